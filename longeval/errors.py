@@ -1,0 +1,32 @@
+"""The one exception for things that a user can mend.
+
+Every command catches it at the top: exactly one message goes to stderr and the exit status is 2 (see `cli/app.py`).
+Bugs are not `LongEvalError`s: they keep their traceback and end with status 1.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class LongEvalError(Exception):
+    """What was wrong, and what to do about it.
+
+    Args:
+        problem: What was wrong, naming the flag or file and the value: ``--stride 0: must be at least 1``.
+        remedy: What to do: ``Use 256, as Press et al. do.`` Whole sentences; may be empty if `problem` says it.
+    """
+
+    def __init__(self, problem: str, remedy: str = "") -> None:
+        self.problem = problem.rstrip(".")
+        self.remedy = remedy
+        super().__init__(f"{self.problem}. {remedy}".rstrip())
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Returns a sentence for an unknown `name`: the nearest known names if any are near, and all of them if few."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.55)
+    hint = f"Did you mean {' or '.join(near)}? " if near else ""
+    return f"{hint}Known: {', '.join(names)}."

@@ -1,0 +1,44 @@
+"""A small generic registry: names to things, a duplicate is a bug, an unknown name is answered with suggestions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Generic, TypeVar
+
+from longeval.errors import LongEvalError, did_you_mean
+
+T = TypeVar("T")
+
+
+class Registry(Mapping[str, T], Generic[T]):
+    """An ordered mapping of unique names.
+
+    Args:
+        noun: What the things are called in messages, with the flag if there is one: ``--pe``.
+    """
+
+    def __init__(self, noun: str) -> None:
+        self._noun = noun
+        self._things: dict[str, T] = {}
+
+    def register(self, name: str, thing: T) -> T:
+        """Adds `thing` under `name` and returns it; raises ValueError if the name is taken (a bug, not user error)."""
+        if name in self._things:
+            raise ValueError(f"{self._noun} {name!r} is registered twice")
+        self._things[name] = thing
+        return thing
+
+    def lookup(self, name: str) -> T:
+        """Returns the thing called `name`; raises LongEvalError with suggestions if there is none."""
+        if name not in self._things:
+            raise LongEvalError(f"{self._noun} {name}: unknown", did_you_mean(name, self._things))
+        return self._things[name]
+
+    def __getitem__(self, name: str) -> T:
+        return self._things[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._things)
+
+    def __len__(self) -> int:
+        return len(self._things)

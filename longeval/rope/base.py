@@ -1,0 +1,190 @@
+"""What a RoPE scaling method is: a pure function from geometry, parameters and sequence length to a RopeTable.
+
+Shapes: F features (rotary dimensions / 2), T positions. Everything is float64 numpy; torch and the models come later,
+in the backends. Source of the words: Su et al. 2021 (arXiv 2104.09864) for RoPE, Wang et al. 2024 (arXiv 2403.00071)
+for wavelengths, pre-critical features and the periodic form.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from longeval.errors import LongEvalError
+from longeval.registry import Registry
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Geometry:
+    """The rotary geometry of a model and the length it is set up for."""
+
+    head_dim: int
+    """d: rotated dimensions of a head (smaller than the head where only a part is rotated)."""
+    theta: float
+    """b: the base, `rope_theta`."""
+    native_length: int
+    """L: the context length the model was trained for, tokens."""
+    factor: float = 1.0
+    """s = target length / native length, at least 1."""
+
+    def __post_init__(self) -> None:
+        if self.head_dim <= 0 or self.head_dim % 2:
+            raise LongEvalError(
+                f"--head-dim {self.head_dim}: must be a positive even number", "RoPE rotates pairs; 64 or 128 are usual."
+            )
+        if not (math.isfinite(self.theta) and self.theta > 0):
+            raise LongEvalError(f"--theta {self.theta}: must be a positive number", "10000 is the usual base.")
+        if self.native_length <= 0:
+            raise LongEvalError(
+                f"--native {self.native_length}: must be a positive number of tokens", "Llama 2 has 4096."
+            )
+        if not (math.isfinite(self.factor) and self.factor >= 1):
+            raise LongEvalError(
+                f"--factor {self.factor:g}: must be a finite number of at least 1",
+                "It is target length / native length: 4 stretches 4k to 16k.",
+            )
+
+    @property
+    def num_features(self) -> int:
+        """F = d/2."""
+        return self.head_dim // 2
+
+    @property
+    def target_length(self) -> int:
+        """L' = s·L, tokens."""
+        return round(self.factor * self.native_length)
+
+    def base_inv_freq(self, theta: float | None = None) -> FloatArray:
+        """θ_j = b^(−2j/d) for j = 0 … F−1, rad/token, shape (F,); `theta` replaces b."""
+        j_F = np.arange(self.num_features, dtype=np.float64)
+        return np.power(self.theta if theta is None else theta, -2.0 * j_F / self.head_dim)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class RopeTable:
+    """What a method computes: frequencies, attention factor, and for rounded wavelengths the exact periods."""
+
+    inv_freq_F: FloatArray
+    """θ̃_j in rad/token, shape (F,)."""
+    attention_factor: float
+    """Multiplies both cos and sin (once each; so attention logits grow by its square)."""
+    period_F: IntArray | None = None
+    """Integer wavelengths in tokens where resonance rounded them, shape (F,); then inv_freq is 2π/period."""
+
+    @property
+    def wavelengths_F(self) -> FloatArray:
+        """λ_j = 2π/θ_j in tokens, shape (F,); exact integers where resonance rounded them."""
+        if self.period_F is not None:
+            return self.period_F.astype(np.float64)
+        return 2.0 * np.pi / self.inv_freq_F
+
+    def angles(self, positions_T: IntArray) -> FloatArray:
+        """Angles in radians, float64, shape (T, F).
+
+        Rounded features reduce the position modulo their period first, so that the angle repeats exactly:
+        2π·(m mod λ̃)/λ̃. Others are m·θ.
+        """
+        if self.period_F is not None:
+            return 2.0 * np.pi * (positions_T[:, None] % self.period_F[None, :]) / self.period_F[None, :]
+        return positions_T.astype(np.float64)[:, None] * self.inv_freq_F[None, :]
+
+    def cos_sin(self, positions_T: IntArray) -> CosSin:
+        """Cosines and sines times the attention factor: float64 throughout, cast to float32 at the end; (T, F) each."""
+        angles_TF = self.angles(positions_T)
+        cos_TF = (np.cos(angles_TF) * self.attention_factor).astype(np.float32)
+        sin_TF = (np.sin(angles_TF) * self.attention_factor).astype(np.float32)
+        return CosSin(cos_TF, sin_TF)
+
+    def same_as(self, other: RopeTable) -> bool:
+        """True if both give the same angles and the same attention factor, bit for bit."""
+        periods = (self.period_F, other.period_F)
+        if (periods[0] is None) != (periods[1] is None):
+            return False
+        return (
+            self.attention_factor == other.attention_factor
+            and np.array_equal(self.inv_freq_F, other.inv_freq_F)
+            and (periods[0] is None or periods[1] is None or np.array_equal(periods[0], periods[1]))
+        )
+
+
+class CosSin(NamedTuple):
+    """A float32 table: cosines and sines, each (T, F), attention factor included."""
+
+    cos_TF: npt.NDArray[np.float32]
+    sin_TF: npt.NDArray[np.float32]
+
+
+def table_digest(table: CosSin) -> str:
+    """SHA-256 (hex) of a float32 table: all cosines, then all sines, row-major, little-endian."""
+    digest = hashlib.sha256()
+    for part_TF in table:
+        digest.update(np.ascontiguousarray(part_TF, dtype="<f4").tobytes())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NoParameters:
+    """For methods that have none."""
+
+
+MethodFunction = Callable[[Geometry, Any, int], RopeTable]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Method:
+    """A registered method."""
+
+    name: str
+    summary: str
+    """One line for `longeval rope --list` and the docs."""
+    source: str
+    """Paper or author."""
+    parameters: type
+    """The method's own dataclass; its fields are the names after the dot in `--pe-arg yarn.beta_fast=32`."""
+    compute: MethodFunction
+    """(geometry, parameters, seq_len) → RopeTable."""
+    uses_factor: bool = True
+    """Whether s decides the table."""
+    length_dependent: bool = False
+    """Whether the window's own length decides the table (then s does not)."""
+
+
+METHODS: Registry[Method] = Registry("--pe")
+
+
+def method(
+    name: str,
+    *,
+    summary: str,
+    source: str,
+    parameters: type = NoParameters,
+    uses_factor: bool = True,
+    length_dependent: bool = False,
+) -> Callable[[MethodFunction], MethodFunction]:
+    """Decorator that registers a method function under `name` in METHODS."""
+
+    def register(compute: MethodFunction) -> MethodFunction:
+        METHODS.register(
+            name,
+            Method(
+                name=name,
+                summary=summary,
+                source=source,
+                parameters=parameters,
+                compute=compute,
+                uses_factor=uses_factor,
+                length_dependent=length_dependent,
+            ),
+        )
+        return compute
+
+    return register

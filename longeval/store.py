@@ -1,0 +1,168 @@
+"""Records on disk: one run folder, on a local path or any fsspec URL.
+
+    RUN/spec.yaml          the requests that were made of this folder, one YAML document each
+    RUN/cells/<id>.json    {"cell", "status", "records": [one record per metric]}
+    RUN/nll/<id>.npz       the cell's token-level negative log-likelihoods
+
+A cell's NLL file is written before its JSON, and each file appears under its name only when it is whole: a killed run
+leaves a cell either finished or absent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from longeval.errors import LongEvalError
+from longeval.nll import TokenNll, token_nll_from_bytes
+from longeval.records import SCHEMA_VERSION, Record, record_from_json
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredCell:
+    """A cell's file: its records, one per metric (all with the same status)."""
+
+    cell: str
+    status: str
+    records: tuple[Record, ...]
+
+
+class Store:
+    """A run folder.
+
+    Args:
+        path: Local folder or fsspec URL (`s3://bucket/run`, `memory://run`). Nothing is created until the first write.
+        create: False to open for reading: raises LongEvalError unless `path` is a run folder already.
+    """
+
+    def __init__(self, path: str, *, create: bool = True) -> None:
+        self.path = path.rstrip("/") or path
+        try:
+            self._fs, self._root = fsspec.core.url_to_fs(self.path)
+        except (ImportError, ValueError) as error:
+            raise LongEvalError(
+                f"{path}: no file system for this address ({error})", "Install its fsspec package or use a local folder."
+            ) from error
+        if not create and not self.is_run_folder():
+            raise LongEvalError(
+                f"{path}: not a run folder (it has no cells/ and no spec.yaml)",
+                "Give the folder that `longeval ppl --out` wrote.",
+            )
+
+    def is_run_folder(self) -> bool:
+        """Whether the folder holds what a run writes."""
+        return bool(self._fs.exists(self._at("cells")) and self._fs.exists(self._at("spec.yaml")))
+
+    def check_writable(self) -> None:
+        """Raises LongEvalError if the run folder can't be written, leaving nothing behind (for local paths)."""
+        if not isinstance(self._fs, LocalFileSystem):
+            return
+        folder = os.path.abspath(self._root)
+        while not os.path.lexists(folder):
+            folder = os.path.dirname(folder)
+        if not os.path.isdir(folder):
+            raise LongEvalError(f"--out {self.path}: {folder} is a file", "Choose another folder.")
+        # Asking the file system by writing is the only answer that also covers read-only mounts, and root.
+        probe = os.path.join(folder, f".longeval-{uuid.uuid4().hex}")
+        try:
+            with open(probe, "xb"):
+                pass
+            os.unlink(probe)
+        except OSError as error:
+            raise LongEvalError(
+                f"--out {self.path}: can't write there ({error.strerror})", "Choose a folder you may write to."
+            ) from error
+
+    def has(self, cell: str) -> bool:
+        """Whether a finished (status ok) cell is stored, with its NLL file where it has one."""
+        stored = self.load(cell)
+        return stored is not None and stored.status == "ok"
+
+    def load(self, cell: str) -> StoredCell | None:
+        """Returns a stored cell, or None. A file that is no record raises LongEvalError naming it."""
+        path = self._at("cells", f"{cell}.json")
+        if not self._fs.exists(path):
+            return None
+        return self._parse(path)
+
+    def cells(self) -> Iterator[StoredCell]:
+        """All stored cells, in the order of their ids."""
+        if not self._fs.exists(self._at("cells")):
+            return
+        for path in sorted(self._fs.ls(self._at("cells"), detail=False)):
+            if path.endswith(".json") and not path.rsplit("/", 1)[-1].startswith("."):
+                yield self._parse(path)
+
+    def save(self, records: Sequence[Record], nll: TokenNll | None = None) -> None:
+        """Stores a cell's records (all of one cell), with its NLLs first."""
+        (cell,) = {record.cell for record in records}
+        (status,) = {record.status for record in records}
+        if nll is not None:
+            self._write(self._at("nll", f"{cell}.npz"), nll.to_bytes())
+        plain = {
+            "cell": cell,
+            "schema_version": SCHEMA_VERSION,
+            "status": status,
+            "records": [record.to_json() for record in records],
+        }
+        text = json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        self._write(self._at("cells", f"{cell}.json"), text.encode())
+
+    def nll(self, cell: str) -> TokenNll | None:
+        """Returns a cell's token NLLs, or None where it has none (failed, or a task)."""
+        path = self._at("nll", f"{cell}.npz")
+        if not self._fs.exists(path):
+            return None
+        try:
+            return token_nll_from_bytes(self._fs.cat_file(path))
+        except ValueError as error:
+            raise LongEvalError(f"{path}: {error}", "Run the request again with --fresh.") from error
+
+    def read_text(self, name: str) -> str | None:
+        """A text file of the run folder (`spec.yaml`), or None."""
+        path = self._at(name)
+        return self._fs.cat_file(path).decode() if self._fs.exists(path) else None
+
+    def write_text(self, name: str, text: str) -> None:
+        """Writes a text file of the run folder, whole or not at all."""
+        self._write(self._at(name), text.encode())
+
+    def _at(self, *parts: str) -> str:
+        return "/".join((self._root, *parts))
+
+    def _parse(self, path: str) -> StoredCell:
+        try:
+            plain: dict[str, Any] = json.loads(self._fs.cat_file(path))
+            records = tuple(record_from_json(record) for record in plain["records"])
+            return StoredCell(cell=plain["cell"], status=plain["status"], records=records)
+        except (ValueError, KeyError, TypeError) as error:
+            raise LongEvalError(
+                f"{path}: not a cell of schema {SCHEMA_VERSION} ({type(error).__name__}: {error})",
+                "Remove the file and run the request again.",
+            ) from error
+
+    def _write(self, path: str, content: bytes) -> None:
+        """Local files: write beside, sync, rename. Object stores put a whole object or nothing."""
+        if not isinstance(self._fs, LocalFileSystem):
+            self._fs.pipe_file(path, content)
+            return
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        beside = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.{uuid.uuid4().hex[:8]}")
+        try:
+            with open(beside, "xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, path)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(beside)
+            raise
