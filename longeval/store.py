@@ -49,7 +49,8 @@ class Store:
             self._fs, self._root = fsspec.core.url_to_fs(self.path)
         except (ImportError, ValueError) as error:
             raise LongEvalError(
-                f"{path}: no file system for this address ({error})", "Install its fsspec package or use a local folder."
+                f"{path}: no file system for this address ({error})",
+                "Install its fsspec package or use a local folder.",
             ) from error
         if not create and not self.is_run_folder():
             raise LongEvalError(
@@ -81,10 +82,9 @@ class Store:
                 f"--out {self.path}: can't write there ({error.strerror})", "Choose a folder you may write to."
             ) from error
 
-    def has(self, cell: str) -> bool:
-        """Whether a finished (status ok) cell is stored, with its NLL file where it has one."""
-        stored = self.load(cell)
-        return stored is not None and stored.status == "ok"
+    def has_nll(self, cell: str) -> bool:
+        """Whether a cell's token values are stored."""
+        return bool(self._fs.exists(self._at("nll", f"{cell}.npz")))
 
     def load(self, cell: str) -> StoredCell | None:
         """Returns a stored cell, or None. A file that is no record raises LongEvalError naming it."""

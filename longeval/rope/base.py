@@ -39,7 +39,8 @@ class Geometry:
     def __post_init__(self) -> None:
         if self.head_dim <= 0 or self.head_dim % 2:
             raise LongEvalError(
-                f"--head-dim {self.head_dim}: must be a positive even number", "RoPE rotates pairs; 64 or 128 are usual."
+                f"--head-dim {self.head_dim}: must be a positive even number",
+                "RoPE rotates pairs; 64 or 128 are usual.",
             )
         if not (math.isfinite(self.theta) and self.theta > 0):
             raise LongEvalError(f"--theta {self.theta}: must be a positive number", "10000 is the usual base.")

@@ -1,0 +1,55 @@
+"""The `longeval` program: its commands, and the one place where errors become messages and exit statuses.
+
+0 all done; 1 a bug or anything unforeseen (traceback); 2 the request was wrong (one message, nothing computed);
+3 some cells failed (their records say why); 130 Ctrl-C (finished cells are stored).
+"""
+
+from __future__ import annotations
+
+import sys
+
+import click
+import typer
+
+from longeval.cli import doctor, models, ppl, report, rope
+from longeval.cli import run as run_command
+from longeval.errors import LongEvalError
+
+app = typer.Typer(
+    name="longeval",
+    help="How well does a RoPE language model work once its context is stretched?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+app.command("ppl")(ppl.ppl)
+app.command("run")(run_command.run)
+app.command("report")(report.report)
+app.command("rope")(rope.rope)
+app.command("models")(models.models)
+app.command("doctor")(doctor.doctor)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    sys.exit(run_app(sys.argv[1:]))
+
+
+def run_app(arguments: list[str]) -> int:
+    """Runs one command line and returns its exit status; messages go to stderr."""
+    try:
+        status = app(args=arguments, prog_name="longeval", standalone_mode=False)
+    except LongEvalError as error:
+        print(f"longeval: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return 2
+    except click.ClickException as error:
+        print(f"longeval: {error.format_message()} Try --help.", file=sys.stderr)  # noqa: T201
+        return 2
+    except (KeyboardInterrupt, click.Abort):
+        print("longeval: interrupted; finished cells are stored", file=sys.stderr)  # noqa: T201
+        return 130
+    return status if isinstance(status, int) else 0

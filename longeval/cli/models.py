@@ -1,0 +1,92 @@
+"""`longeval models`: the short names that `--model` knows, and which of them are on this machine. Asks no network."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from longeval.models.catalog import CatalogEntry
+
+
+def models(
+    json_path: Annotated[
+        str | None, typer.Option("--json", metavar="PATH", help="Write JSON there instead of a table; - is stdout.")
+    ] = None,
+) -> None:
+    """Short names of models, and which are on this machine.
+
+    --model takes these names, any hub id (organisation/name), a local folder with config.json and safetensors,
+    or a .gguf file. Gated models need their licence accepted on the hub, and a login.
+
+    [bold]Examples[/bold]
+
+    longeval models
+
+    longeval models --json - | jq -r '.[] | select(.cached) | .name'
+
+    longeval ppl --model smollm2-135m-q4 --data stdlib --lengths 2k,4k
+    """
+    from longeval.cli.json_output import write_json
+    from longeval.models.catalog import CATALOG
+    from longeval.models.resolve import is_present, resolve
+
+    rows = [(entry, is_present(resolve(entry.name))) for entry in CATALOG.values()]
+    if json_path is not None:
+        write_json([_plain(entry, cached) for entry, cached in rows], json_path)
+        return
+    _show(rows)
+
+
+def _plain(entry: CatalogEntry, cached: bool) -> dict[str, Any]:
+    """An entry as JSON."""
+    return {
+        "name": entry.name,
+        "hub_id": entry.hub_id,
+        "parameters": entry.parameters,
+        "native_length": entry.native_length,
+        "licence": entry.licence,
+        "gated": entry.gated,
+        "cached": cached,
+        "note": entry.note,
+    }
+
+
+def _show(rows: list[tuple[CatalogEntry, bool]]) -> None:
+    """A table on a terminal; tab-separated columns for other programs."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from longeval.spec import format_length
+
+    console = Console()
+    header = ("name", "hub id", "weights", "native", "licence", "here", "note")
+    lines = [
+        (
+            entry.name,
+            entry.hub_id or "–",
+            _size(entry.parameters),
+            format_length(entry.native_length),
+            entry.licence + (", gated" if entry.gated else ""),
+            "yes" if cached else "no",
+            entry.note,
+        )
+        for entry, cached in rows
+    ]
+    if not console.is_terminal:
+        for line in (header, *lines):
+            typer.echo("\t".join(line))
+        return
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in header:
+        justify: Literal["left", "right"] = "right" if column in ("weights", "native") else "left"
+        table.add_column(column, justify=justify, no_wrap=column == "name")
+    for line in lines:
+        table.add_row(*line, style=None if line[5] == "yes" else "dim")
+    console.print(table)
+
+
+def _size(parameters: int) -> str:
+    """`6.74B`, `135M`."""
+    return f"{parameters / 1e9:.3g}B" if parameters >= 10**9 else f"{parameters / 1e6:.3g}M"

@@ -1,0 +1,132 @@
+"""How a run tells what it does: a live line with time left on a terminal, plain lines elsewhere; always on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from longeval.spec import format_length
+
+if TYPE_CHECKING:
+    from longeval.evals.perplexity import Window
+    from longeval.plan import Group
+    from longeval.records import Record
+
+PLAIN_EVERY_S = 30.0
+"""Seconds between plain lines of a long group."""
+
+
+class RunProgress(AbstractContextManager["RunProgress"]):
+    """Implements `run.Progress`.
+
+    Args:
+        quiet: Nothing at all.
+        verbose: A line a pass too.
+    """
+
+    def __init__(self, *, quiet: bool = False, verbose: bool = False) -> None:
+        self._quiet = quiet
+        self._verbose = verbose
+        self._live: Any = None
+        self._task: Any = None
+        self._total = self._done = 0.0
+        self._tokens = self._passes = self._num_passes = 0
+        self._busy_s = 0.0
+        self._last_line = self._last_pass = time.monotonic()
+
+    def __enter__(self) -> RunProgress:
+        if not self._quiet and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn
+
+            self._live = Progress(
+                SpinnerColumn(),
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                TaskProgressColumn(),
+                TextColumn("{task.fields[rate]}"),
+                console=Console(stderr=True),
+                transient=True,
+            )
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def begin(self, costs: list[float]) -> None:
+        """See `run.Progress`."""
+        self._total, self._num_passes = sum(costs), len(costs)
+        self._last_pass = time.monotonic()
+        if self._live is not None and costs:
+            self._task = self._live.add_task("loading the model", total=self._total, rate="")
+
+    def group(self, group: Group, num_passes: int) -> None:
+        """See `run.Progress`."""
+        methods = ",".join(dict.fromkeys(cell.pe.canonical for cell in group.cells))
+        lengths = ",".join(dict.fromkeys(format_length(cell.length) for cell in group.cells))
+        first = group.cells[0]
+        what = f"{first.model} {methods} {lengths} on {first.data} ({num_passes} windows)"
+        self._last_pass = time.monotonic()
+        if self._live is not None:
+            self._live.update(self._task, description=what)
+        else:
+            self.say(what)
+
+    def advance(self, window: Window, cost: float) -> None:
+        """See `run.Progress`."""
+        now = time.monotonic()
+        seconds, self._last_pass = now - self._last_pass, now
+        self._busy_s += seconds
+        self._done += cost
+        self._tokens += window.length
+        self._passes += 1
+        left = self._left()
+        rate = f"window {self._passes}/{self._num_passes} · {self._tokens / max(self._busy_s, 1e-9):,.0f} tokens/s · {left}"
+        if self._live is not None:
+            self._live.update(self._task, completed=self._done, rate=rate)
+        elif now - self._last_line > PLAIN_EVERY_S:
+            self.say(f"  {self._done / self._total:.0%} · {rate}")
+        if self._verbose:
+            self.say(f"  window of {window.length} tokens, {window.num_scored} scored: {seconds:.1f} s")
+
+    def finished(self, record: Record) -> None:
+        """See `run.Progress`."""
+        cell = f"{record.model} {record.pe} {format_length(record.length)} on {record.data}"
+        if record.status == "ok":
+            assert record.value is not None
+            self.say(f"  {cell}: {record.metric} {record.value:.4g}")
+        else:
+            self.say(f"  {cell}: {record.status}: {record.error}")
+
+    def say(self, text: str) -> None:
+        """One line on stderr, above the live line."""
+        self._last_line = time.monotonic()
+        if self._quiet:
+            return
+        if self._live is not None:
+            self._live.console.print(text, highlight=False, markup=False)
+        else:
+            print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+    def _left(self) -> str:
+        if not self._done:
+            return ""
+        seconds = self._busy_s * (self._total - self._done) / self._done
+        return f"{format_duration(seconds)} left"
+
+
+def format_duration(seconds: float) -> str:
+    """`42 s`, `3 min 05 s`, `2 h 10 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

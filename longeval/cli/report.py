@@ -1,0 +1,51 @@
+"""`longeval report`: from run folders to a report. Reads only what runs stored, never a model."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from typing import Annotated
+
+import typer
+
+
+def report(
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN...", help="Run folders, as `longeval ppl --out` wrote them.")
+    ],
+    out: Annotated[
+        str | None,
+        typer.Option(
+            help="The Markdown file; CSV, JSON, LaTeX and figures go beside it. Default: report.md in the first RUN."
+        ),
+    ] = None,
+    json: Annotated[
+        str | None,
+        typer.Option(metavar="PATH|-", help="Also write the array of records to this file, or to standard output."),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Don't say which files were written.")] = False,
+) -> None:
+    """Make tables, curves and intervals from run folders, ready for a paper.
+
+    Several folders give one report; a cell that is in several of them counts once.
+
+    [bold]Examples[/bold]
+
+    longeval report runs/demo
+
+    longeval report runs/demo runs/yarn --out reports/demo.md
+
+    longeval report runs/demo --json records.json
+    """
+    from longeval.report.flat import records_json
+    from longeval.report.write import write_report
+
+    command = ["longeval", "report", *runs, *(["--out", out] if out else []), *(["--json", json] if json else [])]
+    written = write_report(runs, out=out, json_path=None if json == "-" else json, command=shlex.join(command))
+    for note in written.notes:
+        typer.echo(f"longeval: {note}", err=True)
+    if json == "-":
+        sys.stdout.write(records_json(written.records))
+    if not quiet:
+        for path in written.files:
+            typer.echo(path, err=json == "-")

@@ -1,0 +1,165 @@
+"""One way to carry out a perplexity request, for `longeval ppl` and `longeval run`: plan, then show or run it."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from longeval.errors import LongEvalError
+
+if TYPE_CHECKING:
+    from longeval.plan import Plan
+    from longeval.records import Record
+    from longeval.spec import PplSpec
+    from longeval.store import Store
+
+SOME_FAILED = 3
+"""Exit status when some cells failed."""
+
+
+def carry_out(
+    specs: Sequence[PplSpec],
+    *,
+    out: str | None,
+    json_path: str | None,
+    dry_run: bool,
+    fresh: bool,
+    quiet: bool,
+    verbose: bool,
+) -> int:
+    """Plans requests and runs them (or shows what they would do); returns the exit status.
+
+    Every request is planned, and so checked, before the first one runs.
+    """
+    from longeval.cli.progress import RunProgress
+    from longeval.plan import plan_ppl
+    from longeval.run import run
+    from longeval.store import Store
+
+    if quiet and verbose:
+        raise LongEvalError("-q and -v: contradict each other", "Give one of them.")
+    if json_path is not None:
+        _check_json_path(json_path, dry_run)
+    store = Store(out or default_out(specs[0]))
+    store.check_writable()
+    _say("reading model configuration and documents …", quiet)
+    plans = [plan_ppl(spec) for spec in specs]
+    for note in dict.fromkeys(note for plan in plans for note in plan.notes):
+        _say(note, quiet)
+    if dry_run:
+        for plan in plans:
+            _show_plan(plan, store)
+        return 0
+    records: list[Record] = []
+    failed = 0
+    for plan in plans:
+        with RunProgress(quiet=quiet, verbose=verbose) as progress:
+            result = run(plan, store, progress, fresh=fresh)
+        reused = f", {result.reused} were stored already" if result.reused else ""
+        _say(f"{result.computed} cells computed{reused}; records in {store.path}", quiet)
+        records += result.records
+        failed += result.failed
+    if json_path is not None:
+        _write_json(records, json_path)
+    if json_path != "-" and not quiet:
+        show_summary(records)
+        print(f"\nFor a report: longeval report {store.path}")  # noqa: T201
+    if failed:
+        print(f"longeval: {failed} cells failed; their records say why", file=sys.stderr)  # noqa: T201
+        return SOME_FAILED
+    return 0
+
+
+def _say(text: str, quiet: bool) -> None:
+    if not quiet:
+        print(f"longeval: {text}", file=sys.stderr, flush=True)  # noqa: T201
+
+
+def default_out(spec: PplSpec) -> str:
+    """`runs/<date>-<short digest>`: the same request on the same day finds its folder again."""
+    return f"runs/{datetime.date.today().isoformat()}-{spec.digest()}"
+
+
+def show_summary(records: Sequence[Record]) -> None:
+    """The tables of a run on stdout."""
+    from rich.console import Console
+
+    from longeval.report.tables import summary_table
+
+    console = Console()
+    for table in summary_table(records):
+        console.print()
+        console.print(table)
+
+
+def _show_plan(plan: Plan, store: Store) -> None:
+    """What a run would do, on stdout."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from longeval.cli.progress import format_duration
+    from longeval.estimate import estimate
+    from longeval.spec import format_length
+
+    cells = Table(title="Cells", title_justify="left")
+    for column in ("model", "method", "s", "length", "data", "documents", "skipped", "windows", "stored"):
+        cells.add_column(column, justify="left" if column in ("model", "method", "data") else "right")
+    for cell in plan.cells:
+        found = store.load(cell.id)
+        cells.add_row(
+            cell.model,
+            cell.pe.canonical,
+            "–" if cell.factor is None else f"{cell.factor:g}",
+            format_length(cell.length),
+            cell.data,
+            str(len({window.document for window in cell.windows})),
+            str(cell.skipped),
+            f"{len(cell.windows):,}",
+            "–" if found is None else found.status,
+        )
+    costs = Table(title="Cost (nothing is computed now)", title_justify="left")
+    for column in ("model", "dtype"):
+        costs.add_column(column)
+    for column in ("cells", "passes", "tokens", "time, estimated", "memory, estimated"):
+        costs.add_column(column, justify="right")
+    for part in estimate(plan):
+        costs.add_row(
+            part.model,
+            part.dtype,
+            str(part.cells),
+            str(part.passes),
+            f"{part.tokens:,}",
+            format_duration(part.seconds),
+            f"{part.memory_bytes / 2**30:.1f} GiB",
+        )
+    console = Console()
+    console.print(cells)
+    console.print(costs)
+
+
+def _check_json_path(path: str, dry_run: bool) -> None:
+    if dry_run:
+        raise LongEvalError(f"--json {path}: a dry run has no records", "Leave one of --json and --dry-run out.")
+    if path == "-":
+        return
+    folder = os.path.dirname(os.path.abspath(path))
+    if os.path.isdir(path) or not os.path.isdir(folder):
+        raise LongEvalError(f"--json {path}: not a file in a folder that exists", "Name a file, or - for stdout.")
+    if not os.access(folder, os.W_OK):
+        raise LongEvalError(f"--json {path}: can't write in {folder}", "Choose another folder, or - for stdout.")
+
+
+def _write_json(records: Sequence[Record], path: str) -> None:
+    """The records as a JSON array: to stdout, or whole into a file."""
+    import json
+
+    from longeval.cache import write_whole
+
+    text = json.dumps([record.to_json() for record in records], indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    if path == "-":
+        sys.stdout.write(text)
+    else:
+        write_whole(path, text.encode())

@@ -1,0 +1,97 @@
+"""`longeval run FILE`: repeats a written-down request; only what is missing is computed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from longeval.errors import LongEvalError
+
+if TYPE_CHECKING:
+    from longeval.spec import PplSpec
+
+
+def run(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A request: a run folder's spec.yaml, or one like it.")],
+    pe: Annotated[str | None, typer.Option(help="Only these of its methods; comma list.")] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            help="Run folder.", show_default="the file's own folder if that is one, else runs/<date>-<digest>"
+        ),
+    ] = None,
+    json_path: Annotated[
+        str | None, typer.Option("--json", metavar="PATH", help="Records as a JSON array; - is stdout.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show cells, passes, time and memory.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Compute stored cells again.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Only errors.")] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="A line a window.")] = False,
+) -> int:
+    """Repeat a written-down request; only what is missing is computed.
+
+    [bold]Examples[/bold]
+
+    longeval run runs/demo/spec.yaml
+
+    longeval run runs/demo/spec.yaml --pe yarn --out runs/again
+
+    longeval run request.yaml --dry-run
+    """
+    from longeval.cli.request import carry_out
+    from longeval.spec import ppl_spec_from_mapping, requests_from_yaml, split_list
+
+    try:
+        with open(file, encoding="utf-8") as opened:
+            text = opened.read()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not a text file"
+        raise LongEvalError(
+            f"{file}: can't be read ({reason})", "Give a request file, such as RUN/spec.yaml."
+        ) from None
+    specs = []
+    for request in requests_from_yaml(text, origin=file):
+        command = request.get("command", "ppl")
+        if command != "ppl":
+            raise LongEvalError(f"{file}: command {command}: unknown", "Known: ppl.")
+        specs.append(ppl_spec_from_mapping(request, origin=file))
+    if pe is not None:
+        specs = _only(specs, split_list(pe, flag="--pe"), file)
+    return carry_out(
+        specs,
+        out=out or _own_folder(file),
+        json_path=json_path,
+        dry_run=dry_run,
+        fresh=fresh,
+        quiet=quiet,
+        verbose=verbose,
+    )
+
+
+def _only(specs: Sequence[PplSpec], methods: tuple[str, ...], file: str) -> list[PplSpec]:
+    """The requests with only some of their methods; a factor that followed from the lengths stays the same."""
+    import dataclasses
+
+    asked = {name for spec in specs for name in spec.pe}
+    missing = [name for name in methods if name not in asked]
+    if missing:
+        raise LongEvalError(f"--pe {missing[0]}: not in {file}", f"It has {', '.join(sorted(asked))}.")
+    chosen = []
+    for spec in specs:
+        kept = tuple(name for name in spec.pe if name in methods)
+        bases = {name.removeprefix("resonance_") for name in kept}
+        if kept:
+            pe_args = {base: values for base, values in spec.pe_args.items() if base in bases}
+            chosen.append(dataclasses.replace(spec, pe=kept, pe_args=pe_args))
+    return chosen
+
+
+def _own_folder(file: str) -> str | None:
+    """The folder of a run folder's spec.yaml."""
+    folder = os.path.dirname(os.path.abspath(file))
+    if os.path.basename(file) == "spec.yaml" and os.path.isdir(os.path.join(folder, "cells")):
+        return os.path.dirname(file) or "."
+    return None

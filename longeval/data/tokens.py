@@ -1,0 +1,189 @@
+"""Documents as a model reads them: tokenised once, then kept in the cache by content and tokenizer.
+
+Special tokens are not added: BOS belongs to a window, not to a document. Beside the tokens stands how many bytes of the
+text they cover, which makes bits per byte, the number that compares tokenizers.
+
+Shapes: T tokens of a document.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import zipfile
+import zlib
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from longeval.cache import write_if_possible
+from longeval.data.documents import Document
+from longeval.records import canonical_json
+
+_FORMAT = "tokens-1"
+"""Part of every digest; a change of what the arrays mean changes it."""
+
+
+class TokenTable(NamedTuple):
+    """The tokens of one document."""
+
+    tokens_T: npt.NDArray[np.int32]
+    """Token ids without special tokens, shape (T,)."""
+    byte_ends_T: npt.NDArray[np.int64] | None
+    """UTF-8 bytes of the text up to the end of each token, shape (T,): never decreasing, the last is the whole text, so
+    a stretch of tokens covers the difference of two. Null if the tokenizer can't tell."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class TokenisedDocument:
+    """A tokenised document; its arrays lie in the cache and are read when they are asked for."""
+
+    name: str
+    """The document's name."""
+    digest: str
+    """SHA-256 of the text and the tokenizer's digest: equal digests have equal tokens."""
+    num_tokens: int
+    """T, special tokens not counted."""
+    path: str | None
+    """The cache file; null if the arrays are held in memory."""
+    held: TokenTable | None = field(default=None, repr=False)
+    """The arrays, where no cache could be written."""
+
+    def load(self) -> TokenTable:
+        """Returns the arrays.
+
+        Raises:
+            FileNotFoundError: If the cache file has vanished or is no longer whole; names it.
+        """
+        if self.held is not None:
+            return self.held
+        assert self.path is not None
+        table = _read_table(self.path, self.digest)
+        if table is None:
+            raise FileNotFoundError(f"cached tokens of {self.name} are gone: {self.path}")
+        return table
+
+    def tokens(self) -> npt.NDArray[np.int32]:
+        """Returns the token ids, shape (T,); raises as `load` does."""
+        return self.load().tokens_T
+
+    def byte_ends(self) -> npt.NDArray[np.int64] | None:
+        """Returns the byte ends, shape (T,), or null (see `TokenTable`); raises as `load` does."""
+        return self.load().byte_ends_T
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """SHA-256 (hex) of all that decides how a transformers tokenizer splits a text.
+
+    For a fast one that is its serialised form (without the truncation and padding that the last call left in it), for
+    others class, vocabulary and added tokens.
+    """
+    if getattr(tokenizer, "is_fast", False):
+        plain = json.loads(tokenizer.backend_tokenizer.to_str())
+        plain.pop("truncation", None)
+        plain.pop("padding", None)
+    else:
+        plain = {
+            "class": type(tokenizer).__qualname__,
+            "vocabulary": tokenizer.get_vocab(),
+            "added": {str(token): number for number, token in tokenizer.added_tokens_decoder.items()},
+        }
+    return hashlib.sha256(canonical_json(plain).encode()).hexdigest()
+
+
+def tokenise(document: Document, tokenizer: Any, tokenizer_digest: str, cache: str | None) -> TokenisedDocument:
+    """Tokenises a document, or finds it in the cache.
+
+    Args:
+        document: The document.
+        tokenizer: A transformers tokenizer.
+        tokenizer_digest: Its `tokenizer_digest`, which costs too much to be taken anew for each document.
+        cache: The cache folder (see `longeval.cache.cache_dir`); null, or one that can't be written: the arrays are
+            held in memory.
+    """
+    digest = _document_digest(document.text, tokenizer_digest)
+    path = None if cache is None else os.path.join(cache, "tokens", digest[:2], f"{digest}.npz")
+    table = None if path is None else _read_table(path, digest)
+    if table is None:
+        table = _tokenise(document.text, tokenizer)
+        if path is not None and not write_if_possible(path, _to_bytes(table, digest)):
+            path = None
+    return TokenisedDocument(
+        name=document.name,
+        digest=digest,
+        num_tokens=len(table.tokens_T),
+        path=path,
+        held=table if path is None else None,
+    )
+
+
+def _document_digest(text: str, tokenizer_digest: str) -> str:
+    digest = hashlib.sha256(f"{_FORMAT}\0{tokenizer_digest}\0".encode())
+    digest.update(text.encode())
+    return digest.hexdigest()
+
+
+def _tokenise(text: str, tokenizer: Any) -> TokenTable:
+    with_offsets = bool(getattr(tokenizer, "is_fast", False))
+    encoded = tokenizer(
+        text,
+        add_special_tokens=False,
+        truncation=False,
+        return_offsets_mapping=with_offsets,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        # Without this it warns of documents longer than the model's native length, which is what we are here for.
+        verbose=False,
+    )
+    tokens_T = np.asarray(encoded["input_ids"], dtype=np.int32)
+    if not with_offsets:
+        return TokenTable(tokens_T, None)
+    offsets_T2 = np.asarray(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2)
+    return TokenTable(tokens_T, _byte_ends(text, offsets_T2[:, 1]))
+
+
+def _byte_ends(text: str, char_ends_T: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Byte ends from the tokens' ends in characters.
+
+    Tokens that split a character all end behind it, so the first of them covers its bytes. Tokenizers give ends that
+    step back, (0, 0) or trimmed ones, for tokens that stand for no text or for blanks: the maximum so far holds then.
+    The last token ends with the text, also where the tokenizer drops what follows.
+    """
+    points = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
+    widths = 1 + (points >= 0x80).astype(np.int64) + (points >= 0x800) + (points >= 0x10000)
+    bytes_before = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(widths)])
+    ends_T: npt.NDArray[np.int64] = bytes_before[np.maximum.accumulate(char_ends_T)]
+    if len(ends_T):
+        ends_T[-1] = bytes_before[-1]
+    return ends_T
+
+
+def _to_bytes(table: TokenTable, digest: str) -> bytes:
+    """The cache file: byte ends as differences, which are small and pack well."""
+    arrays: dict[str, npt.NDArray[Any]] = {"tokens": table.tokens_T.astype("<i4"), "digest": np.array(digest)}
+    if table.byte_ends_T is not None:
+        arrays["bytes"] = np.diff(table.byte_ends_T, prepend=0).astype("<i4")
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    return buffer.getvalue()
+
+
+def _read_table(path: str, digest: str) -> TokenTable | None:
+    """Reads a cache file; null if there is none, or none that is whole."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            tokens_T = arrays["tokens"]
+            bytes_T = arrays.get("bytes")
+            if str(arrays["digest"]) != digest or tokens_T.ndim != 1 or tokens_T.dtype != np.int32:
+                return None
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error):
+        return None
+    if bytes_T is None:
+        return TokenTable(tokens_T, None)
+    if bytes_T.shape != tokens_T.shape:
+        return None
+    return TokenTable(tokens_T, np.cumsum(bytes_T, dtype=np.int64))

@@ -1,0 +1,153 @@
+"""`--device`, `--dtype` and `--attn`: what the words mean on this machine.
+
+`--dtype auto` is bfloat16 where the processor multiplies it natively (AVX512-BF16, AMX or ARM BF16 on CPUs; Ampere and
+later on NVIDIA), because elsewhere it is emulated and slower than float32.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import re
+
+from longeval.errors import LongEvalError, did_you_mean
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
+ATTENTIONS = ("auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
+
+_FLASH_PACKAGES = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
+
+
+def resolve_device(name: str = "auto") -> str:
+    """Returns `cpu`, `cuda:N` or `mps` for the value of `--device`.
+
+    Args:
+        name: `auto` (CUDA, else MPS, else CPU), `cpu`, `cuda` (its first device), `cuda:N`, `mps`.
+
+    Raises:
+        LongEvalError: For an unknown name, or a device that isn't here.
+    """
+    import torch
+
+    if name == "auto":
+        if torch.cuda.is_available():
+            return "cuda:0"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "cpu":
+        return name
+    if name == "mps":
+        if not torch.backends.mps.is_available():
+            raise LongEvalError("--device mps: this torch sees no Apple GPU", "Use --device cpu or auto.")
+        return name
+    if match := re.fullmatch(r"cuda(?::(\d+))?", name):
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        index = int(match[1] or 0)
+        if index >= count:
+            seen = f"has {count} GPUs, cuda:0 to cuda:{count - 1}" if count else "sees no NVIDIA or AMD GPU"
+            build = "" if torch.version.cuda or torch.version.hip else "; this torch is built for CPUs only"
+            raise LongEvalError(f"--device {name}: this machine {seen}{build}", "Use --device cpu or auto.")
+        return f"cuda:{index}"
+    raise LongEvalError(f"--device {name}: unknown", did_you_mean(name, ("auto", "cpu", "cuda", "cuda:1", "mps")))
+
+
+def resolve_dtype(name: str, device: str) -> str:
+    """Returns `float32`, `bfloat16` or `float16` for the value of `--dtype`.
+
+    Args:
+        name: `auto`, or the dtype itself.
+        device: As `resolve_device` returns it.
+
+    Raises:
+        LongEvalError: For an unknown name, or a dtype that this device can't compute with.
+    """
+    if name not in DTYPES:
+        raise LongEvalError(f"--dtype {name}: unknown", did_you_mean(name, DTYPES))
+    if name == "auto":
+        return "bfloat16" if native_bfloat16(device) else "float32"
+    if name != "float32" and (reason := unusable(name, device)):
+        raise LongEvalError(
+            f"--dtype {name}: {device} can't compute with it ({reason})", "Use --dtype auto or float32."
+        )
+    return name
+
+
+def resolve_attention(name: str | None, device: str) -> str | None:
+    """Returns transformers' name of the attention implementation, None for its own choice.
+
+    Args:
+        name: The value of `--attn`; None and `auto` leave it to transformers (SDPA where the model has it).
+        device: As `resolve_device` returns it.
+
+    Raises:
+        LongEvalError: For an unknown name, or an implementation that can't run here.
+    """
+    if name is None or name == "auto":
+        return None
+    if name not in ATTENTIONS:
+        raise LongEvalError(f"--attn {name}: unknown", did_you_mean(name, ATTENTIONS))
+    package = _FLASH_PACKAGES.get(name)
+    if package is not None and not device.startswith("cuda"):
+        raise LongEvalError(f"--attn {name}: needs an NVIDIA or AMD GPU, the device is {device}", "Use --attn sdpa.")
+    if package is not None and importlib.util.find_spec(package) is None:
+        raise LongEvalError(f"--attn {name}: its package {package} isn't installed", "Install it, or use --attn sdpa.")
+    return name
+
+
+def resolve_device_map(name: str | None) -> str | None:
+    """Returns the value of `--device-map` if accelerate knows it; raises LongEvalError with suggestions otherwise."""
+    if name is not None and name not in DEVICE_MAPS:
+        raise LongEvalError(f"--device-map {name}: unknown", did_you_mean(name, DEVICE_MAPS))
+    return name
+
+
+def native_bfloat16(device: str) -> bool:
+    """Whether the device multiplies bfloat16 in hardware."""
+    import torch
+
+    if device.startswith("cuda"):
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device == "mps":
+        return False  # Apple GPUs before the M3 emulate it, and torch doesn't tell
+    return _cpu_native_bfloat16()
+
+
+@functools.cache
+def _cpu_native_bfloat16() -> bool:
+    """CPU flags as Linux lists them, else what torch knows."""
+    flags = cpu_flags()
+    if flags:
+        return bool(flags & {"avx512_bf16", "amx_bf16", "bf16", "svebf16"})
+    import torch
+
+    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return any(bool(known.get(flag)) for flag in ("avx512_bf16", "amx_bf16", "bf16", "arm_bf16"))
+
+
+def cpu_flags() -> frozenset[str]:
+    """The first processor's feature flags from /proc/cpuinfo; empty where there is none."""
+    path = "/proc/cpuinfo"
+    if not os.path.exists(path):
+        return frozenset()
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for line in file:
+            key, _, value = line.partition(":")
+            if key.strip().lower() in ("flags", "features"):
+                return frozenset(value.split())
+    return frozenset()
+
+
+@functools.cache
+def unusable(dtype: str, device: str) -> str | None:
+    """Tries what a model needs (a matrix product, attention, a loss) in a dtype; returns why it fails, or None."""
+    import torch
+    from torch.nn import functional
+
+    try:
+        x = torch.ones(1, 1, 8, 16, dtype=getattr(torch, dtype), device=device)
+        attended = functional.scaled_dot_product_attention(x @ x.mT @ x, x, x, is_causal=True)
+        finite = bool(torch.isfinite(functional.log_softmax(attended, dim=-1)).all())
+    except (RuntimeError, TypeError) as error:
+        return (str(error).splitlines() or [type(error).__name__])[0]
+    return None if finite else "a small product comes out as not a number"

@@ -1,0 +1,188 @@
+"""GGUF files as models: dequantised once by transformers, kept as an ordinary safetensors folder in the cache.
+
+Reading a GGUF takes its time at every start (20 s for 135M parameters), and the model that transformers makes of it
+refuses `save_pretrained`: it counts as quantised although all its weights are plain numbers by then. So it is rebuilt
+without its quantisation config, saved, and from then on loads like any folder. GGUF: ggml's file format, version 3.
+
+Values are kept exactly as dequantised: in float32, or in a half-width dtype if every single weight survives that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import os
+import re
+import shutil
+import time
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from longeval.cache import cache_dir
+from longeval.errors import LongEvalError
+from longeval.models.quiet import quiet_transformers
+
+if TYPE_CHECKING:
+    import torch
+
+_log = logging.getLogger(__name__)
+
+_MAGIC = b"GGUF"
+_BUILDING = ".building-"
+_STALE_S = 24 * 3600.0
+
+
+def check_gguf(path: str) -> None:
+    """Raises LongEvalError unless `path` is a readable file that starts like a GGUF."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(len(_MAGIC))
+    except OSError as error:
+        raise LongEvalError(
+            f"--model {path}: {error.strerror or error}", "Give the path of a .gguf file that you can read."
+        ) from error
+    if head != _MAGIC:
+        raise LongEvalError(
+            f"--model {path}: not a GGUF file (it starts with {head!r})",
+            "A Git LFS pointer or a broken download looks like this: fetch the file again.",
+        )
+
+
+def converted_folder(path: str, *, name: str, sha256: str) -> str:
+    """Returns the folder of the dequantised model, and makes it if it isn't there yet.
+
+    The folder appears by one rename when it is complete, so that it is either whole or absent; when two processes
+    make it at once, both build and the first rename wins.
+
+    Args:
+        path: The GGUF file.
+        name: What the folder's name starts with, e.g. `smollm2-135m-q4`.
+        sha256: The file's digest (hex); the folder is named by its first 8 digits.
+
+    Raises:
+        LongEvalError: If transformers can't read this GGUF, or the cache can't be written.
+    """
+    folder = cached_folder(name, sha256)
+    if os.path.isdir(folder):
+        return folder
+    check_gguf(path)
+    _log.info("converting %s to safetensors (once; kept in %s)", os.path.basename(path), folder)
+    started = time.monotonic()
+    try:
+        os.makedirs(os.path.dirname(folder), exist_ok=True)
+        _remove_stale(os.path.dirname(folder))
+        building = os.path.join(os.path.dirname(folder), f"{_BUILDING}{uuid.uuid4().hex[:8]}")
+        os.mkdir(building)
+    except OSError as error:
+        raise unwritable(error) from error
+    try:
+        _convert(path, building, sha256)
+        with contextlib.suppress(OSError):  # the other process was first: its folder is as good
+            os.rename(building, folder)
+    except OSError as error:
+        raise unwritable(error) from error
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    _log.info("converted in %.0f s", time.monotonic() - started)
+    return folder
+
+
+def cached_folder(name: str, sha256: str) -> str:
+    """Returns where the dequantised model is or would be, without making it."""
+    return os.path.join(cache_dir(), "models", f"{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}-{sha256[:8]}")
+
+
+def unwritable(error: OSError) -> LongEvalError:
+    """The message for a cache that can't be written."""
+    return LongEvalError(
+        f"cache {cache_dir()}: {error.strerror or error}",
+        "Converting a GGUF needs room there for its weights in float32 (four bytes a parameter). "
+        "Make room, or name another folder in LONGEVAL_CACHE.",
+    )
+
+
+def _convert(path: str, folder: str, sha256: str) -> None:
+    """Dequantises `path` and writes config, safetensors and tokenizer into `folder`."""
+    import torch
+    import transformers
+
+    source = {"pretrained_model_name_or_path": os.path.dirname(os.path.abspath(path))}
+    try:
+        # the bar of the dequantisation heeds no switch: it goes to a stderr of its own
+        with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):
+            tokenizer = transformers.AutoTokenizer.from_pretrained(**source, gguf_file=os.path.basename(path))
+            quantised = transformers.AutoModelForCausalLM.from_pretrained(
+                **source, gguf_file=os.path.basename(path), dtype=torch.float32
+            )
+            _check_rope(path, quantised.config)
+            model = _rebuild(quantised)
+            tokenizer.save_pretrained(folder)
+            model.save_pretrained(folder)
+    except (ValueError, KeyError, NotImplementedError, RuntimeError, IndexError, ImportError) as error:
+        raise LongEvalError(
+            f"--model {path}: transformers {transformers.__version__} can't convert this GGUF "
+            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})",
+            "Give the original model instead, a hub id or a folder with config.json and safetensors.",
+        ) from error
+    origin = {"gguf": os.path.basename(path), "sha256": sha256, "transformers": transformers.__version__}
+    with open(os.path.join(folder, "origin.json"), "w", encoding="utf-8") as file:
+        json.dump(origin, file, indent=1)
+    for entry in os.scandir(folder):  # safetensors are written for their owner only; a cache may be shared
+        os.chmod(entry.path, os.stat(folder).st_mode & 0o666)
+
+
+def _rebuild(quantised: Any) -> Any:
+    """The same weights (shared, not copied) in a model without quantisation config, in the narrowest exact dtype."""
+    import torch
+    import transformers
+
+    plain = quantised.config.to_dict()
+    plain.pop("quantization_config", None)
+    dtype = _narrowest_exact([tensor for tensor in quantised.state_dict().values() if tensor.is_floating_point()])
+    config = type(quantised.config).from_dict(plain | {"dtype": str(dtype).removeprefix("torch.")})
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    weights = {name: tensor.to(dtype) for name, tensor in quantised.state_dict().items()}
+    model.load_state_dict(weights, assign=True)
+    model.tie_weights()
+    model.generation_config = quantised.generation_config
+    return model
+
+
+def _check_rope(path: str, config: Any) -> None:
+    """Refuses a GGUF with RoPE scaling of its own that transformers has dropped: it would be measured without it."""
+    from gguf import GGUFReader
+
+    if '"rope_type": "default"' not in json.dumps(getattr(config, "rope_parameters", None)):
+        return
+    reader = GGUFReader(path)
+    dropped = [
+        tensor.name for tensor in reader.tensors if tensor.name.startswith("rope_f") and bool((tensor.data != 1).any())
+    ]
+    for name, field in reader.fields.items():
+        if name.endswith(".rope.scaling.type") and field.contents() != "none":
+            dropped.append(f"{name} = {field.contents()}")
+    if dropped:
+        raise LongEvalError(
+            f"--model {path}: has RoPE scaling of its own ({dropped[0]}) that transformers doesn't read from a GGUF",
+            "Give the original model instead, a hub id or a folder with config.json and safetensors.",
+        )
+
+
+def _narrowest_exact(tensors: list[torch.Tensor]) -> torch.dtype:
+    """bfloat16 or float16 if every weight is unchanged by it, else float32."""
+    import torch
+
+    for dtype in (torch.bfloat16, torch.float16):
+        if all(torch.equal(tensor.to(dtype).to(tensor.dtype), tensor) for tensor in tensors):
+            return dtype
+    return torch.float32
+
+
+def _remove_stale(folder: str) -> None:
+    """Removes what a killed conversion left behind more than a day ago."""
+    for entry in os.scandir(folder):
+        if entry.name.startswith(_BUILDING) and time.time() - entry.stat().st_mtime > _STALE_S:
+            shutil.rmtree(entry.path, ignore_errors=True)

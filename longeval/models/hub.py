@@ -1,0 +1,182 @@
+"""Opening a model on the hub: which commit it is, whether it may be read, and what to say when it can't.
+
+The hub is asked once per process whether it is there at all (a few seconds), because its client retries an
+unreachable host for half a minute; without it, its local cache serves what was downloaded before.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import ssl
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from longeval.errors import LongEvalError
+
+if TYPE_CHECKING:
+    from longeval.models.resolve import ModelRef
+
+_PROBE_S = 5.0
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HubSnapshot:
+    """One commit of a model on the hub."""
+
+    hub_id: str
+    commit: str
+    """Full commit id; everything of the model is read at this commit."""
+    config_path: str
+    """The downloaded `config.json`."""
+    local_only: bool
+    """True where the hub is switched off or unreachable: nothing more can be downloaded."""
+
+
+def is_offline() -> bool:
+    """Whether the environment switches the hub off (`HF_HUB_OFFLINE` or `TRANSFORMERS_OFFLINE`)."""
+    from huggingface_hub import constants
+
+    return bool(constants.is_offline_mode())
+
+
+@functools.cache
+def hub_reachable(timeout_s: float = _PROBE_S) -> str | None:
+    """Asks the hub for a sign of life, once per process.
+
+    Returns:
+        None if it answered (whatever it said), else the reason in a few words.
+    """
+    from huggingface_hub import constants
+
+    if is_offline():
+        return "switched off by HF_HUB_OFFLINE"
+    request = urllib.request.Request(constants.ENDPOINT, method="HEAD")  # noqa: S310 (the hub's own setting)
+    try:
+        urllib.request.urlopen(request, timeout=timeout_s).close()  # noqa: S310
+    except urllib.error.HTTPError:
+        return None  # it answered
+    except urllib.error.URLError as error:
+        if isinstance(error.reason, ssl.SSLError):
+            return None  # somebody answered; the hub's client has certificate settings of its own
+        return f"{constants.ENDPOINT}: {error.reason}"
+    except (OSError, ValueError) as error:
+        return f"{constants.ENDPOINT}: {str(error) or type(error).__name__}"
+    return None
+
+
+def open_hub(ref: ModelRef) -> HubSnapshot:
+    """Finds the commit of a hub model by fetching its `config.json`.
+
+    Raises:
+        LongEvalError: If the hub is unreachable and the model not in its local cache, if the model is gated, doesn't
+            exist, has no such revision, no config, or no safetensors.
+    """
+    return _open(ref.location, ref.revision, ref.name, ref.licence)
+
+
+@functools.cache
+def _open(hub_id: str, revision: str | None, name: str, licence: str | None) -> HubSnapshot:
+    """`open_hub`, once per process and model: all parts of a run then read the same commit."""
+    from huggingface_hub import errors, hf_hub_download
+
+    unreachable = hub_reachable()
+    local_only = unreachable is not None
+    try:
+        path = hf_hub_download(hub_id, "config.json", revision=revision, local_files_only=local_only)
+    except errors.GatedRepoError as error:
+        raise _gated(hub_id, name, licence) from error
+    except errors.RepositoryNotFoundError as error:
+        raise LongEvalError(
+            f"--model {name}: the hub has no public model {hub_id}",
+            "Check the spelling. If it is private, log in with `hf auth login` or set HF_TOKEN.",
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise LongEvalError(
+            f"--revision {revision}: {hub_id} has no such branch, tag or commit", f"See {_page(hub_id)}/tree/main."
+        ) from error
+    except errors.LocalEntryNotFoundError as error:
+        raise unreachable_hub(hub_id, name, unreachable or _cause(error)) from error
+    except errors.EntryNotFoundError as error:
+        raise LongEvalError(
+            f"--model {name}: {hub_id} has no config.json, so it is no transformers model", f"See {_page(hub_id)}."
+        ) from error
+    except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
+        raise unreachable_hub(hub_id, name, _cause(error)) from error
+    commit = os.path.basename(os.path.dirname(path))
+    if not local_only:
+        _check_safetensors(hub_id, commit, name)
+    return HubSnapshot(hub_id=hub_id, commit=commit, config_path=path, local_only=local_only)
+
+
+def cached_weights(hub_id: str, revision: str | None = None) -> bool:
+    """Whether the hub's local cache holds the model's weights; asks no network.
+
+    A sharded model counts only when every shard of its index is there.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    def cached(file: str) -> str | None:
+        path = try_to_load_from_cache(hub_id, file, revision=revision)
+        return path if isinstance(path, str) else None
+
+    if cached(_WEIGHTS[0]):
+        return True
+    index = cached(_WEIGHTS[1])
+    if index is None:
+        return False
+    from longeval.models.resolve import weight_files
+
+    return all(cached(shard) for shard in weight_files(os.path.dirname(index)))
+
+
+def unreachable_hub(hub_id: str, name: str, reason: str) -> LongEvalError:
+    """The message for a hub that can't be asked: which ways remain."""
+    from huggingface_hub import constants
+
+    return LongEvalError(
+        f"--model {name}: {hub_id} is not in the hub's local cache ({constants.HF_HUB_CACHE}), and the hub can't be "
+        f"reached ({reason.rstrip('.')})",
+        f"Ways that remain: a local folder (--model /path/to/model), a .gguf file, a cache copied from a machine with "
+        f"access (HF_HOME), or the embedded model: --model smollm2-135m-q4. "
+        f"With access, `hf download {hub_id}` fills the cache.",
+    )
+
+
+def _gated(hub_id: str, name: str, licence: str | None) -> LongEvalError:
+    return LongEvalError(
+        f"--model {name}: {hub_id} is gated{f' ({licence} licence)' if licence else ''}",
+        f"Accept its licence at {_page(hub_id)} with your account, then log in with `hf auth login` or set HF_TOKEN.",
+    )
+
+
+def _check_safetensors(hub_id: str, commit: str, name: str) -> None:
+    """Raises LongEvalError if the model's files are listed and none of them is its safetensors."""
+    from huggingface_hub import HfApi, errors
+
+    try:
+        files = HfApi().list_repo_files(hub_id, revision=commit)
+    except (errors.HfHubHTTPError, OSError):
+        return  # only a check ahead of time: loading itself accepts nothing but safetensors
+    if not any(file in files for file in _WEIGHTS):
+        raise LongEvalError(
+            f"--model {name}: {hub_id} has no safetensors weights",
+            "Only safetensors are read, because unpickling runs whatever the file says. Look for a branch or copy of "
+            "the model with safetensors (--revision), or convert it where you trust it and give the folder.",
+        )
+
+
+def _page(hub_id: str) -> str:
+    from huggingface_hub import constants
+
+    return f"{constants.ENDPOINT}/{hub_id}"
+
+
+def _cause(error: BaseException) -> str:
+    """The first line of what lies at the bottom of an error."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).splitlines() or [type(error).__name__])[0]

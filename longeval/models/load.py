@@ -1,0 +1,192 @@
+"""Opens a resolved model: config, tokenizer, weights, through transformers and from safetensors only.
+
+The dtype is given at loading: `model.to(bfloat16)` afterwards would cast the rotary frequencies as well, and
+wavelengths would miss their integers by up to half a token.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from longeval.errors import LongEvalError
+from longeval.models.device import native_bfloat16, resolve_attention, resolve_device, resolve_device_map, resolve_dtype
+from longeval.models.geometry import ConfigRope, native_length, rope_geometry
+from longeval.models.hub import open_hub, unreachable_hub
+from longeval.models.identity import weights_digest
+from longeval.models.quiet import quiet_transformers
+from longeval.models.resolve import ModelRef, is_present, local_folder, read_config, resolve
+
+__all__ = [
+    "ConfigRope",
+    "ModelRef",
+    "is_present",
+    "load_config",
+    "load_model",
+    "load_tokenizer",
+    "native_bfloat16",
+    "native_length",
+    "resolve",
+    "resolve_attention",
+    "resolve_device",
+    "resolve_device_map",
+    "resolve_dtype",
+    "rope_geometry",
+    "weights_digest",
+]
+
+
+def load_config(ref: ModelRef, *, trust_remote_code: bool = False) -> Any:
+    """Returns the model's `PreTrainedConfig`; no weights are read.
+
+    Args:
+        ref: From `resolve`.
+        trust_remote_code: Whether Python code that comes with the model may run.
+
+    Raises:
+        LongEvalError: If the model can't be reached, its type is unknown, or it needs code that isn't trusted.
+    """
+    import transformers
+
+    source = _source(ref)
+    _check_type(ref, trust_remote_code)
+    try:
+        with quiet_transformers():
+            return transformers.AutoConfig.from_pretrained(**source, trust_remote_code=trust_remote_code)
+    except (ValueError, KeyError, TypeError, OSError, ImportError) as error:
+        raise _unloadable(ref, "config", error) from error
+
+
+def load_tokenizer(ref: ModelRef, *, trust_remote_code: bool = False) -> Any:
+    """Returns the model's tokenizer; raises LongEvalError if it has none that can be read."""
+    import transformers
+
+    source = _source(ref)
+    try:
+        with quiet_transformers():
+            return transformers.AutoTokenizer.from_pretrained(**source, trust_remote_code=trust_remote_code)
+    except (ValueError, KeyError, TypeError, OSError, ImportError) as error:
+        raise _unloadable(ref, "tokenizer", error) from error
+
+
+def load_model(
+    ref: ModelRef,
+    *,
+    dtype: str,
+    device: str,
+    device_map: str | None = None,
+    attn: str | None = None,
+    trust_remote_code: bool = False,
+) -> Any:
+    """Loads the weights, in eval mode and without gradients.
+
+    Args:
+        ref: From `resolve`.
+        dtype: From `resolve_dtype`.
+        device: From `resolve_device`; where the model goes unless `device_map` spreads it.
+        device_map: accelerate's word (`auto`, `balanced`, …) for a model that needs several devices.
+        attn: The value of `--attn`.
+        trust_remote_code: Whether Python code that comes with the model may run.
+
+    Returns:
+        A transformers `PreTrainedModel` for causal language modelling.
+
+    Raises:
+        LongEvalError: If the weights can't be had, are no safetensors, or don't fit the architecture.
+    """
+    import torch
+    import transformers
+
+    source = _source(ref)
+    _check_type(ref, trust_remote_code)
+    options: dict[str, Any] = {"attn_implementation": name} if (name := resolve_attention(attn, device)) else {}
+    if device_map is not None or device != "cpu":
+        options["device_map"] = resolve_device_map(device_map) or {"": device}
+    try:
+        with quiet_transformers():
+            model, loading = transformers.AutoModelForCausalLM.from_pretrained(
+                **source,
+                **options,
+                dtype=getattr(torch, dtype),
+                use_safetensors=True,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+            )
+    except torch.OutOfMemoryError as error:
+        raise LongEvalError(
+            f"--model {ref.name}: its weights in {dtype} don't fit on {device}",
+            "Try --device-map auto, or a smaller model.",
+        ) from error
+    except (ValueError, KeyError, TypeError, OSError, ImportError, RuntimeError) as error:
+        raise _unloadable(ref, "model", error) from error
+    _check_complete(ref, loading)
+    return model.eval().requires_grad_(False)
+
+
+def _source(ref: ModelRef) -> dict[str, Any]:
+    """The arguments that tell transformers where the model is: a folder, or a commit on the hub."""
+    folder = local_folder(ref)
+    if folder is not None:
+        return {"pretrained_model_name_or_path": folder, "local_files_only": True}
+    snapshot = open_hub(ref)
+    return {
+        "pretrained_model_name_or_path": snapshot.hub_id,
+        "revision": snapshot.commit,
+        "local_files_only": snapshot.local_only,
+    }
+
+
+def _check_type(ref: ModelRef, trust_remote_code: bool) -> None:
+    """Raises LongEvalError for a model type that transformers doesn't know by itself."""
+    import transformers
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    folder = local_folder(ref)
+    path = f"{folder}/config.json" if folder is not None else open_hub(ref).config_path
+    config = read_config(path, ref.name)
+    model_type = config.get("model_type")
+    if model_type in CONFIG_MAPPING:
+        return
+    if config.get("auto_map"):
+        if not trust_remote_code:
+            raise LongEvalError(
+                f"--model {ref.name}: model type {model_type} runs Python code that comes with the model",
+                f"Read that code ({json.dumps(config['auto_map'])}), and if you trust it add --trust-remote-code.",
+            )
+        return
+    raise LongEvalError(
+        f"--model {ref.name}: transformers {transformers.__version__} doesn't know model type {model_type!r}",
+        "Its config.json must name a causal language model that transformers has.",
+    )
+
+
+def _check_complete(ref: ModelRef, loading: dict[str, Any]) -> None:
+    """Raises LongEvalError if weights were missing: transformers would have filled them with random numbers."""
+    for kind in ("missing_keys", "mismatched_keys"):
+        keys = sorted(str(key) for key in loading.get(kind) or ())
+        if keys:
+            raise LongEvalError(
+                f"--model {ref.name}: its files don't fit its config, {len(keys)} weights are "
+                f"{kind.removesuffix('_keys')} ({keys[0]}, …)",
+                "It may be no causal language model, an incomplete download, or an edited config.json.",
+            )
+
+
+def _unloadable(ref: ModelRef, part: str, error: Exception) -> LongEvalError:
+    """The message for what transformers could not load."""
+    if ref.kind == "hub" and isinstance(error, OSError):
+        snapshot = open_hub(ref)
+        if snapshot.local_only:
+            return unreachable_hub(snapshot.hub_id, ref.name, f"its {part} was never downloaded")
+    if "trust_remote_code" in str(error):
+        return LongEvalError(
+            f"--model {ref.name}: its {part} runs Python code that comes with the model",
+            "Read that code, and if you trust it add --trust-remote-code.",
+        )
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    remedy = {
+        "config": "Check its config.json.",
+        "tokenizer": "The folder needs the tokenizer's files (tokenizer.json): tokenizer.save_pretrained(FOLDER).",
+        "model": "Weights must be the safetensors of a causal language model that transformers knows.",
+    }[part]
+    return LongEvalError(f"--model {ref.name}: its {part} can't be loaded ({reason.rstrip('.')})", remedy)

@@ -1,0 +1,44 @@
+"""Keeps transformers' own messages and progress bars off the user's terminal while it works for us.
+
+They are advice for people who call transformers themselves (set this flag, pass that argument); what concerns our user
+comes back as an exception. Download bars of the hub stay, on a terminal only: gigabytes should be seen to arrive.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silences transformers' logging, warnings and progress bars inside the block, and restores them afterwards."""
+    import huggingface_hub.utils
+    from transformers.utils import logging
+
+    hub: Any = huggingface_hub.utils
+
+    verbosity, bars, hub_silent = (
+        logging.get_verbosity(),
+        logging.is_progress_bar_enabled(),
+        hub.are_progress_bars_disabled(),
+    )
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()  # also switches the hub's bars off
+    if sys.stderr.isatty() and not hub_silent:
+        hub.enable_progress_bars()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+        if not hub_silent:
+            hub.enable_progress_bars()
+        else:
+            hub.disable_progress_bars()

@@ -1,0 +1,204 @@
+"""What the user means by `--model NAME`: a short name, a hub id, a local folder, a GGUF file, or the embedded model.
+
+Only names and local files are looked at here; the network comes with `hub.py`, weights with `load.py`. Light to import.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import struct
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from longeval.errors import LongEvalError, did_you_mean
+from longeval.models.catalog import CATALOG
+from longeval.models.embedded import EMBEDDED, embedded_folder, embedded_path
+from longeval.models.gguf import cached_folder, check_gguf, converted_folder
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*")
+_LFS = b"version https://git-lfs"
+
+Kind = Literal["hub", "folder", "gguf", "embedded"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelRef:
+    """A model that was named and recognised, not yet opened."""
+
+    name: str
+    """As the user named it: what records and reports show."""
+    kind: Kind
+    location: str
+    """Hub id, or the absolute path of the folder or GGUF file; the short name for the embedded model."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub; None is the hub's default."""
+    licence: str | None = None
+    """Where the catalogue knows it."""
+
+
+def resolve(name: str, *, revision: str | None = None) -> ModelRef:
+    """Recognises a model by its name.
+
+    A short name of the catalogue comes first, then what exists as a path, then `organisation/name` as a hub id.
+
+    Args:
+        name: The value of `--model`.
+        revision: The value of `--revision`: branch, tag or commit; only hub models have one.
+
+    Raises:
+        LongEvalError: For an unknown name (with suggestions), a path that isn't there, a folder or file that is no
+            model, or a revision where there is none to choose.
+    """
+    ref = _recognise(name.strip(), revision)
+    if revision is not None and ref.kind != "hub":
+        raise LongEvalError(
+            f"--revision {revision}: {name} is not on the hub",
+            "Leave --revision out; it chooses a branch, tag or commit.",
+        )
+    return ref
+
+
+def local_folder(ref: ModelRef) -> str | None:
+    """Returns the folder with the model's config, safetensors and tokenizer, or None for a hub model.
+
+    The embedded model is fetched and a GGUF converted if that hasn't happened yet (seconds to minutes, once).
+    """
+    if ref.kind == "embedded":
+        return embedded_folder()
+    if ref.kind == "gguf":
+        from longeval.models.digests import file_digest
+
+        stem = os.path.splitext(os.path.basename(ref.location))[0]
+        return converted_folder(ref.location, name=f"gguf-{stem}", sha256=file_digest(ref.location))
+    return ref.location if ref.kind == "folder" else None
+
+
+def is_present(ref: ModelRef) -> bool:
+    """Whether the model can be loaded without fetching or converting anything; asks no network."""
+    if ref.kind == "embedded":
+        return os.path.isdir(embedded_path())
+    if ref.kind == "gguf":
+        from longeval.models.digests import file_digest
+
+        stem = os.path.splitext(os.path.basename(ref.location))[0]
+        return os.path.isdir(cached_folder(f"gguf-{stem}", file_digest(ref.location)))
+    if ref.kind == "folder":
+        return True
+    from longeval.models.hub import cached_weights
+
+    return cached_weights(ref.location, ref.revision)
+
+
+def _recognise(name: str, revision: str | None) -> ModelRef:
+    """The ref of a name; folders and files are checked, hub ids are taken as they are."""
+    if name in CATALOG:
+        entry = CATALOG[name]
+        if entry.hub_id is None:
+            return ModelRef(name=name, kind="embedded", location=EMBEDDED, licence=entry.licence)
+        return ModelRef(name=name, kind="hub", location=entry.hub_id, revision=revision, licence=entry.licence)
+    path = os.path.abspath(os.path.expanduser(name))
+    if name and os.path.isdir(path):
+        _check_folder(path, name)
+        return ModelRef(name=name, kind="folder", location=path)
+    if name and os.path.isfile(path):
+        if not path.lower().endswith(".gguf"):
+            raise LongEvalError(
+                f"--model {name}: a file, but no .gguf", "Give the folder that holds config.json and the safetensors."
+            )
+        check_gguf(path)
+        return ModelRef(name=name, kind="gguf", location=path)
+    if name.lower().endswith(".gguf") or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise LongEvalError(f"--model {name}: there is no such file or folder", "Check the path.")
+    if _HUB_ID.fullmatch(name):
+        return ModelRef(name=name, kind="hub", location=name, revision=revision)
+    raise LongEvalError(
+        f"--model {name}: unknown",
+        f"{did_you_mean(name, CATALOG)} Or give a hub id (organisation/name), a model folder, or a .gguf file.",
+    )
+
+
+def _check_folder(path: str, name: str) -> None:
+    """Raises LongEvalError unless the folder holds a config and whole safetensors."""
+    files = sorted(entry for entry in os.listdir(path) if os.path.isfile(os.path.join(path, entry)))
+    if "config.json" not in files:
+        raise LongEvalError(
+            f"--model {name}: this folder is no model, it has no config.json", _folder_remedy(name, files)
+        )
+    read_config(os.path.join(path, "config.json"), name)
+    weights = weight_files(path)
+    if not weights:
+        pickled = [file for file in files if file.endswith((".bin", ".pt", ".pth"))]
+        if pickled:
+            raise LongEvalError(
+                f"--model {name}: its weights are pickle files ({pickled[0]})",
+                "Only safetensors are read, because unpickling runs whatever the file says. Load the model where you "
+                "trust it, save it again with model.save_pretrained(FOLDER), and give that folder.",
+            )
+        raise LongEvalError(f"--model {name}: this folder has no safetensors weights", _folder_remedy(name, files))
+    for file in weights:
+        _check_safetensors(os.path.join(path, file), f"--model {name}: {file}")
+
+
+def _folder_remedy(name: str, files: list[str]) -> str:
+    ggufs = [file for file in files if file.lower().endswith(".gguf")]
+    if ggufs:
+        return f"Name the GGUF file itself: --model {os.path.join(name, ggufs[0])}."
+    if "adapter_config.json" in files:
+        return "It is an adapter: merge it into its base model and save that (merge_and_unload, save_pretrained)."
+    return "Give a folder as model.save_pretrained and tokenizer.save_pretrained write it."
+
+
+def read_config(path: str, name: str) -> dict[str, Any]:
+    """Returns a `config.json` as a dictionary; raises LongEvalError if it is none."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            config = json.load(file)
+    except (OSError, ValueError) as error:
+        raise LongEvalError(
+            f"--model {name}: config.json is not readable ({error})", "Fetch the model again."
+        ) from error
+    if not isinstance(config, dict):
+        raise LongEvalError(f"--model {name}: config.json is not a JSON object", "Fetch the model again.")
+    return config
+
+
+def weight_files(folder: str) -> list[str]:
+    """Returns the names of a folder's safetensors that make up the model, sorted.
+
+    Those of the index if there is one (also when they are missing), else `model.safetensors`, else none.
+    """
+    index = os.path.join(folder, "model.safetensors.index.json")
+    if os.path.isfile(os.path.join(folder, "model.safetensors")):
+        return ["model.safetensors"]
+    if not os.path.isfile(index):
+        return []
+    try:
+        with open(index, encoding="utf-8") as file:
+            return sorted({str(shard) for shard in json.load(file)["weight_map"].values()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise LongEvalError(
+            f"{index}: not readable ({type(error).__name__}: {error})", "Fetch the model again."
+        ) from error
+
+
+def _check_safetensors(path: str, what: str) -> None:
+    """Raises LongEvalError unless the file is there, has a safetensors header, and is as long as the header says."""
+    try:
+        size = os.path.getsize(path)
+        with open(path, "rb") as file:
+            head = file.read(8)
+            length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
+            header = file.read(length) if 0 < length <= size - 8 else b""
+    except OSError as error:
+        raise LongEvalError(f"{what}: {error.strerror or error}", "Fetch the model again.") from error
+    if _LFS.startswith(head) and head:
+        raise LongEvalError(f"{what} is a Git LFS pointer, not weights", "Run `git lfs pull` in that folder.")
+    try:
+        tensors = json.loads(header)
+        end = max(tensor["data_offsets"][1] for key, tensor in tensors.items() if key != "__metadata__")
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise LongEvalError(f"{what} is not a safetensors file", "Fetch the model again.") from error
+    if 8 + length + end != size:
+        raise LongEvalError(f"{what} is cut off: {size} bytes of {8 + length + end}", "Fetch the model again.")

@@ -1,0 +1,72 @@
+"""Where a result came from: versions, commit, command, machine."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import importlib.metadata
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from typing import NamedTuple
+
+from longeval.records import Provenance
+
+PACKAGES = ("longeval", "torch", "transformers", "tokenizers", "datasets", "numpy")
+
+
+class Commit(NamedTuple):
+    """The checkout that longeval runs from."""
+
+    commit: str | None
+    dirty: bool | None
+
+
+def provenance(device: str) -> Provenance:
+    """Provenance of a cell finished now."""
+    checkout = _commit()
+    return Provenance(
+        versions=_versions(),
+        commit=checkout.commit,
+        dirty=checkout.dirty,
+        command=command_line(),
+        date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        device=device,
+        platform=f"{platform.system()} {platform.machine()}",
+    )
+
+
+def command_line() -> str:
+    """The command as typed, the program by its name alone."""
+    return shlex.join([os.path.basename(sys.argv[0]) or "python", *sys.argv[1:]])
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+@functools.cache
+def _commit() -> Commit:
+    """Commit and dirty flag of the checkout that holds this file; nothing for an installed package."""
+    top = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    if not os.path.exists(os.path.join(top, ".git")):
+        return Commit(None, None)
+    try:
+        head = _git(top, "rev-parse", "HEAD")
+        return Commit(head, bool(_git(top, "status", "--porcelain", "--untracked-files=no")))
+    except (OSError, subprocess.SubprocessError):
+        return Commit(None, None)
+
+
+def _git(top: str, *arguments: str) -> str:
+    command = ["git", "-C", top, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()  # noqa: S603

@@ -1,0 +1,118 @@
+"""Reads run folders into one set of cells, each counted once.
+
+Several folders may hold the same cell (its id is a digest of everything that decides the result): an equal one counts
+once, and where values differ the one finished last is kept and a note says so. An ok cell is kept before a failed one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from longeval.errors import LongEvalError
+from longeval.nll import TokenNll
+from longeval.records import Record
+from longeval.report.grid import method_sort_key
+from longeval.store import Store, StoredCell
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunFolder:
+    """One run folder of a report."""
+
+    path: str
+    """As the user named it."""
+    spec: str
+    """Text of its spec.yaml; empty if it has none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Collection:
+    """All cells of a report."""
+
+    cells: tuple[StoredCell, ...]
+    """Each cell once, as a reader would sort them: by model, data, protocol, method, length."""
+    runs: tuple[RunFolder, ...]
+    """The folders, in the order given."""
+    notes: tuple[str, ...]
+    """What the reader must know about cells found twice; whole sentences."""
+    stores: dict[str, Store]
+    """Cell id to the run folder that it was taken from."""
+
+    @property
+    def records(self) -> list[Record]:
+        """All records of all cells."""
+        return [record for cell in self.cells for record in cell.records]
+
+    def nll(self, cell: str) -> TokenNll | None:
+        """Token NLLs of a cell, or None where none are stored."""
+        return self.stores[cell].nll(cell)
+
+
+def collect(paths: Sequence[str]) -> Collection:
+    """Reads run folders.
+
+    Args:
+        paths: Run folders or fsspec URLs; one named twice is read once.
+
+    Raises:
+        LongEvalError: One is no run folder, a cell file can't be read, or there are no cells at all.
+    """
+    stores = [Store(path, create=False) for path in dict.fromkeys(path.rstrip("/") or path for path in paths)]
+    kept: dict[str, tuple[StoredCell, Store]] = {}
+    notes: list[str] = []
+    for store in stores:
+        for cell in store.cells():
+            if not cell.records:
+                raise LongEvalError(f"{store.path}: cell {cell.cell} has no record", "Run its request again.")
+            if cell.cell not in kept:
+                kept[cell.cell] = (cell, store)
+                continue
+            other, other_store = kept[cell.cell]
+            newer = _rank(cell) > _rank(other)
+            if _values(cell) != _values(other):
+                taken = store if newer else other_store
+                notes.append(
+                    f"Cell {cell.cell[:12]} ({_name(cell)}) is in {other_store.path} and in {store.path} with "
+                    f"different outcomes ({_outcome(other)}; {_outcome(cell)}); the one of {taken.path} is shown."
+                )
+            if newer:
+                kept[cell.cell] = (cell, store)
+    if not kept:
+        raise LongEvalError(
+            f"{', '.join(paths)}: no cells",
+            "Run the request first: `longeval run RUN/spec.yaml` computes what is missing.",
+        )
+    ids = sorted(kept, key=lambda cell: _reading_order(kept[cell][0]))
+    return Collection(
+        cells=tuple(kept[cell][0] for cell in ids),
+        runs=tuple(RunFolder(path=store.path, spec=(store.read_text("spec.yaml") or "").strip()) for store in stores),
+        notes=tuple(notes),
+        stores={cell: kept[cell][1] for cell in ids},
+    )
+
+
+def _reading_order(cell: StoredCell) -> tuple[object, ...]:
+    record = cell.records[0]
+    subject = (record.model, record.task or "", record.data or "", record.protocol or "", record.backend, record.dtype)
+    return *subject, method_sort_key(record.pe), record.factor or 0.0, record.length, cell.cell
+
+
+def _rank(cell: StoredCell) -> tuple[bool, str]:
+    """Ok before failed, then the later date."""
+    return cell.status == "ok", cell.records[0].provenance.date
+
+
+def _values(cell: StoredCell) -> dict[str, float | None]:
+    return {record.metric: record.value for record in cell.records} | {cell.status: None}
+
+
+def _name(cell: StoredCell) -> str:
+    record = cell.records[0]
+    return f"{record.pe}, {record.length} tokens, {record.data or record.task}"
+
+
+def _outcome(cell: StoredCell) -> str:
+    record = cell.records[0]
+    shown = cell.status if record.value is None else f"{record.metric} {record.value:.6g}"
+    return f"{shown} on {record.provenance.date}"

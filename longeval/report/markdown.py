@@ -1,0 +1,172 @@
+"""The report as Markdown: tables, figures, and plainly what was scored and how to repeat it.
+
+Written for GitHub's dialect, and to be legible as plain text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+from urllib.parse import quote
+
+from longeval.records import Record
+from longeval.report.collect import Collection
+from longeval.report.gfm import escape_markdown, table_lines
+from longeval.report.grid import Grid
+from longeval.report.numbers import format_interval, format_outcome, format_percent
+from longeval.report.pairs import PairCell
+from longeval.report.provenance import provenance_lines, repeat_lines, scored_lines
+from longeval.report.sections import POSITION_BINS, Section
+from longeval.report.tables import factor_text, outcome_lines
+from longeval.spec import format_length
+
+
+class ReportNames(NamedTuple):
+    """File names that the Markdown refers to, relative to itself."""
+
+    folder: str
+    """Folder of figures and small tables: `demo_files`."""
+    beside: tuple[str, ...]
+    """Other files of the report: CSV, JSON, LaTeX."""
+
+
+def markdown_report(collection: Collection, sections: Sequence[Section], names: ReportNames, command: str) -> str:
+    """The whole report as Markdown text, ending in a newline."""
+    lines = ["# Perplexity by context length", "", _summary(collection), "", _beside(names), ""]
+    lines += [f"> {escape_markdown(note)}\n" for note in collection.notes]
+    for section in sections:
+        lines += _section_lines(section, names)
+    lines += ["## How to repeat it", "", *repeat_lines(collection, command), ""]
+    lines += ["## Provenance", "", *provenance_lines(collection.records), ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _summary(collection: Collection) -> str:
+    statuses = [cell.status for cell in collection.cells]
+    counts = ", ".join(
+        f"{statuses.count(status)} {word}"
+        for status, word in (("ok", "done"), ("failed", "failed"), ("skipped", "skipped"))
+        if status in statuses
+    )
+    dates = sorted(record.provenance.date[:10] for record in collection.records)
+    when = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
+    folders = ", ".join(f"`{run.path}`" for run in collection.runs)
+    text = f"{len(collection.cells)} cells ({counts}) from {folders}, computed {when}."
+    num_tasks = sum(cell.records[0].task is not None for cell in collection.cells)
+    if num_tasks:
+        text += f" {num_tasks} of them are downstream tasks, which are in the CSV and JSON files but in no table here."
+    return text
+
+
+_BITS_CAPTION = (
+    "The same cells in a unit that does not depend on the tokenizer (lower is better); – where there is no value."
+)
+
+
+def _beside(names: ReportNames) -> str:
+    """Links to the other files of the report."""
+    links = [f"[{name}]({quote(name)})" for name in names.beside]
+    return f"The same numbers for other programs: {', '.join(links)}, and the tables in `{names.folder}/`."
+
+
+def _section_lines(section: Section, names: ReportNames) -> list[str]:
+    grid = section.grid
+    lines = [f"## {escape_markdown(grid.title)}", ""]
+    lines += [_caption(grid), "", *_grid_table(grid, with_interval=True), ""]
+    reasons = outcome_lines(grid)
+    if reasons:
+        lines += [*(f"- {escape_markdown(reason)}" for reason in reasons), ""]
+    if section.curve is not None:
+        lines += [_figure(names, f"perplexity-{section.slug}", "Perplexity by context length"), ""]
+    lines += _pair_lines(section)
+    lines += _position_lines(section, names)
+    if section.bits is not None:
+        lines += ["### Bits per byte", "", _BITS_CAPTION, ""]
+        lines += [*_grid_table(section.bits, with_interval=False), ""]
+    return [*lines, "### What was scored", "", *scored_lines(grid, section.documents), ""]
+
+
+def _caption(grid: Grid) -> str:
+    text = "Perplexity (lower is better)"
+    if any(record.ci_low is not None for record in grid.records):
+        text += " with its 95% bootstrap interval"
+    text += "; the best of each length in bold"
+    if grid.native_length is not None:
+        text += f". The native length of the model is {format_length(grid.native_length)}"
+    return text + "."
+
+
+def _grid_table(grid: Grid, *, with_interval: bool) -> list[str]:
+    rows = []
+    for row in grid.rows:
+        cells = []
+        for length in grid.lengths:
+            record = row.cells.get(length)
+            cells.append(_cell(grid, record, with_interval=with_interval))
+        rows.append([f"`{row.label}`", factor_text(row), *cells])
+    return table_lines(["method", "s", *map(format_length, grid.lengths)], rows)
+
+
+def _cell(grid: Grid, record: Record | None, *, with_interval: bool) -> str:
+    text = format_outcome(record)
+    if record is not None and grid.is_best(record):
+        text = f"**{text}**"
+    interval = format_interval(record) if with_interval else ""
+    return f"{text} {interval}" if interval else text
+
+
+def _pair_lines(section: Section) -> list[str]:
+    """The table of differences between each method and its resonance form."""
+    if not section.pairs:
+        return []
+    grid = section.grid
+    differences = [c.difference for pair in section.pairs for c in pair.cells.values() if c.difference is not None]
+    text = (
+        "Relative change of perplexity when the wavelengths of the method are rounded (negative: resonance is better)"
+    )
+    if differences:
+        text += (
+            f", with the {differences[0].level:.0%} interval from resampling the same {differences[0].kind}s in both. "
+            "Bold: the interval excludes 0. The intervals are not corrected for how many there are"
+        )
+    if any(cell.difference is None for pair in section.pairs for cell in pair.cells.values()):
+        text += ". Differences without an interval: the token-level NLLs are not stored, or are of other tokens"
+    rows = [
+        [
+            f"`{pair.resonance.label}` vs `{pair.base.label}`",
+            factor_text(pair.base),
+            *(_pair_cell(pair.cells.get(length)) for length in grid.lengths),
+        ]
+        for pair in section.pairs
+    ]
+    header = ["pair", "s", *map(format_length, grid.lengths)]
+    return ["### Resonance against its base", "", f"{text}.", "", *table_lines(header, rows), ""]
+
+
+def _pair_cell(cell: PairCell | None) -> str:
+    if cell is None:
+        return "–"
+    text = format_percent(cell.ratio)
+    if cell.difference is None:
+        return text
+    interval = f"[{format_percent(cell.difference.low)}, {format_percent(cell.difference.high)}]"
+    return f"**{text}** {interval}" if cell.difference.excludes_zero else f"{text} {interval}"
+
+
+def _position_lines(section: Section, names: ReportNames) -> list[str]:
+    lines = ["### Perplexity by position", ""]
+    if section.position_length is None:
+        return [*lines, "No token-level NLLs are stored with these cells, so there is no curve by position.", ""]
+    text = (
+        f"Windows of {format_length(section.position_length)} tokens; a token at position p was predicted from the p "
+        f"tokens before it. Each point is a bin of about "
+        f"{max(1, round(section.position_length / POSITION_BINS)):,} positions."
+    )
+    if section.grid.protocol.startswith("sliding"):
+        text += " Only the first window of a document is scored at its early positions, later ones only at their end."
+    return [*lines, text, "", _figure(names, f"position-{section.slug}", "Perplexity by position in the window"), ""]
+
+
+def _figure(names: ReportNames, stem: str, alt: str) -> str:
+    path = quote(f"{names.folder}/{stem}")
+    return f"![{alt}]({path}.png)\n\n[The same as SVG]({path}.svg)"

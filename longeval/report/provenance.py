@@ -1,0 +1,148 @@
+"""What was scored, how to repeat it, and where it was computed: the lines under a report's tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from longeval.records import Record
+from longeval.report.collect import Collection
+from longeval.report.gfm import escape_markdown, table_lines
+from longeval.report.grid import Grid
+from longeval.report.sections import ordered_unique
+from longeval.report.tables import factor_text
+from longeval.spec import format_length
+
+_PROTOCOLS = {
+    "prefix": "the first n tokens of each document in one window; every token after the first is scored once",
+    "sliding": "windows of n tokens every `stride` tokens over the whole document; in each window only the tokens not "
+    "yet scored count (Press et al. 2022)",
+    "sliding_window_mean": "windows of n tokens every `stride` tokens over the whole document; in each window only the "
+    "tokens not yet scored count; the plain mean of all windows' means, whatever their number of tokens",
+    "stream": "documents joined into one stream without separators, windows of n tokens every `stride` tokens, every "
+    "token of every window scored",
+}
+
+_MAX_DOCUMENTS = 20
+"""More names than this say no more."""
+
+
+def scored_lines(grid: Grid, documents: Sequence[str]) -> list[str]:
+    """A bullet list and a table: protocol, model settings, factors, and the counts at each length.
+
+    Args:
+        grid: The table.
+        documents: Names of the documents of the longest windows; empty where not known.
+    """
+    settings = grid.records[0].params
+    lines = [f"- Protocol `{grid.protocol}`: {_PROTOCOLS.get(grid.protocol, 'not described here')}."]
+    shown = [
+        f"{name} {value}" for name in ("stride", "min_tokens", "docs") if (value := settings.get(name)) is not None
+    ]
+    if shown:
+        lines.append(f"- Selection: {', '.join(shown)}.")
+    if documents:
+        named = ", ".join(f"`{name}`" for name in documents[:_MAX_DOCUMENTS])
+        more = f" and {len(documents) - _MAX_DOCUMENTS} more" if len(documents) > _MAX_DOCUMENTS else ""
+        lines.append(f"- Documents: {named}{more}.")
+    if settings.get("data_digest"):
+        lines.append(f"- Digest of the texts: `{settings['data_digest']}`.")
+    if settings.get("bos") is not None:
+        lines.append(
+            f"- BOS: {'one at the start of every window, counted in its length' if settings['bos'] else 'none'}."
+        )
+    native = "not recorded" if grid.native_length is None else f"{grid.native_length:,} tokens"
+    attention = f", attention `{settings['attn']}`" if settings.get("attn") else ""
+    lines.append(f"- Model `{grid.model}`: native length {native}, backend {grid.backend}, {grid.dtype}{attention}.")
+    if settings.get("shipped_rope"):
+        lines.append(
+            f"- RoPE scaling that the model came with: {escape_markdown(_shown(str(settings['shipped_rope'])))}."
+        )
+    factors = [f"`{row.label}` {factor_text(row)}" for row in grid.rows if row.factor is not None]
+    if factors:
+        lines.append(f"- Factor s (target / native length): {', '.join(factors)}; other methods have none.")
+    parameters = [f"`{row.label}` {escape_markdown(_shown(row.method))}" for row in grid.rows if row.method != "{}"]
+    if parameters:
+        lines.append(f"- Method parameters: {'; '.join(parameters)}.")
+    lines += [_bootstrap_line(grid), ""]
+    header = ["length", "windows", "scored tokens", "documents", "truncated", "skipped (too short)", "bootstrap units"]
+    return lines + table_lines(header, [_count_row(grid, length) for length in grid.lengths])
+
+
+def _shown(method: str) -> str:
+    return method if len(method) <= 160 else method[:157] + "…"
+
+
+def _bootstrap_line(grid: Grid) -> str:
+    how: dict[str, Any] = next((ci for record in grid.records if (ci := record.params.get("ci"))), {})
+    if not how:
+        return "- Intervals: none were recorded (fewer than two units to resample)."
+    speaks = (
+        "they speak of other documents of this kind"
+        if how.get("kind") == "document"
+        else "blocks of consecutive tokens of these documents, so they speak of more text from these documents, "
+        "not of other documents"
+    )
+    return (
+        f"- Intervals: percentile bootstrap, {how.get('resamples', '?')} resamples of {how.get('kind', 'unit')}s, "
+        f"level {how.get('level', 0.95):.0%}, seed {how.get('seed', '?')}; {speaks}."
+    )
+
+
+def _count_row(grid: Grid, length: int) -> list[str]:
+    records = [r for row in grid.rows if (r := row.cells.get(length)) is not None and r.status == "ok"]
+    fields: tuple[Callable[[Record], int | None], ...] = (
+        lambda record: record.n,
+        lambda record: record.tokens,
+        lambda record: record.documents,
+        lambda record: record.truncated,
+        lambda record: record.skipped,
+        lambda record: (record.params.get("ci") or {}).get("units"),
+    )
+    return [format_length(length), *(_range([field(record) for record in records]) for field in fields)]
+
+
+def _range(counts: Sequence[int | None]) -> str:
+    """One number where all methods agree, as they should; else the lowest and the highest."""
+    known = [count for count in counts if count is not None]
+    if not known:
+        return "–"
+    return f"{min(known):,}" if min(known) == max(known) else f"{min(known):,}–{max(known):,}"
+
+
+def repeat_lines(collection: Collection, command: str) -> list[str]:
+    """The commands that computed the cells and made the report, and the spec of each run folder."""
+    commands = ordered_unique([record.provenance.command for record in collection.records])
+    lines = ["```sh", *commands, command, "```", ""]
+    for run in collection.runs:
+        if run.spec:
+            lines += [f"`{run.path}/spec.yaml`:", "", "```yaml", *run.spec.splitlines(), "```", ""]
+    return lines[:-1]
+
+
+def provenance_lines(records: Sequence[Record]) -> list[str]:
+    """Versions, commits, devices and dates; every value that occurs, so that a mixture shows."""
+    found = [record.provenance for record in records]
+    versions: dict[str, list[str]] = {}
+    for provenance in found:
+        for package, version in provenance.versions.items():
+            if version not in versions.setdefault(package, []):
+                versions[package].append(version)
+    commits = ordered_unique(
+        [f"{p.commit[:12]}{' with uncommitted changes' if p.dirty else ''}" if p.commit else "unknown" for p in found]
+    )
+    shown = [f"{name} {' or '.join(seen)}" for name, seen in sorted(versions.items())]
+    dates = sorted(p.date for p in found)
+    return [
+        f"- Versions: {', '.join(shown)}",
+        f"- Commit of longeval: {', '.join(commits)}",
+        f"- Device: {'; '.join(ordered_unique([p.device for p in found]))}",
+        f"- Platform: {'; '.join(ordered_unique([p.platform for p in found]))}",
+        f"- Computed: {dates[0]} to {dates[-1]}",
+        *_cost_lines(records),
+    ]
+
+
+def _cost_lines(records: Sequence[Record]) -> list[str]:
+    peaks = [record.peak_memory_bytes for record in records if record.peak_memory_bytes]
+    return [f"- Peak memory: {max(peaks) / 2**30:.2f} GiB"] if peaks else []

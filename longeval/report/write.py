@@ -1,0 +1,169 @@
+"""Makes a whole report from run folders, or nothing: every file is written beside its name, then all are renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import os
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from longeval.errors import LongEvalError
+from longeval.records import Record
+from longeval.report.collect import collect
+from longeval.report.flat import pairs_csv, positions_csv, records_csv, records_json
+from longeval.report.latex import latex_document
+from longeval.report.markdown import ReportNames, markdown_report
+from longeval.report.sections import Section, build_sections
+
+_TABLES = ("pairs.csv", "positions.csv")
+"""Tables in the report's own folder."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WrittenReport:
+    """What `write_report` made."""
+
+    files: tuple[str, ...]
+    """Paths, the Markdown first."""
+    records: tuple[Record, ...]
+    """All records of the report."""
+    notes: tuple[str, ...]
+    """What the reader must know about cells found twice."""
+
+
+def write_report(
+    runs: Sequence[str], *, out: str | None = None, json_path: str | None = None, command: str = "longeval report"
+) -> WrittenReport:
+    """Writes the report of one or several run folders; files of an earlier report are overwritten.
+
+    Args:
+        runs: Run folders (or fsspec URLs).
+        out: The Markdown file, `reports/demo.md`; its siblings are demo.csv, demo.json, demo.tex and the folder
+            demo_files. Default: report.md in the first run folder.
+        json_path: One more file for the JSON array of records.
+        command: The command line, for the report's own provenance.
+
+    Raises:
+        LongEvalError: No run folder, no cells, or a place that can't be written. Nothing has been written then.
+    """
+    markdown_path = _markdown_path(runs, out)
+    if json_path is not None and os.path.isdir(json_path):
+        raise LongEvalError(f"--json {json_path}: is a folder", "Name a file, or - for standard output.")
+    collection = collect(runs)
+    records = collection.records
+    sections = build_sections(collection)
+    stem = markdown_path.removesuffix(".md")
+    names = ReportNames(
+        folder=f"{os.path.basename(stem)}_files",
+        beside=tuple(f"{os.path.basename(stem)}.{suffix}" for suffix in ("csv", "json", "tex")),
+    )
+    array = records_json(records).encode()
+    files = {
+        markdown_path: markdown_report(collection, sections, names, command).encode(),
+        f"{stem}.csv": records_csv(records).encode(),
+        f"{stem}.json": array,
+        f"{stem}.tex": latex_document([(section.grid, section.pairs) for section in sections]).encode(),
+        **_section_files(f"{stem}_files", sections),
+    }
+    flags = dict.fromkeys(files, "--out")
+    if json_path is not None and os.path.abspath(json_path) not in {os.path.abspath(path) for path in files}:
+        files[json_path], flags[json_path] = array, "--json"
+    _write_all(files, flags)
+    _remove_stale(f"{stem}_files", files)
+    return WrittenReport(files=tuple(files), records=tuple(records), notes=collection.notes)
+
+
+def _markdown_path(runs: Sequence[str], out: str | None) -> str:
+    if out is None:
+        if "://" in runs[0]:
+            raise LongEvalError(
+                f"--out: {runs[0]} is not a local folder to put the report into", "Name a local file: --out report.md."
+            )
+        return os.path.join(runs[0], "report.md")
+    if os.path.isdir(out):
+        raise LongEvalError(f"--out {out}: is a folder", f"Name a file in it: {os.path.join(out, 'report.md')}.")
+    if not out.endswith(".md") or os.path.basename(out) == ".md":
+        raise LongEvalError(
+            f"--out {out}: must end in .md",
+            "The report is Markdown; CSV, JSON, LaTeX and figures are written beside it under the same name.",
+        )
+    return out
+
+
+def _section_files(folder: str, sections: Sequence[Section]) -> dict[str, bytes]:
+    """Figures and small tables of the report's own folder."""
+    files: dict[str, bytes] = {}
+    for section in sections:
+        for kind, picture in (("perplexity", section.curve), ("position", section.position)):
+            if picture is not None:
+                files[f"{folder}/{kind}-{section.slug}.png"] = picture.png
+                files[f"{folder}/{kind}-{section.slug}.svg"] = picture.svg
+    if any(section.pairs for section in sections):
+        files[f"{folder}/pairs.csv"] = pairs_csv(sections).encode()
+    if any(section.position_rows for section in sections):
+        files[f"{folder}/positions.csv"] = positions_csv(sections).encode()
+    return files
+
+
+def _remove_stale(folder: str, files: dict[str, bytes]) -> None:
+    """Removes what an earlier report left in its own folder and this one no longer has."""
+    for pattern in ("perplexity-*.png", "perplexity-*.svg", "position-*.png", "position-*.svg", *_TABLES):
+        for path in glob.glob(os.path.join(glob.escape(folder), pattern)):
+            if path not in files:
+                os.unlink(path)
+
+
+def _write_all(files: dict[str, bytes], flags: dict[str, str]) -> None:
+    """Writes all files or none: on any error, temporary files and folders made on the way are removed again."""
+    beside: dict[str, str] = {}
+    made: list[str] = []
+    try:
+        for path, content in files.items():
+            try:
+                made += _make_folders(os.path.dirname(os.path.abspath(path)))
+                beside[path] = _write_beside(path, content)
+            except OSError as error:
+                raise LongEvalError(
+                    f"{flags[path]}: can't write {path} ({error.strerror})", "Choose a place that you may write to."
+                ) from error
+        for path, temporary in beside.items():
+            os.replace(temporary, path)
+    except BaseException:
+        for temporary in beside.values():
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+        for folder in reversed(made):
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)
+        raise
+
+
+def _make_folders(folder: str) -> list[str]:
+    """Makes a folder with its parents; returns those that were not there, outermost first."""
+    missing = []
+    while not os.path.isdir(folder):
+        missing.append(folder)
+        folder = os.path.dirname(folder)
+    made = missing[::-1]
+    for path in made:
+        os.mkdir(path)
+    return made
+
+
+def _write_beside(path: str, content: bytes) -> str:
+    """Writes a temporary file next to `path` and returns its name; a folder called `path` is refused."""
+    if os.path.isdir(path):
+        raise IsADirectoryError(21, "it is a folder", path)
+    temporary = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.{uuid.uuid4().hex[:8]}")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+    return temporary

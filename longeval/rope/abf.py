@@ -1,0 +1,31 @@
+"""abf: adjusted base frequency, the base replaced by a given one. Source: Xiong et al. 2023, arXiv 2309.16039."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from longeval.rope.base import Geometry, RopeTable, method
+from longeval.rope.parameters import check_positive
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AbfParameters:
+    """Parameters of abf."""
+
+    base: float = 500000.0
+    """The base that replaces the model's own."""
+
+    def __post_init__(self) -> None:
+        check_positive("base", self.base)
+
+
+@method(
+    "abf",
+    summary="adjusted base frequency, b replaced by a given base",
+    source="Xiong et al. 2023, arXiv 2309.16039",
+    parameters=AbfParameters,
+    uses_factor=False,
+)
+def abf(geometry: Geometry, parameters: AbfParameters, seq_len: int) -> RopeTable:
+    """base^(−2j/d), shape (F,), rad/token; attention factor 1."""
+    return RopeTable(inv_freq_F=geometry.base_inv_freq(parameters.base), attention_factor=1.0)

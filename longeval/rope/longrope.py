@@ -1,0 +1,71 @@
+"""longrope: each frequency divided by its own searched factor. Source: Ding et al. 2024, arXiv 2402.13753.
+
+The factors belong to a model (its configuration holds them); there is no default. The long list is for targets beyond
+the native length. Which list applies follows the target, not the current sequence: the table is one for a whole run.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from longeval.errors import LongEvalError
+from longeval.rope.base import Geometry, RopeTable, method
+from longeval.rope.parameters import check_positive
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LongropeParameters:
+    """Parameters of longrope."""
+
+    short_factor: tuple[float, ...]
+    """Divisors of θ_j for target length ≤ L, F numbers."""
+    long_factor: tuple[float, ...]
+    """Divisors of θ_j for target length > L, F numbers."""
+    attention_factor: float | None = None
+    """Replaces sqrt(1 + ln(s)/ln(L))."""
+
+    def __post_init__(self) -> None:
+        for name, factors in (("short_factor", self.short_factor), ("long_factor", self.long_factor)):
+            for index, factor in enumerate(factors):
+                check_positive(f"{name}[{index}]", factor)
+        if self.attention_factor is not None:
+            check_positive("attention_factor", self.attention_factor)
+
+
+@method(
+    "longrope",
+    summary="θ_j / (factor list)_j, short or long list by the target length",
+    source="Ding et al. 2024, arXiv 2402.13753",
+    parameters=LongropeParameters,
+)
+def longrope(geometry: Geometry, parameters: LongropeParameters, seq_len: int) -> RopeTable:
+    """θ_j / factor_j, shape (F,), rad/token; attention factor sqrt(1 + ln(s)/ln(L)).
+
+    Raises:
+        LongEvalError: a list that hasn't F numbers, or L = 1 where the attention factor is undefined.
+    """
+    for name, factors in (("short_factor", parameters.short_factor), ("long_factor", parameters.long_factor)):
+        if len(factors) != geometry.num_features:
+            raise LongEvalError(
+                f"--pe-arg longrope.{name}: {len(factors)} numbers, but {geometry.head_dim} rotary dimensions "
+                f"need {geometry.num_features}",
+                "Take both lists from the configuration of this very model.",
+            )
+    attention_factor = parameters.attention_factor
+    if attention_factor is None:
+        attention_factor = _attention_factor(geometry)
+    stretched = geometry.target_length > geometry.native_length
+    factor_F = np.array(parameters.long_factor if stretched else parameters.short_factor, dtype=np.float64)
+    return RopeTable(inv_freq_F=geometry.base_inv_freq() / factor_F, attention_factor=float(attention_factor))
+
+
+def _attention_factor(geometry: Geometry) -> float:
+    """sqrt(1 + ln(s)/ln(L)), and 1 for s = 1."""
+    if geometry.factor == 1.0:
+        return 1.0
+    if geometry.native_length == 1:
+        raise LongEvalError("--native 1: longrope's attention factor divides by ln(L)", "Give the real native length.")
+    return math.sqrt(1.0 + math.log(geometry.factor) / math.log(geometry.native_length))

@@ -1,0 +1,67 @@
+"""ntk and dynamic_ntk: a larger base, so that high frequencies hardly change and the lowest one is divided by s.
+
+Source: bloc97 2023 for ntk ("NTK-aware scaled RoPE"); Peng et al. 2024, arXiv 2309.00071, for the dynamic form, where s
+follows the current sequence alone and no earlier one is remembered.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from longeval.errors import LongEvalError
+from longeval.rope.base import Geometry, RopeTable, method
+
+BaseRule = Literal["power", "linear"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NtkParameters:
+    """Parameters of ntk and dynamic_ntk."""
+
+    base_rule: BaseRule = "power"
+    """How s enlarges the base: `power` is b·s^(d/(d−2)), `linear` is b·s (the Resonance paper's runs)."""
+
+    def __post_init__(self) -> None:
+        if self.base_rule not in get_args(BaseRule):
+            raise LongEvalError(f"base_rule {self.base_rule}: unknown", "Use power or linear.")
+
+
+@method("ntk", summary="NTK-aware, base b·s^(d/(d−2)) (or b·s)", source="bloc97 2023", parameters=NtkParameters)
+def ntk(geometry: Geometry, parameters: NtkParameters, seq_len: int) -> RopeTable:
+    """b'^(−2j/d) with b' from the base rule and s, shape (F,), rad/token; attention factor 1.
+
+    Raises:
+        LongEvalError: head_dim 2 with the power rule, whose exponent is then undefined, or an infinite base.
+    """
+    return _table(geometry, parameters, geometry.factor)
+
+
+@method(
+    "dynamic_ntk",
+    summary="ntk with s = max(1, n/L), n the current sequence length",
+    source="Peng et al. 2024, arXiv 2309.00071",
+    parameters=NtkParameters,
+    uses_factor=False,
+    length_dependent=True,
+)
+def dynamic_ntk(geometry: Geometry, parameters: NtkParameters, seq_len: int) -> RopeTable:
+    """As `ntk` with s = max(1, seq_len/L); `geometry.factor` is not used."""
+    return _table(geometry, parameters, max(1.0, seq_len / geometry.native_length))
+
+
+def _table(geometry: Geometry, parameters: NtkParameters, factor: float) -> RopeTable:
+    """The frequencies of the base enlarged for `factor`."""
+    exponent = 1.0
+    if parameters.base_rule == "power":
+        if geometry.head_dim == 2:
+            raise LongEvalError(
+                "--head-dim 2: ntk's base b·s^(d/(d−2)) is undefined for 2 rotary dimensions",
+                "Use a larger head, or base_rule=linear.",
+            )
+        exponent = geometry.head_dim / (geometry.head_dim - 2)
+    # Compared as logarithms, because the power itself would overflow.
+    if math.log(geometry.theta) + exponent * math.log(factor) > math.log(1e300):
+        raise LongEvalError(f"--factor {factor:g}: ntk's base is beyond 1e300", "Use a smaller factor.")
+    return RopeTable(inv_freq_F=geometry.base_inv_freq(geometry.theta * factor**exponent), attention_factor=1.0)

@@ -1,0 +1,349 @@
+"""Cells become records: runs what is not stored yet, group by group, and stores each cell as soon as it is whole.
+
+A cell that fails (out of memory, a NaN, a document that went away) becomes a failed record with its reason, and the others go on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from longeval.backends.base import Backend, OutOfMemoryError
+from longeval.errors import LongEvalError
+from longeval.estimate import ModelSize, model_size
+from longeval.evals.perplexity import Window
+from longeval.evals.texts import Texts
+from longeval.models.prepare import PreparedModel
+from longeval.nll import TokenNll
+from longeval.plan import Cell, Group, Job, Plan
+from longeval.provenance import provenance
+from longeval.records import Record
+from longeval.report.stats import interval
+from longeval.report.units import bits_per_byte, mean_nll, resampling_units
+from longeval.spec import PplSpec, requests_from_yaml, requests_to_yaml
+from longeval.store import Store
+
+
+class Progress(Protocol):
+    """Told how a run gets on."""
+
+    def begin(self, costs: list[float]) -> None:
+        """The operations of each pass that is to be made."""
+        ...
+
+    def group(self, group: Group, num_passes: int) -> None:
+        """A group starts."""
+        ...
+
+    def advance(self, window: Window, cost: float) -> None:
+        """A pass is over."""
+        ...
+
+    def finished(self, record: Record) -> None:
+        """A cell is stored."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunResult:
+    """What a run ends with."""
+
+    records: tuple[Record, ...]
+    """All records of the plan's cells, in the plan's order, stored before or computed now."""
+    computed: int
+    """Cells computed now."""
+    reused: int
+    """Cells that were stored already."""
+
+    @property
+    def failed(self) -> int:
+        """Cells that failed."""
+        return len({record.cell for record in self.records if record.status == "failed"})
+
+
+def load_backend(model: PreparedModel) -> Backend:
+    """Loads a prepared model into the `hf` backend, and makes sure that its frequencies are what its config says."""
+    from longeval.backends.hf import HFBackend  # torch and transformers only once there is something to compute
+
+    backend = HFBackend(model.load())
+    held, planned = backend.shipped.table(), model.shipped_table()
+    same = held.inv_freq_F.shape == planned.inv_freq_F.shape and np.allclose(
+        held.inv_freq_F, planned.inv_freq_F, rtol=1e-5, atol=0
+    )
+    if not same or abs(held.attention_factor - planned.attention_factor) > 1e-5:
+        raise LongEvalError(
+            f"--model {model.name}: its rotary embedding doesn't hold the frequencies that its configuration says",
+            "Its RoPE is of a kind that longeval doesn't know; use a model of another family.",
+        )
+    return backend
+
+
+def run(
+    plan: Plan,
+    store: Store,
+    progress: Progress,
+    *,
+    fresh: bool = False,
+    load: Callable[[PreparedModel], Backend] = load_backend,
+) -> RunResult:
+    """Runs what is missing and returns all records of the plan.
+
+    Args:
+        plan: What to compute.
+        store: Where records are and go; the request is written beside them before the first.
+        progress: Told about every pass and cell.
+        fresh: Compute stored cells again.
+        load: Brings a model's weights; called only if one of its cells is missing.
+
+    Raises:
+        LongEvalError: The first model can't be loaded or used (nothing is computed then).
+    """
+    stored = {} if fresh else {cell.id: found for cell in plan.cells if (found := _usable(store, cell)) is not None}
+    todo = [_missing(job, set(stored)) for job in plan.jobs]
+    sizes = {job.model.name: model_size(job.model.config) for job in todo if job.groups}
+    progress.begin([sizes[job.model.name].window_flops(window) for job in todo for window in job.passes()])
+    runner = _Runner(store=store, progress=progress, spec=plan.spec, load=load, sizes=sizes)
+    for job in todo:
+        runner.job(job)
+    records = [record for cell in plan.cells for record in stored.get(cell.id) or runner.records[cell.id]]
+    return RunResult(records=tuple(records), computed=len(runner.records), reused=len(stored))
+
+
+def remember_request(store: Store, spec: PplSpec) -> None:
+    """Writes the request into the folder's spec.yaml, after those that are there."""
+    text = store.read_text("spec.yaml")
+    requests = [] if text is None else requests_from_yaml(text, origin=f"{store.path}/spec.yaml")
+    if spec.to_mapping() not in requests:
+        store.write_text("spec.yaml", requests_to_yaml([*requests, spec.to_mapping()]))
+
+
+def _usable(store: Store, cell: Cell) -> tuple[Record, ...] | None:
+    """A cell's stored records if it is done, with its token values."""
+    found = store.load(cell.id)
+    if found is None or found.status != "ok" or not store.has_nll(cell.id):
+        return None
+    return found.records
+
+
+def _missing(job: Job, stored: set[str]) -> Job:
+    """The job without the cells that are stored."""
+    groups = []
+    for group in job.groups:
+        cells = tuple(cell for cell in group.cells if cell.id not in stored)
+        if cells:
+            groups.append(dataclasses.replace(group, cells=cells))
+    return dataclasses.replace(job, groups=tuple(groups))
+
+
+@dataclass(kw_only=True, slots=True)
+class _Measured:
+    """What a group's passes gave for one cell."""
+
+    nlls: list[npt.NDArray[np.float32]] = field(default_factory=list)
+    windows: list[Window] = field(default_factory=list)
+
+
+@dataclass(kw_only=True, slots=True)
+class _Runner:
+    """One run under way: the loaded model, and the records so far."""
+
+    store: Store
+    progress: Progress
+    spec: PplSpec
+    load: Callable[[PreparedModel], Backend]
+    sizes: dict[str, ModelSize]
+    records: dict[str, tuple[Record, ...]] = field(default_factory=dict)
+    remembered: bool = False
+    _loaded: tuple[PreparedModel, Backend] | None = None
+
+    def job(self, job: Job) -> None:
+        """All missing cells of one model and data set."""
+        if not job.groups:
+            return
+        texts = Texts(
+            job.corpus.selection, joined=job.protocol.joined, bos_id=job.model.bos_id() if job.model.bos else None
+        )
+        for group in job.groups:
+            runnable = tuple(cell for cell in group.cells if cell.windows)
+            for cell in group.cells:
+                if not cell.windows:
+                    self.keep(cell, job, [_without_value(cell, job, "skipped", _why_skipped(job, cell), "")])
+            if not runnable:
+                continue
+            try:
+                backend = self.backend(job.model)
+            except LongEvalError as error:
+                if not self.remembered:
+                    raise
+                self.fail(runnable, job, str(error), "")
+                continue
+            self.progress.group(group, len(group.passes()))
+            self.group(dataclasses.replace(group, cells=runnable), job, backend, texts)
+
+    def backend(self, model: PreparedModel) -> Backend:
+        """The loaded model; the one before it is let go first."""
+        if self._loaded is None or self._loaded[0] is not model:
+            self._loaded = None
+            self._loaded = (model, self.load(model))
+        return self._loaded[1]
+
+    def group(self, group: Group, job: Job, backend: Backend, texts: Texts) -> None:
+        """Runs a group's passes; where the longest doesn't fit into memory, the shorter cells go on without it."""
+        backend.reset_peak_memory()
+        started = time.perf_counter()
+        try:
+            measured = self.measure(group, backend, texts)
+        except OutOfMemoryError as error:
+            longest = group.cells[-1].length
+            dropped = tuple(cell for cell in group.cells if cell.length == longest)
+            rest = tuple(cell for cell in group.cells if cell.length < longest)
+            self.fail(dropped, job, f"out of memory in a window of {longest} tokens: {error}", backend.device)
+            if rest:
+                self.group(dataclasses.replace(group, cells=rest), job, backend, texts)
+            return
+        except (OSError, ValueError, RuntimeError) as error:
+            # A file that went away, a model that breaks at this length: this group's cells fail, the others go on.
+            self.fail(group.cells, job, f"{type(error).__name__}: {error}", backend.device)
+            return
+        elapsed_s = time.perf_counter() - started
+        for cell in group.cells:
+            digest = self.digest(group, cell, backend)
+            records, nll = _records(
+                cell, job, backend, texts, measured[cell.id], elapsed_s=elapsed_s, rope_digest=digest
+            )
+            self.keep(cell, job, records, nll)
+
+    def measure(self, group: Group, backend: Backend, texts: Texts) -> dict[str, _Measured]:
+        """Runs all passes of a group and hands each cell its part."""
+        measured = {cell.id: _Measured() for cell in group.cells}
+        wanted: dict[tuple[int, int], list[tuple[Cell, Window]]] = {}
+        for cell in group.cells:
+            for window in cell.windows:
+                wanted.setdefault((window.document, window.start), []).append((cell, window))
+        served = 0
+        for window in group.passes():
+            if group.static and not served:
+                served = group.cells[-1].length
+                backend.serve(group.table(served), served)
+            elif not group.static and served != window.length:
+                served = window.length
+                backend.serve(group.table(served), served)
+            nll_S = backend.score(texts.window(window), window.context)
+            for cell, own in wanted[window.document, window.start]:
+                assert own.context == window.context and own.num_scored <= window.num_scored
+                measured[cell.id].nlls.append(nll_S[: own.num_scored])
+                measured[cell.id].windows.append(own)
+            self.progress.advance(window, self.sizes[group.cells[0].model].window_flops(window))
+        return measured
+
+    def digest(self, group: Group, cell: Cell, backend: Backend) -> str:
+        """The digest of the table as the model holds it now, at the cell's length."""
+        if not group.static:
+            backend.serve(group.table(cell.length), cell.length)
+        return backend.rope_digest(cell.length)
+
+    def fail(self, cells: Sequence[Cell], job: Job, reason: str, device: str) -> None:
+        """Failed records for cells."""
+        for cell in cells:
+            self.keep(cell, job, [_without_value(cell, job, "failed", reason, device)])
+
+    def keep(self, cell: Cell, job: Job, records: Sequence[Record], nll: TokenNll | None = None) -> None:
+        """Stores a cell; the request goes before the first one."""
+        if not self.remembered:
+            remember_request(self.store, self.spec)
+            self.remembered = True
+        self.store.save(records, nll)
+        self.records[cell.id] = tuple(records)
+        self.progress.finished(records[0])
+
+
+def _records(
+    cell: Cell,
+    job: Job,
+    backend: Backend,
+    texts: Texts,
+    measured: _Measured,
+    *,
+    elapsed_s: float,
+    rope_digest: str,
+) -> tuple[list[Record], TokenNll | None]:
+    """Records of a cell's metrics from its token values; a value that is not finite makes it a failed one."""
+    nll = texts.token_nll(measured.windows, measured.nlls)
+    bad = np.flatnonzero(~np.isfinite(nll.nll_S))
+    if len(bad):
+        window = int(np.searchsorted(nll.offsets_W, bad[0], side="right")) - 1
+        reason = (
+            f"{len(bad)} of {len(nll.nll_S)} token values are not finite, the first at position "
+            f"{nll.positions_S()[bad[0]]} of a window of {nll.documents[nll.document_W[window]]}"
+        )
+        return [_without_value(cell, job, "failed", reason, backend.device)], None
+    common = _common(cell, job)
+    measured_fields = {
+        "n": len(nll.tokens_W),
+        "nll_sum": float(nll.nll_S.sum(dtype=np.float64)),
+        "tokens": len(nll.nll_S),
+        "documents": texts.num_scored_documents(measured.windows),
+        "truncated": cell.truncated,
+        "elapsed_s": round(elapsed_s, 3),
+        "peak_memory_bytes": backend.peak_memory_bytes(),
+        "rope_digest": rope_digest,
+        "backend": backend.name,
+        "dtype": backend.dtype,
+        "provenance": provenance(backend.device),
+    }
+    perplexity = float(np.exp(mean_nll(nll, cell.protocol)))
+    spread = interval(resampling_units(nll, cell.protocol), seed=cell.params["seed"])
+    drawn = {} if spread is None else dataclasses.asdict(spread)
+    params = common["params"] | {"ci": {key: drawn[key] for key in drawn if key not in ("low", "high")} or None}
+    common |= measured_fields | {"params": params, "status": "ok"}
+    limits = {} if spread is None else {"ci_low": spread.low, "ci_high": spread.high}
+    records = [Record(metric="perplexity", value=perplexity, **limits, **common)]
+    bits = bits_per_byte(nll)
+    if bits is not None:
+        records.append(Record(metric="bits_per_byte", value=bits, **common))
+    return records, nll
+
+
+def _common(cell: Cell, job: Job) -> dict[str, Any]:
+    """The fields that a plan knows of a cell's record."""
+    return {
+        "cell": cell.id,
+        "model": cell.model,
+        "pe": cell.pe.canonical,
+        "factor": cell.factor,
+        "length": cell.length,
+        "data": cell.data,
+        "task": None,
+        "protocol": cell.protocol,
+        "params": cell.params,
+        "backend": "hf",
+        "dtype": job.model.dtype,
+        "skipped": cell.skipped,
+    }
+
+
+def _without_value(cell: Cell, job: Job, status: Any, reason: str, device: str) -> Record:
+    return Record(
+        metric="perplexity",
+        value=None,
+        status=status,
+        error=reason,
+        provenance=provenance(device),
+        **_common(cell, job),
+    )
+
+
+def _why_skipped(job: Job, cell: Cell) -> str:
+    selection = job.corpus.selection
+    if job.protocol.joined:
+        return f"the stream has {sum(selection.lengths)} tokens, fewer than {cell.length}"
+    return (
+        f"no document of {cell.length} tokens among those of at least {job.corpus.min_tokens} "
+        f"(longest looked at: {selection.longest_tokens})"
+    )

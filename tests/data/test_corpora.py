@@ -1,0 +1,86 @@
+"""The YAML files of the corpora: those that ship, and what a broken one is answered with."""
+
+import os
+
+import pytest
+
+from longeval.data import corpora
+from longeval.data.corpora import load_catalogue
+from longeval.errors import LongEvalError
+
+GOOD = """\
+description: d
+source: s
+license: l
+docs: 3
+local:
+  - {path: mine.jsonl, field: body}
+hub:
+  id: a/b
+  split: test
+  field: body
+"""
+
+
+def test_shipped_corpora():
+    catalogue = load_catalogue()
+    assert {"gov_report", "pg19", "proof_pile", "leval:sci_fi", "leval:codeU"} <= set(catalogue.corpora)
+    assert catalogue.aliases == {
+        "leval:toefl": "leval:tpo",
+        "leval:sfiction": "leval:sci_fi",
+        "leval:topic_retrieval": "leval:topic_retrieval_longchat",
+    }
+    gov_report = catalogue.corpora["gov_report"]
+    assert gov_report.local[-1].path == "leval/gov_report_summ.jsonl"
+    assert gov_report.local[-1].field == "input"
+    assert gov_report.hub.id == "ccdv/govreport-summarization"
+    assert catalogue.corpora["leval:codeU"].hub.file == "LEval/Exam/codeU.jsonl"
+    assert catalogue.corpora["leval:gov_report_summ"].hub.file == "LEval/Generation/gov_report_summ.jsonl"
+    assert catalogue.corpora["leval:codeU"].local[0].path == "leval/codeU.jsonl"
+    assert not any("{" in corpus.local[0].path for corpus in catalogue.corpora.values())
+
+
+def test_a_corpus_is_one_yaml_file(tmp_path):
+    (tmp_path / "mine.yaml").write_text(GOOD)
+    (tmp_path / "notes.txt").write_text("not a corpus")
+    assert list(load_catalogue(str(tmp_path)).corpora) == ["mine"]
+    corpus = load_catalogue(str(tmp_path)).corpora["mine"]
+    assert (corpus.docs, corpus.local[0].path, corpus.hub.field) == (3, "mine.jsonl", "body")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("docs: 3", "docs: [3", "line 5: not valid YAML"),
+        ("docs: 3", "docs: 0", "line 4: docs must be a whole number of at least 1"),
+        ("docs: 3", "docs: true", "line 4: docs must be"),
+        ("source: s", "source:", "line 2: source must be a text"),
+        ("source: s\n", "", "line 1: source must be a text"),
+        ("docs: 3", "dosc: 3", "line 4: dosc is unknown; known: aliases, description, docs"),
+        ("field: body}", "column: body}", "line 6: local.column is unknown"),
+        ("  - {path: mine.jsonl, field: body}", "  path: mine.jsonl", "line 5: local must be a list of mappings"),
+        ("  split: test\n", "", "line 8: hub.id needs either a split or a file"),
+        ("  split: test", "  split: test\n  file: x", "line 8: hub.id needs either a split or a file"),
+        ("  field: body\n", "  field: 7\n", "line 10: hub.field must be a text"),
+        ("license: l", "license: !!python/object/apply:os.getcwd []", "line 3: not valid YAML"),
+        (GOOD, "- a list", "line 1: must be a mapping"),
+        (GOOD, "", "line 1: must be a mapping"),
+        ("hub:", "members: {x: {}}\naliases: {y: z}\nhub:", "line 8: aliases.y must be a new name for one of x"),
+    ],
+)
+def test_a_broken_file_is_named_with_its_line(tmp_path, old, new, expected):
+    assert old in GOOD
+    (tmp_path / "mine.yaml").write_text(GOOD.replace(old, new))
+    with pytest.raises(LongEvalError) as caught:
+        load_catalogue(str(tmp_path))
+    assert f"mine.yaml, {expected}" in caught.value.problem
+
+
+def test_the_installed_folder_wins_over_the_checkout(monkeypatch, tmp_path):
+    package = tmp_path / "site-packages" / "longeval"
+    monkeypatch.setattr(corpora, "__file__", str(package / "data" / "corpora.py"))
+    assert corpora.corpora_dir() == str(tmp_path / "site-packages" / "tasks" / "perplexity")
+    with pytest.raises(LongEvalError, match="folder of the corpora is missing"):
+        load_catalogue()
+    os.makedirs(package / "_tasks" / "perplexity")
+    assert corpora.corpora_dir() == str(package / "_tasks" / "perplexity")

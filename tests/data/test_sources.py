@@ -1,0 +1,154 @@
+"""From `--data` to a source: names, aliases, local copies, paths, and the ways out when there is none."""
+
+import json
+import os
+
+import pytest
+
+from longeval.data import sources
+from longeval.data.hub import HubUnavailableError
+from longeval.data.sources import Document, list_sources, open_source
+from longeval.errors import LongEvalError
+
+
+@pytest.fixture(autouse=True)
+def no_hub(monkeypatch):
+    def unreachable(hub):
+        raise HubUnavailableError("the hub can't be reached", "Check the network.")
+
+    monkeypatch.setattr(sources, "resolve_revision", unreachable)
+
+
+@pytest.fixture
+def data(monkeypatch, tmp_path):
+    """LONGEVAL_DATA, with one L-Eval file in it."""
+    root = tmp_path / "data"
+    (root / "leval").mkdir(parents=True)
+    lines = [json.dumps({"input": f"report {n}", "instructions": ["?"]}) for n in range(3)]
+    for name in ("gov_report_summ", "tpo"):
+        (root / "leval" / f"{name}.jsonl").write_text("\n".join(lines))
+    monkeypatch.setenv("LONGEVAL_DATA", str(root))
+    return root
+
+
+def test_a_corpus_is_read_from_its_local_copy(data):
+    source = open_source("gov_report")
+    assert (source.name, source.origin, source.default_docs) == ("gov_report", "local leval/gov_report_summ.jsonl", 50)
+    assert [d.text for d in source.documents()] == ["report 0", "report 1", "report 2"]
+    assert list(source.documents()) == list(source.documents())
+
+
+def test_a_full_copy_wins_over_the_extract(data):
+    (data / "gov_report.jsonl").write_text('{"report": "full", "text": "no"}')
+    source = open_source("gov_report")
+    assert source.origin == "local gov_report.jsonl"
+    assert [d.text for d in source.documents()] == ["full"]
+
+
+def test_a_folder_of_books(data):
+    (data / "pg19").mkdir()
+    (data / "pg19" / "b.txt").write_text("second")
+    (data / "pg19" / "a.txt").write_text("first")
+    assert list(open_source("pg19").documents()) == [
+        Document(name="a.txt", text="first"),
+        Document(name="b.txt", text="second"),
+    ]
+
+
+def test_an_alias_is_the_same_source(data):
+    assert open_source("leval:toefl").name == "leval:tpo"
+    assert open_source("leval:toefl").origin == open_source("leval:tpo").origin == "local leval/tpo.jsonl"
+    assert open_source("leval:tpo").default_docs is None
+
+
+def test_without_copy_and_hub_every_way_is_named(data, monkeypatch):
+    with pytest.raises(LongEvalError) as caught:
+        open_source("leval:codeU")
+    for part in (f"LONGEVAL_DATA={data}", "can't be reached", "leval/codeU.jsonl", "--data PATH", "--data stdlib"):
+        assert part in str(caught.value)
+    monkeypatch.delenv("LONGEVAL_DATA")
+    with pytest.raises(LongEvalError, match="LONGEVAL_DATA is not set"):
+        open_source("leval:codeU")
+
+
+def test_the_hub_is_next_and_its_commit_is_in_the_origin(data, monkeypatch):
+    monkeypatch.setattr(sources, "resolve_revision", lambda hub: "c0ffee")
+    monkeypatch.setattr(sources, "read_hub_documents", lambda hub, commit: iter([Document(name=hub.id, text=commit)]))
+    source = open_source("pg19")
+    assert source.origin == "hub emozilla/pg19-test@c0ffee"
+    assert list(source.documents()) == [Document(name="emozilla/pg19-test", text="c0ffee")]
+
+
+def test_a_data_folder_that_is_none_is_not_ignored(monkeypatch, tmp_path):
+    monkeypatch.setenv("LONGEVAL_DATA", str(tmp_path / "missing"))
+    with pytest.raises(LongEvalError, match="not a folder"):
+        open_source("gov_report")
+
+
+def test_an_empty_local_copy_is_an_error_not_a_reason_for_the_hub(data):
+    (data / "pg19.jsonl").write_text("")
+    with pytest.raises(LongEvalError, match=r"pg19\.jsonl: empty"):
+        open_source("pg19")
+
+
+def test_paths(tmp_path, monkeypatch):
+    (tmp_path / "x.jsonl").write_text('{"body": "b"}')
+    monkeypatch.chdir(tmp_path)
+    source = open_source("x.jsonl", text_field="body")
+    assert (source.name, source.origin, source.default_docs) == ("x.jsonl", "path x.jsonl", None)
+    assert [d.text for d in source.documents()] == ["b"]
+    with pytest.raises(LongEvalError, match=r"line 1: no field 'text'"):
+        open_source("x.jsonl")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert open_source("~/x.jsonl", text_field="body").name == "~/x.jsonl"
+
+
+def test_a_name_wins_over_a_file_and_a_dot_slash_means_the_file(tmp_path, monkeypatch):
+    (tmp_path / "stdlib").write_text("mine")
+    monkeypatch.chdir(tmp_path)
+    assert open_source("stdlib").origin.endswith("standard library")
+    assert [d.text for d in open_source("./stdlib").documents()] == ["mine"]
+
+
+def test_a_text_field_that_would_be_ignored_is_refused(data, tmp_path):
+    (tmp_path / "x.txt").write_text("text")
+    for name in ("stdlib", "gov_report", str(tmp_path / "x.txt")):
+        with pytest.raises(LongEvalError, match="--text-field body"):
+            open_source(name, text_field="body")
+
+
+def test_unknown_names_get_suggestions(data):
+    with pytest.raises(LongEvalError, match=r"Did you mean gov_report .*file or folder"):
+        open_source("govreport")
+    with pytest.raises(LongEvalError, match=r"Did you mean leval:sfiction"):
+        open_source("leval:sfictoin")
+    with pytest.raises(LongEvalError, match="no such file or folder"):
+        open_source("gov_report.txt")
+
+
+def test_the_listing_says_which_copies_are_there(data):
+    infos = {info.name: info for info in list_sources()}
+    assert infos["leval:tpo"].local == str(data / "leval" / "tpo.jsonl")
+    assert infos["pg19"].local is None
+    assert infos["pg19"].hub_id == "emozilla/pg19-test"
+    assert "stdlib" in infos
+
+
+REAL_DOCUMENTS = {
+    "leval:coursera": 15,
+    "leval:gsm100": 100,
+    "leval:quality": 15,
+    "leval:sci_fi": 7,
+    "leval:topic_retrieval": 50,
+    "leval:toefl": 15,
+    "gov_report": 14,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.environ.get("LONGEVAL_DATA"), reason="LONGEVAL_DATA is not set: no real documents here")
+@pytest.mark.parametrize("name", REAL_DOCUMENTS)
+def test_real_documents(name):
+    documents = list(open_source(name).documents())
+    assert len(documents) == REAL_DOCUMENTS[name]
+    assert min(len(d.text) for d in documents) > 8_000

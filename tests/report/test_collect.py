@@ -1,0 +1,56 @@
+import pytest
+from fabricated_runs import make_nll, make_records, make_run
+
+from longeval.errors import LongEvalError
+from longeval.report.collect import collect
+
+NLL = make_nll([[1.0] * 8] * 10)
+OTHER = make_nll([[2.0] * 8] * 10)
+
+
+def test_a_cell_in_two_folders_counts_once(tmp_path):
+    a = make_run(tmp_path / "a", [(make_records("none", 64, NLL), NLL), (make_records("pi", 64, NLL), NLL)])
+    b = make_run(tmp_path / "b", [(make_records("none", 64, NLL), NLL), (make_records("yarn", 64, NLL), NLL)])
+    found = collect([a, b, a + "/"])
+    assert [cell.records[0].pe for cell in found.cells] == ["none", "pi", "yarn"]
+    assert [run.path for run in found.runs] == [a, b]
+    assert found.notes == ()
+    assert len(found.records) == 6
+
+
+@pytest.mark.parametrize("newer_first", [True, False])
+def test_of_different_values_the_newest_is_kept_and_noted(tmp_path, newer_first):
+    old = make_records("none", 64, NLL, provenance={"date": "2025-01-01T00:00:00+00:00"})
+    new = make_records("none", 64, OTHER, provenance={"date": "2025-06-01T00:00:00+00:00"})
+    assert old[0].cell == new[0].cell
+    a = make_run(tmp_path / "a", [(old, NLL)])
+    b = make_run(tmp_path / "b", [(new, OTHER)])
+    found = collect([b, a] if newer_first else [a, b])
+    assert found.cells[0].records[0].value == pytest.approx(7.389, abs=1e-3)
+    assert found.nll(found.cells[0].cell).nll_S[0] == 2.0
+    (note,) = found.notes
+    assert f"the one of {b} is shown" in note
+
+
+def test_a_finished_cell_is_kept_before_a_later_failure(tmp_path):
+    ok = make_records("none", 64, NLL, provenance={"date": "2025-01-01T00:00:00+00:00"})
+    failed = make_records("none", 64, status="failed", error="killed", provenance={"date": "2025-06-01T00:00:00+00:00"})
+    a = make_run(tmp_path / "a", [(ok, NLL)])
+    b = make_run(tmp_path / "b", [(failed, None)])
+    found = collect([a, b])
+    assert [cell.status for cell in found.cells] == ["ok"]
+    assert "failed" in found.notes[0]
+
+
+def test_no_run_folder_no_cells(tmp_path):
+    with pytest.raises(LongEvalError, match="not a run folder"):
+        collect([str(tmp_path)])
+    (tmp_path / "empty" / "cells").mkdir(parents=True)
+    (tmp_path / "empty" / "spec.yaml").write_text("model: toy\n")
+    with pytest.raises(LongEvalError, match="no cells"):
+        collect([str(tmp_path / "empty")])
+
+
+def test_a_remote_folder_is_read(tmp_path):
+    make_run("memory://report-collect", [(make_records("none", 64, NLL), NLL)])
+    assert collect(["memory://report-collect"]).cells[0].records[0].pe == "none"

@@ -1,0 +1,144 @@
+"""Names and settings as users write them."""
+
+import json
+
+import pytest
+
+from longeval.errors import LongEvalError
+from longeval.rope.abf import AbfParameters
+from longeval.rope.base import METHODS, Geometry
+from longeval.rope.build import (
+    MethodName,
+    build_table,
+    make_parameters,
+    method_names,
+    parse_method_name,
+    parse_pe_args,
+)
+from longeval.rope.yarn import YarnParameters
+
+
+def test_names_are_canonical_and_come_in_pairs():
+    assert parse_method_name("none") == MethodName(base="none", resonance=False)
+    assert parse_method_name("resonance") == MethodName(base="none", resonance=True)
+    assert parse_method_name("resonance_dynamic_yarn") == MethodName(base="dynamic_yarn", resonance=True)
+    names = method_names()
+    assert len(names) == 2 * len(METHODS) == 20 and "resonance_none" not in names
+    assert [parse_method_name(name).canonical for name in names] == list(names)
+    assert parse_method_name("resonance_pi").method is METHODS["pi"]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("resonance_none", "Use resonance"),
+        ("yran", "Did you mean.* yarn"),
+        ("resonance_yran", "Did you mean resonance_yarn"),
+        ("resonance_resonance_yarn", "--pe resonance_resonance_yarn: unknown method"),
+        ("", "unknown method"),
+    ],
+)
+def test_unknown_names_are_answered_with_the_known_ones(name, words):
+    with pytest.raises(LongEvalError, match=words):
+        parse_method_name(name)
+
+
+def test_settings_are_read_in_the_type_of_the_parameter(tmp_path):
+    (tmp_path / "long.json").write_text(json.dumps([1, 2.5]))
+    items = [
+        "yarn.beta_fast=16",
+        "yarn.attention_factor=none",
+        "ntk.base_rule=linear",
+        "longrope.short_factor=1, 1.5",
+        f"longrope.long_factor=@{tmp_path / 'long.json'}",
+        "yarn.beta_fast=16.0",
+    ]
+    values = parse_pe_args(items, ["resonance_yarn", "yarn", "ntk", "longrope"])
+    assert values == {
+        "yarn": {"beta_fast": 16.0, "attention_factor": None},
+        "ntk": {"base_rule": "linear"},
+        "longrope": {"short_factor": (1.0, 1.5), "long_factor": (1.0, 2.5)},
+    }
+    assert isinstance(values["yarn"]["beta_fast"], float)
+    assert make_parameters("yarn", values["yarn"]) == YarnParameters(beta_fast=16.0)
+
+
+def test_a_setting_goes_to_the_resonance_form_too():
+    geometry = Geometry(head_dim=64, theta=10000.0, native_length=64, factor=4.0)
+    parameters = make_parameters("yarn", parse_pe_args(["yarn.beta_fast=2"], ["resonance_yarn"])["yarn"])
+    assert not build_table("resonance_yarn", geometry, parameters).same_as(build_table("resonance_yarn", geometry))
+
+
+def test_typed_values_as_from_yaml():
+    assert make_parameters("yarn", {"beta_fast": 8, "attention_factor": 1}) == YarnParameters(
+        beta_fast=8.0, attention_factor=1.0
+    )
+    assert make_parameters("abf", {}) == AbfParameters(base=500000.0)
+    factors = make_parameters("longrope", {"short_factor": [1, 2], "long_factor": (3.0, 4.0)})
+    assert factors.short_factor == (1.0, 2.0) and factors.long_factor == (3.0, 4.0)
+
+
+@pytest.mark.parametrize(
+    ("item", "words"),
+    [
+        ("beta_fast=16", "METHOD.PARAMETER=VALUE"),
+        ("yarn.beta_fast", "METHOD.PARAMETER=VALUE"),
+        ("yarn.beta_fast=", "METHOD.PARAMETER=VALUE"),
+        ("yran.beta_fast=16", "unknown method yran.*Did you mean.*yarn"),
+        ("resonance_yarn.beta_fast=16", r"Write --pe-arg yarn\.…"),
+        ("resonance.beta=16", "Resonance has none"),
+        ("ntk.base_rule=power", "ntk is not among the methods asked for"),
+        ("yarn.beta_fst=16", r"--pe-arg yarn\.beta_fst: unknown parameter.*Did you mean beta_fast"),
+        ("none.beta=1", "none has no parameters"),
+        ("yarn.beta_fast=many", "--pe-arg yarn.beta_fast=many: not a finite number"),
+        ("yarn.beta_fast=nan", "--pe-arg yarn.beta_fast=nan: not a finite number"),
+        ("yarn.beta_fast=@/no/such.json", "can't read /no/such.json"),
+        ("longrope.long_factor=1,x", "x is not a finite number"),
+    ],
+)
+def test_bad_settings_name_themselves(item, words):
+    with pytest.raises(LongEvalError, match=words):
+        parse_pe_args([item], ["yarn", "none", "longrope"])
+
+
+def test_a_setting_given_twice_with_other_values():
+    with pytest.raises(LongEvalError, match=r"yarn\.beta_fast is given twice"):
+        parse_pe_args(["yarn.beta_fast=16", "yarn.beta_fast=8"], ["yarn"])
+
+
+@pytest.mark.parametrize("content", ["{broken", '{"a": 1}', "[true]", '["nan"]', "[[1]]", ""])
+def test_factor_files_that_hold_something_else(tmp_path, content):
+    path = tmp_path / "f.json"
+    path.write_text(content)
+    with pytest.raises(LongEvalError, match=r"--pe-arg longrope\.long_factor=@") as error:
+        parse_pe_args([f"longrope.long_factor=@{path}"], ["longrope"])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("base", "values", "words"),
+    [
+        ("yarn", {"beta_fast": 1, "beta_slow": 1}, r"--pe-arg yarn\.beta_fast 1: must be greater than beta_slow"),
+        ("dynamic_yarn", {"beta_slow": 0}, r"--pe-arg dynamic_yarn\.beta_slow 0: must be a finite number greater"),
+        ("ntk_by_parts", {"beta_fast": -3}, r"ntk_by_parts\.beta_fast -3"),
+        ("yarn", {"attention_factor": 0}, r"yarn\.attention_factor 0"),
+        ("yarn", {"beta_fast": True}, "True: not a finite number"),
+        ("yarn", {"beta_fast": None}, "None: not a finite number"),
+        ("yarn", {"beta_fast": [1]}, "not a finite number"),
+        ("ntk", {"base_rule": "cubic"}, r"base_rule=cubic: unknown. .*linear, power"),
+        ("llama3", {"high_freq_factor": 1}, r"llama3\.high_freq_factor 1: must be greater than low_freq_factor"),
+        ("abf", {"base": 0}, r"abf\.base 0"),
+        ("longrope", {}, r"needs short_factor.*--pe-arg longrope\.short_factor=@file\.json"),
+        ("longrope", {"short_factor": [1]}, "needs long_factor"),
+        ("longrope", {"short_factor": 1, "long_factor": [1]}, "short_factor=1: not a list"),
+        ("longrope", {"short_factor": [1, 0], "long_factor": [1, 1]}, r"short_factor\[1\] 0: must be"),
+    ],
+)
+def test_impossible_parameters(base, values, words):
+    with pytest.raises(LongEvalError, match=words):
+        make_parameters(base, values)
+
+
+def test_longrope_without_its_factors_is_refused_when_the_table_is_built():
+    with pytest.raises(LongEvalError, match="needs short_factor"):
+        build_table("resonance_longrope", Geometry(head_dim=8, theta=10000.0, native_length=64))
