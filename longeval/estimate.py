@@ -1,8 +1,8 @@
 """What a plan will cost: operations, time and memory, before anything is computed.
 
-Time is operations over rates measured on this machine in a fraction of a second; it is an estimate and says so. Operations
-count two per multiply-add: 2·parameters a token, 2·layers·width·T² for causal attention over T tokens, and the output
-head only where a token is scored.
+Time is operations over rates measured on this machine in a fraction of a second; it is an estimate and says so.
+Operations count two per multiply-add: 2·parameters a token, 2·layers·width·T² for causal attention over T tokens, and
+the output head only where a token is scored.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ class Commit(NamedTuple):
 
 def provenance(device: str) -> Provenance:
     """Provenance of a cell finished now."""
-    checkout = _commit()
+    checkout = running_commit()
     return Provenance(
         versions=_versions(),
         commit=checkout.commit,
@@ -55,8 +55,8 @@ def _versions() -> dict[str, str]:
 
 
 @functools.cache
-def _commit() -> Commit:
-    """Commit and dirty flag of the checkout that holds this file; nothing for an installed package."""
+def running_commit() -> Commit:
+    """Commit and dirty flag of the checkout that holds this file, as first asked for; none if installed."""
     top = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     if not os.path.exists(os.path.join(top, ".git")):
         return Commit(None, None)

@@ -71,7 +71,7 @@ class Record:
     n: int | None = None
     """Windows that were scored (perplexity), samples (tasks)."""
     nll_sum: float | None = None
-    """Sum of the scored tokens' negative log-likelihoods in nats, float64. A token scored in k windows counts k times."""
+    """Sum of the scored tokens' negative log-likelihoods, nats. A token scored in k windows counts k times."""
     tokens: int | None = None
     """Scored tokens, counted the same way."""
     documents: int | None = None

@@ -1,6 +1,7 @@
 """Cells become records: runs what is not stored yet, group by group, and stores each cell as soon as it is whole.
 
-A cell that fails (out of memory, a NaN, a document that went away) becomes a failed record with its reason, and the others go on.
+A cell that fails (out of memory, a NaN, a document that went away) becomes a failed record with its reason, and the
+others go on.
 """
 
 from __future__ import annotations
@@ -9,23 +10,21 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from longeval.backends.base import Backend, OutOfMemoryError
+from longeval.cells import Cell, Group
 from longeval.errors import LongEvalError
 from longeval.estimate import ModelSize, model_size
 from longeval.evals.perplexity import Window
 from longeval.evals.texts import Texts
 from longeval.models.prepare import PreparedModel
-from longeval.nll import TokenNll
-from longeval.plan import Cell, Group, Job, Plan
-from longeval.provenance import provenance
+from longeval.outcome import Measured, Outcome, outcome, why_skipped, without_value
+from longeval.plan import Job, Plan
+from longeval.provenance import running_commit
 from longeval.records import Record
-from longeval.report.stats import interval
-from longeval.report.units import bits_per_byte, mean_nll, resampling_units
 from longeval.spec import PplSpec, requests_from_yaml, requests_to_yaml
 from longeval.store import Store
 
@@ -104,6 +103,7 @@ def run(
     Raises:
         LongEvalError: The first model can't be loaded or used (nothing is computed then).
     """
+    running_commit()  # now, not at the first record: the code that runs is the code of this moment
     stored = {} if fresh else {cell.id: found for cell in plan.cells if (found := _usable(store, cell)) is not None}
     todo = [_missing(job, set(stored)) for job in plan.jobs]
     sizes = {job.model.name: model_size(job.model.config) for job in todo if job.groups}
@@ -142,14 +142,6 @@ def _missing(job: Job, stored: set[str]) -> Job:
 
 
 @dataclass(kw_only=True, slots=True)
-class _Measured:
-    """What a group's passes gave for one cell."""
-
-    nlls: list[npt.NDArray[np.float32]] = field(default_factory=list)
-    windows: list[Window] = field(default_factory=list)
-
-
-@dataclass(kw_only=True, slots=True)
 class _Runner:
     """One run under way: the loaded model, and the records so far."""
 
@@ -173,7 +165,7 @@ class _Runner:
             runnable = tuple(cell for cell in group.cells if cell.windows)
             for cell in group.cells:
                 if not cell.windows:
-                    self.keep(cell, job, [_without_value(cell, job, "skipped", _why_skipped(job, cell), "")])
+                    self.keep(cell, Outcome([without_value(cell, job, "skipped", why_skipped(job, cell), "")], None))
             if not runnable:
                 continue
             try:
@@ -214,14 +206,12 @@ class _Runner:
         elapsed_s = time.perf_counter() - started
         for cell in group.cells:
             digest = self.digest(group, cell, backend)
-            records, nll = _records(
-                cell, job, backend, texts, measured[cell.id], elapsed_s=elapsed_s, rope_digest=digest
-            )
-            self.keep(cell, job, records, nll)
+            whole = outcome(cell, job, backend, texts, measured[cell.id], elapsed_s=elapsed_s, rope_digest=digest)
+            self.keep(cell, whole)
 
-    def measure(self, group: Group, backend: Backend, texts: Texts) -> dict[str, _Measured]:
+    def measure(self, group: Group, backend: Backend, texts: Texts) -> dict[str, Measured]:
         """Runs all passes of a group and hands each cell its part."""
-        measured = {cell.id: _Measured() for cell in group.cells}
+        measured = {cell.id: Measured() for cell in group.cells}
         wanted: dict[tuple[int, int], list[tuple[Cell, Window]]] = {}
         for cell in group.cells:
             for window in cell.windows:
@@ -251,99 +241,13 @@ class _Runner:
     def fail(self, cells: Sequence[Cell], job: Job, reason: str, device: str) -> None:
         """Failed records for cells."""
         for cell in cells:
-            self.keep(cell, job, [_without_value(cell, job, "failed", reason, device)])
+            self.keep(cell, Outcome([without_value(cell, job, "failed", reason, device)], None))
 
-    def keep(self, cell: Cell, job: Job, records: Sequence[Record], nll: TokenNll | None = None) -> None:
+    def keep(self, cell: Cell, whole: Outcome) -> None:
         """Stores a cell; the request goes before the first one."""
         if not self.remembered:
             remember_request(self.store, self.spec)
             self.remembered = True
-        self.store.save(records, nll)
-        self.records[cell.id] = tuple(records)
-        self.progress.finished(records[0])
-
-
-def _records(
-    cell: Cell,
-    job: Job,
-    backend: Backend,
-    texts: Texts,
-    measured: _Measured,
-    *,
-    elapsed_s: float,
-    rope_digest: str,
-) -> tuple[list[Record], TokenNll | None]:
-    """Records of a cell's metrics from its token values; a value that is not finite makes it a failed one."""
-    nll = texts.token_nll(measured.windows, measured.nlls)
-    bad = np.flatnonzero(~np.isfinite(nll.nll_S))
-    if len(bad):
-        window = int(np.searchsorted(nll.offsets_W, bad[0], side="right")) - 1
-        reason = (
-            f"{len(bad)} of {len(nll.nll_S)} token values are not finite, the first at position "
-            f"{nll.positions_S()[bad[0]]} of a window of {nll.documents[nll.document_W[window]]}"
-        )
-        return [_without_value(cell, job, "failed", reason, backend.device)], None
-    common = _common(cell, job)
-    measured_fields = {
-        "n": len(nll.tokens_W),
-        "nll_sum": float(nll.nll_S.sum(dtype=np.float64)),
-        "tokens": len(nll.nll_S),
-        "documents": texts.num_scored_documents(measured.windows),
-        "truncated": cell.truncated,
-        "elapsed_s": round(elapsed_s, 3),
-        "peak_memory_bytes": backend.peak_memory_bytes(),
-        "rope_digest": rope_digest,
-        "backend": backend.name,
-        "dtype": backend.dtype,
-        "provenance": provenance(backend.device),
-    }
-    perplexity = float(np.exp(mean_nll(nll, cell.protocol)))
-    spread = interval(resampling_units(nll, cell.protocol), seed=cell.params["seed"])
-    drawn = {} if spread is None else dataclasses.asdict(spread)
-    params = common["params"] | {"ci": {key: drawn[key] for key in drawn if key not in ("low", "high")} or None}
-    common |= measured_fields | {"params": params, "status": "ok"}
-    limits = {} if spread is None else {"ci_low": spread.low, "ci_high": spread.high}
-    records = [Record(metric="perplexity", value=perplexity, **limits, **common)]
-    bits = bits_per_byte(nll)
-    if bits is not None:
-        records.append(Record(metric="bits_per_byte", value=bits, **common))
-    return records, nll
-
-
-def _common(cell: Cell, job: Job) -> dict[str, Any]:
-    """The fields that a plan knows of a cell's record."""
-    return {
-        "cell": cell.id,
-        "model": cell.model,
-        "pe": cell.pe.canonical,
-        "factor": cell.factor,
-        "length": cell.length,
-        "data": cell.data,
-        "task": None,
-        "protocol": cell.protocol,
-        "params": cell.params,
-        "backend": "hf",
-        "dtype": job.model.dtype,
-        "skipped": cell.skipped,
-    }
-
-
-def _without_value(cell: Cell, job: Job, status: Any, reason: str, device: str) -> Record:
-    return Record(
-        metric="perplexity",
-        value=None,
-        status=status,
-        error=reason,
-        provenance=provenance(device),
-        **_common(cell, job),
-    )
-
-
-def _why_skipped(job: Job, cell: Cell) -> str:
-    selection = job.corpus.selection
-    if job.protocol.joined:
-        return f"the stream has {sum(selection.lengths)} tokens, fewer than {cell.length}"
-    return (
-        f"no document of {cell.length} tokens among those of at least {job.corpus.min_tokens} "
-        f"(longest looked at: {selection.longest_tokens})"
-    )
+        self.store.save(whole.records, whole.nll)
+        self.records[cell.id] = tuple(whole.records)
+        self.progress.finished(whole.records[0])

@@ -1,7 +1,8 @@
 """What was asked: values as users write them, and the frozen request that a run is made from.
 
-A request comes from flags or from YAML (`longeval run FILE`), is checked here as far as it can be without looking anything up
-(names of methods, models and data are looked up by `plan`), and is written into the run folder as it was understood.
+A request comes from flags or from YAML (`longeval run FILE`), is checked here as far as it can be without looking
+anything up (names of methods, models and data are looked up by `plan`), and is written into the run folder as it was
+understood.
 """
 
 from __future__ import annotations
@@ -155,7 +156,7 @@ class PplSpec:
             if value is None or value == {}:
                 continue
             if item.name == "lengths":
-                value = [format_length(length) for length in value]
+                value = [int(text) if text.isdigit() else text for text in map(format_length, value)]
             plain[item.name] = list(value) if isinstance(value, tuple) else value
         return plain
 
@@ -189,7 +190,7 @@ def ppl_spec_from_mapping(plain: Mapping[str, Any], *, origin: str) -> PplSpec:
 _EXAMPLES = {"model": "model: smollm2-135m-q4", "pe": "pe: [none, yarn]", "lengths": "lengths: [4k, 8k]"}
 
 
-def _from_yaml(key: str, value: Any, origin: str) -> Any:  # noqa: PLR0911
+def _from_yaml(key: str, value: Any, origin: str) -> Any:
     """One value of a YAML request, checked and in the spec's type."""
     flag = f"{origin}: {key}"
     if key in ("model", "pe", "data", "lengths"):
@@ -223,8 +224,12 @@ def _from_yaml(key: str, value: Any, origin: str) -> Any:  # noqa: PLR0911
 
 def requests_to_yaml(requests: list[dict[str, Any]]) -> str:
     """One YAML document per request."""
-    head = "# What was asked of this run folder. `longeval run` on this file repeats it: only what is missing is computed.\n"
-    return head + "---\n".join(yaml.safe_dump(request, sort_keys=False, allow_unicode=True) for request in requests)
+    head = "# What was asked of this run folder; `longeval run` on this file computes what is missing.\n"
+    dumped = [
+        yaml.safe_dump(request, sort_keys=False, allow_unicode=True, default_flow_style=None, width=1000)
+        for request in requests
+    ]
+    return head + "---\n".join(dumped)
 
 
 def requests_from_yaml(text: str, *, origin: str) -> list[dict[str, Any]]:

@@ -32,7 +32,7 @@ class Backend(Protocol):
         ...
 
     def rope_digest(self, length: int) -> str:
-        """SHA-256 of the table that the model really holds for positions 0 … length−1 (see `rope.base.table_digest`)."""
+        """SHA-256 of the table that the model holds for positions 0 … length−1 (see `rope.base.table_digest`)."""
         ...
 
     def score(self, tokens_T: npt.NDArray[np.int32], first_scored: int) -> npt.NDArray[np.float32]:

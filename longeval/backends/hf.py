@@ -1,8 +1,9 @@
 """The `hf` backend: a transformers causal language model, run window by window.
 
-The decoder runs once over a window; logits are computed in chunks and only at positions whose next token is scored, so no
-tokens × vocabulary matrix ever exists. The chunk's logits come from the model's own forward with its decoder stood in
-for, so whatever a family does between hidden states and logits (soft caps, scales) is done by the family's own code.
+The decoder runs once over a window; logits are computed in chunks and only at positions whose next token is scored, so
+no tokens × vocabulary matrix ever exists. The chunk's logits come from the model's own forward with its decoder stood
+in for, so whatever a family does between hidden states and logits (soft caps, scales) is done by the family's own
+code.
 
 Shapes: B batch (1), T tokens, S scored tokens, C a chunk of them, V vocabulary, H hidden size.
 """
@@ -44,7 +45,7 @@ class HFBackend:
     def __init__(self, model: Any) -> None:
         self.model = model
         self.dtype = str(model.dtype).removeprefix("torch.")
-        self._decoder = getattr(model, model.base_model_prefix, None)
+        self._decoder: Any = getattr(model, model.base_model_prefix, None)
         if self._decoder is None:
             raise LongEvalError(f"--model: a {model.config.model_type} model has no decoder apart from its head")
         self._rotary, self.shipped = replace_rotary(model, model.config.model_type)
@@ -90,7 +91,7 @@ class HFBackend:
 
     @contextmanager
     def _head(self) -> Iterator[Any]:
-        """Yields a function from hidden states (C, H) to logits (C, V): the model's forward with the decoder stubbed."""
+        """Yields a function from hidden states (C, H) to logits (C, V): the model's forward, its decoder stubbed."""
         held: dict[str, torch.Tensor] = {}
         own_forward = self._decoder.__dict__.get("forward")  # an instance attribute only where accelerate put one
         self._decoder.forward = lambda *_, **__: BaseModelOutputWithPast(last_hidden_state=held["hidden_BCH"])

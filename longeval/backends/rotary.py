@@ -1,8 +1,8 @@
 """The rotary module that takes the place of a transformers model's own, and the search for that place.
 
-It serves one float32 table (float64 angles, exact periodicity, see `rope.base.RopeTable.cos_sin`) and casts last. A model's
-own module says how it lays features out over the head; the replacement is accepted only if, given the model's own
-frequencies, it reproduces the module it replaces.
+It serves one float32 table (float64 angles, exact periodicity, see `rope.base.RopeTable.cos_sin`) and casts last. A
+model's own module says how it lays features out over the head; the replacement is accepted only if, given the model's
+own frequencies, it reproduces the module it replaces.
 
 Shapes: B batch, T tokens, F features, D rotary dimensions = 2F.
 """

@@ -1,1 +1,1 @@
-""""""
+"""The commands, one file each; heavy imports only inside them."""

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from longeval.spec import format_length
 
 if TYPE_CHECKING:
+    from longeval.cells import Group
     from longeval.evals.perplexity import Window
-    from longeval.plan import Group
     from longeval.records import Record
 
 PLAIN_EVERY_S = 30.0
@@ -88,7 +88,8 @@ class RunProgress(AbstractContextManager["RunProgress"]):
         self._tokens += window.length
         self._passes += 1
         left = self._left()
-        rate = f"window {self._passes}/{self._num_passes} · {self._tokens / max(self._busy_s, 1e-9):,.0f} tokens/s · {left}"
+        speed = self._tokens / max(self._busy_s, 1e-9)
+        rate = f"window {self._passes}/{self._num_passes} · {speed:,.0f} tokens/s · {left}"
         if self._live is not None:
             self._live.update(self._task, completed=self._done, rate=rate)
         elif now - self._last_line > PLAIN_EVERY_S:

@@ -1,4 +1,4 @@
-"""Which documents of a source a request uses: long enough, and at most so many; the others are counted, not forgotten."""
+"""Which documents of a source a request uses: long enough, and at most so many; the others are counted."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Perplexity protocols: exactly which tokens are scored with how much context.
 
-Protocols that share a name elsewhere differ in these two points, and so in their numbers; here each has its own name, and the
-name is in every record. A protocol turns document lengths into windows; what the windows mean is derived later from
-their token-level values (`report.stats`).
+Protocols that share a name elsewhere differ in these two points, and so in their numbers; here each has its own name,
+and the name is in every record. A protocol turns document lengths into windows; what the windows mean is derived later
+from their token-level values (`report.stats`).
 
     prefix               the first n tokens of each document, one window
     sliding              Press et al. 2022 (arXiv 2108.12409): a window every `stride` tokens, only new tokens count

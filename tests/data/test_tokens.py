@@ -98,6 +98,17 @@ def test_trimmed_offsets_lose_no_bytes():
     assert plain.byte_ends_T[-1] == trimmed.byte_ends_T[-1]
 
 
+def test_a_token_that_stands_for_no_text_takes_no_bytes_back():
+    class WithOffsets:
+        is_fast = True
+
+        def __call__(self, text, **_):
+            return {"input_ids": [1, 2, 3, 4], "offset_mapping": [(0, 2), (0, 0), (2, 4), (3, 3)]}
+
+    document = tokenise(Document(name="d", text="éaébc"), WithOffsets(), "digest", None)
+    assert document.byte_ends().tolist() == [3, 3, 6, 7]
+
+
 def test_no_special_tokens_are_added():
     assert tokenised("time", metaspace()).tokens()[0] != 1
     assert metaspace()("time")["input_ids"][0] == 1

@@ -13,7 +13,7 @@ SPEC = "model: toy\npe: [none, yarn]\nlengths: [64, 128]\n"
 
 
 def make_nll(windows, *, documents=None, contexts=None, starts=None, names=None, num_bytes=4):
-    """TokenNll from one list of NLLs per window; `num_bytes` a token; by default every window is a document of its own."""
+    """TokenNll from one list of NLLs per window; `num_bytes` a token; by default each window is a document."""
     document_W = list(range(len(windows))) if documents is None else documents
     names = tuple(f"doc{d}" for d in range(max(document_W, default=0) + 1)) if names is None else names
     return TokenNll(

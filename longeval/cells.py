@@ -1,0 +1,197 @@
+"""Cells, their stable ids, and groups of cells that share forward passes."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from longeval.data.selection import Selection
+from longeval.data.sources import Source
+from longeval.evals.perplexity import Protocol, Window
+from longeval.models.prepare import PreparedModel
+from longeval.records import SCHEMA_VERSION, canonical_json
+from longeval.rope.base import Geometry, RopeTable
+from longeval.rope.build import MethodName
+from longeval.rope.parameters import make_parameters
+from longeval.spec import PplSpec
+
+ID_DIGITS = 16
+"""Hex digits of a cell id: 64 bits, no collision to fear among a study's cells."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Corpus:
+    """A data set as one model sees it."""
+
+    source: Source
+    selection: Selection
+    min_tokens: int
+    """Documents below it were skipped."""
+    docs: int | str
+    """At most this many were taken."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cell:
+    """One (model, method, length, data, protocol): the unit of work, storage and resume."""
+
+    id: str
+    model: str
+    pe: MethodName
+    factor: float | None
+    """None for methods that don't use it."""
+    length: int
+    data: str
+    protocol: str
+    params: dict[str, Any]
+    """Everything else that decides the value, as the record shows it."""
+    windows: tuple[Window, ...]
+    """What is scored, in order; empty where no document is long enough."""
+    skipped: int
+    """Documents that were looked at and left out because they are too short."""
+    truncated: int
+    """Documents of which tokens after the last scored one are left out."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Group:
+    """Cells of one model and data set that the same forward passes serve: equal tables, and nested or equal windows."""
+
+    cells: tuple[Cell, ...]
+    """Ascending in length (all of one length unless the protocol's windows are nested)."""
+    table: Callable[[int], RopeTable]
+    """Window length → table."""
+    static: bool
+    """Whether that is the same table for every window of the group."""
+
+    def passes(self) -> list[Window]:
+        """The windows to run: for each, every cell's window of the same document and start is a beginning of it."""
+        longest: dict[tuple[int, int], Window] = {}
+        for cell in self.cells:
+            for window in cell.windows:
+                key = (window.document, window.start)
+                if key not in longest or window.stop > longest[key].stop:
+                    longest[key] = window
+        return list(longest.values())
+
+
+def _factors(spec: PplSpec, native_length: int) -> dict[int, float]:
+    """The factor s of every length."""
+    if spec.factor == "each":
+        return {length: max(1.0, length / native_length) for length in spec.lengths}
+    one = max(1.0, spec.lengths[-1] / native_length) if spec.factor is None else spec.factor
+    return dict.fromkeys(spec.lengths, one)
+
+
+def build_groups(
+    spec: PplSpec, protocol: Protocol, model: PreparedModel, corpus: Corpus, names: Sequence[MethodName]
+) -> tuple[Group, ...]:
+    """All cells of one model and data set, cells with the same passes together."""
+    factors = _factors(spec, model.native_length)
+    groups: list[Group] = []
+    for name in names:
+        for length in spec.lengths:
+            geometry = dataclasses.replace(model.geometry, factor=factors[length])
+            table = model.tables(name, geometry, spec.pe_args.get(name.base, {}))
+            cell = _cell(spec, protocol, model, corpus, name, geometry, length)
+            dependent = name.method.length_dependent
+            # Their tables change with n in one direction only: equal at both ends is equal in between.
+            static = not dependent or table(length).same_as(table(2))
+            _add(groups, Group(cells=(cell,), table=table, static=static), protocol)
+    return tuple(groups)
+
+
+def _add(groups: list[Group], new: Group, protocol: Protocol) -> None:
+    """Puts a one-cell group into the first group that can serve it, or at the end."""
+    length = new.cells[0].length
+    for index, group in enumerate(groups):
+        same_lengths = group.cells[0].length == length
+        if not (new.static and group.static and (protocol.nested or same_lengths)):
+            continue
+        if group.table(length).same_as(new.table(length)):
+            cells = sorted((*group.cells, *new.cells), key=lambda cell: cell.length)
+            groups[index] = dataclasses.replace(group, cells=tuple(cells))
+            return
+    groups.append(new)
+
+
+def _cell(
+    spec: PplSpec,
+    protocol: Protocol,
+    model: PreparedModel,
+    corpus: Corpus,
+    name: MethodName,
+    geometry: Geometry,
+    length: int,
+) -> Cell:
+    method = name.method
+    parameters = make_parameters(name.base, spec.pe_args.get(name.base, {}))
+    lengths = corpus.selection.lengths
+    windows = tuple(protocol.windows(lengths, length, spec.stride, model.bos))
+    scored = len({window.document for window in windows})
+    too_short = 0 if protocol.joined or not windows else len(lengths) - scored
+    factor = geometry.factor if method.uses_factor else None
+    params: dict[str, Any] = {
+        "native_length": model.native_length,
+        "theta": model.geometry.theta,
+        "head_dim": model.geometry.head_dim,
+        "method": dataclasses.asdict(parameters),
+        "shipped_rope": model.shipped_rope,
+        "stride": spec.stride if protocol.strided else None,
+        "bos": model.bos,
+        "min_tokens": corpus.min_tokens,
+        "docs": corpus.docs,
+        "seed": spec.seed,
+        "attn": spec.attn,
+        "weights": model.weights_digest,
+        "tokenizer": model.tokenizer_digest,
+        "data_digest": corpus.selection.digest,
+        "data_origin": corpus.source.origin,
+    }
+    skipped = corpus.selection.skipped + (too_short if windows else len(lengths))
+    decides = {
+        "kind": "ppl",
+        "schema": SCHEMA_VERSION,
+        "model": model.name,
+        "pe": name.canonical,
+        "factor": factor,
+        "length": length,
+        "data": corpus.source.name,
+        "protocol": protocol.name,
+        "backend": spec.backend,
+        "dtype": model.dtype,
+        "skipped": skipped,
+        # Where the texts were found and how many were allowed decides nothing once they are chosen.
+        **{key: value for key, value in params.items() if key not in ("data_origin", "docs")},
+    }
+    return Cell(
+        id=hashlib.sha256(canonical_json(decides).encode()).hexdigest()[:ID_DIGITS],
+        model=model.name,
+        pe=name,
+        factor=factor,
+        length=length,
+        data=corpus.source.name,
+        protocol=protocol.name,
+        params=params,
+        windows=windows,
+        skipped=skipped,
+        truncated=_truncated(protocol, lengths, windows),
+    )
+
+
+def _truncated(protocol: Protocol, lengths: Sequence[int], windows: Sequence[Window]) -> int:
+    """Documents of which tokens after the last scored one are left out."""
+    if not windows:
+        return 0
+    if protocol.joined:
+        last = max(window.stop for window in windows)
+        return int(np.sum(np.cumsum(lengths) > last))
+    ends: dict[int, int] = {}
+    for window in windows:
+        ends[window.document] = max(window.stop, ends.get(window.document, 0))
+    return sum(end < lengths[document] for document, end in ends.items())

@@ -1,0 +1,38 @@
+import io
+
+from fabricated_runs import make_nll, make_records
+from rich.console import Console
+
+from longeval.report.tables import summary_table
+
+NLL = make_nll([[2.0] * 8] * 10)
+LOWER = make_nll([[1.0] * 8] * 10)
+
+
+def rendered(records):
+    console = Console(width=120, force_terminal=True, color_system="standard", record=True, file=io.StringIO())
+    for table in summary_table(records):
+        console.print(table)
+    return console.export_text(styles=True)
+
+
+def test_one_table_per_data_with_best_failed_and_missing_cells():
+    records = [
+        *make_records("none", 4096, NLL),
+        *make_records("yarn", 4096, LOWER),
+        *make_records("yarn", 8192, status="failed", error="out of [memory]"),
+        *make_records("none", 4096, NLL, data="other"),
+    ]
+    assert len(summary_table(records)) == 2
+    text = rendered(records)
+    assert "4k" in text
+    assert "8k" in text
+    assert "\x1b[1m2.718" in text
+    assert "\x1b[1m7.389" not in text
+    assert "\x1b[31mfailed" in text
+    assert "failed: yarn 8k: out of [memory]" in text
+    assert "[2.718, 2.718]" in text
+
+
+def test_nothing_to_show():
+    assert summary_table([]) == []
