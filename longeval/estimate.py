@@ -8,13 +8,13 @@ the output head only where a token is scored.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from longeval.evals.perplexity import Window
 from longeval.models.prepare import PreparedModel
-from longeval.plan import Plan
+from longeval.plan import Job
 
 RUNTIME_BYTES = 500 * 1024 * 1024
 """Python, torch and transformers themselves (measured, CPU build)."""
@@ -99,11 +99,11 @@ def model_size(config: Any) -> ModelSize:
     )
 
 
-def estimate(plan: Plan) -> list[Estimate]:
-    """Estimates every model's part of a plan."""
+def estimate(all_jobs: Sequence[Job]) -> list[Estimate]:
+    """Estimates every model's part of what is to be done."""
     estimates = []
-    for name in dict.fromkeys(job.model.name for job in plan.jobs):
-        jobs = [job for job in plan.jobs if job.model.name == name]
+    for name in dict.fromkeys(job.model.name for job in all_jobs):
+        jobs = [job for job in all_jobs if job.model.name == name]
         model = jobs[0].model
         windows = [window for job in jobs for window in job.passes()]
         size = model_size(model.config)

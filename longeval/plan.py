@@ -54,8 +54,13 @@ class Plan:
 
     @property
     def cells(self) -> list[Cell]:
-        """All cells of all jobs."""
-        return [cell for job in self.jobs for cell in job.cells]
+        """All cells of all jobs, in the order in which they were asked for."""
+        return [cell for job in self.jobs for cell in self.cells_of(job)]
+
+    def cells_of(self, job: Job) -> list[Cell]:
+        """A job's cells in the order in which they were asked for."""
+        order = {name: index for index, name in enumerate(self.spec.pe)}
+        return sorted(job.cells, key=lambda cell: (order[cell.pe.canonical], cell.length))
 
 
 def plan_ppl(spec: PplSpec) -> Plan:
@@ -116,7 +121,7 @@ def _corpus(source: Source, spec: PplSpec, model: PreparedModel) -> Corpus:
 
 def _check_lengths(spec: PplSpec, protocol: Protocol, model: PreparedModel, corpora: Sequence[Corpus]) -> None:
     """Every length needs a document (or a stream) that fills a window, in at least one data set."""
-    for length in spec.lengths:
+    for length in reversed(spec.lengths):
         if any(_fillable(protocol, corpus, length - model.bos) for corpus in corpora):
             continue
         found = "; ".join(_what_is_there(protocol, corpus) for corpus in corpora)

@@ -10,7 +10,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -104,8 +104,7 @@ def run(
         LongEvalError: The first model can't be loaded or used (nothing is computed then).
     """
     running_commit()  # now, not at the first record: the code that runs is the code of this moment
-    stored = {} if fresh else {cell.id: found for cell in plan.cells if (found := _usable(store, cell)) is not None}
-    todo = [_missing(job, set(stored)) for job in plan.jobs]
+    stored, todo = pending(plan, store, fresh=fresh)
     sizes = {job.model.name: model_size(job.model.config) for job in todo if job.groups}
     progress.begin([sizes[job.model.name].window_flops(window) for job in todo for window in job.passes()])
     runner = _Runner(store=store, progress=progress, spec=plan.spec, load=load, sizes=sizes)
@@ -113,6 +112,21 @@ def run(
         runner.job(job)
     records = [record for cell in plan.cells for record in stored.get(cell.id) or runner.records[cell.id]]
     return RunResult(records=tuple(records), computed=len(runner.records), reused=len(stored))
+
+
+class Pending(NamedTuple):
+    """A plan held against a store."""
+
+    stored: dict[str, tuple[Record, ...]]
+    """Records of the cells that are done, by cell id."""
+    jobs: list[Job]
+    """The plan's jobs without those cells."""
+
+
+def pending(plan: Plan, store: Store, *, fresh: bool = False) -> Pending:
+    """What of a plan is stored already, and what is left to do; `fresh`: everything is left."""
+    stored = {} if fresh else {cell.id: found for cell in plan.cells if (found := _usable(store, cell)) is not None}
+    return Pending(stored, [_missing(job, set(stored)) for job in plan.jobs])
 
 
 def remember_request(store: Store, spec: PplSpec) -> None:

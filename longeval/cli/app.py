@@ -6,19 +6,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import sys
 
-import click
 import typer
 
 from longeval.cli import doctor, models, ppl, report, rope
 from longeval.cli import run as run_command
 from longeval.errors import LongEvalError
 
+INTERRUPTED = 130
+"""Exit status after Ctrl-C."""
+
 app = typer.Typer(
     name="longeval",
     help="How well does a RoPE language model work once its context is stretched?",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -38,18 +41,33 @@ def main() -> None:
 
 def run_app(arguments: list[str]) -> int:
     """Runs one command line and returns its exit status; messages go to stderr."""
+    logger, messages = logging.getLogger("longeval"), logging.StreamHandler(sys.stderr)
+    messages.setFormatter(logging.Formatter("longeval: %(message)s"))
+    logger.setLevel(logging.INFO)
+    logger.addHandler(messages)
+    try:
+        return _run(arguments)
+    finally:
+        logger.removeHandler(messages)
+
+
+def _run(arguments: list[str]) -> int:
+    """A command line's exit status, its errors turned into messages."""
+    if not arguments:
+        with contextlib.redirect_stdout(sys.stderr):
+            app(args=["--help"], prog_name="longeval", standalone_mode=False)
+        return 2
     try:
         status = app(args=arguments, prog_name="longeval", standalone_mode=False)
     except LongEvalError as error:
         print(f"longeval: {error}", file=sys.stderr)  # noqa: T201
         return 2
-    except click.exceptions.NoArgsIsHelpError as error:
-        error.show()
+    except typer.TyperException as error:
+        # typer carries a click of its own: its errors are not those of the package click.
+        print(f"longeval: {error.format_message().rstrip('.')}. Try --help.", file=sys.stderr)  # noqa: T201
         return 2
-    except click.ClickException as error:
-        print(f"longeval: {error.format_message()} Try --help.", file=sys.stderr)  # noqa: T201
-        return 2
-    except (KeyboardInterrupt, click.Abort):
+    except typer.Abort:
+        status = INTERRUPTED
+    if status == INTERRUPTED:  # typer's answer to Ctrl-C
         print("longeval: interrupted; finished cells are stored", file=sys.stderr)  # noqa: T201
-        return 130
     return status if isinstance(status, int) else 0

@@ -26,7 +26,7 @@ def models(
 
     longeval models --json - | jq -r '.[] | select(.cached) | .name'
 
-    longeval ppl --model smollm2-135m-q4 --data stdlib --lengths 2k,4k
+    longeval ppl --model smollm2-135m-q4 --pe none,yarn --data stdlib --lengths 2k,4k
     """
     from longeval.cli.json_output import write_json
     from longeval.models.catalog import CATALOG

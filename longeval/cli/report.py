@@ -10,9 +10,7 @@ import typer
 
 
 def report(
-    runs: Annotated[
-        list[str], typer.Argument(metavar="RUN...", help="Run folders, as `longeval ppl --out` wrote them.")
-    ],
+    runs: Annotated[list[str], typer.Argument(metavar="RUN", help="Run folders, as `longeval ppl --out` wrote them.")],
     out: Annotated[
         str | None,
         typer.Option(

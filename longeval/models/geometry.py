@@ -43,7 +43,7 @@ def rope_geometry(config: Any) -> ConfigRope:
     if not isinstance(parameters, dict) or not parameters:
         raise _no_rope(text, "its config has no rope_parameters")
     by_layer_type = all(value is None or isinstance(value, dict) for value in parameters.values())
-    shipped = _full_attention(parameters) if by_layer_type else parameters
+    shipped = full_attention(parameters) if by_layer_type else parameters
     theta = shipped.get("rope_theta")
     if not isinstance(theta, int | float):
         raise _no_rope(text, "its rope_parameters have no rope_theta")
@@ -91,7 +91,7 @@ def native_length(config: Any, override: int | None = None) -> int:
     )
 
 
-def _full_attention(parameters: dict[str, Any]) -> dict[str, Any]:
+def full_attention(parameters: dict[str, Any]) -> dict[str, Any]:
     """The parameters of the layers that see the whole context."""
     chosen = parameters.get("full_attention")
     if chosen is None:

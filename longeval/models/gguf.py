@@ -72,7 +72,7 @@ def converted_folder(path: str, *, name: str, sha256: str) -> str:
     started = time.monotonic()
     try:
         os.makedirs(os.path.dirname(folder), exist_ok=True)
-        _remove_stale(os.path.dirname(folder))
+        remove_stale(os.path.dirname(folder), _BUILDING)
         building = os.path.join(os.path.dirname(folder), f"{_BUILDING}{uuid.uuid4().hex[:8]}")
         os.mkdir(building)
     except OSError as error:
@@ -92,6 +92,13 @@ def converted_folder(path: str, *, name: str, sha256: str) -> str:
 def cached_folder(name: str, sha256: str) -> str:
     """Returns where the dequantised model is or would be, without making it."""
     return os.path.join(cache_dir(), "models", f"{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}-{sha256[:8]}")
+
+
+def remove_stale(folder: str, prefix: str) -> None:
+    """Removes working folders, told by their prefix, that a killed process left in `folder` more than a day ago."""
+    for entry in os.scandir(folder):
+        if entry.name.startswith(prefix) and time.time() - entry.stat().st_mtime > _STALE_S:
+            shutil.rmtree(entry.path, ignore_errors=True)
 
 
 def unwritable(error: OSError) -> LongEvalError:
@@ -179,10 +186,3 @@ def _narrowest_exact(tensors: list[torch.Tensor]) -> torch.dtype:
         if all(torch.equal(tensor.to(dtype).to(tensor.dtype), tensor) for tensor in tensors):
             return dtype
     return torch.float32
-
-
-def _remove_stale(folder: str) -> None:
-    """Removes what a killed conversion left behind more than a day ago."""
-    for entry in os.scandir(folder):
-        if entry.name.startswith(_BUILDING) and time.time() - entry.stat().st_mtime > _STALE_S:
-            shutil.rmtree(entry.path, ignore_errors=True)

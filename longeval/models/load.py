@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
+
 from longeval.errors import LongEvalError
 from longeval.models.device import native_bfloat16, resolve_attention, resolve_device, resolve_device_map, resolve_dtype
 from longeval.models.geometry import ConfigRope, native_length, rope_geometry
@@ -35,6 +37,9 @@ __all__ = [
     "weights_digest",
 ]
 
+_UNREADABLE = (ValueError, KeyError, TypeError, OSError, ImportError, StrictDataclassError)
+"""What transformers raises for files that aren't what it expects; the last for config fields of a wrong type."""
+
 
 def load_config(ref: ModelRef, *, trust_remote_code: bool = False) -> Any:
     """Returns the model's `PreTrainedConfig`; no weights are read.
@@ -53,7 +58,7 @@ def load_config(ref: ModelRef, *, trust_remote_code: bool = False) -> Any:
     try:
         with quiet_transformers():
             return transformers.AutoConfig.from_pretrained(**source, trust_remote_code=trust_remote_code)
-    except (ValueError, KeyError, TypeError, OSError, ImportError) as error:
+    except _UNREADABLE as error:
         raise _unloadable(ref, "config", error) from error
 
 
@@ -65,7 +70,7 @@ def load_tokenizer(ref: ModelRef, *, trust_remote_code: bool = False) -> Any:
     try:
         with quiet_transformers():
             return transformers.AutoTokenizer.from_pretrained(**source, trust_remote_code=trust_remote_code)
-    except (ValueError, KeyError, TypeError, OSError, ImportError) as error:
+    except _UNREADABLE as error:
         raise _unloadable(ref, "tokenizer", error) from error
 
 
@@ -117,7 +122,7 @@ def load_model(
             f"--model {ref.name}: its weights in {dtype} don't fit on {device}",
             "Try --device-map auto, or a smaller model.",
         ) from error
-    except (ValueError, KeyError, TypeError, OSError, ImportError, RuntimeError) as error:
+    except (*_UNREADABLE, RuntimeError) as error:
         raise _unloadable(ref, "model", error) from error
     _check_complete(ref, loading)
     return model.eval().requires_grad_(False)

@@ -10,6 +10,8 @@ from typing import Any
 from longeval.data.tokens import tokenizer_digest
 from longeval.errors import LongEvalError
 from longeval.models import load
+from longeval.models.device import resolve_attention, resolve_device_map
+from longeval.models.geometry import full_attention
 from longeval.models.identity import weights_digest
 from longeval.rope.base import Geometry, RopeTable
 from longeval.rope.build import MethodName, build_table
@@ -117,13 +119,15 @@ def prepare(
     """Finds a model and reads its configuration and tokenizer; see `models.load` for the errors."""
     device = load.resolve_device(device)
     dtype = load.resolve_dtype(dtype, device)
+    attn = resolve_attention(attn, device)
+    device_map = resolve_device_map(device_map)
     ref = load.resolve(name, revision=revision)
     config = load.load_config(ref, trust_remote_code=trust_remote_code)
     rope = load.rope_geometry(config)
     geometry = Geometry(
         head_dim=rope.head_dim, theta=rope.theta, native_length=load.native_length(config, native), factor=1.0
     )
-    shipped = _shipped(name, rope, load.native_length(config, None if native is None else native))
+    shipped = _shipped(name, rope, load.native_length(config, native))
     tokenizer = load.load_tokenizer(ref, trust_remote_code=trust_remote_code)
     notes = []
     if shipped.base != "none":
@@ -162,7 +166,7 @@ def _bos(name: str, tokenizer: Any, asked: bool | None) -> bool:
 
 def _shipped(name: str, rope: load.ConfigRope, native_length: int) -> Shipped:
     """The scaling in a model's config; raises LongEvalError for one that our methods can't say."""
-    given = rope.parameters
+    given = full_attention(rope.parameters) if rope.by_layer_type else rope.parameters
     factor = float(given.get("factor") or 1.0)
     native_length = int(given.get("original_max_position_embeddings") or native_length)
     base, keys = {

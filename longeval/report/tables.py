@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -15,20 +16,27 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 
-def summary_table(records: Iterable[Record]) -> list[Table]:
-    """Perplexity tables for a rich console, one per model, data set and protocol; best of each column in bold."""
+def summary_table(records: Iterable[Record], *, width: int | None = None) -> list[Table]:
+    """Perplexity tables for a rich console, one per model, data set and protocol; best of each column in bold.
+
+    Args:
+        records: Records of any metrics; those of perplexity are shown.
+        width: Columns of the console; default: of the terminal. Intervals are left out where they don't fit.
+    """
     from rich.markup import escape
     from rich.table import Table
 
+    width = shutil.get_terminal_size().columns if width is None else width
     tables = []
     for grid in build_grids(records):
         table = Table(title=escape(f"Perplexity: {grid.title}"), title_justify="left", caption_justify="left")
         table.add_column("method", no_wrap=True)
-        table.add_column("s", justify="right")
+        table.add_column("s", justify="right", no_wrap=True)
+        with_interval = _width(grid) <= width
         for length in grid.lengths:
             table.add_column(format_length(length), justify="right", no_wrap=True)
         for row in grid.rows:
-            cells = [_cell(grid, row.cells.get(length)) for length in grid.lengths]
+            cells = [_cell(grid, row.cells.get(length), with_interval=with_interval) for length in grid.lengths]
             table.add_row(escape(row.label), factor_text(row), *cells)
         reasons = outcome_lines(grid)
         if reasons:
@@ -56,7 +64,20 @@ def outcome_lines(grid: Grid) -> list[str]:
     return [f"{status}: {', '.join(names)}: {reason}" for (status, reason), names in cells.items()]
 
 
-def _cell(grid: Grid, record: Record | None) -> Text:
+def _width(grid: Grid) -> int:
+    """Columns that a table with intervals takes: three for each border with its padding, one for the last."""
+    widths = [
+        max(len("method"), *(len(row.label) for row in grid.rows)),
+        max(len(factor_text(row)) for row in grid.rows),
+    ]
+    for length in grid.lengths:
+        records = [row.cells.get(length) for row in grid.rows]
+        texts = [format_length(length), *map(format_outcome, records), *map(format_interval, records)]
+        widths.append(max(map(len, texts)))
+    return sum(widths) + 3 * len(widths) + 1
+
+
+def _cell(grid: Grid, record: Record | None, *, with_interval: bool) -> Text:
     from rich.text import Text
 
     text = Text(format_outcome(record))
@@ -64,7 +85,7 @@ def _cell(grid: Grid, record: Record | None) -> Text:
         text.stylize("red")
     elif record is not None and grid.is_best(record):
         text.stylize("bold")
-    interval = format_interval(record)
+    interval = format_interval(record) if with_interval else ""
     if interval:
         text.append(f"\n{interval}", style="dim")
     return text

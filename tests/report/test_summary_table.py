@@ -9,9 +9,9 @@ NLL = make_nll([[2.0] * 8] * 10)
 LOWER = make_nll([[1.0] * 8] * 10)
 
 
-def rendered(records):
-    console = Console(width=120, force_terminal=True, color_system="standard", record=True, file=io.StringIO())
-    for table in summary_table(records):
+def rendered(records, width=120):
+    console = Console(width=width, force_terminal=True, color_system="standard", record=True, file=io.StringIO())
+    for table in summary_table(records, width=width):
         console.print(table)
     return console.export_text(styles=True)
 
@@ -36,3 +36,13 @@ def test_one_table_per_data_with_best_failed_and_missing_cells():
 
 def test_nothing_to_show():
     assert summary_table([]) == []
+
+
+def test_intervals_are_left_out_rather_than_cut():
+    records = [record for length in (64, 128, 256) for record in make_records("none", length, NLL)]
+    table_width = (6 + 3) + (1 + 3) + 3 * (14 + 3) + 1
+    assert rendered(records, table_width).count("[7.389, 7.389]") == 3
+    narrow = rendered(records, table_width - 1)
+    assert "[" not in narrow.replace("\x1b[", "")
+    assert narrow.count("7.389") == 3
+    assert "…" not in narrow

@@ -76,6 +76,12 @@ def test_window_mean_units_are_runs_of_windows():
     assert units.numerator_U.tolist() == [4.0] + [2.0] * 30
 
 
+def test_window_mean_units_stay_in_their_document():
+    windows = [np.ones(256)] * 129
+    nll = make_nll(windows, documents=[w // 43 for w in range(129)])
+    assert resampling_units(nll, "sliding_window_mean").denominator_U.tolist() == ([2.0] * 21 + [1.0]) * 3
+
+
 def test_stream_blocks_cover_a_window_length():
     overlapping = make_nll([np.ones(2047)] * 40, documents=[0] * 40, starts=[1 + 256 * w for w in range(40)])
     assert resampling_units(overlapping, "stream").denominator_U.tolist() == [8 * 2047.0] * 5

@@ -132,6 +132,9 @@ def test_without_nlls_the_report_says_so(run, tmp_path):
     text = (tmp_path / "bare" / "report.md").read_text()
     assert "No token-level NLLs are stored" in text
     assert "Differences without an interval" in text
+    with open(tmp_path / "bare" / "report_files" / "pairs.csv", newline="") as file:
+        line = next(csv.DictReader(file))
+    assert (line["ratio"], line["ratio_low"], line["excludes_zero"]) == ("0.0", "", "")
     assert not list((tmp_path / "bare" / "report_files").glob("position*"))
 
 
@@ -155,6 +158,9 @@ def test_records_for_other_programs(reports):
         ("yarn", "32", "true"),
         ("yarn", "64", "true"),
     }
+    yarn = next(line for line in pairs if line["base"] == "yarn")
+    assert float(yarn["points"]) == pytest.approx(np.exp(1.8) - np.exp(1.9), rel=1e-6)
+    assert float(yarn["points_low"]) == pytest.approx(np.exp(1.8) - np.exp(1.9), rel=1e-6)
     with open(reports / "demo_files" / "positions.csv", newline="") as file:
         positions = list(csv.DictReader(file))
     assert sum(int(line["tokens"]) for line in positions if line["pe"] == "yarn") == 12 * 63

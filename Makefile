@@ -1,0 +1,72 @@
+# Everything a developer types. Each target sets up .venv first if need be; `make` alone lists them.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+DEMO := runs/demo
+
+# Test processes: more than four only cost memory, as each imports torch; each has one thread, so they don't compete.
+WORKERS ?= $(shell n=$$(nproc 2>/dev/null || sysctl -n hw.ncpu); echo $$((n < 4 ? n : 4)))
+PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
+RUNNABLE := not gpu and not network and not vllm
+
+.PHONY: help setup demo test test-slow test-all check format bench clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(INSTALLED) ## Make .venv with everything at the tested versions
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@if [[ ! -x $(BIN)/pip ]]; then \
+		for python in python3.11 python3.12 python3.13 python3; do \
+			if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+				echo "setup: $(VENV) with $$($$python --version)"; $$python -m venv $(VENV); break; \
+			fi; \
+		done; \
+	fi
+	@if [[ ! -x $(BIN)/pip ]]; then echo "setup: no Python 3.11 or newer found; install one" >&2; exit 1; fi
+	@echo "setup: installing packages (a few minutes the first time)"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt torch
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+	@echo "setup: done; $(BIN)/longeval --help"
+
+demo: $(INSTALLED) ## Measure a real model (fetched once) at 4k, 8k and 12k; again: only what is missing
+	@$(BIN)/longeval ppl --model smollm2-135m-q4 --pe none,yarn,resonance_yarn --lengths 4k,8k,12k \
+		--data stdlib --docs 1 --out $(DEMO)
+	@$(BIN)/longeval report $(DEMO) --out $(DEMO)/report.md --quiet
+	@echo
+	@echo "Plot:   $$(ls $(DEMO)/report_files/perplexity-*.png)"
+	@echo "Report: $(DEMO)/report.md"
+
+test: $(INSTALLED) ## Run the quick tests: no network, no GPU
+	@$(PYTEST) -n $(WORKERS)
+
+test-slow: $(INSTALLED) ## Run the slow tests: the real model, and real documents under LONGEVAL_DATA
+	@$(PYTEST) -m 'slow and $(RUNNABLE)'
+
+test-all: test test-slow ## Run the quick tests and the slow ones
+
+check: $(INSTALLED) ## Check format, lint, types and spelling; changes nothing
+	@$(BIN)/ruff format --check --quiet . || { echo "check: not formatted; run make format" >&2; exit 1; }
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy --no-error-summary
+	@$(BIN)/codespell
+	@echo "check: format, lint, types and spelling are clean"
+
+format: $(INSTALLED) ## Format the code and mend what the linter can
+	@$(BIN)/ruff format --quiet .
+	@$(BIN)/ruff check --quiet --fix .
+
+bench: $(INSTALLED) ## Measure speed and memory against a plain loop (some minutes)
+	@$(BIN)/python tests/bench/run.py
+
+clean: ## Remove what can be made again, the runs and .venv excepted
+	@rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .bench build dist
+	@find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,198 @@
+"""What other programs rely on, written down: commands, options, record keys, exit statuses. A change here is a break."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import types
+
+import pytest
+import typer.main
+
+from longeval.cli.app import app, run_app
+from longeval.records import SCHEMA_VERSION, Provenance, Record, record_from_json
+from longeval.report.flat import records_json
+from longeval.run import RunResult
+
+COMMANDS = typer.main.get_command(app).commands
+
+OPTIONS = {
+    "ppl": "--model --pe --lengths --data --protocol --factor --native --pe-arg --docs --min-tokens --stride --bos "
+    "--no-bos --text-field --backend --dtype --device --device-map --attn --revision --trust-remote-code --seed --out "
+    "--json --dry-run --fresh --quiet -q --verbose -v",
+    "run": "--pe --out --json --dry-run --fresh --quiet -q --verbose -v",
+    "report": "--out --json --quiet -q",
+    "rope": "--head-dim --theta --native --factor --length --pe-arg --json --plot --list",
+    "models": "--json",
+    "doctor": "--json",
+}
+"""All options of all commands, in both forms of those that have two."""
+
+REQUIRED = {
+    "ppl": {"--model", "--pe", "--lengths"},
+    "run": {"file"},
+    "report": {"runs"},
+    "rope": set(),
+    "models": set(),
+    "doctor": set(),
+}
+
+DEFAULTS = {"data": "gov_report", "protocol": "prefix", "backend": "hf", "stride": "256", "dtype": "auto", "seed": "0"}
+
+RECORD_KEYS = [
+    "schema_version", "cell", "model", "pe", "factor", "length", "data", "task", "protocol", "params", "backend",
+    "dtype", "metric", "value", "ci_low", "ci_high", "n", "nll_sum", "tokens", "documents", "truncated", "skipped",
+    "status", "error", "elapsed_s", "peak_memory_bytes", "rope_digest", "provenance",
+]  # fmt: skip
+
+PROVENANCE_KEYS = ["versions", "commit", "dirty", "command", "date", "device", "platform"]
+
+PPL = ["ppl", "--model", "m", "--pe", "none", "--lengths", "4k"]
+
+
+def make_record(**changes):
+    provenance = Provenance(
+        versions={"longeval": "0.1.0"}, commit=None, dirty=None, command="c", date="d", device="cpu", platform="p"
+    )
+    fields = {
+        "cell": "a1",
+        "model": "m",
+        "pe": "none",
+        "factor": None,
+        "length": 4096,
+        "data": "stdlib",
+        "task": None,
+        "protocol": "prefix",
+        "backend": "hf",
+        "dtype": "float32",
+        "metric": "perplexity",
+        "value": 10.0,
+        "status": "ok",
+        "provenance": provenance,
+    }
+    return Record(**fields | changes)
+
+
+def test_the_commands():
+    assert set(COMMANDS) == set(OPTIONS)
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_the_options_of_each_command(command):
+    options = [p for p in COMMANDS[command].params if p.param_type_name == "option"]
+    assert {name for option in options for name in [*option.opts, *option.secondary_opts]} == set(
+        OPTIONS[command].split()
+    )
+    assert {p.opts[0] for p in COMMANDS[command].params if p.required} == REQUIRED[command]
+
+
+def test_the_defaults_of_ppl():
+    defaults = {option.name: option.default for option in COMMANDS["ppl"].params}
+    assert {name: defaults[name] for name in DEFAULTS} == DEFAULTS
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_every_example_is_a_command_line_that_parses(command):
+    lines = [line.strip() for line in COMMANDS[command].help.splitlines()]
+    examples = [line for line in lines if line.startswith("longeval ")]
+    assert examples
+    for example in examples:
+        name, *arguments = shlex.split(example.partition(" | ")[0])[1:]
+        COMMANDS[name].make_context(name, arguments)
+
+
+def test_record_keys_in_the_written_order():
+    plain = make_record().to_json()
+    assert list(plain) == RECORD_KEYS
+    assert list(plain["provenance"]) == PROVENANCE_KEYS
+    assert plain["schema_version"] == SCHEMA_VERSION == 1
+
+
+def test_fields_that_do_not_apply_are_null_and_nothing_is_nan():
+    plain = make_record(value=float("nan"), ci_low=float("inf"), status="failed", error="why").to_json()
+    given = {"schema_version", "cell", "model", "pe", "length", "data", "protocol", "params", "backend", "dtype"}
+    assert {key for key, value in plain.items() if value is None} == set(RECORD_KEYS) - given - {
+        "metric", "status", "error", "provenance",
+    }  # fmt: skip
+
+
+def test_records_travel_as_a_json_array_of_those_objects():
+    record = make_record(nll_sum=1.5, params={"seed": 0})
+    array = json.loads(records_json([record]))
+    assert [list(plain) for plain in array] == [RECORD_KEYS]
+    assert record_from_json(array[0]) == record
+
+
+@pytest.fixture
+def planned(tmp_path, monkeypatch):
+    """Returns a function that makes `ppl` end with the given records instead of computing any."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("longeval.plan.plan_ppl", lambda spec: types.SimpleNamespace(notes=()))
+
+    def end_with(outcome):
+        def run(*arguments, **settings):
+            if isinstance(outcome, BaseException):
+                raise outcome
+            return RunResult(records=tuple(outcome), computed=len(outcome), reused=0)
+
+        monkeypatch.setattr("longeval.run.run", run)
+
+    return end_with
+
+
+def test_status_0_all_done_and_only_json_on_stdout(planned, capsys):
+    planned([make_record()])
+    assert run_app([*PPL, "--json", "-"]) == 0
+    out, err = capsys.readouterr()
+    assert [list(plain) for plain in json.loads(out)] == [RECORD_KEYS]
+    assert "1 cells computed" in err
+
+
+def test_status_3_some_cells_failed(planned, capsys):
+    planned([make_record(), make_record(cell="b2", value=None, status="failed", error="no memory")])
+    assert run_app([*PPL, "-q"]) == 3
+    assert "1 cells failed" in capsys.readouterr().err
+
+
+def test_status_130_interrupted(planned, capsys):
+    planned(KeyboardInterrupt())
+    assert run_app([*PPL, "-q"]) == 130
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.strip() == "longeval: interrupted; finished cells are stored"
+
+
+def test_status_1_is_a_bug_and_keeps_its_traceback(planned):
+    planned(ZeroDivisionError())
+    with pytest.raises(ZeroDivisionError):  # the interpreter then prints it and ends with 1
+        run_app([*PPL, "-q"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["nonsense"], "nonsense"),
+        (["ppl", "--nonsense"], "--nonsense"),
+        (["ppl"], "--model"),
+        ([*PPL, "--stride"], "--stride"),
+        ([*PPL, "--stride", "0"], "--stride 0"),
+        (["report"], "RUN"),
+        (["rope", "yarn", "extra"], "extra"),
+    ],
+)
+def test_status_2_wrong_requests_get_one_message(tmp_path, monkeypatch, capsys, arguments, named):
+    monkeypatch.chdir(tmp_path)
+    assert run_app(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("longeval: ")
+    assert err.count("\n") == 1
+    assert named in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_command_at_all_shows_the_help_as_a_message(capsys):
+    assert run_app([]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert all(command in err for command in OPTIONS)

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import gguf
+import numpy as np
+import pytest
+import torch
+
+from longeval.errors import LongEvalError
+from longeval.models import gguf as conversion
+from longeval.models.load import load_config, load_model, load_tokenizer, resolve
+from longeval.models.resolve import is_present, local_folder
+
+
+def test_a_gguf_becomes_an_ordinary_folder_with_exactly_its_values(write_gguf, own_cache):
+    path = write_gguf(quantised=True)
+    ref = resolve(str(path))
+    assert ref.kind == "gguf"
+    assert not is_present(ref)
+    model = load_model(ref, dtype="float32", device="cpu")
+    assert is_present(ref)
+    packed = {tensor.name: tensor for tensor in gguf.GGUFReader(str(path)).tensors}
+    for ours, theirs in (
+        ("model.embed_tokens.weight", "token_embd.weight"),
+        ("model.layers.0.mlp.down_proj.weight", "blk.0.ffn_down.weight"),
+        ("model.norm.weight", "output_norm.weight"),
+    ):
+        expected = gguf.dequantize(packed[theirs].data, packed[theirs].tensor_type)
+        assert np.array_equal(model.state_dict()[ours].numpy(), expected)
+    config = load_config(ref)
+    assert not hasattr(config, "quantization_config")
+    assert (config.max_position_embeddings, config.rope_parameters["rope_theta"]) == (256, 700.0)
+    assert load_tokenizer(ref)("ab c").input_ids[0] == 5
+    assert [entry.name for entry in (own_cache / "models").iterdir()] == [local_folder(ref).rsplit("/", 1)[-1]]
+
+
+def test_it_is_converted_once(write_gguf, monkeypatch):
+    ref = resolve(str(write_gguf()))
+    folder = local_folder(ref)
+    monkeypatch.setattr(conversion, "_convert", lambda *_: pytest.fail("converted twice"))
+    assert local_folder(ref) == folder
+
+
+def test_nothing_is_left_of_a_conversion_that_failed(write_gguf, own_cache, monkeypatch):
+    ref = resolve(str(write_gguf()))
+    monkeypatch.setattr(conversion, "_rebuild", lambda _: (_ for _ in ()).throw(ValueError("odd tensor")))
+    with pytest.raises(LongEvalError, match=r"can't convert this GGUF .*odd tensor"):
+        local_folder(ref)
+    assert list((own_cache / "models").iterdir()) == []
+
+
+def test_the_first_of_two_conversions_wins(write_gguf, own_cache, monkeypatch):
+    ref = resolve(str(write_gguf()))
+    real = conversion._convert
+
+    def overtaken(path, folder, sha256):
+        real(path, folder, sha256)
+        other = own_cache / "models" / conversion.cached_folder("gguf-tiny", sha256).rsplit("/", 1)[-1]
+        other.mkdir()
+        (other / "theirs").touch()
+
+    monkeypatch.setattr(conversion, "_convert", overtaken)
+    folder = local_folder(ref)
+    assert [entry.name for entry in (own_cache / "models").iterdir()] == [folder.rsplit("/", 1)[-1]]
+    assert (own_cache / "models" / folder.rsplit("/", 1)[-1] / "theirs").exists()
+
+
+def test_rope_scaling_that_would_be_lost_is_refused(write_gguf):
+    factors = np.linspace(1, 8, 16)
+    with pytest.raises(LongEvalError, match="RoPE scaling of its own"):
+        local_folder(resolve(str(write_gguf("scaled.gguf", rope_freqs=factors))))
+    local_folder(resolve(str(write_gguf("plain.gguf", rope_freqs=np.ones(16)))))
+
+
+def test_a_gguf_cut_off_in_the_middle(write_gguf):
+    path = write_gguf()
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(LongEvalError, match="can't convert this GGUF"):
+        local_folder(resolve(str(path)))
+
+
+def test_unwritable_cache(write_gguf, monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("LONGEVAL_CACHE", str(tmp_path / "file"))
+    with pytest.raises(LongEvalError, match="LONGEVAL_CACHE"):
+        local_folder(resolve(str(write_gguf())))
+
+
+def test_the_narrowest_dtype_that_keeps_every_value():
+    halves = [torch.tensor([0.5, 1.0, 3.0])]
+    assert conversion._narrowest_exact(halves) == torch.bfloat16
+    assert conversion._narrowest_exact([*halves, torch.tensor([1.0009765625])]) == torch.float16
+    assert conversion._narrowest_exact([*halves, torch.tensor([0.1])]) == torch.float32

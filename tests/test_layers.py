@@ -1,0 +1,157 @@
+"""Imports go downward only, and a few rules that hold for every module; read from the source with `ast`."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "longeval"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+LAYERS = (
+    {"__main__"},
+    {"cli"},
+    {"run", "doctor"},
+    {"outcome"},
+    {"report"},
+    {"estimate"},
+    {"plan"},
+    {"cells"},
+    {"evals"},
+    {"backends"},
+    {"models"},
+    {"data"},
+    {"rope"},
+    {"spec", "store", "provenance"},
+    {"records", "nll", "registry"},
+    {"errors", "cache"},
+)
+"""From the top down: a module or package imports only from layers below its own. A new one is placed here first."""
+
+RANKS = {name: rank for rank, layer in enumerate(reversed(LAYERS)) for name in layer}
+
+REPORT_MAY_IMPORT = {"report", "records", "nll", "store", "spec", "errors", "cache"}
+"""Reports read only the store."""
+
+ROPE_MAY_IMPORT = {"rope", "spec", "registry", "errors", "cache"}
+"""Methods are pure functions."""
+
+ENGINES = {"torch", "transformers", "tokenizers", "accelerate", "safetensors", "huggingface_hub", "vllm", "datasets"}
+
+
+def imported(source: str) -> set[str]:
+    """Full names of everything a module imports, inside functions too, but not under `if TYPE_CHECKING`."""
+    names: set[str] = set()
+    pending: list[ast.AST] = [ast.parse(source)]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.If) and ast.unparse(node.test).split(".")[-1] == "TYPE_CHECKING":
+            pending += node.orelse
+            continue
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"relative import: {ast.unparse(node)}"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+        pending += ast.iter_child_nodes(node)
+    return names
+
+
+def units(names: set[str]) -> set[str]:
+    """The packages and modules directly under longeval among `names`: `rope` for longeval.rope.base."""
+    return {name.split(".")[1] for name in names if name.startswith("longeval.")} - {"__version__"}
+
+
+def unit_of(module: Path) -> str:
+    return module.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def upward(unit: str, source: str) -> set[str]:
+    """What a module of `unit` imports from its own layer (itself excepted) or above."""
+    return {other for other in units(imported(source)) if other != unit and RANKS[other] >= RANKS[unit]}
+
+
+def forbidden(source: str) -> list[str]:
+    """What no module may hold: pickles, code from model repositories without asking, a bare except."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.keyword) and node.arg in ("trust_remote_code", "allow_pickle"):
+            if isinstance(node.value, ast.Constant) and node.value.value is True:
+                found.append(f"{node.arg}=True")
+        elif isinstance(node, ast.Dict):
+            for key, value in zip(node.keys, node.values, strict=True):
+                if isinstance(key, ast.Constant) and key.value in ("trust_remote_code", "allow_pickle"):
+                    found += [f"{key.value}: True"] if isinstance(value, ast.Constant) and value.value is True else []
+        elif isinstance(node, ast.Attribute) and ast.unparse(node) in ("torch.load", "np.fromfile"):
+            found.append(ast.unparse(node))
+        elif isinstance(node, ast.ExceptHandler) and node.type is None:
+            found.append("bare except")
+    found += sorted(imported(source) & {"pickle", "cPickle", "dill", "torch.load"})
+    return found
+
+
+def test_every_module_has_a_place():
+    assert {unit_of(module) for module in MODULES} - {"__init__"} == set(RANKS)
+
+
+@pytest.mark.parametrize("unit", sorted(RANKS))
+def test_imports_go_downward_only(unit):
+    for module in MODULES:
+        if unit_of(module) == unit:
+            assert upward(unit, module.read_text(encoding="utf-8")) == set(), module
+
+
+def test_importing_longeval_itself_imports_nothing():
+    assert imported((PACKAGE / "__init__.py").read_text(encoding="utf-8")) == set()
+
+
+@pytest.mark.parametrize(("unit", "allowed"), [("report", REPORT_MAY_IMPORT), ("rope", ROPE_MAY_IMPORT)])
+def test_report_and_rope_know_no_engine(unit, allowed):
+    modules = sorted((PACKAGE / unit).glob("*.py"))
+    assert modules
+    for module in modules:
+        names = imported(module.read_text(encoding="utf-8"))
+        assert units(names) <= allowed, module
+        assert {name.split(".")[0] for name in names} & ENGINES == set(), module
+
+
+@pytest.mark.parametrize("unit", ["report", "rope"])
+def test_importing_all_of_report_or_rope_leaves_engines_out(unit):
+    modules = [f"longeval.{unit}.{path.stem}" for path in (PACKAGE / unit).glob("*.py") if path.stem != "__init__"]
+    code = f"import importlib, json, sys\nfor m in {modules!r}: importlib.import_module(m)\nprint(json.dumps([*sys.modules]))"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    present = set(json.loads(answer.stdout))
+    assert set(modules) <= present
+    assert present & (ENGINES | {"longeval.models", "longeval.backends", "longeval.data"}) == set()
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_modules_keep_the_rules(module):
+    source = module.read_text(encoding="utf-8")
+    assert forbidden(source) == []
+    assert source.count("\n") <= 400, "it has two jobs"
+    assert module.stem not in ("utils", "util", "helpers", "common", "misc"), "a function lives where its noun lives"
+
+
+def test_the_checks_themselves_see_what_they_look_for():
+    lazily = "def f():\n    from longeval.run import run\n"
+    assert upward("plan", lazily) == {"run"}
+    assert upward("run", lazily) == set()
+    assert upward("doctor", lazily) == {"run"}, "the same layer is not below"
+    assert upward("rope", "import longeval.backends.hf") == {"backends"}
+    assert upward("rope", "from longeval import cli, __version__") == {"cli"}
+    assert upward("rope", "if TYPE_CHECKING:\n    from longeval.run import run\nelse:\n    import longeval.plan") == {
+        "plan"
+    }
+    assert forbidden("f(trust_remote_code=True)") == ["trust_remote_code=True"]
+    assert forbidden("x = {'allow_pickle': True}") == ["allow_pickle: True"]
+    assert forbidden("f(trust_remote_code=asked, allow_pickle=False)") == []
+    assert forbidden("import torch\ntorch.load('x')") == ["torch.load"]
+    assert forbidden("from torch import load") == ["torch.load"]
+    assert forbidden("import pickle") == ["pickle"]
+    assert forbidden("try:\n    f()\nexcept:\n    g()") == ["bare except"]

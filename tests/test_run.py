@@ -1,0 +1,318 @@
+"""From spec to records with a backend whose answers are known, and with a tiny real model."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import shutil
+
+import numpy as np
+import pytest
+
+from longeval.backends.fake import FakeBackend
+from longeval.cli.progress import RunProgress
+from longeval.errors import LongEvalError
+from longeval.plan import plan_ppl
+from longeval.run import load_backend, run
+from longeval.spec import PplSpec
+from longeval.store import Store
+
+
+@pytest.fixture
+def request_spec(tiny_llama, documents):
+    def make(**changes):
+        fields = {
+            "model": (str(tiny_llama),),
+            "pe": ("none",),
+            "lengths": (32, 64, 128),
+            "data": (str(documents),),
+            "dtype": "float32",
+        }
+        return PplSpec(**(fields | changes))
+
+    return make
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(str(tmp_path / "run"))
+
+
+def log_position(tokens_S, positions_S, table):
+    """A token at position p costs log(p + 1) nats."""
+    return np.log(positions_S + 1.0)
+
+
+def carry_out(spec, store, backend=None, **options):
+    plan = plan_ppl(spec)
+    load = load_backend if backend is None else lambda model: backend
+    return run(plan, store, RunProgress(quiet=True), load=load, **options)
+
+
+def values(result, metric="perplexity"):
+    return {(r.pe, r.length): r.value for r in result.records if r.metric == metric}
+
+
+def test_perplexity_is_the_closed_form(request_spec, store):
+    result = carry_out(request_spec(), store, FakeBackend(log_position))
+    for length in (32, 64, 128):
+        # exp(mean of log 2 … log n) over n−1 tokens, the same in every document
+        expected = math.exp(math.lgamma(length + 1) / (length - 1))
+        assert values(result)["none", length] == pytest.approx(expected, rel=1e-6)
+    record = next(r for r in result.records if r.length == 64)
+    # Documents of about 400, 60 and 250 words: the second has fewer than 128 tokens.
+    assert (record.documents, record.skipped, record.truncated, record.n) == (2, 1, 2, 2)
+    assert record.tokens == 2 * 63
+    assert record.nll_sum == pytest.approx(2 * math.lgamma(65), rel=1e-6)
+
+
+def test_bits_per_byte_counts_the_bytes_of_the_scored_tokens(request_spec, store, tiny_llama, documents):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    texts = [json.loads(line)["text"] for line in documents.read_text().splitlines()]
+    result = carry_out(request_spec(lengths=(64,)), store, FakeBackend(lambda t, p, _: np.full(len(t), math.log(2))))
+    num_bytes = 0
+    for text in texts:
+        ids = tokenizer(text).input_ids
+        if len(ids) >= 64:
+            num_bytes += len(tokenizer.decode(ids[1:64]).encode())
+    scored = sum(len(tokenizer(text).input_ids) >= 64 for text in texts) * 63
+    assert values(result)["none", 64] == pytest.approx(2.0)
+    assert values(result, "bits_per_byte")["none", 64] == pytest.approx(scored / num_bytes)
+
+
+def test_one_pass_a_document_serves_all_lengths_of_a_static_method(request_spec, store):
+    backend = FakeBackend(log_position)
+    carry_out(request_spec(pe=("yarn", "resonance_yarn")), store, backend)
+    assert backend.windows == [(128, 1)] * 4
+
+
+def test_length_dependent_methods_share_passes_only_where_their_table_is_the_same(request_spec, store):
+    backend = FakeBackend(log_position)
+    result = carry_out(request_spec(pe=("none", "dynamic_ntk"), lengths=(32, 64, 96, 128)), store, backend)
+    # Up to the native 64 tokens dynamic_ntk is none; beyond, each length has its own passes.
+    assert sorted(backend.windows) == [(96, 1)] * 2 + [(128, 1)] * 4
+    digests = {(r.pe, r.length): r.rope_digest for r in result.records}
+    assert digests["none", 64] == digests["dynamic_ntk", 64]
+    assert digests["none", 96] != digests["dynamic_ntk", 96]
+
+
+def test_each_length_can_have_its_own_factor(request_spec, store):
+    one = carry_out(request_spec(pe=("yarn", "none")), store, FakeBackend(log_position))
+    each = carry_out(request_spec(pe=("yarn", "none"), factor="each"), store, FakeBackend(log_position))
+    factors = [{r.length: r.factor for r in result.records if r.pe == "yarn"} for result in (one, each)]
+    assert factors == [{32: 2.0, 64: 2.0, 128: 2.0}, {32: 1.0, 64: 1.0, 128: 2.0}]
+    assert all(r.factor is None for r in one.records if r.pe == "none")
+    assert each.reused == 4  # the three of none, and yarn at 128, where both rules say 2
+
+
+def test_sliding_protocols_differ_as_they_should(request_spec, store):
+    spec = request_spec(lengths=(64,), stride=16, docs=1)
+    nll = {}
+    for protocol in ("sliding", "sliding_window_mean", "stream"):
+        changed = dataclasses.replace(spec, protocol=protocol)
+        result = carry_out(changed, store, FakeBackend(log_position))
+        record = result.records[0]
+        nll[protocol] = (math.log(record.value), record.tokens, record.n)
+    plan = plan_ppl(dataclasses.replace(spec, protocol="sliding"))
+    (num_tokens,) = plan.jobs[0].corpus.selection.lengths
+    # The first window scores positions 1 … 63; later ones 16 tokens at positions 48 … 63, the last one fewer.
+    first = [math.log(p + 1) for p in range(1, 64)]
+    later, scored = [], 64
+    while scored < num_tokens:
+        new = min(16, num_tokens - scored)
+        later.append([math.log(p + 1) for p in range(48, 48 + new)])
+        scored += new
+    tokens = first + [value for window in later for value in window]
+    assert nll["sliding"] == pytest.approx((sum(tokens) / len(tokens), num_tokens - 1, 1 + len(later)))
+    means = [sum(window) / len(window) for window in (first, *later)]
+    assert nll["sliding_window_mean"][0] == pytest.approx(sum(means) / len(means))
+    num_full = (num_tokens - 64) // 16 + 1
+    assert nll["stream"] == pytest.approx((sum(first) / 63, 63 * num_full, num_full))
+
+
+def test_bos_stands_in_every_window_where_the_tokenizer_adds_it(request_spec, store, tiny_llama_bos):
+    seen = []
+
+    def spy(tokens_S, positions_S, table):
+        seen.append((tokens_S[0], positions_S[0], len(tokens_S)))
+        return np.ones(len(tokens_S))
+
+    spec = request_spec(model=(str(tiny_llama_bos),), lengths=(64,), docs=1)
+    record = carry_out(spec, store, FakeBackend(spy)).records[0]
+    without = carry_out(dataclasses.replace(spec, bos=False), store, FakeBackend(spy)).records[0]
+    assert record.params["bos"] is True and without.params["bos"] is False
+    assert record.cell != without.cell
+    # 63 scored tokens both ways; with BOS they are the document's first 63, without its second to 64th.
+    assert [s[1:] for s in seen] == [(1, 63), (1, 63)]
+    assert seen[0][0] != seen[1][0] or record.tokens == without.tokens == 63
+
+
+def test_stored_cells_are_not_computed_again(request_spec, store):
+    carry_out(request_spec(lengths=(32, 64), min_tokens=128), store, FakeBackend(log_position))
+
+    def unexpected(model):
+        raise AssertionError("no weights needed")
+
+    again = run(
+        plan_ppl(request_spec(lengths=(32, 64), min_tokens=128)), store, RunProgress(quiet=True), load=unexpected
+    )
+    assert (again.computed, again.reused) == (0, 2)
+    backend = FakeBackend(log_position)
+    more = carry_out(request_spec(min_tokens=128, pe=("none", "yarn")), store, backend)
+    # none at 128 alone, and the three of yarn in one pass: two documents each
+    assert (more.computed, more.reused, len(backend.windows)) == (4, 2, 4)
+    fresh = carry_out(request_spec(lengths=(32, 64), min_tokens=128), store, FakeBackend(log_position), fresh=True)
+    assert (fresh.computed, fresh.reused) == (2, 0)
+
+
+def test_a_cell_whose_token_values_are_lost_is_computed_again(request_spec, store, tmp_path):
+    carry_out(request_spec(), store, FakeBackend(log_position))
+    shutil.rmtree(tmp_path / "run" / "nll")
+    assert carry_out(request_spec(), store, FakeBackend(log_position)).computed == 3
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pe_args": {"yarn": {"beta_fast": 16}}},
+        {"native": 32},
+        {"factor": 4.0},
+        {"seed": 1},
+        {"min_tokens": 256},
+        {"bos": True},
+        {"protocol": "stream", "stride": 32},
+        {"attn": "eager"},
+    ],
+)
+def test_cell_ids_depend_on_what_decides_the_result(request_spec, change):
+    before = plan_ppl(request_spec(pe=("yarn",)))
+    after = plan_ppl(request_spec(pe=("yarn",), **change))
+    assert not {cell.id for cell in before.cells} & {cell.id for cell in after.cells}
+    assert [cell.id for cell in plan_ppl(request_spec(pe=("yarn",))).cells] == [cell.id for cell in before.cells]
+
+
+def test_cell_ids_depend_on_weights_and_texts(request_spec, tiny_llama, documents, tmp_path):
+    before = plan_ppl(request_spec())
+    documents.write_text(documents.read_text().replace("report", "letter"))
+    assert not {cell.id for cell in before.cells} & {cell.id for cell in plan_ppl(request_spec()).cells}
+    from conftest import save_tiny_llama
+
+    other = save_tiny_llama(tmp_path / "other", intermediate_size=40)
+    digests = [plan_ppl(request_spec(model=(str(path),))).jobs[0].model.weights_digest for path in (tiny_llama, other)]
+    assert digests[0] != digests[1]
+
+
+def test_out_of_memory_fails_the_longest_and_the_others_go_on(request_spec, store):
+    result = carry_out(request_spec(), store, FakeBackend(log_position, max_tokens=100))
+    status = {r.length: r.status for r in result.records}
+    assert status == {32: "ok", 64: "ok", 128: "failed"}
+    (failed,) = [r for r in result.records if r.status == "failed"]
+    assert failed.error.startswith("out of memory in a window of 128 tokens") and failed.value is None
+    assert result.failed == 1
+    # Next time it is tried again.
+    again = carry_out(request_spec(), store, FakeBackend(log_position))
+    assert (again.computed, again.reused, again.failed) == (1, 2, 0)
+
+
+def test_a_nan_fails_only_the_cells_that_hold_it(request_spec, store):
+    def broken(tokens_S, positions_S, table):
+        return np.where(positions_S == 70, np.nan, 1.0)
+
+    result = carry_out(request_spec(), store, FakeBackend(broken))
+    assert {r.length: r.status for r in result.records} == {32: "ok", 64: "ok", 128: "failed"}
+    assert "position 70" in next(r.error for r in result.records if r.status == "failed")
+
+
+def test_documents_that_vanish_after_planning_fail_their_cells(request_spec, store):
+    plan = plan_ppl(request_spec())
+    os.unlink(plan.jobs[0].corpus.selection.documents[1].path)
+    result = run(plan, store, RunProgress(quiet=True), load=lambda model: FakeBackend(log_position))
+    assert {r.status for r in result.records} == {"failed"}
+    assert "FileNotFoundError" in result.records[0].error
+
+
+def test_a_length_that_one_data_set_cannot_fill_is_skipped_there(request_spec, store, tmp_path):
+    (tmp_path / "short.txt").write_text("a few words only, of a short report")
+    documents = request_spec().data[0]
+    result = carry_out(request_spec(data=(documents, str(tmp_path / "short.txt"))), store, FakeBackend(log_position))
+    skipped = [r for r in result.records if r.status == "skipped"]
+    assert len(skipped) == 3 and all("no document of" in r.error for r in skipped)
+    assert {r.skipped for r in skipped} == {1}
+    assert result.failed == 0
+
+
+def test_lengths_beyond_every_document_are_refused(request_spec):
+    with pytest.raises(LongEvalError, match=r"--lengths 4k \(4096 tokens\): longer than every document"):
+        plan_ppl(request_spec(lengths=(64, 4096)))
+    with pytest.raises(LongEvalError, match=r"longer than every document"):
+        plan_ppl(request_spec(lengths=(64, 1024), protocol="sliding", stride=64))
+    # Joined, the same documents fill a longer window.
+    assert len(plan_ppl(request_spec(lengths=(64, 1024), protocol="stream", stride=64)).cells) == 2
+
+
+def test_length_dependent_methods_have_no_memory(request_spec, tmp_path):
+    spec = request_spec(pe=("dynamic_ntk", "dynamic_yarn"), lengths=(64, 96, 128))
+    both = [
+        carry_out(spec, Store(str(tmp_path / "a"))),
+        carry_out(dataclasses.replace(spec, pe=("dynamic_yarn", "dynamic_ntk")), Store(str(tmp_path / "b"))),
+    ]
+    single = {
+        (pe, length): carry_out(
+            dataclasses.replace(spec, pe=(pe,), lengths=(length,), min_tokens=128),
+            Store(str(tmp_path / f"{pe}{length}")),
+        ).records[0]
+        for pe in spec.pe
+        for length in (128, 64, 96)
+    }
+    for result in both:
+        for record in result.records:
+            if record.metric == "perplexity":
+                assert record.rope_digest == single[record.pe, record.length].rope_digest
+                assert record.value == pytest.approx(single[record.pe, record.length].value, rel=1e-6)
+
+
+def test_long_then_short_equals_short_then_long_in_one_model(tiny_llama):
+    from longeval.models.prepare import prepare
+    from longeval.rope.build import parse_method_name
+
+    options = dict.fromkeys(("revision", "native", "bos", "device_map", "attn"))
+    model = prepare(str(tiny_llama), **options, dtype="float32", device="cpu", trust_remote_code=False)
+    table = model.tables(parse_method_name("dynamic_ntk"), model.geometry, {})
+    tokens_T = np.random.default_rng(0).integers(1, 300, 256).astype(np.int32)
+    backend = load_backend(model)
+
+    def score(length):
+        backend.serve(table(length), length)
+        return backend.score(tokens_T[:length], 1)
+
+    long_first = [score(256), score(80)]
+    short_first = [score(80), score(256)]
+    np.testing.assert_array_equal(long_first[0], short_first[1])
+    np.testing.assert_array_equal(long_first[1], short_first[0])
+
+
+def test_the_request_is_written_once_and_repeatable(request_spec, store, tmp_path):
+    carry_out(request_spec(), store, FakeBackend(log_position))
+    carry_out(request_spec(), store, FakeBackend(log_position))
+    carry_out(request_spec(pe=("yarn",)), store, FakeBackend(log_position))
+    text = (tmp_path / "run" / "spec.yaml").read_text()
+    assert text.count("command: ppl") == 2
+
+
+def test_a_model_whose_frequencies_are_not_its_configs_is_refused(request_spec, store, monkeypatch):
+    from longeval.models import prepare
+
+    honest = prepare.PreparedModel.shipped_table
+
+    def other(self):
+        table = honest(self)
+        return dataclasses.replace(table, inv_freq_F=table.inv_freq_F * 1.01)
+
+    monkeypatch.setattr(prepare.PreparedModel, "shipped_table", other)
+    with pytest.raises(LongEvalError, match="doesn't hold the frequencies"):
+        carry_out(request_spec(), store)
+    assert not os.path.exists(store.path)

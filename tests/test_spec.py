@@ -1,0 +1,128 @@
+"""What users write: lengths, factors, YAML requests, and their round trip."""
+
+from __future__ import annotations
+
+import pytest
+
+from longeval.errors import LongEvalError
+from longeval.spec import (
+    PplSpec,
+    format_length,
+    parse_count,
+    parse_factor,
+    parse_length,
+    parse_lengths,
+    ppl_spec_from_mapping,
+    requests_from_yaml,
+    requests_to_yaml,
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [("4k", 4096), ("128k", 131072), ("1m", 1048576), ("1000", 1000), (" 16K ", 16384), ("2M", 2097152)],
+)
+def test_lengths_are_binary_thousands(text, tokens):
+    assert parse_length(text) == tokens
+
+
+@pytest.mark.parametrize(("tokens", "text"), [(4096, "4k"), (1048576, "1m"), (1536 * 1024, "1536k"), (1000, "1000")])
+def test_lengths_are_shown_as_they_are_written(tokens, text):
+    assert format_length(tokens) == text
+    assert parse_length(text) == tokens
+
+
+@pytest.mark.parametrize("text", ["0", "-4k", "1", "4q", "", "4.5k", "k", "nan", "4 k", "1e4"])
+def test_unreadable_lengths_name_flag_and_value(text):
+    with pytest.raises(LongEvalError, match=r"^--lengths ") as caught:
+        parse_length(text)
+    assert text in str(caught.value)
+    assert caught.value.remedy
+
+
+def test_length_lists_are_sorted_without_repeats():
+    assert parse_lengths("8k,4k,8192") == (4096, 8192)
+    with pytest.raises(LongEvalError, match="an empty item"):
+        parse_lengths("4k,,8k")
+
+
+@pytest.mark.parametrize("text", ["0", "0.5", "nan", "inf", "-2", "x", ""])
+def test_bad_factors(text):
+    with pytest.raises(LongEvalError, match="--factor"):
+        parse_factor(text)
+    assert parse_factor("1.5") == 1.5
+
+
+def test_counts():
+    assert parse_count("7", flag="--docs") == 7
+    for text in ("0", "-1", "2.5", "x"):
+        with pytest.raises(LongEvalError, match="--docs"):
+            parse_count(text, flag="--docs")
+
+
+def spec(**changes):
+    return PplSpec(**({"model": ("m",), "pe": ("yarn", "none"), "lengths": (4096, 5000)} | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stride": 0}, "--stride 0"),
+        ({"docs": 0}, "--docs 0"),
+        ({"min_tokens": 1}, "--min-tokens 1"),
+        ({"native": 1}, "--native 1"),
+        ({"lengths": ()}, "--lengths"),
+        ({"device": "cpu", "device_map": "auto"}, "would be ignored"),
+    ],
+)
+def test_specs_validate_themselves(changes, message):
+    with pytest.raises(LongEvalError, match=message):
+        spec(**changes)
+
+
+def test_requests_survive_yaml():
+    requests = [
+        spec(factor="each", pe_args={"yarn": {"beta_fast": 16}}, docs="all", bos=False, native=2048),
+        spec(factor=2.5, docs=3, protocol="sliding", stride=128),
+        spec(),
+    ]
+    text = requests_to_yaml([request.to_mapping() for request in requests])
+    assert "lengths: [4k, 5000]" in text
+    again = [ppl_spec_from_mapping(plain, origin="f") for plain in requests_from_yaml(text, origin="f")]
+    assert again == requests
+    assert len({request.digest() for request in requests}) == 3
+
+
+def test_yaml_understands_what_flags_do():
+    text = "model: a,b\npe: [none, yarn]\nlengths: 4k,8k\nmin-tokens: 1k\ndocs: all\nfactor: 4\n"
+    (plain,) = requests_from_yaml(text, origin="f")
+    assert ppl_spec_from_mapping(plain, origin="f") == PplSpec(
+        model=("a", "b"), pe=("none", "yarn"), lengths=(4096, 8192), min_tokens=1024, docs="all", factor=4.0
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: [a", "f, line 1"),
+        ("- a\n", "holds no request"),
+        ("", "holds no request"),
+        ("model: a\npe: none\n", "lengths is missing"),
+        ("model: a\npe: none\nlengths: 4k\nstrid: 3\n", "unknown key strid.*stride"),
+        ("model: a\npe: none\nlengths: 4q\n", "f: lengths '4q'"),
+        ("model: a\npe: none\nlengths: 4k\nfactor: .nan\n", "f: factor nan"),
+        ("model: a\npe: none\nlengths: 4k\nbos: 1\n", "f: bos 1"),
+        ("model: a\npe: none\nlengths: 4k\npe_args: {yarn: 3}\n", "f: pe_args"),
+        ("model: {a: 1}\npe: none\nlengths: 4k\n", "f: model"),
+        ("model: a\npe: none\nlengths: 4k\nprotocol: 3\n", "f: protocol 3"),
+    ],
+)
+def test_bad_yaml_names_file_and_key(text, message):
+    with pytest.raises(LongEvalError, match=message):
+        for plain in requests_from_yaml(text, origin="f"):
+            ppl_spec_from_mapping(plain, origin="f")
+
+
+def test_yaml_builds_no_objects():
+    with pytest.raises(LongEvalError, match="not YAML"):
+        requests_from_yaml("model: !!python/object/apply:os.system ['true']\n", origin="f")

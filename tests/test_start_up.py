@@ -1,0 +1,71 @@
+"""`--help` answers at once: it imports nothing heavy. What is imported is asserted, not how long it takes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import typer.main
+
+from longeval.cli.app import app
+
+COMMANDS = sorted(typer.main.get_command(app).commands)
+
+HEAVY = {
+    "numpy", "torch", "transformers", "tokenizers", "matplotlib", "datasets", "pandas", "pyarrow", "fsspec", "yaml",
+    "huggingface_hub", "safetensors", "accelerate", "gguf", "psutil", "scipy",
+}  # fmt: skip
+
+HELP_OF_ALL = """
+import contextlib, io, json, sys
+from longeval.cli.app import run_app
+answers = {}
+for command in json.loads(sys.argv[1]):
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        status = run_app([command, "--help"] if command else ["--help"])
+    answers[command] = {"status": status, "out": out.getvalue(), "modules": [*sys.modules]}
+print(json.dumps(answers))
+"""
+
+
+@pytest.fixture(scope="module")
+def answers():
+    """Every command's help in one fresh process: status, text and the modules loaded by then."""
+    command = [sys.executable, "-c", HELP_OF_ALL, json.dumps(["", *COMMANDS])]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert answer.stderr == ""
+    return json.loads(answer.stdout)
+
+
+def test_the_program_lists_its_commands(answers):
+    assert answers[""]["status"] == 0
+    assert all(command in answers[""]["out"] for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_examples(answers, command):
+    assert answers[command]["status"] == 0
+    _, _, examples = answers[command]["out"].partition("Examples")
+    assert f"longeval {command}" in examples
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_imports_nothing_heavy(answers, command):
+    loaded = set(answers[command]["modules"])
+    assert "longeval.cli.app" in loaded
+    assert loaded & HEAVY == set()
+
+
+def test_python_dash_m_is_the_same_program():
+    answer = subprocess.run([sys.executable, "-m", "longeval", "--help"], capture_output=True, text=True, check=False)
+    assert answer.returncode == 0
+    assert "Usage: longeval" in answer.stdout
+    refused = subprocess.run(
+        [sys.executable, "-m", "longeval", "nonsense"], capture_output=True, text=True, check=False
+    )
+    assert refused.returncode == 2
+    assert refused.stderr.count("\n") == 1
+    assert "nonsense" in refused.stderr

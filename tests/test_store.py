@@ -1,0 +1,127 @@
+"""The run folder: whole files or none, resume by cell, readable from anywhere fsspec reaches."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import numpy as np
+import pytest
+
+from longeval.errors import LongEvalError
+from longeval.nll import TokenNll
+from longeval.records import Provenance, Record
+from longeval.store import Store
+
+PROVENANCE = Provenance(versions={}, commit=None, dirty=None, command="c", date="d", device="x", platform="p")
+
+
+def record(cell="abc", **changes):
+    fields = {
+        "cell": cell,
+        "model": "m",
+        "pe": "none",
+        "factor": None,
+        "length": 4,
+        "data": "d",
+        "task": None,
+        "protocol": "prefix",
+        "backend": "fake",
+        "dtype": "float32",
+        "metric": "perplexity",
+        "value": 2.0,
+        "status": "ok",
+        "provenance": PROVENANCE,
+    }
+    return Record(**(fields | changes))
+
+
+def nll():
+    return TokenNll(
+        nll_S=np.array([1.5, 0.25, 3.0], dtype=np.float32),
+        tokens_W=np.array([2, 1], dtype=np.int32),
+        context_W=np.array([1, 3], dtype=np.int32),
+        document_W=np.array([0, 0], dtype=np.int32),
+        start_W=np.array([1, 3], dtype=np.int64),
+        bytes_W=np.array([5, -1], dtype=np.int64),
+        documents=("öne",),
+    )
+
+
+@pytest.mark.parametrize("where", ["local", "memory"])
+def test_cells_come_back_as_they_were(tmp_path, where):
+    store = Store(str(tmp_path / "run") if where == "local" else f"memory://run-{os.getpid()}")
+    records = [record(params={"ci": None, "θ": 1}), record(metric="bits_per_byte", value=0.5)]
+    assert store.load("abc") is None
+    store.save(records, nll())
+    assert list(store.load("abc").records) == records
+    assert store.has_nll("abc") and not store.has_nll("other")
+    again = store.nll("abc")
+    np.testing.assert_array_equal(again.nll_S, nll().nll_S)
+    np.testing.assert_array_equal(again.bytes_W, [5, -1])
+    assert again.documents == ("öne",)
+    np.testing.assert_array_equal(again.positions_S(), [1, 2, 3])
+    np.testing.assert_array_equal(again.window_sums_W, [1.75, 3.0])
+    assert [cell.cell for cell in store.cells()] == ["abc"]
+
+
+def test_a_cell_file_is_a_json_object_with_its_id_and_no_nan(tmp_path):
+    store = Store(str(tmp_path / "run"))
+    store.save([record(value=float("inf"), ci_low=float("nan"))])
+    plain = json.loads((tmp_path / "run" / "cells" / "abc.json").read_text())
+    assert plain["cell"] == "abc"
+    assert plain["records"][0]["value"] is None and plain["records"][0]["ci_low"] is None
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    store = Store(str(tmp_path / "run"))
+
+    def refuse(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(OSError, match="disk full"):
+        store.save([record()])
+    assert list((tmp_path / "run").rglob("*.*")) == []
+    assert list(store.cells()) == []
+
+
+def test_half_written_leftovers_are_not_cells(tmp_path):
+    store = Store(str(tmp_path / "run"))
+    store.save([record()])
+    (tmp_path / "run" / "cells" / ".def.json.1234").write_text('{"cell": "def"')
+    assert [cell.cell for cell in store.cells()] == ["abc"]
+
+
+def test_a_damaged_cell_is_named(tmp_path):
+    store = Store(str(tmp_path / "run"))
+    store.save([record()])
+    (tmp_path / "run" / "cells" / "abc.json").write_text("{}")
+    with pytest.raises(LongEvalError, match=r"abc\.json: not a cell"):
+        store.load("abc")
+
+
+def test_a_pickle_in_place_of_token_values_is_refused(tmp_path):
+    store = Store(str(tmp_path / "run"))
+    store.save([record()], nll())
+    path = tmp_path / "run" / "nll" / "abc.npz"
+    np.savez(path, nll=np.array([{}], dtype=object), allow_pickle=True)
+    with pytest.raises(LongEvalError, match="--fresh"):
+        store.nll("abc")
+
+
+def test_what_is_no_run_folder_is_said(tmp_path):
+    with pytest.raises(LongEvalError, match="not a run folder"):
+        Store(str(tmp_path), create=False)
+    with pytest.raises(LongEvalError, match="no file system"):
+        Store("nosuch://x")
+
+
+def test_unwritable_places_are_found_before_and_nothing_is_left(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LongEvalError, match=r"--out .*file"):
+        Store(str(tmp_path / "file" / "run")).check_writable()
+    with pytest.raises(LongEvalError, match="can't write"):
+        Store("/proc/longeval").check_writable()
+    Store(str(tmp_path / "new" / "run")).check_writable()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]

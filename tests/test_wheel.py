@@ -1,0 +1,100 @@
+"""The built wheel, installed into an environment of its own: the program, its corpora, its types, its licence."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def run(*command, **settings):
+    answer = subprocess.run(command, capture_output=True, text=True, check=False, **settings)
+    assert answer.returncode == 0, answer.stderr
+    return answer.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    run(*pip, "--wheel-dir", str(folder), str(REPOSITORY))
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    """The bin folder of a fresh environment that holds the wheel; what it depends on is borrowed from this one."""
+    folder = tmp_path_factory.mktemp("installed") / "venv"
+    run(sys.executable, "-m", "venv", "--without-pip", str(folder))
+    python = folder / "bin" / "python"
+    run(
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        str(python),
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-index",
+        str(wheel),
+    )
+    (site,) = folder.glob("lib/python*/site-packages")
+    (site / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return folder / "bin"
+
+
+def ask(installed, code, cwd):
+    """What `code` prints as JSON in the environment, far from the checkout."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return json.loads(run(str(installed / "python"), "-c", code, cwd=cwd, env=environment))
+
+
+def test_the_wheel_holds_the_package_the_corpora_and_nothing_else(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if not name.endswith("/")}
+    in_package = {path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "longeval").rglob("*.py")}
+    tasks = REPOSITORY / "tasks"
+    in_tasks = {f"longeval/_tasks/{p.relative_to(tasks).as_posix()}" for p in tasks.rglob("*") if p.is_file()}
+    assert in_package | in_tasks | {"longeval/py.typed"} <= names
+    extra = names - in_package - in_tasks - {"longeval/py.typed"}
+    assert {name for name in extra if ".dist-info/" not in name and not name.endswith((".yaml", ".json"))} == set()
+    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in extra)
+
+
+def test_the_installed_package_is_the_wheels(installed, tmp_path):
+    code = (
+        "import json, longeval, importlib.metadata as m;"
+        "print(json.dumps([longeval.__file__, longeval.__version__, m.version('longeval')]))"
+    )
+    file, version, declared = ask(installed, code, tmp_path)
+    assert Path(file).is_relative_to(installed.parent)
+    assert version == declared
+
+
+def test_the_corpora_are_found_in_the_installed_package(installed, tmp_path):
+    code = (
+        "import json; from longeval.data.corpora import corpora_dir, load_catalogue;"
+        "print(json.dumps([corpora_dir(), sorted(load_catalogue().corpora)]))"
+    )
+    folder, names = ask(installed, code, tmp_path)
+    assert Path(folder).is_relative_to(installed.parent)
+    assert {"gov_report", "pg19", "proof_pile", "leval:sci_fi"} <= set(names)
+
+
+def test_the_console_script_runs(installed, tmp_path):
+    options = ["--head-dim", "128", "--theta", "10000", "--native", "4096", "--factor", "8", "--json", "-"]
+    table = json.loads(run(str(installed / "longeval"), "rope", "resonance_yarn", *options, cwd=tmp_path))
+    assert table["feature_gap"] == 0
+    assert len(table["inv_freq"]) == 64
