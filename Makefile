@@ -9,10 +9,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEMO := runs/demo
+LENGTHS ?= 4k,8k,12k
 
-# Test processes: more than four only cost memory, as each imports torch; each has one thread, so they don't compete.
-WORKERS ?= $(shell n=$$(nproc 2>/dev/null || sysctl -n hw.ncpu); echo $$((n < 4 ? n : 4)))
-PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
+# Quick tests run in one process with one thread: the models in them are tiny, and importing torch in several processes
+# costs more than it saves. `make test WORKERS=4` is for machines with cores to spare.
+WORKERS ?= 0
+PYTEST := TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
 RUNNABLE := not gpu and not network and not vllm
 
 .PHONY: help setup demo test test-slow test-all check format bench clean
@@ -37,8 +39,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 	@echo "setup: done; $(BIN)/longeval --help"
 
-demo: $(INSTALLED) ## Measure a real model (fetched once) at 4k, 8k and 12k; again: only what is missing
-	@$(BIN)/longeval ppl --model smollm2-135m-q4 --pe none,yarn,resonance_yarn --lengths 4k,8k,12k \
+demo: $(INSTALLED) ## Measure a real model (fetched once) at LENGTHS=4k,8k,12k; again: only what is missing
+	@$(BIN)/longeval ppl --model smollm2-135m-q4 --pe none,yarn,resonance_yarn --lengths $(LENGTHS) \
 		--data stdlib --docs 1 --out $(DEMO)
 	@$(BIN)/longeval report $(DEMO) --out $(DEMO)/report.md --quiet
 	@echo
@@ -46,7 +48,7 @@ demo: $(INSTALLED) ## Measure a real model (fetched once) at 4k, 8k and 12k; aga
 	@echo "Report: $(DEMO)/report.md"
 
 test: $(INSTALLED) ## Run the quick tests: no network, no GPU
-	@$(PYTEST) -n $(WORKERS)
+	@OMP_NUM_THREADS=1 $(PYTEST) -n $(WORKERS)
 
 test-slow: $(INSTALLED) ## Run the slow tests: the real model, and real documents under LONGEVAL_DATA
 	@$(PYTEST) -m 'slow and $(RUNNABLE)'

@@ -24,14 +24,15 @@ _LENGTH = re.compile(r"(\d+)([km]?)", re.IGNORECASE)
 _UNITS = {"": 1, "k": 1024, "m": 1024 * 1024}
 
 
-def parse_length(text: str, *, flag: str = "--lengths") -> int:
-    """One length in tokens: `4k` is 4096, `1m` is 1048576, plain integers as they are; at least 2."""
+def parse_length(text: str, *, flag: str = "--lengths", least: int = 2) -> int:
+    """One length in tokens: `4k` is 4096, `1m` is 1048576, plain integers as they are."""
     match = _LENGTH.fullmatch(text.strip())
     if match is None:
         raise LongEvalError(f"{flag} {text!r}: not a length", "Write tokens as 4096, 4k (= 4096) or 1m (= 1048576).")
     length = int(match[1]) * _UNITS[match[2].lower()]
-    if length < 2:
-        raise LongEvalError(f"{flag} {text}: must be at least 2 tokens", "A token is scored from the ones before it.")
+    if length < least:
+        remedy = "A token is scored from the ones before it." if least == 2 else "256 is usual."
+        raise LongEvalError(f"{flag} {text}: must be at least {least} tokens", remedy)
     return length
 
 
@@ -203,8 +204,10 @@ def _from_yaml(key: str, value: Any, origin: str) -> Any:
         return None
     if key == "factor":
         return "each" if value == "each" else parse_factor(str(value), flag=flag)
-    if key in ("stride", "seed"):
-        return parse_count(str(value), flag=flag, least=0 if key == "seed" else 1)
+    if key == "seed":
+        return parse_count(str(value), flag=flag, least=0)
+    if key == "stride":
+        return parse_length(str(value), flag=flag, least=1)
     if key in ("min_tokens", "native"):
         return parse_length(str(value), flag=flag)
     if key == "docs":

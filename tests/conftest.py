@@ -1,55 +1,13 @@
-"""A tiny random Llama with a byte-level tokenizer, as a folder: real files, real code paths, milliseconds a pass."""
+"""Fixtures of all tests: a tiny model as a folder, documents for it, and a cache of the tests' own."""
 
 from __future__ import annotations
 
 import json
-import random
+import os
 from pathlib import Path
 
 import pytest
-
-WORDS = ["the", "model", "reads", "a", "long", "report", "and", "the", "report", "says", "that", "context", "grows", "with", "every", "line", "of", "text", "we", "add"]
-
-
-def make_text(num_words: int, seed: int = 0) -> str:
-    rng = random.Random(seed)
-    return " ".join(rng.choice(WORDS) for _ in range(num_words)) + "."
-
-
-def save_tiny_llama(folder: Path, *, bos: bool = False, **overrides: object) -> Path:
-    """head_dim 16 (8 features), base 10000, native 64; weights large enough that positions matter."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-    from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
-
-    torch.manual_seed(0)
-    settings: dict[str, object] = {
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-        "intermediate_size": 48,
-        "vocab_size": 300,
-        "max_position_embeddings": 64,
-        "initializer_range": 0.3,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
-        "bos_token_id": 0,
-        "eos_token_id": 0,
-    }
-    model = AutoModelForCausalLM.from_config(LlamaConfig(**(settings | overrides)))
-    model.save_pretrained(folder)
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300, special_tokens=["<s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
-    )
-    tokenizer.train_from_iterator([make_text(500)], trainer)
-    if bos:
-        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>").save_pretrained(folder)
-    return folder
+from tiny import make_text, save_tiny_llama
 
 
 @pytest.fixture(scope="session")
@@ -74,8 +32,6 @@ def documents(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True, scope="session")
 def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """No test sees or touches the user's cache, unless it is about the embedded model (`user_cache`)."""
-    import os
-
     os.environ.setdefault("LONGEVAL_USER_CACHE", os.environ.get("LONGEVAL_CACHE", ""))
     os.environ["LONGEVAL_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
@@ -83,8 +39,6 @@ def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture
 def user_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     """The user's own cache: where the embedded model is kept between test runs."""
-    import os
-
     own = os.environ.get("LONGEVAL_USER_CACHE", "")
     if own:
         monkeypatch.setenv("LONGEVAL_CACHE", own)

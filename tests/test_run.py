@@ -199,7 +199,7 @@ def test_cell_ids_depend_on_weights_and_texts(request_spec, tiny_llama, document
     before = plan_ppl(request_spec())
     documents.write_text(documents.read_text().replace("report", "letter"))
     assert not {cell.id for cell in before.cells} & {cell.id for cell in plan_ppl(request_spec()).cells}
-    from conftest import save_tiny_llama
+    from tiny import save_tiny_llama
 
     other = save_tiny_llama(tmp_path / "other", intermediate_size=40)
     digests = [plan_ppl(request_spec(model=(str(path),))).jobs[0].model.weights_digest for path in (tiny_llama, other)]

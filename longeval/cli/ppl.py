@@ -125,7 +125,7 @@ def ppl(
         protocol=protocol,
         factor=None if factor is None else "each" if factor == "each" else parse_factor(factor),
         pe_args=parse_pe_args(pe_arg or [], methods),
-        stride=parse_count(stride, flag="--stride"),
+        stride=parse_length(stride, flag="--stride", least=1),
         min_tokens=None if min_tokens is None else parse_length(min_tokens, flag="--min-tokens"),
         docs=None if docs is None else "all" if docs == "all" else parse_count(docs, flag="--docs"),
         bos=bos,

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from longeval.errors import LongEvalError
+
 
 def report(
     runs: Annotated[list[str], typer.Argument(metavar="RUN", help="Run folders, as `longeval ppl --out` wrote them.")],
@@ -21,6 +23,10 @@ def report(
         str | None,
         typer.Option(metavar="PATH|-", help="Also write the array of records to this file, or to standard output."),
     ] = None,
+    title: Annotated[str | None, typer.Option(help="The report's heading.")] = None,
+    preface: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Markdown of your own to put under the heading.")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Don't say which files were written.")] = False,
 ) -> None:
     """Make tables, curves and intervals from run folders, ready for a paper.
@@ -33,13 +39,21 @@ def report(
 
     longeval report runs/demo runs/yarn --out reports/demo.md
 
-    longeval report runs/demo --json records.json
+    longeval report runs/demo --title "YaRN on our model" --preface notes.md --json records.json
     """
     from longeval.report.flat import records_json
+    from longeval.report.markdown import Preface
     from longeval.report.write import write_report
 
-    command = ["longeval", "report", *runs, *(["--out", out] if out else []), *(["--json", json] if json else [])]
-    written = write_report(runs, out=out, json_path=None if json == "-" else json, command=shlex.join(command))
+    given = {"--out": out, "--title": title, "--preface": preface, "--json": json}
+    flags = [part for flag, value in given.items() if value is not None for part in (flag, value)]
+    written = write_report(
+        runs,
+        out=out,
+        json_path=None if json == "-" else json,
+        command=shlex.join(["longeval", "report", *runs, *flags]),
+        preface=Preface(title or Preface().title, "" if preface is None else _read(preface)),
+    )
     for note in written.notes:
         typer.echo(f"longeval: {note}", err=True)
     if json == "-":
@@ -47,3 +61,13 @@ def report(
     if not quiet:
         for path in written.files:
             typer.echo(path, err=json == "-")
+
+
+def _read(path: str) -> str:
+    """The text of the preface file."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not a text file"
+        raise LongEvalError(f"--preface {path}: can't be read ({reason})", "Give a Markdown file.") from None

@@ -30,9 +30,23 @@ class ReportNames(NamedTuple):
     """Other files of the report: CSV, JSON, LaTeX."""
 
 
-def markdown_report(collection: Collection, sections: Sequence[Section], names: ReportNames, command: str) -> str:
+class Preface(NamedTuple):
+    """What the author of a report says in front of it."""
+
+    title: str = "Perplexity by context length"
+    """The heading."""
+    text: str = ""
+    """Markdown of their own, under the heading."""
+
+
+def markdown_report(
+    collection: Collection, sections: Sequence[Section], names: ReportNames, command: str, preface: Preface
+) -> str:
     """The whole report as Markdown text, ending in a newline."""
-    lines = ["# Perplexity by context length", "", _summary(collection), "", _beside(names), ""]
+    lines = [f"# {escape_markdown(preface.title)}", ""]
+    if preface.text.strip():
+        lines += [preface.text.strip(), ""]
+    lines += [_summary(collection), "", _beside(names), ""]
     lines += [f"> {escape_markdown(note)}\n" for note in collection.notes]
     for section in sections:
         lines += _section_lines(section, names)

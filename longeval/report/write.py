@@ -14,7 +14,7 @@ from longeval.records import Record
 from longeval.report.collect import collect
 from longeval.report.flat import pairs_csv, positions_csv, records_csv, records_json
 from longeval.report.latex import latex_document
-from longeval.report.markdown import ReportNames, markdown_report
+from longeval.report.markdown import Preface, ReportNames, markdown_report
 from longeval.report.sections import Section, build_sections
 
 _TABLES = ("pairs.csv", "positions.csv")
@@ -34,7 +34,12 @@ class WrittenReport:
 
 
 def write_report(
-    runs: Sequence[str], *, out: str | None = None, json_path: str | None = None, command: str = "longeval report"
+    runs: Sequence[str],
+    *,
+    out: str | None = None,
+    json_path: str | None = None,
+    command: str = "longeval report",
+    preface: Preface | None = None,
 ) -> WrittenReport:
     """Writes the report of one or several run folders; files of an earlier report are overwritten.
 
@@ -44,6 +49,7 @@ def write_report(
             demo_files. Default: report.md in the first run folder.
         json_path: One more file for the JSON array of records.
         command: The command line, for the report's own provenance.
+        preface: A title and text of the author's own.
 
     Raises:
         LongEvalError: No run folder, no cells, or a place that can't be written. Nothing has been written then.
@@ -61,7 +67,7 @@ def write_report(
     )
     array = records_json(records).encode()
     files = {
-        markdown_path: markdown_report(collection, sections, names, command).encode(),
+        markdown_path: markdown_report(collection, sections, names, command, preface or Preface()).encode(),
         f"{stem}.csv": records_csv(records).encode(),
         f"{stem}.json": array,
         f"{stem}.tex": latex_document([(section.grid, section.pairs) for section in sections]).encode(),

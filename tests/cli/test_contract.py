@@ -1,4 +1,4 @@
-"""What other programs rely on, written down: commands, options, record keys, exit statuses. A change here is a break."""
+"""What other programs rely on, written down: commands, options, record keys, exit statuses. A change is a break."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OPTIONS = {
     "--no-bos --text-field --backend --dtype --device --device-map --attn --revision --trust-remote-code --seed --out "
     "--json --dry-run --fresh --quiet -q --verbose -v",
     "run": "--pe --out --json --dry-run --fresh --quiet -q --verbose -v",
-    "report": "--out --json --quiet -q",
+    "report": "--out --json --title --preface --quiet -q",
     "rope": "--head-dim --theta --native --factor --length --pe-arg --json --plot --list",
     "models": "--json",
     "doctor": "--json",

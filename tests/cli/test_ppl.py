@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import make_text
+from tiny import make_text
 
 from longeval.cli.app import run_app
 
@@ -218,9 +218,9 @@ def _wait_for_cells(folder, count, process):
 @pytest.mark.slow
 @pytest.mark.parametrize(("how", "status"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
 def test_a_run_that_is_stopped_loses_no_finished_cell(how, status, arguments, tmp_path):
-    (tmp_path / "long.txt").write_text(make_text(20000))
+    (tmp_path / "long.txt").write_text(make_text(4000))
     methods = "none,pi,ntk,yarn,resonance,resonance_pi,resonance_ntk,resonance_yarn"
-    command = arguments(data="long.txt", lengths="8k", protocol="sliding", stride="2k", pe=methods)
+    command = arguments(data="long.txt", lengths="1k", protocol="sliding", stride="128", pe=methods)
     process = _start(command, tmp_path)
     _wait_for_cells(tmp_path / "run" / "cells", 2, process)
     process.send_signal(how)

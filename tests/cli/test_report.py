@@ -84,3 +84,14 @@ def test_bad_requests_end_with_2_one_message_and_nothing_written(run, capsys, ar
     assert err.count("\n") == 1
     assert named in err
     assert sorted(map(str, Path().rglob("*"))) == before
+
+
+def test_an_authors_title_and_text_stand_in_front(run, capsys):
+    Path("notes.md").write_text("What this shows, and *what not*.\n")
+    assert run_app(["report", run, "--out", "r.md", "--title", "YaRN on toys", "--preface", "notes.md"]) == 0
+    lines = Path("r.md").read_text().splitlines()
+    assert lines[:3] == ["# YaRN on toys", "", "What this shows, and *what not*."]
+    assert any("--title 'YaRN on toys' --preface notes.md" in line for line in lines)
+    assert run_app(["report", run, "--out", "s.md", "--preface", "missing.md"]) == 2
+    assert "--preface missing.md: can't be read" in capsys.readouterr().err
+    assert not Path("s.md").exists()

@@ -1,0 +1,245 @@
+"""The bench's arithmetic, and that what it compares is the same, on a tiny random model; no time is asserted."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+from bench.measure import Curve, carry_out, measure_curve, measure_sliding, measure_throughput
+from bench.peak import Peak, peak_in_own_process, peak_of
+from bench.run import check_json_path, make_request, measure, raw_numbers
+from bench.show import Results, curve_verdict, show
+from bench.subject import Request, open_ours, open_plain, open_text, plain_loss
+from bench.timing import Side, Timed, alternate
+from rich.console import Console
+
+from longeval.backends.base import OutOfMemoryError
+from longeval.errors import LongEvalError
+
+LENGTHS = (32, 96)
+
+
+@pytest.fixture(scope="module")
+def request_(tmp_path_factory):
+    """A request for a two-layer Llama of random weights, with a cache of this module's own."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        intermediate_size=48,
+        vocab_size=8,
+        max_position_embeddings=64,
+        initializer_range=0.5,
+        rope_parameters={"rope_type": "default", "rope_theta": 500.0},
+    )
+    folder = tmp_path_factory.mktemp("bench")
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder / "llama")
+    words = {"<unk>": 0, "self": 1, "if": 2, "def": 3, "(": 4, ")": 5, ".": 6, ",": 7}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>").save_pretrained(folder / "llama")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LONGEVAL_CACHE", str(folder / "cache"))
+        yield Request(model=str(folder / "llama"), lengths=LENGTHS, dtypes=("float32",), repeats=2, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def text(request_):
+    return open_text(request_, "float32")
+
+
+@pytest.fixture(scope="module")
+def backend(text):
+    return open_ours(text)
+
+
+def timed(first, second):
+    return Timed(Side(seconds=tuple(first)), Side(seconds=tuple(second)))
+
+
+def test_alternate_takes_turns_and_leaves_the_warm_up_out():
+    calls: list[str] = []
+    result = alternate(lambda: calls.append("a"), lambda: calls.append("b"), repeats=3, warm_up=True)
+    assert "".join(calls) == "abababab"
+    assert [len(side.seconds) for side in result] == [3, 3]
+    alternate(lambda: calls.append("c"), lambda: calls.append("d"), repeats=1, warm_up=False)
+    assert "".join(calls[8:]) == "cd"
+
+
+def test_alternate_goes_on_without_the_side_that_has_no_memory():
+    tried: list[int] = []
+
+    def too_long():
+        tried.append(len(tried))
+        if len(tried) == 2:
+            raise OutOfMemoryError("9 GiB")
+
+    result = alternate(lambda: None, too_long, repeats=4, warm_up=False)
+    assert len(result.first.seconds) == 4
+    assert result.second == Side(seconds=(), error="out of memory: 9 GiB")
+    assert len(tried) == 2
+    assert result.ratio is None
+
+
+def test_ratio_is_of_medians():
+    assert timed([1.0, 9.0, 3.0], [2.0, 2.0, 50.0]).ratio == 1.5
+
+
+def test_both_sides_score_the_same_tokens(request_, text, backend):
+    rows = measure_throughput(request_, "float32", text, backend, open_plain(text))
+    assert [row.length for row in rows] == list(LENGTHS)
+    for row in rows:
+        assert row.mean_nll == pytest.approx(row.plain_mean_nll, rel=1e-5)
+        assert len(row.timed.first.seconds) == len(row.timed.second.seconds) == 2
+        assert row.tokens_per_s == row.length / row.timed.first.median_s
+        assert row.speedup == pytest.approx(row.tokens_per_s / row.plain_tokens_per_s)
+    assert rows[0].mean_nll != pytest.approx(rows[1].mean_nll, rel=1e-3)
+
+
+def test_plain_loss_is_the_mean_over_all_tokens_but_the_first(text, backend):
+    nll_S = backend.score(text.tokens_T, 1)
+    assert len(nll_S) == len(text.tokens_T) - 1
+    assert plain_loss(open_plain(text), text.tokens_T) == pytest.approx(nll_S.mean(dtype=float), rel=1e-5)
+
+
+def test_tail_only_values_equal_the_full_ones(request_, text, backend):
+    sliding = measure_sliding(request_, "float32", text, backend)
+    assert (sliding.length, sliding.stride) == (96, 24)
+    assert sliding.largest_difference < 1e-5
+    full_S = backend.score(text.tokens_T, 1)
+    tail_S = backend.score(text.tokens_T, 96 - sliding.stride)
+    assert len(tail_S) == sliding.stride
+    np.testing.assert_allclose(tail_S, full_S[-sliding.stride :], atol=1e-5)
+    assert np.ptp(full_S) > 0.1  # else any tail would equal any other
+
+
+def test_curve_runs_every_length_in_one_pass(request_, backend, monkeypatch):
+    windows: list[int] = []
+    score = backend.score
+    monkeypatch.setattr(
+        backend, "score", lambda tokens_T, first: windows.append(len(tokens_T)) or score(tokens_T, first)
+    )
+    curve = measure_curve(request_, "float32", backend)
+    assert curve.lengths == (24, 48, 72, 96)
+    assert windows == [24, 96, 96, 96, 96]  # the first use, then curve and longest in turn, one pass each
+    assert [len(side.seconds) for side in curve.timed] == [2, 2]
+
+
+def test_failed_cell_stops_the_curve(request_, backend, monkeypatch, tmp_path):
+    from bench.subject import request_spec
+
+    from longeval.plan import plan_ppl
+
+    plan = plan_ppl(request_spec(request_, "float32", pe="none", lengths=(32,)))
+    monkeypatch.setattr(backend, "score", lambda tokens_T, first: np.full(len(tokens_T) - first, np.nan, np.float32))
+    with pytest.raises(RuntimeError, match=r"none at 32 tokens failed: .*not finite"):
+        carry_out(plan, backend, str(tmp_path))
+
+
+@pytest.mark.parametrize(("curve_s", "verdict"), [(1.29, "limit of 1.3 holds"), (1.31, "limit of 1.3 BROKEN")])
+def test_verdict(curve_s, verdict):
+    curve = Curve(dtype="float32", lengths=(1, 2, 3, 4), pe="yarn", timed=timed([curve_s], [1.0]))
+    assert f"{curve_s:.2f} times" in curve_verdict(curve)
+    assert verdict in curve_verdict(curve)
+
+
+@pytest.mark.parametrize("which", ["ours", "plain"])
+def test_peak_of_a_pass(request_, which):
+    peak = peak_of(which, request_, "float32")
+    assert (peak.which, peak.dtype, peak.length, peak.error) == (which, "float32", 96, None)
+    assert peak.peak_bytes >= peak.loaded_bytes > 10 * 2**20
+    assert peak.extra_bytes == peak.peak_bytes - peak.loaded_bytes
+    assert min(peak.import_s, peak.plan_s, peak.load_s) > 0
+
+
+@pytest.mark.slow
+def test_whole_bench_as_tables_and_json(request_):
+    results, device = measure(request_)
+    assert device.startswith("cpu")
+    assert [peak.which for peak in results.peaks] == ["ours", "plain"]
+    numbers = json.loads(json.dumps(raw_numbers(request_, results, device, 1.0), allow_nan=False))
+    assert numbers["curve"]["ratio"] == results.curve.timed.ratio
+
+
+def die(*_):
+    """Ends its process as the system's out-of-memory killer does."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_process_that_is_killed_is_reported(request_, monkeypatch):
+    monkeypatch.setattr("bench.peak.peak_of", die)
+    peak = peak_in_own_process("plain", request_, "float32")
+    assert (peak.which, peak.length, peak.peak_bytes, peak.extra_bytes) == ("plain", 96, None, None)
+    assert "killed" in peak.error
+
+
+def test_tables_and_raw_numbers(request_, text, backend):
+    throughputs = measure_throughput(request_, "float32", text, backend, open_plain(text))
+    peak = {"dtype": "float32", "length": 96, "import_s": 1.5, "plan_s": 2.0, "load_s": 0.25}
+    results = Results(
+        throughputs=throughputs,
+        curve=Curve(dtype="float32", lengths=(24, 48, 72, 96), pe="yarn", timed=timed([1.1, 1.1], [1.0, 1.0])),
+        sliding=measure_sliding(request_, "float32", text, backend),
+        peaks=[
+            Peak(which="ours", loaded_bytes=100 * 2**20, peak_bytes=150 * 2**20, **peak),
+            Peak(which="plain", loaded_bytes=100 * 2**20, peak_bytes=300 * 2**20, **peak),
+        ],
+    )
+    console = Console(width=110, file=io.StringIO(), record=True)
+    show(results, console)
+    shown = console.export_text()
+    assert "the plain loop's pass takes 4.0 times" in shown
+    assert "take 1.10 times the longest alone" in shown
+    assert "200 MiB" in shown
+    assert f"{throughputs[1].tokens_per_s:,.0f}" in shown
+    assert "0.25 s" in shown
+
+    numbers = json.loads(json.dumps(raw_numbers(request_, results, "cpu", 1.0), allow_nan=False))
+    assert [row["length"] for row in numbers["throughput"]] == list(LENGTHS)
+    assert numbers["throughput"][0]["longeval_s"] == list(throughputs[0].timed.first.seconds)
+    assert numbers["throughput"][0]["plain_s"] == list(throughputs[0].timed.second.seconds)
+    assert (numbers["curve"]["curve_s"], numbers["curve"]["longest_s"]) == ([1.1, 1.1], [1.0, 1.0])
+    assert numbers["curve"]["within_limit"] is True
+    assert numbers["peak"][1]["extra_bytes"] == 200 * 2**20
+    assert "torch" in numbers["provenance"]["versions"]
+
+
+def test_flags():
+    made = make_request("m", "cpu", lengths=None, dtypes=None, repeats=None, quick=True)
+    assert (made.lengths, len(made.dtypes), made.repeats) == ((256, 512), 1, 1)
+    made = make_request("m", "cpu", lengths="1k,64", dtypes="float32,float32", repeats=2, quick=True)
+    assert (made.lengths, made.dtypes, made.repeats) == ((64, 1024), ("float32",), 2)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"lengths": "8"}, r"--lengths 8: the longest must have at least 16"),
+        ({"lengths": "1k,x"}, r"--lengths 'x'"),
+        ({"dtypes": "float64"}, r"--dtype float64: unknown"),
+        ({"repeats": 0}, r"--repeats 0: must be at least 1"),
+    ],
+)
+def test_bad_flags(flags, message):
+    with pytest.raises(LongEvalError, match=message):
+        make_request("m", "cpu", **{"lengths": None, "dtypes": None, "repeats": None, "quick": False} | flags)
+
+
+def test_json_path_is_checked_first(tmp_path):
+    check_json_path("-")
+    check_json_path(str(tmp_path / "new.json"))
+    with pytest.raises(LongEvalError, match="--json"):
+        check_json_path(str(tmp_path / "no" / "new.json"))
+    with pytest.raises(LongEvalError, match="--json"):
+        check_json_path(str(tmp_path))

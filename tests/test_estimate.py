@@ -1,0 +1,54 @@
+"""Operations and memory of a plan, against what the tiny model's sizes say by hand."""
+
+from __future__ import annotations
+
+from transformers import AutoConfig
+
+from longeval.estimate import estimate, model_size
+from longeval.evals.perplexity import Window
+from longeval.plan import plan_ppl
+from longeval.spec import PplSpec
+
+
+def test_operations_by_hand(tiny_llama):
+    size = model_size(AutoConfig.from_pretrained(tiny_llama))
+    # hidden 32, 4 heads and 2 key-value heads of 16, intermediate 48, 2 layers, vocabulary 300, untied head
+    attention = 32 * 64 + 2 * 32 * 32 + 64 * 32
+    layer = attention + 3 * 32 * 48 + 2 * 32
+    assert size.num_parameters == 2 * layer + 32 + 2 * 300 * 32
+    assert size.flops_per_token == 2 * (2 * layer + 32)
+    window = Window(document=0, start=0, stop=100, score_start=90, bos=False)
+    assert size.window_flops(window) == 100 * size.flops_per_token + 2 * 32 * 300 * 10 + 2 * 2 * 64 * 100**2
+
+
+def test_a_tied_head_is_counted_where_tokens_are_scored_only(tmp_path):
+    from tiny import save_tiny_llama
+
+    tied = model_size(AutoConfig.from_pretrained(save_tiny_llama(tmp_path / "tied", tie_word_embeddings=True)))
+    untied = model_size(AutoConfig.from_pretrained(save_tiny_llama(tmp_path / "untied")))
+    assert tied.flops_per_token == untied.flops_per_token
+    assert untied.num_parameters - tied.num_parameters == 300 * 32
+
+
+def test_a_plan_counts_shared_passes_once(tiny_llama, documents):
+    spec = PplSpec(
+        model=(str(tiny_llama),),
+        pe=("none", "yarn", "dynamic_ntk"),
+        lengths=(32, 64, 128),
+        data=(str(documents),),
+        dtype="float32",
+    )
+    (part,) = estimate(plan_ppl(spec).jobs)
+    # Two documents reach 128 tokens; none (with dynamic_ntk to 64), yarn, and dynamic_ntk at 128.
+    assert (part.cells, part.passes, part.tokens) == (9, 6, 6 * 128)
+    assert part.seconds > 0
+    assert part.memory_bytes > 4 * model_size(AutoConfig.from_pretrained(tiny_llama)).num_parameters
+
+
+def test_nothing_to_do_costs_nothing(tiny_llama, documents):
+    spec = PplSpec(model=(str(tiny_llama),), pe=("none",), lengths=(32,), data=(str(documents),), dtype="float32")
+    (job,) = plan_ppl(spec).jobs
+    import dataclasses
+
+    (part,) = estimate([dataclasses.replace(job, groups=())])
+    assert (part.cells, part.passes, part.seconds) == (0, 0, 0.0)
