@@ -68,9 +68,17 @@ class RunResult:
 
 def load_backend(model: PreparedModel) -> Backend:
     """Loads a prepared model into the `hf` backend, and makes sure that its frequencies are what its config says."""
-    from longeval.backends.hf import HFBackend  # torch and transformers only once there is something to compute
+    from longeval.backends.hf import HFBackend, is_out_of_memory  # only once there is something to compute
 
-    backend = HFBackend(model.load())
+    try:
+        backend = HFBackend(model.load())
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise LongEvalError(
+            f"--model {model.name}: out of memory while loading its weights in {model.dtype} on {model.device}",
+            "Use --dtype bfloat16, --device-map auto to spread it, or a smaller model; --dry-run estimates.",
+        ) from error
     held, planned = backend.shipped.table(), model.shipped_table()
     same = held.inv_freq_F.shape == planned.inv_freq_F.shape and np.allclose(
         held.inv_freq_F, planned.inv_freq_F, rtol=1e-5, atol=0

@@ -66,13 +66,10 @@ class HFBackend:
         assert 1 <= first_scored <= len(tokens_T)
         try:
             return self._score(torch.from_numpy(tokens_T.astype(np.int64)).to(self._device), first_scored)
-        except torch.OutOfMemoryError as error:
-            raise OutOfMemoryError(str(error).splitlines()[0]) from error
         except (RuntimeError, MemoryError) as error:
-            # The CPU allocator has no exception class of its own.
-            if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
-                raise OutOfMemoryError(str(error).splitlines()[0] if str(error) else "MemoryError") from error
-            raise
+            if not is_out_of_memory(error):
+                raise
+            raise OutOfMemoryError(str(error).splitlines()[0] if str(error) else "MemoryError") from error
 
     def _score(self, tokens_T: torch.Tensor, first_scored: int) -> npt.NDArray[np.float32]:
         # The last token predicts nothing that is scored: it stays out of the pass.
@@ -122,6 +119,11 @@ class HFBackend:
         if self._device.type == "cuda":
             return sum(torch.cuda.max_memory_allocated(index) for index in range(torch.cuda.device_count()))
         return memory.peak_bytes() if self._device.type == "cpu" else None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out; the CPU allocator has no class of its own for that."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _device_name(device: torch.device) -> str:

@@ -13,6 +13,7 @@ from llama_reference import llama_nll
 from transformers import AutoModelForCausalLM
 
 from longeval.backends import hf
+from longeval.backends.base import OutOfMemoryError
 from longeval.backends.hf import HFBackend
 from longeval.errors import LongEvalError
 from longeval.rope.base import Geometry
@@ -162,3 +163,25 @@ def test_a_rotary_module_that_cannot_be_reproduced_is_refused_and_left_alone(mod
     with pytest.raises(LongEvalError, match="can't be replaced exactly"):
         HFBackend(model)
     assert model.model.rotary_emb is original
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory: you tried …"),
+        MemoryError(),
+    ],
+)
+def test_memory_that_runs_out_is_told_apart_from_bugs(model, tokens_T, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    backend = HFBackend(model)
+    backend.serve(build_table("none", GEOMETRY), len(tokens_T))
+    monkeypatch.setattr(model.model, "forward", fail)
+    with pytest.raises(OutOfMemoryError):
+        backend.score(tokens_T, 1)
+    error = RuntimeError("shape mismatch")
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        backend.score(tokens_T, 1)
