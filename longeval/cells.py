@@ -145,9 +145,8 @@ def _cell(
         "stride": spec.stride if protocol.strided else None,
         "bos": model.bos,
         "min_tokens": corpus.min_tokens,
-        "docs": corpus.docs,
         "seed": spec.seed,
-        "attn": spec.attn,
+        "attn": model.attn,
         "weights": model.weights_digest,
         "tokenizer": model.tokenizer_digest,
         "data_digest": corpus.selection.digest,
@@ -166,8 +165,8 @@ def _cell(
         "backend": spec.backend,
         "dtype": model.dtype,
         "skipped": skipped,
-        # Where the texts were found and how many were allowed decides nothing once they are chosen.
-        **{key: value for key, value in params.items() if key not in ("data_origin", "docs")},
+        # Where the texts were found decides nothing once they are chosen.
+        **{key: value for key, value in params.items() if key != "data_origin"},
     }
     return Cell(
         id=hashlib.sha256(canonical_json(decides).encode()).hexdigest()[:ID_DIGITS],

@@ -75,7 +75,7 @@ class Estimate:
     """Peak of the longest pass, weights included."""
 
 
-def model_size(config: Any) -> ModelSize:
+def model_size(prepared: PreparedModel) -> ModelSize:
     """Sizes of a model from its configuration: built without memory for its weights ("meta" device)."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -83,8 +83,8 @@ def model_size(config: Any) -> ModelSize:
     from longeval.models.quiet import quiet_transformers
 
     with torch.device("meta"), quiet_transformers():
-        model = AutoModelForCausalLM.from_config(config)
-    text = config.get_text_config()
+        model = AutoModelForCausalLM.from_config(prepared.config, trust_remote_code=prepared.trust_remote_code)
+    text = prepared.config.get_text_config()
     num_heads = text.num_attention_heads
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // num_heads
     return ModelSize(
@@ -106,7 +106,7 @@ def estimate(all_jobs: Sequence[Job]) -> list[Estimate]:
         jobs = [job for job in all_jobs if job.model.name == name]
         model = jobs[0].model
         windows = [window for job in jobs for window in job.passes()]
-        size = model_size(model.config)
+        size = model_size(model)
         estimates.append(
             Estimate(
                 model=name,

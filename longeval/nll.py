@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+import zlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,5 +87,5 @@ def token_nll_from_bytes(content: bytes) -> TokenNll:
                 bytes_W=arrays["bytes"],
                 documents=tuple(str(name) for name in arrays["documents"]),
             )
-    except (KeyError, zipfile.BadZipFile, AssertionError) as error:
+    except (KeyError, ValueError, EOFError, OSError, zlib.error, zipfile.BadZipFile, AssertionError) as error:
         raise ValueError(f"not a token NLL file: {error}") from error

@@ -70,7 +70,8 @@ def plan_ppl(spec: PplSpec) -> Plan:
     protocol = PROTOCOLS.lookup(spec.protocol)
     names = [parse_method_name(name) for name in spec.pe]
     _check_pe_args(spec, names)
-    sources = [open_source(name, text_field=spec.text_field) for name in spec.data]
+    opened = [open_source(name, text_field=spec.text_field) for name in spec.data]
+    sources = list({source.name: source for source in opened}.values())  # two aliases are one data set
     models = [
         prepare(
             name,

@@ -40,7 +40,8 @@ def provenance(device: str) -> Provenance:
 
 def command_line() -> str:
     """The command as typed, the program by its name alone."""
-    return shlex.join([os.path.basename(sys.argv[0]) or "python", *sys.argv[1:]])
+    program = os.path.basename(sys.argv[0]) or "python"
+    return shlex.join(["longeval" if program == "__main__.py" else program, *sys.argv[1:]])
 
 
 @functools.cache

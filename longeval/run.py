@@ -7,6 +7,7 @@ others go on.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -24,9 +25,11 @@ from longeval.models.prepare import PreparedModel
 from longeval.outcome import Measured, Outcome, outcome, why_skipped, without_value
 from longeval.plan import Job, Plan
 from longeval.provenance import running_commit
-from longeval.records import Record
+from longeval.records import Record, canonical_json
 from longeval.spec import PplSpec, requests_from_yaml, requests_to_yaml
 from longeval.store import Store
+
+logger = logging.getLogger(__name__)
 
 
 class Progress(Protocol):
@@ -68,17 +71,9 @@ class RunResult:
 
 def load_backend(model: PreparedModel) -> Backend:
     """Loads a prepared model into the `hf` backend, and makes sure that its frequencies are what its config says."""
-    from longeval.backends.hf import HFBackend, is_out_of_memory  # only once there is something to compute
+    from longeval.backends.hf import HFBackend  # torch and transformers only once there is something to compute
 
-    try:
-        backend = HFBackend(model.load())
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise LongEvalError(
-            f"--model {model.name}: out of memory while loading its weights in {model.dtype} on {model.device}",
-            "Use --dtype bfloat16, --device-map auto to spread it, or a smaller model; --dry-run estimates.",
-        ) from error
+    backend = HFBackend(model.load())
     held, planned = backend.shipped.table(), model.shipped_table()
     same = held.inv_freq_F.shape == planned.inv_freq_F.shape and np.allclose(
         held.inv_freq_F, planned.inv_freq_F, rtol=1e-5, atol=0
@@ -97,6 +92,7 @@ def run(
     progress: Progress,
     *,
     fresh: bool = False,
+    under_way: bool = False,
     load: Callable[[PreparedModel], Backend] = load_backend,
 ) -> RunResult:
     """Runs what is missing and returns all records of the plan.
@@ -106,18 +102,24 @@ def run(
         store: Where records are and go; the request is written beside them before the first.
         progress: Told about every pass and cell.
         fresh: Compute stored cells again.
+        under_way: Whether results of the same invocation exist already, so that nothing may end it any more.
         load: Brings a model's weights; called only if one of its cells is missing.
 
     Raises:
-        LongEvalError: The first model can't be loaded or used (nothing is computed then).
+        LongEvalError: A model can't be loaded or used, and nothing has been computed or found yet; later, that model's
+            cells fail.
     """
     running_commit()  # now, not at the first record: the code that runs is the code of this moment
     stored, todo = pending(plan, store, fresh=fresh)
-    sizes = {job.model.name: model_size(job.model.config) for job in todo if job.groups}
+    sizes = {job.model.name: model_size(job.model) for job in todo if job.groups}
     progress.begin([sizes[job.model.name].window_flops(window) for job in todo for window in job.passes()])
-    runner = _Runner(store=store, progress=progress, spec=plan.spec, load=load, sizes=sizes)
+    runner = _Runner(
+        store=store, progress=progress, spec=plan.spec, load=load, sizes=sizes, under_way=under_way or bool(stored)
+    )
     for job in todo:
         runner.job(job)
+    for job in todo:
+        runner.skip(job)
     records = [record for cell in plan.cells for record in stored.get(cell.id) or runner.records[cell.id]]
     return RunResult(records=tuple(records), computed=len(runner.records), reused=len(stored))
 
@@ -141,7 +143,7 @@ def remember_request(store: Store, spec: PplSpec) -> None:
     """Writes the request into the folder's spec.yaml, after those that are there."""
     text = store.read_text("spec.yaml")
     requests = [] if text is None else requests_from_yaml(text, origin=f"{store.path}/spec.yaml")
-    if spec.to_mapping() not in requests:
+    if canonical_json(spec.to_mapping()) not in map(canonical_json, requests):
         store.write_text("spec.yaml", requests_to_yaml([*requests, spec.to_mapping()]))
 
 
@@ -172,6 +174,7 @@ class _Runner:
     spec: PplSpec
     load: Callable[[PreparedModel], Backend]
     sizes: dict[str, ModelSize]
+    under_way: bool
     records: dict[str, tuple[Record, ...]] = field(default_factory=dict)
     remembered: bool = False
     _loaded: tuple[PreparedModel, Backend] | None = None
@@ -185,20 +188,23 @@ class _Runner:
         )
         for group in job.groups:
             runnable = tuple(cell for cell in group.cells if cell.windows)
-            for cell in group.cells:
-                if not cell.windows:
-                    self.keep(cell, Outcome([without_value(cell, job, "skipped", why_skipped(job, cell), "")], None))
             if not runnable:
                 continue
             try:
                 backend = self.backend(job.model)
             except LongEvalError as error:
-                if not self.remembered:
+                if not self.under_way:
                     raise
                 self.fail(runnable, job, str(error), "")
                 continue
             self.progress.group(group, len(group.passes()))
             self.group(dataclasses.replace(group, cells=runnable), job, backend, texts)
+
+    def skip(self, job: Job) -> None:
+        """Records of the cells with nothing to score; last, so that a model that can't be loaded leaves nothing."""
+        for cell in job.cells:
+            if not cell.windows:
+                self.keep(cell, Outcome([without_value(cell, job, "skipped", why_skipped(job, cell), "")], None))
 
     def backend(self, model: PreparedModel) -> Backend:
         """The loaded model; the one before it is let go first."""
@@ -209,27 +215,46 @@ class _Runner:
 
     def group(self, group: Group, job: Job, backend: Backend, texts: Texts) -> None:
         """Runs a group's passes; where the longest doesn't fit into memory, the shorter cells go on without it."""
+        too_large = ""
         backend.reset_peak_memory()
-        started = time.perf_counter()
         try:
-            measured = self.measure(group, backend, texts)
-        except OutOfMemoryError as error:
+            wholes = self.outcomes(group, job, backend, texts)
+        except (OutOfMemoryError, MemoryError) as error:
+            too_large = str(error) or "MemoryError"
+        except Exception as error:
+            # A file that went away, a model that breaks at this length, a bug: its reason is kept, the others go on.
+            logger.debug("%s", error, exc_info=True)
+            self.fail(group.cells, job, f"{type(error).__name__}: {error}", backend.device)
+            return
+        # Only here, after the except block: the exception holds the failed pass's tensors.
+        if too_large:
             longest = group.cells[-1].length
             dropped = tuple(cell for cell in group.cells if cell.length == longest)
             rest = tuple(cell for cell in group.cells if cell.length < longest)
-            self.fail(dropped, job, f"out of memory in a window of {longest} tokens: {error}", backend.device)
+            self.fail(dropped, job, f"out of memory in a window of {longest} tokens: {too_large}", backend.device)
             if rest:
                 self.group(dataclasses.replace(group, cells=rest), job, backend, texts)
             return
-        except (OSError, ValueError, RuntimeError) as error:
-            # A file that went away, a model that breaks at this length: this group's cells fail, the others go on.
-            self.fail(group.cells, job, f"{type(error).__name__}: {error}", backend.device)
-            return
-        elapsed_s = time.perf_counter() - started
-        for cell in group.cells:
-            digest = self.digest(group, cell, backend)
-            whole = outcome(cell, job, backend, texts, measured[cell.id], elapsed_s=elapsed_s, rope_digest=digest)
+        for cell, whole in zip(group.cells, wholes, strict=True):
             self.keep(cell, whole)
+
+    def outcomes(self, group: Group, job: Job, backend: Backend, texts: Texts) -> list[Outcome]:
+        """A group's passes, and what they mean for each of its cells."""
+        started = time.perf_counter()
+        measured = self.measure(group, backend, texts)
+        elapsed_s = time.perf_counter() - started
+        return [
+            outcome(
+                cell,
+                job,
+                backend,
+                texts,
+                measured[cell.id],
+                elapsed_s=elapsed_s,
+                rope_digest=self.digest(group, cell, backend),
+            )
+            for cell in group.cells
+        ]
 
     def measure(self, group: Group, backend: Backend, texts: Texts) -> dict[str, Measured]:
         """Runs all passes of a group and hands each cell its part."""
@@ -269,7 +294,7 @@ class _Runner:
         """Stores a cell; the request goes before the first one."""
         if not self.remembered:
             remember_request(self.store, self.spec)
-            self.remembered = True
+            self.remembered = self.under_way = True
         self.store.save(whole.records, whole.nll)
         self.records[cell.id] = tuple(whole.records)
         self.progress.finished(whole.records[0])

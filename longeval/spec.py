@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ import yaml
 from longeval.errors import LongEvalError, did_you_mean
 from longeval.records import canonical_json
 
-_LENGTH = re.compile(r"(\d+)([km]?)", re.IGNORECASE)
+_LENGTH = re.compile(r"([0-9]{1,15})([km]?)", re.IGNORECASE)
 _UNITS = {"": 1, "k": 1024, "m": 1024 * 1024}
 
 
@@ -47,7 +48,20 @@ def split_list(text: str, *, flag: str) -> tuple[str, ...]:
     parts = [part.strip() for part in text.split(",")]
     if not all(parts):
         raise LongEvalError(f"{flag} {text!r}: an empty item", "Write a comma list without blanks: a,b,c.")
-    return tuple(dict.fromkeys(parts))
+    return tuple(dict.fromkeys(_checked_name(part, flag) for part in parts))
+
+
+def _checked_name(name: str, flag: str) -> str:
+    """Names go into records and digests, so they must be text."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise LongEvalError(
+            f"{flag} {name!a}: not UTF-8", "Rename the file or link to it under another name."
+        ) from None
+    if not name.strip():
+        raise LongEvalError(f"{flag}: an empty name", "Name something, or leave it out.")
+    return name
 
 
 def format_length(length: int) -> str:
@@ -158,8 +172,9 @@ class PplSpec:
                 continue
             if item.name == "lengths":
                 value = [int(text) if text.isdigit() else text for text in map(format_length, value)]
-            plain[item.name] = list(value) if isinstance(value, tuple) else value
-        return plain
+            plain[item.name] = value
+        untyped: dict[str, Any] = json.loads(canonical_json(plain))  # tuples to lists, also within pe_args
+        return {key: untyped[key] for key in plain}
 
     def digest(self) -> str:
         """A short digest of the request, for naming its run folder."""
@@ -198,8 +213,11 @@ def _from_yaml(key: str, value: Any, origin: str) -> Any:
         items = value if isinstance(value, list) else [value]
         if not all(isinstance(item, str | int) for item in items):
             raise LongEvalError(f"{flag}: must be a list of names", "Write [a, b] or a,b.")
-        text = ",".join(str(item) for item in items)
-        return parse_lengths(text, flag=flag) if key == "lengths" else split_list(text, flag=flag)
+        if key == "lengths":
+            return parse_lengths(",".join(str(item) for item in items), flag=flag)
+        if isinstance(value, list):  # items stay whole: a file's name may hold a comma
+            return tuple(dict.fromkeys(_checked_name(str(item), flag) for item in items))
+        return split_list(str(value), flag=flag)
     if value is None:
         return None
     if key == "factor":

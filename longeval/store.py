@@ -84,7 +84,8 @@ class Store:
 
     def has_nll(self, cell: str) -> bool:
         """Whether a cell's token values are stored."""
-        return bool(self._fs.exists(self._at("nll", f"{cell}.npz")))
+        path = self._at("nll", f"{cell}.npz")
+        return bool(self._fs.exists(path)) and bool(self._fs.size(path))
 
     def load(self, cell: str) -> StoredCell | None:
         """Returns a stored cell, or None. A file that is no record raises LongEvalError naming it."""

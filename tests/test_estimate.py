@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from transformers import AutoConfig
-
 from longeval.estimate import estimate, model_size
 from longeval.evals.perplexity import Window
+from longeval.models.prepare import prepare
 from longeval.plan import plan_ppl
 from longeval.spec import PplSpec
 
 
+def prepared(folder):
+    options = dict.fromkeys(("revision", "native", "bos", "device_map", "attn"))
+    return prepare(str(folder), **options, dtype="float32", device="cpu", trust_remote_code=False)
+
+
 def test_operations_by_hand(tiny_llama):
-    size = model_size(AutoConfig.from_pretrained(tiny_llama))
+    size = model_size(prepared(tiny_llama))
     # hidden 32, 4 heads and 2 key-value heads of 16, intermediate 48, 2 layers, vocabulary 300, untied head
     attention = 32 * 64 + 2 * 32 * 32 + 64 * 32
     layer = attention + 3 * 32 * 48 + 2 * 32
@@ -24,8 +28,8 @@ def test_operations_by_hand(tiny_llama):
 def test_a_tied_head_is_counted_where_tokens_are_scored_only(tmp_path):
     from tiny import save_tiny_llama
 
-    tied = model_size(AutoConfig.from_pretrained(save_tiny_llama(tmp_path / "tied", tie_word_embeddings=True)))
-    untied = model_size(AutoConfig.from_pretrained(save_tiny_llama(tmp_path / "untied")))
+    tied = model_size(prepared(save_tiny_llama(tmp_path / "tied", tie_word_embeddings=True)))
+    untied = model_size(prepared(save_tiny_llama(tmp_path / "untied")))
     assert tied.flops_per_token == untied.flops_per_token
     assert untied.num_parameters - tied.num_parameters == 300 * 32
 
@@ -42,7 +46,7 @@ def test_a_plan_counts_shared_passes_once(tiny_llama, documents):
     # Two documents reach 128 tokens; none (with dynamic_ntk to 64), yarn, and dynamic_ntk at 128.
     assert (part.cells, part.passes, part.tokens) == (9, 6, 6 * 128)
     assert part.seconds > 0
-    assert part.memory_bytes > 4 * model_size(AutoConfig.from_pretrained(tiny_llama)).num_parameters
+    assert part.memory_bytes > 4 * model_size(prepared(tiny_llama)).num_parameters
 
 
 def test_nothing_to_do_costs_nothing(tiny_llama, documents):

@@ -235,6 +235,99 @@ def test_documents_that_vanish_after_planning_fail_their_cells(request_spec, sto
     assert "FileNotFoundError" in result.records[0].error
 
 
+def test_documents_that_vanish_after_their_pass_fail_their_cells_too(request_spec, store):
+    plan = plan_ppl(request_spec(lengths=(64, 128)))
+    paths = [document.path for document in plan.jobs[0].corpus.selection.documents]
+
+    def vanish(tokens_S, positions_S, table):
+        for path in paths:
+            if os.path.exists(path):
+                os.unlink(path)
+        return np.ones(len(tokens_S))
+
+    result = run(plan, store, RunProgress(quiet=True), load=lambda model: FakeBackend(vanish))
+    assert {r.status for r in result.records} == {"failed"}
+    assert "FileNotFoundError" in result.records[0].error
+
+
+@pytest.mark.parametrize("error", [IndexError("index out of range in self"), MemoryError()])
+def test_whatever_a_model_raises_fails_its_cells_and_the_others_go_on(request_spec, store, error):
+    def broken(tokens_S, positions_S, table):
+        if table.attention_factor > 1:
+            raise error
+        return np.ones(len(tokens_S))
+
+    result = carry_out(request_spec(pe=("yarn", "none"), lengths=(128,)), store, FakeBackend(broken))
+    assert [(r.pe, r.status) for r in result.records if r.metric == "perplexity"] == [
+        ("yarn", "failed"),
+        ("none", "ok"),
+    ]
+    assert type(error).__name__ in result.records[0].error
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_run_only_where_nothing_is_computed(
+    request_spec, store, tiny_llama, tiny_llama_bos
+):
+    def load(model):
+        if model.name == str(tiny_llama_bos):
+            raise LongEvalError("damaged")
+        return FakeBackend(log_position)
+
+    both = request_spec(model=(str(tiny_llama), str(tiny_llama_bos)), lengths=(64,))
+    for _ in range(2):  # the second time, the first model's cells are stored
+        result = run(plan_ppl(both), store, RunProgress(quiet=True), load=load)
+        assert [r.status for r in result.records] == ["ok", "ok", "failed"]
+        assert "damaged" in result.records[2].error
+    alone = plan_ppl(request_spec(model=(str(tiny_llama_bos),), lengths=(64,)))
+    with pytest.raises(LongEvalError, match="damaged"):
+        run(alone, Store(store.path + "-other"), RunProgress(quiet=True), load=load)
+    assert not os.path.exists(store.path + "-other")
+    later = run(alone, store, RunProgress(quiet=True), load=load, under_way=True)
+    assert later.failed == 1
+
+
+def test_the_failed_passs_memory_is_free_when_shorter_lengths_are_tried(request_spec, store):
+    import gc
+    import weakref
+
+    class Tensors:
+        """Stands for what a pass holds."""
+
+    held, alive = [], []
+
+    class Backend(FakeBackend):
+        def score(self, tokens_T, first_scored):
+            alive.append([ref() is not None for ref in held])
+            tensors = Tensors()
+            held.append(weakref.ref(tensors))
+            return super().score(tokens_T, first_scored)
+
+    gc.disable()
+    try:
+        carry_out(request_spec(docs=1), store, Backend(log_position, max_tokens=40))
+    finally:
+        gc.enable()
+    assert alive == [[], [False], [False, False]]
+
+
+def test_aliases_of_one_data_set_are_one(request_spec, store, documents):
+    plan = plan_ppl(request_spec(data=(str(documents), str(documents))))
+    assert len(plan.jobs) == 1
+
+
+def test_requests_with_lists_of_factors_are_written_once(request_spec, store, tmp_path):
+    factors = {"short_factor": (1.0,) * 8, "long_factor": (2.0,) * 8}
+    spec = request_spec(pe=("longrope",), pe_args={"longrope": factors}, lengths=(128,))
+    for _ in range(2):
+        carry_out(spec, store, FakeBackend(log_position), fresh=True)
+    assert (tmp_path / "run" / "spec.yaml").read_text().count("command: ppl") == 1
+
+
+def test_attention_auto_is_the_same_as_none_named(request_spec):
+    ids = [[cell.id for cell in plan_ppl(request_spec(attn=attn)).cells] for attn in (None, "auto")]
+    assert ids[0] == ids[1]
+
+
 def test_a_length_that_one_data_set_cannot_fill_is_skipped_there(request_spec, store, tmp_path):
     (tmp_path / "short.txt").write_text("a few words only, of a short report")
     documents = request_spec().data[0]

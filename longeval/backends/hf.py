@@ -10,6 +10,7 @@ Shapes: B batch (1), T tokens, S scored tokens, C a chunk of them, V vocabulary,
 
 from __future__ import annotations
 
+import copy
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +19,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from longeval.backends import memory
 from longeval.backends.base import OutOfMemoryError
@@ -73,12 +73,12 @@ class HFBackend:
 
     def _score(self, tokens_T: torch.Tensor, first_scored: int) -> npt.NDArray[np.float32]:
         # The last token predicts nothing that is scored: it stays out of the pass.
-        hidden_BTH = self._decoder(input_ids=tokens_T[None, :-1], use_cache=False).last_hidden_state
-        hidden_SH = hidden_BTH[0, first_scored - 1 :]
+        decoded = self._decoder(input_ids=tokens_T[None, :-1], use_cache=False)
+        hidden_SH = decoded.last_hidden_state[0, first_scored - 1 :]
         targets_S = tokens_T[first_scored:].to(hidden_SH.device)
         nll_S = torch.empty(len(targets_S), dtype=torch.float32, device=hidden_SH.device)
         chunk = max(1, LOGITS_BYTES // (4 * self.model.config.get_text_config().vocab_size))
-        with self._head() as head:
+        with self._head(decoded) as head:
             for start in range(0, len(targets_S), chunk):
                 logits_CV = head(hidden_SH[start : start + chunk])
                 targets_C = targets_S[start : start + chunk].to(logits_CV.device)
@@ -87,15 +87,15 @@ class HFBackend:
         return nll_S.cpu().numpy()
 
     @contextmanager
-    def _head(self) -> Iterator[Any]:
+    def _head(self, decoded: Any) -> Iterator[Any]:
         """Yields a function from hidden states (C, H) to logits (C, V): the model's forward, its decoder stubbed."""
-        held: dict[str, torch.Tensor] = {}
+        stand_in = copy.copy(decoded)  # of the family's own class, with whatever else its forward looks at
         own_forward = self._decoder.__dict__.get("forward")  # an instance attribute only where accelerate put one
-        self._decoder.forward = lambda *_, **__: BaseModelOutputWithPast(last_hidden_state=held["hidden_BCH"])
+        self._decoder.forward = lambda *_, **__: stand_in
         unused_BT = torch.zeros(1, 1, dtype=torch.long, device=self._device)
 
         def head(hidden_CH: torch.Tensor) -> torch.Tensor:
-            held["hidden_BCH"] = hidden_CH[None]
+            stand_in.last_hidden_state = hidden_CH[None]
             logits_CV: torch.Tensor = self.model(input_ids=unused_BT, use_cache=False).logits[0]
             return logits_CV
 
@@ -110,7 +110,8 @@ class HFBackend:
     def reset_peak_memory(self) -> None:
         """See `Backend.reset_peak_memory`."""
         if self._device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
+            for index in range(torch.cuda.device_count()):
+                torch.cuda.reset_peak_memory_stats(index)
         else:
             memory.reset_peak()
 

@@ -66,7 +66,9 @@ def _run(arguments: list[str]) -> int:
         # typer carries a click of its own: its errors are not those of the package click.
         print(f"longeval: {error.format_message().rstrip('.')}. Try --help.", file=sys.stderr)  # noqa: T201
         return 2
-    except typer.Abort:
+    except typer.Abort as abort:
+        if isinstance(abort.__context__, EOFError):  # typer takes any for Ctrl-D at a prompt, and there are none
+            raise abort.__context__ from None
         status = INTERRUPTED
     if status == INTERRUPTED:  # typer's answer to Ctrl-C
         print("longeval: interrupted; finished cells are stored", file=sys.stderr)  # noqa: T201

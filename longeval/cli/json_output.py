@@ -5,19 +5,51 @@ from __future__ import annotations
 import json
 import os
 import sys
+import uuid
 from typing import Any
 
 from longeval.errors import LongEvalError
 
 
 def check_json_path(path: str) -> None:
-    """Raises LongEvalError, before anything is computed, where `path` is a folder or lies in none."""
-    if path == "-":
-        return
+    """As `check_writable` for `--json`, where `-` is stdout."""
+    if path != "-":
+        check_writable("--json", path)
+
+
+def check_writable(flag: str, path: str) -> None:
+    """Raises LongEvalError, before anything is computed, if a file can't be written at `path`; leaves nothing."""
     folder = os.path.dirname(path) or "."
     if os.path.isdir(path) or not os.path.isdir(folder):
         what = "is a folder" if os.path.isdir(path) else f"there is no folder {folder}"
-        raise LongEvalError(f"--json {path}: {what}", "Name a file in a folder that exists, or - for stdout.")
+        raise LongEvalError(f"{flag} {path}: {what}", "Name a file in a folder that exists.")
+    if _is_special(path):
+        return
+    # Asking the file system by writing is the only answer that also covers read-only mounts, and root.
+    probe = os.path.join(folder, f".longeval-{uuid.uuid4().hex}")
+    try:
+        with open(probe, "xb"):
+            pass
+        os.unlink(probe)
+    except OSError as error:
+        raise LongEvalError(
+            f"{flag} {path}: can't write there ({error.strerror})", "Choose a folder you may write to."
+        ) from error
+
+
+def write_output(path: str, content: bytes) -> None:
+    """Writes a user's file, whole or not at all; into what is no regular file (a pipe, /dev/null) as it comes."""
+    from longeval.cache import write_whole
+
+    if _is_special(path):
+        with open(path, "wb") as file:
+            file.write(content)
+    else:
+        write_whole(os.path.realpath(path), content)
+
+
+def _is_special(path: str) -> bool:
+    return os.path.exists(path) and not os.path.isfile(path)
 
 
 def write_json(value: Any, path: str) -> None:
@@ -35,10 +67,8 @@ def write_json(value: Any, path: str) -> None:
     if path == "-":
         sys.stdout.write(text)
         return
-    from longeval.cache import write_whole
-
     try:
-        write_whole(path, text.encode())
+        write_output(path, text.encode())
     except OSError as error:
         raise LongEvalError(
             f"--json {path}: can't write there ({error.strerror or error})", "Choose a folder you may write to."

@@ -12,6 +12,8 @@ from longeval.cli.json_output import check_json_path, write_json
 from longeval.errors import LongEvalError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from longeval.plan import Plan
     from longeval.records import Record
     from longeval.spec import PplSpec
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
 
 SOME_FAILED = 3
 """Exit status when some cells failed."""
+
+WIDTH = 200
+"""Columns of tables that go into a file or a pipe."""
 
 
 def carry_out(
@@ -46,8 +51,9 @@ def carry_out(
         if dry_run:
             raise LongEvalError(f"--json {json_path}: a dry run has no records", "Leave one of the two out.")
         check_json_path(json_path)
-    if quiet:
-        logging.getLogger("longeval").setLevel(logging.WARNING)
+    if out is not None and not out.strip():
+        raise LongEvalError("--out '': an empty name", "Name a folder, or leave it out.")
+    logging.getLogger("longeval").setLevel(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
     store = Store(out or default_out(specs[0]))
     store.check_writable()
     _say("reading model configuration and documents …", quiet)
@@ -58,15 +64,16 @@ def carry_out(
         for plan in plans:
             _show_plan(plan, store, fresh)
         return 0
-    records: list[Record] = []
-    failed = 0
+    found: dict[tuple[str, str], Record] = {}
     for plan in plans:
         with RunProgress(quiet=quiet, verbose=verbose) as progress:
-            result = run(plan, store, progress, fresh=fresh)
+            result = run(plan, store, progress, fresh=fresh, under_way=bool(found))
         reused = f", {result.reused} were stored already" if result.reused else ""
         _say(f"{result.computed} cells computed{reused}; records in {store.path}", quiet)
-        records += result.records
-        failed += result.failed
+        # Requests of one folder may overlap: a cell counts once.
+        found |= {(record.cell, record.metric): record for record in result.records}
+    records = list(found.values())
+    failed = len({record.cell for record in records if record.status == "failed"})
     if json_path is not None:
         write_json([record.to_json() for record in records], json_path)
     if json_path != "-" and not quiet:
@@ -88,21 +95,26 @@ def default_out(spec: PplSpec) -> str:
     return f"runs/{datetime.date.today().isoformat()}-{spec.digest()}"
 
 
-def show_summary(records: Sequence[Record]) -> None:
-    """The tables of a run on stdout."""
+def _console() -> Console:
+    """Stdout; wide enough for every column where no terminal sets the width."""
     from rich.console import Console
 
+    return Console() if sys.stdout.isatty() else Console(width=WIDTH)
+
+
+def show_summary(records: Sequence[Record]) -> None:
+    """The tables of a run on stdout."""
     from longeval.report.tables import summary_table
 
-    console = Console()
-    for table in summary_table(records):
+    console = _console()
+    for table in summary_table(records, width=console.width):
         console.print()
         console.print(table)
 
 
 def _show_plan(plan: Plan, store: Store, fresh: bool) -> None:
     """What a run would do, on stdout."""
-    from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from longeval.cli.progress import format_duration
@@ -111,14 +123,14 @@ def _show_plan(plan: Plan, store: Store, fresh: bool) -> None:
     from longeval.spec import format_length
 
     stored, jobs = pending(plan, store, fresh=fresh)
-    console = Console()
+    console = _console()
     console.print("Dry run: nothing is computed.\n")
     table = Table(title="Cells", title_justify="left")
     for column in ("method", "s", "length", "documents", "skipped", "windows", "stored"):
         table.add_column(column, justify="left" if column == "method" else "right")
     for job in plan.jobs:
         table.add_section()
-        table.add_row(f"[bold]{job.model.name} on {job.corpus.source.name}[/bold]")
+        table.add_row(f"[bold]{escape(f'{job.model.name} on {job.corpus.source.name}')}[/bold]")
         for cell in plan.cells_of(job):
             table.add_row(
                 cell.pe.canonical,
@@ -136,4 +148,5 @@ def _show_plan(plan: Plan, store: Store, fresh: bool) -> None:
             f"{part.model} ({part.dtype}): {part.cells} cells in {part.passes} passes, {part.tokens:,} tokens; "
             f"estimated {format_duration(part.seconds)} and {part.memory_bytes / 2**30:.1f} GiB",
             highlight=False,
+            markup=False,
         )

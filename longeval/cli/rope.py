@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import uuid
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from longeval.cli.json_output import write_json
+from longeval.cli.json_output import check_json_path, check_writable, write_json, write_output
 from longeval.errors import LongEvalError
 
 if TYPE_CHECKING:
@@ -77,7 +75,6 @@ def rope(
         _refuse_ignored({"--factor": None if factor == "1" else factor})
         _list_methods(json_path)
         return
-    from longeval.cache import write_whole
     from longeval.rope.analysis import check_target, describe
     from longeval.rope.build import make_parameters, parse_method_name, parse_pe_args
     from longeval.rope.plot import draw, plot_format
@@ -93,13 +90,14 @@ def rope(
     values = parse_pe_args(pe_arg or [], [name.canonical for name in parsed])
     image_format = None if plot is None else plot_format(plot)
     for flag, path in (("--json", json_path), ("--plot", plot)):
-        _check_writable(flag, path)
+        if path is not None and path != "-":
+            check_writable(flag, path)
     descriptions = [
         describe(name.canonical, geometry, make_parameters(name.base, values.get(name.base, {})), current)
         for name in parsed
     ]
     if plot is not None and image_format is not None:
-        write_whole(plot, draw(descriptions, image_format))
+        write_output(plot, draw(descriptions, image_format))
         typer.echo(f"wrote {plot}", err=True)
     if json_path is not None:
         write_json(descriptions[0] if len(descriptions) == 1 else descriptions, json_path)
@@ -150,24 +148,5 @@ def _list_methods(json_path: str | None) -> None:
     if json_path is None:
         show_methods()
         return
-    _check_writable("--json", json_path)
+    check_json_path(json_path)
     write_json(list_methods(), json_path)
-
-
-def _check_writable(flag: str, path: str | None) -> None:
-    """Raises LongEvalError, before anything is computed, if a file can't be written at `path`."""
-    if path is None or path == "-":
-        return
-    folder = os.path.dirname(path) or "."
-    if os.path.isdir(path) or not os.path.isdir(folder):
-        what = "is a folder" if os.path.isdir(path) else f"there is no folder {folder}"
-        raise LongEvalError(f"{flag} {path}: {what}", "Name a file in a folder that exists.")
-    probe = os.path.join(folder, f".longeval-{uuid.uuid4().hex}")
-    try:
-        with open(probe, "xb"):
-            pass
-        os.unlink(probe)
-    except OSError as error:
-        raise LongEvalError(
-            f"{flag} {path}: can't write there ({error.strerror})", "Choose a folder you may write to."
-        ) from error

@@ -42,9 +42,11 @@ def weights_digest(ref: ModelRef) -> str:
 
 
 def _folder_digest(folder: str) -> str:
-    """SHA-256 over the lines `name digest` of config, index and weights, sorted by name."""
+    """SHA-256 over the lines `name digest` of config, index, weights and Python files, sorted by name."""
     names = {"config.json", *weight_files(folder)}
     if _INDEX not in names and "model.safetensors" not in names:
         names.add(_INDEX)
+    # Code of the model's own decides what it computes, where it is trusted to run.
+    names |= {name for name in os.listdir(folder) if name.endswith(".py")}
     lines = [f"{name} {file_digest(os.path.join(folder, name))}\n" for name in sorted(names)]
     return hashlib.sha256("".join(lines).encode()).hexdigest()

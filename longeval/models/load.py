@@ -117,12 +117,12 @@ def load_model(
                 trust_remote_code=trust_remote_code,
                 output_loading_info=True,
             )
-    except torch.OutOfMemoryError as error:
-        raise LongEvalError(
-            f"--model {ref.name}: its weights in {dtype} don't fit on {device}",
-            "Try --device-map auto, or a smaller model.",
-        ) from error
-    except (*_UNREADABLE, RuntimeError) as error:
+    except (*_UNREADABLE, RuntimeError, MemoryError) as error:
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            raise LongEvalError(
+                f"--model {ref.name}: its weights in {dtype} don't fit into the memory of {device}",
+                "Try --dtype bfloat16, --device-map auto, or a smaller model; --dry-run estimates what is needed.",
+            ) from error
         raise _unloadable(ref, "model", error) from error
     _check_complete(ref, loading)
     return model.eval().requires_grad_(False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -167,6 +168,8 @@ def _bos(name: str, tokenizer: Any, asked: bool | None) -> bool:
 def _shipped(name: str, rope: load.ConfigRope, native_length: int) -> Shipped:
     """The scaling in a model's config; raises LongEvalError for one that our methods can't say."""
     given = full_attention(rope.parameters) if rope.by_layer_type else rope.parameters
+    if rope.rope_type == "yarn":
+        given = _yarn_settings(name, given)
     factor = float(given.get("factor") or 1.0)
     native_length = int(given.get("original_max_position_embeddings") or native_length)
     base, keys = {
@@ -182,3 +185,18 @@ def _shipped(name: str, rope: load.ConfigRope, native_length: int) -> Shipped:
         )
     arguments = {key: given[key] for key in keys if given.get(key) is not None}
     return Shipped(base=base, arguments=arguments, factor=factor, native_length=native_length)
+
+
+def _yarn_settings(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """A config's yarn settings with the attention factor that `mscale` and `mscale_all_dim` stand for (DeepSeek)."""
+    settings = dict(given)
+    if settings.get("truncate") is False or not settings.get("factor"):
+        raise LongEvalError(
+            f"--model {name}: its yarn scaling has no factor, or an untruncated ramp, which longeval can't reproduce",
+            "Use a model with plain RoPE, or one scaled by linear, llama3 or yarn as published.",
+        )
+    mscale, all_dim = settings.get("mscale"), settings.get("mscale_all_dim")
+    if settings.get("attention_factor") is None and mscale and all_dim:
+        grown = math.log(max(1.0, float(settings["factor"])))
+        settings["attention_factor"] = (0.1 * mscale * grown + 1) / (0.1 * all_dim * grown + 1)
+    return settings

@@ -36,9 +36,7 @@ def scored_lines(grid: Grid, documents: Sequence[str]) -> list[str]:
     """
     settings = grid.records[0].params
     lines = [f"- Protocol `{grid.protocol}`: {_PROTOCOLS.get(grid.protocol, 'not described here')}."]
-    shown = [
-        f"{name} {value}" for name in ("stride", "min_tokens", "docs") if (value := settings.get(name)) is not None
-    ]
+    shown = [f"{name} {value}" for name in ("stride", "min_tokens") if (value := settings.get(name)) is not None]
     if shown:
         lines.append(f"- Selection: {', '.join(shown)}.")
     if documents:
@@ -136,7 +134,7 @@ def provenance_lines(records: Sequence[Record]) -> list[str]:
     return [
         f"- Versions: {', '.join(shown)}",
         f"- Commit of longeval: {', '.join(commits)}",
-        f"- Device: {'; '.join(ordered_unique([p.device for p in found]))}",
+        f"- Device: {'; '.join(ordered_unique([p.device for p in found if p.device]))}",
         f"- Platform: {'; '.join(ordered_unique([p.platform for p in found]))}",
         f"- Computed: {dates[0]} to {dates[-1]}",
         *_cost_lines(records),

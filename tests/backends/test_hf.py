@@ -77,6 +77,8 @@ FAMILIES = {
     "gpt_neox": transformers.GPTNeoXConfig,
     "cohere": transformers.CohereConfig,
     "granite": transformers.GraniteConfig,
+    "mixtral": transformers.MixtralConfig,
+    "qwen3_moe": transformers.Qwen3MoeConfig,
 }
 OWN = {
     "gemma2": {"final_logit_softcapping": 0.5, "head_dim": 16},

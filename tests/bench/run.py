@@ -34,11 +34,11 @@ DEFAULT_REPEATS = 3
 
 
 def main(
-    lengths: Annotated[str | None, typer.Option(help=f"Comma list of tokens.  [default: {DEFAULT_LENGTHS}]")] = None,
+    lengths: Annotated[str | None, typer.Option(help=f"Comma list of tokens; {DEFAULT_LENGTHS} unless given.")] = None,
     dtypes: Annotated[
-        str | None, typer.Option(help="Comma list.  [default: bfloat16 (where the hardware has it), float32]")
+        str | None, typer.Option(help="Comma list; bfloat16 (where the hardware has it) and float32 unless given.")
     ] = None,
-    repeats: Annotated[int | None, typer.Option(help=f"Of each timing.  [default: {DEFAULT_REPEATS}]")] = None,
+    repeats: Annotated[int | None, typer.Option(help=f"Of each timing; {DEFAULT_REPEATS} unless given.")] = None,
     model: Annotated[str, typer.Option(help="As longeval's --model.")] = "smollm2-135m-q4",
     device: Annotated[str, typer.Option(help="As longeval's --device.")] = "auto",
     json_path: Annotated[

@@ -98,6 +98,42 @@ def test_the_default_folder_is_found_again_by_the_same_request(arguments, capsys
     assert len(list((tmp_path / "runs").iterdir())) == 1
 
 
+def test_overlapping_requests_of_one_folder_give_each_record_once(arguments, capsys):
+    assert run_app(arguments(pe="none")) == 0
+    assert run_app(arguments(pe="none,yarn")) == 0
+    capsys.readouterr()
+    assert run_app(["run", "run/spec.yaml", "--json", "-"]) == 0
+    records = json.loads(capsys.readouterr().out)
+    assert len(records) == 8 == len({(r["cell"], r["metric"]) for r in records})
+
+
+def test_names_with_brackets_and_commas(arguments, capsys, documents, tmp_path):
+    for name in ("a, [b].jsonl", "y[red].jsonl"):
+        (tmp_path / name).write_bytes(documents.read_bytes())
+    request = f"model: {arguments()[2]}\npe: none\nlengths: 64\ndata: ['a, [b].jsonl', 'y[red].jsonl']\n"
+    (tmp_path / "request.yaml").write_text(request)
+    assert run_app(["run", "request.yaml", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "a, [b].jsonl" in out and "y[red].jsonl" in out
+    assert run_app(["run", "request.yaml", "--out", "run"]) == 0
+    assert "y[red].jsonl" in capsys.readouterr().out
+
+
+def test_twelve_lengths_are_legible_in_a_pipe(arguments, capsys):
+    lengths = [str(64 + 5 * step) for step in range(12)]
+    assert run_app(arguments(lengths=",".join(lengths), pe="none")) == 0
+    out = capsys.readouterr().out
+    assert all(length in out for length in lengths) and "…" not in out
+
+
+def test_a_pipe_stays_a_pipe(arguments, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    reader = subprocess.Popen(["cat", "pipe"], cwd=tmp_path, stdout=subprocess.PIPE)
+    assert run_app([*arguments(pe="none"), "-q", "--json", "pipe"]) == 0
+    assert len(json.loads(reader.communicate(timeout=60)[0])) == 4
+    assert (tmp_path / "pipe").is_fifo()
+
+
 def test_failed_cells_end_with_3_and_say_why(arguments, capsys, monkeypatch):
     from longeval.backends.base import OutOfMemoryError
     from longeval.backends.hf import HFBackend
@@ -143,7 +179,10 @@ BAD = {
     "pe-arg unreadable": ({"pe_arg": "yarn.beta_fast=x"}, "yarn.beta_fast", ""),
     "longrope alone": ({"pe": "longrope"}, "longrope", "short_factor"),
     "out is a file": ({"out": "documents.jsonl"}, "--out documents.jsonl", "another folder"),
-    "json nowhere": ({"json": "nowhere/records.json"}, "--json nowhere/records.json", "stdout"),
+    "json unwritable": ({"json": "/proc/records.json"}, "--json /proc/records.json", "write"),
+    "length of many digits": ({"lengths": "9" * 5000}, "--lengths", "4096"),
+    "no folder's name": ({"out": ""}, "--out", "Name"),
+    "json nowhere": ({"json": "nowhere/records.json"}, "--json nowhere/records.json", "folder"),
     "missing data file": ({"data": "missing.jsonl"}, "missing.jsonl", ""),
     "field-less": ({"text_field": "body"}, "body", "text"),
     "native": ({"native": "0"}, "--native 0", ""),
@@ -202,6 +241,9 @@ def _start(arguments, cwd):
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        # A shell that starts the tests in the background makes them, and so the child, deaf to Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
 
 
@@ -222,9 +264,12 @@ def test_a_run_that_is_stopped_loses_no_finished_cell(how, status, arguments, tm
     methods = "none,pi,ntk,yarn,resonance,resonance_pi,resonance_ntk,resonance_yarn"
     command = arguments(data="long.txt", lengths="1k", protocol="sliding", stride="128", pe=methods)
     process = _start(command, tmp_path)
-    _wait_for_cells(tmp_path / "run" / "cells", 2, process)
-    process.send_signal(how)
-    process.communicate(timeout=60)
+    try:
+        _wait_for_cells(tmp_path / "run" / "cells", 2, process)
+        process.send_signal(how)
+        process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == status
     kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run" / "cells").glob("[!.]*.json")}
     assert 2 <= len(kept) < 8

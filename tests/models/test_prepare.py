@@ -34,13 +34,15 @@ SHIPPED = {
         "original_max_position_embeddings": 64,
     },
     "yarn": {"factor": 4.0, "original_max_position_embeddings": 64, "beta_fast": 16.0},
+    "yarn mscale": {"factor": 4.0, "original_max_position_embeddings": 64, "mscale": 0.7, "mscale_all_dim": 1.5},
 }
 NAMES = {"default": None, "linear": "pi", "llama3": "llama3", "yarn": "yarn"}
 
 
-@pytest.mark.parametrize("rope_type", SHIPPED)
-def test_none_is_the_model_as_shipped(rope_type, tmp_path):
-    rope = {"rope_type": rope_type, "rope_theta": 10000.0, **SHIPPED[rope_type]}
+@pytest.mark.parametrize("settings", SHIPPED)
+def test_none_is_the_model_as_shipped(settings, tmp_path):
+    rope_type = settings.split()[0]
+    rope = {"rope_type": rope_type, "rope_theta": 10000.0, **SHIPPED[settings]}
     folder = save_tiny_llama(tmp_path / rope_type, rope_parameters=rope, max_position_embeddings=256)
     tokens_T = np.random.default_rng(0).integers(1, 300, 200).astype(np.int32)
     ids_T = torch.from_numpy(tokens_T.astype(np.int64))
