@@ -7,11 +7,11 @@ runs may share the folder. A cache that can't be written costs time, never a res
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 import os
-import uuid
+
+from longeval.files import write_whole
 
 _log = logging.getLogger(__name__)
 
@@ -25,31 +25,6 @@ def cache_dir() -> str:
     if not os.path.isabs(shared):
         shared = os.path.join(os.path.expanduser("~"), ".cache")
     return os.path.join(shared, "longeval")
-
-
-def write_whole(path: str, content: bytes) -> None:
-    """Writes a local file whole or not at all, and makes its folder; the last of several writers wins.
-
-    Args:
-        path: Where the file goes; one that is there is replaced.
-        content: All of the file.
-
-    Raises:
-        OSError: If the folder can't be made or the file can't be written. Nothing is left behind then.
-    """
-    folder, name = os.path.split(os.path.abspath(path))
-    os.makedirs(folder, exist_ok=True)
-    beside = os.path.join(folder, f".{name}.{uuid.uuid4().hex[:8]}")
-    try:
-        with open(beside, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(beside)
-        raise
 
 
 def write_if_possible(path: str, content: bytes) -> bool:

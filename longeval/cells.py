@@ -48,6 +48,8 @@ class Cell:
     length: int
     data: str
     protocol: str
+    backend: str
+    """What runs it."""
     params: dict[str, Any]
     """Everything else that decides the value, as the record shows it."""
     windows: tuple[Window, ...]
@@ -176,6 +178,7 @@ def _cell(
         length=length,
         data=corpus.source.name,
         protocol=protocol.name,
+        backend=spec.backend,
         params=params,
         windows=windows,
         skipped=skipped,

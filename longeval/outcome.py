@@ -120,7 +120,7 @@ def _common(cell: Cell, job: Job) -> dict[str, Any]:
         "task": None,
         "protocol": cell.protocol,
         "params": cell.params,
-        "backend": "hf",
+        "backend": cell.backend,
         "dtype": job.model.dtype,
         "skipped": cell.skipped,
     }

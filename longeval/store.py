@@ -10,10 +10,8 @@ leaves a cell either finished or absent.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +20,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from longeval.errors import LongEvalError
+from longeval.files import why_unwritable, write_whole
 from longeval.nll import TokenNll, token_nll_from_bytes
 from longeval.records import SCHEMA_VERSION, Record, record_from_json
 
@@ -71,16 +70,8 @@ class Store:
             folder = os.path.dirname(folder)
         if not os.path.isdir(folder):
             raise LongEvalError(f"--out {self.path}: {folder} is a file", "Choose another folder.")
-        # Asking the file system by writing is the only answer that also covers read-only mounts, and root.
-        probe = os.path.join(folder, f".longeval-{uuid.uuid4().hex}")
-        try:
-            with open(probe, "xb"):
-                pass
-            os.unlink(probe)
-        except OSError as error:
-            raise LongEvalError(
-                f"--out {self.path}: can't write there ({error.strerror})", "Choose a folder you may write to."
-            ) from error
+        if (reason := why_unwritable(folder)) is not None:
+            raise LongEvalError(f"--out {self.path}: can't write there ({reason})", "Choose a folder you may write to.")
 
     def has_nll(self, cell: str) -> bool:
         """Whether a cell's token values are stored."""
@@ -155,15 +146,4 @@ class Store:
         if not isinstance(self._fs, LocalFileSystem):
             self._fs.pipe_file(path, content)
             return
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        beside = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.{uuid.uuid4().hex[:8]}")
-        try:
-            with open(beside, "xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(beside, path)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(beside)
-            raise
+        write_whole(path, content)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import uuid
 from typing import Any
 
 from longeval.errors import LongEvalError
@@ -25,21 +24,15 @@ def check_writable(flag: str, path: str) -> None:
         raise LongEvalError(f"{flag} {path}: {what}", "Name a file in a folder that exists.")
     if _is_special(path):
         return
-    # Asking the file system by writing is the only answer that also covers read-only mounts, and root.
-    probe = os.path.join(folder, f".longeval-{uuid.uuid4().hex}")
-    try:
-        with open(probe, "xb"):
-            pass
-        os.unlink(probe)
-    except OSError as error:
-        raise LongEvalError(
-            f"{flag} {path}: can't write there ({error.strerror})", "Choose a folder you may write to."
-        ) from error
+    from longeval.files import why_unwritable
+
+    if (reason := why_unwritable(folder)) is not None:
+        raise LongEvalError(f"{flag} {path}: can't write there ({reason})", "Choose a folder you may write to.")
 
 
 def write_output(path: str, content: bytes) -> None:
     """Writes a user's file, whole or not at all; into what is no regular file (a pipe, /dev/null) as it comes."""
-    from longeval.cache import write_whole
+    from longeval.files import write_whole
 
     if _is_special(path):
         with open(path, "wb") as file:

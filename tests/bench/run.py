@@ -178,7 +178,7 @@ def write_json(numbers: dict[str, Any], path: str) -> None:
     """Whole into a file, or to stdout."""
     import json
 
-    from longeval.cache import write_whole
+    from longeval.files import write_whole
 
     text = json.dumps(numbers, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     if path == "-":
