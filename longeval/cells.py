@@ -20,6 +20,9 @@ from longeval.rope.build import MethodName
 from longeval.rope.parameters import make_parameters
 from longeval.spec import PplSpec
 
+DEFAULT_STRIDE = 256
+"""Tokens between windows where nothing else is asked for, as in YaRN's and LongLoRA's runs."""
+
 ID_DIGITS = 16
 """Hex digits of a cell id: 64 bits, no collision to fear among a study's cells."""
 
@@ -82,7 +85,12 @@ class Group:
         return list(longest.values())
 
 
-def _factors(spec: PplSpec, native_length: int) -> dict[int, float]:
+def stride_of(spec: PplSpec) -> int:
+    """Tokens between windows, as asked or 256."""
+    return DEFAULT_STRIDE if spec.stride is None else spec.stride
+
+
+def factors(spec: PplSpec, native_length: int) -> dict[int, float]:
     """The factor s of every length."""
     if spec.factor == "each":
         return {length: max(1.0, length / native_length) for length in spec.lengths}
@@ -94,11 +102,11 @@ def build_groups(
     spec: PplSpec, protocol: Protocol, model: PreparedModel, corpus: Corpus, names: Sequence[MethodName]
 ) -> tuple[Group, ...]:
     """All cells of one model and data set, cells with the same passes together."""
-    factors = _factors(spec, model.native_length)
+    factor_of = factors(spec, model.native_length)
     groups: list[Group] = []
     for name in names:
         for length in spec.lengths:
-            geometry = dataclasses.replace(model.geometry, factor=factors[length])
+            geometry = dataclasses.replace(model.geometry, factor=factor_of[length])
             table = model.tables(name, geometry, spec.pe_args.get(name.base, {}))
             cell = _cell(spec, protocol, model, corpus, name, geometry, length)
             dependent = name.method.length_dependent
@@ -134,17 +142,18 @@ def _cell(
     method = name.method
     parameters = make_parameters(name.base, spec.pe_args.get(name.base, {}))
     lengths = corpus.selection.lengths
-    windows = tuple(protocol.windows(lengths, length, spec.stride, model.bos))
+    windows = tuple(protocol.windows(lengths, length, stride_of(spec), model.bos))
     scored = len({window.document for window in windows})
     too_short = 0 if protocol.joined or not windows else len(lengths) - scored
     factor = geometry.factor if method.uses_factor else None
     params: dict[str, Any] = {
         "native_length": model.native_length,
+        "own_native_length": model.own_native_length,
         "theta": model.geometry.theta,
         "head_dim": model.geometry.head_dim,
         "method": dataclasses.asdict(parameters),
         "shipped_rope": model.shipped_rope,
-        "stride": spec.stride if protocol.strided else None,
+        "stride": stride_of(spec) if protocol.strided else None,
         "bos": model.bos,
         "min_tokens": corpus.min_tokens,
         "seed": spec.seed,
@@ -167,8 +176,8 @@ def _cell(
         "backend": spec.backend,
         "dtype": model.dtype,
         "skipped": skipped,
-        # Where the texts were found decides nothing once they are chosen.
-        **{key: value for key, value in params.items() if key != "data_origin"},
+        # For readers only: where the texts were found, and the native length that --native replaced.
+        **{key: value for key, value in params.items() if key not in ("data_origin", "own_native_length")},
     }
     return Cell(
         id=hashlib.sha256(canonical_json(decides).encode()).hexdigest()[:ID_DIGITS],

@@ -6,11 +6,13 @@ tokenised, tables are built. Weights are not loaded.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 from longeval.cache import cache_dir
-from longeval.cells import Cell, Corpus, Group, build_groups
+from longeval.cells import Cell, Corpus, Group, build_groups, factors, stride_of
 from longeval.data.selection import select
 from longeval.data.sources import Source, open_source
 from longeval.data.tokens import tokenise
@@ -20,6 +22,8 @@ from longeval.models.prepare import PreparedModel, prepare
 from longeval.rope.base import METHODS
 from longeval.rope.build import MethodName, parse_method_name
 from longeval.spec import PplSpec, format_length
+
+T = TypeVar("T")
 
 BACKENDS = ("hf",)
 
@@ -68,9 +72,15 @@ def plan_ppl(spec: PplSpec) -> Plan:
     if spec.backend not in BACKENDS:
         raise LongEvalError(f"--backend {spec.backend}: unknown", f"Known: {', '.join(BACKENDS)}.")
     protocol = PROTOCOLS.lookup(spec.protocol)
+    if spec.stride is not None and not protocol.strided:
+        strided = [name for name, other in PROTOCOLS.items() if other.strided]
+        raise LongEvalError(
+            f"--stride {spec.stride}: would be ignored under --protocol {spec.protocol}",
+            f"Leave it out, or use --protocol {' or '.join(strided)}.",
+        )
     names = [parse_method_name(name) for name in spec.pe]
     _check_pe_args(spec, names)
-    opened = [open_source(name, text_field=spec.text_field) for name in spec.data]
+    opened = [_with_flag("--data", partial(open_source, name, text_field=spec.text_field)) for name in spec.data]
     sources = list({source.name: source for source in opened}.values())  # two aliases are one data set
     models = [
         prepare(
@@ -88,10 +98,10 @@ def plan_ppl(spec: PplSpec) -> Plan:
     ]
     jobs, notes = [], []
     for model in models:
-        check_stride(protocol, spec.stride, spec.lengths[0], model.bos)
+        check_stride(protocol, stride_of(spec), spec.lengths[0], model.bos)
         corpora = [_corpus(source, spec, model) for source in sources]
         _check_lengths(spec, protocol, model, corpora)
-        notes += _notes(spec, model, corpora)
+        notes += _notes(spec, names, model, corpora)
         for corpus in corpora:
             groups = build_groups(spec, protocol, model, corpus, names)
             jobs.append(Job(model=model, corpus=corpus, protocol=protocol, groups=groups))
@@ -107,15 +117,28 @@ def _check_pe_args(spec: PplSpec, names: Sequence[MethodName]) -> None:
             raise LongEvalError(f"--pe-arg {base}.…: {base} is not among --pe {','.join(spec.pe)}", "Remove one.")
 
 
+def _with_flag(flag: str, work: Callable[[], T]) -> T:
+    """What `work` returns; a complaint of it that names a file but no flag gets `flag` in front."""
+    try:
+        return work()
+    except LongEvalError as error:
+        if error.problem.startswith("--"):
+            raise
+        raise LongEvalError(f"{flag} {error.problem}", error.remedy) from error
+
+
 def _corpus(source: Source, spec: PplSpec, model: PreparedModel) -> Corpus:
     default_min = spec.lengths[-1] if spec.protocol == "prefix" else 2
     min_tokens = default_min if spec.min_tokens is None else spec.min_tokens
     docs = spec.docs if spec.docs is not None else source.default_docs or "all"
-    selection = select(
-        source.documents(),
-        lambda document: tokenise(document, model.tokenizer, model.tokenizer_digest, cache_dir()),
-        min_tokens=min_tokens,
-        docs=docs,
+    selection = _with_flag(
+        "--data",
+        lambda: select(
+            source.documents(),
+            lambda document: tokenise(document, model.tokenizer, model.tokenizer_digest, cache_dir()),
+            min_tokens=min_tokens,
+            docs=docs,
+        ),
     )
     return Corpus(source=source, selection=selection, min_tokens=min_tokens, docs=docs)
 
@@ -147,8 +170,14 @@ def _what_is_there(protocol: Protocol, corpus: Corpus) -> str:
     )
 
 
-def _notes(spec: PplSpec, model: PreparedModel, corpora: Sequence[Corpus]) -> list[str]:
+def _notes(spec: PplSpec, names: Sequence[MethodName], model: PreparedModel, corpora: Sequence[Corpus]) -> list[str]:
     notes = list(model.notes)
+    stretched = [name.canonical for name in names if name.method.uses_factor]
+    if stretched and set(factors(spec, model.native_length).values()) == {1.0}:
+        notes.append(
+            f"{', '.join(stretched)}: s = 1 at these lengths, nothing is stretched (the native length is "
+            f"{format_length(model.native_length)}; --factor or longer --lengths would)"
+        )
     for corpus in corpora:
         chosen, skipped = len(corpus.selection.documents), corpus.selection.skipped
         if skipped:

@@ -120,6 +120,8 @@ def run(
         runner.job(job)
     for job in todo:
         runner.skip(job)
+    if not runner.remembered:
+        remember_request(store, plan.spec)
     records = [record for cell in plan.cells for record in stored.get(cell.id) or runner.records[cell.id]]
     return RunResult(records=tuple(records), computed=len(runner.records), reused=len(stored))
 

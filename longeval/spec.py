@@ -114,8 +114,8 @@ class PplSpec:
     """s for all lengths; `each`: every length its own; None: longest length / native length, at least 1."""
     pe_args: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Method parameters by method: {"yarn": {"beta_fast": 16}}."""
-    stride: int = 256
-    """Tokens between windows (sliding, sliding_window_mean, stream)."""
+    stride: int | None = None
+    """Tokens between windows (sliding, sliding_window_mean, stream); None: 256."""
     min_tokens: int | None = None
     """Documents with fewer tokens (BOS not counted) are skipped. None: the longest length under prefix, else 2."""
     docs: int | Literal["all"] | None = None
@@ -149,7 +149,7 @@ class PplSpec:
                 raise LongEvalError(f"{flag}: nothing named", "Give at least one.")
         if not self.lengths:
             raise LongEvalError("--lengths: nothing named", "Give at least one, such as 4k,8k,16k.")
-        if self.stride < 1:
+        if self.stride is not None and self.stride < 1:
             raise LongEvalError(f"--stride {self.stride}: must be at least 1", "256 is usual.")
         if self.min_tokens is not None and self.min_tokens < 2:
             raise LongEvalError(f"--min-tokens {self.min_tokens}: must be at least 2", "Leave it out for the default.")
@@ -195,7 +195,7 @@ def ppl_spec_from_mapping(plain: Mapping[str, Any], *, origin: str) -> PplSpec:
         if key == "command":
             continue
         if key not in known:
-            raise LongEvalError(f"{origin}: unknown key {raw_key}", did_you_mean(key, known))
+            raise LongEvalError(f"{origin}: unknown key {raw_key}", did_you_mean(key, ("command", *known)))
         values[key] = _from_yaml(key, value, origin)
     for key in ("model", "pe", "lengths"):
         if key not in values:

@@ -48,7 +48,7 @@ class Store:
             self._fs, self._root = fsspec.core.url_to_fs(self.path)
         except (ImportError, ValueError) as error:
             raise LongEvalError(
-                f"{path}: no file system for this address ({error})",
+                f"run folder {path}: no file system for this address ({error})",
                 "Install its fsspec package or use a local folder.",
             ) from error
         if not create and not self.is_run_folder():

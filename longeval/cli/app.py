@@ -71,5 +71,5 @@ def _run(arguments: list[str]) -> int:
             raise abort.__context__ from None
         status = INTERRUPTED
     if status == INTERRUPTED:  # typer's answer to Ctrl-C
-        print("longeval: interrupted; finished cells are stored", file=sys.stderr)  # noqa: T201
+        print("longeval: interrupted", file=sys.stderr)  # noqa: T201
     return status if isinstance(status, int) else 0

@@ -55,8 +55,9 @@ def ppl(
         ),
     ] = None,
     stride: Annotated[
-        str, typer.Option(help="Tokens between windows (not under prefix).", rich_help_panel=DATA)
-    ] = "256",
+        str | None,
+        typer.Option(help="Tokens between windows (not under prefix).", show_default="256", rich_help_panel=DATA),
+    ] = None,
     bos: Annotated[
         bool | None,
         typer.Option(
@@ -125,7 +126,7 @@ def ppl(
         protocol=protocol,
         factor=None if factor is None else "each" if factor == "each" else parse_factor(factor),
         pe_args=parse_pe_args(pe_arg or [], methods),
-        stride=parse_length(stride, flag="--stride", least=1),
+        stride=None if stride is None else parse_length(stride, flag="--stride", least=1),
         min_tokens=None if min_tokens is None else parse_length(min_tokens, flag="--min-tokens"),
         docs=None if docs is None else "all" if docs == "all" else parse_count(docs, flag="--docs"),
         bos=bos,

@@ -28,6 +28,7 @@ class RunProgress(AbstractContextManager["RunProgress"]):
     """
 
     def __init__(self, *, quiet: bool = False, verbose: bool = False) -> None:
+        self.num_finished = 0
         self._quiet = quiet
         self._verbose = verbose
         self._live: Any = None
@@ -41,15 +42,17 @@ class RunProgress(AbstractContextManager["RunProgress"]):
         if not self._quiet and sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn
+            from rich.table import Column
 
             self._live = Progress(
                 SpinnerColumn(),
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=24),
+                TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+                BarColumn(bar_width=10),
                 TaskProgressColumn(),
-                TextColumn("{task.fields[rate]}"),
+                TextColumn("{task.fields[rate]}", table_column=Column(no_wrap=True)),
                 console=Console(stderr=True),
                 transient=True,
+                expand=True,
             )
             self._live.start()
         return self
@@ -72,12 +75,12 @@ class RunProgress(AbstractContextManager["RunProgress"]):
         methods = ",".join(dict.fromkeys(cell.pe.canonical for cell in group.cells))
         lengths = ",".join(dict.fromkeys(format_length(cell.length) for cell in group.cells))
         first = group.cells[0]
-        what = f"{first.model} {methods} {lengths} on {first.data} ({num_passes} windows)"
+        what = f"{methods} {lengths} · {first.model} on {first.data}"
         self._last_pass = time.monotonic()
         if self._live is not None:
             self._live.update(self._task, description=what)
         else:
-            self.say(what)
+            self.say(f"{what} ({num_passes} {'window' if num_passes == 1 else 'windows'})")
 
     def advance(self, window: Window, cost: float) -> None:
         """See `run.Progress`."""
@@ -91,7 +94,8 @@ class RunProgress(AbstractContextManager["RunProgress"]):
         speed = self._tokens / max(self._busy_s, 1e-9)
         rate = f"window {self._passes}/{self._num_passes} · {speed:,.0f} tokens/s · {left}"
         if self._live is not None:
-            self._live.update(self._task, completed=self._done, rate=rate)
+            short = f"{self._passes}/{self._num_passes} · {speed:,.0f} tok/s · {left}"
+            self._live.update(self._task, completed=self._done, rate=short)
         elif now - self._last_line > PLAIN_EVERY_S:
             self.say(f"  {self._done / self._total:.0%} · {rate}")
         if self._verbose:
@@ -99,6 +103,7 @@ class RunProgress(AbstractContextManager["RunProgress"]):
 
     def finished(self, record: Record) -> None:
         """See `run.Progress`."""
+        self.num_finished += 1
         cell = f"{record.model} {record.pe} {format_length(record.length)} on {record.data}"
         if record.status == "ok":
             assert record.value is not None

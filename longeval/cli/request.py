@@ -67,9 +67,14 @@ def carry_out(
     found: dict[tuple[str, str], Record] = {}
     for plan in plans:
         with RunProgress(quiet=quiet, verbose=verbose) as progress:
-            result = run(plan, store, progress, fresh=fresh, under_way=bool(found))
+            try:
+                result = run(plan, store, progress, fresh=fresh, under_way=bool(found))
+            except KeyboardInterrupt:
+                kept = f"in {store.path}; the same command goes on from there" if progress.num_finished else "now"
+                _say(f"{_count(progress.num_finished, 'cell')} stored {kept}", quiet)
+                raise
         reused = f", {result.reused} were stored already" if result.reused else ""
-        _say(f"{result.computed} cells computed{reused}; records in {store.path}", quiet)
+        _say(f"{_count(result.computed, 'cell')} computed{reused}; records in {store.path}", quiet)
         # Requests of one folder may overlap: a cell counts once.
         found |= {(record.cell, record.metric): record for record in result.records}
     records = list(found.values())
@@ -80,9 +85,13 @@ def carry_out(
         show_summary(records)
         print(f"\nFor a report: longeval report {store.path}")  # noqa: T201
     if failed:
-        print(f"longeval: {failed} cells failed; their records say why", file=sys.stderr)  # noqa: T201
+        print(f"longeval: {_count(failed, 'cell')} failed; the records say why", file=sys.stderr)  # noqa: T201
         return SOME_FAILED
     return 0
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _say(text: str, quiet: bool) -> None:
@@ -145,7 +154,8 @@ def _show_plan(plan: Plan, store: Store, fresh: bool) -> None:
     console.print()
     for part in estimate(jobs):
         console.print(
-            f"{part.model} ({part.dtype}): {part.cells} cells in {part.passes} passes, {part.tokens:,} tokens; "
+            f"{part.model} ({part.dtype}): {_count(part.cells, 'cell')} in {part.passes} forward passes, "
+            f"{part.tokens:,} tokens; "
             f"estimated {format_duration(part.seconds)} and {part.memory_bytes / 2**30:.1f} GiB",
             highlight=False,
             markup=False,

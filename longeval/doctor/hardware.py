@@ -73,7 +73,7 @@ def dtypes() -> Iterator[Check]:
         yield Check(
             name=dtype,
             status="warn" if slow else "ok",
-            detail=f"{device}: {rate:.0f} GFLOP/s{compared}{', what --dtype auto takes' if dtype == auto else ''}",
+            detail=f"{device}: {rate:.3g} GFLOP/s{compared}{', what --dtype auto takes' if dtype == auto else ''}",
             remedy=f"Works, but --dtype {'float32' if dtype == auto else auto} is quicker here." if slow else "",
         )
 

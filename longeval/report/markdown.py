@@ -106,7 +106,10 @@ def _caption(grid: Grid) -> str:
         text += " with its 95% bootstrap interval"
     text += "; the best of each length in bold"
     if grid.native_length is not None:
-        text += f". The native length of the model is {format_length(grid.native_length)}"
+        own = grid.records[0].params.get("own_native_length")
+        set_by_hand = bool(own) and own != grid.native_length
+        whose = "Taken as native length (`--native`):" if set_by_hand else "The native length of the model is"
+        text += f". {whose} {format_length(grid.native_length)}"
     return text + "."
 
 

@@ -1,6 +1,6 @@
 """How numbers are written in every table of a report, so that Markdown, LaTeX and the terminal agree.
 
-Perplexities have four significant digits; from 1000 on a model has collapsed and two digits say as much (`1.2e3`).
+Perplexities have four significant digits; whole numbers up to 99,999, powers of ten beyond.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ MISSING = "–"
 
 
 def format_perplexity(value: float) -> str:
-    """`11.18`, `8.616`, `271.2`, `1.2e3`; `∞` beyond what float64 holds."""
+    """`11.18`, `8.616`, `271.2`, `1057`, `1.057e5`; `∞` beyond what float64 holds."""
     if not math.isfinite(value):
         return "∞"
     if value < 999.95:
         return f"{value:#.4g}"
-    mantissa, exponent = f"{value:.1e}".split("e")
+    if value < 99_999.5:
+        return f"{value:.0f}"
+    mantissa, exponent = f"{value:.3e}".split("e")
     return f"{mantissa}e{int(exponent)}"
 
 

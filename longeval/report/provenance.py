@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -39,6 +40,11 @@ def scored_lines(grid: Grid, documents: Sequence[str]) -> list[str]:
     shown = [f"{name} {value}" for name in ("stride", "min_tokens") if (value := settings.get(name)) is not None]
     if shown:
         lines.append(f"- Selection: {', '.join(shown)}.")
+    if grid.protocol == "prefix" and len(grid.lengths) > 1:
+        lines.append(
+            "- All lengths of a method whose table does not depend on length come from one forward pass a document; in "
+            "bfloat16 and float16 the last digits can differ from those of a pass at that length alone."
+        )
     if documents:
         named = ", ".join(f"`{name}`" for name in documents[:_MAX_DOCUMENTS])
         more = f" and {len(documents) - _MAX_DOCUMENTS} more" if len(documents) > _MAX_DOCUMENTS else ""
@@ -50,6 +56,9 @@ def scored_lines(grid: Grid, documents: Sequence[str]) -> list[str]:
             f"- BOS: {'one at the start of every window, counted in its length' if settings['bos'] else 'none'}."
         )
     native = "not recorded" if grid.native_length is None else f"{grid.native_length:,} tokens"
+    own = settings.get("own_native_length")
+    if own and own != grid.native_length:
+        native += f" by `--native` (the model's own: {own:,})"
     attention = f", attention `{settings['attn']}`" if settings.get("attn") else ""
     lines.append(f"- Model `{grid.model}`: native length {native}, backend {grid.backend}, {grid.dtype}{attention}.")
     if settings.get("shipped_rope"):
@@ -59,12 +68,23 @@ def scored_lines(grid: Grid, documents: Sequence[str]) -> list[str]:
     factors = [f"`{row.label}` {factor_text(row)}" for row in grid.rows if row.factor is not None]
     if factors:
         lines.append(f"- Factor s (target / native length): {', '.join(factors)}; other methods have none.")
-    parameters = [f"`{row.label}` {escape_markdown(_shown(row.method))}" for row in grid.rows if row.method != "{}"]
+    parameters = [f"`{row.label}` {said}" for row in grid.rows if (said := _parameters(row.method))]
     if parameters:
         lines.append(f"- Method parameters: {'; '.join(parameters)}.")
     lines += [_bootstrap_line(grid), ""]
     header = ["length", "windows", "scored tokens", "documents", "truncated", "skipped (too short)", "bootstrap units"]
     return lines + table_lines(header, [_count_row(grid, length) for length in grid.lengths])
+
+
+def _parameters(method: str) -> str:
+    """`beta_fast 32, beta_slow 1`: what is set, None left out."""
+    values: dict[str, Any] = json.loads(method)
+    said = [
+        f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in values.items()
+        if value is not None
+    ]
+    return escape_markdown(_shown(", ".join(said)))
 
 
 def _shown(method: str) -> str:
@@ -74,7 +94,7 @@ def _shown(method: str) -> str:
 def _bootstrap_line(grid: Grid) -> str:
     how: dict[str, Any] = next((ci for record in grid.records if (ci := record.params.get("ci"))), {})
     if not how:
-        return "- Intervals: none were recorded (fewer than two units to resample)."
+        return "- Intervals: none (too few documents or tokens to resample)."
     speaks = (
         "they speak of other documents of this kind"
         if how.get("kind") == "document"

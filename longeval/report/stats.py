@@ -50,6 +50,10 @@ _LARGEST_EXPONENT = 709.0
 """Beyond it exp overflows float64."""
 
 
+MIN_UNITS = 8
+"""Fewest units that are resampled: a percentile interval from a handful covers far less than it says."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Interval:
     """A percentile bootstrap interval, and how it was drawn."""
@@ -116,8 +120,8 @@ class PositionCurve:
 
 
 def interval(units: Units, *, resamples: int = 2000, seed: int = 0, level: float = 0.95) -> Interval | None:
-    """Percentile bootstrap interval of the perplexity exp(units.mean); None with fewer than 2 units."""
-    if len(units) < 2:
+    """Percentile bootstrap interval of the perplexity exp(units.mean); None with fewer than MIN_UNITS units."""
+    if len(units) < MIN_UNITS:
         return None
     (mean_R,) = _resampled_means(units.denominator_U, (units.numerator_U,), resamples, seed)
     # The percentile of exp is exp of the percentile, which can't interpolate between infinities.
@@ -131,7 +135,7 @@ def paired(
     """Difference of b's perplexity from a's, with the interval from resampling the same units in both.
 
     Returns:
-        None unless both scored exactly the same windows of the same documents, in at least 2 units.
+        None unless both scored exactly the same windows of the same documents, in at least MIN_UNITS units.
 
     Raises:
         ValueError: No token was scored.
@@ -139,7 +143,7 @@ def paired(
     if not same_windows(nll_a, nll_b):
         return None
     units_a, units_b = resampling_units(nll_a, protocol), resampling_units(nll_b, protocol)
-    if len(units_a) < 2:
+    if len(units_a) < MIN_UNITS:
         return None
     numerators = (units_a.numerator_U, units_b.numerator_U)
     mean_a_R, mean_b_R = _resampled_means(units_a.denominator_U, numerators, resamples, seed)

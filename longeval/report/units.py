@@ -26,7 +26,7 @@ MIN_DOCUMENTS = 10
 """Fewer documents than this, and resampling them tells little: blocks instead."""
 BLOCK_TOKENS = 512
 """Length of a block: beyond a few hundred tokens, neighbouring NLLs of running text are close to uncorrelated."""
-MIN_BLOCK_TOKENS = 64
+MIN_BLOCK_TOKENS = 16
 """Shortest block, where BLOCK_TOKENS would leave fewer than MIN_BLOCKS of them."""
 MIN_BLOCKS = 32
 """Below about thirty units a percentile interval is visibly too narrow, so short texts get shorter blocks."""
@@ -92,7 +92,7 @@ def resampling_units(nll: TokenNll, protocol: str) -> Units:
     that the correlation of neighbouring tokens stays inside, and never cross a document:
 
     - prefix, sliding (every token once): runs of about 512 scored tokens, of equal length within a document; shorter,
-      down to 64, where there would be fewer than 32 blocks, since too few units bias an interval more than the little
+      down to 16, where there would be fewer than 32 blocks, since too few units bias an interval more than the little
       correlation that crosses a block's edge.
     - sliding_window_mean: runs of whole consecutive windows holding as many scored tokens (with a stride of 256, two
       windows), since the statistic is made of windows.

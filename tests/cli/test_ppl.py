@@ -148,7 +148,7 @@ def test_failed_cells_end_with_3_and_say_why(arguments, capsys, monkeypatch):
     monkeypatch.setattr(HFBackend, "score", score)
     assert run_app([*arguments(pe="none"), "--json", "records.json"]) == 3
     shown = capsys.readouterr()
-    assert "1 cells failed" in shown.err and "failed" in shown.out
+    assert "1 cell failed" in shown.err and "failed" in shown.out
     status = {r["length"]: r["status"] for r in json.loads(Path("records.json").read_text())}
     assert status == {64: "ok", 128: "failed"}
 
@@ -171,7 +171,8 @@ BAD = {
     "factor nan": ({"factor": "nan"}, "--factor nan", "target length"),
     "factor infinite": ({"factor": "1e400"}, "--factor 1e400", "target length"),
     "stride 0": ({"stride": "0"}, "--stride 0", "at least 1"),
-    "stride too long": ({"stride": "100", "protocol": "sliding"}, "--stride 100", "smaller"),
+    "stride too long": ({"stride": "100", "protocol": "sliding"}, "--stride 100", "--stride 64 or less"),
+    "stride under prefix": ({"stride": "32"}, "--stride 32", "sliding"),
     "docs 0": ({"docs": "0"}, "--docs 0", "at least 1"),
     "seed": ({"seed": "x"}, "--seed 'x'", "number"),
     "pe-arg of another": ({"pe_arg": "llama3.low_freq_factor=2"}, "llama3", "--pe"),

@@ -25,7 +25,8 @@ def test_fewer_than_two_units_have_no_interval():
     assert interval(units_of([3.0], [1.0])) is None
 
 
-def test_interval_agrees_with_all_resamples_of_a_tiny_example():
+def test_interval_agrees_with_all_resamples_of_a_tiny_example(monkeypatch):
+    monkeypatch.setattr(stats, "MIN_UNITS", 2)
     numerator, denominator = [1.0, 4.0, 9.0, 2.0], [1.0, 2.0, 3.0, 4.0]
     means = sorted(
         sum(numerator[i] for i in draw) / sum(denominator[i] for i in draw)
@@ -51,7 +52,7 @@ def test_memory_is_bounded(monkeypatch):
 
 
 def test_a_collapsed_model_gives_infinity_without_a_warning(recwarn):
-    found = interval(units_of([800.0, 900.0, 850.0], [1.0, 1.0, 1.0]))
+    found = interval(units_of([800.0, 900.0, 850.0] * 3, [1.0] * 9))
     assert (found.low, found.high) == (math.inf, math.inf)
     fine, collapsed = make_nll([[1.0]] * 10), make_nll([[800.0 + d] for d in range(10)])
     difference = paired(fine, collapsed, "prefix")
@@ -166,3 +167,8 @@ def test_edges_cover_every_position_once(spacing):
         assert np.ptp(np.diff(edges)) <= 1
     else:
         assert edges[5] == pytest.approx(math.sqrt(1000), abs=1)
+
+
+def test_a_handful_of_units_gives_no_interval():
+    assert interval(units_of(np.arange(7), np.ones(7))) is None
+    assert interval(units_of(np.arange(8), np.ones(8))) is not None

@@ -56,8 +56,9 @@ def test_documents_without_scored_tokens_are_no_units():
 
 def test_short_text_gets_shorter_blocks():
     assert len(resampling_units(make_nll([np.ones(4096)]), "prefix")) == 32
-    assert len(resampling_units(make_nll([np.ones(640)]), "prefix")) == 10
-    assert len(resampling_units(make_nll([np.ones(50)]), "prefix")) == 1
+    assert len(resampling_units(make_nll([np.ones(640)]), "prefix")) == 32
+    assert len(resampling_units(make_nll([np.ones(160)]), "prefix")) == 10
+    assert len(resampling_units(make_nll([np.ones(20)]), "prefix")) == 1
 
 
 def test_blocks_are_contiguous_and_stay_in_their_document():
