@@ -44,3 +44,27 @@ def user_cache(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("LONGEVAL_CACHE", own)
     else:
         monkeypatch.delenv("LONGEVAL_CACHE")
+
+
+@pytest.fixture
+def request_spec(tiny_llama, documents):
+    def make(**changes):
+        fields = {
+            "model": (str(tiny_llama),),
+            "pe": ("none",),
+            "lengths": (32, 64, 128),
+            "data": (str(documents),),
+            "dtype": "float32",
+        }
+        from longeval.spec import PplSpec
+
+        return PplSpec(**(fields | changes))
+
+    return make
+
+
+@pytest.fixture
+def store(tmp_path):
+    from longeval.store import Store
+
+    return Store(str(tmp_path / "run"))

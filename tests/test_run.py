@@ -5,54 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import shutil
 
 import numpy as np
 import pytest
+from known import carry_out, log_position, values
 
 from longeval.backends.fake import FakeBackend
 from longeval.cli.progress import RunProgress
-from longeval.errors import LongEvalError
 from longeval.plan import plan_ppl
 from longeval.run import load_backend, run
-from longeval.spec import PplSpec
 from longeval.store import Store
-
-
-@pytest.fixture
-def request_spec(tiny_llama, documents):
-    def make(**changes):
-        fields = {
-            "model": (str(tiny_llama),),
-            "pe": ("none",),
-            "lengths": (32, 64, 128),
-            "data": (str(documents),),
-            "dtype": "float32",
-        }
-        return PplSpec(**(fields | changes))
-
-    return make
-
-
-@pytest.fixture
-def store(tmp_path):
-    return Store(str(tmp_path / "run"))
-
-
-def log_position(tokens_S, positions_S, table):
-    """A token at position p costs log(p + 1) nats."""
-    return np.log(positions_S + 1.0)
-
-
-def carry_out(spec, store, backend=None, **options):
-    plan = plan_ppl(spec)
-    load = load_backend if backend is None else lambda model: backend
-    return run(plan, store, RunProgress(quiet=True), load=load, **options)
-
-
-def values(result, metric="perplexity"):
-    return {(r.pe, r.length): r.value for r in result.records if r.metric == metric}
 
 
 def test_perplexity_is_the_closed_form(request_spec, store):
@@ -206,110 +169,6 @@ def test_cell_ids_depend_on_weights_and_texts(request_spec, tiny_llama, document
     assert digests[0] != digests[1]
 
 
-def test_out_of_memory_fails_the_longest_and_the_others_go_on(request_spec, store):
-    result = carry_out(request_spec(), store, FakeBackend(log_position, max_tokens=100))
-    status = {r.length: r.status for r in result.records}
-    assert status == {32: "ok", 64: "ok", 128: "failed"}
-    (failed,) = [r for r in result.records if r.status == "failed"]
-    assert failed.error.startswith("out of memory in a window of 128 tokens") and failed.value is None
-    assert result.failed == 1
-    # Next time it is tried again.
-    again = carry_out(request_spec(), store, FakeBackend(log_position))
-    assert (again.computed, again.reused, again.failed) == (1, 2, 0)
-
-
-def test_a_nan_fails_only_the_cells_that_hold_it(request_spec, store):
-    def broken(tokens_S, positions_S, table):
-        return np.where(positions_S == 70, np.nan, 1.0)
-
-    result = carry_out(request_spec(), store, FakeBackend(broken))
-    assert {r.length: r.status for r in result.records} == {32: "ok", 64: "ok", 128: "failed"}
-    assert "position 70" in next(r.error for r in result.records if r.status == "failed")
-
-
-def test_documents_that_vanish_after_planning_fail_their_cells(request_spec, store):
-    plan = plan_ppl(request_spec())
-    os.unlink(plan.jobs[0].corpus.selection.documents[1].path)
-    result = run(plan, store, RunProgress(quiet=True), load=lambda model: FakeBackend(log_position))
-    assert {r.status for r in result.records} == {"failed"}
-    assert "FileNotFoundError" in result.records[0].error
-
-
-def test_documents_that_vanish_after_their_pass_fail_their_cells_too(request_spec, store):
-    plan = plan_ppl(request_spec(lengths=(64, 128)))
-    paths = [document.path for document in plan.jobs[0].corpus.selection.documents]
-
-    def vanish(tokens_S, positions_S, table):
-        for path in paths:
-            if os.path.exists(path):
-                os.unlink(path)
-        return np.ones(len(tokens_S))
-
-    result = run(plan, store, RunProgress(quiet=True), load=lambda model: FakeBackend(vanish))
-    assert {r.status for r in result.records} == {"failed"}
-    assert "FileNotFoundError" in result.records[0].error
-
-
-@pytest.mark.parametrize("error", [IndexError("index out of range in self"), MemoryError()])
-def test_whatever_a_model_raises_fails_its_cells_and_the_others_go_on(request_spec, store, error):
-    def broken(tokens_S, positions_S, table):
-        if table.attention_factor > 1:
-            raise error
-        return np.ones(len(tokens_S))
-
-    result = carry_out(request_spec(pe=("yarn", "none"), lengths=(128,)), store, FakeBackend(broken))
-    assert [(r.pe, r.status) for r in result.records if r.metric == "perplexity"] == [
-        ("yarn", "failed"),
-        ("none", "ok"),
-    ]
-    assert type(error).__name__ in result.records[0].error
-
-
-def test_a_model_that_cannot_be_loaded_ends_the_run_only_where_nothing_is_computed(
-    request_spec, store, tiny_llama, tiny_llama_bos
-):
-    def load(model):
-        if model.name == str(tiny_llama_bos):
-            raise LongEvalError("damaged")
-        return FakeBackend(log_position)
-
-    both = request_spec(model=(str(tiny_llama), str(tiny_llama_bos)), lengths=(64,))
-    for _ in range(2):  # the second time, the first model's cells are stored
-        result = run(plan_ppl(both), store, RunProgress(quiet=True), load=load)
-        assert [r.status for r in result.records] == ["ok", "ok", "failed"]
-        assert "damaged" in result.records[2].error
-    alone = plan_ppl(request_spec(model=(str(tiny_llama_bos),), lengths=(64,)))
-    with pytest.raises(LongEvalError, match="damaged"):
-        run(alone, Store(store.path + "-other"), RunProgress(quiet=True), load=load)
-    assert not os.path.exists(store.path + "-other")
-    later = run(alone, store, RunProgress(quiet=True), load=load, under_way=True)
-    assert later.failed == 1
-
-
-def test_the_failed_passs_memory_is_free_when_shorter_lengths_are_tried(request_spec, store):
-    import gc
-    import weakref
-
-    class Tensors:
-        """Stands for what a pass holds."""
-
-    held, alive = [], []
-
-    class Backend(FakeBackend):
-        def score(self, tokens_T, first_scored):
-            alive.append([ref() is not None for ref in held])
-            tensors = Tensors()
-            held.append(weakref.ref(tensors))
-            return super().score(tokens_T, first_scored)
-
-    gc.disable()
-    try:
-        carry_out(request_spec(docs=1), store, Backend(log_position, max_tokens=40))
-    finally:
-        gc.enable()
-    assert alive == [[], [False], [False, False]]
-
-
 def test_aliases_of_one_data_set_are_one(request_spec, store, documents):
     plan = plan_ppl(request_spec(data=(str(documents), str(documents))))
     assert len(plan.jobs) == 1
@@ -326,25 +185,6 @@ def test_requests_with_lists_of_factors_are_written_once(request_spec, store, tm
 def test_attention_auto_is_the_same_as_none_named(request_spec):
     ids = [[cell.id for cell in plan_ppl(request_spec(attn=attn)).cells] for attn in (None, "auto")]
     assert ids[0] == ids[1]
-
-
-def test_a_length_that_one_data_set_cannot_fill_is_skipped_there(request_spec, store, tmp_path):
-    (tmp_path / "short.txt").write_text("a few words only, of a short report")
-    documents = request_spec().data[0]
-    result = carry_out(request_spec(data=(documents, str(tmp_path / "short.txt"))), store, FakeBackend(log_position))
-    skipped = [r for r in result.records if r.status == "skipped"]
-    assert len(skipped) == 3 and all("no document of" in r.error for r in skipped)
-    assert {r.skipped for r in skipped} == {1}
-    assert result.failed == 0
-
-
-def test_lengths_beyond_every_document_are_refused(request_spec):
-    with pytest.raises(LongEvalError, match=r"--lengths 4k \(4096 tokens\): longer than every document"):
-        plan_ppl(request_spec(lengths=(64, 4096)))
-    with pytest.raises(LongEvalError, match=r"longer than every document"):
-        plan_ppl(request_spec(lengths=(64, 1024), protocol="sliding", stride=64))
-    # Joined, the same documents fill a longer window.
-    assert len(plan_ppl(request_spec(lengths=(64, 1024), protocol="stream", stride=64)).cells) == 2
 
 
 def test_length_dependent_methods_have_no_memory(request_spec, tmp_path):
@@ -394,18 +234,3 @@ def test_the_request_is_written_once_and_repeatable(request_spec, store, tmp_pat
     carry_out(request_spec(pe=("yarn",)), store, FakeBackend(log_position))
     text = (tmp_path / "run" / "spec.yaml").read_text()
     assert text.count("command: ppl") == 2
-
-
-def test_a_model_whose_frequencies_are_not_its_configs_is_refused(request_spec, store, monkeypatch):
-    from longeval.models import prepare
-
-    honest = prepare.PreparedModel.shipped_table
-
-    def other(self):
-        table = honest(self)
-        return dataclasses.replace(table, inv_freq_F=table.inv_freq_F * 1.01)
-
-    monkeypatch.setattr(prepare.PreparedModel, "shipped_table", other)
-    with pytest.raises(LongEvalError, match="doesn't hold the frequencies"):
-        carry_out(request_spec(), store)
-    assert not os.path.exists(store.path)

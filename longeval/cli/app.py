@@ -60,16 +60,16 @@ def _run(arguments: list[str]) -> int:
     try:
         status = app(args=arguments, prog_name="longeval", standalone_mode=False)
     except LongEvalError as error:
-        print(f"longeval: {error}", file=sys.stderr)  # noqa: T201
+        print(f"longeval: {error}", file=sys.stderr)
         return 2
     except typer.TyperException as error:
         # typer carries a click of its own: its errors are not those of the package click.
-        print(f"longeval: {error.format_message().rstrip('.')}. Try --help.", file=sys.stderr)  # noqa: T201
+        print(f"longeval: {error.format_message().rstrip('.')}. Try --help.", file=sys.stderr)
         return 2
     except typer.Abort as abort:
         if isinstance(abort.__context__, EOFError):  # typer takes any for Ctrl-D at a prompt, and there are none
             raise abort.__context__ from None
         status = INTERRUPTED
     if status == INTERRUPTED:  # typer's answer to Ctrl-C
-        print("longeval: interrupted", file=sys.stderr)  # noqa: T201
+        print("longeval: interrupted", file=sys.stderr)
     return status if isinstance(status, int) else 0

@@ -119,7 +119,7 @@ class RunProgress(AbstractContextManager["RunProgress"]):
         if self._live is not None:
             self._live.console.print(text, highlight=False, markup=False)
         else:
-            print(text, file=sys.stderr, flush=True)  # noqa: T201
+            print(text, file=sys.stderr, flush=True)
 
     def _left(self) -> str:
         if not self._done:

@@ -83,9 +83,9 @@ def carry_out(
         write_json([record.to_json() for record in records], json_path)
     if json_path != "-" and not quiet:
         show_summary(records)
-        print(f"\nFor a report: longeval report {store.path}")  # noqa: T201
+        print(f"\nFor a report: longeval report {store.path}")
     if failed:
-        print(f"longeval: {_count(failed, 'cell')} failed; the records say why", file=sys.stderr)  # noqa: T201
+        print(f"longeval: {_count(failed, 'cell')} failed; the records say why", file=sys.stderr)
         return SOME_FAILED
     return 0
 
@@ -96,7 +96,7 @@ def _count(number: int, noun: str) -> str:
 
 def _say(text: str, quiet: bool) -> None:
     if not quiet:
-        print(f"longeval: {text}", file=sys.stderr, flush=True)  # noqa: T201
+        print(f"longeval: {text}", file=sys.stderr, flush=True)
 
 
 def default_out(spec: PplSpec) -> str:
