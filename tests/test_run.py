@@ -98,20 +98,43 @@ def test_sliding_protocols_differ_as_they_should(request_spec, store):
 
 
 def test_bos_stands_in_every_window_where_the_tokenizer_adds_it(request_spec, store, tiny_llama_bos):
-    seen = []
+    windows = []
 
-    def spy(tokens_S, positions_S, table):
-        seen.append((tokens_S[0], positions_S[0], len(tokens_S)))
-        return np.ones(len(tokens_S))
+    class Spy(FakeBackend):
+        def score(self, tokens_T, first_scored):
+            windows.append((tokens_T.tolist(), first_scored))
+            return super().score(tokens_T, first_scored)
 
     spec = request_spec(model=(str(tiny_llama_bos),), lengths=(64,), docs=1)
-    record = carry_out(spec, store, FakeBackend(spy)).records[0]
-    without = carry_out(dataclasses.replace(spec, bos=False), store, FakeBackend(spy)).records[0]
+    record = carry_out(spec, store, Spy(log_position)).records[0]
+    without = carry_out(dataclasses.replace(spec, bos=False), store, Spy(log_position)).records[0]
     assert record.params["bos"] is True and without.params["bos"] is False
     assert record.cell != without.cell
-    # 63 scored tokens both ways; with BOS they are the document's first 63, without its second to 64th.
-    assert [s[1:] for s in seen] == [(1, 63), (1, 63)]
-    assert seen[0][0] != seen[1][0] or record.tokens == without.tokens == 63
+    (with_bos, first), (plain, first_plain) = windows
+    # 63 scored tokens both ways; with BOS (id 0) they are the document's first 63, without its second to 64th.
+    assert (len(with_bos), len(plain), first, first_plain) == (64, 64, 1, 1)
+    assert with_bos[0] == 0 and with_bos[1:] == plain[:63] and 0 not in plain
+
+
+def test_documents_cut_short_are_counted_and_whole_ones_not(request_spec, store):
+    spec = request_spec(lengths=(64,), docs=2)
+    lengths = plan_ppl(spec).jobs[0].corpus.selection.lengths
+    whole = request_spec(lengths=(min(lengths),), docs=2)
+    sliding = request_spec(lengths=(64,), docs=2, protocol="sliding", stride=32)
+    stream = request_spec(lengths=(64,), docs=2, protocol="stream", stride=64)
+    found = [carry_out(each, store, FakeBackend(log_position)).records[0].truncated for each in (spec, sliding, stream)]
+    assert found == [2, 0, int(sum(lengths) % 64 != 0)]
+    if len(set(lengths)) == 2:  # the shorter one fills its window exactly
+        assert carry_out(whole, store, FakeBackend(log_position)).records[0].truncated == 1
+
+
+def test_the_digest_is_of_the_cells_length_also_where_the_last_window_is_shorter(request_spec, store):
+    sliding = request_spec(pe=("dynamic_ntk",), lengths=(128,), docs=1, protocol="sliding", stride=100)
+    prefix = request_spec(pe=("dynamic_ntk",), lengths=(128,), docs=1)
+    backend = FakeBackend(log_position)
+    digests = [carry_out(spec, store, backend).records[0].rope_digest for spec in (sliding, prefix)]
+    assert backend.windows[-2][0] != 128, "the last sliding window should be a shorter one"
+    assert digests[0] == digests[1]
 
 
 def test_stored_cells_are_not_computed_again(request_spec, store):

@@ -102,8 +102,8 @@ def ppl(
 ) -> int:
     """Perplexity at growing context lengths, by RoPE method.
 
-    Every combination of model, method, length and data set is a cell; finished cells are stored at once, and the same
-    command goes on where it stopped.
+    Every combination of model, method, length and data set is a cell. Finished
+    cells are stored at once; the same command goes on where it stopped.
 
     [bold]Examples[/bold]
 
