@@ -124,7 +124,7 @@ class HFBackend:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that memory ran out; the CPU allocator has no class of its own for that."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
 
 
 def _device_name(device: torch.device) -> str:

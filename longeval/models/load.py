@@ -118,7 +118,7 @@ def load_model(
                 output_loading_info=True,
             )
     except (*_UNREADABLE, RuntimeError, MemoryError) as error:
-        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
             raise LongEvalError(
                 f"--model {ref.name}: its weights in {dtype} don't fit into the memory of {device}",
                 "Try --dtype bfloat16, --device-map auto, or a smaller model; --dry-run estimates what is needed.",
