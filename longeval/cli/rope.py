@@ -83,7 +83,7 @@ def rope(
 
     if names is None:
         raise LongEvalError("NAME: no method given", "Give one or more, such as yarn,resonance_yarn; --list shows all.")
-    parsed = [parse_method_name(name) for name in split_list(names, flag="--pe")]
+    parsed = [parse_method_name(name, flag="NAME") for name in split_list(names, flag="NAME")]
     geometry = _geometry(head_dim, theta, native, factor)
     check_target(geometry)
     current = geometry.target_length if length is None else parse_length(length, flag="--length")

@@ -26,6 +26,7 @@ class TextField:
     def __init__(self, path: str, text_field: str | None) -> None:
         self._path = path
         self._name = text_field
+        self._asked = "" if text_field is None else f"--text-field {text_field}: "
 
     def choose(self, names: Sequence[str], where: str) -> str:
         """Returns the field to read, settled by the first record; LongEvalError if `names` don't have it."""
@@ -35,7 +36,7 @@ class TextField:
             wanted = repr(self._name) if self._name is not None else " or ".join(map(repr, DEFAULT_FIELDS))
             fields = ", ".join(itertools.islice(names, 20)) or "none"
             raise LongEvalError(
-                f"{self._path}, {where}: no field {wanted}; its fields: {fields}",
+                f"{self._asked}{self._path}, {where}: no field {wanted}; its fields: {fields}",
                 "Name the one that holds the text: give the file by its path, with --text-field NAME.",
             )
         return self._name

@@ -45,7 +45,7 @@ def method_names() -> tuple[str, ...]:
     )
 
 
-def parse_method_name(name: str) -> MethodName:
+def parse_method_name(name: str, *, flag: str = "--pe") -> MethodName:
     """Takes a canonical method name apart.
 
     Raises:
@@ -54,10 +54,12 @@ def parse_method_name(name: str) -> MethodName:
     if name == "resonance":
         return MethodName(base="none", resonance=True)
     if name == _PREFIX + "none":
-        raise LongEvalError(f"--pe {name}: not a method's name", "Use resonance: the model's own frequencies, rounded.")
+        raise LongEvalError(
+            f"{flag} {name}: not a method's name", "Use resonance: the model's own frequencies, rounded."
+        )
     base = name.removeprefix(_PREFIX)
     if base not in METHODS:
-        raise LongEvalError(f"--pe {name}: unknown method", did_you_mean(name, method_names()))
+        raise LongEvalError(f"{flag} {name}: unknown method", did_you_mean(name, method_names()))
     return MethodName(base=base, resonance=name != base)
 
 

@@ -133,7 +133,7 @@ BAD = [
     (changed("--factor", "nan"), "--factor nan"),
     (changed("--factor", "x"), "--factor x"),
     (changed("--factor", "1e9"), "--factor 1e+09: a target length of"),
-    (["rope", "yran", *LLAMA2], "--pe yran: unknown method. Did you mean"),
+    (["rope", "yran", *LLAMA2], "NAME yran: unknown method. Did you mean"),
     (["rope", "resonance_none", *LLAMA2], "Use resonance"),
     (["rope", "none,,yarn", *LLAMA2], "empty item"),
     (["rope", *LLAMA2], "NAME: no method given"),
