@@ -35,8 +35,6 @@ class Corpus:
     selection: Selection
     min_tokens: int
     """Documents below it were skipped."""
-    docs: int | str
-    """At most this many were taken."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -140,7 +140,7 @@ def _corpus(source: Source, spec: PplSpec, model: PreparedModel) -> Corpus:
             docs=docs,
         ),
     )
-    return Corpus(source=source, selection=selection, min_tokens=min_tokens, docs=docs)
+    return Corpus(source=source, selection=selection, min_tokens=min_tokens)
 
 
 def _check_lengths(spec: PplSpec, protocol: Protocol, model: PreparedModel, corpora: Sequence[Corpus]) -> None:

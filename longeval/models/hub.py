@@ -56,7 +56,7 @@ def hub_reachable(timeout_s: float = _PROBE_S) -> str | None:
         return "switched off by HF_HUB_OFFLINE"
     request = urllib.request.Request(constants.ENDPOINT, method="HEAD")  # noqa: S310 (the hub's own setting)
     try:
-        urllib.request.urlopen(request, timeout=timeout_s).close()  # noqa: S310
+        urllib.request.urlopen(request, timeout=timeout_s).close()  # noqa: S310 (as above)
     except urllib.error.HTTPError:
         return None  # it answered
     except urllib.error.URLError as error:

@@ -118,7 +118,7 @@ def load_model(
                 output_loading_info=True,
             )
     except (*_UNREADABLE, RuntimeError, MemoryError) as error:
-        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
+        if is_out_of_memory(error):
             raise LongEvalError(
                 f"--model {ref.name}: its weights in {dtype} don't fit into the memory of {device}",
                 "Try --dtype bfloat16, --device-map auto, or a smaller model; --dry-run estimates what is needed.",
@@ -126,6 +126,13 @@ def load_model(
         raise _unloadable(ref, "model", error) from error
     _check_complete(ref, loading)
     return model.eval().requires_grad_(False)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out; the CPU allocator and mmap have no class of their own for that."""
+    import torch
+
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
 
 
 def _source(ref: ModelRef) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def peak_of(which: Which, request: Request, dtype: str) -> Peak:
     started = time.perf_counter()
     # Imports are part of what a user waits for; these two bring all the heavy ones.
     import longeval.backends.hf
-    import longeval.plan  # noqa: F401
+    import longeval.plan  # noqa: F401 (for its time)
     from longeval.backends.base import OutOfMemoryError
 
     imported = time.perf_counter()

@@ -45,7 +45,7 @@ class SlowTokenizer:
     """As slow tokenizers are: no offsets."""
 
     is_fast = False
-    added_tokens_decoder: dict = {}  # noqa: RUF012
+    added_tokens_decoder: dict = {}  # noqa: RUF012 (never changed)
 
     def __init__(self, vocabulary):
         self.vocabulary = vocabulary

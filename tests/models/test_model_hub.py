@@ -81,7 +81,7 @@ def _answer(monkeypatch, error):
     """A hub that is there and answers every download with `error`."""
 
     class Response:
-        headers: dict[str, str] = {}  # noqa: RUF012
+        headers: dict[str, str] = {}  # noqa: RUF012 (never changed)
         request = None
         status_code = 403
 
