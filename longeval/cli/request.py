@@ -153,8 +153,9 @@ def _show_plan(plan: Plan, store: Store, fresh: bool) -> None:
     console.print(table)
     console.print()
     for part in estimate(jobs):
+        passes = f"{part.passes} forward {'pass' if part.passes == 1 else 'passes'}"
         console.print(
-            f"{part.model} ({part.dtype}): {_count(part.cells, 'cell')} in {part.passes} forward passes, "
+            f"{part.model} ({part.dtype}): {_count(part.cells, 'cell')} in {passes}, "
             f"{part.tokens:,} tokens; "
             f"estimated {format_duration(part.seconds)} and {part.memory_bytes / 2**30:.1f} GiB",
             highlight=False,
