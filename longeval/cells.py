@@ -17,7 +17,6 @@ from longeval.models.prepare import PreparedModel
 from longeval.records import SCHEMA_VERSION, canonical_json
 from longeval.rope.base import Geometry, RopeTable
 from longeval.rope.build import MethodName
-from longeval.rope.parameters import make_parameters
 from longeval.spec import PplSpec
 
 DEFAULT_STRIDE = 256
@@ -105,9 +104,9 @@ def build_groups(
     for name in names:
         for length in spec.lengths:
             geometry = dataclasses.replace(model.geometry, factor=factor_of[length])
-            table = model.tables(name, geometry, spec.pe_args.get(name.base, {}))
+            table = model.rope.tables(name, geometry, spec.pe_args.get(name.base, {}))
             cell = _cell(spec, protocol, model, corpus, name, geometry, length)
-            dependent = name.method.length_dependent
+            dependent = model.rope.length_dependent(name)
             # Their tables change with n in one direction only: equal at both ends is equal in between.
             static = not dependent or table(length).same_as(table(2))
             _add(groups, Group(cells=(cell,), table=table, static=static), protocol)
@@ -137,20 +136,22 @@ def _cell(
     geometry: Geometry,
     length: int,
 ) -> Cell:
-    method = name.method
-    parameters = make_parameters(name.base, spec.pe_args.get(name.base, {}))
+    rope = model.rope
+    parameters = rope.parameters(name, spec.pe_args.get(name.base, {}))
     lengths = corpus.selection.lengths
     windows = tuple(protocol.windows(lengths, length, stride_of(spec), model.bos))
     scored = len({window.document for window in windows})
     too_short = 0 if protocol.joined or not windows else len(lengths) - scored
-    factor = geometry.factor if method.uses_factor else None
+    factor = geometry.factor if rope.uses_factor(name) else None
     params: dict[str, Any] = {
         "native_length": model.native_length,
-        "own_native_length": model.own_native_length,
+        "own_native_length": rope.own_native_length,
         "theta": model.geometry.theta,
         "head_dim": model.geometry.head_dim,
         "method": dataclasses.asdict(parameters),
-        "shipped_rope": model.shipped_rope,
+        "shipped_rope": None if rope.shipped.base == "none" else rope.shipped.rope_type,
+        "scale_from": None if rope.shipped.base == "none" else rope.scale_from,
+        "layers": rope.layers if rope.config.by_layer_type else None,
         "stride": stride_of(spec) if protocol.strided else None,
         "bos": model.bos,
         "min_tokens": corpus.min_tokens,

@@ -74,15 +74,16 @@ def load_backend(model: PreparedModel) -> Backend:
     from longeval.backends.hf import HFBackend  # torch and transformers only once there is something to compute
 
     backend = HFBackend(model.load())
-    held, planned = backend.shipped.table(), model.shipped_table()
-    same = held.inv_freq_F.shape == planned.inv_freq_F.shape and np.allclose(
-        held.inv_freq_F, planned.inv_freq_F, rtol=1e-5, atol=0
-    )
-    if not same or abs(held.attention_factor - planned.attention_factor) > 1e-5:
-        raise LongEvalError(
-            f"--model {model.name}: its rotary embedding doesn't hold the frequencies that its configuration says",
-            "Its RoPE is of a kind that longeval doesn't know; use a model of another family.",
+    for length in model.rope.shipped.probes():
+        held, planned = backend.shipped.table(length), model.rope.shipped_table(length)
+        same = held.inv_freq_F.shape == planned.inv_freq_F.shape and np.allclose(
+            held.inv_freq_F, planned.inv_freq_F, rtol=1e-5, atol=0
         )
+        if not same or abs(held.attention_factor - planned.attention_factor) > 1e-5:
+            raise LongEvalError(
+                f"--model {model.name}: its rotary embedding doesn't hold the frequencies that its configuration says",
+                "Its RoPE is of a kind that longeval doesn't know; use a model of another family.",
+            )
     return backend
 
 

@@ -14,12 +14,20 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 
 from longeval.errors import LongEvalError, did_you_mean
 from longeval.records import canonical_json
+
+ScaleFrom = Literal["plain", "shipped"]
+SCALE_FROM: tuple[ScaleFrom, ...] = get_args(ScaleFrom)
+"""What methods start from on a model that comes already scaled: plain RoPE, or the shipped frequencies."""
+
+Layers = Literal["global", "all"]
+LAYERS: tuple[Layers, ...] = get_args(Layers)
+"""Which layers are scaled where a model rotates by layer type: those that see the whole context, or all."""
 
 _LENGTH = re.compile(r"([0-9]{1,15})([km]?)", re.IGNORECASE)
 _UNITS = {"": 1, "k": 1024, "m": 1024 * 1024}
@@ -96,6 +104,12 @@ def parse_count(text: str, *, flag: str, least: int = 1) -> int:
     return count
 
 
+def check_word(flag: str, word: str, known: tuple[str, ...]) -> None:
+    """Raises LongEvalError unless `word` is one of the `known` ones."""
+    if word not in known:
+        raise LongEvalError(f"{flag} {word}: unknown", f"Use {' or '.join(known)}.")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PplSpec:
     """A request of `longeval ppl`. Every combination of model, method, length and data set is a cell."""
@@ -126,6 +140,10 @@ class PplSpec:
     """The field of JSONL and parquet files that holds the text."""
     native: int | None = None
     """Native length L in tokens; None: the model's own."""
+    scale_from: ScaleFrom = "plain"
+    """On a model that comes already scaled, methods replace that scaling (plain) or build on it (shipped)."""
+    layers: Layers = "global"
+    """Where a model rotates by layer type: scale its global layers only, or all."""
     backend: str = "hf"
     """What runs the model."""
     dtype: str = "auto"
@@ -155,6 +173,8 @@ class PplSpec:
             raise LongEvalError(f"--min-tokens {self.min_tokens}: must be at least 2", "Leave it out for the default.")
         if self.native is not None and self.native < 2:
             raise LongEvalError(f"--native {self.native}: must be at least 2 tokens", "Llama 2 has 4096.")
+        check_word("--scale-from", self.scale_from, SCALE_FROM)
+        check_word("--layers", self.layers, LAYERS)
         if isinstance(self.docs, int) and self.docs < 1:
             raise LongEvalError(f"--docs {self.docs}: must be at least 1", "Give a number, or all.")
         if self.device_map is not None and self.device != "auto":

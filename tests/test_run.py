@@ -237,7 +237,7 @@ def test_long_then_short_equals_short_then_long_in_one_model(tiny_llama):
 
     options = dict.fromkeys(("revision", "native", "bos", "device_map", "attn"))
     model = prepare(str(tiny_llama), **options, dtype="float32", device="cpu", trust_remote_code=False)
-    table = model.tables(parse_method_name("dynamic_ntk"), model.geometry, {})
+    table = model.rope.tables(parse_method_name("dynamic_ntk"), model.geometry, {})
     tokens_T = np.random.default_rng(0).integers(1, 300, 256).astype(np.int32)
     backend = load_backend(model)
 

@@ -44,7 +44,8 @@ class FakeBackend:
     def rope_digest(self, length: int) -> str:
         """See `Backend.rope_digest`."""
         assert self._table is not None and length <= self._length
-        return table_digest(self._table.cos_sin(np.arange(length, dtype=np.int64)))
+        tables = [self._table] if self._table.local is None else [self._table, self._table.local]
+        return table_digest(*(table.cos_sin(np.arange(length, dtype=np.int64)) for table in tables))
 
     def score(self, tokens_T: npt.NDArray[np.int32], first_scored: int) -> npt.NDArray[np.float32]:
         """See `Backend.score`."""

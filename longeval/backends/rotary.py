@@ -9,19 +9,32 @@ Shapes: B batch, T tokens, F features, D rotary dimensions = 2F.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
 from longeval.errors import LongEvalError
+from longeval.models.geometry import check_rotates
 from longeval.rope.base import CosSin, RopeTable, table_digest
 
 Layout = Literal["halves", "interleaved"]
 
 GLOBAL_LAYERS = "full_attention"
 """Where a model rotates by layer type (Gemma 3), the layers that see the whole context, and so the ones to scale."""
+
+
+class _Held(NamedTuple):
+    """A float32 table as tensors, (T, F) each."""
+
+    cos_TF: torch.Tensor
+    sin_TF: torch.Tensor
+
+
+def _hold(table: RopeTable, length: int) -> _Held:
+    """The rows 0 … length−1 of a table."""
+    return _Held(*(torch.from_numpy(part_TF) for part_TF in table.cos_sin(np.arange(length, dtype=np.int64))))
 
 
 class TableRotaryEmbedding(nn.Module):
@@ -36,31 +49,37 @@ class TableRotaryEmbedding(nn.Module):
         super().__init__()
         self.original = original
         self.layout: Layout = layout
-        # Plain attributes, not buffers: `model.to(bfloat16)` must never reach the table.
-        self._cos_TF = torch.empty(0, 0)
-        self._sin_TF = torch.empty(0, 0)
+        # Plain attributes, not buffers: `model.to(bfloat16)` must never reach the tables.
+        self._held = _Held(torch.empty(0, 0), torch.empty(0, 0))
+        self._local: _Held | None = None
 
     def serve(self, table: RopeTable, length: int) -> None:
-        """Holds `table` for positions 0 … length−1."""
-        cos_TF, sin_TF = table.cos_sin(np.arange(length, dtype=np.int64))
-        self._cos_TF = torch.from_numpy(cos_TF)
-        self._sin_TF = torch.from_numpy(sin_TF)
+        """Holds `table`, and that of the local layers if it has one, for positions 0 … length−1."""
+        self._held = _hold(table, length)
+        self._local = None if table.local is None else _hold(table.local, length)
 
     def digest(self, length: int) -> str:
-        """Digest of the rows 0 … length−1 of the table that is held now."""
-        assert length <= len(self._cos_TF), "digest of positions that were never served"
-        return table_digest(CosSin(self._cos_TF[:length].cpu().numpy(), self._sin_TF[:length].cpu().numpy()))
+        """Digest of the rows 0 … length−1 of the table that is held now (then those of the local layers' one)."""
+        assert length <= len(self._held.cos_TF), "digest of positions that were never served"
+        held = [self._held] if self._local is None else [self._held, self._local]
+        return table_digest(*(CosSin(*(part_TF[:length].cpu().numpy() for part_TF in part)) for part in held))
 
     def forward(
         self, x: torch.Tensor, position_ids: torch.Tensor, layer_type: str | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns cos and sin for `position_ids` (B, T); positions beyond the served length are an error."""
-        if layer_type is not None and layer_type != GLOBAL_LAYERS:
+        if layer_type is None or layer_type == GLOBAL_LAYERS:
+            if self._held.cos_TF.device != x.device:
+                self._held = _Held(*(part_TF.to(x.device) for part_TF in self._held))
+            held = self._held
+        elif self._local is None:
             local: tuple[torch.Tensor, torch.Tensor] = self.original(x, position_ids, layer_type)
             return local
-        if self._cos_TF.device != x.device:
-            self._cos_TF, self._sin_TF = self._cos_TF.to(x.device), self._sin_TF.to(x.device)
-        cos_BTF, sin_BTF = self._cos_TF[position_ids], self._sin_TF[position_ids]
+        else:
+            if self._local.cos_TF.device != x.device:
+                self._local = _Held(*(part_TF.to(x.device) for part_TF in self._local))
+            held = self._local
+        cos_BTF, sin_BTF = held.cos_TF[position_ids], held.sin_TF[position_ids]
         if self.layout == "halves":
             cos_BTD = torch.cat((cos_BTF, cos_BTF), dim=-1)
             sin_BTD = torch.cat((sin_BTF, sin_BTF), dim=-1)
@@ -71,18 +90,31 @@ class TableRotaryEmbedding(nn.Module):
 
 
 class ShippedRope:
-    """The frequencies that a model's own rotary module holds, as loaded."""
+    """The frequencies that a model's own rotary module holds, as loaded or as it computes them by length.
 
-    def __init__(self, module: nn.Module, by_layer_type: bool) -> None:
-        prefix = f"{GLOBAL_LAYERS}_" if by_layer_type else ""
-        self.inv_freq_F: torch.Tensor = getattr(module, f"{prefix}inv_freq").detach().cpu()
-        self.attention_factor = float(getattr(module, f"{prefix}attention_scaling"))
-        self.by_layer_type = by_layer_type
+    Args:
+        module: The model's own module.
+        layer_type: The layers meant, in a model that rotates by layer type.
+    """
 
-    def table(self) -> RopeTable:
-        """As a RopeTable (float32 frequencies widened to float64)."""
+    def __init__(self, module: nn.Module, layer_type: str | None) -> None:
+        self._module = module
+        self.layer_type = layer_type
+        self._prefix = "" if layer_type is None else f"{layer_type}_"
+
+    def table(self, length: int = 2) -> RopeTable:
+        """For a sequence of `length` tokens, as a RopeTable (float32 frequencies widened to float64).
+
+        Some modules (longrope, dynamic) choose or compute frequencies when they see a long sequence: this one is shown
+        the position length−1.
+        """
+        device = next((buffer.device for buffer in self._module.buffers()), torch.device("cpu"))
+        arguments = (torch.zeros(1, 1, 1, device=device), torch.tensor([[length - 1]], device=device))
+        self._module(*arguments, *(() if self.layer_type is None else (self.layer_type,)))
+        inv_freq_F: torch.Tensor = getattr(self._module, f"{self._prefix}inv_freq").detach().cpu()
         return RopeTable(
-            inv_freq_F=self.inv_freq_F.to(torch.float64).numpy(), attention_factor=self.attention_factor, period_F=None
+            inv_freq_F=inv_freq_F.to(torch.float64).numpy(),
+            attention_factor=float(getattr(self._module, f"{self._prefix}attention_scaling")),
         )
 
 
@@ -92,6 +124,7 @@ def replace_rotary(model: nn.Module, model_type: str) -> tuple[TableRotaryEmbedd
     Raises:
         LongEvalError: No rotary module, several, or one that this replacement can't reproduce. The model is unchanged.
     """
+    check_rotates(model.config)
     places = [
         (name, module)
         for name, module in model.named_modules()
@@ -107,7 +140,7 @@ def replace_rotary(model: nn.Module, model_type: str) -> tuple[TableRotaryEmbedd
     by_layer_type = isinstance(original.rope_type, dict)
     if by_layer_type and GLOBAL_LAYERS not in original.rope_type:
         raise LongEvalError(f"--model: a {model_type} model rotates by layer type without '{GLOBAL_LAYERS}' layers")
-    shipped = ShippedRope(original, by_layer_type)
+    shipped = ShippedRope(original, GLOBAL_LAYERS if by_layer_type else None)
     for layout in ("halves", "interleaved"):
         replacement = TableRotaryEmbedding(original, layout)
         if _reproduces(replacement, original, shipped):
@@ -126,9 +159,15 @@ def _reproduces(replacement: TableRotaryEmbedding, original: nn.Module, shipped:
     device = next((buffer.device for buffer in original.buffers()), torch.device("cpu"))
     x_BTD = torch.zeros(1, num_probes, 1, device=device)
     positions_BT = torch.arange(num_probes, device=device)[None]
-    arguments = (x_BTD, positions_BT, GLOBAL_LAYERS) if shipped.by_layer_type else (x_BTD, positions_BT)
-    replacement.serve(shipped.table(), num_probes)
-    expected, got = original(*arguments), replacement(*arguments)
-    if not (isinstance(expected, tuple) and len(expected) == 2):
-        return False
-    return all(a.shape == b.shape and torch.allclose(a, b, atol=1e-5) for a, b in zip(expected, got, strict=True))
+    rope_type: Any = original.rope_type
+    kinds = [None] if shipped.layer_type is None else list(rope_type)
+    for kind in kinds:
+        # Every kind of layer in the place of the global ones: they may all come to be scaled.
+        replacement.serve(ShippedRope(original, kind).table(), num_probes)
+        expected = original(x_BTD, positions_BT, *([] if kind is None else [kind]))
+        got = replacement(x_BTD, positions_BT)
+        if not (isinstance(expected, tuple) and len(expected) == 2):
+            return False
+        if not all(a.shape == b.shape and torch.allclose(a, b, atol=1e-5) for a, b in zip(expected, got, strict=True)):
+            return False
+    return True

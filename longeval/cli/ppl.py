@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
+
+if TYPE_CHECKING:
+    from longeval.spec import Layers, ScaleFrom
 
 MODELS, METHODS, DATA, MACHINE, OUTPUT = "What", "Methods", "Documents", "Machine", "Output"
 
@@ -40,6 +43,20 @@ def ppl(
             rich_help_panel=METHODS,
         ),
     ] = None,
+    scale_from: Annotated[
+        str,
+        typer.Option(
+            help="On a model that comes already scaled: plain (methods replace that) or shipped (they build on it).",
+            rich_help_panel=METHODS,
+        ),
+    ] = "plain",
+    layers: Annotated[
+        str,
+        typer.Option(
+            help="Where a model rotates by layer type (Gemma 3): scale the global layers, or all.",
+            rich_help_panel=METHODS,
+        ),
+    ] = "global",
     docs: Annotated[
         str | None,
         typer.Option(
@@ -132,6 +149,8 @@ def ppl(
         bos=bos,
         text_field=text_field,
         native=None if native is None else parse_length(native, flag="--native"),
+        scale_from=cast("ScaleFrom", scale_from),  # the spec refuses other words
+        layers=cast("Layers", layers),
         backend=backend,
         dtype=dtype,
         device=device,

@@ -27,6 +27,8 @@ class ConfigRope:
     """The config's `rope_parameters` as they stand, by layer type where they differ."""
     by_layer_type: bool
     """Whether several tables are in use, one per layer type."""
+    local: float | None
+    """Base of the layers with a sliding window where there is one kind of them and they are unscaled; else None."""
 
 
 def rope_geometry(config: Any) -> ConfigRope:
@@ -38,6 +40,7 @@ def rope_geometry(config: Any) -> ConfigRope:
     Raises:
         LongEvalError: If the model has no RoPE that its config describes, naming the model type.
     """
+    check_rotates(config)
     text = config.get_text_config()
     parameters = getattr(text, "rope_parameters", None)
     if not isinstance(parameters, dict) or not parameters:
@@ -53,7 +56,32 @@ def rope_geometry(config: Any) -> ConfigRope:
         rope_type=str(shipped.get("rope_type", "default")),
         parameters=dict(parameters),
         by_layer_type=by_layer_type,
+        local=_local_theta(parameters) if by_layer_type else None,
     )
+
+
+_WITHOUT_ROPE = {
+    "gpt2": "it has learned absolute positions",
+    "opt": "it has learned absolute positions",
+    "gpt_bigcode": "it has learned absolute positions",
+    "gpt_neo": "it has learned absolute positions",
+    "mpt": "it has ALiBi, a bias by distance",
+    "bloom": "it has ALiBi, a bias by distance",
+    "gptj": "its RoPE is fixed in its code and heeds no setting",
+    "codegen": "its RoPE is fixed in its code and heeds no setting",
+    "mamba": "it has no attention",
+    "mamba2": "it has no attention",
+}
+"""Model types that people may try, and what they have instead of a RoPE that can be replaced."""
+
+
+def check_rotates(config: Any) -> None:
+    """Raises LongEvalError for a model that is known to have no RoPE, or none that a table can replace."""
+    text = config.get_text_config()
+    if reason := _WITHOUT_ROPE.get(text.model_type):
+        raise _no_rope(text, reason)
+    if getattr(text, "alibi", False):
+        raise _no_rope(text, "this one has ALiBi, a bias by distance (alibi: true in its config)")
 
 
 def native_length(config: Any, override: int | None = None) -> int:
@@ -98,6 +126,15 @@ def full_attention(parameters: dict[str, Any]) -> dict[str, Any]:
         chosen = next((value for value in parameters.values() if value is not None), {})
     assert isinstance(chosen, dict)
     return chosen
+
+
+def _local_theta(parameters: dict[str, Any]) -> float | None:
+    """The base of the layers other than the full-attention ones, if those are of one kind and plain."""
+    others = [value for key, value in parameters.items() if key != "full_attention" and value is not None]
+    if len(others) != 1 or others[0].get("rope_type", "default") != "default":
+        return None
+    theta = others[0].get("rope_theta")
+    return float(theta) if isinstance(theta, int | float) else None
 
 
 def _rotary_dim(text: Any, shipped: dict[str, Any]) -> int:

@@ -63,8 +63,12 @@ def scored_lines(grid: Grid, documents: Sequence[str]) -> list[str]:
     lines.append(f"- Model `{grid.model}`: native length {native}, backend {grid.backend}, {grid.dtype}{attention}.")
     if settings.get("shipped_rope"):
         lines.append(
-            f"- RoPE scaling that the model came with: {escape_markdown(_shown(str(settings['shipped_rope'])))}."
+            f"- RoPE scaling that the model came with: {escape_markdown(_shown(str(settings['shipped_rope'])))}; "
+            f"`none` keeps it, other methods {'build on' if settings.get('scale_from') == 'shipped' else 'replace'} it."
         )
+    if settings.get("layers"):
+        which = "all layers" if settings["layers"] == "all" else "the layers that see the whole context only"
+        lines.append(f"- The model rotates by layer type; methods apply to {which}.")
     factors = [f"`{row.label}` {factor_text(row)}" for row in grid.rows if row.factor is not None]
     if factors:
         lines.append(f"- Factor s (target / native length): {', '.join(factors)}; other methods have none.")

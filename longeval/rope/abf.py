@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from longeval.rope.base import Geometry, RopeTable, method
+from longeval.rope.base import Geometry, RopeTable, method, refuse_start
 from longeval.rope.parameters import check_positive
 
 
@@ -27,5 +27,10 @@ class AbfParameters:
     uses_factor=False,
 )
 def abf(geometry: Geometry, parameters: AbfParameters, seq_len: int) -> RopeTable:
-    """base^(−2j/d), shape (F,), rad/token; attention factor 1."""
-    return RopeTable(inv_freq_F=geometry.base_inv_freq(parameters.base), attention_factor=1.0)
+    """base^(−2j/d), shape (F,), rad/token; attention factor 1.
+
+    Raises:
+        LongEvalError: frequencies to start from that no base stands for.
+    """
+    refuse_start(geometry, "abf replaces the base, and the scaling that the model comes with has none")
+    return RopeTable(inv_freq_F=geometry.plain_inv_freq(parameters.base), attention_factor=1.0)

@@ -22,6 +22,9 @@ from longeval.registry import Registry
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
+_ROWS = 8192
+"""Positions whose float64 angles exist at once: a table for a million positions needs little more than itself."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Geometry:
@@ -35,8 +38,13 @@ class Geometry:
     """L: the context length the model was trained for, tokens."""
     factor: float = 1.0
     """s = target length / native length, at least 1."""
+    start: tuple[float, ...] | None = None
+    """θ_j that methods scale where it isn't b^(−2j/d), rad/token: those of a model that comes already scaled."""
+    start_attention_factor: float = 1.0
+    """The attention factor that goes with `start`; a method's own multiplies it."""
 
     def __post_init__(self) -> None:
+        assert self.start is None or len(self.start) * 2 == self.head_dim
         if self.head_dim <= 0 or self.head_dim % 2:
             raise LongEvalError(
                 f"--head-dim {self.head_dim}: must be a positive even number",
@@ -64,10 +72,16 @@ class Geometry:
         """L' = s·L, tokens."""
         return round(self.factor * self.native_length)
 
-    def base_inv_freq(self, theta: float | None = None) -> FloatArray:
-        """θ_j = b^(−2j/d) for j = 0 … F−1, rad/token, shape (F,); `theta` replaces b."""
+    def base_inv_freq(self) -> FloatArray:
+        """What methods scale: `start`, or else θ_j = b^(−2j/d) for j = 0 … F−1, rad/token, shape (F,)."""
+        if self.start is not None:
+            return np.array(self.start, dtype=np.float64)
+        return self.plain_inv_freq(self.theta)
+
+    def plain_inv_freq(self, theta: float) -> FloatArray:
+        """`theta`^(−2j/d) for j = 0 … F−1, rad/token, shape (F,)."""
         j_F = np.arange(self.num_features, dtype=np.float64)
-        return np.power(self.theta if theta is None else theta, -2.0 * j_F / self.head_dim)
+        return np.power(theta, -2.0 * j_F / self.head_dim)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -80,6 +94,9 @@ class RopeTable:
     """Multiplies both cos and sin (once each; so attention logits grow by its square)."""
     period_F: IntArray | None = None
     """Integer wavelengths in tokens where resonance rounded them, shape (F,); then inv_freq is 2π/period."""
+    local: RopeTable | None = None
+    """What layers with a sliding window rotate by, in models that rotate by layer type and where those layers are
+    scaled too; None leaves them as they are."""
 
     @property
     def wavelengths_F(self) -> FloatArray:
@@ -100,13 +117,16 @@ class RopeTable:
 
     def cos_sin(self, positions_T: IntArray) -> CosSin:
         """Cosines and sines times the attention factor: float64 throughout, cast to float32 at the end; (T, F) each."""
-        angles_TF = self.angles(positions_T)
-        cos_TF = (np.cos(angles_TF) * self.attention_factor).astype(np.float32)
-        sin_TF = (np.sin(angles_TF) * self.attention_factor).astype(np.float32)
-        return CosSin(cos_TF, sin_TF)
+        table = CosSin(*(np.empty((len(positions_T), len(self.inv_freq_F)), dtype=np.float32) for _ in range(2)))
+        for first in range(0, len(positions_T), _ROWS):
+            rows = slice(first, first + _ROWS)
+            angles_TF = self.angles(positions_T[rows])
+            table.cos_TF[rows] = np.cos(angles_TF) * self.attention_factor
+            table.sin_TF[rows] = np.sin(angles_TF) * self.attention_factor
+        return table
 
     def same_as(self, other: RopeTable) -> bool:
-        """True if both give the same angles and the same attention factor, bit for bit."""
+        """True if both give the same angles and the same attention factor, bit for bit, in all layers."""
         periods = (self.period_F, other.period_F)
         if (periods[0] is None) != (periods[1] is None):
             return False
@@ -114,6 +134,8 @@ class RopeTable:
             self.attention_factor == other.attention_factor
             and np.array_equal(self.inv_freq_F, other.inv_freq_F)
             and (periods[0] is None or periods[1] is None or np.array_equal(periods[0], periods[1]))
+            and (self.local is None) == (other.local is None)
+            and (self.local is None or other.local is None or self.local.same_as(other.local))
         )
 
 
@@ -124,17 +146,27 @@ class CosSin(NamedTuple):
     sin_TF: npt.NDArray[np.float32]
 
 
-def table_digest(table: CosSin) -> str:
-    """SHA-256 (hex) of a float32 table: all cosines, then all sines, row-major, little-endian."""
+def table_digest(*tables: CosSin) -> str:
+    """SHA-256 (hex) of a float32 table: all cosines, then all sines, row-major, little-endian.
+
+    Where the local layers are scaled too, their table follows that of the global ones in the same form.
+    """
     digest = hashlib.sha256()
-    for part_TF in table:
-        digest.update(np.ascontiguousarray(part_TF, dtype="<f4").tobytes())
+    for table in tables:
+        for part_TF in table:
+            digest.update(np.ascontiguousarray(part_TF, dtype="<f4").tobytes())
     return digest.hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NoParameters:
     """For methods that have none."""
+
+
+def refuse_start(geometry: Geometry, reason: str) -> None:
+    """Raises LongEvalError, for `reason`, if methods don't start from plain RoPE."""
+    if geometry.start is not None:
+        raise LongEvalError(f"--scale-from shipped: {reason}", "Leave it out: the method then replaces that scaling.")
 
 
 MethodFunction = Callable[[Geometry, Any, int], RopeTable]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -120,6 +121,8 @@ def build_table(name: str, geometry: Geometry, parameters: Any = None, seq_len: 
         seq_len = geometry.target_length
     assert isinstance(parameters, parsed.method.parameters) and seq_len >= 1
     table = parsed.method.compute(geometry, parameters, seq_len)
+    if geometry.start is not None:
+        table = dataclasses.replace(table, attention_factor=table.attention_factor * geometry.start_attention_factor)
     return resonate(table) if parsed.resonance else table
 
 

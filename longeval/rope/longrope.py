@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from longeval.errors import LongEvalError
-from longeval.rope.base import Geometry, RopeTable, method
+from longeval.rope.base import Geometry, RopeTable, method, refuse_start
 from longeval.rope.parameters import check_positive
 
 
@@ -45,8 +45,10 @@ def longrope(geometry: Geometry, parameters: LongropeParameters, seq_len: int) -
     """θ_j / factor_j, shape (F,), rad/token; attention factor sqrt(1 + ln(s)/ln(L)).
 
     Raises:
-        LongEvalError: a list that hasn't F numbers, or L = 1 where the attention factor is undefined.
+        LongEvalError: a list that hasn't F numbers, L = 1 where the attention factor is undefined, or frequencies to
+            start from that the factors weren't searched for.
     """
+    refuse_start(geometry, "longrope's factors are for plain RoPE, not for the scaling that the model comes with")
     for name, factors in (("short_factor", parameters.short_factor), ("long_factor", parameters.long_factor)):
         if len(factors) != geometry.num_features:
             raise LongEvalError(

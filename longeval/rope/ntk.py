@@ -64,4 +64,9 @@ def _table(geometry: Geometry, parameters: NtkParameters, factor: float) -> Rope
     # Compared as logarithms, because the power itself would overflow.
     if math.log(geometry.theta) + exponent * math.log(factor) > math.log(1e300):
         raise LongEvalError(f"--factor {factor:g}: ntk's base is beyond 1e300", "Use a smaller factor.")
-    return RopeTable(inv_freq_F=geometry.base_inv_freq(geometry.theta * factor**exponent), attention_factor=1.0)
+    if geometry.start is not None:
+        # A base that is k times as large divides θ_j by k^(2j/d); frequencies of any other kind get the same divisors.
+        return RopeTable(
+            inv_freq_F=geometry.base_inv_freq() * geometry.plain_inv_freq(factor**exponent), attention_factor=1.0
+        )
+    return RopeTable(inv_freq_F=geometry.plain_inv_freq(geometry.theta * factor**exponent), attention_factor=1.0)

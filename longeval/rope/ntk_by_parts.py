@@ -61,9 +61,11 @@ def interpolated_share(geometry: Geometry, beta_fast: float, beta_slow: float) -
 
     A feature that makes r rotations in L tokens has the (real) index d·ln(L/(2πr)) / (2·ln b). The ramp runs from the
     floor of that index for beta_fast to the ceiling of that for beta_slow, kept within 0 … d−1, and linearly between.
+    Frequencies that come from no base get the index by interpolating ln θ_j linearly between the features, which is
+    the same formula where a base exists.
 
     Raises:
-        LongEvalError: base ≤ 1, whose wavelengths don't grow with the index.
+        LongEvalError: base ≤ 1, or other frequencies whose wavelengths don't grow with the index.
     """
     if geometry.theta <= 1:
         raise LongEvalError(
@@ -72,6 +74,8 @@ def interpolated_share(geometry: Geometry, beta_fast: float, beta_slow: float) -
 
     def index_of(rotations: float) -> float:
         turns = geometry.native_length / (2.0 * math.pi * rotations)
+        if geometry.start is not None:
+            return _index(geometry.base_inv_freq(), -math.log(turns))
         return geometry.head_dim * math.log(turns) / (2.0 * math.log(geometry.theta))
 
     low = max(math.floor(index_of(beta_fast)), 0)
@@ -80,6 +84,19 @@ def interpolated_share(geometry: Geometry, beta_fast: float, beta_slow: float) -
     span = max(high - low, 0.001)
     j_F = np.arange(geometry.num_features, dtype=np.float64)
     return np.clip((j_F - low) / span, 0.0, 1.0)
+
+
+def _index(inv_freq_F: FloatArray, log_frequency: float) -> float:
+    """The real index at which ln θ, linear between features and beyond both ends, has a value."""
+    log_F = np.log(inv_freq_F)
+    if len(log_F) < 2 or not np.all(np.diff(log_F) < 0):
+        raise LongEvalError(
+            "--scale-from shipped: the model's own frequencies don't fall from feature to feature, "
+            "so ntk_by_parts and yarn have no ramp over them",
+            "Leave it out: the method then replaces the model's own scaling.",
+        )
+    j = int(np.clip(np.searchsorted(-log_F, -log_frequency) - 1, 0, len(log_F) - 2))
+    return j + float((log_frequency - log_F[j]) / (log_F[j + 1] - log_F[j]))
 
 
 def blend(inv_freq_F: FloatArray, factor: float, interpolated_F: FloatArray) -> FloatArray:

@@ -129,7 +129,7 @@ def test_digest_is_of_the_table_in_the_model(model):
     parts = [(f(angle_TF) * factor).astype(np.float32).tobytes() for f in (np.cos, np.sin)]
     assert backend.rope_digest(70) == hashlib.sha256(b"".join(parts)).hexdigest()
     held = model.model.rotary_emb
-    held._cos_TF[3, 2] += 1e-6
+    held._held.cos_TF[3, 2] += 1e-6
     assert backend.rope_digest(70) != hashlib.sha256(b"".join(parts)).hexdigest()
 
 
@@ -155,7 +155,10 @@ def test_casting_the_model_does_not_reach_the_table(model):
 
 def test_a_model_without_rope_is_refused():
     config = transformers.GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=50, bos_token_id=0, eos_token_id=0)
-    with pytest.raises(LongEvalError, match="no rotary embedding found in a gpt2 model"):
+    with pytest.raises(LongEvalError, match="model type gpt2: no rotary position embedding to replace"):
+        HFBackend(AutoModelForCausalLM.from_config(config))
+    config = transformers.XGLMConfig(d_model=32, num_layers=1, attention_heads=2, vocab_size=50, ffn_dim=32)
+    with pytest.raises(LongEvalError, match="no rotary embedding found in a xglm model"):
         HFBackend(AutoModelForCausalLM.from_config(config))
 
 

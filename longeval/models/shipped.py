@@ -1,0 +1,189 @@
+"""The scaling that a model comes with, read from its configuration and said in our methods' terms.
+
+transformers' rope types and ours: linear is pi; llama3 and yarn are themselves; longrope takes its short or its long
+list by the length of the sequence at hand; dynamic is ntk with s·n/L − (s−1) in place of s beyond L (transformers
+`modeling_rope_utils`), here without its memory of longer sequences that came before. The types that `longeval.hf`
+registers are our own methods.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from longeval.errors import LongEvalError
+from longeval.models.geometry import ConfigRope, full_attention
+from longeval.rope.base import Geometry, RopeTable
+from longeval.rope.build import build_table
+from longeval.rope.parameters import make_parameters
+from longeval.rope.resonance import resonate
+from longeval.spec import format_length
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shipped:
+    """A scaling in a configuration."""
+
+    rope_type: str
+    """transformers' word, or one of `longeval.hf`."""
+    base: str
+    """Our method, `none` for plain RoPE; `dynamic` for transformers' formula of that name."""
+    resonance: bool
+    """Whether wavelengths are rounded."""
+    arguments: dict[str, Any]
+    """The method's parameters."""
+    factor: float
+    """Its s."""
+    native_length: int
+    """Its L in tokens."""
+    reach: int
+    """The length that the model was stretched to, tokens."""
+
+    @property
+    def length_dependent(self) -> bool:
+        """Whether the length of the sequence at hand decides the table."""
+        if self.base == "longrope":
+            return bool(self.arguments["short_factor"] != self.arguments["long_factor"])
+        return self.base == "dynamic"
+
+    def table(self, plain: Geometry, length: int) -> RopeTable:
+        """The table for a sequence of `length` tokens; of `plain`, only head_dim and base are used."""
+        geometry = dataclasses.replace(plain, native_length=self.native_length, factor=self.factor)
+        if self.base == "dynamic":
+            grown = max(1.0, self.factor * length / self.native_length - (self.factor - 1.0))
+            table = build_table("ntk", dataclasses.replace(geometry, factor=grown))
+        else:
+            if self.base == "longrope":
+                geometry = dataclasses.replace(geometry, factor=max(1.0, length / self.native_length))
+            table = build_table(self.base, geometry, make_parameters(self.base, self.arguments))
+        return resonate(table) if self.resonance else table
+
+    def probes(self) -> tuple[int, ...]:
+        """Lengths at which a loaded model is held against this: 2, and beyond L where that makes a difference."""
+        return (2, self.native_length + 1, 4 * self.native_length) if self.length_dependent else (2,)
+
+    def describe(self) -> str:
+        """In a message: `llama3 scaling from 8k to 128k (s = 8)`."""
+        lengths = f"from {format_length(self.native_length)} to {format_length(self.reach)}"
+        if self.reach == self.native_length:
+            lengths = f"to {format_length(self.reach)}"
+        return f"{self.rope_type} scaling {lengths} (s = {self.factor:g})"
+
+
+def read_shipped(name: str, config: Any, rope: ConfigRope, native_length: int) -> Shipped:
+    """Reads the scaling in a configuration.
+
+    Args:
+        name: As the user named the model, for messages.
+        config: transformers' PreTrainedConfig.
+        rope: From `geometry.rope_geometry`.
+        native_length: L in tokens, where the scaling itself doesn't say.
+
+    Raises:
+        LongEvalError: A scaling that our methods can't say, or one whose settings are incomplete.
+    """
+    given = full_attention(rope.parameters) if rope.by_layer_type else rope.parameters
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    positions = int(positions) if isinstance(positions, int | float) and positions >= 1 else native_length
+    try:
+        shipped = _read(name, rope.rope_type, given, positions, native_length)
+        # An impossible setting shall be told now, and by the model's name.
+        shipped.table(Geometry(head_dim=rope.head_dim, theta=rope.theta, native_length=shipped.native_length), 2)
+    except LongEvalError as error:
+        if error.problem.startswith("--model"):
+            raise
+        raise LongEvalError(
+            f"--model {name}: its {rope.rope_type} scaling is impossible ({error.problem.removeprefix('--pe-arg ')})",
+            "Mend rope_parameters in its config.json.",
+        ) from error
+    return shipped
+
+
+_ARGUMENTS: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "default": ("none", ()),
+    "linear": ("pi", ()),
+    "llama3": ("llama3", ("low_freq_factor", "high_freq_factor")),
+    "yarn": ("yarn", ("beta_fast", "beta_slow", "attention_factor")),
+    "longrope": ("longrope", ("short_factor", "long_factor", "attention_factor")),
+    "dynamic": ("dynamic", ()),
+}
+"""Of each rope type of transformers: our method, and the keys that are its parameters."""
+
+
+def _read(name: str, rope_type: str, given: Mapping[str, Any], positions: int, native_length: int) -> Shipped:
+    """The scaling of a rope type; `positions` is the config's max_position_embeddings."""
+    import importlib.util
+
+    original = given.get("original_max_position_embeddings")
+    if importlib.util.find_spec("longeval.hf") is not None and rope_type in __import__("longeval.hf").hf.ROPE_TYPES:
+        from longeval import hf
+
+        read = hf.read_parameters(rope_type, given)
+        own = read.native_length or native_length
+        factor = read.factor or 1.0
+        return Shipped(
+            rope_type=rope_type,
+            base=read.name.base,
+            resonance=read.name.resonance,
+            arguments=dict(read.arguments),
+            factor=factor,
+            native_length=own,
+            reach=max(positions, round(factor * own)),
+        )
+    if rope_type not in _ARGUMENTS:
+        raise LongEvalError(
+            f"--model {name}: comes with rope_type {rope_type}, which longeval can't reproduce exactly",
+            f"Use a model with plain RoPE, or one scaled by {', '.join(_ARGUMENTS)}.",
+        )
+    if rope_type == "yarn":
+        given = _yarn_settings(name, given)
+    if rope_type == "longrope":
+        given = _longrope_settings(name, given, positions, native_length)
+    base, keys = _ARGUMENTS[rope_type]
+    factor = float(given.get("factor") or 1.0)
+    # transformers' dynamic formula counts from max_position_embeddings, whatever else the config says.
+    own = positions if rope_type == "dynamic" else int(original or native_length)
+    return Shipped(
+        rope_type=rope_type,
+        base=base,
+        resonance=False,
+        arguments={key: given[key] for key in keys if given.get(key) is not None},
+        factor=factor,
+        native_length=own,
+        reach=max(positions, round(factor * own)) if original or rope_type == "dynamic" else max(positions, own),
+    )
+
+
+def _yarn_settings(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """A config's yarn settings with the attention factor that `mscale` and `mscale_all_dim` stand for (DeepSeek)."""
+    settings = dict(given)
+    if settings.get("truncate") is False or not settings.get("factor"):
+        raise LongEvalError(
+            f"--model {name}: its yarn scaling has no factor, or an untruncated ramp, which longeval can't reproduce",
+            "Use a model with plain RoPE, or one whose yarn scaling is as published.",
+        )
+    mscale, all_dim = settings.get("mscale"), settings.get("mscale_all_dim")
+    if settings.get("attention_factor") is None and mscale and all_dim:
+        grown = math.log(max(1.0, float(settings["factor"])))
+        settings["attention_factor"] = (0.1 * mscale * grown + 1) / (0.1 * all_dim * grown + 1)
+    return settings
+
+
+def _longrope_settings(name: str, given: Mapping[str, Any], positions: int, native_length: int) -> dict[str, Any]:
+    """A config's longrope settings with its s and the attention factor that follows from it, as transformers does."""
+    settings = dict(given)
+    missing = [key for key in ("short_factor", "long_factor") if not isinstance(settings.get(key), list | tuple)]
+    if missing:
+        raise LongEvalError(
+            f"--model {name}: its longrope scaling has no {missing[0]}", "Mend rope_parameters in its config.json."
+        )
+    settings["short_factor"], settings["long_factor"] = tuple(settings["short_factor"]), tuple(settings["long_factor"])
+    own = int(settings.get("original_max_position_embeddings") or native_length)
+    settings["factor"] = settings.get("factor") or max(1.0, positions / own)
+    if settings.get("attention_factor") is None:
+        grown = math.log(max(1.0, settings["factor"]))
+        settings["attention_factor"] = math.sqrt(1.0 + grown / math.log(own)) if grown else 1.0
+    return settings

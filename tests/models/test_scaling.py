@@ -1,0 +1,330 @@
+"""What a configuration makes of the methods: shipped scalings against transformers, starts, layers, refusals."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from tiny import save_tiny_llama
+from transformers import AutoModelForCausalLM
+
+from longeval.backends.hf import HFBackend
+from longeval.errors import LongEvalError
+from longeval.models.prepare import prepare
+from longeval.models.scaling import model_rope
+from longeval.rope.base import Geometry
+from longeval.rope.build import build_table, parse_method_name
+from longeval.run import load_backend
+
+OPTIONS = {
+    "revision": None,
+    "native": None,
+    "scale_from": "plain",
+    "layers": "global",
+    "bos": None,
+    "dtype": "float32",
+    "device": "cpu",
+    "device_map": None,
+    "attn": None,
+    "trust_remote_code": False,
+}
+THETA_F = 10000.0 ** (-np.arange(8) / 8)
+SHORT = [1.0, 1.0, 1.1, 1.2, 1.3, 1.5, 1.7, 2.0]
+LONG = [1.0, 1.3, 2.0, 3.0, 4.0, 5.5, 7.0, 8.0]
+
+SHIPPED = {
+    "default": {},
+    "linear": {"factor": 2.0},
+    "llama3": {
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    },
+    "yarn": {"factor": 4.0, "original_max_position_embeddings": 64, "beta_fast": 16.0},
+    "yarn mscale": {"factor": 4.0, "original_max_position_embeddings": 64, "mscale": 0.7, "mscale_all_dim": 1.5},
+    "longrope": {"original_max_position_embeddings": 64, "short_factor": SHORT, "long_factor": LONG},
+    "longrope attention": {
+        "original_max_position_embeddings": 64,
+        "short_factor": SHORT,
+        "long_factor": LONG,
+        "attention_factor": 1.4,
+        "factor": 3.0,
+    },
+    "longrope equal lists": {"original_max_position_embeddings": 64, "short_factor": LONG, "long_factor": LONG},
+    "dynamic": {"factor": 2.0},
+}
+
+
+def config_of(settings, **overrides):
+    rope_type = settings.split()[0]
+    rope = {"rope_type": rope_type, "rope_theta": 10000.0, **SHIPPED[settings]}
+    return {"rope_parameters": rope, "max_position_embeddings": 100 if rope_type == "dynamic" else 256} | overrides
+
+
+def llama_config(settings, **overrides):
+    sizes = {"hidden_size": 32, "num_attention_heads": 2, "head_dim": 16}
+    return transformers.LlamaConfig(**sizes, **config_of(settings, **overrides))
+
+
+def table_of(model, name, length, factor=1.0, **arguments):
+    geometry = dataclasses.replace(model.geometry, factor=factor)
+    return model.tables(parse_method_name(name), geometry, arguments)(length)
+
+
+@pytest.mark.parametrize("settings", SHIPPED)
+@pytest.mark.parametrize("num_tokens", [60, 200])
+def test_none_is_the_model_as_shipped(settings, num_tokens, tmp_path):
+    folder = save_tiny_llama(tmp_path / "model", **config_of(settings))
+    tokens_T = np.random.default_rng(0).integers(1, 300, num_tokens).astype(np.int32)
+    ids_T = torch.from_numpy(tokens_T.astype(np.int64))
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        # The last token stays out, as in our pass: a sequence's length is what longrope and dynamic go by.
+        logits_TV = plain(ids_T[None]).logits[0]
+    expected_S = torch.nn.functional.cross_entropy(logits_TV[:-1], ids_T[1:], reduction="none").numpy()
+    # Neither --native nor --factor touches what a model came with.
+    for native in (None, 32):
+        model = prepare(str(folder), **(OPTIONS | {"native": native}))
+        assert model.rope.shipped.rope_type == settings.split()[0]
+        assert bool(model.rope.notes) == (settings != "default")
+        backend = load_backend(model)
+        backend.serve(table_of(model.rope, "none", num_tokens, factor=3.0), num_tokens)
+        np.testing.assert_allclose(backend.score(tokens_T, 1), expected_S, atol=2e-4)
+
+
+def test_only_a_shipped_scaling_that_looks_at_the_length_depends_on_it():
+    dependent = {
+        settings: model_rope("m", llama_config(settings)).length_dependent(parse_method_name("none"))
+        for settings in SHIPPED
+    }
+    assert {settings for settings, value in dependent.items() if value} == {
+        "longrope",
+        "longrope attention",
+        "dynamic",
+    }
+    phi = model_rope("m", llama_config("longrope"))
+    assert not phi.length_dependent(parse_method_name("yarn"))
+    # Rounding what depends on the length depends on it too.
+    assert phi.length_dependent(parse_method_name("resonance"))
+    np.testing.assert_array_equal(
+        table_of(phi, "resonance", 65).period_F, np.rint(2 * np.pi * np.array(LONG) / THETA_F)
+    )
+    np.testing.assert_array_equal(
+        table_of(phi, "resonance", 64).period_F, np.rint(2 * np.pi * np.array(SHORT) / THETA_F)
+    )
+
+
+def test_shipped_longrope_takes_the_long_list_beyond_the_native_length():
+    model = model_rope("m", llama_config("longrope"))
+    np.testing.assert_allclose(table_of(model, "none", 64).inv_freq_F, THETA_F / SHORT, rtol=1e-14)
+    np.testing.assert_allclose(table_of(model, "none", 65).inv_freq_F, THETA_F / LONG, rtol=1e-14)
+    # s = 256/64, from the config's lengths
+    expected = math.sqrt(1 + math.log(4) / math.log(64))
+    assert table_of(model, "none", 10).attention_factor == pytest.approx(expected, rel=1e-14)
+
+
+def test_longrope_uses_the_models_own_lists():
+    model = model_rope("m", llama_config("longrope"))
+    assert model.geometry.native_length == 64
+    stretched = table_of(model, "longrope", 128, factor=2.0)
+    np.testing.assert_allclose(stretched.inv_freq_F, THETA_F / LONG, rtol=1e-14)
+    assert stretched.attention_factor == pytest.approx(math.sqrt(1 + math.log(2) / math.log(64)), rel=1e-14)
+    given = table_of(model, "longrope", 128, factor=2.0, long_factor=[2.0] * 8)
+    np.testing.assert_allclose(given.inv_freq_F, THETA_F / 2, rtol=1e-14)
+    with pytest.raises(LongEvalError, match="longrope: needs short_factor"):
+        table_of(model_rope("m", llama_config("default")), "longrope", 128)
+
+
+def test_shipped_dynamic_grows_with_each_sequence_and_forgets():
+    model = model_rope("m", llama_config("dynamic"))
+    before = table_of(model, "none", 100).inv_freq_F
+    np.testing.assert_allclose(before, THETA_F, rtol=1e-14)
+    base = 10000.0 * (2.0 * 250 / 100 - 1.0) ** (16 / 14)
+    np.testing.assert_allclose(table_of(model, "none", 250).inv_freq_F, base ** (-np.arange(8) / 8), rtol=1e-13)
+    np.testing.assert_array_equal(table_of(model, "none", 100).inv_freq_F, before)
+
+
+def test_other_methods_replace_the_scaling_a_model_came_with():
+    for settings in SHIPPED:
+        scaled = model_rope("m", llama_config(settings))
+        native = scaled.geometry.native_length
+        plain = build_table("yarn", Geometry(head_dim=16, theta=10000.0, native_length=native, factor=2.0))
+        assert table_of(scaled, "yarn", 64, factor=2.0).same_as(plain)
+        assert native == {"linear": 256, "default": 256, "dynamic": 100}.get(settings, 64)
+
+
+def test_resonance_rounds_what_the_model_came_with():
+    table = table_of(model_rope("m", llama_config("linear")), "resonance", 64)
+    np.testing.assert_array_equal(table.period_F, np.rint(4 * np.pi * 10000.0 ** (np.arange(8) / 8)))
+
+
+def llama3_frequencies():
+    """Written out for s = 8, L = 64, low 1, high 4."""
+    scaled = []
+    for theta in THETA_F:
+        turns = 64 * theta / (2 * math.pi)
+        smooth = min(max((turns - 1) / 3, 0.0), 1.0)
+        scaled.append((1 - smooth) * theta / 8 + smooth * theta)
+    return np.array(scaled)
+
+
+def test_methods_can_build_on_the_shipped_scaling():
+    model = model_rope("m", llama_config("llama3", max_position_embeddings=512), scale_from="shipped")
+    start_F = llama3_frequencies()
+    assert model.geometry.native_length == 512 and model.own_native_length == 64
+    np.testing.assert_allclose(table_of(model, "none", 600).inv_freq_F, start_F, rtol=1e-13)
+    np.testing.assert_allclose(table_of(model, "pi", 600, factor=2.0).inv_freq_F, start_F / 2, rtol=1e-13)
+    ntk_F = start_F * 2.0 ** (-2 * np.arange(8) / 14)
+    np.testing.assert_allclose(table_of(model, "ntk", 600, factor=2.0).inv_freq_F, ntk_F, rtol=1e-13)
+    np.testing.assert_array_equal(
+        table_of(model, "resonance_ntk", 600, factor=2.0).period_F, np.rint(2 * np.pi / ntk_F)
+    )
+    yarn = table_of(model, "yarn", 600, factor=2.0)
+    # Turns in 512 tokens: 81, 25.8, 6.7, 0.98 … The index of 32 turns lies in 0 … 1, that of 1 turn in 2 … 3.
+    turns_F = 512 * start_F / (2 * math.pi)
+    assert turns_F[0] > 32 > turns_F[1] and turns_F[2] > 1 > turns_F[3]
+    share_F = np.clip(np.arange(8) / 3, 0, 1)
+    np.testing.assert_allclose(yarn.inv_freq_F, (1 - share_F) * start_F + share_F * start_F / 2, rtol=1e-13)
+    assert yarn.attention_factor == pytest.approx(0.1 * math.log(2) + 1)
+
+
+def test_building_on_plain_frequencies_gives_the_methods_themselves():
+    geometry = Geometry(head_dim=16, theta=10000.0, native_length=64, factor=4.0)
+    same = dataclasses.replace(geometry, start=tuple(THETA_F))
+    for name in ("none", "pi", "ntk", "dynamic_ntk", "ntk_by_parts", "yarn", "dynamic_yarn", "llama3"):
+        expected, got = build_table(name, geometry), build_table(name, same)
+        np.testing.assert_allclose(got.inv_freq_F, expected.inv_freq_F, rtol=1e-12)
+        assert got.attention_factor == expected.attention_factor
+
+
+def test_the_shipped_attention_factor_is_kept_when_methods_build_on_it():
+    config = llama_config("longrope attention")
+    model = model_rope("m", config, scale_from="shipped")
+    # Made for 256 tokens: the long list is what methods start from.
+    np.testing.assert_allclose(table_of(model, "pi", 600, factor=2.0).inv_freq_F, THETA_F / LONG / 2, rtol=1e-13)
+    assert table_of(model, "pi", 600, factor=2.0).attention_factor == pytest.approx(1.4)
+    expected = 1.4 * (0.1 * math.log(2) + 1)
+    assert table_of(model, "yarn", 600, factor=2.0).attention_factor == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("settings", "method", "said"),
+    [
+        ("default", "yarn", "--scale-from shipped: would be ignored, m comes with plain RoPE"),
+        ("dynamic", "yarn", "--scale-from shipped: m comes with dynamic scaling"),
+        ("llama3", "abf", "--scale-from shipped: abf replaces the base"),
+        ("longrope", "longrope", "--scale-from shipped: longrope's factors are for plain RoPE"),
+    ],
+)
+def test_starts_that_make_no_sense_are_refused(settings, method, said):
+    with pytest.raises(LongEvalError, match=said):
+        table_of(model_rope("m", llama_config(settings), scale_from="shipped"), method, 64, factor=2.0)
+
+
+def test_yarn_has_no_ramp_over_frequencies_that_rise():
+    rising = {"original_max_position_embeddings": 64, "short_factor": LONG, "long_factor": [900.0, *LONG[1:]]}
+    config = llama_config("default", rope_parameters={"rope_type": "longrope", "rope_theta": 10000.0, **rising})
+    with pytest.raises(LongEvalError, match="no ramp over them"):
+        table_of(model_rope("m", config, scale_from="shipped"), "yarn", 64, factor=2.0)
+
+
+def gemma_config(**overrides):
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2}
+    special = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    return transformers.Gemma3TextConfig(
+        **sizes, **special, num_hidden_layers=6, head_dim=16, vocab_size=300, sliding_window=32, **overrides
+    )
+
+
+def rotations(model, num_tokens, layer_type):
+    x_BTD, positions_BT = torch.zeros(1, 1, 1), torch.arange(num_tokens)[None]
+    return model.model.rotary_emb(x_BTD, positions_BT, layer_type)
+
+
+def test_gemma3_scales_its_global_layers_and_the_local_ones_only_when_asked():
+    config = gemma_config(max_position_embeddings=32)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    kinds = ("full_attention", "sliding_attention")
+    before = {kind: rotations(model, 64, kind)[0] for kind in kinds}
+    backend = HFBackend(model)
+    rope = model_rope("gemma", config)
+    assert (rope.geometry.theta, rope.config.local) == (1e6, 1e4)
+    backend.serve(table_of(rope, "pi", 64, factor=2.0), 64)
+    assert torch.equal(rotations(model, 64, "sliding_attention")[0], before["sliding_attention"])
+    alone = backend.rope_digest(64)
+    everywhere = model_rope("gemma", config, layers="all")
+    backend.serve(table_of(everywhere, "pi", 64, factor=2.0), 64)
+    for kind in kinds:
+        # Position 2m under PI with s = 2 is position m without.
+        after = rotations(model, 64, kind)[0]
+        torch.testing.assert_close(after[0, ::2], before[kind][0, :32], atol=1e-5, rtol=0)
+    assert backend.rope_digest(64) != alone
+    # Back to the global layers alone: nothing is left of the other table.
+    backend.serve(table_of(rope, "pi", 64, factor=2.0), 64)
+    assert torch.equal(rotations(model, 64, "sliding_attention")[0], before["sliding_attention"])
+    assert backend.rope_digest(64) == alone
+
+
+def test_resonance_everywhere_rounds_each_base_by_itself():
+    table = table_of(model_rope("gemma", gemma_config(), layers="all"), "resonance", 64)
+    np.testing.assert_array_equal(table.period_F, np.rint(2 * np.pi * 1e6 ** (np.arange(8) / 8)))
+    np.testing.assert_array_equal(table.local.period_F, np.rint(2 * np.pi * 1e4 ** (np.arange(8) / 8)))
+
+
+def test_a_shipped_scaling_of_the_global_layers_is_read():
+    scaled = {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+        "full_attention": {"rope_type": "linear", "rope_theta": 1000000.0, "factor": 8.0},
+    }
+    model = model_rope("gemma", gemma_config(rope_parameters=scaled))
+    np.testing.assert_allclose(table_of(model, "none", 64).inv_freq_F, 1e6 ** (-np.arange(8) / 8) / 8, rtol=1e-14)
+    assert "linear scaling" in model.notes[0] and "--layers all" in model.notes[1]
+
+
+def test_all_layers_is_refused_where_it_would_change_nothing_or_is_unclear():
+    with pytest.raises(LongEvalError, match=r"--layers all: would be ignored, m .llama. rotates all its layers alike"):
+        model_rope("m", llama_config("default"), layers="all")
+    scaled = {
+        "sliding_attention": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0},
+        "full_attention": {"rope_type": "default", "rope_theta": 1000000.0},
+    }
+    with pytest.raises(LongEvalError, match="no single set of sliding-window layers"):
+        model_rope("m", gemma_config(rope_parameters=scaled), layers="all")
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (transformers.GPT2Config(), "gpt2: no rotary position embedding to replace .it has learned absolute"),
+        (transformers.MptConfig(), "mpt: no rotary .* ALiBi"),
+        (transformers.BloomConfig(), "bloom: no rotary .* ALiBi"),
+        (transformers.OPTConfig(), "opt: no rotary .* learned"),
+        (transformers.GPTJConfig(), "gptj: no rotary .* fixed in its code"),
+        (transformers.FalconConfig(alibi=True), "falcon: no rotary .* ALiBi"),
+    ],
+    ids=lambda value: getattr(value, "model_type", ""),
+)
+def test_models_without_rope_are_refused_by_name(config, said):
+    with pytest.raises(LongEvalError, match=said):
+        model_rope("m", config)
+
+
+@pytest.mark.parametrize(
+    ("rope", "said"),
+    [
+        ({"rope_type": "proportional"}, "comes with rope_type proportional"),
+        ({"rope_type": "yarn", "factor": 2.0, "truncate": False}, "untruncated ramp"),
+        ({"rope_type": "longrope", "short_factor": [1.0] * 3, "long_factor": [1.0] * 3}, "3 numbers, but 16 rotary"),
+    ],
+)
+def test_scalings_that_cannot_be_reproduced_are_refused(rope, said):
+    config = llama_config("default")
+    config.rope_parameters = {"rope_theta": 10000.0, "original_max_position_embeddings": 64, **rope}
+    with pytest.raises(LongEvalError, match=said) as caught:
+        model_rope("m", config)
+    assert str(caught.value).startswith("--model m: ")
