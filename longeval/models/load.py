@@ -53,6 +53,9 @@ def load_config(ref: ModelRef, *, trust_remote_code: bool = False) -> Any:
     """
     import transformers
 
+    import longeval.hf  # a model may be saved with one of our rope types
+
+    longeval.hf.register()
     source = _source(ref)
     _check_type(ref, trust_remote_code)
     try:
@@ -102,6 +105,9 @@ def load_model(
     import torch
     import transformers
 
+    import longeval.hf
+
+    longeval.hf.register()
     source = _source(ref)
     _check_type(ref, trust_remote_code)
     options: dict[str, Any] = {"attn_implementation": name} if (name := resolve_attention(attn, device)) else {}

@@ -115,23 +115,20 @@ _ARGUMENTS: Mapping[str, tuple[str, tuple[str, ...]]] = {
 
 def _read(name: str, rope_type: str, given: Mapping[str, Any], positions: int, native_length: int) -> Shipped:
     """The scaling of a rope type; `positions` is the config's max_position_embeddings."""
-    import importlib.util
+    from longeval.hf import ROPE_TYPES, read_parameters  # loads transformers
 
     original = given.get("original_max_position_embeddings")
-    if importlib.util.find_spec("longeval.hf") is not None and rope_type in __import__("longeval.hf").hf.ROPE_TYPES:
-        from longeval import hf
-
-        read = hf.read_parameters(rope_type, given)
+    if rope_type in ROPE_TYPES:
+        read = read_parameters(rope_type, given)
         own = read.native_length or native_length
-        factor = read.factor or 1.0
         return Shipped(
             rope_type=rope_type,
             base=read.name.base,
             resonance=read.name.resonance,
-            arguments=dict(read.arguments),
-            factor=factor,
+            arguments=read.arguments,
+            factor=read.factor,
             native_length=own,
-            reach=max(positions, round(factor * own)),
+            reach=max(positions, round(read.factor * own)),
         )
     if rope_type not in _ARGUMENTS:
         raise LongEvalError(

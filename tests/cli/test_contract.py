@@ -18,8 +18,8 @@ COMMANDS = typer.main.get_command(app).commands
 
 OPTIONS = {
     "ppl": "--model --pe --lengths --data --protocol --factor --native --pe-arg --scale-from --layers --docs "
-    "--min-tokens --stride --bos --no-bos --text-field --backend --dtype --device --device-map --attn --revision --trust-remote-code --seed --out "
-    "--json --dry-run --fresh --quiet -q --verbose -v",
+    "--min-tokens --stride --bos --no-bos --text-field --backend --dtype --device --device-map --attn --revision "
+    "--trust-remote-code --seed --out --json --dry-run --fresh --quiet -q --verbose -v",
     "run": "--pe --out --json --dry-run --fresh --quiet -q --verbose -v",
     "report": "--out --json --title --preface --quiet -q",
     "rope": "--head-dim --theta --native --factor --length --pe-arg --json --plot --list",

@@ -55,8 +55,15 @@ SHIPPED = {
         "attention_factor": 1.4,
         "factor": 3.0,
     },
+    "longrope factor": {
+        "original_max_position_embeddings": 64,
+        "short_factor": SHORT,
+        "long_factor": LONG,
+        "factor": 3.0,
+    },
     "longrope equal lists": {"original_max_position_embeddings": 64, "short_factor": LONG, "long_factor": LONG},
     "dynamic": {"factor": 2.0},
+    "resonance_ntk": {"factor": 2.0, "base_rule": "linear", "original_max_position_embeddings": 64},
 }
 
 
@@ -105,6 +112,7 @@ def test_only_a_shipped_scaling_that_looks_at_the_length_depends_on_it():
     assert {settings for settings, value in dependent.items() if value} == {
         "longrope",
         "longrope attention",
+        "longrope factor",
         "dynamic",
     }
     phi = model_rope("m", llama_config("longrope"))
@@ -117,6 +125,16 @@ def test_only_a_shipped_scaling_that_looks_at_the_length_depends_on_it():
     np.testing.assert_array_equal(
         table_of(phi, "resonance", 64).period_F, np.rint(2 * np.pi * np.array(SHORT) / THETA_F)
     )
+
+
+def test_a_model_that_holds_other_frequencies_beyond_its_native_length_is_refused(tmp_path):
+    model = prepare(str(save_tiny_llama(tmp_path / "model", **config_of("longrope"))), **OPTIONS)
+    load_backend(model)
+    arguments = model.rope.shipped.arguments | {"long_factor": (*LONG[:-1], 9.0)}
+    shipped = dataclasses.replace(model.rope.shipped, arguments=arguments)
+    other = dataclasses.replace(model, rope=dataclasses.replace(model.rope, shipped=shipped))
+    with pytest.raises(LongEvalError, match="doesn't hold the frequencies that its configuration says"):
+        load_backend(other)
 
 
 def test_shipped_longrope_takes_the_long_list_beyond_the_native_length():
@@ -274,6 +292,9 @@ def test_resonance_everywhere_rounds_each_base_by_itself():
     table = table_of(model_rope("gemma", gemma_config(), layers="all"), "resonance", 64)
     np.testing.assert_array_equal(table.period_F, np.rint(2 * np.pi * 1e6 ** (np.arange(8) / 8)))
     np.testing.assert_array_equal(table.local.period_F, np.rint(2 * np.pi * 1e4 ** (np.arange(8) / 8)))
+    alone = dataclasses.replace(table, local=None)
+    assert table.same_as(table) and not table.same_as(alone) and not alone.same_as(table)
+    assert not table.same_as(dataclasses.replace(table, local=alone))
 
 
 def test_a_shipped_scaling_of_the_global_layers_is_read():
