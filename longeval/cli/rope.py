@@ -1,9 +1,13 @@
-"""`longeval rope`: the frequency table of methods for a geometry, as a table, JSON or a picture. No model is loaded."""
+"""`longeval rope`: the frequency tables of methods, for a geometry or for a model, as a table, JSON or a picture.
+
+Of a model only the configuration is read, neither weights nor tokenizer.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -11,22 +15,39 @@ from longeval.cli.json_output import check_json_path, check_writable, write_json
 from longeval.errors import LongEvalError
 
 if TYPE_CHECKING:
+    from longeval.models.scaling import ModelRope
     from longeval.rope.base import Geometry
+    from longeval.rope.build import MethodName
 
 
 N = TypeVar("N", int, float)
+Describe = Callable[["MethodName", Mapping[str, Any], int], dict[str, Any]]
+"""From a method, its parameters as given, and a sequence length to what `analysis.describe` returns."""
 
 
 def rope(
     names: Annotated[
-        str | None, typer.Argument(metavar="NAME[,NAME…]", help="Methods: none, resonance, yarn, resonance_yarn, …")
+        str | None,
+        typer.Argument(
+            metavar="NAME[,NAME…]",
+            help="Methods: none, resonance, yarn, resonance_yarn, …; with --model none if left out.",
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", metavar="M", help="Read head dimensions, base and native length from this model's configuration."
+        ),
     ] = None,
     head_dim: Annotated[
         str | None, typer.Option("--head-dim", metavar="D", help="Rotary dimensions of a head: 64, 128, …")
     ] = None,
     theta: Annotated[str | None, typer.Option("--theta", metavar="B", help="The base, rope_theta: 10000, …")] = None,
     native: Annotated[
-        str | None, typer.Option("--native", metavar="L", help="Native length in tokens: 4096 or 4k.")
+        str | None,
+        typer.Option(
+            "--native", metavar="L", help="Native length in tokens: 4096 or 4k.", show_default="with --model its own"
+        ),
     ] = None,
     factor: Annotated[
         str, typer.Option("--factor", metavar="S", help="s = target length / native length, at least 1.")
@@ -36,7 +57,7 @@ def rope(
         typer.Option(
             "--length",
             metavar="N",
-            help="Current sequence length, which only the dynamic methods use.",
+            help="Current sequence length, which only length-dependent methods use.",
             show_default="s·L",
         ),
     ] = None,
@@ -44,58 +65,103 @@ def rope(
         list[str] | None,
         typer.Option("--pe-arg", metavar="METHOD.PARAM=VALUE", help="A method's parameter; may be repeated."),
     ] = None,
+    scale_from: Annotated[
+        str | None,
+        typer.Option(
+            "--scale-from",
+            metavar="plain|shipped",
+            help="On a model that comes already scaled: methods replace that (plain) or build on it (shipped).",
+            show_default="plain",
+        ),
+    ] = None,
+    revision: Annotated[str | None, typer.Option("--revision", metavar="R", help="Hub revision of the model.")] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code from the model's repository.")
+    ] = False,
     json_path: Annotated[
         str | None, typer.Option("--json", metavar="PATH", help="Write JSON there instead of a table; - is stdout.")
     ] = None,
     plot: Annotated[
-        str | None, typer.Option("--plot", metavar="FILE", help="Also draw wavelengths and gaps: .png or .svg.")
+        str | None, typer.Option("--plot", metavar="FILE", help="Also draw a page of plots: .png or .svg.")
     ] = None,
     list_methods: Annotated[
         bool, typer.Option("--list", help="List the methods with their parameters, and stop.")
     ] = False,
 ) -> None:
-    """Frequencies, wavelengths and feature gaps of RoPE methods.
+    """What RoPE methods do to each feature of a head, and to positions beyond the native length.
 
-    The feature gap is the largest change of a feature between an unseen position and the nearest seen one.
-    With Resonance it is exactly 0 for every feature whose wavelength fits into the native length.
+    Wavelengths, interpolation, feature gaps, collisions, decay and floating-point
+    error. The feature gap is the largest change of a feature between an unseen
+    position and the nearest seen one; with Resonance it is exactly 0 for every
+    feature whose wavelength fits into the native length.
 
     [bold]Examples[/bold]
 
     longeval rope resonance_yarn --head-dim 128 --theta 10000 --native 4k --factor 8
 
-    longeval rope none,resonance,yarn --head-dim 128 --theta 1e4 --native 4k --factor 8 --plot tables.png
+    longeval rope none,resonance,yarn,resonance_yarn --model smollm2-135m-q4 --factor 2 --plot methods.png
+
+    longeval rope --model ./my-model
 
     longeval rope yarn --head-dim 64 --theta 1e5 --native 8k --factor 2 --pe-arg yarn.beta_fast=16 --json -
 
     longeval rope --list
     """
+    of_model: dict[str, object] = {
+        "--revision": revision,
+        "--trust-remote-code": trust_remote_code,
+        "--scale-from": scale_from,
+    }
     if list_methods:
-        _refuse_ignored({"NAME": names, "--head-dim": head_dim, "--theta": theta, "--native": native})
-        _refuse_ignored({"--length": length, "--pe-arg": pe_arg, "--plot": plot})
-        _refuse_ignored({"--factor": None if factor == "1" else factor})
+        geometry_flags: dict[str, object] = {
+            "--head-dim": head_dim,
+            "--theta": theta,
+            "--native": native,
+            "--model": model,
+        }
+        others: dict[str, object] = {
+            "--length": length,
+            "--pe-arg": pe_arg,
+            "--plot": plot,
+            "--factor": None if factor == "1" else factor,
+        }
+        remedy = "Give --list alone, or with --json."
+        _refuse_ignored("--list", {"NAME": names} | geometry_flags | others | of_model, remedy)
         _list_methods(json_path)
         return
-    from longeval.rope.analysis import check_target, describe
-    from longeval.rope.build import make_parameters, parse_method_name, parse_pe_args
+    from longeval.rope.build import parse_method_name, parse_pe_args
+    from longeval.rope.gaps import check_target
     from longeval.rope.plot import draw, plot_format
     from longeval.rope.text import show
-    from longeval.spec import parse_length, split_list
+    from longeval.spec import parse_factor, parse_length, split_list
 
-    if names is None:
+    if names is None and model is None:
         raise LongEvalError("NAME: no method given", "Give one or more, such as yarn,resonance_yarn; --list shows all.")
-    parsed = [parse_method_name(name, flag="NAME") for name in split_list(names, flag="NAME")]
-    geometry = _geometry(head_dim, theta, native, factor)
-    check_target(geometry)
-    current = geometry.target_length if length is None else parse_length(length, flag="--length")
+    parsed = [
+        parse_method_name(name, flag="NAME") for name in split_list("none" if names is None else names, flag="NAME")
+    ]
     values = parse_pe_args(pe_arg or [], [name.canonical for name in parsed])
+    stretch = parse_factor(factor)
+    current = None if length is None else parse_length(length, flag="--length")
     image_format = None if plot is None else plot_format(plot)
     for flag, path in (("--json", json_path), ("--plot", plot)):
         if path is not None and path != "-":
             check_writable(flag, path)
-    descriptions = [
-        describe(name.canonical, geometry, make_parameters(name.base, values.get(name.base, {})), current)
-        for name in parsed
-    ]
+    read = None
+    if model is None:
+        _refuse_ignored("without --model", of_model, "Name the model with --model.")
+        geometry = _geometry(head_dim, theta, native, stretch)
+        describe = _plain(geometry)
+    else:
+        remedy = "The model's configuration says it; leave one of the two out."
+        _refuse_ignored(f"--model {model}", {"--head-dim": head_dim, "--theta": theta}, remedy)
+        read = _read_model(model, native, revision, trust_remote_code, scale_from)
+        geometry = dataclasses.replace(read.geometry, factor=stretch)
+        describe = _of_model(read, geometry)
+    check_target(geometry)
+    descriptions = [describe(name, values.get(name.base, {}), current or geometry.target_length) for name in parsed]
+    if read is not None:
+        _introduce(read, geometry)
     if plot is not None and image_format is not None:
         write_output(plot, draw(descriptions, image_format))
         typer.echo(f"wrote {plot}", err=True)
@@ -107,10 +173,10 @@ def rope(
         show(descriptions)
 
 
-def _geometry(head_dim: str | None, theta: str | None, native: str | None, factor: str) -> Geometry:
+def _geometry(head_dim: str | None, theta: str | None, native: str | None, factor: float) -> Geometry:
     """The geometry from the options' texts; what is missing or unreadable raises LongEvalError."""
     from longeval.rope.base import Geometry
-    from longeval.spec import parse_factor, parse_length
+    from longeval.spec import parse_length
 
     if head_dim is None or theta is None or native is None:
         needed = {"--head-dim": head_dim, "--theta": theta, "--native": native}
@@ -122,7 +188,7 @@ def _geometry(head_dim: str | None, theta: str | None, native: str | None, facto
         head_dim=_number(int, "--head-dim", head_dim, "a whole number", "64 or 128 are usual."),
         theta=_number(float, "--theta", theta, "a number", "10000 is the usual base."),
         native_length=parse_length(native, flag="--native"),
-        factor=parse_factor(factor),
+        factor=factor,
     )
 
 
@@ -134,11 +200,83 @@ def _number(kind: Callable[[str], N], flag: str, text: str, what: str, remedy: s
         raise LongEvalError(f"{flag} {text!r}: not {what}", remedy) from None
 
 
-def _refuse_ignored(settings: Mapping[str, object]) -> None:
-    """Raises LongEvalError for what was given beside `--list`."""
+def _plain(geometry: Geometry) -> Describe:
+    """Describes methods of plain RoPE."""
+    from longeval.rope.analysis import describe
+    from longeval.rope.build import make_parameters
+
+    def describe_method(name: MethodName, arguments: Mapping[str, Any], length: int) -> dict[str, Any]:
+        return describe(name.canonical, geometry, make_parameters(name.base, arguments), length)
+
+    return describe_method
+
+
+def _read_model(
+    name: str, native: str | None, revision: str | None, trust_remote_code: bool, scale_from: str | None
+) -> ModelRope:
+    """The position encoding of a model, from its configuration alone."""
+    from longeval.spec import SCALE_FROM, check_word, parse_length
+
+    length = None if native is None else parse_length(native, flag="--native")
+    if scale_from is not None:
+        check_word("--scale-from", scale_from, SCALE_FROM)
+    # After the checks: transformers takes seconds to import.
+    from longeval.models import load
+    from longeval.models.scaling import model_rope
+
+    config = load.load_config(load.resolve(name, revision=revision), trust_remote_code=trust_remote_code)
+    return model_rope(name, config, native=length, scale_from=scale_from or "plain")
+
+
+def _introduce(read: ModelRope, geometry: Geometry) -> None:
+    """Says on stderr what was read of a model, and what to know about it."""
+    from longeval.spec import format_length
+
+    native, shipped = geometry.native_length, read.shipped
+    scaling = "plain RoPE" if shipped.base == "none" else shipped.describe()
+    own = shipped.reach if read.scale_from == "shipped" else read.own_native_length
+    aside = "" if own in (None, native) else f" (its configuration says {format_length(own)})"
+    typer.echo(
+        f"{read.model}: {read.model_type}, d {geometry.head_dim}, base {geometry.theta:.10g}, "
+        f"L {format_length(native)}{aside}, {scaling}",
+        err=True,
+    )
+    for note in read.notes:
+        typer.echo(note, err=True)
+    if geometry.factor == 1 and shipped.reach > native:
+        typer.echo(
+            f"shown up to {format_length(native)}; --factor {shipped.reach / native:g} shows it up to the "
+            f"{format_length(shipped.reach)} that it was stretched to",
+            err=True,
+        )
+
+
+def _of_model(read: ModelRope, geometry: Geometry) -> Describe:
+    """Describes methods of a model; `none` is what it ships with."""
+    from longeval.rope.analysis import describe_tables
+    from longeval.rope.build import MethodName
+
+    # As the model would be without rounding, where it was shipped with that.
+    unrounded = dataclasses.replace(read, shipped=dataclasses.replace(read.shipped, resonance=False))
+
+    def describe_method(name: MethodName, arguments: Mapping[str, Any], length: int) -> dict[str, Any]:
+        base = MethodName(base=name.base, resonance=False)
+        return describe_tables(
+            name.canonical,
+            geometry,
+            unrounded=unrounded.tables(base, geometry, arguments)(length),
+            table=read.tables(name, geometry, arguments)(length),
+            length=length,
+        )
+
+    return describe_method
+
+
+def _refuse_ignored(beside: str, settings: Mapping[str, object], remedy: str) -> None:
+    """Raises LongEvalError for a setting that was given and has no effect `beside` something."""
     for flag, value in settings.items():
-        if value:
-            raise LongEvalError(f"--list: {flag} would be ignored", "Give --list alone, or with --json.")
+        if value not in (None, False, []):
+            raise LongEvalError(f"{beside}: {flag} would be ignored", remedy)
 
 
 def _list_methods(json_path: str | None) -> None:

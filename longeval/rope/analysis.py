@@ -1,72 +1,24 @@
-"""What a frequency table is worth beyond the native length: feature gaps, pre-critical features, unique positions.
+"""What a frequency table is worth beyond the native length, in one dictionary: what `longeval rope` shows of a method.
 
-Source: Wang et al. 2024, arXiv 2403.00071, for the ideas. The feature gap is defined here in its strong reading, for
-each feature j, with L the native and L' the target length:
+Feature gaps, pre-critical features and unique positions are ideas of Wang et al. 2024, arXiv 2403.00071; each module
+that is called here (gaps, collisions, decay, precision) defines its own number.
 
-    gap_j = max over m in [L, L') of min over n in [0, L) of 2·|sin((m−n)·θ_j/2)|
-
-the largest change of a unit feature between an unseen position and the nearest seen one, between 0 and 2.
+Shapes: F features.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 
-from longeval.errors import LongEvalError
-from longeval.rope.base import FloatArray, Geometry, IntArray, RopeTable
+from longeval.rope.base import Geometry, RopeTable
 from longeval.rope.build import build_table, parse_method_name
+from longeval.rope.collisions import count_collisions, decimal, unique_positions
+from longeval.rope.decay import decay_distances, mean_cosines
+from longeval.rope.gaps import check_target, feature_gaps
+from longeval.rope.precision import ENDS, float_errors
 from longeval.rope.resonance import resonate
-
-# Positions held at once (a block is never shorter than the native length), and evaluations at most (about a minute).
-_CHUNK = 2**18
-_MOST_EVALUATIONS = 2**32
-
-
-def feature_gaps(table: RopeTable, geometry: Geometry) -> FloatArray:
-    """The feature gap of every feature between the native and the target length.
-
-    Args:
-        table: A method's frequencies or, where resonance rounded them, periods.
-        geometry: Gives L and L' = s·L.
-
-    Returns:
-        Gaps from 0 to 2, shape (F,). All 0 if L' ≤ L; exactly 0 for a period of at most L tokens.
-
-    Raises:
-        LongEvalError: A target length so long that the exact maximum is out of reach.
-    """
-    native = geometry.native_length
-    check_target(geometry)
-    target = geometry.target_length
-    gaps_F = np.zeros(geometry.num_features)
-    if target <= native:
-        return gaps_F
-    for j in range(geometry.num_features):
-        period = None if table.period_F is None else int(table.period_F[j])
-        if period is not None and period <= native:
-            continue
-        turns = 1.0 / period if period is not None else _turns(float(table.inv_freq_F[j]))
-        if (target - 1) * turns <= 0.5:
-            # Less than half a turn in all: the nearest seen position is the last one, the farthest unseen the last.
-            turn = (target - native) * turns
-        else:
-            turn = _largest_window_minimum(turns, period, native, target)
-        gaps_F[j] = 2.0 * math.sin(math.pi * turn)
-    return gaps_F
-
-
-def check_target(geometry: Geometry) -> None:
-    """Raises LongEvalError if the target length is too long for exact gaps (64m tokens at head_dim 128)."""
-    # As floats: a factor whose target is beyond every float must not overflow here.
-    target = geometry.factor * geometry.native_length
-    if target * geometry.num_features > _MOST_EVALUATIONS:
-        raise LongEvalError(
-            f"--factor {geometry.factor:g}: a target length of {target:.4g} tokens is too long for exact feature gaps",
-            f"At this --head-dim, at most {_MOST_EVALUATIONS // geometry.num_features} tokens are possible.",
-        )
 
 
 def pre_critical(table: RopeTable, geometry: Geometry) -> np.ndarray[Any, np.dtype[np.bool_]]:
@@ -75,27 +27,8 @@ def pre_critical(table: RopeTable, geometry: Geometry) -> np.ndarray[Any, np.dty
     return critical_F
 
 
-def pre_critical_count(table: RopeTable, geometry: Geometry) -> int:
-    """How many features have a wavelength of at most L tokens; give it the table before rounding."""
-    return int(np.count_nonzero(pre_critical(table, geometry)))
-
-
-def unique_positions(periods: IntArray | None) -> str | None:
-    """How many positions the pre-critical features tell apart: the lcm of their periods, a decimal string.
-
-    Args:
-        periods: Integer wavelengths of the pre-critical features, tokens; None where they aren't integers.
-
-    Returns:
-        The lcm (1 without any such feature), or None where wavelengths aren't integers.
-    """
-    if periods is None:
-        return None
-    return _decimal(math.lcm(*(int(period) for period in periods)))
-
-
 def describe(name: str, geometry: Geometry, parameters: Any = None, seq_len: int | None = None) -> dict[str, Any]:
-    """One method's table and what it is worth, as plain JSON types: the contract of `longeval rope --json`.
+    """As `describe_tables`, for a method of plain RoPE by its name.
 
     Args:
         name: Canonical method name.
@@ -111,11 +44,31 @@ def describe(name: str, geometry: Geometry, parameters: Any = None, seq_len: int
     length = geometry.target_length if seq_len is None else seq_len
     unrounded = build_table(parsed.base, geometry, parameters, length)
     table = resonate(unrounded) if parsed.resonance else unrounded
+    return describe_tables(parsed.canonical, geometry, unrounded=unrounded, table=table, length=length)
+
+
+def describe_tables(
+    name: str, geometry: Geometry, *, unrounded: RopeTable, table: RopeTable, length: int
+) -> dict[str, Any]:
+    """One method's table and what it is worth, as plain JSON types: the contract of `longeval rope --json`.
+
+    Args:
+        name: Canonical method name.
+        geometry: Rotary geometry, native length and factor.
+        unrounded: The method's table before resonance rounded its wavelengths.
+        table: The method's table; `unrounded` itself where nothing is rounded.
+        length: Sequence length n that the tables were made for, tokens.
+
+    Raises:
+        LongEvalError: As `feature_gaps`.
+    """
     # Judged before rounding, so that a method and its resonance form count the same features.
     critical_F = pre_critical(unrounded, geometry)
     gaps_F = feature_gaps(table, geometry)
+    unique = unique_positions(None if table.period_F is None else table.period_F[critical_F])
+    distance_K = decay_distances(geometry)
     return {
-        "name": parsed.canonical,
+        "name": name,
         "head_dim": geometry.head_dim,
         "theta": float(geometry.theta),
         "native_length": geometry.native_length,
@@ -125,48 +78,31 @@ def describe(name: str, geometry: Geometry, parameters: Any = None, seq_len: int
         "wavelengths": table.wavelengths_F.tolist(),
         "attention_factor": float(table.attention_factor),
         "pre_critical": int(np.count_nonzero(critical_F)),
-        "unique_positions": unique_positions(None if table.period_F is None else table.period_F[critical_F]),
+        "unique_positions": None if unique is None else decimal(unique),
         "feature_gap": float(gaps_F[critical_F].max(initial=0.0)),
         "feature_gaps": gaps_F.tolist(),
+        "rotations": (geometry.native_length / table.wavelengths_F).tolist(),
+        "rounding_errors": _rounding_errors(unrounded, table),
+        "interpolation": (geometry.base_inv_freq() / table.inv_freq_F).tolist(),
+        "decay": {"distances": distance_K.tolist(), "mean_cos": mean_cosines(table, distance_K).tolist()},
+        "collisions": _collisions(table, geometry.target_length, unique),
+        "precision": [float_errors(table, end).to_json() for end in ENDS],
     }
 
 
-def _turns(inv_freq: float) -> float:
-    """Turns per token, brought to 0 … 1/2: whole turns and the direction don't change a distance."""
-    turns = inv_freq / (2.0 * math.pi)
-    return abs(turns - round(turns))
+def _rounding_errors(unrounded: RopeTable, table: RopeTable) -> list[float]:
+    """λ̃_j/λ_j − 1 for every feature; exactly 0 where nothing is rounded."""
+    if table.period_F is None:
+        return [0.0] * len(table.inv_freq_F)
+    errors: list[float] = (table.wavelengths_F / unrounded.wavelengths_F - 1.0).tolist()
+    return errors
 
 
-def _largest_window_minimum(turns: float, period: int | None, native: int, target: int) -> float:
-    """Max over windows [a, a+L) within 1 … L'−1 of the min over k in it of the distance of k·turns to an integer.
-
-    With k = m−n this is the gap as a fraction of a turn. Sliding minima in two passes (van Herk 1992): in blocks of L,
-    a window is the end of one block and the start of the next, so running minima from both sides give it.
-    """
-    windows = target - native
-    blocks = max(1, min(_CHUNK // native, -(-windows // native)))
-    largest = 0.0
-    for first in range(1, windows + 1, blocks * native):
-        k = np.arange(first, first + (blocks + 1) * native)
-        if period is None:
-            position = k * turns
-            distance = np.abs(position - np.rint(position))
-        else:
-            remainder = k % period
-            distance = np.minimum(remainder, period - remainder) / period
-        distance = distance.reshape(blocks + 1, native)
-        minimum = np.minimum.accumulate(distance[:-1, ::-1], axis=1)[:, ::-1]
-        from_start = np.minimum.accumulate(distance[1:, : native - 1], axis=1)
-        np.minimum(minimum[:, 1:], from_start, out=minimum[:, 1:])
-        largest = max(largest, float(minimum.reshape(-1)[: windows + 1 - first].max()))
-    return largest
-
-
-def _decimal(number: int) -> str:
-    """All digits of a positive integer; `str` refuses more than 4,300, which many long periods reach."""
-    digits = 10**4000
-    parts: list[str] = []
-    while number >= digits:
-        number, rest = divmod(number, digits)
-        parts.append(f"{rest:04000d}")
-    return str(number) + "".join(reversed(parts))
+def _collisions(table: RopeTable, length: int, unique: int | None) -> dict[str, int | None]:
+    """Of the positions 0 … length−1, how many are no different from an earlier one, by what tells them apart."""
+    counted = count_collisions(table, length)
+    return {
+        "pre_critical": None if unique is None else max(0, length - unique),
+        "float32": None if counted is None else counted.float32,
+        "bfloat16": None if counted is None else counted.bfloat16,
+    }

@@ -1,4 +1,8 @@
-"""What `longeval rope` prints: one method feature by feature, several side by side, or the list of methods."""
+"""What `longeval rope` prints: one method feature by feature, several side by side, or the list of methods.
+
+Only what `analysis.describe` returned is read. Below every table stands what its columns mean, for readers who meet
+them for the first time.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +17,40 @@ from rich.table import Table
 from longeval.rope.base import METHODS
 from longeval.spec import format_length
 
+_LEAST_WIDTH = 100
+_FEATURE_COLUMNS = (
+    ("θ", "what a token turns this pair of dimensions by, radians"),
+    ("λ", "wavelength, 2π/θ: tokens until it has turned once"),
+    ("turns in L", "how often it turns within the native length L; dim where less than once"),
+    ("stretch", "interpolation: θ before the method over θ after; 1: untouched, s: fully interpolated"),
+    ("rounding", "change of λ by rounding to whole tokens"),
+    ("gap", "how far a position beyond L can be from the most similar one below L; 0: nothing new"),
+)
+_METHOD_COLUMNS = (
+    ("λ ≤ L", "pre-critical features: they turn at least once in the native length L"),
+    ("gap", "how far these can be, beyond L, from the most similar position below L; 0: nothing new"),
+    ("unique", "how many positions they tell apart, where wavelengths are whole tokens"),
+    ("collisions", "positions whose whole row in bfloat16 repeats an earlier one's"),
+    ("attention", "attention factor of cos and sin; logits are multiplied by its square"),
+    ("longest λ", "tokens until the slowest feature has turned once"),
+)
+_ERRORS = (
+    ("float32_product", "float32", "position · θ in float32, as stock engines compute angles"),
+    ("bfloat16_inv_freq", "bfloat16", "the same, after model.to(bfloat16) has cast θ"),
+    ("longeval", "longeval", "float64 angles or exact periods, float32 at the end"),
+)
+"""Key of `precision`, its name, and what is computed."""
+
 
 def show(descriptions: Sequence[Mapping[str, Any]]) -> None:
     """Prints what `analysis.describe` returned: every feature of one method, or a line for each of several."""
+    console = Console(highlight=False)
+    # A narrow terminal shall break lines rather than cut digits off.
+    console.width = max(console.width, _LEAST_WIDTH)
     if len(descriptions) == 1:
-        _show_one(descriptions[0])
+        _show_one(console, descriptions[0])
     else:
-        _show_several(descriptions)
+        _show_several(console, descriptions)
 
 
 def list_methods() -> list[dict[str, Any]]:
@@ -42,11 +73,12 @@ def list_methods() -> list[dict[str, Any]]:
 
 def show_methods() -> None:
     """Prints all methods."""
-    table = _table("method", "what it does, and its source", "parameters")
+    table = _table(("method", "what it does, and its source", "parameters"), left=3)
     for row in list_methods():
         settings = "\n".join(f"{name}={_default(value)}" for name, value in row["parameters"].items())
         table.add_row(row["name"], f"{row['summary']}\n[dim]{row['source']}[/dim]", settings or "–")
     _print(
+        Console(highlight=False),
         table,
         "Each also as resonance_NAME (resonance for none): wavelengths rounded to whole tokens, Wang et al. 2024.",
         "Set a parameter with --pe-arg METHOD.PARAMETER=VALUE; it goes to METHOD and resonance_METHOD.",
@@ -64,59 +96,91 @@ def short_integer(digits: str) -> str:
     return f"{leading / 1000:.3f}e{exponent}"
 
 
-def _show_one(description: Mapping[str, Any]) -> None:
-    """One method: every feature, then what they amount to."""
-    native = description["native_length"]
-    integers = description["unique_positions"] is not None
-    table = _table("j", "θ (rad/token)", "λ (tokens)", "turns in L", "feature gap", title=_title(description))
-    gaps = description["feature_gaps"]
-    columns = zip(description["inv_freq"], description["wavelengths"], gaps, strict=True)
-    for j, (inv_freq, wavelength, gap) in enumerate(columns):
+def _show_one(console: Console, description: Mapping[str, Any]) -> None:
+    """One method: every feature, what they amount to, and the floating-point error."""
+    rounded = description["unique_positions"] is not None
+    table = _table(("j", *(name for name, _ in _FEATURE_COLUMNS)))
+    keys = ("inv_freq", "wavelengths", "rotations", "interpolation", "rounding_errors", "feature_gaps")
+    rows = zip(*(description[key] for key in keys), strict=True)
+    for j, (inv_freq, wavelength, rotations, interpolation, rounding, gap) in enumerate(rows):
         table.add_row(
             str(j),
             f"{inv_freq:.6g}",
-            f"{wavelength:.0f}" if integers else f"{wavelength:.3f}",
-            f"{native / wavelength:.4g}",
+            f"{wavelength:.0f}" if rounded else f"{wavelength:.3f}",
+            f"{rotations:.4g}",
+            f"{interpolation:.4g}",
+            f"{100 * rounding:+.2g}%" if rounded else "–",
             _gap(gap),
-            style="dim" if wavelength > native else None,
+            style="dim" if rotations < 1 else None,
         )
-    _print(
-        table,
-        f"pre-critical      {description['pre_critical']} of {len(gaps)} features (λ ≤ L before rounding)",
-        f"unique positions  {_positions(description)}",
-        f"attention factor  {description['attention_factor']:.6g}",
-        f"feature gap       {_gap(description['feature_gap'])}, the largest of the pre-critical features",
-    )
+    console.print(_title(description["name"], description), style="bold")
+    _print(console, table, *_legend(_FEATURE_COLUMNS), "", *_summary(description), "")
+    errors = _table(("angle", *(_end(row) for row in description["precision"]), ""), left=1)
+    errors.columns[-1].justify = "left"
+    for key, name, meaning in _ERRORS:
+        errors.add_row(name, *(f"{row[key]:.2g}" for row in description["precision"]), f"[dim]{meaning}[/dim]")
+    console.print("Largest error of cos and sin just below a position", style="bold")
+    _print(console, errors)
 
 
-def _show_several(descriptions: Sequence[Mapping[str, Any]]) -> None:
-    """Several methods side by side."""
-    columns = ("method", "λ ≤ L", "gap", "positions", "attention", "longest λ")
-    table = _table(*columns, title=_title({**descriptions[0], "name": "RoPE methods"}))
+def _summary(description: Mapping[str, Any]) -> list[str]:
+    """What all features of a method amount to, a line each."""
+    factor = description["attention_factor"]
+    rows = {
+        "pre-critical": f"{description['pre_critical']} of {len(description['wavelengths'])} features: "
+        "λ ≤ L before rounding",
+        "feature gap": _without_unseen(description) or f"{_gap(description['feature_gap'])}, the largest of these",
+        "unique positions": _unique(description),
+        "collisions": _collisions(description),
+        "attention factor": f"{factor:.6g}" + ("" if factor == 1 else f", logits times {factor**2:.4g}"),
+        "mean cos": _decay(description),
+    }
+    return [f"{name:<16}  {text}" for name, text in rows.items()]
+
+
+def _show_several(console: Console, descriptions: Sequence[Mapping[str, Any]]) -> None:
+    """Several methods side by side, and their floating-point errors."""
+    first = descriptions[0]
+    table = _table(("method", *(name.replace("longest ", "longest\n") for name, _ in _METHOD_COLUMNS)), left=1)
     for description in descriptions:
         table.add_row(
             description["name"],
             str(description["pre_critical"]),
-            _gap(description["feature_gap"]),
+            f"{description['feature_gap']:.3g}",
             short_integer(description["unique_positions"]) if description["unique_positions"] else "–",
+            _count(description["collisions"]["bfloat16"]),
             f"{description['attention_factor']:.5g}",
-            f"{max(description['wavelengths']):.6g}",
+            f"{max(description['wavelengths']):.0f}",
         )
-    _print(
-        table,
-        "λ ≤ L: pre-critical features, before rounding; gap: the largest gap of these;",
-        "positions: how many these features tell apart; attention: attention factor.",
-    )
+    console.print(_title("RoPE methods", first), style="bold")
+    note = _without_unseen(first)
+    _print(console, table, *_legend(_METHOD_COLUMNS), *([f"All gaps are {note}."] if note else []), "")
+    ends = [f"{name}\n{_end(row)}" for _, name, _ in _ERRORS for row in first["precision"]]
+    errors = _table(("method", *ends), left=1)
+    for description in descriptions:
+        cells = (f"{row[key]:.2g}" for key, _, _ in _ERRORS for row in description["precision"])
+        errors.add_row(description["name"], *cells)
+    console.print("Largest error of cos and sin just below a position", style="bold")
+    _print(console, errors, *_legend([(name, meaning) for _, name, meaning in _ERRORS]))
 
 
-def _title(description: Mapping[str, Any]) -> str:
+def _title(name: str, description: Mapping[str, Any]) -> str:
     """What the numbers are for."""
-    target = round(description["factor"] * description["native_length"])
+    native, factor = description["native_length"], description["factor"]
+    target = round(factor * native)
     text = (
-        f"{description['name']}: d {description['head_dim']}, base {description['theta']:g}, "
-        f"L {format_length(description['native_length'])}, target {format_length(target)}"
+        f"{name}: d {description['head_dim']}, base {description['theta']:.10g}, L {format_length(native)}, "
+        f"target {format_length(target)} (s {factor:g})"
     )
     return text if description["length"] == target else f"{text}, n {format_length(description['length'])}"
+
+
+def _without_unseen(description: Mapping[str, Any]) -> str:
+    """Why every gap is 0 where the target is no longer than L; else nothing."""
+    native = description["native_length"]
+    if round(description["factor"] * native) > native:
+        return ""
+    return "0: no position lies beyond L (--factor sets a longer target)"
 
 
 def _gap(gap: float) -> str:
@@ -124,10 +188,42 @@ def _gap(gap: float) -> str:
     return "0" if gap == 0 else f"{gap:.4g}"
 
 
-def _positions(description: Mapping[str, Any]) -> str:
+def _count(count: int | None) -> str:
+    """A count, or a dash where there were too many positions to count."""
+    return "–" if count is None else str(count)
+
+
+def _unique(description: Mapping[str, Any]) -> str:
     """Unique positions in words."""
     digits = description["unique_positions"]
-    return "– (wavelengths aren't integers)" if digits is None else short_integer(digits)
+    if digits is None:
+        return "– (wavelengths aren't whole tokens)"
+    return f"{short_integer(digits)} are told apart by the pre-critical features"
+
+
+def _collisions(description: Mapping[str, Any]) -> str:
+    """Collisions in words."""
+    counts = description["collisions"]
+    target = format_length(round(description["factor"] * description["native_length"]))
+    if counts["bfloat16"] is None:
+        return f"– ({target} positions are too many to compare)"
+    text = f"{counts['float32']} of {target} positions in float32, {counts['bfloat16']} in bfloat16"
+    if counts["pre_critical"] is not None:
+        text += f", {counts['pre_critical']} by the pre-critical features alone"
+    return text
+
+
+def _decay(description: Mapping[str, Any]) -> str:
+    """The mean cosine at a few distances."""
+    values = dict(zip(description["decay"]["distances"], description["decay"]["mean_cos"], strict=True))
+    native = description["native_length"]
+    shown = [d for d in sorted({1, 16, 256, native, max(values)}) if d in values]
+    return ", ".join(f"{values[d]:.3f} at {format_length(d) if d else 0}" for d in shown) + " tokens apart"
+
+
+def _end(row: Mapping[str, Any]) -> str:
+    """The position just below which errors were looked at."""
+    return format_length(row["positions"])
 
 
 def _default(value: Any) -> str:
@@ -137,18 +233,23 @@ def _default(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _table(*columns: str, title: str | None = None) -> Table:
-    """An empty table in the command's look: numbers (tables with a title) on the right, names on the left."""
-    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
-    for column in columns:
-        left = title is None or column == "method"
-        table.add_column(column, justify="left" if left else "right", no_wrap=column in ("method", "parameters"))
+def _legend(columns: Sequence[tuple[str, str]]) -> list[str]:
+    """What each column means, a line each."""
+    width = max(len(name) for name, _ in columns)
+    return [f"{name:<{width}}  {meaning}" for name, meaning in columns]
+
+
+def _table(columns: Sequence[str], *, left: int = 0) -> Table:
+    """An empty table in the command's look; the first `left` columns are names, the others numbers, to the right."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for index, column in enumerate(columns):
+        whole = column in ("method", "parameters")
+        table.add_column(column, justify="left" if index < left else "right", no_wrap=whole)
     return table
 
 
-def _print(table: Table, *lines: str) -> None:
-    """The table and lines below it, on stdout."""
-    console = Console(highlight=False)
+def _print(console: Console, table: Table, *lines: str) -> None:
+    """The table, and lines below it."""
     console.print(table)
-    for line in lines:
-        console.print(line, markup=False)
+    for index, line in enumerate(lines):
+        console.print(("\n" if index == 0 else "") + line, markup=False, soft_wrap=True)

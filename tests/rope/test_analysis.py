@@ -1,84 +1,35 @@
-"""Feature gaps, pre-critical features, unique positions: by brute force and against published values."""
+"""The description of a method: the contract's keys, and each number against an independent one."""
 
+import dataclasses
 import json
 import math
-import time
 
 import numpy as np
 import pytest
-import rope_reference as reference
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from longeval.errors import LongEvalError
-from longeval.rope import analysis
-from longeval.rope.analysis import describe, feature_gaps, pre_critical_count, unique_positions
-from longeval.rope.base import Geometry, RopeTable
+from longeval.rope.analysis import describe, describe_tables
+from longeval.rope.base import Geometry
 from longeval.rope.build import build_table
 
 LLAMA2 = Geometry(head_dim=128, theta=10000.0, native_length=4096, factor=8.0)
 
 
-def gaps_by_definition(table, geometry):
-    native, target = geometry.native_length, geometry.target_length
-    if table.period_F is not None:
-        return [reference.feature_gap(native, target, period=int(period)) for period in table.period_F]
-    return [reference.feature_gap(native, target, theta=float(theta)) for theta in table.inv_freq_F]
-
-
-@pytest.mark.parametrize("name", ["none", "resonance", "pi", "resonance_yarn", "abf"])
-@pytest.mark.parametrize(("native", "factor"), [(16, 4.0), (33, 2.5), (2, 9.0), (50, 1.02), (64, 1.5)])
-def test_gaps_equal_the_definition(name, native, factor):
-    geometry = Geometry(head_dim=16, theta=300.0, native_length=native, factor=factor)
-    table = build_table(name, geometry)
-    np.testing.assert_allclose(feature_gaps(table, geometry), gaps_by_definition(table, geometry), atol=1e-12)
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    theta=st.floats(1e-4, 20.0),
-    period=st.integers(1, 90),
-    native=st.integers(1, 24),
-    extra=st.integers(1, 60),
-    chunk=st.integers(1, 40),
-)
-def test_gaps_equal_the_definition_however_it_is_cut_into_chunks(theta, period, native, extra, chunk):
-    geometry = Geometry(head_dim=2, theta=10.0, native_length=native, factor=(native + extra) / native)
-    plain = RopeTable(inv_freq_F=np.array([theta]), attention_factor=1.0)
-    rounded = RopeTable(inv_freq_F=np.array([2 * np.pi / period]), attention_factor=1.0, period_F=np.array([period]))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(analysis, "_CHUNK", chunk)
-        for table in (plain, rounded):
-            expected = gaps_by_definition(table, geometry)
-            np.testing.assert_allclose(feature_gaps(table, geometry), expected, atol=1e-11)
-
-
-def test_gaps_of_llama2():
-    plain = feature_gaps(build_table("none", LLAMA2), LLAMA2)
-    rounded = feature_gaps(build_table("resonance", LLAMA2), LLAMA2)
-    assert plain[63] == pytest.approx(1.986, abs=5e-4) and rounded[63] == pytest.approx(1.986, abs=5e-4)
-    assert int(plain[:46].argmax()) == 12 and plain[12] == pytest.approx(0.0257, abs=5e-5)
-    assert np.all(rounded[:46] == 0.0) and np.all(rounded[46:] > 0.1)
-
-
-def test_gaps_are_zero_up_to_the_native_length():
-    geometry = Geometry(head_dim=128, theta=10000.0, native_length=4096, factor=1.0)
-    assert feature_gaps(build_table("none", geometry), geometry).tolist() == [0.0] * 64
-
-
-def test_gaps_of_a_long_target_take_seconds_at_most():
-    geometry = Geometry(head_dim=128, theta=10000.0, native_length=4096, factor=32.0)
-    start = time.perf_counter()
-    feature_gaps(build_table("none", geometry), geometry)
-    # About 0.2 s; a quadratic search would take minutes.
-    assert time.perf_counter() - start < 10
-
-
-def test_gaps_out_of_reach_are_refused_before_any_work():
-    for factor in (1e6, 1e306):
-        geometry = Geometry(head_dim=128, theta=10000.0, native_length=4096, factor=factor)
-        with pytest.raises(LongEvalError, match=r"--factor 1e\+(06|306): a target length of"):
-            describe("none", geometry)
+def test_description_is_the_contract():
+    description = describe("resonance_yarn", LLAMA2)
+    keys = """
+        name head_dim theta native_length factor length inv_freq wavelengths attention_factor
+        pre_critical unique_positions feature_gap feature_gaps
+        rotations rounding_errors interpolation decay collisions precision
+    """
+    assert list(description) == keys.split()
+    table = build_table("resonance_yarn", LLAMA2)
+    assert description["name"] == "resonance_yarn" and description["factor"] == 8.0
+    assert description["length"] == 32768
+    assert json.loads(json.dumps(description, allow_nan=False))["inv_freq"] == table.inv_freq_F.tolist()
+    assert description["feature_gap"] == 0.0 and max(description["feature_gaps"]) > 1.9
+    assert describe("none", LLAMA2)["feature_gap"] == pytest.approx(0.025727399635838907, rel=1e-9)
+    assert describe("none", LLAMA2)["unique_positions"] is None
 
 
 @pytest.mark.parametrize(
@@ -86,7 +37,7 @@ def test_gaps_out_of_reach_are_refused_before_any_work():
 )
 def test_pre_critical_counts(d, b, native, count):
     geometry = Geometry(head_dim=d, theta=b, native_length=native)
-    assert pre_critical_count(build_table("none", geometry), geometry) == count
+    assert describe("none", geometry)["pre_critical"] == count
     assert describe("resonance", geometry)["pre_critical"] == count
 
 
@@ -101,39 +52,85 @@ def test_a_wavelength_that_only_rounding_brings_to_the_native_length_does_not_co
     assert description["pre_critical"] == 1 and description["unique_positions"] == "6"
 
 
-def test_unique_positions():
+def test_unique_positions_of_the_paper():
     digits = describe("resonance", LLAMA2)["unique_positions"]
     assert digits == "7057974406910048702415100928873416964126012399455200"
-    assert unique_positions(None) is None
-    assert unique_positions(np.array([], dtype=np.int64)) == "1"
-    assert unique_positions(np.array([6, 10, 15])) == "30"
+    assert f"{float(digits):.3e}" == "7.058e+51"
 
 
-def test_unique_positions_have_all_their_digits_however_many():
-    periods = np.arange(1, 12000)
-    digits = unique_positions(periods)
-    assert digits is not None and len(digits) > 4300
-    # Checked in parts, because Python's int() refuses so many digits: the number modulo 10^9 and modulo 9.
-    exact = math.lcm(*periods.tolist())
-    assert int(digits[-9:]) == exact % 10**9
-    assert sum(map(int, digits)) % 9 == exact % 9
-    assert len(digits) == math.floor(math.log10(exact >> 10000) + 10000 * math.log10(2)) + 1
+def test_rotations_rounding_and_interpolation():
+    wavelengths = [2 * math.pi * 10000 ** (j / 32) for j in range(32)]
+    geometry = Geometry(head_dim=64, theta=10000.0, native_length=4096, factor=4.0)
+    plain = describe("pi", geometry)
+    assert plain["rotations"] == pytest.approx([4096 / (4 * wavelength) for wavelength in wavelengths], rel=1e-12)
+    assert plain["rounding_errors"] == [0.0] * 32
+    assert plain["interpolation"] == pytest.approx([4.0] * 32, rel=1e-15)
+    rounded = describe("resonance_pi", geometry)
+    assert rounded["rotations"] == [4096 / round(4 * wavelength) for wavelength in wavelengths]
+    expected = [round(4 * wavelength) / (4 * wavelength) - 1 for wavelength in wavelengths]
+    assert rounded["rounding_errors"] == pytest.approx(expected, abs=1e-15)
+    # Rounding is part of what the method does to a frequency: 25 tokens for 2π is 3.979 of 4.
+    expected = [round(4 * wavelength) / wavelength for wavelength in wavelengths]
+    assert rounded["interpolation"] == pytest.approx(expected, rel=1e-14)
+    assert rounded["interpolation"][0] == pytest.approx(25 / (2 * math.pi))
 
 
-def test_description_is_the_contract():
-    description = describe("resonance_yarn", LLAMA2)
-    keys = """
-        name head_dim theta native_length factor length inv_freq wavelengths attention_factor
-        pre_critical unique_positions feature_gap feature_gaps
-    """
-    assert list(description) == keys.split()
-    table = build_table("resonance_yarn", LLAMA2)
-    assert description["name"] == "resonance_yarn" and description["factor"] == 8.0
-    assert description["length"] == 32768
-    assert json.loads(json.dumps(description, allow_nan=False))["inv_freq"] == table.inv_freq_F.tolist()
-    assert description["feature_gap"] == 0.0 and max(description["feature_gaps"]) > 1.9
-    assert describe("none", LLAMA2)["feature_gap"] == pytest.approx(0.025727399635838907, rel=1e-9)
-    assert describe("none", LLAMA2)["unique_positions"] is None
+def test_interpolation_of_yarn_runs_from_untouched_to_s():
+    interpolation = describe("yarn", LLAMA2)["interpolation"]
+    assert interpolation[0] == 1.0 and interpolation[-1] == pytest.approx(8.0, rel=1e-15)
+    assert interpolation == sorted(interpolation)
+
+
+def test_interpolation_counts_from_where_the_method_starts():
+    start = tuple(0.5 * 10000.0 ** (-j / 4) for j in range(4))
+    geometry = Geometry(head_dim=8, theta=10000.0, native_length=64, factor=2.0, start=start)
+    assert describe("pi", geometry)["interpolation"] == [2.0] * 4
+    assert describe("none", geometry)["interpolation"] == [1.0] * 4
+
+
+def test_decay_collisions_and_precision_are_those_of_this_table():
+    geometry = Geometry(head_dim=8, theta=10000.0, native_length=100, factor=3.0)
+    rounded, plain = describe("resonance", geometry), describe("none", geometry)
+    distances, mean_cos = rounded["decay"]["distances"], rounded["decay"]["mean_cos"]
+    assert (distances[0], distances[-1], len(distances)) == (0, 299, len(mean_cos))
+    assert all(isinstance(distance, int) for distance in distances)
+    at_128 = np.mean([math.cos(2 * math.pi * (128 % period) / period) for period in (6, 63, 628, 6283)])
+    assert mean_cos[distances.index(128)] == pytest.approx(at_128, abs=1e-15)
+    # 6 and 63 tokens: 126 positions, of 300.
+    assert rounded["unique_positions"] == "126"
+    assert rounded["collisions"] == {"pre_critical": 174, "float32": 0, "bfloat16": 0}
+    assert plain["collisions"]["pre_critical"] is None
+    assert [row["positions"] for row in rounded["precision"]] == [131072, 1048576]
+    assert list(rounded["precision"][0]) == ["positions", "float32_product", "bfloat16_inv_freq", "longeval"]
+
+
+def test_collisions_are_counted_up_to_the_target():
+    # One feature of 6 tokens: everything from position 6 on is a repetition.
+    geometry = Geometry(head_dim=2, theta=1e4, native_length=10, factor=5.0)
+    for length in (None, 7):
+        counts = describe("resonance", geometry, seq_len=length)["collisions"]
+        assert counts == {"pre_critical": 44, "float32": 44, "bfloat16": 44}
+    # No pre-critical feature tells nothing apart.
+    geometry = Geometry(head_dim=2, theta=1e4, native_length=2, factor=5.0)
+    assert describe("resonance", geometry)["collisions"] == {"pre_critical": 9, "float32": 4, "bfloat16": 4}
+    # More unique positions than there are positions: none is lost.
+    assert describe("resonance", LLAMA2)["collisions"]["pre_critical"] == 0
+
+
+def test_too_many_positions_to_compare_are_null(monkeypatch):
+    monkeypatch.setattr("longeval.rope.collisions._MOST_VALUES", 100)
+    geometry = Geometry(head_dim=4, theta=1e4, native_length=17, factor=3.0)
+    assert describe("none", geometry)["collisions"] == {"pre_critical": None, "float32": None, "bfloat16": None}
+
+
+def test_tables_that_were_built_elsewhere():
+    unrounded = build_table("pi", LLAMA2)
+    table = build_table("resonance_pi", LLAMA2)
+    description = describe_tables("resonance_pi", LLAMA2, unrounded=unrounded, table=table, length=32768)
+    assert description == describe("resonance_pi", LLAMA2)
+    other = dataclasses.replace(table, attention_factor=1.25)
+    described = describe_tables("resonance_x", LLAMA2, unrounded=unrounded, table=other, length=77)
+    assert (described["name"], described["attention_factor"], described["length"]) == ("resonance_x", 1.25, 77)
 
 
 def test_the_sequence_length_reaches_dynamic_methods_only():
@@ -141,3 +138,9 @@ def test_the_sequence_length_reaches_dynamic_methods_only():
     assert describe("dynamic_ntk", LLAMA2)["inv_freq"] == describe("ntk", LLAMA2)["inv_freq"]
     short = describe("yarn", LLAMA2, seq_len=4096)
     assert short["length"] == 4096 and short["inv_freq"] == describe("yarn", LLAMA2)["inv_freq"]
+
+
+def test_targets_out_of_reach_are_refused_before_any_work(monkeypatch):
+    monkeypatch.setattr("longeval.rope.analysis.build_table", None)
+    with pytest.raises(LongEvalError, match=r"--factor 1e\+306: a target length of"):
+        describe("none", dataclasses.replace(LLAMA2, factor=1e306))

@@ -1,0 +1,101 @@
+"""The feature gap: how far a feature can be, at a position never seen in training, from what it was at any seen one.
+
+Source of the idea: Wang et al. 2024, arXiv 2403.00071. It is defined here in its strong reading, for each feature j,
+with L the native and L' the target length:
+
+    gap_j = max over m in [L, L') of min over n in [0, L) of 2·|sin((m−n)·θ_j/2)|
+
+the largest change of a unit feature between an unseen position and the nearest seen one, between 0 and 2. It is
+computed exactly, in a time that grows with L' alone.
+
+Shapes: F features.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from longeval.errors import LongEvalError
+from longeval.rope.base import FloatArray, Geometry, RopeTable
+
+# Positions held at once (a block is never shorter than the native length), and evaluations at most (about a minute).
+_CHUNK = 2**18
+_MOST_EVALUATIONS = 2**32
+
+
+def feature_gaps(table: RopeTable, geometry: Geometry) -> FloatArray:
+    """The feature gap of every feature between the native and the target length.
+
+    Args:
+        table: A method's frequencies or, where resonance rounded them, periods.
+        geometry: Gives L and L' = s·L.
+
+    Returns:
+        Gaps from 0 to 2, shape (F,). All 0 if L' ≤ L; exactly 0 for a period of at most L tokens.
+
+    Raises:
+        LongEvalError: A target length so long that the exact maximum is out of reach.
+    """
+    native = geometry.native_length
+    check_target(geometry)
+    target = geometry.target_length
+    gaps_F = np.zeros(geometry.num_features)
+    if target <= native:
+        return gaps_F
+    for j in range(geometry.num_features):
+        period = None if table.period_F is None else int(table.period_F[j])
+        if period is not None and period <= native:
+            continue
+        turns = 1.0 / period if period is not None else _turns(float(table.inv_freq_F[j]))
+        if (target - 1) * turns <= 0.5:
+            # Less than half a turn in all: the nearest seen position is the last one, the farthest unseen the last.
+            turn = (target - native) * turns
+        else:
+            turn = _largest_window_minimum(turns, period, native, target)
+        gaps_F[j] = 2.0 * math.sin(math.pi * turn)
+    return gaps_F
+
+
+def check_target(geometry: Geometry) -> None:
+    """Raises LongEvalError if the target length is too long for exact gaps (64m tokens at head_dim 128)."""
+    # As floats: a factor whose target is beyond every float must not overflow here.
+    target = geometry.factor * geometry.native_length
+    if target * geometry.num_features > _MOST_EVALUATIONS:
+        raise LongEvalError(
+            f"--factor {geometry.factor:g}: a target length of {target:.4g} tokens is too long for exact feature gaps",
+            f"At {geometry.head_dim} rotary dimensions, at most {_MOST_EVALUATIONS // geometry.num_features} tokens "
+            "are possible.",
+        )
+
+
+def _turns(inv_freq: float) -> float:
+    """Turns per token, brought to 0 … 1/2: whole turns and the direction don't change a distance."""
+    turns = inv_freq / (2.0 * math.pi)
+    return abs(turns - round(turns))
+
+
+def _largest_window_minimum(turns: float, period: int | None, native: int, target: int) -> float:
+    """Max over windows [a, a+L) within 1 … L'−1 of the min over k in it of the distance of k·turns to an integer.
+
+    With k = m−n this is the gap as a fraction of a turn. Sliding minima in two passes (van Herk 1992): in blocks of L,
+    a window is the end of one block and the start of the next, so running minima from both sides give it.
+    """
+    windows = target - native
+    blocks = max(1, min(_CHUNK // native, -(-windows // native)))
+    largest = 0.0
+    for first in range(1, windows + 1, blocks * native):
+        k = np.arange(first, first + (blocks + 1) * native)
+        if period is None:
+            position = k * turns
+            distance = np.abs(position - np.rint(position))
+        else:
+            remainder = k % period
+            distance = np.minimum(remainder, period - remainder) / period
+        distance = distance.reshape(blocks + 1, native)
+        minimum = np.minimum.accumulate(distance[:-1, ::-1], axis=1)[:, ::-1]
+        from_start = np.minimum.accumulate(distance[1:, : native - 1], axis=1)
+        np.minimum(minimum[:, 1:], from_start, out=minimum[:, 1:])
+        largest = max(largest, float(minimum.reshape(-1)[: windows + 1 - first].max()))
+    return largest

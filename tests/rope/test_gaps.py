@@ -1,0 +1,81 @@
+"""Feature gaps: by brute force and against published values."""
+
+import time
+
+import numpy as np
+import pytest
+import rope_reference as reference
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from longeval.errors import LongEvalError
+from longeval.rope import gaps
+from longeval.rope.base import Geometry, RopeTable
+from longeval.rope.build import build_table
+from longeval.rope.gaps import check_target, feature_gaps
+
+LLAMA2 = Geometry(head_dim=128, theta=10000.0, native_length=4096, factor=8.0)
+
+
+def gaps_by_definition(table, geometry):
+    native, target = geometry.native_length, geometry.target_length
+    if table.period_F is not None:
+        return [reference.feature_gap(native, target, period=int(period)) for period in table.period_F]
+    return [reference.feature_gap(native, target, theta=float(theta)) for theta in table.inv_freq_F]
+
+
+@pytest.mark.parametrize("name", ["none", "resonance", "pi", "resonance_yarn", "abf"])
+@pytest.mark.parametrize(("native", "factor"), [(16, 4.0), (33, 2.5), (2, 9.0), (50, 1.02), (64, 1.5)])
+def test_gaps_equal_the_definition(name, native, factor):
+    geometry = Geometry(head_dim=16, theta=300.0, native_length=native, factor=factor)
+    table = build_table(name, geometry)
+    np.testing.assert_allclose(feature_gaps(table, geometry), gaps_by_definition(table, geometry), atol=1e-12)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    theta=st.floats(1e-4, 20.0),
+    period=st.integers(1, 90),
+    native=st.integers(1, 24),
+    extra=st.integers(1, 60),
+    chunk=st.integers(1, 40),
+)
+def test_gaps_equal_the_definition_however_it_is_cut_into_chunks(theta, period, native, extra, chunk):
+    geometry = Geometry(head_dim=2, theta=10.0, native_length=native, factor=(native + extra) / native)
+    plain = RopeTable(inv_freq_F=np.array([theta]), attention_factor=1.0)
+    rounded = RopeTable(inv_freq_F=np.array([2 * np.pi / period]), attention_factor=1.0, period_F=np.array([period]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gaps, "_CHUNK", chunk)
+        for table in (plain, rounded):
+            expected = gaps_by_definition(table, geometry)
+            np.testing.assert_allclose(feature_gaps(table, geometry), expected, atol=1e-11)
+
+
+def test_gaps_of_llama2():
+    plain = feature_gaps(build_table("none", LLAMA2), LLAMA2)
+    rounded = feature_gaps(build_table("resonance", LLAMA2), LLAMA2)
+    assert plain[63] == pytest.approx(1.986, abs=5e-4) and rounded[63] == pytest.approx(1.986, abs=5e-4)
+    assert int(plain[:46].argmax()) == 12 and plain[12] == pytest.approx(0.0257, abs=5e-5)
+    assert np.all(rounded[:46] == 0.0) and np.all(rounded[46:] > 0.1)
+
+
+def test_gaps_are_zero_up_to_the_native_length():
+    geometry = Geometry(head_dim=128, theta=10000.0, native_length=4096, factor=1.0)
+    assert feature_gaps(build_table("none", geometry), geometry).tolist() == [0.0] * 64
+
+
+def test_gaps_of_a_long_target_take_seconds_at_most():
+    geometry = Geometry(head_dim=128, theta=10000.0, native_length=4096, factor=32.0)
+    start = time.perf_counter()
+    feature_gaps(build_table("none", geometry), geometry)
+    # About 0.2 s; a quadratic search would take minutes.
+    assert time.perf_counter() - start < 10
+
+
+def test_gaps_out_of_reach_are_refused_before_any_work():
+    table = build_table("none", LLAMA2)
+    for factor in (1e6, 1e306):
+        geometry = Geometry(head_dim=128, theta=10000.0, native_length=4096, factor=factor)
+        for work in (check_target, lambda geometry: feature_gaps(table, geometry)):
+            with pytest.raises(LongEvalError, match=r"--factor 1e\+(06|306): a target length of.*At 128 rotary dim"):
+                work(geometry)
