@@ -16,7 +16,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
     {"__main__"},
     {"cli"},
-    {"run", "doctor"},
+    {"run", "doctor", "export"},
     {"outcome"},
     {"report"},
     {"estimate"},
@@ -26,6 +26,7 @@ LAYERS = (
     {"backends"},
     {"models"},
     {"data"},
+    {"hf"},
     {"rope"},
     {"spec", "store", "provenance"},
     {"records", "nll", "registry"},

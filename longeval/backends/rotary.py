@@ -67,7 +67,13 @@ class TableRotaryEmbedding(nn.Module):
     def forward(
         self, x: torch.Tensor, position_ids: torch.Tensor, layer_type: str | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns cos and sin for `position_ids` (B, T); positions beyond the served length are an error."""
+        """Returns cos and sin for `position_ids` (B, T); positions beyond the served length are an error.
+
+        Models that can also see (Qwen3.5) give positions by axis, (3, B, T), which for text are all the same.
+        """
+        if position_ids.ndim == 3:
+            assert bool((position_ids == position_ids[:1]).all()), "positions by axis that differ: not text"
+            position_ids = position_ids[0]
         if layer_type is None or layer_type == GLOBAL_LAYERS:
             if self._held.cos_TF.device != x.device:
                 self._held = _Held(*(part_TF.to(x.device) for part_TF in self._held))

@@ -74,6 +74,17 @@ _WITHOUT_ROPE = {
 }
 """Model types that people may try, and what they have instead of a RoPE that can be replaced."""
 
+_OTHERWISE = {
+    "gemma4": "its global layers have heads of another size, of which a part turns",
+    "gemma4_text": "its global layers have heads of another size, of which a part turns",
+    "gpt_oss": "it takes one cosine for a pair, and its own yarn has an untruncated ramp",
+    "llama4": "it multiplies complex numbers",
+    "llama4_text": "it multiplies complex numbers",
+    "deepseek_v2": "it multiplies complex numbers",
+    "phimoe": "transformers gives it the short list at every length",
+}
+"""Model types whose RoPE works in a way that longeval doesn't reproduce, and how."""
+
 
 def check_rotates(config: Any) -> None:
     """Raises LongEvalError for a model that is known to have no RoPE, or none that a table can replace."""
@@ -82,6 +93,11 @@ def check_rotates(config: Any) -> None:
         raise _no_rope(text, reason)
     if getattr(text, "alibi", False):
         raise _no_rope(text, "this one has ALiBi, a bias by distance (alibi: true in its config)")
+    if reason := _OTHERWISE.get(text.model_type):
+        raise LongEvalError(
+            f"model type {text.model_type}: its rotary embedding can't be replaced exactly ({reason})",
+            "Use a model of another family: Llama, Mistral, Qwen, Gemma 2 or 3, Phi-3, GPT-NeoX, …",
+        )
 
 
 def native_length(config: Any, override: int | None = None) -> int:

@@ -50,10 +50,20 @@ class ModelRope:
             if self.scale_from == "shipped":
                 others = f"other methods build on it, from {format_length(self.geometry.native_length)}"
             notes.append(f"{self.model} comes with {self.shipped.describe()}: none means as shipped, {others}")
+        if self.shipped.base == "pi" and self.scale_from == "plain" and not self.shipped.knows_native_length:
+            notes.append(
+                f"{self.model}: its configuration doesn't tell the length before its {self.shipped.rope_type} scaling; "
+                f"methods that replace it take L = {self.geometry.native_length} (--native sets another)"
+            )
+        if any("mscale_all_dim" in given for given in (self.config.parameters, *self._layer_parameters())):
+            notes.append(
+                f"{self.model}: its attention keeps the softmax scale of its own yarn scaling (mscale_all_dim) under "
+                "every method; an attention factor of a method comes on top"
+            )
         if self.config.by_layer_type and self.layers == "global":
             notes.append(
                 f"{self.model} rotates by layer type: methods apply to the layers that see the whole context, "
-                "sliding-window layers stay as they are (--layers all scales those too)"
+                "sliding-window layers stay as they are (--layers all of ppl and export scales those too)"
             )
         return tuple(notes)
 
@@ -114,6 +124,10 @@ class ModelRope:
             head_dim=self.geometry.head_dim, theta=self.geometry.theta, native_length=self.geometry.native_length
         )
         return self.shipped.table(plain, length)
+
+    def _layer_parameters(self) -> list[Mapping[str, Any]]:
+        """The settings by layer type, where there are several."""
+        return [given for given in self.config.parameters.values() if isinstance(given, Mapping)]
 
     def _local_theta(self) -> float:
         """The base of the sliding-window layers; LongEvalError where they have a scaling of their own."""

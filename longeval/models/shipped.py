@@ -41,11 +41,13 @@ class Shipped:
     """Its L in tokens."""
     reach: int
     """The length that the model was stretched to, tokens."""
+    knows_native_length: bool
+    """Whether the configuration tells L, the length before that scaling."""
 
     @property
     def length_dependent(self) -> bool:
         """Whether the length of the sequence at hand decides the table."""
-        if self.base == "longrope":
+        if self.rope_type == "longrope":
             return bool(self.arguments["short_factor"] != self.arguments["long_factor"])
         return self.base == "dynamic"
 
@@ -56,7 +58,7 @@ class Shipped:
             grown = max(1.0, self.factor * length / self.native_length - (self.factor - 1.0))
             table = build_table("ntk", dataclasses.replace(geometry, factor=grown))
         else:
-            if self.base == "longrope":
+            if self.rope_type == "longrope":  # as transformers does; under our own types s decides
                 geometry = dataclasses.replace(geometry, factor=max(1.0, length / self.native_length))
             table = build_table(self.base, geometry, make_parameters(self.base, self.arguments))
         return resonate(table) if self.resonance else table
@@ -89,7 +91,7 @@ def read_shipped(name: str, config: Any, rope: ConfigRope, native_length: int) -
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     positions = int(positions) if isinstance(positions, int | float) and positions >= 1 else native_length
     try:
-        shipped = _read(name, rope.rope_type, given, positions, native_length)
+        shipped = _read(name, config.get_text_config(), rope.rope_type, given, positions, native_length)
         # An impossible setting shall be told now, and by the model's name.
         shipped.table(Geometry(head_dim=rope.head_dim, theta=rope.theta, native_length=shipped.native_length), 2)
     except LongEvalError as error:
@@ -113,13 +115,15 @@ _ARGUMENTS: Mapping[str, tuple[str, tuple[str, ...]]] = {
 """Of each rope type of transformers: our method, and the keys that are its parameters."""
 
 
-def _read(name: str, rope_type: str, given: Mapping[str, Any], positions: int, native_length: int) -> Shipped:
+def _read(
+    name: str, text: Any, rope_type: str, given: Mapping[str, Any], positions: int, native_length: int
+) -> Shipped:
     """The scaling of a rope type; `positions` is the config's max_position_embeddings."""
     from longeval.hf import ROPE_TYPES, read_parameters  # loads transformers
 
     original = given.get("original_max_position_embeddings")
     if rope_type in ROPE_TYPES:
-        read = read_parameters(rope_type, given)
+        read = read_parameters(rope_type, given, ignore=getattr(text, "ignore_keys_at_rope_validation", None) or ())
         own = read.native_length or native_length
         return Shipped(
             rope_type=rope_type,
@@ -129,11 +133,17 @@ def _read(name: str, rope_type: str, given: Mapping[str, Any], positions: int, n
             factor=read.factor,
             native_length=own,
             reach=max(positions, round(read.factor * own)),
+            knows_native_length=read.native_length is not None,
         )
     if rope_type not in _ARGUMENTS:
         raise LongEvalError(
             f"--model {name}: comes with rope_type {rope_type}, which longeval can't reproduce exactly",
             f"Use a model with plain RoPE, or one scaled by {', '.join(_ARGUMENTS)}.",
+        )
+    if rope_type == "dynamic" and given.get("alpha"):
+        raise LongEvalError(
+            f"--model {name}: its dynamic scaling has an alpha, a formula of its family's own",
+            "Use a model with plain RoPE, or one whose dynamic scaling is transformers'.",
         )
     if rope_type == "yarn":
         given = _yarn_settings(name, given)
@@ -151,6 +161,7 @@ def _read(name: str, rope_type: str, given: Mapping[str, Any], positions: int, n
         factor=factor,
         native_length=own,
         reach=max(positions, round(factor * own)) if original or rope_type == "dynamic" else max(positions, own),
+        knows_native_length=bool(original) or rope_type in ("default", "dynamic"),
     )
 
 

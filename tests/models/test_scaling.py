@@ -63,6 +63,12 @@ SHIPPED = {
     },
     "longrope equal lists": {"original_max_position_embeddings": 64, "short_factor": LONG, "long_factor": LONG},
     "dynamic": {"factor": 2.0},
+    "resonance_longrope": {
+        "factor": 3.0,
+        "original_max_position_embeddings": 64,
+        "short_factor": SHORT,
+        "long_factor": LONG,
+    },
     "resonance_ntk": {"factor": 2.0, "base_rule": "linear", "original_max_position_embeddings": 64},
 }
 
@@ -174,6 +180,18 @@ def test_other_methods_replace_the_scaling_a_model_came_with():
         plain = build_table("yarn", Geometry(head_dim=16, theta=10000.0, native_length=native, factor=2.0))
         assert table_of(scaled, "yarn", 64, factor=2.0).same_as(plain)
         assert native == {"linear": 256, "default": 256, "dynamic": 100}.get(settings, 64)
+
+
+def test_a_note_says_where_the_length_before_a_scaling_is_unknown():
+    said = "doesn't tell the length before its linear scaling"
+    assert any(said in note for note in model_rope("m", llama_config("linear")).notes)
+    for quiet in (
+        model_rope("m", llama_config("linear"), scale_from="shipped"),
+        model_rope("m", llama_config("llama3")),
+        model_rope("m", llama_config("dynamic")),
+    ):
+        assert len(quiet.notes) == 1 and said not in quiet.notes[0]
+    assert "softmax scale" in model_rope("m", llama_config("yarn mscale")).notes[1]
 
 
 def test_resonance_rounds_what_the_model_came_with():
@@ -304,7 +322,7 @@ def test_a_shipped_scaling_of_the_global_layers_is_read():
     }
     model = model_rope("gemma", gemma_config(rope_parameters=scaled))
     np.testing.assert_allclose(table_of(model, "none", 64).inv_freq_F, 1e6 ** (-np.arange(8) / 8) / 8, rtol=1e-14)
-    assert "linear scaling" in model.notes[0] and "--layers all" in model.notes[1]
+    assert "linear scaling" in model.notes[0] and "--layers all" in model.notes[2]
 
 
 def test_all_layers_is_refused_where_it_would_change_nothing_or_is_unclear():
@@ -327,6 +345,9 @@ def test_all_layers_is_refused_where_it_would_change_nothing_or_is_unclear():
         (transformers.OPTConfig(), "opt: no rotary .* learned"),
         (transformers.GPTJConfig(), "gptj: no rotary .* fixed in its code"),
         (transformers.FalconConfig(alibi=True), "falcon: no rotary .* ALiBi"),
+        (transformers.Gemma4TextConfig(), "gemma4_text: its rotary embedding can't be replaced exactly .its global"),
+        (transformers.GptOssConfig(), "gpt_oss: its rotary embedding can't be replaced exactly"),
+        (transformers.PhimoeConfig(), "phimoe: its rotary embedding can't be replaced exactly"),
     ],
     ids=lambda value: getattr(value, "model_type", ""),
 )
@@ -340,6 +361,7 @@ def test_models_without_rope_are_refused_by_name(config, said):
     [
         ({"rope_type": "proportional"}, "comes with rope_type proportional"),
         ({"rope_type": "yarn", "factor": 2.0, "truncate": False}, "untruncated ramp"),
+        ({"rope_type": "dynamic", "factor": 2.0, "alpha": 1000.0}, "dynamic scaling has an alpha"),
         ({"rope_type": "longrope", "short_factor": [1.0] * 3, "long_factor": [1.0] * 3}, "3 numbers, but 16 rotary"),
     ],
 )

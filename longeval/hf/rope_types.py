@@ -1,0 +1,204 @@
+"""The functions and checks that transformers calls for our rope types, and their registration.
+
+transformers looks frequencies up by name when a model is built (ROPE_INIT_FUNCTIONS) and checks `rope_parameters` when
+a config is built or saved (`_validate_<name>_rope_parameters`). Both are open to new names. One more place is needed:
+before a config is checked, transformers fills in defaults, after which nobody can tell that a base wasn't given, or
+that the form was that of another family, so that the whole dictionary is ignored. `PreTrainedConfig.__post_init__` is
+wrapped for dictionaries that name our types, and leaves others to transformers.
+
+Source: transformers 5, `modeling_rope_utils` and `configuration_utils`.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import logging
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from longeval.errors import LongEvalError
+from longeval.hf.parameters import (
+    NATIVE,
+    REFUSED,
+    ROPE_TYPES,
+    RopeSettings,
+    in_config_words,
+    missing_key,
+    read_parameters,
+)
+from longeval.rope.base import Geometry
+from longeval.rope.build import build_table, make_parameters
+
+if TYPE_CHECKING:
+    import torch
+
+_log = logging.getLogger(__name__)
+
+_REGISTERED = (*ROPE_TYPES, *REFUSED)
+"""Names that are refused are registered too: the refusal tells more than transformers' KeyError."""
+
+_OLD_BASES = ("rope_theta", "rotary_emb_base", "rope_local_base_freq", "global_rope_theta", "local_rope_theta")
+"""Where configs of older forms say the base, outside `rope_parameters`."""
+
+
+def register() -> None:
+    """Makes our methods known to transformers in this process. Importing `longeval.hf` does it; again is harmless.
+
+    Raises:
+        LongEvalError: Another package has registered one of our names. Nothing is changed then.
+    """
+    from transformers import modeling_rope_utils
+    from transformers.configuration_utils import PreTrainedConfig
+
+    functions = modeling_rope_utils.ROPE_INIT_FUNCTIONS
+    for name in _REGISTERED:
+        owner = getattr(functions.get(name), "__module__", None)
+        if name in functions and owner != __name__:
+            raise LongEvalError(
+                f"import longeval.hf: transformers knows rope_type {name} already, from {owner}",
+                "Two formulas can't share a name: use only one of the two packages in a process.",
+            )
+    for name in _REGISTERED:
+        functions[name] = RopeInit(rope_type=name)
+        setattr(modeling_rope_utils.RotaryEmbeddingConfigMixin, f"_validate_{name}_rope_parameters", _validate)
+    # Registering again, or reloading this module, must not wrap the wrapper.
+    current = PreTrainedConfig.__post_init__
+    PreTrainedConfig.__post_init__ = _checking(getattr(current, "longeval_original", current))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RopeInit:
+    """The function of one of our types in ROPE_INIT_FUNCTIONS, as an object that can be pickled with a model."""
+
+    rope_type: str
+    """One of our names."""
+
+    def __call__(
+        self,
+        config: Any,
+        device: torch.device | None = None,
+        seq_len: int | None = None,
+        layer_type: str | None = None,
+    ) -> tuple[torch.Tensor, float]:
+        """Computes the frequencies, float32 from float64, shape (F,), rad/token, and the attention factor.
+
+        Args:
+            config: transformers' PreTrainedConfig.
+            device: Where the frequencies go.
+            seq_len: Not used; our types have one table for all lengths.
+            layer_type: Which entry of `rope_parameters`, where they differ by layer type.
+
+        Raises:
+            LongEvalError: Impossible settings, see `read_parameters`, or a config whose family refuses our types.
+        """
+        import torch
+
+        # The dictionary may be the caller's own, in use for other models.
+        config.rope_parameters = copy.deepcopy(config.rope_parameters)
+        try:
+            # A config that was edited after it was built comes unchecked, and would fail at saving, after training.
+            config.validate_rope()
+        except (KeyError, ValueError) as error:
+            raise LongEvalError(
+                f"rope_type {self.rope_type}: refused by the config of {config.model_type} models ({error})",
+                "longeval export says the same frequencies in a form that stock configs take.",
+            ) from error
+        given = config.rope_parameters if layer_type is None else config.rope_parameters[layer_type]
+        settings = _validate(config, given, config.ignore_keys_at_rope_validation)
+        assert settings.native_length is not None
+        head_dim = _rotary_dim(self.rope_type, config, given, layer_type)
+        try:
+            geometry = Geometry(
+                head_dim=head_dim,
+                theta=float(given["rope_theta"]),
+                native_length=settings.native_length,
+                factor=settings.factor,
+            )
+            table = build_table(self.rope_type, geometry, make_parameters(settings.name.base, settings.arguments))
+        except LongEvalError as error:
+            raise in_config_words(settings.name, error) from error
+        return torch.tensor(table.inv_freq_F, dtype=torch.float32, device=device), table.attention_factor
+
+
+def _rotary_dim(rope_type: str, config: Any, given: dict[str, Any], layer_type: str | None) -> int:
+    """The rotated dimensions of a head, read as transformers' own functions do; writes the rotated part into `given`.
+
+    Raises:
+        LongEvalError: A family that rotates a part of the head, and nothing says which: all of it would be rotated.
+    """
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    part = given.get("partial_rotary_factor")
+    if part is None and (part := getattr(config, "partial_rotary_factor", None)) is not None:
+        given["partial_rotary_factor"] = part
+    if part is None and not config.has_no_defaults_at_init:
+        usual = type(config)().rope_parameters or {}
+        if (usual.get(layer_type) or usual).get("partial_rotary_factor", 1.0) != 1.0:
+            raise missing_key(rope_type, "partial_rotary_factor")
+    return int(head_dim * (1.0 if part is None else part))
+
+
+def _validate(config: Any, rope_parameters: dict[str, Any], ignore_keys: Collection[str] | None = None) -> RopeSettings:
+    """The validator of all our types, a method of the config; writes L where it isn't given. The result has it too."""
+    rope_type = str(rope_parameters["rope_type"])
+    settings = read_parameters(rope_type, rope_parameters, ignore=ignore_keys or ())
+    if settings.native_length is not None:
+        return settings
+    for key in (NATIVE, "max_position_embeddings"):
+        length = getattr(config, key, None)
+        if isinstance(length, int) and length >= 1:
+            rope_parameters[NATIVE] = length
+            if settings.name.method.uses_factor:
+                _log.warning(
+                    f"rope_type {rope_type}: rope_parameters have no {NATIVE}; taking {key} = {length} for the length "
+                    f"that the model was trained for, so that factor {settings.factor:g} reaches "
+                    f"{round(settings.factor * length)}"
+                )
+            return settings._replace(native_length=length)
+    raise missing_key(rope_type, NATIVE)
+
+
+def _checking(original: Callable[..., None]) -> Callable[..., None]:
+    """`PreTrainedConfig.__post_init__`, with checks of what names our types before defaults hide a mistake."""
+
+    @functools.wraps(original)
+    def post_init(self: Any, **kwargs: Any) -> None:
+        scaling = kwargs.get("rope_scaling")
+        given = scaling or getattr(self, "rope_parameters", None)
+        ours = list(_of_ours(given))
+        if not ours:
+            original(self, **kwargs)
+            return
+        has_base = getattr(self, "rope_theta", None) is not None or any(kwargs.get(name) for name in _OLD_BASES)
+        for rope_type, parameters in ours:
+            if not has_base and parameters.get("rope_theta") is None and rope_type not in REFUSED:
+                raise missing_key(rope_type, "rope_theta")
+        # The dictionary may be the caller's own, in use for other models, and transformers writes into it.
+        if scaling:
+            kwargs["rope_scaling"] = copy.deepcopy(scaling)
+        else:
+            self.rope_parameters = copy.deepcopy(given)
+        original(self, **kwargs)
+        by_layer_type = sorted(key for key, value in self.rope_parameters.items() if isinstance(value, dict))
+        if by_layer_type and "rope_type" in self.rope_parameters:
+            raise LongEvalError(
+                f"rope_type {ours[0][0]}: would be ignored, rope_parameters are by layer type in some families and "
+                f"flat in others, and not as given in {self.model_type} models",
+                f"Families that rotate by layer type, as Gemma 3 does, need a dictionary for each of them "
+                f"({', '.join(by_layer_type)}); others need one flat dictionary.",
+            )
+
+    post_init.longeval_original = original  # type: ignore[attr-defined]  # functions take attributes
+    return post_init
+
+
+def _of_ours(given: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The rope types in `rope_parameters`, flat or by layer type, that are ours, each with its dictionary."""
+    if not isinstance(given, Mapping):
+        return
+    for parameters in (given, *given.values()):
+        if isinstance(parameters, Mapping):
+            rope_type = parameters.get("rope_type", parameters.get("type"))
+            if rope_type in _REGISTERED:
+                yield rope_type, parameters
