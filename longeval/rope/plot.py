@@ -1,7 +1,9 @@
-"""A picture of one or more methods: wavelength and feature gap of every feature.
+"""One page of plots: what methods do to the features of RoPE, and what rounding their wavelengths is good for.
 
-It answers at a glance which features a method stretches, which stay below the native length, and what rounding does to
-the gaps of those. matplotlib is imported inside, and its object API is used, so that no global state is touched.
+Each panel has a sentence that says what to see, worded from the numbers at hand. matplotlib is imported inside, and its
+object API is used, so that a program that plots itself is not disturbed; equal descriptions give equal bytes. A colour
+and a marker belong to a base method, the same as in the figures of a report; its resonance form has them too, dashed,
+and where both are drawn the base is a wide pale line that the dashes can be seen on.
 """
 
 from __future__ import annotations
@@ -11,27 +13,30 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from longeval.errors import LongEvalError
+from longeval.rope import feature_panels, phases, position_panels
+from longeval.rope.page import Page
 from longeval.spec import format_length
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, told apart by colour-blind readers too; a method and its resonance form share one.
-_COLOURS = (
-    "#000000",
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#56B4E9",
-    "#E69F00",
-    "#7F7F7F",
-    "#8C510A",
-    "#5E3C99",
-)
-# Below this the gap axis is linear, so that an exact 0 has a place.
-_LINEAR_BELOW = 1e-4
+# Okabe and Ito's colours without the yellow, and three more, told apart by colour-blind readers too.
+_LOOKS = {
+    "none": ("#000000", "o"),
+    "pi": ("#E69F00", "s"),
+    "ntk": ("#56B4E9", "^"),
+    "dynamic_ntk": ("#0072B2", "v"),
+    "ntk_by_parts": ("#CC79A7", "D"),
+    "yarn": ("#D55E00", "P"),
+    "dynamic_yarn": ("#882255", "X"),
+    "llama3": ("#009E73", "<"),
+    "longrope": ("#999933", ">"),
+    "abf": ("#888888", "*"),
+}
+_SPARE_LOOKS = (("#332288", "h"), ("#44AA99", "p"), ("#AA4499", "d"), ("#661100", "8"))
 _FORMATS = ("png", "svg")
+_DPI = 150
+_WIDTH_INCHES = 10.5
 
 
 def plot_format(path: str) -> str:
@@ -53,78 +58,96 @@ def draw(descriptions: Sequence[Mapping[str, Any]], image_format: str) -> bytes:
         The content of the image file.
     """
     import matplotlib as mpl
-    from matplotlib.figure import Figure
+    import matplotlib.style
 
-    first = descriptions[0]
-    native, target = first["native_length"], round(first["factor"] * first["native_length"])
-    figure = Figure(figsize=(8, 7), layout="constrained")
-    top, bottom = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": (3, 2)})
-    figure.suptitle(
-        f"RoPE features: head_dim {first['head_dim']}, base {first['theta']:g}, "
-        f"native {format_length(native)}, target {format_length(target)} (s = {first['factor']:g})",
-        fontsize=11,
-    )
-    colours: dict[str, str] = {}
-    for index, description in enumerate(descriptions):
-        # Thinner and thinner, so that methods with the same table are seen to lie on each other.
-        style = _style(description["name"], colours) | {"linewidth": 1.2 + 1.6 * (1 - (index + 1) / len(descriptions))}
-        top.plot(description["wavelengths"], label=description["name"], **style)
-        bottom.plot(description["feature_gaps"], **style)
-    _finish_wavelengths(top, native, target)
-    _finish_gaps(bottom, largest=max(max(description["feature_gaps"]) for description in descriptions))
     buffer = io.BytesIO()
-    # Text stays text in SVG, and the same request gives the same file.
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "longeval"}):
-        figure.savefig(buffer, format=image_format, dpi=150, metadata={"Date": None} if image_format == "svg" else None)
+    # Not the user's own settings. Text stays text in SVG, and the same request gives the same file.
+    with matplotlib.style.context("default"), mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "longeval"}):
+        figure = make_figure(descriptions)
+        metadata = {"Date": None} if image_format == "svg" else None
+        figure.savefig(buffer, format=image_format, dpi=_DPI, metadata=metadata)
     return buffer.getvalue()
 
 
-def _style(name: str, colours: dict[str, str]) -> dict[str, Any]:
-    """Line style of a method; `colours` remembers what each base method got."""
-    resonance = name.startswith("resonance")
-    base = name.removeprefix("resonance").removeprefix("_") or "none"
-    colour = colours.setdefault(base, _COLOURS[len(colours) % len(_COLOURS)])
-    return {
-        "color": colour,
-        "linestyle": "--" if resonance else "-." if base.startswith("dynamic_") else "-",
-        "marker": "o" if resonance else None,
-        "markersize": 3,
-        "markerfacecolor": "white",
-    }
+def make_figure(descriptions: Sequence[Mapping[str, Any]]) -> Figure:
+    """The page as matplotlib's figure: title, legend, and six panels in reading order; `draw` is what saves it."""
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    page = Page(descriptions=descriptions, styles=_styles([description["name"] for description in descriptions]))
+    columns, rows = _legend_grid([description["name"] for description in descriptions])
+    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.06, hspace=0.05, wspace=0.02)
+    figure = Figure(figsize=(_WIDTH_INCHES, 11.4 + 0.19 * rows), layout=layout)
+    grid = figure.add_gridspec(3, 2)
+    feature_panels.draw_wavelengths(figure.add_subplot(grid[0, 0]), page)
+    feature_panels.draw_interpolation(figure.add_subplot(grid[0, 1]), page)
+    feature_panels.draw_gaps(figure.add_subplot(grid[1, 0]), page)
+    halves = grid[1, 1].subgridspec(2, 1, hspace=0)
+    above = figure.add_subplot(halves[0])
+    below = figure.add_subplot(halves[1], sharex=above)
+    phases.draw_phases(above, below, descriptions)
+    position_panels.draw_decay(figure.add_subplot(grid[2, 0]), page)
+    position_panels.draw_precision(figure.add_subplot(grid[2, 1]), page)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(
+        handles,
+        labels,
+        loc="outside upper center",
+        ncols=columns,
+        title=_title(descriptions[0]),
+        title_fontproperties={"size": 13, "weight": "bold"},
+        fontsize=9.5,
+        frameon=False,
+        handlelength=3.2,
+    )
+    return figure
 
 
-def _finish_wavelengths(axes: Axes, native: int, target: int) -> None:
-    """Scale, length lines and legend of the upper panel."""
-    axes.set_yscale("log")
-    axes.set_ylabel("wavelength λ (tokens)")
-    lengths = [(native, "native")] + ([(target, "target")] if target > native else [])
-    for length, what in lengths:
-        axes.axhline(length, color="#888888", linewidth=0.9, linestyle=":" if what == "native" else "-.")
-        axes.annotate(
-            f"{what} {format_length(length)}",
-            (0.01, length),
-            xycoords=("axes fraction", "data"),
-            xytext=(0, 2),
-            textcoords="offset points",
-            ha="left",
-            va="bottom",
-            fontsize=8,
-            color="#555555",
+def _title(description: Mapping[str, Any]) -> str:
+    """The geometry that all methods share."""
+    native, factor = description["native_length"], description["factor"]
+    target = round(factor * native)
+    text = (
+        f"RoPE features: head_dim {description['head_dim']}, base {description['theta']:g}, "
+        f"native {format_length(native)}, target {format_length(target)} (s = {factor:g})"
+    )
+    return text if description["length"] == target else f"{text}, n = {format_length(description['length'])}"
+
+
+def _styles(names: Sequence[str]) -> list[dict[str, Any]]:
+    """Line style of every method."""
+    bases = [_base(name) for name in names]
+    unknown = sorted(set(bases) - set(_LOOKS))
+    styles = []
+    for index, (name, base) in enumerate(zip(names, bases, strict=True)):
+        rounded = name != base
+        colour, marker = _LOOKS[base] if base in _LOOKS else _SPARE_LOOKS[unknown.index(base) % len(_SPARE_LOOKS)]
+        pale = not rounded and bases.count(base) > 1
+        styles.append(
+            {
+                "color": colour,
+                "alpha": 0.35 if pale else 1.0,
+                "linestyle": (0, (4, 2)) if rounded else "-",
+                # Thinner and thinner, so that methods with the same table are seen to lie on each other.
+                "linewidth": 4.5 if pale else 1.3 if rounded else 1.4 + 1.4 * (1 - (index + 1) / len(names)),
+                "zorder": 3 if rounded else 2,
+                "marker": marker,
+                "markersize": 4.5 if rounded else 0,
+                "markerfacecolor": "white",
+                "markeredgewidth": 0.9,
+            }
         )
-    axes.legend(loc="lower right", framealpha=0.95, edgecolor="none", fontsize=9, ncols=2)
-    axes.grid(alpha=0.25)
+    return styles
 
 
-def _finish_gaps(axes: Axes, *, largest: float) -> None:
-    """Scale and labels of the lower panel."""
-    axes.set_xlabel("feature j")
-    axes.set_ylabel("feature gap")
-    axes.grid(alpha=0.25)
-    axes.margins(x=0.02)
-    if largest == 0:
-        axes.set_ylim(-0.05, 1)
-        axes.set_yticks([0, 1])
-        return
-    axes.set_yscale("symlog", linthresh=_LINEAR_BELOW)
-    axes.set_ylim(-_LINEAR_BELOW / 4, 4)
-    axes.set_yticks([0, 1e-4, 1e-3, 1e-2, 1e-1, 1])
+def _base(name: str) -> str:
+    """The method that resonance rounds; a base method itself."""
+    return "none" if name == "resonance" else name.removeprefix("resonance_")
+
+
+def _legend_grid(names: Sequence[str]) -> tuple[int, int]:
+    """Columns and rows that the names fit into; two rows put a method above its resonance form."""
+    inches = 0.75 + 0.09 * max(map(len, names))
+    columns = max(1, min(len(names), int((_WIDTH_INCHES - 0.5) / inches)))
+    rows = -(-len(names) // columns)
+    return -(-len(names) // rows), rows
