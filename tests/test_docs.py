@@ -1,0 +1,88 @@
+"""The pages under docs/ say what the program does: their commands run, print what is written there, draw what is shown.
+
+`LONGEVAL_WRITE_DOCS=1 pytest tests/test_docs.py` writes outputs and figures anew.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from longeval.cli.app import run_app
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "rope.md"
+WRITE = os.environ.get("LONGEVAL_WRITE_DOCS") == "1"
+BLOCK = re.compile(r"^```console\n\$ (.+?)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FIGURE = re.compile(r"`longeval (rope [^`]*--plot (docs/figures/\S+\.svg))`")
+NEEDS_MODEL = "--model"
+
+COMMANDS = [match[1] for match in BLOCK.finditer(PAGE.read_text(encoding="utf-8"))]
+FIGURES = [(match[1], match[2]) for match in FIGURE.finditer(PAGE.read_text(encoding="utf-8"))]
+
+
+def slow_if_model(command):
+    return pytest.param(command, marks=pytest.mark.slow if NEEDS_MODEL in command else ())
+
+
+def printed_by(command):
+    """What a command prints on stdout at 100 columns."""
+    program, *arguments = shlex.split(command)
+    assert program == "longeval"
+    environment = {**os.environ, "COLUMNS": "100"}
+    done = subprocess.run(
+        [sys.executable, "-m", "longeval", *arguments], capture_output=True, text=True, env=environment, check=True
+    )
+    return "".join(line.rstrip() + "\n" for line in done.stdout.strip("\n").splitlines())
+
+
+@pytest.mark.parametrize("command", [slow_if_model(command) for command in COMMANDS])
+def test_a_command_of_the_page_prints_what_the_page_says(command, request):
+    if NEEDS_MODEL in command:
+        request.getfixturevalue("user_cache")
+    printed = printed_by(command)
+    text = PAGE.read_text(encoding="utf-8")
+    (match,) = [match for match in BLOCK.finditer(text) if match[1] == command]
+    if WRITE:
+        PAGE.write_text(text[: match.start(2)] + printed + text[match.end(2) :], encoding="utf-8")
+        return
+    assert match[2] == printed
+
+
+@pytest.mark.parametrize(("command", "path"), FIGURES)
+def test_a_figure_of_the_page_is_what_its_command_draws(command, path, tmp_path, capsys):
+    drawn = tmp_path / "figure.svg"
+    arguments = shlex.split(command.replace(path, str(drawn)))
+    assert run_app(arguments) == 0
+    capsys.readouterr()
+    if WRITE:
+        (ROOT / path).parent.mkdir(exist_ok=True)
+        (ROOT / path).write_bytes(drawn.read_bytes())
+        png = (ROOT / path).with_suffix(".png")
+        assert run_app([*arguments[:-1], str(png)]) == 0
+        return
+    assert (ROOT / path).read_text(encoding="utf-8") == drawn.read_text(encoding="utf-8")
+    assert f"]({path.removeprefix('docs/').replace('.svg', '.png')})" in PAGE.read_text(encoding="utf-8")
+    assert (ROOT / path).with_suffix(".png").is_file()
+
+
+def test_the_page_has_commands_figures_and_working_links():
+    assert len(COMMANDS) >= 4 and len(FIGURES) >= 2
+    for page in (ROOT / "docs").glob("*.md"):
+        text = page.read_text(encoding="utf-8")
+        headings = {
+            re.sub(r"[^\w\- ]", "", line.lstrip("# ").lower()).replace(" ", "-")
+            for line in text.splitlines()
+            if line.startswith("#")
+        }
+        for link in re.findall(r"\]\(([^)]+)\)", text):
+            if link.startswith("#"):
+                assert link[1:] in headings, link
+            elif "://" not in link:
+                assert (page.parent / link.partition("#")[0]).exists(), link
