@@ -141,15 +141,15 @@ def test_lengths_beyond_every_document_are_refused(request_spec):
 
 
 def test_a_model_whose_frequencies_are_not_its_configs_is_refused(request_spec, store, monkeypatch):
-    from longeval.models import prepare
+    from longeval.models.scaling import ModelRope
 
-    honest = prepare.PreparedModel.shipped_table
+    honest = ModelRope.shipped_table
 
-    def other(self):
-        table = honest(self)
+    def other(self, length):
+        table = honest(self, length)
         return dataclasses.replace(table, inv_freq_F=table.inv_freq_F * 1.01)
 
-    monkeypatch.setattr(prepare.PreparedModel, "shipped_table", other)
+    monkeypatch.setattr(ModelRope, "shipped_table", other)
     with pytest.raises(LongEvalError, match="doesn't hold the frequencies"):
         carry_out(request_spec(), store)
     assert not os.path.exists(store.path)
