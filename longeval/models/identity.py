@@ -11,7 +11,7 @@ import os
 from typing import TYPE_CHECKING
 
 from longeval.models.digests import file_digest
-from longeval.models.embedded import GGUF_SHA256
+from longeval.models.embedded import EMBEDDED_MODELS
 from longeval.models.hub import open_hub
 from longeval.models.resolve import weight_files
 
@@ -25,7 +25,7 @@ def weights_digest(ref: ModelRef) -> str:
     """Returns the identity of a model's weights.
 
     Returns:
-        `hub:ID@COMMIT`, `sha256:…` of a folder, or `gguf:…` with the SHA-256 of the file (also for the embedded model).
+        `hub:ID@COMMIT`, `sha256:…` of a folder, or `gguf:…` with the SHA-256 of the file (also for an embedded model).
 
     Raises:
         LongEvalError: If a hub model can't be found (see `open_hub`).
@@ -35,7 +35,7 @@ def weights_digest(ref: ModelRef) -> str:
         snapshot = open_hub(ref)
         return f"hub:{snapshot.hub_id}@{snapshot.commit}"
     if ref.kind == "embedded":
-        return f"gguf:{GGUF_SHA256}"
+        return f"gguf:{EMBEDDED_MODELS[ref.location].gguf_sha256}"
     if ref.kind == "gguf":
         return f"gguf:{file_digest(ref.location)}"
     return f"sha256:{_folder_digest(ref.location)}"

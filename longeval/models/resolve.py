@@ -1,4 +1,4 @@
-"""What the user means by `--model NAME`: a short name, a hub id, a local folder, a GGUF file, or the embedded model.
+"""What the user means by `--model NAME`: a short name, a hub id, a local folder, a GGUF file, or an embedded model.
 
 Only names and local files are looked at here; the network comes with `hub.py`, weights with `load.py`. Light to import.
 """
@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from longeval.errors import LongEvalError, did_you_mean
 from longeval.models.catalog import CATALOG
-from longeval.models.embedded import EMBEDDED, embedded_folder, embedded_path
+from longeval.models.embedded import embedded_folder, embedded_path
 from longeval.models.gguf import cached_folder, check_gguf, converted_folder
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*")
@@ -31,14 +31,14 @@ class ModelRef:
     """As the user named it: what records and reports show."""
     kind: Kind
     location: str
-    """Hub id, or the absolute path of the folder or GGUF file; the short name for the embedded model."""
+    """Hub id, or the absolute path of the folder or GGUF file; the short name of an embedded model."""
     revision: str | None = None
     """Branch, tag or commit on the hub; None is the hub's default."""
     licence: str | None = None
     """Where the catalogue knows it."""
 
 
-def resolve(name: str, *, revision: str | None = None) -> ModelRef:
+def resolve(name: str, *, revision: str | None = None, weights: bool = True) -> ModelRef:
     """Recognises a model by its name.
 
     A short name of the catalogue comes first, then what exists as a path, then `organisation/name` as a hub id.
@@ -46,12 +46,13 @@ def resolve(name: str, *, revision: str | None = None) -> ModelRef:
     Args:
         name: The value of `--model`.
         revision: The value of `--revision`: branch, tag or commit; only hub models have one.
+        weights: Whether a folder must hold weights; without, its config.json is enough.
 
     Raises:
         LongEvalError: For an unknown name (with suggestions), a path that isn't there, a folder or file that is no
             model, or a revision where there is none to choose.
     """
-    ref = _recognise(name.strip(), revision)
+    ref = _recognise(name.strip(), revision, weights)
     if revision is not None and ref.kind != "hub":
         raise LongEvalError(
             f"--revision {revision}: {name} is not on the hub",
@@ -63,27 +64,25 @@ def resolve(name: str, *, revision: str | None = None) -> ModelRef:
 def local_folder(ref: ModelRef) -> str | None:
     """Returns the folder with the model's config, safetensors and tokenizer, or None for a hub model.
 
-    The embedded model is fetched and a GGUF converted if that hasn't happened yet (seconds to minutes, once).
+    An embedded model is fetched and a GGUF converted if that hasn't happened yet (seconds to minutes, once).
     """
     if ref.kind == "embedded":
-        return embedded_folder()
+        return embedded_folder(ref.location)
     if ref.kind == "gguf":
         from longeval.models.digests import file_digest
 
-        stem = os.path.splitext(os.path.basename(ref.location))[0]
-        return converted_folder(ref.location, name=f"gguf-{stem}", sha256=file_digest(ref.location))
+        return converted_folder(ref.location, name=_gguf_name(ref), sha256=file_digest(ref.location))
     return ref.location if ref.kind == "folder" else None
 
 
 def is_present(ref: ModelRef) -> bool:
     """Whether the model can be loaded without fetching or converting anything; asks no network."""
     if ref.kind == "embedded":
-        return os.path.isdir(embedded_path())
+        return os.path.isdir(embedded_path(ref.location))
     if ref.kind == "gguf":
         from longeval.models.digests import file_digest
 
-        stem = os.path.splitext(os.path.basename(ref.location))[0]
-        return os.path.isdir(cached_folder(f"gguf-{stem}", file_digest(ref.location)))
+        return os.path.isdir(cached_folder(_gguf_name(ref), file_digest(ref.location)))
     if ref.kind == "folder":
         return True
     from longeval.models.hub import cached_weights
@@ -91,16 +90,21 @@ def is_present(ref: ModelRef) -> bool:
     return cached_weights(ref.location, ref.revision)
 
 
-def _recognise(name: str, revision: str | None) -> ModelRef:
+def _gguf_name(ref: ModelRef) -> str:
+    """What the folder that is made of a user's GGUF file begins with."""
+    return f"gguf-{os.path.splitext(os.path.basename(ref.location))[0]}"
+
+
+def _recognise(name: str, revision: str | None, weights: bool) -> ModelRef:
     """The ref of a name; folders and files are checked, hub ids are taken as they are."""
     if name in CATALOG:
         entry = CATALOG[name]
         if entry.hub_id is None:
-            return ModelRef(name=name, kind="embedded", location=EMBEDDED, licence=entry.licence)
+            return ModelRef(name=name, kind="embedded", location=name, licence=entry.licence)
         return ModelRef(name=name, kind="hub", location=entry.hub_id, revision=revision, licence=entry.licence)
     path = os.path.abspath(os.path.expanduser(name))
     if name and os.path.isdir(path):
-        _check_folder(path, name)
+        _check_folder(path, name, weights)
         return ModelRef(name=name, kind="folder", location=path)
     if name and os.path.isfile(path):
         if not path.lower().endswith(".gguf"):
@@ -119,14 +123,16 @@ def _recognise(name: str, revision: str | None) -> ModelRef:
     )
 
 
-def _check_folder(path: str, name: str) -> None:
-    """Raises LongEvalError unless the folder holds a config and whole safetensors."""
+def _check_folder(path: str, name: str, weights_too: bool) -> None:
+    """Raises LongEvalError unless the folder holds a config and, if those are needed, whole safetensors."""
     files = sorted(entry for entry in os.listdir(path) if os.path.isfile(os.path.join(path, entry)))
     if "config.json" not in files:
         raise LongEvalError(
             f"--model {name}: this folder is no model, it has no config.json", _folder_remedy(name, files)
         )
     read_config(os.path.join(path, "config.json"), name)
+    if not weights_too:
+        return
     weights = weight_files(path)
     if not weights:
         pickled = [file for file in files if file.endswith((".bin", ".pt", ".pth"))]

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from longeval.models.catalog import CATALOG
-from longeval.models.embedded import EMBEDDED
+from longeval.models.embedded import EMBEDDED_MODELS
 
 
 def test_promised_names_stand_for_their_hub_ids():
@@ -11,8 +11,15 @@ def test_promised_names_stand_for_their_hub_ids():
     assert set(promised.split()) <= set(CATALOG)
 
 
-def test_only_the_embedded_model_has_no_hub_id():
-    assert [entry.name for entry in CATALOG.values() if entry.hub_id is None] == [EMBEDDED]
+def test_only_embedded_models_have_no_hub_id():
+    assert [entry.name for entry in CATALOG.values() if entry.hub_id is None] == list(EMBEDDED_MODELS)
+
+
+def test_a_model_that_is_not_open_source_names_its_licence():
+    entry = CATALOG["gemma3-270m-q4"]
+    assert (entry.licence, entry.native_length, entry.parameters) == ("Gemma terms", 32768, 268_000_000)
+    for name, model in EMBEDDED_MODELS.items():
+        assert (model.notice is None) == (CATALOG[name].licence == "Apache-2.0")
 
 
 def test_metas_models_are_gated_and_native_means_before_stretching():

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import gguf
 import numpy as np
 import pytest
 import torch
+from tiny_gguf import write_llama
 
 from longeval.errors import LongEvalError
 from longeval.models import gguf as conversion
@@ -64,11 +67,50 @@ def test_the_first_of_two_conversions_wins(write_gguf, own_cache, monkeypatch):
     assert (own_cache / "models" / folder.rsplit("/", 1)[-1] / "theirs").exists()
 
 
-def test_rope_scaling_that_would_be_lost_is_refused(write_gguf):
-    factors = np.linspace(1, 8, 16)
-    with pytest.raises(LongEvalError, match="RoPE scaling of its own"):
-        local_folder(resolve(str(write_gguf("scaled.gguf", rope_freqs=factors))))
-    local_folder(resolve(str(write_gguf("plain.gguf", rope_freqs=np.ones(16)))))
+def test_what_cant_be_read_exactly_is_refused_before_anything_is_dequantised(own_cache, tmp_path, monkeypatch):
+    path = write_llama(tmp_path / "tiny.gguf", {"rope.scaling.type": "ntk"})
+    monkeypatch.setattr(gguf, "dequantize", lambda *_: pytest.fail("dequantised"))
+    with pytest.raises(LongEvalError, match=r"rope\.scaling\.type = ntk"):
+        local_folder(resolve(str(path)))
+    assert list((own_cache / "models").iterdir()) == []
+
+
+def test_a_file_is_parsed_once_and_gguf_is_left_as_it_was(write_gguf, monkeypatch):
+    class Counting(gguf.GGUFReader):
+        count = 0
+
+        def __init__(self, *args):
+            Counting.count += 1
+            super().__init__(*args)
+
+    monkeypatch.setattr(gguf, "GGUFReader", Counting)
+    path = write_gguf()
+    local_folder(resolve(str(path)))
+    assert (Counting.count, gguf.GGUFReader) == (1, Counting)
+    monkeypatch.setattr(conversion, "_rebuild", lambda _: (_ for _ in ()).throw(ValueError))
+    with pytest.raises(LongEvalError):
+        conversion.converted_folder(str(path), name="other", sha256="0" * 64)
+    assert gguf.GGUFReader is Counting
+
+
+def test_another_conversion_gets_another_folder(monkeypatch):
+    first = conversion.cached_folder("tiny", "0123456789", 1)
+    assert first.endswith("/models/tiny-01234567")  # a name that folders in caches have
+    assert conversion.cached_folder("tiny", "0123456789", 2) == f"{first}-v2"
+    assert conversion.cached_folder("tiny", "0123456789") == f"{first}-v{conversion.CONVERSION}"
+
+
+def test_files_are_kept_beside_the_model(write_gguf, tmp_path):
+    (tmp_path / "terms").write_text("yours")
+    folder = conversion.converted_folder(
+        str(write_gguf()), name="tiny", sha256="0" * 64, beside={"LICENCE.txt": str(tmp_path / "terms")}
+    )
+    assert (Path(folder) / "LICENCE.txt").read_text() == "yours"
+    with pytest.raises(LongEvalError, match="cache"):
+        conversion.converted_folder(
+            str(write_gguf()), name="tiny", sha256="1" * 64, beside={"LICENCE.txt": str(tmp_path / "none")}
+        )
+    assert [entry.name for entry in Path(folder).parent.iterdir()] == [Path(folder).name]
 
 
 def test_a_gguf_cut_off_in_the_middle(write_gguf):

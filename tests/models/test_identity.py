@@ -34,6 +34,7 @@ def test_gguf_and_embedded_are_their_files(write_gguf):
     path = write_gguf()
     assert weights_digest(resolve(str(path))) == f"gguf:{hashlib.sha256(path.read_bytes()).hexdigest()}"
     assert weights_digest(resolve("smollm2-135m-q4")).startswith("gguf:b179c9523d0e")
+    assert weights_digest(resolve("gemma3-270m-q4")).startswith("gguf:a5fd3b62230a")
 
 
 def age(path, seconds=60):

@@ -110,3 +110,10 @@ def test_file_that_is_no_gguf(tmp_path):
     (tmp_path / "x.txt").write_text("x")
     with pytest.raises(LongEvalError, match=r"no \.gguf"):
         resolve(str(tmp_path / "x.txt"))
+
+
+def test_a_configuration_alone_is_enough_where_no_weights_are_needed(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    assert resolve(str(tmp_path), weights=False).kind == "folder"
+    with pytest.raises(LongEvalError, match="no safetensors weights"):
+        resolve(str(tmp_path))

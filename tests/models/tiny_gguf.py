@@ -1,0 +1,133 @@
+"""Tiny random models of several families as GGUF files, with whatever metadata and tensors a test wants to add."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gguf
+import numpy as np
+
+HEAD_DIM, HIDDEN, NUM_HEADS, FFN, VOCAB = 32, 64, 2, 96, 12
+CONTEXT = 256
+
+_TOKENS = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "a", "b", "c", "ab", "▁", "▁a", "▁b"]
+_COMMON = {
+    "context_length": CONTEXT,
+    "embedding_length": HIDDEN,
+    "feed_forward_length": FFN,
+    "attention.head_count": NUM_HEADS,
+    "attention.head_count_kv": 1,
+    "attention.layer_norm_rms_epsilon": 1e-6,
+    "rope.freq_base": 700.0,
+    "vocab_size": VOCAB,
+}
+_TOKENIZER = {
+    "tokenizer.ggml.model": "llama",
+    "tokenizer.ggml.bos_token_id": 2,
+    "tokenizer.ggml.eos_token_id": 1,
+    "tokenizer.ggml.unknown_token_id": 3,
+    "tokenizer.ggml.padding_token_id": 0,
+}
+
+
+def write_llama(path: Path, fields=None, tensors=None) -> Path:
+    """Llama, two layers. In `fields`, keys without a family's name are the family's own; None leaves one out."""
+    own = _COMMON | {"block_count": 2, "rope.dimension_count": HEAD_DIM}
+    return _write(path, "llama", own | (fields or {}), _attention(2) | _ffn(2) | (tensors or {}))
+
+
+def write_gemma3(path: Path, fields=None, tensors=None, *, num_layers: int = 6) -> Path:
+    """Gemma 3, by default with one layer that sees everything and five with a window of 8 tokens."""
+    own = _COMMON | {
+        "block_count": num_layers,
+        "attention.key_length": HEAD_DIM,
+        "attention.value_length": HEAD_DIM,
+        "attention.sliding_window": 8,
+    }
+    norms = {
+        f"blk.{layer}.{norm}.weight": (size,)
+        for layer in range(num_layers)
+        for norm, size in (
+            ("attn_q_norm", HEAD_DIM),
+            ("attn_k_norm", HEAD_DIM),
+            ("post_attention_norm", HIDDEN),
+            ("post_ffw_norm", HIDDEN),
+        )
+    }
+    shapes = _attention(num_layers) | _ffn(num_layers) | norms
+    del shapes["output.weight"]
+    return _write(path, "gemma3", own | (fields or {}), shapes | (tensors or {}))
+
+
+def write_phi3(path: Path, fields=None, tensors=None) -> Path:
+    """Phi-3, one layer; queries, keys and values in one matrix, and so are the two halves of the gate."""
+    shapes = {name: shape for name, shape in _attention(1).items() if "attn_q" not in name and "attn_k" not in name}
+    del shapes["blk.0.attn_v.weight"]
+    shapes |= {
+        "blk.0.attn_qkv.weight": (HIDDEN + 2 * HEAD_DIM, HIDDEN),
+        "blk.0.ffn_up.weight": (2 * FFN, HIDDEN),
+        "blk.0.ffn_down.weight": (HIDDEN, FFN),
+    }
+    own = _COMMON | {"block_count": 1, "rope.dimension_count": HEAD_DIM}
+    return _write(path, "phi3", own | (fields or {}), shapes | (tensors or {}))
+
+
+def _attention(num_layers):
+    shapes = {"token_embd.weight": (VOCAB, HIDDEN), "output_norm.weight": (HIDDEN,), "output.weight": (VOCAB, HIDDEN)}
+    for layer in range(num_layers):
+        shapes |= {
+            f"blk.{layer}.attn_norm.weight": (HIDDEN,),
+            f"blk.{layer}.ffn_norm.weight": (HIDDEN,),
+            f"blk.{layer}.attn_q.weight": (NUM_HEADS * HEAD_DIM, HIDDEN),
+            f"blk.{layer}.attn_k.weight": (HEAD_DIM, HIDDEN),
+            f"blk.{layer}.attn_v.weight": (HEAD_DIM, HIDDEN),
+            f"blk.{layer}.attn_output.weight": (HIDDEN, NUM_HEADS * HEAD_DIM),
+        }
+    return shapes
+
+
+def _ffn(num_layers):
+    return {
+        f"blk.{layer}.{name}.weight": shape
+        for layer in range(num_layers)
+        for name, shape in (("ffn_gate", (FFN, HIDDEN)), ("ffn_up", (FFN, HIDDEN)), ("ffn_down", (HIDDEN, FFN)))
+    }
+
+
+def _write(path, architecture, fields, tensors):
+    """Shapes become random float32 weights of about unit gain, arrays stay as they are."""
+    writer = gguf.GGUFWriter(str(path), architecture)
+    writer.add_name("tiny")
+    writer.add_token_list(_TOKENS)
+    writer.add_token_scores([float(-position) for position in range(VOCAB)])
+    writer.add_token_types([3, 3, 3, 2, 3] + [1] * (VOCAB - 5))
+    for key, value in (_TOKENIZER | fields).items():
+        _add(writer, key if key.split(".")[0] in ("general", "tokenizer") else f"{architecture}.{key}", value)
+    rng = np.random.default_rng(0)
+    for name, shape in tensors.items():
+        if isinstance(shape, tuple):
+            spread = 1.0 if len(shape) == 2 and name.startswith("token") else shape[-1] ** -0.5
+            offset = 1.0 if "norm" in name else 0.0
+            writer.add_tensor(name, (offset + spread * rng.standard_normal(shape)).astype(np.float32))
+        else:
+            writer.add_tensor(name, shape)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _add(writer, key, value):
+    if value is None:
+        return
+    if isinstance(value, bool):
+        writer.add_bool(key, value)
+    elif isinstance(value, int):
+        writer.add_uint32(key, value)
+    elif isinstance(value, float):
+        writer.add_float32(key, value)
+    elif isinstance(value, str):
+        writer.add_string(key, value)
+    else:
+        writer.add_array(key, value)
