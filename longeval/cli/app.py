@@ -12,7 +12,7 @@ import sys
 
 import typer
 
-from longeval.cli import doctor, models, ppl, report, rope
+from longeval.cli import doctor, export, models, ppl, report, rope
 from longeval.cli import run as run_command
 from longeval.errors import LongEvalError
 
@@ -30,6 +30,7 @@ app.command("ppl")(ppl.ppl)
 app.command("run")(run_command.run)
 app.command("report")(report.report)
 app.command("rope")(rope.rope)
+app.command("export")(export.export)
 app.command("models")(models.models)
 app.command("doctor")(doctor.doctor)
 

@@ -22,7 +22,9 @@ OPTIONS = {
     "--trust-remote-code --seed --out --json --dry-run --fresh --quiet -q --verbose -v",
     "run": "--pe --out --json --dry-run --fresh --quiet -q --verbose -v",
     "report": "--out --json --title --preface --quiet -q",
-    "rope": "--head-dim --theta --native --factor --length --pe-arg --json --plot --list",
+    "rope": "--model --head-dim --theta --native --factor --length --pe-arg --scale-from --revision "
+    "--trust-remote-code --json --plot --list",
+    "export": "--model --pe --out --factor --native --pe-arg --scale-from --layers --revision --quiet -q",
     "models": "--json",
     "doctor": "--json",
 }
@@ -33,6 +35,7 @@ REQUIRED = {
     "run": {"file"},
     "report": {"runs"},
     "rope": set(),
+    "export": {"--model", "--pe", "--out"},
     "models": set(),
     "doctor": set(),
 }

@@ -1,0 +1,185 @@
+"""`longeval export`: one model with one method, in a form that stock engines load without longeval."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from longeval.export.encoding import Encoding
+    from longeval.export.error import StockError
+    from longeval.export.folder import WrittenFolder
+    from longeval.export.gguf import WrittenGguf
+    from longeval.models.resolve import ModelRef
+
+
+def export(
+    model: Annotated[str, typer.Option(help="Short name, hub id, folder or .gguf file.")],
+    pe: Annotated[str, typer.Option(metavar="NAME", help="The method: yarn, resonance_yarn, …")],
+    out: Annotated[
+        str, typer.Option(metavar="PATH", help="Folder to write, or FILE.gguf for a model that comes as GGUF.")
+    ],
+    factor: Annotated[
+        str | None, typer.Option(metavar="S", help="s = target length / native length, at least 1.")
+    ] = None,
+    native: Annotated[
+        str | None, typer.Option(metavar="L", help="Native length in tokens.", show_default="the model's own")
+    ] = None,
+    pe_arg: Annotated[
+        list[str] | None,
+        typer.Option("--pe-arg", metavar="METHOD.PARAM=VALUE", help="The method's parameter; may be repeated."),
+    ] = None,
+    scale_from: Annotated[
+        str, typer.Option(help="Start from plain RoPE, or from the scaling that the model comes with: plain, shipped.")
+    ] = "plain",
+    layers: Annotated[
+        str, typer.Option(help="Where a model rotates by layer type: global, or all with its sliding windows.")
+    ] = "global",
+    revision: Annotated[str | None, typer.Option(help="Hub revision of the model.")] = None,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Only errors.")] = False,
+) -> None:
+    """Write a model with a method's frequencies for stock engines.
+
+    A folder goes to transformers and vLLM: same weights, and a config.json that gives
+    every feature its frequency in the standard longrope form. A .gguf file goes to
+    llama.cpp: same tensors, and one more with a divisor for every feature.
+
+    Stock engines round angles to float32. The message says by how much.
+
+    [bold]Examples[/bold]
+
+    longeval export --model llama2-7b --pe resonance_yarn --factor 4 --out llama2-7b-16k
+
+    longeval export --model smollm2-135m-q4 --pe resonance_yarn --factor 2 --out smollm2-16k.gguf
+
+    longeval export --model ./my-model --pe yarn --factor 8 --pe-arg yarn.beta_fast=16 --out my-model-8x
+    """
+    from longeval.export.folder import check_folder, write_folder
+    from longeval.export.gguf import check_file, check_source, write_gguf
+    from longeval.models import load
+    from longeval.rope.build import parse_method_name, parse_pe_args
+    from longeval.spec import LAYERS, SCALE_FROM, check_word, parse_factor, parse_length
+
+    check_word("--scale-from", scale_from, SCALE_FROM)
+    check_word("--layers", layers, LAYERS)
+    name = parse_method_name(pe).canonical
+    arguments = parse_pe_args(pe_arg or [], [name])
+    s = None if factor is None else parse_factor(factor)
+    own_native = None if native is None else parse_length(native, flag="--native")
+    to_gguf = out.lower().endswith(".gguf")
+    (check_file if to_gguf else check_folder)(out)
+    ref = load.resolve(model, revision=revision)
+    if to_gguf:
+        check_source(ref, out)
+    config, encoding = _encoding(ref, out if to_gguf else None, name, s, own_native, arguments, scale_from, layers)
+    if not quiet:
+        for note in encoding.rope.notes:
+            _say(note)
+        _say(f"writing {encoding.describe()} …")
+    if to_gguf:
+        with _bar(quiet) as progress:
+            file = write_gguf(ref, encoding, out, progress)
+        if not quiet:
+            _tell_gguf(file, encoding, out)
+        return
+    with _bar(quiet) as progress:
+        folder = write_folder(ref, config, encoding, out, progress)
+    if not quiet:
+        _tell_folder(folder, encoding, out)
+
+
+def _encoding(
+    ref: ModelRef,
+    gguf: str | None,
+    name: str,
+    factor: float | None,
+    native: int | None,
+    arguments: dict[str, dict[str, Any]],
+    scale_from: str,
+    layers: str,
+) -> tuple[Any, Encoding]:
+    """The model's configuration, and what shall be written into it (or into a GGUF, where that is asked for)."""
+    from longeval.export.encoding import encode
+    from longeval.export.gguf import config_of
+    from longeval.export.stock import check_stock_type
+    from longeval.models import load
+    from longeval.models.scaling import model_rope
+    from longeval.rope.build import parse_method_name
+
+    if gguf is not None:
+        config = config_of(ref, gguf)
+    else:
+        check_stock_type(ref)
+        config = load.load_config(ref)
+    rope = model_rope(ref.name, config, native=native, scale_from=scale_from, layers=layers)
+    return config, encode(rope, name, factor=factor, arguments=arguments.get(parse_method_name(name).base, {}))
+
+
+@contextlib.contextmanager
+def _bar(quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """Yields what is told the bytes copied so far and all there are: a bar on a terminal, nothing elsewhere."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task("")
+        yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
+def _tell_folder(written: WrittenFolder, encoding: Encoding, out: str) -> None:
+    """What a folder holds, how exact it is, and how to load it."""
+    from longeval.export.stock import vllm_reason
+
+    for name in written.changed:
+        _say(f"{name}: its limit on length is now {encoding.target_length}")
+    _say(
+        "stock engines multiply positions in float32, without longeval's exact periods: "
+        + _error(written.stock.error, encoding)
+    )
+    if encoding.table.local is not None:
+        _say("transformers 4 would leave the sliding-window layers as they were: load it with transformers 5")
+    print(f"{out}: {encoding.rope.model}, {encoding.describe()}; {written.num_files} files, {_size(written.num_bytes)}")
+    print(f'transformers: AutoModelForCausalLM.from_pretrained("{out}", dtype="auto")')
+    if (reason := vllm_reason(encoding.rope.model_type)) is not None:
+        _say(reason)
+        return
+    print(f"vllm: vllm serve {shlex.quote(out)} --max-model-len {encoding.target_length}")
+
+
+def _tell_gguf(written: WrittenGguf, encoding: Encoding, out: str) -> None:
+    """What a GGUF holds, how exact it is, and how to load it."""
+    _say(
+        "llama.cpp computes angles by a running float32 product, without longeval's exact periods: "
+        + _error(written.error, encoding)
+    )
+    size = f"{written.num_tensors} tensors, {_size(written.num_bytes)}"
+    print(f"{out}: {encoding.rope.model}, {encoding.describe()}; {size}")
+    print(f"llama.cpp: llama-cli -m {shlex.quote(out)} -c {encoding.target_length}")
+
+
+def _error(error: StockError, encoding: Encoding) -> str:
+    """`cos and sin are off by up to 0.0012 (at position 16383, feature 3) below 16k`."""
+    from longeval.spec import format_length
+
+    return (
+        f"cos and sin are off by up to {error.largest:.2g} (at position {error.position}, feature {error.feature}) "
+        f"below {format_length(encoding.target_length)}"
+    )
+
+
+def _size(num_bytes: int) -> str:
+    """`538 MB`, `13.5 GB`."""
+    return f"{num_bytes / 1e9:.3g} GB" if num_bytes >= 10**9 else f"{num_bytes / 1e6:.3g} MB"
+
+
+def _say(text: str) -> None:
+    print(f"longeval: {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,136 @@
+"""What is exported: one method on one model, as one table for all lengths up to the target.
+
+A model's configuration and a GGUF both hold one set of frequencies, so a method whose table follows the length of the
+sequence can't be said there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from longeval.errors import LongEvalError
+from longeval.models.scaling import ModelRope
+from longeval.rope.base import METHODS, RopeTable
+from longeval.rope.build import MethodName, parse_method_name
+from longeval.spec import format_length
+
+_FURTHEST = 2**24
+"""Up to here float32 has every whole number."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Encoding:
+    """A position encoding that is to be written into a model."""
+
+    rope: ModelRope
+    """The model's own."""
+    name: MethodName
+    arguments: dict[str, Any]
+    """The method's parameters, defaults included."""
+    factor: float
+    """s = target length / native length, at least 1."""
+    target_length: int
+    """L' in tokens: the `max_position_embeddings` that is written."""
+    table: RopeTable
+
+    @property
+    def native_length(self) -> int:
+        """L in tokens."""
+        return self.rope.geometry.native_length
+
+    @property
+    def theta(self) -> float:
+        """The base that stays in the configuration; factors are relative to its frequencies."""
+        return self.rope.geometry.theta
+
+    def describe(self) -> str:
+        """In a message: `resonance_yarn, s = 2 (8k to 16k)`."""
+        lengths = f"{format_length(self.native_length)} to {format_length(self.target_length)}"
+        return f"{self.name.canonical}, s = {self.factor:g} ({lengths})"
+
+
+def encode(rope: ModelRope, pe: str, *, factor: float | None, arguments: Mapping[str, Any]) -> Encoding:
+    """The table of a method on a model.
+
+    Args:
+        rope: The model's position encoding.
+        pe: Canonical method name.
+        factor: s; None where the user gave none.
+        arguments: The method's parameters as the user gave them.
+
+    Raises:
+        LongEvalError: A method that follows the length, one that needs a factor and has none, impossible parameters,
+            or frequencies that the model has already.
+    """
+    name = parse_method_name(pe)
+    _check_static(rope, name)
+    target = _target_length(rope, name, factor)
+    native = rope.geometry.native_length
+    geometry = dataclasses.replace(rope.geometry, factor=max(1.0, target / native) if factor is None else factor)
+    table = rope.tables(name, geometry, arguments)(target)
+    _check_new(rope, name, table)
+    return Encoding(
+        rope=rope,
+        name=name,
+        arguments=dataclasses.asdict(rope.parameters(name, arguments)),
+        factor=geometry.factor,
+        target_length=target,
+        table=table,
+    )
+
+
+def _check_static(rope: ModelRope, name: MethodName) -> None:
+    """Raises LongEvalError for a method whose table follows the length of the sequence."""
+    if not rope.length_dependent(name):
+        return
+    prefix = "resonance_" if name.resonance else ""
+    if name.base == "none":
+        remedy = "Stock engines read that scaling from the model as it is." if not name.resonance else ""
+        if rope.shipped.base in METHODS:
+            remedy += f" --pe {prefix}{rope.shipped.base} --factor S exports one table of it for all lengths."
+        raise LongEvalError(
+            f"--pe {name.canonical}: the {rope.shipped.rope_type} scaling that {rope.model} comes with follows the "
+            "length of each sequence, and an export holds one table",
+            remedy.strip() or "Export another method, such as resonance_yarn --factor S.",
+        )
+    static = name.base.removeprefix("dynamic_")
+    remedy = f"Export {prefix}{static} with --factor S: the same formula for one target length."
+    raise LongEvalError(
+        f"--pe {name.canonical}: its frequencies follow the length of each sequence, and an export holds one table",
+        remedy if static in METHODS else "Export a method whose table doesn't depend on length.",
+    )
+
+
+def _target_length(rope: ModelRope, name: MethodName, factor: float | None) -> int:
+    """L' = s·L; without s, what the model reaches already, for methods that s doesn't decide."""
+    native = rope.geometry.native_length
+    if factor is not None:
+        if factor * native > _FURTHEST:
+            raise LongEvalError(
+                f"--factor {factor:g}: a target of {factor * native:.4g} tokens is beyond what stock engines can count",
+                f"They hold positions in float32, whole numbers up to {_FURTHEST}.",
+            )
+        return round(factor * native)
+    if rope.uses_factor(name):
+        raise LongEvalError(
+            f"--factor: missing, {name.canonical} needs it",
+            f"It is target length / native length: --factor 4 stretches {format_length(native)} to "
+            f"{format_length(4 * native)}.",
+        )
+    return max(native, rope.shipped.reach) if name.base == "none" else native
+
+
+def _check_new(rope: ModelRope, name: MethodName, table: RopeTable) -> None:
+    """Raises LongEvalError if a model with plain RoPE would get just the frequencies that it has."""
+    plain_F = rope.geometry.plain_inv_freq(rope.geometry.theta)
+    same = rope.shipped.base == "none" and table.period_F is None and table.attention_factor == 1.0
+    if same and table.local is None and np.allclose(table.inv_freq_F, plain_F, rtol=1e-12, atol=0.0):
+        raise LongEvalError(
+            f"--pe {name.canonical}: nothing to export, {rope.model} has these frequencies already",
+            "Name a method that changes them, such as --pe resonance_yarn --factor 4.",
+        )

@@ -1,0 +1,159 @@
+"""Any frequency table in a model's `config.json`: the standard `longrope` form, its two lists equal.
+
+θ̃_j = θ_j / F_j with F_j in `short_factor` and in `long_factor`, so that it doesn't matter which of them an engine
+picks for a sequence. transformers reads `attention_factor`; vLLM (and transformers' Phi-MoE) read `short_mscale` and
+`long_mscale` instead. Sources: transformers 5.19 `modeling_rope_utils`, vLLM 0.32 `phi3_long_rope_scaled_rope`.
+
+On disk it stands twice, as transformers 5 (`rope_parameters`) and as transformers 4 (`rope_theta`, `rope_scaling`)
+want it; transformers 5 takes `rope_scaling` first where it is there, so both are the same. transformers 4.57 reads it
+in most families; Phi-3 and OLMo 2 refuse its keys there, and Nemotron heeds no scaling at all.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from longeval.errors import LongEvalError
+from longeval.export.encoding import Encoding
+from longeval.models.geometry import full_attention
+from longeval.rope.base import FloatArray, Geometry, RopeTable
+
+GLOBAL_LAYERS = "full_attention"
+
+_READ_ELSEWHERE = {
+    "llama_4_scaling_beta": "the scale of its queries",
+    "mscale_all_dim": "the scale of its attention",
+    "mrope_section": "which features rotate by which axis",
+}
+"""Keys of rope_parameters from which a model takes more than frequencies, and what: they would be lost."""
+
+_FLAT_TOO = ("gemma3_text",)
+"""Model types by layer type whose `rope_scaling`, in transformers 4 and 5, is that of the global layers."""
+
+
+def divisors(inv_freq_F: FloatArray, theta: float) -> FloatArray:
+    """F_j = θ_j/θ̃_j, shape (F,), for the base θ_j = theta^(−j/F)."""
+    plain = Geometry(head_dim=2 * len(inv_freq_F), theta=theta, native_length=1)
+    divisor_F: FloatArray = plain.plain_inv_freq(theta) / inv_freq_F
+    return divisor_F
+
+
+def longrope_form(table: RopeTable, *, theta: float, original: int, factor: float) -> dict[str, Any]:
+    """A table as `rope_parameters` of rope type longrope.
+
+    Args:
+        table: Frequencies and attention factor; periods can't be said.
+        theta: The base in the configuration.
+        original: `original_max_position_embeddings`, tokens.
+        factor: s, at least 1; engines use it only where the attention factor is missing.
+    """
+    lists = [float(divisor) for divisor in divisors(table.inv_freq_F, theta)]
+    attention = float(table.attention_factor)
+    return {
+        "rope_type": "longrope",
+        "rope_theta": theta,
+        "factor": factor,
+        "original_max_position_embeddings": original,
+        "attention_factor": attention,
+        "short_mscale": attention,
+        "long_mscale": attention,
+        "short_factor": lists,
+        "long_factor": list(lists),
+    }
+
+
+def new_config(raw: Mapping[str, Any], config: Any, encoding: Encoding) -> dict[str, Any]:
+    """A model's `config.json` with the encoding in it; everything else stays as it was.
+
+    Args:
+        raw: The file as it is.
+        config: transformers' PreTrainedConfig of it.
+        encoding: What to write.
+
+    Raises:
+        LongEvalError: If the settings that would be replaced hold more than frequencies, or can't be found.
+    """
+    new = copy.deepcopy(dict(raw))
+    new.pop("auto_map", None)  # it names Python files, which don't come along
+    text = config.get_text_config()
+    part = _text_part(new, config, encoding)
+    _check_replaceable(encoding)
+    own = encoding.rope.config
+    partial = (full_attention(own.parameters) if own.by_layer_type else own.parameters).get("partial_rotary_factor")
+    if own.by_layer_type:
+        parameters = _by_layer_type(encoding)
+        flat = parameters[GLOBAL_LAYERS] if text.model_type in _FLAT_TOO else None
+    else:
+        parameters = longrope_form(
+            encoding.table, theta=encoding.theta, original=encoding.native_length, factor=encoding.factor
+        )
+        flat = parameters
+    if partial is not None:
+        (parameters[GLOBAL_LAYERS] if own.by_layer_type else parameters)["partial_rotary_factor"] = partial
+    part["rope_parameters"] = parameters
+    part.pop("rope_scaling", None)
+    if flat is not None:
+        part["rope_scaling"] = dict(flat)
+        part["rope_theta"] = encoding.theta
+    part["max_position_embeddings"] = encoding.target_length
+    if own.by_layer_type or hasattr(text, "original_max_position_embeddings"):
+        part["original_max_position_embeddings"] = encoding.native_length
+    if getattr(text, "head_dim", 0) is None:
+        # stock longrope takes the attribute where there is one, and can't compute with None
+        part["head_dim"] = text.hidden_size // text.num_attention_heads
+    return new
+
+
+def _by_layer_type(encoding: Encoding) -> dict[str, Any]:
+    """`rope_parameters` by layer type.
+
+    `original_max_position_embeddings` is the target there: once a sequence exceeds it, transformers 5.16 to 5.19 looks
+    for a long list again at the second pass and fails; the two lists are equal, so nothing is lost. L stands beside.
+    """
+
+    def form(table: RopeTable, theta: float) -> dict[str, Any]:
+        return longrope_form(table, theta=theta, original=encoding.target_length, factor=1.0)
+
+    parameters = copy.deepcopy(encoding.rope.config.parameters)
+    if GLOBAL_LAYERS not in parameters:
+        raise LongEvalError(
+            f"--model {encoding.rope.model}: rotates by layer type without '{GLOBAL_LAYERS}' layers",
+            "Only its global layers could be scaled.",
+        )
+    parameters[GLOBAL_LAYERS] = form(encoding.table, encoding.theta)
+    if encoding.table.local is not None:
+        local_theta = encoding.rope.config.local
+        assert local_theta is not None
+        for key in parameters:
+            if key != GLOBAL_LAYERS and parameters[key] is not None:
+                parameters[key] = form(encoding.table.local, local_theta)
+    return parameters
+
+
+def _text_part(new: dict[str, Any], config: Any, encoding: Encoding) -> dict[str, Any]:
+    """The part of `config.json` that describes the language model: all of it, or `text_config`."""
+    if config.get_text_config() is config:
+        return new
+    part = new.get("text_config")
+    if not isinstance(part, dict):
+        raise LongEvalError(
+            f"--model {encoding.rope.model}: its config.json has no text_config to write the frequencies into",
+            "Export its language model saved on its own.",
+        )
+    return part
+
+
+def _check_replaceable(encoding: Encoding) -> None:
+    """Raises LongEvalError if the model takes more than frequencies from the settings that are replaced."""
+    parameters = encoding.rope.config.parameters
+    settings = list(parameters.values()) if encoding.rope.config.by_layer_type else [parameters]
+    for given in settings:
+        for key, what in _READ_ELSEWHERE.items():
+            if given is not None and given.get(key):
+                raise LongEvalError(
+                    f"--model {encoding.rope.model}: takes {what} from {key} in its RoPE settings, which the longrope "
+                    "form can't hold",
+                    "Such a model can't be exported; longeval itself measures it with any method.",
+                )

@@ -1,0 +1,226 @@
+"""`--out FILE.gguf`: a GGUF with a divisor for every feature, `rope_freqs.weight`, as llama.cpp reads it.
+
+llama.cpp divides each feature's angle by its number in that tensor (made for Llama 3.1) and multiplies cos and sin with
+`rope.scaling.attn_factor`; any other scaling of its own is switched off by `rope.scaling.type` none. All other fields
+and all tensors are copied as they are, quantised or not, and the file is read back before it gets its name. Source:
+llama.cpp, `llama-model.cpp`, `llama-context.cpp` and `ggml_rope_cache_init`, as of llama-cpp-python 0.3.36.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from longeval.errors import LongEvalError
+from longeval.export.encoding import Encoding
+from longeval.export.error import StockError, running, stock_error
+from longeval.export.form import divisors
+from longeval.export.gguf_copy import Changes, Progress, open_gguf, read_back, write_copy
+from longeval.export.note import common_note, error_note
+from longeval.files import why_unwritable
+from longeval.models import load
+from longeval.models.gguf_config import complete_config
+from longeval.models.gguf_header import GgufHeader, read_header
+from longeval.models.quiet import quiet_transformers
+from longeval.models.resolve import ModelRef
+
+HONOURED = (
+    "apertus", "arcee", "deci", "exaone", "granite", "granitemoe", "llama", "minicpm", "mistral3", "nanbeige"
+)  # fmt: skip
+"""Architectures whose loader in llama.cpp reads rope_freqs and whose every layer then uses it."""
+
+_NOTE = "longeval.export"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WrittenGguf:
+    """An export that is done."""
+
+    path: str
+    num_tensors: int
+    num_bytes: int
+    error: StockError
+    """llama.cpp's largest error up to the target length."""
+
+
+def check_file(path: str) -> None:
+    """Raises LongEvalError, before anything is computed, unless a file can appear at `path`."""
+    if os.path.lexists(path):
+        raise LongEvalError(
+            f"--out {path}: exists already", "Name another file, or remove this one; nothing is overwritten."
+        )
+    if not os.path.isdir(folder := os.path.dirname(os.path.abspath(path))):
+        raise LongEvalError(f"--out {path}: there is no folder {folder}", "Name a file in a folder that exists.")
+    if (reason := why_unwritable(folder)) is not None:
+        raise LongEvalError(f"--out {path}: can't write there ({reason})", "Choose a folder you may write to.")
+
+
+def check_source(ref: ModelRef, path: str) -> None:
+    """Raises LongEvalError unless the model comes as a GGUF that llama.cpp reads divisors from."""
+    if ref.kind not in ("gguf", "embedded"):
+        raise LongEvalError(
+            f"--out {path}: {ref.name} doesn't come as a GGUF",
+            "Convert it with llama.cpp's convert_hf_to_gguf.py, then export from that file: --model FILE.gguf.",
+        )
+    if ref.kind == "gguf":
+        _check_header(_header(ref, ref.location), ref, path)
+
+
+def config_of(ref: ModelRef, path: str) -> Any:
+    """Returns transformers' PreTrainedConfig of a model that comes as GGUF; a user's file isn't dequantised for it.
+
+    Args:
+        ref: A model that passed `check_source`.
+        path: The value of `--out`, for messages.
+
+    Raises:
+        LongEvalError: If transformers doesn't know its architecture, the file states what can't be said exactly, or
+            llama.cpp reads no divisors for an embedded model.
+    """
+    if ref.kind == "embedded" or load.is_present(ref):
+        config = load.load_config(ref)
+        if ref.kind == "embedded":  # its GGUF has to be fetched once more: not in vain
+            _check_architecture(config.model_type, ref, path)
+        return config
+    import transformers
+
+    folder, name = os.path.split(ref.location)
+    try:
+        with quiet_transformers():
+            config = transformers.AutoConfig.from_pretrained(folder, gguf_file=name)
+        return complete_config(_header(ref, ref.location), config)
+    except (ValueError, KeyError, ImportError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise LongEvalError(
+            f"--model {ref.name}: transformers {transformers.__version__} can't read this GGUF ({reason.rstrip('.')})",
+            "Only GGUFs that longeval can also measure are exported.",
+        ) from error
+
+
+def write_gguf(ref: ModelRef, encoding: Encoding, path: str, progress: Progress) -> WrittenGguf:
+    """Copies a model's GGUF with the encoding in it.
+
+    Args:
+        ref: A model that comes as GGUF; see `check_source`.
+        encoding: What it shall say.
+        path: Where the file goes; absent.
+        progress: Told the bytes copied so far and all there are.
+
+    Raises:
+        LongEvalError: If the GGUF doesn't fit the encoding, or can't be written. Nothing is left at `path` then.
+    """
+    check_file(path)
+    place = os.path.abspath(path)
+    folder, name = os.path.split(place)
+    work = os.path.join(folder, f".{name}.{uuid.uuid4().hex[:8]}")
+    try:
+        with _original(ref) as original:
+            header = _header(ref, original)
+            architecture = _check_header(header, ref, path)
+            _check_geometry(header, encoding)
+            divisor_F = divisors(encoding.table.inv_freq_F, encoding.theta).astype(np.float32)
+            error = _error(encoding, divisor_F)
+            note = common_note(ref, encoding) | {"engine": {"name": "llama.cpp", **error_note(error)}}
+            changes = _changes(architecture, encoding, divisor_F, note)
+            source = open_gguf(original)
+            try:
+                write_copy(source, changes, work, progress)
+                num_tensors = read_back(source, changes, work)
+                written = WrittenGguf(path=place, num_tensors=num_tensors, num_bytes=os.path.getsize(work), error=error)
+                check_file(path)  # a rename would replace what came in between
+                os.rename(work, place)
+            finally:
+                with suppress(FileNotFoundError):
+                    os.unlink(work)
+    except OSError as error:
+        raise LongEvalError(
+            f"--out {path}: {error.strerror or error}", "Make room, or choose a folder you may write to."
+        ) from error
+    return written
+
+
+@contextmanager
+def _original(ref: ModelRef) -> Iterator[str]:
+    """The model's GGUF: the user's file, or the embedded model's, unpacked for as long as it is needed."""
+    if ref.kind == "gguf":
+        yield ref.location
+        return
+    from longeval.models.embedded import embedded_gguf
+
+    with tempfile.TemporaryDirectory(prefix="longeval-") as folder:
+        yield embedded_gguf(ref.location, folder)
+
+
+def _header(ref: ModelRef, path: str) -> GgufHeader:
+    """The header of a model's GGUF; raises LongEvalError if it can't be read."""
+    try:
+        return read_header(path)
+    except ValueError as error:
+        raise LongEvalError(f"--model {ref.name}: not a readable GGUF ({error})", "Fetch the file again.") from error
+
+
+def _check_header(header: GgufHeader, ref: ModelRef, path: str) -> str:
+    """The GGUF's architecture; raises LongEvalError unless llama.cpp reads divisors for it, or if it is one of many."""
+    _check_architecture(header.architecture, ref, path)
+    if int(header.fields.get("split.count", 1)) > 1:
+        raise LongEvalError(
+            f"--model {ref.name}: is one of several parts", "Join them with llama.cpp's llama-gguf-split --merge."
+        )
+    return header.architecture
+
+
+def _check_architecture(architecture: str, ref: ModelRef, path: str) -> None:
+    """Raises LongEvalError unless llama.cpp reads divisors for an architecture."""
+    if architecture not in HONOURED:
+        raise LongEvalError(
+            f"--out {path}: llama.cpp reads no frequencies of their own for {architecture} models",
+            f"It does for {', '.join(HONOURED)}. Export {ref.name} to a folder instead.",
+        )
+
+
+def _check_geometry(header: GgufHeader, encoding: Encoding) -> None:
+    """Raises LongEvalError unless the GGUF's base and rotary dimensions are those that the divisors are made for."""
+    theta = float(header.own("rope.freq_base", 10000.0))
+    dimensions = header.own("rope.dimension_count") or header.own("attention.key_length")
+    if dimensions is None:
+        heads = header.own("attention.head_count", 1)
+        dimensions = header.own("embedding_length", 0) // (max(heads) if isinstance(heads, list) else heads)
+    wanted = (2 * len(encoding.table.inv_freq_F), float(np.float32(encoding.theta)))
+    if (int(dimensions), float(np.float32(theta))) != wanted:
+        raise LongEvalError(
+            f"--model {encoding.rope.model}: llama.cpp rotates {dimensions} dimensions of this GGUF with base "
+            f"{theta:g}, and transformers {wanted[0]} with base {wanted[1]:g}",
+            "Convert the original model again.",
+        )
+
+
+def _error(encoding: Encoding, divisor_F: npt.NDArray[np.float32]) -> StockError:
+    """llama.cpp's largest error up to the target length."""
+    stock = running(encoding.theta, divisor_F)
+    return stock_error(stock, encoding.table.attention_factor, encoding.table, encoding.target_length)
+
+
+def _changes(
+    architecture: str, encoding: Encoding, divisor_F: npt.NDArray[np.float32], note: dict[str, Any]
+) -> Changes:
+    """What the copy says anew."""
+    scaling = f"{architecture}.rope.scaling"
+    return Changes(
+        architecture=architecture,
+        numbers={
+            f"{architecture}.context_length": encoding.target_length,
+            f"{scaling}.attn_factor": float(encoding.table.attention_factor),
+            f"{scaling}.original_context_length": encoding.native_length,
+        },
+        texts={f"{scaling}.type": "none", _NOTE: json.dumps(note, ensure_ascii=False, allow_nan=False)},
+        divisor_F=divisor_F,
+    )

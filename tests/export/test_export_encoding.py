@@ -1,0 +1,87 @@
+"""What can be exported, up to which length, and what is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tiny_families import encoding_of
+
+from longeval.errors import LongEvalError
+
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0] * 8,
+    "long_factor": [2.0] * 8,
+    "original_max_position_embeddings": 64,
+}
+LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 8.0}
+
+
+def test_the_table_is_that_of_the_target_length(family):
+    _, _, encoding = encoding_of(family("llama"), "pi", 2.5)
+    assert encoding.target_length == 160
+    assert encoding.native_length == 64
+    assert np.allclose(encoding.table.inv_freq_F * 2.5, [10000.0 ** (-j / 8) for j in range(8)], rtol=1e-14)
+    assert encoding.describe() == "pi, s = 2.5 (64 to 160)"
+
+
+def test_parameters_with_their_defaults(family):
+    _, _, encoding = encoding_of(family("llama"), "yarn", beta_fast=16.0)
+    assert encoding.arguments == {"beta_fast": 16.0, "beta_slow": 1.0, "attention_factor": None}
+
+
+def test_without_a_factor(family):
+    """Methods that s doesn't decide reach what the model reaches already."""
+    folder = family("llama")
+    _, _, encoding = encoding_of(folder, "resonance", None)
+    assert (encoding.factor, encoding.target_length) == (1.0, 64)
+    _, _, encoding = encoding_of(folder, "abf", None, base=50000.0)
+    assert encoding.target_length == 64
+    with pytest.raises(LongEvalError, match="--factor: missing, resonance_yarn needs it"):
+        encoding_of(folder, "resonance_yarn", None)
+
+
+def test_what_a_model_comes_with_counts(family):
+    folder = family("llama3")
+    _, _, encoding = encoding_of(folder, "resonance", None)
+    assert (encoding.factor, encoding.target_length) == (8.0, 512)
+    _, _, encoding = encoding_of(folder, "none", None)
+    assert encoding.target_length == 512
+    _, _, encoding = encoding_of(folder, "yarn", 2.0)
+    assert encoding.target_length == 128
+    _, _, encoding = encoding_of(folder, "pi", 2.0, scale_from="shipped")
+    assert encoding.target_length == 1024
+    assert encoding.table.inv_freq_F[-1] == pytest.approx(10000.0 ** (-7 / 8) / 16, rel=1e-12)
+
+
+@pytest.mark.parametrize(("name", "static"), [("dynamic_ntk", "ntk"), ("resonance_dynamic_yarn", "resonance_yarn")])
+def test_a_method_that_follows_the_length_is_refused(family, name, static):
+    with pytest.raises(LongEvalError, match=f"--pe {name}: its frequencies follow the length") as caught:
+        encoding_of(family("llama"), name)
+    assert f"Export {static} with --factor" in caught.value.remedy
+
+
+def test_a_shipped_scaling_that_follows_the_length_is_refused(family):
+    folder = family("phi3", rope_parameters=LONGROPE, max_position_embeddings=512)
+    with pytest.raises(LongEvalError, match=r"--pe none: the longrope scaling that .* follows the length") as caught:
+        encoding_of(folder, "none")
+    assert "--pe longrope --factor S" in caught.value.remedy
+    with pytest.raises(LongEvalError) as caught:
+        encoding_of(folder, "resonance")
+    assert "--pe resonance_longrope --factor S" in caught.value.remedy
+    _, _, encoding = encoding_of(folder, "longrope", 8.0)
+    assert encoding.table.inv_freq_F[0] == 0.5
+
+
+@pytest.mark.parametrize(("name", "factor"), [("none", None), ("none", 4.0), ("yarn", 1.0), ("pi", 1.0)])
+def test_what_the_model_has_already_is_not_exported(family, name, factor):
+    with pytest.raises(LongEvalError, match=f"--pe {name}: nothing to export"):
+        encoding_of(family("llama"), name, factor)
+
+
+def test_the_same_method_on_a_scaled_model_is_news(family):
+    """pi with s = 1 on a model that comes with linear scaling takes that scaling away."""
+    folder = family("llama", rope_parameters=LINEAR, max_position_embeddings=512)
+    _, _, encoding = encoding_of(folder, "pi", 1.0, native=64)
+    assert encoding.table.inv_freq_F[0] == 1.0
