@@ -34,6 +34,7 @@ class ModelSize:
     hidden_size: int
     intermediate_size: int
     num_layers: int
+    num_heads: int
     attention_width: int
     """Heads × head dimension."""
     vocab_size: int
@@ -93,6 +94,7 @@ def model_size(prepared: PreparedModel) -> ModelSize:
         hidden_size=text.hidden_size,
         intermediate_size=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
         num_layers=text.num_hidden_layers,
+        num_heads=num_heads,
         attention_width=num_heads * head_dim,
         vocab_size=text.vocab_size,
         tied=bool(getattr(text, "tie_word_embeddings", False)),
@@ -129,6 +131,9 @@ def _memory_bytes(model: PreparedModel, size: ModelSize, windows: Iterable[Windo
     longest = max((window.length for window in windows), default=0)
     # The largest moment of a layer: gate, up and their product, beside hidden states, residual, queries, keys, values.
     per_token = width * (3 * size.intermediate_size + 10 * size.hidden_size)
+    if model.attn == "eager":
+        # Tokens × tokens: logits, their cap or mask, probabilities, and the float32 in which the softmax is taken.
+        per_token += size.num_heads * longest * (3 * width + 4)
     return size.num_parameters * width + longest * per_token + LOGITS_COPIES * LOGITS_BYTES + RUNTIME_BYTES
 
 

@@ -173,7 +173,7 @@ def _what_is_there(protocol: Protocol, corpus: Corpus) -> str:
 
 
 def _notes(spec: PplSpec, names: Sequence[MethodName], model: PreparedModel, corpora: Sequence[Corpus]) -> list[str]:
-    notes = list(model.rope.notes)
+    notes = list(model.notes)
     stretched = [name.canonical for name in names if name.method.uses_factor]
     if stretched and set(factors(spec, model.native_length).values()) == {1.0}:
         notes.append(

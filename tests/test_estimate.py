@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from longeval.estimate import estimate, model_size
 from longeval.evals.perplexity import Window
 from longeval.models.prepare import prepare
@@ -49,10 +51,16 @@ def test_a_plan_counts_shared_passes_once(tiny_llama, documents):
     assert part.memory_bytes > 4 * model_size(prepared(tiny_llama)).num_parameters
 
 
+def test_eager_attention_holds_matrices_of_tokens_by_tokens(tiny_llama, documents):
+    spec = PplSpec(model=(str(tiny_llama),), pe=("none",), lengths=(128,), data=(str(documents),), dtype="float32")
+    lean, eager = (
+        estimate(plan_ppl(dataclasses.replace(spec, attn=attn)).jobs)[0].memory_bytes for attn in (None, "eager")
+    )
+    assert eager - lean == 4 * 128**2 * (3 * 4 + 4)
+
+
 def test_nothing_to_do_costs_nothing(tiny_llama, documents):
     spec = PplSpec(model=(str(tiny_llama),), pe=("none",), lengths=(32,), data=(str(documents),), dtype="float32")
     (job,) = plan_ppl(spec).jobs
-    import dataclasses
-
     (part,) = estimate([dataclasses.replace(job, groups=())])
     assert (part.cells, part.passes, part.seconds) == (0, 0, 0.0)

@@ -38,6 +38,17 @@ class PreparedModel:
     trust_remote_code: bool
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know, a line each."""
+        if _soft_cap(self.config) is None or self.attn != "eager":
+            return self.rope.notes
+        capped = (
+            f"{self.name} caps its attention logits softly: attention is eager, whose memory grows with the square of "
+            "the length (--attn flex_attention or, on a GPU, flash_attention_2 need less; sdpa would leave the cap out)"
+        )
+        return (*self.rope.notes, capped)
+
+    @property
     def geometry(self) -> Geometry:
         """What methods start from, at factor 1."""
         return self.rope.geometry
@@ -85,6 +96,7 @@ def prepare(
     device_map = resolve_device_map(device_map)
     ref = load.resolve(name, revision=revision)
     config = load.load_config(ref, trust_remote_code=trust_remote_code)
+    attn = _with_soft_cap(name, config, attn)
     rope = model_rope(name, config, native=native, scale_from=scale_from, layers=layers)
     tokenizer = load.load_tokenizer(ref, trust_remote_code=trust_remote_code)
     return PreparedModel(
@@ -102,6 +114,27 @@ def prepare(
         attn=attn,
         trust_remote_code=trust_remote_code,
     )
+
+
+def _soft_cap(config: Any) -> float | None:
+    """The bound of a model's attention logits (Gemma 2), None where it has none."""
+    cap: float | None = getattr(config.get_text_config(), "attn_logit_softcapping", None)
+    return cap
+
+
+def _with_soft_cap(name: str, config: Any, attn: str | None) -> str | None:
+    """The attention implementation; eager by default where logits are capped, which SDPA can't do.
+
+    transformers takes SDPA for such models as well and says nothing; Gemma 2 is then another model.
+    """
+    if _soft_cap(config) is None:
+        return attn
+    if attn == "sdpa":
+        raise LongEvalError(
+            f"--attn sdpa: leaves out the soft cap of the attention logits of {name}",
+            "Leave --attn out, or use eager, flex_attention or flash_attention_2.",
+        )
+    return attn or "eager"
 
 
 def _bos(name: str, tokenizer: Any, asked: bool | None) -> bool:

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from transformers import AutoModelForCausalLM
+
+from longeval.errors import LongEvalError
 from longeval.models.prepare import prepare
+from longeval.run import load_backend
 
 OPTIONS = {
     "revision": None,
@@ -28,3 +38,43 @@ def test_bos_follows_the_tokenizer_unless_told(tiny_llama, tiny_llama_bos):
     found = [prepare(name, **(OPTIONS | {"bos": bos})).bos for name, bos in asked]
     assert found == [False, True, True, False]
     assert prepare(str(tiny_llama_bos), **OPTIONS).bos_id() == 0
+
+
+def test_attention_logits_that_are_capped_softly_stay_so(tiny_llama, tmp_path):
+    """transformers takes SDPA for Gemma 2 too, which leaves the cap out without a word."""
+    shutil.copytree(tiny_llama, tmp_path / "gemma")
+    torch.manual_seed(0)
+    config = transformers.Gemma2Config(
+        hidden_size=32,
+        intermediate_size=48,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_hidden_layers=2,
+        head_dim=16,
+        vocab_size=300,
+        sliding_window=32,
+        attn_logit_softcapping=1.0,
+        initializer_range=0.5,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "gemma")
+    folder = str(tmp_path / "gemma")
+    model = prepare(folder, **OPTIONS)
+    assert model.attn == "eager" and "caps its attention logits softly" in model.notes[-1]
+    tokens_T = np.arange(100, dtype=np.int32)
+    scores = {}
+    for attn in ("eager", "sdpa"):
+        plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=attn).eval()
+        with torch.no_grad():
+            logits_TV = plain(torch.arange(100)[None]).logits[0]
+        targets_S = torch.arange(1, 100)
+        scores[attn] = torch.nn.functional.cross_entropy(logits_TV[:-1], targets_S, reduction="none").numpy()
+    backend = load_backend(model)
+    backend.serve(model.rope.shipped_table(100), 100)
+    np.testing.assert_allclose(backend.score(tokens_T, 1), scores["eager"], atol=1e-3)
+    assert np.abs(scores["sdpa"] - scores["eager"]).max() > 0.1
+    assert prepare(folder, **(OPTIONS | {"attn": "flex_attention"})).notes == ()
+    with pytest.raises(LongEvalError, match="--attn sdpa: leaves out the soft cap"):
+        prepare(folder, **(OPTIONS | {"attn": "sdpa"}))
