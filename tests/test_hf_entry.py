@@ -496,3 +496,11 @@ def test_models_can_be_copied_and_pickled():
     assert torch.equal(logits(copy.deepcopy(model)), logits(pickle.loads(pickle.dumps(model))))
     function = ROPE_INIT_FUNCTIONS["resonance_yarn"]
     assert pickle.loads(pickle.dumps(function)) == function
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gptj", "mpt", "bloom", "opt"])
+def test_a_family_that_would_ignore_it_refuses(family):
+    rope = {"rope_type": "resonance_yarn", "rope_theta": 1e4, "factor": 4, "original_max_position_embeddings": 64}
+    with pytest.raises(LongEvalError, match=f"rope_type resonance_yarn: would be ignored, {family} models"):
+        transformers.AutoConfig.for_model(family, rope_parameters=rope)
+    assert transformers.AutoConfig.for_model(family).model_type == family

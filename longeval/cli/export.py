@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from longeval.errors import LongEvalError
 
 if TYPE_CHECKING:
     from longeval.export.encoding import Encoding
@@ -65,8 +69,14 @@ def export(
     from longeval.rope.build import parse_method_name, parse_pe_args
     from longeval.spec import LAYERS, SCALE_FROM, check_word, parse_factor, parse_length
 
+    logging.getLogger("longeval").setLevel(logging.WARNING if quiet else logging.INFO)
     check_word("--scale-from", scale_from, SCALE_FROM)
     check_word("--layers", layers, LAYERS)
+    for flag, value in (("--pe", pe), ("--model", model)):
+        if "," in value and not os.path.exists(value):
+            raise LongEvalError(f"{flag} {value}: an export is of one model with one method", "Export them one by one.")
+    if "://" in out:
+        raise LongEvalError(f"--out {out}: an export goes to a local folder or file", "Copy it from there.")
     name = parse_method_name(pe).canonical
     arguments = parse_pe_args(pe_arg or [], [name])
     s = None if factor is None else parse_factor(factor)
@@ -148,6 +158,7 @@ def _tell_folder(written: WrittenFolder, encoding: Encoding, out: str) -> None:
     if encoding.table.local is not None:
         _say("transformers 4 would leave the sliding-window layers as they were: load it with transformers 5")
     print(f"{out}: {encoding.rope.model}, {encoding.describe()}; {written.num_files} files, {_size(written.num_bytes)}")
+    _say("transformers 5 warns about short_mscale and long_mscale at loading: vLLM needs them, nothing is amiss")
     print(f'transformers: AutoModelForCausalLM.from_pretrained("{out}", dtype="auto")')
     if (reason := vllm_reason(encoding.rope.model_type)) is not None:
         _say(reason)

@@ -1,6 +1,7 @@
 """`longeval rope`: the frequency tables of methods, for a geometry or for a model, as a table, JSON or a picture.
 
-Of a model only the configuration is read, neither weights nor tokenizer.
+Of a model only the configuration is read (of a GGUF, its header), neither weights nor tokenizer; an embedded model is
+fetched first where that hasn't happened yet.
 """
 
 from __future__ import annotations
@@ -224,7 +225,13 @@ def _read_model(
     from longeval.models import load
     from longeval.models.scaling import model_rope
 
-    config = load.load_config(load.resolve(name, revision=revision, weights=False), trust_remote_code=trust_remote_code)
+    ref = load.resolve(name, revision=revision, weights=False)
+    if ref.kind == "gguf":
+        from longeval.export.gguf import config_of  # from the file's header: its weights aren't dequantised for this
+
+        config = config_of(ref, ref.location)
+    else:
+        config = load.load_config(ref, trust_remote_code=trust_remote_code)
     return model_rope(name, config, native=length, scale_from=scale_from or "plain")
 
 

@@ -28,9 +28,11 @@ from longeval.rope.base import FloatArray, RopeTable
 _CLOSE = 1e-6
 """Relative difference of a float32 frequency from ours, or of a cosine from its own angle's, that rounding explains."""
 
-INTERLEAVED = ("cohere", "cohere2", "cohere2_moe", "deepseek_v2", "deepseek_v3", "ernie4_5", "ernie4_5_moe", "glm4")
+INTERLEAVED = frozenset(
+    ["cohere", "cohere2", "cohere2_moe", "deepseek_v2", "deepseek_v3", "ernie4_5", "ernie4_5_moe", "glm", "glm4"]
+)
 """Model types whose pairs vLLM rotates as neighbours. Its longrope class knows only halves: vLLM 0.32 fails on these,
-except on ERNIE 4.5, whose flag it sets afterwards and which it then rotates wrongly."""
+except on ERNIE 4.5 (and on GLM before 0.32), whose flag it sets afterwards and which it then rotates wrongly."""
 
 _FAILURES = (
     ValueError, KeyError, TypeError, AttributeError, IndexError, OSError, RuntimeError, StrictDataclassError,

@@ -167,6 +167,7 @@ def _checking(original: Callable[..., None]) -> Callable[..., None]:
         scaling = kwargs.get("rope_scaling")
         given = scaling or getattr(self, "rope_parameters", None)
         ours = list(_of_ours(given))
+        _check_heeded(self, kwargs.get("rope_parameters"))
         if not ours:
             original(self, **kwargs)
             return
@@ -191,6 +192,16 @@ def _checking(original: Callable[..., None]) -> Callable[..., None]:
 
     post_init.longeval_original = original  # type: ignore[attr-defined]  # functions take attributes
     return post_init
+
+
+def _check_heeded(config: Any, loose: Any) -> None:
+    """Raises LongEvalError where our types are given to a family of transformers whose RoPE no setting changes."""
+    own = type(config).__module__.startswith("transformers.") and not hasattr(type(config), "rope_parameters")
+    if own and (ours := next(_of_ours(loose), None)):
+        raise LongEvalError(
+            f"rope_type {ours[0]}: would be ignored, {config.model_type} models have no RoPE that settings change",
+            "Give it to the text configuration of a model that can also see or hear, or use a model of another family.",
+        )
 
 
 def _of_ours(given: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -125,7 +125,12 @@ def _recognise(name: str, revision: str | None, weights: bool) -> ModelRef:
 
 def _check_folder(path: str, name: str, weights_too: bool) -> None:
     """Raises LongEvalError unless the folder holds a config and, if those are needed, whole safetensors."""
-    files = sorted(entry for entry in os.listdir(path) if os.path.isfile(os.path.join(path, entry)))
+    try:
+        files = sorted(entry for entry in os.listdir(path) if os.path.isfile(os.path.join(path, entry)))
+    except OSError as error:
+        raise LongEvalError(
+            f"--model {name}: this folder can't be read ({error.strerror or error})", "Give a folder that you can read."
+        ) from error
     if "config.json" not in files:
         raise LongEvalError(
             f"--model {name}: this folder is no model, it has no config.json", _folder_remedy(name, files)

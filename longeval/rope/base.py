@@ -22,6 +22,9 @@ from longeval.registry import Registry
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
+_LARGEST_HEAD = 8192
+"""Rotary dimensions, far beyond any model's; more would only keep a command busy for hours."""
+
 _ROWS = 8192
 """Positions whose float64 angles exist at once: a table for a million positions needs little more than itself."""
 
@@ -50,6 +53,8 @@ class Geometry:
                 f"--head-dim {self.head_dim}: must be a positive even number",
                 "RoPE rotates pairs; 64 or 128 are usual.",
             )
+        if self.head_dim > _LARGEST_HEAD:
+            raise LongEvalError(f"--head-dim {self.head_dim}: no head is that large", "64, 128 and 256 are usual.")
         if not (math.isfinite(self.theta) and self.theta > 0):
             raise LongEvalError(f"--theta {self.theta}: must be a positive number", "10000 is the usual base.")
         if self.native_length <= 0:

@@ -2,7 +2,7 @@
 
 A feature with an integer wavelength λ̃ ≤ L takes, at positions never seen in training, only values it took there. It
 is a transform of another method's table, applied last: rounding first and scaling afterwards gives other wavelengths,
-that are not integers.
+most of which are no integers.
 """
 
 from __future__ import annotations

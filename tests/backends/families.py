@@ -144,7 +144,13 @@ FAMILIES = (
         wrapped={"vision_config": _VISION},
         remark=f"its language model; {_BY_LAYER}; {_NATIVE}",
     ),
-    Family(name="Phi-1.5, Phi-2", examples="phi-1_5, phi-2", config="PhiConfig", head_dim=32),
+    Family(
+        name="Phi-1.5, Phi-2",
+        examples="phi-1_5, phi-2",
+        config="PhiConfig",
+        head_dim=32,
+        remark="Phi-2 turns 40% of a head, as its config says",
+    ),
     Family(name="Phi-3 4k, Phi-4", examples="Phi-3-mini-4k, phi-4", config="Phi3Config", settings=_ORIGINAL),
     Family(
         name="Phi-3 128k, Phi-3.5",
@@ -259,7 +265,8 @@ FAMILIES = (
         first=16,
         shipped=YARN_UNSCALED,
         settings=MLA,
-        remark="logits keep the scale that belongs to its own yarn, whatever the method",
+        remark="logits keep the scale that belongs to its own yarn, whatever the method; released models turn the last "
+        "third of a head, and their weights pair neighbours, which transformers rearranges before it turns halves",
     ),
     Family(
         name="EXAONE 4",

@@ -117,3 +117,12 @@ def test_a_configuration_alone_is_enough_where_no_weights_are_needed(tmp_path):
     assert resolve(str(tmp_path), weights=False).kind == "folder"
     with pytest.raises(LongEvalError, match="no safetensors weights"):
         resolve(str(tmp_path))
+
+
+def test_a_folder_that_cannot_be_read(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("os.listdir", refuse)
+    with pytest.raises(LongEvalError, match=r"this folder can't be read \(Permission denied\)"):
+        resolve(str(tmp_path))

@@ -371,3 +371,36 @@ def test_scalings_that_cannot_be_reproduced_are_refused(rope, said):
     with pytest.raises(LongEvalError, match=said) as caught:
         model_rope("m", config)
     assert str(caught.value).startswith("--model m: ")
+
+
+def test_llama3s_factor_is_no_ratio_of_lengths():
+    """Llama 3.2: 8192 to 131072 tokens, with s = 32."""
+    rope = SHIPPED["llama3"] | {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 32.0}
+    rope["original_max_position_embeddings"] = 8192
+    config = llama_config("default", rope_parameters=rope, max_position_embeddings=131072)
+    shipped = model_rope("m", config, scale_from="shipped")
+    assert (shipped.shipped.native_length, shipped.shipped.reach, shipped.geometry.native_length) == (
+        8192,
+        131072,
+        131072,
+    )
+    # Qwen2.5's way: max_position_embeddings stays, and s tells how far yarn reaches.
+    yarn = model_rope("m", llama_config("yarn", max_position_embeddings=64))
+    assert yarn.shipped.reach == 256
+
+
+@pytest.mark.parametrize(
+    ("settings", "key", "value"),
+    [
+        ("yarn mscale", "mscale", "a"),
+        ("yarn", "original_max_position_embeddings", 0),
+        ("linear", "factor", "4"),
+        ("yarn", "beta_fast", float("nan")),
+        ("llama3", "factor", True),
+    ],
+)
+def test_settings_that_are_no_numbers_are_refused(settings, key, value):
+    config = llama_config(settings)
+    config.rope_parameters = config.rope_parameters | {key: value}
+    with pytest.raises(LongEvalError, match=f"--model m: {key} of its {settings.split()[0]} scaling is .*not a number"):
+        model_rope("m", config)
