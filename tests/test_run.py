@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import shutil
@@ -10,6 +11,7 @@ import shutil
 import numpy as np
 import pytest
 from known import carry_out, log_position, values
+from tiny import save_tiny_llama
 
 from longeval.backends.fake import FakeBackend
 from longeval.cli.progress import RunProgress
@@ -257,3 +259,24 @@ def test_the_request_is_written_once_and_repeatable(request_spec, store, tmp_pat
     carry_out(request_spec(pe=("yarn",)), store, FakeBackend(log_position))
     text = (tmp_path / "run" / "spec.yaml").read_text()
     assert text.count("command: ppl") == 2
+
+
+def test_a_request_can_build_on_the_scaling_a_model_came_with(tmp_path, documents, request_spec, store):
+    rope = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
+    folder = save_tiny_llama(tmp_path / "scaled", rope_parameters=rope)
+    plain = request_spec(model=(str(folder),), pe=("none", "pi"), lengths=(128,))
+    on_top = dataclasses.replace(plain, scale_from="shipped")
+    records = {}
+    for spec in (plain, on_top):
+        for record in carry_out(spec, store).records:
+            records[spec.scale_from, record.pe] = record
+            assert record.params["shipped_rope"] == "linear" and record.params["scale_from"] == spec.scale_from
+    positions_T = np.arange(128)
+    for (start, name), record in records.items():
+        # Both have s = 2 in the request: 128 tokens over the native 64.
+        divisor = {"none": 2.0, "pi": 4.0 if start == "shipped" else 2.0}[name]
+        angle_TF = positions_T[:, None] * 10000.0 ** (-np.arange(8) / 8) / divisor
+        parts = [part(angle_TF).astype(np.float32).tobytes() for part in (np.cos, np.sin)]
+        assert record.rope_digest == hashlib.sha256(b"".join(parts)).hexdigest()
+    # Another start is another cell, even where it comes to the same table.
+    assert len({record.cell for record in records.values()}) == 4
