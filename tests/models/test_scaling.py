@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
-import transformers
+from scaled_configs import LONG, SHIPPED, SHORT, THETA_F, config_of, gemma_config, llama_config
 from tiny import save_tiny_llama
 from transformers import AutoModelForCausalLM
 
@@ -32,56 +32,6 @@ OPTIONS = {
     "attn": None,
     "trust_remote_code": False,
 }
-THETA_F = 10000.0 ** (-np.arange(8) / 8)
-SHORT = [1.0, 1.0, 1.1, 1.2, 1.3, 1.5, 1.7, 2.0]
-LONG = [1.0, 1.3, 2.0, 3.0, 4.0, 5.5, 7.0, 8.0]
-
-SHIPPED = {
-    "default": {},
-    "linear": {"factor": 2.0},
-    "llama3": {
-        "factor": 8.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 64,
-    },
-    "yarn": {"factor": 4.0, "original_max_position_embeddings": 64, "beta_fast": 16.0},
-    "yarn mscale": {"factor": 4.0, "original_max_position_embeddings": 64, "mscale": 0.7, "mscale_all_dim": 1.5},
-    "longrope": {"original_max_position_embeddings": 64, "short_factor": SHORT, "long_factor": LONG},
-    "longrope attention": {
-        "original_max_position_embeddings": 64,
-        "short_factor": SHORT,
-        "long_factor": LONG,
-        "attention_factor": 1.4,
-        "factor": 3.0,
-    },
-    "longrope factor": {
-        "original_max_position_embeddings": 64,
-        "short_factor": SHORT,
-        "long_factor": LONG,
-        "factor": 3.0,
-    },
-    "longrope equal lists": {"original_max_position_embeddings": 64, "short_factor": LONG, "long_factor": LONG},
-    "dynamic": {"factor": 2.0},
-    "resonance_longrope": {
-        "factor": 3.0,
-        "original_max_position_embeddings": 64,
-        "short_factor": SHORT,
-        "long_factor": LONG,
-    },
-    "resonance_ntk": {"factor": 2.0, "base_rule": "linear", "original_max_position_embeddings": 64},
-}
-
-
-def config_of(settings, **overrides):
-    rope_type = settings.split()[0]
-    rope = {"rope_type": rope_type, "rope_theta": 10000.0, **SHIPPED[settings]}
-    return {"rope_parameters": rope, "max_position_embeddings": 100 if rope_type == "dynamic" else 256} | overrides
-
-
-def llama_config(settings, **overrides):
-    sizes = {"hidden_size": 32, "num_attention_heads": 2, "head_dim": 16}
-    return transformers.LlamaConfig(**sizes, **config_of(settings, **overrides))
 
 
 def table_of(model, name, length, factor=1.0, **arguments):
@@ -269,14 +219,6 @@ def test_yarn_has_no_ramp_over_frequencies_that_rise():
         table_of(model_rope("m", config, scale_from="shipped"), "yarn", 64, factor=2.0)
 
 
-def gemma_config(**overrides):
-    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2}
-    special = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
-    return transformers.Gemma3TextConfig(
-        **sizes, **special, num_hidden_layers=6, head_dim=16, vocab_size=300, sliding_window=32, **overrides
-    )
-
-
 def rotations(model, num_tokens, layer_type):
     x_BTD, positions_BT = torch.zeros(1, 1, 1), torch.arange(num_tokens)[None]
     return model.model.rotary_emb(x_BTD, positions_BT, layer_type)
@@ -336,43 +278,6 @@ def test_all_layers_is_refused_where_it_would_change_nothing_or_is_unclear():
         model_rope("m", gemma_config(rope_parameters=scaled), layers="all")
 
 
-@pytest.mark.parametrize(
-    ("config", "said"),
-    [
-        (transformers.GPT2Config(), "gpt2: no rotary position embedding to replace .it has learned absolute"),
-        (transformers.MptConfig(), "mpt: no rotary .* ALiBi"),
-        (transformers.BloomConfig(), "bloom: no rotary .* ALiBi"),
-        (transformers.OPTConfig(), "opt: no rotary .* learned"),
-        (transformers.GPTJConfig(), "gptj: no rotary .* fixed in its code"),
-        (transformers.FalconConfig(alibi=True), "falcon: no rotary .* ALiBi"),
-        (transformers.Gemma4TextConfig(), "gemma4_text: its rotary embedding can't be replaced exactly .its global"),
-        (transformers.GptOssConfig(), "gpt_oss: its rotary embedding can't be replaced exactly"),
-        (transformers.PhimoeConfig(), "phimoe: its rotary embedding can't be replaced exactly"),
-    ],
-    ids=lambda value: getattr(value, "model_type", ""),
-)
-def test_models_without_rope_are_refused_by_name(config, said):
-    with pytest.raises(LongEvalError, match=said):
-        model_rope("m", config)
-
-
-@pytest.mark.parametrize(
-    ("rope", "said"),
-    [
-        ({"rope_type": "proportional"}, "comes with rope_type proportional"),
-        ({"rope_type": "yarn", "factor": 2.0, "truncate": False}, "untruncated ramp"),
-        ({"rope_type": "dynamic", "factor": 2.0, "alpha": 1000.0}, "dynamic scaling has an alpha"),
-        ({"rope_type": "longrope", "short_factor": [1.0] * 3, "long_factor": [1.0] * 3}, "3 numbers, but 16 rotary"),
-    ],
-)
-def test_scalings_that_cannot_be_reproduced_are_refused(rope, said):
-    config = llama_config("default")
-    config.rope_parameters = {"rope_theta": 10000.0, "original_max_position_embeddings": 64, **rope}
-    with pytest.raises(LongEvalError, match=said) as caught:
-        model_rope("m", config)
-    assert str(caught.value).startswith("--model m: ")
-
-
 def test_llama3s_factor_is_no_ratio_of_lengths():
     """Llama 3.2: 8192 to 131072 tokens, with s = 32."""
     rope = SHIPPED["llama3"] | {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 32.0}
@@ -387,20 +292,3 @@ def test_llama3s_factor_is_no_ratio_of_lengths():
     # Qwen2.5's way: max_position_embeddings stays, and s tells how far yarn reaches.
     yarn = model_rope("m", llama_config("yarn", max_position_embeddings=64))
     assert yarn.shipped.reach == 256
-
-
-@pytest.mark.parametrize(
-    ("settings", "key", "value"),
-    [
-        ("yarn mscale", "mscale", "a"),
-        ("yarn", "original_max_position_embeddings", 0),
-        ("linear", "factor", "4"),
-        ("yarn", "beta_fast", float("nan")),
-        ("llama3", "factor", True),
-    ],
-)
-def test_settings_that_are_no_numbers_are_refused(settings, key, value):
-    config = llama_config(settings)
-    config.rope_parameters = config.rope_parameters | {key: value}
-    with pytest.raises(LongEvalError, match=f"--model m: {key} of its {settings.split()[0]} scaling is .*not a number"):
-        model_rope("m", config)
