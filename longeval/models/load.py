@@ -37,7 +37,7 @@ __all__ = [
     "weights_digest",
 ]
 
-_UNREADABLE = (ValueError, KeyError, TypeError, OSError, ImportError, StrictDataclassError)
+_UNREADABLE = (ValueError, KeyError, TypeError, OSError, ImportError, ArithmeticError, StrictDataclassError)
 """What transformers raises for files that aren't what it expects; the last for config fields of a wrong type."""
 
 
@@ -61,6 +61,8 @@ def load_config(ref: ModelRef, *, trust_remote_code: bool = False) -> Any:
     try:
         with quiet_transformers():
             return transformers.AutoConfig.from_pretrained(**source, trust_remote_code=trust_remote_code)
+    except LongEvalError as error:  # of a rope type of ours: it doesn't know which model it is about
+        raise LongEvalError(f"--model {ref.name}: {error.problem}", error.remedy) from error
     except _UNREADABLE as error:
         raise _unloadable(ref, "config", error) from error
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import transformers
 from scaled_configs import llama_config
 
 from longeval.errors import LongEvalError
+from longeval.models.load import load_config
+from longeval.models.resolve import resolve
 from longeval.models.scaling import model_rope
 
 
@@ -62,3 +66,18 @@ def test_settings_that_are_no_numbers_are_refused(settings, key, value):
     config.rope_parameters = config.rope_parameters | {key: value}
     with pytest.raises(LongEvalError, match=f"--model m: {key} of its {settings.split()[0]} scaling is .*not a number"):
         model_rope("m", config)
+
+
+@pytest.mark.parametrize(
+    ("rope", "said"),
+    [
+        ({"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 0}, "its config can't be loaded"),
+        ({"rope_type": "resonance_yarn"}, "rope_type resonance_yarn: rope_parameters have no factor"),
+    ],
+)
+def test_a_folder_with_impossible_settings_gets_a_message_that_names_it(tmp_path, rope, said):
+    config = llama_config("default").to_dict() | {"rope_parameters": {"rope_theta": 10000.0, **rope}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(LongEvalError, match=said) as caught:
+        load_config(resolve(str(tmp_path), weights=False))
+    assert str(caught.value).startswith(f"--model {tmp_path}: ")
