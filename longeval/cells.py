@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +12,16 @@ import numpy as np
 
 from longeval.data.selection import Selection
 from longeval.data.sources import Source
+from longeval.errors import LongEvalError
 from longeval.evals.perplexity import Protocol, Window
 from longeval.models.prepare import PreparedModel
 from longeval.records import SCHEMA_VERSION, canonical_json
-from longeval.rope.base import Geometry, RopeTable
-from longeval.rope.build import MethodName
-from longeval.spec import PplSpec
+from longeval.rope.base import METHODS, RopeTable
+from longeval.rope.build import MethodName, parse_method_name
+from longeval.spec import ModelRequest, PplSpec, format_length
+
+BACKENDS = ("hf",)
+"""What can run a model."""
 
 DEFAULT_STRIDE = 256
 """Tokens between windows where nothing else is asked for, as in YaRN's and LongLoRA's runs."""
@@ -82,12 +86,40 @@ class Group:
         return list(longest.values())
 
 
+def check_backend(spec: ModelRequest) -> None:
+    """Raises LongEvalError for a backend that there isn't."""
+    if spec.backend not in BACKENDS:
+        raise LongEvalError(f"--backend {spec.backend}: unknown", f"Known: {', '.join(BACKENDS)}.")
+
+
+def method_names(spec: ModelRequest) -> list[MethodName]:
+    """The methods of a request; parameters of one that isn't asked for would be ignored: an error."""
+    names = [parse_method_name(name) for name in spec.pe]
+    asked = {name.base for name in names}
+    for base in spec.pe_args:
+        METHODS.lookup(base)
+        if base not in asked:
+            raise LongEvalError(f"--pe-arg {base}.…: {base} is not among --pe {','.join(spec.pe)}", "Remove one.")
+    return names
+
+
+def stretch_note(spec: ModelRequest, names: Sequence[MethodName], model: PreparedModel) -> list[str]:
+    """A note where methods that stretch have nothing to stretch."""
+    stretched = [name.canonical for name in names if name.method.uses_factor]
+    if not stretched or set(factors(spec, model.native_length).values()) != {1.0}:
+        return []
+    return [
+        f"{', '.join(stretched)}: s = 1 at these lengths, nothing is stretched (the native length is "
+        f"{format_length(model.native_length)}; --factor or longer --lengths would)"
+    ]
+
+
 def stride_of(spec: PplSpec) -> int:
     """Tokens between windows, as asked or 256."""
     return DEFAULT_STRIDE if spec.stride is None else spec.stride
 
 
-def factors(spec: PplSpec, native_length: int) -> dict[int, float]:
+def factors(spec: ModelRequest, native_length: int) -> dict[int, float]:
     """The factor s of every length."""
     if spec.factor == "each":
         return {length: max(1.0, length / native_length) for length in spec.lengths}
@@ -95,21 +127,81 @@ def factors(spec: PplSpec, native_length: int) -> dict[int, float]:
     return dict.fromkeys(spec.lengths, one)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Setup:
+    """One method on one model, set up for one length."""
+
+    pe: MethodName
+    factor: float | None
+    """None for methods that don't use it."""
+    length: int
+    """Window length in tokens."""
+    table: Callable[[int], RopeTable]
+    """Sequence length → table."""
+    static: bool
+    """Whether that is the same table for every sequence up to the window's length."""
+    params: dict[str, Any]
+    """Model and method, as far as they decide a value."""
+
+
+def setups(spec: ModelRequest, model: PreparedModel, names: Sequence[MethodName]) -> Iterator[Setup]:
+    """Every method at every length, in this order; LongEvalError where a method can't have its parameters."""
+    factor_of = factors(spec, model.native_length)
+    for name in names:
+        for length in spec.lengths:
+            arguments = spec.pe_args.get(name.base, {})
+            geometry = dataclasses.replace(model.geometry, factor=factor_of[length])
+            table = model.rope.tables(name, geometry, arguments)
+            dependent = model.rope.length_dependent(name)
+            yield Setup(
+                pe=name,
+                factor=geometry.factor if model.rope.uses_factor(name) else None,
+                length=length,
+                table=table,
+                # Their tables change with n in one direction only: equal at both ends is equal in between.
+                static=not dependent or table(length).same_as(table(2)),
+                params=_model_params(spec, model, dataclasses.asdict(model.rope.parameters(name, arguments))),
+            )
+
+
+def _model_params(spec: ModelRequest, model: PreparedModel, method: dict[str, Any]) -> dict[str, Any]:
+    rope = model.rope
+    return {
+        "native_length": model.native_length,
+        "own_native_length": rope.own_native_length,
+        "theta": model.geometry.theta,
+        "head_dim": model.geometry.head_dim,
+        "method": method,
+        "shipped_rope": None if rope.shipped.base == "none" else rope.shipped.rope_type,
+        "scale_from": None if rope.shipped.base == "none" else rope.scale_from,
+        "layers": rope.layers if rope.config.by_layer_type else None,
+        "bos": model.bos,
+        "seed": spec.seed,
+        "attn": model.attn,
+        "weights": model.weights_digest,
+        "tokenizer": model.tokenizer_digest,
+    }
+
+
+FOR_READERS = ("data_origin", "own_native_length")
+"""Parameters that decide nothing: where the texts were found, and the native length that --native replaced."""
+
+
+def cell_id(kind: str, fields: Mapping[str, Any], params: Mapping[str, Any]) -> str:
+    """A digest of everything that decides a cell's result."""
+    decides = {"kind": kind, "schema": SCHEMA_VERSION, **fields}
+    decides |= {key: value for key, value in params.items() if key not in FOR_READERS}
+    return hashlib.sha256(canonical_json(decides).encode()).hexdigest()[:ID_DIGITS]
+
+
 def build_groups(
     spec: PplSpec, protocol: Protocol, model: PreparedModel, corpus: Corpus, names: Sequence[MethodName]
 ) -> tuple[Group, ...]:
     """All cells of one model and data set, cells with the same passes together."""
-    factor_of = factors(spec, model.native_length)
     groups: list[Group] = []
-    for name in names:
-        for length in spec.lengths:
-            geometry = dataclasses.replace(model.geometry, factor=factor_of[length])
-            table = model.rope.tables(name, geometry, spec.pe_args.get(name.base, {}))
-            cell = _cell(spec, protocol, model, corpus, name, geometry, length)
-            dependent = model.rope.length_dependent(name)
-            # Their tables change with n in one direction only: equal at both ends is equal in between.
-            static = not dependent or table(length).same_as(table(2))
-            _add(groups, Group(cells=(cell,), table=table, static=static), protocol)
+    for setup in setups(spec, model, names):
+        cell = _cell(spec, protocol, model, corpus, setup)
+        _add(groups, Group(cells=(cell,), table=setup.table, static=setup.static), protocol)
     return tuple(groups)
 
 
@@ -127,63 +219,35 @@ def _add(groups: list[Group], new: Group, protocol: Protocol) -> None:
     groups.append(new)
 
 
-def _cell(
-    spec: PplSpec,
-    protocol: Protocol,
-    model: PreparedModel,
-    corpus: Corpus,
-    name: MethodName,
-    geometry: Geometry,
-    length: int,
-) -> Cell:
-    rope = model.rope
-    parameters = rope.parameters(name, spec.pe_args.get(name.base, {}))
+def _cell(spec: PplSpec, protocol: Protocol, model: PreparedModel, corpus: Corpus, setup: Setup) -> Cell:
     lengths = corpus.selection.lengths
-    windows = tuple(protocol.windows(lengths, length, stride_of(spec), model.bos))
+    windows = tuple(protocol.windows(lengths, setup.length, stride_of(spec), model.bos))
     scored = len({window.document for window in windows})
     too_short = 0 if protocol.joined or not windows else len(lengths) - scored
-    factor = geometry.factor if rope.uses_factor(name) else None
-    params: dict[str, Any] = {
-        "native_length": model.native_length,
-        "own_native_length": rope.own_native_length,
-        "theta": model.geometry.theta,
-        "head_dim": model.geometry.head_dim,
-        "method": dataclasses.asdict(parameters),
-        "shipped_rope": None if rope.shipped.base == "none" else rope.shipped.rope_type,
-        "scale_from": None if rope.shipped.base == "none" else rope.scale_from,
-        "layers": rope.layers if rope.config.by_layer_type else None,
+    skipped = corpus.selection.skipped + (too_short if windows else len(lengths))
+    params = setup.params | {
         "stride": stride_of(spec) if protocol.strided else None,
-        "bos": model.bos,
         "min_tokens": corpus.min_tokens,
-        "seed": spec.seed,
-        "attn": model.attn,
-        "weights": model.weights_digest,
-        "tokenizer": model.tokenizer_digest,
         "data_digest": corpus.selection.digest,
         "data_origin": corpus.source.origin,
     }
-    skipped = corpus.selection.skipped + (too_short if windows else len(lengths))
     decides = {
-        "kind": "ppl",
-        "schema": SCHEMA_VERSION,
         "model": model.name,
-        "pe": name.canonical,
-        "factor": factor,
-        "length": length,
+        "pe": setup.pe.canonical,
+        "factor": setup.factor,
+        "length": setup.length,
         "data": corpus.source.name,
         "protocol": protocol.name,
         "backend": spec.backend,
         "dtype": model.dtype,
         "skipped": skipped,
-        # For readers only: where the texts were found, and the native length that --native replaced.
-        **{key: value for key, value in params.items() if key not in ("data_origin", "own_native_length")},
     }
     return Cell(
-        id=hashlib.sha256(canonical_json(decides).encode()).hexdigest()[:ID_DIGITS],
+        id=cell_id("ppl", decides, params),
         model=model.name,
-        pe=name,
-        factor=factor,
-        length=length,
+        pe=setup.pe,
+        factor=setup.factor,
+        length=setup.length,
         data=corpus.source.name,
         protocol=protocol.name,
         backend=spec.backend,

@@ -12,20 +12,26 @@ from functools import partial
 from typing import TypeVar
 
 from longeval.cache import cache_dir
-from longeval.cells import Cell, Corpus, Group, build_groups, factors, stride_of
+from longeval.cells import (
+    Cell,
+    Corpus,
+    Group,
+    build_groups,
+    check_backend,
+    method_names,
+    stretch_note,
+    stride_of,
+)
 from longeval.data.selection import select
 from longeval.data.sources import Source, open_source
 from longeval.data.tokens import tokenise
 from longeval.errors import LongEvalError
 from longeval.evals.perplexity import PROTOCOLS, Protocol, Window, check_stride
-from longeval.models.prepare import PreparedModel, prepare
-from longeval.rope.base import METHODS
-from longeval.rope.build import MethodName, parse_method_name
+from longeval.models.prepare import PreparedModel, prepare_all
+from longeval.rope.build import MethodName
 from longeval.spec import PplSpec, format_length
 
 T = TypeVar("T")
-
-BACKENDS = ("hf",)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,8 +75,7 @@ class Plan:
 
 def plan_ppl(spec: PplSpec) -> Plan:
     """Checks a request and lays out its cells; raises LongEvalError for anything that is wrong with it."""
-    if spec.backend not in BACKENDS:
-        raise LongEvalError(f"--backend {spec.backend}: unknown", f"Known: {', '.join(BACKENDS)}.")
+    check_backend(spec)
     protocol = PROTOCOLS.lookup(spec.protocol)
     if spec.stride is not None and not protocol.strided:
         strided = [name for name, other in PROTOCOLS.items() if other.strided]
@@ -78,26 +83,10 @@ def plan_ppl(spec: PplSpec) -> Plan:
             f"--stride {spec.stride}: would be ignored under --protocol {spec.protocol}",
             f"Leave it out, or use --protocol {' or '.join(strided)}.",
         )
-    names = [parse_method_name(name) for name in spec.pe]
-    _check_pe_args(spec, names)
+    names = method_names(spec)
     opened = [_with_flag("--data", partial(open_source, name, text_field=spec.text_field)) for name in spec.data]
     sources = list({source.name: source for source in opened}.values())  # two aliases are one data set
-    models = [
-        prepare(
-            name,
-            revision=spec.revision,
-            native=spec.native,
-            scale_from=spec.scale_from,
-            layers=spec.layers,
-            bos=spec.bos,
-            dtype=spec.dtype,
-            device=spec.device,
-            device_map=spec.device_map,
-            attn=spec.attn,
-            trust_remote_code=spec.trust_remote_code,
-        )
-        for name in spec.model
-    ]
+    models = prepare_all(spec)
     jobs, notes = [], []
     for model in models:
         check_stride(protocol, stride_of(spec), spec.lengths[0], model.bos)
@@ -108,15 +97,6 @@ def plan_ppl(spec: PplSpec) -> Plan:
             groups = build_groups(spec, protocol, model, corpus, names)
             jobs.append(Job(model=model, corpus=corpus, protocol=protocol, groups=groups))
     return Plan(spec=spec, jobs=tuple(jobs), notes=tuple(notes))
-
-
-def _check_pe_args(spec: PplSpec, names: Sequence[MethodName]) -> None:
-    """Parameters of a method that is not asked for would be ignored: an error."""
-    asked = {name.base for name in names}
-    for base in spec.pe_args:
-        METHODS.lookup(base)
-        if base not in asked:
-            raise LongEvalError(f"--pe-arg {base}.…: {base} is not among --pe {','.join(spec.pe)}", "Remove one.")
 
 
 def _with_flag(flag: str, work: Callable[[], T]) -> T:
@@ -174,12 +154,7 @@ def _what_is_there(protocol: Protocol, corpus: Corpus) -> str:
 
 def _notes(spec: PplSpec, names: Sequence[MethodName], model: PreparedModel, corpora: Sequence[Corpus]) -> list[str]:
     notes = list(model.notes)
-    stretched = [name.canonical for name in names if name.method.uses_factor]
-    if stretched and set(factors(spec, model.native_length).values()) == {1.0}:
-        notes.append(
-            f"{', '.join(stretched)}: s = 1 at these lengths, nothing is stretched (the native length is "
-            f"{format_length(model.native_length)}; --factor or longer --lengths would)"
-        )
+    notes += stretch_note(spec, names, model)
     for corpus in corpora:
         chosen, skipped = len(corpus.selection.documents), corpus.selection.skipped
         if skipped:

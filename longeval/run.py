@@ -10,81 +10,25 @@ import dataclasses
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
-
-import numpy as np
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from longeval.backends.base import Backend, OutOfMemoryError
 from longeval.cells import Cell, Group
+from longeval.cost import ModelSize, model_size
 from longeval.errors import LongEvalError
-from longeval.estimate import ModelSize, model_size
 from longeval.evals.perplexity import Window
 from longeval.evals.texts import Texts
 from longeval.models.prepare import PreparedModel
 from longeval.outcome import Measured, Outcome, outcome, why_skipped, without_value
 from longeval.plan import Job, Plan
 from longeval.provenance import running_commit
-from longeval.records import Record, canonical_json
-from longeval.spec import PplSpec, requests_from_yaml, requests_to_yaml
+from longeval.records import Record
+from longeval.session import Progress, RunResult, Session, load_backend
+from longeval.spec import format_length
 from longeval.store import Store
 
 logger = logging.getLogger(__name__)
-
-
-class Progress(Protocol):
-    """Told how a run gets on."""
-
-    def begin(self, costs: list[float]) -> None:
-        """The operations of each pass that is to be made."""
-        ...
-
-    def group(self, group: Group, num_passes: int) -> None:
-        """A group starts."""
-        ...
-
-    def advance(self, window: Window, cost: float) -> None:
-        """A pass is over."""
-        ...
-
-    def finished(self, record: Record) -> None:
-        """A cell is stored."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RunResult:
-    """What a run ends with."""
-
-    records: tuple[Record, ...]
-    """All records of the plan's cells, in the plan's order, stored before or computed now."""
-    computed: int
-    """Cells computed now."""
-    reused: int
-    """Cells that were stored already."""
-
-    @property
-    def failed(self) -> int:
-        """Cells that failed."""
-        return len({record.cell for record in self.records if record.status == "failed"})
-
-
-def load_backend(model: PreparedModel) -> Backend:
-    """Loads a prepared model into the `hf` backend, and makes sure that its frequencies are what its config says."""
-    from longeval.backends.hf import HFBackend  # torch and transformers only once there is something to compute
-
-    backend = HFBackend(model.load())
-    for length in model.rope.shipped.probes():
-        held, planned = backend.shipped.table(length), model.rope.shipped_table(length)
-        same = held.inv_freq_F.shape == planned.inv_freq_F.shape and np.allclose(
-            held.inv_freq_F, planned.inv_freq_F, rtol=1e-5, atol=0
-        )
-        if not same or abs(held.attention_factor - planned.attention_factor) > 1e-5:
-            raise LongEvalError(
-                f"--model {model.name}: its rotary embedding doesn't hold the frequencies that its configuration says",
-                "Its RoPE is of a kind that longeval doesn't know; use a model of another family.",
-            )
-    return backend
 
 
 def run(
@@ -114,17 +58,15 @@ def run(
     stored, todo = pending(plan, store, fresh=fresh)
     sizes = {job.model.name: model_size(job.model) for job in todo if job.groups}
     progress.begin([sizes[job.model.name].window_flops(window) for job in todo for window in job.passes()])
-    runner = _Runner(
-        store=store, progress=progress, spec=plan.spec, load=load, sizes=sizes, under_way=under_way or bool(stored)
-    )
+    session = Session(store=store, progress=progress, spec=plan.spec, load=load, under_way=under_way or bool(stored))
+    runner = _Runner(session=session, sizes=sizes)
     for job in todo:
         runner.job(job)
     for job in todo:
         runner.skip(job)
-    if not runner.remembered:
-        remember_request(store, plan.spec)
-    records = [record for cell in plan.cells for record in stored.get(cell.id) or runner.records[cell.id]]
-    return RunResult(records=tuple(records), computed=len(runner.records), reused=len(stored))
+    session.remember()
+    records = [record for cell in plan.cells for record in stored.get(cell.id) or session.records[cell.id]]
+    return RunResult(records=tuple(records), computed=len(session.records), reused=len(stored))
 
 
 class Pending(NamedTuple):
@@ -140,14 +82,6 @@ def pending(plan: Plan, store: Store, *, fresh: bool = False) -> Pending:
     """What of a plan is stored already, and what is left to do; `fresh`: everything is left."""
     stored = {} if fresh else {cell.id: found for cell in plan.cells if (found := _usable(store, cell)) is not None}
     return Pending(stored, [_missing(job, set(stored)) for job in plan.jobs])
-
-
-def remember_request(store: Store, spec: PplSpec) -> None:
-    """Writes the request into the folder's spec.yaml, after those that are there."""
-    text = store.read_text("spec.yaml")
-    requests = [] if text is None else requests_from_yaml(text, origin=f"{store.path}/spec.yaml")
-    if canonical_json(spec.to_mapping()) not in map(canonical_json, requests):
-        store.write_text("spec.yaml", requests_to_yaml([*requests, spec.to_mapping()]))
 
 
 def _usable(store: Store, cell: Cell) -> tuple[Record, ...] | None:
@@ -168,19 +102,12 @@ def _missing(job: Job, stored: set[str]) -> Job:
     return dataclasses.replace(job, groups=tuple(groups))
 
 
-@dataclass(kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class _Runner:
-    """One run under way: the loaded model, and the records so far."""
+    """Runs the missing cells of a plan."""
 
-    store: Store
-    progress: Progress
-    spec: PplSpec
-    load: Callable[[PreparedModel], Backend]
+    session: Session
     sizes: dict[str, ModelSize]
-    under_way: bool
-    records: dict[str, tuple[Record, ...]] = field(default_factory=dict)
-    remembered: bool = False
-    _loaded: tuple[PreparedModel, Backend] | None = None
 
     def job(self, job: Job) -> None:
         """All missing cells of one model and data set."""
@@ -194,27 +121,23 @@ class _Runner:
             if not runnable:
                 continue
             try:
-                backend = self.backend(job.model)
+                backend = self.session.backend(job.model)
             except LongEvalError as error:
-                if not self.under_way:
+                if not self.session.under_way:
                     raise
                 self.fail(runnable, job, str(error), "")
                 continue
-            self.progress.group(group, len(group.passes()))
+            methods = ",".join(dict.fromkeys(cell.pe.canonical for cell in group.cells))
+            lengths = ",".join(dict.fromkeys(format_length(cell.length) for cell in group.cells))
+            what = f"{methods} {lengths} · {job.model.name} on {job.corpus.source.name}"
+            self.session.progress.stage(what, len(group.passes()), "window")
             self.group(dataclasses.replace(group, cells=runnable), job, backend, texts)
 
     def skip(self, job: Job) -> None:
         """Records of the cells with nothing to score; last, so that a model that can't be loaded leaves nothing."""
         for cell in job.cells:
             if not cell.windows:
-                self.keep(cell, Outcome([without_value(cell, job, "skipped", why_skipped(job, cell), "")], None))
-
-    def backend(self, model: PreparedModel) -> Backend:
-        """The loaded model; the one before it is let go first."""
-        if self._loaded is None or self._loaded[0] is not model:
-            self._loaded = None
-            self._loaded = (model, self.load(model))
-        return self._loaded[1]
+                self.session.keep([without_value(cell, job, "skipped", why_skipped(job, cell), "")])
 
     def group(self, group: Group, job: Job, backend: Backend, texts: Texts) -> None:
         """Runs a group's passes; where the longest doesn't fit into memory, the shorter cells go on without it."""
@@ -238,8 +161,8 @@ class _Runner:
             if rest:
                 self.group(dataclasses.replace(group, cells=rest), job, backend, texts)
             return
-        for cell, whole in zip(group.cells, wholes, strict=True):
-            self.keep(cell, whole)
+        for whole in wholes:
+            self.session.keep(whole.records, nll=whole.nll)
 
     def outcomes(self, group: Group, job: Job, backend: Backend, texts: Texts) -> list[Outcome]:
         """A group's passes, and what they mean for each of its cells."""
@@ -279,7 +202,8 @@ class _Runner:
                 assert own.context == window.context and own.num_scored <= window.num_scored
                 measured[cell.id].nlls.append(nll_S[: own.num_scored])
                 measured[cell.id].windows.append(own)
-            self.progress.advance(window, self.sizes[group.cells[0].model].window_flops(window))
+            cost = self.sizes[group.cells[0].model].window_flops(window)
+            self.session.progress.advance(window.length, cost, f"{window.num_scored} scored")
         return measured
 
     def digest(self, group: Group, cell: Cell, backend: Backend) -> str:
@@ -291,13 +215,4 @@ class _Runner:
     def fail(self, cells: Sequence[Cell], job: Job, reason: str, device: str) -> None:
         """Failed records for cells."""
         for cell in cells:
-            self.keep(cell, Outcome([without_value(cell, job, "failed", reason, device)], None))
-
-    def keep(self, cell: Cell, whole: Outcome) -> None:
-        """Stores a cell; the request goes before the first one."""
-        if not self.remembered:
-            remember_request(self.store, self.spec)
-            self.remembered = self.under_way = True
-        self.store.save(whole.records, whole.nll)
-        self.records[cell.id] = tuple(whole.records)
-        self.progress.finished(whole.records[0])
+            self.session.keep([without_value(cell, job, "failed", reason, device)])

@@ -2,10 +2,11 @@
 
     RUN/spec.yaml          the requests that were made of this folder, one YAML document each
     RUN/cells/<id>.json    {"cell", "status", "records": [one record per metric]}
-    RUN/nll/<id>.npz       the cell's token-level negative log-likelihoods
+    RUN/nll/<id>.npz       a perplexity cell's token-level negative log-likelihoods
+    RUN/samples/<id>.jsonl a task cell's samples: prompt digest, answer, scores
 
-A cell's NLL file is written before its JSON, and each file appears under its name only when it is whole: a killed run
-leaves a cell either finished or absent.
+A cell's NLL or sample file is written before its JSON, and each file appears under its name only when it is whole: a
+killed run leaves a cell either finished or absent.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from longeval.errors import LongEvalError
 from longeval.files import why_unwritable, write_whole
 from longeval.nll import TokenNll, token_nll_from_bytes
 from longeval.records import SCHEMA_VERSION, Record, record_from_json
+from longeval.samples import Sample, samples_from_jsonl, samples_to_jsonl
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,6 +80,11 @@ class Store:
         path = self._at("nll", f"{cell}.npz")
         return bool(self._fs.exists(path)) and bool(self._fs.size(path))
 
+    def has_samples(self, cell: str) -> bool:
+        """Whether a cell's samples are stored."""
+        path = self._at("samples", f"{cell}.jsonl")
+        return bool(self._fs.exists(path)) and bool(self._fs.size(path))
+
     def load(self, cell: str) -> StoredCell | None:
         """Returns a stored cell, or None. A file that is no record raises LongEvalError naming it."""
         path = self._at("cells", f"{cell}.json")
@@ -93,12 +100,16 @@ class Store:
             if path.endswith(".json") and not path.rsplit("/", 1)[-1].startswith("."):
                 yield self._parse(path)
 
-    def save(self, records: Sequence[Record], nll: TokenNll | None = None) -> None:
-        """Stores a cell's records (all of one cell), with its NLLs first."""
+    def save(
+        self, records: Sequence[Record], nll: TokenNll | None = None, samples: Sequence[Sample] | None = None
+    ) -> None:
+        """Stores a cell's records (all of one cell), with its NLLs or samples first."""
         (cell,) = {record.cell for record in records}
         (status,) = {record.status for record in records}
         if nll is not None:
             self._write(self._at("nll", f"{cell}.npz"), nll.to_bytes())
+        if samples is not None:
+            self._write(self._at("samples", f"{cell}.jsonl"), samples_to_jsonl(samples).encode())
         plain = {
             "cell": cell,
             "schema_version": SCHEMA_VERSION,
@@ -117,6 +128,18 @@ class Store:
             return token_nll_from_bytes(self._fs.cat_file(path))
         except ValueError as error:
             raise LongEvalError(f"{path}: {error}", "Run the request again with --fresh.") from error
+
+    def samples(self, cell: str) -> tuple[Sample, ...] | None:
+        """Returns a task cell's samples, or None where it has none (failed, a group, or perplexity)."""
+        path = self._at("samples", f"{cell}.jsonl")
+        if not self._fs.exists(path):
+            return None
+        try:
+            return samples_from_jsonl(self._fs.cat_file(path).decode())
+        except (ValueError, TypeError) as error:
+            raise LongEvalError(
+                f"{path}: not the samples of a cell ({error})", "Run the request with --fresh."
+            ) from error
 
     def read_text(self, name: str) -> str | None:
         """A text file of the run folder (`spec.yaml`), or None."""

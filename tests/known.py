@@ -6,7 +6,8 @@ import numpy as np
 
 from longeval.cli.progress import RunProgress
 from longeval.plan import plan_ppl
-from longeval.run import load_backend, run
+from longeval.run import run
+from longeval.session import load_backend
 
 
 def log_position(tokens_S, positions_S, table):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from longeval.estimate import estimate, model_size
+from longeval.cost import model_size
+from longeval.estimate import estimate
 from longeval.evals.perplexity import Window
 from longeval.models.prepare import prepare
 from longeval.plan import plan_ppl

@@ -16,20 +16,23 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
     {"__main__"},
     {"cli"},
-    {"run", "doctor", "export"},
-    {"outcome"},
+    {"run", "run_tasks", "doctor", "export"},
+    {"session"},
+    {"outcome", "task_outcome"},
     {"report"},
-    {"estimate"},
-    {"plan"},
-    {"cells"},
+    {"estimate", "task_estimate"},
+    {"plan", "plan_tasks"},
+    {"task_cells"},
+    {"cells", "cost"},
     {"evals"},
+    {"tasks"},
     {"backends"},
     {"models"},
     {"data"},
     {"hf"},
     {"rope"},
     {"spec", "store", "provenance"},
-    {"records", "nll", "registry"},
+    {"records", "nll", "samples", "registry"},
     {"cache"},
     {"errors", "files"},
 )
@@ -37,7 +40,7 @@ LAYERS = (
 
 RANKS = {name: rank for rank, layer in enumerate(reversed(LAYERS)) for name in layer}
 
-REPORT_MAY_IMPORT = {"report", "records", "nll", "store", "spec", "errors", "files"}
+REPORT_MAY_IMPORT = {"report", "records", "nll", "samples", "store", "spec", "errors", "files"}
 """Reports read only the store."""
 
 ROPE_MAY_IMPORT = {"rope", "spec", "registry", "errors", "files"}

@@ -16,7 +16,8 @@ from tiny import save_tiny_llama
 from longeval.backends.fake import FakeBackend
 from longeval.cli.progress import RunProgress
 from longeval.plan import plan_ppl
-from longeval.run import load_backend, run
+from longeval.run import run
+from longeval.session import load_backend
 from longeval.store import Store
 
 

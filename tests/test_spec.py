@@ -12,9 +12,9 @@ from longeval.spec import (
     parse_factor,
     parse_length,
     parse_lengths,
-    ppl_spec_from_mapping,
     requests_from_yaml,
     requests_to_yaml,
+    spec_from_mapping,
 )
 
 
@@ -88,7 +88,7 @@ def test_requests_survive_yaml():
     ]
     text = requests_to_yaml([request.to_mapping() for request in requests])
     assert "lengths: [4k, 5000]" in text
-    again = [ppl_spec_from_mapping(plain, origin="f") for plain in requests_from_yaml(text, origin="f")]
+    again = [spec_from_mapping(plain, origin="f") for plain in requests_from_yaml(text, origin="f")]
     assert again == requests
     assert len({request.digest() for request in requests}) == 3
 
@@ -96,7 +96,7 @@ def test_requests_survive_yaml():
 def test_yaml_understands_what_flags_do():
     text = "model: a,b\npe: [none, yarn]\nlengths: 4k,8k\nmin-tokens: 1k\ndocs: all\nfactor: 4\n"
     (plain,) = requests_from_yaml(text, origin="f")
-    assert ppl_spec_from_mapping(plain, origin="f") == PplSpec(
+    assert spec_from_mapping(plain, origin="f") == PplSpec(
         model=("a", "b"), pe=("none", "yarn"), lengths=(4096, 8192), min_tokens=1024, docs="all", factor=4.0
     )
 
@@ -120,7 +120,7 @@ def test_yaml_understands_what_flags_do():
 def test_bad_yaml_names_file_and_key(text, message):
     with pytest.raises(LongEvalError, match=message):
         for plain in requests_from_yaml(text, origin="f"):
-            ppl_spec_from_mapping(plain, origin="f")
+            spec_from_mapping(plain, origin="f")
 
 
 def test_yaml_builds_no_objects():

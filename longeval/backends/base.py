@@ -1,11 +1,13 @@
-"""What a backend is: it holds a model, serves a RoPE table to it, and scores tokens.
+"""What a backend is: it holds a model, serves a RoPE table to it, scores tokens, and answers.
 
 T tokens, S scored tokens.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +17,48 @@ from longeval.rope.base import RopeTable
 
 class OutOfMemoryError(Exception):
     """The device had no memory for a pass; a shorter one may still work."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class ChoicesRequest:
+    """Continuations of one context, each to be scored given that context alone."""
+
+    context_T: npt.NDArray[np.int32]
+    """Token ids of the context, BOS included where there is one; at least one."""
+    continuations: tuple[npt.NDArray[np.int32], ...]
+    """Token ids of each continuation, shape (S,), S ≥ 1; S may differ."""
+
+
+class ChoiceScore(NamedTuple):
+    """What one continuation got."""
+
+    log_likelihood: float
+    """Sum over its tokens of their log-probability given all tokens before, nats."""
+    greedy: bool
+    """Whether each of its tokens is the most probable one at its place."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class GenerateRequest:
+    """A prompt to be continued greedily."""
+
+    prompt_T: npt.NDArray[np.int32]
+    """Token ids, BOS included where there is one; at least one."""
+    max_new_tokens: int
+    """Most tokens to generate, at least 1."""
+    stop: tuple[str, ...]
+    """Texts that end the answer as soon as they appear in it; they are not part of it."""
+
+
+class Generation(NamedTuple):
+    """An answer."""
+
+    text: str
+    """Decoded, special tokens left out, cut before the first stop text."""
+    num_tokens: int
+    """Tokens that were generated, the ending one included."""
+    finish: Literal["stop", "eos", "length"]
+    """What ended it: a stop text, the model itself, or `max_new_tokens`."""
 
 
 class Backend(Protocol):
@@ -44,6 +88,29 @@ class Backend(Protocol):
 
         Raises:
             OutOfMemoryError: The window is too long for the device.
+        """
+        ...
+
+    def choices(self, requests: Sequence[ChoicesRequest]) -> Iterator[tuple[int, tuple[ChoiceScore, ...]]]:
+        """Scores continuations; yields (index of the request, its scores) as they are done, in any order.
+
+        The table that is served must reach the longest context with its longest continuation. Contexts that begin
+        alike share that part's key/value cache, which changes nothing but time.
+
+        Raises:
+            OutOfMemoryError: While iterating: a request is too long for the device.
+        """
+        ...
+
+    def generate(self, requests: Sequence[GenerateRequest], tokenizer: Any) -> Iterator[tuple[int, Generation]]:
+        """Continues prompts greedily; yields (index of the request, its answer) as they are done, in any order.
+
+        Args:
+            requests: Prompts; the table that is served must reach each prompt with its `max_new_tokens`.
+            tokenizer: transformers' tokenizer of the model, to decode and to know the end tokens.
+
+        Raises:
+            OutOfMemoryError: While iterating: a request is too long for the device.
         """
         ...
 

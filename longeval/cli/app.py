@@ -12,7 +12,7 @@ import sys
 
 import typer
 
-from longeval.cli import doctor, export, models, ppl, report, rope
+from longeval.cli import doctor, export, models, ppl, report, rope, tasks
 from longeval.cli import run as run_command
 from longeval.errors import LongEvalError
 
@@ -27,6 +27,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.command("ppl")(ppl.ppl)
+app.command("tasks")(tasks.tasks)
 app.command("run")(run_command.run)
 app.command("report")(report.report)
 app.command("rope")(rope.rope)

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from longeval.cli import options
+
 if TYPE_CHECKING:
     from longeval.spec import Layers, ScaleFrom
 
-MODELS, METHODS, DATA, MACHINE, OUTPUT = "What", "Methods", "Documents", "Machine", "Output"
+DATA = "Documents"
 
 
 def ppl(
@@ -23,40 +25,11 @@ def ppl(
     protocol: Annotated[
         str, typer.Option(help="What is scored: prefix, sliding, sliding_window_mean, stream.")
     ] = "prefix",
-    factor: Annotated[
-        str | None,
-        typer.Option(
-            help="s = target / native length for all lengths; each: every length its own.",
-            show_default="longest length / native length, at least 1",
-            rich_help_panel=METHODS,
-        ),
-    ] = None,
-    native: Annotated[
-        str | None,
-        typer.Option(help="Native length in tokens.", show_default="the model's own", rich_help_panel=METHODS),
-    ] = None,
-    pe_arg: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A method's parameter, yarn.beta_fast=16; may be repeated.",
-            metavar="METHOD.PARAM=VALUE",
-            rich_help_panel=METHODS,
-        ),
-    ] = None,
-    scale_from: Annotated[
-        str,
-        typer.Option(
-            help="On a model that comes already scaled: plain (methods replace that) or shipped (they build on it).",
-            rich_help_panel=METHODS,
-        ),
-    ] = "plain",
-    layers: Annotated[
-        str,
-        typer.Option(
-            help="Where a model rotates by layer type (Gemma 3): scale the global layers, or all.",
-            rich_help_panel=METHODS,
-        ),
-    ] = "global",
+    factor: options.Factor = None,
+    native: options.Native = None,
+    pe_arg: options.PeArg = None,
+    scale_from: options.ScaleFromText = "plain",
+    layers: options.LayersText = "global",
     docs: Annotated[
         str | None,
         typer.Option(
@@ -87,35 +60,22 @@ def ppl(
     text_field: Annotated[
         str | None, typer.Option(help="Field of JSONL or parquet files with the text.", rich_help_panel=DATA)
     ] = None,
-    backend: Annotated[str, typer.Option(help="What runs the model: hf.", rich_help_panel=MACHINE)] = "hf",
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.", rich_help_panel=MACHINE)] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", rich_help_panel=MACHINE)] = "auto",
-    device_map: Annotated[
-        str | None, typer.Option(help="Spread over devices: auto, balanced, …", rich_help_panel=MACHINE)
-    ] = None,
-    attn: Annotated[
-        str | None,
-        typer.Option(help="Attention: sdpa, eager, flash_attention_2, …", rich_help_panel=MACHINE),
-    ] = None,
-    revision: Annotated[str | None, typer.Option(help="Hub revision of the model.", rich_help_panel=MACHINE)] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code from the model's repository.", rich_help_panel=MACHINE)
+    backend: options.BackendName = "hf",
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+    device_map: options.DeviceMap = None,
+    attn: options.Attn = None,
+    revision: options.Revision = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    seed: Annotated[str, typer.Option(help="Seed of the bootstrap.", rich_help_panel=options.OUTPUT)] = "0",
+    out: options.Out = None,
+    json_path: options.Json = None,
+    dry_run: options.DryRun = False,
+    fresh: options.Fresh = False,
+    quiet: options.Quiet = False,
+    verbose: Annotated[
+        bool, typer.Option("-v", "--verbose", help="A line a window.", rich_help_panel=options.OUTPUT)
     ] = False,
-    seed: Annotated[str, typer.Option(help="Seed of the bootstrap.", rich_help_panel=OUTPUT)] = "0",
-    out: Annotated[
-        str | None,
-        typer.Option(help="Run folder or fsspec URL.", show_default="runs/<date>-<digest>", rich_help_panel=OUTPUT),
-    ] = None,
-    json_path: Annotated[
-        str | None,
-        typer.Option("--json", metavar="PATH", help="Records as a JSON array; - is stdout.", rich_help_panel=OUTPUT),
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show cells, passes, time and memory.", rich_help_panel=OUTPUT)
-    ] = False,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Compute stored cells again.", rich_help_panel=OUTPUT)] = False,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Only errors.", rich_help_panel=OUTPUT)] = False,
-    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="A line a window.", rich_help_panel=OUTPUT)] = False,
 ) -> int:
     """Perplexity at growing context lengths, by RoPE method.
 
@@ -132,7 +92,7 @@ def ppl(
     """
     from longeval.cli.request import carry_out
     from longeval.rope.build import parse_pe_args
-    from longeval.spec import PplSpec, parse_count, parse_factor, parse_length, parse_lengths, split_list
+    from longeval.spec import PplSpec, parse_count, parse_length, parse_lengths, split_list
 
     methods = split_list(pe, flag="--pe")
     spec = PplSpec(
@@ -141,14 +101,14 @@ def ppl(
         lengths=parse_lengths(lengths),
         data=split_list(data, flag="--data"),
         protocol=protocol,
-        factor=None if factor is None else "each" if factor == "each" else parse_factor(factor),
+        factor=options.factor(factor),
         pe_args=parse_pe_args(pe_arg or [], methods),
         stride=None if stride is None else parse_length(stride, flag="--stride", least=1),
         min_tokens=None if min_tokens is None else parse_length(min_tokens, flag="--min-tokens"),
         docs=None if docs is None else "all" if docs == "all" else parse_count(docs, flag="--docs"),
         bos=bos,
         text_field=text_field,
-        native=None if native is None else parse_length(native, flag="--native"),
+        native=options.native(native),
         scale_from=cast("ScaleFrom", scale_from),  # the spec refuses other words
         layers=cast("Layers", layers),
         backend=backend,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,6 @@ from typing import TYPE_CHECKING, Any
 from longeval.spec import format_length
 
 if TYPE_CHECKING:
-    from longeval.cells import Group
-    from longeval.evals.perplexity import Window
     from longeval.records import Record
 
 PLAIN_EVERY_S = 30.0
@@ -20,7 +19,7 @@ PLAIN_EVERY_S = 30.0
 
 
 class RunProgress(AbstractContextManager["RunProgress"]):
-    """Implements `run.Progress`.
+    """Implements `session.Progress`.
 
     Args:
         quiet: Nothing at all.
@@ -36,6 +35,7 @@ class RunProgress(AbstractContextManager["RunProgress"]):
         self._total = self._done = 0.0
         self._tokens = self._passes = self._num_passes = 0
         self._busy_s = 0.0
+        self._noun = "window"
         self._last_line = self._last_pass = time.monotonic()
 
     def __enter__(self) -> RunProgress:
@@ -63,48 +63,45 @@ class RunProgress(AbstractContextManager["RunProgress"]):
         if self._live is not None:
             self._live.stop()
 
-    def begin(self, costs: list[float]) -> None:
-        """See `run.Progress`."""
+    def begin(self, costs: Sequence[float]) -> None:
+        """See `session.Progress`."""
         self._total, self._num_passes = sum(costs), len(costs)
         self._last_pass = time.monotonic()
         if self._live is not None and costs:
             self._task = self._live.add_task("loading the model", total=self._total, rate="")
 
-    def group(self, group: Group, num_passes: int) -> None:
-        """See `run.Progress`."""
-        methods = ",".join(dict.fromkeys(cell.pe.canonical for cell in group.cells))
-        lengths = ",".join(dict.fromkeys(format_length(cell.length) for cell in group.cells))
-        first = group.cells[0]
-        what = f"{methods} {lengths} · {first.model} on {first.data}"
+    def stage(self, what: str, num_passes: int, noun: str) -> None:
+        """See `session.Progress`."""
+        self._noun = noun
         self._last_pass = time.monotonic()
         if self._live is not None:
             self._live.update(self._task, description=what)
         else:
-            self.say(f"{what} ({num_passes} {'window' if num_passes == 1 else 'windows'})")
+            self.say(f"{what} ({num_passes} {noun}{'' if num_passes == 1 else 's'})")
 
-    def advance(self, window: Window, cost: float) -> None:
-        """See `run.Progress`."""
+    def advance(self, tokens: int, cost: float, detail: str) -> None:
+        """See `session.Progress`."""
         now = time.monotonic()
         seconds, self._last_pass = now - self._last_pass, now
         self._busy_s += seconds
         self._done += cost
-        self._tokens += window.length
+        self._tokens += tokens
         self._passes += 1
         left = self._left()
         speed = self._tokens / max(self._busy_s, 1e-9)
-        rate = f"window {self._passes}/{self._num_passes} · {speed:,.0f} tokens/s · {left}"
+        rate = f"{self._noun} {self._passes}/{self._num_passes} · {speed:,.0f} tokens/s · {left}"
         if self._live is not None:
             short = f"{self._passes}/{self._num_passes} · {speed:,.0f} tok/s · {left}"
             self._live.update(self._task, completed=self._done, rate=short)
         elif now - self._last_line > PLAIN_EVERY_S:
             self.say(f"  {self._done / self._total:.0%} · {rate}")
         if self._verbose:
-            self.say(f"  window of {window.length} tokens, {window.num_scored} scored: {seconds:.1f} s")
+            self.say(f"  {self._noun} of {tokens} tokens, {detail}: {seconds:.1f} s")
 
     def finished(self, record: Record) -> None:
-        """See `run.Progress`."""
+        """See `session.Progress`."""
         self.num_finished += 1
-        cell = f"{record.model} {record.pe} {format_length(record.length)} on {record.data}"
+        cell = f"{record.model} {record.pe} {format_length(record.length)} on {record.task or record.data}"
         if record.status == "ok":
             assert record.value is not None
             self.say(f"  {cell}: {record.metric} {record.value:.4g}")

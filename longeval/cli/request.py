@@ -1,4 +1,4 @@
-"""One way to carry out a perplexity request, for `longeval ppl` and `longeval run`: plan, then show or run it."""
+"""One way to carry out requests, for `longeval ppl`, `longeval tasks` and `longeval run`: plan, then show or run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import datetime
 import logging
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from longeval.cli.json_output import check_json_path, write_json
 from longeval.errors import LongEvalError
@@ -14,9 +14,12 @@ from longeval.errors import LongEvalError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from longeval.cli.progress import RunProgress
     from longeval.plan import Plan
+    from longeval.plan_tasks import TaskPlan
     from longeval.records import Record
-    from longeval.spec import PplSpec
+    from longeval.session import RunResult
+    from longeval.spec import ModelRequest, Spec
     from longeval.store import Store
 
 SOME_FAILED = 3
@@ -27,7 +30,7 @@ WIDTH = 200
 
 
 def carry_out(
-    specs: Sequence[PplSpec],
+    specs: Sequence[Spec],
     *,
     out: str | None,
     json_path: str | None,
@@ -41,8 +44,6 @@ def carry_out(
     Every request is planned, and so checked, before the first one runs.
     """
     from longeval.cli.progress import RunProgress
-    from longeval.plan import plan_ppl
-    from longeval.run import run
     from longeval.store import Store
 
     if quiet and verbose:
@@ -56,25 +57,23 @@ def carry_out(
     logging.getLogger("longeval").setLevel(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
     store = Store(out or default_out(specs[0]))
     store.check_writable()
-    _say("reading model configuration and documents …", quiet)
-    plans = [plan_ppl(spec) for spec in specs]
+    plans = _plan_all(specs, quiet)
     for note in dict.fromkeys(note for plan in plans for note in plan.notes):
         _say(note, quiet)
     if dry_run:
-        for plan in plans:
-            _show_plan(plan, store, fresh)
+        _show(specs, plans, store, fresh)
         return 0
     found: dict[tuple[str, str], Record] = {}
-    for plan in plans:
+    for spec, plan in zip(specs, plans, strict=True):
         with RunProgress(quiet=quiet, verbose=verbose) as progress:
             try:
-                result = run(plan, store, progress, fresh=fresh, under_way=bool(found))
+                result = _run(spec, plan, store, progress, fresh=fresh, under_way=bool(found))
             except KeyboardInterrupt:
                 kept = f"in {store.path}; the same command goes on from there" if progress.num_finished else "now"
-                _say(f"{_count(progress.num_finished, 'cell')} stored {kept}", quiet)
+                _say(f"{count(progress.num_finished, 'cell')} stored {kept}", quiet)
                 raise
         reused = f", {result.reused} were stored already" if result.reused else ""
-        _say(f"{_count(result.computed, 'cell')} computed{reused}; records in {store.path}", quiet)
+        _say(f"{count(result.computed, 'cell')} computed{reused}; records in {store.path}", quiet)
         # Requests of one folder may overlap: a cell counts once.
         found |= {(record.cell, record.metric): record for record in result.records}
     records = list(found.values())
@@ -85,12 +84,60 @@ def carry_out(
         show_summary(records)
         print(f"\nFor a report: longeval report {store.path}")
     if failed:
-        print(f"longeval: {_count(failed, 'cell')} failed; the records say why", file=sys.stderr)
+        print(f"longeval: {count(failed, 'cell')} failed; the records say why", file=sys.stderr)
         return SOME_FAILED
     return 0
 
 
-def _count(number: int, noun: str) -> str:
+def _plan_all(specs: Sequence[Spec], quiet: bool) -> list[Plan | TaskPlan]:
+    """The plans of requests, each checked."""
+    from longeval.spec import TasksSpec
+
+    _say("reading model configuration and documents …", quiet)
+    plans: list[Plan | TaskPlan] = []
+    for spec in specs:
+        if isinstance(spec, TasksSpec):
+            from longeval.plan_tasks import plan_tasks  # lm-eval, which takes seconds to import
+
+            plans.append(plan_tasks(spec, lambda line: _say(line, quiet)))
+        else:
+            from longeval.plan import plan_ppl
+
+            plans.append(plan_ppl(spec))
+    return plans
+
+
+def _run(
+    spec: Spec, plan: Plan | TaskPlan, store: Store, progress: RunProgress, *, fresh: bool, under_way: bool
+) -> RunResult:
+    """Runs what is missing of a plan."""
+    from longeval.spec import TasksSpec
+
+    if isinstance(spec, TasksSpec):
+        from longeval.run_tasks import run_tasks
+
+        return run_tasks(cast("TaskPlan", plan), store, progress, fresh=fresh, under_way=under_way)
+    from longeval.run import run
+
+    return run(cast("Plan", plan), store, progress, fresh=fresh, under_way=under_way)
+
+
+def _show(specs: Sequence[Spec], plans: Sequence[Plan | TaskPlan], store: Store, fresh: bool) -> None:
+    """What runs would do, on stdout."""
+    from longeval.cli.dry_run import show_plan, show_task_plan
+    from longeval.spec import TasksSpec
+
+    console = wide_console()
+    console.print("Dry run: nothing is computed.\n")
+    for spec, plan in zip(specs, plans, strict=True):
+        if isinstance(spec, TasksSpec):
+            show_task_plan(cast("TaskPlan", plan), store, console, fresh=fresh)
+        else:
+            show_plan(cast("Plan", plan), store, console, fresh=fresh)
+
+
+def count(number: int, noun: str) -> str:
+    """`1 cell`, `2 cells`."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
@@ -99,12 +146,12 @@ def _say(text: str, quiet: bool) -> None:
         print(f"longeval: {text}", file=sys.stderr, flush=True)
 
 
-def default_out(spec: PplSpec) -> str:
+def default_out(spec: ModelRequest) -> str:
     """`runs/<date>-<short digest>`: the same request on the same day finds its folder again."""
     return f"runs/{datetime.date.today().isoformat()}-{spec.digest()}"
 
 
-def _console() -> Console:
+def wide_console() -> Console:
     """Stdout; wide enough for every column where no terminal sets the width."""
     from rich.console import Console
 
@@ -115,49 +162,7 @@ def show_summary(records: Sequence[Record]) -> None:
     """The tables of a run on stdout."""
     from longeval.report.tables import summary_table
 
-    console = _console()
+    console = wide_console()
     for table in summary_table(records, width=console.width):
         console.print()
         console.print(table)
-
-
-def _show_plan(plan: Plan, store: Store, fresh: bool) -> None:
-    """What a run would do, on stdout."""
-    from rich.markup import escape
-    from rich.table import Table
-
-    from longeval.cli.progress import format_duration
-    from longeval.estimate import estimate
-    from longeval.run import pending
-    from longeval.spec import format_length
-
-    stored, jobs = pending(plan, store, fresh=fresh)
-    console = _console()
-    console.print("Dry run: nothing is computed.\n")
-    table = Table(title="Cells", title_justify="left")
-    for column in ("method", "s", "length", "documents", "skipped", "windows", "stored"):
-        table.add_column(column, justify="left" if column == "method" else "right")
-    for job in plan.jobs:
-        table.add_section()
-        table.add_row(f"[bold]{escape(f'{job.model.name} on {job.corpus.source.name}')}[/bold]")
-        for cell in plan.cells_of(job):
-            table.add_row(
-                cell.pe.canonical,
-                "–" if cell.factor is None else f"{cell.factor:g}",
-                format_length(cell.length),
-                str(len({window.document for window in cell.windows})),
-                str(cell.skipped),
-                f"{len(cell.windows):,}",
-                "yes" if cell.id in stored else "–",
-            )
-    console.print(table)
-    console.print()
-    for part in estimate(jobs):
-        passes = f"{part.passes} forward {'pass' if part.passes == 1 else 'passes'}"
-        console.print(
-            f"{part.model} ({part.dtype}): {_count(part.cells, 'cell')} in {passes}, "
-            f"{part.tokens:,} tokens; "
-            f"estimated {format_duration(part.seconds)} and {part.memory_bytes / 2**30:.1f} GiB",
-            highlight=False,
-            markup=False,
-        )

@@ -11,7 +11,7 @@ import typer
 from longeval.errors import LongEvalError
 
 if TYPE_CHECKING:
-    from longeval.spec import PplSpec
+    from longeval.spec import Spec
 
 
 def run(
@@ -42,7 +42,7 @@ def run(
     longeval run request.yaml --dry-run
     """
     from longeval.cli.request import carry_out
-    from longeval.spec import ppl_spec_from_mapping, requests_from_yaml, split_list
+    from longeval.spec import requests_from_yaml, spec_from_mapping, split_list
 
     try:
         with open(file, encoding="utf-8") as opened:
@@ -52,12 +52,7 @@ def run(
         raise LongEvalError(
             f"{file}: can't be read ({reason})", "Give a request file, such as RUN/spec.yaml."
         ) from None
-    specs = []
-    for request in requests_from_yaml(text, origin=file):
-        command = request.get("command", "ppl")
-        if command != "ppl":
-            raise LongEvalError(f"{file}: command {command}: unknown", "Known: ppl.")
-        specs.append(ppl_spec_from_mapping(request, origin=file))
+    specs = [spec_from_mapping(request, origin=file) for request in requests_from_yaml(text, origin=file)]
     if pe is not None:
         specs = _only(specs, split_list(pe, flag="--pe"), file)
     return carry_out(
@@ -71,7 +66,7 @@ def run(
     )
 
 
-def _only(specs: Sequence[PplSpec], methods: tuple[str, ...], file: str) -> list[PplSpec]:
+def _only(specs: Sequence[Spec], methods: tuple[str, ...], file: str) -> list[Spec]:
     """The requests with only some of their methods; a factor that followed from the lengths stays the same."""
     import dataclasses
 
@@ -79,7 +74,7 @@ def _only(specs: Sequence[PplSpec], methods: tuple[str, ...], file: str) -> list
     missing = [name for name in methods if name not in asked]
     if missing:
         raise LongEvalError(f"--pe {missing[0]}: not in {file}", f"It has {', '.join(sorted(asked))}.")
-    chosen = []
+    chosen: list[Spec] = []
     for spec in specs:
         kept = tuple(name for name in spec.pe if name in methods)
         bases = {name.removeprefix("resonance_") for name in kept}

@@ -12,6 +12,7 @@ from longeval.models.device import resolve_attention, resolve_device_map
 from longeval.models.identity import weights_digest
 from longeval.models.scaling import ModelRope, model_rope
 from longeval.rope.base import Geometry
+from longeval.spec import ModelRequest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,6 +74,26 @@ class PreparedModel:
         """The id of BOS; only where `bos`."""
         assert self.tokenizer.bos_token_id is not None
         return int(self.tokenizer.bos_token_id)
+
+
+def prepare_all(spec: ModelRequest) -> list[PreparedModel]:
+    """The models of a request, prepared as it says."""
+    return [
+        prepare(
+            name,
+            revision=spec.revision,
+            native=spec.native,
+            scale_from=spec.scale_from,
+            layers=spec.layers,
+            bos=spec.bos,
+            dtype=spec.dtype,
+            device=spec.device,
+            device_map=spec.device_map,
+            attn=spec.attn,
+            trust_remote_code=spec.trust_remote_code,
+        )
+        for name in spec.model
+    ]
 
 
 def prepare(

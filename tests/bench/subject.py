@@ -101,7 +101,7 @@ def open_text(request: Request, dtype: str) -> Text:
 
 def open_ours(text: Text) -> Backend:
     """Loads the model as a run does, and serves the table that it came with for the whole text."""
-    from longeval.run import load_backend
+    from longeval.session import load_backend
 
     backend = load_backend(text.job.model)
     serve_shipped(backend, text)

@@ -12,7 +12,7 @@ import typer.main
 from longeval.cli.app import app, run_app
 from longeval.records import SCHEMA_VERSION, Provenance, Record, record_from_json
 from longeval.report.flat import records_json
-from longeval.run import RunResult
+from longeval.session import RunResult
 
 COMMANDS = typer.main.get_command(app).commands
 
@@ -20,6 +20,10 @@ OPTIONS = {
     "ppl": "--model --pe --lengths --data --protocol --factor --native --pe-arg --scale-from --layers --docs "
     "--min-tokens --stride --bos --no-bos --text-field --backend --dtype --device --device-map --attn --revision "
     "--trust-remote-code --seed --out --json --dry-run --fresh --quiet -q --verbose -v",
+    "tasks": "--model --pe --tasks --lengths --list --limit --overlong --same-samples --chat-template --num-fewshot "
+    "--max-new-tokens --haystack --include --factor --native --pe-arg --scale-from --layers --bos --no-bos --backend "
+    "--dtype --device --device-map --attn --revision --trust-remote-code --seed --out --json --dry-run --fresh --quiet "
+    "-q --verbose -v",
     "run": "--pe --out --json --dry-run --fresh --quiet -q --verbose -v",
     "report": "--out --json --title --preface --quiet -q",
     "rope": "--model --head-dim --theta --native --factor --length --pe-arg --scale-from --revision "
@@ -32,6 +36,7 @@ OPTIONS = {
 
 REQUIRED = {
     "ppl": {"--model", "--pe", "--lengths"},
+    "tasks": set(),
     "run": {"file"},
     "report": {"runs"},
     "rope": set(),

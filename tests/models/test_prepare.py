@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from longeval.errors import LongEvalError
 from longeval.models.prepare import prepare
-from longeval.run import load_backend
+from longeval.session import load_backend
 
 OPTIONS = {
     "revision": None,

@@ -1,0 +1,103 @@
+"""What a request would compute, for `--dry-run`: its cells, what is stored of them, and what the rest will cost."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from longeval.cli.request import count
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from longeval.plan import Plan
+    from longeval.plan_tasks import TaskPlan
+    from longeval.store import Store
+
+
+def show_plan(plan: Plan, store: Store, console: Console, *, fresh: bool) -> None:
+    """What a perplexity run would do."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from longeval.cli.progress import format_duration
+    from longeval.estimate import estimate
+    from longeval.run import pending
+    from longeval.spec import format_length
+
+    stored, jobs = pending(plan, store, fresh=fresh)
+    table = Table(title="Cells", title_justify="left")
+    for column in ("method", "s", "length", "documents", "skipped", "windows", "stored"):
+        table.add_column(column, justify="left" if column == "method" else "right")
+    for job in plan.jobs:
+        table.add_section()
+        table.add_row(f"[bold]{escape(f'{job.model.name} on {job.corpus.source.name}')}[/bold]")
+        for cell in plan.cells_of(job):
+            table.add_row(
+                cell.pe.canonical,
+                "–" if cell.factor is None else f"{cell.factor:g}",
+                format_length(cell.length),
+                str(len({window.document for window in cell.windows})),
+                str(cell.skipped),
+                f"{len(cell.windows):,}",
+                "yes" if cell.id in stored else "–",
+            )
+    console.print(table)
+    console.print()
+    for part in estimate(jobs):
+        passes = f"{part.passes} forward {'pass' if part.passes == 1 else 'passes'}"
+        console.print(
+            f"{part.model} ({part.dtype}): {count(part.cells, 'cell')} in {passes}, "
+            f"{part.tokens:,} tokens; "
+            f"estimated {format_duration(part.seconds)} and {part.memory_bytes / 2**30:.1f} GiB",
+            highlight=False,
+            markup=False,
+        )
+
+
+def show_task_plan(plan: TaskPlan, store: Store, console: Console, *, fresh: bool) -> None:
+    """What a run of downstream tasks would do."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from longeval.cli.progress import format_duration
+    from longeval.cost import memory_bytes, sample_costs, seconds
+    from longeval.run_tasks import stored_cells
+    from longeval.spec import format_length
+
+    stored = {} if fresh else stored_cells(plan, store)
+    table = Table(title="Cells", title_justify="left")
+    for column in ("task", "length", "methods", "samples", "cut", "skipped", "longest", "stored"):
+        table.add_column(column, justify="left" if column in ("task", "methods") else "right")
+    for name in plan.spec.model:
+        table.add_section()
+        table.add_row(f"[bold]{escape(name)}[/bold]")
+        for job in plan.jobs:
+            if job.model.name == name:
+                samples = job.prepared.samples
+                table.add_row(
+                    escape(job.name),
+                    format_length(job.length),
+                    ", ".join(cell.pe.canonical for cell in job.cells),
+                    str(len(samples)),
+                    str(sum(sample.truncated for sample in samples)),
+                    str(len(job.prepared.skipped)),
+                    f"{max((sample.tokens for sample in samples), default=0):,}",
+                    f"{sum(cell.id in stored for cell in job.cells)} of {len(job.cells)}",
+                )
+    console.print(table)
+    console.print()
+    for name in plan.spec.model:
+        jobs = [job for job in plan.jobs if job.model.name == name]
+        size, model = plan.sizes[name], jobs[0].model
+        todo = {id(job): sum(cell.id not in stored for cell in job.cells) for job in jobs}
+        prompts = {id(job): sum(sample_costs(size, job.prepared.inputs())) for job in jobs}
+        flops = sum(prompts[id(job)] * todo[id(job)] for job in jobs)
+        longest = max(job.prepared.longest() for job in jobs)
+        console.print(
+            f"{name} ({model.dtype}): {count(sum(todo.values()), 'cell')} to compute, "
+            f"{sum(len(job.prepared.samples) * todo[id(job)] for job in jobs):,} samples; estimated "
+            f"{format_duration(seconds(model, size, flops))} for reading the prompts (answers that are generated come "
+            f"on top) and {memory_bytes(model, size, longest, cached=longest) / 2**30:.1f} GiB",
+            highlight=False,
+            markup=False,
+        )

@@ -1,0 +1,80 @@
+"""Options that `ppl` and `tasks` share: written once, so that they mean and say the same everywhere."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+METHODS, MACHINE, OUTPUT = "Methods", "Machine", "Output"
+
+Factor = Annotated[
+    str | None,
+    typer.Option(
+        help="s = target / native length for all lengths; each: every length its own.",
+        show_default="longest length / native length, at least 1",
+        rich_help_panel=METHODS,
+    ),
+]
+Native = Annotated[
+    str | None,
+    typer.Option(help="Native length in tokens.", show_default="the model's own", rich_help_panel=METHODS),
+]
+PeArg = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="A method's parameter, yarn.beta_fast=16; may be repeated.",
+        metavar="METHOD.PARAM=VALUE",
+        rich_help_panel=METHODS,
+    ),
+]
+ScaleFromText = Annotated[
+    str,
+    typer.Option(
+        help="On a model that comes already scaled: plain (methods replace that) or shipped (they build on it).",
+        rich_help_panel=METHODS,
+    ),
+]
+LayersText = Annotated[
+    str,
+    typer.Option(
+        help="Where a model rotates by layer type (Gemma 3): scale the global layers, or all.",
+        rich_help_panel=METHODS,
+    ),
+]
+BackendName = Annotated[str, typer.Option(help="What runs the model: hf.", rich_help_panel=MACHINE)]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.", rich_help_panel=MACHINE)]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", rich_help_panel=MACHINE)]
+DeviceMap = Annotated[str | None, typer.Option(help="Spread over devices: auto, balanced, …", rich_help_panel=MACHINE)]
+Attn = Annotated[str | None, typer.Option(help="Attention: sdpa, eager, flash_attention_2, …", rich_help_panel=MACHINE)]
+Revision = Annotated[str | None, typer.Option(help="Hub revision of the model.", rich_help_panel=MACHINE)]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run code from the model's repository.", rich_help_panel=MACHINE)
+]
+Out = Annotated[
+    str | None,
+    typer.Option(help="Run folder or fsspec URL.", show_default="runs/<date>-<digest>", rich_help_panel=OUTPUT),
+]
+Json = Annotated[
+    str | None,
+    typer.Option("--json", metavar="PATH", help="Records as a JSON array; - is stdout.", rich_help_panel=OUTPUT),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show cells, passes, time and memory.", rich_help_panel=OUTPUT)]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Compute stored cells again.", rich_help_panel=OUTPUT)]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Only errors.", rich_help_panel=OUTPUT)]
+
+
+def factor(text: str | None) -> float | Literal["each"] | None:
+    """The value of `--factor`."""
+    from longeval.spec import parse_factor
+
+    if text is None:
+        return None
+    return "each" if text == "each" else parse_factor(text)
+
+
+def native(text: str | None) -> int | None:
+    """The value of `--native`."""
+    from longeval.spec import parse_length
+
+    return None if text is None else parse_length(text, flag="--native")

@@ -1,0 +1,96 @@
+"""`longeval tasks --list`: the tasks and groups there are, without loading any of them."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from longeval.errors import LongEvalError
+
+if TYPE_CHECKING:
+    from longeval.tasks.entries import TaskEntry
+
+LONG_TEXT_GROUPS = ("ruler", "longbench", "longbench2", "infinitebench", "babilong", "scrolls")
+"""Groups of lm-eval that are shown without asking: those about long text."""
+
+
+def list_tasks(json_path: str | None, names: str | None, include: Sequence[str]) -> int:
+    """Shows tasks and groups: as a table those that are about long text, as JSON all.
+
+    Args:
+        json_path: Where the JSON goes; None: a table on stdout.
+        names: Only these; a comma list, with `*` and `?`. A group shows its members too.
+        include: Folders with more tasks.
+    """
+    from longeval.cli.json_output import check_json_path, write_json
+    from longeval.spec import split_list
+    from longeval.tasks.index import list_entries
+
+    if json_path is not None:
+        check_json_path(json_path)
+    entries = list_entries(include=tuple(include))
+    chosen = entries if names is None else _matching(entries, split_list(names, flag="--tasks"))
+    if json_path is not None:
+        write_json([_plain(entry) for entry in chosen], json_path)
+    elif names is not None:
+        _show(chosen)
+    else:
+        shown = [entry for entry in entries if entry.source != "lm_eval" or entry.name in LONG_TEXT_GROUPS]
+        _show(shown)
+        typer.echo(
+            f"\nAnd {len(entries) - len(shown):,} tasks and groups of lm-eval, all by their own names: "
+            "longeval tasks --list --tasks 'arc*' finds some, --list --json - shows all."
+        )
+    return 0
+
+
+def _matching(entries: Sequence[TaskEntry], patterns: Sequence[str]) -> list[TaskEntry]:
+    """Entries whose names match, each group followed by its members."""
+    by_name = {entry.name: entry for entry in reversed(entries)}
+    found: dict[str, TaskEntry] = {}
+    for pattern in patterns:
+        matching = [entry for entry in entries if fnmatch.fnmatchcase(entry.name, pattern)]
+        if not matching:
+            raise LongEvalError(f"--tasks {pattern}: no task or group has such a name", "Leave it out to see more.")
+        for entry in matching:
+            found.setdefault(entry.name, entry)
+            for member in entry.members:
+                if member in by_name:
+                    found.setdefault(member, by_name[member])
+    return list(found.values())
+
+
+def _plain(entry: TaskEntry) -> dict[str, Any]:
+    """An entry as JSON; the first four keys are the contract."""
+    return {
+        "name": entry.name,
+        "kind": entry.kind,
+        "source": entry.source,
+        "needs": entry.needs,
+        "description": entry.description,
+        "members": list(entry.members),
+    }
+
+
+def _show(entries: Sequence[TaskEntry]) -> None:
+    """A table on a terminal; tab-separated columns for other programs."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console()
+    header = ("name", "kind", "source", "needs", "description")
+    lines = [(entry.name, entry.kind, entry.source, entry.needs, entry.description) for entry in entries]
+    if not console.is_terminal:
+        for line in (header, *lines):
+            typer.echo("\t".join(line))
+        return
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in header:
+        table.add_column(column, no_wrap=column == "name")
+    for line in lines:
+        table.add_row(*map(escape, line), style="bold" if line[1] == "group" else None)
+    console.print(table)

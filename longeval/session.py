@@ -1,0 +1,120 @@
+"""A run under way: the one loaded model, and cells stored as soon as they are whole. `ppl` and `tasks` share it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from longeval.backends.base import Backend
+from longeval.errors import LongEvalError
+from longeval.models.prepare import PreparedModel
+from longeval.nll import TokenNll
+from longeval.records import Record, canonical_json
+from longeval.samples import Sample
+from longeval.spec import ModelRequest, requests_from_yaml, requests_to_yaml
+from longeval.store import Store
+
+
+class Progress(Protocol):
+    """Told how a run gets on."""
+
+    def begin(self, costs: Sequence[float]) -> None:
+        """The operations of each pass that is to be made."""
+        ...
+
+    def stage(self, what: str, num_passes: int, noun: str) -> None:
+        """Passes over `what` start; `noun` is what one pass serves: window, sample."""
+        ...
+
+    def advance(self, tokens: int, cost: float, detail: str) -> None:
+        """A pass over so many tokens is over."""
+        ...
+
+    def finished(self, record: Record) -> None:
+        """A cell is stored."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunResult:
+    """What a run ends with."""
+
+    records: tuple[Record, ...]
+    """All records of the plan's cells, in the plan's order, stored before or computed now."""
+    computed: int
+    """Cells computed now."""
+    reused: int
+    """Cells that were stored already."""
+
+    @property
+    def failed(self) -> int:
+        """Cells that failed."""
+        return len({record.cell for record in self.records if record.status == "failed"})
+
+
+def load_backend(model: PreparedModel) -> Backend:
+    """Loads a prepared model into the `hf` backend, and makes sure that its frequencies are what its config says."""
+    from longeval.backends.hf import HFBackend  # torch and transformers only once there is something to compute
+
+    backend = HFBackend(model.load())
+    for length in model.rope.shipped.probes():
+        held, planned = backend.shipped.table(length), model.rope.shipped_table(length)
+        same = held.inv_freq_F.shape == planned.inv_freq_F.shape and np.allclose(
+            held.inv_freq_F, planned.inv_freq_F, rtol=1e-5, atol=0
+        )
+        if not same or abs(held.attention_factor - planned.attention_factor) > 1e-5:
+            raise LongEvalError(
+                f"--model {model.name}: its rotary embedding doesn't hold the frequencies that its configuration says",
+                "Its RoPE is of a kind that longeval doesn't know; use a model of another family.",
+            )
+    return backend
+
+
+def remember_request(store: Store, spec: ModelRequest) -> None:
+    """Writes the request into the folder's spec.yaml, after those that are there."""
+    text = store.read_text("spec.yaml")
+    requests = [] if text is None else requests_from_yaml(text, origin=f"{store.path}/spec.yaml")
+    if canonical_json(spec.to_mapping()) not in map(canonical_json, requests):
+        store.write_text("spec.yaml", requests_to_yaml([*requests, spec.to_mapping()]))
+
+
+@dataclass(kw_only=True, slots=True)
+class Session:
+    """One run under way: the loaded model, and the records so far."""
+
+    store: Store
+    progress: Progress
+    spec: ModelRequest
+    load: Callable[[PreparedModel], Backend]
+    under_way: bool
+    """Whether results exist already, so that nothing may end the run any more."""
+    records: dict[str, tuple[Record, ...]] = field(default_factory=dict)
+    """Of the cells computed now, by cell id."""
+    _remembered: bool = False
+    _loaded: tuple[PreparedModel, Backend] | None = None
+
+    def backend(self, model: PreparedModel) -> Backend:
+        """The loaded model; the one before it is let go first."""
+        if self._loaded is None or self._loaded[0] is not model:
+            self._loaded = None
+            self._loaded = (model, self.load(model))
+        return self._loaded[1]
+
+    def keep(
+        self, records: Sequence[Record], *, nll: TokenNll | None = None, samples: Sequence[Sample] | None = None
+    ) -> None:
+        """Stores a cell; the request goes before the first one."""
+        self.remember()
+        self.under_way = True
+        self.store.save(records, nll, samples)
+        self.records[records[0].cell] = tuple(records)
+        self.progress.finished(records[0])
+
+    def remember(self) -> None:
+        """Writes the request into the run folder, once."""
+        if not self._remembered:
+            remember_request(self.store, self.spec)
+            self._remembered = True

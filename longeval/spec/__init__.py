@@ -1,0 +1,45 @@
+"""What was asked: values as users write them, and the frozen requests that runs are made from.
+
+A request comes from flags or from YAML (`longeval run FILE`), is checked here as far as it can be without looking
+anything up (names of methods, models, data and tasks are looked up by the plan), and is written into the run folder as
+it was understood.
+"""
+
+from longeval.spec.model import LAYERS, SCALE_FROM, Layers, ModelRequest, ScaleFrom
+from longeval.spec.ppl import PplSpec
+from longeval.spec.requests import Spec, requests_from_yaml, requests_to_yaml, spec_from_mapping
+from longeval.spec.tasks import CHAT_TEMPLATES, OVERLONG, ChatTemplate, Overlong, TasksSpec
+from longeval.spec.values import (
+    check_word,
+    format_length,
+    parse_count,
+    parse_factor,
+    parse_length,
+    parse_lengths,
+    split_list,
+)
+
+__all__ = [
+    "CHAT_TEMPLATES",
+    "LAYERS",
+    "OVERLONG",
+    "SCALE_FROM",
+    "ChatTemplate",
+    "Layers",
+    "ModelRequest",
+    "Overlong",
+    "PplSpec",
+    "ScaleFrom",
+    "Spec",
+    "TasksSpec",
+    "check_word",
+    "format_length",
+    "parse_count",
+    "parse_factor",
+    "parse_length",
+    "parse_lengths",
+    "requests_from_yaml",
+    "requests_to_yaml",
+    "spec_from_mapping",
+    "split_list",
+]

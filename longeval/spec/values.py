@@ -1,0 +1,88 @@
+"""Values as users write them, on the command line and in YAML: lengths, factors, counts, comma lists."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from longeval.errors import LongEvalError
+
+_LENGTH = re.compile(r"([0-9]{1,15})([km]?)", re.IGNORECASE)
+_UNITS = {"": 1, "k": 1024, "m": 1024 * 1024}
+
+
+def parse_length(text: str, *, flag: str = "--lengths", least: int = 2) -> int:
+    """One length in tokens: `4k` is 4096, `1m` is 1048576, plain integers as they are."""
+    match = _LENGTH.fullmatch(text.strip())
+    if match is None:
+        raise LongEvalError(f"{flag} {text!r}: not a length", "Write tokens as 4096, 4k (= 4096) or 1m (= 1048576).")
+    length = int(match[1]) * _UNITS[match[2].lower()]
+    if length < least:
+        remedy = "A token is scored from the ones before it." if least == 2 else "256 is usual."
+        raise LongEvalError(f"{flag} {text}: must be at least {least} tokens", remedy)
+    return length
+
+
+def parse_lengths(text: str, *, flag: str = "--lengths") -> tuple[int, ...]:
+    """A comma list of lengths, ascending, without repeats."""
+    parts = split_list(text, flag=flag)
+    return tuple(sorted({parse_length(part, flag=flag) for part in parts}))
+
+
+def split_list(text: str, *, flag: str) -> tuple[str, ...]:
+    """A comma list of names in the order given, without repeats; an empty one raises LongEvalError."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(parts):
+        raise LongEvalError(f"{flag} {text!r}: an empty item", "Write a comma list without blanks: a,b,c.")
+    return tuple(dict.fromkeys(checked_name(part, flag) for part in parts))
+
+
+def checked_name(name: str, flag: str) -> str:
+    """Names go into records and digests, so they must be text."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise LongEvalError(
+            f"{flag} {name!a}: not UTF-8", "Rename the file or link to it under another name."
+        ) from None
+    if not name.strip():
+        raise LongEvalError(f"{flag}: an empty name", "Name something, or leave it out.")
+    return name
+
+
+def format_length(length: int) -> str:
+    """`4096` as `4k`, `1048576` as `1m`, others as they are."""
+    if length % (1024 * 1024) == 0:
+        return f"{length // (1024 * 1024)}m"
+    return f"{length // 1024}k" if length % 1024 == 0 else str(length)
+
+
+def parse_factor(text: str, *, flag: str = "--factor") -> float:
+    """A factor s ≥ 1; NaN, infinity and what is no number raise LongEvalError."""
+    try:
+        factor = float(text)
+    except ValueError:
+        factor = math.nan
+    if not (math.isfinite(factor) and factor >= 1):
+        raise LongEvalError(
+            f"{flag} {text}: must be a finite number of at least 1",
+            "It is target length / native length: 4 stretches 4k to 16k.",
+        )
+    return factor
+
+
+def parse_count(text: str, *, flag: str, least: int = 1) -> int:
+    """A whole number of at least `least`."""
+    try:
+        count = int(text)
+    except ValueError:
+        raise LongEvalError(f"{flag} {text!r}: not a whole number", f"Give one of at least {least}.") from None
+    if count < least:
+        raise LongEvalError(f"{flag} {text}: must be at least {least}", f"Give a whole number of at least {least}.")
+    return count
+
+
+def check_word(flag: str, word: str, known: tuple[str, ...]) -> None:
+    """Raises LongEvalError unless `word` is one of the `known` ones."""
+    if word not in known:
+        raise LongEvalError(f"{flag} {word}: unknown", f"Use {' or '.join(known)}.")

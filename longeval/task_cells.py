@@ -1,0 +1,162 @@
+"""Cells of downstream tasks, their stable ids, and the cells of groups that average them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from longeval.cells import Setup, cell_id
+from longeval.evals.prompts import PreparedTask
+from longeval.models.prepare import PreparedModel
+from longeval.rope.build import MethodName
+from longeval.spec import TasksSpec
+from longeval.tasks.metadata import TaskMetadata, task_digest
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskCell:
+    """One (model, method, length, task): the unit of work, storage and resume."""
+
+    id: str
+    model: str
+    setup: Setup
+    """The method at the cell's length."""
+    task: str
+    backend: str
+    dtype: str
+    params: dict[str, Any]
+    """Everything else that decides the value, as the record shows it."""
+
+    @property
+    def pe(self) -> MethodName:
+        """The method."""
+        return self.setup.pe
+
+    @property
+    def length(self) -> int:
+        """Window length in tokens."""
+        return self.setup.length
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskJob:
+    """One task at one length on one model: prompts that every method answers."""
+
+    model: PreparedModel
+    name: str
+    length: int
+    task: Any
+    """lm-eval's Task, with its samples."""
+    metadata: TaskMetadata
+    prepared: PreparedTask
+    chat: bool
+    """Whether prompts went through the chat template."""
+    cells: tuple[TaskCell, ...]
+    """One per method."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GroupCell:
+    """The average of a group's tasks for one (model, method, length)."""
+
+    id: str
+    model: str
+    setup: Setup
+    group: str
+    metric: str
+    by_size: bool
+    """Whether tasks count by their number of samples."""
+    members: dict[str, str | None]
+    """Task → cell id; None where the task's data is missing."""
+    backend: str
+    dtype: str
+    params: dict[str, Any]
+
+    @property
+    def pe(self) -> MethodName:
+        """The method."""
+        return self.setup.pe
+
+    @property
+    def length(self) -> int:
+        """Window length in tokens."""
+        return self.setup.length
+
+
+def task_cell(spec: TasksSpec, job: TaskJob, setup: Setup, source: str) -> TaskCell:
+    """The cell of one method.
+
+    Args:
+        spec: The request.
+        job: The task with its prompts (its own cells are not looked at).
+        setup: The method at the job's length.
+        source: Where the task is defined.
+    """
+    metadata, prepared = job.metadata, job.prepared
+    params = setup.params | {
+        "source": source,
+        "task_version": metadata.version,
+        "task_digest": task_digest(job.task),
+        "prompts": prepared.digest,
+        "own_prompts": metadata.own_prompts,
+        "chat_template": job.chat,
+        "overlong": spec.overlong,
+        "limit": spec.limit,
+        "same_samples": spec.same_samples,
+        "num_fewshot": job.task.config.num_fewshot or 0,
+        "max_new_tokens": prepared.max_new_tokens,
+        "decoding": "greedy" if prepared.max_new_tokens is not None else None,
+        "haystack": (spec.haystack or "noise") if metadata.haystack else None,
+        "chance": metadata.chance,
+    }
+    decides = _fields(spec, job.model, setup) | {"task": job.name, "skipped": len(prepared.skipped)}
+    return TaskCell(
+        id=cell_id("task", decides, params),
+        model=job.model.name,
+        setup=setup,
+        task=job.name,
+        backend=spec.backend,
+        dtype=job.model.dtype,
+        params=params,
+    )
+
+
+def group_cell(
+    spec: TasksSpec,
+    model: PreparedModel,
+    setup: Setup,
+    group: str,
+    *,
+    metric: str,
+    by_size: bool,
+    members: dict[str, str | None],
+) -> GroupCell:
+    """The average of cells of one method and length."""
+    params = setup.params | {"members": list(members), "by_size": by_size}
+    # Not the members' ids: data that was missing and is there later makes the same cell whole.
+    settings = {"overlong": spec.overlong, "limit": spec.limit, "chat_template": spec.chat_template}
+    settings |= {"num_fewshot": spec.num_fewshot, "max_new_tokens": spec.max_new_tokens, "haystack": spec.haystack}
+    decides = _fields(spec, model, setup) | {"task": group, "metric": metric, **settings}
+    return GroupCell(
+        id=cell_id("group", decides, params),
+        model=model.name,
+        setup=setup,
+        group=group,
+        metric=metric,
+        by_size=by_size,
+        members=members,
+        backend=spec.backend,
+        dtype=model.dtype,
+        params=params,
+    )
+
+
+def _fields(spec: TasksSpec, model: PreparedModel, setup: Setup) -> dict[str, Any]:
+    return {
+        "model": model.name,
+        "pe": setup.pe.canonical,
+        "factor": setup.factor,
+        "length": setup.length,
+        "backend": spec.backend,
+        "dtype": model.dtype,
+    }
