@@ -24,6 +24,10 @@ class LongEvalError(Exception):
         super().__init__(f"{self.problem}. {remedy}".rstrip())
 
 
+class MissingDataError(LongEvalError):
+    """Data that can't be had here: neither a local copy nor the hub. A task of a group can do without, if said."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Returns a sentence for an unknown `name`: the nearest known names if any are near, and all of them if few."""
     names = sorted(known)

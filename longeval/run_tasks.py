@@ -47,7 +47,7 @@ def run_tasks(
     running_commit()  # now, not at the first record: the code that runs is the code of this moment
     stored = {} if fresh else stored_cells(plan, store)
     todo = [job for job in (_missing(job, stored) for job in plan.jobs) if job.cells]
-    costs = {id(job): sample_costs(plan.sizes[job.model.name], job.prepared.inputs()) for job in todo}
+    costs = {id(job): sample_costs(plan.sizes[job.model.name], job.inputs()) for job in todo}
     progress.begin([cost for job in todo for _ in job.cells for cost in costs[id(job)]])
     session = Session(store=store, progress=progress, spec=plan.spec, load=load, under_way=under_way or bool(stored))
     runner = _Runner(session=session)
@@ -137,11 +137,10 @@ class _Runner:
         """A cell's samples and what they amount to."""
         started = time.perf_counter()
         lm = TaskLM(
-            backend=backend,
+            backend,
             tokenizer=job.model.tokenizer,
-            length=cell.length,
             bos=job.model.bos,
-            chat=job.chat,
+            length=job.length,
             table=cell.setup.table,
             static=cell.setup.static,
         )
@@ -164,6 +163,6 @@ class _Runner:
         """Records of the cells without samples; last, so that a model that can't be loaded leaves nothing."""
         if job.prepared.samples:
             return
-        reason = f"all {len(job.prepared.skipped)} samples are longer than the window and were left out"
+        reason = f"all {job.skipped} samples are longer than the window and were left out"
         for cell in job.cells:
             self.session.keep([without_score(cell, job, "skipped", reason, "")])

@@ -5,11 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
+from longeval.backends.base import GenerateRequest
 from longeval.cells import Setup, cell_id
-from longeval.evals.prompts import PreparedTask
+from longeval.evals.prepared import PreparedTask
+from longeval.evals.requests import Request, reach
 from longeval.models.prepare import PreparedModel
 from longeval.rope.build import MethodName
 from longeval.spec import TasksSpec
+from longeval.tasks.averages import GroupAverage
 from longeval.tasks.metadata import TaskMetadata, task_digest
 
 
@@ -49,10 +55,16 @@ class TaskJob:
     """lm-eval's Task, with its samples."""
     metadata: TaskMetadata
     prepared: PreparedTask
+    skipped: int
+    """Samples that were looked at and left out."""
     chat: bool
     """Whether prompts went through the chat template."""
     cells: tuple[TaskCell, ...]
     """One per method."""
+
+    def inputs(self) -> list[npt.NDArray[np.int32]]:
+        """Token ids of each sample's longest input, (T,) each."""
+        return [max(map(_input, sample.requests), key=len) for sample in self.prepared.samples]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,10 +74,8 @@ class GroupCell:
     id: str
     model: str
     setup: Setup
-    group: str
-    metric: str
-    by_size: bool
-    """Whether tasks count by their number of samples."""
+    average: GroupAverage
+    """What is averaged, and how."""
     members: dict[str, str | None]
     """Task → cell id; None where the task's data is missing."""
     backend: str
@@ -81,6 +91,17 @@ class GroupCell:
     def length(self) -> int:
         """Window length in tokens."""
         return self.setup.length
+
+
+def longest_reach(prepared: PreparedTask) -> int:
+    """Tokens of the longest input with what it may be answered."""
+    return max((reach(request) for sample in prepared.samples for request in sample.requests), default=0)
+
+
+def _input(request: Request) -> npt.NDArray[np.int32]:
+    if isinstance(request, GenerateRequest):
+        return request.prompt_T
+    return np.concatenate([request.context_T, max(request.continuations, key=len)])
 
 
 def task_cell(spec: TasksSpec, job: TaskJob, setup: Setup, source: str) -> TaskCell:
@@ -103,13 +124,13 @@ def task_cell(spec: TasksSpec, job: TaskJob, setup: Setup, source: str) -> TaskC
         "overlong": spec.overlong,
         "limit": spec.limit,
         "same_samples": spec.same_samples,
-        "num_fewshot": job.task.config.num_fewshot or 0,
+        "num_fewshot": prepared.num_fewshot,
         "max_new_tokens": prepared.max_new_tokens,
         "decoding": "greedy" if prepared.max_new_tokens is not None else None,
         "haystack": (spec.haystack or "noise") if metadata.haystack else None,
         "chance": metadata.chance,
     }
-    decides = _fields(spec, job.model, setup) | {"task": job.name, "skipped": len(prepared.skipped)}
+    decides = _fields(spec, job.model, setup) | {"task": job.name, "skipped": job.skipped}
     return TaskCell(
         id=cell_id("task", decides, params),
         model=job.model.name,
@@ -122,28 +143,27 @@ def task_cell(spec: TasksSpec, job: TaskJob, setup: Setup, source: str) -> TaskC
 
 
 def group_cell(
-    spec: TasksSpec,
-    model: PreparedModel,
-    setup: Setup,
-    group: str,
-    *,
-    metric: str,
-    by_size: bool,
-    members: dict[str, str | None],
+    spec: TasksSpec, model: PreparedModel, setup: Setup, average: GroupAverage, members: dict[str, str | None]
 ) -> GroupCell:
-    """The average of cells of one method and length."""
-    params = setup.params | {"members": list(members), "by_size": by_size}
+    """The average of cells of one method and length.
+
+    Args:
+        spec: The request.
+        model: The model.
+        setup: Method and length.
+        average: What is averaged, and how.
+        members: Task → cell id; None where the task's data is missing.
+    """
+    params = setup.params | {"members": list(members), "weight_by_size": average.weight_by_size}
     # Not the members' ids: data that was missing and is there later makes the same cell whole.
-    settings = {"overlong": spec.overlong, "limit": spec.limit, "chat_template": spec.chat_template}
+    settings: dict[str, Any] = {"overlong": spec.overlong, "limit": spec.limit, "chat_template": spec.chat_template}
     settings |= {"num_fewshot": spec.num_fewshot, "max_new_tokens": spec.max_new_tokens, "haystack": spec.haystack}
-    decides = _fields(spec, model, setup) | {"task": group, "metric": metric, **settings}
+    decides = _fields(spec, model, setup) | {"task": average.group, "metric": average.metric, **settings}
     return GroupCell(
-        id=cell_id("group", decides, params),
+        id=cell_id("group", decides | {"filters": average.filters}, params),
         model=model.name,
         setup=setup,
-        group=group,
-        metric=metric,
-        by_size=by_size,
+        average=average,
         members=members,
         backend=spec.backend,
         dtype=model.dtype,

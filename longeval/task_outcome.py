@@ -7,10 +7,12 @@ from typing import Any
 
 from longeval.backends.base import Backend
 from longeval.evals.downstream import Answers
+from longeval.evals.metrics import Metric, metric_name
 from longeval.provenance import provenance
 from longeval.records import Record, Status
 from longeval.report.scores import score
 from longeval.task_cells import GroupCell, TaskCell, TaskJob
+from longeval.tasks.averages import average
 
 
 def task_records(
@@ -23,7 +25,7 @@ def task_records(
         "n": len(samples),
         "documents": None if None in clusters else len(clusters),
         "truncated": sum(sample.truncated for sample in samples),
-        "skipped": len(job.prepared.skipped),
+        "skipped": job.skipped,
         "status": "ok",
         "elapsed_s": round(elapsed_s, 3),
         "peak_memory_bytes": backend.peak_memory_bytes(),
@@ -32,29 +34,28 @@ def task_records(
         "dtype": backend.dtype,
         "provenance": provenance(backend.device),
     }
-    records = []
-    for metric in metric_order(answers, job.metadata.primary):
+    records: list[Record] = []
+    for metric in metric_order(answers.metrics, job.metadata.primary):
         params = cell.params | {
             "primary": not records,
-            "higher_is_better": answers.higher_is_better.get(metric),
-            "filter": answers.filters.get(metric),
+            "higher_is_better": metric.higher_is_better,
+            "filter": metric.filter,
         }
-        if metric in answers.aggregates:
-            value = answers.aggregates[metric].value
-            found: dict[str, Any] = {"value": value}
-            params |= {"stderr": answers.aggregates[metric].stderr, "ci": None}
+        whole = answers.aggregates.get(metric.name)
+        if whole is not None:
+            found: dict[str, Any] = {"value": whole.value, "n": whole.n}
+            params |= {"stderr": whole.stderr, "ci": None}
         else:
-            got = score(samples, metric, seed=cell.params["seed"])
+            got = score(samples, metric.name, seed=cell.params["seed"])
             found = {"value": got.value, "ci_low": got.ci_low, "ci_high": got.ci_high, "n": got.n}
             params |= {"stderr": got.stderr, "ci": got.how}
-        records.append(Record(**common | found | {"metric": metric, "params": params}))
+        records.append(Record(**common | found | {"metric": metric.name, "params": params}))
     return records
 
 
-def metric_order(answers: Answers, primary: str | None) -> list[str]:
-    """All metrics of a task, the main one first."""
-    names = list(dict.fromkeys([*(name for sample in answers.samples for name in sample.scores), *answers.aggregates]))
-    return names if primary not in names else [primary, *(name for name in names if name != primary)]
+def metric_order(metrics: Sequence[Metric], primary: str | None) -> list[Metric]:
+    """A task's metrics, the main one first; without a main one, in the task's own order."""
+    return sorted(metrics, key=lambda metric: metric.name != primary)
 
 
 def without_score(cell: TaskCell, job: TaskJob, status: Status, reason: str, device: str) -> Record:
@@ -64,43 +65,46 @@ def without_score(cell: TaskCell, job: TaskJob, status: Status, reason: str, dev
         value=None,
         status=status,
         error=reason,
-        skipped=len(job.prepared.skipped),
+        skipped=job.skipped,
         provenance=provenance(device),
         **_common(cell),
     )
 
 
 def group_record(cell: GroupCell, records: Mapping[str, Sequence[Record]]) -> Record:
-    """The average of a group from its members' records (by cell id); null where a member is missing or failed.
-
-    Weighted by size, a member counts with its number of samples, else once.
-    """
-    values, sizes, lacking, failed = [], [], [], []
-    for task, cell_id in cell.members.items():
-        found = [record for record in records.get(cell_id or "", ()) if record.metric == cell.metric]
-        if cell_id is None:
-            lacking.append(f"{task} is missing (no data)")
-        elif not found or found[0].value is None:
-            failed.append(f"{task} has no {cell.metric}")
-        else:
-            values.append(found[0].value)
-            sizes.append(found[0].n or 0)
-    reasons = [*lacking, *failed]
-    value = None
-    if not reasons and cell.by_size:
-        value = sum(value * size for value, size in zip(values, sizes, strict=True)) / sum(sizes)
-    elif not reasons:
-        value = sum(values) / len(values)
-    first = next((found[0] for cell_id in cell.members.values() if (found := records.get(cell_id or ""))), None)
+    """The average of a group from its members' records (by cell id); null where a member is missing or failed."""
+    found = {task: _member_record(cell, records.get(cell_id or "", ())) for task, cell_id in cell.members.items()}
+    kept = {task: record for task, record in found.items() if record is not None}
+    averaged = average(
+        cell.average,
+        {task: record.value for task, record in kept.items()},
+        sizes={task: record.n or 0 for task, record in kept.items()},
+        stderrs={task: record.params.get("stderr") for task, record in kept.items()},
+    )
+    absent = [task for task in averaged.missing if cell.members[task] is None]
+    failed = [task for task in averaged.missing if task not in absent]
+    reasons = [f"{task} is missing (no data)" for task in absent] + [f"{task} has no score" for task in failed]
+    metrics = {record.metric for record in kept.values()}
     status: Status = "ok" if not reasons else "failed" if failed else "skipped"
     return Record(
-        metric=cell.metric,
-        value=value,
+        metric=metrics.pop() if len(metrics) == 1 else "average",
+        value=averaged.value,
         status=status,
         error=f"no average: {'; '.join(reasons)}" if reasons else None,
-        provenance=provenance("" if first is None else first.provenance.device),
-        **_common(cell),
+        provenance=provenance(next((record.provenance.device for record in kept.values()), "")),
+        **_common(cell) | {"params": cell.params | {"primary": True, "stderr": averaged.stderr}},
     )
+
+
+def _member_record(cell: GroupCell, records: Sequence[Record]) -> Record | None:
+    """The record of a member that is averaged: of the group's metric, else of the member's main one."""
+    if cell.average.metric is None:
+        return records[0] if records else None
+    names = {
+        metric_name(cell.average.metric, name, only_filter=name == "none")
+        for name in (cell.average.filters or ("none",))
+    } | {metric_name(cell.average.metric, "none", only_filter=True)}
+    return next((record for record in records if record.metric in names), None)
 
 
 def _common(cell: TaskCell | GroupCell) -> dict[str, Any]:
@@ -112,7 +116,7 @@ def _common(cell: TaskCell | GroupCell) -> dict[str, Any]:
         "factor": cell.setup.factor,
         "length": cell.length,
         "data": None,
-        "task": cell.task if isinstance(cell, TaskCell) else cell.group,
+        "task": cell.task if isinstance(cell, TaskCell) else cell.average.group,
         "protocol": None,
         "params": cell.params,
         "backend": cell.backend,

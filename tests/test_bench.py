@@ -12,6 +12,7 @@ import pytest
 from bench.measure import Curve, carry_out, measure_curve, measure_sliding, measure_throughput
 from bench.peak import Peak, peak_in_own_process, peak_of
 from bench.run import check_json_path, make_request, measure, raw_numbers
+from bench.sharing import NUM_CHOICES, NUM_QUESTIONS, measure_sharing, questions
 from bench.show import Results, curve_verdict, show
 from bench.subject import Request, open_ours, open_plain, open_text, plain_loss
 from bench.timing import Side, Timed, alternate
@@ -135,6 +136,28 @@ def test_curve_runs_every_length_in_one_pass(request_, backend, monkeypatch):
     assert [len(side.seconds) for side in curve.timed] == [2, 2]
 
 
+def test_sharing_scores_the_same_choices_with_less_work(request_, text, backend):
+    passes: list[int] = []
+    handle = backend.model.get_input_embeddings().register_forward_pre_hook(
+        lambda module, arguments: passes.append(arguments[0].numel())
+    )
+    rows = measure_sharing(request_, "float32", text, backend)
+    handle.remove()
+    assert [(row.questions, row.length) for row in rows] == [(1, 96), (NUM_QUESTIONS, 96)]
+    assert all(row.largest_difference < 1e-4 for row in rows)
+    alone = [*[96 - 1] * NUM_CHOICES, 88, 4 * 7, *[88, 4 * 7] * NUM_QUESTIONS]
+    assert passes[: len(alone)] == alone
+    assert sum(passes[len(alone) :]) < 64 + NUM_QUESTIONS * (24 + 4 * 7) + 1
+
+
+def test_questions_share_their_document_and_differ(text):
+    asked = questions(text.tokens_T)
+    contexts = [one.context_T for one in asked]
+    assert len({context_T.tobytes() for context_T in contexts}) == NUM_QUESTIONS
+    assert {len(context_T) + len(tokens_S) for context_T in contexts for tokens_S in asked[0].continuations} == {96}
+    assert all((context_T[:64] == text.tokens_T[:64]).all() for context_T in contexts)
+
+
 def test_failed_cell_stops_the_curve(request_, backend, monkeypatch, tmp_path):
     from bench.subject import request_spec
 
@@ -191,6 +214,7 @@ def test_tables_and_raw_numbers(request_, text, backend):
         throughputs=throughputs,
         curve=Curve(dtype="float32", lengths=(24, 48, 72, 96), pe="yarn", timed=timed([1.1, 1.1], [1.0, 1.0])),
         sliding=measure_sliding(request_, "float32", text, backend),
+        sharing=measure_sharing(request_, "float32", text, backend),
         peaks=[
             Peak(which="ours", loaded_bytes=100 * 2**20, peak_bytes=150 * 2**20, **peak),
             Peak(which="plain", loaded_bytes=100 * 2**20, peak_bytes=300 * 2**20, **peak),
@@ -202,6 +226,7 @@ def test_tables_and_raw_numbers(request_, text, backend):
     assert "the plain loop's pass takes 4.0 times" in shown
     assert "take 1.10 times the longest alone" in shown
     assert "200 MiB" in shown
+    assert "4 questions on a document of 96" in shown
     assert f"{throughputs[1].tokens_per_s:,.0f}" in shown
     assert "0.25 s" in shown
 
@@ -211,6 +236,7 @@ def test_tables_and_raw_numbers(request_, text, backend):
     assert numbers["throughput"][0]["plain_s"] == list(throughputs[0].timed.second.seconds)
     assert (numbers["curve"]["curve_s"], numbers["curve"]["longest_s"]) == ([1.1, 1.1], [1.0, 1.0])
     assert numbers["curve"]["within_limit"] is True
+    assert [row["questions"] for row in numbers["sharing"]] == [1, 4]
     assert numbers["peak"][1]["extra_bytes"] == 200 * 2**20
     assert "torch" in numbers["provenance"]["versions"]
 

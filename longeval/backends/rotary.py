@@ -58,6 +58,11 @@ class TableRotaryEmbedding(nn.Module):
         self._held = _hold(table, length)
         self._local = None if table.local is None else _hold(table.local, length)
 
+    @property
+    def length(self) -> int:
+        """How many positions are served."""
+        return len(self._held.cos_TF)
+
     def digest(self, length: int) -> str:
         """Digest of the rows 0 … length−1 of the table that is held now (then those of the local layers' one)."""
         assert length <= len(self._held.cos_TF), "digest of positions that were never served"

@@ -63,6 +63,7 @@ def show_task_plan(plan: TaskPlan, store: Store, console: Console, *, fresh: boo
     from longeval.cost import memory_bytes, sample_costs, seconds
     from longeval.run_tasks import stored_cells
     from longeval.spec import format_length
+    from longeval.task_cells import longest_reach
 
     stored = {} if fresh else stored_cells(plan, store)
     table = Table(title="Cells", title_justify="left")
@@ -80,7 +81,7 @@ def show_task_plan(plan: TaskPlan, store: Store, console: Console, *, fresh: boo
                     ", ".join(cell.pe.canonical for cell in job.cells),
                     str(len(samples)),
                     str(sum(sample.truncated for sample in samples)),
-                    str(len(job.prepared.skipped)),
+                    str(job.skipped),
                     f"{max((sample.tokens for sample in samples), default=0):,}",
                     f"{sum(cell.id in stored for cell in job.cells)} of {len(job.cells)}",
                 )
@@ -90,9 +91,9 @@ def show_task_plan(plan: TaskPlan, store: Store, console: Console, *, fresh: boo
         jobs = [job for job in plan.jobs if job.model.name == name]
         size, model = plan.sizes[name], jobs[0].model
         todo = {id(job): sum(cell.id not in stored for cell in job.cells) for job in jobs}
-        prompts = {id(job): sum(sample_costs(size, job.prepared.inputs())) for job in jobs}
+        prompts = {id(job): sum(sample_costs(size, job.inputs())) for job in jobs}
         flops = sum(prompts[id(job)] * todo[id(job)] for job in jobs)
-        longest = max(job.prepared.longest() for job in jobs)
+        longest = max(longest_reach(job.prepared) for job in jobs)
         console.print(
             f"{name} ({model.dtype}): {count(sum(todo.values()), 'cell')} to compute, "
             f"{sum(len(job.prepared.samples) * todo[id(job)] for job in jobs):,} samples; estimated "

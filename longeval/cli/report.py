@@ -12,7 +12,9 @@ from longeval.errors import LongEvalError
 
 
 def report(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN", help="Run folders, as `longeval ppl --out` wrote them.")],
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN", help="Run folders, as `longeval ppl` and `longeval tasks` wrote them.")
+    ],
     out: Annotated[
         str | None,
         typer.Option(
@@ -27,6 +29,9 @@ def report(
     preface: Annotated[
         str | None, typer.Option(metavar="FILE", help="Markdown of your own to put under the heading.")
     ] = None,
+    published: Annotated[
+        bool, typer.Option("--published", help="Add published numbers on the same tasks and data, with what differs.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Don't say which files were written.")] = False,
 ) -> None:
     """Make tables, curves and intervals from run folders, ready for a paper.
@@ -46,13 +51,15 @@ def report(
     from longeval.report.write import write_report
 
     given = {"--out": out, "--title": title, "--preface": preface, "--json": json}
-    flags = [part for flag, value in given.items() if value is not None for part in (flag, value)]
+    flags = ["--published"] * published
+    flags += [part for flag, value in given.items() if value is not None for part in (flag, value)]
     written = write_report(
         runs,
         out=out,
         json_path=None if json == "-" else json,
         command=shlex.join(["longeval", "report", *runs, *flags]),
-        preface=Preface(title or Preface().title, "" if preface is None else _read(preface)),
+        published=published,
+        preface=Preface(title or "", "" if preface is None else _read(preface)),
     )
     for note in written.notes:
         typer.echo(f"longeval: {note}", err=True)

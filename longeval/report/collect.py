@@ -7,12 +7,13 @@ once, and where values differ the one finished last is kept and a note says so. 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from longeval.errors import LongEvalError
 from longeval.nll import TokenNll
 from longeval.records import Record
-from longeval.report.grid import method_sort_key
+from longeval.report.rows import method_sort_key
+from longeval.samples import Sample
 from longeval.store import Store, StoredCell
 
 
@@ -38,6 +39,8 @@ class Collection:
     """What the reader must know about cells found twice; whole sentences."""
     stores: dict[str, Store]
     """Cell id to the run folder that it was taken from."""
+    read_samples: dict[str, tuple[Sample, ...] | None] = field(default_factory=dict)
+    """Samples that have been read."""
 
     @property
     def records(self) -> list[Record]:
@@ -47,6 +50,12 @@ class Collection:
     def nll(self, cell: str) -> TokenNll | None:
         """Token NLLs of a cell, or None where none are stored."""
         return self.stores[cell].nll(cell)
+
+    def samples(self, cell: str) -> tuple[Sample, ...] | None:
+        """Samples of a task's cell, or None where none are stored (failed, a group, perplexity). Read once."""
+        if cell not in self.read_samples:
+            self.read_samples[cell] = self.stores[cell].samples(cell)
+        return self.read_samples[cell]
 
 
 def collect(paths: Sequence[str]) -> Collection:

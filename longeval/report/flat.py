@@ -34,7 +34,7 @@ def records_csv(records: Sequence[Record]) -> str:
         params = plain.pop("params")
         line = plain | {f"params.{name}": params.get(name) for name in names}
         lines.append(line | {f"provenance.{name}": provenance[name] for name in _PROVENANCE})
-    return _csv(list(lines[0]), lines)
+    return csv_text(list(lines[0]), lines)
 
 
 def pairs_csv(sections: Sequence[Section]) -> str:
@@ -68,7 +68,7 @@ def pairs_csv(sections: Sequence[Section]) -> str:
                     line |= {"ratio_low": difference.low, "ratio_high": difference.high}
                     line |= {name: getattr(difference, name) for name in columns[columns.index("points") :]}
                 lines.append(line)
-    return _csv(columns, lines)
+    return csv_text(columns, lines)
 
 
 def positions_csv(sections: Sequence[Section]) -> str:
@@ -96,10 +96,11 @@ def positions_csv(sections: Sequence[Section]) -> str:
                 if tokens:
                     line |= {"mean_nll": mean, "perplexity": math.exp(min(mean, 700.0))}
                 lines.append(line)
-    return _csv(columns, lines)
+    return csv_text(columns, lines)
 
 
-def _csv(columns: Sequence[str], lines: Iterable[dict[str, Any]]) -> str:
+def csv_text(columns: Sequence[str], lines: Iterable[dict[str, Any]]) -> str:
+    """CSV with a header; a key that a line lacks is an empty field."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()

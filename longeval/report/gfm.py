@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from urllib.parse import quote
 
 
 def escape_markdown(text: str) -> str:
     """Escapes text so that it shows as it is, in a table too; line breaks become spaces."""
     return re.sub(r"([\\`*_<>|\[\]#~])", r"\\\1", " ".join(text.split()))
+
+
+def figure(folder: str, stem: str, alt: str) -> str:
+    """A PNG from the report's folder of figures, with a link to the same as SVG."""
+    path = quote(f"{folder}/{stem}")
+    return f"![{alt}]({path}.png)\n\n[The same as SVG]({path}.svg)"
 
 
 def table_lines(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:

@@ -12,7 +12,7 @@ from longeval.records import Record
 from longeval.report.grid import Grid
 from longeval.report.numbers import format_outcome, format_percent, format_perplexity
 from longeval.report.pairs import PairCell, PairRow
-from longeval.report.tables import factor_text, outcome_lines
+from longeval.report.rows import factor_text, outcome_lines
 from longeval.spec import format_length
 
 _HEADER = r"""% Written by longeval. Needs \usepackage{booktabs}.
@@ -26,18 +26,20 @@ _SPECIAL = {
     "^": r"\textasciicircum{}",
     "–": "--",
     "−": "$-$",
+    "±": "$\\pm$",
+    "†": "$^\\dagger$",
     "∞": r"$\infty$",
 } | {character: f"\\{character}" for character in "&%$#_{}"}
 
 
-def latex_document(tables: Sequence[tuple[Grid, Sequence[PairRow]]]) -> str:
-    """LaTeX source of all tables: per grid the perplexities, then the differences of its pairs if it has any."""
+def latex_document(tables: Sequence[tuple[Grid, Sequence[PairRow]]], others: Sequence[str] = ()) -> str:
+    """LaTeX source of all tables: per grid the perplexities, then the differences of its pairs; then `others`."""
     parts = [_HEADER]
     for grid, pairs in tables:
         parts.append(_perplexity_table(grid))
         if pairs:
             parts.append(_pair_table(grid, pairs))
-    return "\n".join(parts)
+    return "\n".join([*parts, *others])
 
 
 def escape_latex(text: str) -> str:
@@ -52,8 +54,8 @@ def _perplexity_table(grid: Grid) -> str:
         rows.append([escape_latex(row.label), escape_latex(factor_text(row)), *cells])
     caption = f"Perplexity by context length (lower is better): {escape_latex(grid.title)}."
     caption += " Best of each length in bold; 95\\% bootstrap intervals in brackets."
-    caption += "".join(f" {escape_latex(line)}." for line in outcome_lines(grid))
-    return _table(caption, _label("ppl", grid), ["Method", "$s$", *map(format_length, grid.lengths)], rows)
+    caption += "".join(f" {escape_latex(line)}." for line in outcome_lines(grid.rows, grid.lengths))
+    return table_source(caption, _label("ppl", grid), ["Method", "$s$", *map(format_length, grid.lengths)], rows)
 
 
 def _pair_table(grid: Grid, pairs: Sequence[PairRow]) -> str:
@@ -63,10 +65,11 @@ def _pair_table(grid: Grid, pairs: Sequence[PairRow]) -> str:
         rows.append([escape_latex(pair.base.label), escape_latex(factor_text(pair.base)), *cells])
     caption = f"Relative change of perplexity by Resonance RoPE: {escape_latex(grid.title)}."
     caption += " Paired 95\\% bootstrap intervals."
-    return _table(caption, _label("pairs", grid), ["Base", "$s$", *map(format_length, grid.lengths)], rows)
+    return table_source(caption, _label("pairs", grid), ["Base", "$s$", *map(format_length, grid.lengths)], rows)
 
 
-def _table(caption: str, label: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table_source(caption: str, label: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A booktabs table; caption, columns and cells are LaTeX already."""
     lines = [
         r"\begin{table}",
         r"  \centering",

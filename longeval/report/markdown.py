@@ -11,13 +11,17 @@ from urllib.parse import quote
 
 from longeval.records import Record
 from longeval.report.collect import Collection
-from longeval.report.gfm import escape_markdown, table_lines
+from longeval.report.gfm import escape_markdown, figure, table_lines
 from longeval.report.grid import Grid
 from longeval.report.numbers import format_interval, format_outcome, format_percent
 from longeval.report.pairs import PairCell
 from longeval.report.provenance import provenance_lines, repeat_lines, scored_lines
+from longeval.report.published_markdown import published_lines
+from longeval.report.rows import factor_text, outcome_lines
 from longeval.report.sections import POSITION_BINS, Section
-from longeval.report.tables import factor_text, outcome_lines
+from longeval.report.task_markdown import task_section_lines
+from longeval.report.task_sections import TaskSection
+from longeval.report.task_tables import is_group
 from longeval.spec import format_length
 
 
@@ -33,26 +37,43 @@ class ReportNames(NamedTuple):
 class Preface(NamedTuple):
     """What the author of a report says in front of it."""
 
-    title: str = "Perplexity by context length"
-    """The heading."""
+    title: str = ""
+    """The heading; default: by what the report holds."""
     text: str = ""
     """Markdown of their own, under the heading."""
 
 
 def markdown_report(
-    collection: Collection, sections: Sequence[Section], names: ReportNames, command: str, preface: Preface
+    collection: Collection,
+    sections: Sequence[Section],
+    task_sections: Sequence[TaskSection],
+    names: ReportNames,
+    command: str,
+    preface: Preface,
+    *,
+    published: bool = False,
 ) -> str:
-    """The whole report as Markdown text, ending in a newline."""
-    lines = [f"# {escape_markdown(preface.title)}", ""]
+    """The whole report as Markdown text, ending in a newline; `published`: with a section of numbers from papers."""
+    lines = [f"# {escape_markdown(preface.title or _title(sections, task_sections))}", ""]
     if preface.text.strip():
         lines += [preface.text.strip(), ""]
     lines += [_summary(collection), "", _beside(names), ""]
     lines += [f"> {escape_markdown(note)}\n" for note in collection.notes]
     for section in sections:
         lines += _section_lines(section, names)
+    for task_section in task_sections:
+        lines += task_section_lines(task_section, names.folder)
+    if published:
+        lines += published_lines([section.grid for section in sections], [s.tasks for s in task_sections])
     lines += ["## How to repeat it", "", *repeat_lines(collection, command), ""]
     lines += ["## Provenance", "", *provenance_lines(collection.records), ""]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _title(sections: Sequence[Section], task_sections: Sequence[TaskSection]) -> str:
+    if not task_sections:
+        return "Perplexity by context length"
+    return "Perplexity and tasks by context length" if sections else "Tasks by context length"
 
 
 def _summary(collection: Collection) -> str:
@@ -66,9 +87,12 @@ def _summary(collection: Collection) -> str:
     when = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
     folders = ", ".join(f"`{run.path}`" for run in collection.runs)
     text = f"{len(collection.cells)} cells ({counts}) from {folders}, computed {when}."
-    num_tasks = sum(cell.records[0].task is not None for cell in collection.cells)
-    if num_tasks:
-        text += f" {num_tasks} of them are downstream tasks, which are in the CSV and JSON files but in no table here."
+    first = [cell.records[0] for cell in collection.cells]
+    num_tasks = sum(record.task is not None and not is_group(record) for record in first)
+    num_groups = sum(map(is_group, first))
+    if num_tasks or num_groups:
+        kinds = [(len(first) - num_tasks - num_groups, "perplexity"), (num_tasks, "tasks"), (num_groups, "averages")]
+        text += f" By kind: {', '.join(f'{count} {kind}' for count, kind in kinds if count)}."
     return text
 
 
@@ -87,11 +111,11 @@ def _section_lines(section: Section, names: ReportNames) -> list[str]:
     grid = section.grid
     lines = [f"## {escape_markdown(grid.title)}", ""]
     lines += [_caption(grid), "", *_grid_table(grid, with_interval=True), ""]
-    reasons = outcome_lines(grid)
+    reasons = outcome_lines(grid.rows, grid.lengths)
     if reasons:
         lines += [*(f"- {escape_markdown(reason)}" for reason in reasons), ""]
     if section.curve is not None:
-        lines += [_figure(names, f"perplexity-{section.slug}", "Perplexity by context length"), ""]
+        lines += [figure(names.folder, f"perplexity-{section.slug}", "Perplexity by context length"), ""]
     lines += _pair_lines(section)
     lines += _position_lines(section, names)
     if section.bits is not None:
@@ -181,9 +205,10 @@ def _position_lines(section: Section, names: ReportNames) -> list[str]:
     )
     if section.grid.protocol.startswith("sliding"):
         text += " Only the first window of a document is scored at its early positions, later ones only at their end."
-    return [*lines, text, "", _figure(names, f"position-{section.slug}", "Perplexity by position in the window"), ""]
-
-
-def _figure(names: ReportNames, stem: str, alt: str) -> str:
-    path = quote(f"{names.folder}/{stem}")
-    return f"![{alt}]({path}.png)\n\n[The same as SVG]({path}.svg)"
+    return [
+        *lines,
+        text,
+        "",
+        figure(names.folder, f"position-{section.slug}", "Perplexity by position in the window"),
+        "",
+    ]

@@ -56,6 +56,54 @@ def format_outcome(record: Record | None) -> str:
     return "∞" if record.value is None else format_perplexity(record.value)
 
 
+def format_score(value: float, stderr: float | None = None) -> str:
+    """A score without its error: two decimals, three where the error is below 0.005, one from 10 on (percentages)."""
+    return f"{value:.{_score_decimals(value, stderr)}f}"
+
+
+def format_score_outcome(record: Record | None, *, with_error: bool = True) -> str:
+    """What stands in a cell of a task: `0.45 ± 0.05`, `0.00 [0.00, 0.16]`, `failed`, `skipped`, or a dash.
+
+    The error is one standard error. Where all samples scored alike there is no spread to tell it from, and the 95%
+    interval stands instead.
+    """
+    if record is None or record.status != "ok" or record.value is None:
+        return MISSING if record is None else record.status
+    stderr = record.params.get("stderr")
+    text = format_score(record.value, stderr)
+    if not with_error:
+        return text
+    if stderr:
+        return f"{text} ± {format_score(stderr, stderr) if record.value < 10 else f'{stderr:.1f}'}"
+    return f"{text} {format_score_interval(record)}".rstrip()
+
+
+def format_score_interval(record: Record) -> str:
+    """`[0.26, 0.66]`, or nothing where a score has no interval."""
+    if record.ci_low is None or record.ci_high is None:
+        return ""
+    stderr = record.params.get("stderr")
+    return f"[{format_score(record.ci_low, stderr)}, {format_score(record.ci_high, stderr)}]"
+
+
+def format_change(value: float, stderr: float | None = None) -> str:
+    """A difference of scores with its sign: `+0.05`, `−0.10`, `0.00`."""
+    text = format_score(abs(value), stderr)
+    sign = "" if not text.strip("0.") else "+" if value > 0 else "−"
+    return sign + text
+
+
+def format_p(p: float) -> str:
+    """`0.034`, `0.63`, `< 0.001`."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+
+
+def _score_decimals(value: float, stderr: float | None) -> int:
+    if abs(value) >= 10:
+        return 1
+    return 3 if stderr and stderr < 0.005 else 2
+
+
 def format_interval(record: Record | None) -> str:
     """`[10.42, 12.01]`, or nothing where a cell has no interval."""
     if record is None or record.ci_low is None or record.ci_high is None:

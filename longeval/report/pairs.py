@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from longeval.nll import TokenNll
 from longeval.records import Record
-from longeval.report.grid import Grid, GridRow, base_method, is_resonance
+from longeval.report.grid import Grid
+from longeval.report.rows import GridRow, base_row
 from longeval.report.stats import PairedDifference, paired
 
 
@@ -49,9 +50,7 @@ def pair_rows(grid: Grid, nll: Callable[[str], TokenNll | None]) -> list[PairRow
     """
     pairs = []
     for row in grid.rows:
-        if not is_resonance(row.pe):
-            continue
-        base = next((other for other in grid.rows if _belong(other, row)), None)
+        base = base_row(row, grid.rows)
         if base is None:
             continue
         cells = {}
@@ -62,12 +61,6 @@ def pair_rows(grid: Grid, nll: Callable[[str], TokenNll | None]) -> list[PairRow
         if cells:
             pairs.append(PairRow(base=base, resonance=row, cells=cells))
     return pairs
-
-
-def _belong(base: GridRow, resonance: GridRow) -> bool:
-    """Whether two rows differ in the rounding alone."""
-    same = (base.method, base.factor) == (resonance.method, resonance.factor)
-    return same and not is_resonance(base.pe) and base.pe == base_method(resonance.pe)
 
 
 def _pair_cell(

@@ -21,10 +21,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
-from longeval.report.grid import Grid, GridRow, base_method, is_resonance
+from longeval.report.grid import Grid
 from longeval.report.numbers import format_perplexity
+from longeval.report.rows import GridRow, base_method, factor_text, is_resonance
 from longeval.report.stats import PositionCurve
-from longeval.report.tables import factor_text
 from longeval.spec import format_length
 
 _STYLES = {
@@ -71,13 +71,13 @@ def length_curve(grid: Grid) -> Picture | None:
         points = [(length, row.cells[length].value) for length in grid.lengths if length in row.cells]
         # A failed cell breaks the line: what lies between its neighbours is not known.
         y = [math.nan if value is None else value for _, value in points]
-        axes.plot([length for length, _ in points], y, **_line_style(row, grid.rows, with_marker=True))
+        axes.plot([length for length, _ in points], y, **line_style(row, grid.rows, with_marker=True))
     axes.set_xlabel("Context length (tokens)")
-    _length_axis(axes, grid.lengths)
+    length_axis(axes, grid.lengths)
     _perplexity_axis(axes, values)
-    _native_line(axes, grid.native_length)
+    native_line(axes, grid.native_length)
     _legend(axes, grid.title)
-    return _picture(figure)
+    return render(figure)
 
 
 def position_curve(grid: Grid, length: int, curves: Sequence[RowCurve]) -> Picture:
@@ -88,7 +88,7 @@ def position_curve(grid: Grid, length: int, curves: Sequence[RowCurve]) -> Pictu
         perplexity_K = np.exp(np.minimum(item.curve.mean_nll_K, 700.0))
         centre_K = (item.curve.edges_K1[:-1] + item.curve.edges_K1[1:]) / 2
         held_K = np.isfinite(perplexity_K)
-        style = _line_style(item.row, grid.rows, with_marker=False)
+        style = line_style(item.row, grid.rows, with_marker=False)
         axes.plot(centre_K[held_K], perplexity_K[held_K], **style)
         shown.extend(perplexity_K[held_K].tolist())
     axes.set_xlabel(f"Position in a window of {format_length(length)} tokens")
@@ -97,9 +97,9 @@ def position_curve(grid: Grid, length: int, curves: Sequence[RowCurve]) -> Pictu
     axes.xaxis.set_major_locator(FixedLocator(range(0, length + 1, step)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: format_length(round(x)) if x else "0"))
     _perplexity_axis(axes, shown)
-    _native_line(axes, grid.native_length)
+    native_line(axes, grid.native_length)
     _legend(axes, grid.title)
-    return _picture(figure)
+    return render(figure)
 
 
 def _figure() -> tuple[Figure, Axes]:
@@ -112,7 +112,7 @@ def _figure() -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _line_style(row: GridRow, rows: Sequence[GridRow], *, with_marker: bool) -> dict[str, Any]:
+def line_style(row: GridRow, rows: Sequence[GridRow], *, with_marker: bool) -> dict[str, Any]:
     """Colour and marker by base method; the resonance form is dashed, hollow and drawn on top."""
     base = base_method(row.pe)
     unknown = sorted({base_method(other.pe) for other in rows} - set(_STYLES))
@@ -135,7 +135,8 @@ def _line_style(row: GridRow, rows: Sequence[GridRow], *, with_marker: bool) -> 
     return style
 
 
-def _length_axis(axes: Axes, lengths: Sequence[int]) -> None:
+def length_axis(axes: Axes, lengths: Sequence[int]) -> None:
+    """Ticks at the lengths that there are; logarithmic where they span more than two octaves."""
     if max(lengths) > 4 * min(lengths):
         axes.set_xscale("log", base=2)
     axes.xaxis.set_major_locator(FixedLocator(lengths))
@@ -160,7 +161,7 @@ def _perplexity_axis(axes: Axes, values: Sequence[float]) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _native_line(axes: Axes, native_length: int | None) -> None:
+def native_line(axes: Axes, native_length: int | None) -> None:
     """Marks the native length where the axis shows it, without widening the axis."""
     low, high = axes.get_xlim()
     if native_length is None or not low <= native_length <= high:
@@ -176,7 +177,7 @@ def _legend(axes: Axes, title: str) -> None:
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, fontsize=8, handlelength=3.2)
 
 
-def _picture(figure: Figure) -> Picture:
+def render(figure: Figure) -> Picture:
     """Renders both formats; equal data give equal bytes."""
     png, svg = io.BytesIO(), io.BytesIO()
     figure.savefig(png, format="png", dpi=160)

@@ -10,8 +10,8 @@ from longeval.records import Record
 from longeval.report.collect import Collection
 from longeval.report.gfm import escape_markdown, table_lines
 from longeval.report.grid import Grid
+from longeval.report.rows import GridRow, factor_text
 from longeval.report.sections import ordered_unique
-from longeval.report.tables import factor_text
 from longeval.spec import format_length
 
 _PROTOCOLS = {
@@ -55,12 +55,27 @@ def scored_lines(grid: Grid, documents: Sequence[str]) -> list[str]:
         lines.append(
             f"- BOS: {'one at the start of every window, counted in its length' if settings['bos'] else 'none'}."
         )
-    native = "not recorded" if grid.native_length is None else f"{grid.native_length:,} tokens"
-    own = settings.get("own_native_length")
-    if own and own != grid.native_length:
+    lines.append(model_line(grid.model, grid.native_length, grid.records[0]))
+    lines += method_lines(grid.rows)
+    lines += [_bootstrap_line(grid), ""]
+    header = ["length", "windows", "scored tokens", "documents", "truncated", "skipped (too short)", "bootstrap units"]
+    return lines + table_lines(header, [_count_row(grid, length) for length in grid.lengths])
+
+
+def model_line(model: str, native_length: int | None, record: Record) -> str:
+    """A bullet: the model, its native length, and what ran it."""
+    native = "not recorded" if native_length is None else f"{native_length:,} tokens"
+    own = record.params.get("own_native_length")
+    if own and own != native_length:
         native += f" by `--native` (the model's own: {own:,})"
-    attention = f", attention `{settings['attn']}`" if settings.get("attn") else ""
-    lines.append(f"- Model `{grid.model}`: native length {native}, backend {grid.backend}, {grid.dtype}{attention}.")
+    attention = f", attention `{record.params['attn']}`" if record.params.get("attn") else ""
+    return f"- Model `{model}`: native length {native}, backend {record.backend}, {record.dtype}{attention}."
+
+
+def method_lines(rows: Sequence[GridRow]) -> list[str]:
+    """Bullets: the scaling that the model came with, factors and parameters of methods."""
+    lines = []
+    settings = next(iter(rows[0].cells.values())).params
     if settings.get("shipped_rope"):
         lines.append(
             f"- RoPE scaling that the model came with: {escape_markdown(_shown(str(settings['shipped_rope'])))}; "
@@ -69,15 +84,13 @@ def scored_lines(grid: Grid, documents: Sequence[str]) -> list[str]:
     if settings.get("layers"):
         which = "all layers" if settings["layers"] == "all" else "the layers that see the whole context only"
         lines.append(f"- The model rotates by layer type; methods apply to {which}.")
-    factors = [f"`{row.label}` {factor_text(row)}" for row in grid.rows if row.factor is not None]
+    factors = ordered_unique([f"`{row.label}` {factor_text(row)}" for row in rows if row.factor is not None])
     if factors:
         lines.append(f"- Factor s (target / native length): {', '.join(factors)}; other methods have none.")
-    parameters = [f"`{row.label}` {said}" for row in grid.rows if (said := _parameters(row.method))]
+    parameters = ordered_unique([f"`{row.label}` {said}" for row in rows if (said := _parameters(row.method))])
     if parameters:
         lines.append(f"- Method parameters: {'; '.join(parameters)}.")
-    lines += [_bootstrap_line(grid), ""]
-    header = ["length", "windows", "scored tokens", "documents", "truncated", "skipped (too short)", "bootstrap units"]
-    return lines + table_lines(header, [_count_row(grid, length) for length in grid.lengths])
+    return lines
 
 
 def _parameters(method: str) -> str:

@@ -123,9 +123,9 @@ def interval(units: Units, *, resamples: int = 2000, seed: int = 0, level: float
     """Percentile bootstrap interval of the perplexity exp(units.mean); None with fewer than MIN_UNITS units."""
     if len(units) < MIN_UNITS:
         return None
-    (mean_R,) = _resampled_means(units.denominator_U, (units.numerator_U,), resamples, seed)
+    (mean_R,) = resampled_means(units.denominator_U, (units.numerator_U,), resamples, seed)
     # The percentile of exp is exp of the percentile, which can't interpolate between infinities.
-    low, high = (_exp(end) for end in _percentiles(mean_R, level))
+    low, high = (_exp(end) for end in percentiles(mean_R, level))
     return Interval(low=low, high=high, kind=units.kind, units=len(units), level=level, resamples=resamples, seed=seed)
 
 
@@ -146,9 +146,9 @@ def paired(
     if len(units_a) < MIN_UNITS:
         return None
     numerators = (units_a.numerator_U, units_b.numerator_U)
-    mean_a_R, mean_b_R = _resampled_means(units_a.denominator_U, numerators, resamples, seed)
-    low, high = (_exp(end) - 1.0 for end in _percentiles(mean_b_R - mean_a_R, level))
-    points_low, points_high = _percentiles(_finite_exp(mean_b_R) - _finite_exp(mean_a_R), level)
+    mean_a_R, mean_b_R = resampled_means(units_a.denominator_U, numerators, resamples, seed)
+    low, high = (_exp(end) - 1.0 for end in percentiles(mean_b_R - mean_a_R, level))
+    points_low, points_high = percentiles(_finite_exp(mean_b_R) - _finite_exp(mean_a_R), level)
     return PairedDifference(
         ratio=_exp(units_b.mean - units_a.mean) - 1.0,
         low=low,
@@ -197,7 +197,7 @@ def by_position(nll: TokenNll, edges_K1: FloatArray) -> PositionCurve:
     return PositionCurve(edges_K1=edges_K1, mean_nll_K=mean_K, tokens_K=tokens_K)
 
 
-def _resampled_means(
+def resampled_means(
     denominator_U: FloatArray, numerators: tuple[FloatArray, ...], resamples: int, seed: int
 ) -> tuple[FloatArray, ...]:
     """Means of resampled units, one (R,) array per numerator, all from the same draws; memory stays bounded."""
@@ -224,6 +224,6 @@ def _finite_exp(mean_R: FloatArray) -> FloatArray:
     return np.exp(np.minimum(mean_R, _LARGEST_EXPONENT))
 
 
-def _percentiles(values_R: FloatArray, level: float) -> tuple[float, float]:
+def percentiles(values_R: FloatArray, level: float) -> tuple[float, float]:
     low, high = np.quantile(values_R, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

@@ -1,4 +1,4 @@
-"""Summary tables for the terminal: what `longeval ppl` shows when it is done."""
+"""Summary tables for the terminal: what `longeval ppl` and `longeval tasks` show when they are done."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from longeval.records import Record
-from longeval.report.grid import Grid, GridRow, build_grids
-from longeval.report.numbers import format_factor, format_interval, format_outcome
+from longeval.report.grid import Grid, build_grids
+from longeval.report.numbers import format_interval, format_outcome
+from longeval.report.rows import factor_text, outcome_lines
+from longeval.report.task_summary import task_summary
 from longeval.spec import format_length
 
 if TYPE_CHECKING:
@@ -17,10 +19,10 @@ if TYPE_CHECKING:
 
 
 def summary_table(records: Iterable[Record], *, width: int | None = None) -> list[Table]:
-    """Perplexity tables for a rich console, one per model, data set and protocol; best of each column in bold.
+    """Tables for a rich console: of perplexity, best of each column in bold, then those of tasks.
 
     Args:
-        records: Records of any metrics; those of perplexity are shown.
+        records: Records of any metrics; perplexities, main metrics of tasks and averages are shown.
         width: Columns of the console; default: of the terminal. Intervals are left out where they don't fit.
     """
     from rich.markup import escape
@@ -28,7 +30,8 @@ def summary_table(records: Iterable[Record], *, width: int | None = None) -> lis
 
     width = shutil.get_terminal_size().columns if width is None else width
     tables = []
-    for grid in build_grids(records):
+    every = list(records)
+    for grid in build_grids(every):
         table = Table(title=escape(f"Perplexity: {grid.title}"), title_justify="left", caption_justify="left")
         table.add_column("method", no_wrap=True)
         table.add_column("s", justify="right", no_wrap=True)
@@ -38,30 +41,11 @@ def summary_table(records: Iterable[Record], *, width: int | None = None) -> lis
         for row in grid.rows:
             cells = [_cell(grid, row.cells.get(length), with_interval=with_interval) for length in grid.lengths]
             table.add_row(escape(row.label), factor_text(row), *cells)
-        reasons = outcome_lines(grid)
+        reasons = outcome_lines(grid.rows, grid.lengths)
         if reasons:
             table.caption = escape("\n".join(reasons))
         tables.append(table)
-    return tables
-
-
-def factor_text(row: GridRow) -> str:
-    """`2`, `each`, or a dash for methods without a factor."""
-    if row.factor is None:
-        return "–"
-    return row.factor if isinstance(row.factor, str) else format_factor(row.factor)
-
-
-def outcome_lines(grid: Grid) -> list[str]:
-    """One line per reason for which cells of a table have no value: `failed: yarn 16k, pi 16k: out of memory`."""
-    cells: dict[tuple[str, str], list[str]] = {}
-    for row in grid.rows:
-        for length in grid.lengths:
-            record = row.cells.get(length)
-            if record is not None and record.status != "ok":
-                reason = " ".join((record.error or "no reason was recorded").split())
-                cells.setdefault((record.status, reason), []).append(f"{row.label} {format_length(length)}")
-    return [f"{status}: {', '.join(names)}: {reason}" for (status, reason), names in cells.items()]
+    return [*tables, *task_summary(every, width)]
 
 
 def _width(grid: Grid) -> int:

@@ -16,9 +16,15 @@ from longeval.report.flat import pairs_csv, positions_csv, records_csv, records_
 from longeval.report.latex import latex_document
 from longeval.report.markdown import Preface, ReportNames, markdown_report
 from longeval.report.sections import Section, build_sections
+from longeval.report.task_flat import depths_csv, score_pairs_csv, scores_csv
+from longeval.report.task_latex import task_tables_latex
+from longeval.report.task_sections import TaskSection, build_task_sections
 
-_TABLES = ("pairs.csv", "positions.csv")
+_TABLES = ("pairs.csv", "positions.csv", "scores.csv", "score_pairs.csv", "depths.csv")
 """Tables in the report's own folder."""
+
+_FIGURES = ("perplexity", "position", "score", "depth")
+"""First word of the names of figures there."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +46,7 @@ def write_report(
     json_path: str | None = None,
     command: str = "longeval report",
     preface: Preface | None = None,
+    published: bool = False,
 ) -> WrittenReport:
     """Writes the report of one or several run folders; files of an earlier report are overwritten.
 
@@ -50,6 +57,7 @@ def write_report(
         json_path: One more file for the JSON array of records.
         command: The command line, for the report's own provenance.
         preface: A title and text of the author's own.
+        published: Add a section of numbers from papers about the same tasks and data.
 
     Raises:
         LongEvalError: No run folder, no cells, or a place that can't be written. Nothing has been written then.
@@ -60,18 +68,24 @@ def write_report(
     collection = collect(runs)
     records = collection.records
     sections = build_sections(collection)
+    task_sections = build_task_sections(collection, [section.grid for section in sections])
     stem = markdown_path.removesuffix(".md")
     names = ReportNames(
         folder=f"{os.path.basename(stem)}_files",
         beside=tuple(f"{os.path.basename(stem)}.{suffix}" for suffix in ("csv", "json", "tex")),
     )
     array = records_json(records).encode()
+    text = markdown_report(
+        collection, sections, task_sections, names, command, preface or Preface(), published=published
+    )
+    task_tables = [table for section in task_sections for table in task_tables_latex(section)]
     files = {
-        markdown_path: markdown_report(collection, sections, names, command, preface or Preface()).encode(),
+        markdown_path: text.encode(),
         f"{stem}.csv": records_csv(records).encode(),
         f"{stem}.json": array,
-        f"{stem}.tex": latex_document([(section.grid, section.pairs) for section in sections]).encode(),
+        f"{stem}.tex": latex_document([(section.grid, section.pairs) for section in sections], task_tables).encode(),
         **_section_files(f"{stem}_files", sections),
+        **_task_files(f"{stem}_files", task_sections),
     }
     flags = dict.fromkeys(files, "--out")
     if json_path is not None and os.path.abspath(json_path) not in {os.path.abspath(path) for path in files}:
@@ -113,9 +127,25 @@ def _section_files(folder: str, sections: Sequence[Section]) -> dict[str, bytes]
     return files
 
 
+def _task_files(folder: str, sections: Sequence[TaskSection]) -> dict[str, bytes]:
+    """Figures and tables of tasks in the report's own folder."""
+    pictures = {f"score-{section.slug}": section.curve for section in sections if section.curve is not None}
+    pictures |= {f"depth-{item.slug}": item.picture for section in sections for item in section.maps}
+    files = {f"{folder}/{name}.png": picture.png for name, picture in pictures.items()}
+    files |= {f"{folder}/{name}.svg": picture.svg for name, picture in pictures.items()}
+    if sections:
+        files[f"{folder}/scores.csv"] = scores_csv(sections).encode()
+    if any(section.pairs for section in sections):
+        files[f"{folder}/score_pairs.csv"] = score_pairs_csv(sections).encode()
+    if any(section.maps for section in sections):
+        files[f"{folder}/depths.csv"] = depths_csv(sections).encode()
+    return files
+
+
 def _remove_stale(folder: str, files: dict[str, bytes]) -> None:
     """Removes what an earlier report left in its own folder and this one no longer has."""
-    for pattern in ("perplexity-*.png", "perplexity-*.svg", "position-*.png", "position-*.svg", *_TABLES):
+    figures = (f"{kind}-*.{suffix}" for kind in _FIGURES for suffix in ("png", "svg"))
+    for pattern in (*figures, *_TABLES):
         for path in glob.glob(os.path.join(glob.escape(folder), pattern)):
             if path not in files:
                 os.unlink(path)

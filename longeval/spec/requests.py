@@ -36,7 +36,7 @@ def spec_from_mapping(plain: Mapping[str, Any], *, origin: str) -> Spec:
     command = str(plain.get("command", "ppl"))
     if command not in SPECS:
         raise LongEvalError(f"{origin}: command {command}: unknown", f"Known: {', '.join(SPECS)}.")
-    kind: Any = SPECS[command]
+    kind = SPECS[command]
     known = {item.name: item for item in dataclasses.fields(kind)}
     values: dict[str, Any] = {}
     for raw_key, value in plain.items():
@@ -49,7 +49,8 @@ def spec_from_mapping(plain: Mapping[str, Any], *, origin: str) -> Spec:
     for key, item in known.items():
         if item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING and key not in values:
             raise LongEvalError(f"{origin}: {key} is missing", f"Add a line such as {_EXAMPLES[key]}.")
-    spec: Spec = kind(**values)
+    make: Any = kind
+    spec: Spec = make(**values)
     return spec
 
 

@@ -12,7 +12,7 @@ import transformers
 from llama_reference import llama_nll
 from transformers import AutoModelForCausalLM
 
-from longeval.backends import hf
+from longeval.backends import parts
 from longeval.backends.base import OutOfMemoryError
 from longeval.backends.hf import HFBackend
 from longeval.errors import LongEvalError
@@ -101,7 +101,7 @@ def test_scoring_equals_plain_transformers_with_the_familys_own_head_and_layout(
     with torch.no_grad():
         logits_TV = model(ids_T[None]).logits[0].float()
     expected_S = torch.nn.functional.cross_entropy(logits_TV[:-1], ids_T[1:], reduction="none").numpy()
-    monkeypatch.setattr(hf, "LOGITS_BYTES", 4 * 300 * 17)  # chunks of 17 positions
+    monkeypatch.setattr(parts, "LOGITS_BYTES", 4 * 300 * 17)  # chunks of 17 positions
     backend = HFBackend(model)
     backend.serve(backend.shipped.table(), len(tokens_T))
     np.testing.assert_allclose(backend.score(tokens_T, 1), expected_S, atol=1e-4)
@@ -112,7 +112,7 @@ def test_scoring_equals_plain_transformers_with_the_familys_own_head_and_layout(
 
 
 def test_never_more_logits_than_a_chunk(model, tokens_T, monkeypatch):
-    monkeypatch.setattr(hf, "LOGITS_BYTES", 4 * 300 * 10)
+    monkeypatch.setattr(parts, "LOGITS_BYTES", 4 * 300 * 10)
     shapes = []
     model.lm_head.register_forward_hook(lambda *arguments: shapes.append(tuple(arguments[2].shape)))
     backend = HFBackend(model)

@@ -7,6 +7,7 @@ machines, ratios nearly do. Nothing here is part of the test suite's verdict: no
     subject.py   what is measured: the model twice (ours, untouched) and one long text
     timing.py    two things in turn, medians, ratios
     measure.py   tokens/s, curve/longest, sliding windows
+    sharing.py   choices and questions with and without a shared key/value cache
     peak.py      peak memory and start-up, each in a process of its own
     show.py      tables, and what each number means
 """

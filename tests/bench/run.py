@@ -1,6 +1,6 @@
 """`make bench`: how fast longeval is and how much memory it takes, beside a plain transformers loop in the same run.
 
-    python tests/bench/run.py                                  # about 4 minutes on two idle cores
+    python tests/bench/run.py                                  # about 5 minutes on two idle cores
     python tests/bench/run.py --quick                          # under a minute, coarse
     python tests/bench/run.py --lengths 2k,8k --json bench.json
 
@@ -25,6 +25,7 @@ if _TESTS not in sys.path:
 if TYPE_CHECKING:
     from bench.measure import Curve, Sliding, Throughput
     from bench.peak import Peak
+    from bench.sharing import Sharing
     from bench.show import Results
     from bench.subject import Request
 
@@ -97,12 +98,13 @@ def measure(request: Request) -> tuple[Results, str]:
     """Makes all measurements, and returns them with the device's name."""
     from bench.measure import measure_curve, measure_sliding, measure_throughput
     from bench.peak import peak_in_own_process
+    from bench.sharing import measure_sharing
     from bench.show import Results
     from bench.subject import open_ours, open_plain, open_text
 
     throughputs: list[Throughput] = []
     peaks: list[Peak] = []
-    own: tuple[Curve, Sliding] | None = None
+    own: tuple[Curve, Sliding, list[Sharing]] | None = None
     device_name = ""
     texts = {dtype: open_text(request, dtype) for dtype in request.dtypes}  # finds what is wrong with the request
     for dtype in request.dtypes:  # first, while this process holds no memory of the device
@@ -119,17 +121,20 @@ def measure(request: Request) -> tuple[Results, str]:
             say(f"{dtype}: a curve of four lengths against the longest alone")
             curve = measure_curve(request, dtype, backend)
             say(f"{dtype}: a sliding window with and without all logits")
-            own = curve, measure_sliding(request, dtype, text, backend)
+            sliding = measure_sliding(request, dtype, text, backend)
+            say(f"{dtype}: choices with and without a shared context")
+            own = curve, sliding, measure_sharing(request, dtype, text, backend)
         del backend
     assert own is not None
-    return Results(throughputs=throughputs, curve=own[0], sliding=own[1], peaks=peaks), device_name
+    results = Results(throughputs=throughputs, curve=own[0], sliding=own[1], sharing=own[2], peaks=peaks)
+    return results, device_name
 
 
 def raw_numbers(request: Request, results: Results, device_name: str, elapsed_s: float) -> dict[str, Any]:
     """All that was measured as plain JSON types: every repeat's seconds, the figures made of them, the provenance."""
     from longeval.provenance import provenance
 
-    def row(part: Throughput | Curve | Sliding, first: str, second: str, **figures: object) -> dict[str, Any]:
+    def row(part: Throughput | Curve | Sliding | Sharing, first: str, second: str, **figures: object) -> dict[str, Any]:
         plain = {item.name: getattr(part, item.name) for item in dataclasses.fields(part) if item.name != "timed"}
         timed = part.timed
         errors = {f"{first}_error": timed.first.error, f"{second}_error": timed.second.error}
@@ -157,6 +162,7 @@ def raw_numbers(request: Request, results: Results, device_name: str, elapsed_s:
             within_limit=results.curve.within_limit,
         ),
         "sliding": row(results.sliding, "all_logits", "tail_only", ratio=results.sliding.timed.ratio),
+        "sharing": [row(part, "less", "shared", ratio=part.timed.ratio) for part in results.sharing],
         "peak": [dataclasses.asdict(peak) | {"extra_bytes": peak.extra_bytes} for peak in results.peaks],
         "elapsed_s": elapsed_s,
         "provenance": dataclasses.asdict(provenance(device_name)),

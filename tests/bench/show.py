@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from bench.measure import CURVE_LIMIT, Curve, Sliding, Throughput
 from bench.peak import Peak
+from bench.sharing import CHOICE_TOKENS, NUM_CHOICES, Sharing
 from longeval.spec import format_length
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ class Results:
     throughputs: Sequence[Throughput]
     curve: Curve
     sliding: Sliding
+    sharing: Sequence[Sharing]
     peaks: Sequence[Peak]
 
 
@@ -33,6 +35,7 @@ def show(results: Results, console: Console) -> None:
     parts = (
         (throughput_table(results.throughputs), throughput_meaning(results.throughputs)),
         (runs_table(results.curve, results.sliding), f"{curve_verdict(results.curve)}\n{_sliding(results.sliding)}"),
+        (sharing_table(results.sharing), sharing_meaning(results.sharing)),
         (peak_table(results.peaks), peak_meaning(results.peaks)),
         (start_table(results.peaks), "Once per command, in a fresh process with the model in the cache."),
     )
@@ -117,6 +120,37 @@ def _sliding(sliding: Sliding) -> str:
         f"Sliding: a window that asks for its last {sliding.stride} logits only is {ratio:.2f} times as fast; "
         f"their NLLs differ by at most {sliding.largest_difference:.1g} nats."
     )
+
+
+def sharing_table(rows: Sequence[Sharing]) -> Table:
+    """Choices with less and with all sharing."""
+    table = _table(f"{NUM_CHOICES} choices of {CHOICE_TOKENS} tokens to a question", ("what", "dtype"))
+    for column in ("seconds", "against", "ratio"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        what = (
+            f"{row.questions} questions on a document of {format_length(row.length)}: one by one / in one call"
+            if row.questions > 1
+            else f"1 question of {format_length(row.length)}: a pass per choice / one context for all"
+        )
+        seconds = (_number(side.median_s, ".3f", " s") for side in row.timed)
+        table.add_row(what, row.dtype, *seconds, _number(row.timed.ratio, ".2f", "×"))
+    return table
+
+
+def sharing_meaning(rows: Sequence[Sharing]) -> str:
+    """What sharing saves, and that it changes nothing."""
+    lines = []
+    for row in rows:
+        name = "Questions on one document" if row.questions > 1 else "Choices of one question"
+        if row.timed.ratio is None:
+            lines.append(f"{name}: not measured ({row.timed.first.error or row.timed.second.error}).")
+            continue
+        lines.append(
+            f"{name} that share keys and values are {row.timed.ratio:.2f} times as fast; their log-likelihoods differ "
+            f"by at most {row.largest_difference:.1g} nats."
+        )
+    return "\n".join(lines)
 
 
 def peak_table(peaks: Sequence[Peak]) -> Table:

@@ -25,7 +25,7 @@ OPTIONS = {
     "--dtype --device --device-map --attn --revision --trust-remote-code --seed --out --json --dry-run --fresh --quiet "
     "-q --verbose -v",
     "run": "--pe --out --json --dry-run --fresh --quiet -q --verbose -v",
-    "report": "--out --json --title --preface --quiet -q",
+    "report": "--out --json --title --preface --published --quiet -q",
     "rope": "--model --head-dim --theta --native --factor --length --pe-arg --scale-from --revision "
     "--trust-remote-code --json --plot --list",
     "export": "--model --pe --out --factor --native --pe-arg --scale-from --layers --revision --quiet -q",

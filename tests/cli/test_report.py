@@ -17,7 +17,7 @@ NLL = make_nll([[2.0] * 31] * 12)
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(plots, "_picture", lambda figure: plots.Picture(png=b"png", svg=b"svg"))
+    monkeypatch.setattr(plots, "render", lambda figure: plots.Picture(png=b"png", svg=b"svg"))
     return make_run("runs/demo", [(make_records("none", 32, NLL), NLL), (make_records("yarn", 32, NLL), NLL)])
 
 

@@ -1,7 +1,8 @@
 import pytest
 from fabricated_runs import make_nll, make_records
 
-from longeval.report.grid import base_method, build_grids, is_resonance
+from longeval.report.grid import build_grids
+from longeval.report.rows import base_method, is_resonance
 
 
 def nll(mean):

@@ -23,8 +23,8 @@ def grid_of(means, **changes):
 def drawn(monkeypatch):
     """Figures as they are saved."""
     figures: list[Figure] = []
-    save = plots._picture
-    monkeypatch.setattr(plots, "_picture", lambda figure: figures.append(figure) or save(figure))
+    save = plots.render
+    monkeypatch.setattr(plots, "render", lambda figure: figures.append(figure) or save(figure))
     return figures
 
 

@@ -51,7 +51,7 @@ def reports(tmp_path_factory):
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """A run folder of one's own; figures are not rendered, which takes longest."""
-    monkeypatch.setattr(plots, "_picture", lambda figure: plots.Picture(png=b"png", svg=b"svg"))
+    monkeypatch.setattr(plots, "render", lambda figure: plots.Picture(png=b"png", svg=b"svg"))
     return make_run(tmp_path / "runs" / "demo", demo_cells())
 
 

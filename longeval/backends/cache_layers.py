@@ -1,0 +1,105 @@
+"""The layers of a key/value cache that can go back to an earlier length, exactly or not at all.
+
+transformers' `DynamicCache` copies a layer's keys and values with every token, and its sliding-window layers forget
+what falls out of the window, so they can't go back (transformers 5.19, `cache_utils.py`). Here layers that see the
+whole context live in buffers that are written in place, and going back is a shorter view of the buffer; layers that
+forget are copied at a length that somebody will return to.
+
+Shapes: B batch (1), N heads, T tokens, D features of a head.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
+
+
+class BufferLayer(DynamicLayer):  # type: ignore[misc]  # transformers has no types
+    """Keys and values (B, N, T, D) of a layer that sees the whole context, as views of buffers with room to grow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.room = 0
+        """Tokens that a buffer made from now on holds at least."""
+        self._buffers: list[torch.Tensor | None] = [None, None]
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Appends keys and values; returns all."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        start = self.get_seq_length()
+        self.keys = self._append(0, key_states, start)
+        self.values = self._append(1, value_states, start)
+        return self.keys, self.values
+
+    def _append(self, which: int, new_BNTD: torch.Tensor, start: int) -> torch.Tensor:
+        end = start + new_BNTD.shape[-2]
+        buffer = self._buffers[which]
+        if buffer is None or buffer.shape[-2] < end:
+            larger = new_BNTD.new_empty(*new_BNTD.shape[:-2], max(end, self.room), new_BNTD.shape[-1])
+            if buffer is not None:
+                larger[..., :start, :] = buffer[..., :start, :]
+            self._buffers[which] = buffer = larger
+        buffer[..., start:end, :] = new_BNTD
+        return buffer[..., :end, :]
+
+    def keep(self, length: int) -> None:
+        """Goes back to the first `length` tokens."""
+        if self.is_initialized and length < self.get_seq_length():
+            self.keys, self.values = self.keys[..., :length, :], self.values[..., :length, :]
+
+
+def new_layers(config: Any) -> list[Any]:
+    """The layers of an empty cache for a model, one per layer that keeps something."""
+    layers = DynamicCache(config=config).layers
+    return [BufferLayer() if type(layer) is DynamicLayer or _stray(layer, config) else layer for layer in layers]
+
+
+def _stray(layer: Any, config: Any) -> bool:
+    """Whether a window comes from a field that is in the file of a model whose family has none, and doesn't use it."""
+    text_config = type(config.get_text_config())
+    return type(layer) is DynamicSlidingWindowLayer and not any(
+        hasattr(text_config, field) for field in ("sliding_window", "attention_chunk_size", "layer_types")
+    )
+
+
+def window_of(layer: Any) -> int | None:
+    """Tokens that a layer with a sliding window sees, the present one included; None for a layer without."""
+    return layer.sliding_window if isinstance(layer, DynamicSlidingWindowLayer) else None
+
+
+def can_keep(layer: Any, length: int) -> bool:
+    """Whether a layer can go back to its first `length` tokens by dropping the others."""
+    if type(layer) is BufferLayer:
+        return True
+    # A sliding layer that has not reached its window has forgotten nothing.
+    return type(layer) is DynamicSlidingWindowLayer and layer.cumulative_length < layer.sliding_window
+
+
+def keep(layer: Any, length: int) -> None:
+    """Makes a layer that can (`can_keep`) go back to its first `length` tokens."""
+    if type(layer) is BufferLayer:
+        layer.keep(length)
+    elif layer.cumulative_length > length:
+        layer.crop(length - layer.cumulative_length)
+
+
+def copied(layer: Any) -> Any:
+    """A copy of a layer that later updates of the layer leave alone; None for one that needs none (BufferLayer)."""
+    if type(layer) is BufferLayer:
+        return None
+    if type(layer) is DynamicSlidingWindowLayer:
+        return copy.copy(layer)  # its tensors are replaced, never written to
+    if isinstance(layer, LinearAttentionLayer):  # and, in hybrids, keys and values, which are replaced as well
+        twin = copy.copy(layer)
+        for name, value in vars(layer).items():
+            if isinstance(value, dict):
+                states = {key: state.clone() if torch.is_tensor(state) else state for key, state in value.items()}
+                setattr(twin, name, states)
+        return twin
+    return copy.deepcopy(layer)

@@ -1,0 +1,115 @@
+"""Documents that are too long for the window: cut where it hurts least, by exactly as much as it takes.
+
+Only the document is shortened, and the prompt is rendered anew by the task, so that template, question and choices
+stay whole. Cutting the middle keeps how a document begins and how it ends; LongBench (Bai et al. 2024, arXiv
+2308.14508) cuts prompts so. L-Eval (An et al. 2024, arXiv 2307.11088) keeps the beginning, lm-eval the prompt's end.
+
+U: units in which a text is cut, tokens or, where the tokenizer can't tell, characters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Side = Literal["middle", "left", "right"]
+"""What is cut out: the middle, the beginning (left) or the end (right)."""
+
+_QUESTIONS = (
+    *("answer", "choices", "endings", "goal", "instruction", "instructions"),
+    *("problem", "prompt", "query", "question", "target"),
+)
+"""Fields that are never a document unless the task says so."""
+
+_SLACK = 3
+"""Tokens of the window that may stay unused; finding the last ones would take more renderings than they are worth."""
+
+_STEPS = 40
+"""Renderings at most; three are usual."""
+
+
+class NoRoomError(Exception):
+    """Even with next to nothing left of the document the sample doesn't fit.
+
+    Args:
+        needed: Tokens of the shortest window that would do.
+    """
+
+    def __init__(self, needed: int) -> None:
+        self.needed = needed
+        super().__init__(str(needed))
+
+
+def document_field(doc: Mapping[str, Any], contexts: Iterable[str]) -> str | None:
+    """The field of a sample that looks like its document: the longest text that stands verbatim in a context.
+
+    Fields that are called after questions or answers are none. Returns None if there is no such field.
+    """
+    inputs = tuple(contexts)
+    found = [
+        (len(text), name)
+        for name, value in doc.items()
+        if isinstance(value, str) and name.lower() not in _QUESTIONS and (text := value.strip())
+        if any(text in context for context in inputs)
+    ]
+    return max(found)[1] if found else None
+
+
+def cut(text: str, ends_U: npt.NDArray[np.int64], keep: int, side: Side) -> str:
+    """`text` with `keep` of its units left.
+
+    Args:
+        text: The document.
+        ends_U: Where each unit ends, in characters, shape (U,); never decreasing, the last is the text's end.
+        keep: 0 … U. Of an odd number the `middle` leaves one more at the beginning.
+        side: What is cut out.
+    """
+    num_units = len(ends_U)
+    assert 0 <= keep <= num_units
+    head = {"middle": keep - keep // 2, "left": 0, "right": keep}[side]
+    starts_U = np.concatenate([np.zeros(1, dtype=np.int64), ends_U])
+    return text[: starts_U[head]] + text[starts_U[num_units - (keep - head)] :]
+
+
+def most_that_fits(measure: Callable[[int], int], num_units: int, *, length: int, tokens: int) -> int:
+    """How many units of a document may stay.
+
+    Tokens don't add up exactly where text was cut, so what a number of units comes to is measured: first where it would
+    fit if all units were alike, then nearer, until at most a few tokens of the window are unused.
+
+    Args:
+        measure: Units kept → tokens of the sample.
+        num_units: U, all of them; they don't fit.
+        length: Tokens of the window.
+        tokens: Tokens of the whole sample, more than `length`.
+
+    Returns:
+        A number, at least 1, that `measure` found to fit.
+
+    Raises:
+        NoRoomError: Not even one unit fits.
+    """
+    least = measure(1) if num_units > 1 else tokens
+    if least > length:
+        raise NoRoomError(least)
+    fits, too_many = 1, num_units
+    units_per_token = (num_units - 1) / max(1, tokens - least)
+    keep = num_units - math.ceil((tokens - length) * units_per_token)
+    for _ in range(_STEPS):
+        if too_many - fits <= 1:
+            break
+        keep = keep if fits < keep < too_many else (fits + too_many) // 2
+        room = length - measure(keep)
+        if room >= 0:
+            fits = keep
+            if room <= _SLACK:
+                break
+            keep += max(1, math.floor(room * units_per_token))
+        else:
+            too_many = keep
+            keep -= max(1, math.ceil(-room * units_per_token))
+    return fits

@@ -1,0 +1,256 @@
+"""The questions of a task as one model is asked them at one length: rendered, tokenised, and cut where they must be.
+
+Prompts are rendered by lm-eval's own tasks, in the way of its `Task.build_all_requests`. They don't depend on the RoPE
+method: a task is prepared once, and every method answers the same token ids.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from longeval.backends.base import GenerateRequest
+from longeval.errors import LongEvalError
+from longeval.evals.overlong import NoRoomError, Side, cut, document_field, most_that_fits
+from longeval.evals.prepared import PreparedSample, PreparedTask, Window
+from longeval.evals.rendering import Renderer, check_task, target_text, task_name
+from longeval.evals.requests import Built, Request, build, decoding, digest, input_tokens, reach
+from longeval.tasks.metadata import read_metadata
+
+__all__ = ["PreparedSample", "PreparedTask", "Window", "prepare"]
+
+
+def prepare(
+    task: Any,
+    window: Window,
+    *,
+    limit: int | None,
+    indices: Collection[int] | None = None,
+    num_fewshot: int | None = None,
+    max_new_tokens: int | None = None,
+    seed: int = 1234,
+) -> PreparedTask:
+    """Renders and tokenises a task's samples.
+
+    Args:
+        task: An lm-eval `Task`.
+        window: What inputs look like, how long they may be, and what becomes of longer ones.
+        limit: Only the first so many samples; None: all.
+        indices: Of those, only these; None: all.
+        num_fewshot: Examples in front of each question; None: the task's own number.
+        max_new_tokens: Most tokens of an answer; None: the task's own number.
+        seed: For the draw of examples. With lm-eval's, 1234, they are lm-eval's. A sample's don't depend on `limit` or
+            `indices`.
+
+    Raises:
+        LongEvalError: The task is of a kind that isn't run here, its prompts can't be made, or a sample doesn't fit and
+            isn't allowed to, or can't be made to.
+    """
+    check_task(task, window.chat, window.tokenizer)
+    preparer = _Preparer(task, window, num_fewshot=num_fewshot, max_new_tokens=max_new_tokens, seed=seed)
+    samples, skipped, failures = [], [], {}
+    for index, doc, instances in preparer.renderer.samples(limit, indices):
+        try:
+            sample = preparer.sample(index, doc, instances)
+        except NoRoomError as error:
+            failures[index] = error.needed
+            continue
+        if sample is None:
+            skipped.append(index)
+        else:
+            samples.append(sample)
+    if failures:
+        raise _too_long(preparer.name, window, failures)
+    return PreparedTask(
+        name=preparer.name,
+        samples=tuple(samples),
+        skipped=tuple(skipped),
+        num_docs=preparer.renderer.num_docs,
+        request_type=str(task.OUTPUT_TYPE or (samples[0].instances[0].request_type if samples else "")),
+        num_fewshot=preparer.renderer.num_fewshot,
+        max_new_tokens=max(
+            (r.max_new_tokens for s in samples for r in s.requests if isinstance(r, GenerateRequest)), default=None
+        ),
+        digest=_digest(samples),
+        notes=tuple(_notes(preparer.name, samples)),
+    )
+
+
+class _Preparer:
+    """Makes samples of one task for one window."""
+
+    def __init__(
+        self, task: Any, window: Window, *, num_fewshot: int | None, max_new_tokens: int | None, seed: int
+    ) -> None:
+        self.name = task_name(task)
+        self.encoder = window.encoder()
+        self.renderer = Renderer(
+            task, self.encoder.chat if window.chat else None, num_fewshot=num_fewshot, seed=seed, name=self.name
+        )
+        self._task = task
+        self._window = window
+        self._max_new_tokens = max_new_tokens
+        self._metadata = read_metadata(task.config.metadata)
+
+    def sample(self, index: int, doc: Any, instances: tuple[Any, ...]) -> PreparedSample | None:
+        """A sample that fits, cut if need be; None where it is to be skipped.
+
+        Raises:
+            NoRoomError: It doesn't fit.
+        """
+        built = self._build(index, instances)
+        whole = _longest(built.requests, input_tokens)
+        tokens = _longest(built.requests, reach)
+        if tokens > self._window.length:
+            if self._window.overlong == "skip":
+                return None
+            if self._window.overlong == "error":
+                raise NoRoomError(tokens)
+            instances, built = self._shorten(index, doc, instances, built, self._window.overlong)
+        left = _longest(built.requests, input_tokens)
+        return PreparedSample(
+            index=index,
+            doc=doc,
+            instances=instances,
+            requests=built.requests,
+            places=built.places,
+            prompt_digest=digest(built.requests, settings=False)[:16],
+            tokens=left,
+            truncated=tokens > self._window.length,
+            cut_tokens=whole - left,
+            target=target_text(self._task, doc),
+            cluster=self._cluster(index, doc),
+            depth=self._depth(index, doc),
+        )
+
+    def _build(self, index: int, instances: tuple[Any, ...]) -> Built:
+        try:
+            return build(instances, self.encoder, length=self._window.length, max_new_tokens=self._max_new_tokens)
+        except LongEvalError as error:
+            raise LongEvalError(f"task {self.name}, sample {index}: {error.problem}", error.remedy) from error
+
+    def _shorten(
+        self, index: int, doc: Any, instances: tuple[Any, ...], built: Built, side: Side
+    ) -> tuple[tuple[Any, ...], Built]:
+        """The sample with its document cut so that it fits."""
+        field = self._document(index, doc, instances, side)
+        text: str = doc[field]
+        ends_U = self.encoder.unit_ends(text)
+        if not len(ends_U):
+            raise NoRoomError(_longest(built.requests, reach))
+        longest = max(range(len(instances)), key=lambda number: _reach_of(built, number))
+
+        def shortened(keep: int) -> tuple[Any, ...]:
+            return self.renderer.instances(index, {**doc, field: cut(text, ends_U, keep, side)})
+
+        def measure(keep: int) -> int:
+            # One of the choices will do: they are as long as they were before, and the prompt is the same.
+            return _longest(self._build(index, (shortened(keep)[longest],)).requests, reach)
+
+        length = self._window.length
+        while True:
+            keep = most_that_fits(measure, len(ends_U), length=length, tokens=_longest(built.requests, reach))
+            instances = shortened(keep)
+            fitted = self._build(index, instances)
+            over = _longest(fitted.requests, reach) - self._window.length
+            if over <= 0:
+                return instances, fitted
+            length -= over  # another choice has become the longest
+
+    def _document(self, index: int, doc: Any, instances: tuple[Any, ...], side: Side) -> str:
+        """The field that may be cut."""
+        named = self._metadata.document
+        if named is not None:
+            if not isinstance(doc.get(named), str):
+                raise self._bad_field("document", named, index)
+            return named
+        contexts = [instance.args[0] for instance in instances]
+        field = document_field(doc, contexts) if isinstance(doc, Mapping) else None
+        if field is None:
+            raise LongEvalError(
+                f"task {self.name}, sample {index}: longer than the window of {self._window.length} tokens, and has no "
+                "document that could be cut",
+                "Give a longer window (--lengths), or leave such samples out (--overlong skip).",
+            )
+        if side != "middle" and str(self._task.doc_to_text(doc)).strip() == doc[field].strip():
+            raise LongEvalError(
+                f"--overlong {side}: task {self.name} has its question inside its document, which would be cut",
+                "Use --overlong middle, which keeps beginning and end, or skip.",
+            )
+        return field
+
+    def _cluster(self, index: int, doc: Any) -> str | None:
+        name = self._metadata.cluster
+        if name is None:
+            return None
+        if doc.get(name) is None:
+            raise self._bad_field("cluster", name, index)
+        value = str(doc[name])
+        return value if len(value) <= 64 else hashlib.sha256(value.encode()).hexdigest()[:16]
+
+    def _depth(self, index: int, doc: Any) -> float | None:
+        name = self._metadata.depth
+        if name is None:
+            return None
+        if name not in doc:
+            raise self._bad_field("depth", name, index)
+        return None if doc[name] is None else float(doc[name])
+
+    def _bad_field(self, key: str, name: object, index: int) -> LongEvalError:
+        return LongEvalError(
+            f"task {self.name}: its metadata says {key}: {name}, a field that sample {index} doesn't have",
+            "Correct the task's YAML file.",
+        )
+
+
+def _longest(requests: tuple[Request, ...], size: Any) -> int:
+    return max(map(size, requests), default=0)
+
+
+def _reach_of(built: Built, number: int) -> int:
+    """Tokens that one instance takes in and may give out."""
+    sizes = [0]
+    for place in built.places[number]:
+        request = built.requests[place.request]
+        if isinstance(request, GenerateRequest):
+            sizes.append(reach(request))
+        else:
+            sizes.append(len(request.context_T) + len(request.continuations[place.continuation]))
+    return max(sizes)
+
+
+def _digest(samples: list[PreparedSample]) -> str:
+    whole = hashlib.sha256()
+    for sample in samples:
+        whole.update(f"{sample.index} {digest(sample.requests, settings=True)}\n".encode())
+    return whole.hexdigest()
+
+
+def _notes(name: str, samples: list[PreparedSample]) -> Iterator[str]:
+    """What is not done as the task says."""
+    instances = [instance for sample in samples for instance in sample.instances]
+    generated = [instance for instance in instances if instance.request_type == "generate_until"]
+    for unheeded in dict.fromkeys(decoding(instance.args[1]).unheeded for instance in generated[:1]):
+        if unheeded:
+            yield f"{name} asks for {unheeded}; answers are decoded greedily instead"
+    repeats = max((instance.repeats or 1 for instance in instances), default=1)
+    if repeats > 1:
+        yield f"{name} asks each question {repeats} times; greedy answers are equal, so it is asked once"
+
+
+def _too_long(name: str, window: Window, failures: Mapping[int, int]) -> LongEvalError:
+    """One error for all samples that don't fit; the longest of them says what would do."""
+    worst = max(failures, key=lambda index: failures[index])
+    needed = failures[worst]
+    if window.overlong == "error":
+        return LongEvalError(
+            f"--overlong error: {len(failures)} samples of task {name} don't fit into {window.length} tokens; the "
+            f"longest, sample {worst}, needs {needed}",
+            f"Use --lengths {needed}, or --overlong middle to cut documents, or skip.",
+        )
+    return LongEvalError(
+        f"--lengths {window.length}: too short for question and choices of task {name}: sample {worst} needs {needed} "
+        "tokens with next to nothing left of its document",
+        f"Use --lengths {needed} or more, or leave such samples out (--overlong skip).",
+    )

@@ -1,0 +1,246 @@
+"""A request of `longeval tasks` becomes cells: tasks are found and built, every prompt is rendered and tokenised.
+
+Everything a request can have wrong is found here, before weights are loaded: unknown tasks, data that is missing, a
+window too short for a question, lengths that don't fit into memory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from longeval.cache import cache_dir
+from longeval.cells import check_backend, method_names, setups, stretch_note
+from longeval.cost import ModelSize, check_memory, model_size
+from longeval.errors import LongEvalError, MissingDataError
+from longeval.evals.counting import prompt_counter
+from longeval.evals.prepared import PreparedTask, Window
+from longeval.evals.prompts import prepare
+from longeval.models.prepare import PreparedModel, prepare_all
+from longeval.rope.build import MethodName
+from longeval.spec import TasksSpec, format_length
+from longeval.task_cells import GroupCell, TaskCell, TaskJob, group_cell, longest_reach, task_cell
+from longeval.tasks.entries import NOTHING
+from longeval.tasks.index import Index, Resolved, all_leaves, resolve
+from longeval.tasks.load import load_task, task_config
+from longeval.tasks.metadata import TaskMetadata, read_metadata
+from longeval.tasks.setting import Setting
+from longeval.tasks.tokenizer_folder import tokenizer_folder
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskPlan:
+    """A checked request: what will be computed, in this order."""
+
+    spec: TasksSpec
+    jobs: tuple[TaskJob, ...]
+    groups: tuple[GroupCell, ...]
+    sizes: dict[str, ModelSize]
+    """Of each model."""
+    notes: tuple[str, ...]
+    """What a user should know before it starts."""
+
+    @property
+    def cells(self) -> list[TaskCell]:
+        """All cells of tasks, in the order in which they were asked for."""
+        order = {name: index for index, name in enumerate(self.spec.pe)}
+        cells = [cell for job in self.jobs for cell in job.cells]
+        tasks = {name: index for index, name in enumerate(dict.fromkeys(cell.task for cell in cells))}
+        models = {name: index for index, name in enumerate(self.spec.model)}
+        return sorted(
+            cells, key=lambda cell: (models[cell.model], tasks[cell.task], order[cell.pe.canonical], cell.length)
+        )
+
+
+def plan_tasks(spec: TasksSpec, say: Callable[[str], None] = lambda line: None) -> TaskPlan:
+    """Checks a request and lays out its cells; raises LongEvalError for anything that is wrong with it.
+
+    Args:
+        spec: The request.
+        say: Told at once what a user should know before something is fetched.
+    """
+    check_backend(spec)
+    names = method_names(spec)
+    index = Index(spec.include)
+    chosen = resolve(spec.tasks, include=spec.include)
+    for item in chosen:
+        if item.needs != NOTHING and not item.needs.startswith("file"):
+            say(f"{item.name} needs {item.needs}")
+    models = prepare_all(spec)
+    plans = [_ModelPlan(spec, model, names, index) for model in models]
+    for plan in plans:
+        plan.add_tasks(chosen)
+    _check_haystack(spec, plans)
+    return TaskPlan(
+        spec=spec,
+        jobs=tuple(job for plan in plans for job in plan.jobs),
+        groups=tuple(cell for plan in plans for cell in plan.groups(chosen)),
+        sizes={plan.model.name: plan.size for plan in plans},
+        notes=tuple(dict.fromkeys(note for plan in plans for note in plan.notes)),
+    )
+
+
+def _check_haystack(spec: TasksSpec, plans: Sequence[_ModelPlan]) -> None:
+    if spec.haystack is not None and not any(job.metadata.haystack for plan in plans for job in plan.jobs):
+        raise LongEvalError(
+            f"--haystack {spec.haystack}: would be ignored, none of these tasks hides needles in a choice of text",
+            "Leave it out, or add --tasks niah.",
+        )
+
+
+class _ModelPlan:
+    """What one model has to do."""
+
+    def __init__(self, spec: TasksSpec, model: PreparedModel, names: Sequence[MethodName], index: Index) -> None:
+        self.model = model
+        self.size = model_size(model)
+        self.jobs: list[TaskJob] = []
+        self.notes = [*model.notes, *stretch_note(spec, names, model)]
+        self._spec = spec
+        self._index = index
+        self._chat = _chat(spec, model)
+        self._setups = list(setups(spec, model, names))
+        self._missing: dict[str, MissingDataError] = {}
+        """Tasks without data, and why."""
+
+    def add_tasks(self, chosen: Sequence[Resolved]) -> None:
+        """Jobs for all tasks that were asked for; one of a group whose data is missing is left out, with a note."""
+        named = {item.name for item in chosen if item.kind == "task"}
+        for leaf in all_leaves(chosen):
+            try:
+                self.jobs += self._jobs(leaf)
+            except MissingDataError as error:
+                if leaf in named:
+                    raise
+                self._missing[leaf] = error
+        for item in chosen:
+            absent = [leaf for leaf in item.leaves if leaf in self._missing]
+            if absent and len(absent) == len(item.leaves):
+                raise self._missing[absent[0]]
+            for leaf in absent:
+                why = self._missing[leaf]
+                self.notes.append(f"{item.name} goes on without {leaf}: {why.problem}. {why.remedy}")
+
+    def groups(self, chosen: Sequence[Resolved]) -> list[GroupCell]:
+        """The averages that the groups ask for."""
+        cells = {(cell.task, cell.pe.canonical, cell.length): cell.id for job in self.jobs for cell in job.cells}
+        averages = dict.fromkeys(average for item in chosen for average in item.averages)
+        return [
+            group_cell(
+                self._spec,
+                self.model,
+                setup,
+                average,
+                {leaf: cells.get((leaf, setup.pe.canonical, setup.length)) for leaf in average.members},
+            )
+            for average in averages
+            for setup in self._setups
+        ]
+
+    def _jobs(self, leaf: str) -> list[TaskJob]:
+        """One task at all lengths."""
+        shared: set[int] | None = None
+        task: Any = None
+        config = task_config(leaf, self._index)
+        metadata = read_metadata(config.get("metadata"))
+        jobs = []
+        for length in self._spec.lengths:
+            if (
+                task is None or metadata.synthetic or "custom_dataset" in config
+            ):  # made, or at least read, for this length
+                task = self._load(leaf, config, metadata, length)
+            prepared = self._prepare(task, length)
+            check_memory(self.model, self.size, length, longest_reach(prepared))
+            jobs.append(self._job(leaf, task, metadata, length, prepared))
+            self.notes += prepared.notes
+            indices = {sample.index for sample in prepared.samples}
+            shared = indices if shared is None else shared & indices
+        return self._alike(jobs, shared or set())
+
+    def _alike(self, jobs: list[TaskJob], shared: set[int]) -> list[TaskJob]:
+        """The jobs with the same samples at every length, where that was asked for; a note where they differ."""
+        if all(len(job.prepared.samples) == len(shared) for job in jobs):
+            return jobs
+        if not self._spec.same_samples:
+            counts = ", ".join(f"{len(job.prepared.samples)} at {format_length(job.length)}" for job in jobs)
+            self.notes.append(f"{jobs[0].name}: {counts} samples; --same-samples compares lengths on the same ones")
+            return jobs
+        return [
+            self._job(job.name, job.task, job.metadata, job.length, self._prepare(job.task, job.length, shared))
+            for job in jobs
+        ]
+
+    def _job(self, leaf: str, task: Any, metadata: TaskMetadata, length: int, prepared: PreparedTask) -> TaskJob:
+        job = TaskJob(
+            model=self.model,
+            name=leaf,
+            length=length,
+            task=task,
+            metadata=metadata,
+            prepared=prepared,
+            skipped=min(prepared.num_docs, self._spec.limit or prepared.num_docs) - len(prepared.samples),
+            chat=self._chat,
+            cells=(),
+        )
+        source = self._index.entry(leaf).source
+        cells = tuple(task_cell(self._spec, job, setup, source) for setup in self._setups if setup.length == length)
+        return dataclasses.replace(job, cells=cells)
+
+    def _prepare(self, task: Any, length: int, indices: set[int] | None = None) -> PreparedTask:
+        return prepare(
+            task,
+            self._window(length),
+            limit=self._spec.limit,
+            indices=indices,
+            num_fewshot=self._spec.num_fewshot,
+            max_new_tokens=self._spec.max_new_tokens,
+        )
+
+    def _window(self, length: int) -> Window:
+        return Window(
+            tokenizer=self.model.tokenizer,
+            bos=self.model.bos,
+            length=length,
+            chat=self._chat,
+            overlong=self._spec.overlong,
+        )
+
+    def _load(self, leaf: str, config: Mapping[str, Any], metadata: TaskMetadata, length: int) -> Any:
+        """The lm-eval task with its samples; those that are made are made for this window."""
+        if metadata.synthetic:
+            check_memory(self.model, self.size, length, length)
+        window = self._window(length)
+        measure = prompt_counter(window, config)
+        template = measure("x") - len(window.encoder().plain(["x"])[0])
+        setting = Setting(
+            length=length,
+            num_samples=metadata.samples if self._spec.limit is None else self._spec.limit,
+            seed=self._spec.seed,
+            haystack=self._spec.haystack or "noise",
+            measure=measure,
+            digest=f"{self.model.tokenizer_digest}:{self.model.bos}:{self._template_digest()}",
+            cache=cache_dir(),
+        )
+        extra: dict[str, Any] = {"setting": setting}
+        if "custom_dataset" in config and not metadata.synthetic:
+            # RULER's generators know nothing of a chat template: what it takes is not theirs to fill.
+            extra |= {"tokenizer": tokenizer_folder(self.model.tokenizer), "max_seq_lengths": [length - template]}
+        return load_task(leaf, metadata=extra, include=self._spec.include, index=self._index)
+
+    def _template_digest(self) -> str | None:
+        if not self._chat:
+            return None
+        return hashlib.sha256(str(self.model.tokenizer.chat_template).encode()).hexdigest()[:16]
+
+
+def _chat(spec: TasksSpec, model: PreparedModel) -> bool:
+    """Whether prompts go through the chat template; asked for where there is none raises LongEvalError."""
+    has_one = bool(getattr(model.tokenizer, "chat_template", None))
+    if spec.chat_template == "on" and not has_one:
+        raise LongEvalError(
+            f"--chat-template on: the tokenizer of {model.name} has none", "Leave it out, or use a chat model."
+        )
+    return has_one and spec.chat_template != "off"

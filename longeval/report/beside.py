@@ -1,0 +1,93 @@
+"""Perplexity and scores of the same model beside each other, one table per length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from longeval.records import Record
+from longeval.report.grid import Grid
+from longeval.report.rows import GridRow, row_order
+from longeval.report.task_tables import TaskSet, TaskTable
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BesideRow:
+    """One method with one factor."""
+
+    row: GridRow
+    """From the first table that has it."""
+    perplexity: tuple[Record | None, ...]
+    scores: tuple[Record | None, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Beside:
+    """One length."""
+
+    length: int
+    grids: tuple[Grid, ...]
+    """Perplexity columns."""
+    tables: tuple[TaskTable, ...]
+    """Score columns: tasks, then averages."""
+    rows: tuple[BesideRow, ...]
+
+
+def beside(tasks: TaskSet, grids: Sequence[Grid]) -> list[Beside]:
+    """Every length at which one method with one factor has both a perplexity and a score.
+
+    Args:
+        tasks: Tasks of one model.
+        grids: Perplexity tables of any models; those of the same weights, backend, dtype and native length count.
+    """
+    same = [grid for grid in grids if _same_model(tasks, grid)]
+    found = []
+    for length in tasks.lengths:
+        columns = [grid for grid in same if length in grid.lengths]
+        tables = [table for table in (*tasks.tasks, *tasks.groups) if _has_value(_at(table, length))]
+        rows = _rows(length, columns, tables)
+        if any(_has_value(row.perplexity) and _has_value(row.scores) for row in rows):
+            found.append(Beside(length=length, grids=tuple(columns), tables=tuple(tables), rows=rows))
+    return found
+
+
+def _same_model(tasks: TaskSet, grid: Grid) -> bool:
+    a, b = tasks.records[0], grid.records[0]
+    if (a.model, a.backend, a.dtype) != (b.model, b.backend, b.dtype):
+        return False
+    keys = ("weights", "native_length", "tokenizer", "attn")
+    return all(a.params.get(key) == b.params.get(key) for key in keys if key in a.params and key in b.params)
+
+
+def _rows(length: int, grids: Sequence[Grid], tables: Sequence[TaskTable]) -> tuple[BesideRow, ...]:
+    """All methods with a cell at this length, in their usual order; equal in name, parameters and own factor."""
+    every: dict[tuple[str, str, float | None, str], GridRow] = {}
+    for row in [row for table in tables for row in table.rows] + [row for grid in grids for row in grid.rows]:
+        if length in row.cells:
+            every.setdefault(_key(row, length), row)
+    order = sorted(every, key=lambda key: row_order(every[key]))
+    return tuple(
+        BesideRow(
+            row=every[key],
+            perplexity=tuple(_cell(grid, key, length) for grid in grids),
+            scores=tuple(_cell(table, key, length) for table in tables),
+        )
+        for key in order
+    )
+
+
+def _key(row: GridRow, length: int) -> tuple[str, str, float | None, str]:
+    number = row.label.partition(" #")[2]
+    return row.pe, row.method, row.cells[length].factor, number
+
+
+def _cell(table: Grid | TaskTable, key: tuple[str, str, float | None, str], length: int) -> Record | None:
+    return next((row.cells[length] for row in table.rows if length in row.cells and _key(row, length) == key), None)
+
+
+def _at(table: TaskTable, length: int) -> list[Record]:
+    return [record for record in table.records if record.length == length]
+
+
+def _has_value(records: Sequence[Record | None]) -> bool:
+    return any(record is not None and record.value is not None for record in records)

@@ -1,0 +1,174 @@
+"""Figures of downstream tasks: score by context length with error bars, and heat maps of depth by length.
+
+Methods look as in the perplexity figures (see plots.py). Heat maps use cividis (Nuñez, Anderton & Renslow 2018), which
+reads alike with and without colour vision deficiency and in print, and say every score as a number with its n.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from longeval.report import plots
+from longeval.report.depths import DepthTable
+from longeval.report.numbers import format_score
+from longeval.report.plots import Picture, length_axis, line_style, native_line
+from longeval.report.rows import GridRow, factor_text
+from longeval.report.task_tables import TaskSet, TaskTable
+from longeval.spec import format_length
+
+_COLUMNS = 3
+"""Most panels beside each other."""
+
+_MAPS = "cividis"
+
+
+def score_figure(tasks: TaskSet) -> Picture | None:
+    """Score by context length, a panel per task and average; None with scores at fewer than two lengths."""
+    tables = [t for t in (*tasks.tasks, *tasks.groups) if len({r.length for r in t.records if r.value is not None}) > 1]
+    if not tables:
+        return None
+    columns = _num_columns(len(tables))
+    lines = math.ceil(len(tables) / columns)
+    figure = Figure(figsize=(max(4.6, 3.1 * columns) + 1.9, 2.7 * lines + 0.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    every = [row for table in tables for row in table.rows]
+    shown: dict[str, dict[str, Any]] = {}
+    for place, table in enumerate(tables):
+        axes = figure.add_subplot(lines, columns, place + 1)
+        shown |= _score_panel(axes, table, every, tasks.native_length)
+    handles = [Line2D([], [], **style) for style in shown.values()]
+    figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=8, handlelength=3.2)
+    figure.suptitle(tasks.title, fontsize=10, x=0.01, ha="left")
+    return plots.render(figure)
+
+
+def _score_panel(
+    axes: Axes, table: TaskTable, every: Sequence[GridRow], native_length: int | None
+) -> dict[str, dict[str, Any]]:
+    """Draws one task; returns the style of each line by its label."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(visible=True, which="major", color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    styles = {}
+    values: list[float] = []
+    for number, row in enumerate(table.rows):
+        style = line_style(row, every, with_marker=True)
+        lengths = [length for length in table.lengths if length in row.cells]
+        records = [row.cells[length] for length in lengths]
+        y = [math.nan if r.value is None else r.value for r in records]
+        if all(math.isnan(value) for value in y):
+            continue
+        styles[style["label"]] = style
+        x = _beside(lengths, table.lengths, number - (len(table.rows) - 1) / 2)
+        axes.plot(x, y, **style)
+        axes.vlines(
+            x,
+            [math.nan if r.ci_low is None else r.ci_low for r in records],
+            [math.nan if r.ci_high is None else r.ci_high for r in records],
+            color=style["color"],
+            linewidth=2.2 if style["alpha"] < 1 else 1.0,
+            alpha=style["alpha"],
+            zorder=1,
+        )
+        values += [v for r in records for v in (r.value, r.ci_low, r.ci_high) if v is not None]
+    if table.chance is not None and table.chance > 0:
+        axes.axhline(table.chance, color="#666666", linewidth=1, linestyle=":", zorder=1)
+        transform = axes.get_yaxis_transform()
+        axes.text(1.01, table.chance, "guess", transform=transform, fontsize=7, va="center", color="#444444")
+    if min(values) >= 0 and max(values) <= 1:
+        axes.set_ylim(-0.03, 1.03)
+    length_axis(axes, table.lengths)
+    axes.tick_params(labelsize=8)
+    axes.set_title(
+        f"{table.title}: {'average ' if table.members is not None else ''}{table.metric}",
+        fontsize=9,
+        loc="left",
+        pad=14,
+    )
+    axes.set_xlabel("Context length (tokens)", fontsize=8)
+    native_line(axes, native_length)
+    return styles
+
+
+def _beside(lengths: Sequence[int], every: Sequence[int], place: float) -> list[float]:
+    """Lengths moved a little aside, since error bars of methods that score alike would hide one another."""
+    if max(every) > 4 * min(every):  # a logarithmic axis
+        return [length * (max(every) / min(every)) ** (0.012 * place) for length in lengths]
+    return [length + 0.012 * place * (max(every) - min(every)) for length in lengths]
+
+
+def depth_figure(depths: DepthTable) -> Picture:
+    """Heat maps of depth by length, a panel per method; colour and number are the mean score, small the samples."""
+    rows = depths.rows
+    columns = _num_columns(len(rows))
+    lines = math.ceil(len(rows) / columns)
+    width = max(0.62 * len(depths.lengths), 1.9)
+    height = max(0.36 * len(depths.levels), 1.1)
+    figure = Figure(figsize=((width + 0.35) * columns + 1.7, (height + 0.55) * lines + 0.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    values = [cell.value for cell in depths.cells.values()]
+    norm = Normalize(min(0.0, *values), max(1.0, *values))
+    panels = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
+    for place, axes in enumerate(panels.flat):
+        if place >= len(rows):
+            axes.set_visible(False)
+            continue
+        _depth_panel(axes, depths, rows[place], norm)
+        axes.tick_params(labelbottom=True)
+    for axes in (panels[line][0] for line in range(lines)):
+        axes.set_ylabel("Depth in the context", fontsize=8)
+    for column in range(columns):
+        panels[(len(rows) - 1 - column) // columns][column].set_xlabel("Context length (tokens)", fontsize=8)
+    bar = figure.colorbar(ScalarMappable(norm, _MAPS), ax=list(panels.flat), shrink=0.9, aspect=24, pad=0.02)
+    bar.set_label(f"Mean {depths.table.metric}", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
+    figure.suptitle(f"{depths.table.title} by depth and length", fontsize=10, x=0.01, ha="left")
+    return plots.render(figure)
+
+
+def _depth_panel(axes: Axes, depths: DepthTable, row: GridRow, norm: Normalize) -> None:
+    values = np.full((len(depths.levels), len(depths.lengths)), np.nan)
+    for i, level in enumerate(depths.levels):
+        for j, length in enumerate(depths.lengths):
+            cell = depths.cells.get((row.label, length, level))
+            if cell is None:
+                continue
+            values[i, j] = cell.value
+            red, green, blue, _ = mpl.colormaps[_MAPS](norm(cell.value))
+            # Relative luminance decides whether black or white reads better (ITU-R BT.709 weights).
+            color = "black" if 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.45 else "white"
+            axes.text(j, i - 0.1, format_score(cell.value), ha="center", va="center", fontsize=8, color=color)
+            axes.text(j, i + 0.3, f"n {cell.n}", ha="center", va="center", fontsize=5, color=color)
+    axes.set_facecolor("#eeeeee")
+    axes.imshow(values, cmap=_MAPS, norm=norm, aspect="auto", interpolation="nearest")
+    axes.set_xticks(range(len(depths.lengths)), [format_length(length) for length in depths.lengths], fontsize=8)
+    axes.set_yticks(range(len(depths.levels)), [depths.label(level) for level in depths.levels], fontsize=8)
+    axes.set_xticks(np.arange(len(depths.lengths) - 1) + 0.5, minor=True)
+    axes.set_yticks(np.arange(len(depths.levels) - 1) + 0.5, minor=True)
+    axes.grid(which="minor", color="white", linewidth=1.2)
+    axes.tick_params(which="both", length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    axes.set_title(_name(row, depths.rows), fontsize=9, loc="left")
+
+
+def _num_columns(num_panels: int) -> int:
+    """Panels beside each other; four make a square."""
+    return 2 if num_panels == 4 else min(_COLUMNS, num_panels)
+
+
+def _name(row: GridRow, rows: Sequence[GridRow]) -> str:
+    """A row's label, with its factor where several rows of one method differ in it."""
+    several = len({other.factor for other in rows if other.pe == row.pe}) > 1
+    return f"{row.label} s={factor_text(row)}" if several else row.label

@@ -1,0 +1,143 @@
+"""What holds while lm-eval builds a task: quiet, seeded, no code from the hub, no waiting for a hub out of reach."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.abc
+import importlib.util
+import io
+import logging
+import random
+import sys
+import warnings
+from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+from longeval.data.corpora import HubDataset
+from longeval.data.hub import HubUnavailableError, resolve_revision
+from longeval.errors import LongEvalError
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps messages, warnings, progress bars and prints of task code off the terminal.
+
+    `-v` lets all through, to stderr: stdout may be a pipe that waits for JSON. Stderr itself is left alone otherwise,
+    since our own progress is drawn there.
+    """
+    if logging.getLogger("longeval").isEnabledFor(logging.DEBUG):
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+        return
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), _without_bars():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+@contextlib.contextmanager
+def _without_bars() -> Iterator[None]:
+    """Switches off bars of `tqdm`, which task code draws as it likes."""
+    from tqdm import std  # type: ignore[import-untyped]  # its annotations are a package of their own
+
+    bar: Any = std.tqdm
+    original = bar.__init__
+    bar.__init__ = functools.partialmethod(original, disable=True)
+    try:
+        yield
+    finally:
+        bar.__init__ = original
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Sets the generators that task code draws from, and puts them back: a task is the same whatever was built before.
+
+    Seed 0 is what lm-eval's own runs begin with (random 0, numpy 1234).
+    """
+    import numpy as np
+
+    python, array = random.getstate(), np.random.get_state()  # the generator that lm-eval's tasks use
+    random.seed(seed)
+    np.random.seed((1234 + seed) % 2**32)
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(array)
+
+
+def forbid_metric_scripts() -> None:
+    """Makes `evaluate.load` refuse, for the rest of the process: it downloads Python from the hub and runs it.
+
+    Task code calls it when it is imported, while a task is built, or at the first score. The package takes seconds to
+    import, so it is only changed once something else imports it.
+    """
+    if "evaluate" in sys.modules:
+        vars(sys.modules["evaluate"])["load"] = _refuse
+    elif not any(isinstance(finder, _EvaluateFinder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _EvaluateFinder())
+
+
+class _EvaluateFinder(importlib.abc.MetaPathFinder):
+    """Finds `evaluate` as all others do, and changes it once it is loaded."""
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        """See `importlib.abc.MetaPathFinder`."""
+        if name != "evaluate":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.loader is None:
+            return spec
+        loader: Any = spec.loader
+        execute = loader.exec_module
+
+        def exec_module(module: ModuleType) -> None:
+            execute(module)
+            vars(module)["load"] = _refuse
+
+        loader.exec_module = exec_module
+        return spec
+
+
+def _refuse(path: str, *args: Any, **kwargs: Any) -> Any:
+    raise LongEvalError(
+        f"metric {path} is a script of the hub, which would be downloaded and executed",
+        "longeval runs no such code; leave out the task that asks for it.",
+    )
+
+
+@functools.cache
+def why_unreachable(hub_id: str) -> str | None:
+    """Asks the hub, once, whether it has a data set; returns why not, or None if it has. Fails within seconds."""
+    try:
+        resolve_revision(HubDataset(id=hub_id, field="", split=""))
+    except HubUnavailableError as error:
+        return f"{error}. {error.remedy}".rstrip(". ")
+    return None
+
+
+@contextlib.contextmanager
+def hub_offline(off: bool) -> Iterator[None]:
+    """With `off`, clients of the hub look into their cache only, instead of trying again for half a minute."""
+    import datasets
+    import huggingface_hub
+
+    modules: list[Any] = [datasets.config, huggingface_hub.constants]
+    states = [module.HF_HUB_OFFLINE for module in modules]
+    if off:
+        for module in modules:
+            module.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        for module, state in zip(modules, states, strict=True):
+            module.HF_HUB_OFFLINE = state

@@ -1,0 +1,252 @@
+"""Cutting by hand on small texts, and what must hold for any text, choices and window."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from local_tasks import answering, answering_row, reading, reading_row
+from tiny import make_text
+
+from longeval.errors import LongEvalError
+from longeval.evals.overlong import NoRoomError, cut, document_field, most_that_fits
+from longeval.evals.prompts import prepare
+
+
+@pytest.mark.parametrize(
+    ("side", "keep", "left"),
+    [
+        ("middle", 3, "one two|five"),
+        ("middle", 4, "one two|four five"),
+        ("middle", 1, "one|"),
+        ("left", 2, "| four five"),
+        ("right", 2, "one two|"),
+        ("middle", 0, "|"),
+        ("left", 0, "|"),
+        ("right", 0, "|"),
+        ("left", 5, "one two three four five"),
+        ("middle", 5, "one two three four five"),
+    ],
+)
+def test_what_stays(side, keep, left):
+    """Units are words with the blank before them."""
+    ends_U = np.array([3, 7, 13, 18, 23])
+    text = cut("one two three four five", ends_U, keep, side)
+    assert text.replace(" ", "") == left.replace("|", "").replace(" ", "")
+    head, _, tail = left.partition("|")
+    assert text.startswith(head) and text.endswith(tail)
+
+
+def test_the_document_is_the_longest_text_that_stands_in_the_prompt():
+    doc = {
+        "question": "Q" * 90,
+        "context": "a long story \n",
+        "title": "story",
+        "hidden": "nowhere in the prompt, and the longest",
+        "number": 17,
+    }
+    assert document_field(doc, ["x a long story y", "Q" * 90]) == "context"
+    assert document_field({"question": "which?", "gold": "a"}, ["which?"]) is None
+    assert document_field({"context": "  \n"}, ["anything"]) is None
+
+
+@given(
+    num_units=st.integers(2, 3000),
+    rest=st.integers(0, 50),
+    room=st.integers(1, 3000),
+    each=st.floats(0.2, 3),
+    jitter=st.integers(0, 2),
+)
+def test_what_is_found_fits_and_little_more_would(num_units, rest, room, each, jitter):
+    """Tokens grow by `each` a unit, up and down by `jitter` where the text was cut."""
+    calls = []
+
+    def measure(keep):
+        calls.append(keep)
+        return rest + int(each * keep) + (keep * 7919) % (jitter + 1)
+
+    tokens = measure(num_units)
+    length = min(rest + room, tokens - 1)
+    if measure(1) > length:
+        with pytest.raises(NoRoomError) as caught:
+            most_that_fits(measure, num_units, length=length, tokens=tokens)
+        assert caught.value.needed == measure(1)
+        return
+    calls.clear()
+    keep = most_that_fits(measure, num_units, length=length, tokens=tokens)
+    assert measure(keep) <= length
+    assert length - measure(keep) <= 4 + each + jitter
+    assert len(calls) <= 20
+
+
+def test_a_document_of_one_unit_has_nothing_to_give():
+    with pytest.raises(NoRoomError) as caught:
+        most_that_fits(lambda keep: 1 / 0, 1, length=10, tokens=12)
+    assert caught.value.needed == 12
+
+
+def prompts_of(prepared, tokenizer):
+    return [tokenizer.decode(sample.requests[0].context_T) for sample in prepared.samples]
+
+
+def document_in(prompt):
+    return prompt[len("Read this.\n") : prompt.index("\nQuestion:")]
+
+
+@pytest.mark.parametrize("chat", [False, True])
+@pytest.mark.parametrize("side", ["middle", "left", "right"])
+def test_only_the_document_is_cut(side, chat, window, tiny_tokenizer):
+    text = make_text(200)
+    rows = [reading_row(0, document=text), reading_row(1, words=4)]
+    task = reading(rows=rows)
+    whole = prepare(task, window(length=4096, chat=chat), limit=None)
+    fitted = prepare(task, window(length=150, chat=chat, overlong=side), limit=None)
+    prompt = prompts_of(fitted, tiny_tokenizer)[0]
+    start, end = prompt.index("Read this.\n"), prompt.index("\nQuestion: what 0?\nAnswer:")
+    left = prompt[start + len("Read this.\n") : end]
+    head = len(left) if side == "right" else 0 if side == "left" else len(left) // 3
+    tail = len(left) if side == "left" else 0 if side == "right" else len(left) // 3
+    assert text.startswith(left[:head]) and text.endswith(left[len(left) - tail :])
+    assert prompts_of(whole, tiny_tokenizer)[0] == prompt[:start] + "Read this.\n" + text + prompt[end:]
+    before, after = whole.samples[0], fitted.samples[0]
+    assert (before.truncated, before.cut_tokens, before.tokens > 150) == (False, 0, True)
+    assert after.truncated and after.cut_tokens == before.tokens - after.tokens > 0
+    assert 147 <= after.tokens <= 150
+    assert [part.tolist() for part in after.requests[0].continuations] == [
+        part.tolist() for part in before.requests[0].continuations
+    ]
+    assert after.doc["document"] == text, "what it is scored by stays whole"
+    assert whole.samples[1].prompt_digest == fitted.samples[1].prompt_digest, "one that fits is never touched"
+    assert not fitted.samples[1].truncated and fitted.samples[1].cut_tokens == 0
+    assert fitted.num_truncated == 1
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    document=st.text(st.sampled_from("ab é漢 \n😀the report"), min_size=30, max_size=400),
+    length=st.integers(60, 200),
+    side=st.sampled_from(["middle", "left", "right"]),
+    slow=st.booleans(),
+)
+def test_for_any_text_nothing_is_longer_than_the_window(document, length, side, slow, tiny_tokenizer):
+    from unittest import mock
+
+    from longeval.evals.encoding import Encoder
+    from longeval.evals.prompts import Window
+
+    if not document.strip():
+        return
+    task = reading(rows=[reading_row(0, document=document)], metadata={"document": "document"})
+    window = Window(tokenizer=tiny_tokenizer, bos=True, length=length, chat=False, overlong=side)
+    if slow:  # as a slow tokenizer, which can't tell where tokens end
+        characters = mock.patch.object(Encoder, "unit_ends", lambda self, text: np.arange(1, len(text) + 1))
+        with characters:
+            sample = prepare(task, window, limit=None).samples[0]
+    else:
+        sample = prepare(task, window, limit=None).samples[0]
+    assert sample.tokens <= length
+    prompt = tiny_tokenizer.decode(sample.requests[0].context_T, skip_special_tokens=True)
+    assert prompt.startswith("Read this.\n") and prompt.endswith("\nQuestion: what 0?\nAnswer:")
+    left = document_in(prompt)
+    if sample.truncated:
+        assert length - sample.tokens <= 6
+        assert len(left) < len(document)
+        half = len(left) // 4
+        if side != "left":
+            assert left[:half] == document[:half]
+        if side != "right":
+            assert left[len(left) - half :] == document[len(document) - half :]
+    else:
+        assert left == document
+
+
+def test_an_answer_has_its_room(window):
+    task = answering([answering_row(0, words=200)])
+    sample = prepare(task, window(length=150), limit=None).samples[0]
+    assert 139 <= sample.tokens <= 142, "8 tokens are for the answer"
+    longer = prepare(task, window(length=150), limit=None, max_new_tokens=50).samples[0]
+    assert 97 <= longer.tokens <= 100
+
+
+def test_the_longest_choice_decides_also_where_the_cut_makes_another_longest(window):
+    """Contexts differ by choice: the document stands twice in one of them."""
+    rows = [{"document": make_text(30 + seed, seed), "choices": ["A", "B"], "gold": 0} for seed in range(3)]
+    task = reading(
+        rows=rows,
+        doc_to_text="gold",
+        doc_to_choice=lambda doc: [f"{doc['document']} {doc['document']} A", f"{doc['document']} {make_text(45)} B"],
+        doc_to_target=lambda doc: "so it is",
+        metadata={"document": "document"},
+    )
+    assert task.multiple_input
+    prepared = prepare(task, window(length=120), limit=None)
+    assert all(sample.tokens <= 120 and sample.truncated for sample in prepared.samples)
+
+
+def test_skip_leaves_out_and_says_which(window):
+    rows = [reading_row(seed, words=120 if seed % 2 else 5) for seed in range(5)]
+    prepared = prepare(reading(rows=rows), window(length=100, overlong="skip"), limit=None)
+    assert [sample.index for sample in prepared.samples] == [0, 2, 4]
+    assert prepared.skipped == (1, 3)
+    assert prepared.num_docs == 5 and prepared.num_truncated == 0
+
+
+def test_error_names_the_longest(window):
+    rows = [reading_row(0, words=5), reading_row(1, words=100), reading_row(2, words=150)]
+    needed = prepare(reading(rows=rows), window(length=4096), limit=None).samples[2].tokens
+    with pytest.raises(LongEvalError, match=f"2 samples of task reading.*100 tokens.*sample 2, needs {needed}"):
+        prepare(reading(rows=rows), window(length=100, overlong="error"), limit=None)
+    assert prepare(reading(rows=rows), window(length=needed, overlong="error"), limit=None).skipped == ()
+
+
+def test_a_window_too_short_for_the_rest_says_how_long_it_must_be(window):
+    rows = [reading_row(0), reading_row(1, question=make_text(40)), reading_row(2)]
+    task = reading(rows=rows)
+    with pytest.raises(
+        LongEvalError, match="--lengths 50: too short for question and choices of task reading"
+    ) as caught:
+        prepare(task, window(length=50), limit=None)
+    assert "sample 1 needs" in caught.value.problem, "the longest of all, not the first"
+    shortest = int(caught.value.remedy.split()[2])
+    fitted = prepare(task, window(length=shortest), limit=None)
+    assert fitted.samples[1].tokens == shortest and fitted.samples[1].truncated
+    with pytest.raises(LongEvalError):
+        prepare(task, window(length=shortest - 1), limit=None)
+
+
+def test_a_question_is_never_cut(window):
+    only_question = reading(rows=[reading_row(0, question=make_text(80))], doc_to_text="{{question}}\nAnswer:")
+    with pytest.raises(LongEvalError, match="sample 0: longer than the window of 60 tokens, and has no document"):
+        prepare(only_question, window(length=60), limit=None)
+    whole_message = answering([{"input": make_text(80), "answer": "a"}], doc_to_text="{{input}}")
+    for side in ("left", "right"):
+        with pytest.raises(LongEvalError, match=f"--overlong {side}: task answering has its question inside"):
+            prepare(whole_message, window(length=60, overlong=side), limit=None)
+    assert prepare(whole_message, window(length=60), limit=None).samples[0].truncated
+
+
+def test_a_document_that_the_task_names_must_be_there(window):
+    task = reading(metadata={"document": "contxt"})
+    with pytest.raises(LongEvalError, match="metadata says document: contxt, a field that sample 0 doesn't have"):
+        prepare(task, window(length=60), limit=None)
+
+
+def test_a_document_that_the_task_names_is_the_one_that_is_cut(window, tiny_tokenizer):
+    rows = [reading_row(0, words=70, other=make_text(100, 5))]
+    text = "Read this.\n{{document}}\nQuestion: {{question}}\n{{other}}\nAnswer:"
+    for named, tail in (("document", make_text(100, 5)), (None, None)):
+        task = reading(rows=rows, doc_to_text=text, metadata={"document": named} if named else {})
+        sample = prepare(task, window(length=280), limit=None).samples[0]
+        prompt = tiny_tokenizer.decode(sample.requests[0].context_T)
+        assert sample.truncated
+        assert (document_in(prompt) == rows[0]["document"]) == (named is None)
+        assert tail is None or tail in prompt
+
+
+def test_texts_scored_whole_are_windowed_not_cut(window):
+    from local_tasks import wikitext
+
+    prepared = prepare(wikitext(num=1), window(length=40), limit=None)
+    sample = prepared.samples[0]
+    assert not sample.truncated and sample.tokens <= 40 and len(sample.requests) > 1

@@ -1,0 +1,120 @@
+"""RULER's offline tasks with a tokenizer of ours: no network, as many samples as asked for, never endless."""
+
+import json
+import os
+
+import pytest
+
+from longeval.errors import LongEvalError
+from longeval.tasks import lm_eval_index
+from longeval.tasks.folders import LmEval, find_lm_eval
+from longeval.tasks.load import load_task
+from longeval.tasks.setting import Setting
+from longeval.tasks.tokenizer_folder import tokenizer_folder
+
+pytestmark = pytest.mark.usefixtures("no_downloads", "only_ruler")
+
+
+@pytest.fixture
+def only_ruler(monkeypatch):
+    """An index of RULER's folder alone: the whole takes seconds."""
+    lm_eval = find_lm_eval()
+    folder = os.path.join(lm_eval.folder, "ruler")
+    monkeypatch.setattr(lm_eval_index, "find_lm_eval", lambda: LmEval(version=lm_eval.version, folder=folder))
+
+
+@pytest.fixture
+def no_downloads(monkeypatch):
+    import nltk
+
+    monkeypatch.setattr(nltk, "download", lambda *a, **k: pytest.fail("tried to download"))
+
+
+@pytest.fixture(scope="module")
+def words():
+    """A tokenizer with a token for each word and mark: RULER's texts are as short as with a real one."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.WordLevel({"<unk>": 0}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+
+
+def build(name, tokenizer, length, num_samples=2, seed=0):
+    setting = Setting(
+        length=length,
+        num_samples=num_samples,
+        seed=seed,
+        haystack="noise",
+        measure=len,
+        digest="",
+        cache=None,
+    )
+    folder = tokenizer_folder(tokenizer)
+    return load_task(name, metadata={"setting": setting, "tokenizer": folder, "max_seq_lengths": [length]})
+
+
+SLOW = pytest.mark.slow  # importing niah takes lm-eval ten seconds: it lays out all pairs of adjective and noun
+NIAH = [pytest.param(name, marks=SLOW) for name in ("niah_single_1", "niah_multikey_3")]
+
+
+@pytest.mark.parametrize("name", ["ruler_vt", "ruler_cwe", "ruler_fwe", *NIAH])
+def test_offline_tasks_are_built(name, words, capsys):
+    docs = list(build(name, words, 2048).eval_docs)
+    assert len(docs) == 2
+    for doc in docs:
+        assert 1024 < len(words(doc["input"]).input_ids) <= 2048
+        assert doc["max_length"] == 2048
+        assert all(answer in doc["input"] for answer in doc["outputs"])
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("name", ["ruler_vt", "ruler_cwe", *NIAH])
+def test_fewer_samples_are_the_first_of_more_and_follow_the_seed(words, name):
+    def inputs(num_samples, seed=0):
+        return [doc["input"] for doc in build(name, words, 2048, num_samples, seed).eval_docs]
+
+    assert inputs(2) == inputs(5)[:2]
+    assert inputs(2) != inputs(2, seed=1)
+
+
+@pytest.mark.parametrize(("name", "length"), [("ruler_vt", 512), ("ruler_cwe", 256), ("ruler_fwe", 256)])
+def test_a_window_too_short_is_an_error_not_an_endless_loop(name, length, words):
+    with pytest.raises(LongEvalError, match=rf"--tasks {name}: a window of {length} tokens is too short.*at least \d+"):
+        build(name, words, length)
+
+
+@pytest.mark.parametrize("name", ["ruler_vt", "ruler_cwe", "ruler_fwe"])
+def test_the_shortest_window_that_is_named_does(name, words):
+    with pytest.raises(LongEvalError) as caught:
+        build(name, words, 128)
+    shortest = int(caught.value.remedy.rstrip(".").split()[-1])
+    assert len(build(name, words, shortest, num_samples=20).eval_docs) == 20
+
+
+def test_a_tokenizer_folder_holds_no_code_and_is_made_once(words, tmp_path, monkeypatch):
+    class WithCode:
+        def save_pretrained(self, folder):
+            words.save_pretrained(folder)
+            with open(os.path.join(folder, "tokenizer_config.json")) as file:
+                config = json.load(file)
+            config["auto_map"] = {"AutoTokenizer": ["evil.Tokenizer", None]}
+            with open(os.path.join(folder, "tokenizer_config.json"), "w") as file:
+                json.dump(config, file)
+            with open(os.path.join(folder, "evil.py"), "w") as file:
+                file.write("raise SystemExit")
+
+    monkeypatch.setenv("LONGEVAL_CACHE", str(tmp_path / "cache"))
+    folder = tokenizer_folder(WithCode())
+    assert folder == tokenizer_folder(WithCode()) == tokenizer_folder(words)
+    assert os.path.dirname(folder) == str(tmp_path / "cache" / "tokenizers")
+    assert os.listdir(os.path.dirname(folder)) == [os.path.basename(folder)]
+    assert not [name for name in os.listdir(folder) if name.endswith(".py")]
+    with open(os.path.join(folder, "tokenizer_config.json")) as file:
+        assert "auto_map" not in json.load(file)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("LONGEVAL_CACHE", str(tmp_path / "file"))
+    other = tokenizer_folder(words)
+    assert os.path.isfile(os.path.join(other, "tokenizer.json"))
+    assert not other.startswith(str(tmp_path / "file"))

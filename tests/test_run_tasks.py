@@ -1,0 +1,316 @@
+"""Downstream tasks from spec to records, with a backend whose answers are known and with a tiny real model."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+
+import pytest
+from own_tasks import ANSWER, CHOICE, GROUP, write_data, write_task
+
+from longeval.backends.base import OutOfMemoryError
+from longeval.backends.fake import FakeBackend
+from longeval.cli.progress import RunProgress
+from longeval.errors import LongEvalError
+from longeval.plan_tasks import plan_tasks
+from longeval.report.scores import score
+from longeval.run_tasks import run_tasks
+from longeval.session import load_backend
+from longeval.spec import TasksSpec
+from longeval.store import Store
+
+
+@pytest.fixture
+def files(tmp_path):
+    folder = tmp_path / "files"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def choice_task(files):
+    return write_task(files, CHOICE, write_data(files), "which_word")
+
+
+@pytest.fixture
+def answer_task(files):
+    return write_task(files, ANSWER, write_data(files), "what_word")
+
+
+@pytest.fixture
+def spec(tiny_llama):
+    def make(*tasks, **changes):
+        fields = {
+            "model": (str(tiny_llama),),
+            "pe": ("none",),
+            "lengths": (64, 512),
+            "tasks": tuple(map(str, tasks)),
+            "dtype": "float32",
+        }
+        return TasksSpec(**fields | changes)
+
+    return make
+
+
+@pytest.fixture
+def tokenizer(tiny_llama):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(tiny_llama)
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(str(tmp_path / "run"))
+
+
+def carry_out(spec, store, backend=None, **options):
+    load = load_backend if backend is None else lambda model: backend
+    return run_tasks(plan_tasks(spec), store, RunProgress(quiet=True), load=load, **options)
+
+
+def prefers_report(tokenizer, table_counts=False):
+    """A model to which ` report` is always likelier than ` model`, and which answers so; right for even questions."""
+    report = tokenizer.encode(" report", add_special_tokens=False)
+    return FakeBackend(
+        lambda t, p, _: 0.0 * p,
+        choice=lambda context_T, tokens_S, table: 0.0 if list(tokens_S) == report else -5.0,
+        answer=lambda prompt_T, table: "report. And more",
+    )
+
+
+def test_scores_are_what_the_answers_make_them(spec, choice_task, store, tokenizer):
+    result = carry_out(spec(choice_task, lengths=(512,)), store, prefers_report(tokenizer))
+    (record,) = result.records
+    assert (record.metric, record.value, record.n, record.documents) == ("accuracy", 0.5, 12, 3)
+    assert (record.truncated, record.skipped, record.status, record.task) == (0, 0, "ok", str(choice_task))
+    params = record.params
+    assert params["chance"] == 0.5 and params["own_prompts"] and params["primary"] and params["higher_is_better"]
+    assert not params["chat_template"] and params["overlong"] == "middle" and params["num_fewshot"] == 0
+    samples = store.samples(record.cell)
+    assert [sample.index for sample in samples] == list(range(12))
+    assert [sample.scores["accuracy"] for sample in samples] == [1, 1, 1, 0, 0, 0] * 2
+    assert {sample.cluster for sample in samples} == {"text 0", "text 1", "text 2"}
+    assert [sample.target for sample in samples[:4]] == ["report"] * 3 + ["model"]
+    got = score(samples, "accuracy", seed=0)
+    assert (params["stderr"], record.ci_low, record.ci_high) == (got.stderr, got.ci_low, got.ci_high)
+
+
+def test_generated_answers_stop_and_are_kept(spec, answer_task, store, tokenizer):
+    result = carry_out(spec(answer_task, lengths=(512,), limit=6), store, prefers_report(tokenizer))
+    (record,) = result.records
+    assert (record.metric, record.value, record.n) == ("exact_match", 0.5, 6)
+    assert record.params["max_new_tokens"] == 8 and record.params["decoding"] == "greedy"
+    samples = store.samples(record.cell)
+    assert {sample.output for sample in samples} == {"report"}
+    assert {sample.finish for sample in samples} == {"stop"}
+
+
+def test_long_documents_are_cut_and_counted_the_question_never(spec, choice_task, store, tokenizer):
+    backend = prefers_report(tokenizer)
+    result = carry_out(spec(choice_task), store, backend)
+    short, long = result.records
+    assert (short.length, short.truncated, short.n) == (64, 8, 12), "two of three documents are longer"
+    assert (long.length, long.truncated) == (512, 0)
+    longest = max(len(request.context_T) + 1 for request in backend.asked)
+    assert 300 < longest <= 512
+    for request in backend.asked:
+        assert re.search(r"the line (says|reads)$", tokenizer.decode(request.context_T))
+    cut = [sample for sample in store.samples(short.cell) if sample.truncated]
+    assert all(60 <= sample.tokens <= 64 and sample.cut_tokens > 0 for sample in cut)
+
+
+def test_samples_may_be_skipped_alike_at_every_length(spec, choice_task, store, tokenizer):
+    backend = prefers_report(tokenizer)
+    plan = plan_tasks(spec(choice_task, overlong="skip"))
+    assert any("--same-samples" in note for note in plan.notes)
+    short, long = carry_out(spec(choice_task, overlong="skip"), store, backend).records
+    assert (short.n, short.skipped, long.n, long.skipped) == (4, 8, 12, 0)
+    short, long = carry_out(spec(choice_task, overlong="skip", same_samples=True), store, backend).records
+    assert (short.n, short.skipped, long.n, long.skipped) == (4, 8, 4, 8)
+    indices = [[sample.index for sample in store.samples(record.cell)] for record in (short, long)]
+    assert indices[0] == indices[1] == [0, 3, 6, 9]
+
+
+def test_where_nothing_fits_the_cell_is_skipped(spec, files, store, tokenizer):
+    task = write_task(files, CHOICE, write_data(files, words=(300, 400)), "long_ones")
+    (record,) = carry_out(spec(task, lengths=(64,), overlong="skip"), store, prefers_report(tokenizer)).records
+    assert (record.status, record.value, record.skipped) == ("skipped", None, 8)
+    assert "all 8 samples are longer" in record.error
+
+
+def test_what_is_stored_is_not_asked_again(spec, choice_task, store, tokenizer):
+    backend = prefers_report(tokenizer)
+    first = carry_out(spec(choice_task, pe=("none", "yarn")), store, backend)
+    asked = len(backend.asked)
+    assert (first.computed, first.reused, asked) == (4, 0, 48)
+    again = carry_out(spec(choice_task, pe=("none", "yarn")), store, backend)
+    assert (again.computed, again.reused, len(backend.asked)) == (0, 4, asked)
+    assert again.records == first.records
+    lost = first.records[0].cell
+    store._fs.rm(f"{store.path}/samples/{lost}.jsonl")  # killed between … can't be: samples go first; but a user may
+    assert carry_out(spec(choice_task, pe=("none", "yarn")), store, backend).computed == 1
+    more = carry_out(spec(choice_task, pe=("none", "yarn"), limit=3), store, backend)
+    assert more.computed == 4, "other samples, other cells"
+
+
+def test_cells_know_what_decides_them(spec, choice_task):
+    base = plan_tasks(spec(choice_task, lengths=(512,))).cells[0].id
+    ids = {base}
+    for change in ({"limit": 11}, {"seed": 1}, {"overlong": "skip"}, {"pe": ("yarn",)}):
+        ids.add(plan_tasks(spec(choice_task, lengths=(512,), **change)).cells[0].id)
+    text = choice_task.read_text()
+    choice_task.write_text(text.replace("{{question}}", "{{question}} now"))
+    ids.add(plan_tasks(spec(choice_task, lengths=(512,))).cells[0].id)
+    choice_task.write_text(text.replace("metric: acc,", "metric: acc_norm,"))
+    ids.add(plan_tasks(spec(choice_task, lengths=(512,))).cells[0].id)
+    choice_task.write_text(text)
+    assert plan_tasks(spec(choice_task, lengths=(512,))).cells[0].id == base
+    assert len(ids) == 7
+
+
+def test_methods_are_served_and_proved(spec, choice_task, store, tokenizer):
+    backend = prefers_report(tokenizer)
+    result = carry_out(spec(choice_task, pe=("none", "yarn", "dynamic_ntk"), lengths=(256,)), store, backend)
+    digests = [record.rope_digest for record in result.records]
+    assert len(set(digests)) == 3
+    plan = plan_tasks(spec(choice_task, pe=("none", "yarn", "dynamic_ntk"), lengths=(256,)))
+    import numpy as np
+
+    from longeval.rope.base import table_digest
+
+    for cell, digest in zip(plan.cells, digests, strict=True):
+        table = cell.setup.table(256)
+        assert digest == table_digest(table.cos_sin(np.arange(256, dtype=np.int64)))
+    lengths = {length for table, length in backend.served}
+    assert len(lengths) > 3, "a length-dependent method gets the table of each request's own length"
+
+
+def test_the_average_of_a_group_follows_its_members(spec, files, store, tokenizer, tmp_path):
+    data = write_data(files)
+    write_task(files, CHOICE, data, "one_task")
+    few = files / "few"
+    few.mkdir()
+    write_task(files, CHOICE, write_data(few, questions=1), "other_task")
+    (files / "both.yaml").write_text(GROUP.format(name="both_tasks", members="one_task, other_task"))
+    asked = spec("both_tasks", include=(str(files),), lengths=(512,))
+    result = carry_out(asked, store, prefers_report(tokenizer))
+    by_task = {record.task: record for record in result.records}
+    assert (by_task["one_task"].value, by_task["other_task"].value) == (0.5, 1.0)
+    whole = by_task["both_tasks"]
+    assert (whole.metric, whole.value, whole.n) == ("accuracy", pytest.approx((6 + 3) / 15), None)
+    assert whole.params["members"] == ["one_task", "other_task"]
+    expected = math.hypot(
+        12 / 15 * by_task["one_task"].params["stderr"], 3 / 15 * by_task["other_task"].params["stderr"]
+    )
+    assert whole.params["stderr"] == pytest.approx(expected)
+    assert store.load(whole.cell).records == (whole,)
+    again = carry_out(asked, store, prefers_report(tokenizer))
+    assert again.records == result.records
+
+
+class Failing(FakeBackend):
+    """Runs out of memory, or breaks, in windows longer than 100 tokens."""
+
+    def __init__(self, error):
+        super().__init__(lambda t, p, _: 0.0 * p, choice=lambda context_T, tokens_S, table: -1.0)
+        self._error = error
+
+    def choices(self, requests):
+        for index, scores in super().choices(requests):
+            if len(requests[index].context_T) > 100:
+                raise self._error
+            yield index, scores
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OutOfMemoryError("no room"), "out of memory in a window of 512 tokens: no room"),
+        (ZeroDivisionError("a bug"), "ZeroDivisionError: a bug"),
+    ],
+)
+def test_a_cell_that_fails_says_why_and_the_others_go_on(spec, choice_task, store, error, reason):
+    result = carry_out(spec(choice_task, pe=("none", "yarn")), store, Failing(error))
+    assert [(record.length, record.status) for record in result.records] == [(64, "ok"), (512, "failed")] * 2
+    assert {record.error for record in result.records if record.status == "failed"} == {reason}
+    assert result.failed == 2
+
+
+def test_ctrl_c_loses_no_finished_cell(spec, choice_task, store, tokenizer):
+    class Interrupted(FakeBackend):
+        def choices(self, requests):
+            if len(self.asked) >= 12:
+                raise KeyboardInterrupt
+            yield from super().choices(requests)
+
+    backend = Interrupted(lambda t, p, _: 0.0 * p, choice=lambda context_T, tokens_S, table: -1.0)
+    with pytest.raises(KeyboardInterrupt):
+        carry_out(spec(choice_task), store, backend)
+    kept = list(store.cells())
+    assert [cell.status for cell in kept] == ["ok"]
+    assert len(store.samples(kept[0].cell)) == 12
+    result = carry_out(spec(choice_task), store, prefers_report(tokenizer))
+    assert (result.computed, result.reused) == (1, 1)
+
+
+def test_a_model_that_cannot_be_loaded_leaves_nothing(spec, choice_task, store):
+    def refuse(model):
+        raise LongEvalError("no weights")
+
+    with pytest.raises(LongEvalError, match="no weights"):
+        run_tasks(plan_tasks(spec(choice_task)), store, RunProgress(quiet=True), load=refuse)
+    assert not store.is_run_folder()
+
+
+def test_a_request_repeats_itself_from_its_spec(spec, choice_task, store, tokenizer):
+    from longeval.spec import requests_from_yaml, spec_from_mapping
+
+    asked = spec(choice_task, limit=5, overlong="left", chat_template="off", max_new_tokens=3)
+    carry_out(asked, store, prefers_report(tokenizer))
+    (plain,) = requests_from_yaml(store.read_text("spec.yaml"), origin="spec.yaml")
+    assert plain["command"] == "tasks"
+    assert spec_from_mapping(plain, origin="spec.yaml") == asked
+
+
+def test_a_real_tiny_model_scores_as_lm_evals_own_model_does(spec, choice_task, store, tiny_llama, tokenizer):
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+    from transformers import AutoModelForCausalLM
+
+    from longeval.evals.quiet import quiet_lm_eval
+
+    result = carry_out(spec(choice_task, lengths=(512,)), store)
+    (record,) = result.records
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    with quiet_lm_eval():
+        theirs = simple_evaluate(
+            model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1, max_length=512),
+            tasks=["which_word"],
+            task_manager=TaskManager(include_path=str(choice_task.parent), include_defaults=False),
+            bootstrap_iters=0,
+        )
+    assert record.value == theirs["results"]["which_word"]["acc,none"]
+    ours = {sample.index: sample for sample in store.samples(record.cell)}
+    for sample in theirs["samples"]["which_word"]:
+        expected = [response[0][0] for response in sample["resps"]]
+        assert [choice[0] for choice in ours[sample["doc_id"]].output] == pytest.approx(expected, abs=1e-4)
+
+
+def test_lengths_beyond_memory_are_refused_before_weights_are_loaded(spec, monkeypatch):
+    monkeypatch.setattr("longeval.cost.total_memory", lambda model: 2**30)
+    with pytest.raises(
+        LongEvalError, match=r"--lengths 1m: an input of 1,048,576 tokens needs about [\d.]+ GiB"
+    ) as caught:
+        plan_tasks(spec("passkey", lengths=(2**20,), limit=1))
+    assert "1.0 GiB" in caught.value.problem and "shorter lengths" in caught.value.remedy
+
+
+def test_records_of_tasks_are_plain_json(spec, choice_task, store, tokenizer):
+    result = carry_out(spec(choice_task, lengths=(512,)), store, prefers_report(tokenizer))
+    plain = json.loads(json.dumps(result.records[0].to_json(), allow_nan=False))
+    assert plain["data"] is None and plain["protocol"] is None and plain["tokens"] is None
+    assert dataclasses.asdict(result.records[0]) == plain
