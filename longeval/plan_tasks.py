@@ -17,12 +17,14 @@ from longeval.cells import check_backend, method_names, setups, stretch_note
 from longeval.cost import ModelSize, check_memory, model_size
 from longeval.errors import LongEvalError, MissingDataError
 from longeval.evals.counting import prompt_counter
+from longeval.evals.metrics import is_length
 from longeval.evals.prepared import PreparedTask, Window
 from longeval.evals.prompts import prepare
 from longeval.models.prepare import PreparedModel, prepare_all
 from longeval.rope.build import MethodName
 from longeval.spec import TasksSpec, format_length
 from longeval.task_cells import GroupCell, TaskCell, TaskJob, group_cell, longest_reach, task_cell
+from longeval.tasks.averages import GroupAverage
 from longeval.tasks.entries import NOTHING
 from longeval.tasks.index import Index, Resolved, all_leaves, resolve
 from longeval.tasks.load import load_task, task_config
@@ -127,7 +129,7 @@ class _ModelPlan:
     def groups(self, chosen: Sequence[Resolved]) -> list[GroupCell]:
         """The averages that the groups ask for."""
         cells = {(cell.task, cell.pe.canonical, cell.length): cell.id for job in self.jobs for cell in job.cells}
-        averages = dict.fromkeys(average for item in chosen for average in item.averages)
+        averages = dict.fromkeys(_by_length(average) for item in chosen for average in item.averages)
         return [
             group_cell(
                 self._spec,
@@ -234,6 +236,12 @@ class _ModelPlan:
         if not self._chat:
             return None
         return hashlib.sha256(str(self.model.tokenizer.chat_template).encode()).hexdigest()[:16]
+
+
+def _by_length(average: GroupAverage) -> GroupAverage:
+    """RULER averages one metric for each length it knows; here a cell has one length, and its metric is `recall`."""
+    numbered = average.metric is not None and is_length(average.metric)
+    return dataclasses.replace(average, metric="recall") if numbered else average
 
 
 def _chat(spec: TasksSpec, model: PreparedModel) -> bool:

@@ -20,7 +20,7 @@ LAYERS = (
     {"session"},
     {"outcome", "task_outcome"},
     {"report"},
-    {"estimate", "task_estimate"},
+    {"estimate"},
     {"plan", "plan_tasks"},
     {"task_cells"},
     {"cells", "cost"},

@@ -159,8 +159,8 @@ def _perplexity_differences(published: PublishedSet, grid: Grid) -> list[str]:
     if documents:
         shown = f"{documents[0]}" if len(documents) == 1 else f"{documents[0]} to {documents[-1]}"
         found.append(
-            f"documents: ours are {shown}, of at least {grid.records[0].params.get('min_tokens') or 0:,} tokens; theirs "
-            "as said above, and not necessarily the same ones"
+            f"documents: ours are {shown}, of at least {grid.records[0].params.get('min_tokens') or 0:,} tokens; "
+            "theirs as said above, and not necessarily the same ones"
         )
     return found + _factor_differences(published, grid.rows)
 

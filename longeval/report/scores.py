@@ -17,21 +17,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from longeval.report.proportions import LEVEL, NO_SPREAD, ScoreUnit, Spread, bonett_price, mcnemar, wilson
 from longeval.report.stats import MIN_UNITS, percentiles, resampled_means
 from longeval.report.units import FloatArray, IntArray
 from longeval.samples import Sample
-
-ScoreUnit = Literal["sample", "document"]
-
-LEVEL = 0.95
-"""Nominal coverage of every interval here."""
-
-_Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,17 +85,6 @@ class PairedScore:
     def excludes_zero(self) -> bool:
         """Whether the interval of the difference lies on one side of zero."""
         return self.ci_low is not None and self.ci_high is not None and (self.ci_low > 0 or self.ci_high < 0)
-
-
-class _Spread(NamedTuple):
-    """An interval and how it was drawn."""
-
-    low: float | None
-    high: float | None
-    how: dict[str, Any] | None
-
-
-_NO_SPREAD = _Spread(None, None, None)
 
 
 def score(samples: Iterable[Sample], metric: str, *, seed: int = 0, resamples: int = 2000) -> Score:
@@ -202,47 +184,17 @@ def paired_score(
     )
 
 
-def mcnemar(a_only: int, b_only: int) -> float:
-    """McNemar's exact two-sided p: twice the smaller tail of Binomial(a_only + b_only, 1/2), at most 1."""
-    discordant = a_only + b_only
-    tail = sum(math.comb(discordant, k) for k in range(min(a_only, b_only) + 1))
-    # Integers of any size: only their quotient has to fit into a float.
-    return float(min(1.0, 2 * tail / (1 << discordant)))
-
-
-def wilson(share: float, n: int, kind: ScoreUnit = "sample") -> _Spread:
-    """Wilson's 95% interval of a proportion `share` among `n` (Wilson 1927; Brown, Cai & DasGupta 2001, eq. 4)."""
-    centre = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
-    half = _Z / (1 + _Z**2 / n) * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2))
-    # At 0 and 1 the formula's own ends, without the last digits of its rounding.
-    low = 0.0 if share == 0 else centre - half
-    high = 1.0 if share == 1 else centre + half
-    return _Spread(low, high, {"method": "wilson", "kind": kind, "units": n, "level": LEVEL})
-
-
-def bonett_price(a_only: int, b_only: int, n: int, kind: ScoreUnit = "sample") -> _Spread:
-    """Bonett & Price's 95% interval of a difference of paired proportions (2012, Wald with Laplace's adjustment).
-
-    Its coverage is close to nominal from small samples on (Fagerland, Lydersen & Laake 2014), and it has a width where
-    no sample differs.
-    """
-    more, less = (b_only + 1) / (n + 2), (a_only + 1) / (n + 2)
-    half = _Z * math.sqrt((more + less - (more - less) ** 2) / (n + 2))
-    how = {"method": "bonett_price", "kind": kind, "units": n, "level": LEVEL}
-    return _Spread(max(-1.0, more - less - half), min(1.0, more - less + half), how)
-
-
-def _bootstrap(value_N: FloatArray, unit_N: IntArray, kind: ScoreUnit, seed: int, resamples: int) -> _Spread:
+def _bootstrap(value_N: FloatArray, unit_N: IntArray, kind: ScoreUnit, seed: int, resamples: int) -> Spread:
     """Percentile interval from resampled units; none below MIN_UNITS, or where all values are alike (no width)."""
     num_units = int(unit_N.max()) + 1
     if num_units < MIN_UNITS or value_N.min() == value_N.max():
-        return _NO_SPREAD
+        return NO_SPREAD
     samples_U = np.bincount(unit_N).astype(np.float64)
     sum_U = np.bincount(unit_N, weights=value_N).astype(np.float64)
     (mean_R,) = resampled_means(samples_U, (sum_U,), resamples, seed)
     low, high = percentiles(mean_R, LEVEL)
     how = {"method": "bootstrap", "kind": kind, "units": num_units, "level": LEVEL, "resamples": resamples}
-    return _Spread(low, high, {**how, "seed": seed})
+    return Spread(low, high, {**how, "seed": seed})
 
 
 def _stderr(value_N: FloatArray, unit_N: IntArray) -> float | None:

@@ -17,6 +17,11 @@ from longeval.report.task_sections import TaskSection
 from longeval.report.task_tables import TaskTable
 from longeval.spec import format_length
 
+_BARS = (
+    "Bars are 95% intervals, drawn a little beside each other; a point without a bar has no interval, and is known worse "
+    "than any that has one. Dotted: the native length, and what guessing scores."
+)
+
 
 def task_section_lines(section: TaskSection, folder: str) -> list[str]:
     """A section of the report about the tasks of one model.
@@ -28,7 +33,7 @@ def task_section_lines(section: TaskSection, folder: str) -> list[str]:
     tasks = section.tasks
     lines = [f"## {escape_markdown(tasks.title)}", "", _caption(section), ""]
     if section.curve is not None:
-        lines += [figure(folder, f"score-{section.slug}", "Score by context length"), ""]
+        lines += [figure(folder, f"score-{section.slug}", "Score by context length"), "", _BARS, ""]
     maps = {depth_map.depths.table.title: depth_map for depth_map in section.maps}
     for table in tasks.tasks:
         lines += [*_table_lines(table), ""]

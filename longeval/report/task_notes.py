@@ -46,9 +46,8 @@ def table_notes(table: TaskTable) -> list[str]:
     notes += _sample_notes(table)
     no_interval = [r for r in table.records if r.value is not None and r.ci_low is None]
     if no_interval:
-        notes.append(
-            f"no interval (fewer than {MIN_UNITS} independent samples or documents, or not a mean over samples): {_named(table, no_interval)}"
-        )
+        why = f"fewer than {MIN_UNITS} independent samples or documents, or not a mean over samples"
+        notes.append(f"no interval ({why}): {_named(table, no_interval)}")
     return notes
 
 

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from longeval.records import Record
+from longeval.report.proportions import mcnemar
 from longeval.report.rows import GridRow, base_row
-from longeval.report.scores import PairedScore, mcnemar, paired_score
+from longeval.report.scores import PairedScore, paired_score
 from longeval.report.task_tables import TaskTable
 from longeval.samples import Sample
 

@@ -64,7 +64,8 @@ def prepared(name: str, path: str, *, folder: str, lengths: list[int], num_sampl
     # by lm-eval's own function: a module that is imported otherwise would be loaded once more, without our change
     from lm_eval.tasks._yaml_loader import _load_module_with_cache
 
-    with _without_downloads():
+    with _without_downloads():  # all their task files include that of niah_single_1, and import its Python
+        _load_module_with_cache(Path(path).with_name("niah_utils.py"))
         module: Any = _load_module_with_cache(Path(path))
     if "punkt_tab" in RULER_NEEDS[name]:
         _fetch_punkt_tab()

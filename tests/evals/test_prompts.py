@@ -9,10 +9,11 @@ import pytest
 from local_tasks import answering, answering_row, arc_easy, gsm8k, lambada, reading, reading_row
 from tiny import make_text
 
-from longeval.backends.base import GenerateRequest
+from longeval.backends.base import ChoicesRequest, GenerateRequest
 from longeval.errors import LongEvalError
 from longeval.evals.encoding import Encoder
 from longeval.evals.prompts import prepare
+from longeval.evals.requests import digest
 
 
 def contexts(prepared):
@@ -262,3 +263,14 @@ def test_the_end_of_a_long_context_stands_for_all_of_it(chained, tiny_tokenizer)
     ]
     long = [size for size in seen[:-4] if size >= len(context)]
     assert len(long) == (4 if chained else 1)
+
+
+def test_a_digest_knows_where_a_choice_ends():
+    def request(*continuations):
+        return ChoicesRequest(context_T=ids(7), continuations=tuple(ids(*part) for part in continuations))
+
+    def ids(*tokens):
+        return np.array(tokens, dtype=np.int32)
+
+    assert digest([request([1, 2], [3])], settings=False) != digest([request([1], [2, 3])], settings=False)
+    assert digest([request([1], [2])], settings=False) == digest([request([1], [2])], settings=True)

@@ -9,7 +9,8 @@ from fabricated_tasks import make_sample, make_samples
 from scipy import stats as scipy_stats
 
 from longeval.report import scores
-from longeval.report.scores import bonett_price, mcnemar, paired_score, score, wilson
+from longeval.report.proportions import bonett_price, mcnemar, wilson
+from longeval.report.scores import paired_score, score
 
 
 def slow_clustered_stderr(values, clusters):

@@ -138,7 +138,8 @@ def test_other_needles_are_spread_over_the_text():
 def test_key_value_pairs_are_json_with_the_asked_one_at_its_depth():
     objects = []
     for row in rows_of("kv_retrieval", 4096):
-        text, _ = body_of(row)[1].split("\n}")
+        text, rest = body_of(row)[1].split("\n}")
+        assert len(rest) < 3 * 80, "words only fill what no pair fits into"
         pairs = json.loads(text + "\n}", object_pairs_hook=list)
         keys, values = zip(*pairs, strict=True)
         assert len({*keys, *values}) == 2 * len(pairs) > 80
@@ -154,14 +155,16 @@ def test_key_value_pairs_are_json_with_the_asked_one_at_its_depth():
 @settings(max_examples=8, deadline=None)
 def test_variables_that_an_interpreter_finds_are_the_answer(seed):
     (row,) = make_rows("variable_tracking", make_setting(Counter("words"), length=1024, num_samples=1, seed=seed))
-    values, order = {}, []
+    values, hops, order = {}, {}, []
     for name, value in re.findall(r"Let ([A-Z]{5}) = (\w+)\.", row["input"]):
         assert name not in values
+        assert value.isdigit() == (value not in values)
         values[name] = value if value.isdigit() else values[value]
+        hops[name] = 0 if value.isdigit() else hops[value] + 1
         order.append(name)
     (asked,) = re.findall(r"\d{5}", row["question"])
     assert [name for name in order if values[name] == asked] == row["answers"]
-    assert len(row["answers"]) == 5
+    assert [hops[name] for name in row["answers"]] == [0, 1, 2, 3, 4]
     assert len(values) == 10
     assert len(set(values.values())) == 2
 
@@ -191,6 +194,15 @@ def test_frequent_words_are_those_that_counting_finds(length, seed):
         assert counts[row["answers"][rank - 1]] == pytest.approx(len(listed) * rank**-2.0 / share, abs=8)
 
 
+def test_the_shortest_list_has_an_answer_of_its_own():
+    for row in make_rows("frequent_words", make_setting(Counter("words"), length=190, num_samples=20)):
+        ranked = collections.Counter(body_of(row)[1].split(" ")).most_common()
+        assert 80 <= sum(count for _, count in ranked) < 110
+        assert ranked[2][1] > ranked[3][1]
+    with pytest.raises(LongEvalError, match="too short for frequent_words"):
+        make_rows("frequent_words", make_setting(Counter("words"), length=150, num_samples=1))
+
+
 def test_a_longer_list_of_words_begins_with_the_shorter():
     for short, long in zip(rows_of("frequent_words", 1024, 4), rows_of("frequent_words", 4096, 4), strict=True):
         assert body_of(long)[1].startswith(body_of(short)[1])
@@ -215,6 +227,12 @@ def test_documents_are_the_haystack_and_start_again_when_they_run_out(document):
         lines = [line for line in body_of(row)[1].split("\n") if "secret" in line]
         assert len(lines) == 1
         assert re.fullmatch(NEEDLE.pattern, lines[0]) or row["depth"] in (0, 1)
+
+
+def test_documents_that_are_just_used_up_have_not_started_again():
+    text = "One tale.\n\n"
+    twice = filler.Filler(text=text * 3, period=len(text), digest="d")
+    assert [twice.repeats(end) for end in (0, 1, len(text), len(text) + 1, 2 * len(text) + 1)] == [0, 0, 0, 1, 2]
 
 
 def test_short_windows_take_the_documents_once(document):

@@ -55,11 +55,11 @@ def build(name, tokenizer, length, num_samples=2, seed=0):
     return load_task(name, metadata={"setting": setting, "tokenizer": folder, "max_seq_lengths": [length]})
 
 
-SLOW = pytest.mark.slow  # importing niah takes lm-eval ten seconds: it lays out all pairs of adjective and noun
-NIAH = [pytest.param(name, marks=SLOW) for name in ("niah_single_1", "niah_multikey_3")]
+OFFLINE = ["niah_single_1", "niah_multikey_3", "ruler_vt", "ruler_cwe", "ruler_fwe"]
 
 
-@pytest.mark.parametrize("name", ["ruler_vt", "ruler_cwe", "ruler_fwe", *NIAH])
+@pytest.mark.slow  # importing niah takes lm-eval ten seconds: it lays out all pairs of adjective and noun
+@pytest.mark.parametrize("name", OFFLINE)
 def test_offline_tasks_are_built(name, words, capsys):
     docs = list(build(name, words, 2048).eval_docs)
     assert len(docs) == 2
@@ -70,7 +70,8 @@ def test_offline_tasks_are_built(name, words, capsys):
     assert capsys.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("name", ["ruler_vt", "ruler_cwe", *NIAH])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["niah_single_1", "ruler_vt", "ruler_cwe"])
 def test_fewer_samples_are_the_first_of_more_and_follow_the_seed(words, name):
     def inputs(num_samples, seed=0):
         return [doc["input"] for doc in build(name, words, 2048, num_samples, seed).eval_docs]
@@ -79,12 +80,14 @@ def test_fewer_samples_are_the_first_of_more_and_follow_the_seed(words, name):
     assert inputs(2) != inputs(2, seed=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "length"), [("ruler_vt", 512), ("ruler_cwe", 256), ("ruler_fwe", 256)])
 def test_a_window_too_short_is_an_error_not_an_endless_loop(name, length, words):
     with pytest.raises(LongEvalError, match=rf"--tasks {name}: a window of {length} tokens is too short.*at least \d+"):
         build(name, words, length)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ruler_vt", "ruler_cwe", "ruler_fwe"])
 def test_the_shortest_window_that_is_named_does(name, words):
     with pytest.raises(LongEvalError) as caught:
