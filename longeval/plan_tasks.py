@@ -137,6 +137,7 @@ class _ModelPlan:
                 setup,
                 average,
                 {leaf: cells.get((leaf, setup.pe.canonical, setup.length)) for leaf in average.members},
+                chat=self._chat,
             )
             for average in averages
             for setup in self._setups

@@ -143,7 +143,13 @@ def task_cell(spec: TasksSpec, job: TaskJob, setup: Setup, source: str) -> TaskC
 
 
 def group_cell(
-    spec: TasksSpec, model: PreparedModel, setup: Setup, average: GroupAverage, members: dict[str, str | None]
+    spec: TasksSpec,
+    model: PreparedModel,
+    setup: Setup,
+    average: GroupAverage,
+    members: dict[str, str | None],
+    *,
+    chat: bool,
 ) -> GroupCell:
     """The average of cells of one method and length.
 
@@ -153,10 +159,12 @@ def group_cell(
         setup: Method and length.
         average: What is averaged, and how.
         members: Task → cell id; None where the task's data is missing.
+        chat: Whether prompts went through the chat template.
     """
     params = setup.params | {"members": list(members), "weight_by_size": average.weight_by_size}
+    params |= {"chat_template": chat, "overlong": spec.overlong}
     # Not the members' ids: data that was missing and is there later makes the same cell whole.
-    settings: dict[str, Any] = {"overlong": spec.overlong, "limit": spec.limit, "chat_template": spec.chat_template}
+    settings: dict[str, Any] = {"limit": spec.limit, "same_samples": spec.same_samples}
     settings |= {"num_fewshot": spec.num_fewshot, "max_new_tokens": spec.max_new_tokens, "haystack": spec.haystack}
     decides = _fields(spec, model, setup) | {"task": average.group, "metric": average.metric, **settings}
     return GroupCell(

@@ -76,8 +76,6 @@ def is_mean(aggregation: Callable[[Sequence[float]], float] | None) -> bool:
     if aggregation in (None, metrics.mean, metrics.nanmean):
         return True
     assert aggregation is not None
-    if aggregation in _corpus_aggregations():
-        return False
     try:
         with quiet_lm_eval():
             return all(math.isclose(float(aggregation(list(probe))), statistics.fmean(probe)) for probe in _PROBES)
@@ -132,13 +130,6 @@ def _stderr(aggregation: Callable[[Sequence[Any]], float], items: list[Any]) -> 
         return None
     spread = statistics.stdev(map(float, values))
     return spread if math.isfinite(spread) else None
-
-
-def _corpus_aggregations() -> tuple[Any, ...]:
-    """lm-eval's own aggregations that are no means; some of them would answer numbers too."""
-    from lm_eval.api.registry import AGGREGATION_REGISTRY
-
-    return tuple(function for name, function in AGGREGATION_REGISTRY.items() if name not in ("mean", "nanmean"))
 
 
 def _snake(name: str) -> str:

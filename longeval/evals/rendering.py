@@ -79,10 +79,7 @@ class Renderer:
                 drawn = index + 1
             self._draws = {index: self._generators()}
             doc = self._docs[index]
-            instances = self._rendered(index, doc)
-            after = self._generators()
-            yield index, doc, instances
-            self._restore(after)
+            yield index, doc, self._rendered(index, doc)
 
     def instances(self, index: int, doc: Any) -> tuple[Any, ...]:
         """The instances of the sample that was yielded last, in another form of it, with the same examples."""

@@ -18,8 +18,8 @@ from longeval.report.task_tables import TaskTable
 from longeval.spec import format_length
 
 _BARS = (
-    "Bars are 95% intervals, drawn a little beside each other; a point without a bar has no interval, and is known worse "
-    "than any that has one. Dotted: the native length, and what guessing scores."
+    "Bars are 95% intervals, drawn a little beside each other; a point without a bar has none (an average, or too few "
+    "independent samples). Dotted: the native length, and what guessing scores."
 )
 
 

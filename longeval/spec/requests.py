@@ -15,6 +15,9 @@ from longeval.spec.values import checked_name, parse_count, parse_factor, parse_
 
 Spec = PplSpec | TasksSpec
 
+Parser = Callable[[Any, str], Any]
+"""(value, where it stands for messages) → the value in the spec's type."""
+
 SPECS: dict[str, type[PplSpec] | type[TasksSpec]] = {"ppl": PplSpec, "tasks": TasksSpec}
 """Commands whose requests can be written down."""
 
@@ -49,15 +52,13 @@ def spec_from_mapping(plain: Mapping[str, Any], *, origin: str) -> Spec:
     for key, item in known.items():
         if item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING and key not in values:
             raise LongEvalError(f"{origin}: {key} is missing", f"Add a line such as {_EXAMPLES[key]}.")
-    make: Any = kind
-    spec: Spec = make(**values)
-    return spec
+    return kind(**values)
 
 
 def _parsed(key: str, value: Any, origin: str) -> Any:
     """One value of a YAML request, checked and in the spec's type."""
     flag = f"{origin}: {key}"
-    parse = _PARSERS.get(key, _text)
+    parse: Parser = _PARSERS.get(key, _text)
     return parse(value, flag)
 
 
@@ -103,7 +104,7 @@ def _chat_template(value: Any, flag: str) -> str:
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else _text(value, flag)
 
 
-_PARSERS: dict[str, Callable[[Any, str], Any]] = {
+_PARSERS: dict[str, Parser] = {
     "model": _names,
     "pe": _names,
     "data": _names,

@@ -181,7 +181,7 @@ def test_a_group_goes_on_without_the_task_whose_data_is_missing(arguments, capsy
     [
         ("task: broken\noutput_type: [generate\n", 3, ""),
         (
-            "task: broken\ndataset_path: json\noutput_type: guess\ntest_split: test\ndoc_to_text: x\ndoc_to_target: y\n",
+            "task: broken\ndataset_path: json\noutput_type: guess\ntest_split: t\ndoc_to_text: x\ndoc_to_target: y\n",
             3,
             "guess",
         ),

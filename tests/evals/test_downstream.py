@@ -171,8 +171,22 @@ def test_a_task_is_prepared_once_and_answered_by_every_method(window, lm):
     assert task._instances is None
 
 
+def test_filters_see_the_uncut_sample(window, lm, monkeypatch):
+    task = answering([answering_row(0, words=200)])
+    seen = []
+    apply = type(task._filters[0]).apply
+    monkeypatch.setattr(
+        type(task._filters[0]), "apply", lambda own, instances: (seen.extend(instances), apply(own, instances))
+    )
+    prepared = prepare(task, window(length=150), limit=None)
+    assert prepared.samples[0].truncated and len(prepared.samples[0].instances[0].doc["document"]) < 600
+    answer(task, prepared, lm(KnownBackend(), window()))
+    assert seen[0].doc["document"] == task.eval_docs[0]["document"]
+
+
 def test_one_answer_stands_for_all_repeats(window, lm):
-    vote = [{"name": "vote", "filter": [{"function": "majority_vote"}, {"function": "take_first"}]}]
+    steps = [{"function": "take_first_k", "k": 5}, {"function": "majority_vote"}, {"function": "take_first"}]
+    vote = [{"name": "vote", "filter": steps}]
     task = answering([answering_row(0)], repeats=5, filter_list=vote)
     backend = KnownBackend(text=lambda prompt: "a0")
     prepared = prepare(task, window(), limit=None)

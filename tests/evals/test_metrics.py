@@ -47,6 +47,7 @@ def test_means_are_told_from_the_rest():
     assert not any(map(is_mean, others))
     assert not is_mean(lambda values: 100 * sum(values) / len(values))
     assert not is_mean(lambda pairs: sum(first for first, _ in pairs))
+    assert not is_mean(lambda values: sum(1 for value in values if value) / len(values))
     assert not is_mean(lambda values: sum(values) / max(1, len([value for value in values if value])))
 
 

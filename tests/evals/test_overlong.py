@@ -166,9 +166,9 @@ def test_an_answer_has_its_room(window):
     assert 97 <= longer.tokens <= 100
 
 
-def test_the_longest_choice_decides_also_where_the_cut_makes_another_longest(window):
-    """Contexts differ by choice: the document stands twice in one of them."""
-    rows = [{"document": make_text(30 + seed, seed), "choices": ["A", "B"], "gold": 0} for seed in range(3)]
+def test_another_choice_may_be_the_longest_once_the_document_is_cut(window, tiny_tokenizer):
+    """Contexts differ by choice: the document stands twice in one, once beside 45 words in the other."""
+    rows = [{"document": make_text(80 + seed, seed), "choices": ["A", "B"], "gold": 0} for seed in range(3)]
     task = reading(
         rows=rows,
         doc_to_text="gold",
@@ -177,8 +177,11 @@ def test_the_longest_choice_decides_also_where_the_cut_makes_another_longest(win
         metadata={"document": "document"},
     )
     assert task.multiple_input
-    prepared = prepare(task, window(length=120), limit=None)
-    assert all(sample.tokens <= 120 and sample.truncated for sample in prepared.samples)
+    length = len(tiny_tokenizer.encode(make_text(60)))
+    for sample in prepare(task, window(length=length), limit=None).samples:
+        first, second = (len(request.context_T) + len(request.continuations[0]) for request in sample.requests)
+        assert first < second == sample.tokens <= length
+        assert length - sample.tokens <= 3
 
 
 def test_skip_leaves_out_and_says_which(window):
