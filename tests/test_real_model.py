@@ -71,3 +71,58 @@ def test_perplexity_of_the_embedded_gemma_is_that_of_llama_cpp(tmp_path):
     # Far below its native length the stretched model is only a little worse: a wrong table would ruin it.
     for r in records:
         assert r.value == pytest.approx(LLAMA_CPP[r.length], rel=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.usefixtures("user_cache")
+def test_a_stock_task_of_lm_eval_scores_as_with_its_own_model(tmp_path):
+    """RULER's niah_single_1 as lm-eval has it, offline: HFLM on the plain model, and ours with `none`."""
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+
+    from longeval.evals.quiet import quiet_lm_eval
+    from longeval.plan_tasks import plan_tasks
+    from longeval.run_tasks import run_tasks
+    from longeval.spec import TasksSpec
+
+    spec = TasksSpec(
+        model=("smollm2-135m-q4",),
+        pe=("none",),
+        lengths=(768,),
+        tasks=("niah_single_1",),
+        limit=3,
+        dtype="float32",
+        chat_template="off",
+    )
+    plan = plan_tasks(spec)
+    store = Store(str(tmp_path / "run"))
+    (record,) = run_tasks(plan, store, RunProgress(quiet=True)).records
+    assert (record.metric, record.n, record.truncated, record.skipped) == ("recall", 3, 0, 0)
+    (job,) = plan.jobs
+    with quiet_lm_eval():
+        model = HFLM(pretrained=job.model.load(), tokenizer=job.model.tokenizer, batch_size=1, max_length=768)
+        theirs = simple_evaluate(model=model, tasks=[job.task], limit=3, bootstrap_iters=0)
+    samples = {sample["doc_id"]: sample for sample in theirs["samples"]["niah_single_1"]}
+    for sample in store.samples(record.cell):
+        assert sample.output == samples[sample.index]["resps"][0][0]
+    (length,) = {str(doc["max_length"]) for doc in job.task.eval_docs}
+    assert record.value == theirs["results"]["niah_single_1"][f"{length},none"]
+    assert record.value > 0.5, "a model that finds nothing would agree too"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.usefixtures("user_cache")
+def test_the_embedded_model_finds_a_passkey_in_a_short_text(tmp_path):
+    from longeval.plan_tasks import plan_tasks
+    from longeval.run_tasks import run_tasks
+    from longeval.spec import TasksSpec
+
+    spec = TasksSpec(
+        model=("smollm2-135m-q4",), pe=("none", "resonance_yarn"), lengths=(512,), tasks=("passkey",), limit=4
+    )
+    result = run_tasks(plan_tasks(spec), Store(str(tmp_path / "run")), RunProgress(quiet=True))
+    assert [record.value for record in result.records] == [1.0, 1.0]
+    assert len({record.rope_digest for record in result.records}) == 2
+    assert all(record.params["chat_template"] for record in result.records)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import math
 import random
+import warnings
 
 import pytest
 from local_tasks import answering, answering_row, arc_easy, gsm8k, lambada, reading, reading_row, wikitext
@@ -287,6 +289,8 @@ def test_no_samples_no_scores(window, lm):
 def test_nothing_reaches_the_terminal(window, lm, capfd, caplog):
     def process(doc, results):
         print("task code talks")  # noqa: T201  # as code of tasks does
+        logging.getLogger("lm_eval.tasks").warning("and logs")
+        warnings.warn("and warns", stacklevel=1)
         return {"exact_match": 1.0}
 
     task = answering([answering_row(0)], process_results=process)
