@@ -183,8 +183,9 @@ def _model_params(spec: ModelRequest, model: PreparedModel, method: dict[str, An
     }
 
 
-FOR_READERS = ("data_origin", "own_native_length")
-"""Parameters that decide nothing: where the texts were found, and the native length that --native replaced."""
+FOR_READERS = ("data_origin", "own_native_length", "source", "limit", "same_samples", "overlong")
+"""Parameters that decide nothing by themselves: where texts and tasks were found, the native length that --native
+replaced, and what led to a task's samples, which are in its cell's id themselves."""
 
 
 def cell_id(kind: str, fields: Mapping[str, Any], params: Mapping[str, Any]) -> str:

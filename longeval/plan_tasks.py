@@ -156,6 +156,11 @@ class _ModelPlan:
             ):  # made, or at least read, for this length
                 task = self._load(leaf, config, metadata, length)
             prepared = self._prepare(task, length)
+            if metadata.synthetic and prepared.num_truncated:
+                raise LongEvalError(
+                    f"--tasks {leaf}: {prepared.num_truncated} samples that were made for {length} tokens don't fit",
+                    "Its generator must leave room for chat template and answer; cutting could take out what is asked.",
+                )
             check_memory(self.model, self.size, length, longest_reach(prepared))
             jobs.append(self._job(leaf, task, metadata, length, prepared))
             self.notes += prepared.notes
@@ -228,6 +233,8 @@ class _ModelPlan:
             cache=cache_dir(),
         )
         extra: dict[str, Any] = {"setting": setting}
+        if metadata.synthetic and self._spec.max_new_tokens is not None:
+            extra["max_new_tokens"] = self._spec.max_new_tokens  # samples leave room for that many
         if "custom_dataset" in config and not metadata.synthetic:
             # RULER's generators know nothing of a chat template: what it takes is not theirs to fill.
             extra |= {"tokenizer": tokenizer_folder(self.model.tokenizer), "max_seq_lengths": [length - template]}

@@ -83,16 +83,18 @@ def _averages(plan: TaskPlan, store: Store, records: dict[str, tuple[Record, ...
     """Records of the groups' averages, stored where they are new."""
     averages = []
     for cell in plan.groups:
-        record = group_record(cell, records)
-        kept = store.load(cell.id)
-        if kept is None or (kept.status, kept.records[0].value, kept.records[0].error) != (
-            record.status,
-            record.value,
-            record.error,
-        ):
+        record, kept = group_record(cell, records), store.load(cell.id)
+        if kept is not None and _says_the_same(kept.records[0], record):
+            record = kept.records[0]
+        else:
             store.save([record])
-        averages.append(record if kept is None or kept.records[0].value != record.value else kept.records[0])
+        averages.append(record)
     return averages
+
+
+def _says_the_same(one: Record, other: Record) -> bool:
+    """Whether two records differ in nothing but where and when they were made."""
+    return dataclasses.replace(one, provenance=other.provenance) == other
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,7 +131,8 @@ def task_cell(spec: TasksSpec, job: TaskJob, setup: Setup, source: str) -> TaskC
         "haystack": (spec.haystack or "noise") if metadata.haystack else None,
         "chance": metadata.chance,
     }
-    decides = _fields(spec, job.model, setup) | {"task": job.name, "skipped": job.skipped}
+    decides = _fields(spec, job.model, setup) | {"task": _identity(job.name), "skipped": job.skipped}
+    decides |= {"primary": metadata.primary}
     return TaskCell(
         id=cell_id("task", decides, params),
         model=job.model.name,
@@ -161,12 +163,18 @@ def group_cell(
         members: Task → cell id; None where the task's data is missing.
         chat: Whether prompts went through the chat template.
     """
-    params = setup.params | {"members": list(members), "weight_by_size": average.weight_by_size}
-    params |= {"chat_template": chat, "overlong": spec.overlong}
+    settings: dict[str, Any] = {
+        "overlong": spec.overlong,
+        "limit": spec.limit,
+        "same_samples": spec.same_samples,
+        "chat_template": chat,
+        "num_fewshot": spec.num_fewshot,
+        "max_new_tokens": spec.max_new_tokens,
+        "haystack": spec.haystack,
+    }
+    params = setup.params | {"members": list(members), "weight_by_size": average.weight_by_size, **settings}
     # Not the members' ids: data that was missing and is there later makes the same cell whole.
-    settings: dict[str, Any] = {"limit": spec.limit, "same_samples": spec.same_samples}
-    settings |= {"num_fewshot": spec.num_fewshot, "max_new_tokens": spec.max_new_tokens, "haystack": spec.haystack}
-    decides = _fields(spec, model, setup) | {"task": average.group, "metric": average.metric, **settings}
+    decides = _fields(spec, model, setup) | {"task": _identity(average.group), "metric": average.metric, **settings}
     return GroupCell(
         id=cell_id("group", decides | {"filters": average.filters}, params),
         model=model.name,
@@ -177,6 +185,11 @@ def group_cell(
         dtype=model.dtype,
         params=params,
     )
+
+
+def _identity(name: str) -> str:
+    """A task's name, or its file whichever way its path was typed."""
+    return os.path.normpath(name) if name.endswith((".yaml", ".yml")) or os.sep in name else name
 
 
 def _fields(spec: TasksSpec, model: PreparedModel, setup: Setup) -> dict[str, Any]:

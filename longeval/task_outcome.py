@@ -81,9 +81,10 @@ def group_record(cell: GroupCell, records: Mapping[str, Sequence[Record]]) -> Re
         sizes={task: record.n or 0 for task, record in kept.items()},
         stderrs={task: record.params.get("stderr") for task, record in kept.items()},
     )
-    absent = [task for task in averaged.missing if cell.members[task] is None]
-    failed = [task for task in averaged.missing if task not in absent]
-    reasons = [f"{task} is missing (no data)" for task in absent] + [f"{task} has no score" for task in failed]
+    reasons = [f"{task} {_why_absent(records.get(cell.members[task] or ''))}" for task in averaged.missing]
+    failed = any(
+        record.status == "failed" for cell_id in cell.members.values() for record in records.get(cell_id or "", ())
+    )
     metrics = {record.metric for record in kept.values()}
     status: Status = "ok" if not reasons else "failed" if failed else "skipped"
     return Record(
@@ -94,6 +95,13 @@ def group_record(cell: GroupCell, records: Mapping[str, Sequence[Record]]) -> Re
         provenance=provenance(next((record.provenance.device for record in kept.values()), "")),
         **_common(cell) | {"params": cell.params | {"primary": True, "stderr": averaged.stderr}},
     )
+
+
+def _why_absent(records: Sequence[Record] | None) -> str:
+    """Why a member of a group has nothing to average."""
+    if records is None:
+        return "is missing (no data)"
+    return {"failed": "failed", "skipped": "has no sample that fits", "ok": "lacks the metric"}[records[0].status]
 
 
 def _member_record(cell: GroupCell, records: Sequence[Record]) -> Record | None:

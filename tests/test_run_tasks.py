@@ -159,7 +159,7 @@ def test_what_is_stored_is_not_asked_again(spec, choice_task, store, tokenizer):
 def test_cells_know_what_decides_them(spec, choice_task):
     base = plan_tasks(spec(choice_task, lengths=(512,))).cells[0].id
     ids = {base}
-    for change in ({"limit": 11}, {"seed": 1}, {"overlong": "skip"}, {"pe": ("yarn",)}):
+    for change in ({"limit": 11}, {"seed": 1}, {"pe": ("yarn",)}):
         ids.add(plan_tasks(spec(choice_task, lengths=(512,), **change)).cells[0].id)
     text = choice_task.read_text()
     choice_task.write_text(text.replace("{{question}}", "{{question}} now"))
@@ -168,7 +168,56 @@ def test_cells_know_what_decides_them(spec, choice_task):
     ids.add(plan_tasks(spec(choice_task, lengths=(512,))).cells[0].id)
     choice_task.write_text(text)
     assert plan_tasks(spec(choice_task, lengths=(512,))).cells[0].id == base
-    assert len(ids) == 7
+    assert len(ids) == 6
+
+
+def test_cells_do_not_change_by_what_decides_nothing(spec, choice_task, monkeypatch):
+    base = [cell.id for cell in plan_tasks(spec(choice_task)).cells]
+    for change in ({"limit": 12}, {"same_samples": True}):
+        assert [cell.id for cell in plan_tasks(spec(choice_task, **change)).cells] == base
+    fitting = plan_tasks(spec(choice_task, overlong="skip")).cells
+    assert fitting[1].id == base[1] and fitting[0].id != base[0]
+    monkeypatch.chdir(choice_task.parent)
+    here, there = (plan_tasks(spec(name)).cells[0] for name in ("./which_word.yaml", "which_word.yaml"))
+    assert here.id == there.id
+
+
+def test_other_right_answers_are_other_cells(spec, files, store, tokenizer):
+    data = write_data(files)
+    task = write_task(files, CHOICE, data, "which_word")
+    asked = spec(task, lengths=(512,))
+    (before,) = carry_out(asked, store, prefers_report(tokenizer)).records
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    data.write_text("".join(json.dumps(row | {"right": 0}) + "\n" for row in rows))
+    (after,) = carry_out(asked, store, prefers_report(tokenizer)).records
+    assert (before.value, after.value) == (0.5, 1.0)
+    task.write_text(task.read_text().replace("cluster: title, ", ""))
+    (alone,) = carry_out(asked, store, prefers_report(tokenizer)).records
+    assert (after.documents, alone.documents) == (3, None)
+
+
+def test_longer_answers_make_shorter_synthetic_prompts_and_nothing_is_cut(spec):
+    for asked, room in ((None, 16), (200, 200), (3, 3)):
+        plan = plan_tasks(spec("passkey", lengths=(1024,), limit=4, max_new_tokens=asked))
+        (job,) = plan.jobs
+        assert job.prepared.num_truncated == 0 and job.prepared.max_new_tokens == room
+        assert all(0.99 * 1024 <= sample.tokens + room <= 1024 for sample in job.prepared.samples)
+        assert all(sample.target in sample.instances[0].args[0] for sample in job.prepared.samples)
+
+
+def test_prompts_are_the_same_on_any_day(tiny_llama, tmp_path, spec):
+    import shutil
+
+    from transformers import AutoTokenizer
+
+    folder = tmp_path / "dated"
+    shutil.copytree(tiny_llama, folder)
+    dated = AutoTokenizer.from_pretrained(folder)
+    dated.chat_template = "{{ strftime_now('%d %b %Y %H:%M:%S') }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    dated.save_pretrained(folder)
+    (job,) = plan_tasks(spec("passkey", model=(str(folder),), lengths=(1024,), limit=1)).jobs
+    assert job.chat
+    assert job.prepared.samples[0].instances[0].args[0].startswith("01 Jan 2025 00:00:00")
 
 
 def test_methods_are_served_and_proved(spec, choice_task, store, tokenizer):
@@ -211,16 +260,34 @@ def test_the_average_of_a_group_follows_its_members(spec, files, store, tokenize
     assert again.records == result.records
 
 
-class Failing(FakeBackend):
-    """Runs out of memory, or breaks, in windows longer than 100 tokens."""
+def test_an_average_tells_what_is_missing_from_what_failed(spec, files, store, tokenizer):
+    data = write_data(files, words=(20, 80))
+    write_task(files, CHOICE, data, "one_task")
+    (files / "long").mkdir()
+    write_task(files, CHOICE, write_data(files / "long", words=(400,)), "long_task")
+    (files / "both.yaml").write_text(GROUP.format(name="both_tasks", members="one_task, long_task"))
+    asked = spec("both_tasks", include=(str(files),), lengths=(256,), overlong="skip")
+    broken = carry_out(asked, store, Failing(ZeroDivisionError("a bug"), longest=10))
+    assert (broken.records[-1].status, broken.failed) == ("failed", 2)
+    assert "one_task failed" in broken.records[-1].error
+    mended = carry_out(asked, store, prefers_report(tokenizer))
+    whole = mended.records[-1]
+    assert (whole.task, whole.value, whole.status, mended.failed) == ("both_tasks", None, "skipped", 0)
+    assert whole.error == "no average: long_task has no sample that fits"
+    assert store.load(whole.cell).status == "skipped"
 
-    def __init__(self, error):
+
+class Failing(FakeBackend):
+    """Runs out of memory, or breaks, in windows longer than so many tokens."""
+
+    def __init__(self, error, longest=100):
         super().__init__(lambda t, p, _: 0.0 * p, choice=lambda context_T, tokens_S, table: -1.0)
         self._error = error
+        self._longest = longest
 
     def choices(self, requests):
         for index, scores in super().choices(requests):
-            if len(requests[index].context_T) > 100:
+            if len(requests[index].context_T) > self._longest:
                 raise self._error
             yield index, scores
 

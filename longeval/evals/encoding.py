@@ -8,6 +8,7 @@ Source: lm_eval/api/model.py (`TemplateLM._encode_pair`, `loglikelihood`), lm_ev
 
 from __future__ import annotations
 
+import datetime
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -24,6 +25,10 @@ _REMEMBERED = 4
 """Contexts whose token ids are kept."""
 
 _BETWEEN_WORDS = re.compile(r"(?<=[^\W\d_]) (?=[^\W\d_])")
+
+
+TEMPLATE_DATE = datetime.date(2025, 1, 1)
+"""What chat templates that ask for the date are told, on any day."""
 
 
 class Pair(NamedTuple):
@@ -136,6 +141,8 @@ class Encoder:
             "tokenize": False,
             "add_generation_prompt": add_generation_prompt,
             "continue_final_message": not add_generation_prompt,
+            # Some templates print today's date (Llama 3.2): prompts would be others tomorrow, and other cells.
+            "strftime_now": TEMPLATE_DATE.strftime,
         }
         try:
             text: str = self.tokenizer.apply_chat_template(messages, **options)

@@ -82,7 +82,7 @@ class PreparedTask:
     max_new_tokens: int | None
     """Most tokens of an answer; None where nothing is generated."""
     digest: str
-    """SHA-256 over the token ids of all samples in order, and over what ends an answer."""
+    """SHA-256 over all samples in order: token ids, what ends an answer, and what answers are held against."""
     notes: tuple[str, ...]
     """What a user should know of how the task is run, a line each."""
 

@@ -7,6 +7,7 @@ method: a task is prepared once, and every method answers the same token ids.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -221,9 +222,19 @@ def _reach_of(built: Built, number: int) -> int:
 
 
 def _digest(samples: list[PreparedSample]) -> str:
+    """Of what is asked and of what answers are held against: the whole uncut sample, which scoring may look at."""
     whole = hashlib.sha256()
     for sample in samples:
-        whole.update(f"{sample.index} {digest(sample.requests, settings=True)}\n".encode())
+        held = json.dumps(sample.doc, sort_keys=True, default=str, ensure_ascii=True)
+        parts = (
+            sample.index,
+            digest(sample.requests, settings=True),
+            sample.target,
+            sample.cluster,
+            sample.depth,
+            held,
+        )
+        whole.update(f"{json.dumps(parts)}\n".encode())
     return whole.hexdigest()
 
 
