@@ -11,9 +11,9 @@ INSTALLED := $(VENV)/.installed
 DEMO := runs/demo
 LENGTHS ?= 4k,8k,12k
 
-# Quick tests run in one process with one thread: the models in them are tiny, and importing torch in several processes
-# costs more than it saves. `make test WORKERS=4` is for machines with cores to spare.
-WORKERS ?= 0
+# Quick tests run in a process per core, four at most, each with one thread: the models in them are tiny, and every further
+# process imports torch once more.
+WORKERS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); echo $$(( cores < 4 ? cores : 4 )))
 PYTEST := TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
 RUNNABLE := not gpu and not network and not vllm
 
