@@ -66,7 +66,8 @@ def test_the_wheel_holds_the_package_the_corpora_and_nothing_else(wheel):
         names = {name for name in archive.namelist() if not name.endswith("/")}
     in_package = {path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "longeval").rglob("*.py")}
     tasks = REPOSITORY / "tasks"
-    in_tasks = {f"longeval/_tasks/{p.relative_to(tasks).as_posix()}" for p in tasks.rglob("*") if p.is_file()}
+    files = [path for path in tasks.rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    in_tasks = {f"longeval/_tasks/{path.relative_to(tasks).as_posix()}" for path in files}
     assert in_package | in_tasks | {"longeval/py.typed"} <= names
     extra = names - in_package - in_tasks - {"longeval/py.typed"}
     assert {name for name in extra if ".dist-info/" not in name and not name.endswith((".yaml", ".json"))} == set()
@@ -91,6 +92,21 @@ def test_the_corpora_are_found_in_the_installed_package(installed, tmp_path):
     folder, names = ask(installed, code, tmp_path)
     assert Path(folder).is_relative_to(installed.parent)
     assert {"gov_report", "pg19", "proof_pile", "leval:sci_fi"} <= set(names)
+
+
+def test_the_tasks_are_found_and_built_in_the_installed_package(installed, tmp_path):
+    code = (
+        "import json; from longeval.tasks.index import Index; from longeval.tasks.load import load_task;"
+        "from longeval.tasks.setting import Setting;"
+        "rest = dict(seed=0, haystack='noise', measure=lambda text: len(text) // 4, digest='x', cache=None);"
+        "setting = Setting(length=1024, num_samples=2, **rest);"
+        "index = Index(); task = load_task('niah_single', metadata={'setting': setting}, index=index);"
+        "print(json.dumps([index.entry('leval').path, list(index.leaves('leval')), len(task.eval_docs)]))"
+    )
+    path, leaves, samples = ask(installed, code, tmp_path)
+    assert Path(path).is_relative_to(installed.parent)
+    assert {"leval_coursera", "leval_codeu"} <= set(leaves)
+    assert samples == 2
 
 
 def test_the_console_script_runs(installed, tmp_path):
