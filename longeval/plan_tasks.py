@@ -27,7 +27,7 @@ from longeval.task_cells import GroupCell, TaskCell, TaskJob, group_cell, longes
 from longeval.tasks.averages import GroupAverage
 from longeval.tasks.entries import NOTHING
 from longeval.tasks.index import Index, Resolved, all_leaves, resolve
-from longeval.tasks.load import load_task, task_config
+from longeval.tasks.load import check_runs, load_task, task_config
 from longeval.tasks.metadata import TaskMetadata, read_metadata
 from longeval.tasks.setting import Setting
 from longeval.tasks.tokenizer_folder import tokenizer_folder
@@ -68,6 +68,8 @@ def plan_tasks(spec: TasksSpec, say: Callable[[str], None] = lambda line: None) 
     names = method_names(spec)
     index = Index(spec.include)
     chosen = resolve(spec.tasks, include=spec.include)
+    for leaf in all_leaves(chosen):
+        check_runs(leaf, index)
     for item in chosen:
         if item.needs != NOTHING and not item.needs.startswith("file"):
             say(f"{item.name} needs {item.needs}")
@@ -75,7 +77,7 @@ def plan_tasks(spec: TasksSpec, say: Callable[[str], None] = lambda line: None) 
     plans = [_ModelPlan(spec, model, names, index) for model in models]
     for plan in plans:
         plan.add_tasks(chosen)
-    _check_haystack(spec, plans)
+    _check_heeded(spec, [job for plan in plans for job in plan.jobs])
     return TaskPlan(
         spec=spec,
         jobs=tuple(job for plan in plans for job in plan.jobs),
@@ -85,11 +87,17 @@ def plan_tasks(spec: TasksSpec, say: Callable[[str], None] = lambda line: None) 
     )
 
 
-def _check_haystack(spec: TasksSpec, plans: Sequence[_ModelPlan]) -> None:
-    if spec.haystack is not None and not any(job.metadata.haystack for plan in plans for job in plan.jobs):
+def _check_heeded(spec: TasksSpec, jobs: Sequence[TaskJob]) -> None:
+    """Settings that no task of the request heeds are errors."""
+    if spec.haystack is not None and not any(job.metadata.haystack for job in jobs):
         raise LongEvalError(
             f"--haystack {spec.haystack}: would be ignored, none of these tasks hides needles in a choice of text",
             "Leave it out, or add --tasks niah.",
+        )
+    if spec.max_new_tokens is not None and all(job.prepared.request_type != "generate_until" for job in jobs):
+        raise LongEvalError(
+            f"--max-new-tokens {spec.max_new_tokens}: would be ignored, none of these tasks generates an answer",
+            "Leave it out.",
         )
 
 
@@ -238,7 +246,13 @@ class _ModelPlan:
         if "custom_dataset" in config and not metadata.synthetic:
             # RULER's generators know nothing of a chat template: what it takes is not theirs to fill.
             extra |= {"tokenizer": tokenizer_folder(self.model.tokenizer), "max_seq_lengths": [length - template]}
-        return load_task(leaf, metadata=extra, include=self._spec.include, index=self._index)
+        try:
+            return load_task(leaf, metadata=extra, include=self._spec.include, index=self._index)
+        except LongEvalError as error:
+            if self._spec.haystack is None or not error.problem.startswith("--data "):
+                raise
+            problem = f"--haystack {error.problem.removeprefix('--data ')}"
+            raise LongEvalError(problem, error.remedy.replace("--data", "--haystack")) from error
 
     def _template_digest(self) -> str | None:
         if not self._chat:

@@ -6,8 +6,13 @@ import json
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 from tiny import make_text, save_tiny_llama
+
+# The same examples each time, so that a change is judged by what it changes; HYPOTHESIS_PROFILE=default seeks new ones.
+hypothesis.settings.register_profile("fixed", derandomize=True)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
 
 @pytest.fixture(scope="session")

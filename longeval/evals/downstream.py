@@ -172,7 +172,7 @@ def _number(value: Any, name: str, sample: PreparedSample) -> float:
     try:
         number = float(value)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"sample {sample.index}: {name} is {value!r}, no number") from error
+        raise ValueError(f"sample {sample.index}: {name} is {value!r:.60}, no number") from error
     if not math.isfinite(number):
         raise ValueError(f"sample {sample.index}: {name} is {number}")
     return number

@@ -55,4 +55,9 @@ class TasksSpec(ModelRequest):
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
             raise LongEvalError(f"--max-new-tokens {self.max_new_tokens}: must be at least 1", "Leave it out.")
         check_word("--overlong", self.overlong, OVERLONG)
+        if self.same_samples and self.overlong != "skip":
+            raise LongEvalError(
+                f"--same-samples: would do nothing under --overlong {self.overlong}, which leaves no sample out",
+                "Leave it out, or use --overlong skip.",
+            )
         check_word("--chat-template", self.chat_template, CHAT_TEMPLATES)

@@ -55,8 +55,7 @@ def load_task(
     entry = index.entry(leaf)
     if entry.kind != "task":
         raise LongEvalError(f"--tasks {leaf}: is a group", f"Its members: {', '.join(entry.members)}.")
-    if entry.refusal is not None:
-        raise LongEvalError(f"--tasks {leaf}: not run: {entry.refusal}", "Leave it out, or run it with lm-eval itself.")
+    check_runs(leaf, index)
     config = _config(entry, index)
     with quiet():
         if entry.source != LM_EVAL and entry.within is None and entry.path is not None:
@@ -75,6 +74,13 @@ def load_task(
         except Exception as error:
             raise explain(entry, config, error, unreachable) from error
     return task
+
+
+def check_runs(leaf: str, index: Index) -> None:
+    """Raises LongEvalError for a task that isn't run here; known from its file alone."""
+    refusal = index.entry(leaf).refusal
+    if refusal is not None:
+        raise LongEvalError(f"--tasks {leaf}: not run: {refusal}", "Leave it out, or run it with lm-eval itself.")
 
 
 def task_config(leaf: str, index: Index) -> Config:

@@ -190,8 +190,8 @@ def test_frequent_words_are_those_that_counting_finds(length, seed):
     assert all(re.fullmatch(r"([bdfgklmnprstvz][aeiou]){3}", word) for word in counts)
     share = sum(rank**-2.0 for rank in range(1, 501))
     for rank in range(1, 4):
-        # Within one of the share itself, and what the others' random places shift the end by.
-        assert counts[row["answers"][rank - 1]] == pytest.approx(len(listed) * rank**-2.0 / share, abs=8)
+        # The share itself, but for what the others' random places shift the end by: that grows with the list.
+        assert counts[row["answers"][rank - 1]] == pytest.approx(len(listed) * rank**-2.0 / share, rel=0.02, abs=8)
 
 
 def test_the_shortest_list_has_an_answer_of_its_own():
