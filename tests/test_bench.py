@@ -180,7 +180,8 @@ def test_verdict(curve_s, verdict):
 def test_peak_of_a_pass(request_, which):
     peak = peak_of(which, request_, "float32")
     assert (peak.which, peak.dtype, peak.length, peak.error) == (which, "float32", 96, None)
-    assert peak.peak_bytes >= peak.loaded_bytes > 10 * 2**20
+    # Here in a process of many tests, which may give back a few pages after the model is loaded.
+    assert peak.peak_bytes + 2**20 >= peak.loaded_bytes > 10 * 2**20
     assert peak.extra_bytes == peak.peak_bytes - peak.loaded_bytes
     assert min(peak.import_s, peak.plan_s, peak.load_s) > 0
 
