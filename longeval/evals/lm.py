@@ -75,14 +75,14 @@ class TaskLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
     def _run(self, requests: Sequence[Request]) -> Iterator[tuple[int, Result]]:
         for part in self._partitions(requests):
             self._model.serve(part.table, part.length)
-            scored = [index for index in part.indices if isinstance(requests[index], ChoicesRequest)]
-            asked = [index for index in part.indices if isinstance(requests[index], GenerateRequest)]
-            if scored:
-                for place, scores in self._model.choices([requests[index] for index in scored]):  # type: ignore[misc]
-                    yield scored[place], scores
+            chosen = [(i, request) for i in part.indices if isinstance(request := requests[i], ChoicesRequest)]
+            asked = [(i, request) for i in part.indices if isinstance(request := requests[i], GenerateRequest)]
+            if chosen:
+                for place, scores in self._model.choices([request for _, request in chosen]):
+                    yield chosen[place][0], scores
             if asked:
-                for place, answer in self._model.generate([requests[index] for index in asked], self.tokenizer):  # type: ignore[misc]
-                    yield asked[place], answer
+                for place, answer in self._model.generate([request for _, request in asked], self.tokenizer):
+                    yield asked[place][0], answer
 
     def _partitions(self, requests: Sequence[Request]) -> list[_Part]:
         """Requests by equal tables, those with the longest first."""
