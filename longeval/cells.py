@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from longeval.backends.vllm_options import check_installed
 from longeval.data.selection import Selection
 from longeval.data.sources import Source
 from longeval.errors import LongEvalError
@@ -19,9 +20,7 @@ from longeval.records import SCHEMA_VERSION, canonical_json
 from longeval.rope.base import METHODS, RopeTable
 from longeval.rope.build import MethodName, parse_method_name
 from longeval.spec import ModelRequest, PplSpec, format_length
-
-BACKENDS = ("hf",)
-"""What can run a model."""
+from longeval.spec.engine import DECIDE_NOTHING
 
 DEFAULT_STRIDE = 256
 """Tokens between windows where nothing else is asked for, as in YaRN's and LongLoRA's runs."""
@@ -87,9 +86,19 @@ class Group:
 
 
 def check_backend(spec: ModelRequest) -> None:
-    """Raises LongEvalError for a backend that there isn't."""
-    if spec.backend not in BACKENDS:
-        raise LongEvalError(f"--backend {spec.backend}: unknown", f"Known: {', '.join(BACKENDS)}.")
+    """Raises LongEvalError for a backend that isn't installed."""
+    if spec.backend == "vllm":
+        check_installed()
+
+
+def check_pin(spec: ModelRequest, names: Sequence[MethodName], models: Sequence[PreparedModel]) -> None:
+    """Raises LongEvalError for `--pin-length` where no method has more than one table."""
+    if spec.pin_length is not None and not any(m.rope.length_dependent(name) for m in models for name in names):
+        raise LongEvalError(
+            f"--pin-length {format_length(spec.pin_length)}: would be ignored, "
+            f"{', '.join(name.canonical for name in names)} have one table for all lengths",
+            "Leave it out.",
+        )
 
 
 def method_names(spec: ModelRequest) -> list[MethodName]:
@@ -153,15 +162,44 @@ def setups(spec: ModelRequest, model: PreparedModel, names: Sequence[MethodName]
             geometry = dataclasses.replace(model.geometry, factor=factor_of[length])
             table = model.rope.tables(name, geometry, arguments)
             dependent = model.rope.length_dependent(name)
+            # Their tables change with n in one direction only: equal at both ends is equal in between.
+            static = not dependent or table(length).same_as(table(2))
+            if not static and spec.backend == "vllm":
+                table, static = _pinned(spec, name, length, table), True
             yield Setup(
                 pe=name,
                 factor=geometry.factor if model.rope.uses_factor(name) else None,
                 length=length,
                 table=table,
-                # Their tables change with n in one direction only: equal at both ends is equal in between.
-                static=not dependent or table(length).same_as(table(2)),
-                params=_model_params(spec, model, dataclasses.asdict(model.rope.parameters(name, arguments))),
+                static=static,
+                params=_model_params(spec, model, dataclasses.asdict(model.rope.parameters(name, arguments)))
+                | _backend_params(spec, dependent),
             )
+
+
+def _pinned(
+    spec: ModelRequest, name: MethodName, length: int, table: Callable[[int], RopeTable]
+) -> Callable[[int], RopeTable]:
+    """The one table that an engine can hold of a method that has another one at every length."""
+    if spec.pin_length is None:
+        raise LongEvalError(
+            f"--pe {name.canonical}: has another table at every length, and a vLLM engine holds one "
+            f"(asked for up to {format_length(length)})",
+            "Pin it to one length, --pin-length 16k (recorded; other windows then get that table too), or use "
+            "--backend hf.",
+        )
+    pin = spec.pin_length
+    return lambda _: table(pin)
+
+
+def _backend_params(spec: ModelRequest, length_dependent: bool) -> dict[str, Any]:
+    """What the backend adds to the parameters of a cell; nothing for `hf`."""
+    if spec.backend == "vllm":
+        deciding = {name: value for name, value in spec.vllm_args.items() if name not in DECIDE_NOTHING}
+        return {"pin_length": spec.pin_length if length_dependent else None, "vllm_args": deciding}
+    if spec.backend == "openai":
+        return {"base_url": spec.base_url, "served_model": spec.served_model}
+    return {}
 
 
 def _model_params(spec: ModelRequest, model: PreparedModel, method: dict[str, Any]) -> dict[str, Any]:

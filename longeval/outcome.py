@@ -46,7 +46,7 @@ def outcome(
     measured: Measured,
     *,
     elapsed_s: float,
-    rope_digest: str,
+    rope_digest: str | None,
 ) -> Outcome:
     """Records of a cell's metrics from its token values; a value that is not finite makes it a failed one."""
     nll = texts.token_nll(measured.windows, measured.nlls)

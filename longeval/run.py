@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from longeval.backends.base import Backend, OutOfMemoryError
+from longeval.backends.base import Backend, BackendError, OutOfMemoryError
 from longeval.cells import Cell, Group
 from longeval.cost import ModelSize, model_size
 from longeval.errors import LongEvalError
@@ -24,7 +24,7 @@ from longeval.outcome import Measured, Outcome, outcome, why_skipped, without_va
 from longeval.plan import Job, Plan
 from longeval.provenance import running_commit
 from longeval.records import Record
-from longeval.session import Progress, RunResult, Session, load_backend
+from longeval.session import Progress, RunResult, Session, backend_of, by_engine
 from longeval.spec import format_length
 from longeval.store import Store
 
@@ -38,7 +38,7 @@ def run(
     *,
     fresh: bool = False,
     under_way: bool = False,
-    load: Callable[[PreparedModel], Backend] = load_backend,
+    load: Callable[[PreparedModel], Backend] | None = None,
 ) -> RunResult:
     """Runs what is missing and returns all records of the plan.
 
@@ -48,7 +48,7 @@ def run(
         progress: Told about every pass and cell.
         fresh: Compute stored cells again.
         under_way: Whether results of the same invocation exist already, so that nothing may end it any more.
-        load: Brings a model's weights; called only if one of its cells is missing.
+        load: Brings a model's weights, called only if one of its cells is missing; None: into the request's backend.
 
     Raises:
         LongEvalError: A model can't be loaded or used, and nothing has been computed or found yet; later, that model's
@@ -58,10 +58,22 @@ def run(
     stored, todo = pending(plan, store, fresh=fresh)
     sizes = {job.model.name: model_size(job.model) for job in todo if job.groups}
     progress.begin([sizes[job.model.name].window_flops(window) for job in todo for window in job.passes()])
-    session = Session(store=store, progress=progress, spec=plan.spec, load=load, under_way=under_way or bool(stored))
+    session = Session(
+        store=store,
+        progress=progress,
+        spec=plan.spec,
+        load=load or backend_of(plan.spec),
+        under_way=under_way or bool(stored),
+    )
     runner = _Runner(session=session, sizes=sizes)
-    for job in todo:
-        runner.job(job)
+    turns = [(job, group) for job in todo for group in job.groups]
+    if plan.spec.backend == "vllm":
+        turns = by_engine(turns, lambda job, group: (job.model, group.table(group.cells[-1].length)))
+    try:
+        for job, group in turns:
+            runner.turn(job, group)
+    finally:
+        session.close()
     for job in todo:
         runner.skip(job)
     session.remember()
@@ -109,29 +121,26 @@ class _Runner:
     session: Session
     sizes: dict[str, ModelSize]
 
-    def job(self, job: Job) -> None:
-        """All missing cells of one model and data set."""
-        if not job.groups:
+    def turn(self, job: Job, group: Group) -> None:
+        """All missing cells of one group."""
+        runnable = tuple(cell for cell in group.cells if cell.windows)
+        if not runnable:
             return
         texts = Texts(
             job.corpus.selection, joined=job.protocol.joined, bos_id=job.model.bos_id() if job.model.bos else None
         )
-        for group in job.groups:
-            runnable = tuple(cell for cell in group.cells if cell.windows)
-            if not runnable:
-                continue
-            try:
-                backend = self.session.backend(job.model)
-            except LongEvalError as error:
-                if not self.session.under_way:
-                    raise
-                self.fail(runnable, job, str(error), "")
-                continue
-            methods = ",".join(dict.fromkeys(cell.pe.canonical for cell in group.cells))
-            lengths = ",".join(dict.fromkeys(format_length(cell.length) for cell in group.cells))
-            what = f"{methods} {lengths} · {job.model.name} on {job.corpus.source.name}"
-            self.session.progress.stage(what, len(group.passes()), "window")
-            self.group(dataclasses.replace(group, cells=runnable), job, backend, texts)
+        try:
+            backend = self.session.backend(job.model)
+        except LongEvalError as error:
+            if not self.session.under_way:
+                raise
+            self.fail(runnable, job, str(error), "")
+            return
+        methods = ",".join(dict.fromkeys(cell.pe.canonical for cell in group.cells))
+        lengths = ",".join(dict.fromkeys(format_length(cell.length) for cell in group.cells))
+        what = f"{methods} {lengths} · {job.model.name} on {job.corpus.source.name}"
+        self.session.progress.stage(what, len(group.passes()), "window")
+        self.group(dataclasses.replace(group, cells=runnable), job, backend, texts)
 
     def skip(self, job: Job) -> None:
         """Records of the cells with nothing to score; last, so that a model that can't be loaded leaves nothing."""
@@ -147,6 +156,11 @@ class _Runner:
             wholes = self.outcomes(group, job, backend, texts)
         except (OutOfMemoryError, MemoryError) as error:
             too_large = str(error) or "MemoryError"
+        except BackendError as error:
+            if not self.session.under_way:
+                raise
+            self.fail(group.cells, job, str(error), backend.device)
+            return
         except Exception as error:
             # A file that went away, a model that breaks at this length, a bug: its reason is kept, the others go on.
             logger.debug("%s", error, exc_info=True)
@@ -206,7 +220,7 @@ class _Runner:
             self.session.progress.advance(window.length, cost, f"{window.num_scored} scored")
         return measured
 
-    def digest(self, group: Group, cell: Cell, backend: Backend) -> str:
+    def digest(self, group: Group, cell: Cell, backend: Backend) -> str | None:
         """The digest of the table as the model holds it now, at the cell's length."""
         if not group.static:
             backend.serve(group.table(cell.length), cell.length)

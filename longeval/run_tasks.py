@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from longeval.backends.base import Backend, OutOfMemoryError
+from longeval.backends.base import Backend, BackendError, OutOfMemoryError
 from longeval.cost import sample_costs
 from longeval.errors import LongEvalError
 from longeval.evals.downstream import answer
@@ -21,7 +21,8 @@ from longeval.plan_tasks import TaskPlan
 from longeval.provenance import running_commit
 from longeval.records import Record
 from longeval.samples import Sample
-from longeval.session import Progress, RunResult, Session, load_backend
+from longeval.session import Progress, RunResult, Session, backend_of, by_engine
+from longeval.spec import format_length
 from longeval.store import Store
 from longeval.task_cells import TaskCell, TaskJob
 from longeval.task_outcome import group_record, task_records, without_score
@@ -36,7 +37,7 @@ def run_tasks(
     *,
     fresh: bool = False,
     under_way: bool = False,
-    load: Callable[[PreparedModel], Backend] = load_backend,
+    load: Callable[[PreparedModel], Backend] | None = None,
 ) -> RunResult:
     """Runs what is missing and returns all records of the plan; the arguments are those of `run.run`.
 
@@ -49,10 +50,22 @@ def run_tasks(
     todo = [job for job in (_missing(job, stored) for job in plan.jobs) if job.cells]
     costs = {id(job): sample_costs(plan.sizes[job.model.name], job.inputs()) for job in todo}
     progress.begin([cost for job in todo for _ in job.cells for cost in costs[id(job)]])
-    session = Session(store=store, progress=progress, spec=plan.spec, load=load, under_way=under_way or bool(stored))
+    session = Session(
+        store=store,
+        progress=progress,
+        spec=plan.spec,
+        load=load or backend_of(plan.spec),
+        under_way=under_way or bool(stored),
+    )
     runner = _Runner(session=session)
-    for job in todo:
-        runner.job(job, costs[id(job)])
+    turns = [(job, cell) for job in todo if job.prepared.samples for cell in job.cells]
+    if plan.spec.backend == "vllm":
+        turns = by_engine(turns, lambda job, cell: (job.model, cell.setup.table(cell.length)))
+    try:
+        for job, cell in turns:
+            runner.turn(job, cell, costs[id(job)])
+    finally:
+        session.close()
     for job in todo:
         runner.skip(job)
     session.remember()
@@ -103,21 +116,18 @@ class _Runner:
 
     session: Session
 
-    def job(self, job: TaskJob, costs: list[float]) -> None:
-        """All missing cells of one task at one length."""
-        if not job.prepared.samples:
+    def turn(self, job: TaskJob, cell: TaskCell, costs: list[float]) -> None:
+        """One missing cell."""
+        try:
+            backend = self.session.backend(job.model)
+        except LongEvalError as error:
+            if not self.session.under_way:
+                raise
+            self.fail(cell, job, str(error), "")
             return
-        for cell in job.cells:
-            try:
-                backend = self.session.backend(job.model)
-            except LongEvalError as error:
-                if not self.session.under_way:
-                    raise
-                self.fail(cell, job, str(error), "")
-                continue
-            what = f"{cell.pe.canonical} {job.name} at {cell.length} · {job.model.name}"
-            self.session.progress.stage(what, len(job.prepared.samples), "sample")
-            self.cell(cell, job, backend, costs)
+        what = f"{cell.pe.canonical} {job.title} at {format_length(cell.length)} · {job.model.name}"
+        self.session.progress.stage(what, len(job.prepared.samples), "sample")
+        self.cell(cell, job, backend, costs)
 
     def cell(self, cell: TaskCell, job: TaskJob, backend: Backend, costs: list[float]) -> None:
         """One cell, or the reason why it failed."""
@@ -126,6 +136,10 @@ class _Runner:
             records, samples = self.answered(cell, job, backend, costs)
         except (OutOfMemoryError, MemoryError) as error:
             self.fail(cell, job, f"out of memory in a window of {cell.length} tokens: {error}", backend.device)
+        except BackendError as error:
+            if not self.session.under_way:
+                raise
+            self.fail(cell, job, str(error), backend.device)
         except Exception as error:
             # Data that went away, a model that breaks at this length, a bug: its reason is kept, the others go on.
             logger.debug("%s", error, exc_info=True)
@@ -165,6 +179,8 @@ class _Runner:
         """Records of the cells without samples; last, so that a model that can't be loaded leaves nothing."""
         if job.prepared.samples:
             return
-        reason = f"all {job.skipped} samples are longer than the window and were left out"
+        reason = "its one sample is longer than the window and was left out"
+        if job.skipped != 1:
+            reason = f"none of its {job.skipped} samples could be asked: longer than the window, and left out"
         for cell in job.cells:
             self.session.keep([without_score(cell, job, "skipped", reason, "")])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -13,6 +15,7 @@ from longeval.errors import LongEvalError
 from longeval.models.prepare import PreparedModel
 from longeval.nll import TokenNll
 from longeval.records import Record, canonical_json
+from longeval.rope.base import RopeTable
 from longeval.samples import Sample
 from longeval.spec import ModelRequest, requests_from_yaml, requests_to_yaml
 from longeval.store import Store
@@ -53,6 +56,58 @@ class RunResult:
     def failed(self) -> int:
         """Cells that failed."""
         return len({record.cell for record in self.records if record.status == "failed"})
+
+
+API_KEY_VARIABLE = "LONGEVAL_API_KEY"
+"""Where the key of an OpenAI-compatible server is read from."""
+
+Turn = TypeVar("Turn", bound=tuple[Any, ...])
+
+
+def by_engine(turns: Sequence[Turn], engine: Callable[..., tuple[PreparedModel, RopeTable]]) -> list[Turn]:
+    """Brings together what one engine can serve, otherwise in the given order.
+
+    Args:
+        turns: Pieces of work.
+        engine: (what a turn consists of) → the model and the table that it needs.
+    """
+    engines: list[tuple[PreparedModel, RopeTable]] = []
+
+    def number(turn: Turn) -> int:
+        model, table = engine(*turn)
+        for place, (known, held) in enumerate(engines):
+            if known is model and held.same_as(table):
+                return place
+        engines.append((model, table))
+        return len(engines) - 1
+
+    return sorted(turns, key=number)
+
+
+def backend_of(spec: ModelRequest) -> Callable[[PreparedModel], Backend]:
+    """What loads a prepared model into the backend that a request names."""
+    if spec.backend == "vllm":
+        from longeval.backends.vllm import VLLMBackend
+
+        return functools.partial(
+            VLLMBackend, length=spec.lengths[-1], args=spec.vllm_args, share_prefixes=spec.command == "tasks"
+        )
+    if spec.backend == "openai":
+        return functools.partial(_server, spec)
+    return load_backend
+
+
+def _server(spec: ModelRequest, model: PreparedModel) -> Backend:
+    """The server of a request; its key comes from the environment, where no command line or record shows it."""
+    from longeval.backends.openai import OpenAIBackend
+
+    assert spec.base_url is not None
+    return OpenAIBackend(
+        base_url=spec.base_url,
+        api_key=os.environ.get(API_KEY_VARIABLE),
+        model=spec.served_model,
+        tokenizer=model.tokenizer,
+    )
 
 
 def load_backend(model: PreparedModel) -> Backend:
@@ -99,9 +154,15 @@ class Session:
     def backend(self, model: PreparedModel) -> Backend:
         """The loaded model; the one before it is let go first."""
         if self._loaded is None or self._loaded[0] is not model:
-            self._loaded = None
+            self.close()
             self._loaded = (model, self.load(model))
         return self._loaded[1]
+
+    def close(self) -> None:
+        """Lets the loaded model go."""
+        if self._loaded is not None:
+            self._loaded[1].close()
+            self._loaded = None
 
     def keep(
         self, records: Sequence[Record], *, nll: TokenNll | None = None, samples: Sequence[Sample] | None = None

@@ -56,7 +56,7 @@ class Store:
         if not create and not self.is_run_folder():
             raise LongEvalError(
                 f"{path}: not a run folder (it has no cells/ and no spec.yaml)",
-                "Give the folder that `longeval ppl --out` wrote.",
+                "Give a folder that `longeval ppl` or `longeval tasks` wrote (--out).",
             )
 
     def is_run_folder(self) -> bool:

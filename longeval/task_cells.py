@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +53,9 @@ class TaskJob:
 
     model: PreparedModel
     name: str
+    """By which it is found: that of a task, or the path of its file."""
+    title: str
+    """By which it is shown: the task's own."""
     length: int
     task: Any
     """lm-eval's Task, with its samples."""
@@ -137,7 +142,7 @@ def task_cell(spec: TasksSpec, job: TaskJob, setup: Setup, source: str) -> TaskC
         id=cell_id("task", decides, params),
         model=job.model.name,
         setup=setup,
-        task=job.name,
+        task=job.title,
         backend=spec.backend,
         dtype=job.model.dtype,
         params=params,
@@ -152,6 +157,7 @@ def group_cell(
     members: dict[str, str | None],
     *,
     chat: bool,
+    title: Callable[[str], str],
 ) -> GroupCell:
     """The average of cells of one method and length.
 
@@ -162,6 +168,7 @@ def group_cell(
         average: What is averaged, and how.
         members: Task → cell id; None where the task's data is missing.
         chat: Whether prompts went through the chat template.
+        title: Name of a task or group → what it is shown as.
     """
     settings: dict[str, Any] = {
         "overlong": spec.overlong,
@@ -172,18 +179,20 @@ def group_cell(
         "max_new_tokens": spec.max_new_tokens,
         "haystack": spec.haystack,
     }
-    params = setup.params | {"members": list(members), "weight_by_size": average.weight_by_size, **settings}
+    params = setup.params | {"weight_by_size": average.weight_by_size, **settings}
     # Not the members' ids: data that was missing and is there later makes the same cell whole.
     decides = _fields(spec, model, setup) | {"task": _identity(average.group), "metric": average.metric, **settings}
     return GroupCell(
-        id=cell_id("group", decides | {"filters": average.filters}, params),
+        id=cell_id("group", decides | {"filters": average.filters}, params | {"members": list(members)}),
         model=model.name,
         setup=setup,
-        average=average,
-        members=members,
+        average=dataclasses.replace(
+            average, group=title(average.group), members=tuple(title(task) for task in average.members)
+        ),
+        members={title(task): cell for task, cell in members.items()},
         backend=spec.backend,
         dtype=model.dtype,
-        params=params,
+        params=params | {"members": [title(task) for task in members]},
     )
 
 

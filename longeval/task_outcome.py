@@ -16,7 +16,7 @@ from longeval.tasks.averages import average
 
 
 def task_records(
-    cell: TaskCell, job: TaskJob, answers: Answers, backend: Backend, *, elapsed_s: float, rope_digest: str
+    cell: TaskCell, job: TaskJob, answers: Answers, backend: Backend, *, elapsed_s: float, rope_digest: str | None
 ) -> list[Record]:
     """One record per metric, the task's main one first."""
     samples = answers.samples

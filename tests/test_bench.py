@@ -9,6 +9,7 @@ import signal
 
 import numpy as np
 import pytest
+from bench.engines import measure_engines
 from bench.measure import Curve, carry_out, measure_curve, measure_sliding, measure_throughput
 from bench.peak import Peak, peak_in_own_process, peak_of
 from bench.run import check_json_path, make_request, measure, raw_numbers
@@ -19,6 +20,7 @@ from bench.timing import Side, Timed, alternate
 from rich.console import Console
 
 from longeval.backends.base import OutOfMemoryError
+from longeval.backends.hf import HFBackend
 from longeval.errors import LongEvalError
 
 LENGTHS = (32, 96)
@@ -52,6 +54,12 @@ def request_(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LONGEVAL_CACHE", str(folder / "cache"))
         yield Request(model=str(folder / "llama"), lengths=LENGTHS, dtypes=("float32",), repeats=2, device="cpu")
+
+
+@pytest.fixture(autouse=True)
+def no_vllm(monkeypatch):
+    """Its engine doesn't take heads as small as these, and would take half a minute to start."""
+    monkeypatch.setattr("bench.engines.vllm_installed", lambda: False)
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +216,14 @@ def test_process_that_is_killed_is_reported(request_, monkeypatch):
     assert "killed" in peak.error
 
 
-def test_tables_and_raw_numbers(request_, text, backend):
+def test_without_vllm_there_is_nothing_to_compare(request_, text, backend):
+    assert measure_engines(request_, "float32", text, backend) == []
+
+
+def test_tables_and_raw_numbers(request_, text, backend, monkeypatch):
+    # The place of vLLM is taken by the same model on transformers: the two must agree.
+    monkeypatch.setattr("bench.engines.vllm_installed", lambda: True)
+    monkeypatch.setattr("longeval.backends.vllm.VLLMBackend", lambda model, **_: HFBackend(model.load()))
     throughputs = measure_throughput(request_, "float32", text, backend, open_plain(text))
     peak = {"dtype": "float32", "length": 96, "import_s": 1.5, "plan_s": 2.0, "load_s": 0.25}
     results = Results(
@@ -216,6 +231,7 @@ def test_tables_and_raw_numbers(request_, text, backend):
         curve=Curve(dtype="float32", lengths=(24, 48, 72, 96), pe="yarn", timed=timed([1.1, 1.1], [1.0, 1.0])),
         sliding=measure_sliding(request_, "float32", text, backend),
         sharing=measure_sharing(request_, "float32", text, backend),
+        engines=measure_engines(request_, "float32", text, backend),
         peaks=[
             Peak(which="ours", loaded_bytes=100 * 2**20, peak_bytes=150 * 2**20, **peak),
             Peak(which="plain", loaded_bytes=100 * 2**20, peak_bytes=300 * 2**20, **peak),
@@ -238,6 +254,12 @@ def test_tables_and_raw_numbers(request_, text, backend):
     assert (numbers["curve"]["curve_s"], numbers["curve"]["longest_s"]) == ([1.1, 1.1], [1.0, 1.0])
     assert numbers["curve"]["within_limit"] is True
     assert [row["questions"] for row in numbers["sharing"]] == [1, 4]
+    assert [(row["what"], row["length"], len(row["vllm_s"])) for row in numbers["engines"]] == [
+        ("ppl", 96, 2),
+        ("tasks", 24, 2),
+    ]
+    assert "8 of 8 answers are equal" in shown
+    assert "log-probabilities differ by 0.0e+00" in shown
     assert numbers["peak"][1]["extra_bytes"] == 200 * 2**20
     assert "torch" in numbers["provenance"]["versions"]
 

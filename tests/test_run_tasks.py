@@ -85,7 +85,7 @@ def test_scores_are_what_the_answers_make_them(spec, choice_task, store, tokeniz
     result = carry_out(spec(choice_task, lengths=(512,)), store, prefers_report(tokenizer))
     (record,) = result.records
     assert (record.metric, record.value, record.n, record.documents) == ("accuracy", 0.5, 12, 3)
-    assert (record.truncated, record.skipped, record.status, record.task) == (0, 0, "ok", str(choice_task))
+    assert (record.truncated, record.skipped, record.status, record.task) == (0, 0, "ok", "which_word")
     params = record.params
     assert params["chance"] == 0.5 and params["own_prompts"] and params["primary"] and params["higher_is_better"]
     assert not params["chat_template"] and params["overlong"] == "middle" and params["num_fewshot"] == 0
@@ -135,10 +135,53 @@ def test_samples_may_be_skipped_alike_at_every_length(spec, choice_task, store, 
 
 
 def test_where_nothing_fits_the_cell_is_skipped(spec, files, store, tokenizer):
-    task = write_task(files, CHOICE, write_data(files, words=(300, 400)), "long_ones")
-    (record,) = carry_out(spec(task, lengths=(64,), overlong="skip"), store, prefers_report(tokenizer)).records
+    task = write_task(files, CHOICE, write_data(files, words=(60, 400)), "long_ones")
+    asked = spec(task, lengths=(64, 512), overlong="skip")
+    (note,) = [note for note in plan_tasks(asked).notes if "nothing to compute" in note]
+    assert note.startswith("long_ones: nothing to compute at 64:")
+    record, long = carry_out(asked, store, prefers_report(tokenizer)).records
     assert (record.status, record.value, record.skipped) == ("skipped", None, 8)
-    assert "all 8 samples are longer" in record.error
+    assert record.error.startswith("none of its 8 samples") and long.status == "ok"
+    needed = int(note.split(" needs ")[1].split()[0])
+    assert needed == min(sample.tokens for sample in store.samples(long.cell))
+
+
+@pytest.mark.parametrize("same_samples", [False, True])
+def test_a_request_that_leaves_out_everything_is_refused(spec, files, same_samples):
+    short = write_task(files, CHOICE, write_data(files, words=(60, 400)), "long_ones")
+    lengths = (32, 64) if not same_samples else (64, 512)
+    with pytest.raises(LongEvalError, match="--overlong skip: leaves nothing to compute") as caught:
+        plan_tasks(spec(short, lengths=lengths, overlong="skip", same_samples=same_samples))
+    assert ("--same-samples" in caught.value.problem) == same_samples
+    assert re.search(r"shortest needs \d+ tokens, the longest \d+", caught.value.problem)
+    assert "--overlong middle" in caught.value.remedy
+
+
+def test_what_a_path_names_keeps_its_cell_and_is_shown_by_name(spec, files, choice_task, store, tokenizer):
+    group = files / "pair.yaml"
+    group.write_text(GROUP.format(name="pair", members="which_word"))
+    asked = spec(group, lengths=(512,), include=(str(files),), limit=2)
+    task, average = carry_out(asked, store, prefers_report(tokenizer)).records
+    assert (task.task, average.task, average.params["members"]) == ("which_word", "pair", ["which_word"])
+    assert average.value == task.value and average.params["members"] == [task.task]
+    with pytest.raises(LongEvalError, match="both are called which_word"):
+        plan_tasks(spec(choice_task, "which_word", include=(str(files),)))
+
+
+def test_what_is_prepared_is_told_sample_by_sample(spec, choice_task):
+    told = []
+    plan_tasks(spec(choice_task, "passkey", lengths=(512,), limit=3), watch=lambda *said: told.append(said))
+    for what in (
+        "which_word at 512: reading prompts",
+        "passkey at 512: making samples",
+        "passkey at 512: reading prompts",
+    ):
+        assert [said for said in told if said[0] == what] == [(what, done, 3) for done in (1, 2, 3)]
+
+
+def test_more_samples_than_memory_holds_are_refused_before_one_is_made(spec):
+    with pytest.raises(LongEvalError, match=r"--limit 1000000000: .* GiB"):
+        plan_tasks(spec("passkey", lengths=(512,), limit=10**9), watch=lambda *said: pytest.fail("made one"))
 
 
 def test_what_is_stored_is_not_asked_again(spec, choice_task, store, tokenizer):

@@ -12,11 +12,16 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from longeval.errors import LongEvalError
 from longeval.rope.base import RopeTable
 
 
 class OutOfMemoryError(Exception):
     """The device had no memory for a pass; a shorter one may still work."""
+
+
+class BackendError(LongEvalError):
+    """The model can't be run at all as asked; told before the first cell, it ends the run."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -72,11 +77,18 @@ class Backend(Protocol):
     """Device name for provenance."""
 
     def serve(self, table: RopeTable, length: int) -> None:
-        """Makes the model use `table` at positions 0 … length−1 from now on."""
+        """Makes the model use `table` at positions 0 … length−1 from now on.
+
+        Raises:
+            BackendError: It can't.
+        """
         ...
 
-    def rope_digest(self, length: int) -> str:
-        """SHA-256 of the table that the model holds for positions 0 … length−1 (see `rope.base.table_digest`)."""
+    def rope_digest(self, length: int) -> str | None:
+        """SHA-256 of the table that the model holds for positions 0 … length−1 (see `rope.base.table_digest`).
+
+        None where the model runs elsewhere and nobody can look.
+        """
         ...
 
     def score(self, tokens_T: npt.NDArray[np.int32], first_scored: int) -> npt.NDArray[np.float32]:
@@ -120,4 +132,8 @@ class Backend(Protocol):
 
     def peak_memory_bytes(self) -> int | None:
         """Peak since the last reset: of the process on a CPU, of the allocator on a GPU; None if unknown."""
+        ...
+
+    def close(self) -> None:
+        """Lets the model go, with all that was started for it; nothing else may be called afterwards."""
         ...

@@ -123,6 +123,9 @@ class FakeBackend:
         """See `Backend.peak_memory_bytes`."""
         return None
 
+    def close(self) -> None:
+        """See `Backend.close`; nothing is held."""
+
 
 def _told(ids: Sequence[int], request: GenerateRequest, tokenizer: Any) -> Generation:
     """The answer of which `ids` are all tokens, as far as it gets."""

@@ -6,6 +6,7 @@ Choices and answers share the key/value caches of prompts that begin alike (see 
 
 from __future__ import annotations
 
+import gc
 import platform
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -82,6 +83,13 @@ class HFBackend:
         if self._parts.device.type == "cuda":
             return sum(torch.cuda.max_memory_allocated(index) for index in range(torch.cuda.device_count()))
         return memory.peak_bytes() if self._parts.device.type == "cpu" else None
+
+    def close(self) -> None:
+        """See `Backend.close`."""
+        del self.model, self._parts, self._rotary, self.shipped
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 def _device_name(device: torch.device) -> str:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from longeval.backends.base import ChoiceScore, ChoicesRequest, GenerateRequest, Generation
+from longeval.backends.ending import Ending, end_tokens
 from longeval.backends.parts import ModelParts, memory_told
 from longeval.backends.prefix_cache import PrefixCache
 from longeval.backends.prompt_order import order_prompts
@@ -118,13 +119,13 @@ def generate(
         assert len(request.prompt_T) + request.max_new_tokens <= served, "the served table is too short"
         assert all(request.stop), "an empty stop text"
     order = order_prompts([request.prompt_T for request in requests])
-    ends = end_tokens(parts.model, tokenizer)
+    ends = end_tokens(getattr(parts.model, "generation_config", None), tokenizer)
     cache = PrefixCache(parts)
     try:
         for place, index in enumerate(order.indices):
             with memory_told():
                 answer = _answer(
-                    parts, cache, requests[index], _Ending(tokenizer, ends, requests[index]), order.returns(place)
+                    parts, cache, requests[index], Ending(tokenizer, ends, requests[index]), order.returns(place)
                 )
             yield index, answer
     finally:
@@ -133,7 +134,7 @@ def generate(
 
 @torch.inference_mode()
 def _answer(
-    parts: ModelParts, cache: PrefixCache, request: GenerateRequest, ending: _Ending, returns: Sequence[int]
+    parts: ModelParts, cache: PrefixCache, request: GenerateRequest, ending: Ending, returns: Sequence[int]
 ) -> Generation:
     """Continues one prompt, token by token."""
     room = len(request.prompt_T) + request.max_new_tokens
@@ -146,50 +147,3 @@ def _answer(
         if answer is not None:
             return answer
         (decoded,) = cache.extend(np.array(tokens[-1:], dtype=np.int32))
-
-
-def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Ids that end an answer: those of the model's generation settings, and the tokenizer's end of sequence."""
-    configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    ids = configured if isinstance(configured, list | tuple) else [configured]
-    return frozenset(int(token) for token in (*ids, tokenizer.eos_token_id) if token is not None)
-
-
-class _Ending:
-    """Knows when an answer is at its end.
-
-    Args:
-        tokenizer: Decodes it.
-        ends: Ids that end it.
-        request: What was asked.
-    """
-
-    def __init__(self, tokenizer: Any, ends: frozenset[int], request: GenerateRequest) -> None:
-        self._tokenizer = tokenizer
-        self._ends = ends
-        self._limit = request.max_new_tokens
-        self._stop = request.stop
-        # A special token is not in the decoded text: one that is named as a stop text is told by its id.
-        special = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
-        self._stop_ids = frozenset(special[text] for text in request.stop if text in special)
-
-    def answer(self, tokens: Sequence[int]) -> Generation | None:
-        """The answer if `tokens` are all of it, else None."""
-        if tokens[-1] in self._ends or tokens[-1] in self._stop_ids:
-            finish: Literal["eos", "stop"] = "eos" if tokens[-1] in self._ends else "stop"
-            return Generation(self._text(tokens[:-1]), len(tokens), finish)
-        if self._stop:
-            text = self._text(tokens)
-            if (cut := self._cut(text)) != text:
-                return Generation(cut, len(tokens), "stop")
-        if len(tokens) == self._limit:
-            return Generation(self._text(tokens), len(tokens), "length")
-        return None
-
-    def _text(self, tokens: Sequence[int]) -> str:
-        text: str = self._tokenizer.decode(list(tokens), skip_special_tokens=True)
-        return text
-
-    def _cut(self, text: str) -> str:
-        """The text before the first stop text in it."""
-        return text[: min((place for stop in self._stop if (place := text.find(stop)) >= 0), default=len(text))]

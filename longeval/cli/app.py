@@ -12,7 +12,7 @@ import sys
 
 import typer
 
-from longeval.cli import doctor, export, models, ppl, report, rope, tasks
+from longeval.cli import doctor, export, models, ppl, report, rope, serve, tasks
 from longeval.cli import run as run_command
 from longeval.errors import LongEvalError
 
@@ -29,6 +29,7 @@ app = typer.Typer(
 app.command("ppl")(ppl.ppl)
 app.command("tasks")(tasks.tasks)
 app.command("run")(run_command.run)
+app.command("serve")(serve.serve)
 app.command("report")(report.report)
 app.command("rope")(rope.rope)
 app.command("export")(export.export)

@@ -11,34 +11,76 @@ if TYPE_CHECKING:
 
     from longeval.doctor import Check
 
+PARITY = "With --parity"
+
 _STYLES = {"ok": "green", "warn": "yellow", "missing": "bold red"}
 
 
 def doctor(
+    parity: Annotated[
+        bool, typer.Option("--parity", help="Instead: does vLLM compute what transformers computes? Needs --model.")
+    ] = False,
+    model: Annotated[str | None, typer.Option(help="Short name, hub id or folder.", rich_help_panel=PARITY)] = None,
+    pe: Annotated[
+        str | None, typer.Option(help="Methods.", show_default="none,yarn,resonance_yarn", rich_help_panel=PARITY)
+    ] = None,
+    factor: Annotated[
+        str | None, typer.Option(help="s = target / native length.", show_default="4", rich_help_panel=PARITY)
+    ] = None,
+    length: Annotated[
+        str | None, typer.Option(help="Tokens to compare on.", show_default="1k", rich_help_panel=PARITY)
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="Others than float32 hide differences as small as resonance.",
+            show_default="float32",
+            rich_help_panel=PARITY,
+        ),
+    ] = None,
+    vllm_arg: Annotated[
+        list[str] | None,
+        typer.Option(help="An option of vLLM's engine.", metavar="NAME=VALUE", rich_help_panel=PARITY),
+    ] = None,
     json_path: Annotated[
         str | None, typer.Option("--json", metavar="PATH", help="Write JSON there instead of lines; - is stdout.")
     ] = None,
-) -> None:
+) -> int:
     """What works on this machine, and how to mend what doesn't.
 
     Looks at Python, torch, processors, dtypes (each is tried and timed), attention, vLLM, the model hub, the cache and
     local data. Downloads nothing. The exit status is 0 also when optional parts are missing.
+
+    With --parity it runs a model on transformers and on vLLM instead, and compares tables, log-probabilities and a
+    greedy continuation; the exit status is 3 if they differ by more than rounding.
 
     [bold]Examples[/bold]
 
     longeval doctor
 
     longeval doctor --json - | jq '.[] | select(.status != "ok")'
+
+    longeval doctor --parity --model smollm2-135m-q4 --pe resonance_yarn --factor 2
     """
     import dataclasses
 
     from longeval.cli.json_output import check_json_path, write_json
-    from longeval.doctor import examine
+    from longeval.errors import LongEvalError
 
     if json_path is not None:
         check_json_path(json_path)
+    if parity:
+        from longeval.cli.parity import show_parity
+
+        return show_parity(model, pe, factor, length, dtype, vllm_arg or [], json_path)
+    given = {"--model": model, "--pe": pe, "--factor": factor, "--length": length, "--dtype": dtype}
+    for flag in [*(flag for flag, value in given.items() if value is not None), *(["--vllm-arg"] if vllm_arg else [])]:
+        raise LongEvalError(f"{flag}: would be ignored without --parity", "Add --parity, or leave it out.")
+    from longeval.doctor import examine
+
+    if json_path is not None:
         write_json([dataclasses.asdict(check) for check in examine()], json_path)
-        return
+        return 0
     from rich.console import Console
 
     console = Console(highlight=False, soft_wrap=True)
@@ -47,6 +89,7 @@ def doctor(
         counts[check.status] += 1
         _show(console, check)
     console.print(f"{counts['ok']} ok, {counts['warn']} to know, {counts['missing']} missing", style="bold")
+    return 0
 
 
 def _show(console: Console, check: Check) -> None:

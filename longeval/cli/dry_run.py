@@ -67,7 +67,7 @@ def show_task_plan(plan: TaskPlan, store: Store, console: Console, *, fresh: boo
 
     stored = {} if fresh else stored_cells(plan, store)
     table = Table(title="Cells", title_justify="left")
-    for column in ("task", "length", "methods", "samples", "cut", "skipped", "longest", "stored"):
+    for column in ("task", "length", "methods", "samples", "cut", "skipped", "longest prompt", "stored"):
         table.add_column(column, justify="left" if column in ("task", "methods") else "right")
     for name in plan.spec.model:
         table.add_section()
@@ -76,7 +76,7 @@ def show_task_plan(plan: TaskPlan, store: Store, console: Console, *, fresh: boo
             if job.model.name == name:
                 samples = job.prepared.samples
                 table.add_row(
-                    escape(job.name),
+                    escape(job.title),
                     format_length(job.length),
                     ", ".join(cell.pe.canonical for cell in job.cells),
                     str(len(samples)),
@@ -90,7 +90,7 @@ def show_task_plan(plan: TaskPlan, store: Store, console: Console, *, fresh: boo
     for name in plan.spec.model:
         jobs = [job for job in plan.jobs if job.model.name == name]
         size, model = plan.sizes[name], jobs[0].model
-        todo = {id(job): sum(cell.id not in stored for cell in job.cells) for job in jobs}
+        todo = {id(job): sum(cell.id not in stored for cell in job.cells if job.prepared.samples) for job in jobs}
         prompts = {id(job): sum(sample_costs(size, job.inputs())) for job in jobs}
         flops = sum(prompts[id(job)] * todo[id(job)] for job in jobs)
         longest = max(longest_reach(job.prepared) for job in jobs)

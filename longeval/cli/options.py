@@ -42,7 +42,35 @@ LayersText = Annotated[
         rich_help_panel=METHODS,
     ),
 ]
-BackendName = Annotated[str, typer.Option(help="What runs the model: hf.", rich_help_panel=MACHINE)]
+BackendName = Annotated[
+    str,
+    typer.Option(help="What runs the model: hf (transformers), vllm, openai (any server).", rich_help_panel=MACHINE),
+]
+VllmArg = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="An option of vLLM's engine, tensor_parallel_size=2; may be repeated.",
+        metavar="NAME=VALUE",
+        rich_help_panel=MACHINE,
+    ),
+]
+PinLength = Annotated[
+    str | None,
+    typer.Option(
+        help="vllm: the one length whose table a length-dependent method has at all lengths.", rich_help_panel=METHODS
+    ),
+]
+BaseUrl = Annotated[
+    str | None,
+    typer.Option(
+        help="openai: the server, http://127.0.0.1:8000/v1; its key is read from LONGEVAL_API_KEY.",
+        rich_help_panel=MACHINE,
+    ),
+]
+ServedModel = Annotated[
+    str | None,
+    typer.Option(help="openai: the model's name there.", show_default="its only one", rich_help_panel=MACHINE),
+]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.", rich_help_panel=MACHINE)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", rich_help_panel=MACHINE)]
 DeviceMap = Annotated[str | None, typer.Option(help="Spread over devices: auto, balanced, …", rich_help_panel=MACHINE)]
@@ -71,6 +99,13 @@ def factor(text: str | None) -> float | Literal["each"] | None:
     if text is None:
         return None
     return "each" if text == "each" else parse_factor(text)
+
+
+def pin_length(text: str | None) -> int | None:
+    """The value of `--pin-length`."""
+    from longeval.spec import parse_length
+
+    return None if text is None else parse_length(text, flag="--pin-length")
 
 
 def native(text: str | None) -> int | None:

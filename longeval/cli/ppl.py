@@ -61,6 +61,10 @@ def ppl(
         str | None, typer.Option(help="Field of JSONL or parquet files with the text.", rich_help_panel=DATA)
     ] = None,
     backend: options.BackendName = "hf",
+    vllm_arg: options.VllmArg = None,
+    pin_length: options.PinLength = None,
+    base_url: options.BaseUrl = None,
+    served_model: options.ServedModel = None,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
     device_map: options.DeviceMap = None,
@@ -93,6 +97,7 @@ def ppl(
     from longeval.cli.request import carry_out
     from longeval.rope.build import parse_pe_args
     from longeval.spec import PplSpec, parse_count, parse_length, parse_lengths, split_list
+    from longeval.spec.engine import parse_vllm_args
 
     methods = split_list(pe, flag="--pe")
     spec = PplSpec(
@@ -112,6 +117,10 @@ def ppl(
         scale_from=cast("ScaleFrom", scale_from),  # the spec refuses other words
         layers=cast("Layers", layers),
         backend=backend,
+        vllm_args=parse_vllm_args(vllm_arg or []),
+        pin_length=options.pin_length(pin_length),
+        base_url=base_url,
+        served_model=served_model,
         dtype=dtype,
         device=device,
         device_map=device_map,

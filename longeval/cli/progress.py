@@ -36,6 +36,7 @@ class RunProgress(AbstractContextManager["RunProgress"]):
         self._tokens = self._passes = self._num_passes = 0
         self._busy_s = 0.0
         self._noun = "window"
+        self._prepared = ""
         self._last_line = self._last_pass = time.monotonic()
 
     def __enter__(self) -> RunProgress:
@@ -62,6 +63,18 @@ class RunProgress(AbstractContextManager["RunProgress"]):
     ) -> None:
         if self._live is not None:
             self._live.stop()
+
+    def preparing(self, what: str, done: int, total: int) -> None:
+        """Before a run begins: so many of the samples of `what` are made or read."""
+        now = time.monotonic()
+        if what != self._prepared:  # the time that came before it, with imports and downloads, isn't its own
+            self._prepared, self._last_line = what, now
+        if self._live is not None:
+            if self._task is None:
+                self._task = self._live.add_task(what, total=total, rate="")
+            self._live.update(self._task, description=what, total=total, completed=done, rate=f"{done:,}/{total:,}")
+        elif now - self._last_line > PLAIN_EVERY_S:
+            self.say(f"  {what}: {done:,} of {total:,}")
 
     def begin(self, costs: Sequence[float]) -> None:
         """See `session.Progress`."""

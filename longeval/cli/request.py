@@ -72,8 +72,7 @@ def carry_out(
                 kept = f"in {store.path}; the same command goes on from there" if progress.num_finished else "now"
                 _say(f"{count(progress.num_finished, 'cell')} stored {kept}", quiet)
                 raise
-        reused = f", {result.reused} were stored already" if result.reused else ""
-        _say(f"{count(result.computed, 'cell')} computed{reused}; records in {store.path}", quiet)
+        _say(f"{_outcome(result)}; records in {store.path}", quiet)
         # Requests of one folder may overlap: a cell counts once.
         found |= {(record.cell, record.metric): record for record in result.records}
     records = list(found.values())
@@ -89,8 +88,18 @@ def carry_out(
     return 0
 
 
+def _outcome(result: RunResult) -> str:
+    """`3 cells computed, 1 skipped, 2 stored already`; averages of groups are no cells that are computed."""
+    skipped = {r.cell for r in result.records if r.status == "skipped" and r.params.get("members") is None}
+    parts = [f"{count(result.computed - len(skipped), 'cell')} computed"]
+    parts += [f"{len(skipped)} skipped"] if skipped else []
+    parts += [f"{result.reused} stored already"] if result.reused else []
+    return ", ".join(parts)
+
+
 def _plan_all(specs: Sequence[Spec], quiet: bool) -> list[Plan | TaskPlan]:
     """The plans of requests, each checked."""
+    from longeval.cli.progress import RunProgress
     from longeval.spec import TasksSpec
 
     _say("reading model configuration and documents …", quiet)
@@ -99,7 +108,8 @@ def _plan_all(specs: Sequence[Spec], quiet: bool) -> list[Plan | TaskPlan]:
         if isinstance(spec, TasksSpec):
             from longeval.plan_tasks import plan_tasks  # lm-eval, which takes seconds to import
 
-            plans.append(plan_tasks(spec, lambda line: _say(line, quiet)))
+            with RunProgress(quiet=quiet) as progress:
+                plans.append(plan_tasks(spec, lambda line: progress.say(f"longeval: {line}"), progress.preparing))
         else:
             from longeval.plan import plan_ppl
 

@@ -52,7 +52,10 @@ def run(
         raise LongEvalError(
             f"{file}: can't be read ({reason})", "Give a request file, such as RUN/spec.yaml."
         ) from None
-    specs = [spec_from_mapping(request, origin=file) for request in requests_from_yaml(text, origin=file)]
+    requests = requests_from_yaml(text, origin=file)
+    if any("command" not in request and ("task" in request or "group" in request) for request in requests):
+        raise LongEvalError(f"{file}: defines a task, and is no request", f"Use longeval tasks --tasks {file}.")
+    specs = [spec_from_mapping(request, origin=file) for request in requests]
     if pe is not None:
         specs = _only(specs, split_list(pe, flag="--pe"), file)
     return carry_out(

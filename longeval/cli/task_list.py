@@ -76,21 +76,36 @@ def _plain(entry: TaskEntry) -> dict[str, Any]:
 
 
 def _show(entries: Sequence[TaskEntry]) -> None:
-    """A table on a terminal; tab-separated columns for other programs."""
+    """Two columns on a terminal, however narrow, by source; tab-separated columns for other programs."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     console = Console()
-    header = ("name", "kind", "source", "needs", "description")
-    lines = [(entry.name, entry.kind, entry.source, entry.needs, entry.description) for entry in entries]
     if not console.is_terminal:
-        for line in (header, *lines):
-            typer.echo("\t".join(line))
+        typer.echo("\t".join(("name", "kind", "source", "needs", "description")))
+        for entry in entries:
+            typer.echo("\t".join((entry.name, entry.kind, entry.source, entry.needs, entry.description)))
         return
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in header:
-        table.add_column(column, no_wrap=column == "name")
-    for line in lines:
-        table.add_row(*map(escape, line), style="bold" if line[1] == "group" else None)
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(overflow="fold", max_width=console.width // 2)
+    table.add_column(overflow="fold", ratio=1)
+    source = None
+    for entry in entries:
+        if entry.source != source:
+            if source is not None:
+                table.add_row()
+            table.add_row(f"[bold]{escape(entry.source)}[/bold]")
+            source = entry.source
+        table.add_row(f"  {escape(entry.name)}", escape(_said(entry)), style="bold" if entry.kind == "group" else None)
     console.print(table)
+
+
+def _said(entry: TaskEntry) -> str:
+    """What an entry is and needs, in words."""
+    from longeval.tasks.entries import NOTHING
+
+    kind = "group: " if entry.kind == "group" else ""
+    refused = entry.needs.startswith("not run:")
+    needs = "" if entry.needs == NOTHING else entry.needs if refused else f"needs {entry.needs}"
+    return kind + "; ".join(filter(None, (entry.description, needs)))

@@ -20,13 +20,18 @@ def tasks(
     model: Annotated[str | None, typer.Option(help="Short name, hub id, folder or .gguf file; comma list.")] = None,
     pe: Annotated[str | None, typer.Option(help="Methods: none, yarn, resonance_yarn, …; comma list.")] = None,
     tasks: Annotated[
-        str | None, typer.Option(help="Tasks, groups (leval, niah, longbench, …) or .yaml files; comma list.")
+        str | None,
+        typer.Option(help="Tasks, groups (leval, niah, longbench, …), patterns ('arc*') or .yaml files; comma list."),
     ] = None,
     lengths: Annotated[str | None, typer.Option(help="Window lengths in tokens: 4k,8k,16k.")] = None,
     list_: Annotated[bool, typer.Option("--list", help="Show the tasks and groups there are.")] = False,
     limit: Annotated[
         str | None,
-        typer.Option(help="At most so many samples of each task.", show_default="all", rich_help_panel=SAMPLES),
+        typer.Option(
+            help="At most so many samples of each task; synthetic tasks make as many.",
+            show_default="all; 100 of synthetic tasks",
+            rich_help_panel=SAMPLES,
+        ),
     ] = None,
     overlong: Annotated[
         str,
@@ -78,6 +83,10 @@ def tasks(
         ),
     ] = None,
     backend: options.BackendName = "hf",
+    vllm_arg: options.VllmArg = None,
+    pin_length: options.PinLength = None,
+    base_url: options.BaseUrl = None,
+    served_model: options.ServedModel = None,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
     device_map: options.DeviceMap = None,
@@ -110,6 +119,7 @@ def tasks(
     longeval tasks --model llama2-7b-chat --pe ntk,yarn,resonance_yarn --tasks leval --lengths 8k,16k,32k
     """
     from longeval.spec import TasksSpec, parse_count, parse_lengths, split_list
+    from longeval.spec.engine import parse_vllm_args
 
     if list_:
         for flag, value in (("--model", model), ("--pe", pe), ("--lengths", lengths), ("--out", out)):
@@ -144,6 +154,10 @@ def tasks(
         layers=cast("Layers", layers),
         bos=bos,
         backend=backend,
+        vllm_args=parse_vllm_args(vllm_arg or []),
+        pin_length=options.pin_length(pin_length),
+        base_url=base_url,
+        served_model=served_model,
         dtype=dtype,
         device=device,
         device_map=device_map,

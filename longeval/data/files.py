@@ -143,9 +143,9 @@ def _read_text(path: str, *, may_be_empty: bool) -> str:
 
 
 def _read_jsonl_file(path: str, name: str, text_field: str | None, *, gzipped: bool) -> Iterator[Document]:
-    # gzip's file lacks a few methods of BinaryIO that nobody calls here.
     with gzip.open(path, "rb") if gzipped else open(path, "rb") as file:
-        yield from read_json_lines(file, path=path, name=name, text_field=text_field)  # type: ignore[arg-type]
+        # a GzipFile is no BinaryIO, but has all of it that is called here
+        yield from read_json_lines(file, path=path, name=name, text_field=text_field)  # type: ignore[arg-type]  # see above
 
 
 def _read_json_array(path: str, name: str, text_field: str | None) -> Iterator[Document]:

@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Iterator
 
+from longeval.backends.vllm_options import INSTALL
 from longeval.doctor.check import Check
 
 
@@ -66,5 +67,5 @@ def vllm() -> Iterator[Check]:
         name="vllm",
         status="warn",
         detail="not installed (optional; --backend hf needs none)",
-        remedy="Nothing to do: this version runs models on transformers (--backend hf) only.",
+        remedy=INSTALL,
     )

@@ -1,4 +1,4 @@
-"""How many tokens a prompt has before its task exists: for tasks that make their own samples to fit a window.
+"""What tasks need that make their own samples to fit a window: the tokens of a prompt before the task exists.
 
 The count is that of the prompt as it is rendered later, by the same functions of lm-eval: a prompt that fits when it is
 made fits when it is asked.
@@ -9,7 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from longeval.errors import LongEvalError
 from longeval.evals.prepared import Window
+from longeval.spec import format_length
+from longeval.tasks.metadata import DEFAULT_SAMPLES
+
+_BYTES_PER_TOKEN = 20
+"""Of a sample that is made: its text as made, kept and rendered, about 5 bytes a token each, and its token ids."""
 
 
 def prompt_counter(window: Window, config: Mapping[str, Any]) -> Callable[[str], int]:
@@ -34,3 +40,24 @@ def prompt_counter(window: Window, config: Mapping[str, Any]) -> Callable[[str],
         return len(encoder.encode([prompt])[0])
 
     return count
+
+
+def check_samples_fit(num_samples: int, length: int) -> None:
+    """A task's samples are all held at once; more than the machine holds are refused before the first is made.
+
+    Args:
+        num_samples: How many are asked for.
+        length: Window in tokens, which each fills.
+
+    Raises:
+        LongEvalError: They need more than the machine's memory.
+    """
+    import psutil
+
+    needed, there = num_samples * length * _BYTES_PER_TOKEN, int(psutil.virtual_memory().total)
+    if needed > there:
+        raise LongEvalError(
+            f"--limit {num_samples}: so many samples of {format_length(length)} tokens need about "
+            f"{needed / 2**30:,.0f} GiB for their prompts alone, and there are {there / 2**30:.1f} GiB",
+            f"Ask for fewer; without --limit there are {DEFAULT_SAMPLES}.",
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,8 +72,8 @@ class PreparedTask:
     """As lm-eval knows it."""
     samples: tuple[PreparedSample, ...]
     """In the order of the task."""
-    skipped: tuple[int, ...]
-    """Indices of samples that were left out because they don't fit (`skip`)."""
+    skipped: Mapping[int, int]
+    """Samples that were left out because they don't fit (`skip`): index → tokens of the window that would do."""
     num_docs: int
     """Samples that the task has in all."""
     request_type: str

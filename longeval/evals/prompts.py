@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any, NamedTuple
 
 from longeval.backends.base import GenerateRequest
 from longeval.errors import LongEvalError
@@ -17,6 +17,8 @@ from longeval.evals.overlong import NoRoomError, Side, cut, document_field, most
 from longeval.evals.prepared import PreparedSample, PreparedTask, Window
 from longeval.evals.rendering import Renderer, check_task, target_text, task_name
 from longeval.evals.requests import Built, Request, build, decoding, digest, input_tokens, reach
+from longeval.evals.room import Need, too_long
+from longeval.spec.tasks import Overlong
 from longeval.tasks.metadata import read_metadata
 
 __all__ = ["PreparedSample", "PreparedTask", "Window", "prepare"]
@@ -31,6 +33,7 @@ def prepare(
     num_fewshot: int | None = None,
     max_new_tokens: int | None = None,
     seed: int = 1234,
+    on_sample: Callable[[int, int], None] = lambda number, total: None,
 ) -> PreparedTask:
     """Renders and tokenises a task's samples.
 
@@ -43,6 +46,7 @@ def prepare(
         max_new_tokens: Most tokens of an answer; None: the task's own number.
         seed: For the draw of examples. With lm-eval's, 1234, they are lm-eval's. A sample's don't depend on `limit` or
             `indices`.
+        on_sample: Told how many samples are done, and of how many.
 
     Raises:
         LongEvalError: The task is of a kind that isn't run here, its prompts can't be made, or a sample doesn't fit and
@@ -50,23 +54,27 @@ def prepare(
     """
     check_task(task, window.chat, window.tokenizer)
     preparer = _Preparer(task, window, num_fewshot=num_fewshot, max_new_tokens=max_new_tokens, seed=seed)
-    samples, skipped, failures = [], [], {}
-    for index, doc, instances in preparer.renderer.samples(limit, indices):
+
+    def need(index: int, examples: int) -> Need:
+        fewer = _Preparer(task, window, num_fewshot=examples, max_new_tokens=max_new_tokens, seed=seed)
+        return fewer.need(*next(fewer.renderer.samples(None, [index])))
+
+    samples: list[PreparedSample] = []
+    skipped: dict[int, int] = {}
+    failures: dict[int, int] = {}
+    total = len(preparer.renderer.asked(limit, indices))
+    for number, (index, doc, instances) in enumerate(preparer.renderer.samples(limit, indices), start=1):
         try:
-            sample = preparer.sample(index, doc, instances)
+            samples.append(preparer.sample(index, doc, instances))
         except NoRoomError as error:
-            failures[index] = error.needed
-            continue
-        if sample is None:
-            skipped.append(index)
-        else:
-            samples.append(sample)
+            (skipped if window.overlong == "skip" else failures)[index] = error.needed
+        on_sample(number, total)
     if failures:
-        raise _too_long(preparer.name, window, failures)
+        raise too_long(preparer.name, window, failures, need=need, num_fewshot=preparer.renderer.num_fewshot)
     return PreparedTask(
         name=preparer.name,
         samples=tuple(samples),
-        skipped=tuple(skipped),
+        skipped=skipped,
         num_docs=preparer.renderer.num_docs,
         request_type=str(task.OUTPUT_TYPE or (samples[0].instances[0].request_type if samples else "")),
         num_fewshot=preparer.renderer.num_fewshot,
@@ -76,6 +84,15 @@ def prepare(
         digest=_digest(samples),
         notes=tuple(_notes(preparer.name, samples)),
     )
+
+
+class _Cutter(NamedTuple):
+    """Makes a sample's document shorter."""
+
+    num_units: int
+    """In which it can be cut."""
+    keep: Callable[[int], tuple[Any, ...]]
+    """Units that stay → instances."""
 
 
 class _Preparer:
@@ -91,24 +108,23 @@ class _Preparer:
         )
         self._task = task
         self._window = window
+        self._side = _side(window.overlong)
         self._max_new_tokens = max_new_tokens
         self._metadata = read_metadata(task.config.metadata)
 
-    def sample(self, index: int, doc: Any, instances: tuple[Any, ...]) -> PreparedSample | None:
-        """A sample that fits, cut if need be; None where it is to be skipped.
+    def sample(self, index: int, doc: Any, instances: tuple[Any, ...]) -> PreparedSample:
+        """A sample that fits, cut if need be.
 
         Raises:
-            NoRoomError: It doesn't fit.
+            NoRoomError: It doesn't fit, or would have to be cut and may not be.
         """
         built = self._build(index, instances)
         whole = _longest(built.requests, input_tokens)
         tokens = _longest(built.requests, reach)
         if tokens > self._window.length:
-            if self._window.overlong == "skip":
-                return None
-            if self._window.overlong == "error":
+            if self._side is None:
                 raise NoRoomError(tokens)
-            instances, built = self._shorten(index, doc, instances, built, self._window.overlong)
+            instances, built = self._shorten(index, doc, instances, built, self._side)
         left = _longest(built.requests, input_tokens)
         return PreparedSample(
             index=index,
@@ -131,36 +147,59 @@ class _Preparer:
         except LongEvalError as error:
             raise LongEvalError(f"task {self.name}, sample {index}: {error.problem}", error.remedy) from error
 
+    def need(self, index: int, doc: Any, instances: tuple[Any, ...]) -> Need:
+        """What a sample takes of the window at least: whole where it may not be cut, else with next to no document."""
+        built, document = self._build(index, instances), True
+        if self._side is not None:
+            cutter = self._cutter(index, doc, instances, self._side)
+            document = cutter is not None
+            if cutter is not None and cutter.num_units > 1:
+                built = self._build(index, cutter.keep(1))
+        tokens = _longest(built.requests, reach)
+        return Need(tokens=tokens, answer=tokens - _longest(built.requests, input_tokens), document=document)
+
     def _shorten(
         self, index: int, doc: Any, instances: tuple[Any, ...], built: Built, side: Side
     ) -> tuple[tuple[Any, ...], Built]:
         """The sample with its document cut so that it fits."""
-        field = self._document(index, doc, instances, side)
-        text: str = doc[field]
-        ends_U = self.encoder.unit_ends(text)
-        if not len(ends_U):
-            raise NoRoomError(_longest(built.requests, reach))
+        tokens = _longest(built.requests, reach)
+        cutter = self._cutter(index, doc, instances, side)
+        if cutter is None or not cutter.num_units:
+            raise NoRoomError(tokens)
         longest = max(range(len(instances)), key=lambda number: _reach_of(built, number))
-
-        def shortened(keep: int) -> tuple[Any, ...]:
-            return self.renderer.instances(index, {**doc, field: cut(text, ends_U, keep, side)})
 
         def measure(keep: int) -> int:
             # One of the choices will do: they are as long as they were before, and the prompt is the same.
-            return _longest(self._build(index, (shortened(keep)[longest],)).requests, reach)
+            return _longest(self._build(index, (cutter.keep(keep)[longest],)).requests, reach)
 
         length = self._window.length
         while True:
-            keep = most_that_fits(measure, len(ends_U), length=length, tokens=_longest(built.requests, reach))
-            instances = shortened(keep)
-            fitted = self._build(index, instances)
+            try:
+                keep = most_that_fits(measure, cutter.num_units, length=length, tokens=tokens)
+            except NoRoomError:  # for one of the choices, in what another one leaves of the window
+                raise NoRoomError(self.need(index, doc, instances).tokens) from None
+            shorter = cutter.keep(keep)
+            fitted = self._build(index, shorter)
             over = _longest(fitted.requests, reach) - self._window.length
             if over <= 0:
-                return instances, fitted
+                return shorter, fitted
             length -= over  # another choice has become the longest
 
-    def _document(self, index: int, doc: Any, instances: tuple[Any, ...], side: Side) -> str:
-        """The field that may be cut."""
+    def _cutter(self, index: int, doc: Any, instances: tuple[Any, ...], side: Side) -> _Cutter | None:
+        """What makes a sample shorter; None where it has no document."""
+        field = self._document(index, doc, instances, side)
+        if field is None:
+            return None
+        text: str = doc[field]
+        ends_U = self.encoder.unit_ends(text)
+
+        def keep(units: int) -> tuple[Any, ...]:
+            return self.renderer.instances(index, {**doc, field: cut(text, ends_U, units, side)})
+
+        return _Cutter(len(ends_U), keep)
+
+    def _document(self, index: int, doc: Any, instances: tuple[Any, ...], side: Side) -> str | None:
+        """The field that may be cut; None where there is none."""
         named = self._metadata.document
         if named is not None:
             if not isinstance(doc.get(named), str):
@@ -169,11 +208,7 @@ class _Preparer:
         contexts = [instance.args[0] for instance in instances]
         field = document_field(doc, contexts) if isinstance(doc, Mapping) else None
         if field is None:
-            raise LongEvalError(
-                f"task {self.name}, sample {index}: longer than the window of {self._window.length} tokens, and has no "
-                "document that could be cut",
-                "Give a longer window (--lengths), or leave such samples out (--overlong skip).",
-            )
+            return None
         if side != "middle" and str(self._task.doc_to_text(doc)).strip() == doc[field].strip():
             raise LongEvalError(
                 f"--overlong {side}: task {self.name} has its question inside its document, which would be cut",
@@ -203,6 +238,15 @@ class _Preparer:
             f"task {self.name}: its metadata says {key}: {name}, a field that sample {index} doesn't have",
             "Correct the task's YAML file.",
         )
+
+
+def _side(overlong: Overlong) -> Side | None:
+    """What is cut out of a document; None where none is cut."""
+    match overlong:
+        case "skip" | "error":
+            return None
+        case side:
+            return side
 
 
 def _longest(requests: tuple[Request, ...], size: Any) -> int:
@@ -248,20 +292,3 @@ def _notes(name: str, samples: list[PreparedSample]) -> Iterator[str]:
     repeats = max((instance.repeats or 1 for instance in instances), default=1)
     if repeats > 1:
         yield f"{name} asks each question {repeats} times; greedy answers are equal, so it is asked once"
-
-
-def _too_long(name: str, window: Window, failures: Mapping[int, int]) -> LongEvalError:
-    """One error for all samples that don't fit; the longest of them says what would do."""
-    worst = max(failures, key=lambda index: failures[index])
-    needed = failures[worst]
-    if window.overlong == "error":
-        return LongEvalError(
-            f"--overlong error: {len(failures)} samples of task {name} don't fit into {window.length} tokens; the "
-            f"longest, sample {worst}, needs {needed}",
-            f"Use --lengths {needed}, or --overlong middle to cut documents, or skip.",
-        )
-    return LongEvalError(
-        f"--lengths {window.length}: too short for question and choices of task {name}: sample {worst} needs {needed} "
-        "tokens with next to nothing left of its document",
-        f"Use --lengths {needed} or more, or leave such samples out (--overlong skip).",
-    )

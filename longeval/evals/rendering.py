@@ -6,7 +6,7 @@ again, with a shorter document, gets the same ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 from longeval.errors import LongEvalError
@@ -66,10 +66,14 @@ class Renderer:
         self.num_docs = len(self._docs)
         self._draws: dict[int, tuple[Any, ...]] = {}
 
+    def asked(self, limit: int | None, indices: Collection[int] | None) -> Sequence[int]:
+        """The first `limit` samples, or those of `indices` among them, in order."""
+        stop = self.num_docs if limit is None else min(limit, self.num_docs)
+        return range(stop) if indices is None else sorted({index for index in indices if index < stop})
+
     def samples(self, limit: int | None, indices: Collection[int] | None) -> Iterator[tuple[int, Any, tuple[Any, ...]]]:
         """Yields index, sample and instances of the first `limit` samples, or of those of `indices` among them."""
-        stop = self.num_docs if limit is None else min(limit, self.num_docs)
-        wanted = range(stop) if indices is None else sorted({index for index in indices if index < stop})
+        wanted = self.asked(limit, indices)
         self._task.set_fewshot_seed(self._seed)
         drawn = 0
         for index in wanted:

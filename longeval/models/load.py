@@ -79,6 +79,19 @@ def load_tokenizer(ref: ModelRef, *, trust_remote_code: bool = False) -> Any:
         raise _unloadable(ref, "tokenizer", error) from error
 
 
+def load_generation_settings(ref: ModelRef, config: Any) -> Any:
+    """Returns the model's `GenerationConfig`: from its own file, or where it has none, as its config implies."""
+    import transformers
+
+    source = _source(ref)
+    where = source.pop("pretrained_model_name_or_path")
+    with quiet_transformers():
+        try:
+            return transformers.GenerationConfig.from_pretrained(where, **source)
+        except OSError:  # no such file
+            return transformers.GenerationConfig.from_model_config(config)
+
+
 def load_model(
     ref: ModelRef,
     *,

@@ -70,6 +70,10 @@ class PreparedModel:
             trust_remote_code=self.trust_remote_code,
         )
 
+    def generation_settings(self) -> Any:
+        """The GenerationConfig of transformers: the model's own file, or what its configuration implies."""
+        return load.load_generation_settings(self.ref, self.config)
+
     def bos_id(self) -> int:
         """The id of BOS; only where `bos`."""
         assert self.tokenizer.bos_token_id is not None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from longeval.records import Record
 from longeval.report.grid import Grid
-from longeval.report.rows import GridRow, row_order
+from longeval.report.rows import GridRow, ordered_rows
 from longeval.report.task_tables import TaskSet, TaskTable
 
 
@@ -60,12 +60,12 @@ def _same_model(tasks: TaskSet, grid: Grid) -> bool:
 
 
 def _rows(length: int, grids: Sequence[Grid], tables: Sequence[TaskTable]) -> tuple[BesideRow, ...]:
-    """All methods with a cell at this length, in their usual order; equal in name, parameters and own factor."""
-    every: dict[tuple[str, str, float | None, str], GridRow] = {}
+    """All methods with a cell at this length, tasks' first; equal in name, parameters and own factor."""
+    every: dict[tuple[str, str, float | None], GridRow] = {}
     for row in [row for table in tables for row in table.rows] + [row for grid in grids for row in grid.rows]:
         if length in row.cells:
             every.setdefault(_key(row, length), row)
-    order = sorted(every, key=lambda key: row_order(every[key]))
+    order = [_key(row, length) for row in ordered_rows(every.values(), [row.pe for row in every.values()])]
     return tuple(
         BesideRow(
             row=every[key],
@@ -76,12 +76,11 @@ def _rows(length: int, grids: Sequence[Grid], tables: Sequence[TaskTable]) -> tu
     )
 
 
-def _key(row: GridRow, length: int) -> tuple[str, str, float | None, str]:
-    number = row.label.partition(" #")[2]
-    return row.pe, row.method, row.cells[length].factor, number
+def _key(row: GridRow, length: int) -> tuple[str, str, float | None]:
+    return row.pe, row.method, row.cells[length].factor
 
 
-def _cell(table: Grid | TaskTable, key: tuple[str, str, float | None, str], length: int) -> Record | None:
+def _cell(table: Grid | TaskTable, key: tuple[str, str, float | None], length: int) -> Record | None:
     return next((row.cells[length] for row in table.rows if length in row.cells and _key(row, length) == key), None)
 
 

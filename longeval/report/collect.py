@@ -1,4 +1,4 @@
-"""Reads run folders into one set of cells, each counted once.
+"""Reads run folders into one set of cells, each counted once, in the order in which they were asked for.
 
 Several folders may hold the same cell (its id is a digest of everything that decides the result): an equal one counts
 once, and where values differ the one finished last is kept and a note says so. An ok cell is kept before a failed one.
@@ -12,8 +12,11 @@ from dataclasses import dataclass, field
 from longeval.errors import LongEvalError
 from longeval.nll import TokenNll
 from longeval.records import Record
-from longeval.report.rows import method_sort_key
+from longeval.report.asked import ReadingOrder, understood
+from longeval.report.unfinished import unfinished_note
+from longeval.report.versions import older_cells, older_note
 from longeval.samples import Sample
+from longeval.spec import format_length
 from longeval.store import Store, StoredCell
 
 
@@ -32,11 +35,13 @@ class Collection:
     """All cells of a report."""
 
     cells: tuple[StoredCell, ...]
-    """Each cell once, as a reader would sort them: by model, data, protocol, method, length."""
+    """Each cell once, as asked for: by model, data or task, protocol, method, length."""
     runs: tuple[RunFolder, ...]
     """The folders, in the order given."""
     notes: tuple[str, ...]
-    """What the reader must know about cells found twice; whole sentences."""
+    """What the reader must know: cells found twice, older or missing; whole sentences."""
+    older: frozenset[str]
+    """Ids of cells that tables leave out, since newer ones differ from them in the program's version alone."""
     stores: dict[str, Store]
     """Cell id to the run folder that it was taken from."""
     read_samples: dict[str, tuple[Sample, ...] | None] = field(default_factory=dict)
@@ -44,7 +49,7 @@ class Collection:
 
     @property
     def records(self) -> list[Record]:
-        """All records of all cells."""
+        """All records of all cells, older ones too."""
         return [record for cell in self.cells for record in cell.records]
 
     def nll(self, cell: str) -> TokenNll | None:
@@ -92,19 +97,20 @@ def collect(paths: Sequence[str]) -> Collection:
             f"{', '.join(paths)}: no cells",
             "Run the request first: `longeval run RUN/spec.yaml` computes what is missing.",
         )
-    ids = sorted(kept, key=lambda cell: _reading_order(kept[cell][0]))
+    runs = tuple(RunFolder(path=store.path, spec=(store.read_text("spec.yaml") or "").strip()) for store in stores)
+    requests, misunderstood = understood((run.path, run.spec) for run in runs)
+    records = [record for cell, _ in kept.values() for record in cell.records]
+    order = ReadingOrder(requests, records)
+    ids = sorted(kept, key=lambda cell: order.key(kept[cell][0].records[0]))
+    older = older_cells(records)
+    notes = [unfinished_note(requests, records), *misunderstood, older_note(records, older), *notes]
     return Collection(
         cells=tuple(kept[cell][0] for cell in ids),
-        runs=tuple(RunFolder(path=store.path, spec=(store.read_text("spec.yaml") or "").strip()) for store in stores),
-        notes=tuple(notes),
+        runs=runs,
+        notes=tuple(filter(None, notes)),
+        older=older,
         stores={cell: kept[cell][1] for cell in ids},
     )
-
-
-def _reading_order(cell: StoredCell) -> tuple[object, ...]:
-    record = cell.records[0]
-    subject = (record.model, record.task or "", record.data or "", record.protocol or "", record.backend, record.dtype)
-    return *subject, method_sort_key(record.pe), record.factor or 0.0, record.length, cell.cell
 
 
 def _rank(cell: StoredCell) -> tuple[bool, str]:
@@ -118,7 +124,7 @@ def _values(cell: StoredCell) -> dict[str, float | None]:
 
 def _name(cell: StoredCell) -> str:
     record = cell.records[0]
-    return f"{record.pe}, {record.length} tokens, {record.data or record.task}"
+    return f"{record.pe}, {format_length(record.length)}, {record.data or record.task}"
 
 
 def _outcome(cell: StoredCell) -> str:

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from longeval.report.rows import GridRow
+from longeval.report.rows import GridRow, row_name
 from longeval.report.task_tables import TaskTable
 from longeval.samples import Sample
 
@@ -40,7 +40,11 @@ class DepthTable:
     binned: bool
     """Whether `levels` are bins."""
     cells: dict[tuple[str, int, float], DepthCell]
-    """(row label, length, level) → score."""
+    """(row name, length, level) → score; of a row's name see `name`."""
+
+    def name(self, row: GridRow) -> str:
+        """A row's label, with its factor where the task has several rows of that label."""
+        return row_name(row, self.table.rows)
 
     def label(self, level: float) -> str:
         """`25%`, or `20–30%` for a bin."""
@@ -61,18 +65,18 @@ def depth_table(table: TaskTable, samples: Callable[[str], Sequence[Sample] | No
             stored = samples(record.cell) if record.status == "ok" else None
             having = [s for s in stored or () if s.depth is not None and table.metric in s.scores]
             if having:
-                found[row.label, length] = having
+                found[row_name(row, table.rows), length] = having
     if not found:
         return None
     levels, binned = _levels(s.depth for having in found.values() for s in having if s.depth is not None)
     cells: dict[tuple[str, int, float], list[float]] = defaultdict(list)
-    for (label, length), having in found.items():
+    for (name, length), having in found.items():
         for sample in having:
             if sample.depth is not None:
-                cells[label, length, _level(sample.depth, binned)].append(sample.scores[table.metric])
+                cells[name, length, _level(sample.depth, binned)].append(sample.scores[table.metric])
     return DepthTable(
         table=table,
-        rows=tuple(row for row in table.rows if any(label == row.label for label, _ in found)),
+        rows=tuple(row for row in table.rows if any(name == row_name(row, table.rows) for name, _ in found)),
         lengths=tuple(sorted({length for _, length in found})),
         levels=levels,
         binned=binned,

@@ -9,7 +9,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from longeval.records import Record
@@ -24,8 +24,13 @@ def records_json(records: Iterable[Record]) -> str:
     return json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def records_csv(records: Sequence[Record]) -> str:
-    """One line per record: its fields, one column `params.NAME` per parameter, and the main fields of provenance."""
+def records_csv(records: Sequence[Record], older: Collection[str] = ()) -> str:
+    """One line per record: its fields, one column `params.NAME` per parameter, and the main fields of provenance.
+
+    Args:
+        records: All records.
+        older: Ids of cells that tables leave out for newer ones: true in the last column, `older`.
+    """
     names = sorted({name for record in records for name in record.params})
     lines: list[dict[str, Any]] = []
     for record in records:
@@ -33,7 +38,8 @@ def records_csv(records: Sequence[Record]) -> str:
         provenance = plain.pop("provenance")
         params = plain.pop("params")
         line = plain | {f"params.{name}": params.get(name) for name in names}
-        lines.append(line | {f"provenance.{name}": provenance[name] for name in _PROVENANCE})
+        line |= {f"provenance.{name}": provenance[name] for name in _PROVENANCE}
+        lines.append(line | {"older": record.cell in older})
     return csv_text(list(lines[0]), lines)
 
 

@@ -15,6 +15,7 @@ from longeval.records import Record
 from longeval.report.numbers import format_perplexity
 from longeval.report.rows import GridRow, method_rows
 from longeval.report.settings import split
+from longeval.report.versions import current
 
 _TABLE_PARAMS = (
     "native_length",
@@ -82,13 +83,16 @@ class Grid:
 
 
 def build_grids(records: Iterable[Record], metric: str = "perplexity") -> list[Grid]:
-    """Sorts the records of one metric into tables; records of downstream tasks (`task` set) are left out."""
+    """Sorts the records of one metric into tables; left out are records of tasks (`task` set) and of older cells.
+
+    Tables and rows are in the order of their first records.
+    """
     families: dict[tuple[str, str, str], list[Record]] = defaultdict(list)
-    for record in records:
+    for record in current(list(records)):
         if record.metric == metric and record.task is None:
             families[record.model, record.data or "", record.protocol or ""].append(record)
     grids: list[Grid] = []
-    for (model, data, protocol), family in sorted(families.items(), key=lambda item: item[0]):
+    for (model, data, protocol), family in families.items():
         for part in split(family, _TABLE_PARAMS, _CELL_PARAMS):
             table = part.records
             grids.append(

@@ -13,12 +13,12 @@ from longeval.records import Record
 from longeval.report.collect import Collection
 from longeval.report.gfm import escape_markdown, figure, table_lines
 from longeval.report.grid import Grid
-from longeval.report.numbers import format_interval, format_outcome, format_percent
+from longeval.report.numbers import counted, format_interval, format_outcome, format_percent
 from longeval.report.pairs import PairCell
 from longeval.report.provenance import provenance_lines, repeat_lines, scored_lines
 from longeval.report.published_markdown import published_lines
 from longeval.report.rows import factor_text, outcome_lines
-from longeval.report.sections import POSITION_BINS, Section
+from longeval.report.sections import POSITION_BINS, Section, ordered_unique
 from longeval.report.task_markdown import task_section_lines
 from longeval.report.task_sections import TaskSection
 from longeval.report.task_tables import is_group
@@ -58,7 +58,8 @@ def markdown_report(
     if preface.text.strip():
         lines += [preface.text.strip(), ""]
     lines += [_summary(collection), "", _beside(names), ""]
-    lines += [f"> {escape_markdown(note)}\n" for note in collection.notes]
+    notes = [*collection.notes, *_told_apart(sections, task_sections)]
+    lines += [f"> {escape_markdown(note)}\n" for note in notes]
     for section in sections:
         lines += _section_lines(section, names)
     for task_section in task_sections:
@@ -86,14 +87,29 @@ def _summary(collection: Collection) -> str:
     dates = sorted(record.provenance.date[:10] for record in collection.records)
     when = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
     folders = ", ".join(f"`{run.path}`" for run in collection.runs)
-    text = f"{len(collection.cells)} cells ({counts}) from {folders}, computed {when}."
+    text = f"{counted(len(collection.cells), 'cell')} ({counts}) from {folders}, computed {when}."
     first = [cell.records[0] for cell in collection.cells]
     num_tasks = sum(record.task is not None and not is_group(record) for record in first)
     num_groups = sum(map(is_group, first))
-    if num_tasks or num_groups:
-        kinds = [(len(first) - num_tasks - num_groups, "perplexity"), (num_tasks, "tasks"), (num_groups, "averages")]
-        text += f" By kind: {', '.join(f'{count} {kind}' for count, kind in kinds if count)}."
+    if 0 < num_tasks < len(first) or 0 < num_groups < len(first):
+        kinds = [(len(first) - num_tasks - num_groups, "of perplexity"), (num_tasks, "of tasks")]
+        kinds.append((num_groups, "averages of groups"))
+        text += f" By kind: {', '.join(f'{count:,} {kind}' for count, kind in kinds if count)}."
     return text
+
+
+def _told_apart(sections: Sequence[Section], task_sections: Sequence[TaskSection]) -> list[str]:
+    """A sentence on tables that stand apart since their cells were asked with other settings; none without any."""
+    every = [section.tasks for section in task_sections]
+    named = [section.grid.differs for section in sections] + [tasks.differs for tasks in every]
+    named += [table.differs for tasks in every for table in (*tasks.tasks, *tasks.groups)]
+    different = ordered_unique(list(filter(None, named)))
+    if not different:
+        return []
+    return [
+        "Not all cells were asked with the same settings. Those that differ stand in sections or tables of their own, "
+        f"named by the difference ({'; '.join(different)}), and are not compared with each other."
+    ]
 
 
 _BITS_CAPTION = (

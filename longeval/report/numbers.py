@@ -6,6 +6,8 @@ Perplexities have four significant digits; whole numbers up to 99,999, powers of
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from typing import Literal
 
 from longeval.records import Record
 
@@ -47,6 +49,11 @@ def format_factor(value: float) -> str:
     return f"{value:.6g}"
 
 
+def counted(count: int, noun: str) -> str:
+    """`1 sample`, `20 samples`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def format_outcome(record: Record | None) -> str:
     """What stands in a cell: the value, `failed`, `skipped`, or a dash where no run folder holds it."""
     if record is None:
@@ -61,21 +68,29 @@ def format_score(value: float, stderr: float | None = None) -> str:
     return f"{value:.{_score_decimals(value, stderr)}f}"
 
 
-def format_score_outcome(record: Record | None, *, with_error: bool = True) -> str:
-    """What stands in a cell of a task: `0.45 ± 0.05`, `0.00 [0.00, 0.16]`, `failed`, `skipped`, or a dash.
+ScoreError = Literal["interval", "stderr", "none"]
+"""What stands behind a score: its 95% interval, one standard error, or nothing."""
 
-    The error is one standard error. Where all samples scored alike there is no spread to tell it from, and the 95%
-    interval stands instead.
-    """
+
+def score_error(records: Iterable[Record]) -> ScoreError:
+    """What stands behind the scores of one table: intervals where any has one, so that a table has one notation."""
+    every = list(records)
+    if any(record.ci_low is not None for record in every):
+        return "interval"
+    return "stderr" if any(record.params.get("stderr") is not None for record in every) else "none"
+
+
+def format_score_outcome(record: Record | None, error: ScoreError = "none") -> str:
+    """What stands in a cell of a task: `0.45 [0.26, 0.66]`, `0.45 ± 0.05`, `failed`, `skipped`, or a dash."""
     if record is None or record.status != "ok" or record.value is None:
         return MISSING if record is None else record.status
     stderr = record.params.get("stderr")
     text = format_score(record.value, stderr)
-    if not with_error:
-        return text
-    if stderr:
+    if error == "interval":
+        return f"{text} {format_score_interval(record)}".rstrip()
+    if error == "stderr" and stderr is not None:
         return f"{text} ± {format_score(stderr, stderr) if record.value < 10 else f'{stderr:.1f}'}"
-    return f"{text} {format_score_interval(record)}".rstrip()
+    return text
 
 
 def format_score_interval(record: Record) -> str:

@@ -37,7 +37,8 @@ def scored_lines(grid: Grid, documents: Sequence[str]) -> list[str]:
     """
     settings = grid.records[0].params
     lines = [f"- Protocol `{grid.protocol}`: {_PROTOCOLS.get(grid.protocol, 'not described here')}."]
-    shown = [f"{name} {value}" for name in ("stride", "min_tokens") if (value := settings.get(name)) is not None]
+    lengths = [(name, settings.get(name)) for name in ("stride", "min_tokens")]
+    shown = [f"{name} {format_length(value)}" for name, value in lengths if value is not None]
     if shown:
         lines.append(f"- Selection: {', '.join(shown)}.")
     if grid.protocol == "prefix" and len(grid.lengths) > 1:
@@ -64,10 +65,10 @@ def scored_lines(grid: Grid, documents: Sequence[str]) -> list[str]:
 
 def model_line(model: str, native_length: int | None, record: Record) -> str:
     """A bullet: the model, its native length, and what ran it."""
-    native = "not recorded" if native_length is None else f"{native_length:,} tokens"
+    native = "not recorded" if native_length is None else f"{format_length(native_length)} tokens"
     own = record.params.get("own_native_length")
     if own and own != native_length:
-        native += f" by `--native` (the model's own: {own:,})"
+        native += f" by `--native` (the model's own: {format_length(own)})"
     attention = f", attention `{record.params['attn']}`" if record.params.get("attn") else ""
     return f"- Model `{model}`: native length {native}, backend {record.backend}, {record.dtype}{attention}."
 

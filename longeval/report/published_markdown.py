@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from longeval.records import Record
 from longeval.report.gfm import escape_markdown, table_lines
 from longeval.report.grid import Grid
-from longeval.report.numbers import MISSING, format_factor, format_perplexity
+from longeval.report.numbers import MISSING, counted, format_factor, format_interval, format_perplexity
 from longeval.report.published import AVERAGE, PublishedRow, PublishedSet, published_sets
 from longeval.report.rows import GridRow, base_method, factor_text
 from longeval.report.task_notes import CHANCE_MARK, is_chance
@@ -79,8 +79,7 @@ def _perplexity_lines(published: PublishedSet, grid: Grid) -> list[str]:
     ]
     for row in grid.rows:
         records = [row.cells.get(length) for length in lengths]
-        values = [_perplexity(None if record is None else record.value) for record in records]
-        rows.append([*_own_start(grid.model, row, None), *values])
+        rows.append([*_own_start(grid.model, row, None), *map(_own_perplexity, records)])
     differences = _perplexity_differences(published, grid)
     return [*_heading(published, grid.title), *table_lines(header, rows, left=3), "", *_difference_lines(differences)]
 
@@ -122,7 +121,8 @@ def _task_differences(published: PublishedSet, tasks: TaskSet, tables: dict[str,
     params = records[0].params
     found = _model_differences(published, tasks.model)
     found.append("unit: percent here, ours converted; fractions from 0 to 1 in our own tables")
-    found.append(f"window: ours at {format_length(length)} ({length:,} tokens), the longest here; theirs as said above")
+    found.append("error: ours have a 95% interval where there is one, and n samples; theirs were published without")
+    found.append(f"window: ours at {format_length(length)} tokens, the longest here; theirs as said above")
     policy = params.get("overlong")
     if policy != published.cut:
         found.append(f"cut: theirs by --overlong {published.cut}, ours by --overlong {policy}")
@@ -157,10 +157,12 @@ def _perplexity_differences(published: PublishedSet, grid: Grid) -> list[str]:
         found.append(f"stride: theirs is 256, ours {stride}")
     documents = sorted({record.documents for record in grid.records if record.documents is not None})
     if documents:
-        shown = f"{documents[0]}" if len(documents) == 1 else f"{documents[0]} to {documents[-1]}"
+        shown = counted(documents[-1], "document")
+        shown = shown if len(documents) == 1 else f"{documents[0]} to {shown}"
+        least = format_length(grid.records[0].params.get("min_tokens") or 0)
         found.append(
-            f"documents: ours are {shown}, of at least {grid.records[0].params.get('min_tokens') or 0:,} tokens; "
-            "theirs as said above, and not necessarily the same ones"
+            f"documents: we have {shown} (n above) of at least {least} tokens; theirs as said above, and not "
+            "necessarily the same ones"
         )
     return found + _factor_differences(published, grid.rows)
 
@@ -202,7 +204,17 @@ def _own_percent(table: TaskTable | None, record: Record | None) -> str:
     if table is None or record is None or record.value is None:
         return MISSING
     text = _percent(100 * record.value)
+    if record.ci_low is not None and record.ci_high is not None:
+        text += f" [{100 * record.ci_low:.1f}, {100 * record.ci_high:.1f}]"
+    text += "" if record.n is None else f" (n {record.n:,})"
     return f"{text} {CHANCE_MARK}" if is_chance(table, record) else text
+
+
+def _own_perplexity(record: Record | None) -> str:
+    if record is None or record.value is None:
+        return MISSING
+    n = "" if record.documents is None else f" (n {record.documents:,})"
+    return " ".join(filter(None, (format_perplexity(record.value), format_interval(record)))) + n
 
 
 def _perplexity(value: float | None) -> str:

@@ -1,10 +1,10 @@
-"""Rows of tables: one method at all lengths, each resonance form right below its base."""
+"""Rows of tables: one method at all lengths, in the order of the records, each resonance form right below its base."""
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,7 +24,7 @@ _METHOD_ORDER = (
     "longrope",
     "abf",
 )
-"""Order of rows: roughly that of publication. Methods that are not listed follow by name."""
+"""Order of methods that nobody asked for by name: roughly that of publication, then by name."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,26 +76,35 @@ def _belong(base: GridRow, resonance: GridRow) -> bool:
 
 
 def method_rows(records: Sequence[Record]) -> tuple[GridRow, ...]:
-    """Rows of one table: by method, its parameters and its factor; cells of equal place (other code) get own rows."""
+    """Rows of one table: by method, its parameters and its factor; base methods in the order of their first record.
+
+    Of two cells in one place the one finished last stands there; callers leave older ones out (versions.py).
+    """
     by_method: dict[tuple[str, str], list[Record]] = defaultdict(list)
     for record in records:
         by_method[record.pe, method_of(record)].append(record)
     rows: list[GridRow] = []
     for (pe, method), found in by_method.items():
         each = _has_factor_each(found)
-        by_factor: dict[float | Literal["each"] | None, list[dict[int, Record]]] = defaultdict(list)
-        for record in sorted(found, key=lambda record: record.cell):
-            places = by_factor["each" if each else record.factor]
-            free = next((cells for cells in places if record.length not in cells), None)
-            if free is None:
-                places.append(free := {})
-            free[record.length] = record
-        same_name = [other for name, other in by_method if name == pe]
-        for factor, places in by_factor.items():
-            for number, cells in enumerate(places, start=1):
-                label = pe + _differing_parameters(method, same_name) + (f" #{number}" if len(places) > 1 else "")
-                rows.append(GridRow(pe=pe, label=label, factor=factor, method=method, cells=cells))
-    return tuple(sorted(rows, key=row_order))
+        by_factor: dict[float | Literal["each"] | None, dict[int, Record]] = defaultdict(dict)
+        for record in sorted(found, key=lambda record: (record.provenance.date, record.cell)):
+            by_factor["each" if each else record.factor][record.length] = record
+        label = pe + _differing_parameters(method, [other for name, other in by_method if name == pe])
+        for factor, cells in by_factor.items():
+            rows.append(GridRow(pe=pe, label=label, factor=factor, method=method, cells=cells))
+    return ordered_rows(rows, [record.pe for record in records])
+
+
+def ordered_rows(rows: Iterable[GridRow], methods: Iterable[str]) -> tuple[GridRow, ...]:
+    """Rows with base methods in the order of `methods`; pairs with equal parameters and factor together, base first."""
+    families = {base: place for place, base in enumerate(dict.fromkeys(map(base_method, methods)))}
+    return tuple(sorted(rows, key=lambda row: (families[base_method(row.pe)], *_order_in_family(row))))
+
+
+def row_name(row: GridRow, rows: Sequence[GridRow]) -> str:
+    """A row's label, with its factor where several rows have the same label."""
+    several = sum(other.label == row.label for other in rows) > 1
+    return f"{row.label} s={factor_text(row)}" if several else row.label
 
 
 def factor_text(row: GridRow) -> str:
@@ -114,21 +123,19 @@ def outcome_lines(rows: Sequence[GridRow], lengths: Sequence[int]) -> list[str]:
             if record is not None and record.status != "ok":
                 reason = " ".join((record.error or "no reason was recorded").split())
                 named = cells.setdefault((record.status, reason), {})
-                named.setdefault(row.label, []).append(format_length(length))
+                named.setdefault(row_name(row, rows), []).append(format_length(length))
     total = sum(length in row.cells for row in rows for length in lengths)
     lines = []
     for (status, reason), named in cells.items():
-        where = "; ".join(f"{label} {', '.join(found)}" for label, found in named.items())
+        where = ": " + "; ".join(f"{label} {', '.join(found)}" for label, found in named.items())
         everywhere = total > 1 and sum(map(len, named.values())) == total
-        lines.append(f"{status}: {'all' if everywhere else where}: {reason}")
+        lines.append(f"{status}{' in every cell' if everywhere else where}: {reason}")
     return lines
 
 
-def row_order(row: GridRow) -> tuple[Any, ...]:
-    """Pairs with equal parameters and factor stand next to each other: base first."""
-    place, base, resonance = method_sort_key(row.pe)
+def _order_in_family(row: GridRow) -> tuple[Any, ...]:
     factor = 0.0 if not isinstance(row.factor, float | int) else float(row.factor)
-    return place, base, row.method, row.factor == "each", factor, resonance, row.label
+    return row.method, row.factor == "each", factor, is_resonance(row.pe)
 
 
 def _has_factor_each(records: Sequence[Record]) -> bool:

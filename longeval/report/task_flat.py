@@ -92,8 +92,8 @@ def depths_csv(sections: Sequence[TaskSection]) -> str:
         for depth_map in section.maps:
             depths = depth_map.depths
             for row in depths.rows:
-                for (label, length, level), cell in sorted(depths.cells.items(), key=lambda item: item[0]):
-                    if label == row.label:
+                for (name, length, level), cell in sorted(depths.cells.items(), key=lambda item: item[0]):
+                    if name == depths.name(row):
                         line = _place(section.tasks, depths.table) | _row(row, length)
                         shown = {"depth": level, "binned": depths.binned, "value": cell.value, "n": cell.n}
                         lines.append(line | shown)

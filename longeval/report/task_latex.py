@@ -1,11 +1,11 @@
-r"""Tables of tasks for a paper: scores with their standard errors, and paired differences; see latex.py."""
+r"""Tables of tasks for a paper: scores with their intervals, and paired differences; see latex.py."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from longeval.report.latex import escape_latex, table_source
-from longeval.report.numbers import format_change, format_p, format_score_outcome
+from longeval.report.numbers import ScoreError, format_change, format_p, format_score_outcome, score_error
 from longeval.report.rows import factor_text
 from longeval.report.task_notes import is_chance, table_notes
 from longeval.report.task_pairs import TaskPair
@@ -27,19 +27,24 @@ def _score_table(section: TaskSection, tables: Sequence[TaskTable]) -> str:
     lengths = section.tasks.lengths
     rows: list[list[str]] = []
     notes: list[str] = []
+    errors: set[ScoreError] = set()
     for table in tables:
         kind = "average of " if table.members is not None else ""
         name = escape_latex(f"{table.title}: {kind}{table.metric}")
         rows.append([rf"\multicolumn{{{len(lengths) + 2}}}{{l}}{{\textit{{{name}}}}}"])
+        error = score_error(table.records)
+        errors.add(error)
         for row in table.rows:
             cells = []
             for length in lengths:
                 record = row.cells.get(length)
-                text = escape_latex(format_score_outcome(record))
+                text = escape_latex(format_score_outcome(record, error))
                 cells.append(rf"{text}$^\dagger$" if is_chance(table, record) else text)
             rows.append([rf"\quad {escape_latex(row.label)}", escape_latex(factor_text(row)), *cells])
         notes += [f"{table.title}: {note.removeprefix('† ')}" for note in table_notes(table)]
-    caption = f"Scores by context length, with standard errors: {escape_latex(section.tasks.title)}."
+    caption = f"Scores by context length: {escape_latex(section.tasks.title)}."
+    caption += " 95\\% intervals in brackets." if "interval" in errors else ""
+    caption += r" $\pm$: one standard error." if "stderr" in errors else ""
     if any(is_chance(table, record) for table in tables for record in table.records):
         caption += r" $^\dagger$: not distinguishable from guessing."
     caption += "".join(f" {escape_latex(note)}." for note in notes)

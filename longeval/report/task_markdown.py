@@ -7,11 +7,21 @@ from collections.abc import Sequence
 from longeval.records import Record
 from longeval.report.beside import Beside
 from longeval.report.gfm import escape_markdown, figure, table_lines
-from longeval.report.numbers import format_change, format_outcome, format_p, format_score, format_score_outcome
+from longeval.report.numbers import (
+    MISSING,
+    ScoreError,
+    counted,
+    format_change,
+    format_outcome,
+    format_p,
+    format_score,
+    format_score_outcome,
+    score_error,
+)
 from longeval.report.rows import GridRow, factor_text
 from longeval.report.stats import MIN_UNITS
 from longeval.report.task_notes import CHANCE_MARK, count_rows, is_chance, table_notes
-from longeval.report.task_pairs import ALPHA, FEWEST_DISCORDANT, TaskPair
+from longeval.report.task_pairs import ALPHA, FEWEST_DISCORDANT, INCOMPARABLE, TaskPair
 from longeval.report.task_scored import task_scored_lines
 from longeval.report.task_sections import TaskSection
 from longeval.report.task_tables import TaskTable
@@ -49,9 +59,12 @@ def task_section_lines(section: TaskSection, folder: str) -> list[str]:
 
 def _caption(section: TaskSection) -> str:
     text = "Higher is better" if _all_higher(section) else "Scores; not of every metric is higher better"
-    text += "; ± is one standard error, and where all samples scored alike the 95% interval stands instead."
-    if any(is_chance(table, record) for table in section.tasks.tasks for record in table.records):
-        text += f" {CHANCE_MARK}: can't be told from guessing."
+    notations = {_error(table) for table in (*section.tasks.tasks, *section.tasks.groups)}
+    notations |= {_further_error(section.tasks.further)}
+    text += ". [low, high]: 95% interval" if "interval" in notations else ""
+    if "stderr" in notations:
+        text += f"{'; in tables without intervals, ±' if 'interval' in notations else '. ±'}: one standard error"
+    text += f".{_chance_sentence(section.tasks.tasks)}"
     text += " No best is marked: whether a difference is more than chance is for the paired table to say."
     if section.tasks.native_length is not None:
         text += f" The native length is {format_length(section.tasks.native_length)}."
@@ -61,13 +74,38 @@ def _caption(section: TaskSection) -> str:
     return text
 
 
+def _chance_sentence(tables: Sequence[TaskTable]) -> str:
+    """What the mark of chance means, and for which tasks nobody says what guessing scores."""
+    known = [table for table in tables if table.chance is not None]
+    untold = ", ".join(f"`{table.title}`" for table in tables if table.chance is None)
+    if not known:
+        return " What guessing scores is not known for these tasks, so no score is marked as chance." if tables else ""
+    if not any(is_chance(table, record) for table in known for record in table.records) and not untold:
+        return ""
+    text = f" {CHANCE_MARK}: can't be told from guessing"
+    if untold:
+        text += (
+            f"; set only where a task says what guessing scores, which {untold} {'do' if ',' in untold else 'does'} not"
+        )
+    return f"{text}."
+
+
+def _error(table: TaskTable) -> ScoreError:
+    return score_error(table.records)
+
+
+def _further_error(tables: Sequence[TaskTable]) -> ScoreError:
+    return score_error(record for table in tables for record in table.records)
+
+
 def _all_higher(section: TaskSection) -> bool:
     return all(record.params.get("higher_is_better") is not False for record in section.tasks.records)
 
 
 def _table_lines(table: TaskTable) -> list[str]:
     """One task with its counts and notes, or an average with its members."""
-    rows = [_row(row, [_marked(table, row.cells.get(length)) for length in table.lengths]) for row in table.rows]
+    error = _error(table)
+    rows = [_row(row, [_marked(table, row.cells.get(length), error) for length in table.lengths]) for row in table.rows]
     if table.members is None:
         rows += [[f"*{name}*", "", *counts] for name, counts in count_rows(table)]
         heading = f"### {escape_markdown(table.title)}: {escape_markdown(table.metric)}"
@@ -81,8 +119,8 @@ def _table_lines(table: TaskTable) -> list[str]:
     return [*lines, "", *(f"- {escape_markdown(note)}" for note in notes)] if notes else lines
 
 
-def _marked(table: TaskTable, record: Record | None, *, with_error: bool = True) -> str:
-    text = format_score_outcome(record, with_error=with_error)
+def _marked(table: TaskTable, record: Record | None, error: ScoreError) -> str:
+    text = format_score_outcome(record, error)
     return f"{text} {CHANCE_MARK}" if is_chance(table, record) else text
 
 
@@ -95,12 +133,13 @@ def _further_lines(tables: Sequence[TaskTable]) -> list[str]:
     if not tables:
         return []
     lengths = sorted({length for table in tables for length in table.lengths})
+    error = _further_error(tables)
     rows = [
         [
             escape_markdown(f"{table.title}: {table.metric}"),
             f"`{row.label}`",
             factor_text(row),
-            *(format_score_outcome(row.cells.get(length)) for length in lengths),
+            *(format_score_outcome(row.cells.get(length), error) for length in lengths),
         ]
         for table in tables
         for row in table.rows
@@ -137,7 +176,8 @@ def _pair_row(pair: TaskPair) -> list[str]:
     found = pair.found
     if found is None:
         a, b = pair.record_base.value or 0.0, pair.record_resonance.value or 0.0
-        return [*row, "–", format_score(a), format_score(b), format_change(b - a), "–", "–", "–"]
+        difference = MISSING if pair.why_not == INCOMPARABLE else format_change(b - a)
+        return [*row, "–", format_score(a), format_score(b), difference, "–", "–", "–"]
     text = format_change(found.difference, found.stderr)
     text = f"**{text}**" if pair.is_different else text
     if found.ci_low is not None and found.ci_high is not None:
@@ -158,14 +198,14 @@ def pair_notes(pairs: Sequence[TaskPair]) -> list[str]:
     if tested:
         by_chance = ALPHA * len(tested)
         notes.append(
-            f"{len(different)} of {len(tested)} comparisons are bold; if rounding changed nothing at all, up to about "
-            f"{by_chance:.2g} would be, by chance alone (nothing is corrected for how many there are)"
+            f"bold: {len(different)} of {counted(len(tested), 'comparison')}; if rounding changed nothing at all, up "
+            f"to about {by_chance:.2g} would be, by chance alone (nothing is corrected for how many there are)"
         )
     silent = [pair for pair in tested if pair.says_nothing]
     if silent:
         notes.append(
-            f"in {len(silent)} of them fewer than {FEWEST_DISCORDANT} samples differ: whichever way, the test can't "
-            f"reach p < {ALPHA} there, so they say nothing for or against: {_where(silent)}"
+            f"in {len(silent)} of {len(tested)} fewer than {FEWEST_DISCORDANT} samples differ: whichever way, the test "
+            f"can't reach p < {ALPHA} there, which says nothing for or against: {_where(silent)}"
         )
     if bare:
         why = f"fewer than {MIN_UNITS} independent units, or all alike"
@@ -181,8 +221,13 @@ def pair_notes(pairs: Sequence[TaskPair]) -> list[str]:
 def _where(pairs: Sequence[TaskPair]) -> str:
     """`passkey resonance_yarn 4k, 8k; quality resonance 4k`."""
     lengths: dict[str, list[str]] = {}
+    several = len({(pair.resonance.label, pair.resonance.factor) for pair in pairs}) > len(
+        {pair.resonance.label for pair in pairs}
+    )
     for pair in pairs:
-        lengths.setdefault(f"{pair.task} {pair.resonance.label}", []).append(format_length(pair.length))
+        factor = f" s={factor_text(pair.resonance)}" if several else ""
+        name = f"{pair.task} {pair.resonance.label}{factor}"
+        lengths.setdefault(name, []).append(format_length(pair.length))
     return "; ".join(f"{name} {', '.join(found)}" for name, found in lengths.items())
 
 
@@ -200,7 +245,7 @@ def _beside_lines(tables: Sequence[Beside]) -> list[str]:
         rows = []
         for row in table.rows:
             pairs = zip(table.tables, row.scores, strict=True)
-            scores = [_marked(column, record, with_error=False) for column, record in pairs]
+            scores = [_marked(column, record, "none") for column, record in pairs]
             rows.append(_row(row.row, [*map(format_outcome, row.perplexity), *scores]))
         lines += [*table_lines(header, rows), ""]
     return lines

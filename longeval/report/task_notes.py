@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from longeval.records import Record
 from longeval.report.numbers import format_score
-from longeval.report.rows import GridRow, outcome_lines
+from longeval.report.rows import GridRow, outcome_lines, row_name
 from longeval.report.stats import MIN_UNITS
 from longeval.report.task_tables import FEW_SAMPLES, CountField, TaskTable
+from longeval.report.versions import code_of
 from longeval.spec import format_length
 
 CHANCE_MARK = "†"
@@ -43,12 +44,43 @@ def table_notes(table: TaskTable) -> list[str]:
         below = _named(table, [r for r in table.records if r.ci_high is not None and r.ci_high < chance])
         if below:
             notes.append(f"below guessing, which scores {format_score(chance)}: {below}")
-    notes += _sample_notes(table)
+    notes += [*_mixed_notes(table), *_sample_notes(table)]
     no_interval = [r for r in table.records if r.value is not None and r.ci_low is None]
     if no_interval:
         why = f"fewer than {MIN_UNITS} independent samples or documents, or not a mean over samples"
         notes.append(f"no interval ({why}): {_named(table, no_interval)}")
     return notes
+
+
+def same_samples(table: TaskTable) -> bool:
+    """Whether all methods got the same prompts at every length, as far as records tell."""
+    return all(len(found) == 1 and None not in found for length in table.lengths if (found := _versions(table, length)))
+
+
+def _mixed_notes(table: TaskTable) -> list[str]:
+    """Lengths at which cells of several versions stand beside each other, since some have no newer one."""
+    parts: dict[tuple[tuple[str, str], ...], list[str]] = {}
+    for length in table.lengths:
+        by_version = _versions(table, length)
+        if len(by_version) > 1 and None not in by_version:
+            named = ((", ".join(row_name(row, table.rows) for row in rows), code) for rows, code in by_version.values())
+            parts.setdefault(tuple(named), []).append(format_length(length))
+    return [
+        f"not the same prompts, or not scored by the same rules, at {', '.join(lengths)}, so rows are not comparable "
+        f"there: {'; '.join(f'{names} ({code})' for names, code in named)}"
+        for named, lengths in parts.items()
+    ]
+
+
+def _versions(table: TaskTable, length: int) -> dict[tuple[str, str] | None, tuple[list[GridRow], str]]:
+    """Prompts and definition of the task at a length → rows that have them, and what computed these."""
+    found: dict[tuple[str, str] | None, tuple[list[GridRow], str]] = {}
+    for row in table.rows:
+        if (record := row.cells.get(length)) is not None:
+            prompts, rules = (record.params.get(name) for name in ("prompts", "task_digest"))
+            key = None if prompts is None else (prompts, str(rules))
+            found.setdefault(key, ([], code_of(record)))[0].append(row)
+    return found
 
 
 def _sample_notes(table: TaskTable) -> list[str]:
@@ -98,7 +130,7 @@ def _named(table: TaskTable, records: Sequence[Record]) -> str:
     """`none 8k, 16k; yarn 16k`."""
     chosen = {id(record) for record in records}
     parts = [
-        f"{row.label} {', '.join(format_length(length) for length in lengths)}"
+        f"{row_name(row, table.rows)} {', '.join(format_length(length) for length in lengths)}"
         for row in table.rows
         if (lengths := _lengths(row, chosen))
     ]

@@ -9,6 +9,7 @@ from longeval.records import Record
 from longeval.report.proportions import mcnemar
 from longeval.report.rows import GridRow, base_row
 from longeval.report.scores import PairedScore, paired_score
+from longeval.report.settings import comparable
 from longeval.report.task_tables import TaskTable
 from longeval.samples import Sample
 
@@ -19,6 +20,9 @@ ALPHA = 0.05
 
 FEWEST_DISCORDANT = next(k for k in range(1, 64) if mcnemar(0, k) < ALPHA)
 """With fewer samples in which two methods differ, McNemar's exact test can't reach ALPHA, whatever their direction."""
+
+
+INCOMPARABLE = "since they differ in more than the method (settings, or the version of the task)"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,6 +86,8 @@ def task_pairs(table: TaskTable, samples: SamplesOf) -> list[TaskPair]:
 
 def _compared(a: Record, b: Record, samples: SamplesOf) -> tuple[PairedScore | None, str]:
     """The comparison, or why there is none."""
+    if not comparable(a, b):
+        return None, INCOMPARABLE
     samples_a, samples_b = samples(a.cell), samples(b.cell)
     if not samples_a or not samples_b:
         return None, "samples are not stored"

@@ -23,7 +23,7 @@ from longeval.report import plots
 from longeval.report.depths import DepthTable
 from longeval.report.numbers import format_score
 from longeval.report.plots import Picture, length_axis, line_style, native_line
-from longeval.report.rows import GridRow, factor_text
+from longeval.report.rows import GridRow
 from longeval.report.task_tables import TaskSet, TaskTable
 from longeval.spec import format_length
 
@@ -141,7 +141,7 @@ def _depth_panel(axes: Axes, depths: DepthTable, row: GridRow, norm: Normalize) 
     values = np.full((len(depths.levels), len(depths.lengths)), np.nan)
     for i, level in enumerate(depths.levels):
         for j, length in enumerate(depths.lengths):
-            cell = depths.cells.get((row.label, length, level))
+            cell = depths.cells.get((depths.name(row), length, level))
             if cell is None:
                 continue
             values[i, j] = cell.value
@@ -160,15 +160,9 @@ def _depth_panel(axes: Axes, depths: DepthTable, row: GridRow, norm: Normalize) 
     axes.tick_params(which="both", length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)
-    axes.set_title(_name(row, depths.rows), fontsize=9, loc="left")
+    axes.set_title(depths.name(row), fontsize=9, loc="left")
 
 
 def _num_columns(num_panels: int) -> int:
     """Panels beside each other; four make a square."""
     return 2 if num_panels == 4 else min(_COLUMNS, num_panels)
-
-
-def _name(row: GridRow, rows: Sequence[GridRow]) -> str:
-    """A row's label, with its factor where several rows of one method differ in it."""
-    several = len({other.factor for other in rows if other.pe == row.pe}) > 1
-    return f"{row.label} s={factor_text(row)}" if several else row.label

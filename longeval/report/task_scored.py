@@ -8,7 +8,9 @@ from typing import Any
 from longeval.records import Record
 from longeval.report.depths import MAX_LEVELS
 from longeval.report.gfm import escape_markdown
+from longeval.report.numbers import counted
 from longeval.report.provenance import method_lines, model_line
+from longeval.report.task_notes import same_samples
 from longeval.report.task_sections import TaskSection
 from longeval.report.task_tables import TaskTable
 
@@ -109,18 +111,25 @@ def _sample_lines(tables: Sequence[TaskTable], params: dict[str, Any]) -> list[s
         what = _OVERLONG.get(policy, "not described here")
         lines.append(
             f"- A sample longer than the window (`--overlong {policy}`): {what}; "
-            f"instructions, question and choices are never cut. Over all cells here {cut:,} samples were cut and "
-            f"{left_out:,} left out; the tables have the counts by length."
+            f"instructions, question and choices are never cut. Over all cells here {counted(cut, 'sample')} "
+            f"{'was' if cut == 1 else 'were'} cut and {left_out:,} left out; the tables have the counts by length."
         )
     if (limits := _by_value(tables, "limit", none="no limit")) is not None:
         same = "; a sample left out at one length is left out at all" if params.get("same_samples") else ""
-        lines.append(f"- Samples of each task (`--limit`): {limits}{same}. All methods got the same samples.")
+        lines.append(f"- Samples of each task (`--limit`): {limits}{same}. {_same_samples(tables)}")
     if haystack := _by_value(tables, "haystack"):
         lines.append(f"- Needles are hidden in: {haystack}.")
     versions = _by_value(tables, "task_version")
     if versions:
         lines.append(f"- Version of the task: {versions}. Seed {params.get('seed', 'not recorded')}.")
     return lines
+
+
+def _same_samples(tables: Sequence[TaskTable]) -> str:
+    """Whether methods were asked the same: claimed only where the digests of the prompts show it."""
+    others = ", ".join(f"`{table.title}`" for table in tables if not same_samples(table))
+    text = "At each length all methods got the same samples with the same prompts"
+    return f"{text}." if not others else f"{text}, but not (or not as far as is recorded) in {others}."
 
 
 def _error_lines(records: Sequence[Record]) -> list[str]:

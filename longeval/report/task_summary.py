@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from longeval.records import Record
-from longeval.report.numbers import format_score_outcome
+from longeval.report.numbers import format_score_interval, format_score_outcome, score_error
 from longeval.report.rows import factor_text, outcome_lines
 from longeval.report.task_notes import CHANCE_MARK, is_chance, span
 from longeval.report.task_tables import FEW_SAMPLES, CountField, TaskSet, TaskTable, build_task_sets
@@ -22,7 +22,7 @@ def task_summary(records: Iterable[Record], width: int) -> list[Table]:
 
     Args:
         records: Records of any kind; the main metric of tasks and the averages of groups are shown.
-        width: Columns of the console. Standard errors are left out where they don't fit.
+        width: Columns of the console. Intervals are left out where they don't fit.
     """
     return [_table(tasks, width) for tasks in build_task_sets(records)]
 
@@ -68,17 +68,24 @@ def _count(table: TaskTable, length: int) -> str:
 def _cell(table: TaskTable, record: Record | None, *, with_error: bool) -> Text:
     from rich.text import Text
 
-    text = Text(_cell_text(table, record, with_error=with_error))
+    score, *interval = _cell_lines(table, record, with_error=with_error)
+    text = Text(score)
     if record is not None and record.status == "failed":
         text.stylize("red")
     elif is_chance(table, record):
         text.stylize("dim")
+    for line in interval:
+        text.append(f"\n{line}", style="dim")
     return text
 
 
-def _cell_text(table: TaskTable, record: Record | None, *, with_error: bool) -> str:
-    text = format_score_outcome(record, with_error=with_error)
-    return f"{text} {CHANCE_MARK}" if is_chance(table, record) else text
+def _cell_lines(table: TaskTable, record: Record | None, *, with_error: bool) -> list[str]:
+    """The score, with ± where the table has no intervals; below it, its interval."""
+    error = score_error(table.records) if with_error else "none"
+    text = format_score_outcome(record, "stderr" if error == "stderr" else "none")
+    text = f"{text} {CHANCE_MARK}" if is_chance(table, record) else text
+    interval = format_score_interval(record) if error == "interval" and record is not None else ""
+    return [text, interval] if interval else [text]
 
 
 def _caption(tasks: TaskSet) -> list[str]:
@@ -87,7 +94,7 @@ def _caption(tasks: TaskSet) -> list[str]:
     if any(is_chance(table, record) for table in tasks.tasks for record in table.records):
         lines.append(f"{CHANCE_MARK} can't be told from guessing")
     if any(record.n is not None and record.n < FEW_SAMPLES for table in tasks.tasks for record in table.records):
-        lines.append(f"fewer than {FEW_SAMPLES} samples tell little: mind the errors")
+        lines.append(f"fewer than {FEW_SAMPLES} samples tell little: mind the intervals")
     kinds: tuple[tuple[CountField, str], ...] = (("truncated", "cut to fit"), ("skipped", "left out as too long"))
     for field, what in kinds:
         cells = [
@@ -112,6 +119,8 @@ def _width(tables: Iterable[TaskTable], lengths: Iterable[int], *, with_error: b
         max(len(factor_text(row)) for _, row in rows),
     ]
     for length in lengths:
-        texts = [_cell_text(block, row.cells.get(length), with_error=with_error) for block, row in rows]
-        widths.append(max(len(format_length(length)), *(len(_count(b, length)) for b in blocks), *map(len, texts)))
+        texts = [format_length(length), *(_count(block, length) for block in blocks)]
+        for block, row in rows:
+            texts += _cell_lines(block, row.cells.get(length), with_error=with_error)
+        widths.append(max(map(len, texts)))
     return sum(widths) + 3 * len(widths) + 1

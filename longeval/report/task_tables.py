@@ -15,6 +15,7 @@ from typing import Literal
 from longeval.records import Record
 from longeval.report.rows import GridRow, method_rows
 from longeval.report.settings import split
+from longeval.report.versions import DEFINITION, OUTCOMES, current
 
 _SET_PARAMS = (
     "native_length",
@@ -33,10 +34,9 @@ _SET_PARAMS = (
 _ASKED_PARAMS = ("chat_template", "overlong")
 """Of these, what a group's average may not carry: it goes where its members are."""
 
-_CELL_PARAMS = frozenset(
-    {"method", "ci", "stderr", "prompts", "primary", "filter", "higher_is_better", "own_native_length"}
-)
-"""Parameters that belong to a row or a cell; any other splits a task's tables where cells of one place differ in it."""
+_CELL_PARAMS = frozenset({"method", "own_native_length"}) | OUTCOMES | DEFINITION
+"""Parameters that belong to a row, a cell or the task's definition; any other splits a task's tables where cells of one
+length differ in it."""
 
 CountField = Literal["n", "documents", "truncated", "skipped"]
 """Fields of a record that count samples or documents."""
@@ -137,14 +137,17 @@ def is_group(record: Record) -> bool:
 
 
 def build_task_sets(records: Iterable[Record]) -> list[TaskSet]:
-    """Sorts the records of downstream tasks into sections and tables; those of perplexity are left out."""
+    """Sorts the records of downstream tasks into sections and tables; left out: perplexities, and older cells.
+
+    Sections, tables and rows are in the order of their first records.
+    """
     tasks: dict[str, list[Record]] = defaultdict(list)
     groups: dict[str, list[Record]] = defaultdict(list)
-    for record in records:
+    for record in current(list(records)):
         if record.task is not None:
             (groups if is_group(record) else tasks)[record.model].append(record)
     sets = []
-    for model in sorted({*tasks, *groups}):
+    for model in dict.fromkeys([*tasks, *groups]):
         parts = split(tasks[model], _SET_PARAMS, None)
         averages = _placed(groups[model], [part.records for part in parts])
         sets += [
@@ -205,13 +208,14 @@ def _tables(records: Sequence[Record]) -> tuple[TaskTable, ...]:
     for record in records:
         by_task[record.task or ""].append(record)
     tables: list[TaskTable] = []
-    for task, found in sorted(by_task.items()):
+    for task, found in by_task.items():
         done = Counter(record.metric for record in found if record.status == "ok")
         metrics = sorted(done or Counter(record.metric for record in found), key=lambda metric: -done[metric])
         for metric in metrics:
             # A failed cell stands with the metric that the others have: it may be named for want of a better one.
             mine = [r for r in found if (r.metric if r.status == "ok" else metrics[0]) == metric]
-            tables += [_table(task, metric, part.differs, part.records) for part in split(mine, (), _CELL_PARAMS)]
+            parts = split(mine, (), _CELL_PARAMS, columns=True)
+            tables += [_table(task, metric, part.differs, part.records) for part in parts]
     return tuple(tables)
 
 

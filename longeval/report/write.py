@@ -81,7 +81,7 @@ def write_report(
     task_tables = [table for section in task_sections for table in task_tables_latex(section)]
     files = {
         markdown_path: text.encode(),
-        f"{stem}.csv": records_csv(records).encode(),
+        f"{stem}.csv": records_csv(records, collection.older).encode(),
         f"{stem}.json": array,
         f"{stem}.tex": latex_document([(section.grid, section.pairs) for section in sections], task_tables).encode(),
         **_section_files(f"{stem}_files", sections),

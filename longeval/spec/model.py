@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import urllib.parse
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, get_args
 
@@ -19,6 +20,26 @@ SCALE_FROM: tuple[ScaleFrom, ...] = get_args(ScaleFrom)
 Layers = Literal["global", "all"]
 LAYERS: tuple[Layers, ...] = get_args(Layers)
 """Which layers are scaled where a model rotates by layer type: those that see the whole context, or all."""
+
+
+BackendName = Literal["hf", "vllm", "openai"]
+BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
+"""What can run a model: transformers, vLLM, or a server that somebody else started."""
+
+_BACKEND_SETTINGS: dict[str, tuple[BackendName, ...]] = {
+    "vllm_args": ("vllm",),
+    "pin_length": ("vllm",),
+    "base_url": ("openai",),
+    "served_model": ("openai",),
+    "device_map": ("hf",),
+    "attn": ("hf",),
+    "device": ("hf", "vllm"),
+    "dtype": ("hf", "vllm"),
+}
+"""Settings that only some backends heed."""
+
+_FLAGS = {"vllm_args": "--vllm-arg"}
+"""Flags that aren't called like their field."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,7 +68,16 @@ class ModelRequest:
     layers: Layers = "global"
     """Where a model rotates by layer type: scale its global layers only, or all."""
     backend: str = "hf"
-    """What runs the model."""
+    """What runs the model: one of BACKENDS."""
+    vllm_args: dict[str, Any] = field(default_factory=dict)
+    """Options of vLLM's engine, by name: {"tensor_parallel_size": 2}."""
+    pin_length: int | None = None
+    """For engines that hold one table: the length, in tokens, whose table methods that depend on length have at all
+    lengths."""
+    base_url: str | None = None
+    """Where an OpenAI-compatible server is: http://127.0.0.1:8000/v1."""
+    served_model: str | None = None
+    """The model's name at that server; None: the only one it has."""
     dtype: str = "auto"
     """Precision; auto: bfloat16 where the device multiplies it natively, else float32."""
     device: str = "auto"
@@ -73,11 +103,31 @@ class ModelRequest:
             raise LongEvalError(f"--native {self.native}: must be at least 2 tokens", "Llama 2 has 4096.")
         check_word("--scale-from", self.scale_from, SCALE_FROM)
         check_word("--layers", self.layers, LAYERS)
+        self._check_backend()
         if self.device_map is not None and self.device != "auto":
             raise LongEvalError(
                 f"--device {self.device}: would be ignored beside --device-map {self.device_map}",
                 "Give one of the two.",
             )
+
+    def _check_backend(self) -> None:
+        """Raises LongEvalError for an unknown backend, and for settings that the chosen one would ignore."""
+        check_word("--backend", self.backend, BACKENDS)
+        for field_name, backends in _BACKEND_SETTINGS.items():
+            default = next(item.default for item in dataclasses.fields(ModelRequest) if item.name == field_name)
+            value = getattr(self, field_name)
+            if self.backend not in backends and value not in (default, {}):
+                flag = _FLAGS.get(field_name, f"--{field_name.replace('_', '-')}")
+                raise LongEvalError(
+                    f"{flag}: would be ignored with --backend {self.backend}",
+                    f"It belongs to --backend {' and '.join(backends)}; leave it out.",
+                )
+        if self.backend == "openai" and self.base_url is None:
+            raise LongEvalError(
+                "--backend openai: no server named", "Give its address: --base-url http://127.0.0.1:8000/v1."
+            )
+        if self.base_url is not None:
+            _check_base_url(self.base_url)
 
     def to_mapping(self) -> dict[str, Any]:
         """As plain YAML: every field that says something, lengths as users write them."""
@@ -95,3 +145,15 @@ class ModelRequest:
     def digest(self) -> str:
         """A short digest of the request, for naming its run folder."""
         return hashlib.sha256(canonical_json(self.to_mapping()).encode()).hexdigest()[:8]
+
+
+def _check_base_url(url: str) -> None:
+    """Raises LongEvalError for what is no address, or holds what records and reports must not show."""
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise LongEvalError("--base-url: not an address of a server", "It looks like http://127.0.0.1:8000/v1.")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise LongEvalError(
+            "--base-url: has a name, a password or a query in it, which every record would show",
+            "Leave it out; a key goes into LONGEVAL_API_KEY.",
+        )

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from longeval.errors import LongEvalError, did_you_mean
+from longeval.spec.engine import check_owned
 from longeval.spec.ppl import PplSpec
 from longeval.spec.tasks import TasksSpec
 from longeval.spec.values import checked_name, parse_count, parse_factor, parse_length, parse_lengths, split_list
@@ -93,6 +94,14 @@ def _pe_args(value: Any, flag: str) -> dict[str, dict[str, Any]]:
     return value
 
 
+def _vllm_args(value: Any, flag: str) -> dict[str, Any]:
+    if not (isinstance(value, dict) and all(isinstance(name, str) for name in value)):
+        raise LongEvalError(f"{flag}: must map options of vLLM's engine to values", "Write tensor_parallel_size: 2.")
+    args = {name.replace("-", "_"): item for name, item in value.items()}
+    check_owned(args)
+    return args
+
+
 def _text(value: Any, flag: str) -> str:
     if not isinstance(value, str):
         raise LongEvalError(f"{flag} {value}: must be text", "Put it in quotes.")
@@ -115,6 +124,8 @@ _PARSERS: dict[str, Parser] = {
     "seed": lambda value, flag: parse_count(str(value), flag=flag, least=0),
     "stride": lambda value, flag: parse_length(str(value), flag=flag, least=1),
     "min_tokens": lambda value, flag: parse_length(str(value), flag=flag),
+    "pin_length": lambda value, flag: parse_length(str(value), flag=flag),
+    "vllm_args": _vllm_args,
     "native": lambda value, flag: parse_length(str(value), flag=flag),
     "docs": lambda value, flag: "all" if value == "all" else parse_count(str(value), flag=flag),
     "limit": lambda value, flag: parse_count(str(value), flag=flag),

@@ -16,6 +16,7 @@ from typing import Any
 
 from longeval.errors import LongEvalError
 from longeval.tasks.configs import Config, FunctionName, functions_in, place_of, place_of_function
+from longeval.tasks.scored import NO_SCORE, is_scored, remedy
 
 _STRUCTURE = frozenset({"tag", "group", "task_list", "include", "class"})
 _MAPPINGS = ("dataset_kwargs", "generation_kwargs", "metadata", "fewshot_config")
@@ -85,7 +86,8 @@ def _check_metrics(path: str, config: Config) -> None:
     from lm_eval.api import metrics  # noqa: F401  # fills the registries
     from lm_eval.api.registry import aggregation_registry, metric_registry
 
-    for item in _items(path, config, "metric_list"):
+    items = _items(path, config, "metric_list")
+    for item in items:
         metric = item.get("metric")
         if metric is None:
             raise _wrong(path, "metric_list", "has an entry without the key metric", "Write metric: NAME.")
@@ -97,6 +99,25 @@ def _check_metrics(path: str, config: Config) -> None:
             _check_name(path, "metric_list", f"aggregation {aggregation}", aggregation, list(aggregation_registry))
         elif aggregation is None and computed:
             raise _wrong(path, "metric_list", f"metric {metric} has no aggregation", "Write aggregation: mean.")
+    if items and config.get("process_results") is None:
+        _check_scored(path, config, items)
+
+
+def _check_scored(path: str, config: Config, items: list[dict[str, Any]]) -> None:
+    """Each metric must fit the output type; one that collects answers only can't stand alone."""
+    output = str(config.get("output_type", "generate_until"))
+    for item in items:
+        metric = item["metric"]
+        own = isinstance(metric, FunctionName)
+        name = metric.qualified.rpartition(".")[2] if isinstance(metric, FunctionName) else str(metric)
+        own_aggregation = isinstance(item.get("aggregation"), FunctionName)
+        if is_scored(name, output, own_metric=own, own_aggregation=own_aggregation):
+            continue
+        if name == NO_SCORE and len(items) > 1:
+            continue
+        raise _wrong(
+            path, "metric_list", f"metric {name} gives no score for output_type {output}", remedy(name, output)
+        )
 
 
 def _check_filters(path: str, config: Config) -> None:

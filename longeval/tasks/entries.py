@@ -51,3 +51,10 @@ class TaskEntry:
     """Group in whose file it is written or changed; null: it has a file of its own."""
     aggregates: tuple[Aggregate, ...] = ()
     """Averages that a group asks for."""
+    own_name: str | None = None
+    """What its file calls it, where `name` is the path that the user typed; null: `name`."""
+
+    @property
+    def title(self) -> str:
+        """What results are shown under."""
+        return self.own_name or self.name

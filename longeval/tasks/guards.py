@@ -29,7 +29,7 @@ def quiet() -> Iterator[None]:
     since our own progress is drawn there.
     """
     if logging.getLogger("longeval").isEnabledFor(logging.DEBUG):
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(sys.stderr), _without_hints():
             yield
         return
     before = logging.root.manager.disable
@@ -40,6 +40,21 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
+
+
+@contextlib.contextmanager
+def _without_hints() -> Iterator[None]:
+    """Leaves out lm-eval's advice on flags of its own program, which longeval doesn't have."""
+
+    def keep(record: logging.LogRecord) -> bool:
+        return "--metadata" not in record.getMessage()
+
+    logger = logging.getLogger("lm_eval.api.task")
+    logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keep)
 
 
 @contextlib.contextmanager

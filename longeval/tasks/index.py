@@ -2,7 +2,8 @@
 
 A name is one of our own tasks, else one of the user's folders (`--include DIR`), else lm-eval's; `lm_eval:NAME` is
 lm-eval's where a name means something else too (`passkey`). A path is a user's YAML file. Nothing here imports lm-eval,
-runs code or uses the network; names of ours don't even need lm-eval's index.
+runs code or uses the network; names of ours don't even need lm-eval's index. A name with `*`, `?` or `[` stands for all
+that it matches, as in lm-eval.
 
 Every name in `Resolved.leaves` can itself be given to `--tasks` or `load_task`.
 """
@@ -10,6 +11,7 @@ Every name in `Resolved.leaves` can itself be given to `--tasks` or `load_task`.
 from __future__ import annotations
 
 import difflib
+import fnmatch
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +21,7 @@ from longeval.tasks.averages import GroupAverage
 from longeval.tasks.entries import LM_EVAL, NOTHING, OURS, Kind, TaskEntry
 from longeval.tasks.folders import task_folders, yaml_files
 from longeval.tasks.lm_eval_index import lm_eval_entries
-from longeval.tasks.needs import hub_ids
+from longeval.tasks.needs import group_needs, hub_ids
 from longeval.tasks.scan import Entries, is_task_file, scan
 
 _PREFIX = f"{LM_EVAL}:"
@@ -44,6 +46,8 @@ class Resolved:
 
     name: str
     """As the user named it."""
+    title: str
+    """What it is called in notes: the name that a file gives itself in place of its path."""
     kind: Kind
     """`task` or `group`."""
     source: str
@@ -106,15 +110,42 @@ class Index:
         """See the function of this name."""
         return tuple(self._resolve(name) for name in dict.fromkeys(names))
 
+    def matching(self, pattern: str) -> list[TaskEntry]:
+        """All entries whose names match `*`, `?` and `[…]`, in the order of the list; LongEvalError for none."""
+        found = [entry for entry in self.listed() if fnmatch.fnmatchcase(entry.name, pattern)]
+        if not found:
+            raise LongEvalError(f"--tasks {pattern}: no task or group has such a name", self._suggest(pattern))
+        return found
+
     def _resolve(self, name: str) -> Resolved:
+        if is_pattern(name):
+            return self._resolve_pattern(name)
         entry = self.entry(name)
         return Resolved(
             name=name,
+            title=entry.title,
             kind=entry.kind,
             source=entry.source,
             leaves=self.leaves(name),
             averages=self.averages(name),
             needs=entry.needs,
+        )
+
+    def _resolve_pattern(self, pattern: str) -> Resolved:
+        """All that a pattern matches, like a group: what isn't run here is left out, but not all of it."""
+        found = [entry for entry in self.matching(pattern) if entry.refusal is None]
+        leaves = dict.fromkeys(leaf for entry in found for leaf in self.leaves(entry.name))
+        run = tuple(leaf for leaf in leaves if self.entry(leaf).refusal is None)
+        if not run:
+            raise LongEvalError(f"--tasks {pattern}: not run: nothing that matches is", "Name other tasks.")
+        return Resolved(
+            name=pattern,
+            title=pattern,
+            kind="group",
+            source=found[0].source,
+            leaves=run,
+            averages=tuple(dict.fromkeys(average for entry in found for average in self.averages(entry.name))),
+            needs=group_needs({leaf: self.entry(leaf).needs for leaf in run}),
         )
 
     def leaves(self, name: str) -> tuple[str, ...]:
@@ -202,6 +233,10 @@ class Index:
         """The entries of one file of the user's, called after the path as it was typed."""
         if path not in self._files:
             full = os.path.expanduser(path)
+            if os.path.isdir(full):
+                raise LongEvalError(
+                    f"--tasks {path}: is a folder", f"Add --include {path}, and name tasks of it after --tasks."
+                )
             if not os.path.isfile(full):
                 raise LongEvalError(f"--tasks {path}: no such file", "A folder of task files goes to --include.")
             entries = scan([full], source=None, outer=self._beyond)
@@ -210,11 +245,18 @@ class Index:
                 raise LongEvalError(
                     f"--tasks {path}: the file has neither the key task nor the key group", "Give it a name."
                 )
+            if own in self._ours:
+                raise LongEvalError(
+                    f"--tasks {path}: {own} is the name of a {self._ours[own].kind} of longeval",
+                    f"Give it another, or say --tasks {own}.",
+                )
             self._files[path] = _renamed(entries, own, path)
         return self._files[path]
 
     def _suggest(self, name: str) -> str:
         """Near names, ours first."""
+        if os.path.isdir(name):
+            return f"It is a folder: add --include {name}, and name tasks of it after --tasks."
         wanted = name.removeprefix(_PREFIX).lower()
         own = {known: known for known in [*self._users, *self._ours] if "::" not in known}
         near = difflib.get_close_matches(wanted, own, n=3, cutoff=0.6)
@@ -272,11 +314,17 @@ def _renamed(entries: Entries, own: str, path: str) -> Entries:
         new(name): replace(
             entry,
             name=new(name),
+            own_name=name if new(name) != name else None,
             members=tuple(new(member) for member in entry.members),
             within=None if entry.within is None else new(entry.within),
         )
         for name, entry in entries.items()
     }
+
+
+def is_pattern(name: str) -> bool:
+    """Whether a name after `--tasks` stands for all names that it matches; paths are taken as they are."""
+    return any(sign in name for sign in "*?[") and not _looks_like_path(name)
 
 
 def _looks_like_path(name: str) -> bool:

@@ -21,7 +21,7 @@ from longeval.tasks.scan import Entries, scan_folder
 
 _log = logging.getLogger(__name__)
 
-_FORMAT = 1
+_FORMAT = 2
 """Raised when entries of the same files change: older files are then not found."""
 
 

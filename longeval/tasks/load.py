@@ -24,6 +24,7 @@ from longeval.tasks.index import Index
 from longeval.tasks.members import Known, Member, members_of
 from longeval.tasks.needs import hub_ids
 from longeval.tasks.ruler import generator_module, prepared
+from longeval.tasks.scored import is_scored, remedy
 from longeval.tasks.setting import Setting
 
 _STRUCTURE = ("tag", "group", "task_list")
@@ -178,8 +179,8 @@ def _generator(entry: TaskEntry, config: Config, metadata: Mapping[str, Any]) ->
     folder, lengths = metadata.get("tokenizer"), metadata.get("max_seq_lengths")
     assert isinstance(folder, str) and isinstance(lengths, list), "RULER needs tokenizer and max_seq_lengths"
     setting = metadata.get("setting")
-    samples = setting.num_samples if isinstance(setting, Setting) else None
-    with prepared(str(config["task"]), path, folder=folder, lengths=lengths, num_samples=samples):
+    samples, window = (setting.num_samples, setting.length) if isinstance(setting, Setting) else (None, None)
+    with prepared(str(config["task"]), path, folder=folder, lengths=lengths, num_samples=samples, window=window):
         yield
 
 
@@ -194,7 +195,10 @@ def _adapted(config: Config, metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_metric_functions(entry: TaskEntry, task: Any) -> None:
-    """lm-eval only logs that it has no function for a metric, and fails at the first score."""
+    """lm-eval only logs that it has no function for a metric, and scores what doesn't fit as nothing, or fails late."""
+    from lm_eval.api.registry import aggregation_registry, metric_registry
+    from lm_eval.api.task import ConfigurableTask
+
     functions = getattr(task, "_metric_fn_list", {})
     if getattr(task.config, "process_results", None) is not None:
         return
@@ -204,3 +208,21 @@ def _check_metric_functions(entry: TaskEntry, task: Any) -> None:
                 f"--tasks {entry.name}: lm-eval has no metric {name}, and scripts of the hub aren't run",
                 f"Leave out the task, or mend {entry.path}.",
             )
+    if not functions or type(task).process_results is not ConfigurableTask.process_results:
+        return
+    known = [aggregation_registry.get(name) for name in aggregation_registry]
+    output = str(task.OUTPUT_TYPE)
+    if not any(
+        is_scored(
+            name,
+            output,
+            own_metric=name not in metric_registry,
+            own_aggregation=task.aggregation().get(name) not in known,
+        )
+        for name in functions
+    ):
+        first = next(iter(functions))
+        raise LongEvalError(
+            f"--tasks {entry.name} ({entry.path}): metric {first} gives no score for output_type {output}",
+            remedy(first, output),
+        )

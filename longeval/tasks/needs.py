@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlparse
 
 from longeval.tasks.configs import Config, FunctionName, functions_in
 from longeval.tasks.entries import NOTHING
 
-_ESSAYS = "hub data set baber/paul_graham_essays and punkt_tab of nltk (haystack of essays)"
+_ESSAYS = "hub data set baber/paul_graham_essays and punkt_tab of nltk"
 RULER_NEEDS: Mapping[str, str] = {
     "niah_single_1": NOTHING,
     "niah_single_2": _ESSAYS,
@@ -112,16 +112,11 @@ def group_needs(needs: Mapping[str, str]) -> str:
         return NOTHING
     if len(tasks) == 1:
         return next(iter(tasks))
-    parts = []
-    if NOTHING in tasks:
-        parts.append(f"nothing for {_few(tasks.pop(NOTHING))}")
+    without = len(tasks.pop(NOTHING, ()))
+    which = f"for {len(needs) - without} of {len(needs)} tasks: " if without else ""
     if len(tasks) > 4:
-        return "; ".join([*parts, f"{len(tasks)} downloads, such as {next(iter(tasks))}"])
-    return "; ".join([*parts, *(f"{need} for {_few(names)}" for need, names in tasks.items())])
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names) if len(names) <= 6 else f"{len(names)} tasks ({', '.join(names[:2])}, …)"
+        return f"{which}{len(tasks)} downloads, such as {next(iter(tasks))}"
+    return f"{which}{'; '.join(tasks)}"
 
 
 def _is_ruler(config: Config) -> bool:

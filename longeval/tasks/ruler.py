@@ -9,6 +9,8 @@ theirs: the first k of 500, of the same seed, are the k that are made here.
 from __future__ import annotations
 
 import contextlib
+import functools
+import io
 import os
 import random
 from collections.abc import Callable, Iterator
@@ -48,15 +50,18 @@ def generator_module(config: Config) -> str | None:
 
 
 @contextlib.contextmanager
-def prepared(name: str, path: str, *, folder: str, lengths: list[int], num_samples: int | None) -> Iterator[None]:
+def prepared(
+    name: str, path: str, *, folder: str, lengths: list[int], num_samples: int | None, window: int | None = None
+) -> Iterator[None]:
     """Inside the block a RULER task is built with at most `num_samples` samples of each length.
 
     Args:
         name: The task's own name, `niah_single_1`.
         path: `generator_module` of its config.
         folder: The tokenizer's folder.
-        lengths: Windows in tokens.
+        lengths: Tokens that a sample may have, prompt and answer.
         num_samples: How many; None: 500.
+        window: Tokens of the window that was asked for, where a chat template takes a part of it.
 
     Raises:
         LongEvalError: If a window is too short for the task's shortest text.
@@ -72,9 +77,12 @@ def prepared(name: str, path: str, *, folder: str, lengths: list[int], num_sampl
     with seeded(0):  # what it draws isn't missing from the samples' own stream
         shortest = _shortest(module, folder)
     if min(lengths) < shortest:
+        template = 0 if window is None else window - min(lengths)
+        rest = f", less {template} for the chat template," if template else ""
         raise LongEvalError(
-            f"--tasks {name}: a window of {min(lengths)} tokens is too short for its shortest text with this tokenizer",
-            f"Use --lengths of at least {shortest}.",
+            f"--tasks {name}: a window of {min(lengths) + template} tokens{rest} is too short for its shortest text "
+            "with this tokenizer",
+            f"Use --lengths of at least {shortest + template}.",
         )
     attribute = _GENERATORS[module.__name__.rpartition(".")[2]]
     changes: dict[str, Any] = {attribute: _fewer(getattr(module, attribute), num_samples)}
@@ -123,14 +131,18 @@ def _shortest(module: Any, folder: str) -> int:
     return int(_SLACK * count(module.TEMPLATE)) + 512  # ruler_fwe draws its words from length/50 coded ones
 
 
+@functools.cache
 def _fetch_punkt_tab() -> None:
-    """What lm-eval does when it imports the generator; here only for tasks that split essays into sentences."""
+    """What lm-eval does when it imports the generator; here only for tasks that split essays into sentences, once.
+
+    Where it fails nltk writes why to stderr, and the generator raises an error that says what is missing.
+    """
     import nltk  # type: ignore[import-untyped]  # it has no annotations
 
     try:
         nltk.data.find("tokenizers/punkt_tab")
     except LookupError:
-        nltk.download("punkt_tab", quiet=True)  # returns False where it fails; the generator then says what is missing
+        nltk.download("punkt_tab", quiet=True, print_error_to=io.StringIO())
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ tokens, and no model.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 
@@ -30,3 +30,11 @@ class Setting:
     """Digest of all that `measure` depends on (tokenizer, chat template, BOS): a key for caches."""
     cache: str | None
     """Cache folder (`longeval.cache.cache_dir()`); null: nothing is cached."""
+    on_sample: Callable[[int], None] = lambda number: None
+    """Told how many samples are made."""
+
+    def indices(self) -> Iterator[int]:
+        """The numbers of all samples, from 0; a generator that goes by them tells how far it is."""
+        for index in range(self.num_samples):
+            yield index
+            self.on_sample(index + 1)

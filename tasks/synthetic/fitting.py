@@ -61,10 +61,12 @@ class Budget:
 
     def too_short(self, prompt_tokens: int) -> TooShortError:
         """The error where a prompt without any filler has `prompt_tokens`, more than the window takes."""
+        needed = prompt_tokens + self.max_new_tokens
+        shorter = f", --max-new-tokens {self.length - prompt_tokens}" if prompt_tokens < self.length else ""
         return TooShortError(
             f"--lengths {self.length}: too short for {self.task}, whose question, instruction and answer alone need "
-            f"{prompt_tokens + self.max_new_tokens} tokens",
-            "Give longer --lengths, or leave the task out.",
+            f"{needed} tokens ({self.max_new_tokens} of them for its answer)",
+            f"Use --lengths {needed} or more{shorter}, or leave the task out.",
         )
 
 

@@ -48,7 +48,7 @@ def _make(setting: Setting, budget: Budget) -> list[Row]:
     search = Search(setting.measure, budget)
     search.start(lambda step: _prompt([], asked[0], 0, words.cut(words.word_ends[step])), words.word_ends)
     rows = []
-    for index, pair in enumerate(asked):
+    for index, pair in zip(setting.indices(), asked, strict=True):
         num_pairs, fitted = _fit(search, pairs, num_pairs, pair, depth_of(index), words)
         rows.append(
             make_row(

@@ -80,7 +80,7 @@ def _dataset(
         ladder = filler.ladder(setting, budget)
         search = Search(setting.measure, budget)
         rows = []
-        for index in range(setting.num_samples):
+        for index in setting.indices():
             needles = _draw(seeded(task, setting.seed, index), num_needles, num_asked, one_owner=one_owner)
             depth = depth_of(index)
             hidden = [

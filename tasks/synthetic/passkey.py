@@ -33,7 +33,7 @@ def passkey(setting: Setting, *, max_new_tokens: int, **ignored: Any) -> dict[st
         ladder = filler.ladder(setting, budget)
         search = Search(setting.measure, budget)
         rows = []
-        for index in range(setting.num_samples):
+        for index in setting.indices():
             key = str(seeded(_TASK, setting.seed, index).randint(10000, 99999))
             hidden = [Hidden(depth_of(index), f"The pass key is {key}.")]
 

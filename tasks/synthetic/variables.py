@@ -43,7 +43,7 @@ def variable_tracking(setting: Setting, *, max_new_tokens: int, **ignored: Any) 
         ladder = filler.ladder(setting, budget)
         search = Search(setting.measure, budget)
         rows = []
-        for index in range(setting.num_samples):
+        for index in setting.indices():
             names, hidden, question = _draw(seeded(_TASK, setting.seed, index))
 
             def build(step: int, hidden: list[Hidden] = hidden, question: str = question) -> str:

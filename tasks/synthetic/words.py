@@ -42,7 +42,7 @@ def frequent_words(setting: Setting, *, max_new_tokens: int, **ignored: Any) -> 
 
     def make() -> list[Row]:
         rows = []
-        for index in range(setting.num_samples):
+        for index in setting.indices():
             # A word has six letters and a blank, so one a token is more than a prompt takes.
             listed = _list(seeded(_TASK, setting.seed, index), _LEAST_WORDS + setting.length)
             ladder = [7 * count for count in range(len(listed) - _LEAST_WORDS + 1)]

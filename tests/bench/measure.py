@@ -145,7 +145,7 @@ def carry_out(plan: Plan, backend: Backend, folder: str) -> None:
 
     store = Store(os.path.join(tempfile.mkdtemp(dir=folder), "run"))
     with RunProgress(quiet=True) as progress:
-        result = run(plan, store, progress, load=lambda _: backend)
+        result = run(plan, store, progress, load=lambda _: Borrowed(backend))
     for record in result.records:
         if record.status != "ok":
             raise RuntimeError(f"{record.pe} at {record.length} tokens {record.status}: {record.error}")
@@ -172,3 +172,16 @@ def measure_sliding(request: Request, dtype: str, text: Text, backend: Backend) 
         assert full_S.shape == tail_S.shape
         difference = float(np.abs(full_S - tail_S).max())
     return Sliding(dtype=dtype, length=len(tokens_T), stride=stride, timed=timed, largest_difference=difference)
+
+
+class Borrowed:
+    """A backend that outlives the run that uses it: a run closes what it has loaded."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    def close(self) -> None:
+        """Nothing: whoever lent it goes on using it."""

@@ -23,6 +23,7 @@ if _TESTS not in sys.path:
     sys.path.insert(0, _TESTS)
 
 if TYPE_CHECKING:
+    from bench.engines import Engines
     from bench.measure import Curve, Sliding, Throughput
     from bench.peak import Peak
     from bench.sharing import Sharing
@@ -96,6 +97,7 @@ def make_request(
 
 def measure(request: Request) -> tuple[Results, str]:
     """Makes all measurements, and returns them with the device's name."""
+    from bench.engines import measure_engines
     from bench.measure import measure_curve, measure_sliding, measure_throughput
     from bench.peak import peak_in_own_process
     from bench.sharing import measure_sharing
@@ -104,7 +106,7 @@ def measure(request: Request) -> tuple[Results, str]:
 
     throughputs: list[Throughput] = []
     peaks: list[Peak] = []
-    own: tuple[Curve, Sliding, list[Sharing]] | None = None
+    own: tuple[Curve, Sliding, list[Sharing], list[Engines]] | None = None
     device_name = ""
     texts = {dtype: open_text(request, dtype) for dtype in request.dtypes}  # finds what is wrong with the request
     for dtype in request.dtypes:  # first, while this process holds no memory of the device
@@ -123,10 +125,15 @@ def measure(request: Request) -> tuple[Results, str]:
             say(f"{dtype}: a sliding window with and without all logits")
             sliding = measure_sliding(request, dtype, text, backend)
             say(f"{dtype}: choices with and without a shared context")
-            own = curve, sliding, measure_sharing(request, dtype, text, backend)
+            sharing = measure_sharing(request, dtype, text, backend)
+            say(f"{dtype}: transformers against vLLM")
+            own = curve, sliding, sharing, measure_engines(request, dtype, text, backend)
         del backend
     assert own is not None
-    results = Results(throughputs=throughputs, curve=own[0], sliding=own[1], sharing=own[2], peaks=peaks)
+    curve, sliding, sharing, engines = own
+    results = Results(
+        throughputs=throughputs, curve=curve, sliding=sliding, sharing=sharing, engines=engines, peaks=peaks
+    )
     return results, device_name
 
 
@@ -134,7 +141,9 @@ def raw_numbers(request: Request, results: Results, device_name: str, elapsed_s:
     """All that was measured as plain JSON types: every repeat's seconds, the figures made of them, the provenance."""
     from longeval.provenance import provenance
 
-    def row(part: Throughput | Curve | Sliding | Sharing, first: str, second: str, **figures: object) -> dict[str, Any]:
+    def row(
+        part: Throughput | Curve | Sliding | Sharing | Engines, first: str, second: str, **figures: object
+    ) -> dict[str, Any]:
         plain = {item.name: getattr(part, item.name) for item in dataclasses.fields(part) if item.name != "timed"}
         timed = part.timed
         errors = {f"{first}_error": timed.first.error, f"{second}_error": timed.second.error}
@@ -163,6 +172,7 @@ def raw_numbers(request: Request, results: Results, device_name: str, elapsed_s:
         ),
         "sliding": row(results.sliding, "all_logits", "tail_only", ratio=results.sliding.timed.ratio),
         "sharing": [row(part, "less", "shared", ratio=part.timed.ratio) for part in results.sharing],
+        "engines": [row(part, "hf", "vllm", ratio=part.timed.ratio) for part in results.engines],
         "peak": [dataclasses.asdict(peak) | {"extra_bytes": peak.extra_bytes} for peak in results.peaks],
         "elapsed_s": elapsed_s,
         "provenance": dataclasses.asdict(provenance(device_name)),

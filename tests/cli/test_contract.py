@@ -18,19 +18,22 @@ COMMANDS = typer.main.get_command(app).commands
 
 OPTIONS = {
     "ppl": "--model --pe --lengths --data --protocol --factor --native --pe-arg --scale-from --layers --docs "
-    "--min-tokens --stride --bos --no-bos --text-field --backend --dtype --device --device-map --attn --revision "
-    "--trust-remote-code --seed --out --json --dry-run --fresh --quiet -q --verbose -v",
+    "--min-tokens --stride --bos --no-bos --text-field --backend --vllm-arg --pin-length --base-url --served-model "
+    "--dtype --device --device-map --attn --revision --trust-remote-code --seed --out --json --dry-run --fresh "
+    "--quiet -q --verbose -v",
     "tasks": "--model --pe --tasks --lengths --list --limit --overlong --same-samples --chat-template --num-fewshot "
     "--max-new-tokens --haystack --include --factor --native --pe-arg --scale-from --layers --bos --no-bos --backend "
-    "--dtype --device --device-map --attn --revision --trust-remote-code --seed --out --json --dry-run --fresh --quiet "
-    "-q --verbose -v",
+    "--vllm-arg --pin-length --base-url --served-model --dtype --device --device-map --attn --revision "
+    "--trust-remote-code --seed --out --json --dry-run --fresh --quiet -q --verbose -v",
     "run": "--pe --out --json --dry-run --fresh --quiet -q --verbose -v",
     "report": "--out --json --title --preface --published --quiet -q",
     "rope": "--model --head-dim --theta --native --factor --length --pe-arg --scale-from --revision "
     "--trust-remote-code --json --plot --list",
     "export": "--model --pe --out --factor --native --pe-arg --scale-from --layers --revision --quiet -q",
     "models": "--json",
-    "doctor": "--json",
+    "doctor": "--parity --model --pe --factor --length --dtype --vllm-arg --json",
+    "serve": "--model --pe --factor --length --native --pe-arg --scale-from --layers --pin-length --host --port "
+    "--served-model --no-api-key --vllm-arg --dtype --device --revision --trust-remote-code --dry-run",
 }
 """All options of all commands, in both forms of those that have two."""
 
@@ -43,6 +46,7 @@ REQUIRED = {
     "export": {"--model", "--pe", "--out"},
     "models": set(),
     "doctor": set(),
+    "serve": {"--model"},
 }
 
 DEFAULTS = {"data": "gov_report", "protocol": "prefix", "backend": "hf", "stride": None, "dtype": "auto", "seed": "0"}

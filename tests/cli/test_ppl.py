@@ -50,7 +50,7 @@ def test_a_run_shows_a_table_and_leaves_a_repeatable_folder(arguments, capsys, t
     assert len(list((tmp_path / "run" / "cells").iterdir())) == 6
     assert len(list((tmp_path / "run" / "nll").iterdir())) == 6
     assert run_app(["run", "run/spec.yaml"]) == 0
-    assert "0 cells computed, 6 were stored already" in capsys.readouterr().err
+    assert "0 cells computed, 6 stored already" in capsys.readouterr().err
 
 
 def test_json_is_all_that_stdout_gets(arguments, capsys):
@@ -94,7 +94,7 @@ def test_run_repeats_one_method_of_a_request_elsewhere_with_the_same_numbers(arg
 def test_the_default_folder_is_found_again_by_the_same_request(arguments, capsys, tmp_path):
     assert run_app(arguments(out=None)) == 0
     assert run_app(arguments(out=None)) == 0
-    assert "6 were stored already" in capsys.readouterr().err
+    assert "6 stored already" in capsys.readouterr().err
     assert len(list((tmp_path / "runs").iterdir())) == 1
 
 
@@ -285,4 +285,4 @@ def test_an_address_of_fsspec_is_a_run_folder(arguments, capsys):
     address = f"memory://runs-{os.getpid()}/one"
     assert run_app(arguments(out=address, pe="none")) == 0
     assert run_app(arguments(out=address, pe="none")) == 0
-    assert "0 cells computed, 2 were stored already" in capsys.readouterr().err
+    assert "0 cells computed, 2 stored already" in capsys.readouterr().err

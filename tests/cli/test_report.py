@@ -18,7 +18,15 @@ NLL = make_nll([[2.0] * 31] * 12)
 def run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(plots, "render", lambda figure: plots.Picture(png=b"png", svg=b"svg"))
-    return make_run("runs/demo", [(make_records("none", 32, NLL), NLL), (make_records("yarn", 32, NLL), NLL)])
+    made = make_run("runs/demo", [(make_records("none", 32, NLL), NLL), (make_records("yarn", 32, NLL), NLL)])
+    Path(made, "spec.yaml").write_text("model: toy\npe: [none, yarn]\nlengths: [32]\ndata: texts\nfactor: 2\n")
+    return made
+
+
+def test_an_unfinished_run_is_told(run, capsys):
+    Path(run, "spec.yaml").write_text("model: toy\npe: [none, yarn]\nlengths: [32, 64]\ndata: texts\nfactor: 2\n")
+    assert run_app(["report", run]) == 0
+    assert "Not finished: 2 of 4 cells have no record yet: none, yarn at 64 (texts)" in capsys.readouterr().err
 
 
 def test_report_writes_and_names_its_files(run, capsys):

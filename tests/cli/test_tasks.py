@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from own_tasks import ANSWER, CHOICE, write_data, write_task
@@ -60,7 +61,7 @@ def test_a_run_shows_a_table_and_leaves_a_repeatable_folder(arguments, capsys, t
     assert len(list((tmp_path / "run" / "samples").iterdir())) == 4
     assert run_app(["run", "run/spec.yaml", "--json", "-"]) == 0
     shown = capsys.readouterr()
-    assert "0 cells computed, 4 were stored already" in shown.err
+    assert "0 cells computed, 4 stored already" in shown.err
     records = json.loads(shown.out)
     assert [(r["pe"], r["length"], r["metric"], r["n"]) for r in records] == [
         (pe, length, "accuracy", 6) for pe in ("none", "resonance") for length in (64, 512)
@@ -75,7 +76,7 @@ def test_perplexity_and_tasks_share_a_folder_and_a_report(arguments, documents, 
     assert run_app([*ppl, "--dtype", "float32", "--out", "run", "-q"]) == 0
     assert run_app(["run", "run/spec.yaml"]) == 0
     shown = capsys.readouterr()
-    assert shown.err.count("0 cells computed, 2 were stored already") == 2
+    assert shown.err.count("0 cells computed, 2 stored already") == 2
     assert "Perplexity" in shown.out and "which_word" in shown.out
     assert run_app(["report", "run", "--quiet"]) == 0
     text = (tmp_path / "run" / "report.md").read_text()
@@ -134,6 +135,8 @@ def test_the_list_can_be_narrowed(capsys, monkeypatch):
         ({"tasks": "niah_singel"}, ["--tasks niah_singel", "niah_single", "--list"]),
         ({"tasks": "passkey", "lengths": "64"}, ["--lengths", "too short", "passkey"]),
         ({"tasks": "missing.yaml"}, ["--tasks missing.yaml", "no such file"]),
+        ({"overlong": "skip", "lengths": "16,32"}, ["--overlong skip", "nothing to compute", "--overlong middle"]),
+        ({"tasks": "kv_nothing*"}, ["--tasks kv_nothing*", "no task or group"]),
         ({"include": "nowhere"}, ["nowhere"]),
         ({"backend": "fast"}, ["--backend fast"]),
         ({"model": None}, ["--model", "--list"]),
@@ -159,6 +162,9 @@ def test_missing_data_names_both_ways_to_get_it(arguments, capsys, tmp_path, mon
     monkeypatch.setenv("LONGEVAL_DATA", str(tmp_path / "data"))
     message = complaint(capsys, tmp_path, arguments(tasks="leval"))
     assert "LONGEVAL_DATA" in message and "L4NLP/LEval" in message
+    message = complaint(capsys, tmp_path, arguments(tasks="leval_coursera,which_word.yaml,leval_quality"))
+    assert message.startswith("longeval: --tasks leval_coursera, leval_quality: data is missing")
+    assert "leval/coursera.jsonl, leval/quality.jsonl" in message and message.count("L4NLP/LEval") == 1
 
 
 def test_a_group_goes_on_without_the_task_whose_data_is_missing(arguments, capsys, tmp_path, monkeypatch):
@@ -172,7 +178,9 @@ def test_a_group_goes_on_without_the_task_whose_data_is_missing(arguments, capsy
     request = arguments(tasks="leval", lengths="1k", pe="none", max_new_tokens="4")
     assert run_app([*request, "--json", "records.json"]) == 0
     shown = capsys.readouterr()
-    assert "goes on without leval_codeu" in shown.err
+    (note,) = [line for line in shown.err.splitlines() if "goes on without" in line]
+    assert note.startswith("longeval: leval goes on without leval_coursera,") and "leval_codeu" in note
+    assert "leval_quality" not in note and note.count("L4NLP/LEval") == 1
     records = {record["task"]: record for record in json.loads((tmp_path / "records.json").read_text())}
     assert records["leval_quality"]["status"] == "ok"
     assert (records["leval"]["value"], records["leval"]["status"]) == (None, "skipped")
@@ -189,6 +197,12 @@ def test_a_group_goes_on_without_the_task_whose_data_is_missing(arguments, capsy
             "guess",
         ),
         ("task: broken\ninclude: nothing_here\n", 2, "nothing_here"),
+        (
+            "task: broken\ndataset_path: json\ntest_split: t\ndoc_to_text: x\ndoc_to_target: y\n"
+            "output_type: generate_until\nmetric_list: [{metric: acc}]\n",
+            7,
+            "metric acc gives no score for output_type generate_until",
+        ),
     ],
 )
 def test_a_broken_task_file_is_named_with_its_line(arguments, capsys, tmp_path, text, line, what):
@@ -208,3 +222,53 @@ def test_a_generated_task_writes_its_answers(arguments, tmp_path, capsys):
         isinstance(sample["output"], str) and sample["finish"] in ("stop", "eos", "length") for sample in samples
     )
     assert all(len(sample["prompt_digest"]) == 16 for sample in samples)
+
+
+def test_a_task_file_is_no_request(choice_task, capsys):
+    assert run_app(["run", str(choice_task)]) == 2
+    assert f"longeval tasks --tasks {choice_task}" in capsys.readouterr().err
+
+
+def test_ctrl_c_while_samples_are_made_leaves_nothing(arguments, capsys, tmp_path, monkeypatch):
+    from longeval.cli.progress import RunProgress
+
+    def interrupt(self, what, done, total):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunProgress, "preparing", interrupt)
+    before = sorted(tmp_path.iterdir())
+    assert run_app(arguments(tasks="passkey", lengths="512", limit="1000000")) == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_cell_without_samples_is_not_counted_as_computed(arguments, capsys):
+    assert run_app([*arguments(overlong="skip", lengths="16,512", pe="none"), "--json", "records.json"]) == 0
+    said = capsys.readouterr().err
+    assert "1 cell computed, 1 skipped; records in run" in said and "nothing to compute at 16" in said
+
+
+def test_preparing_is_told_now_and_then(capsys, monkeypatch):
+    from longeval.cli import progress
+
+    clock = iter([0.0, 100.0, 110.0, 140.5, 141.0, 150.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    with progress.RunProgress() as shown:
+        for done in (1, 2, 1000):
+            shown.preparing("passkey at 4k: making samples", done, 2000)
+    assert capsys.readouterr().err == "  passkey at 4k: making samples: 1,000 of 2,000\n"
+
+
+def test_the_list_is_readable_on_a_narrow_terminal(capsys, monkeypatch):
+    import rich.console
+
+    monkeypatch.setattr("longeval.tasks.index.lm_eval_entries", dict)
+    plain = rich.console.Console
+    monkeypatch.setattr("rich.console.Console", lambda: plain(force_terminal=True, width=80, no_color=True))
+    assert run_app(["tasks", "--list"]) == 0
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out.partition("\nAnd ")[0]).splitlines()
+    assert max(map(len, lines)) <= 80 and not any("…" in line for line in lines)
+    assert lines[0].strip() == "longeval"
+    (passkey,) = [line for line in lines if line.strip().startswith("passkey ")]
+    assert "five-digit number" in passkey

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from local_tasks import answering, answering_row, reading, reading_row
+from local_tasks import answering, answering_row, gsm8k, reading, reading_row
 from tiny import make_text
 
 from longeval.errors import LongEvalError
@@ -188,7 +190,10 @@ def test_skip_leaves_out_and_says_which(window):
     rows = [reading_row(seed, words=120 if seed % 2 else 5) for seed in range(5)]
     prepared = prepare(reading(rows=rows), window(length=100, overlong="skip"), limit=None)
     assert [sample.index for sample in prepared.samples] == [0, 2, 4]
-    assert prepared.skipped == (1, 3)
+    assert list(prepared.skipped) == [1, 3]
+    for index, needed in prepared.skipped.items():
+        fits = prepare(reading(rows=rows), window(length=needed, overlong="skip"), limit=None, indices=[index])
+        assert fits.samples and not fits.skipped, "what it needs is what does"
     assert prepared.num_docs == 5 and prepared.num_truncated == 0
 
 
@@ -197,7 +202,7 @@ def test_error_names_the_longest(window):
     needed = prepare(reading(rows=rows), window(length=4096), limit=None).samples[2].tokens
     with pytest.raises(LongEvalError, match=f"2 samples of task reading.*100 tokens.*sample 2, needs {needed}"):
         prepare(reading(rows=rows), window(length=100, overlong="error"), limit=None)
-    assert prepare(reading(rows=rows), window(length=needed, overlong="error"), limit=None).skipped == ()
+    assert prepare(reading(rows=rows), window(length=needed, overlong="error"), limit=None).skipped == {}
 
 
 def test_a_window_too_short_for_the_rest_says_how_long_it_must_be(window):
@@ -215,9 +220,58 @@ def test_a_window_too_short_for_the_rest_says_how_long_it_must_be(window):
         prepare(task, window(length=shortest - 1), limit=None)
 
 
+def test_what_is_needed_counts_the_longest_choice_after_another_was_cut_for(window, tiny_tokenizer):
+    # The longer choice of a whole document is the first; as the document shrinks, the second grows beyond it.
+    rows = [{**reading_row(0, words=80), "gold": 0}]
+
+    def choices(doc):
+        return [make_text(60), make_text(20 + 2 * (80 - len(doc["document"].split())))]
+
+    task = reading(rows=rows, doc_to_choice=choices)
+    whole = prepare(task, window(length=8192), limit=None).samples[0].tokens
+    with pytest.raises(LongEvalError, match="sample 0 needs") as caught:
+        prepare(task, window(length=int(whole * 0.8)), limit=None)
+    bare = {"document": rows[0]["document"][:1]}
+    second = choices(bare)[1]
+    prompt = f"Read this.\n{bare['document']}\nQuestion: {rows[0]['question']}\nAnswer: {second}"
+    said = int(caught.value.problem.split(" needs ")[1].split()[0])
+    assert abs(said - len(tiny_tokenizer.encode(prompt))) <= 3
+
+
+def test_an_answer_that_takes_the_window_is_named_with_the_most_that_fits(window):
+    rows = [answering_row(seed) for seed in range(2)]
+    with pytest.raises(LongEvalError, match=r"\(90 of them for its answer\)") as caught:
+        prepare(answering(rows), window(length=100), limit=None, max_new_tokens=90)
+    flag, number = re.search(r"--(max-new-tokens) (\d+)", caught.value.remedy).groups()
+    assert flag == "max-new-tokens" and "--num-fewshot" not in caught.value.remedy
+    assert prepare(answering(rows), window(length=100), limit=None, max_new_tokens=int(number)).num_truncated == 2
+    with pytest.raises(LongEvalError):
+        prepare(answering(rows), window(length=100), limit=None, max_new_tokens=int(number) + 1)
+    with pytest.raises(LongEvalError) as caught:
+        prepare(answering(rows), window(length=20), limit=None, max_new_tokens=90)
+    assert "--max-new-tokens" not in caught.value.remedy, "no answer is short enough for so short a window"
+
+
+@pytest.mark.parametrize(("overlong", "fitting"), [("middle", 1), ("error", 3)])
+def test_examples_that_take_the_window_are_named_with_the_most_that_fit(window, overlong, fitting):
+    def tokens(shots):
+        return prepare(gsm8k(num=1), window(length=4096), limit=None, num_fewshot=shots).samples[0].tokens + 12
+
+    length = tokens(fitting)
+    asked = window(length=length, overlong=overlong)
+    with pytest.raises(LongEvalError) as caught:
+        prepare(gsm8k(num=1), asked, limit=None, num_fewshot=4)
+    assert f"{tokens(4) - tokens(0)} for its 4 examples" in caught.value.problem
+    assert f"needs {tokens(4)}" in caught.value.problem and f"--lengths {tokens(4)}" in caught.value.remedy
+    assert f"--num-fewshot {fitting}" in caught.value.remedy
+    assert prepare(gsm8k(num=1), asked, limit=None, num_fewshot=fitting).samples[0].tokens + 12 == length
+    with pytest.raises(LongEvalError):
+        prepare(gsm8k(num=1), asked, limit=None, num_fewshot=fitting + 1)
+
+
 def test_a_question_is_never_cut(window):
     only_question = reading(rows=[reading_row(0, question=make_text(80))], doc_to_text="{{question}}\nAnswer:")
-    with pytest.raises(LongEvalError, match="sample 0: longer than the window of 60 tokens, and has no document"):
+    with pytest.raises(LongEvalError, match=r"--lengths 60: .* sample 0 needs 150 tokens and has no document"):
         prepare(only_question, window(length=60), limit=None)
     whole_message = answering([{"input": make_text(80), "answer": "a"}], doc_to_text="{{input}}")
     for side in ("left", "right"):

@@ -156,7 +156,7 @@ def test_tasks_stand_beside_published_ones_with_what_differs():
     assert rows[0] == ["whose", "model", "method", "s", "window", "trained on", "leval\\_quality", "average"]
     assert [row[0] for row in rows[2:]] == ["published"] * 12 + ["ours"] * 2
     assert rows[2] == ["published", "LLaMA2-Chat 7B", "`dynamic_ntk`", "–", "32k", "no", "34.65", "32.59"]
-    assert rows[-2] == ["ours", "toy", "`none`", "–", "16k", "no", "90.00", "–"]
+    assert rows[-2] == ["ours", "toy", "`none`", "–", "16k", "no", "90.00 [59.6, 98.2] (n 10)", "–"]
     for needed in (
         "another model",
         "unit: percent here, ours converted",
@@ -192,7 +192,7 @@ def test_perplexities_stand_beside_published_ones_of_the_same_data():
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
     assert rows[0] == ["whose", "model", "method", "s", "window", "trained on", "8k", "32k"]
     assert rows[4] == ["published", "Llama 2 7B", "`yarn`", "16", "–", "trained on", "–", "3.595"]
-    assert rows[-1] == ["ours", "llama2-7b", "`yarn`", "2", "–", "no", "7.389", "–"]
+    assert rows[-1] == ["ours", "llama2-7b", "`yarn`", "2", "–", "no", "7.389 [7.389, 7.389] (n 10)", "–"]
     assert "protocol: theirs is sliding\\_window\\_mean, ours prefix" in text
     assert "llama2-7b is one of theirs by its name" in text
     assert "factor s of yarn: theirs 16 and 32, ours 2" in text

@@ -42,7 +42,7 @@ def test_too_few_discordant_samples_say_nothing():
         )
         assert pair.says_nothing is silent
         assert pair.is_different is not silent
-        assert any("say nothing for or against: passkey resonance 64" in note for note in pair_notes([pair])) is silent
+        assert any("says nothing for or against: passkey resonance 64" in note for note in pair_notes([pair])) is silent
 
 
 def test_without_samples_or_equal_prompts_it_says_why():

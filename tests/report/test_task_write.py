@@ -67,8 +67,8 @@ def test_scores_with_errors_counts_and_reasons(report):
     text = (report / "demo.md").read_text()
     header, rows = table_under(text, "### passkey: accuracy")
     assert header == ["method", "s", "32", "64", "128"]
-    assert rows[0] == ["`none`", "–", "0.80 ± 0.09", "0.90 ± 0.07", "0.00 [0.00, 0.16] †"]
-    assert rows[2] == ["`pi`", "2", "–", "failed", "–"]
+    assert rows[0] == ["`none`", "–", "0.80 [0.58, 0.92]", "0.90 [0.70, 0.97]", "0.00 [0.00, 0.16] †"]
+    assert rows[4] == ["`pi`", "2", "–", "failed", "–"], "not asked for: after what was"
     assert rows[-1] == ["*samples*", "", "20", "20", "20"]
     assert "- failed: pi 64: out of memory \\| try less\n" in text
     _, rows = table_under(text, "### quality: accuracy")
@@ -76,12 +76,12 @@ def test_scores_with_errors_counts_and_reasons(report):
     assert [row[2:] for row in rows[-2:]] == [["18", "20", "0"], ["2", "0", "0"]]
     _, rows = table_under(text, "### suite: average of accuracy")
     assert rows[0][2:] == ["skipped"] * 3
-    assert "- skipped: all: no average: books is missing (no data)\n" in text
+    assert "- skipped in every cell: no average: books is missing (no data)\n" in text
     _, rows = table_under(text, "### pair: average of accuracy")
     assert re.fullmatch(r"0\.\d\d", rows[0][2])
     _, rows = table_under(text, "### Further metrics")
     assert rows[0][:2] == ["topics: accuracy\\_first", "`none`"]
-    assert "By kind: 8 perplexity, 38 tasks, 24 averages." in text
+    assert "By kind: 8 of perplexity, 38 of tasks, 24 averages of groups." in text
     assert text.startswith("# Perplexity and tasks by context length\n")
 
 
@@ -96,8 +96,8 @@ def test_pairs_sample_by_sample(report):
     assert passkey[0][8:10] == ["3", "1"]
     assert passkey[0][10] == "0.62"
     assert all(row[10] == "–" for row in rows if row[0] != "passkey: accuracy"), "documents and graded credit: no p"
-    assert "comparisons are bold" in text
-    assert "say nothing for or against: passkey resonance 32, 64, 128" in text
+    assert "- bold: " in text
+    assert "says nothing for or against: passkey resonance 32, 64, 128" in text
 
 
 def test_what_was_scored_is_said(report):
@@ -161,7 +161,7 @@ def test_tables_for_other_programs(report):
 def test_latex(report):
     text = (report / "demo.tex").read_text()
     assert r"\multicolumn{5}{l}{\textit{passkey: accuracy}} \\" in text
-    assert r"\quad none & -- & 0.80 $\pm$ 0.09 & 0.90 $\pm$ 0.07 & 0.00 [0.00, 0.16]$^\dagger$ \\" in text
+    assert r"\quad none & -- & 0.80 [0.58, 0.92] & 0.90 [0.70, 0.97] & 0.00 [0.00, 0.16]$^\dagger$ \\" in text
     assert r"passkey & none & -- & 32 & 20 & $-$0.10\ci{$-$0.31}{+0.12} & 3:1 & 0.62 \\" in text
     body = re.sub(r"(?m)^(%|\\providecommand).*$", "", text)
     assert not re.search(r"(?<!\\)[%#~–−∞±†]", body)
@@ -216,4 +216,4 @@ def test_beside_only_where_factor_and_parameters_agree():
     grids = build_grids([*make_records("yarn", 64, nll, factor=4.0), *make_records("none", 64, nll)])
     (found,) = beside(tasks, grids)
     shown = [(r.row.pe, r.perplexity[0] is not None, r.scores[0] is not None) for r in found.rows]
-    assert shown == [("none", True, True), ("yarn", False, True), ("yarn", True, False)]
+    assert shown == [("yarn", False, True), ("yarn", True, False), ("none", True, True)]

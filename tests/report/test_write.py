@@ -70,7 +70,7 @@ def test_markdown_tables(reports):
     text = (reports / "demo.md").read_text()
     header, rows = table_under(text, "## toy on texts, prefix")
     assert header == ["method", "s", "32", "64"]
-    assert list(rows) == ["`none`", "`resonance`", "`pi`", "`ntk`", "`yarn`", "`resonance_yarn`"]
+    assert list(rows) == ["`none`", "`resonance`", "`yarn`", "`resonance_yarn`", "`pi`", "`ntk`"]
     assert rows["`none`"] == ["–", "7.389 [7.389, 7.389]", "7.389 [7.389, 7.389]"]
     assert rows["`resonance_yarn`"][1] == "**6.050** [6.050, 6.050]"
     assert rows["`pi`"] == ["2", "failed", "skipped"]

@@ -41,9 +41,9 @@ def words():
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
 
 
-def build(name, tokenizer, length, num_samples=2, seed=0):
+def build(name, tokenizer, length, num_samples=2, seed=0, template=0):
     setting = Setting(
-        length=length,
+        length=length + template,
         num_samples=num_samples,
         seed=seed,
         haystack="noise",
@@ -85,6 +85,16 @@ def test_fewer_samples_are_the_first_of_more_and_follow_the_seed(words, name):
 def test_a_window_too_short_is_an_error_not_an_endless_loop(name, length, words):
     with pytest.raises(LongEvalError, match=rf"--tasks {name}: a window of {length} tokens is too short.*at least \d+"):
         build(name, words, length)
+
+
+@pytest.mark.slow
+def test_a_window_too_short_is_named_as_it_was_asked_for(words):
+    with pytest.raises(LongEvalError) as plain:
+        build("ruler_fwe", words, 256)
+    with pytest.raises(LongEvalError, match="a window of 291 tokens, less 35 for the chat template, is too") as caught:
+        build("ruler_fwe", words, 256, template=35)
+    shortest, with_template = (int(e.value.remedy.rstrip(".").split()[-1]) for e in (plain, caught))
+    assert with_template == shortest + 35
 
 
 @pytest.mark.slow

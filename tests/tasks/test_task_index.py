@@ -176,21 +176,55 @@ def test_listing(root, tmp_path):
     assert by_name["both"].needs == "a book"
     assert by_name["alpha"].needs == "hub data set who/alpha"
     assert by_name["letters"].kind == "group"
-    assert by_name["pair"].needs == "hub data set who/alpha for alpha; hub data set who/passkey for passkey"
+    assert by_name["pair"].needs == "hub data set who/alpha; hub data set who/passkey"
     assert by_name["danger"].needs == "not run: it executes code that the model writes"
     assert needs_lines(resolve(root, "passkey", "reading", "letters")) == (
         "reading: LONGEVAL_DATA or hub data set who/reading (downloads on first use)",
-        "letters: 2 tasks, hub data set who/alpha for alpha; hub data set who/beta for beta (downloads on first use)",
+        "letters: 2 tasks, hub data set who/alpha; hub data set who/beta (downloads on first use)",
     )
 
 
 def test_needs_of_groups():
     assert group_needs({}) == "nothing"
     assert group_needs({"a": "nothing", "b": "nothing"}) == "nothing"
-    assert group_needs({"a": "x", "b": "nothing", "c": "x"}) == "nothing for b; x for a, c"
+    assert group_needs({"a": "x", "b": "nothing", "c": "x"}) == "for 2 of 3 tasks: x"
     many = {f"t{n}": f"need {n}" for n in range(6)}
     assert group_needs(many) == "6 downloads, such as need 0"
-    assert group_needs({f"t{n}": "y" if n else "x" for n in range(9)}) == "x for t0; y for 8 tasks (t1, t2, …)"
+    assert group_needs({f"t{n}": "y" if n else "x" for n in range(9)}) == "x; y"
+    assert group_needs(many | {"t6": "nothing"}) == "for 6 of 7 tasks: 6 downloads, such as need 0"
+
+
+def test_a_pattern_is_all_that_it_matches(root, tmp_path):
+    (both,) = resolve(root, "*a*s*")
+    assert both.kind == "group" and both.leaves == ("passkey", "lm_eval:passkey")
+    (letters,) = resolve(root, "lette[rs]s")
+    assert letters.leaves == ("alpha", "beta"), "a group that matches stands for its tasks"
+    with pytest.raises(LongEvalError, match=r"--tasks dang\*: not run"):
+        resolve(root, "dang*")
+    with pytest.raises(LongEvalError, match=r"--tasks zz\*: no task or group has such a name"):
+        resolve(root, "zz*")
+
+
+def test_a_folder_is_sent_to_include(root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "mine", zeta="task: zeta\n")
+    for typed in ("mine", "./mine", f"{tmp_path}/mine"):
+        with pytest.raises(LongEvalError) as caught:
+            resolve(root, typed)
+        assert f"--include {typed}" in caught.value.remedy
+
+
+def test_what_a_path_names_is_shown_by_its_own_name(root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "mine", zeta="task: zeta\n", two="group: two\ntask: [alpha, {task: inner, doc_to_text: x}]\n")
+    index = Index(root=root)
+    assert index.entry("mine/zeta.yaml").title == "zeta" and index.entry("alpha").title == "alpha"
+    (two,) = index.resolve(["mine/two.yaml"])
+    assert (two.name, two.title) == ("mine/two.yaml", "two")
+    assert [index.entry(leaf).title for leaf in two.leaves] == ["alpha", "two::inner"]
+    write(tmp_path / "same", other="task: passkey\n")
+    with pytest.raises(LongEvalError, match=r"other\.yaml: passkey is the name of a task of longeval"):
+        index.entry("same/other.yaml")
 
 
 def test_the_cache_is_read_and_follows_changes(small_lm_eval, monkeypatch):  # noqa: F811

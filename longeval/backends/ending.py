@@ -1,0 +1,72 @@
+"""When an answer is at its end: the model's own end, a stop text, or the limit; the same for every backend."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from longeval.backends.base import GenerateRequest, Generation
+
+
+def end_tokens(settings: Any, tokenizer: Any) -> frozenset[int]:
+    """Ids that end an answer: those of the model's generation settings, and the tokenizer's end of sequence.
+
+    Args:
+        settings: transformers' GenerationConfig of the model, or None.
+        tokenizer: transformers' tokenizer of the model.
+    """
+    configured = getattr(settings, "eos_token_id", None)
+    ids = configured if isinstance(configured, list | tuple) else [configured]
+    return frozenset(int(token) for token in (*ids, tokenizer.eos_token_id) if token is not None)
+
+
+class Ending:
+    """Knows when an answer is at its end.
+
+    Args:
+        tokenizer: Decodes it.
+        ends: Ids that end it.
+        request: What was asked.
+    """
+
+    def __init__(self, tokenizer: Any, ends: frozenset[int], request: GenerateRequest) -> None:
+        self._tokenizer = tokenizer
+        self._ends = ends
+        self._limit = request.max_new_tokens
+        self._stop = request.stop
+        # A special token is not in the decoded text: one that is named as a stop text is told by its id.
+        special = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+        self._stop_ids = frozenset(special[text] for text in request.stop if text in special)
+
+    @property
+    def ids(self) -> frozenset[int]:
+        """Ids of tokens that end the answer."""
+        return self._ends | self._stop_ids
+
+    def answer(self, tokens: Sequence[int]) -> Generation | None:
+        """The answer if `tokens` are all of it, else None."""
+        if tokens[-1] in self._ends or tokens[-1] in self._stop_ids:
+            finish: Literal["eos", "stop"] = "eos" if tokens[-1] in self._ends else "stop"
+            return Generation(self._text(tokens[:-1]), len(tokens), finish)
+        if self._stop:
+            text = self._text(tokens)
+            if (cut := self._cut(text)) != text:
+                return Generation(cut, len(tokens), "stop")
+        if len(tokens) == self._limit:
+            return Generation(self._text(tokens), len(tokens), "length")
+        return None
+
+    def of_whole(self, tokens: Sequence[int]) -> Generation:
+        """The answer in tokens that were generated elsewhere, by something that stops at the same ends."""
+        for size in range(max(1, len(tokens) - 1), len(tokens) + 1):
+            if (answer := self.answer(tokens[:size])) is not None:
+                return answer
+        return Generation(self._text(tokens), len(tokens), "length")
+
+    def _text(self, tokens: Sequence[int]) -> str:
+        text: str = self._tokenizer.decode(list(tokens), skip_special_tokens=True)
+        return text
+
+    def _cut(self, text: str) -> str:
+        """The text before the first stop text in it."""
+        return text[: min((place for stop in self._stop if (place := text.find(stop)) >= 0), default=len(text))]

