@@ -112,7 +112,17 @@ def method_names(spec: ModelRequest) -> list[MethodName]:
     return names
 
 
-def stretch_note(spec: ModelRequest, names: Sequence[MethodName], model: PreparedModel) -> list[str]:
+def setting_notes(spec: ModelRequest, names: Sequence[MethodName], model: PreparedModel) -> list[str]:
+    """What a user should know of the settings before anything starts."""
+    notes = _stretch_note(spec, names, model)
+    if spec.backend == "openai":
+        notes.append(
+            f"--backend openai: the server rotates as it was started; {','.join(spec.pe)} only labels the results"
+        )
+    return notes
+
+
+def _stretch_note(spec: ModelRequest, names: Sequence[MethodName], model: PreparedModel) -> list[str]:
     """A note where methods that stretch have nothing to stretch."""
     stretched = [name.canonical for name in names if name.method.uses_factor]
     if not stretched or set(factors(spec, model.native_length).values()) != {1.0}:

@@ -20,7 +20,7 @@ from longeval.cells import (
     check_backend,
     check_pin,
     method_names,
-    stretch_note,
+    setting_notes,
     stride_of,
 )
 from longeval.data.selection import select
@@ -156,7 +156,7 @@ def _what_is_there(protocol: Protocol, corpus: Corpus) -> str:
 
 def _notes(spec: PplSpec, names: Sequence[MethodName], model: PreparedModel, corpora: Sequence[Corpus]) -> list[str]:
     notes = list(model.notes)
-    notes += stretch_note(spec, names, model)
+    notes += setting_notes(spec, names, model)
     for corpus in corpora:
         chosen, skipped = len(corpus.selection.documents), corpus.selection.skipped
         if skipped:

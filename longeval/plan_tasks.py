@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from longeval.cache import cache_dir
-from longeval.cells import check_backend, check_pin, method_names, setups, stretch_note
+from longeval.cells import check_backend, check_pin, method_names, setting_notes, setups
 from longeval.cost import ModelSize, check_memory, model_size
 from longeval.errors import LongEvalError, MissingDataError
 from longeval.evals.counting import check_samples_fit, prompt_counter
@@ -139,7 +139,7 @@ class _ModelPlan:
         self.model = model
         self.size = model_size(model)
         self.jobs: list[TaskJob] = []
-        self.notes = [*model.notes, *stretch_note(spec, names, model)]
+        self.notes = [*model.notes, *setting_notes(spec, names, model)]
         self._spec = spec
         self._index = index
         self._chat = _chat(spec, model)
@@ -176,6 +176,11 @@ class _ModelPlan:
                 self.notes.append(
                     f"{item.title} goes on without {without}: {why}. --tasks {leaves[0]} says how to get its data"
                 )
+
+    def _check_memory(self, length: int, tokens: int) -> None:
+        """An engine knows its own memory, and a server is elsewhere."""
+        if self._spec.backend == "hf":
+            check_memory(self.model, self.size, length, tokens)
 
     def groups(self, chosen: Sequence[Resolved]) -> list[GroupCell]:
         """The averages that the groups ask for."""
@@ -219,7 +224,7 @@ class _ModelPlan:
                     f"--tasks {leaf}: {prepared.num_truncated} samples that were made for {length} tokens don't fit",
                     "Its generator must leave room for chat template and answer; cutting could take out what is asked.",
                 )
-            check_memory(self.model, self.size, length, longest_reach(prepared))
+            self._check_memory(length, longest_reach(prepared))
             jobs.append(self._job(leaf, task, metadata, length, prepared))
             self.notes += [*prepared.notes, *emptied(self._title(leaf), length, prepared)]
             self.left_out += prepared.skipped.values()
@@ -284,7 +289,7 @@ class _ModelPlan:
         """The lm-eval task with its samples; those that are made are made for this window."""
         num_samples = metadata.samples if self._spec.limit is None else self._spec.limit
         if metadata.synthetic:
-            check_memory(self.model, self.size, length, length)
+            self._check_memory(length, length)
             check_samples_fit(num_samples, length)
         window = self._window(length)
         what = f"{self._title(leaf)} at {format_length(length)}: making samples"

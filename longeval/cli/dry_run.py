@@ -43,12 +43,13 @@ def show_plan(plan: Plan, store: Store, console: Console, *, fresh: bool) -> Non
             )
     console.print(table)
     console.print()
+    ours = plan.spec.backend == "hf"  # what an engine or a server takes, only it knows
     for part in estimate(jobs):
         passes = f"{part.passes} forward {'pass' if part.passes == 1 else 'passes'}"
         console.print(
             f"{part.model} ({part.dtype}): {count(part.cells, 'cell')} in {passes}, "
-            f"{part.tokens:,} tokens; "
-            f"estimated {format_duration(part.seconds)} and {part.memory_bytes / 2**30:.1f} GiB",
+            f"{part.tokens:,} tokens"
+            + (f"; estimated {format_duration(part.seconds)} and {part.memory_bytes / 2**30:.1f} GiB" if ours else ""),
             highlight=False,
             markup=False,
         )
@@ -94,11 +95,17 @@ def show_task_plan(plan: TaskPlan, store: Store, console: Console, *, fresh: boo
         prompts = {id(job): sum(sample_costs(size, job.inputs())) for job in jobs}
         flops = sum(prompts[id(job)] * todo[id(job)] for job in jobs)
         longest = max(longest_reach(job.prepared) for job in jobs)
-        console.print(
+        said = (
             f"{name} ({model.dtype}): {count(sum(todo.values()), 'cell')} to compute, "
-            f"{sum(len(job.prepared.samples) * todo[id(job)] for job in jobs):,} samples; estimated "
-            f"{format_duration(seconds(model, size, flops))} for reading the prompts (answers that are generated come "
-            f"on top) and {memory_bytes(model, size, longest, cached=longest) / 2**30:.1f} GiB",
+            f"{sum(len(job.prepared.samples) * todo[id(job)] for job in jobs):,} samples"
+        )
+        if plan.spec.backend == "hf":  # what an engine or a server takes, only it knows
+            said += (
+                f"; estimated {format_duration(seconds(model, size, flops))} for reading the prompts (answers that are "
+                f"generated come on top) and {memory_bytes(model, size, longest, cached=longest) / 2**30:.1f} GiB"
+            )
+        console.print(
+            said,
             highlight=False,
             markup=False,
         )

@@ -1,13 +1,16 @@
 """What was asked of the run folders, as their spec.yaml says: whom names stand for, and in which order.
 
-A group of tasks (`leval`) is known here by name only: looking up its members would need lm-eval. Its average names them
-once it is stored; before that, what has records and isn't named by any request is taken for its members, and of several
-such groups each is given what begins with its name.
+A task file is known by the records that name it as their source, a pattern by the names that it matches. A group of
+tasks (`leval`) is known here by name only: looking up its members would need lm-eval. Its average names them once it is
+stored; before that, what has records and isn't named by any request is taken for its members, and of several such
+groups each is given what begins with its name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import fnmatch
+import os
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from longeval.errors import LongEvalError
@@ -52,15 +55,28 @@ class Subjects:
     """Groups with a record → their members."""
     present: dict[tuple[str, str], None] = field(default_factory=dict)
     """What has records, averages left out, in the order of the first that was finished."""
+    files: dict[tuple[str, str], tuple[tuple[str, str], ...]] = field(default_factory=dict)
+    """Task files that requests name → what has records and was defined in them."""
 
     def stands_for(self, subject: tuple[str, str]) -> list[tuple[str, str]]:
         """The tasks or data that a name stands for: itself, a group's members with records, or all not named."""
-        kind, _ = subject
+        kind, own = subject
         if subject in self.members:
             return [(kind, name) for name in self.members[subject] if (kind, name) in self.present]
         if subject in self.present:
             return [subject]
-        known = {*self.named} | {(group[0], name) for group, names in self.members.items() for name in names}
+        if subject in self.files:
+            return list(self.files[subject])
+        # Members of a group that was itself only meant by another name (a file, a pattern) are that name's.
+        groups = {group: names for group, names in self.members.items() if group in self.named}
+        matched = {
+            name for group, names in self.members.items() if fnmatch.fnmatchcase(group[1], own) for name in names
+        }
+        matches = [other for other in self.present if other[0] == kind and _matches(other[1], own, matched)]
+        if matches:
+            return matches
+        known = {*self.named} | {(group[0], name) for group, names in groups.items() for name in names}
+        known |= {other for found in self.files.values() for other in found}
         unnamed = [other for other in self.present if other[0] == kind and other not in known]
         unknown = [name for name in self.named if name not in self.members and name not in self.present]
         claimed = {other: _longest_beginning(other, unknown) for other in unnamed}
@@ -76,6 +92,11 @@ class Subjects:
             if subject in found:
                 return index, found.index(subject)
         return len(self.named), [*self.present, subject].index(subject)
+
+
+def _matches(name: str, pattern: str, members: Collection[str]) -> bool:
+    """Whether a pattern means a task: by its name, or as a member of a group that it matches."""
+    return fnmatch.fnmatchcase(name, pattern) or name in members
 
 
 def _longest_beginning(subject: tuple[str, str], names: Iterable[tuple[str, str]]) -> tuple[str, str] | None:
@@ -98,7 +119,18 @@ def find_subjects(requests: Iterable[Spec], records: Sequence[Record]) -> Subjec
             present.setdefault(subject_of(record))
         else:
             members[subject_of(record)] = tuple(record.params["members"])
-    return Subjects(named=tuple(named), members=members, present=present)
+    files = {name: found for name in named if (found := _defined_in(name, records))}
+    return Subjects(named=tuple(named), members=members, present=present, files=files)
+
+
+def _defined_in(subject: tuple[str, str], records: Iterable[Record]) -> tuple[tuple[str, str], ...]:
+    """What has records whose source is the file that a request names."""
+    kind, path = subject
+    if kind != "tasks" or not (path.endswith((".yaml", ".yml")) or os.sep in path):
+        return ()
+    file = os.path.normpath(os.path.expanduser(path))
+    found = (record for record in records if os.path.normpath(str(record.params.get("source"))) == file)
+    return tuple(dict.fromkeys(map(subject_of, found)))
 
 
 class ReadingOrder:

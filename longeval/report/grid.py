@@ -32,7 +32,7 @@ _TABLE_PARAMS = (
 )
 """Parameters that split tables wherever they differ. Others (future ones) do so only where cells would collide."""
 
-_CELL_PARAMS = frozenset({"method", "ci"})
+_CELL_PARAMS = frozenset({"method", "pin_length", "ci"})
 """Parameters that belong to a row or a cell, never to a table."""
 
 

@@ -151,8 +151,9 @@ def _has_factor_each(records: Sequence[Record]) -> bool:
 
 
 def method_of(record: Record) -> str:
-    """Parameters of a record's method as canonical JSON."""
-    return canonical(record.params.get("method") or {})
+    """Parameters of a record's method as canonical JSON; the length that its one table is pinned to is one of them."""
+    pinned = record.params.get("pin_length")
+    return canonical((record.params.get("method") or {}) | ({} if pinned is None else {"pin_length": pinned}))
 
 
 def _differing_parameters(method: str, others: Sequence[str]) -> str:

@@ -21,7 +21,7 @@ _DIGESTS = frozenset({"weights", "tokenizer", "data_digest", "task_digest"})
 LED_TO_SAMPLES = frozenset({"limit", "same_samples", "overlong"})
 """Settings that decide nothing beside the samples that they led to."""
 
-OF_METHOD = frozenset({"method", "own_native_length", "source"})
+OF_METHOD = frozenset({"method", "pin_length", "own_native_length", "source"})
 """Parameters that belong to a method, or say where something was found."""
 
 

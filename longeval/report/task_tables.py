@@ -34,7 +34,7 @@ _SET_PARAMS = (
 _ASKED_PARAMS = ("chat_template", "overlong")
 """Of these, what a group's average may not carry: it goes where its members are."""
 
-_CELL_PARAMS = frozenset({"method", "own_native_length"}) | OUTCOMES | DEFINITION
+_CELL_PARAMS = frozenset({"method", "pin_length", "own_native_length"}) | OUTCOMES | DEFINITION
 """Parameters that belong to a row, a cell or the task's definition; any other splits a task's tables where cells of one
 length differ in it."""
 

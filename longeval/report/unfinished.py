@@ -22,7 +22,7 @@ MAX_NAMED = 6
 
 _TOLD_APART_BY = (
     *("limit", "seed", "overlong", "chat_template", "num_fewshot", "max_new_tokens", "haystack"),
-    *("protocol", "stride", "factor", "pe_args", "native"),
+    *("protocol", "stride", "factor", "pe_args", "pin_length", "native"),
 )
 """Settings that are named where requests differ in them."""
 
@@ -76,7 +76,7 @@ def unfinished_note(requests: Sequence[Spec], records: Sequence[Record]) -> str:
 
 def _guessed(subjects: Subjects) -> str:
     """A sentence on groups that are counted by what has records."""
-    known = {*subjects.members, *subjects.present}
+    known = {*subjects.members, *subjects.present, *(name for name, found in subjects.files.items() if len(found) == 1)}
     groups = [name for kind, name in subjects.named if (kind, name) not in known and subjects.stands_for((kind, name))]
     return f" Of {', '.join(groups)} only what has a record somewhere is counted." if groups else ""
 
@@ -122,6 +122,7 @@ def _meets_model(record: Record, request: ModelRequest) -> bool:
         and request.dtype in ("auto", record.dtype)
         and _has(record, asked)
         and all(canonical(method.get(name)) == canonical(value) for name, value in given.items())
+        and record.params.get("pin_length") in (None, request.pin_length)
         and _has_factor(record, request)
     )
 

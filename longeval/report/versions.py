@@ -25,7 +25,7 @@ _NO_SETTINGS = OUTCOMES | DEFINITION | {"own_native_length", "data_origin"}
 def older_cells(records: Iterable[Record]) -> frozenset[str]:
     """Ids of the cells for which there is a newer one that nothing but the program's version tells apart.
 
-    A parameter that one of the versions doesn't record can't tell cells apart. The newest is the one finished last,
+    A parameter that one of two versions doesn't record can't tell these two apart. The newest is the one finished last,
     even if it failed: its failure is what the request gives today.
     """
     places: dict[tuple[object, ...], dict[str, Record]] = defaultdict(dict)
@@ -33,15 +33,10 @@ def older_cells(records: Iterable[Record]) -> frozenset[str]:
         places[_place(record)].setdefault(record.cell, record)
     older: set[str] = set()
     for found in places.values():
-        if len(found) == 1:
-            continue
-        names = set.intersection(*(set(record.params) for record in found.values())) - _NO_SETTINGS
-        alike: dict[str, list[Record]] = defaultdict(list)
-        for record in found.values():
-            alike[canonical({name: record.params[name] for name in names})].append(record)
-        for same in alike.values():
-            newest = max(same, key=lambda record: (record.provenance.date, record.cell))
-            older |= {record.cell for record in same} - {newest.cell}
+        newest_first = sorted(found.values(), key=lambda record: (record.provenance.date, record.cell), reverse=True)
+        for number, record in enumerate(newest_first):
+            if any(_same_settings(record, newer) for newer in newest_first[:number]):
+                older.add(record.cell)
     return frozenset(older)
 
 
@@ -80,6 +75,11 @@ def older_note(records: Sequence[Record], older: frozenset[str]) -> str:
         f"version or the task's definition differs. {'It stays' if len(left_out) == 1 else 'They stay'} in the CSV "
         "and JSON files."
     )
+
+
+def _same_settings(a: Record, b: Record) -> bool:
+    names = (a.params.keys() & b.params.keys()) - _NO_SETTINGS
+    return all(canonical(a.params[name]) == canonical(b.params[name]) for name in names)
 
 
 def _place(record: Record) -> tuple[object, ...]:

@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 pytestmark = [
     pytest.mark.vllm,
+    pytest.mark.timeout(900),
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM isn't installed here"),
 ]
 

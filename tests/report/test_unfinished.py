@@ -172,3 +172,52 @@ def test_a_request_in_two_folders_counts_once():
     text = "model: toy\npe: none\nlengths: 64\n"
     requests, notes = understood([("a", text), ("b", text), ("c", "")])
     assert (len(requests), notes) == (1, ())
+
+
+def test_a_task_file_is_known_by_its_source():
+    mine = {"params": {"source": "tasks/mine.yaml"}}
+    both = [
+        *have(("none", 64, "mine"), **mine),
+        *have(("none", 64, "other"), params={"source": "other.yaml", "seed": 1}),
+    ]
+    requests = [
+        asked("./tasks/mine.yaml", pe=("none",), lengths=(64,)),
+        asked("other.yaml", pe=("none",), lengths=(64,), seed=1),
+    ]
+    assert unfinished_note(requests, both) == "", "neither request asked for the other's file"
+    note = unfinished_note([asked("./tasks/mine.yaml")], both)
+    assert "3 of 4 cells have no record yet: none at 128 (mine); yarn at 64, 128 (mine)" in note
+    assert "only what has a record" not in note
+
+
+def test_a_pattern_is_known_by_what_it_matches():
+    records = [
+        *have(
+            *((pe, length, name) for pe in ("none", "yarn") for length in (64, 128) for name in ("niah_a", "niah_b"))
+        ),
+        *have(("none", 64, "passkey"), params={"seed": 1}),
+    ]
+    request = asked("niah*"), asked("pass*", pe=("none",), lengths=(64,), seed=1)
+    assert unfinished_note(request, records) == ""
+    assert "1 of 9 cells has no record yet" in unfinished_note(request, records[1:])
+
+
+def test_a_group_that_was_asked_for_by_a_file_or_a_pattern_is_no_missing_one():
+    records = have(*((pe, length, name) for pe in ("none", "yarn") for length in (64, 128) for name in ("a", "b")))
+    averages = [r for pe in ("none", "yarn") for n in (64, 128) for r in make_group(pe, n, "mine", ["a", "b"], 0.5)]
+    for name in ("tasks/group.yaml", "mi*"):
+        assert unfinished_note([asked(name)], [*records, *averages]) == ""
+
+
+def test_a_table_pinned_to_another_length_is_not_what_was_asked_for():
+    request = asked("passkey", pe=("dynamic_ntk",), lengths=(64,), backend="vllm", pin_length=128)
+    for pinned, met in ((128, True), (64, False), (None, True)):
+        made = have(("dynamic_ntk", 64, "passkey"), params={"pin_length": pinned}, backend="vllm")
+        assert (unfinished_note([request], made) == "") is met
+
+
+def test_a_pattern_stands_for_the_members_of_a_group_that_it_matches_too():
+    records = have(("none", 64, "mixed"), ("yarn", 64, "mixed"), ("none", 64, "a"))
+    averages = make_group("none", 64, "mine", ["a"], 0.5)
+    note = unfinished_note([asked("mi*", lengths=(64,))], [*records, *averages])
+    assert "1 of 4 cells has no record yet: yarn at 64 (a)" in note

@@ -54,6 +54,32 @@ def test_a_parameter_that_an_older_version_did_not_record_tells_nothing():
     assert older_cells([*before, *after]) == {before[0].cell}
 
 
+def test_an_old_cell_that_did_not_record_a_setting_does_not_blur_it_between_newer_ones():
+    before = old()
+    del before[0].params["limit"]
+    few, many = task(params={"limit": 5}), task(params={"limit": 10})
+    assert older_cells([*before, *few, *many]) == {before[0].cell}
+
+
+def test_methods_whose_table_is_pinned_stand_beside_those_that_have_one_anyway():
+    plain = task(params={"pin_length": None})
+    pinned = [
+        record for pe in ("dynamic_ntk", "resonance_dynamic_ntk") for record in task(pe, params={"pin_length": 64})
+    ]
+    (found,) = build_task_sets([*plain, *pinned])
+    (table,) = found.tasks
+    assert (table.differs, [row.label for row in table.rows]) == ("", ["none", "dynamic_ntk", "resonance_dynamic_ntk"])
+    assert [
+        (a.pe, b.pe) for a, b in [(pair.base, pair.resonance) for pair in task_pairs(table, lambda cell: HALF)]
+    ] == [("dynamic_ntk", "resonance_dynamic_ntk")]
+    (found,) = build_task_sets([*plain, *pinned, *task("dynamic_ntk", params={"pin_length": 128})])
+    (table,) = found.tasks
+    assert sorted(row.label for row in table.rows if row.pe == "dynamic_ntk") == [
+        "dynamic_ntk (pin_length=128)",
+        "dynamic_ntk (pin_length=64)",
+    ]
+
+
 def test_averages_of_other_members_are_not_older():
     one = make_group("none", 64, "all", ["a"], 0.5, provenance=OLD)
     assert older_cells([*one, *make_group("none", 64, "all", ["a", "b"], 0.5, provenance=NEW)]) == frozenset()

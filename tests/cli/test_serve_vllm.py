@@ -1,0 +1,107 @@
+"""`longeval serve` and `--backend openai` together, with vLLM's real server: the method that was served is measured."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+from own_tasks import ANSWER, CHOICE, write_data, write_task
+from tiny import make_text, save_tiny_llama
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM isn't installed here"),
+]
+
+KEY = "tests-only"
+
+
+def free_port():
+    """Not one that the system hands out by itself: the server takes it only after a while."""
+    for port in random.SystemRandom().sample(range(20000, 30000), 100):
+        with socket.socket() as tried:
+            try:
+                tried.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise AssertionError("no free port")
+
+
+def carry_out(tmp_path, name, environment, **plain):
+    """Exit status, messages, and records by (length, metric)."""
+    (tmp_path / f"{name}.yaml").write_text(json.dumps(plain))
+    out = tmp_path / f"{name}.json"
+    command = [sys.executable, "-m", "longeval", "run", f"{name}.yaml", "--out", name, "--json", str(out)]
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300, env=environment
+    )
+    records = json.loads(out.read_text()) if out.exists() else []
+    return done.returncode, done.stderr, {(r["length"], r["metric"]): r for r in records}
+
+
+def test_what_is_served_is_what_is_measured(tmp_path):
+    folder = save_tiny_llama(tmp_path / "tiny", head_dim=32, hidden_size=64)
+    port = free_port()
+    environment = os.environ | {"LONGEVAL_API_KEY": KEY, "VLLM_CPU_KVCACHE_SPACE": "1"}
+    served = [sys.executable, "-m", "longeval", "serve", "--model", str(folder), "--pe", "resonance_yarn"]
+    served += ["--factor", "8", "--dtype", "float32", "--port", str(port), "--served-model", "tiny"]
+    with (tmp_path / "log").open("wb") as log:
+        server = subprocess.Popen(
+            served, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=tmp_path, start_new_session=True
+        )
+    url = f"http://127.0.0.1:{port}/v1"
+    try:
+        until = time.monotonic() + 400
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                break
+            except OSError:
+                said = (tmp_path / "log").read_text(errors="replace")[-3000:]
+                assert server.poll() is None and time.monotonic() < until, said
+                time.sleep(0.5)
+        tasks = [str(write_task(tmp_path, *each)) for each in (
+            (CHOICE, write_data(tmp_path), "which_word"), (ANSWER, write_data(tmp_path), "what_word")
+        )]  # fmt: skip
+        (tmp_path / "book.txt").write_text(make_text(2000))
+        common = {"model": [str(folder)], "pe": ["resonance_yarn"], "factor": 8, "lengths": [128, 512]}
+        hf = {"dtype": "float32"}
+        openai = {"backend": "openai", "base_url": url, "served_model": "tiny"}
+        for name, kind in (
+            ("tasks", {"command": "tasks", "tasks": tasks}),
+            ("ppl", {"data": [str(tmp_path / "book.txt")]}),
+        ):
+            status, said, expected = carry_out(tmp_path, f"{name}-hf", environment, **common, **kind, **hf)
+            assert status == 0, said
+            status, said, found = carry_out(tmp_path, f"{name}-openai", environment, **common, **kind, **openai)
+            assert status == 0, said
+            assert "only labels the results" in said
+            assert KEY not in said
+            assert found.keys() == expected.keys()
+            for key, record in found.items():
+                assert record["value"] == pytest.approx(expected[key]["value"], rel=1e-4)
+                assert (record["backend"], record["rope_digest"]) == ("openai", None)
+        wrong = environment | {"LONGEVAL_API_KEY": "another"}
+        status, said, found = carry_out(tmp_path, "wrong", wrong, **common, data=[str(tmp_path / "book.txt")], **openai)
+        assert (status, found) == (2, {})
+        assert "LONGEVAL_API_KEY" in said
+        assert "another" not in said
+    finally:
+        below = psutil.Process(server.pid).children(recursive=True) if server.poll() is None else []
+        os.killpg(server.pid, signal.SIGINT)
+        server.wait(timeout=60)
+        _, alive = psutil.wait_procs(below, timeout=30)
+        for process in alive:
+            process.kill()
+    assert alive == []
