@@ -219,5 +219,5 @@ def test_a_table_pinned_to_another_length_is_not_what_was_asked_for():
 def test_a_pattern_stands_for_the_members_of_a_group_that_it_matches_too():
     records = have(("none", 64, "mixed"), ("yarn", 64, "mixed"), ("none", 64, "a"))
     averages = make_group("none", 64, "mine", ["a"], 0.5)
-    note = unfinished_note([asked("mi*", lengths=(64,))], [*records, *averages])
+    note = unfinished_note([asked("mi*", lengths=(64,), factor=2.0)], [*records, *averages])
     assert "1 of 4 cells has no record yet: yarn at 64 (a)" in note
