@@ -44,7 +44,7 @@ def check_known(args: Mapping[str, Any]) -> None:
             hint = near if near.startswith("Did you mean") else ""
             raise LongEvalError(
                 f"--vllm-arg {name}: vLLM's engine has no such option",
-                f"{hint} `vllm serve --help` lists them.".strip(),
+                f"{hint} vLLM's documentation of EngineArgs lists them.".strip(),
             )
 
 

@@ -112,12 +112,13 @@ def serve(
     engine = engine_arguments(prepared, table, tokens + 1, args, share_prefixes=True)
     del engine["worker_extension_cls"]  # nobody would ask it
     name = served_model or prepared.name
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(engine.pop("model"))]
-    command += [*_flags(engine), "--host", host, "--port", str(port), "--served-model-name", name]
+    # Not `vllm serve`: that asks for a package called vllm, and the build for CPUs is called otherwise.
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *_flags(engine)]
+    command += ["--host", host, "--port", str(port), "--served-model-name", name]
     if dry_run:
         import shlex
 
-        print(shlex.join(["vllm", *command[3:]]))
+        print(shlex.join(["python", *command[1:]]))
         return
     environment = dict(os.environ)
     environment.pop("VLLM_API_KEY", None)

@@ -53,8 +53,9 @@ def test_the_server_gets_our_table_and_length(folder, capsys):
     line = ["serve", "--model", str(folder), "--pe", "resonance_yarn", "--factor", "4", "--dry-run"]
     assert run_app(line) == 0
     words = shlex.split(capsys.readouterr().out)
-    assert words[:3] == ["vllm", "serve", str(folder)]
+    assert words[:3] == ["python", "-m", "vllm.entrypoints.openai.api_server"]
     given = options(words)
+    assert given["--model"] == given["--tokenizer"] == str(folder)
     overrides = json.loads(given["--hf-overrides"])
     held = from_parameters(overrides["rope_parameters"])
     geometry = Geometry(head_dim=16, theta=10000.0, native_length=64, factor=4.0)

@@ -99,7 +99,8 @@ def test_what_is_served_is_what_is_measured(tmp_path):
         assert "another" not in said
     finally:
         below = psutil.Process(server.pid).children(recursive=True) if server.poll() is None else []
-        os.killpg(server.pid, signal.SIGINT)
+        if server.poll() is None:
+            os.killpg(server.pid, signal.SIGINT)
         server.wait(timeout=60)
         _, alive = psutil.wait_procs(below, timeout=30)
         for process in alive:
