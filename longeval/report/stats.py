@@ -221,7 +221,8 @@ def _exp(mean: float) -> float:
 
 def _finite_exp(mean_R: FloatArray) -> FloatArray:
     """Exp that stops short of infinity, so that differences stay numbers."""
-    return np.exp(np.minimum(mean_R, _LARGEST_EXPONENT))
+    values_R: FloatArray = np.exp(np.minimum(mean_R, _LARGEST_EXPONENT))
+    return values_R
 
 
 def percentiles(values_R: FloatArray, level: float) -> tuple[float, float]:
