@@ -75,7 +75,10 @@ def test_an_error_while_bodies_are_made_is_raised():
 
 
 INTERRUPTED = """
+import signal
 import sys
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell starts in the background
 from longeval.backends.openai_client import Client
 from longeval.backends.openai_pool import in_flight
 
@@ -93,10 +96,8 @@ def test_ctrl_c_waits_for_no_answer(server):
     )
     try:
         assert process.stdout.readline() == "answered\n"
-        started = time.monotonic()
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=8)
-        assert time.monotonic() - started < 3
+        _, errors = process.communicate(timeout=20)  # the answers would take a minute
         assert errors.rstrip().endswith("KeyboardInterrupt") and process.returncode == -signal.SIGINT
     finally:
         process.kill()

@@ -198,8 +198,10 @@ def test_no_process_is_left(folder, tmp_path, how):
     (tmp_path / "request.yaml").write_text(REQUEST.format(folder=folder, length=4096, text=tmp_path / "book.txt"))
     command = [sys.executable, "-m", "longeval", "run", "request.yaml", "--out", "run"]
     run = subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
-    )
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+        # A shell's background processes ignore Ctrl-C, and their children with them.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     process = psutil.Process(run.pid)
     try:
         # Killed, an engine ends once it has bound itself to its parent, as it has when there is a worker; before, it

@@ -58,8 +58,9 @@ def test_what_is_served_is_what_is_measured(tmp_path):
     served += ["--factor", "8", "--dtype", "float32", "--port", str(port), "--served-model", "tiny"]
     with (tmp_path / "log").open("wb") as log:
         server = subprocess.Popen(
-            served, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=tmp_path, start_new_session=True
-        )
+            served, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=tmp_path, start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )  # fmt: skip
     url = f"http://127.0.0.1:{port}/v1"
     try:
         until = time.monotonic() + 400
