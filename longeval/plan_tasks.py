@@ -237,8 +237,9 @@ class _ModelPlan:
         if all(len(job.prepared.samples) == len(shared) for job in jobs):
             return jobs
         if not self._spec.same_samples:
-            counts = ", ".join(f"{len(job.prepared.samples)} at {format_length(job.length)}" for job in jobs)
-            self.notes.append(f"{jobs[0].title}: {counts} samples; --same-samples compares lengths on the same ones")
+            if shared:  # otherwise the flag would leave nothing
+                counts = ", ".join(f"{len(job.prepared.samples)} at {format_length(job.length)}" for job in jobs)
+                self.notes.append(f"{jobs[0].title}: {counts} samples; --same-samples compares lengths on the same ones")
             return jobs
         return [
             self._job(

@@ -18,7 +18,8 @@ def parse_length(text: str, *, flag: str = "--lengths", least: int = 2) -> int:
         raise LongEvalError(f"{flag} {text!r}: not a length", "Write tokens as 4096, 4k (= 4096) or 1m (= 1048576).")
     length = int(match[1]) * _UNITS[match[2].lower()]
     if length < least:
-        remedy = "A token is scored from the ones before it." if least == 2 else "256 is usual."
+        least_useful = "2 let one token be scored from the one before it" if least == 2 else "256 is usual"
+        remedy = f"Write more, as 4096, 4k or 1m; {least_useful}."
         raise LongEvalError(f"{flag} {text}: must be at least {least} tokens", remedy)
     return length
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
-import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +15,7 @@ import numpy as np
 import pytest
 from answer_reference import greedy
 from completions_server import VOCABULARY, WORDS, make_tokenizer
+from ports import free_port
 
 from longeval.backends import openai_dialect
 from longeval.backends.base import ChoicesRequest, GenerateRequest
@@ -69,18 +68,6 @@ def save_model(folder):
     model.save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
     return folder
-
-
-def free_port():
-    """Not one that the system hands out by itself: the server takes it only after a while."""
-    for port in random.SystemRandom().sample(range(20000, 30000), 100):
-        with socket.socket() as tried:
-            try:
-                tried.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-    raise AssertionError("no free port")
 
 
 @pytest.fixture(scope="module")

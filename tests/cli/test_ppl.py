@@ -163,7 +163,7 @@ BAD = {
     "unknown backend": ({"backend": "hg"}, "--backend hg", "hf"),
     "unknown device": ({"device": "gpu"}, "gpu", "cuda"),
     "unknown attention": ({"attn": "spda"}, "spda", "sdpa"),
-    "zero length": ({"lengths": "0"}, "--lengths 0", "at least 2"),
+    "zero length": ({"lengths": "0"}, "--lengths 0: must be at least 2", "Write more, as 4096"),
     "negative length": ({"lengths": "-4k"}, "--lengths '-4k'", "4096"),
     "unreadable length": ({"lengths": "4k,8q"}, "--lengths '8q'", "4096"),
     "too long": ({"lengths": "64,8k"}, "--lengths 8k", "shorter lengths"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import random
 import signal
 import socket
 import subprocess
@@ -15,6 +14,7 @@ import time
 import psutil
 import pytest
 from own_tasks import ANSWER, CHOICE, write_data, write_task
+from ports import free_port
 from tiny import make_text, save_tiny_llama
 
 pytestmark = [
@@ -24,18 +24,6 @@ pytestmark = [
 ]
 
 KEY = "tests-only"
-
-
-def free_port():
-    """Not one that the system hands out by itself: the server takes it only after a while."""
-    for port in random.SystemRandom().sample(range(20000, 30000), 100):
-        with socket.socket() as tried:
-            try:
-                tried.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-    raise AssertionError("no free port")
 
 
 def carry_out(tmp_path, name, environment, **plain):

@@ -8,77 +8,12 @@ import math
 import re
 
 import pytest
-from own_tasks import ANSWER, CHOICE, GROUP, write_data, write_task
+from carried_out import carry_out, prefers_report
+from own_tasks import CHOICE, GROUP, write_data, write_task
 
-from longeval.backends.base import OutOfMemoryError
-from longeval.backends.fake import FakeBackend
-from longeval.cli.progress import RunProgress
 from longeval.errors import LongEvalError
 from longeval.plan_tasks import plan_tasks
 from longeval.report.scores import score
-from longeval.run_tasks import run_tasks
-from longeval.session import load_backend
-from longeval.spec import TasksSpec
-from longeval.store import Store
-
-
-@pytest.fixture
-def files(tmp_path):
-    folder = tmp_path / "files"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
-def choice_task(files):
-    return write_task(files, CHOICE, write_data(files), "which_word")
-
-
-@pytest.fixture
-def answer_task(files):
-    return write_task(files, ANSWER, write_data(files), "what_word")
-
-
-@pytest.fixture
-def spec(tiny_llama):
-    def make(*tasks, **changes):
-        fields = {
-            "model": (str(tiny_llama),),
-            "pe": ("none",),
-            "lengths": (64, 512),
-            "tasks": tuple(map(str, tasks)),
-            "dtype": "float32",
-        }
-        return TasksSpec(**fields | changes)
-
-    return make
-
-
-@pytest.fixture
-def tokenizer(tiny_llama):
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(tiny_llama)
-
-
-@pytest.fixture
-def store(tmp_path):
-    return Store(str(tmp_path / "run"))
-
-
-def carry_out(spec, store, backend=None, **options):
-    load = load_backend if backend is None else lambda model: backend
-    return run_tasks(plan_tasks(spec), store, RunProgress(quiet=True), load=load, **options)
-
-
-def prefers_report(tokenizer, table_counts=False):
-    """A model to which ` report` is always likelier than ` model`, and which answers so; right for even questions."""
-    report = tokenizer.encode(" report", add_special_tokens=False)
-    return FakeBackend(
-        lambda t, p, _: 0.0 * p,
-        choice=lambda context_T, tokens_S, table: 0.0 if list(tokens_S) == report else -5.0,
-        answer=lambda prompt_T, table: "report. And more",
-    )
 
 
 def test_scores_are_what_the_answers_make_them(spec, choice_task, store, tokenizer):
@@ -137,24 +72,13 @@ def test_samples_may_be_skipped_alike_at_every_length(spec, choice_task, store, 
 def test_where_nothing_fits_the_cell_is_skipped(spec, files, store, tokenizer):
     task = write_task(files, CHOICE, write_data(files, words=(60, 400)), "long_ones")
     asked = spec(task, lengths=(64, 512), overlong="skip")
-    (note,) = [note for note in plan_tasks(asked).notes if "nothing to compute" in note]
+    (note,) = plan_tasks(asked).notes  # and none that advises --same-samples: there are no such
     assert note.startswith("long_ones: nothing to compute at 64:")
     record, long = carry_out(asked, store, prefers_report(tokenizer)).records
     assert (record.status, record.value, record.skipped) == ("skipped", None, 8)
     assert record.error.startswith("none of its 8 samples") and long.status == "ok"
     needed = int(note.split(" needs ")[1].split()[0])
     assert needed == min(sample.tokens for sample in store.samples(long.cell))
-
-
-@pytest.mark.parametrize("same_samples", [False, True])
-def test_a_request_that_leaves_out_everything_is_refused(spec, files, same_samples):
-    short = write_task(files, CHOICE, write_data(files, words=(60, 400)), "long_ones")
-    lengths = (32, 64) if not same_samples else (64, 512)
-    with pytest.raises(LongEvalError, match="--overlong skip: leaves nothing to compute") as caught:
-        plan_tasks(spec(short, lengths=lengths, overlong="skip", same_samples=same_samples))
-    assert ("--same-samples" in caught.value.problem) == same_samples
-    assert re.search(r"shortest needs \d+ tokens, the longest \d+", caught.value.problem)
-    assert "--overlong middle" in caught.value.remedy
 
 
 def test_what_a_path_names_keeps_its_cell_and_is_shown_by_name(spec, files, choice_task, store, tokenizer):
@@ -177,11 +101,6 @@ def test_what_is_prepared_is_told_sample_by_sample(spec, choice_task):
         "passkey at 512: reading prompts",
     ):
         assert [said for said in told if said[0] == what] == [(what, done, 3) for done in (1, 2, 3)]
-
-
-def test_more_samples_than_memory_holds_are_refused_before_one_is_made(spec):
-    with pytest.raises(LongEvalError, match=r"--limit 1000000000: .* GiB"):
-        plan_tasks(spec("passkey", lengths=(512,), limit=10**9), watch=lambda *said: pytest.fail("made one"))
 
 
 def test_what_is_stored_is_not_asked_again(spec, choice_task, store, tokenizer):
@@ -304,78 +223,6 @@ def test_the_average_of_a_group_follows_its_members(spec, files, store, tokenize
     assert again.records == result.records
 
 
-def test_an_average_tells_what_is_missing_from_what_failed(spec, files, store, tokenizer):
-    data = write_data(files, words=(20, 80))
-    write_task(files, CHOICE, data, "one_task")
-    (files / "long").mkdir()
-    write_task(files, CHOICE, write_data(files / "long", words=(400,)), "long_task")
-    (files / "both.yaml").write_text(GROUP.format(name="both_tasks", members="one_task, long_task"))
-    asked = spec("both_tasks", include=(str(files),), lengths=(256,), overlong="skip")
-    broken = carry_out(asked, store, Failing(ZeroDivisionError("a bug"), longest=10))
-    assert (broken.records[-1].status, broken.failed) == ("failed", 2)
-    assert "one_task failed" in broken.records[-1].error
-    mended = carry_out(asked, store, prefers_report(tokenizer))
-    whole = mended.records[-1]
-    assert (whole.task, whole.value, whole.status, mended.failed) == ("both_tasks", None, "skipped", 0)
-    assert whole.error == "no average: long_task has no sample that fits"
-    assert store.load(whole.cell).status == "skipped"
-
-
-class Failing(FakeBackend):
-    """Runs out of memory, or breaks, in windows longer than so many tokens."""
-
-    def __init__(self, error, longest=100):
-        super().__init__(lambda t, p, _: 0.0 * p, choice=lambda context_T, tokens_S, table: -1.0)
-        self._error = error
-        self._longest = longest
-
-    def choices(self, requests):
-        for index, scores in super().choices(requests):
-            if len(requests[index].context_T) > self._longest:
-                raise self._error
-            yield index, scores
-
-
-@pytest.mark.parametrize(
-    ("error", "reason"),
-    [
-        (OutOfMemoryError("no room"), "out of memory in a window of 512 tokens: no room"),
-        (ZeroDivisionError("a bug"), "ZeroDivisionError: a bug"),
-    ],
-)
-def test_a_cell_that_fails_says_why_and_the_others_go_on(spec, choice_task, store, error, reason):
-    result = carry_out(spec(choice_task, pe=("none", "yarn")), store, Failing(error))
-    assert [(record.length, record.status) for record in result.records] == [(64, "ok"), (512, "failed")] * 2
-    assert {record.error for record in result.records if record.status == "failed"} == {reason}
-    assert result.failed == 2
-
-
-def test_ctrl_c_loses_no_finished_cell(spec, choice_task, store, tokenizer):
-    class Interrupted(FakeBackend):
-        def choices(self, requests):
-            if len(self.asked) >= 12:
-                raise KeyboardInterrupt
-            yield from super().choices(requests)
-
-    backend = Interrupted(lambda t, p, _: 0.0 * p, choice=lambda context_T, tokens_S, table: -1.0)
-    with pytest.raises(KeyboardInterrupt):
-        carry_out(spec(choice_task), store, backend)
-    kept = list(store.cells())
-    assert [cell.status for cell in kept] == ["ok"]
-    assert len(store.samples(kept[0].cell)) == 12
-    result = carry_out(spec(choice_task), store, prefers_report(tokenizer))
-    assert (result.computed, result.reused) == (1, 1)
-
-
-def test_a_model_that_cannot_be_loaded_leaves_nothing(spec, choice_task, store):
-    def refuse(model):
-        raise LongEvalError("no weights")
-
-    with pytest.raises(LongEvalError, match="no weights"):
-        run_tasks(plan_tasks(spec(choice_task)), store, RunProgress(quiet=True), load=refuse)
-    assert not store.is_run_folder()
-
-
 def test_a_request_repeats_itself_from_its_spec(spec, answer_task, store, tokenizer):
     from longeval.spec import requests_from_yaml, spec_from_mapping
 
@@ -409,15 +256,6 @@ def test_a_real_tiny_model_scores_as_lm_evals_own_model_does(spec, choice_task, 
     for sample in theirs["samples"]["which_word"]:
         expected = [response[0][0] for response in sample["resps"]]
         assert [choice[0] for choice in ours[sample["doc_id"]].output] == pytest.approx(expected, abs=1e-4)
-
-
-def test_lengths_beyond_memory_are_refused_before_weights_are_loaded(spec, monkeypatch):
-    monkeypatch.setattr("longeval.cost.total_memory", lambda model: 2**30)
-    with pytest.raises(
-        LongEvalError, match=r"--lengths 1m: an input of 1,048,576 tokens needs about [\d.]+ GiB"
-    ) as caught:
-        plan_tasks(spec("passkey", lengths=(2**20,), limit=1))
-    assert "1.0 GiB" in caught.value.problem and "shorter lengths" in caught.value.remedy
 
 
 def test_records_of_tasks_are_plain_json(spec, choice_task, store, tokenizer):
