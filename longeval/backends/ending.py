@@ -56,12 +56,20 @@ class Ending:
             return Generation(self._text(tokens), len(tokens), "length")
         return None
 
-    def of_whole(self, tokens: Sequence[int]) -> Generation:
-        """The answer in tokens that were generated elsewhere, by something that stops at the same ends."""
-        for size in range(max(1, len(tokens) - 1), len(tokens) + 1):
-            if (answer := self.answer(tokens[:size])) is not None:
-                return answer
-        return Generation(self._text(tokens), len(tokens), "length")
+    def of_whole(self, tokens: Sequence[int]) -> Generation | None:
+        """The answer in tokens that were generated elsewhere, by something that stops at the same ends.
+
+        None if they are no answer yet: a stop text was seen there that isn't in the text as it is decoded here.
+        """
+        return self._first(tokens, max(1, len(tokens) - 1))
+
+    def within(self, tokens: Sequence[int]) -> Generation | None:
+        """The answer in tokens that go on behind its end; None if there is no end in them."""
+        return self._first(tokens, 1)
+
+    def _first(self, tokens: Sequence[int], least: int) -> Generation | None:
+        sizes = range(least, len(tokens) + 1)
+        return next((answer for size in sizes if (answer := self.answer(tokens[:size])) is not None), None)
 
     def _text(self, tokens: Sequence[int]) -> str:
         text: str = self._tokenizer.decode(list(tokens), skip_special_tokens=True)

@@ -1,8 +1,4 @@
-"""Starts and stops vLLM's engine, keeps its log, and finds in it why an engine didn't start.
-
-vLLM runs the engine in a process of its own, whose exceptions reach us only as "see root cause above"; the cause is in
-its log, which therefore goes to a file. Results on stdout stay clean that way too: vLLM logs to stdout by default.
-"""
+"""Starts and stops vLLM's engine, so that no process of it outlives its use."""
 
 from __future__ import annotations
 
@@ -10,9 +6,7 @@ import contextlib
 import gc
 import logging
 import os
-import re
 import signal
-import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -20,71 +14,46 @@ from typing import Any
 import psutil
 
 from longeval.backends.base import BackendError
-from longeval.backends.vllm_plugin import LOG_VARIABLE
+from longeval.backends.vllm_log import EngineLog, cause_of, engine_log, remedy_of
+from longeval.backends.vllm_watch import EngineWatch
 
 logger = logging.getLogger(__name__)
 
-_CAUSE = re.compile(r"\b((?:[A-Za-z_]+\.)*[A-Za-z_]*(?:Error|Exception))\s*:\s*(.+)")
-"""An exception's last line in a traceback."""
 
-_WRAPPERS = (
-    "Engine core initialization failed",
-    "Engine process failed",
-    "WorkerProc initialization failed",
-    "Worker proc",
-)
-"""What vLLM says of an exception that it has logged before."""
+class Engine:
+    """A started engine.
 
-_MEMORY = re.compile(r"KV cache|memory|allocate", re.IGNORECASE)
+    Args:
+        llm: `vllm.LLM`.
+        log: Where its messages go.
+    """
 
+    def __init__(self, llm: Any, log: EngineLog) -> None:
+        self.llm = llm
+        self._log = log
+        self._begin = log.position()
+        self._watch = EngineWatch(llm.llm_engine.engine_core)
 
-class EngineLog:
-    """A file that vLLM logs into, in this process and, told by the environment, in those that it starts."""
+    def cause_of_death(self, error: BaseException) -> str:
+        """Why it died, as far as its log says."""
+        logged = self._log.since(self._begin)
+        logger.debug("vLLM's log:\n%s", logged)
+        cause = cause_of(error, logged)
+        if cause.startswith(type(error).__name__):  # vLLM's own words point to a trace that isn't there
+            return "its process ended without a word (killed, perhaps by the system for want of memory)"
+        return cause
 
-    def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="longeval-vllm-")
-        self.path = os.path.join(self._folder.name, "vllm.log")
-        os.environ[LOG_VARIABLE] = self.path
-        # vLLM's own settings would write to stdout, where results go.
-        os.environ["VLLM_CONFIGURE_LOGGING"] = "0"
-        # A forked engine would inherit locks and threads of a process that has worked with torch already.
-        os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
-        handler = logging.FileHandler(self.path, delay=True)
-        handler.setFormatter(logging.Formatter("%(levelname)s %(asctime)s [%(name)s] %(message)s"))
-        vllm = logging.getLogger("vllm")
-        vllm.addHandler(handler)
-        vllm.propagate = False
-
-    def position(self) -> int:
-        """Where the file ends now."""
-        try:
-            return os.path.getsize(self.path)
-        except OSError:
-            return 0
-
-    def since(self, position: int) -> str:
-        """What was logged after `position`."""
-        try:
-            with open(self.path, encoding="utf-8", errors="replace") as file:
-                file.seek(position)
-                return file.read()
-        except OSError:
-            return ""
+    def stop(self) -> None:
+        """Ends the engine's processes and waits for them."""
+        self._watch.stop()
+        with contextlib.suppress(Exception):  # it may have died already
+            self.llm.llm_engine.engine_core.shutdown()
+        del self.llm
+        gc.collect()
 
 
-_log: EngineLog | None = None
-
-
-def engine_log() -> EngineLog:
-    """The log of this process's engines; before vLLM is first imported."""
-    global _log
-    if _log is None:
-        _log = EngineLog()
-    return _log
-
-
-def start_engine(name: str, arguments: Mapping[str, Any]) -> Any:
-    """Builds an engine (`vllm.LLM`); 5 to 60 seconds and more.
+def start_engine(name: str, arguments: Mapping[str, Any]) -> Engine:
+    """Builds an engine; 5 to 60 seconds and more.
 
     Args:
         name: The model, for messages.
@@ -100,7 +69,7 @@ def start_engine(name: str, arguments: Mapping[str, Any]) -> Any:
     before = set(psutil.Process().children(recursive=True))
     try:
         with _quiet_bars(), _insistent_interrupt():
-            return LLM(**arguments)
+            return Engine(LLM(**arguments), log)
     except BaseException as error:
         # What an engine had started before it failed, or was interrupted, doesn't always end by itself.
         _end(set(psutil.Process().children(recursive=True)) - before)
@@ -109,33 +78,6 @@ def start_engine(name: str, arguments: Mapping[str, Any]) -> Any:
         problem = cause_of(error, log.since(begin))
         logger.debug("vLLM's log:\n%s", log.since(begin))
         raise BackendError(f"--backend vllm: {name}: the engine didn't start: {problem}", remedy_of(problem)) from error
-
-
-def stop_engine(engine: Any) -> None:
-    """Ends the engine's processes and waits for them."""
-    with contextlib.suppress(Exception):  # it may have died already
-        engine.llm_engine.engine_core.shutdown()
-    gc.collect()
-
-
-def cause_of(error: BaseException, log: str) -> str:
-    """Why an engine didn't start, in one line: the first exception in its log that isn't about another one."""
-    for line in log.splitlines():
-        found = _CAUSE.search(line)
-        if found and not any(wrapper in found[2] for wrapper in _WRAPPERS):
-            return f"{found[1].rpartition('.')[2]}: {found[2].strip()}"
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}"[:600]
-
-
-def remedy_of(problem: str) -> str:
-    """What to do about an engine that didn't start."""
-    if _MEMORY.search(problem):
-        return (
-            "Give it more room: --vllm-arg gpu_memory_utilization=0.95 (on a CPU: VLLM_CPU_KVCACHE_SPACE, in GiB), "
-            "--vllm-arg tensor_parallel_size=2 on several GPUs, shorter --lengths, or --backend hf."
-        )
-    return "-v shows vLLM's log. Change --vllm-arg, or use --backend hf."
 
 
 def _end(processes: set[psutil.Process]) -> None:

@@ -75,7 +75,8 @@ class TableRotaryEmbedding(RotaryEmbedding):  # type: ignore[misc]  # vLLM may n
         super().__init__(head_size, rotary_dim, length, 0.0, is_neox_style, dtype)
 
     def _compute_cos_sin_cache(self) -> torch.Tensor:
-        return torch.from_numpy(np.concatenate(self.longeval_table, axis=1))
+        # vLLM builds models under their device and moves nothing there afterwards; from_numpy would stay on the host.
+        return torch.as_tensor(np.concatenate(self.longeval_table, axis=1), device=torch.get_default_device())
 
     def held(self) -> CosSin:
         """The float32 table that the engine's cache is, or was cast from.
@@ -84,7 +85,7 @@ class TableRotaryEmbedding(RotaryEmbedding):  # type: ignore[misc]  # vLLM may n
             ValueError: The cache isn't what was put into it.
         """
         cache = self.cos_sin_cache.detach().cpu()
-        expected = self._compute_cos_sin_cache()
+        expected = torch.from_numpy(np.concatenate(self.longeval_table, axis=1))
         if not torch.equal(cache, expected.to(cache.dtype)):
             raise ValueError("the engine's table of cosines and sines isn't the one it was given")
         if cache.dtype == torch.float32:

@@ -1,0 +1,107 @@
+"""The log of vLLM's engines: why one didn't start or died, and what to do about it.
+
+vLLM runs the engine in a process of its own, whose exceptions reach us only as "see root cause above"; the cause is in
+its log, which therefore goes to a file. Results on stdout stay clean that way too: vLLM logs to stdout by default.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import tempfile
+
+from longeval.backends.vllm_plugin import LOG_VARIABLE
+
+_CAUSE = re.compile(r"\b((?:[A-Za-z_]+\.)*[A-Za-z_]*(?:Error|Exception))\s*:\s*(.+)")
+"""An exception's last line in a traceback."""
+
+_WRAPPERS = (
+    "Engine core initialization failed",
+    "Engine process failed",
+    "WorkerProc initialization failed",
+    "Worker proc",
+)
+"""What vLLM says of an exception that it has logged before."""
+
+_OVER = re.compile(r"free memory|out of memory|can't allocate|allocate memory|MemoryError", re.IGNORECASE)
+"""More was taken than there is."""
+
+_UNDER = re.compile(r"KV cache|cache blocks|memory", re.IGNORECASE)
+"""What is left for the cache is too little."""
+
+
+class EngineLog:
+    """A file that vLLM logs into, in this process and, told by the environment, in those that it starts."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="longeval-vllm-")
+        self.path = os.path.join(self._folder.name, "vllm.log")
+        os.environ[LOG_VARIABLE] = self.path
+        # vLLM's own settings would write to stdout, where results go.
+        os.environ["VLLM_CONFIGURE_LOGGING"] = "0"
+        # A forked engine would inherit locks and threads of a process that has worked with torch already.
+        os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
+        handler = logging.FileHandler(self.path, delay=True)
+        handler.setFormatter(logging.Formatter("%(levelname)s %(asctime)s [%(name)s] %(message)s"))
+        vllm = logging.getLogger("vllm")
+        vllm.addHandler(handler)
+        vllm.propagate = False
+
+    def position(self) -> int:
+        """Where the file ends now."""
+        try:
+            return os.path.getsize(self.path)
+        except OSError:
+            return 0
+
+    def since(self, position: int) -> str:
+        """What was logged after `position`."""
+        try:
+            with open(self.path, encoding="utf-8", errors="replace") as file:
+                file.seek(position)
+                return file.read()
+        except OSError:
+            return ""
+
+
+_log: EngineLog | None = None
+
+
+def engine_log() -> EngineLog:
+    """The log of this process's engines; before vLLM is first imported."""
+    global _log
+    if _log is None:
+        _log = EngineLog()
+    return _log
+
+
+def cause_of(error: BaseException, log: str) -> str:
+    """Why an engine didn't start, in one line: the first exception in its log that isn't about another one."""
+    for line in log.splitlines():
+        found = _CAUSE.search(line)
+        if found and not any(wrapper in found[2] for wrapper in _WRAPPERS):
+            return f"{found[1].rpartition('.')[2]}: {found[2].strip()}"
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}"[:600]
+
+
+def remedy_of(problem: str) -> str:
+    """What to do about an engine that didn't start."""
+    rest = "--vllm-arg tensor_parallel_size=2 on several GPUs, shorter --lengths, or --backend hf."
+    if is_memory(problem):
+        return (
+            "Let it take less: --vllm-arg gpu_memory_utilization=0.8 (on a CPU: VLLM_CPU_KVCACHE_SPACE, in GiB), "
+            f"--vllm-arg max_num_seqs=32, --vllm-arg max_num_batched_tokens=1024; or {rest}"
+        )
+    if _UNDER.search(problem):
+        return (
+            "Give it more room: --vllm-arg gpu_memory_utilization=0.95 (on a CPU: VLLM_CPU_KVCACHE_SPACE, in GiB), "
+            f"{rest}"
+        )
+    return "-v shows vLLM's log. Change --vllm-arg, or use --backend hf."
+
+
+def is_memory(problem: str) -> bool:
+    """Whether memory ran out."""
+    return _OVER.search(problem) is not None
