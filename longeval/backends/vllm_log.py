@@ -42,6 +42,9 @@ class EngineLog:
         os.environ["VLLM_CONFIGURE_LOGGING"] = "0"
         # A forked engine would inherit locks and threads of a process that has worked with torch already.
         os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
+        # Shared memory that vLLM leaves to the system at its end is told to the user otherwise, after the results.
+        ignored = "ignore:resource_tracker:UserWarning"
+        os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), ignored]))
         handler = logging.FileHandler(self.path, delay=True)
         handler.setFormatter(logging.Formatter("%(levelname)s %(asctime)s [%(name)s] %(message)s"))
         vllm = logging.getLogger("vllm")
