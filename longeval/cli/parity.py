@@ -10,6 +10,7 @@ from longeval.errors import LongEvalError
 
 if TYPE_CHECKING:
     from longeval.doctor.parity import Parity
+    from longeval.models.scaling import ModelRope
     from longeval.plan import Plan
 
 DIFFERENT = 3
@@ -46,15 +47,17 @@ def _plan(
     model: str, pe: str | None, factor: str | None, length: str | None, dtype: str | None, vllm_arg: Sequence[str]
 ) -> Plan:
     """One window of real text for each method."""
+    from longeval.cells import check_backend
     from longeval.cli import options
+    from longeval.doctor.parity import NEW_TOKENS, in_chunks
     from longeval.plan import plan_ppl
     from longeval.rope.build import parse_method_name
     from longeval.spec import PplSpec, parse_length, split_list
     from longeval.spec.engine import parse_vllm_args
 
-    tokens = parse_length(length or "1k", flag="--length", least=16)
+    tokens = parse_length(length or "1k", flag="--length", least=2 * NEW_TOKENS)  # half of it is continued
     methods = split_list(pe or "none,yarn,resonance_yarn", flag="--pe")
-    dependent = any(parse_method_name(name).method.length_dependent for name in methods)
+    names = [parse_method_name(name) for name in methods]
     spec = PplSpec(
         model=split_list(model, flag="--model"),
         pe=methods,
@@ -63,11 +66,21 @@ def _plan(
         docs=1,
         factor=options.factor(factor or "4"),
         backend="vllm",
-        vllm_args=parse_vllm_args(vllm_arg),
-        pin_length=tokens if dependent else None,  # at one length such a method has one table
+        vllm_args=in_chunks(tokens, parse_vllm_args(vllm_arg)),
         dtype=dtype or "float32",
     )
+    check_backend(spec)  # before a model is fetched
+    if any(_rope(one).length_dependent(name) for one in spec.model for name in names):
+        spec = dataclasses.replace(spec, pin_length=tokens)  # at one length such a method has one table
     return plan_ppl(spec)
+
+
+def _rope(model: str) -> ModelRope:
+    """A model's position encoding: a scaling that it came with may depend on the length too."""
+    from longeval.models.load import load_config, resolve
+    from longeval.models.scaling import model_rope
+
+    return model_rope(model, load_config(resolve(model)))
 
 
 def _show(found: Sequence[Parity]) -> None:
@@ -107,4 +120,5 @@ def _answers(one: Parity) -> str:
     if a == b:
         return "the same, greedily"
     common = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-    return f"parts after {common} characters: {a[common : common + 20]!r} (hf), {b[common : common + 20]!r} (vllm)"
+    parted = f"parts after {common} characters: {a[common : common + 20]!r} (hf), {b[common : common + 20]!r} (vllm)"
+    return parted if one.answer_gap is None else f"{parted}; to hf its own is {one.answer_gap:.1e} nats likelier"

@@ -82,7 +82,7 @@ def serve(
     import secrets
     import sys
 
-    from longeval.backends.vllm_options import check_installed, check_known, engine_arguments
+    from longeval.backends.vllm_options import check_installed, check_known, engine_arguments, engine_device
     from longeval.errors import LongEvalError
     from longeval.models.prepare import prepare
     from longeval.spec import format_length
@@ -106,7 +106,9 @@ def serve(
         device_map=None,
         attn=None,
         trust_remote_code=trust_remote_code,
+        backend="vllm",
     )
+    engine_device(prepared.device)  # refuses one that vLLM doesn't compute on
     tokens, s, table = _table(prepared, pe, factor, length, pe_arg or [], options.pin_length(pin_length))
     # One more: vLLM generates at least one token, and a prompt that fills the window is scored too.
     engine = engine_arguments(prepared, table, tokens + 1, args, share_prefixes=True)
@@ -156,15 +158,17 @@ def _table(
         tokens = round((s or 1.0) * model.native_length)
     s = max(1.0, tokens / model.native_length) if s is None else s
     table = model.rope.tables(name, dataclasses.replace(model.geometry, factor=s), arguments)
-    if not model.rope.length_dependent(name) or table(tokens).same_as(table(2)):
+    if not model.rope.length_dependent(name):
         if pin is not None:
             raise LongEvalError(f"--pin-length: would be ignored, {pe} has one table for all lengths", "Leave it out.")
         pin = tokens
     elif pin is None:
-        raise LongEvalError(
-            f"--pe {pe}: has another table at every length, and a vLLM engine holds one",
-            "Pin it to one length: --pin-length 16k.",
-        )
+        if not table(tokens).same_as(table(2)):
+            raise LongEvalError(
+                f"--pe {pe}: has another table at every length, and a vLLM engine holds one",
+                "Pin it to one length: --pin-length 16k.",
+            )
+        pin = tokens
     return tokens, s if model.rope.uses_factor(name) else None, table(pin)
 
 

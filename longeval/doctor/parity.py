@@ -1,21 +1,23 @@
 """Does vLLM compute what transformers computes, under the same method? Compares tables, log-probabilities, answers.
 
-Both run the same window of real text (Python's own standard library, which every machine has) and continue it.
+Both run the same window of real text (Python's own standard library, which every machine has) and continue it. Greedy
+continuations may part where two tokens are as good as equally probable: hf, which runs second, is asked how near.
 
-Shapes: S scored tokens.
+Shapes: T tokens of a window or a prompt, S scored tokens.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from longeval.backends.base import Backend, GenerateRequest
+from longeval.backends.ending import end_tokens
 from longeval.cells import Group
 from longeval.evals.texts import Texts
 from longeval.models.prepare import PreparedModel
@@ -27,7 +29,16 @@ NEW_TOKENS = 32
 
 TOLERANCE = {"float32": 5e-4, "bfloat16": 0.1, "float16": 0.02}
 """Largest mean difference of a token's log-probability, nats, that rounding explains. Equal tables in float32 differ by
-5e-6, other orders of summing alone; bfloat16 by 0.03, as much as rounding all wavelengths does."""
+5e-6, other orders of summing alone; bfloat16 by 0.03, as much as rounding all wavelengths does. Measured on CPUs; a GPU
+whose float32 products are TF32 may differ by more."""
+
+CHUNKS = 3
+"""Steps at least in which vLLM reads the window, so that chunked prefill is compared too."""
+
+SEQUENCES = 8
+"""Of vLLM's at a time, of which it takes no more than a chunk has tokens; parity asks one."""
+
+Tokens = npt.NDArray[np.int32]
 
 
 class Side(NamedTuple):
@@ -39,6 +50,11 @@ class Side(NamedTuple):
     """Negative log-likelihoods of the window's tokens, nats."""
     answer: str
     """Its greedy continuation of the window's first half."""
+    answer_tokens: tuple[int, ...]
+    """The same as tokens, without the one that ended it."""
+    gap: float | None = None
+    """Where the continuation parts from another one: how much more probable its own token is to it than the other's,
+    log-probabilities, nats. None where it doesn't part, or there was no other yet."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,6 +78,8 @@ class Parity:
     perplexity_vllm: float
     answer_hf: str
     answer_vllm: str
+    answer_gap: float | None
+    """Where the continuations part: how much more probable hf's token is to hf than vllm's, nats; None: they don't."""
     reasons: tuple[str, ...]
     """What differs by more than rounding; empty if nothing does."""
 
@@ -78,7 +96,7 @@ def parity(
     load_hf: Callable[[PreparedModel], Backend] | None = None,
     load_vllm: Callable[[PreparedModel], Backend] | None = None,
 ) -> Iterator[Parity]:
-    """Compares the two backends on every group of a plan, one model in memory at a time.
+    """Compares the two backends on every group of a plan, one model in memory at a time, vLLM's first.
 
     Args:
         plan: Of a request of one length and data set with `backend: vllm`.
@@ -93,7 +111,8 @@ def parity(
     progress.begin([float(group.cells[0].length) for job in plan.jobs for group in job.groups for _ in loads])
     for job in plan.jobs:
         groups = [group for group in job.groups if group.cells[0].windows]
-        hf, vllm = (_run(load, job, groups, progress) for load in loads)
+        vllm = _run(loads[1], job, groups, progress)
+        hf = _run(loads[0], job, groups, progress, others=vllm)
         for group, a, b in zip(groups, hf, vllm, strict=True):
             for cell in group.cells:
                 yield compare(a, b, job=job, pe=cell.pe.canonical, factor=cell.factor, length=cell.length)
@@ -111,6 +130,12 @@ def compare(a: Side, b: Side, *, job: Job, pe: str, factor: float | None, length
         reasons.append(
             f"log-probabilities differ by {mean:.2g} nats a token; {job.model.dtype} explains {bound:g} at most"
         )
+    # Not in bfloat16 and float16, where rounding moves single tokens by far more than their mean.
+    if a.gap is not None and job.model.dtype == "float32" and not a.gap <= bound:
+        reasons.append(
+            f"the continuations part where hf's own token is {a.gap:.2g} nats likelier to it than vllm's; at most "
+            f"{bound:g} is a tie"
+        )
     return Parity(
         model=job.model.name,
         pe=pe,
@@ -126,6 +151,7 @@ def compare(a: Side, b: Side, *, job: Job, pe: str, factor: float | None, length
         perplexity_vllm=_perplexity(b),
         answer_hf=a.answer,
         answer_vllm=b.answer,
+        answer_gap=a.gap,
         reasons=tuple(reasons),
     )
 
@@ -134,13 +160,31 @@ def _perplexity(side: Side) -> float:
     return math.exp(float(side.nll_S.astype(np.float64).mean()))
 
 
-def _run(load: Callable[[PreparedModel], Backend], job: Job, groups: Sequence[Group], progress: Progress) -> list[Side]:
-    """One backend's side of every group; the model is let go afterwards."""
+def in_chunks(tokens: int, args: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of vLLM's engine with which it reads a window in several steps, unless `args` decide that.
+
+    Args:
+        tokens: Length of the window.
+        args: The user's own, from `parse_vllm_args`.
+    """
+    chunk = {"max_num_seqs": SEQUENCES, **args}
+    return {"max_num_batched_tokens": max(math.ceil(tokens / CHUNKS), chunk["max_num_seqs"]), **chunk}
+
+
+def _run(
+    load: Callable[[PreparedModel], Backend],
+    job: Job,
+    groups: Sequence[Group],
+    progress: Progress,
+    *,
+    others: Sequence[Side] = (),
+) -> list[Side]:
+    """One backend's side of every group, with its word on where `others` part; the model is let go afterwards."""
     texts = Texts(job.corpus.selection, joined=False, bos_id=job.model.bos_id() if job.model.bos else None)
     backend = load(job.model)
     sides = []
     try:
-        for group in groups:
+        for number, group in enumerate(groups):
             window = group.cells[0].windows[0]
             methods = ",".join(cell.pe.canonical for cell in group.cells)
             progress.stage(f"{methods} · {job.model.name} on {backend.name}", 1, "window")
@@ -149,9 +193,58 @@ def _run(load: Callable[[PreparedModel], Backend], job: Job, groups: Sequence[Gr
             nll_S = backend.score(tokens_T, window.context)
             prompt_T = tokens_T[: len(tokens_T) // 2]
             asked = GenerateRequest(prompt_T=prompt_T, max_new_tokens=NEW_TOKENS, stop=())
-            ((_, answer),) = backend.generate([asked], job.model.tokenizer)
-            sides.append(Side(backend.rope_digest(window.length), nll_S, answer.text))
+            recorder = _Recorder(job.model.tokenizer)
+            ((_, answer),) = backend.generate([asked], recorder)
+            assert recorder.text == answer.text, "an answer was decoded in another way"
+            side = Side(backend.rope_digest(window.length), nll_S, answer.text, recorder.last)
+            if others:
+                ends = end_tokens(job.model.generation_settings(), job.model.tokenizer)
+                gap = _gap(backend, prompt_T, side.answer_tokens, others[number].answer_tokens, ends)
+                side = side._replace(gap=gap)
+            sides.append(side)
             progress.advance(window.length, float(window.length), f"{len(nll_S)} scored")
     finally:
         backend.close()
     return sides
+
+
+class _Recorder:
+    """A tokenizer that remembers what it decoded last: the tokens of an answer, of which backends hand out the text."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self.last: tuple[int, ...] = ()
+        self.text = ""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+    def decode(self, tokens: Sequence[int], **options: Any) -> str:
+        """As the tokenizer's own."""
+        self.last = tuple(int(token) for token in tokens)
+        self.text = self._tokenizer.decode(tokens, **options)
+        return self.text
+
+
+def _gap(
+    backend: Backend, prompt_T: Tokens, own: Sequence[int], other: Sequence[int], ends: Collection[int]
+) -> float | None:
+    """By how many nats the backend prefers its own token where two continuations part; None where they are the same.
+
+    Args:
+        backend: It serves the table under which it gave `own`.
+        prompt_T: What both continue.
+        own: Its continuation.
+        other: The other one's.
+        ends: Tokens one of which ended a continuation that is only the beginning of the other.
+    """
+    if tuple(own) == tuple(other):
+        return None
+    place = next((i for i, (a, b) in enumerate(zip(own, other, strict=False)) if a != b), min(len(own), len(other)))
+    before_T = np.concatenate((prompt_T, np.array(own[:place], dtype=np.int32)))
+
+    def nll(candidates: Collection[int]) -> float:
+        windows = (np.append(before_T, np.int32(token)) for token in candidates)
+        return min(float(backend.score(tokens_T, len(before_T))[0]) for tokens_T in windows)
+
+    return nll(other[place : place + 1] or ends) - nll(own[place : place + 1] or ends)

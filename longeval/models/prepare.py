@@ -9,6 +9,7 @@ from longeval.data.tokens import tokenizer_digest
 from longeval.errors import LongEvalError
 from longeval.models import load
 from longeval.models.device import resolve_attention, resolve_device_map
+from longeval.models.for_vllm import check_for_vllm
 from longeval.models.identity import weights_digest
 from longeval.models.scaling import ModelRope, model_rope
 from longeval.rope.base import Geometry
@@ -36,6 +37,7 @@ class PreparedModel:
     device: str
     device_map: str | None
     attn: str | None
+    """Attention implementation of transformers; None: the model's default, or a backend that has its own."""
     trust_remote_code: bool
 
     @property
@@ -95,6 +97,7 @@ def prepare_all(spec: ModelRequest) -> list[PreparedModel]:
             device_map=spec.device_map,
             attn=spec.attn,
             trust_remote_code=spec.trust_remote_code,
+            backend=spec.backend,
         )
         for name in spec.model
     ]
@@ -113,15 +116,22 @@ def prepare(
     trust_remote_code: bool,
     scale_from: str = "plain",
     layers: str = "global",
+    backend: str = "hf",
 ) -> PreparedModel:
-    """Finds a model, reads its configuration and tokenizer; for the errors see `models.load` and `models.scaling`."""
+    """Finds a model, reads its configuration and tokenizer; for the errors see `models.load` and `models.scaling`.
+
+    With `backend` vllm, a model that vLLM can't run as transformers does is an error too (see `models.for_vllm`).
+    """
     device = load.resolve_device(device)
     dtype = load.resolve_dtype(dtype, device)
     attn = resolve_attention(attn, device)
     device_map = resolve_device_map(device_map)
     ref = load.resolve(name, revision=revision)
     config = load.load_config(ref, trust_remote_code=trust_remote_code)
-    attn = _with_soft_cap(name, config, attn)
+    if backend == "vllm":
+        check_for_vllm(name, config)
+    if backend == "hf":  # others have attention of their own, with the cap
+        attn = _with_soft_cap(name, config, attn)
     rope = model_rope(name, config, native=native, scale_from=scale_from, layers=layers)
     tokenizer = load.load_tokenizer(ref, trust_remote_code=trust_remote_code)
     return PreparedModel(

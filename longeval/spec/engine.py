@@ -31,6 +31,7 @@ OWNED = {
     "task": "nothing: longeval scores and generates",
     "logprobs_mode": "nothing: log-probabilities are those of the model",
     "max_logprobs": "nothing",
+    "disable_log_stats": "nothing: longeval reads no statistics of the engine",
     "load_format": "nothing: weights are read from safetensors",
 }
 """Engine options that other flags decide."""
@@ -38,11 +39,14 @@ OWNED = {
 DECIDE_NOTHING = frozenset(
     {
         "gpu_memory_utilization", "kv_cache_memory_bytes", "swap_space", "cpu_offload_gb", "max_num_seqs",
-        "max_parallel_loading_workers", "disable_log_stats", "enable_log_requests", "download_dir",
-        "distributed_executor_backend", "num_gpu_blocks_override", "block_size", "enable_log_outputs",
+        "max_parallel_loading_workers", "enable_log_requests", "download_dir", "distributed_executor_backend",
+        "num_gpu_blocks_override", "block_size", "enable_log_outputs",
     }
 )  # fmt: skip
 """Options of memory and logging, that no result depends on: they are no part of a cell."""
+
+COUNTS = ("max_num_seqs", "max_num_batched_tokens")
+"""Options that longeval computes with: whole numbers of at least 1."""
 
 _KEY = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
@@ -51,7 +55,7 @@ def parse_vllm_args(texts: Sequence[str]) -> dict[str, Any]:
     """The values of `--vllm-arg NAME=VALUE`: names with underscores, values as YAML reads them.
 
     Raises:
-        LongEvalError: No name, no value, a name given twice, or one that another flag decides.
+        LongEvalError: No name, no value, a name given twice, one that another flag decides, or a count that is none.
     """
     found: dict[str, Any] = {}
     for text in texts:
@@ -66,6 +70,7 @@ def parse_vllm_args(texts: Sequence[str]) -> dict[str, Any]:
         except yaml.YAMLError as error:
             raise LongEvalError(f"--vllm-arg {text}: {value} can't be read", "It is read as YAML.") from error
     check_owned(found)
+    check_counts(found)
     return found
 
 
@@ -74,3 +79,21 @@ def check_owned(args: Mapping[str, Any]) -> None:
     for name in args:
         if name in OWNED:
             raise LongEvalError(f"--vllm-arg {name}: is set by {OWNED[name]}", "Leave it out.")
+
+
+def check_counts(args: Mapping[str, Any]) -> None:
+    """Raises LongEvalError for counts that aren't whole numbers of at least 1."""
+    for name in COUNTS:
+        value = args.get(name)
+        if name in args and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise LongEvalError(f"--vllm-arg {name}={value}: not a whole number of at least 1", "Such as 64.")
+
+
+def check_first_gpu(device: str) -> None:
+    """Raises LongEvalError for a `--device` that names another GPU than the first: vLLM always starts at that one."""
+    match = re.fullmatch(r"cuda:(\d+)", device)
+    if match and int(match[1]) > 0:
+        raise LongEvalError(
+            f"--device {device}: vLLM takes the first GPU that it sees",
+            f"Show it only that one: CUDA_VISIBLE_DEVICES={int(match[1])} longeval …, without --device.",
+        )

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 from longeval.errors import LongEvalError
 from longeval.records import canonical_json
+from longeval.spec.engine import check_counts, check_first_gpu
 from longeval.spec.values import check_word, format_length
 
 ScaleFrom = Literal["plain", "shipped"]
@@ -81,7 +82,7 @@ class ModelRequest:
     dtype: str = "auto"
     """Precision; auto: bfloat16 where the device multiplies it natively, else float32."""
     device: str = "auto"
-    """cpu, cuda, cuda:1, mps; auto: the first GPU, else the CPU."""
+    """cpu, cuda, cuda:1, mps; auto: the first GPU, else the CPU. vLLM takes no other GPU than the first it sees."""
     device_map: str | None = None
     """Spread over several devices: auto, balanced, …"""
     attn: str | None = None
@@ -122,6 +123,9 @@ class ModelRequest:
                     f"{flag}: would be ignored with --backend {self.backend}",
                     f"It belongs to --backend {' and '.join(backends)}; leave it out.",
                 )
+        if self.backend == "vllm":
+            check_counts(self.vllm_args)
+            check_first_gpu(self.device)
         if self.backend == "openai" and self.base_url is None:
             raise LongEvalError(
                 "--backend openai: no server named", "Give its address: --base-url http://127.0.0.1:8000/v1."

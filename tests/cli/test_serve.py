@@ -26,6 +26,7 @@ def folder(tmp_path_factory):
 def as_if_installed(monkeypatch):
     monkeypatch.setattr(vllm_options, "check_installed", lambda: None)
     monkeypatch.setattr(vllm_options, "check_known", lambda args: None)
+    monkeypatch.setattr(vllm_options, "engine_device", lambda device: device)
     monkeypatch.delenv("LONGEVAL_API_KEY", raising=False)
 
 
@@ -111,8 +112,9 @@ def test_wrong_requests_start_nothing(folder, started, capsys, arguments, said):
     assert said in capsys.readouterr().err
 
 
-def test_a_pinned_table(folder, capsys):
-    line = ["serve", "--model", str(folder), "--pe", "dynamic_ntk", "--length", "128", "--pin-length", "96"]
+@pytest.mark.parametrize("length", ["128", "32"])  # 32: below the native 64, where it would otherwise be as it was
+def test_a_pinned_table(folder, capsys, length):
+    line = ["serve", "--model", str(folder), "--pe", "dynamic_ntk", "--length", length, "--pin-length", "96"]
     assert run_app([*line, "--dry-run"]) == 0
     given = options(shlex.split(capsys.readouterr().out))
     held = from_parameters(json.loads(given["--hf-overrides"])["rope_parameters"]).table
