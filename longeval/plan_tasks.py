@@ -239,7 +239,9 @@ class _ModelPlan:
         if not self._spec.same_samples:
             if shared:  # otherwise the flag would leave nothing
                 counts = ", ".join(f"{len(job.prepared.samples)} at {format_length(job.length)}" for job in jobs)
-                self.notes.append(f"{jobs[0].title}: {counts} samples; --same-samples compares lengths on the same ones")
+                self.notes.append(
+                    f"{jobs[0].title}: {counts} samples; --same-samples compares lengths on the same ones"
+                )
             return jobs
         return [
             self._job(

@@ -6,19 +6,21 @@ import functools
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
 from longeval.backends.base import Backend
 from longeval.errors import LongEvalError
-from longeval.models.prepare import PreparedModel
 from longeval.nll import TokenNll
 from longeval.records import Record, canonical_json
 from longeval.rope.base import RopeTable
 from longeval.samples import Sample
-from longeval.spec import ModelRequest, requests_from_yaml, requests_to_yaml
+from longeval.spec import ModelRequest, Request, requests_from_yaml, requests_to_yaml
 from longeval.store import Store
+
+if TYPE_CHECKING:
+    from longeval.models.prepare import PreparedModel
 
 
 class Progress(Protocol):
@@ -128,7 +130,7 @@ def load_backend(model: PreparedModel) -> Backend:
     return backend
 
 
-def remember_request(store: Store, spec: ModelRequest) -> None:
+def remember_request(store: Store, spec: ModelRequest | Request) -> None:
     """Writes the request into the folder's spec.yaml, after those that are there."""
     text = store.read_text("spec.yaml")
     requests = [] if text is None else requests_from_yaml(text, origin=f"{store.path}/spec.yaml")

@@ -4,9 +4,12 @@
     RUN/cells/<id>.json    {"cell", "status", "records": [one record per metric]}
     RUN/nll/<id>.npz       a perplexity cell's token-level negative log-likelihoods
     RUN/samples/<id>.jsonl a task cell's samples: prompt digest, answer, scores
+    RUN/curves/<id>.json   a PosGen cell's accuracies by position and losses by epoch
+    RUN/weights/<training>.npz       what a PosGen training ended with; cells of several methods may be made from it
+    RUN/checkpoints/<training>.npz   where a training that is under way can go on
 
-A cell's NLL or sample file is written before its JSON, and each file appears under its name only when it is whole: a
-killed run leaves a cell either finished or absent.
+A cell's NLL, sample or curves file is written before its JSON, and each file appears under its name only when it is
+whole: a killed run leaves a cell either finished or absent.
 """
 
 from __future__ import annotations
@@ -15,16 +18,20 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from longeval.curves import Curves, curves_from_json
 from longeval.errors import LongEvalError
 from longeval.files import why_unwritable, write_whole
 from longeval.nll import TokenNll, token_nll_from_bytes
 from longeval.records import SCHEMA_VERSION, Record, record_from_json
 from longeval.samples import Sample, samples_from_jsonl, samples_to_jsonl
+
+TrainingFile = Literal["weights", "checkpoints"]
+"""Folders of files by training."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,7 +63,7 @@ class Store:
         if not create and not self.is_run_folder():
             raise LongEvalError(
                 f"{path}: not a run folder (it has no cells/ and no spec.yaml)",
-                "Give a folder that `longeval ppl` or `longeval tasks` wrote (--out).",
+                "Give a folder that `longeval ppl`, `longeval tasks` or `longeval posgen train` wrote (--out).",
             )
 
     def is_run_folder(self) -> bool:
@@ -85,6 +92,11 @@ class Store:
         path = self._at("samples", f"{cell}.jsonl")
         return bool(self._fs.exists(path)) and bool(self._fs.size(path))
 
+    def has_curves(self, cell: str) -> bool:
+        """Whether a PosGen cell's curves are stored."""
+        path = self._at("curves", f"{cell}.json")
+        return bool(self._fs.exists(path)) and bool(self._fs.size(path))
+
     def load(self, cell: str) -> StoredCell | None:
         """Returns a stored cell, or None. A file that is no record raises LongEvalError naming it."""
         path = self._at("cells", f"{cell}.json")
@@ -101,15 +113,21 @@ class Store:
                 yield self._parse(path)
 
     def save(
-        self, records: Sequence[Record], nll: TokenNll | None = None, samples: Sequence[Sample] | None = None
+        self,
+        records: Sequence[Record],
+        nll: TokenNll | None = None,
+        samples: Sequence[Sample] | None = None,
+        curves: Curves | None = None,
     ) -> None:
-        """Stores a cell's records (all of one cell), with its NLLs or samples first."""
+        """Stores a cell's records (all of one cell), with its NLLs, samples or curves first."""
         (cell,) = {record.cell for record in records}
         (status,) = {record.status for record in records}
         if nll is not None:
             self._write(self._at("nll", f"{cell}.npz"), nll.to_bytes())
         if samples is not None:
             self._write(self._at("samples", f"{cell}.jsonl"), samples_to_jsonl(samples).encode())
+        if curves is not None:
+            self._write(self._at("curves", f"{cell}.json"), curves.to_json().encode())
         plain = {
             "cell": cell,
             "schema_version": SCHEMA_VERSION,
@@ -140,6 +158,50 @@ class Store:
             raise LongEvalError(
                 f"{path}: not the samples of a cell ({error})", "Run the request with --fresh."
             ) from error
+
+    def curves(self, cell: str) -> Curves | None:
+        """Returns a PosGen cell's curves, or None where it has none (failed, or of another command)."""
+        path = self._at("curves", f"{cell}.json")
+        if not self._fs.exists(path):
+            return None
+        try:
+            return curves_from_json(self._fs.cat_file(path).decode())
+        except ValueError as error:
+            raise LongEvalError(f"{path}: {error}", "Remove the file and run the request again.") from error
+
+    def training(self, kind: TrainingFile, training: str) -> bytes | None:
+        """Content of a training's file, or None."""
+        path = self._at(kind, f"{training}.npz")
+        if not self._fs.exists(path):
+            return None
+        content: bytes = self._fs.cat_file(path)
+        return content
+
+    def has_training(self, kind: TrainingFile, training: str) -> bool:
+        """Whether a training has this file."""
+        return bool(self._fs.exists(self._at(kind, f"{training}.npz")))
+
+    def has_checkpoints(self) -> bool:
+        """Whether a training was left under way."""
+        folder = self._at("checkpoints")
+        names = self._fs.ls(folder, detail=False) if self._fs.exists(folder) else []
+        return any(not path.rsplit("/", 1)[-1].startswith(".") for path in names)
+
+    def save_training(self, kind: TrainingFile, training: str, content: bytes) -> None:
+        """Writes a training's file, whole or not at all; the one before it is replaced."""
+        self._write(self._at(kind, f"{training}.npz"), content)
+
+    def remove_training(self, kind: TrainingFile, training: str) -> None:
+        """Removes a training's file, what killed runs left of one, and the folder once it is empty."""
+        path, folder = self._at(kind, f"{training}.npz"), self._at(kind)
+        if self._fs.exists(path):
+            self._fs.rm_file(path)
+        if isinstance(self._fs, LocalFileSystem) and os.path.isdir(folder):
+            for name in os.listdir(folder):
+                if name.startswith(f".{training}.npz."):
+                    os.unlink(os.path.join(folder, name))
+            if not os.listdir(folder):
+                os.rmdir(folder)
 
     def read_text(self, name: str) -> str | None:
         """A text file of the run folder (`spec.yaml`), or None."""

@@ -12,6 +12,7 @@ import pytest
 from bench.engines import measure_engines
 from bench.measure import Curve, carry_out, measure_curve, measure_sliding, measure_throughput
 from bench.peak import Peak, peak_in_own_process, peak_of
+from bench.posgen import NUM_SEEDS, Stacking, measure_stacking, stepping
 from bench.run import check_json_path, make_request, measure, raw_numbers
 from bench.sharing import NUM_CHOICES, NUM_QUESTIONS, measure_sharing, questions
 from bench.show import Results, curve_verdict, show
@@ -236,6 +237,7 @@ def test_tables_and_raw_numbers(request_, text, backend, monkeypatch):
             Peak(which="ours", loaded_bytes=100 * 2**20, peak_bytes=150 * 2**20, **peak),
             Peak(which="plain", loaded_bytes=100 * 2**20, peak_bytes=300 * 2**20, **peak),
         ],
+        stacking=[stacking()],
     )
     console = Console(width=110, file=io.StringIO(), record=True)
     show(results, console)
@@ -246,6 +248,7 @@ def test_tables_and_raw_numbers(request_, text, backend, monkeypatch):
     assert "4 questions on a document of 96" in shown
     assert f"{throughputs[1].tokens_per_s:,.0f}" in shown
     assert "0.25 s" in shown
+    assert "2.50×" in shown and "40 %" in shown and "3.0 GFLOP a step" in shown
 
     numbers = json.loads(json.dumps(raw_numbers(request_, results, "cpu", 1.0), allow_nan=False))
     assert [row["length"] for row in numbers["throughput"]] == list(LENGTHS)
@@ -260,8 +263,62 @@ def test_tables_and_raw_numbers(request_, text, backend, monkeypatch):
     ]
     assert "8 of 8 answers are equal" in shown
     assert "log-probabilities differ by 0.0e+00" in shown
+    assert (numbers["stacking"][0]["ratio"], numbers["stacking"][0]["stacked_steps_per_s"]) == (2.5, 1.0)
+    assert (numbers["stacking"][0]["alone_s"], numbers["stacking"][0]["stacked_s"]) == ([5.0, 5.0], [2.0, 2.0])
     assert numbers["peak"][1]["extra_bytes"] == 200 * 2**20
     assert "torch" in numbers["provenance"]["versions"]
+
+
+def stacking():
+    """Ten steps of a seed in 5 s, two of five seeds in 2 s; 3 GFLOP a step; 15 and 37.5 GFLOP/s."""
+    return Stacking(
+        precision="float32",
+        model="2×16",
+        batch_size=128,
+        num_seeds=5,
+        num_steps=2,
+        timed=timed([5.0, 5.0], [2.0, 2.0]),
+        flops=3e9,
+        rate=37.5e9,
+        alone_rate=15e9,
+    )
+
+
+def test_steps_per_second_and_floor():
+    row = stacking()
+    assert (row.steps_per_s(0), row.steps_per_s(1), row.timed.ratio) == (2.0, 1.0, 2.5)
+    assert (row.of_floor(0), row.of_floor(1)) == pytest.approx((2 * 3 / 15, 5 * 3 / 37.5))
+
+
+@pytest.fixture
+def small_steps(monkeypatch):
+    """Batches of 8, and a model to go with them."""
+    from longeval.posgen.model import ModelConfig
+
+    monkeypatch.setattr("bench.posgen.BATCH_SIZE", 8)
+    return ModelConfig(d_model=16, d_ff=32, heads=2, head_dim=8)
+
+
+def test_stacking_is_measured_at_the_same_batch(request_, small_steps, monkeypatch):
+    made: list[tuple[int, int]] = []
+
+    def counting(config, num_seeds, precision, device):
+        make = stepping(config, num_seeds, precision, device)
+        return lambda num_steps: made.append((num_seeds, num_steps)) or make(num_steps)
+
+    monkeypatch.setattr("bench.posgen.stepping", counting)
+    (row,) = measure_stacking(request_, small_steps)
+    assert made == [(1, 10), (NUM_SEEDS, 2)] * 3  # a warm-up and two repeats
+    assert (row.precision, row.batch_size, row.num_seeds) == ("float32", 8, NUM_SEEDS)
+    assert row.rate > 0 < row.alone_rate and len(row.timed.first.seconds) == 2
+    products, attention = 2 * (4 * 16 * 16 + 2 * 16 * 32) + 16 * 17, 2 * 16 * 64
+    assert row.flops == 3 * 8 * 64 * 2 * (products + attention)
+
+
+def test_the_steps_that_are_timed_are_training(small_steps):
+    make = stepping(small_steps, 2, "float32", "cpu")
+    first = make(1)
+    assert make(30) < first - 0.1
 
 
 def test_flags():

@@ -16,15 +16,16 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
     {"__main__"},
     {"cli"},
-    {"run", "run_tasks", "doctor", "export"},
+    {"run", "run_tasks", "run_posgen", "doctor", "export"},
+    {"train_posgen"},
     {"session"},
-    {"outcome", "task_outcome"},
+    {"outcome", "task_outcome", "outcome_posgen"},
     {"report"},
-    {"estimate"},
-    {"plan", "plan_tasks"},
-    {"task_cells"},
+    {"estimate", "estimate_posgen"},
+    {"plan", "plan_tasks", "plan_posgen"},
+    {"task_cells", "cells_posgen"},
     {"cells", "cost"},
-    {"evals"},
+    {"evals", "posgen"},
     {"tasks"},
     {"backends"},
     {"models"},
@@ -32,7 +33,7 @@ LAYERS = (
     {"hf"},
     {"rope"},
     {"spec", "store", "provenance"},
-    {"records", "nll", "samples", "registry"},
+    {"records", "nll", "samples", "curves", "registry"},
     {"cache"},
     {"errors", "files"},
 )
@@ -40,7 +41,7 @@ LAYERS = (
 
 RANKS = {name: rank for rank, layer in enumerate(reversed(LAYERS)) for name in layer}
 
-REPORT_MAY_IMPORT = {"report", "records", "nll", "samples", "store", "spec", "errors", "files"}
+REPORT_MAY_IMPORT = {"report", "records", "nll", "samples", "curves", "store", "spec", "errors", "files"}
 """Reports read only the store."""
 
 ROPE_MAY_IMPORT = {"rope", "spec", "registry", "errors", "files"}

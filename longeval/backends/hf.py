@@ -7,7 +7,6 @@ Choices and answers share the key/value caches of prompts that begin alike (see 
 from __future__ import annotations
 
 import gc
-import platform
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ from longeval.backends import hf_answers, memory
 from longeval.backends.base import ChoiceScore, ChoicesRequest, GenerateRequest, Generation
 from longeval.backends.parts import LOGITS_BYTES, ModelParts, memory_told
 from longeval.backends.rotary import replace_rotary
+from longeval.models.device import device_name
 from longeval.rope.base import RopeTable
 
 __all__ = ["LOGITS_BYTES", "HFBackend"]
@@ -41,7 +41,7 @@ class HFBackend:
         self.dtype = str(model.dtype).removeprefix("torch.")
         self._parts = ModelParts(model)
         self._rotary, self.shipped = replace_rotary(model, model.config.model_type)
-        self.device = _device_name(self._parts.device)
+        self.device = device_name(str(self._parts.device))
 
     def serve(self, table: RopeTable, length: int) -> None:
         """See `Backend.serve`."""
@@ -90,21 +90,3 @@ class HFBackend:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return f"cuda ({torch.cuda.get_device_name(device)})"
-    return f"{device.type} ({_processor_name()}, {torch.get_num_threads()} threads)"
-
-
-def _processor_name() -> str:
-    """The processor's name as Linux tells it, else what Python knows."""
-    try:
-        with open("/proc/cpuinfo") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

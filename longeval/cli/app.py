@@ -12,7 +12,7 @@ import sys
 
 import typer
 
-from longeval.cli import doctor, export, models, ppl, report, rope, serve, tasks
+from longeval.cli import doctor, export, models, posgen, ppl, report, rope, serve, tasks
 from longeval.cli import run as run_command
 from longeval.errors import LongEvalError
 
@@ -28,6 +28,7 @@ app = typer.Typer(
 )
 app.command("ppl")(ppl.ppl)
 app.command("tasks")(tasks.tasks)
+app.add_typer(posgen.posgen, name="posgen")
 app.command("run")(run_command.run)
 app.command("serve")(serve.serve)
 app.command("report")(report.report)

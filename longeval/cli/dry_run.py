@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from longeval.plan import Plan
+    from longeval.plan_posgen import PosGenPlan
     from longeval.plan_tasks import TaskPlan
     from longeval.store import Store
 
@@ -109,3 +110,36 @@ def show_task_plan(plan: TaskPlan, store: Store, console: Console, *, fresh: boo
             highlight=False,
             markup=False,
         )
+
+
+def show_posgen_plan(plan: PosGenPlan, store: Store, console: Console, *, fresh: bool) -> None:
+    """What PosGen trainings would do."""
+    from rich.table import Table
+
+    from longeval.cli.progress import format_duration
+    from longeval.estimate_posgen import estimate
+    from longeval.run_posgen import pending
+
+    left = pending(plan, store, fresh=fresh)
+    table = Table(title="Cells", title_justify="left")
+    for column in ("task", "regime", "method", "trained with", "s", "seeds", "stored"):
+        table.add_column(column, justify="right" if column in ("s", "seeds", "stored") else "left")
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for cell in plan.cells:
+        factor = "–" if cell.factor is None else f"{cell.factor:g}"
+        trained_with = cell.params["trained_with"]
+        place = (cell.training.data.task, cell.regime, cell.pe.canonical, trained_with, factor)
+        rows.setdefault(place, []).append(cell.id)
+    for row, ids in rows.items():
+        table.add_row(*row, str(len(ids)), f"{sum(cell in left.stored for cell in ids)} of {len(ids)}")
+    console.print(table)
+    console.print()
+    cost = estimate(plan, left.work)
+    console.print(
+        f"{plan.spec.model_name} ({plan.spec.dtype}, {plan.device}): {count(cost.cells, 'cell')} to compute from "
+        f"{count(cost.trainings, 'training')} of {plan.spec.epochs} epochs in {count(cost.stacks, 'stack')}; "
+        f"{cost.flops:.2g} operations, estimated {format_duration(cost.seconds)} at {cost.rate / 1e9:,.0f} GFLOP/s "
+        f"(a matrix product, measured now) and {cost.memory_bytes / 2**30:.1f} GiB",
+        highlight=False,
+        markup=False,
+    )

@@ -115,6 +115,8 @@ class RunProgress(AbstractContextManager["RunProgress"]):
         """See `session.Progress`."""
         self.num_finished += 1
         cell = f"{record.model} {record.pe} {format_length(record.length)} on {record.task or record.data}"
+        if record.backend == "posgen":
+            cell += f" ({record.params['regime']}, seed {record.params['seed']})"
         if record.status == "ok":
             assert record.value is not None
             self.say(f"  {cell}: {record.metric} {record.value:.4g}")

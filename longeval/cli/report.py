@@ -59,7 +59,7 @@ def report(
         json_path=None if json == "-" else json,
         command=shlex.join(["longeval", "report", *runs, *flags]),
         published=published,
-        preface=Preface(title or "", "" if preface is None else _read(preface)),
+        preface=Preface(title or "", "" if preface is None else read_preface(preface)),
     )
     for note in written.notes:
         typer.echo(f"longeval: {note}", err=True)
@@ -70,8 +70,8 @@ def report(
             typer.echo(path, err=json == "-")
 
 
-def _read(path: str) -> str:
-    """The text of the preface file."""
+def read_preface(path: str) -> str:
+    """The text of a `--preface` file; LongEvalError if it can't be read."""
     try:
         with open(path, encoding="utf-8") as file:
             return file.read()

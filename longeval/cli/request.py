@@ -1,4 +1,4 @@
-"""One way to carry out requests, for `longeval ppl`, `longeval tasks` and `longeval run`: plan, then show or run."""
+"""One way to carry out requests, for `ppl`, `tasks`, `posgen train` and `run`: plan, then show or run."""
 
 from __future__ import annotations
 
@@ -16,11 +16,14 @@ if TYPE_CHECKING:
 
     from longeval.cli.progress import RunProgress
     from longeval.plan import Plan
+    from longeval.plan_posgen import PosGenPlan
     from longeval.plan_tasks import TaskPlan
     from longeval.records import Record
     from longeval.session import RunResult
-    from longeval.spec import ModelRequest, Spec
+    from longeval.spec import Request
     from longeval.store import Store
+
+    AnyPlan = Plan | TaskPlan | PosGenPlan
 
 SOME_FAILED = 3
 """Exit status when some cells failed."""
@@ -30,7 +33,7 @@ WIDTH = 200
 
 
 def carry_out(
-    specs: Sequence[Spec],
+    specs: Sequence[Request],
     *,
     out: str | None,
     json_path: str | None,
@@ -57,6 +60,7 @@ def carry_out(
     logging.getLogger("longeval").setLevel(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
     store = Store(out or default_out(specs[0]))
     store.check_writable()
+    _check_settings(specs, store)
     plans = _plan_all(specs, quiet)
     for note in dict.fromkeys(note for plan in plans for note in plan.notes):
         _say(note, quiet)
@@ -65,11 +69,13 @@ def carry_out(
         return 0
     found: dict[tuple[str, str], Record] = {}
     for spec, plan in zip(specs, plans, strict=True):
-        with RunProgress(quiet=quiet, verbose=verbose) as progress:
+        passes_told = verbose and spec.command != "posgen"  # whose passes are steps: thousands of lines
+        with RunProgress(quiet=quiet, verbose=passes_told) as progress:
             try:
                 result = _run(spec, plan, store, progress, fresh=fresh, under_way=bool(found))
             except KeyboardInterrupt:
-                kept = f"in {store.path}; the same command goes on from there" if progress.num_finished else "now"
+                anything = progress.num_finished or store.has_checkpoints()
+                kept = f"in {store.path}; the same command goes on from there" if anything else "now"
                 _say(f"{count(progress.num_finished, 'cell')} stored {kept}", quiet)
                 raise
         _say(f"{_outcome(result)}; records in {store.path}", quiet)
@@ -81,7 +87,8 @@ def carry_out(
         write_json([record.to_json() for record in records], json_path)
     if json_path != "-" and not quiet:
         show_summary(records)
-        print(f"\nFor a report: longeval report {store.path}")
+        for command in dict.fromkeys(_report_command(spec) for spec in specs):
+            print(f"\nFor a report: {command} {store.path}")
     if failed:
         print(f"longeval: {count(failed, 'cell')} failed; the records say why", file=sys.stderr)
         return SOME_FAILED
@@ -97,19 +104,40 @@ def _outcome(result: RunResult) -> str:
     return ", ".join(parts)
 
 
-def _plan_all(specs: Sequence[Spec], quiet: bool) -> list[Plan | TaskPlan]:
+def _report_command(spec: Request) -> str:
+    """What shows the records of such a request."""
+    return "longeval posgen table" if spec.command == "posgen" else "longeval report"
+
+
+def _check_settings(specs: Sequence[Request], store: Store) -> None:
+    """Raises LongEvalError where one folder would come to hold PosGen cells of several settings."""
+    from longeval.spec import PosGenSpec
+
+    posgen = [spec for spec in specs if isinstance(spec, PosGenSpec)]
+    if posgen:
+        from longeval.run_posgen import check_settings
+
+        check_settings(posgen, store)
+
+
+def _plan_all(specs: Sequence[Request], quiet: bool) -> list[AnyPlan]:
     """The plans of requests, each checked."""
     from longeval.cli.progress import RunProgress
-    from longeval.spec import TasksSpec
+    from longeval.spec import PosGenSpec, TasksSpec
 
-    _say("reading model configuration and documents …", quiet)
-    plans: list[Plan | TaskPlan] = []
+    if not all(isinstance(spec, PosGenSpec) for spec in specs):
+        _say("reading model configuration and documents …", quiet)
+    plans: list[AnyPlan] = []
     for spec in specs:
         if isinstance(spec, TasksSpec):
             from longeval.plan_tasks import plan_tasks  # lm-eval, which takes seconds to import
 
             with RunProgress(quiet=quiet) as progress:
                 plans.append(plan_tasks(spec, lambda line: progress.say(f"longeval: {line}"), progress.preparing))
+        elif isinstance(spec, PosGenSpec):
+            from longeval.plan_posgen import plan_posgen
+
+            plans.append(plan_posgen(spec))
         else:
             from longeval.plan import plan_ppl
 
@@ -118,30 +146,36 @@ def _plan_all(specs: Sequence[Spec], quiet: bool) -> list[Plan | TaskPlan]:
 
 
 def _run(
-    spec: Spec, plan: Plan | TaskPlan, store: Store, progress: RunProgress, *, fresh: bool, under_way: bool
+    spec: Request, plan: AnyPlan, store: Store, progress: RunProgress, *, fresh: bool, under_way: bool
 ) -> RunResult:
     """Runs what is missing of a plan."""
-    from longeval.spec import TasksSpec
+    from longeval.spec import PosGenSpec, TasksSpec
 
     if isinstance(spec, TasksSpec):
         from longeval.run_tasks import run_tasks
 
         return run_tasks(cast("TaskPlan", plan), store, progress, fresh=fresh, under_way=under_way)
+    if isinstance(spec, PosGenSpec):
+        from longeval.run_posgen import run_posgen
+
+        return run_posgen(cast("PosGenPlan", plan), store, progress, fresh=fresh, under_way=under_way)
     from longeval.run import run
 
     return run(cast("Plan", plan), store, progress, fresh=fresh, under_way=under_way)
 
 
-def _show(specs: Sequence[Spec], plans: Sequence[Plan | TaskPlan], store: Store, fresh: bool) -> None:
+def _show(specs: Sequence[Request], plans: Sequence[AnyPlan], store: Store, fresh: bool) -> None:
     """What runs would do, on stdout."""
-    from longeval.cli.dry_run import show_plan, show_task_plan
-    from longeval.spec import TasksSpec
+    from longeval.cli.dry_run import show_plan, show_posgen_plan, show_task_plan
+    from longeval.spec import PosGenSpec, TasksSpec
 
     console = wide_console()
     console.print("Dry run: nothing is computed.\n")
     for spec, plan in zip(specs, plans, strict=True):
         if isinstance(spec, TasksSpec):
             show_task_plan(cast("TaskPlan", plan), store, console, fresh=fresh)
+        elif isinstance(spec, PosGenSpec):
+            show_posgen_plan(cast("PosGenPlan", plan), store, console, fresh=fresh)
         else:
             show_plan(cast("Plan", plan), store, console, fresh=fresh)
 
@@ -156,7 +190,7 @@ def _say(text: str, quiet: bool) -> None:
         print(f"longeval: {text}", file=sys.stderr, flush=True)
 
 
-def default_out(spec: ModelRequest) -> str:
+def default_out(spec: Request) -> str:
     """`runs/<date>-<short digest>`: the same request on the same day finds its folder again."""
     return f"runs/{datetime.date.today().isoformat()}-{spec.digest()}"
 
@@ -170,9 +204,12 @@ def wide_console() -> Console:
 
 def show_summary(records: Sequence[Record]) -> None:
     """The tables of a run on stdout."""
+    from longeval.cli.posgen_summary import posgen_tables
     from longeval.report.tables import summary_table
 
     console = wide_console()
-    for table in summary_table(records, width=console.width):
+    posgen = [record for record in records if record.backend == "posgen"]
+    others = [record for record in records if record.backend != "posgen"]
+    for table in (*summary_table(others, width=console.width), *posgen_tables(posgen)):
         console.print()
         console.print(table)

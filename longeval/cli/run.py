@@ -11,7 +11,7 @@ import typer
 from longeval.errors import LongEvalError
 
 if TYPE_CHECKING:
-    from longeval.spec import Spec
+    from longeval.spec import Request
 
 
 def run(
@@ -69,7 +69,7 @@ def run(
     )
 
 
-def _only(specs: Sequence[Spec], methods: tuple[str, ...], file: str) -> list[Spec]:
+def _only(specs: Sequence[Request], methods: tuple[str, ...], file: str) -> list[Request]:
     """The requests with only some of their methods; a factor that followed from the lengths stays the same."""
     import dataclasses
 
@@ -77,7 +77,7 @@ def _only(specs: Sequence[Spec], methods: tuple[str, ...], file: str) -> list[Sp
     missing = [name for name in methods if name not in asked]
     if missing:
         raise LongEvalError(f"--pe {missing[0]}: not in {file}", f"It has {', '.join(sorted(asked))}.")
-    chosen: list[Spec] = []
+    chosen: list[Request] = []
     for spec in specs:
         kept = tuple(name for name in spec.pe if name in methods)
         bases = {name.removeprefix("resonance_") for name in kept}
@@ -88,8 +88,9 @@ def _only(specs: Sequence[Spec], methods: tuple[str, ...], file: str) -> list[Sp
 
 
 def _own_folder(file: str) -> str | None:
-    """The folder of a run folder's spec.yaml."""
+    """The folder of a run folder's spec.yaml; one whose first training is under way has no cells yet."""
     folder = os.path.dirname(os.path.abspath(file))
-    if os.path.basename(file) == "spec.yaml" and os.path.isdir(os.path.join(folder, "cells")):
+    written = any(os.path.isdir(os.path.join(folder, kind)) for kind in ("cells", "checkpoints", "weights"))
+    if os.path.basename(file) == "spec.yaml" and written:
         return os.path.dirname(file) or "."
     return None

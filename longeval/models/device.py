@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+import platform
 import re
 
 from longeval.errors import LongEvalError, did_you_mean
@@ -100,6 +101,32 @@ def resolve_device_map(name: str | None) -> str | None:
     if name is not None and name not in DEVICE_MAPS:
         raise LongEvalError(f"--device-map {name}: unknown", did_you_mean(name, DEVICE_MAPS))
     return name
+
+
+def device_name(device: str) -> str:
+    """What records call a device: `cpu (AMD EPYC, 2 threads)`, `cuda (NVIDIA H100)`.
+
+    Args:
+        device: As `resolve_device` returns it, or as torch writes one.
+    """
+    import torch
+
+    kind = torch.device(device).type
+    if kind == "cuda":
+        return f"cuda ({torch.cuda.get_device_name(torch.device(device))})"
+    return f"{kind} ({_processor_name()}, {torch.get_num_threads()} threads)"
+
+
+def _processor_name() -> str:
+    """The processor's name as Linux tells it, else what Python knows."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
 
 
 def native_bfloat16(device: str) -> bool:

@@ -16,18 +16,19 @@ from dataclasses import dataclass, field
 from longeval.errors import LongEvalError
 from longeval.records import Record
 from longeval.report.rows import base_method, is_resonance, method_of, method_sort_key
-from longeval.spec import PplSpec, Spec, requests_from_yaml, spec_from_mapping
+from longeval.spec import PosGenSpec, PplSpec, Spec, requests_from_yaml, spec_from_mapping
 
 
 def read_requests(text: str, origin: str) -> tuple[Spec, ...]:
-    """The requests in a run folder's spec.yaml; none in an empty text.
+    """The requests in a run folder's spec.yaml, those of PosGen left out; none in an empty text.
 
     Raises:
         LongEvalError: It can't be understood; the report can do without.
     """
     if not text:
         return ()
-    return tuple(spec_from_mapping(plain, origin=origin) for plain in requests_from_yaml(text, origin=origin))
+    requests = [spec_from_mapping(plain, origin=origin) for plain in requests_from_yaml(text, origin=origin)]
+    return tuple(request for request in requests if not isinstance(request, PosGenSpec))
 
 
 def named_subjects(request: Spec) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ once, and where values differ the one finished last is kept and a note says so. 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from longeval.errors import LongEvalError
@@ -18,6 +18,9 @@ from longeval.report.versions import older_cells, older_note
 from longeval.samples import Sample
 from longeval.spec import format_length
 from longeval.store import Store, StoredCell
+
+POSGEN = "posgen"
+"""Backend of PosGen's records, which have a table of their own."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,15 +73,19 @@ def collect(paths: Sequence[str]) -> Collection:
         paths: Run folders or fsspec URLs; one named twice is read once.
 
     Raises:
-        LongEvalError: One is no run folder, a cell file can't be read, or there are no cells at all.
+        LongEvalError: One is no run folder, a cell file can't be read, or there are no cells but PosGen's.
     """
     stores = [Store(path, create=False) for path in dict.fromkeys(path.rstrip("/") or path for path in paths)]
     kept: dict[str, tuple[StoredCell, Store]] = {}
     notes: list[str] = []
+    posgen: dict[str, int] = {}
     for store in stores:
         for cell in store.cells():
             if not cell.records:
                 raise LongEvalError(f"{store.path}: cell {cell.cell} has no record", "Run its request again.")
+            if cell.records[0].backend == POSGEN:
+                posgen[store.path] = posgen.get(store.path, 0) + 1
+                continue
             if cell.cell not in kept:
                 kept[cell.cell] = (cell, store)
                 continue
@@ -92,6 +99,12 @@ def collect(paths: Sequence[str]) -> Collection:
                 )
             if newer:
                 kept[cell.cell] = (cell, store)
+    if posgen:
+        notes.append(_left_out(posgen))
+    if not kept and posgen:
+        raise LongEvalError(
+            f"{', '.join(posgen)}: holds PosGen cells alone", f"Use longeval posgen table {' '.join(posgen)}."
+        )
     if not kept:
         raise LongEvalError(
             f"{', '.join(paths)}: no cells",
@@ -111,6 +124,13 @@ def collect(paths: Sequence[str]) -> Collection:
         older=older,
         stores={cell: kept[cell][1] for cell in ids},
     )
+
+
+def _left_out(posgen: Mapping[str, int]) -> str:
+    """A sentence on cells that another command shows."""
+    number, folders = sum(posgen.values()), " ".join(posgen)
+    are = "PosGen cell is" if number == 1 else "PosGen cells are"
+    return f"{number} {are} left out here: longeval posgen table {folders} shows them."
 
 
 def _rank(cell: StoredCell) -> tuple[bool, str]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal, cast, get_args
 
 from longeval.spec import parse_length
 
-Kind = Literal["tasks", "perplexity"]
+Kind = Literal["tasks", "perplexity", "posgen"]
 AVERAGE = "average"
 """Column of the mean of a row's other columns."""
 
@@ -32,6 +32,8 @@ class PublishedRow:
     """How it was trained on with the method; null where the weights are as they came."""
     values: dict[str, float]
     """Column → number, in the set's unit; columns without one are left out."""
+    variances: dict[str, float] = field(default_factory=dict)
+    """Of PosGen: column → the variance printed beside the number."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,10 +53,12 @@ class PublishedSet:
     """Of tasks: which part of a long document was cut, as `--overlong` names it."""
     answers: int | None
     """Of tasks: most new tokens of an answer."""
+    params: dict[str, int | float | str]
+    """Of PosGen: settings that the paper states, by the names of longeval's records."""
     setting: tuple[str, ...]
     """Sentences for the reader."""
     columns: tuple[str, ...]
-    """Tasks and `average`, or lengths as `format_length` writes them."""
+    """Tasks and `average`, rules of PosGen, or lengths as `format_length` writes them."""
     rows: tuple[PublishedRow, ...]
 
     @property
@@ -85,7 +89,7 @@ def parse_published(plain: Any) -> tuple[PublishedSet, ...]:
 
 
 _COMMON = {"name", "source", "kind", "unit", "setting", "columns", "rows"}
-_OWN = {"tasks": {"cut", "answers"}, "perplexity": {"data", "protocol"}}
+_OWN = {"tasks": {"cut", "answers"}, "perplexity": {"data", "protocol"}, "posgen": {"params"}}
 
 
 def _parse_set(plain: Mapping[str, Any]) -> PublishedSet:
@@ -95,7 +99,7 @@ def _parse_set(plain: Mapping[str, Any]) -> PublishedSet:
     what = f"published, {plain.get('name')}"
     _check_keys(plain, _COMMON | _OWN[kind], what)
     _check_keys(plain["source"], {"paper", "arxiv", "table"}, what)
-    if plain["unit"] != ("percent" if kind == "tasks" else "perplexity"):
+    if plain["unit"] != ("perplexity" if kind == "perplexity" else "percent"):
         raise ValueError(f"{what}: unit {plain['unit']!r}")
     columns = tuple(plain["columns"])
     if kind == "perplexity" and sorted(columns, key=parse_length) != list(columns):
@@ -111,20 +115,26 @@ def _parse_set(plain: Mapping[str, Any]) -> PublishedSet:
         protocol=plain.get("protocol"),
         cut=plain.get("cut"),
         answers=plain.get("answers"),
+        params=plain.get("params", {}),
         setting=tuple(plain["setting"]),
         columns=columns,
-        rows=tuple(_parse_row(row, columns, plain["unit"], what) for row in plain["rows"]),
+        rows=tuple(_parse_row(row, columns, kind, what) for row in plain["rows"]),
     )
 
 
-def _parse_row(plain: Mapping[str, Any], columns: tuple[str, ...], unit: str, what: str) -> PublishedRow:
-    _check_keys(plain, {"model", "method", "factor", "context", "tuning", "values"}, what)
-    if len(plain["values"]) != len(columns):
-        raise ValueError(f"{what}: {plain['model']} {plain['method']} has {len(plain['values'])} values")
-    values = {c: float(v) for c, v in zip(columns, plain["values"], strict=True) if v is not None}
+_ROW = {"model", "method", "factor", "context", "tuning", "values"}
+
+
+def _parse_row(plain: Mapping[str, Any], columns: tuple[str, ...], kind: Kind, what: str) -> PublishedRow:
+    _check_keys(plain, _ROW | ({"variances"} if kind == "posgen" else set()), what)
+    unit = "perplexity" if kind == "perplexity" else "percent"
+    values = _numbers(plain, "values", columns, what)
     for value in values.values():
         if not math.isfinite(value) or not (0 <= value <= 100 if unit == "percent" else value >= 1):
             raise ValueError(f"{what}: {value} is no {unit}")
+    variances = _numbers(plain, "variances", columns, what) if kind == "posgen" else {}
+    if not all(math.isfinite(value) and value >= 0 for value in variances.values()):
+        raise ValueError(f"{what}: a variance is below 0 or not finite")
     if AVERAGE in values:
         others = [value for column, value in values.items() if column != AVERAGE]
         # As printed: to two decimals, whichever way 5 in the third is rounded.
@@ -137,7 +147,15 @@ def _parse_row(plain: Mapping[str, Any], columns: tuple[str, ...], unit: str, wh
         context=plain["context"],
         tuning=plain["tuning"],
         values=values,
+        variances=variances,
     )
+
+
+def _numbers(plain: Mapping[str, Any], key: str, columns: tuple[str, ...], what: str) -> dict[str, float]:
+    """Column → number, of a row's list."""
+    if len(plain[key]) != len(columns):
+        raise ValueError(f"{what}: {plain['model']} {plain['method']} has {len(plain[key])} {key}")
+    return {column: float(value) for column, value in zip(columns, plain[key], strict=True) if value is not None}
 
 
 def _check_keys(plain: Mapping[str, Any], known: set[str], what: str) -> None:

@@ -36,7 +36,7 @@ def published_lines(grids: Sequence[Grid], sets: Sequence[TaskSet]) -> list[str]
                 tables = {table.task: table for table in tasks.tasks if table.task in published.columns}
                 if tables:
                     parts += _task_lines(published, tasks, tables)
-        else:
+        elif published.kind == "perplexity":
             for grid in grids:
                 if grid.data == published.data:
                     parts += _perplexity_lines(published, grid)

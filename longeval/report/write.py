@@ -6,7 +6,7 @@ import contextlib
 import glob
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from longeval.errors import LongEvalError
@@ -23,8 +23,10 @@ from longeval.report.task_sections import TaskSection, build_task_sections
 _TABLES = ("pairs.csv", "positions.csv", "scores.csv", "score_pairs.csv", "depths.csv")
 """Tables in the report's own folder."""
 
-_FIGURES = ("perplexity", "position", "score", "depth")
-"""First word of the names of figures there."""
+_FIGURES = tuple(
+    f"{kind}-*.{suffix}" for kind in ("perplexity", "position", "score", "depth") for suffix in ("png", "svg")
+)
+"""Patterns of the figures there."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,14 +64,14 @@ def write_report(
     Raises:
         LongEvalError: No run folder, no cells, or a place that can't be written. Nothing has been written then.
     """
-    markdown_path = _markdown_path(runs, out)
+    markdown_file = markdown_path(runs, out)
     if json_path is not None and os.path.isdir(json_path):
         raise LongEvalError(f"--json {json_path}: is a folder", "Name a file, or - for standard output.")
     collection = collect(runs)
     records = collection.records
     sections = build_sections(collection)
     task_sections = build_task_sections(collection, [section.grid for section in sections])
-    stem = markdown_path.removesuffix(".md")
+    stem = markdown_file.removesuffix(".md")
     names = ReportNames(
         folder=f"{os.path.basename(stem)}_files",
         beside=tuple(f"{os.path.basename(stem)}.{suffix}" for suffix in ("csv", "json", "tex")),
@@ -80,7 +82,7 @@ def write_report(
     )
     task_tables = [table for section in task_sections for table in task_tables_latex(section)]
     files = {
-        markdown_path: text.encode(),
+        markdown_file: text.encode(),
         f"{stem}.csv": records_csv(records, collection.older).encode(),
         f"{stem}.json": array,
         f"{stem}.tex": latex_document([(section.grid, section.pairs) for section in sections], task_tables).encode(),
@@ -90,20 +92,21 @@ def write_report(
     flags = dict.fromkeys(files, "--out")
     if json_path is not None and os.path.abspath(json_path) not in {os.path.abspath(path) for path in files}:
         files[json_path], flags[json_path] = array, "--json"
-    _write_all(files, flags)
-    _remove_stale(f"{stem}_files", files)
+    write_all(files, flags)
+    remove_stale(f"{stem}_files", files, (*_FIGURES, *_TABLES))
     return WrittenReport(files=tuple(files), records=tuple(records), notes=collection.notes)
 
 
-def _markdown_path(runs: Sequence[str], out: str | None) -> str:
+def markdown_path(runs: Sequence[str], out: str | None, default: str = "report.md") -> str:
+    """Where the Markdown goes: `out`, or `default` in the first run folder; LongEvalError for a place that can't be."""
     if out is None:
         if "://" in runs[0]:
             raise LongEvalError(
                 f"--out: {runs[0]} is not a local folder to put the report into", "Name a local file: --out report.md."
             )
-        return os.path.join(runs[0], "report.md")
+        return os.path.join(runs[0], default)
     if os.path.isdir(out):
-        raise LongEvalError(f"--out {out}: is a folder", f"Name a file in it: {os.path.join(out, 'report.md')}.")
+        raise LongEvalError(f"--out {out}: is a folder", f"Name a file in it: {os.path.join(out, default)}.")
     if not out.endswith(".md") or os.path.basename(out) == ".md":
         raise LongEvalError(
             f"--out {out}: must end in .md",
@@ -142,16 +145,15 @@ def _task_files(folder: str, sections: Sequence[TaskSection]) -> dict[str, bytes
     return files
 
 
-def _remove_stale(folder: str, files: dict[str, bytes]) -> None:
-    """Removes what an earlier report left in its own folder and this one no longer has."""
-    figures = (f"{kind}-*.{suffix}" for kind in _FIGURES for suffix in ("png", "svg"))
-    for pattern in (*figures, *_TABLES):
+def remove_stale(folder: str, files: Collection[str], patterns: Iterable[str]) -> None:
+    """Removes what an earlier report left in its own folder (names that fit `patterns`) and is not among `files`."""
+    for pattern in patterns:
         for path in glob.glob(os.path.join(glob.escape(folder), pattern)):
             if path not in files:
                 os.unlink(path)
 
 
-def _write_all(files: dict[str, bytes], flags: dict[str, str]) -> None:
+def write_all(files: dict[str, bytes], flags: dict[str, str]) -> None:
     """Writes all files or none: on any error, temporary files and folders made on the way are removed again."""
     beside: dict[str, str] = {}
     made: list[str] = []

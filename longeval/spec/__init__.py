@@ -6,8 +6,9 @@ it was understood.
 """
 
 from longeval.spec.model import LAYERS, SCALE_FROM, Layers, ModelRequest, ScaleFrom
+from longeval.spec.posgen import INITS, PRECISIONS, PRESETS, REGIMES, Init, PosGenSpec, Precision, Regime, preset_fields
 from longeval.spec.ppl import PplSpec
-from longeval.spec.requests import Spec, requests_from_yaml, requests_to_yaml, spec_from_mapping
+from longeval.spec.requests import Request, Spec, requests_from_yaml, requests_to_yaml, spec_from_mapping
 from longeval.spec.tasks import CHAT_TEMPLATES, OVERLONG, ChatTemplate, Overlong, TasksSpec
 from longeval.spec.values import (
     check_word,
@@ -16,19 +17,29 @@ from longeval.spec.values import (
     parse_factor,
     parse_length,
     parse_lengths,
+    parse_number,
     split_list,
 )
 
 __all__ = [
     "CHAT_TEMPLATES",
+    "INITS",
     "LAYERS",
     "OVERLONG",
+    "PRECISIONS",
+    "PRESETS",
+    "REGIMES",
     "SCALE_FROM",
     "ChatTemplate",
+    "Init",
     "Layers",
     "ModelRequest",
     "Overlong",
+    "PosGenSpec",
     "PplSpec",
+    "Precision",
+    "Regime",
+    "Request",
     "ScaleFrom",
     "Spec",
     "TasksSpec",
@@ -38,6 +49,8 @@ __all__ = [
     "parse_factor",
     "parse_length",
     "parse_lengths",
+    "parse_number",
+    "preset_fields",
     "requests_from_yaml",
     "requests_to_yaml",
     "spec_from_mapping",

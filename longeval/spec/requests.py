@@ -10,16 +10,33 @@ import yaml
 
 from longeval.errors import LongEvalError, did_you_mean
 from longeval.spec.engine import check_owned
+from longeval.spec.posgen import PosGenSpec, preset_fields
 from longeval.spec.ppl import PplSpec
 from longeval.spec.tasks import TasksSpec
-from longeval.spec.values import checked_name, parse_count, parse_factor, parse_length, parse_lengths, split_list
+from longeval.spec.values import (
+    checked_name,
+    parse_count,
+    parse_factor,
+    parse_length,
+    parse_lengths,
+    parse_number,
+    split_list,
+)
 
 Spec = PplSpec | TasksSpec
+"""Requests about a user's models."""
+
+Request = Spec | PosGenSpec
+"""All requests that can be written down."""
 
 Parser = Callable[[Any, str], Any]
 """(value, where it stands for messages) → the value in the spec's type."""
 
-SPECS: dict[str, type[PplSpec] | type[TasksSpec]] = {"ppl": PplSpec, "tasks": TasksSpec}
+SPECS: dict[str, type[PplSpec] | type[TasksSpec] | type[PosGenSpec]] = {
+    "ppl": PplSpec,
+    "tasks": TasksSpec,
+    "posgen": PosGenSpec,
+}
 """Commands whose requests can be written down."""
 
 _EXAMPLES = {
@@ -30,17 +47,19 @@ _EXAMPLES = {
 }
 
 
-def spec_from_mapping(plain: Mapping[str, Any], *, origin: str) -> Spec:
+def spec_from_mapping(plain: Mapping[str, Any], *, origin: str) -> Request:
     """A spec from YAML; flags' spellings (`4k,8k`, `text-field`) are understood too.
 
     Args:
-        plain: The mapping; without `command` it is a request of `ppl`.
+        plain: The mapping; without `command` it is a request of `ppl`. One of `posgen` may name a `preset`.
         origin: File name for messages.
     """
     command = str(plain.get("command", "ppl"))
     if command not in SPECS:
         raise LongEvalError(f"{origin}: command {command}: unknown", f"Known: {', '.join(SPECS)}.")
     kind = SPECS[command]
+    if kind is PosGenSpec:
+        return _posgen_spec(plain, origin)
     known = {item.name: item for item in dataclasses.fields(kind)}
     values: dict[str, Any] = {}
     for raw_key, value in plain.items():
@@ -54,6 +73,23 @@ def spec_from_mapping(plain: Mapping[str, Any], *, origin: str) -> Spec:
         if item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING and key not in values:
             raise LongEvalError(f"{origin}: {key} is missing", f"Add a line such as {_EXAMPLES[key]}.")
     return kind(**values)
+
+
+def _posgen_spec(plain: Mapping[str, Any], origin: str) -> PosGenSpec:
+    """A request of `posgen`: what it leaves out is its preset's, or else `full`."""
+    known = {item.name: item for item in dataclasses.fields(PosGenSpec)}
+    values: dict[str, Any] = {}
+    for raw_key, value in plain.items():
+        key = str(raw_key).replace("-", "_")
+        key = {"task": "tasks", "regime": "regimes"}.get(key, key)
+        if key in ("command", "preset"):
+            continue
+        if key not in known:
+            raise LongEvalError(f"{origin}: unknown key {raw_key}", did_you_mean(key, ("command", "preset", *known)))
+        absent = value is None and known[key].default is None
+        parse = _POSGEN_PARSERS.get(key, _PARSERS.get(key, _count))
+        values[key] = None if absent else parse(value, f"{origin}: {key}")
+    return PosGenSpec(**preset_fields(str(plain.get("preset", "full")), values))
 
 
 def _parsed(key: str, value: Any, origin: str) -> Any:
@@ -108,6 +144,14 @@ def _text(value: Any, flag: str) -> str:
     return value
 
 
+def _number(value: Any, flag: str) -> float:
+    return parse_number("" if isinstance(value, bool) else str(value), flag=flag)
+
+
+def _count(value: Any, flag: str) -> int:
+    return parse_count("" if isinstance(value, bool) else str(value), flag=flag, least=0)
+
+
 def _chat_template(value: Any, flag: str) -> str:
     """YAML reads `on` and `off` as true and false."""
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else _text(value, flag)
@@ -137,6 +181,17 @@ _PARSERS: dict[str, Parser] = {
     "chat_template": _chat_template,
     "pe_args": _pe_args,
 }
+
+_POSGEN_PARSERS: dict[str, Parser] = {
+    "regimes": _names,
+    "length": lambda value, flag: parse_length(str(value), flag=flag),
+    "test_length": lambda value, flag: parse_length(str(value), flag=flag),
+    "factor": lambda value, flag: parse_factor(str(value), flag=flag),
+    **dict.fromkeys(("theta", "dropout", "lr", "weight_decay", "warmup"), _number),
+    **dict.fromkeys(("tied", "attention_scale", "start_token", "frozen_mlp"), _flag_value),
+    **dict.fromkeys(("init", "precision", "device"), _text),
+}
+"""Those of a `posgen` request; keys that are in neither table are whole numbers."""
 
 
 def requests_to_yaml(requests: list[dict[str, Any]]) -> str:

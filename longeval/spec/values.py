@@ -83,6 +83,17 @@ def parse_count(text: str, *, flag: str, least: int = 1) -> int:
     return count
 
 
+def parse_number(text: str, *, flag: str) -> float:
+    """A finite number: `0.0002`, `2e-4`."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise LongEvalError(f"{flag} {text!r}: not a finite number", "Write it as 0.01 or 2e-4.")
+    return number
+
+
 def check_word(flag: str, word: str, known: tuple[str, ...]) -> None:
     """Raises LongEvalError unless `word` is one of the `known` ones."""
     if word not in known:

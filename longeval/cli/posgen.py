@@ -1,0 +1,142 @@
+"""`longeval posgen`: small models trained on short sequences and tested on longer ones, from the data to the table."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from longeval.cli.json_output import check_json_path, write_output
+from longeval.cli.posgen_table import table
+from longeval.cli.posgen_train import train
+from longeval.errors import LongEvalError
+
+if TYPE_CHECKING:
+    from longeval.posgen.data import DataSetting
+
+_BYTES_PER_TOKEN = 24
+"""A token twice as a 64-bit number while it is made, and as text."""
+
+posgen = typer.Typer(no_args_is_help=False, rich_markup_mode="rich")
+"""The sub-commands; `app.py` hangs them under `longeval posgen`."""
+
+
+@posgen.callback(invoke_without_command=True)
+def describe(context: typer.Context) -> None:
+    """PosGen: can a method read positions that it was not trained on? Small models, from the data to the table.
+
+    Models train on short sequences and are tested on longer ones, whose next
+    token is equally easy everywhere (Wang et al. 2024): what they lose beyond
+    the training length, they lose to position alone.
+
+    [bold]Examples[/bold]
+
+    longeval posgen generate --task cot --json data.jsonl
+
+    longeval posgen train --preset smoke
+
+    longeval posgen train --task recursive,cot,semi_recursive --pe none,resonance,yarn,resonance_yarn --out runs/posgen
+
+    longeval posgen table runs/posgen --out reports/posgen.md
+    """
+    if context.invoked_subcommand is None:
+        with contextlib.redirect_stdout(sys.stderr):  # typer prints help by itself
+            context.get_help()
+        raise typer.Exit(2)
+
+
+def generate(
+    task: Annotated[str, typer.Option(help="The rule: recursive, cot, semi_recursive.", show_default=False)],
+    json_path: Annotated[
+        str, typer.Option("--json", metavar="PATH", help="JSON lines go there; - is stdout.", show_default=False)
+    ],
+    num_train: Annotated[str, typer.Option(help="Sequences to train on.")] = "10000",
+    num_valid: Annotated[str, typer.Option(help="Sequences for validation.")] = "1000",
+    num_test: Annotated[str, typer.Option(help="Sequences for the test.")] = "1000",
+    length: Annotated[str, typer.Option(help="Tokens of a training sequence.")] = "64",
+    test_length: Annotated[str, typer.Option(help="Tokens of a validation or test sequence.")] = "256",
+    modulus: Annotated[str, typer.Option(help="m: tokens are 0 … m − 1.")] = "17",
+    j: Annotated[str, typer.Option("--j", help="Tokens that are summed at the rule's own place.")] = "1",
+    k: Annotated[str, typer.Option("--k", help="Tokens that are summed right before the new one.")] = "3",
+    seed: Annotated[str, typer.Option(help="Of the random starts.")] = "0",
+) -> None:
+    """The sequences of a PosGen task, as JSON lines.
+
+    A line is {"split": "train", "tokens": [5, 4, 5, 14, …]}; splits are train,
+    valid and test. The first j + k tokens are random, and no two sequences of
+    any split start alike. Each token after them is a sum modulo m. It sums
+
+    recursive: the last j + k tokens;
+
+    cot: the first j tokens of the sequence and the last k;
+
+    semi_recursive: the j tokens from index ⌊(l − (j+k)) / 2⌋ on and the last k,
+    for the token at index l, counted from 0.
+
+    The same seed gives the same bytes on every machine. More training sequences
+    leave the other splits as they are.
+
+    [bold]Examples[/bold]
+
+    longeval posgen generate --task cot --json data.jsonl
+
+    longeval posgen generate --task recursive --modulus 10 --j 2 --k 2 --num-train 100 --num-valid 10 --num-test 10 --json -
+
+    longeval posgen generate --task semi_recursive --length 128 --test-length 1k --seed 1 --json - | head -1
+    """  # noqa: E501  # an example stands on one line
+    from longeval.posgen.data import DataSetting, generate, json_lines
+    from longeval.spec import parse_count, parse_length, split_list
+
+    names = split_list(task, flag="--task")
+    if len(names) != 1:
+        raise LongEvalError(
+            f"--task {task}: one rule at a time", "Run it once for each, with --json files of their own."
+        )
+    setting = DataSetting(
+        task=names[0],
+        modulus=parse_count(modulus, flag="--modulus", least=0),
+        j=parse_count(j, flag="--j", least=0),
+        k=parse_count(k, flag="--k", least=0),
+        length=parse_length(length, flag="--length"),
+        test_length=parse_length(test_length, flag="--test-length"),
+        num_train=parse_count(num_train, flag="--num-train", least=0),
+        num_valid=parse_count(num_valid, flag="--num-valid", least=0),
+        num_test=parse_count(num_test, flag="--num-test", least=0),
+        seed=parse_count(seed, flag="--seed", least=0),
+    )
+    check_json_path(json_path)
+    _check_memory(setting)
+    lines = json_lines(generate(setting))
+    if json_path == "-":
+        for line in lines:
+            sys.stdout.write(f"{line}\n")
+        sys.stdout.flush()  # here typer still ends quietly for a reader who has had enough, as `head`
+        return
+    try:
+        write_output(json_path, "".join(f"{line}\n" for line in lines).encode())
+    except OSError as error:
+        raise LongEvalError(
+            f"--json {json_path}: can't write there ({error.strerror or error})", "Choose a folder you may write to."
+        ) from error
+    sizes = ", ".join(f"{size} {split}" for split, size in setting.sizes.items())
+    typer.echo(f"longeval: {json_path}: {setting.task}, {sizes}", err=True)
+
+
+def _check_memory(setting: DataSetting) -> None:
+    """Sequences are all held at once; more than the machine holds are refused before the first is made."""
+    import psutil
+
+    needed, there = setting.num_tokens * _BYTES_PER_TOKEN, int(psutil.virtual_memory().total)
+    if needed > there:
+        raise LongEvalError(
+            f"--num-train {setting.num_train}, --num-valid {setting.num_valid}, --num-test {setting.num_test}: "
+            f"{setting.num_tokens:,} tokens need about {needed / 2**30:,.0f} GiB of {there / 2**30:.1f} GiB",
+            "Ask for fewer or shorter sequences.",
+        )
+
+
+posgen.command("generate")(generate)
+posgen.command("train")(train)
+posgen.command("table")(table)

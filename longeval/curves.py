@@ -1,0 +1,86 @@
+"""Curves of a PosGen cell: what its accuracies are made of, by position, and how its losses fell, by epoch.
+
+A record holds means over positions; these hold every position, so that a figure needs no model. Stored as one JSON
+object a cell.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Curves:
+    """Accuracy and loss of one cell by position, and its validation losses by epoch."""
+
+    positions: tuple[int, ...]
+    """Index of each predicted token in its sequence, from the first that a rule makes to the last; the lists below of
+    the same length go with it."""
+    accuracy: tuple[float, ...]
+    """Share of test sequences whose token here is the likeliest one, given the true ones before it."""
+    loss: tuple[float, ...]
+    """Mean negative log-likelihood of that token, nats."""
+    generated: tuple[float, ...]
+    """Share of test sequences whose token here is right when the model goes on from its own tokens."""
+    epochs: tuple[int, ...]
+    """Epochs after which the validation losses were taken, counted from 1."""
+    valid_loss_in_distribution: tuple[float, ...]
+    """Mean loss, nats, over positions below the training length, by epoch."""
+    valid_loss_ood: tuple[float, ...]
+    """Mean loss, nats, over positions from the training length on, by epoch."""
+
+    def __post_init__(self) -> None:
+        assert len(self.positions) == len(self.accuracy) == len(self.loss) == len(self.generated)
+        assert len(self.epochs) == len(self.valid_loss_in_distribution) == len(self.valid_loss_ood)
+
+    def to_json(self) -> str:
+        """One JSON object; a value that is not finite becomes null (JSON has no NaN)."""
+        plain: dict[str, list[Any]] = {
+            item.name: [value if math.isfinite(value) else None for value in getattr(self, item.name)]
+            for item in dataclasses.fields(self)
+        }
+        return json.dumps(plain, allow_nan=False) + "\n"
+
+
+def curves_from_json(text: str) -> Curves:
+    """Inverse of `Curves.to_json`, null becoming NaN.
+
+    Raises:
+        ValueError: `text` is nothing of the kind.
+    """
+    try:
+        plain = json.loads(text)
+        if plain.keys() != {item.name for item in dataclasses.fields(Curves)}:
+            raise ValueError(f"not the curves of a cell (it has {', '.join(plain)})")
+        return Curves(
+            positions=_whole_numbers(plain["positions"]),
+            accuracy=_numbers(plain["accuracy"]),
+            loss=_numbers(plain["loss"]),
+            generated=_numbers(plain["generated"]),
+            epochs=_whole_numbers(plain["epochs"]),
+            valid_loss_in_distribution=_numbers(plain["valid_loss_in_distribution"]),
+            valid_loss_ood=_numbers(plain["valid_loss_ood"]),
+        )
+    except (TypeError, AttributeError, AssertionError) as error:
+        raise ValueError(f"not the curves of a cell ({type(error).__name__}: {error})") from error
+
+
+def _whole_numbers(values: Iterable[Any]) -> tuple[int, ...]:
+    """Positions or epochs."""
+    found = tuple(values)
+    if not all(isinstance(value, int) and not isinstance(value, bool) for value in found):
+        raise TypeError("positions and epochs are whole numbers")
+    return found
+
+
+def _numbers(values: Iterable[Any]) -> tuple[float, ...]:
+    """Numbers, null becoming NaN."""
+    found = tuple(values)
+    if not all(value is None or (isinstance(value, int | float) and not isinstance(value, bool)) for value in found):
+        raise TypeError("accuracies and losses are numbers")
+    return tuple(math.nan if value is None else float(value) for value in found)

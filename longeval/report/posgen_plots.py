@@ -1,0 +1,157 @@
+"""PosGen's figures: accuracy by position, and validation losses by epoch; one panel a task, one line a method.
+
+Lines are means over seeds, bands reach from the lowest to the highest seed; methods look as in all other figures (see
+plots.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from longeval.report import plots
+from longeval.report.plots import Picture, line_style
+from longeval.report.posgen_curves import BY_EPOCH, Band, RowCurves, of_task
+from longeval.report.posgen_tables import PosGenTable
+
+_ROW_TITLES = {
+    "accuracy": "teacher-forced",
+    "generated": "free-running",
+    "valid_loss_in_distribution": "in distribution",
+    "valid_loss_ood": "OOD",
+}
+
+_GUESS: dict[str, Any] = {"color": "#888888", "linewidth": 1, "linestyle": (0, (1, 2))}
+"""Line of what guessing gives: accuracy 1/m, loss ln m."""
+
+SMOOTHED = 4
+"""A point of a curve by position is the mean of so many: single ones differ by the luck of the test sequences."""
+
+
+def position_figure(table: PosGenTable, curves: Sequence[RowCurves]) -> Picture | None:
+    """Accuracy in % by position: with the true tokens before it above, with the model's own below; None without any."""
+    names = [name for name in ("accuracy", "generated") if any(one.band(name) for one in curves)]
+    if not names:
+        return None
+    figure, panels, tasks = _panels(names, curves, shared_y="all")
+    params = table.params
+    train_length, test_length = params.get("train_length"), params.get("test_length")
+    for line, name in enumerate(names):
+        for column, task in enumerate(tasks):
+            axes = panels[line][column]
+            for one in of_task(curves, task):
+                if (band := one.band(name, width=SMOOTHED, edge=train_length or 0)) is not None:
+                    _draw(axes, band, line_style(one.row.row, _rows(curves), with_marker=False), scale=100)
+            axes.set_ylim(-3, 103)
+            if params.get("modulus"):
+                axes.axhline(100 / params["modulus"], **_GUESS, zorder=1)
+            if train_length and test_length:
+                axes.set_xlim(0, test_length)
+                axes.xaxis.set_major_locator(
+                    FixedLocator(range(0, test_length + 1, max(train_length, test_length // 4)))
+                )
+                _mark(axes, train_length, label=line == 0)
+        panels[line][0].set_ylabel(f"Accuracy (%),\n{_ROW_TITLES[name]}", fontsize=8)
+    for axes in panels[-1]:
+        axes.set_xlabel("Position of the predicted token", fontsize=8)
+    return _finish(figure, table, curves, f"Accuracy by position, {table.title}")
+
+
+def loss_figure(table: PosGenTable, curves: Sequence[RowCurves]) -> Picture | None:
+    """Validation loss in nats by epoch, at seen positions above, at unseen ones below; None without any."""
+    names = [name for name in BY_EPOCH if any((b := one.band(name)) is not None and len(b.x_K) > 1 for one in curves)]
+    if not names:
+        return None
+    figure, panels, tasks = _panels(names, curves, shared_y="row")
+    for line, name in enumerate(names):
+        shown: list[float] = []
+        for column, task in enumerate(tasks):
+            axes = panels[line][column]
+            for one in of_task(curves, task):
+                if (band := one.band(name)) is not None:
+                    _draw(axes, band, line_style(one.row.row, _rows(curves), with_marker=False))
+                    shown += [value for value in band.mean_K.tolist() if math.isfinite(value) and value > 0]
+            if table.params.get("modulus"):
+                guess = math.log(table.params["modulus"])
+                axes.axhline(guess, **_GUESS, zorder=1)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+        _loss_axes(panels[line], shown)
+        panels[line][0].set_ylabel(f"Loss (nats),\n{_ROW_TITLES[name]}", fontsize=8)
+    for axes in panels[-1]:
+        axes.set_xlabel("Epoch", fontsize=8)
+    return _finish(figure, table, curves, f"Validation loss by epoch, {table.title}")
+
+
+def _panels(names: Sequence[str], curves: Sequence[RowCurves], *, shared_y: Any) -> tuple[Figure, Any, list[str]]:
+    """A grid of panels: a line per curve, a column per task."""
+    tasks = list(dict.fromkeys(one.task for one in curves))
+    size = (max(5.6, 2.9 * len(tasks)) + 1.9, 2.3 * len(names) + 0.7)
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(len(names), len(tasks), squeeze=False, sharex=True, sharey=shared_y)
+    for axes in panels.flat:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(visible=True, which="major", color="#dddddd", linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.tick_params(labelsize=8)
+    for axes, task in zip(panels[0], tasks, strict=True):
+        axes.set_title(task, fontsize=9, loc="left", pad=14)
+    return figure, panels, tasks
+
+
+def _rows(curves: Sequence[RowCurves]) -> list[Any]:
+    return [one.row.row for one in curves]
+
+
+def _draw(axes: Axes, band: Band, style: dict[str, Any], *, scale: float = 1.0) -> None:
+    marker = "o" if len(band.x_K) == 1 else ""
+    axes.plot(band.x_K, scale * band.mean_K, **style, marker=marker)
+    if band.seeds > 1:
+        axes.fill_between(
+            band.x_K,
+            scale * band.low_K,
+            scale * band.high_K,
+            color=style["color"],
+            alpha=0.13,
+            linewidth=0,
+            zorder=1,
+        )
+
+
+def _mark(axes: Axes, train_length: int, *, label: bool) -> None:
+    """A line at the training length, named above the panel."""
+    axes.axvline(train_length, color="#666666", linewidth=1, linestyle=":", zorder=1)
+    if label:
+        transform = axes.get_xaxis_transform()
+        text = f"trained to {train_length}"
+        axes.text(train_length, 1.0, text, transform=transform, va="bottom", ha="center", fontsize=7, color="#444444")
+
+
+def _loss_axes(panels: Sequence[Axes], shown: Sequence[float]) -> None:
+    """Logarithmic where losses span more than a factor of ten, with labels that are numbers."""
+    if not shown or max(shown) <= 10 * min(shown):
+        panels[0].set_ylim(bottom=0)
+        return
+    steps = (1.0, 2.0, 5.0) if max(shown) < 200 * min(shown) else (1.0,)  # few decades would have too few labels
+    for axes in panels:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=steps))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _finish(figure: Figure, table: PosGenTable, curves: Sequence[RowCurves], title: str) -> Picture:
+    drawn = [row.row for row in table.rows if any(one.row is row for one in curves)]
+    handles = [Line2D([], [], **line_style(row, drawn, with_marker=False)) for row in drawn]
+    if table.params.get("modulus"):
+        handles.append(Line2D([], [], **_GUESS, label="guessing"))
+    figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=8, handlelength=3.2)
+    figure.suptitle(title, fontsize=10, x=0.01, ha="left")
+    return plots.render(figure)

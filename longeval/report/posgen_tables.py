@@ -1,0 +1,213 @@
+"""PosGen's tables: which cells stand in one table, in one row, and what their seeds say together.
+
+One table holds what may be compared: one regime, and the same of every setting that decides a value, seeds aside. Its
+rows are methods, each resonance form right below its base; its columns are tasks; in each place is one cell a seed.
+Values are percentages here.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from longeval.records import Record
+from longeval.report.posgen_cells import PosGenCollection, meets, place_of
+from longeval.report.posgen_stats import SeedMean, over_seeds, paired_over_seeds
+from longeval.report.rows import (
+    GridRow,
+    base_method,
+    base_row,
+    is_resonance,
+    method_of,
+    method_rows,
+    row_name,
+)
+from longeval.report.settings import split
+
+OOD, IN_DISTRIBUTION, GENERATED = "accuracy_ood", "accuracy_in_distribution", "accuracy_generated"
+METRICS = (OOD, IN_DISTRIBUTION, GENERATED)
+
+_PER_CELL = frozenset({"regime", "seed", "data_seed", "training", "trained_with", "method", "own_native_length", "ci"})
+"""Parameters that belong to a row, a seed or a cell, never to a table; the first three are treated apart."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Runs:
+    """One method on one task: a cell a seed."""
+
+    cells: dict[int, dict[str, Record]]
+    """Seed to records by metric, seeds ascending; a failed cell has one record, without a value."""
+
+    def values(self, metric: str) -> dict[int, float]:
+        """Seed to value in percent, of the cells that have one."""
+        found = ((seed, records[metric].value) for seed, records in self.cells.items() if metric in records)
+        return {seed: 100 * value for seed, value in found if value is not None}
+
+    def mean(self, metric: str) -> SeedMean | None:
+        """Mean over seeds, in percent."""
+        return over_seeds(self.values(metric), lowest=0.0, highest=100.0)
+
+    @property
+    def records(self) -> list[Record]:
+        """All records."""
+        return [record for records in self.cells.values() for record in records.values()]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PosGenRow:
+    """One method with its parameters and factor."""
+
+    row: GridRow
+    """Its name, as other reports write it; its own cells are of no use here."""
+    name: str
+    """Label, with the factor where several rows have the same label."""
+    runs: dict[str, Runs]
+    """Task to cells."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PosGenPair:
+    """A resonance form against its base: differences in points, seed by seed."""
+
+    base: PosGenRow
+    resonance: PosGenRow
+    differences: dict[str, SeedMean]
+    """Task to mean difference of OOD accuracy, resonance − base."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PosGenTable:
+    """One table."""
+
+    regime: str
+    differs: str
+    """In what its settings differ from those of other tables of this report; empty if in nothing."""
+    tasks: tuple[str, ...]
+    """Columns, names of rules."""
+    seeds: tuple[int, ...]
+    """All seeds that were asked for or have a cell, ascending."""
+    rows: tuple[PosGenRow, ...]
+    replaced: int
+    """Cells that are left out because a newer one has the same settings."""
+
+    @property
+    def records(self) -> list[Record]:
+        """All records, row by row."""
+        return [record for row in self.rows for runs in row.runs.values() for record in runs.records]
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """Parameters of one of its records; those that decide the table are the same in all."""
+        return self.records[0].params
+
+    @property
+    def title(self) -> str:
+        """`regime trained, posgen-2x512, 150 epochs, float32`."""
+        first = self.records[0]
+        epochs = first.params.get("epochs", "?")
+        return f"regime {self.regime}, {first.model}, {epochs} {'epoch' if epochs == 1 else 'epochs'}, {first.dtype}"
+
+    def is_best(self, row: PosGenRow, task: str, metric: str) -> bool:
+        """Whether a method is at least as good as the other of its pair, at two decimals; False without another."""
+        others = [other for other in self.rows if _is_pair(row.row, other.row)]
+        mine = _shown_mean(row, task, metric)
+        theirs = [mean for other in others if (mean := _shown_mean(other, task, metric)) is not None]
+        return mine is not None and bool(theirs) and mine >= max(theirs)
+
+    def pairs(self) -> Iterator[PosGenPair]:
+        """Resonance forms whose base is in the table with the same parameters and factor."""
+        for row in self.rows:
+            base = base_row(row.row, [other.row for other in self.rows])
+            if base is None:
+                continue
+            found = next(other for other in self.rows if other.row is base)
+            differences = {
+                task: difference
+                for task in self.tasks
+                if task in row.runs
+                and task in found.runs
+                and (difference := paired_over_seeds(found.runs[task].values(OOD), row.runs[task].values(OOD)))
+            }
+            if differences:
+                yield PosGenPair(base=found, resonance=row, differences=differences)
+
+
+def _is_pair(a: GridRow, b: GridRow) -> bool:
+    """Whether one is the other's resonance form."""
+    same = (a.method, a.factor, base_method(a.pe)) == (b.method, b.factor, base_method(b.pe))
+    return same and is_resonance(a.pe) != is_resonance(b.pe)
+
+
+def _shown_mean(row: PosGenRow, task: str, metric: str) -> float | None:
+    """A mean as tables show it."""
+    mean = row.runs[task].mean(metric) if task in row.runs else None
+    return None if mean is None else round(mean.mean, 2)
+
+
+def build_tables(found: PosGenCollection) -> list[PosGenTable]:
+    """Sorts all records into tables, in the order of their first records."""
+    records = found.collection.records
+    names = sorted({name for record in records for name in record.params} - _PER_CELL)
+    tables: list[PosGenTable] = []
+    for part in split(records, names, None):
+        for suffix, same_data in _by_data(part.records):
+            for regime in dict.fromkeys(place_of(record).regime for record in same_data):
+                own = [record for record in same_data if place_of(record).regime == regime]
+                differs = ", ".join(filter(None, (part.differs, suffix)))
+                tables.append(_table(regime, differs, own, found))
+    return tables
+
+
+def _by_data(records: Sequence[Record]) -> list[tuple[str, list[Record]]]:
+    """Trainings with data of their own seed apart from those on one seed's data; what fits both stands in both."""
+    seeds = {record.cell: (int(record.params["seed"]), record.params.get("data_seed")) for record in records}
+    shared = sorted({data for seed, data in seeds.values() if data is not None and data != seed})
+    own = [record for record in records if seeds[record.cell][1] in (None, seeds[record.cell][0])]
+    parts = [(f"data of seed {data} for all", [r for r in records if seeds[r.cell][1] == data]) for data in shared]
+    if not shared or any(seeds[record.cell][0] not in shared for record in own):
+        parts.insert(0, ("each seed its own data" if shared else "", own))
+    return parts
+
+
+def _table(regime: str, differs: str, records: list[Record], found: PosGenCollection) -> PosGenTable:
+    by_row: dict[tuple[str, str, float | None], dict[str, dict[int, dict[str, Record]]]] = defaultdict(dict)
+    replaced = 0
+    for record in sorted(records, key=_later_and_ok_last):
+        place = place_of(record)
+        cells = by_row[record.pe, method_of(record), record.factor].setdefault(place.task, {})
+        before = next(iter(cells.get(place.seed, {}).values()), None)
+        if before is None or before.cell != record.cell:  # of two cells in one place, the one sorted last
+            cells[place.seed] = {}
+            replaced += before is not None
+        cells[place.seed][record.metric] = record
+    grid_rows = method_rows(records)
+    rows = tuple(
+        PosGenRow(
+            row=row,
+            name=row_name(row, grid_rows),
+            runs={
+                task: Runs(cells=dict(sorted(cells.items())))
+                for task, cells in by_row[row.pe, row.method, _number(row.factor)].items()
+            },
+        )
+        for row in grid_rows
+    )
+    seeds = {place_of(record).seed for record in records}
+    for request in found.requests:
+        if regime in request.regimes and any(meets(record, request) for record in records):
+            seeds |= set(request.seed_values())
+    tasks = dict.fromkeys(place_of(record).task for record in records)
+    return PosGenTable(
+        regime=regime, differs=differs, tasks=tuple(tasks), seeds=tuple(sorted(seeds)), rows=rows, replaced=replaced
+    )
+
+
+def _later_and_ok_last(record: Record) -> tuple[bool, str, str]:
+    return record.status == "ok", record.provenance.date, record.cell
+
+
+def _number(factor: float | str | None) -> float | None:
+    assert not isinstance(factor, str)  # all cells of a table have one length
+    return factor

@@ -1,0 +1,26 @@
+"""A model and data small enough to train in a moment, for the tests of this folder."""
+
+from __future__ import annotations
+
+from longeval.posgen.data import DataSetting, generate
+from longeval.posgen.model import ModelConfig
+from longeval.posgen.train import TrainSetting
+from longeval.rope.base import Geometry
+from longeval.rope.build import build_table
+
+SIZES = DataSetting(task="cot", modulus=5, length=12, test_length=20, num_train=40, num_valid=6, num_test=7)
+DATA = generate(SIZES)
+
+
+def config(**changes):
+    sizes = {"modulus": 5, "d_model": 12, "d_ff": 20, "heads": 2, "head_dim": 8}
+    return ModelConfig(**(sizes | changes))
+
+
+def setting(**changes):
+    # 40 sequences in batches of 16: the last batch of an epoch has 8.
+    return TrainSetting(**({"epochs": 4, "batch_size": 16, "lr": 1e-2, "validate_every": 2} | changes))
+
+
+def table(name="none", *, factor=20 / 12):
+    return build_table(name, Geometry(head_dim=8, theta=100.0, native_length=12, factor=factor))

@@ -1,0 +1,64 @@
+"""Requests of `posgen train` that take a moment, and a progress that remembers what it was told."""
+
+from __future__ import annotations
+
+from longeval.plan_posgen import plan_posgen
+from longeval.run_posgen import run_posgen
+from longeval.spec import PosGenSpec
+
+TINY = {
+    "tasks": ("cot",),
+    "pe": ("none", "yarn"),
+    "seeds": 2,
+    "num_train": 40,
+    "num_valid": 6,
+    "num_test": 7,
+    "modulus": 5,
+    "length": 12,
+    "test_length": 20,
+    "layers": 1,
+    "d_model": 12,
+    "d_ff": 20,
+    "heads": 2,
+    "head_dim": 8,
+    "theta": 100.0,
+    "epochs": 4,
+    "batch_size": 16,
+    "lr": 1e-2,
+    "validate_every": 2,
+    "device": "cpu",
+}
+"""40 sequences in batches of 16: 3 steps an epoch, the last of 8 sequences."""
+
+
+def tiny_request(**changes):
+    return PosGenSpec(**(TINY | changes))
+
+
+def carry_out(spec, store, told=None, **options):
+    return run_posgen(plan_posgen(spec), store, told or Told(), **options)
+
+
+class Told:
+    """Remembers; `interrupt` is the number of the pass after which Ctrl-C comes."""
+
+    def __init__(self, interrupt=None):
+        self.interrupt = interrupt
+        self.costs, self.advanced, self.stages, self.records = [], [], [], []
+
+    def begin(self, costs):
+        self.costs = list(costs)
+
+    def stage(self, what, num_passes, noun):
+        self.stages.append((what, num_passes, noun))
+
+    def advance(self, tokens, cost, detail):
+        self.advanced.append((detail, tokens, cost))
+        if len(self.advanced) == self.interrupt:
+            raise KeyboardInterrupt
+
+    def finished(self, record):
+        self.records.append(record)
+
+    def steps(self):
+        return sum(detail == "step" for detail, _, _ in self.advanced)

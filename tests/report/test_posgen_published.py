@@ -1,0 +1,188 @@
+"""PosGen's published numbers against a transcription, and what is said where ours differ from them."""
+
+import copy
+import dataclasses
+
+import pytest
+import yaml
+from fabricated_posgen import full_run
+
+from longeval.report.posgen_beside import published_lines
+from longeval.report.posgen_cells import collect_posgen
+from longeval.report.posgen_published import comparison
+from longeval.report.posgen_tables import build_tables
+from longeval.report.published import PATH, parse_published, published_sets
+from longeval.spec import PosGenSpec
+
+# Wang et al. 2024 (arXiv 2403.00071), Table 1: recursive, cot, semi_recursive.
+TABLE_1 = """
+none           65.29±0.43 69.56±0.33 17.96±0.03
+resonance      62.64±0.15 75.25±0.10 29.78±0.07
+yarn           95.93±0.04 98.71±0.00 33.70±0.04
+resonance_yarn 98.30±0.00 99.58±0.00 48.46±0.03
+"""
+ALL = ("none", "resonance", "yarn", "resonance_yarn")
+
+
+def the_set():
+    (found,) = [one for one in published_sets() if one.kind == "posgen"]
+    return found
+
+
+def compared(path, ood, **changes):
+    methods = tuple(dict.fromkeys(pe for _, pe in ood))
+    tasks = tuple(dict.fromkeys(task for task, _ in ood))
+    spec = PosGenSpec(**{"tasks": tasks, "pe": methods, "seeds": len(next(iter(ood.values())))} | changes)
+    (table,) = build_tables(collect_posgen([full_run(path, spec, ood)]))
+    return comparison(table)
+
+
+def near(value, num_seeds=5):
+    """As many shares around a percentage, which have it as their mean."""
+    return [value / 100 + 0.0001 * (seed - (num_seeds - 1) / 2) for seed in range(num_seeds)]
+
+
+def as_published(**changes):
+    tasks = {"cot": {"none": 69.56, "resonance": 75.25, "yarn": 98.71, "resonance_yarn": 99.58} | changes}
+    return {(task, pe): near(value) for task, by_method in tasks.items() for pe, value in by_method.items()}
+
+
+def test_table_1_is_as_printed():
+    found = the_set()
+    assert (found.source, found.unit) == ("Wang et al. 2024, Resonance RoPE (arXiv 2403.00071), Table 1", "percent")
+    assert found.columns == ("recursive", "cot", "semi_recursive")
+    for row, line in zip(found.rows, TABLE_1.strip().splitlines(), strict=True):
+        method, *words = line.split()
+        assert row.method == method
+        pairs = [(row.values[column], row.variances[column]) for column in found.columns]
+        assert pairs == [tuple(map(float, word.split("±"))) for word in words]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda row: row["variances"].pop(), "2 variances"),
+        (lambda row: row["values"].pop(), "2 values"),
+        (lambda row: row.pop("variances"), "variances"),
+        (lambda row: row["variances"].__setitem__(0, -0.1), "variance"),
+        (lambda row: row["values"].__setitem__(0, 165.0), "no percent"),
+    ],
+)
+def test_slips_are_found(change, message):
+    with open(PATH, encoding="utf-8") as file:
+        plain = copy.deepcopy(yaml.safe_load(file))
+    (one,) = [one for one in plain["sets"] if one["kind"] == "posgen"]
+    change(one["rows"][0])
+    with pytest.raises(ValueError, match=message):
+        parse_published(plain)
+
+
+def test_the_papers_settings_are_those_of_the_full_preset(tmp_path):
+    found = compared(tmp_path / "run", as_published())
+    assert list(found.differences()) == []
+    text = "\n".join(published_lines(found))
+    assert "All settings that the paper states are the same here." in text
+    assert "tied on, attention\\_scale off, init t5, start\\_token off" in text
+
+
+def test_every_setting_that_the_paper_states_is_recorded_by_that_name(tmp_path):
+    """A setting that no record has would never be found to differ."""
+    record = compared(tmp_path / "run", as_published()).table.records[0]
+    elsewhere = {"seeds", "dtype", "factor"}
+    assert set(the_set().params) - elsewhere <= set(record.params)
+
+
+def test_other_settings_are_named_with_both_values(tmp_path):
+    found = compared(
+        tmp_path / "run", {("cot", "yarn"): [0.9, 0.91]}, d_model=128, lr=1e-3, precision="tf32", start_token=True
+    )
+    assert list(found.differences()) == [
+        ("seeds", "5", "2"),
+        ("dtype", "float32", "tf32"),
+        ("d_model", "512", "128"),
+        ("lr", "0.0002", "0.001"),
+        ("factor", "4", "3.95385"),
+        ("native_length", "64", "65"),
+    ]
+    assert "d\\_model 128 (theirs 512)" in "\n".join(published_lines(found))
+
+
+def test_methods_without_a_factor_say_nothing_of_one(tmp_path):
+    found = compared(tmp_path / "run", {("cot", "none"): [0.7] * 5}, start_token=True)
+    assert list(found.differences()) == []
+
+
+def test_numbers_stand_side_by_side(tmp_path):
+    found = compared(tmp_path / "run", as_published(none=70.0))
+    lines = published_lines(found)
+    (row,) = [line for line in lines if line.startswith("| `none`")]
+    assert [cell.strip() for cell in row.strip("|").split("|")] == [
+        "`none`",
+        "–",
+        "70.00 ± 0.00",
+        "69.56 ± 0.33",
+        "+0.44",
+    ]
+    assert "- cot: the order is the published one, `resonance_yarn` > `yarn` > `resonance` > `none`." in lines
+
+
+def test_another_order_is_said_with_what_the_seeds_know(tmp_path):
+    found = compared(tmp_path / "run", as_published(none=76.0))
+    order = found.order("cot")
+    assert [row.name for row in order.here] == ["resonance_yarn", "yarn", "none", "resonance"]
+    assert [row.name for row in order.published] == ["resonance_yarn", "yarn", "resonance", "none"]
+    (inversion,) = order.inversions
+    assert (inversion.above.name, inversion.below.name) == ("none", "resonance")
+    assert (inversion.here, inversion.published) == (pytest.approx(0.75), pytest.approx(5.69))
+    text = "\n".join(published_lines(found))
+    assert "- cot: the order is not the published one. Here `resonance_yarn` > `yarn` > `none` > `resonance`;" in text
+    assert (
+        "`none` is 0.75 points above `resonance`; the paired interval [0.75, 0.75] of 5 seeds lies on one side of 0. "
+        in text
+    )
+    assert "Published: 5.69 points below." in text
+
+
+def test_an_order_that_the_seeds_cannot_tell_is_said_to_be_so(tmp_path):
+    ood = as_published() | {("cot", "none"): [0.7, 0.8, 0.72, 0.78, 0.78]}
+    text = "\n".join(published_lines(compared(tmp_path / "run", ood)))
+    assert "of 5 seeds holds 0." in text
+
+
+def test_seeds_that_only_one_method_has_do_not_enter_the_paired_difference(tmp_path):
+    ood = {("cot", "none"): [0.80, 0.80, 0.95], ("cot", "resonance"): [0.78, 0.79]}
+    text = "\n".join(published_lines(compared(tmp_path / "run", ood)))
+    assert "`none` is 6.50 points above `resonance`, over the seeds that both have +1.50; the paired interval" in text
+
+
+def test_one_seed_is_said_wherever_an_order_rests_on_it(tmp_path):
+    same = {key: values[:1] for key, values in as_published().items()}
+    assert "`none` (one seed)." in "\n".join(published_lines(compared(tmp_path / "a", same)))
+    other = {key: values[:1] for key, values in as_published(none=76.0).items()}
+    assert "points above `resonance`; one seed has both. Published" in "\n".join(
+        published_lines(compared(tmp_path / "b", other))
+    )
+
+
+def test_what_the_paper_does_not_have_is_left_out(tmp_path):
+    ood = {("cot", "none"): [0.7], ("cot", "pi"): [0.9], ("mine", "none"): [0.5], ("mine", "pi"): [0.5]}
+    found = compared(tmp_path / "a", ood)
+    assert (found.tasks, [row.name for row in found.rows]) == (("cot",), ["none"])
+    assert found.order("cot") is None
+    assert compared(tmp_path / "b", {("cot", "pi"): [0.9]}) is None
+    assert compared(tmp_path / "c", {("mine", "none"): [0.9]}) is None
+
+
+def test_the_regime_of_the_published_code_is_named(tmp_path):
+    found = compared(tmp_path / "run", as_published())
+    swapped = dataclasses.replace(found, table=dataclasses.replace(found.table, regime="swapped"))
+    sentence = "The regime here is not the one of the paper's text, but the one of its published code."
+    assert sentence in "\n".join(published_lines(swapped))
+    assert sentence not in "\n".join(published_lines(found))
+
+
+def test_what_reads_the_same_is_neither_above_nor_below(tmp_path):
+    found = compared(tmp_path / "run", as_published(none=75.2501, resonance=75.2500))
+    assert found.order("cot").inversions == ()
+    expected = "- cot: no method is above one that it is below there, `resonance_yarn` > `yarn` > `none` = `resonance`."
+    assert expected in published_lines(found)

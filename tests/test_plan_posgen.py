@@ -1,0 +1,202 @@
+"""From a PosGen request to cells, and to stacks of trainings: what shares a training, and what must not."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+from posgen_requests import tiny_request
+
+from longeval.errors import LongEvalError
+from longeval.plan_posgen import model_config, plan_posgen, train_setting
+from longeval.posgen.model import ModelConfig
+from longeval.posgen.train import TrainSetting
+from longeval.spec import PosGenSpec, preset_fields
+
+ALL = ("none", "resonance", "yarn", "resonance_yarn")
+
+
+def by_cell(spec):
+    """Training ids by (task, regime, method, seed)."""
+    return {
+        (cell.training.data.task, cell.regime, cell.pe.canonical, cell.training.seed): cell.training.id
+        for cell in plan_posgen(spec).cells
+    }
+
+
+def test_every_combination_is_a_cell_in_the_order_asked_for():
+    spec = tiny_request(tasks=("recursive", "cot"), pe=("yarn", "none"), regimes=("swapped", "trained"), first_seed=3)
+    cells = plan_posgen(spec).cells
+    assert [(c.data, c.regime, c.pe.canonical, c.training.seed) for c in cells] == [
+        (f"posgen_{task}", regime, pe, seed)
+        for task in ("recursive", "cot")
+        for regime in ("swapped", "trained")
+        for pe in ("yarn", "none")
+        for seed in (3, 4)
+    ]
+    assert len({cell.id for cell in cells}) == len(cells)
+
+
+def test_swapped_methods_are_made_from_their_bases_trainings():
+    trainings = by_cell(tiny_request(pe=ALL, regimes=("trained", "swapped"), seeds=1))
+    own = {pe: trainings["cot", "trained", pe, 0] for pe in ALL}
+    assert len(set(own.values())) == 4
+    assert {pe: trainings["cot", "swapped", pe, 0] for pe in ALL} == {
+        "none": own["none"],
+        "resonance": own["resonance"],
+        "yarn": own["none"],
+        "resonance_yarn": own["resonance"],
+    }
+
+
+def test_stacks_hold_the_seeds_of_a_training_and_all_that_is_made_from_it():
+    plan = plan_posgen(tiny_request(pe=ALL, regimes=("trained", "swapped"), seeds=3))
+    assert [stack.title for stack in plan.stacks] == [f"cot, trained with {pe}" for pe in ALL]
+    first = plan.stacks[0]
+    assert [training.seed for training in first.trainings] == [0, 1, 2]
+    assert [(e.pe.canonical, e.regime) for e in first.evaluations] == [
+        ("none", "trained"),
+        ("none", "swapped"),
+        ("yarn", "swapped"),
+    ]
+    assert [[one.regime for one in same] for same in first.alike()] == [["trained", "swapped"], ["swapped"]]
+    assert len(first.tables) == 2
+
+
+def test_methods_with_one_table_while_training_share_it_whatever_their_names():
+    # Up to the native length, which is the training length, dynamic methods are none.
+    plan = plan_posgen(tiny_request(pe=("none", "dynamic_ntk", "pi"), seeds=1))
+    (shared, own) = plan.stacks
+    assert [name.canonical for name in shared.trained_with] == ["none", "dynamic_ntk"]
+    assert [name.canonical for name in own.trained_with] == ["pi"]
+    tables = {e.pe.canonical: e.table for e in shared.evaluations}
+    assert not tables["none"].same_as(tables["dynamic_ntk"]), "in evaluation its window is longer"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_train": 41}, {"modulus": 7}, {"j": 2}, {"k": 2}, {"length": 13}, {"test_length": 21, "factor": 20 / 12},
+        {"num_test": 8}, {"layers": 2}, {"d_model": 16}, {"d_ff": 24}, {"heads": 1}, {"head_dim": 4}, {"theta": 99.0},
+        {"tied": False}, {"attention_scale": True}, {"init": "normal"}, {"start_token": True}, {"dropout": 0.1},
+        {"frozen_mlp": True}, {"epochs": 5}, {"batch_size": 8}, {"lr": 0.02}, {"weight_decay": 0.0}, {"warmup": 0.2},
+        {"precision": "bf16"}, {"first_seed": 1}, {"data_seed": 1}, {"tasks": ("recursive",)},
+        {"pe": ("pi",)},
+    ],
+    ids=lambda change: next(iter(change)),
+)  # fmt: skip
+def test_all_that_decides_weights_decides_ids(change):
+    base = {"pe": ("yarn",), "seeds": 1}
+    (one,), (other,) = plan_posgen(tiny_request(**base)).cells, plan_posgen(tiny_request(**(base | change))).cells
+    assert one.training.id != other.training.id
+    assert one.id != other.id
+
+
+def test_what_decides_evaluation_alone_decides_the_cell_and_not_the_training():
+    base = {"pe": ("yarn",), "regimes": ("swapped",), "seeds": 1}
+    (one,) = plan_posgen(tiny_request(**base)).cells
+    for change in ({"factor": 3.0}, {"native": 10, "factor": 20 / 12}, {"pe_args": {"yarn": {"beta_fast": 2.0}}}):
+        (other,) = plan_posgen(tiny_request(**(base | change))).cells
+        assert other.training.id == one.training.id and other.id != one.id
+    (same,) = plan_posgen(tiny_request(**base, validate_every=3, device="auto")).cells
+    assert same == one
+
+
+def test_seeds_have_data_of_their_own_unless_one_is_asked_for():
+    seeds = [training.data.seed for training in plan_posgen(tiny_request(seeds=3)).stacks[0].trainings]
+    assert seeds == [0, 1, 2]
+    shared = plan_posgen(tiny_request(seeds=3, data_seed=9))
+    assert [training.data.seed for training in shared.stacks[0].trainings] == [9, 9, 9]
+    assert len({training.id for training in shared.stacks[0].trainings}) == 3
+
+
+def test_tables_are_those_of_the_formula():
+    # yarn, s = 4, L = 12, features below one rotation in L tokens divided by s, the others as they were.
+    plan = plan_posgen(tiny_request(pe=("yarn",), factor=4.0, seeds=1, pe_args={"yarn": {"beta_fast": 1.0001}}))
+    ((stack,), theta_F) = plan.stacks, 100.0 ** (-np.arange(4) / 4)
+    rotations_F = 12 * theta_F / (2 * math.pi)
+    assert (rotations_F > 1).any() and (rotations_F < 1).any()
+    expected_F = np.where(rotations_F > 1, theta_F, theta_F / 4)
+    for table in (stack.table, stack.evaluations[0].table):
+        np.testing.assert_allclose(table.inv_freq_F[[0, 3]], expected_F[[0, 3]], rtol=1e-12)
+        assert table.attention_factor == pytest.approx(0.1 * math.log(4) + 1)
+    asked = tiny_request(pe=("yarn",), factor=4.0, seeds=1, pe_args={"yarn": {"attention_factor": 1.5}})
+    (stack,) = plan_posgen(asked).stacks
+    assert stack.table.attention_factor == stack.evaluations[0].table.attention_factor == 1.5
+    swapped = plan_posgen(tiny_request(pe=("yarn",), factor=4.0, seeds=1, regimes=("swapped",))).stacks[0]
+    np.testing.assert_allclose(swapped.table.inv_freq_F, theta_F, rtol=1e-12)
+    assert swapped.table.attention_factor == 1.0
+    assert swapped.evaluations[0].table.attention_factor == pytest.approx(0.1 * math.log(4) + 1)
+
+
+def test_length_dependent_methods_have_the_table_of_the_window():
+    plan = plan_posgen(tiny_request(pe=("dynamic_yarn",), seeds=1))
+    (stack,) = plan.stacks
+    assert stack.table.attention_factor == 1.0
+    assert stack.evaluations[0].table.attention_factor == pytest.approx(0.1 * math.log(20 / 12) + 1)
+    assert plan.cells[0].factor is None
+    assert plan_posgen(tiny_request(pe=("yarn",))).cells[0].factor == 20 / 12
+
+
+def test_the_spec_reaches_model_and_schedule_whole():
+    spec = tiny_request(layers=3, tied=False, attention_scale=True, init="normal", start_token=True, dropout=0.1)
+    spec = dataclasses.replace(spec, frozen_mlp=True, weight_decay=0.2, warmup=0.3, precision="bf16", epochs=7)
+    for made in (model_config(spec), train_setting(spec)):
+        for item in dataclasses.fields(made):
+            if item.name != "checkpoint_every":
+                assert getattr(made, item.name) == getattr(spec, item.name), item.name
+
+
+def test_defaults_of_the_request_are_those_of_the_model_and_the_schedule():
+    assert model_config(PosGenSpec()) == ModelConfig()
+    ours, theirs = train_setting(PosGenSpec()), TrainSetting()
+    assert dataclasses.replace(ours, validate_every=1, checkpoint_every=1) == dataclasses.replace(
+        theirs, validate_every=1, checkpoint_every=1
+    )
+
+
+def test_params_say_what_a_reader_needs():
+    cells = plan_posgen(tiny_request(pe=("yarn",), regimes=("swapped",), pe_args={"yarn": {"beta_fast": 2.0}})).cells
+    params = cells[1].params
+    assert (params["regime"], params["seed"], params["data_seed"], params["trained_with"]) == ("swapped", 1, 1, "none")
+    assert params["method"] == {"beta_fast": 2.0, "beta_slow": 1.0, "attention_factor": None}
+    assert (params["native_length"], params["train_length"], params["test_length"]) == (12, 12, 20)
+    assert params["training"] == cells[1].training.id
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tasks": ("cott",)}, "--task cott.*cot"),
+        ({"pe": ("yarm",)}, "--pe yarm.*yarn"),
+        ({"pe": ("resonance_none",)}, "resonance_none"),
+        ({"pe_args": {"pi": {}}}, "--pe-arg pi.*not among"),
+        ({"pe_args": {"yarn": {"beta": 2}}}, "--pe-arg yarn.beta"),
+        ({"j": 0}, "--j 0.*cot"),
+        ({"k": 0}, "--k 0.*cot"),
+        ({"length": 4}, "--length 4.*random"),
+        ({"num_train": 700}, "625.*713"),
+        ({"head_dim": 5}, "--head-dim 5"),
+        ({"device": "cuda:99"}, "--device cuda:99"),
+        ({"precision": "tf32"}, "--tf32.*cpu"),
+    ],
+)
+def test_what_is_wrong_is_found_before_anything_is_made(changes, message):
+    with pytest.raises(LongEvalError, match=message) as caught:
+        plan_posgen(tiny_request(**changes))
+    assert caught.value.remedy
+
+
+def test_a_note_says_where_nothing_is_stretched():
+    assert plan_posgen(tiny_request()).notes == ()
+    (note,) = plan_posgen(tiny_request(factor=1.0)).notes
+    assert note.startswith("yarn: s = 1")
+
+
+@pytest.mark.parametrize("preset", ["full", "smoke"])
+def test_presets_can_be_planned(preset):
+    plan = plan_posgen(PosGenSpec(**preset_fields(preset, {"device": "cpu"})))
+    assert len(plan.stacks) == {"full": 12, "smoke": 4}[preset]
+    assert len(plan.cells) == {"full": 60, "smoke": 8 * plan.spec.seeds}[preset]

@@ -1,0 +1,422 @@
+"""From a PosGen request to records: values against the models themselves, shared trainings, resuming, failures."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from posgen_requests import Told, carry_out, tiny_request
+
+from longeval import run_posgen as run_module
+from longeval import train_posgen
+from longeval.errors import LongEvalError
+from longeval.plan_posgen import plan_posgen
+from longeval.posgen.checkpoint import from_bytes
+from longeval.posgen.data import generate
+from longeval.posgen.model import forward, model_inputs
+from longeval.posgen.tables import cos_sin
+from longeval.posgen.train import train
+from longeval.run_posgen import check_settings
+from longeval.spec import requests_from_yaml
+from longeval.store import Store
+
+ALL = ("none", "resonance", "yarn", "resonance_yarn")
+BOTH = ("trained", "swapped")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Four methods in both regimes, two seeds: the store and what the run said."""
+    store, told = Store(str(tmp_path_factory.mktemp("whole") / "run")), Told()
+    result = carry_out(tiny_request(pe=ALL, regimes=BOTH), store, told)
+    return store, told, result
+
+
+@pytest.fixture
+def often(monkeypatch):
+    """A checkpoint after every epoch."""
+    monkeypatch.setattr(train_posgen, "CHECKPOINT_EVERY_S", 0.0)
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """What was trained from now on: (seeds, first epoch, until)."""
+    calls = []
+
+    def spy(config, setting, data, seeds, table, *, state, until, **options):
+        calls.append((seeds, state.epoch, until))
+        return train(config, setting, data, seeds, table, state=state, until=until, **options)
+
+    monkeypatch.setattr(train_posgen, "train", spy)
+    return calls
+
+
+def value(result, pe, metric, regime="trained", seed=0):
+    (record,) = (
+        r
+        for r in result.records
+        if (r.pe, r.metric, r.params["regime"], r.params["seed"]) == (pe, metric, regime, seed)
+    )
+    return record
+
+
+def weights_of(store, training):
+    return from_bytes(store.training("weights", training)).weights
+
+
+def same_weights(one, other, **tolerance):
+    return all(torch.allclose(one[name], other[name], **tolerance) for name in one)
+
+
+@pytest.mark.parametrize(("pe", "regime", "seed"), [("none", "trained", 0), ("yarn", "swapped", 1)])
+def test_values_are_what_the_stored_weights_say_under_the_evaluation_table(whole, pe, regime, seed):
+    store, _, result = whole
+    plan = plan_posgen(tiny_request(pe=ALL, regimes=BOTH))
+    (cell,) = (c for c in plan.cells if (c.pe.canonical, c.regime, c.training.seed) == (pe, regime, seed))
+    own = plan_posgen(tiny_request(pe=(pe,), regimes=("trained",), seeds=1)).stacks[0].evaluations[0].table
+    test_NT = generate(cell.training.data).test_NT
+    weights, table = weights_of(store, cell.training.id), cos_sin(own, 20)
+
+    def predict(tokens_NT):
+        inputs = model_inputs(torch.from_numpy(tokens_NT)[None], plan.config)
+        with torch.no_grad():
+            return forward(weights, inputs, table.cos_TF[:19], table.sin_TF[:19], plan.config)[0].numpy()
+
+    right_NP = predict(test_NT).argmax(-1)[:, 3:] == test_NT[:, 4:]  # row i is of token i + 1; four tokens are given
+    inside, ood = right_NP[:, :8].mean(), right_NP[:, 8:].mean()
+    assert value(result, pe, "accuracy_in_distribution", regime, seed).value == pytest.approx(inside, abs=1e-12)
+    assert value(result, pe, "accuracy_ood", regime, seed).value == pytest.approx(ood, abs=1e-12)
+    made_NT = test_NT.copy()
+    made_NT[:, 4:] = 0
+    for position in range(4, 20):
+        made_NT[:, position] = predict(made_NT).argmax(-1)[:, position - 1]
+    generated = (made_NT == test_NT)[:, 12:].mean()
+    assert value(result, pe, "accuracy_generated", regime, seed).value == pytest.approx(generated, abs=1e-12)
+
+
+def test_the_records_of_a_cell(whole):
+    _, _, result = whole
+    assert len(result.records) == 3 * 16 and result.computed == 16 and result.failed == 0
+    inside, ood, generated = (
+        value(result, "yarn", f"accuracy_{kind}", "swapped", 1) for kind in ("in_distribution", "ood", "generated")
+    )
+    assert inside.cell == ood.cell == generated.cell
+    assert (ood.model, ood.pe, ood.factor, ood.length) == ("posgen-1x12", "yarn", 20 / 12, 20)
+    assert (ood.data, ood.task, ood.backend, ood.dtype) == ("posgen_cot", None, "posgen", "float32")
+    assert [r.protocol for r in (inside, ood, generated)] == ["teacher_forced", "teacher_forced", "free_running"]
+    assert [(r.n, r.tokens) for r in (inside, ood, generated)] == [(7, 56), (7, 56), (7, 56)]
+    assert ood.nll_sum > 0 and generated.nll_sum is None
+    assert ood.params["trained_with"] == "none" and ood.elapsed_s > 0
+    assert ood.provenance.device.startswith("cpu (") and ood.provenance.versions["torch"]
+
+
+def test_the_digest_is_of_the_table_that_was_on_in_evaluation(whole):
+    _, _, result = whole
+    angles_TF = np.arange(20)[:, None] * 100.0 ** (-np.arange(4) / 4)
+    content = (np.cos(angles_TF).astype("<f4").tobytes(), np.sin(angles_TF).astype("<f4").tobytes())
+    plain = hashlib.sha256(b"".join(content)).hexdigest()
+    assert value(result, "none", "accuracy_ood", "swapped").rope_digest == plain
+    swapped = value(result, "yarn", "accuracy_ood", "swapped").rope_digest
+    assert swapped == value(result, "yarn", "accuracy_ood").rope_digest != plain
+
+
+def test_curves_are_what_the_records_are_means_of(whole):
+    store, _, result = whole
+    for record in result.records:
+        curves = store.curves(record.cell)
+        assert curves.positions == tuple(range(4, 20))
+        assert curves.epochs == (2, 4)
+        inside, ood = slice(0, 8), slice(8, 16)
+        part = inside if record.metric == "accuracy_in_distribution" else ood
+        values = curves.generated if record.metric == "accuracy_generated" else curves.accuracy
+        assert np.mean(values[part]) == pytest.approx(record.value, abs=1e-12)
+        if record.nll_sum is not None:
+            assert 7 * sum(curves.loss[part]) == pytest.approx(record.nll_sum)
+
+
+def test_validation_losses_are_those_of_the_validation_sequences_at_the_end(whole):
+    store, _, result = whole
+    plan = plan_posgen(tiny_request(pe=("yarn",), regimes=("swapped",), seeds=1))
+    (stack,) = plan.stacks
+    valid_NT = generate(stack.trainings[0].data).valid_NT
+    table = cos_sin(stack.evaluations[0].table, 19)
+    weights = weights_of(store, stack.trainings[0].id)
+    inputs = model_inputs(torch.from_numpy(valid_NT)[None], plan.config)
+    logits = forward(weights, inputs, table.cos_TF, table.sin_TF, plan.config)[0, :, 3:].double()
+    nll_NP = -torch.log_softmax(logits, -1).gather(-1, torch.from_numpy(valid_NT[:, 4:, None]))[..., 0].numpy()
+    curves = store.curves(value(result, "yarn", "accuracy_ood", "swapped").cell)
+    assert curves.valid_loss_in_distribution[-1] == pytest.approx(nll_NP[:, :8].mean(), rel=1e-5)
+    assert curves.valid_loss_ood[-1] == pytest.approx(nll_NP[:, 8:].mean(), rel=1e-5)
+
+
+def test_where_nothing_is_swapped_the_regimes_agree_and_elsewhere_they_share_no_value(whole):
+    store, _, result = whole
+    for pe in ALL:
+        one, other = (store.curves(value(result, pe, "accuracy_ood", regime).cell) for regime in BOTH)
+        assert (one == other) is (pe in ("none", "resonance"))
+
+
+def test_trainings_are_shared_and_stacked(whole):
+    store, told, _ = whole
+    assert len(list(store._fs.ls(f"{store._root}/weights"))) == 8
+    assert not store._fs.exists(f"{store._root}/checkpoints")
+    trainings = [what for what, _, noun in told.stages if noun == "step"]
+    assert trainings == [f"cot, trained with {pe} · 2 seeds, epochs 1 … 4" for pe in ALL]
+    evaluations = [what for what, _, noun in told.stages if noun == "evaluation"]
+    assert len(evaluations) == 6, "where nothing is swapped, one evaluation serves both regimes"
+
+
+def test_progress_is_told_as_much_as_was_announced(whole, store, often):
+    _, told, _ = whole
+    assert [cost for *_, cost in told.advanced] == pytest.approx(told.costs)
+    assert sum(num for _, num, _ in told.stages) == len(told.costs)
+    assert len(told.records) == 16 and {record.metric for record in told.records} == {"accuracy_ood"}
+    # A resumed run announces what is left: 3 of the steps and the validation of epoch 2 are done.
+    with pytest.raises(KeyboardInterrupt):
+        carry_out(tiny_request(pe=("none",)), store, Told(interrupt=8))
+    resumed = Told()
+    carry_out(tiny_request(pe=("none",)), store, resumed)
+    assert [cost for *_, cost in resumed.advanced] == pytest.approx(resumed.costs)
+    assert resumed.steps() == 6
+
+
+def test_weights_are_those_of_the_seed_alone(whole):
+    store, _, _ = whole
+    plan = plan_posgen(tiny_request(pe=("yarn",), seeds=1, first_seed=1))
+    (stack,) = plan.stacks
+    (training,) = stack.trainings
+    alone = train(plan.config, plan.setting, [generate(training.data)], (1,), stack.table, device="cpu")
+    assert same_weights(weights_of(store, training.id), alone.weights, rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_stored_is_not_computed_again(store, trained):
+    first = carry_out(tiny_request(), store)
+    again = carry_out(tiny_request(), store)
+    assert (again.computed, again.reused) == (0, 4) and again.records == first.records
+    assert len(trained) == 2
+
+
+def test_only_what_is_missing_is_trained(store, trained):
+    carry_out(tiny_request(pe=("none",)), store)
+    more = carry_out(tiny_request(pe=("none", "yarn"), regimes=BOTH, seeds=3), store)
+    assert (more.computed, more.reused) == (10, 2)
+    assert trained == [((0, 1), 0, 4), ((2,), 0, 4), ((0, 1, 2), 0, 4)]
+    assert [plain["seeds"] for plain in requests_from_yaml(store.read_text("spec.yaml"), origin="f")] == [2, 3]
+
+
+def test_a_table_that_a_training_did_not_know_has_the_loss_of_its_end(store, whole):
+    carry_out(tiny_request(pe=("none",)), store)
+    later = carry_out(tiny_request(pe=("yarn",), regimes=("swapped",)), store)
+    known, known_store = whole[2], whole[0]
+    for seed in (0, 1):
+        late = store.curves(value(later, "yarn", "accuracy_ood", "swapped", seed).cell)
+        full = known_store.curves(value(known, "yarn", "accuracy_ood", "swapped", seed).cell)
+        assert late.epochs == (4,) and full.epochs == (2, 4)
+        assert late.valid_loss_ood == pytest.approx(full.valid_loss_ood[-1:], rel=1e-4)
+        assert late.accuracy == full.accuracy
+
+
+def test_a_killed_training_goes_on_to_the_same_weights(store, often, trained, whole):
+    with pytest.raises(KeyboardInterrupt):
+        carry_out(tiny_request(pe=("yarn",)), store, Told(interrupt=9))  # in the third of four epochs
+    training = plan_posgen(tiny_request(pe=("yarn",))).stacks[0].trainings[0].id
+    assert store.has_checkpoints() and not store.has_training("weights", training)
+    assert store.read_text("spec.yaml") is not None and list(store.cells()) == []
+    carry_out(tiny_request(pe=("yarn",)), store)
+    assert trained == [((0, 1), 0, 4), ((0, 1), 2, 4)]
+    assert not store.has_checkpoints()
+    assert same_weights(weights_of(store, training), weights_of(whole[0], training), rtol=1e-5, atol=1e-6)
+    curves = [s.curves(value(whole[2], "yarn", "accuracy_ood").cell) for s in (store, whole[0])]
+    assert curves[0].epochs == (2, 4) and curves[0].accuracy == curves[1].accuracy
+    assert curves[0].valid_loss_ood == pytest.approx(curves[1].valid_loss_ood, rel=1e-4)
+
+
+def test_seeds_that_are_behind_catch_up_and_go_on_together(store, often, trained, whole):
+    (stack,) = plan_posgen(tiny_request(pe=("yarn",))).stacks
+    ahead, behind = (training.id for training in stack.trainings)
+    with pytest.raises(KeyboardInterrupt):
+        carry_out(tiny_request(pe=("yarn",)), store, Told(interrupt=4))
+    old = store.training("checkpoints", behind)
+    with pytest.raises(KeyboardInterrupt):
+        carry_out(tiny_request(pe=("yarn",)), store, Told(interrupt=9))
+    store.save_training("checkpoints", behind, old)  # as if killed between the two files
+    assert from_bytes(old).epoch == 1 and from_bytes(store.training("checkpoints", ahead)).epoch == 3
+    trained.clear()
+    told = Told()
+    carry_out(tiny_request(pe=("yarn",)), store, told)
+    assert trained == [((1,), 1, 3), ((1, 0), 3, 4)]
+    assert [cost for *_, cost in told.advanced] == pytest.approx(told.costs)
+    for training in (ahead, behind):
+        assert same_weights(weights_of(store, training), weights_of(whole[0], training), rtol=1e-4, atol=1e-5)
+
+
+def test_checkpoints_are_written_by_the_clock(store, monkeypatch):
+    saved = []
+    monkeypatch.setattr(Store, "save_training", lambda self, kind, training, content: saved.append(kind))
+    carry_out(tiny_request(pe=("none",)), store)
+    assert saved == ["weights"] * 2
+    saved.clear()
+    monkeypatch.setattr(train_posgen, "CHECKPOINT_EVERY_S", 0.0)
+    carry_out(tiny_request(pe=("yarn",)), store)
+    assert saved == ["checkpoints"] * 6 + ["weights"] * 2
+
+
+@pytest.mark.parametrize("kind", ["weights", "checkpoints"])
+def test_a_damaged_file_is_made_again(store, trained, kind, caplog):
+    (training,) = plan_posgen(tiny_request(pe=("none",), seeds=1)).stacks[0].trainings
+    store.save_training(kind, training.id, b"PK damaged")
+    assert carry_out(tiny_request(pe=("none",), seeds=1), store).failed == 0
+    assert trained == [((0,), 0, 4)]
+    assert f"{kind}/{training.id}.npz" in caplog.text
+    assert from_bytes(store.training("weights", training.id)).epoch == 4
+
+
+def test_a_cell_without_its_curves_is_evaluated_again_from_its_weights(store, trained):
+    first = carry_out(tiny_request(pe=("none",), seeds=1), store)
+    cell = first.records[0].cell
+    store._fs.rm_file(store._at("curves", f"{cell}.json"))
+    again = carry_out(tiny_request(pe=("none",), seeds=1), store)
+    assert again.computed == 1 and store.has_curves(cell) and len(trained) == 1
+    assert [r.value for r in again.records] == [r.value for r in first.records]
+
+
+def test_fresh_passes_over_what_is_stored(store, trained):
+    told = Told()
+    carry_out(tiny_request(pe=("none",), seeds=1), store)
+    again = carry_out(tiny_request(pe=("none",), seeds=1), store, told, fresh=True)
+    assert (again.computed, again.reused) == (1, 0)
+    assert trained == [((0,), 0, 4)] * 2
+    assert [cost for *_, cost in told.advanced] == pytest.approx(told.costs) and told.steps() == 12
+
+
+def test_a_stack_that_fails_is_recorded_and_the_others_go_on(store, monkeypatch):
+    def break_yarn(config, setting, data, seeds, table, **options):
+        if table.attention_factor > 1:
+            raise RuntimeError("no luck")
+        return train(config, setting, data, seeds, table, **options)
+
+    monkeypatch.setattr(train_posgen, "train", break_yarn)
+    result = carry_out(tiny_request(pe=("yarn", "none")), store)
+    failed = [record for record in result.records if record.status == "failed"]
+    assert [(r.pe, r.metric, r.value, r.error) for r in failed] == [
+        ("yarn", "accuracy_ood", None, "RuntimeError: no luck")
+    ] * 2
+    assert result.failed == 2 and len([r for r in result.records if r.status == "ok"]) == 6
+    monkeypatch.setattr(train_posgen, "train", train)
+    mended = carry_out(tiny_request(pe=("yarn", "none")), store)
+    assert (mended.failed, mended.computed, mended.reused) == (0, 2, 2)
+
+
+def test_a_cell_that_failed_after_it_had_been_done_is_done_again(store, monkeypatch):
+    carry_out(tiny_request(pe=("none",), seeds=1), store)
+
+    def fail(*_, **__):
+        raise RuntimeError("no luck")
+
+    monkeypatch.setattr(train_posgen, "train", fail)
+    assert carry_out(tiny_request(pe=("none",), seeds=1), store, fresh=True).failed == 1
+    mended = carry_out(tiny_request(pe=("none",), seeds=1), store)
+    assert (mended.computed, mended.failed) == (1, 0)
+
+
+def test_the_last_epoch_has_losses_whether_or_not_its_turn_comes(store):
+    told = Told()
+    result = carry_out(tiny_request(pe=("none",), seeds=1, validate_every=3), store, told)
+    assert store.curves(result.records[0].cell).epochs == (3, 4)
+    assert sum(detail == "validation" for detail, _, _ in told.advanced) == 2
+    assert [cost for *_, cost in told.advanced] == pytest.approx(told.costs)
+
+
+def test_out_of_memory_says_how_many_seeds_it_was(store, monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("all gone")
+
+    monkeypatch.setattr(train_posgen, "train", full)
+    result = carry_out(tiny_request(pe=("none",)), store)
+    assert result.records[0].error == "out of memory with 2 seeds at once: all gone"
+
+
+def test_a_seed_that_diverges_fails_alone(store, monkeypatch):
+    def spoil_one(config, setting, data, seeds, table, **options):
+        state = train(config, setting, data, seeds, table, **options)
+        state.weights["embedding"][1] = math.nan
+        return state
+
+    monkeypatch.setattr(train_posgen, "train", spoil_one)
+    result = carry_out(tiny_request(pe=("none",)), store)
+    assert [(r.params["seed"], r.status) for r in result.records] == [(0, "ok")] * 3 + [(1, "failed")]
+    assert result.records[-1].error == "the loss is nan at position 4 of the test"
+    assert not store.has_curves(result.records[-1].cell)
+
+
+def test_a_training_whose_loss_is_no_number_says_when(store):
+    result = carry_out(tiny_request(pe=("none",), seeds=1, lr=1e30), store)
+    assert result.records[0].status == "failed"
+    assert result.records[0].error.startswith("the training diverged: its loss is ")
+
+
+def test_a_request_that_cannot_run_ends_before_anything_is_written(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise LongEvalError("--device: gone", "Bring it back.")
+
+    monkeypatch.setattr(train_posgen, "train", refuse)
+    store = Store(str(tmp_path / "run"))
+    with pytest.raises(LongEvalError, match="gone"):
+        carry_out(tiny_request(), store)
+    assert not (tmp_path / "run").exists()
+    result = carry_out(tiny_request(), store, under_way=True)
+    assert result.failed == 4 and result.records[0].error == "--device: gone. Bring it back."
+
+
+def test_a_folder_of_other_settings_is_refused(store):
+    carry_out(tiny_request(pe=("none",), seeds=1), store)
+    check_settings([tiny_request(pe=("yarn",), regimes=BOTH, seeds=5, tasks=("recursive",))], store)
+    with pytest.raises(
+        LongEvalError, match=r"other settings \(--tied false, not true; --lr 0.001, not 0.01\)"
+    ) as caught:
+        check_settings([tiny_request(lr=1e-3, tied=False)], store)
+    assert "--out" in caught.value.remedy and caught.value.problem.startswith(f"--out {store.path}")
+    with pytest.raises(LongEvalError, match="--epochs 5, not 4"):
+        check_settings([tiny_request(), tiny_request(epochs=5)], Store(str(store.path) + "-other"))
+
+
+def test_other_commands_may_share_the_folder(store):
+    store.write_text("spec.yaml", "command: ppl\nmodel: m\npe: none\nlengths: 4k\n")
+    check_settings([tiny_request()], store)
+    carry_out(tiny_request(pe=("none",), seeds=1), store)
+    commands = [plain["command"] for plain in requests_from_yaml(store.read_text("spec.yaml"), origin="f")]
+    assert commands == ["ppl", "posgen"]
+
+
+def test_a_run_needs_nothing_of_what_loads_models_and_text():
+    code = "import sys, longeval.run_posgen, longeval.cli.request; print(*{name.split('.')[0] for name in sys.modules})"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    heavy = {
+        "transformers",
+        "tokenizers",
+        "datasets",
+        "huggingface_hub",
+        "accelerate",
+        "safetensors",
+        "gguf",
+        "lm_eval",
+    }
+    assert "torch" in answer.stdout.split() and not heavy & set(answer.stdout.split())
+
+
+def test_cells_are_json_of_the_contract(whole):
+    store, _, result = whole
+    record = value(result, "resonance_yarn", "accuracy_ood", "trained", 1)
+    plain = json.loads(store._fs.cat_file(store._at("cells", f"{record.cell}.json")))
+    assert plain["cell"] == record.cell and [r["metric"] for r in plain["records"]] == [
+        "accuracy_in_distribution",
+        "accuracy_ood",
+        "accuracy_generated",
+    ]
+    assert run_module.pending(plan_posgen(tiny_request(pe=ALL, regimes=BOTH)), store).work == []
