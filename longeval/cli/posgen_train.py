@@ -144,7 +144,7 @@ def train(
     ] = None,
     epochs: Annotated[
         str | None,
-        typer.Option(help="Passes over the training data.", show_default="150; smoke: 10", rich_help_panel=TRAINING),
+        typer.Option(help="Passes over the training data.", show_default="150; smoke: 7", rich_help_panel=TRAINING),
     ] = None,
     batch_size: Annotated[
         str | None, typer.Option(help="Sequences of a step.", show_default="128", rich_help_panel=TRAINING)

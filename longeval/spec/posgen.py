@@ -42,7 +42,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "d_model": 128,
         "d_ff": 512,
         "heads": 2,
-        "epochs": 10,
+        "epochs": 7,
         "lr": 1e-3,
         "validate_every": 1,
     },
