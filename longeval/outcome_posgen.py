@@ -27,7 +27,7 @@ class Circumstances:
     """How the passes of a cell went."""
 
     elapsed_s: float
-    """Wall time of this run's part of the training, and of the evaluation."""
+    """Wall time of this run's part of the training, which all cells of its stack share, and of the evaluation."""
     peak_memory_bytes: int | None
     rope_digest: str
     """Of the table that was on in evaluation."""

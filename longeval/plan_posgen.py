@@ -134,6 +134,10 @@ def _method_names(spec: PosGenSpec) -> list[MethodName]:
         METHODS.lookup(base)
         if base not in asked:
             raise LongEvalError(f"--pe-arg {base}.…: {base} is not among --pe {','.join(spec.pe)}", "Remove one.")
+    if spec.factor is not None and not any(name.method.uses_factor for name in names):
+        raise LongEvalError(
+            f"--factor {spec.factor:g}: would be ignored, {', '.join(spec.pe)} takes none", "Leave it out."
+        )
     return names
 
 

@@ -225,6 +225,12 @@ class _Runner:
         curves = [history.curve(evaluation.name) for history in held.history]
         if all(curve and curve[-1].epoch == held.epoch for curve in curves):
             return curves
+        if held.epoch > 1:
+            logger.info(
+                "%s: its loss by epoch is that of the last one only: the weights were trained without this table "
+                "(--regime trained,swapped in one request validates with both)",
+                evaluation.name,
+            )
         results = self.evaluate(held, [one.valid_NT for one in data], evaluation.table, generate=False)
         ends = [
             ValidLoss(

@@ -181,7 +181,11 @@ def train(
     ] = False,
     fresh: Annotated[
         bool,
-        typer.Option("--fresh", help="Train and compute again what is stored.", rich_help_panel=options.OUTPUT),
+        typer.Option(
+            "--fresh",
+            help="Train and compute again what is stored, from the start each time.",
+            rich_help_panel=options.OUTPUT,
+        ),
     ] = False,
     quiet: options.Quiet = False,
     verbose: Annotated[

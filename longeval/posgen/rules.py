@@ -56,7 +56,7 @@ def _check_both(name: str, far: str, j: int, k: int) -> None:
         if value < 1:
             raise LongEvalError(
                 f"{flag} {value}: --task {name} sums {far} and the last k, and needs at least one of each",
-                f"Give {flag} 1 or more; --task recursive does with 0 of one of them.",
+                f"Give {flag} 1 or more; --task recursive does with 0 of one of them, and then with fewer sequences.",
             )
 
 

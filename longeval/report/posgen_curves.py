@@ -54,6 +54,9 @@ class RowCurves:
         """
         along: Along = "epochs" if name in BY_EPOCH else "positions"
         points = [dict(zip(getattr(one, along), getattr(one, name), strict=True)) for one in self.curves]
+        if along == "epochs" and any(len(found) > 1 for found in points):
+            # Weights that were trained without this table have a loss at their end only, which is no curve.
+            points = [found for found in points if len(found) > 1]
         x = sorted(set.intersection(*(set(found) for found in points)))
         values_SK = np.array([[found[at] for at in x] for found in points], dtype=np.float64)
         if not values_SK.size or np.isnan(values_SK).all():

@@ -129,7 +129,8 @@ def _main_lines(table: PosGenTable) -> list[str]:
     text = (
         "Accuracy in % of the next token, given the true ones before it. OOD: at positions "
         f"{length} to {end - 1}, which training never saw; seen (in distribution): at {first} to {length - 1}. "
-        f"{_spread(table)} Bold: the better of a method and its resonance form. Guessing gives "
+        f"{_spread(table)} Bold: the higher mean of a method and its resonance form (whether seeds "
+        "can tell them apart: below). Guessing gives "
         f"{100 / int(params['modulus']):.1f}."
     )
     header = ["method", "s"]

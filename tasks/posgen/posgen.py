@@ -3,9 +3,9 @@
 Wang et al. 2024 (arXiv 2403.00071), section 5, with the same rules as the models that longeval trains itself
 (`longeval.posgen`), j = 1 and k = 3, but modulo 10: tokenizers give a digit between blanks one token or two, and "the
 last digit of the sum" is arithmetic that models know. The rule is said in words, then shown on three short sequences,
-which start like none of those that are asked for. Sums repeat after a while (modulo 10 after 1,560 digits in
-`recursive`, after 124 in `cot`, as in the paper's modulo 17 after 4,912 and 96): a model may look back instead of
-adding, at any length alike.
+which start like none of those that are asked for. Sums repeat after a while (modulo 10 after 1,560 digits at most in
+`recursive`, after 124 at most in `cot`, as in the paper's modulo 17 after 4,912 and 96): a model may look back instead
+of adding, at any length alike.
 
 How prompts are brought to their length and kept is that of the folder `synthetic`.
 
