@@ -174,6 +174,7 @@ def test_params_say_what_a_reader_needs():
         ({"pe": ("resonance_none",)}, "resonance_none"),
         ({"pe_args": {"pi": {}}}, "--pe-arg pi.*not among"),
         ({"pe_args": {"yarn": {"beta": 2}}}, "--pe-arg yarn.beta"),
+        ({"pe": ("none", "abf"), "factor": 4.0}, "--factor 4: would be ignored.*none, abf"),
         ({"j": 0}, "--j 0.*cot"),
         ({"k": 0}, "--k 0.*cot"),
         ({"length": 4}, "--length 4.*random"),

@@ -121,6 +121,19 @@ def test_epochs_that_only_some_seeds_have_are_left_out(tmp_path, drawn):
     assert (list(x), list(y)) == ([2, 3], [2.0, 1.0])
 
 
+def test_a_seed_with_its_end_alone_leaves_the_others_their_curve(tmp_path, drawn):
+    spec = dataclasses.replace(SPEC, tasks=("cot",), pe=("none",))
+    all_epochs = [((1, 2, 3), ((2.0, 2.5), (1.0, 2.0), (0.5, 1.5))), ((3,), ((1.5, 2.5),))]
+    cells = [
+        (make_cell(spec, "none", seed, (0.9, 0.5, 0.1)), make_curves(spec, (0.9, 0.5, 0.1), epochs, losses))
+        for seed, (epochs, losses) in enumerate(all_epochs)
+    ]
+    table, curves = section_of(make_posgen_run(tmp_path / "run", spec, cells))
+    loss_figure(table, curves)
+    x, y = method_lines(panels(drawn[0])[0])["none"].get_data()
+    assert (list(x), list(y)) == ([1, 2, 3], [2.0, 1.0, 0.5])
+
+
 def test_one_epoch_is_a_point_beside_a_curve(tmp_path, drawn):
     spec = dataclasses.replace(SPEC, tasks=("cot",), seeds=1)
     last_only = make_curves(spec, (0.9, 0.5, 0.1), (3,), ((0.5, 1.5),))
