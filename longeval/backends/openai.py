@@ -144,6 +144,8 @@ class OpenAIBackend:
             num_tokens = len(request.prompt_T) + request.max_new_tokens
             assert num_tokens <= self._length, "longer than the length that is served"
             self._fits(len(request.prompt_T), request.max_new_tokens)
+        if requests:
+            self._dialect.check_reading()
         ends = frozenset() if tokenizer.eos_token_id is None else frozenset({int(tokenizer.eos_token_id)})
         order = order_prompts([request.prompt_T for request in requests]).indices
         endings = {index: Ending(tokenizer, ends, requests[index]) for index in order}

@@ -12,6 +12,7 @@ Shapes: T tokens of a prompt, S scored tokens.
 from __future__ import annotations
 
 import functools
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from typing import Any, NamedTuple
 from longeval.backends.openai_client import Client, RefusedError, ServerError
 from longeval.errors import LongEvalError
 
+logger = logging.getLogger(__name__)
+
 COMPLETIONS = "completions"
 PROBE = "The quick brown fox jumps over the lazy dog"
 """ASCII, so that a server which shows its tokens as text shows letters."""
@@ -27,6 +30,10 @@ FLOOR = -9999.0
 """What vLLM writes for minus infinity."""
 
 Body = dict[str, Any]
+
+
+class MisreadError(LongEvalError):
+    """The server serves a model with another tokenizer than `--model`."""
 
 
 class UnreadableError(ServerError):
@@ -81,6 +88,7 @@ class Dialect:
         self._tokenizer = tokenizer
         self._form: PromptForm | None = None
         self._route: ScoringRoute | None = None
+        self._is_checked = False
 
     def form(self) -> PromptForm:
         """How prompts go there; asks at the first call.
@@ -101,6 +109,22 @@ class Dialect:
         if self._route is None:
             self._route = self._find_route()
         return self._route
+
+    def check_reading(self) -> None:
+        """Makes sure that the server reads our token ids as we write them, where it shows that; an answer wouldn't.
+
+        Raises:
+            MisreadError: It serves a model with another tokenizer.
+        """
+        if self._route is not None or self._is_checked or not self.form().as_ids:
+            return
+        self._is_checked = True
+        try:
+            self.route()
+        except MisreadError:
+            raise
+        except LongEvalError:
+            logger.info("%s doesn't show how it reads token ids: --model must name what it serves", self._client.shown)
 
     def body(self, ids: Sequence[int], max_tokens: int, form: PromptForm | None = None) -> Body:
         """A request for a greedy continuation.
@@ -161,7 +185,7 @@ class Dialect:
             if route.settings.get("max_tokens") == 0:  # an ignored `echo`, and as many tokens by chance
                 missing.append(f"{route.name}: the answer isn't the prompt")
                 continue
-            raise LongEvalError(
+            raise MisreadError(
                 f"--base-url {self._client.shown}: reads our token ids of {PROBE!r} as {misread!r}",
                 "--model must name the model that the server serves: its tokenizer is used here.",
             )

@@ -76,7 +76,8 @@ def serve(
 
     longeval serve --model ./my-model --pe yarn --length 32k --vllm-arg gpu_memory_utilization=0.8
 
-    longeval tasks --backend openai --base-url http://127.0.0.1:8000/v1 --model smollm2-135m-q4 --tasks passkey
+    LONGEVAL_API_KEY=… longeval tasks --backend openai --base-url http://127.0.0.1:8000/v1 --model smollm2-135m-q4
+    --pe none --tasks passkey --lengths 4k
     """
     import os
     import secrets

@@ -336,12 +336,20 @@ def test_a_server_that_reads_another_prompt_is_an_error(server):
 
 
 @pytest.mark.parametrize("scoring", ["prompt_logprobs", "echo"])
-def test_another_vocabulary_is_told(server, scoring):
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda backend, tokenizer: backend.score(tokens(3, 4), 1),
+        lambda backend, tokenizer: answer(backend, tokenizer, [A], 2),
+    ],
+    ids=["score", "answer"],
+)
+def test_another_vocabulary_is_told(server, scoring, ask):
     server.scoring = scoring
     shuffled = [*WORDS[:3], *reversed(WORDS[3:])]
     backend = connect(server, make_tokenizer(words=shuffled))
     with pytest.raises(LongEvalError, match=r"reads our token ids of 'The quick brown.*--model must name the model"):
-        backend.score(tokens(3, 4), 1)
+        ask(backend, server.tokenizer)
 
 
 def test_text_that_has_not_these_tokens_is_refused(server):
