@@ -136,7 +136,8 @@ def _method_names(spec: PosGenSpec) -> list[MethodName]:
             raise LongEvalError(f"--pe-arg {base}.…: {base} is not among --pe {','.join(spec.pe)}", "Remove one.")
     if spec.factor is not None and not any(name.method.uses_factor for name in names):
         raise LongEvalError(
-            f"--factor {spec.factor:g}: would be ignored, {', '.join(spec.pe)} takes none", "Leave it out."
+            f"--factor {spec.factor:g}: would be ignored, it changes nothing under --pe {', '.join(spec.pe)}",
+            "Leave it out.",
         )
     return names
 
