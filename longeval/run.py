@@ -136,10 +136,6 @@ class _Runner:
                 raise
             self.fail(runnable, job, str(error), "")
             return
-        methods = ",".join(dict.fromkeys(cell.pe.canonical for cell in group.cells))
-        lengths = ",".join(dict.fromkeys(format_length(cell.length) for cell in group.cells))
-        what = f"{methods} {lengths} · {job.model.name} on {job.corpus.source.name}"
-        self.session.progress.stage(what, len(group.passes()), "window")
         self.group(dataclasses.replace(group, cells=runnable), job, backend, texts)
 
     def skip(self, job: Job) -> None:
@@ -180,6 +176,13 @@ class _Runner:
 
     def outcomes(self, group: Group, job: Job, backend: Backend, texts: Texts) -> list[Outcome]:
         """A group's passes, and what they mean for each of its cells."""
+        if group.static:  # an engine that starts with the table has the time it takes for itself
+            longest = group.cells[-1].length
+            backend.serve(group.table(longest), longest)
+        methods = ",".join(dict.fromkeys(cell.pe.canonical for cell in group.cells))
+        lengths = ",".join(dict.fromkeys(format_length(cell.length) for cell in group.cells))
+        what = f"{methods} {lengths} · {job.model.name} on {job.corpus.source.name}"
+        self.session.progress.stage(what, len(group.passes()), "window")
         started = time.perf_counter()
         measured = self.measure(group, backend, texts)
         elapsed_s = time.perf_counter() - started
@@ -197,7 +200,7 @@ class _Runner:
         ]
 
     def measure(self, group: Group, backend: Backend, texts: Texts) -> dict[str, Measured]:
-        """Runs all passes of a group and hands each cell its part."""
+        """Runs all passes of a group and hands each cell its part; a static table is served already."""
         measured = {cell.id: Measured() for cell in group.cells}
         wanted: dict[tuple[int, int], list[tuple[Cell, Window]]] = {}
         for cell in group.cells:
@@ -205,10 +208,7 @@ class _Runner:
                 wanted.setdefault((window.document, window.start), []).append((cell, window))
         served = 0
         for window in group.passes():
-            if group.static and not served:
-                served = group.cells[-1].length
-                backend.serve(group.table(served), served)
-            elif not group.static and served != window.length:
+            if not group.static and served != window.length:
                 served = window.length
                 backend.serve(group.table(served), served)
             nll_S = backend.score(texts.window(window), window.context)

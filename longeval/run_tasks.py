@@ -125,8 +125,6 @@ class _Runner:
                 raise
             self.fail(cell, job, str(error), "")
             return
-        what = f"{cell.pe.canonical} {job.title} at {format_length(cell.length)} · {job.model.name}"
-        self.session.progress.stage(what, len(job.prepared.samples), "sample")
         self.cell(cell, job, backend, costs)
 
     def cell(self, cell: TaskCell, job: TaskJob, backend: Backend, costs: list[float]) -> None:
@@ -151,6 +149,10 @@ class _Runner:
         self, cell: TaskCell, job: TaskJob, backend: Backend, costs: list[float]
     ) -> tuple[list[Record], tuple[Sample, ...]]:
         """A cell's samples and what they amount to."""
+        if cell.setup.static:  # an engine that starts with the table has the time it takes for itself
+            backend.serve(cell.setup.table(cell.length), cell.length)
+        what = f"{cell.pe.canonical} {job.title} at {format_length(cell.length)} · {job.model.name}"
+        self.session.progress.stage(what, len(job.prepared.samples), "sample")
         started = time.perf_counter()
         lm = TaskLM(
             backend,

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import transformers
 from known import log_position
+from slow_start import PASS_S, SlowStart
 
 from longeval import cells
 from longeval.backends import vllm_options
@@ -201,6 +202,24 @@ def test_one_engine_serves_all_cells_of_a_method(request_spec, store, tmp_path, 
     assert {(r.data, r.pe) for r in result.records} == {
         (data, pe) for data in wanted.data for pe in ("yarn", "none", "resonance_yarn")
     }
+
+
+def test_the_start_of_an_engine_is_no_part_of_a_cells_time(request_spec, store, monkeypatch):
+    backend = SlowStart(log_position)
+    monkeypatch.setattr("longeval.run.time", backend.clock)
+    plan = plan_ppl(request_spec(pe=("none", "yarn"), lengths=(64, 128), factor=2.0, backend="vllm"))
+    result = run(plan, store, backend.progress(), load=lambda model: backend)
+    groups = {id(group): group for job in plan.jobs for group in job.groups}.values()
+    passes = {cell.id: len(group.passes()) for group in groups for cell in group.cells}
+    assert {record.cell: record.elapsed_s for record in result.records} == {
+        cell: number * PASS_S for cell, number in passes.items()
+    }
+    assert [event if event == "start" else event.split()[0] for event in backend.events] == [
+        "start",
+        "none",
+        "start",
+        "yarn",
+    ]
 
 
 def test_the_order_is_kept_otherwise(request_spec):

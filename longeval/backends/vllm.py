@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -34,8 +35,9 @@ from longeval.rope.base import CosSin, RopeTable, table_digest
 if TYPE_CHECKING:
     from longeval.models.prepare import PreparedModel
 
-Tokens = npt.NDArray[np.int32]
+logger = logging.getLogger(__name__)
 
+Tokens = npt.NDArray[np.int32]
 
 Pair = tuple[bytes, bytes]
 """Digests of a context and a continuation."""
@@ -99,6 +101,11 @@ class VLLMBackend:
         # A window is scored as a prompt, and vLLM generates at least one token after it.
         engine_length = self._length + 1
         arguments = engine_arguments(self._model, table, engine_length, self._args, share_prefixes=self._share_prefixes)
+        logger.info(
+            "starting vLLM's engine for %s, windows of up to %d tokens; this may take a minute",
+            self._model.name,
+            self._length,
+        )
         try:
             self._engine = start_engine(self._model.name, arguments)
             self._table = table

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
+from typing import TextIO
 
 import typer
 
@@ -45,7 +46,7 @@ def main() -> None:
 
 def run_app(arguments: list[str]) -> int:
     """Runs one command line and returns its exit status; messages go to stderr."""
-    logger, messages = logging.getLogger("longeval"), logging.StreamHandler(sys.stderr)
+    logger, messages = logging.getLogger("longeval"), _Stderr()
     messages.setFormatter(logging.Formatter("longeval: %(message)s"))
     logger.setLevel(logging.INFO)
     logger.addHandler(messages)
@@ -53,6 +54,15 @@ def run_app(arguments: list[str]) -> int:
         return _run(arguments)
     finally:
         logger.removeHandler(messages)
+
+
+class _Stderr(logging.StreamHandler[TextIO]):
+    """Log lines on what is stderr when they are written: under a live progress line, that puts them above it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See `logging.StreamHandler`."""
+        self.stream = sys.stderr
+        super().emit(record)
 
 
 def _run(arguments: list[str]) -> int:

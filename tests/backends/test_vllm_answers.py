@@ -66,8 +66,17 @@ def test_an_answer_that_was_ended_too_early_is_told(tokenizer):
     assert (answer.text, answer.finish) == (text[: text.index("the")], "stop")
     assert ending.of_whole(tokens[: answer.num_tokens]) == answer
     assert ending.of_whole(tokens[:1]) is None and ending.within(tokens[:1]) is None
+    # An engine's own decoding may see a stop text one token late; what it says then ends where the text does.
+    assert ending.of_whole(tokens[: answer.num_tokens + 1]) == answer
     other = Ending(tokenizer, frozenset(), GenerateRequest(prompt_T=request.prompt_T, max_new_tokens=2, stop=("zzz",)))
     assert other.of_whole(tokens[:2]).finish == other.within(tokens[:2]).finish == "length"
+
+
+def test_an_answer_may_end_with_its_first_token(tokenizer):
+    tokens = tokenizer("the report").input_ids
+    request = GenerateRequest(prompt_T=np.array([1], dtype=np.int32), max_new_tokens=len(tokens), stop=())
+    found = Ending(tokenizer, frozenset({tokens[0]}), request).within(tokens)
+    assert (found.text, found.num_tokens, found.finish) == ("", 1, "eos")
 
 
 @pytest.mark.parametrize(
@@ -91,6 +100,11 @@ def test_the_remedy_for_memory_goes_the_right_way(problem, lower, is_over):
     assert is_memory(problem) is is_over
     assert f"gpu_memory_utilization={lower}" in remedy_of(problem)
     assert "gpu_memory_utilization" not in remedy_of("KeyError: 'x'")
+
+
+def test_a_family_that_vllm_runs_otherwise_is_named_before_anything_else():
+    assert "transformers' code" in remedy_of("KeyError: 'longeval_table'")
+    assert "plugin" in remedy_of("ValueError: Unknown RoPE scaling type longeval_table")
 
 
 def test_the_cause_is_the_first_exception_of_its_own():

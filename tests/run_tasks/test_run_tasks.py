@@ -10,10 +10,12 @@ import re
 import pytest
 from carried_out import carry_out, prefers_report
 from own_tasks import CHOICE, GROUP, write_data, write_task
+from slow_start import PASS_S, SlowStart
 
 from longeval.errors import LongEvalError
 from longeval.plan_tasks import plan_tasks
 from longeval.report.scores import score
+from longeval.run_tasks import run_tasks
 
 
 def test_scores_are_what_the_answers_make_them(spec, choice_task, store, tokenizer):
@@ -31,6 +33,20 @@ def test_scores_are_what_the_answers_make_them(spec, choice_task, store, tokeniz
     assert [sample.target for sample in samples[:4]] == ["report"] * 3 + ["model"]
     got = score(samples, "accuracy", seed=0)
     assert (params["stderr"], record.ci_low, record.ci_high) == (got.stderr, got.ci_low, got.ci_high)
+
+
+def test_the_start_of_an_engine_is_no_part_of_a_cells_time(spec, choice_task, store, monkeypatch):
+    backend = SlowStart(lambda t, p, _: 0.0 * p, choice=lambda context_T, tokens_S, table: -1.0)
+    monkeypatch.setattr("longeval.run_tasks.time", backend.clock)
+    plan = plan_tasks(spec(choice_task, pe=("none", "yarn"), lengths=(512,)))
+    result = run_tasks(plan, store, backend.progress(), load=lambda model: backend)
+    assert [record.elapsed_s for record in result.records] == [12 * PASS_S, 12 * PASS_S]
+    assert [event if event == "start" else event.split()[0] for event in backend.events] == [
+        "start",
+        "none",
+        "start",
+        "yarn",
+    ]
 
 
 def test_generated_answers_stop_and_are_kept(spec, answer_task, store, tokenizer):
