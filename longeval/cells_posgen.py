@@ -1,8 +1,13 @@
-"""PosGen's cells, the trainings that they are made from, and stacks of trainings that differ in their seed alone."""
+"""PosGen's cells, the trainings that they are made from, and stacks: trainings that differ in their seed alone.
+
+A stack trains as one model with a leading axis of seeds. Where seeds train one after another, each is a stack by
+itself.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,6 +90,22 @@ class Stack:
     def tables(self) -> dict[str, RopeTable]:
         """What to validate with, by name; regimes share the table of a method."""
         return {evaluation.name: evaluation.table for evaluation in self.evaluations}
+
+    def only(self, cells: Container[str]) -> Stack:
+        """The same with some of its cells, named by their ids, and the trainings that these need."""
+        evaluations = []
+        for one in self.evaluations:
+            kept = tuple(cell for cell in one.cells if cell.id in cells)
+            if kept:
+                evaluations.append(dataclasses.replace(one, cells=kept))
+        needed = {cell.training.id for one in evaluations for cell in one.cells}
+        trainings = tuple(training for training in self.trainings if training.id in needed)
+        return dataclasses.replace(self, trainings=trainings, evaluations=tuple(evaluations))
+
+    def by_seed(self) -> Iterator[Stack]:
+        """One stack a seed."""
+        for training in self.trainings:
+            yield self.only({cell.id for cell in self.cells if cell.training.id == training.id})
 
     def alike(self) -> list[list[Evaluation]]:
         """Evaluations together that differ in their regime's name alone."""

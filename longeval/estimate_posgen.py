@@ -114,7 +114,7 @@ class PosGenEstimate:
     cells: int
     trainings: int
     stacks: int
-    """Trainings that differ in their seed alone are one."""
+    """Trainings that are made together count as one."""
     flops: float
     rate: float
     """Operations per second of a matrix product on these shapes, measured now."""

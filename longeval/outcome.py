@@ -121,6 +121,6 @@ def _common(cell: Cell, job: Job) -> dict[str, Any]:
         "protocol": cell.protocol,
         "params": cell.params,
         "backend": cell.backend,
-        "dtype": job.model.dtype,
+        "dtype": cell.dtype,
         "skipped": cell.skipped,
     }

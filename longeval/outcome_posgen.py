@@ -8,7 +8,6 @@ before (teacher-forced), and `accuracy_generated` over the same positions as `ac
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,7 +26,7 @@ class Circumstances:
     """How the passes of a cell went."""
 
     elapsed_s: float
-    """Wall time of this run's part of the training, which all cells of its stack share, and of the evaluation."""
+    """Wall time of this run's part of the training and of the evaluation, each of all seeds that shared it."""
     peak_memory_bytes: int | None
     rope_digest: str
     """Of the table that was on in evaluation."""
@@ -56,11 +55,11 @@ def posgen_outcome(
         cell: The cell.
         spec: Its request.
         evaluation: Of its seed, generation included.
-        history: Of its training.
+        history: Of its training, which didn't diverge.
         valid: Its validation losses by epoch.
         circumstances: For the records.
     """
-    if (reason := _diverged(history, evaluation)) is not None:
+    if (reason := _not_finite(evaluation)) is not None:
         return PosGenOutcome([posgen_failure(cell, spec, reason, circumstances.device)], None)
     assert evaluation.generated_P is not None
     curves = Curves(
@@ -92,7 +91,7 @@ def posgen_outcome(
             peak_memory_bytes=circumstances.peak_memory_bytes,
             rope_digest=circumstances.rope_digest,
             provenance=provenance(circumstances.device),
-            **_common(cell, spec),
+            **_common(cell, spec) | {"params": cell.params | {"stacked": history.stacked}},
         )
         for metric, protocol, accuracy_P, loss_P in parts
     ]
@@ -112,11 +111,8 @@ def posgen_failure(cell: PosGenCell, spec: PosGenSpec, reason: str, device: str)
     )
 
 
-def _diverged(history: History, evaluation: Evaluation) -> str | None:
+def _not_finite(evaluation: Evaluation) -> str | None:
     """Why a model's accuracies mean nothing, or None."""
-    for epoch, loss in enumerate(history.train_loss, start=1):
-        if not math.isfinite(loss):
-            return f"the training diverged: its loss is {loss} in epoch {epoch}"
     bad = np.flatnonzero(~np.isfinite(evaluation.loss_P))
     if len(bad):
         return f"the loss is {evaluation.loss_P[bad[0]]} at position {evaluation.positions_P[bad[0]]} of the test"

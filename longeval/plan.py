@@ -11,18 +11,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
+from longeval.backends.openai_plan import Server, ask_server, check_reads, check_room
 from longeval.cache import cache_dir
-from longeval.cells import (
-    Cell,
-    Corpus,
-    Group,
-    build_groups,
-    check_backend,
-    check_pin,
-    method_names,
-    setting_notes,
-    stride_of,
-)
+from longeval.cells import Cell, Corpus, Group, build_groups, stride_of
 from longeval.data.selection import select
 from longeval.data.sources import Source, open_source
 from longeval.data.tokens import tokenise
@@ -30,6 +21,7 @@ from longeval.errors import LongEvalError
 from longeval.evals.perplexity import PROTOCOLS, Protocol, Window, check_stride
 from longeval.models.prepare import PreparedModel, prepare_all
 from longeval.rope.build import MethodName
+from longeval.setups import check_backend, check_pin, method_names, setting_notes
 from longeval.spec import PplSpec, format_length
 
 T = TypeVar("T")
@@ -59,6 +51,7 @@ class Plan:
     """A checked request: what will be computed, in this order."""
 
     spec: PplSpec
+    """With the name of the model that is served, where a server was asked."""
     jobs: tuple[Job, ...]
     notes: tuple[str, ...]
     """What a user should know before it starts."""
@@ -85,10 +78,13 @@ def plan_ppl(spec: PplSpec) -> Plan:
             f"Leave it out, or use --protocol {' or '.join(strided)}.",
         )
     names = method_names(spec)
+    spec, server = ask_server(spec)
+    _check_room(spec, server)
     opened = [_with_flag("--data", partial(open_source, name, text_field=spec.text_field)) for name in spec.data]
     sources = list({source.name: source for source in opened}.values())  # two aliases are one data set
     models = prepare_all(spec)
     check_pin(spec, names, models)
+    check_reads(spec, [model.tokenizer for model in models], scores=True)
     jobs, notes = [], []
     for model in models:
         check_stride(protocol, stride_of(spec), spec.lengths[0], model.bos)
@@ -99,6 +95,13 @@ def plan_ppl(spec: PplSpec) -> Plan:
             groups = build_groups(spec, protocol, model, corpus, names)
             jobs.append(Job(model=model, corpus=corpus, protocol=protocol, groups=groups))
     return Plan(spec=spec, jobs=tuple(jobs), notes=tuple(notes))
+
+
+def _check_room(spec: PplSpec, server: Server | None) -> None:
+    """A server generates at least one token after the window that it scores."""
+    longest = spec.lengths[-1]
+    what = f"a window of {longest} tokens takes {longest + 1} there, since a server generates one at least"
+    check_room(server, longest, longest + 1, what)
 
 
 def _with_flag(flag: str, work: Callable[[], T]) -> T:

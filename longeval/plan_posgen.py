@@ -1,4 +1,4 @@
-"""A request of `posgen train` becomes cells with stable ids, and cells become stacks that one training serves.
+"""A request of `posgen train` becomes cells with stable ids, and cells become stacks whose seeds train together.
 
 Everything a request can have wrong is found here, before the first step: rules and methods are looked up, sizes are
 checked, tables are built. Nothing is generated or trained.
@@ -23,10 +23,11 @@ from longeval.errors import LongEvalError
 from longeval.models.device import resolve_device
 from longeval.posgen.data import DataSetting
 from longeval.posgen.model import ModelConfig
-from longeval.posgen.train import TrainSetting
+from longeval.posgen.train import ALGORITHM, TrainSetting
 from longeval.records import SCHEMA_VERSION, canonical_json
-from longeval.rope.base import METHODS, Geometry, RopeTable, table_digest
-from longeval.rope.build import MethodName, build_table, make_parameters, parse_method_name
+from longeval.rope.base import Geometry, RopeTable, table_digest
+from longeval.rope.build import MethodName, build_table, make_parameters
+from longeval.setups import method_names
 from longeval.spec import PosGenSpec, Regime
 
 
@@ -38,9 +39,17 @@ class PosGenPlan:
     config: ModelConfig
     setting: TrainSetting
     device: str
+    stacked: bool
+    """Whether seeds train together."""
     stacks: tuple[Stack, ...]
+    """Of one seed each if not."""
     notes: tuple[str, ...]
     """What a user should know before it starts."""
+
+    @property
+    def trainings(self) -> list[Training]:
+        """All trainings, stack by stack."""
+        return [training for stack in self.stacks for training in stack.trainings]
 
     @property
     def cells(self) -> list[PosGenCell]:
@@ -58,6 +67,7 @@ class PosGenPlan:
 def plan_posgen(spec: PosGenSpec) -> PosGenPlan:
     """Checks a request and lays out its cells; raises LongEvalError for anything that is wrong with it."""
     names = _method_names(spec)
+    _check_native(spec, names)
     device = resolve_device(spec.device)
     _check_precision(spec, device)
     config = model_config(spec)
@@ -67,11 +77,17 @@ def plan_posgen(spec: PosGenSpec) -> PosGenPlan:
         for regime in spec.regimes:
             for name in names:
                 _add(stacks, _stack(spec, config, name, regime, data))
+    # On two CPU cores a small stack took longer than its seeds one after another. On a GPU neither was measured: there
+    # one small model alone is not expected to fill the device.
+    stacked = device != "cpu" if spec.stack is None else spec.stack
+    if not stacked:
+        stacks = [alone for stack in stacks for alone in stack.by_seed()]
     return PosGenPlan(
         spec=spec,
         config=config,
         setting=train_setting(spec),
         device=device,
+        stacked=stacked,
         stacks=tuple(stacks),
         notes=tuple(_notes(spec, names)),
     )
@@ -79,67 +95,73 @@ def plan_posgen(spec: PosGenSpec) -> PosGenPlan:
 
 def data_setting(spec: PosGenSpec, task: str, seed: int) -> DataSetting:
     """The data of one seed."""
-    return DataSetting(
-        task=task,
-        modulus=spec.modulus,
-        j=spec.j,
-        k=spec.k,
-        length=spec.length,
-        test_length=spec.test_length,
-        num_train=spec.num_train,
-        num_valid=spec.num_valid,
-        num_test=spec.num_test,
-        seed=seed if spec.data_seed is None else spec.data_seed,
-    )
+    named = _named(spec, DataSetting) | {"task": task, "seed": seed if spec.data_seed is None else spec.data_seed}
+    return DataSetting(**named)
 
 
 def model_config(spec: PosGenSpec) -> ModelConfig:
     """The model of a request."""
-    return ModelConfig(
-        modulus=spec.modulus,
-        layers=spec.layers,
-        d_model=spec.d_model,
-        d_ff=spec.d_ff,
-        heads=spec.heads,
-        head_dim=spec.head_dim,
-        theta=spec.theta,
-        tied=spec.tied,
-        attention_scale=spec.attention_scale,
-        init=spec.init,
-        start_token=spec.start_token,
-        dropout=spec.dropout,
-        frozen_mlp=spec.frozen_mlp,
-    )
+    return ModelConfig(**_named(spec, ModelConfig))
 
 
 def train_setting(spec: PosGenSpec) -> TrainSetting:
     """The schedule of a request."""
-    return TrainSetting(
-        epochs=spec.epochs,
-        batch_size=spec.batch_size,
-        lr=spec.lr,
-        weight_decay=spec.weight_decay,
-        warmup=spec.warmup,
-        precision=spec.precision,
-        validate_every=spec.validate_every,
-        checkpoint_every=1,  # the run chooses among them by the clock
-    )
+    # The run chooses among checkpoints by the clock.
+    return TrainSetting(**(_named(spec, TrainSetting) | {"checkpoint_every": 1}))
+
+
+def _named(spec: PosGenSpec, kind: type[DataSetting | ModelConfig | TrainSetting]) -> dict[str, Any]:
+    """What a request calls as `kind` does."""
+    known = {item.name for item in dataclasses.fields(spec)}
+    return {item.name: getattr(spec, item.name) for item in dataclasses.fields(kind) if item.name in known}
 
 
 def _method_names(spec: PosGenSpec) -> list[MethodName]:
-    """The methods of a request; parameters of one that isn't asked for would be ignored: an error."""
-    names = [parse_method_name(name) for name in spec.pe]
-    asked = {name.base for name in names}
-    for base in spec.pe_args:
-        METHODS.lookup(base)
-        if base not in asked:
-            raise LongEvalError(f"--pe-arg {base}.…: {base} is not among --pe {','.join(spec.pe)}", "Remove one.")
+    """The methods of a request; a factor that none uses would be ignored: an error."""
+    names = method_names(spec)
     if spec.factor is not None and not any(name.method.uses_factor for name in names):
         raise LongEvalError(
             f"--factor {spec.factor:g}: would be ignored, it changes nothing under --pe {', '.join(spec.pe)}",
             "Leave it out.",
         )
     return names
+
+
+def _check_native(spec: PosGenSpec, names: list[MethodName]) -> None:
+    """Raises LongEvalError for a native length that no method reads, whatever it is."""
+    if spec.native is not None and not any(_reads_native(spec, name) for name in names):
+        raise LongEvalError(
+            f"--native {spec.native}: would be ignored, it changes nothing under --pe {', '.join(spec.pe)}"
+            f"{'' if spec.factor is None else f' with --factor {spec.factor:g}'}",
+            "Leave it out.",
+        )
+
+
+def _reads_native(spec: PosGenSpec, name: MethodName) -> bool:
+    """Whether a method's table depends on L, itself or through the factor that follows from it."""
+    assert spec.native is not None
+    own = _widest_table(spec, name)
+    for native in (2 * spec.native, 8 * spec.native, max(2, spec.native // 2), 2):
+        try:
+            other = _widest_table(dataclasses.replace(spec, native=native), name)
+        except LongEvalError:  # a length that a method refuses is one that it reads
+            return True
+        if not own.same_as(other):
+            return True
+    return False
+
+
+def _widest_table(spec: PosGenSpec, name: MethodName) -> RopeTable:
+    """A method's table for the window of evaluation."""
+    parameters = make_parameters(name.base, spec.pe_args.get(name.base, {}))
+    return build_table(name.canonical, _geometry(spec), parameters, spec.test_window)
+
+
+def _geometry(spec: PosGenSpec) -> Geometry:
+    """What methods compute their tables from."""
+    return Geometry(
+        head_dim=spec.head_dim, theta=spec.theta, native_length=spec.native_length, factor=spec.scaling_factor
+    )
 
 
 def _check_precision(spec: PosGenSpec, device: str) -> None:
@@ -166,9 +188,7 @@ def _trained_as(name: MethodName, regime: Regime) -> MethodName:
 def _stack(spec: PosGenSpec, config: ModelConfig, name: MethodName, regime: Regime, data: list[DataSetting]) -> Stack:
     """One method and regime on one task, all seeds."""
     parameters = make_parameters(name.base, spec.pe_args.get(name.base, {}))
-    geometry = Geometry(
-        head_dim=spec.head_dim, theta=spec.theta, native_length=spec.native_length, factor=spec.scaling_factor
-    )
+    geometry = _geometry(spec)
     trained_with = _trained_as(name, regime)
     own = parameters if trained_with.base == name.base else None
     train_table = build_table(trained_with.canonical, geometry, own, spec.train_window)
@@ -180,7 +200,7 @@ def _stack(spec: PosGenSpec, config: ModelConfig, name: MethodName, regime: Regi
         _cell(spec, name, regime, factor, training, dataclasses.asdict(parameters), trained_with)
         for training in trainings
     )
-    table = build_table(name.canonical, geometry, parameters, spec.test_window)
+    table = _widest_table(spec, name)
     digest = table_digest(table.cos_sin(np.arange(spec.test_window, dtype=np.int64)))
     evaluation = Evaluation(
         pe=name, regime=regime, table=table, name=f"{name.canonical} {digest[:ID_DIGITS]}", cells=cells
@@ -201,6 +221,7 @@ def _training(spec: PosGenSpec, config: ModelConfig, table: RopeTable, data: Dat
     decides = {
         "kind": "posgen_training",
         "schema": SCHEMA_VERSION,
+        "algorithm": ALGORITHM,
         "data": dataclasses.asdict(data),
         "model": dataclasses.asdict(config),
         "schedule": {name: getattr(spec, name) for name in schedule},

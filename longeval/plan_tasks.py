@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from longeval.backends.openai_plan import Server, ask_server, check_reads, check_room
 from longeval.cache import cache_dir
-from longeval.cells import check_backend, check_pin, method_names, setting_notes, setups
 from longeval.cost import ModelSize, check_memory, model_size
 from longeval.errors import LongEvalError, MissingDataError
 from longeval.evals.counting import check_samples_fit, prompt_counter
@@ -23,8 +23,9 @@ from longeval.evals.prepared import PreparedTask, Window
 from longeval.evals.prompts import prepare
 from longeval.models.prepare import PreparedModel, prepare_all
 from longeval.rope.build import MethodName
+from longeval.setups import check_backend, check_pin, method_names, setting_notes, setups
 from longeval.spec import TasksSpec, format_length
-from longeval.task_cells import GroupCell, TaskCell, TaskJob, group_cell, longest_reach, task_cell
+from longeval.task_cells import GroupCell, TaskCell, TaskJob, group_cell, longest_reach, most_sent, task_cell
 from longeval.tasks.absent import causes, missing_together
 from longeval.tasks.averages import GroupAverage
 from longeval.tasks.entries import NOTHING
@@ -40,6 +41,7 @@ class TaskPlan:
     """A checked request: what will be computed, in this order."""
 
     spec: TasksSpec
+    """With the name of the model that is served, where a server was asked."""
     jobs: tuple[TaskJob, ...]
     groups: tuple[GroupCell, ...]
     sizes: dict[str, ModelSize]
@@ -73,6 +75,7 @@ def plan_tasks(
     """
     check_backend(spec)
     names = method_names(spec)
+    spec, server = ask_server(spec)
     index = Index(spec.include)
     chosen = resolve(spec.tasks, include=spec.include)
     for leaf in all_leaves(chosen):
@@ -83,10 +86,12 @@ def plan_tasks(
     _check_titles(all_leaves(chosen), index)
     models = prepare_all(spec)
     check_pin(spec, names, models)
+    check_reads(spec, [model.tokenizer for model in models], scores=False)
     plans = [_ModelPlan(spec, model, names, index, watch) for model in models]
     for plan in plans:
         plan.add_tasks(chosen)
     _check_heeded(spec, [job for plan in plans for job in plan.jobs])
+    _check_room(server, [job for plan in plans for job in plan.jobs])
     if not any(job.prepared.samples for plan in plans for job in plan.jobs):
         raise nothing_left([need for plan in plans for need in plan.left_out], same_samples=spec.same_samples)
     return TaskPlan(
@@ -110,6 +115,18 @@ def _check_heeded(spec: TasksSpec, jobs: Sequence[TaskJob]) -> None:
             f"--max-new-tokens {spec.max_new_tokens}: would be ignored, none of these tasks generates an answer",
             "Leave it out.",
         )
+
+
+def _check_room(server: Server | None, jobs: Sequence[TaskJob]) -> None:
+    """What takes most, so that a server with the room that is asked for then has room for all."""
+    if not jobs:
+        return
+    job = max(jobs, key=lambda job: most_sent(job.prepared))
+    tokens = most_sent(job.prepared)
+    answer = "an answer of at least one token"
+    if job.prepared.max_new_tokens is not None:
+        answer = f"its answer of up to {job.prepared.max_new_tokens} (--max-new-tokens)"
+    check_room(server, job.length, tokens, f"the longest prompt of {job.title} with {answer} takes {tokens} tokens")
 
 
 def _check_titles(leaves: Sequence[str], index: Index) -> None:

@@ -1,17 +1,16 @@
 """PosGen's cells become records: trains what has no weights yet, all seeds of a stack together, then evaluates.
 
-A stack that fails (out of memory, a bug) becomes failed records with their reason, and the others go on; a seed whose
-loss diverges fails alone. How trainings are stored and gone on with: see `train_posgen`.
+A stack that fails (out of memory, a bug) becomes failed records with their reason, and the others go on; a seed that
+diverges fails alone. How trainings are stored and gone on with: see `train_posgen`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -34,8 +33,8 @@ from longeval.records import Record
 from longeval.rope.base import RopeTable
 from longeval.session import Progress, RunResult, remember_request
 from longeval.spec import PosGenSpec, requests_from_yaml, spec_from_mapping
-from longeval.store import Store
-from longeval.train_posgen import Trainer, count_seeds, read_state
+from longeval.store import Store, TrainingFile
+from longeval.train_posgen import Trainer, name_seeds, read_state
 
 logger = logging.getLogger(__name__)
 
@@ -86,16 +85,9 @@ def pending(plan: PosGenPlan, store: Store, *, fresh: bool = False) -> Pending:
 
 def _left(whole: Stack, stored: set[str], store: Store, *, fresh: bool) -> Work:
     """What is left of a stack: its missing cells, the trainings they need, and how far each of these is."""
-    evaluations = []
-    for one in whole.evaluations:
-        cells = tuple(cell for cell in one.cells if cell.id not in stored)
-        if cells:
-            evaluations.append(dataclasses.replace(one, cells=cells))
-    needed = {cell.training.id for one in evaluations for cell in one.cells}
-    trainings = tuple(training for training in whole.trainings if training.id in needed)
-    left = dataclasses.replace(whole, trainings=trainings, evaluations=tuple(evaluations))
+    left = whole.only({cell.id for cell in whole.cells} - stored)
     done: dict[str, int | None] = {}
-    for training in trainings:
+    for training in left.trainings:
         if not fresh and store.has_training("weights", training.id):
             done[training.id] = None
         else:
@@ -142,6 +134,8 @@ class _Runner:
     records: dict[str, tuple[Record, ...]] = field(default_factory=dict)
     """Of the cells computed now, by cell id."""
     remembered: bool = False
+    noted: set[str] = field(default_factory=set)
+    """Evaluations of which it was said already that their losses by epoch are not known."""
     data: dict[DataSetting, PosGenData] = field(default_factory=dict)
     """Of the task that is under way."""
 
@@ -163,14 +157,15 @@ class _Runner:
             started = time.perf_counter()
             states = self.trainer.states(work, self.data)
             trained_s = time.perf_counter() - started
-            for same in work.stack.alike():
-                self.evaluation(same, work.stack, states, trained_s)
+            whole = self.without_diverged(work.stack, states)
+            for same in whole.alike():
+                self.evaluation(same, whole, states, trained_s)
         except LongEvalError as error:
             if not self.under_way:
                 raise
             self.fail(work.stack, str(error))
         except (torch.OutOfMemoryError, MemoryError) as error:
-            self.fail(work.stack, f"out of memory with {count_seeds(len(work.stack.trainings))} at once: {error}")
+            self.fail(work.stack, _out_of_memory(len(work.stack.trainings), error))
         except Exception as error:
             # A full disk, a bug: its reason is kept, the others go on.
             logger.debug("%s", error, exc_info=True)
@@ -178,6 +173,15 @@ class _Runner:
         # Only here, after the except blocks: the exception holds the tensors.
         if self.plan.device.startswith("cuda"):
             torch.cuda.empty_cache()
+
+    def without_diverged(self, whole: Stack, states: Mapping[int, TrainState]) -> Stack:
+        """The stack without seeds that diverged, whose cells have failed."""
+        failures = {seed: state.failure() for seed, state in states.items()}
+        for cell in whole.cells:
+            if (reason := failures[cell.training.seed]) is not None:
+                reason += "; no weights of it are kept; a lower --lr or a longer --warmup may help"
+                self.keep([posgen_failure(cell, self.plan.spec, reason, device_name(self.plan.device))], None)
+        return whole.only({cell.id for cell in whole.cells if failures[cell.training.seed] is None})
 
     def evaluation(
         self, same: Sequence[Evaluation], whole: Stack, states: Mapping[int, TrainState], trained_s: float
@@ -188,7 +192,7 @@ class _Runner:
         held = stack([states[seed] for seed in first.seeds])
         data = [self.data[cell.training.data] for cell in first.cells]
         what = f"{first.pe.canonical} {', '.join(one.regime for one in same)} on {whole.task}"
-        self.progress.stage(f"{what} · {count_seeds(len(data))}", 1, "evaluation")
+        self.progress.stage(f"{what} · {name_seeds(first.seeds)}", 1, "evaluation")
         results = self.evaluate(held, [one.test_NT for one in data], first.table)
         losses = self.valid_losses(first, held, data)
         tokens = len(data) * spec.num_test * spec.test_length
@@ -225,7 +229,8 @@ class _Runner:
         curves = [history.curve(evaluation.name) for history in held.history]
         if all(curve and curve[-1].epoch == held.epoch for curve in curves):
             return curves
-        if held.epoch > 1:
+        if held.epoch > 1 and evaluation.name not in self.noted:
+            self.noted.add(evaluation.name)
             logger.info(
                 "%s: its loss by epoch is that of the last one only: the weights were trained without this table "
                 "(--regime trained,swapped in one request validates with both)",
@@ -259,11 +264,25 @@ class _Runner:
         self.progress.finished(next(record for record in records if record.metric == "accuracy_ood"))
 
     def begin_writing(self) -> None:
-        """Before the first file of this run: the request goes into the run folder."""
+        """Before the first file of this run: the request goes into the run folder, and old weights out of it.
+
+        What an earlier run left of a fresh start's trainings goes all at once, so that whoever goes on with a killed
+        one without --fresh finds its own weights and checkpoints alone.
+        """
         self.under_way = True
         if not self.remembered:
             remember_request(self.store, self.plan.spec)
             self.remembered = True
+            for training in self.plan.trainings if self.fresh else ():
+                for kind in get_args(TrainingFile):
+                    self.store.remove_training(kind, training.id)
+
+
+def _out_of_memory(seeds: int, error: BaseException) -> str:
+    """Why a stack failed, and what would help."""
+    if seeds == 1:
+        return f"out of memory: {error}"
+    return f"out of memory with {seeds} seeds at once (--no-stack trains them one after another): {error}"
 
 
 def _reset_peak(device: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -60,9 +59,6 @@ class RunResult:
         return len({record.cell for record in self.records if record.status == "failed"})
 
 
-API_KEY_VARIABLE = "LONGEVAL_API_KEY"
-"""Where the key of an OpenAI-compatible server is read from."""
-
 Turn = TypeVar("Turn", bound=tuple[Any, ...])
 
 
@@ -100,13 +96,14 @@ def backend_of(spec: ModelRequest) -> Callable[[PreparedModel], Backend]:
 
 
 def _server(spec: ModelRequest, model: PreparedModel) -> Backend:
-    """The server of a request; its key comes from the environment, where no command line or record shows it."""
+    """The server of a request, which the plan has asked before."""
     from longeval.backends.openai import OpenAIBackend
+    from longeval.backends.openai_plan import api_key
 
     assert spec.base_url is not None
     return OpenAIBackend(
         base_url=spec.base_url,
-        api_key=os.environ.get(API_KEY_VARIABLE),
+        api_key=api_key(),
         model=spec.served_model,
         tokenizer=model.tokenizer,
     )

@@ -12,11 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from longeval.backends.base import GenerateRequest
-from longeval.cells import Setup, cell_id
+from longeval.cells import cell_id
 from longeval.evals.prepared import PreparedTask
 from longeval.evals.requests import Request, reach
 from longeval.models.prepare import PreparedModel
 from longeval.rope.build import MethodName
+from longeval.setups import Setup, dtype_of
 from longeval.spec import TasksSpec
 from longeval.tasks.averages import GroupAverage
 from longeval.tasks.metadata import TaskMetadata, task_digest
@@ -104,6 +105,12 @@ def longest_reach(prepared: PreparedTask) -> int:
     return max((reach(request) for sample in prepared.samples for request in sample.requests), default=0)
 
 
+def most_sent(prepared: PreparedTask) -> int:
+    """Tokens that a server needs room for: like `longest_reach`, and one more after a choice, which it generates."""
+    requests = (request for sample in prepared.samples for request in sample.requests)
+    return max((reach(one) + (not isinstance(one, GenerateRequest)) for one in requests), default=0)
+
+
 def _input(request: Request) -> npt.NDArray[np.int32]:
     if isinstance(request, GenerateRequest):
         return request.prompt_T
@@ -144,7 +151,7 @@ def task_cell(spec: TasksSpec, job: TaskJob, setup: Setup, source: str) -> TaskC
         setup=setup,
         task=job.title,
         backend=spec.backend,
-        dtype=job.model.dtype,
+        dtype=dtype_of(spec, job.model),
         params=params,
     )
 
@@ -191,7 +198,7 @@ def group_cell(
         ),
         members={title(task): cell for task, cell in members.items()},
         backend=spec.backend,
-        dtype=model.dtype,
+        dtype=dtype_of(spec, model),
         params=params | {"members": [title(task) for task in members]},
     )
 
@@ -208,5 +215,5 @@ def _fields(spec: TasksSpec, model: PreparedModel, setup: Setup) -> dict[str, An
         "factor": setup.factor,
         "length": setup.length,
         "backend": spec.backend,
-        "dtype": model.dtype,
+        "dtype": dtype_of(spec, model),
     }

@@ -2,6 +2,7 @@
 
 While a training is under way its state is stored every minute or so, at the end of an epoch; a killed run loses what
 came after that. Finished weights are kept, so that another method or regime that is made from them needs no training.
+Those of a training that diverged are not: nothing can be made from them, and the next run is to train anew.
 """
 
 from __future__ import annotations
@@ -53,7 +54,9 @@ class Trainer:
     """Called before each file."""
 
     def states(self, work: Work, data: Mapping[DataSetting, PosGenData]) -> dict[int, TrainState]:
-        """The finished state of every seed of a stack, on the CPU: stored, or trained now and then stored.
+        """The last state of every seed of a stack, on the CPU: stored, or trained now and then stored.
+
+        One that diverged (`TrainState.failure`) is returned too, and leaves no file.
 
         Args:
             work: The stack.
@@ -66,30 +69,35 @@ class Trainer:
                 found[training.seed] = state
         missing = {training.seed: training for training in work.stack.trainings if training.seed not in found}
         if missing:
-            trained = self.train(work.stack, missing, data)
-            for index, seed in enumerate(trained.seeds):
-                content = to_bytes(trained, index, moments=False)
-                self.save("weights", missing[seed], content)
-                self.store.remove_training("checkpoints", missing[seed].id)
-                found[seed] = from_bytes(content)
+            for trained in self.train(work.stack, missing, data):
+                for index, seed in enumerate(trained.seeds):
+                    content = to_bytes(trained, index, moments=False)
+                    found[seed] = from_bytes(content)
+                    if found[seed].failure() is None:
+                        self.save("weights", missing[seed], content)
+                    self.store.remove_training("checkpoints", missing[seed].id)
         return found
 
     def train(
         self, whole: Stack, trainings: Mapping[int, Training], data: Mapping[DataSetting, PosGenData]
-    ) -> TrainState:
+    ) -> list[TrainState]:
         """Trains several seeds together; those that are behind (a kill may come between their files) catch up first.
 
         Args:
             whole: Table, and what to validate with.
             trainings: By seed.
             data: Of all of them.
+
+        Returns:
+            The state of those that came to the end, and before it those of seeds that diverged while catching up.
         """
         states = sorted((self.begun(training) for training in trainings.values()), key=lambda state: state.epoch)
         groups = [stack(list(group)) for _, group in groupby(states, key=lambda state: state.epoch)]
-        while True:
+        ended: list[TrainState] = []
+        while groups:
             behind, until = groups.pop(0), groups[0].epoch if groups else self.plan.spec.epochs
             watch = _Watch(self, [trainings[seed] for seed in behind.seeds], len(whole.tables))
-            seeds, epochs = count_seeds(len(behind.seeds)), f"epochs {behind.epoch + 1} … {until}"
+            seeds, epochs = name_seeds(behind.seeds), f"epochs {behind.epoch + 1} … {until}"
             self.progress.stage(f"{whole.title} · {seeds}, {epochs}", watch.num_passes(behind.epoch, until), "step")
             state = train(
                 self.plan.config,
@@ -103,9 +111,11 @@ class Trainer:
                 watch=watch,
                 until=until,
             )
-            if not groups:
-                return state
-            groups[0] = stack([state, groups[0]])
+            if not groups or state.epoch < until:  # before its time: all of them diverged
+                ended.append(state)
+            else:
+                groups[0] = stack([state, groups[0]])
+        return ended
 
     def begun(self, training: Training) -> TrainState:
         """Where a training stands."""
@@ -161,6 +171,6 @@ class _Watch(Watch):
         self._saved = time.monotonic()
 
 
-def count_seeds(number: int) -> str:
-    """`1 seed`, `5 seeds`."""
-    return f"{number} seed{'' if number == 1 else 's'}"
+def name_seeds(seeds: Sequence[int]) -> str:
+    """`seed 3`, `5 seeds`."""
+    return f"seed {seeds[0]}" if len(seeds) == 1 else f"{len(seeds)} seeds"

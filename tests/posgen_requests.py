@@ -32,7 +32,9 @@ TINY = {
 
 
 def tiny_request(**changes):
-    return PosGenSpec(**(TINY | changes))
+    """Seeds are stacked unless it is said otherwise, as on a GPU."""
+    fields = TINY | changes
+    return PosGenSpec(**({"stack": fields["seeds"] > 1 or None} | fields))
 
 
 def carry_out(spec, store, told=None, **options):

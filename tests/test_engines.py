@@ -14,7 +14,7 @@ import transformers
 from known import log_position
 from slow_start import PASS_S, SlowStart
 
-from longeval import cells
+from longeval import setups
 from longeval.backends import vllm_options
 from longeval.backends.base import BackendError
 from longeval.backends.fake import FakeBackend
@@ -31,7 +31,7 @@ from longeval.spec.engine import OWNED, parse_vllm_args
 
 @pytest.fixture(autouse=True)
 def as_if_installed(monkeypatch):
-    monkeypatch.setattr(cells, "check_installed", lambda: None)
+    monkeypatch.setattr(setups, "check_installed", lambda: None)
 
 
 def spec(**changes):
@@ -56,7 +56,9 @@ def test_an_option_given_twice():
 
 @pytest.mark.parametrize("name", ["max_model_len", "hf_overrides", "dtype", "seed", "load_format", "disable_log_stats"])
 def test_options_that_other_flags_decide(name):
-    with pytest.raises(LongEvalError, match=OWNED[name].split()[0]):
+    flag, _, why = OWNED[name].partition(": ")
+    told = f"--vllm-arg {name}: " + (f"can't be changed .{why}." if why else f"is set by {flag.split()[0]}")
+    with pytest.raises(LongEvalError, match=told):
         parse_vllm_args([f"{name}=1"])
     with pytest.raises(LongEvalError, match=name):
         spec_from_mapping({"model": "m", "pe": "none", "lengths": "4k", "vllm_args": {name: 1}}, origin="f.yaml")
@@ -159,6 +161,16 @@ def test_up_to_the_native_length_no_pin_is_needed(request_spec):
 def test_a_pin_that_nothing_heeds(request_spec):
     with pytest.raises(LongEvalError, match="--pin-length 96: would be ignored"):
         plan_ppl(request_spec(pe=("yarn",), backend="vllm", pin_length=96))
+
+
+def test_a_pin_that_is_shorter_than_a_window_is_told(request_spec):
+    def told(pin):
+        notes = plan_ppl(request_spec(pe=("none", "dynamic_ntk"), backend="vllm", pin_length=pin)).notes
+        return [note for note in notes if "--pin-length" in note]
+
+    (note,) = told(96)
+    assert "--pin-length 96: is shorter than the longest window, 128;" in note and note.endswith("(dynamic_ntk)")
+    assert not told(128)
 
 
 def test_options_that_decide_nothing_are_no_part_of_a_cell(request_spec):
@@ -351,9 +363,9 @@ def test_a_model_that_can_see_is_refused_when_planned(request_spec, with_config)
     text = SMALL | {"layer_types": ["sliding_attention", "full_attention"]}
     folder = with_config(transformers.Gemma3Config(text_config=text, architectures=["Gemma3ForConditionalGeneration"]))
     assert plan_ppl(request_spec(model=(folder,))).cells
-    with pytest.raises(LongEvalError, match=r"--backend vllm: .* can also see or hear") as caught:
+    with pytest.raises(LongEvalError, match=r"--model .*: can also see or hear") as caught:
         plan_ppl(request_spec(model=(folder,), backend="vllm"))
-    assert caught.value.remedy == "Use --backend hf."
+    assert "--backend hf" in caught.value.remedy
 
 
 def test_queries_that_grow_with_their_position_are_refused_when_planned(request_spec, with_config):
@@ -362,7 +374,7 @@ def test_queries_that_grow_with_their_position_are_refused_when_planned(request_
 
     growing = folder(llama_4_scaling_beta=0.1)
     assert plan_ppl(request_spec(model=(growing,))).cells
-    with pytest.raises(LongEvalError, match=r"--backend vllm: .*llama_4_scaling_beta.*another model"):
+    with pytest.raises(LongEvalError, match=r"--model .*llama_4_scaling_beta.*another model"):
         plan_ppl(request_spec(model=(growing,), backend="vllm"))
     assert plan_ppl(request_spec(model=(folder(llama_4_scaling_beta=0.0),), backend="vllm")).cells
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from posgen_requests import carry_out, tiny_request
 from torch.utils.flop_counter import FlopCounterMode
 
 from longeval.estimate_posgen import (
+    RUNTIME_BYTES,
     estimate,
     forward_flops,
     memory_bytes,
@@ -88,6 +91,11 @@ def test_an_estimate_counts_what_is_left(store):
     whole = estimate(plan, pending(plan, store).work)
     assert (whole.cells, whole.trainings, whole.stacks) == (16, 8, 4)
     assert whole.seconds == pytest.approx(whole.flops / whole.rate) and whole.rate > 1e6
+    apart = plan_posgen(dataclasses.replace(spec, stack=False))
+    alone = estimate(apart, pending(apart, store).work)
+    assert (alone.cells, alone.trainings, alone.stacks) == (16, 8, 8)
+    assert alone.flops == pytest.approx(whole.flops)
+    assert 2 * (alone.memory_bytes - RUNTIME_BYTES) == whole.memory_bytes - RUNTIME_BYTES
     carry_out(tiny_request(pe=("none",)), store)
     rest = estimate(plan, pending(plan, store).work)
     assert (rest.cells, rest.trainings, rest.stacks) == (14, 6, 3)

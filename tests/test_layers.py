@@ -25,6 +25,7 @@ LAYERS = (
     {"plan", "plan_tasks", "plan_posgen"},
     {"task_cells", "cells_posgen"},
     {"cells", "cost"},
+    {"setups"},
     {"evals", "posgen"},
     {"tasks"},
     {"backends"},

@@ -7,13 +7,15 @@ import json
 
 import numpy as np
 import pytest
+import typer.main
 from known import log_position
 from tiny import save_tiny_llama
 
-from longeval import cells
+from longeval import setups
+from longeval.backends import vllm_options
 from longeval.backends.fake import FakeBackend
 from longeval.cli import parity as shown
-from longeval.cli.app import run_app
+from longeval.cli.app import app, run_app
 from longeval.cli.progress import RunProgress
 from longeval.doctor import parity as module
 from longeval.doctor.parity import parity
@@ -23,7 +25,12 @@ from longeval.plan import plan_ppl
 
 @pytest.fixture(autouse=True)
 def as_if_installed(monkeypatch):
-    monkeypatch.setattr(cells, "check_installed", lambda: None)
+    monkeypatch.setattr(setups, "check_installed", lambda: None)
+    monkeypatch.setattr(vllm_options, "check_installed", lambda needed_by: None)
+
+
+def planned(folder, **asked):
+    return shown._plan(shown.Asked(model=str(folder), **asked))
 
 
 @pytest.fixture
@@ -127,7 +134,8 @@ def test_vllm_reads_the_window_in_chunks(tiny_llama):
     assert module.in_chunks(1024, {"max_num_seqs": 512})["max_num_batched_tokens"] == 512
     given = {"max_num_batched_tokens": 2048, "max_num_seqs": 2, "enforce_eager": True}
     assert module.in_chunks(1024, given) == given
-    plan = shown._plan(str(tiny_llama), None, None, "300", None, ["enforce_eager=true"])
+    plan, notes = planned(tiny_llama, length="300", vllm_arg=["enforce_eager=true"])
+    assert notes == []
     assert plan.spec.vllm_args == {"max_num_seqs": 8, "max_num_batched_tokens": 100, "enforce_eager": True}
 
 
@@ -144,9 +152,61 @@ def test_what_depends_on_length_is_compared_at_the_one_that_is_asked(tmp_path, p
     if settings:
         rope["original_max_position_embeddings"] = 64
     folder = save_tiny_llama(tmp_path / "tiny", rope_parameters=rope, max_position_embeddings=256 if settings else 64)
-    plan = shown._plan(str(folder), pe, None, "200", None, [])
+    plan, notes = planned(folder, pe=pe, length="200")
     assert plan.spec.pin_length == pinned
+    assert notes == (
+        [] if pinned is None else [f"{pe}: another table at every length; both have that at 200 tokens here"]
+    )
     assert all(group.static for job in plan.jobs for group in job.groups)
+
+
+def test_every_flag_reaches_the_comparison(tiny_llama):
+    asked = shown.Asked(
+        model=str(tiny_llama),
+        pe="dynamic_yarn,none",
+        length="200",
+        factor="3",
+        native="32",
+        pe_arg=["dynamic_yarn.beta_fast=16"],
+        scale_from="shipped",
+        layers="all",
+        pin_length="100",
+        vllm_arg=["enforce_eager=true"],
+        dtype="bfloat16",
+        device="cpu",
+        revision="v2",
+        trust_remote_code=True,
+    )
+    spec = shown._spec(asked, asked.model)
+    assert (spec.pe, spec.lengths, spec.factor, spec.native) == (("dynamic_yarn", "none"), (200,), 3.0, 32)
+    assert spec.pe_args == {"dynamic_yarn": {"beta_fast": 16}}
+    assert (spec.scale_from, spec.layers, spec.pin_length) == ("shipped", "all", 100)
+    assert (spec.dtype, spec.device, spec.revision, spec.trust_remote_code) == ("bfloat16", "cpu", "v2", True)
+    assert spec.vllm_args["enforce_eager"] is True
+    with pytest.raises(LongEvalError, match=r"--revision v2: .* is not on the hub"):
+        shown._plan(asked)
+    with pytest.raises(LongEvalError, match="--scale-from shipped: would be ignored"):
+        shown._plan(dataclasses.replace(asked, revision=None))
+    plan, notes = shown._plan(dataclasses.replace(asked, revision=None, scale_from=None, layers=None))
+    assert notes == ["dynamic_yarn: another table at every length; both have that at 100 tokens here"]
+    (group,) = [group for job in plan.jobs for group in job.groups if group.cells[0].pe.base == "dynamic_yarn"]
+    params = group.cells[0].params
+    assert (params["native_length"], params["pin_length"], params["method"]["beta_fast"]) == (32, 100, 16)
+
+
+def test_a_pin_that_nothing_heeds(tiny_llama):
+    with pytest.raises(LongEvalError, match="--pin-length 100: would be ignored"):
+        planned(tiny_llama, pe="yarn", pin_length="100")
+
+
+def test_what_a_table_is_of_is_said_on_stderr(monkeypatch, capsys, tiny_llama):
+    monkeypatch.setattr(module, "load_backend", lambda model: Fake())
+    monkeypatch.setattr(module, "backend_of", lambda spec: lambda model: Fake())
+    line = ["doctor", "--parity", "--model", str(tiny_llama), "--pe", "dynamic_ntk", "--length", "200", "--json", "-"]
+    assert run_app(line) == 0
+    out, err = capsys.readouterr()
+    assert len(json.loads(out)) == 1
+    assert "longeval: dynamic_ntk: another table at every length; both have that at 200 tokens here" in err
 
 
 def test_a_window_whose_half_can_be_continued(plan, monkeypatch, capsys, tiny_llama):
@@ -160,7 +220,7 @@ def test_a_window_whose_half_can_be_continued(plan, monkeypatch, capsys, tiny_ll
 
 def test_what_is_printed(plan, monkeypatch, capsys, tiny_llama):
     monkeypatch.setattr(module, "load_backend", lambda model: Fake())
-    monkeypatch.setattr(shown, "_plan", lambda *rest: plan)
+    monkeypatch.setattr(shown, "_plan", lambda asked: (plan, []))
     for backend, status, said in ((Fake(), 0, "the same within"), (Fake(swap=True, answer="says no"), 3, "different:")):
         monkeypatch.setattr(module, "backend_of", lambda spec, backend=backend: lambda model: backend)
         assert run_app(["doctor", "--parity", "--model", str(tiny_llama)]) == status
@@ -172,7 +232,7 @@ def test_what_is_printed(plan, monkeypatch, capsys, tiny_llama):
 
 def test_json(plan, monkeypatch, capsys, tiny_llama):
     monkeypatch.setattr(module, "load_backend", lambda model: Fake())
-    monkeypatch.setattr(shown, "_plan", lambda *rest: plan)
+    monkeypatch.setattr(shown, "_plan", lambda asked: (plan, []))
     monkeypatch.setattr(module, "backend_of", lambda spec: lambda model: Fake())
     assert run_app(["doctor", "--parity", "--model", str(tiny_llama), "--json", "-"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -180,18 +240,43 @@ def test_json(plan, monkeypatch, capsys, tiny_llama):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--parity"], ["--pe", "yarn"], ["--model", "m"], ["--vllm-arg", "a=1"], ["--parity", "--model", "m"]]
-)
-def test_wrong_requests(arguments, capsys):
+    ("arguments", "said"),
+    [
+        (["--parity"], "--parity: no model is named. Add --model"),
+        (["--parity", "--model", "m"], "m"),
+        *(
+            ([flag, *value], f"{flag}: would be ignored without --parity")
+            for flag, *value in (
+                ("--model", "m"), ("--pe", "yarn"), ("--length", "1k"), ("--factor", "2"), ("--native", "1k"),
+                ("--pe-arg", "yarn.beta_fast=16"), ("--scale-from", "plain"), ("--layers", "all"),
+                ("--pin-length", "1k"), ("--vllm-arg", "a=1"), ("--dtype", "float32"), ("--device", "cpu"),
+                ("--revision", "main"), ("--trust-remote-code",),
+            )
+        ),
+    ],
+)  # fmt: skip
+def test_wrong_requests(arguments, said, capsys):
     assert run_app(["doctor", *arguments]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert said in err
 
 
 def test_no_model_is_looked_at_where_vllm_is_missing(monkeypatch, capsys, tiny_llama):
-    def missing():
-        raise LongEvalError("--backend vllm: vLLM isn't installed", "Install it.")
-
-    monkeypatch.setattr(cells, "check_installed", missing)
-    monkeypatch.setattr(shown, "_rope", lambda model: pytest.fail("looked at"))
+    monkeypatch.undo()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(shown, "_rope", lambda model, spec: pytest.fail("looked at"))
     assert run_app(["doctor", "--parity", "--model", str(tiny_llama)]) == 2
-    assert "isn't installed" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "--parity: vLLM isn't installed" in said
+    assert "--backend" not in said
+
+
+def test_shared_options_stand_in_a_panel_of_their_own_here_alone():
+    here = {parameter.name: parameter for parameter in typer.main.get_command(app).commands["doctor"].params}
+    assert {parameter.rich_help_panel for name, parameter in here.items() if name not in ("parity", "json_path")} == {
+        "With --parity"
+    }
+    assert here["scale_from"].show_default == "plain"
+    there = {parameter.name: parameter for parameter in typer.main.get_command(app).commands["ppl"].params}
+    assert (there["scale_from"].rich_help_panel, there["scale_from"].show_default) == ("Methods", True)

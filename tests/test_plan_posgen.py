@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from posgen_requests import tiny_request
 
+from longeval import plan_posgen as plan_module
 from longeval.errors import LongEvalError
-from longeval.plan_posgen import model_config, plan_posgen, train_setting
+from longeval.plan_posgen import data_setting, model_config, plan_posgen, train_setting
+from longeval.posgen.data import DataSetting
 from longeval.posgen.model import ModelConfig
 from longeval.posgen.train import TrainSetting
 from longeval.spec import PosGenSpec, preset_fields
@@ -104,6 +106,65 @@ def test_what_decides_evaluation_alone_decides_the_cell_and_not_the_training():
     assert same == one
 
 
+def test_weights_of_another_algorithm_are_others(monkeypatch):
+    (one,) = plan_posgen(tiny_request(pe=("yarn",), seeds=1)).cells
+    monkeypatch.setattr(plan_module, "ALGORITHM", plan_module.ALGORITHM + 1)
+    (other,) = plan_posgen(tiny_request(pe=("yarn",), seeds=1)).cells
+    assert one.training.id != other.training.id and one.id != other.id
+
+
+def test_seeds_one_after_another_are_the_same_cells_and_trainings():
+    request = {"pe": ALL, "regimes": ("trained", "swapped"), "seeds": 3}
+    together = plan_posgen(tiny_request(**request, stack=True))
+    apart = plan_posgen(tiny_request(**request, stack=False))
+    assert (together.stacked, apart.stacked) == (True, False)
+    assert apart.cells == together.cells and sorted(apart.trainings, key=repr) == sorted(together.trainings, key=repr)
+    assert [[training.seed for training in stack.trainings] for stack in together.stacks] == [[0, 1, 2]] * 4
+    assert [[training.seed for training in stack.trainings] for stack in apart.stacks] == [[0], [1], [2]] * 4
+    # What is made from a training stays with it: of `none`, itself in both regimes and the swapped yarn.
+    assert [(e.pe.canonical, e.regime, e.seeds) for e in apart.stacks[1].evaluations] == [
+        ("none", "trained", (1,)),
+        ("none", "swapped", (1,)),
+        ("yarn", "swapped", (1,)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("device", "stack", "expected"),
+    [("cpu", None, False), ("cpu", True, True), ("cuda:1", None, True), ("mps", None, True), ("cuda", False, False)],
+)
+def test_the_device_decides_whether_seeds_are_stacked_unless_it_is_asked_for(device, stack, expected, monkeypatch):
+    monkeypatch.setattr(plan_module, "resolve_device", lambda name: device)
+    plan = plan_posgen(tiny_request(stack=stack))
+    assert plan.stacked is expected
+    assert [len(stack.trainings) for stack in plan.stacks] == ([2, 2] if expected else [1, 1, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("request_", "reads"),
+    [
+        ({"pe": ("none", "resonance")}, False),
+        ({"pe": ("none", "resonance"), "regimes": ("trained", "swapped")}, False),
+        ({"pe": ("pi",), "factor": 4.0}, False),
+        ({"pe": ("abf",), "pe_args": {"abf": {"base": 500000.0}}}, False),
+        ({"pe": ("pi",)}, True),
+        ({"pe": ("yarn",), "factor": 4.0}, True),
+        ({"pe": ("none", "resonance_yarn"), "regimes": ("swapped",)}, True),
+        ({"pe": ("dynamic_ntk",)}, True),
+        ({"pe": ("resonance_dynamic_yarn",)}, True),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("native", [12, 100])
+def test_a_native_length_that_no_method_reads_is_refused(request_, reads, native):
+    spec = tiny_request(**request_, native=native, seeds=1)
+    if reads:
+        assert plan_posgen(spec).cells[0].params["native_length"] == native
+    else:
+        with pytest.raises(LongEvalError, match=rf"--native {native}: would be ignored.*--pe {spec.pe[0]}"):
+            plan_posgen(spec)
+
+
 def test_seeds_have_data_of_their_own_unless_one_is_asked_for():
     seeds = [training.data.seed for training in plan_posgen(tiny_request(seeds=3)).stacks[0].trainings]
     assert seeds == [0, 1, 2]
@@ -149,12 +210,10 @@ def test_the_spec_reaches_model_and_schedule_whole():
                 assert getattr(made, item.name) == getattr(spec, item.name), item.name
 
 
-def test_defaults_of_the_request_are_those_of_the_model_and_the_schedule():
+def test_defaults_of_the_request_are_those_of_data_model_and_schedule():
     assert model_config(PosGenSpec()) == ModelConfig()
-    ours, theirs = train_setting(PosGenSpec()), TrainSetting()
-    assert dataclasses.replace(ours, validate_every=1, checkpoint_every=1) == dataclasses.replace(
-        theirs, validate_every=1, checkpoint_every=1
-    )
+    assert train_setting(PosGenSpec()) == TrainSetting(checkpoint_every=1)
+    assert data_setting(PosGenSpec(), "cot", 0) == DataSetting(task="cot")
 
 
 def test_params_say_what_a_reader_needs():
@@ -199,5 +258,5 @@ def test_a_note_says_where_nothing_is_stretched():
 @pytest.mark.parametrize("preset", ["full", "smoke"])
 def test_presets_can_be_planned(preset):
     plan = plan_posgen(PosGenSpec(**preset_fields(preset, {"device": "cpu"})))
-    assert len(plan.stacks) == {"full": 12, "smoke": 4}[preset]
+    assert len(plan.stacks) == {"full": 60, "smoke": 4}[preset]
     assert len(plan.cells) == {"full": 60, "smoke": 8 * plan.spec.seeds}[preset]

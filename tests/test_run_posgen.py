@@ -17,6 +17,7 @@ from longeval import train_posgen
 from longeval.plan_posgen import plan_posgen
 from longeval.posgen.checkpoint import from_bytes
 from longeval.posgen.data import generate
+from longeval.posgen.evaluate import evaluate
 from longeval.posgen.model import forward, model_inputs
 from longeval.posgen.tables import cos_sin
 from longeval.posgen.train import train
@@ -193,6 +194,81 @@ def test_weights_are_those_of_the_seed_alone(whole):
     assert same_weights(weights_of(store, training.id), alone.weights, rtol=1e-4, atol=1e-5)
 
 
+def test_seeds_one_after_another_give_what_stacked_ones_give(store, whole):
+    told = Told()
+    apart = carry_out(tiny_request(pe=ALL, regimes=BOTH, stack=False), store, told)
+    stacked_store, _, stacked = whole
+    assert [cost for *_, cost in told.advanced] == pytest.approx(told.costs)
+    trainings = [what for what, _, noun in told.stages if noun == "step"]
+    assert trainings[:2] == [f"cot, trained with none · seed {seed}, epochs 1 … 4" for seed in (0, 1)]
+    assert len(trainings) == 8
+    for training in plan_posgen(tiny_request(pe=ALL, regimes=BOTH)).trainings:
+        one, other = (weights_of(folder, training.id) for folder in (store, stacked_store))
+        assert same_weights(one, other, rtol=1e-4, atol=1e-5)
+    for one, other in zip(apart.records, stacked.records, strict=True):
+        assert (one.cell, one.metric, one.rope_digest) == (other.cell, other.metric, other.rope_digest)
+        assert one.value == pytest.approx(other.value, abs=0.05)  # a token in 56 may be another by rounding
+        assert (one.params.pop("stacked"), other.params["stacked"]) == (1, 2)
+        assert one.params == {name: value for name, value in other.params.items() if name != "stacked"}
+        losses = [folder.curves(one.cell).valid_loss_ood for folder in (store, stacked_store)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_a_seed_alone_is_stored_before_the_next_begins(store, often, trained):
+    request = tiny_request(pe=("none",), regimes=BOTH, seeds=3, stack=False)
+    with pytest.raises(KeyboardInterrupt):
+        carry_out(request, store, Told(interrupt=14 + 1 + 8))  # 12 steps, 2 validations; an evaluation; in epoch 3
+    assert [cell.records[0].params["seed"] for cell in store.cells()] == [0, 0]
+    trained.clear()
+    result = carry_out(request, store)
+    assert (result.computed, result.reused, result.failed) == (4, 2, 0)
+    assert trained == [((1,), 2, 4), ((2,), 0, 4)]
+    assert all(store.has_training("weights", training.id) for training in plan_posgen(request).trainings)
+
+
+def test_a_training_goes_on_stacked_or_alone_whichever_way_it_began(store, often, trained, whole):
+    request = {"pe": ("yarn",), "seeds": 2}
+    with pytest.raises(KeyboardInterrupt):
+        carry_out(tiny_request(**request, stack=True), store, Told(interrupt=9))
+    result = carry_out(tiny_request(**request, stack=False), store)
+    assert trained == [((0, 1), 0, 4), ((0,), 2, 4), ((1,), 2, 4)]
+    assert {record.params["stacked"] for record in result.records} == {2}, "of the first epochs"
+    for training in plan_posgen(tiny_request(**request)).trainings:
+        assert same_weights(weights_of(store, training.id), weights_of(whole[0], training.id), rtol=1e-4, atol=1e-5)
+
+
+def test_time_is_that_of_the_passes_that_served_a_cell(store, monkeypatch):
+    clock = [0.0]
+
+    class Clock:
+        @staticmethod
+        def perf_counter():
+            return clock[0]
+
+    def slow(config, setting, data, seeds, *arguments, **options):
+        clock[0] += 100 * len(seeds)
+        return train(config, setting, data, seeds, *arguments, **options)
+
+    def timed(*arguments, **options):
+        clock[0] += 1
+        return evaluate(*arguments, **options)
+
+    monkeypatch.setattr(run_module, "time", Clock)
+    monkeypatch.setattr(train_posgen, "train", slow)
+    monkeypatch.setattr(run_module, "evaluate", timed)
+
+    def seconds(spec, folder):
+        return {(r.pe, r.params["seed"]): r.elapsed_s for r in carry_out(spec, Store(f"{store.path}-{folder}")).records}
+
+    both = {"pe": ("none", "yarn"), "regimes": ("swapped",)}
+    assert set(seconds(tiny_request(**both, stack=True), "together").values()) == {201.0}
+    assert set(seconds(tiny_request(**both, stack=False), "apart").values()) == {101.0}
+    assert set(seconds(tiny_request(**both | {"pe": ("none",)}, stack=False), "later").values()) == {101.0}
+    later = seconds(tiny_request(**both, stack=False), "later")
+    # From weights that were there; and once more on the validation sequences, which its training didn't see with it.
+    assert later == {("none", 0): 101.0, ("none", 1): 101.0, ("yarn", 0): 2.0, ("yarn", 1): 2.0}
+
+
 def test_what_is_stored_is_not_computed_again(store, trained):
     first = carry_out(tiny_request(), store)
     again = carry_out(tiny_request(), store)
@@ -291,6 +367,31 @@ def test_fresh_passes_over_what_is_stored(store, trained):
     assert (again.computed, again.reused) == (1, 0)
     assert trained == [((0,), 0, 4)] * 2
     assert [cost for *_, cost in told.advanced] == pytest.approx(told.costs) and told.steps() == 12
+
+
+def test_a_fresh_start_that_was_killed_does_not_go_on_with_what_was_there_before(store, often, trained):
+    request = tiny_request(pe=("none", "yarn"), stack=False)
+    carry_out(request, store)
+    ids = [training.id for training in plan_posgen(request).trainings]
+    store.save_training("checkpoints", ids[3], store.training("weights", ids[3]))  # as an earlier kill may leave it
+    with pytest.raises(KeyboardInterrupt):
+        carry_out(request, store, Told(interrupt=8), fresh=True)  # in the third epoch of the first
+    assert [store.has_training("weights", training) for training in ids] == [False] * 4
+    assert [store.has_training("checkpoints", training) for training in ids] == [True, False, False, False]
+    for cell in list(store.cells()):  # so that all of them are to be made again
+        store._fs.rm_file(store._at("cells", f"{cell.cell}.json"))
+    trained.clear()
+    carry_out(request, store)
+    assert trained == [((0,), 2, 4), ((1,), 0, 4), ((0,), 0, 4), ((1,), 0, 4)]
+
+
+def test_a_fresh_start_that_writes_nothing_leaves_all_as_it_was(store, monkeypatch):
+    request = tiny_request(pe=("none",), seeds=1)
+    carry_out(request, store)
+    (training,) = plan_posgen(request).trainings
+    with pytest.raises(KeyboardInterrupt):
+        carry_out(request, store, Told(interrupt=2), fresh=True)
+    assert store.has_training("weights", training.id)
 
 
 def test_the_last_epoch_has_losses_whether_or_not_its_turn_comes(store):

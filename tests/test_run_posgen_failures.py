@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
 import torch
-from posgen_requests import carry_out, tiny_request
+from posgen_requests import Told, carry_out, tiny_request
 
+from longeval import run_posgen as run_module
 from longeval import train_posgen
 from longeval.errors import LongEvalError
+from longeval.plan_posgen import plan_posgen
+from longeval.posgen.checkpoint import to_bytes
+from longeval.posgen.evaluate import evaluate
+from longeval.posgen.state import initial_state
 from longeval.posgen.train import train
 from longeval.run_posgen import check_settings
 from longeval.store import Store
@@ -44,6 +50,7 @@ def test_a_cell_that_failed_after_it_had_been_done_is_done_again(store, monkeypa
 
     monkeypatch.setattr(train_posgen, "train", fail)
     assert carry_out(tiny_request(pe=("none",), seeds=1), store, fresh=True).failed == 1
+    monkeypatch.setattr(train_posgen, "train", train)
     mended = carry_out(tiny_request(pe=("none",), seeds=1), store)
     assert (mended.computed, mended.failed) == (1, 0)
 
@@ -54,7 +61,11 @@ def test_out_of_memory_says_how_many_seeds_it_was(store, monkeypatch):
 
     monkeypatch.setattr(train_posgen, "train", full)
     result = carry_out(tiny_request(pe=("none",)), store)
-    assert result.records[0].error == "out of memory with 2 seeds at once: all gone"
+    assert result.records[0].error == (
+        "out of memory with 2 seeds at once (--no-stack trains them one after another): all gone"
+    )
+    alone = carry_out(tiny_request(pe=("yarn",), stack=False), store)
+    assert alone.records[0].error == "out of memory: all gone"
 
 
 def test_a_seed_that_diverges_fails_alone(store, monkeypatch):
@@ -66,14 +77,67 @@ def test_a_seed_that_diverges_fails_alone(store, monkeypatch):
     monkeypatch.setattr(train_posgen, "train", spoil_one)
     result = carry_out(tiny_request(pe=("none",)), store)
     assert [(r.params["seed"], r.status) for r in result.records] == [(0, "ok")] * 3 + [(1, "failed")]
-    assert result.records[-1].error == "the loss is nan at position 4 of the test"
+    assert result.records[-1].error == (
+        "the training diverged: its weights are no finite numbers after epoch 4; no weights of it are kept; "
+        "a lower --lr or a longer --warmup may help"
+    )
     assert not store.has_curves(result.records[-1].cell)
 
 
+def test_weights_of_a_training_that_diverged_are_not_used_again(store, monkeypatch):
+    fine, lost = (training.id for training in plan_posgen(tiny_request(pe=("none",))).trainings)
+
+    def spoil_one(config, setting, data, seeds, table, **options):
+        state = train(config, setting, data, seeds, table, **options)
+        state.weights["embedding"][1] = math.nan
+        return state
+
+    monkeypatch.setattr(train_posgen, "CHECKPOINT_EVERY_S", 0.0)
+    monkeypatch.setattr(train_posgen, "train", spoil_one)
+    carry_out(tiny_request(pe=("none",)), store)
+    assert store.has_training("weights", fine) and not store.has_training("weights", lost)
+    assert not store.has_checkpoints()
+    monkeypatch.setattr(train_posgen, "train", train)
+    told = Told()
+    again = carry_out(tiny_request(pe=("none",)), store, told)
+    assert (again.failed, again.computed, again.reused) == (0, 1, 1) and told.steps() == 12
+    assert [what for what, _, noun in told.stages if noun == "step"] == [
+        "cot, trained with none · seed 1, epochs 1 … 4"
+    ]
+
+
+def test_a_test_loss_that_is_no_number_is_said_of_sound_weights(store, monkeypatch):
+    def overflow(*arguments, **options):
+        return [dataclasses.replace(one, loss_P=one.loss_P * math.inf) for one in evaluate(*arguments, **options)]
+
+    monkeypatch.setattr(run_module, "evaluate", overflow)
+    result = carry_out(tiny_request(pe=("none",), seeds=1), store)
+    assert result.records[0].error == "the loss is inf at position 4 of the test"
+
+
 def test_a_training_whose_loss_is_no_number_says_when(store):
-    result = carry_out(tiny_request(pe=("none",), seeds=1, lr=1e30), store)
-    assert result.records[0].status == "failed"
-    assert result.records[0].error.startswith("the training diverged: its loss is ")
+    told = Told()
+    result = carry_out(tiny_request(pe=("none",), regimes=BOTH, stack=False, lr=1e30), store, told)
+    assert [(record.status, record.params["seed"]) for record in result.records] == [("failed", 0), ("failed", 1)] * 2
+    assert result.records[0].error.startswith("the training diverged: its loss is nan in epoch 1; no weights of it are")
+    assert told.steps() == 2 * 3, "there is no use in its other epochs"
+    assert not list(store._fs.glob(f"{store._root}/weights/*")) and not store.has_checkpoints()
+
+
+def test_a_seed_that_diverges_while_it_catches_up_leaves_the_others_alone(store, monkeypatch):
+    request = tiny_request(pe=("none",))
+    (whole,) = plan_posgen(request).stacks
+    ahead, behind = whole.trainings
+    monkeypatch.setattr(train_posgen, "CHECKPOINT_EVERY_S", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        carry_out(request, store, Told(interrupt=9))
+    broken = initial_state(plan_posgen(request).config, (behind.seed,), "cpu")
+    broken.weights["embedding"][0, 0, 0] = math.inf
+    store.save_training("checkpoints", behind.id, to_bytes(broken))
+    result = carry_out(request, store)
+    assert [(r.params["seed"], r.status) for r in result.records] == [(0, "ok")] * 3 + [(1, "failed")]
+    assert "its loss is nan in epoch 1" in result.records[-1].error
+    assert store.has_training("weights", ahead.id) and not store.has_training("weights", behind.id)
 
 
 def test_a_request_that_cannot_run_ends_before_anything_is_written(tmp_path, monkeypatch):

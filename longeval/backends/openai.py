@@ -22,13 +22,14 @@ import numpy.typing as npt
 from longeval.backends.base import ChoiceScore, ChoicesRequest, GenerateRequest, Generation
 from longeval.backends.ending import Ending
 from longeval.backends.openai_answers import ended
-from longeval.backends.openai_client import Client, RefusedError
+from longeval.backends.openai_client import ANSWER_S, Client, RefusedError
 from longeval.backends.openai_dialect import COMPLETIONS, Body, Dialect, choice_of
 from longeval.backends.openai_pool import in_flight
 from longeval.backends.openai_served import find_model
 from longeval.backends.prompt_order import order_prompts
 from longeval.errors import LongEvalError
 from longeval.rope.base import RopeTable
+from longeval.spec import format_length
 
 MOST_STOPS = 4
 """Stop texts that the interface takes (vLLM 0.32 refuses a fifth); the others are found when the answer is here."""
@@ -64,7 +65,7 @@ class OpenAIBackend:
         tokenizer: Any,
         api_key: str | None = None,
         model: str | None = None,
-        timeout_s: float = 600.0,
+        timeout_s: float = ANSWER_S,
         concurrency: int = 16,
     ) -> None:
         assert timeout_s > 0 and concurrency >= 1
@@ -177,8 +178,8 @@ class OpenAIBackend:
     def _too_long(self, what: str) -> LongEvalError:
         return LongEvalError(
             f"--lengths {self._length}: {what}",
-            "Ask for shorter --lengths, or start the server with a greater length (vLLM: --max-model-len, at least one "
-            "token more than the window).",
+            f"Ask for shorter --lengths, or start the server with more room: longeval serve --length "
+            f"{format_length(self._length)}, or vLLM's --max-model-len {self._length + 1}.",
         )
 
     def _post(self, body: Body, stop: threading.Event | None = None) -> Body:

@@ -24,6 +24,8 @@ FIRST_WAIT_S = 0.5
 LONGEST_WAIT_S = 8.0
 CONNECT_S = 10.0
 """How long a connection may take."""
+ANSWER_S = 600.0
+"""How long an answer may take: a long prompt on a busy server."""
 LOOK_S = 30.0
 """How long a GET may take."""
 MOST_SAID = 300

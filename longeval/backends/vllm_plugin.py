@@ -10,15 +10,14 @@ is built differently our types stay unknown, and `--backend vllm` says so when i
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import logging
 import multiprocessing
 import os
-import signal
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any
+
+from longeval.backends.vllm_parent import die_with_parent
 
 logger = logging.getLogger(__name__)
 
@@ -54,12 +53,8 @@ def _belong_to_parent(log: str) -> None:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)
-    if sys.platform == "linux":
-        die_with_parent = 1  # PR_SET_PDEATHSIG
-        parent = multiprocessing.parent_process()
-        ctypes.CDLL(None).prctl(die_with_parent, signal.SIGKILL)
-        if parent is not None and os.getppid() != parent.pid:  # it died before we asked
-            os.kill(os.getpid(), signal.SIGKILL)
+    parent = multiprocessing.parent_process()
+    die_with_parent(None if parent is None else parent.pid)
 
 
 def _get_rope(original: Callable[..., Any]) -> Callable[..., Any]:

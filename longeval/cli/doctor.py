@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from longeval.cli import options
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -20,16 +22,25 @@ def doctor(
     parity: Annotated[
         bool, typer.Option("--parity", help="Instead: does vLLM compute what transformers computes? Needs --model.")
     ] = False,
-    model: Annotated[str | None, typer.Option(help="Short name, hub id or folder.", rich_help_panel=PARITY)] = None,
-    pe: Annotated[
-        str | None, typer.Option(help="Methods.", show_default="none,yarn,resonance_yarn", rich_help_panel=PARITY)
+    model: Annotated[
+        str | None, typer.Option(help="Short name, hub id, folder or .gguf file; comma list.", rich_help_panel=PARITY)
     ] = None,
-    factor: Annotated[
-        str | None, typer.Option(help="s = target / native length.", show_default="4", rich_help_panel=PARITY)
+    pe: Annotated[
+        str | None,
+        typer.Option(help="Methods; comma list.", show_default="none,yarn,resonance_yarn", rich_help_panel=PARITY),
     ] = None,
     length: Annotated[
         str | None, typer.Option(help="Tokens to compare on.", show_default="1k", rich_help_panel=PARITY)
     ] = None,
+    factor: Annotated[
+        str | None, typer.Option(help="s = target / native length.", show_default="4", rich_help_panel=PARITY)
+    ] = None,
+    native: Annotated[str | None, options.under(PARITY, options.Native)] = None,
+    pe_arg: Annotated[list[str] | None, options.under(PARITY, options.PeArg)] = None,
+    scale_from: Annotated[str | None, options.under(PARITY, options.ScaleFromText, show_default="plain")] = None,
+    layers: Annotated[str | None, options.under(PARITY, options.LayersText, show_default="global")] = None,
+    pin_length: Annotated[str | None, options.under(PARITY, options.PinLength, show_default="--length")] = None,
+    vllm_arg: Annotated[list[str] | None, options.under(PARITY, options.VllmArg)] = None,
     dtype: Annotated[
         str | None,
         typer.Option(
@@ -38,10 +49,9 @@ def doctor(
             rich_help_panel=PARITY,
         ),
     ] = None,
-    vllm_arg: Annotated[
-        list[str] | None,
-        typer.Option(help="An option of vLLM's engine.", metavar="NAME=VALUE", rich_help_panel=PARITY),
-    ] = None,
+    device: Annotated[str | None, options.under(PARITY, options.Device, show_default="auto")] = None,
+    revision: Annotated[str | None, options.under(PARITY, options.Revision)] = None,
+    trust_remote_code: Annotated[bool, options.under(PARITY, options.TrustRemoteCode)] = False,
     json_path: Annotated[
         str | None, typer.Option("--json", metavar="PATH", help="Write JSON there instead of lines; - is stdout.")
     ] = None,
@@ -65,16 +75,30 @@ def doctor(
     import dataclasses
 
     from longeval.cli.json_output import check_json_path, write_json
+    from longeval.cli.parity import Asked, show_parity
     from longeval.errors import LongEvalError
 
     if json_path is not None:
         check_json_path(json_path)
+    asked = Asked(
+        model=model,
+        pe=pe,
+        length=length,
+        factor=factor,
+        native=native,
+        pe_arg=pe_arg,
+        scale_from=scale_from,
+        layers=layers,
+        pin_length=pin_length,
+        vllm_arg=vllm_arg,
+        dtype=dtype,
+        device=device,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+    )
     if parity:
-        from longeval.cli.parity import show_parity
-
-        return show_parity(model, pe, factor, length, dtype, vllm_arg or [], json_path)
-    given = {"--model": model, "--pe": pe, "--factor": factor, "--length": length, "--dtype": dtype}
-    for flag in [*(flag for flag, value in given.items() if value is not None), *(["--vllm-arg"] if vllm_arg else [])]:
+        return show_parity(asked, json_path)
+    for flag in asked.given():
         raise LongEvalError(f"{flag}: would be ignored without --parity", "Add --parity, or leave it out.")
     from longeval.doctor import examine
 

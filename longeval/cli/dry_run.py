@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from longeval.plan import Plan
     from longeval.plan_posgen import PosGenPlan
     from longeval.plan_tasks import TaskPlan
+    from longeval.spec import ModelRequest
     from longeval.store import Store
 
 
@@ -48,12 +49,17 @@ def show_plan(plan: Plan, store: Store, console: Console, *, fresh: bool) -> Non
     for part in estimate(jobs):
         passes = f"{part.passes} forward {'pass' if part.passes == 1 else 'passes'}"
         console.print(
-            f"{part.model} ({part.dtype}): {count(part.cells, 'cell')} in {passes}, "
+            f"{part.model} ({_precision(plan.spec, part.dtype)}): {count(part.cells, 'cell')} in {passes}, "
             f"{part.tokens:,} tokens"
             + (f"; estimated {format_duration(part.seconds)} and {part.memory_bytes / 2**30:.1f} GiB" if ours else ""),
             highlight=False,
             markup=False,
         )
+
+
+def _precision(spec: ModelRequest, dtype: str) -> str:
+    """What is computed in; a server's own isn't known."""
+    return "precision unknown" if spec.backend == "openai" else dtype
 
 
 def show_task_plan(plan: TaskPlan, store: Store, console: Console, *, fresh: bool) -> None:
@@ -97,7 +103,7 @@ def show_task_plan(plan: TaskPlan, store: Store, console: Console, *, fresh: boo
         flops = sum(prompts[id(job)] * todo[id(job)] for job in jobs)
         longest = max(longest_reach(job.prepared) for job in jobs)
         said = (
-            f"{name} ({model.dtype}): {count(sum(todo.values()), 'cell')} to compute, "
+            f"{name} ({_precision(plan.spec, model.dtype)}): {count(sum(todo.values()), 'cell')} to compute, "
             f"{sum(len(job.prepared.samples) * todo[id(job)] for job in jobs):,} samples"
         )
         if plan.spec.backend == "hf":  # what an engine or a server takes, only it knows
@@ -135,9 +141,10 @@ def show_posgen_plan(plan: PosGenPlan, store: Store, console: Console, *, fresh:
     console.print(table)
     console.print()
     cost = estimate(plan, left.work)
+    together = f" in {count(cost.stacks, 'stack')}" if plan.stacked else ", one after another" * (cost.trainings > 1)
     console.print(
         f"{plan.spec.model_name} ({plan.spec.dtype}, {plan.device}): {count(cost.cells, 'cell')} to compute from "
-        f"{count(cost.trainings, 'training')} of {plan.spec.epochs} epochs in {count(cost.stacks, 'stack')}; "
+        f"{count(cost.trainings, 'training')} of {count(plan.spec.epochs, 'epoch')}{together}; "
         f"{cost.flops:.2g} operations, estimated {format_duration(cost.seconds)} at {cost.rate / 1e9:,.0f} GFLOP/s "
         f"(a matrix product, measured now) and {cost.memory_bytes / 2**30:.1f} GiB",
         highlight=False,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import copy
+from typing import Annotated, Any, Literal, get_args
 
 import typer
+from typer.models import OptionInfo
 
 METHODS, MACHINE, OUTPUT = "Methods", "Machine", "Output"
 
@@ -90,6 +92,21 @@ Json = Annotated[
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show cells, passes, time and memory.", rich_help_panel=OUTPUT)]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Compute stored cells again.", rich_help_panel=OUTPUT)]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Only errors.", rich_help_panel=OUTPUT)]
+
+
+def under(panel: str, option: Any, *, show_default: str | None = None) -> OptionInfo:
+    """One of the options above for a command whose help shows it in another panel.
+
+    Args:
+        panel: The panel there.
+        option: Such as `PeArg`.
+        show_default: What is shown as its default, where the command takes None for that.
+    """
+    moved: OptionInfo = copy.copy(get_args(option)[1])
+    moved.rich_help_panel = panel
+    if show_default is not None:
+        moved.show_default = show_default
+    return moved
 
 
 def factor(text: str | None) -> float | Literal["each"] | None:

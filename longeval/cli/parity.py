@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
 
 from longeval.errors import LongEvalError
 
@@ -12,28 +14,60 @@ if TYPE_CHECKING:
     from longeval.doctor.parity import Parity
     from longeval.models.scaling import ModelRope
     from longeval.plan import Plan
+    from longeval.spec import Layers, PplSpec, ScaleFrom
 
 DIFFERENT = 3
 """Exit status where the two differ by more than rounding."""
 
 
-def show_parity(
-    model: str | None,
-    pe: str | None,
-    factor: str | None,
-    length: str | None,
-    dtype: str | None,
-    vllm_arg: Sequence[str],
-    json_path: str | None,
-) -> int:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asked:
+    """The flags of a comparison as they were typed, None where they weren't; each is called like its flag."""
+
+    model: str | None = None
+    """Comma list."""
+    pe: str | None = None
+    """Comma list; None: none, yarn and resonance_yarn."""
+    length: str | None = None
+    """Tokens to compare on; None: 1k."""
+    factor: str | None = None
+    """None: 4."""
+    native: str | None = None
+    """None: the model's own."""
+    pe_arg: Sequence[str] | None = None
+    """METHOD.PARAM=VALUE each."""
+    scale_from: str | None = None
+    """None: plain."""
+    layers: str | None = None
+    """None: global."""
+    pin_length: str | None = None
+    """None: `length`, where a method needs one."""
+    vllm_arg: Sequence[str] | None = None
+    """NAME=VALUE each."""
+    dtype: str | None = None
+    """None: float32."""
+    device: str | None = None
+    """None: auto."""
+    revision: str | None = None
+    """Of the model on the hub."""
+    trust_remote_code: bool = False
+    """Run code from the model's repository."""
+
+    def given(self) -> list[str]:
+        """The flags that were given."""
+        values = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        return [f"--{name.replace('_', '-')}" for name, value in values.items() if value not in (None, False, [])]
+
+
+def show_parity(asked: Asked, json_path: str | None) -> int:
     """Compares, shows, and returns the exit status."""
-    if model is None:
-        raise LongEvalError("--parity: which model?", "Add --model smollm2-135m-q4, or any other.")
     from longeval.cli.json_output import write_json
     from longeval.cli.progress import RunProgress
     from longeval.doctor.parity import parity
 
-    plan = _plan(model, pe, factor, length, dtype, vllm_arg)
+    plan, notes = _plan(asked)
+    for note in (*plan.notes, *notes):
+        print(f"longeval: {note}", file=sys.stderr, flush=True)
     with RunProgress(quiet=json_path == "-", verbose=False) as progress:
         found = list(parity(plan, progress))
     if json_path is not None:
@@ -43,44 +77,73 @@ def show_parity(
     return 0 if all(one.verdict == "same" for one in found) else DIFFERENT
 
 
-def _plan(
-    model: str, pe: str | None, factor: str | None, length: str | None, dtype: str | None, vllm_arg: Sequence[str]
-) -> Plan:
-    """One window of real text for each method."""
-    from longeval.cells import check_backend
+def _plan(asked: Asked) -> tuple[Plan, list[str]]:
+    """One window of real text for each method, and what to know of its table."""
+    from longeval.backends.vllm_options import check_installed
+    from longeval.plan import plan_ppl
+    from longeval.spec import format_length
+
+    if asked.model is None:
+        raise LongEvalError("--parity: no model is named", "Add --model smollm2-135m-q4, or any other.")
+    spec = _spec(asked, asked.model)
+    check_installed("--parity")  # before a model is fetched
+    tokens = spec.lengths[0]
+    dependent = _length_dependent(spec)
+    notes = []
+    if dependent:
+        pin = tokens if spec.pin_length is None else spec.pin_length
+        spec = dataclasses.replace(spec, pin_length=pin)  # an engine holds one table
+        at = format_length(pin)
+        notes.append(f"{', '.join(dependent)}: another table at every length; both have that at {at} tokens here")
+    return plan_ppl(spec), notes
+
+
+def _spec(asked: Asked, model: str) -> PplSpec:
+    """The comparison as a request."""
     from longeval.cli import options
     from longeval.doctor.parity import NEW_TOKENS, in_chunks
-    from longeval.plan import plan_ppl
-    from longeval.rope.build import parse_method_name
+    from longeval.rope.build import parse_pe_args
     from longeval.spec import PplSpec, parse_length, split_list
     from longeval.spec.engine import parse_vllm_args
 
-    tokens = parse_length(length or "1k", flag="--length", least=2 * NEW_TOKENS)  # half of it is continued
-    methods = split_list(pe or "none,yarn,resonance_yarn", flag="--pe")
-    names = [parse_method_name(name) for name in methods]
-    spec = PplSpec(
+    tokens = parse_length(asked.length or "1k", flag="--length", least=2 * NEW_TOKENS)  # half of it is continued
+    methods = split_list(asked.pe or "none,yarn,resonance_yarn", flag="--pe")
+    return PplSpec(
         model=split_list(model, flag="--model"),
         pe=methods,
         lengths=(tokens,),
         data=("stdlib",),
         docs=1,
-        factor=options.factor(factor or "4"),
+        factor=options.factor(asked.factor or "4"),
+        native=options.native(asked.native),
+        pe_args=parse_pe_args(list(asked.pe_arg or ()), methods),
+        scale_from=cast("ScaleFrom", asked.scale_from or "plain"),  # the spec refuses other words
+        layers=cast("Layers", asked.layers or "global"),
         backend="vllm",
-        vllm_args=in_chunks(tokens, parse_vllm_args(vllm_arg)),
-        dtype=dtype or "float32",
+        vllm_args=in_chunks(tokens, parse_vllm_args(asked.vllm_arg or ())),
+        pin_length=options.pin_length(asked.pin_length),
+        dtype=asked.dtype or "float32",
+        device=asked.device or "auto",
+        revision=asked.revision,
+        trust_remote_code=asked.trust_remote_code,
     )
-    check_backend(spec)  # before a model is fetched
-    if any(_rope(one).length_dependent(name) for one in spec.model for name in names):
-        spec = dataclasses.replace(spec, pin_length=tokens)  # at one length such a method has one table
-    return plan_ppl(spec)
 
 
-def _rope(model: str) -> ModelRope:
+def _length_dependent(spec: PplSpec) -> list[str]:
+    """The methods that have another table at every length, on one of the models at least."""
+    from longeval.rope.build import parse_method_name
+
+    ropes = [_rope(name, spec) for name in spec.model]
+    return [pe for pe in spec.pe if any(rope.length_dependent(parse_method_name(pe)) for rope in ropes)]
+
+
+def _rope(model: str, spec: PplSpec) -> ModelRope:
     """A model's position encoding: a scaling that it came with may depend on the length too."""
     from longeval.models.load import load_config, resolve
     from longeval.models.scaling import model_rope
 
-    return model_rope(model, load_config(resolve(model)))
+    config = load_config(resolve(model, revision=spec.revision), trust_remote_code=spec.trust_remote_code)
+    return model_rope(model, config, native=spec.native, scale_from=spec.scale_from, layers=spec.layers)
 
 
 def _show(found: Sequence[Parity]) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from typing import Annotated
 
 import typer
+
+from longeval.cli.report import PrefaceFile, QuietFiles, RecordsFile, Title, given_flags, read_preface, tell
 
 
 def table(
@@ -19,15 +20,10 @@ def table(
             help="The Markdown file; CSV, JSON, LaTeX and figures go beside it. Default: posgen.md in the first RUN."
         ),
     ] = None,
-    json: Annotated[
-        str | None,
-        typer.Option(metavar="PATH|-", help="Also write the array of records to this file, or to standard output."),
-    ] = None,
-    title: Annotated[str | None, typer.Option(help="The report's heading.")] = None,
-    preface: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Markdown of your own to put under the heading.")
-    ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Don't say which files were written.")] = False,
+    json: RecordsFile = None,
+    title: Title = None,
+    preface: PrefaceFile = None,
+    quiet: QuietFiles = False,
 ) -> None:
     """Make the table of accuracies over seeds, beside the published one, and the figures by position and epoch.
 
@@ -39,24 +35,15 @@ def table(
 
     longeval posgen table runs/trained runs/swapped --out reports/posgen.md --title "PosGen in two regimes"
     """
-    from longeval.cli.report import read_preface
-    from longeval.report.flat import records_json
     from longeval.report.markdown import Preface
     from longeval.report.posgen_write import write_posgen_table
 
     given = {"--out": out, "--title": title, "--preface": preface, "--json": json}
-    flags = [part for flag, value in given.items() if value is not None for part in (flag, value)]
     written = write_posgen_table(
         runs,
         out=out,
         json_path=None if json == "-" else json,
-        command=shlex.join(["longeval", "posgen", "table", *runs, *flags]),
+        command=shlex.join(["longeval", "posgen", "table", *runs, *given_flags(given)]),
         preface=Preface(title or "", "" if preface is None else read_preface(preface)),
     )
-    for note in written.notes:
-        typer.echo(f"longeval: {note}", err=True)
-    if json == "-":
-        sys.stdout.write(records_json(written.records))
-    if not quiet:
-        for path in written.files:
-            typer.echo(path, err=json == "-")
+    tell(written, json, quiet=quiet)

@@ -30,7 +30,7 @@ def train(
     ] = None,
     seeds: Annotated[
         str | None,
-        typer.Option(help="How many seeds; trained together as one stacked model.", show_default="5; smoke: 1"),
+        typer.Option(help="How many seeds.", show_default="5; smoke: 1"),
     ] = None,
     regime: Annotated[
         str | None,
@@ -172,6 +172,15 @@ def train(
     bf16: Annotated[
         bool, typer.Option("--bf16", help="Matrix products in bfloat16.", rich_help_panel=options.MACHINE)
     ] = False,
+    stack: Annotated[
+        bool | None,
+        typer.Option(
+            "--stack/--no-stack",
+            help="Train all seeds of a setting together as one stacked model, or one after another.",
+            show_default="stacked on a GPU, not on a CPU, where that is slower",
+            rich_help_panel=options.MACHINE,
+        ),
+    ] = None,
     device: options.Device = "auto",
     out: options.Out = None,
     json_path: options.Json = None,
@@ -241,6 +250,7 @@ def train(
         "validate_every": validate_every,
     }
     switches = {
+        "stack": stack,
         "tied": tied,
         "attention_scale": attention_scale,
         "start_token": start_token,

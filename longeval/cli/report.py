@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import shlex
 import sys
-from typing import Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from longeval.errors import LongEvalError
+
+if TYPE_CHECKING:
+    from longeval.report.write import WrittenReport
+
+RecordsFile = Annotated[
+    str | None,
+    typer.Option(metavar="PATH|-", help="Also write the array of records to this file, or to standard output."),
+]
+Title = Annotated[str | None, typer.Option(help="The report's heading.")]
+PrefaceFile = Annotated[str | None, typer.Option(metavar="FILE", help="Markdown of your own to put under the heading.")]
+QuietFiles = Annotated[bool, typer.Option("--quiet", "-q", help="Don't say which files were written.")]
+"""Options of every command that makes a report."""
 
 
 def report(
@@ -21,18 +34,13 @@ def report(
             help="The Markdown file; CSV, JSON, LaTeX and figures go beside it. Default: report.md in the first RUN."
         ),
     ] = None,
-    json: Annotated[
-        str | None,
-        typer.Option(metavar="PATH|-", help="Also write the array of records to this file, or to standard output."),
-    ] = None,
-    title: Annotated[str | None, typer.Option(help="The report's heading.")] = None,
-    preface: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Markdown of your own to put under the heading.")
-    ] = None,
+    json: RecordsFile = None,
+    title: Title = None,
+    preface: PrefaceFile = None,
     published: Annotated[
         bool, typer.Option("--published", help="Add published numbers on the same tasks and data, with what differs.")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Don't say which files were written.")] = False,
+    quiet: QuietFiles = False,
 ) -> None:
     """Make tables, curves and intervals from run folders, ready for a paper.
 
@@ -46,13 +54,11 @@ def report(
 
     longeval report runs/demo --title "YaRN on our model" --preface notes.md --json records.json
     """
-    from longeval.report.flat import records_json
     from longeval.report.markdown import Preface
     from longeval.report.write import write_report
 
     given = {"--out": out, "--title": title, "--preface": preface, "--json": json}
-    flags = ["--published"] * published
-    flags += [part for flag, value in given.items() if value is not None for part in (flag, value)]
+    flags = ["--published"] * published + given_flags(given)
     written = write_report(
         runs,
         out=out,
@@ -61,6 +67,18 @@ def report(
         published=published,
         preface=Preface(title or "", "" if preface is None else read_preface(preface)),
     )
+    tell(written, json, quiet=quiet)
+
+
+def given_flags(values: Mapping[str, str | None]) -> list[str]:
+    """Flags with their values, as the report's own command line names them, without those that weren't given."""
+    return [part for flag, value in values.items() if value is not None for part in (flag, value)]
+
+
+def tell(written: WrittenReport, json: str | None, *, quiet: bool) -> None:
+    """Notes, the records where standard output is to have them, and the files that were written."""
+    from longeval.report.flat import records_json
+
     for note in written.notes:
         typer.echo(f"longeval: {note}", err=True)
     if json == "-":

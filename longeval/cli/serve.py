@@ -11,8 +11,8 @@ import typer
 from longeval.cli import options
 
 if TYPE_CHECKING:
+    from longeval.backends.vllm_served import Served
     from longeval.models.prepare import PreparedModel
-    from longeval.rope.base import RopeTable
 
 SERVER = "Server"
 
@@ -65,7 +65,11 @@ def serve(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show vLLM's command line and start nothing.", rich_help_panel=SERVER)
     ] = False,
-) -> None:
+    verbose: Annotated[
+        bool,
+        typer.Option("-v", "--verbose", help="vLLM's log, and a line for each request.", rich_help_panel=SERVER),
+    ] = False,
+) -> int:
     """Serve a model with a RoPE method: vLLM's OpenAI-compatible server.
 
     It listens on this machine alone and asks for a key, unless told otherwise. Ctrl-C ends it.
@@ -79,21 +83,17 @@ def serve(
     LONGEVAL_API_KEY=… longeval tasks --backend openai --base-url http://127.0.0.1:8000/v1 --model smollm2-135m-q4
     --pe none --tasks passkey --lengths 4k
     """
-    import os
-    import secrets
-    import sys
-
+    from longeval.backends.vllm_address import base_url, check_address
     from longeval.backends.vllm_options import check_installed, check_known, engine_arguments, engine_device
-    from longeval.errors import LongEvalError
+    from longeval.backends.vllm_server import run_server
     from longeval.models.prepare import prepare
-    from longeval.spec import format_length
-    from longeval.spec.engine import parse_vllm_args
+    from longeval.spec.engine import OWNED_BY_SERVE, parse_vllm_args
 
-    check_installed()
-    args = parse_vllm_args(vllm_arg or [])
-    for name in ("host", "port", "api_key", "served_model_name", "uvicorn_log_level"):
-        if name in args:
-            raise LongEvalError(f"--vllm-arg {name}: not an option of the engine", "See longeval serve --help.")
+    check_installed("serve")
+    args = parse_vllm_args(vllm_arg or [], OWNED_BY_SERVE)
+    _check_one_method(pe)
+    if not dry_run:  # whose line may be for another machine
+        check_address(host, port)
     check_known(args)
     prepared = prepare(
         model,
@@ -109,68 +109,97 @@ def serve(
         trust_remote_code=trust_remote_code,
         backend="vllm",
     )
-    engine_device(prepared.device)  # refuses one that vLLM doesn't compute on
-    tokens, s, table = _table(prepared, pe, factor, length, pe_arg or [], options.pin_length(pin_length))
+    engine_device(prepared.device, serving=True)  # refuses one that vLLM doesn't compute on
+    served = _served(prepared, pe, factor, length, pe_arg or [], options.pin_length(pin_length))
     # One more: vLLM generates at least one token, and a prompt that fills the window is scored too.
-    engine = engine_arguments(prepared, table, tokens + 1, args, share_prefixes=True)
+    engine = engine_arguments(prepared, served.table, served.length + 1, args, share_prefixes=True)
     del engine["worker_extension_cls"]  # nobody would ask it
     name = served_model or prepared.name
-    # Not `vllm serve`: that asks for a package called vllm, and the build for CPUs is called otherwise.
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *_flags(engine)]
-    command += ["--host", host, "--port", str(port), "--served-model-name", name]
+    flags = [*_flags(engine), "--host", host, "--port", str(port), "--served-model-name", name]
+    if not verbose:
+        flags.append("--disable-uvicorn-access-log")
+    for note in (*prepared.notes, *served.notes):
+        _say(note)
+    if no_api_key and host not in LOOPBACK:
+        _say(f"--no-api-key on {host}: whoever reaches this machine can use the model")
+    what = f"{name} with {served.description}"
     if dry_run:
-        import shlex
+        _show_line(flags, what, no_api_key)
+        return 0
+    environment, key = _environment(no_api_key)
+    _say(f"starting vLLM's server: {what} (a minute or more on a CPU{'' if verbose else '; -v shows its log'})")
+    return run_server(
+        flags,
+        environment,
+        name=prepared.name,
+        host=host,
+        port=port,
+        show_log=verbose,
+        drain_s=float(args.get("shutdown_timeout") or 0),
+        announce=lambda: _say(f"ready: {base_url(host, port)} serves {what}; Ctrl-C ends it; {key}"),
+    )
 
-        print(shlex.join(["python", *command[1:]]))
-        return
+
+def _check_one_method(pe: str) -> None:
+    """Raises LongEvalError for several: an engine holds one table."""
+    from longeval.errors import LongEvalError
+
+    if "," in pe:
+        raise LongEvalError(f"--pe {pe}: a server has one method", "Start a server for each, on a --port of its own.")
+
+
+def _environment(no_api_key: bool) -> tuple[dict[str, str], str]:
+    """The server's environment, with the key in it, and what to tell of the key."""
+    import os
+    import secrets
+
     environment = dict(os.environ)
     environment.pop("VLLM_API_KEY", None)
+    if no_api_key:
+        return environment, "it asks for no key"
+    own = os.environ.get(KEY_VARIABLE)
+    environment["VLLM_API_KEY"] = own or secrets.token_urlsafe(24)
+    if own:
+        return environment, f"its key is the one in {KEY_VARIABLE}"
+    return environment, f"its key: export {KEY_VARIABLE}={environment['VLLM_API_KEY']}"
+
+
+def _show_line(flags: list[str], what: str, no_api_key: bool) -> None:
+    """The command line of vLLM on stdout, and what it doesn't say on stderr."""
+    import shlex
+
+    from longeval.backends.vllm_server import COMMAND
+
+    _say(f"this line serves {what}, with a Python that has longeval and vLLM installed")
     if not no_api_key:
-        environment["VLLM_API_KEY"] = os.environ.get(KEY_VARIABLE) or secrets.token_urlsafe(24)
-    elif host not in LOOPBACK:
-        print(f"longeval: --no-api-key on {host}: whoever reaches this machine can use the model", file=sys.stderr)
-    stretched = "" if s is None else f", s = {s:g}"
-    url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
-    print(
-        f"longeval: serving {name} with {pe}{stretched}, up to {format_length(tokens)} tokens, at {url}",
-        file=sys.stderr,
-    )
-    if not no_api_key and not os.environ.get(KEY_VARIABLE):
-        print(f"longeval: its key: export {KEY_VARIABLE}={environment['VLLM_API_KEY']}", file=sys.stderr)
-    sys.stderr.flush()
-    os.execve(command[0], command, environment)  # noqa: S606 (our own list; signals then reach vLLM itself)
+        _say("its key isn't on the line: set VLLM_API_KEY in its environment, or it asks for none")
+    print(shlex.join(["python", *COMMAND, *flags]))
 
 
-def _table(
+def _say(text: str) -> None:
+    """A line on stderr."""
+    import sys
+
+    print(f"longeval: {text}", file=sys.stderr, flush=True)
+
+
+def _served(
     model: PreparedModel, pe: str, factor: str | None, length: str | None, pe_arg: list[str], pin: int | None
-) -> tuple[int, float | None, RopeTable]:
-    """The server's length in tokens, s where the method uses it, and the one table that it gets."""
-    import dataclasses
-
-    from longeval.errors import LongEvalError
+) -> Served:
+    """The method as a server has it."""
+    from longeval.backends.vllm_served import served_method
     from longeval.rope.build import parse_method_name, parse_pe_args
     from longeval.spec import parse_factor, parse_length
 
     name = parse_method_name(pe)
-    arguments = parse_pe_args(pe_arg, [pe]).get(name.base, {})
-    s = None if factor is None else parse_factor(factor)
-    tokens = None if length is None else parse_length(length, flag="--length")
-    if tokens is None:
-        tokens = round((s or 1.0) * model.native_length)
-    s = max(1.0, tokens / model.native_length) if s is None else s
-    table = model.rope.tables(name, dataclasses.replace(model.geometry, factor=s), arguments)
-    if not model.rope.length_dependent(name):
-        if pin is not None:
-            raise LongEvalError(f"--pin-length: would be ignored, {pe} has one table for all lengths", "Leave it out.")
-        pin = tokens
-    elif pin is None:
-        if not table(tokens).same_as(table(2)):
-            raise LongEvalError(
-                f"--pe {pe}: has another table at every length, and a vLLM engine holds one",
-                "Pin it to one length: --pin-length 16k.",
-            )
-        pin = tokens
-    return tokens, s if model.rope.uses_factor(name) else None, table(pin)
+    return served_method(
+        model,
+        name,
+        factor=None if factor is None else parse_factor(factor),
+        length=None if length is None else parse_length(length, flag="--length"),
+        arguments=parse_pe_args(pe_arg, [pe]).get(name.base, {}),
+        pin=pin,
+    )
 
 
 def _flags(engine: Mapping[str, Any]) -> list[str]:
@@ -180,8 +209,10 @@ def _flags(engine: Mapping[str, Any]) -> list[str]:
         flag = name.replace("_", "-")
         if isinstance(value, bool):
             flags.append(f"--{flag}" if value else f"--no-{flag}")
-        elif isinstance(value, dict | list):
+        elif isinstance(value, dict):
             flags += [f"--{flag}", json.dumps(value)]
+        elif isinstance(value, list):
+            flags += [f"--{flag}", *map(str, value)]
         elif value is not None:
             flags += [f"--{flag}", str(value)]
     return flags

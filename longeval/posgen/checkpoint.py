@@ -21,7 +21,7 @@ from longeval.errors import LongEvalError
 from longeval.posgen.model import ModelConfig, Weights
 from longeval.posgen.state import History, TrainState, ValidLoss
 
-FORMAT = 1
+FORMAT = 2
 """Of these files; a file of another format isn't read."""
 
 
@@ -95,4 +95,5 @@ def _history(plain: dict[str, Any]) -> History:
     return History(
         train_loss=tuple(float(loss) for loss in plain["train_loss"]),
         valid=tuple(ValidLoss(**loss) for loss in plain["valid"]),
+        stacked=int(plain["stacked"]),
     )

@@ -12,9 +12,6 @@ from longeval.errors import LongEvalError
 
 Precision = Literal["float32", "tf32", "bf16"]
 
-DTYPE_NAMES: dict[Precision, str] = {"float32": "float32", "tf32": "tf32", "bf16": "bfloat16"}
-"""What a record calls them."""
-
 
 def check_precision(precision: str, device: str) -> None:
     """Raises LongEvalError for an unknown precision, or TF32 where there is none: it would silently be float32."""

@@ -33,6 +33,9 @@ def one_cycle(step: int, total_steps: int, *, peak: float, warmup: float) -> Rat
         total_steps: Steps of the whole training.
         peak: The largest learning rate.
         warmup: Fraction of the steps in which the rate rises, 0 … 1; the peak is at step warmup·total_steps − 1.
+
+    Where that is step 0, torch divides by zero and the peak is the first rate here. The only step of a training has the
+    last rate, as in torch, or the peak where all steps are warm-up.
     """
     assert 0 <= step < total_steps
     first, last = peak / DIVISOR, peak / DIVISOR / FINAL_DIVISOR

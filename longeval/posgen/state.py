@@ -36,6 +36,8 @@ class History:
     """Mean over the sequences of each epoch, each as its batch found it, nats per token."""
     valid: tuple[ValidLoss, ...] = ()
     """In the order of epochs."""
+    stacked: int = 1
+    """The most seeds that trained together with it, itself included."""
 
     def curve(self, table: str) -> tuple[ValidLoss, ...]:
         """The validation losses under one table, by epoch."""
@@ -61,12 +63,21 @@ class TrainState:
 
     @property
     def diverged(self) -> tuple[int, ...]:
-        """Seeds whose loss is no longer a finite number; the others are untouched by that."""
+        """Seeds with a loss that was no finite number; the others are untouched by that."""
         return tuple(
             seed
             for seed, history in zip(self.seeds, self.history, strict=True)
-            if history.train_loss and not math.isfinite(history.train_loss[-1])
+            if not all(map(math.isfinite, history.train_loss))
         )
+
+    def failure(self, index: int = 0) -> str | None:
+        """Why the index-th seed's weights are of no use, or None."""
+        for epoch, loss in enumerate(self.history[index].train_loss, start=1):
+            if not math.isfinite(loss):
+                return f"the training diverged: its loss is {loss} in epoch {epoch}"
+        if not all(bool(torch.isfinite(tensor[index]).all()) for tensor in self.weights.values()):
+            return f"the training diverged: its weights are no finite numbers after epoch {self.epoch}"
+        return None
 
     def alone(self, index: int) -> TrainState:
         """The state of the index-th seed; its tensors are views of these."""

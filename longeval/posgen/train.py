@@ -33,6 +33,11 @@ from longeval.rope.base import RopeTable
 if TYPE_CHECKING:
     from longeval.posgen.data import DataSetting, PosGenData
 
+ALGORITHM = 1
+"""Part of every training's id. Raise it with a change after which the same request gives other weights, rounding
+aside: of how data, initial weights, orders or dropout are drawn, of the model, the loss, the schedule or AdamW. Weights
+and checkpoints that the code before it left are then made anew rather than taken for its own."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainSetting:
@@ -46,7 +51,7 @@ class TrainSetting:
     warmup: float = 0.1
     """Fraction of the steps in which the learning rate rises."""
     precision: Precision = "float32"
-    validate_every: int = 5
+    validate_every: int = 2
     """Epochs from one validation to the next; there is one after the last epoch in any case."""
     checkpoint_every: int = 5
     """Epochs from one checkpoint to the next."""
@@ -110,7 +115,7 @@ def train(
         until: Stop after so many epochs of the whole training; all of them if None.
 
     Returns:
-        The state after the last epoch made.
+        The state after the last epoch made: that of `until`, or an earlier one by which every seed has diverged.
 
     Raises:
         LongEvalError: A precision that this device doesn't have, or no sequences to train on or to validate with.
@@ -144,6 +149,8 @@ def train(
     )
     with matmul_precision(setting.precision):
         for epoch in range(state.epoch, setting.epochs if until is None else min(until, setting.epochs)):
+            if len(state.diverged) == len(seeds):  # no step brings them back
+                break
             losses_S = _train_epoch(stepper, setting, seeds, epoch, tokens_SNT.shape[1], watch)
             done, valid = epoch + 1, dict[str, list[RangeLoss]]()
             if valid_SNT is not None and (done % setting.validate_every == 0 or done == setting.epochs):
@@ -207,6 +214,7 @@ def _extended(
                     for name, losses in valid.items()
                 ),
             ),
+            stacked=max(history.stacked, len(histories)),
         )
         for seed, history in enumerate(histories)
     )

@@ -15,7 +15,7 @@ from longeval.report.gfm import escape_markdown, figure, table_lines
 from longeval.report.grid import Grid
 from longeval.report.numbers import counted, format_interval, format_outcome, format_percent
 from longeval.report.pairs import PairCell
-from longeval.report.provenance import provenance_lines, repeat_lines, scored_lines
+from longeval.report.provenance import provenance_lines, repeat_lines, scored_lines, server_lines
 from longeval.report.published_markdown import published_lines
 from longeval.report.rows import factor_text, outcome_lines
 from longeval.report.sections import POSITION_BINS, Section, ordered_unique
@@ -126,7 +126,7 @@ def _beside(names: ReportNames) -> str:
 def _section_lines(section: Section, names: ReportNames) -> list[str]:
     grid = section.grid
     lines = [f"## {escape_markdown(grid.title)}", ""]
-    lines += [_caption(grid), "", *_grid_table(grid, with_interval=True), ""]
+    lines += [_caption(grid), "", *server_lines(grid.records), *_grid_table(grid, with_interval=True), ""]
     reasons = outcome_lines(grid.rows, grid.lengths)
     if reasons:
         lines += [*(f"- {escape_markdown(reason)}" for reason in reasons), ""]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import pairwise
+
 from longeval.report.gfm import escape_markdown, table_lines
 from longeval.report.numbers import MISSING
 from longeval.report.posgen_published import Comparison, Inversion, Order
@@ -28,7 +31,7 @@ def published_lines(beside: Comparison) -> list[str]:
     for task in beside.tasks:
         order = beside.order(task)
         if order is not None:
-            lines += _order_lines(task, order, len(beside.table.seeds))
+            lines += _order_lines(task, order)
     return [*lines, *_setting_lines(beside), *(f"- {sentence}" for sentence in setting), ""]
 
 
@@ -40,16 +43,42 @@ def _cells(beside: Comparison, row: PosGenRow, task: str) -> list[str]:
     return [mean_text(mean), published, difference]
 
 
-def _order_lines(task: str, order: Order, num_seeds: int) -> list[str]:
-    """A bullet on whether the methods stand in the published order, and one for each pair that doesn't."""
+def _order_lines(task: str, order: Order) -> list[str]:
+    """Bullets on whether the means are in the published order, on each pair that isn't, and on what seeds can tell."""
     name = escape_markdown(task)
     here = _ranking(order)
     published = " > ".join(f"`{row.name}`" for row in order.published)
     if not order.inversions:
-        same = "no method is above one that it is below there" if " = " in here else "the order is the published one"
-        return [f"- {name}: {same}, {here}{' (one seed)' if num_seeds == 1 else ''}."]
-    lines = [f"- {name}: the order is not the published one. Here {here}; published {published}."]
-    return lines + [f"  - {_inversion_text(inversion)}" for inversion in order.inversions]
+        same = (
+            "no mean is above one that it is below there" if " = " in here else "the means are in the published order"
+        )
+        lines = [f"- {name}: {same}, {here}."]
+    else:
+        lines = [f"- {name}: the means are not in the published order. Here {here}; published {published}."]
+    lines += [f"  - {_inversion_text(inversion)}" for inversion in order.inversions]
+    return [*lines, *(f"  - {sentence}" for sentence in _certainty(order))]
+
+
+def _certainty(order: Order) -> Iterator[str]:
+    """Of which neighbours in the order here the seeds can tell that one is above the other."""
+    told: list[str] = []
+    open_: list[str] = []
+    untold: list[str] = []
+    for (above, below), step in zip(pairwise(order.here), order.steps, strict=True):
+        pair = f"`{above.name}` and `{below.name}`"
+        if step is None or step.n == 1:
+            untold.append(pair)
+        else:
+            text = f"{pair} ({points_text(step.mean)} {interval_text(step)}, {step.n} seeds)"
+            (told if step.excludes_zero else open_).append(text)
+    if told:
+        yield f"Neighbours that the seeds tell apart (the paired interval excludes 0): {', '.join(told)}."
+    if open_:
+        yield f"Neighbours that the seeds don't tell apart (the paired interval holds 0): {', '.join(open_)}."
+    if untold and not (told or open_):
+        yield "One seed, which can't tell whether another would give the same order."
+    elif untold:
+        yield f"Neighbours that fewer than two seeds have both: {', '.join(untold)}; nothing can be told of them."
 
 
 def _ranking(order: Order) -> str:

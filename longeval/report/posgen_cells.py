@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from longeval.curves import Curves
 from longeval.errors import LongEvalError
@@ -212,7 +212,8 @@ def seeds_text(seeds: Sequence[int]) -> str:
 
 def _setting(request: PosGenSpec) -> str:
     """What requests of the same cells have in common."""
-    same = dataclasses.replace(request, tasks=("",), pe=("",), regimes=("trained",), seeds=1, first_seed=0, device="")
+    nothing: dict[str, Any] = {"tasks": ("",), "pe": ("",), "regimes": ("trained",), "seeds": 1, "first_seed": 0}
+    same = dataclasses.replace(request, **nothing, device="", stack=None)
     return repr(same)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import NamedTuple
 
 from longeval.report.numbers import format_factor
@@ -50,6 +50,8 @@ class Order:
     """Best first."""
     here_means: tuple[float, ...]
     """Their means in percent."""
+    steps: tuple[SeedMean | None, ...]
+    """Each one's lead over the next, seed by seed; None where no seed has both."""
     published: tuple[PosGenRow, ...]
     """Best first by the paper's numbers."""
     inversions: tuple[Inversion, ...]
@@ -94,20 +96,21 @@ class Comparison:
         for one, other in combinations(means, 2):
             above, below = (one, other) if one[1] > other[1] else (other, one)
             if round(above[1], 2) > round(below[1], 2) and above[2] < below[2]:  # what tables show as equal is no order
-                values = (below[0].runs[task].values(OOD), above[0].runs[task].values(OOD))
                 inversions.append(
                     Inversion(
                         above=above[0],
                         below=below[0],
                         here=above[1] - below[1],
-                        difference=paired_over_seeds(*values),
+                        difference=_lead(above[0], below[0], task),
                         published=below[2] - above[2],
                     )
                 )
         ranked = sorted(means, key=lambda item: -item[1])
+        here = tuple(row for row, _, _ in ranked)
         return Order(
-            here=tuple(row for row, _, _ in ranked),
+            here=here,
             here_means=tuple(mean for _, mean, _ in ranked),
+            steps=tuple(_lead(above, below, task) for above, below in pairwise(here)),
             published=tuple(row for row, _, _ in sorted(means, key=lambda item: -item[2])),
             inversions=tuple(inversions),
         )
@@ -149,6 +152,11 @@ def comparison(table: PosGenTable) -> Comparison | None:
     (published,) = [found for found in published_sets() if found.kind == "posgen"]
     found = Comparison(published=published, table=table)
     return found if found.rows and found.tasks else None
+
+
+def _lead(above: PosGenRow, below: PosGenRow, task: str) -> SeedMean | None:
+    """How much one method is above another, over the seeds that both have."""
+    return paired_over_seeds(below.runs[task].values(OOD), above.runs[task].values(OOD))
 
 
 def _equal(a: object, b: object) -> bool:

@@ -29,7 +29,9 @@ from longeval.report.settings import split
 OOD, IN_DISTRIBUTION, GENERATED = "accuracy_ood", "accuracy_in_distribution", "accuracy_generated"
 METRICS = (OOD, IN_DISTRIBUTION, GENERATED)
 
-_PER_CELL = frozenset({"regime", "seed", "data_seed", "training", "trained_with", "method", "own_native_length", "ci"})
+_PER_CELL = frozenset(
+    {"regime", "seed", "data_seed", "training", "trained_with", "method", "own_native_length", "ci", "stacked"}
+)
 """Parameters that belong to a row, a seed or a cell, never to a table; the first three are treated apart."""
 
 

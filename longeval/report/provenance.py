@@ -12,6 +12,7 @@ from longeval.report.gfm import escape_markdown, table_lines
 from longeval.report.grid import Grid
 from longeval.report.rows import GridRow, factor_text
 from longeval.report.sections import ordered_unique
+from longeval.report.settings import precision_text
 from longeval.spec import format_length
 
 _PROTOCOLS = {
@@ -70,13 +71,38 @@ def model_line(model: str, native_length: int | None, record: Record) -> str:
     if own and own != native_length:
         native += f" by `--native` (the model's own: {format_length(own)})"
     attention = f", attention `{record.params['attn']}`" if record.params.get("attn") else ""
-    return f"- Model `{model}`: native length {native}, backend {record.backend}, {record.dtype}{attention}."
+    return (
+        f"- Model `{model}`: native length {native}, backend {record.backend}, "
+        f"{precision_text(record.dtype)}{attention}."
+    )
+
+
+def server_lines(records: Sequence[Record]) -> list[str]:
+    """A note on results of servers, which do what they were started with; none for those of other backends.
+
+    Args:
+        records: Of one section, which all have one backend.
+    """
+    if not records or records[0].backend != "openai":
+        return []
+    methods: dict[str, list[str]] = {}
+    for record in records:
+        at = f"`{record.params.get('served_model') or 'a model without a name'}` at {record.params.get('base_url')}"
+        methods.setdefault(at, []).append(f"`{record.pe}`")
+    served = [f"{at} ({', '.join(dict.fromkeys(names))})" for at, names in methods.items()]
+    return [
+        "> Methods are labels here: these are results of a server, which rotates as it was started. longeval applied "
+        "nothing of `--pe`, and nothing shows whether method, factor and parameters are what the server computes with. "
+        f"Asked: {'; '.join(served)}.",
+        "",
+    ]
 
 
 def method_lines(rows: Sequence[GridRow]) -> list[str]:
     """Bullets: the scaling that the model came with, factors and parameters of methods."""
     lines = []
-    settings = next(iter(rows[0].cells.values())).params
+    first = next(iter(rows[0].cells.values()))
+    settings = {} if first.backend == "openai" else first.params  # a server's scaling is its own
     if settings.get("shipped_rope"):
         lines.append(
             f"- RoPE scaling that the model came with: {escape_markdown(_shown(str(settings['shipped_rope'])))}; "

@@ -21,6 +21,9 @@ _DIGESTS = frozenset({"weights", "tokenizer", "data_digest", "task_digest"})
 LED_TO_SAMPLES = frozenset({"limit", "same_samples", "overlong"})
 """Settings that decide nothing beside the samples that they led to."""
 
+OF_SERVER = frozenset({"base_url", "served_model"})
+"""Which server answered: each computes with one method, so that methods that are compared come from several."""
+
 OF_METHOD = frozenset({"method", "pin_length", "own_native_length", "source"})
 """Parameters that belong to a method, or say where something was found."""
 
@@ -77,12 +80,19 @@ def _values(record: Record, keys: Sequence[str]) -> tuple[str, ...]:
 
 def _shown(key: str, value: Any) -> str:
     """`stride 128`, `float32`, `weights 0a1b2c3d`, `no limit`."""
-    if key in ("backend", "dtype"):
+    if key == "dtype":
+        return precision_text(str(value))
+    if key == "backend":
         return str(value)
     if value is None:
         return f"no {key}"
     text = value if isinstance(value, str) else canonical(value)
     return f"{key} {text[:8] if key in _DIGESTS else text}"
+
+
+def precision_text(dtype: str) -> str:
+    """`float32`; `precision unknown` where a server doesn't tell."""
+    return "precision unknown" if dtype == "unknown" else dtype
 
 
 def _colliding(records: Sequence[Record], keys: Sequence[str], per_cell: frozenset[str], *, columns: bool) -> list[str]:
@@ -95,7 +105,7 @@ def _colliding(records: Sequence[Record], keys: Sequence[str], per_cell: frozens
     for key in others:
         values: dict[tuple[Any, ...], set[tuple[str, str]]] = defaultdict(set)
         for record in records:
-            row = () if columns else (record.pe, record.factor, method_of(record))
+            row = () if columns and key not in OF_SERVER else (record.pe, record.factor, method_of(record))
             # What led to samples makes no difference where the samples are the same after all.
             prompts = canonical(record.params.get("prompts")) if key in LED_TO_SAMPLES else ""
             values[*row, record.length, *_values(record, keys)].add((canonical(record.params[key]), prompts))
@@ -117,7 +127,7 @@ def comparable(a: Record, b: Record) -> bool:
     only led to them made no difference.
     """
     same_prompts = a.params.get("prompts") is not None and a.params["prompts"] == b.params.get("prompts")
-    ignored = OF_METHOD | OUTCOMES | {"prompts"} | (LED_TO_SAMPLES if same_prompts else frozenset())
+    ignored = OF_METHOD | OF_SERVER | OUTCOMES | {"prompts"} | (LED_TO_SAMPLES if same_prompts else frozenset())
     names = (a.params.keys() & b.params.keys()) - ignored
     same = (a.task, a.length, a.backend, a.dtype) == (b.task, b.length, b.backend, b.dtype)
     return same and all(canonical(a.params[name]) == canonical(b.params[name]) for name in names)

@@ -18,6 +18,7 @@ from longeval.report.numbers import (
     format_score_outcome,
     score_error,
 )
+from longeval.report.provenance import server_lines
 from longeval.report.rows import GridRow, factor_text
 from longeval.report.stats import MIN_UNITS
 from longeval.report.task_notes import CHANCE_MARK, count_rows, is_chance, table_notes
@@ -41,7 +42,7 @@ def task_section_lines(section: TaskSection, folder: str) -> list[str]:
         folder: Folder of its figures, relative to the report.
     """
     tasks = section.tasks
-    lines = [f"## {escape_markdown(tasks.title)}", "", _caption(section), ""]
+    lines = [f"## {escape_markdown(tasks.title)}", "", _caption(section), "", *server_lines(tasks.records)]
     if section.curve is not None:
         lines += [figure(folder, f"score-{section.slug}", "Score by context length"), "", _BARS, ""]
     maps = {depth_map.depths.table.title: depth_map for depth_map in section.maps}

@@ -22,7 +22,7 @@ MAX_NAMED = 6
 
 _TOLD_APART_BY = (
     *("limit", "seed", "overlong", "chat_template", "num_fewshot", "max_new_tokens", "haystack"),
-    *("protocol", "stride", "factor", "pe_args", "pin_length", "native"),
+    *("protocol", "stride", "factor", "pe_args", "pin_length", "native", "base_url", "served_model"),
 )
 """Settings that are named where requests differ in them."""
 
@@ -115,6 +115,7 @@ def _meets(record: Record, request: Spec) -> bool:
 def _meets_model(record: Record, request: ModelRequest) -> bool:
     params = record.params
     asked = {"native_length": request.native, "bos": request.bos, "seed": request.seed, "attn": request.attn}
+    asked |= {"base_url": request.base_url, "served_model": request.served_model}
     given = request.pe_args.get(base_method(record.pe), {})
     method = params.get("method") or {}
     return (

@@ -36,6 +36,19 @@ OWNED = {
 }
 """Engine options that other flags decide."""
 
+OWNED_BY_SERVE = OWNED | {
+    "max_model_len": "--length",
+    "seed": "nothing: requests to a server bring their own",
+    "enable_prefix_caching": "nothing: prompts that begin alike share their cache",
+    "served_model_name": "--served-model",
+    "host": "--host",
+    "port": "--port",
+    "api_key": "LONGEVAL_API_KEY",
+    "uvicorn_log_level": "-v",
+    "disable_uvicorn_access_log": "-v",
+}
+"""Options of vLLM's server that flags of `longeval serve` decide."""
+
 DECIDE_NOTHING = frozenset(
     {
         "gpu_memory_utilization", "kv_cache_memory_bytes", "swap_space", "cpu_offload_gb", "max_num_seqs",
@@ -51,8 +64,12 @@ COUNTS = ("max_num_seqs", "max_num_batched_tokens")
 _KEY = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
 
-def parse_vllm_args(texts: Sequence[str]) -> dict[str, Any]:
+def parse_vllm_args(texts: Sequence[str], owned: Mapping[str, str] = OWNED) -> dict[str, Any]:
     """The values of `--vllm-arg NAME=VALUE`: names with underscores, values as YAML reads them.
+
+    Args:
+        texts: As given.
+        owned: Options that other flags of the command decide.
 
     Raises:
         LongEvalError: No name, no value, a name given twice, one that another flag decides, or a count that is none.
@@ -69,16 +86,18 @@ def parse_vllm_args(texts: Sequence[str]) -> dict[str, Any]:
             found[name] = yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise LongEvalError(f"--vllm-arg {text}: {value} can't be read", "It is read as YAML.") from error
-    check_owned(found)
+    check_owned(found, owned)
     check_counts(found)
     return found
 
 
-def check_owned(args: Mapping[str, Any]) -> None:
+def check_owned(args: Mapping[str, Any], owned: Mapping[str, str] = OWNED) -> None:
     """Raises LongEvalError for engine options that longeval sets itself."""
     for name in args:
-        if name in OWNED:
-            raise LongEvalError(f"--vllm-arg {name}: is set by {OWNED[name]}", "Leave it out.")
+        if name in owned:
+            flag, _, why = owned[name].partition(": ")
+            decided = "can't be changed" if flag == "nothing" else f"is set by {flag}"
+            raise LongEvalError(f"--vllm-arg {name}: {decided}{f' ({why})' if why else ''}", "Leave it out.")
 
 
 def check_counts(args: Mapping[str, Any]) -> None:

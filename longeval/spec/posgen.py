@@ -73,7 +73,7 @@ _LEAST: dict[str, int] = {
 }
 """The least value of each whole number."""
 
-_NO_SETTING = ("tasks", "pe", "pe_args", "regimes", "seeds", "first_seed", "device")
+_NO_SETTING = ("tasks", "pe", "pe_args", "regimes", "seeds", "first_seed", "device", "stack")
 """What may differ between the requests of one run folder (parameters of the same method may not)."""
 
 
@@ -157,11 +157,16 @@ class PosGenSpec:
     """How matrix products are taken."""
     device: str = "auto"
     """cpu, cuda, cuda:1, mps; auto: the first GPU, else the CPU."""
+    stack: bool | None = None
+    """Whether all seeds of a setting train together as one stacked model, or one after another. None: together on a
+    GPU, one after another on a CPU, where that is faster. It decides rounding alone."""
 
     def __post_init__(self) -> None:
         for flag, items in (("--task", self.tasks), ("--pe", self.pe), ("--regime", self.regimes)):
             if not items:
                 raise LongEvalError(f"{flag}: nothing named", "Give at least one.")
+            if repeated := [item for place, item in enumerate(items) if item in items[:place]]:
+                raise LongEvalError(f"{flag} {','.join(items)}: {repeated[0]} is named twice", "Name each once.")
         for regime in self.regimes:
             check_word("--regime", regime, REGIMES)
         check_word("--precision", self.precision, PRECISIONS)
@@ -173,6 +178,7 @@ class PosGenSpec:
                     f"{flag_of(name)} {value}: must be at least {least}", f"Give a whole number of at least {least}."
                 )
         self._check_ranges()
+        self._check_steps()
 
     def _check_ranges(self) -> None:
         """Raises LongEvalError for numbers that no training can have."""
@@ -196,6 +202,17 @@ class PosGenSpec:
                 f"--factor {self.factor:g}: must be a finite number of at least 1",
                 "It is target length / native length: 4 stretches 64 to 256.",
             )
+
+    def _check_steps(self) -> None:
+        """Raises LongEvalError where a schedule has no room, or a stack no second seed."""
+        if self.epochs == 1 and self.num_train <= self.batch_size:
+            raise LongEvalError(
+                f"--epochs 1, --num-train {self.num_train}, --batch-size {self.batch_size}: that is one step, and the "
+                "one-cycle schedule ends with a rate of nearly 0, so that nothing would be trained",
+                "Ask for more epochs or smaller batches.",
+            )
+        if self.stack and self.seeds == 1:
+            raise LongEvalError("--stack: would be ignored, there is one seed", "Leave it out or give more --seeds.")
 
     @property
     def model_name(self) -> str:

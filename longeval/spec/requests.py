@@ -188,7 +188,7 @@ _POSGEN_PARSERS: dict[str, Parser] = {
     "test_length": lambda value, flag: parse_length(str(value), flag=flag),
     "factor": lambda value, flag: parse_factor(str(value), flag=flag),
     **dict.fromkeys(("theta", "dropout", "lr", "weight_decay", "warmup"), _number),
-    **dict.fromkeys(("tied", "attention_scale", "start_token", "frozen_mlp"), _flag_value),
+    **dict.fromkeys(("tied", "attention_scale", "start_token", "frozen_mlp", "stack"), _flag_value),
     **dict.fromkeys(("init", "precision", "device"), _text),
 }
 """Those of a `posgen` request; keys that are in neither table are whole numbers."""

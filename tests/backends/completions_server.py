@@ -10,6 +10,7 @@ import contextlib
 import json
 import math
 import socket
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -44,6 +45,14 @@ def log_p(before, token):
 
 def total(tokens, first):
     return math.fsum(log_p(before, token) for before, token in zip(tokens[first - 1 :], tokens[first:], strict=False))
+
+
+class _Server(ThreadingHTTPServer):
+    """Says nothing of clients that go away before they have read everything, as those of failed cells do."""
+
+    def handle_error(self, request, client_address):
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class CompletionsServer:
@@ -88,7 +97,7 @@ class CompletionsServer:
             def log_message(self, *_):
                 pass
 
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._http = _Server(("127.0.0.1", 0), Handler)
         self._http.daemon_threads = True
         self.port = self._http.server_address[1]
         self.url = f"http://127.0.0.1:{self.port}/v1"

@@ -42,7 +42,7 @@ OPTIONS = {
     "--length --test-length --modulus --j --k --data-seed --factor --native --pe-arg --layers --d-model --d-ff "
     "--heads --head-dim --theta --tied --untied --attention-scale --no-attention-scale --init --start-token "
     "--no-start-token --dropout --frozen-mlp --no-frozen-mlp --epochs --batch-size --lr --weight-decay --warmup "
-    "--validate-every --tf32 --bf16 --device --out --json --dry-run --fresh --quiet -q --verbose -v",
+    "--validate-every --tf32 --bf16 --stack --no-stack --device --out --json --dry-run --fresh --quiet -q --verbose -v",
     "posgen table": "--out --json --title --preface --quiet -q",
     "run": "--pe --out --json --dry-run --fresh --quiet -q --verbose -v",
     "report": "--out --json --title --preface --published --quiet -q",
@@ -50,9 +50,10 @@ OPTIONS = {
     "--trust-remote-code --json --plot --list",
     "export": "--model --pe --out --factor --native --pe-arg --scale-from --layers --revision --quiet -q",
     "models": "--json",
-    "doctor": "--parity --model --pe --factor --length --dtype --vllm-arg --json",
+    "doctor": "--parity --model --pe --length --factor --native --pe-arg --scale-from --layers --pin-length --vllm-arg "
+    "--dtype --device --revision --trust-remote-code --json",
     "serve": "--model --pe --factor --length --native --pe-arg --scale-from --layers --pin-length --host --port "
-    "--served-model --no-api-key --vllm-arg --dtype --device --revision --trust-remote-code --dry-run",
+    "--served-model --no-api-key --vllm-arg --dtype --device --revision --trust-remote-code --dry-run --verbose -v",
 }
 """All options of all commands, in both forms of those that have two."""
 

@@ -71,7 +71,8 @@ def test_a_run_shows_a_table_and_leaves_a_repeatable_folder(capsys, tmp_path):
     shown = capsys.readouterr()
     assert "posgen_cot, trained" in shown.out and "posgen_cot, swapped" in shown.out and "± " in shown.out
     assert "longeval posgen table run" in shown.out and "longeval report" not in shown.out
-    assert "cot, trained with none · 2 seeds, epochs 1 … 4 (14 steps)" in shown.err
+    for seed in (0, 1):  # on a CPU one after another
+        assert f"cot, trained with none · seed {seed}, epochs 1 … 4 (14 steps)" in shown.err
     assert "posgen-1x12 yarn 20 on posgen_cot (swapped, seed 1): accuracy_ood" in shown.err
     assert "8 cells computed; records in run" in shown.err
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["cells", "curves", "spec.yaml", "weights"]
@@ -100,7 +101,7 @@ def test_quiet_says_nothing(capsys, tmp_path):
 
 
 def test_verbose_has_a_line_an_epoch(capsys):
-    assert run_app([*arguments(pe="none"), "-v"]) == 0
+    assert run_app([*arguments(pe="none"), "-v", "--stack"]) == 0
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(":")[1].strip() for line in lines if "epoch" in line and "loss" in line] == [
         f"epoch {epoch} of 4" for epoch in (1, 2, 3, 4)
@@ -112,14 +113,16 @@ def test_a_dry_run_computes_and_writes_nothing(capsys, tmp_path):
     assert run_app(arguments(regime="trained,swapped", dry_run=True)) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "nothing is computed" in shown and "GFLOP/s" in shown and "GiB" in shown
-    assert "8 cells to compute from 4 trainings of 4 epochs in 2 stacks" in shown
+    assert "8 cells to compute from 4 trainings of 4 epochs, one after another; " in shown
     assert "│ cot │ swapped │ yarn │ none │ 1.66667 │ 2 │ 0 of 2 │" in shown
     assert list(tmp_path.iterdir()) == []
-    assert run_app(arguments(pe="none")) == 0
+    assert run_app(arguments(regime="trained,swapped", dry_run=True, stack=True)) == 0
+    assert "from 4 trainings of 4 epochs in 2 stacks; " in " ".join(capsys.readouterr().out.split())
+    assert run_app(arguments(pe="none", stack=True)) == 0
     capsys.readouterr()
-    assert run_app(arguments(regime="trained,swapped", dry_run=True)) == 0
+    assert run_app(arguments(regime="trained,swapped", dry_run=True, no_stack=True)) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "6 cells to compute from 2 trainings of 4 epochs in 1 stack;" in shown
+    assert "6 cells to compute from 2 trainings of 4 epochs, one after another;" in shown
     assert "│ cot │ trained │ none │ none │ – │ 2 │ 2 of 2 │" in shown
 
 
@@ -128,14 +131,14 @@ def test_flags_override_the_preset_and_the_folder_says_all(tmp_path, monkeypatch
     monkeypatch.setattr("longeval.cli.request.carry_out", lambda specs, **options: seen.extend(specs) or 0)
     assert run_app(["posgen", "train", "--preset", "smoke"]) == 0
     flags = "--task recursive --epochs 3 --untied --attention-scale --start-token --frozen-mlp --bf16 --init normal"
-    flags += " --pe yarn --pe-arg yarn.beta_fast=2 --regime swapped --native 257 --factor 3.95 --data-seed 4"
+    flags += " --no-stack --pe yarn --pe-arg yarn.beta_fast=2 --regime swapped --native 257 --factor 3.95 --data-seed 4"
     assert run_app(["posgen", "train", "--preset", "smoke", *flags.split()]) == 0
     smoke, changed = seen
     assert smoke == PosGenSpec(**preset_fields("smoke", {}))
     given = {
         "tasks": ("recursive",), "epochs": 3, "tied": False, "attention_scale": True, "start_token": True,
         "frozen_mlp": True, "precision": "bf16", "init": "normal", "pe": ("yarn",), "regimes": ("swapped",),
-        "pe_args": {"yarn": {"beta_fast": 2.0}}, "native": 257, "factor": 3.95, "data_seed": 4,
+        "pe_args": {"yarn": {"beta_fast": 2.0}}, "native": 257, "factor": 3.95, "data_seed": 4, "stack": False,
     }  # fmt: skip
     assert changed == PosGenSpec(**preset_fields("smoke", given))
 
@@ -159,6 +162,9 @@ def test_flags_override_the_preset_and_the_folder_says_all(tmp_path, monkeypatch
         ({"factor": "each"}, "--factor each"),
         ({"pe_arg": "pi.x=1"}, "--pe-arg pi.x"),
         ({"tf32": True}, "--tf32"),
+        ({"stack": True, "seeds": "1"}, "--stack: would be ignored"),
+        ({"epochs": "1", "batch_size": "40"}, "that is one step"),
+        ({"pe": "none,resonance", "native": "16"}, "--native 16: would be ignored"),
         ({"tf32": True, "bf16": True}, "--tf32 and --bf16"),
         ({"device": "cuda:77"}, "--device cuda:77"),
         ({"quiet": True, "verbose": True}, "-q and -v"),

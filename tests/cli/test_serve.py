@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
-import sys
+import socket
 
 import pytest
 from tiny import save_tiny_llama
 
-from longeval.backends import vllm_options
+from longeval.backends import vllm_options, vllm_server
 from longeval.backends.vllm_rope import from_parameters
 from longeval.cli.app import run_app
 from longeval.rope.base import Geometry
@@ -24,17 +23,23 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def as_if_installed(monkeypatch):
-    monkeypatch.setattr(vllm_options, "check_installed", lambda: None)
+    monkeypatch.setattr(vllm_options, "check_installed", lambda needed_by: None)
     monkeypatch.setattr(vllm_options, "check_known", lambda args: None)
-    monkeypatch.setattr(vllm_options, "engine_device", lambda device: device)
+    monkeypatch.setattr(vllm_options, "engine_device", lambda device, serving: device)
     monkeypatch.delenv("LONGEVAL_API_KEY", raising=False)
 
 
 @pytest.fixture
 def started(monkeypatch):
-    """Command and environment of the process that would be vLLM's."""
+    """Flags, environment and settings of the server that would be started, and that is up at once."""
     found = []
-    monkeypatch.setattr(os, "execve", lambda path, command, environment: found.append((path, command, environment)))
+
+    def run(flags, environment, **settings):
+        found.append((flags, environment, settings))
+        settings["announce"]()
+        return 0
+
+    monkeypatch.setattr(vllm_server, "run_server", run)
     return found
 
 
@@ -54,7 +59,7 @@ def test_the_server_gets_our_table_and_length(folder, capsys):
     line = ["serve", "--model", str(folder), "--pe", "resonance_yarn", "--factor", "4", "--dry-run"]
     assert run_app(line) == 0
     words = shlex.split(capsys.readouterr().out)
-    assert words[:3] == ["python", "-m", "vllm.entrypoints.openai.api_server"]
+    assert words[:3] == ["python", "-m", "vllm.entrypoints.launchers.api_server.entry"]
     given = options(words)
     assert given["--model"] == given["--tokenizer"] == str(folder)
     overrides = json.loads(given["--hf-overrides"])
@@ -69,27 +74,107 @@ def test_the_server_gets_our_table_and_length(folder, capsys):
 
 def test_a_new_key_is_told_once_and_stands_in_no_command_line(folder, started, capsys):
     assert run_app(["serve", "--model", str(folder)]) == 0
-    ((path, command, environment),) = started
+    ((flags, environment, _),) = started
     key = environment["VLLM_API_KEY"]
-    assert path == sys.executable
     assert len(key) >= 24
-    assert key not in " ".join(command)
+    assert key not in " ".join(flags)
     out, err = capsys.readouterr()
-    assert f"export LONGEVAL_API_KEY={key}" in err
-    assert key not in out
+    assert err.count(key) == 1
+    assert err.splitlines()[-1].endswith(f"export LONGEVAL_API_KEY={key}")
+    assert out == ""
+
+
+def test_what_is_said_while_it_starts_and_when_it_is_up(folder, started, capsys):
+    line = [
+        "serve",
+        "--model",
+        str(folder),
+        "--pe",
+        "resonance_yarn",
+        "--factor",
+        "4",
+        "--host",
+        "::1",
+        "--port",
+        "8007",
+    ]
+    assert run_app([*line, "--no-api-key", "--served-model", "tiny"]) == 0
+    first, last = capsys.readouterr().err.splitlines()
+    what = "tiny with resonance_yarn, s = 4, up to 256 tokens"
+    assert first.startswith(f"longeval: starting vLLM's server: {what}")
+    assert last == f"longeval: ready: http://[::1]:8007/v1 serves {what}; Ctrl-C ends it; it asks for no key"
+
+
+def test_the_log_is_shown_if_asked_for(folder, started, capsys):
+    for flags, shown in (([], False), (["-v"], True)):
+        assert run_app(["serve", "--model", str(folder), *flags]) == 0
+        given, _, settings = started[-1]
+        assert settings["show_log"] is shown
+        assert ("--disable-uvicorn-access-log" in given) is not shown
+        assert ("-v shows its log" in capsys.readouterr().err) is not shown
+
+
+def test_a_port_that_is_taken_is_told_before_a_model_is_looked_at(started, capsys):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert run_app(["serve", "--model", "nowhere", "--port", str(port)]) == 2
+    err = capsys.readouterr().err
+    assert f"--port {port}: can't be listened on at 127.0.0.1 (address already in use)" in err
+    assert started == []
+
+
+def test_a_dry_run_says_what_its_line_doesnt(folder, capsys):
+    line = [
+        "serve",
+        "--model",
+        str(folder),
+        "--pe",
+        "dynamic_ntk",
+        "--length",
+        "128",
+        "--pin-length",
+        "96",
+        "--dry-run",
+    ]
+    assert run_app(line) == 0
+    out, err = capsys.readouterr()
+    assert out.count("\n") == 1
+    assert "VLLM_API_KEY" not in out
+    assert "set VLLM_API_KEY" in err
+    assert "dynamic_ntk, pinned to its table at 96, up to 128 tokens" in err
+    assert "--pin-length 96: is shorter than the longest prompt, 128" in err
+    assert run_app([*line[:-2], "128", "--dry-run", "--no-api-key"]) == 0
+    err = capsys.readouterr().err
+    assert "VLLM_API_KEY" not in err
+    assert "is shorter" not in err
+
+
+def test_lists_are_words_of_the_command_line(folder, started):
+    line = ["serve", "--model", str(folder), "--vllm-arg", "cudagraph_capture_sizes=[1, 2]"]
+    assert run_app([*line, "--vllm-arg", "speculative_config={a: 1}", "--vllm-arg", "shutdown_timeout=7"]) == 0
+    flags, _, settings = started[0]
+    at = flags.index("--cudagraph-capture-sizes")
+    assert flags[at + 1 : at + 3] == ["1", "2"]
+    assert flags[at + 3].startswith("--")
+    assert options(flags)["--speculative-config"] == '{"a": 1}'
+    assert settings["drain_s"] == 7
 
 
 def test_a_key_of_ones_own_is_taken_and_not_shown(folder, started, capsys, monkeypatch):
     monkeypatch.setenv("LONGEVAL_API_KEY", "mine-alone")
     assert run_app(["serve", "--model", str(folder)]) == 0
-    assert started[0][2]["VLLM_API_KEY"] == "mine-alone"
-    assert "mine-alone" not in "".join(capsys.readouterr())
+    assert started[0][1]["VLLM_API_KEY"] == "mine-alone"
+    said = "".join(capsys.readouterr())
+    assert "mine-alone" not in said
+    assert "its key is the one in LONGEVAL_API_KEY" in said
 
 
 def test_no_key_is_a_choice_and_away_from_this_machine_a_warning(folder, started, capsys, monkeypatch):
     monkeypatch.setenv("VLLM_API_KEY", "left over")
     assert run_app(["serve", "--model", str(folder), "--no-api-key"]) == 0
-    assert "VLLM_API_KEY" not in started[0][2]
+    assert "VLLM_API_KEY" not in started[0][1]
     assert "whoever" not in capsys.readouterr().err
     assert run_app(["serve", "--model", str(folder), "--no-api-key", "--host", "0.0.0.0"]) == 0
     assert "whoever reaches this machine" in capsys.readouterr().err
@@ -100,9 +185,15 @@ def test_no_key_is_a_choice_and_away_from_this_machine_a_warning(folder, started
     [
         (["--pe", "dynamic_ntk", "--length", "128"], "--pin-length"),
         (["--pe", "yarn", "--length", "128", "--pin-length", "128"], "--pin-length"),
-        (["--vllm-arg", "max_model_len=5"], "--vllm-arg max_model_len"),
-        (["--vllm-arg", "port=5"], "--vllm-arg port"),
+        (["--vllm-arg", "max_model_len=5"], "--vllm-arg max_model_len: is set by --length. Leave"),
+        (["--vllm-arg", "port=5"], "--vllm-arg port: is set by --port. Leave"),
+        (["--vllm-arg", "host=x"], "--vllm-arg host: is set by --host. Leave"),
+        (["--vllm-arg", "served-model-name=x"], "is set by --served-model. Leave"),
+        (["--vllm-arg", "api_key=x"], "--vllm-arg api_key: is set by LONGEVAL_API_KEY"),
+        (["--pe", "none,yarn"], "--pe none,yarn: a server has one method"),
         (["--pe", "yarm"], "yarm"),
+        (["--host", "no.such.host.invalid"], "--host no.such.host.invalid: no address"),
+        (["--host", ""], "--host '': no address"),
         (["--length", "0"], "--length"),
     ],
 )
@@ -120,3 +211,13 @@ def test_a_pinned_table(folder, capsys, length):
     held = from_parameters(json.loads(given["--hf-overrides"])["rope_parameters"]).table
     geometry = Geometry(head_dim=16, theta=10000.0, native_length=64)
     assert held.same_as(build_table("dynamic_ntk", geometry, seq_len=96))
+
+
+def test_without_vllm_no_other_backend_is_named(monkeypatch, capsys):
+    monkeypatch.undo()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert run_app(["serve", "--model", "m"]) == 2
+    said = capsys.readouterr().err
+    assert "serve: vLLM isn't installed" in said
+    assert "pip install 'longeval[vllm]'" in said
+    assert "--backend" not in said

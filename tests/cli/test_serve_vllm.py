@@ -6,7 +6,6 @@ import importlib.util
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -38,28 +37,40 @@ def carry_out(tmp_path, name, environment, **plain):
     return done.returncode, done.stderr, {(r["length"], r["metric"]): r for r in records}
 
 
+ENVIRONMENT = os.environ | {"LONGEVAL_API_KEY": KEY, "VLLM_CPU_KVCACHE_SPACE": "1"}
+
+
+def start(tmp_path, folder, *flags):
+    """A server that is starting; its messages go to the file `log`."""
+    served = [sys.executable, "-m", "longeval", "serve", "--model", str(folder), "--pe", "resonance_yarn"]
+    served += ["--factor", "8", "--dtype", "float32", "--served-model", "tiny", *flags]
+    with (tmp_path / "log").open("wb") as log:
+        return subprocess.Popen(
+            served, stdout=log, stderr=subprocess.STDOUT, env=ENVIRONMENT, cwd=tmp_path, start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )  # fmt: skip
+
+
+def wait_for(server, log, seen):
+    """Waits until something is seen; what the server said is shown if it never is."""
+    until = time.monotonic() + 400
+    while not seen():
+        assert server.poll() is None and time.monotonic() < until, log.read_text(errors="replace")[-3000:]
+        time.sleep(0.2)
+
+
 def test_what_is_served_is_what_is_measured(tmp_path):
     folder = save_tiny_llama(tmp_path / "tiny", head_dim=32, hidden_size=64)
     port = free_port()
-    environment = os.environ | {"LONGEVAL_API_KEY": KEY, "VLLM_CPU_KVCACHE_SPACE": "1"}
-    served = [sys.executable, "-m", "longeval", "serve", "--model", str(folder), "--pe", "resonance_yarn"]
-    served += ["--factor", "8", "--dtype", "float32", "--port", str(port), "--served-model", "tiny"]
-    with (tmp_path / "log").open("wb") as log:
-        server = subprocess.Popen(
-            served, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=tmp_path, start_new_session=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )  # fmt: skip
+    environment, log = ENVIRONMENT, tmp_path / "log"
+    server = start(tmp_path, folder, "--port", str(port))
     url = f"http://127.0.0.1:{port}/v1"
     try:
-        until = time.monotonic() + 400
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                break
-            except OSError:
-                said = (tmp_path / "log").read_text(errors="replace")[-3000:]
-                assert server.poll() is None and time.monotonic() < until, said
-                time.sleep(0.5)
+        wait_for(server, log, lambda: "longeval: ready:" in log.read_text())
+        first, last = log.read_text().splitlines()  # and nothing of vLLM's
+        assert first.startswith("longeval: starting vLLM's server: tiny with resonance_yarn, s = 8, up to 512 tokens")
+        assert last.startswith(f"longeval: ready: {url} serves tiny with resonance_yarn, s = 8, up to 512 tokens")
+        assert KEY not in log.read_text()
         tasks = [str(write_task(tmp_path, *each)) for each in (
             (CHOICE, write_data(tmp_path), "which_word"), (ANSWER, write_data(tmp_path), "what_word")
         )]  # fmt: skip
@@ -90,8 +101,34 @@ def test_what_is_served_is_what_is_measured(tmp_path):
         below = psutil.Process(server.pid).children(recursive=True) if server.poll() is None else []
         if server.poll() is None:
             os.killpg(server.pid, signal.SIGINT)
-        server.wait(timeout=60)
+        status = server.wait(timeout=60)
         _, alive = psutil.wait_procs(below, timeout=30)
         for process in alive:
             process.kill()
-    assert alive == []
+    assert (status, alive) == (0, [])
+
+
+def engines(server):
+    """The engine's processes below a server."""
+    below = psutil.Process(server.pid).children(recursive=True)
+    return [process for process in below if "EngineCore" in " ".join(process.cmdline())]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system ends no processes with their parent")
+def test_no_process_outlives_a_longeval_that_is_killed(tmp_path):
+    folder = save_tiny_llama(tmp_path / "tiny", head_dim=32, hidden_size=64)
+    server = start(tmp_path, folder, "--port", str(free_port()))
+    below = []
+    try:
+        wait_for(server, tmp_path / "log", lambda: engines(server))
+        below = psutil.Process(server.pid).children(recursive=True)
+        server.kill()
+        server.wait(timeout=60)
+        _, alive = psutil.wait_procs(below, timeout=30)
+        assert alive == []
+        assert len(below) >= 2
+    finally:
+        for process in below:
+            if process.is_running():
+                process.kill()
+        server.kill()

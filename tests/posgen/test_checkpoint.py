@@ -65,12 +65,25 @@ def test_without_moments_it_is_a_third_and_can_only_be_evaluated(state):
 
 def test_losses_that_are_no_numbers_come_back():
     diverged = History(
-        train_loss=(1.5, math.nan), valid=(ValidLoss(epoch=2, table="x", in_distribution=math.inf, ood=0.1),)
+        train_loss=(1.5, math.nan),
+        valid=(ValidLoss(epoch=2, table="x", in_distribution=math.inf, ood=0.1),),
+        stacked=3,
     )
     state = initial_state(tiny.config(), (0,), "cpu")
     object.__setattr__(state, "history", (diverged,))
     back = from_bytes(to_bytes(state)).history[0]
-    assert math.isnan(back.train_loss[1]) and back.valid == diverged.valid
+    assert math.isnan(back.train_loss[1]) and back.valid == diverged.valid and back.stacked == 3
+
+
+def test_a_state_says_why_its_weights_are_of_no_use():
+    state = initial_state(tiny.config(), (0, 1), "cpu")
+    fine, wrong = History(train_loss=(2.0, 1.0)), History(train_loss=(2.0, math.inf, 1.0))
+    object.__setattr__(state, "history", (fine, wrong))
+    assert (state.failure(0), state.failure(1)) == (None, "the training diverged: its loss is inf in epoch 2")
+    assert state.diverged == (1,)
+    state.weights["1.mlp.in"][0, 3, 2] = math.nan
+    object.__setattr__(state, "epoch", 2)
+    assert state.failure(0) == "the training diverged: its weights are no finite numbers after epoch 2"
 
 
 def test_damaged_files_are_value_errors(state):
@@ -86,7 +99,7 @@ def test_files_that_do_not_fit_are_value_errors(state):
     content = to_bytes(state)
     norm = "weights/norm"
     for broken, message in (
-        (about(content, format=2), "format 2"),
+        (about(content, format=1), "format 1"),
         (about(content, config={"modulus": 5, "colour": 1}), "colour"),
         (about(content, config={"modulus": 1}), "--modulus 1"),
         (rewritten(content, **{norm: None}), norm),

@@ -13,7 +13,8 @@ from longeval.posgen.schedule import one_cycle
 
 # 100 steps have their peak at a whole step, 37 between two; 5 have it before the first.
 @pytest.mark.parametrize(
-    ("total", "warmup"), [(100, 0.1), (37, 0.1), (237, 0.33), (5, 0.1), (8, 1.0), (1, 0.1), (9, 0.0)]
+    ("total", "warmup"),
+    [(100, 0.1), (37, 0.1), (237, 0.33), (5, 0.1), (8, 1.0), (1, 0.1), (1, 0.9), (2, 0.1), (2, 0.9), (9, 0.0)],
 )
 def test_every_step_is_torchs(total, warmup):
     optimiser = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
@@ -26,6 +27,14 @@ def test_every_step_is_torchs(total, warmup):
         optimiser.step()
         if step + 1 < total:
             scheduler.step()
+
+
+@pytest.mark.parametrize(("total", "warmup"), [(10, 0.1), (1, 1.0), (2, 0.5)])
+def test_where_torch_divides_by_zero_the_first_rate_is_the_peak(total, warmup):
+    optimiser = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    with pytest.raises(ZeroDivisionError):
+        torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=1.0, total_steps=total, pct_start=warmup)
+    assert one_cycle(0, total, peak=1.0, warmup=warmup) == (1.0, 0.85)
 
 
 def test_ends_and_peak():

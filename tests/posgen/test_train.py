@@ -242,6 +242,15 @@ def test_a_seed_that_diverges_leaves_the_others_alone():
     state = trained(config, state=start)
     assert state.diverged == (SEEDS[1],)
     assert distance(state.alone(2), trained(config).alone(2)) < 1e-6
+    assert state.epoch == 4 and [history.stacked for history in state.history] == [3, 3, 3]
+
+
+def test_a_training_all_of_whose_seeds_diverged_ends_early():
+    start = initial_state(tiny.config(), SEEDS, "cpu")
+    start.weights["embedding"][:, 0, 0] = float("inf")
+    state = trained(tiny.config(), state=start)
+    assert (state.epoch, state.diverged) == (1, SEEDS)
+    assert trained(tiny.config(), state=state).epoch == 1
 
 
 def test_bfloat16_trains_about_as_float32():

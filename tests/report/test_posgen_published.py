@@ -123,7 +123,7 @@ def test_numbers_stand_side_by_side(tmp_path):
         "69.56 ± 0.33",
         "+0.44",
     ]
-    assert "- cot: the order is the published one, `resonance_yarn` > `yarn` > `resonance` > `none`." in lines
+    assert "- cot: the means are in the published order, `resonance_yarn` > `yarn` > `resonance` > `none`." in lines
 
 
 def test_another_order_is_said_with_what_the_seeds_know(tmp_path):
@@ -135,7 +135,10 @@ def test_another_order_is_said_with_what_the_seeds_know(tmp_path):
     assert (inversion.above.name, inversion.below.name) == ("none", "resonance")
     assert (inversion.here, inversion.published) == (pytest.approx(0.75), pytest.approx(5.69))
     text = "\n".join(published_lines(found))
-    assert "- cot: the order is not the published one. Here `resonance_yarn` > `yarn` > `none` > `resonance`;" in text
+    assert (
+        "- cot: the means are not in the published order. Here `resonance_yarn` > `yarn` > `none` > `resonance`;"
+        in text
+    )
     assert (
         "`none` is 0.75 points above `resonance`; the paired interval [0.75, 0.75] of 5 seeds lies on one side of 0. "
         in text
@@ -157,11 +160,39 @@ def test_seeds_that_only_one_method_has_do_not_enter_the_paired_difference(tmp_p
 
 def test_one_seed_is_said_wherever_an_order_rests_on_it(tmp_path):
     same = {key: values[:1] for key, values in as_published().items()}
-    assert "`none` (one seed)." in "\n".join(published_lines(compared(tmp_path / "a", same)))
+    sentence = "  - One seed, which can't tell whether another would give the same order."
+    assert sentence in published_lines(compared(tmp_path / "a", same))
     other = {key: values[:1] for key, values in as_published(none=76.0).items()}
-    assert "points above `resonance`; one seed has both. Published" in "\n".join(
-        published_lines(compared(tmp_path / "b", other))
+    lines = published_lines(compared(tmp_path / "b", other))
+    assert "points above `resonance`; one seed has both. Published" in "\n".join(lines) and sentence in lines
+
+
+def test_an_order_is_said_with_the_neighbours_that_seeds_can_tell(tmp_path):
+    # Leads seed by seed, in points: 1, 2, 3 (s 1: ± 4.303/√3); −1, 1, 3 (s 2: twice that); 10, 10, 10.
+    ood = {
+        ("cot", "resonance_yarn"): [0.92, 0.93, 0.97],
+        ("cot", "yarn"): [0.91, 0.91, 0.94],
+        ("cot", "resonance"): [0.92, 0.90, 0.91],
+        ("cot", "none"): [0.82, 0.80, 0.81],
+    }
+    lines = published_lines(compared(tmp_path / "run", ood))
+    place = lines.index(
+        "- cot: the means are in the published order, `resonance_yarn` > `yarn` > `resonance` > `none`."
     )
+    assert lines[place + 1 : place + 3] == [
+        "  - Neighbours that the seeds tell apart (the paired interval excludes 0): `resonance` and `none` "
+        "(+10.00 [10.00, 10.00], 3 seeds).",
+        "  - Neighbours that the seeds don't tell apart (the paired interval holds 0): `resonance_yarn` and `yarn` "
+        "(+2.00 [−0.48, 4.48], 3 seeds), `yarn` and `resonance` (+1.00 [−3.97, 5.97], 3 seeds).",
+    ]
+
+
+def test_neighbours_without_two_common_seeds_are_named(tmp_path):
+    ood = {("cot", "yarn"): [0.90, 0.91], ("cot", "resonance"): [0.80, 0.81], ("cot", "none"): [0.70]}
+    lines = published_lines(compared(tmp_path / "run", ood))
+    sentence = "Neighbours that fewer than two seeds have both: `resonance` and `none`; nothing can be told of them."
+    assert f"  - {sentence}" in lines
+    assert not any("One seed" in line for line in lines)
 
 
 def test_what_the_paper_does_not_have_is_left_out(tmp_path):
@@ -184,5 +215,5 @@ def test_the_regime_of_the_published_code_is_named(tmp_path):
 def test_what_reads_the_same_is_neither_above_nor_below(tmp_path):
     found = compared(tmp_path / "run", as_published(none=75.2501, resonance=75.2500))
     assert found.order("cot").inversions == ()
-    expected = "- cot: no method is above one that it is below there, `resonance_yarn` > `yarn` > `none` = `resonance`."
+    expected = "- cot: no mean is above one that it is below there, `resonance_yarn` > `yarn` > `none` = `resonance`."
     assert expected in published_lines(found)

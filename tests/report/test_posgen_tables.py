@@ -12,7 +12,8 @@ from longeval.report.posgen_markdown import PosGenNames, posgen_markdown
 from longeval.report.posgen_stats import over_seeds
 from longeval.report.posgen_tables import GENERATED, IN_DISTRIBUTION, OOD, build_tables
 from longeval.report.posgen_write import posgen_sections
-from longeval.spec import PosGenSpec
+from longeval.spec import PosGenSpec, requests_to_yaml
+from longeval.store import Store
 
 OOD_BY_METHOD = {
     ("cot", "none"): [0.60, 0.62, 0.64],
@@ -273,3 +274,18 @@ def test_models_that_did_not_learn_the_rule_are_named(tmp_path):
     text = markdown_of(make_posgen_run(tmp_path / "run", spec, cells))
     (line,) = [line for line in text.splitlines() if "not learned" in line]
     assert line.startswith("- not learned: below 90%") and line.endswith("to the positions: none on cot (6.0)")
+
+
+def test_seeds_that_were_stacked_and_seeds_alone_stand_in_one_table(tmp_path):
+    spec, values = dataclasses.replace(SPEC, pe=("none",)), (0.9, 0.8, 0.7)
+    cells = [
+        (make_cell(spec, "none", seed, values, params={"stacked": stacked}), make_curves(spec, values))
+        for seed, stacked in ((0, 2), (1, 1))
+    ]
+    path = make_posgen_run(tmp_path / "run", spec, cells)
+    requests = [dataclasses.replace(spec, stack=stack).to_mapping() for stack in (None, True, False)]
+    Store(path).write_text("spec.yaml", requests_to_yaml(requests))
+    (table,) = tables_of(path)
+    assert (table.differs, table.seeds) == ("", (0, 1, 2))
+    (note,) = collect_posgen([path]).collection.notes
+    assert note.startswith("Not finished: 1 of 3 cells has no record yet: none on cot, trained, seed 2.")

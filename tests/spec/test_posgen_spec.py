@@ -45,11 +45,12 @@ def test_requests_survive_yaml_with_every_number():
         PosGenSpec(),
         PosGenSpec(**preset_fields("smoke", {"pe_args": {"yarn": {"beta_fast": 2.0}}, "data_seed": 3, "factor": 3.95})),
         PosGenSpec(native=257, start_token=True, tied=False, init="normal", precision="tf32", first_seed=7),
+        PosGenSpec(stack=False),
     ]
     text = requests_to_yaml([request.to_mapping() for request in requests])
     assert "command: posgen" in text and "d_model: 128" in text and "preset" not in text
     assert [spec_from_mapping(plain, origin="f") for plain in requests_from_yaml(text, origin="f")] == requests
-    assert len({request.digest() for request in requests}) == 3
+    assert len({request.digest() for request in requests}) == 4
 
 
 def test_yaml_may_name_a_preset_and_understands_what_flags_do():
@@ -83,6 +84,7 @@ def test_yaml_may_name_a_preset_and_understands_what_flags_do():
         ("lr: fast", "f: lr 'fast'"),
         ("lr: .nan", "f: lr 'nan'"),
         ("tied: 1", "f: tied 1"),
+        ("stack: 1", "f: stack 1"),
         ("factor: each", "f: factor each"),
         ("regimes: on", "f: regimes"),
         ("init: 3", "f: init 3"),
@@ -118,12 +120,22 @@ def test_bad_yaml_names_file_and_key(line, message):
         ({"warmup": 0.0}, "--warmup 0"),
         ({"dropout": 1.0}, "--dropout 1"),
         ({"factor": 0.5}, "--factor 0.5"),
+        ({"pe": ("yarn", "none", "yarn")}, "--pe yarn,none,yarn: yarn is named twice"),
+        ({"tasks": ("cot", "cot")}, "--task cot,cot: cot is named twice"),
+        ({"regimes": ("trained", "trained")}, "--regime trained,trained: trained is named twice"),
+        ({"epochs": 1, "num_train": 128}, "--epochs 1, --num-train 128, --batch-size 128: that is one step"),
+        ({"seeds": 1, "stack": True}, "--stack: would be ignored"),
     ],
 )
 def test_requests_validate_themselves(changes, message):
     with pytest.raises(LongEvalError, match=message) as caught:
         PosGenSpec(**changes)
     assert caught.value.remedy
+
+
+def test_two_steps_are_a_schedule_and_one_seed_may_be_alone():
+    assert PosGenSpec(epochs=2, num_train=128).epochs == PosGenSpec(epochs=1, num_train=129).epochs + 1
+    assert PosGenSpec(seeds=1, stack=False).stack is False and PosGenSpec(seeds=2, stack=True).stack is True
 
 
 def test_windows_count_the_start_token_so_that_s_is_the_published_codes():
@@ -145,6 +157,7 @@ def test_requests_of_one_folder_may_differ_in_what_tells_cells_apart_and_in_noth
         "init": "normal",
         "precision": "tf32",
         "device": "cpu",
+        "stack": True,
         "pe_args": {"yarn": {"beta_fast": 2.0}},
         "warmup": 0.2,
         "dropout": 0.1,
@@ -158,7 +171,7 @@ def test_requests_of_one_folder_may_differ_in_what_tells_cells_apart_and_in_noth
         other[field] = not value if isinstance(value, bool) else value + 1
     changed = dataclasses.replace(PosGenSpec(), **{field: other[field]})
     found = changed.differences(PosGenSpec())
-    if field in ("tasks", "pe", "regimes", "seeds", "first_seed", "device"):
+    if field in ("tasks", "pe", "regimes", "seeds", "first_seed", "device", "stack"):
         assert found == []
     else:
         expected = "--pe-arg yarn: beta_fast=2, not none" if field == "pe_args" else f"{flag_of(field)} "

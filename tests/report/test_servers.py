@@ -1,0 +1,119 @@
+"""What a report says of results of servers: methods are labels there, and several servers make one comparison."""
+
+import re
+
+import pytest
+from fabricated_runs import make_nll, make_records, make_run
+from fabricated_tasks import make_samples, make_task_records, make_task_run
+
+from longeval.report.grid import build_grids
+from longeval.report.provenance import server_lines
+from longeval.report.settings import comparable
+from longeval.report.task_tables import build_task_sets
+from longeval.report.unfinished import unfinished_note
+from longeval.report.write import write_report
+from longeval.spec import PplSpec, TasksSpec
+
+NLL = make_nll([[1.0] * 63] * 12)
+SAMPLES = make_samples([1.0, 0.0] * 10)
+HERE, THERE = "http://127.0.0.1:8000/v1", "http://127.0.0.1:8001/v1"
+
+
+def at(url=HERE, name="small"):
+    return {"backend": "openai", "dtype": "unknown", "params": {"base_url": url, "served_model": name}}
+
+
+def cell(pe="none", length=64, **server):
+    return make_records(pe, length, NLL, **at(**server))
+
+
+def task(pe="none", length=64, **server):
+    return make_task_records(pe, length, "passkey", SAMPLES, **at(**server))
+
+
+def test_sections_name_what_is_known():
+    titles = [grid.title for grid in build_grids([*make_records("none", 64, NLL), *cell()])]
+    assert titles == ["toy on texts, prefix (hf, float32)", "toy on texts, prefix (openai, precision unknown)"]
+    sets = build_task_sets([*make_task_records("none", 64, "passkey", SAMPLES), *task()])
+    assert [found.differs for found in sets] == ["hf, float32", "openai, precision unknown"]
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("written")
+    yarn = make_records("yarn", 64, NLL, **at(THERE, "stretched"))
+    run = make_run(folder / "ppl", [(make_records("none", 64, NLL), NLL), (cell(), NLL), (yarn, NLL)])
+    shipped = at() | {"params": at()["params"] | {"shipped_rope": "llama3 (factor 8)", "layers": "all"}}
+    local = {"params": {"shipped_rope": "llama3 (factor 8)", "layers": "all"}}
+    tasks = make_task_run(
+        folder / "tasks",
+        [
+            (make_task_records("none", 64, "passkey", SAMPLES, **local), SAMPLES),
+            (make_task_records("none", 64, "passkey", SAMPLES, **shipped), SAMPLES),
+        ],
+    )
+    write_report([run, tasks], out=str(folder / "report.md"), json_path=None, command="longeval report")
+    return (folder / "report.md").read_text()
+
+
+def test_one_note_in_each_section_of_a_server_says_that_methods_are_labels(text):
+    sections = re.split(r"^## ", text, flags=re.MULTILINE)
+    noted = [section.splitlines()[0] for section in sections if "> Methods are labels here: " in section]
+    assert noted == [
+        "toy on texts, prefix (openai, precision unknown)",
+        "toy, downstream tasks (openai, precision unknown)",
+    ]
+    assert text.count("Methods are labels here") == 2
+    (ppl,) = [section for section in sections if section.startswith(noted[0])]
+    assert f"Asked: `small` at {HERE} (`none`); `stretched` at {THERE} (`yarn`).\n" in ppl
+    assert text.count("backend openai, precision unknown") == 2 and ", unknown" not in text
+
+
+def test_nothing_is_said_of_what_a_server_does_with_the_models_own_scaling(text):
+    assert text.count("RoPE scaling that the model came with") == 1, "that of the section computed here"
+    assert text.count("The model rotates by layer type") == 1
+
+
+def test_other_backends_get_no_note():
+    assert server_lines(make_records("none", 64, NLL)) == [] and server_lines([]) == []
+    (note, _) = server_lines([*cell(), *cell(length=128)])
+    assert note.endswith(f"Asked: `small` at {HERE} (`none`).")
+
+
+def test_methods_of_several_servers_stand_in_one_table_and_are_compared():
+    pair = {"none": at(), "resonance": at(THERE, "rounded")}
+    (grid,) = build_grids([record for pe, where in pair.items() for record in make_records(pe, 64, NLL, **where)])
+    assert [row.pe for row in grid.rows] == ["none", "resonance"]
+    records = [r for pe, where in pair.items() for r in make_task_records(pe, 64, "passkey", SAMPLES, **where)]
+    (found,) = build_task_sets(records)
+    (table,) = found.tasks
+    assert [row.pe for row in table.rows] == ["none", "resonance"] and table.differs == ""
+    assert comparable(*records)
+    assert not comparable(records[0], *make_task_records("none", 64, "passkey", SAMPLES))
+
+
+@pytest.mark.parametrize(
+    ("other", "differs"),
+    [({"url": THERE}, f"base_url {THERE}"), ({"name": "large"}, "served_model large")],
+)
+def test_one_method_of_two_servers_makes_two_tables(other, differs):
+    grids = build_grids([*cell(), *cell(**other)])
+    assert len(grids) == 2 and grids[1].differs == differs
+    (found,) = build_task_sets([*task(), *task(**other)])
+    assert len(found.tasks) == 2 and found.tasks[1].differs == differs
+
+
+@pytest.mark.parametrize(
+    ("asked", "met"),
+    [
+        ({}, True),
+        ({"served_model": "small"}, True),
+        ({"served_model": "large"}, False),
+        ({"base_url": THERE}, False),
+    ],
+)
+def test_a_request_is_met_by_cells_of_its_own_server(asked, met):
+    common = {"model": ("toy",), "pe": ("none",), "lengths": (64,), "backend": "openai"} | {"base_url": HERE} | asked
+    ppl, tasks = PplSpec(data=("texts",), **common), TasksSpec(tasks=("passkey",), limit=20, **common)
+    notes = unfinished_note([ppl], cell()), unfinished_note([tasks], task())
+    assert [note == "" for note in notes] == [met, met], notes
