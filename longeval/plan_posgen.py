@@ -76,7 +76,7 @@ def plan_posgen(spec: PosGenSpec) -> PosGenPlan:
         data = [data_setting(spec, task, seed) for seed in spec.seed_values()]
         for regime in spec.regimes:
             for name in names:
-                _add(stacks, _stack(spec, config, name, regime, data))
+                _add(stacks, _stack(spec, config, name, regime, data, device))
     # On two CPU cores a small stack took longer than its seeds one after another. On a GPU neither was measured: there
     # one small model alone is not expected to fill the device.
     stacked = device != "cpu" if spec.stack is None else spec.stack
@@ -185,7 +185,9 @@ def _trained_as(name: MethodName, regime: Regime) -> MethodName:
     return name if regime == "trained" else MethodName(base="none", resonance=name.resonance)
 
 
-def _stack(spec: PosGenSpec, config: ModelConfig, name: MethodName, regime: Regime, data: list[DataSetting]) -> Stack:
+def _stack(
+    spec: PosGenSpec, config: ModelConfig, name: MethodName, regime: Regime, data: list[DataSetting], device: str
+) -> Stack:
     """One method and regime on one task, all seeds."""
     parameters = make_parameters(name.base, spec.pe_args.get(name.base, {}))
     geometry = _geometry(spec)
@@ -194,7 +196,8 @@ def _stack(spec: PosGenSpec, config: ModelConfig, name: MethodName, regime: Regi
     train_table = build_table(trained_with.canonical, geometry, own, spec.train_window)
     factor = geometry.factor if name.method.uses_factor else None
     trainings = tuple(
-        _training(spec, config, train_table, one, seed) for one, seed in zip(data, spec.seed_values(), strict=True)
+        _training(spec, config, train_table, one, seed, device)
+        for one, seed in zip(data, spec.seed_values(), strict=True)
     )
     cells = tuple(
         _cell(spec, name, regime, factor, training, dataclasses.asdict(parameters), trained_with)
@@ -214,7 +217,9 @@ def _stack(spec: PosGenSpec, config: ModelConfig, name: MethodName, regime: Regi
     )
 
 
-def _training(spec: PosGenSpec, config: ModelConfig, table: RopeTable, data: DataSetting, seed: int) -> Training:
+def _training(
+    spec: PosGenSpec, config: ModelConfig, table: RopeTable, data: DataSetting, seed: int, device: str
+) -> Training:
     """One seed's training and its id."""
     positions_T = np.arange(spec.train_window, dtype=np.int64)
     schedule = ("epochs", "batch_size", "lr", "weight_decay", "warmup", "precision")
@@ -228,6 +233,8 @@ def _training(spec: PosGenSpec, config: ModelConfig, table: RopeTable, data: Dat
         "table": table_digest(table.cos_sin(positions_T)),
         "seed": seed,
     }
+    if config.dropout:  # its masks come from the device's own generator: other weights, not other rounding
+        decides["dropout_on"] = device.partition(":")[0]
     digest = hashlib.sha256(canonical_json(decides).encode()).hexdigest()[:ID_DIGITS]
     return Training(id=digest, seed=seed, data=data)
 

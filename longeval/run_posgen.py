@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import NamedTuple, get_args
 
@@ -148,6 +149,11 @@ class _Runner:
 
     def turn(self, work: Work) -> None:
         """Trains and evaluates a stack, or keeps the reason why that failed."""
+        with _current(self.plan.device):
+            self.carry_out(work)
+
+    def carry_out(self, work: Work) -> None:
+        """See `turn`; the device is torch's current one."""
         _reset_peak(self.plan.device)
         try:
             self.data = {one: data for one, data in self.data.items() if one.task == work.stack.task}
@@ -285,9 +291,16 @@ def _out_of_memory(seeds: int, error: BaseException) -> str:
     return f"out of memory with {seeds} seeds at once (--no-stack trains them one after another): {error}"
 
 
+def _current(device: str) -> AbstractContextManager[object]:
+    """Makes a GPU torch's current one, whose streams and graphs are meant where no device is named."""
+    return torch.cuda.device(device) if device.startswith("cuda") else nullcontext()
+
+
 def _reset_peak(device: str) -> None:
     """Starts to measure the peak of memory anew."""
     if device.startswith("cuda"):
+        # The reset doesn't do it, and fails where nothing else has so far.
+        torch.cuda.init()  # type: ignore[no-untyped-call]  # torch's
         torch.cuda.reset_peak_memory_stats(device)
     else:
         memory.reset_peak()

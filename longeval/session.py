@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -15,7 +15,7 @@ from longeval.nll import TokenNll
 from longeval.records import Record, canonical_json
 from longeval.rope.base import RopeTable
 from longeval.samples import Sample
-from longeval.spec import ModelRequest, Request, requests_from_yaml, requests_to_yaml
+from longeval.spec import HOW_ONLY, ModelRequest, Request, requests_from_yaml, requests_to_yaml
 from longeval.store import Store
 
 if TYPE_CHECKING:
@@ -98,12 +98,12 @@ def backend_of(spec: ModelRequest) -> Callable[[PreparedModel], Backend]:
 def _server(spec: ModelRequest, model: PreparedModel) -> Backend:
     """The server of a request, which the plan has asked before."""
     from longeval.backends.openai import OpenAIBackend
-    from longeval.backends.openai_plan import api_key
+    from longeval.backends.server_key import own_key
 
     assert spec.base_url is not None
     return OpenAIBackend(
         base_url=spec.base_url,
-        api_key=api_key(),
+        api_key=own_key(),
         model=spec.served_model,
         tokenizer=model.tokenizer,
     )
@@ -128,11 +128,20 @@ def load_backend(model: PreparedModel) -> Backend:
 
 
 def remember_request(store: Store, spec: ModelRequest | Request) -> None:
-    """Writes the request into the folder's spec.yaml, after those that are there."""
+    """Writes the request into the folder's spec.yaml, after those that are there, or for one that asks for the same."""
     text = store.read_text("spec.yaml")
     requests = [] if text is None else requests_from_yaml(text, origin=f"{store.path}/spec.yaml")
-    if canonical_json(spec.to_mapping()) not in map(canonical_json, requests):
-        store.write_text("spec.yaml", requests_to_yaml([*requests, spec.to_mapping()]))
+    asked = spec.to_mapping()
+    new = [asked if _what(one) == _what(asked) else one for one in requests]
+    if asked not in new:
+        new.append(asked)
+    if canonical_json(new) != canonical_json(requests):
+        store.write_text("spec.yaml", requests_to_yaml(new))
+
+
+def _what(request: Mapping[str, Any]) -> str:
+    """What a written request asks for, without how it is to be computed."""
+    return canonical_json({name: value for name, value in request.items() if name not in HOW_ONLY})
 
 
 @dataclass(kw_only=True, slots=True)

@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx2
 
+from longeval.backends.server_key import checked_key
 from longeval.errors import LongEvalError
 
 PATIENCE_S = 60.0
@@ -88,7 +89,7 @@ class Client:
         """Host and port."""
         self.shown = str(url).rstrip("/")
         """The address, for messages."""
-        self._key = _checked_key(api_key)
+        self._key = checked_key(api_key)
         self._timeout_s = timeout_s
         self._lost = False
         self._http = httpx2.Client(
@@ -235,16 +236,6 @@ def _checked(base_url: str) -> httpx2.URL:
     if url.scheme not in ("http", "https") or not url.host:
         raise LongEvalError(f"--base-url {base_url.strip()}: not an address of http or https", remedy)
     return plain
-
-
-def _checked_key(api_key: str | None) -> str | None:
-    """The key, fit for a header; a wrong one is not shown, since it may be nearly right."""
-    key = (api_key or "").strip()
-    if not (key.isascii() and key.isprintable() and " " not in key):
-        raise LongEvalError(
-            "LONGEVAL_API_KEY: has characters in it that no header can hold", "Look for a line break in it."
-        )
-    return key or None
 
 
 def _is_loopback(host: str) -> bool:

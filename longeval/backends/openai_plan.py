@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from longeval.backends.server_key import own_key
 from longeval.errors import LongEvalError
 from longeval.spec import ModelRequest, format_length
 
 if TYPE_CHECKING:
     from longeval.backends.openai_client import Client
-
-KEY_VARIABLE = "LONGEVAL_API_KEY"
-"""Where a server's key is read from: no command line, spec or record shows it."""
 
 AnyRequest = TypeVar("AnyRequest", bound=ModelRequest)
 
@@ -31,11 +28,6 @@ class Server(NamedTuple):
     """Its model and address, for messages."""
     max_length: int | None
     """Most tokens of a prompt with its answer; None where it doesn't say."""
-
-
-def api_key() -> str | None:
-    """The key that the environment holds."""
-    return os.environ.get(KEY_VARIABLE)
 
 
 def ask_server(spec: AnyRequest) -> tuple[AnyRequest, Server | None]:
@@ -128,4 +120,4 @@ def _client(spec: ModelRequest) -> Client:
     from longeval.backends.openai_client import ANSWER_S, Client
 
     assert spec.base_url is not None
-    return Client(spec.base_url, api_key(), timeout_s=ANSWER_S, connections=1)
+    return Client(spec.base_url, own_key(), timeout_s=ANSWER_S, connections=1)

@@ -23,6 +23,7 @@ _WRAPPERS = (
     "EngineCore encountered an issue",
     "WorkerProc initialization failed",
     "Worker proc",
+    "Executor failed",
 )
 """What vLLM says of an exception that it has logged before."""
 
@@ -100,6 +101,8 @@ def remedy_of(problem: str, *, serving: bool = False) -> str:
     """What to do about an engine that didn't start, for `serve` or for commands that have another backend."""
     if (known := remedy_for_family(problem, serving=serving)) is not None:
         return known
+    if serving and "Address already in use" in problem:
+        return "Another server took the port while this one was starting: use another --port."
     several = "--vllm-arg tensor_parallel_size=2 on several GPUs"
     rest = f"{several}, or a shorter --length." if serving else f"{several}, shorter --lengths, or --backend hf."
     if is_memory(problem):

@@ -138,6 +138,8 @@ def _raise_for_start(process: subprocess.Popen[str], signals: _Signals, log: _Lo
 
 def _why(process: subprocess.Popen[str], log: str) -> str:
     """Why a server ended that nobody told to: the first exception in its log, else its last line."""
+    if process.returncode == -signal.SIGKILL:  # it can't have said so
+        return "it was killed (SIGKILL), perhaps because the machine ran out of memory"
     cause = cause_of(ChildProcessError(_SILENT), log)
     if not cause.endswith(_SILENT):
         return cause
@@ -145,8 +147,7 @@ def _why(process: subprocess.Popen[str], log: str) -> str:
         return "its engine ended without a word (killed, perhaps because the machine ran out of memory)"
     status = process.returncode
     if status < 0:
-        memory = ", perhaps because the machine ran out of memory" if status == -signal.SIGKILL else ""
-        return f"it was killed ({signal.Signals(-status).name}){memory}"
+        return f"it was killed ({signal.Signals(-status).name})"
     last = next((line.strip() for line in reversed(log.splitlines()) if line.strip()), "")
     return f"it ended with status {status}{f': {last}' if last else ''}"
 
@@ -235,5 +236,8 @@ class _Log:
         for line in stream:
             self._lines.append(line)
             if self._show:
-                sys.stderr.write(line)
-                sys.stderr.flush()
+                try:
+                    sys.stderr.write(line)
+                    sys.stderr.flush()
+                except (OSError, ValueError):  # gone; a pipe that nobody empties would stop the server
+                    self._show = False

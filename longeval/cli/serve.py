@@ -18,9 +18,6 @@ SERVER = "Server"
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
-KEY_VARIABLE = "LONGEVAL_API_KEY"
-"""Where a key of the user's own is read from: on a command line, everybody on the machine could read it."""
-
 
 def serve(
     model: Annotated[str, typer.Option(help="Short name, hub id, folder or .gguf file.")],
@@ -53,7 +50,7 @@ def serve(
         bool,
         typer.Option(
             "--no-api-key",
-            help=f"Ask for no key; otherwise {KEY_VARIABLE}, or a new one that is printed.",
+            help="Ask for no key; otherwise LONGEVAL_API_KEY, or a new one that is printed.",
             rich_help_panel=SERVER,
         ),
     ] = False,
@@ -83,6 +80,7 @@ def serve(
     LONGEVAL_API_KEY=… longeval tasks --backend openai --base-url http://127.0.0.1:8000/v1 --model smollm2-135m-q4
     --pe none --tasks passkey --lengths 4k
     """
+    from longeval.backends.server_key import own_key
     from longeval.backends.vllm_address import base_url, check_address
     from longeval.backends.vllm_options import check_installed, check_known, engine_arguments, engine_device
     from longeval.backends.vllm_server import run_server
@@ -92,6 +90,7 @@ def serve(
     check_installed("serve")
     args = parse_vllm_args(vllm_arg or [], OWNED_BY_SERVE)
     _check_one_method(pe)
+    own = None if no_api_key else own_key()
     if not dry_run:  # whose line may be for another machine
         check_address(host, port)
     check_known(args)
@@ -126,7 +125,7 @@ def serve(
     if dry_run:
         _show_line(flags, what, no_api_key)
         return 0
-    environment, key = _environment(no_api_key)
+    environment, key = _environment(own, no_api_key)
     _say(f"starting vLLM's server: {what} (a minute or more on a CPU{'' if verbose else '; -v shows its log'})")
     return run_server(
         flags,
@@ -148,16 +147,17 @@ def _check_one_method(pe: str) -> None:
         raise LongEvalError(f"--pe {pe}: a server has one method", "Start a server for each, on a --port of its own.")
 
 
-def _environment(no_api_key: bool) -> tuple[dict[str, str], str]:
+def _environment(own: str | None, no_api_key: bool) -> tuple[dict[str, str], str]:
     """The server's environment, with the key in it, and what to tell of the key."""
     import os
     import secrets
+
+    from longeval.backends.server_key import KEY_VARIABLE
 
     environment = dict(os.environ)
     environment.pop("VLLM_API_KEY", None)
     if no_api_key:
         return environment, "it asks for no key"
-    own = os.environ.get(KEY_VARIABLE)
     environment["VLLM_API_KEY"] = own or secrets.token_urlsafe(24)
     if own:
         return environment, f"its key is the one in {KEY_VARIABLE}"
@@ -211,6 +211,8 @@ def _flags(engine: Mapping[str, Any]) -> list[str]:
             flags.append(f"--{flag}" if value else f"--no-{flag}")
         elif isinstance(value, dict):
             flags += [f"--{flag}", json.dumps(value)]
+        elif name == "device_ids":  # the one list that vLLM takes as one word
+            flags += [f"--{flag}", ",".join(map(str, value)) if isinstance(value, list) else str(value)]
         elif isinstance(value, list):
             flags += [f"--{flag}", *map(str, value)]
         elif value is not None:

@@ -187,9 +187,9 @@ def _run(
         for number, group in enumerate(groups):
             window = group.cells[0].windows[0]
             methods = ",".join(cell.pe.canonical for cell in group.cells)
+            backend.serve(group.table(window.length), window.length)  # an engine's start is no part of a pass
             progress.stage(f"{methods} · {job.model.name} on {backend.name}", 1, "window")
             tokens_T = texts.window(window)
-            backend.serve(group.table(window.length), window.length)
             nll_S = backend.score(tokens_T, window.context)
             prompt_T = tokens_T[: len(tokens_T) // 2]
             asked = GenerateRequest(prompt_T=prompt_T, max_new_tokens=NEW_TOKENS, stop=())

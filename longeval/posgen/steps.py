@@ -132,16 +132,17 @@ class Stepper:
     def _on_side_stream(self) -> None:
         """A step as the capture wants its forerunners: on another stream than the usual one."""
         assert self._side is not None
-        self._side.wait_stream(torch.cuda.current_stream())
+        usual = torch.cuda.current_stream(self._tokens_SNT.device)
+        self._side.wait_stream(usual)
         with torch.cuda.stream(self._side):
             self._step()
-        torch.cuda.current_stream().wait_stream(self._side)
+        usual.wait_stream(self._side)
 
     def _capture(self) -> None:
         """Captures a step, which doesn't run it, and replays it; makes it eagerly, from now on, where that fails."""
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, stream=self._side):  # the default one may be another device's
                 self._step()
         except RuntimeError as error:
             self._capturable = False

@@ -6,7 +6,18 @@ it was understood.
 """
 
 from longeval.spec.model import LAYERS, SCALE_FROM, Layers, ModelRequest, ScaleFrom
-from longeval.spec.posgen import INITS, PRECISIONS, PRESETS, REGIMES, Init, PosGenSpec, Precision, Regime, preset_fields
+from longeval.spec.posgen import (
+    HOW_ONLY,
+    INITS,
+    PRECISIONS,
+    PRESETS,
+    REGIMES,
+    Init,
+    PosGenSpec,
+    Precision,
+    Regime,
+    preset_fields,
+)
 from longeval.spec.ppl import PplSpec
 from longeval.spec.requests import Request, Spec, requests_from_yaml, requests_to_yaml, spec_from_mapping
 from longeval.spec.tasks import CHAT_TEMPLATES, OVERLONG, ChatTemplate, Overlong, TasksSpec
@@ -23,6 +34,7 @@ from longeval.spec.values import (
 
 __all__ = [
     "CHAT_TEMPLATES",
+    "HOW_ONLY",
     "INITS",
     "LAYERS",
     "OVERLONG",

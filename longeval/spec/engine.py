@@ -23,6 +23,7 @@ OWNED = {
     "hf_overrides": "--pe, --factor and --pe-arg",
     "trust_remote_code": "--trust-remote-code",
     "seed": "--seed",
+    "hf_token": "HF_TOKEN in the environment: records would show it",
     "enable_prefix_caching": "nothing: tasks share beginnings of prompts, ppl doesn't",
     "worker_extension_cls": "nothing: longeval reads the engine's table through it",
     "skip_tokenizer_init": "nothing",

@@ -73,6 +73,12 @@ _LEAST: dict[str, int] = {
 }
 """The least value of each whole number."""
 
+HOW_ONLY = frozenset({"stack"})
+"""Fields that say how to compute, not what: requests that differ in nothing else are one, in one run folder."""
+
+LARGEST_SEED = 2**63
+"""Where seeds end: what torch takes."""
+
 _NO_SETTING = ("tasks", "pe", "pe_args", "regimes", "seeds", "first_seed", "device", "stack")
 """What may differ between the requests of one run folder (parameters of the same method may not)."""
 
@@ -211,6 +217,11 @@ class PosGenSpec:
                 "one-cycle schedule ends with a rate of nearly 0, so that nothing would be trained",
                 "Ask for more epochs or smaller batches.",
             )
+        for name, last in (("first_seed", self.first_seed + self.seeds - 1), ("data_seed", self.data_seed or 0)):
+            if last >= LARGEST_SEED:
+                raise LongEvalError(
+                    f"{flag_of(name)} {getattr(self, name)}: seeds end at {LARGEST_SEED - 1}", "Choose a smaller one."
+                )
         if self.stack and self.seeds == 1:
             raise LongEvalError("--stack: would be ignored, there is one seed", "Leave it out or give more --seeds.")
 
@@ -259,8 +270,9 @@ class PosGenSpec:
         return {key: untyped[key] for key in plain}
 
     def digest(self) -> str:
-        """A short digest of the request, for naming its run folder."""
-        return hashlib.sha256(canonical_json(self.to_mapping()).encode()).hexdigest()[:8]
+        """A short digest of the request, for naming its run folder; stacked or not, it is the same one."""
+        named = {name: value for name, value in self.to_mapping().items() if name not in HOW_ONLY}
+        return hashlib.sha256(canonical_json(named).encode()).hexdigest()[:8]
 
     def differences(self, other: PosGenSpec) -> list[str]:
         """In what two requests differ that one run folder can't hold both of, each as `--lr 0.001, not 0.0002`."""

@@ -340,7 +340,7 @@ def test_where_a_graph_cannot_be_captured_it_trains_without(monkeypatch, caplog)
             self._capturable, self._eager_steps = True, 3
 
     @contextlib.contextmanager
-    def capture(graph):
+    def capture(graph, stream):
         captures.append(graph)
         raise RuntimeError("operation not permitted when stream is capturing\nmore of it")
         yield
@@ -353,6 +353,46 @@ def test_where_a_graph_cannot_be_captured_it_trains_without(monkeypatch, caplog)
     assert len(captures) == 1
     (message,) = caplog.messages
     assert message.endswith("not permitted when stream is capturing") and "without a CUDA graph" in message
+
+
+@pytest.mark.parametrize("eager", [0, 3])
+def test_a_captured_step_is_replayed_once_for_each_step(monkeypatch, eager):
+    """The course of a capture, which runs nothing itself; what a graph is on a GPU is stood in for."""
+    graphs = []
+
+    class AsOnAGpu(Stepper):
+        def __init__(self, *arguments, **keywords):
+            super().__init__(*arguments, **keywords)
+            self._capturable = True
+
+        def _on_side_stream(self):
+            self._step()
+
+        def _step(self):
+            if graphs and graphs[-1].capturing:
+                graphs[-1].replay = super()._step
+            else:
+                super()._step()
+
+    class Graph:
+        capturing = False
+
+        def __init__(self):
+            graphs.append(self)
+
+    @contextlib.contextmanager
+    def capture(graph, stream):
+        graph.capturing = True
+        yield
+        graph.capturing = False
+
+    plain = trained(tiny.config())
+    monkeypatch.setattr("torch.cuda.CUDAGraph", Graph)
+    monkeypatch.setattr("torch.cuda.graph", capture)
+    monkeypatch.setattr("longeval.posgen.steps._EAGER_STEPS", eager)
+    monkeypatch.setattr("longeval.posgen.train.Stepper", AsOnAGpu)
+    assert distance(plain, trained(tiny.config())) == 0
+    assert len(graphs) == 1
 
 
 @pytest.mark.gpu
