@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import torch
+
 from longeval.plan_posgen import plan_posgen
+from longeval.posgen.checkpoint import from_bytes
 from longeval.run_posgen import run_posgen
 from longeval.spec import PosGenSpec
+
+ALL = ("none", "resonance", "yarn", "resonance_yarn")
+BOTH = ("trained", "swapped")
 
 TINY = {
     "tasks": ("cot",),
@@ -64,3 +70,20 @@ class Told:
 
     def steps(self):
         return sum(detail == "step" for detail, _, _ in self.advanced)
+
+
+def weights_of(store, training):
+    return from_bytes(store.training("weights", training)).weights
+
+
+def same_weights(one, other, **tolerance):
+    return all(torch.allclose(one[name], other[name], **tolerance) for name in one)
+
+
+def value(result, pe, metric, regime="trained", seed=0):
+    (record,) = (
+        r
+        for r in result.records
+        if (r.pe, r.metric, r.params["regime"], r.params["seed"]) == (pe, metric, regime, seed)
+    )
+    return record

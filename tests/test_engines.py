@@ -64,6 +64,12 @@ def test_options_that_other_flags_decide(name):
         spec_from_mapping({"model": "m", "pe": "none", "lengths": "4k", "vllm_args": {name: 1}}, origin="f.yaml")
 
 
+def test_a_token_is_no_option_that_records_would_show():
+    with pytest.raises(LongEvalError, match=r"--vllm-arg hf_token: is set by HF_TOKEN in the environment") as caught:
+        parse_vllm_args(["hf_token=secret"])
+    assert "secret" not in str(caught.value)
+
+
 @pytest.mark.parametrize("name", ["max_num_seqs", "max_num_batched_tokens"])
 @pytest.mark.parametrize("value", ["abc", "1.5", "0", "true", "null"])
 def test_counts_that_are_none(name, value):

@@ -106,6 +106,16 @@ def test_what_decides_evaluation_alone_decides_the_cell_and_not_the_training():
     assert same == one
 
 
+def test_with_dropout_the_kind_of_device_decides_weights_too(monkeypatch):
+    def trainings(device, dropout):
+        monkeypatch.setattr(plan_module, "resolve_device", lambda name: device)
+        return [training.id for training in plan_posgen(tiny_request(dropout=dropout)).trainings]
+
+    assert trainings("cpu", 0.0) == trainings("cuda:0", 0.0)
+    assert trainings("cuda:0", 0.1) == trainings("cuda:1", 0.1)
+    assert set(trainings("cpu", 0.1)).isdisjoint(trainings("cuda:0", 0.1))
+
+
 def test_weights_of_another_algorithm_are_others(monkeypatch):
     (one,) = plan_posgen(tiny_request(pe=("yarn",), seeds=1)).cells
     monkeypatch.setattr(plan_module, "ALGORITHM", plan_module.ALGORITHM + 1)

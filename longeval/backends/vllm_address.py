@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import socket
 from http import HTTPStatus
@@ -20,19 +21,25 @@ def check_address(host: str, port: int) -> None:
     try:
         address = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)[0][4]
     except OSError as error:
-        raise LongEvalError(
-            f"--host {host or repr(host)}: no address of this machine", "Such as 127.0.0.1, or 0.0.0.0 for all."
-        ) from error
+        raise _no_address(host) from error
     with socket.socket(family, socket.SOCK_STREAM) as tried:
         tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as vLLM: else a port just left would seem taken
         try:
             tried.bind(address)
         except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL:
+                raise _no_address(host) from error
             reason = (error.strerror or str(error)).lower()
             raise LongEvalError(
                 f"--port {port}: can't be listened on at {host} ({reason})",
                 f"Use another, such as --port {port + 1 if port < 65535 else 8000}, or end what listens there.",
             ) from error
+
+
+def _no_address(host: str) -> LongEvalError:
+    return LongEvalError(
+        f"--host {host or repr(host)}: no address of this machine", "Such as 127.0.0.1, or 0.0.0.0 for all."
+    )
 
 
 def base_url(host: str, port: int) -> str:

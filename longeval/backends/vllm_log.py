@@ -33,6 +33,9 @@ _REMARK = re.compile(r"\b(?:WARNING|INFO|DEBUG)\b")
 _OVER = re.compile(r"free memory|out of memory|can't allocate|allocate memory|MemoryError", re.IGNORECASE)
 """More was taken than there is."""
 
+_PYDANTIC = re.compile(r"\s*\[type=\w+, input_value=.*$")
+"""What follows the sentence that says what is wrong with an option's value."""
+
 _UNDER = re.compile(r"KV cache|cache blocks|memory", re.IGNORECASE)
 """What is left for the cache is too little."""
 
@@ -92,9 +95,14 @@ def cause_of(error: BaseException, log: str) -> str:
         if not found or _REMARK.search(line[: found.start()]):
             continue
         if not any(wrapper in found[2] for wrapper in _WRAPPERS):
-            return f"{found[1].rpartition('.')[2]}: {found[2].strip()}"
+            return _shortened(f"{found[1].rpartition('.')[2]}: {found[2].strip()}")
     text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}"[:600]
+    return _shortened(f"{type(error).__name__}: {text}")
+
+
+def _shortened(problem: str) -> str:
+    """One line without what pydantic adds to its own: types, inputs, an address."""
+    return _PYDANTIC.sub("", problem)[:600].strip()
 
 
 def remedy_of(problem: str, *, serving: bool = False) -> str:
@@ -110,7 +118,7 @@ def remedy_of(problem: str, *, serving: bool = False) -> str:
             "Let it take less: --vllm-arg gpu_memory_utilization=0.8 (on a CPU: VLLM_CPU_KVCACHE_SPACE, in GiB), "
             f"--vllm-arg max_num_seqs=32, --vllm-arg max_num_batched_tokens=1024; or {rest}"
         )
-    if _UNDER.search(problem):
+    if _UNDER.search(problem) and "Input should be" not in problem:  # an option's value, whatever its name
         return (
             "Give it more room: --vllm-arg gpu_memory_utilization=0.95 (on a CPU: VLLM_CPU_KVCACHE_SPACE, in GiB), "
             f"{rest}"

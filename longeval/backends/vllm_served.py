@@ -72,7 +72,17 @@ def served_method(
         table=tables(tokens if pin is None else pin),
         length=tokens,
         description=", ".join((*parts, f"up to {format_length(tokens)} tokens")),
-        notes=_pin_notes(pin, tokens),
+        notes=(*_stretch_notes(name, s, model), *_pin_notes(pin, tokens)),
+    )
+
+
+def _stretch_notes(name: MethodName, s: float, model: PreparedModel) -> tuple[str, ...]:
+    """A note where a method that stretches has nothing to stretch."""
+    if not model.rope.uses_factor(name) or s != 1:
+        return ()
+    return (
+        f"{name.canonical}: s = 1, nothing is stretched (the native length is {format_length(model.native_length)}; "
+        "--factor or a longer --length would)",
     )
 
 

@@ -101,6 +101,7 @@ def run_server(
                 logger.error("vLLM's server ended by itself: %s", _why(process, log.text()))
                 return process.returncode if process.returncode > 0 else 1
             started |= _below(process)
+            logger.info("ending the server; the same signal again ends it at once")
             return _end_in_order(process, signals, _GRACE_S + drain_s)
         finally:
             _kill(process, started | _below(process))

@@ -75,8 +75,8 @@ def carry_out(
                 result = _run(spec, plan, store, progress, fresh=fresh, under_way=bool(found))
             except KeyboardInterrupt:
                 anything = progress.num_finished or store.has_checkpoints()
-                kept = f"in {store.path}; the same command goes on from there" if anything else "now"
-                _say(f"{count(progress.num_finished, 'cell')} stored {kept}", quiet)
+                stored = f"{count(progress.num_finished, 'cell')} stored in {store.path}"
+                _say(f"{stored}; the same command goes on from there" if anything else "nothing is stored yet", quiet)
                 raise
         _say(f"{_outcome(result)}; records in {store.path}", quiet)
         # Requests of one folder may overlap: a cell counts once.

@@ -137,7 +137,7 @@ def _mark(axes: Axes, train_length: int, *, label: bool) -> None:
 def _loss_axes(panels: Sequence[Axes], shown: Sequence[float]) -> None:
     """Logarithmic where losses span more than a factor of ten, with labels that are numbers."""
     if not shown or max(shown) <= 10 * min(shown):
-        panels[0].set_ylim(bottom=0)
+        panels[0].set_ylim(0, 1.05 * max(axes.dataLim.y1 for axes in panels))
         return
     steps = (1.0, 2.0, 5.0) if max(shown) < 200 * min(shown) else (1.0,)  # few decades would have too few labels
     for axes in panels:

@@ -107,6 +107,17 @@ def test_a_family_that_vllm_runs_otherwise_is_named_before_anything_else():
     assert "plugin" in remedy_of("ValueError: Unknown RoPE scaling type longeval_table")
 
 
+def test_a_value_that_no_option_may_have_is_no_want_of_memory():
+    log = (
+        "ERROR pydantic_core.ValidationError: 1 validation error for CacheConfig gpu_memory_utilization Input should "
+        "be less than or equal to 1 [type=less_than_equal, input_value=2.0, input_type=float] For further information "
+        "visit https://errors.pydantic.dev/2.12/v/less_than_equal\n"
+    )
+    problem = cause_of(RuntimeError("see above"), log)
+    assert problem.endswith("gpu_memory_utilization Input should be less than or equal to 1")
+    assert remedy_of(problem) == "-v shows vLLM's log. Change --vllm-arg, or use --backend hf."
+
+
 def test_the_cause_is_the_first_exception_of_its_own():
     log = "INFO x\nERROR RuntimeError: Worker proc failed\nERROR torch.OutOfMemoryError: CUDA out of memory.\n"
     assert cause_of(RuntimeError("see above"), log) == "OutOfMemoryError: CUDA out of memory."

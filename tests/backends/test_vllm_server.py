@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.server
 import os
 import signal
 import socket
@@ -44,6 +45,8 @@ if mode == "slow":
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
+        if mode == "talks":
+            print("x" * 200_000, flush=True)
         self.send_response(200 if self.path == "/health" else 404)
         self.end_headers()
 
@@ -68,6 +71,19 @@ if mode == "dies":
 if mode == "loses its engine":
     def die():
         time.sleep(1)
+        print("EngineDeadError: EngineCore encountered an issue. See stack trace (above).", flush=True)
+        os._exit(0)
+    threading.Thread(target=die).start()
+if mode == "is killed":
+    def die():
+        time.sleep(1)
+        print("ERROR ValueError: of a request that was refused", flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    threading.Thread(target=die).start()
+if mode == "loses a worker":
+    def die():
+        time.sleep(1)
+        print("(EngineCore pid=7) ERROR RuntimeError: Executor failed.", flush=True)
         print("EngineDeadError: EngineCore encountered an issue. See stack trace (above).", flush=True)
         os._exit(0)
     threading.Thread(target=die).start()
@@ -141,6 +157,21 @@ def test_its_log_is_not_shown_unless_asked_for(start, capfd):
     assert "".join(capfd.readouterr()) == ""
 
 
+def test_a_log_that_nobody_reads_any_more_stops_no_server(start, monkeypatch):
+    class Gone:
+        def write(self, text):
+            raise BrokenPipeError
+
+    monkeypatch.setattr("sys.stderr", Gone())
+    in_vain = threading.Timer(15.0, os.kill, (os.getpid(), signal.SIGHUP))  # while it is waited for
+    in_vain.start()
+    try:
+        assert start("talks", send(signal.SIGTERM), show_log=True) == 0
+    finally:
+        in_vain.cancel()
+    assert start.announced == [True]
+
+
 def test_a_second_signal_ends_a_server_that_doesnt_listen(start):
     begin = time.monotonic()
     assert start("deaf", send(signal.SIGINT, signal.SIGINT, every_s=0.7)) == 130
@@ -196,7 +227,12 @@ def test_a_server_that_doesnt_start(start, mode, said):
 
 @pytest.mark.parametrize(
     ("mode", "said"),
-    [("dies", "KeyError: of the run"), ("loses its engine", "its engine ended without a word (killed, perhaps")],
+    [
+        ("dies", "KeyError: of the run"),
+        ("loses its engine", "its engine ended without a word (killed, perhaps"),
+        ("loses a worker", "its engine ended without a word (killed, perhaps"),
+        ("is killed", "it was killed (SIGKILL), perhaps"),
+    ],
 )
 def test_a_server_that_dies_is_told_with_the_reason(start, caplog, mode, said):
     assert start(mode) == 1  # though it says 0 itself
@@ -205,11 +241,20 @@ def test_a_server_that_dies_is_told_with_the_reason(start, caplog, mode, said):
     assert f"ended by itself: {said}" in caplog.text
 
 
-def test_another_server_at_the_port_isnt_ours(start):
-    port = free_port()
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", port))
-        other.listen()
+class Well(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+def test_another_server_at_the_port_isnt_ours():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Well) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        port = other.server_address[1]
+        assert is_up(os.getpid(), "127.0.0.1", port)
         assert not is_up(os.getpid() + 10_000_000, "127.0.0.1", port)
         server = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
         try:
@@ -217,6 +262,7 @@ def test_another_server_at_the_port_isnt_ours(start):
         finally:
             server.kill()
             server.wait()
+            other.shutdown()
 
 
 def test_addresses():
@@ -231,7 +277,7 @@ def test_addresses():
             with pytest.raises(LongEvalError, match=f"--port {port}: can't be listened on at {host}"):
                 check_address(host, port)
     check_address("127.0.0.1", port)  # nothing is left there
-    with pytest.raises(LongEvalError, match=r"--port .*: can't be listened on at 192\.0\.2\.7"):
+    with pytest.raises(LongEvalError, match=r"--host 192\.0\.2\.7: no address of this machine"):
         check_address("192.0.2.7", port)
 
 

@@ -72,6 +72,37 @@ def test_the_server_gets_our_table_and_length(folder, capsys):
     assert "--enable-prefix-caching" in given
 
 
+def test_a_method_that_stretches_nothing_is_told(folder, capsys):
+    def notes(*more):
+        assert run_app(["serve", "--model", str(folder), "--pe", "yarn", "--dry-run", *more]) == 0
+        return [line for line in capsys.readouterr().err.splitlines() if "nothing is stretched" in line]
+
+    assert notes() == [
+        "longeval: yarn: s = 1, nothing is stretched (the native length is 64; --factor or a longer --length would)"
+    ]
+    assert notes("--factor", "2") == notes("--length", "128") == notes("--pe", "none") == []
+
+
+@pytest.mark.parametrize("key", ["a b", "schl\u00fcssel"])
+def test_a_key_that_no_client_could_send_is_refused_before_anything_else(folder, started, capsys, monkeypatch, key):
+    monkeypatch.setenv("LONGEVAL_API_KEY", key)
+    assert run_app(["serve", "--model", "no such model"]) == 2
+    err = capsys.readouterr().err
+    assert "LONGEVAL_API_KEY: has characters" in err and key not in err and not started
+
+
+def test_a_key_is_the_one_that_a_client_sends(folder, started, monkeypatch):
+    monkeypatch.setenv("LONGEVAL_API_KEY", "abc\r\n")
+    assert run_app(["serve", "--model", str(folder)]) == 0
+    assert started[0][1]["VLLM_API_KEY"] == "abc"
+
+
+def test_devices_are_one_word_to_vllm(folder, capsys):
+    line = ["serve", "--model", str(folder), "--dry-run", "--vllm-arg", "device_ids=[0, 1]"]
+    assert run_app(line) == 0
+    assert options(shlex.split(capsys.readouterr().out))["--device-ids"] == "0,1"
+
+
 def test_a_new_key_is_told_once_and_stands_in_no_command_line(folder, started, capsys):
     assert run_app(["serve", "--model", str(folder)]) == 0
     ((flags, environment, _),) = started

@@ -95,6 +95,7 @@ def test_losses_by_epoch_are_the_stored_ones(tmp_path, drawn):
     assert [list(values) for values in method_lines(seen)["none"].get_data()] == [[1, 2, 3], [2.0, 1.0, 0.5]]
     assert [list(values) for values in method_lines(unseen)["none"].get_data()] == [[1, 2, 3], [2.5, 2.0, 1.5]]
     assert seen.get_yscale() == "linear"
+    assert seen.get_ylim()[1] > 1.04 * max(2.5, np.log(17)), "no line on the edge"
     rest = [line for line in seen.get_lines() if line.get_label().startswith("_")]
     assert any(np.allclose(line.get_ydata(), np.log(17)) for line in rest), "guessing has a loss of ln 17"
 

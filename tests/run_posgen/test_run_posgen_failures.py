@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from posgen_requests import Told, carry_out, tiny_request
+from posgen_requests import BOTH, Told, carry_out, tiny_request
 
 from longeval import run_posgen as run_module
 from longeval import train_posgen
@@ -19,9 +19,6 @@ from longeval.posgen.state import initial_state
 from longeval.posgen.train import train
 from longeval.run_posgen import check_settings
 from longeval.store import Store
-
-ALL = ("none", "resonance", "yarn", "resonance_yarn")
-BOTH = ("trained", "swapped")
 
 
 def test_a_stack_that_fails_is_recorded_and_the_others_go_on(store, monkeypatch):
