@@ -91,6 +91,16 @@ server.serve_forever()
 """
 
 
+@pytest.fixture(autouse=True)
+def as_in_a_terminal():
+    """What a shell starts in the background, or under nohup, ignores these signals; a server under test then would."""
+    asked = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in asked.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.fixture
 def start(tmp_path, monkeypatch, capfd):
     """Runs such a server: exit status, what was announced and the processes that it left alive."""
