@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from longeval.posgen.data import DataSetting, generate
 from longeval.posgen.model import ModelConfig
-from longeval.posgen.train import TrainSetting
+from longeval.posgen.train import TrainSetting, train
 from longeval.rope.base import Geometry
 from longeval.rope.build import build_table
 
@@ -24,3 +24,16 @@ def setting(**changes):
 
 def table(name="none", *, factor=20 / 12):
     return build_table(name, Geometry(head_dim=8, theta=100.0, native_length=12, factor=factor))
+
+
+SEEDS = (4, 0, 9)
+SETTING = setting()
+
+
+def trained(config, seeds=SEEDS, *, setting=SETTING, data=None, device="cpu", **arguments):
+    return train(config, setting, data or [DATA] * len(seeds), seeds, table(), device=device, **arguments)
+
+
+def distance(first, second):
+    """Largest difference of any weight."""
+    return max(float((first.weights[name] - second.weights[name]).abs().max()) for name in first.weights)
