@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from longeval.cli.request import count
+from longeval.printable import as_markup
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 def show_plan(plan: Plan, store: Store, console: Console, *, fresh: bool) -> None:
     """What a perplexity run would do."""
-    from rich.markup import escape
     from rich.table import Table
 
     from longeval.cli.progress import format_duration
@@ -32,7 +32,7 @@ def show_plan(plan: Plan, store: Store, console: Console, *, fresh: bool) -> Non
         table.add_column(column, justify="left" if column == "method" else "right")
     for job in plan.jobs:
         table.add_section()
-        table.add_row(f"[bold]{escape(f'{job.model.name} on {job.corpus.source.name}')}[/bold]")
+        table.add_row(f"[bold]{as_markup(f'{job.model.name} on {job.corpus.source.name}')}[/bold]")
         for cell in plan.cells_of(job):
             table.add_row(
                 cell.pe.canonical,
@@ -64,7 +64,6 @@ def _precision(spec: ModelRequest, dtype: str) -> str:
 
 def show_task_plan(plan: TaskPlan, store: Store, console: Console, *, fresh: bool) -> None:
     """What a run of downstream tasks would do."""
-    from rich.markup import escape
     from rich.table import Table
 
     from longeval.cli.progress import format_duration
@@ -79,12 +78,12 @@ def show_task_plan(plan: TaskPlan, store: Store, console: Console, *, fresh: boo
         table.add_column(column, justify="left" if column in ("task", "methods") else "right")
     for name in plan.spec.model:
         table.add_section()
-        table.add_row(f"[bold]{escape(name)}[/bold]")
+        table.add_row(f"[bold]{as_markup(name)}[/bold]")
         for job in plan.jobs:
             if job.model.name == name:
                 samples = job.prepared.samples
                 table.add_row(
-                    escape(job.title),
+                    as_markup(job.title),
                     format_length(job.length),
                     ", ".join(cell.pe.canonical for cell in job.cells),
                     str(len(samples)),

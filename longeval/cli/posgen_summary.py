@@ -6,6 +6,8 @@ import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from longeval.printable import as_markup
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -17,7 +19,6 @@ METRICS = {"accuracy_in_distribution": "in distribution", "accuracy_ood": "OOD",
 
 def posgen_tables(records: Sequence[Record]) -> list[Table]:
     """One table for each task and regime, in the records' order; none without records."""
-    from rich.markup import escape
     from rich.table import Table
 
     groups: dict[tuple[str, str, str, str], dict[str, list[Record]]] = {}
@@ -27,7 +28,7 @@ def posgen_tables(records: Sequence[Record]) -> list[Table]:
     tables = []
     for (data, regime, model, dtype), rows in groups.items():
         table = Table(
-            title=escape(f"Accuracy %: {data}, {regime} · {model}, {dtype}"),
+            title=as_markup(f"Accuracy %: {data}, {regime} · {model}, {dtype}"),
             title_justify="left",
             caption_justify="left",
             caption="Means over seeds ± standard deviation; generated: free-running, OOD positions.",
@@ -39,7 +40,7 @@ def posgen_tables(records: Sequence[Record]) -> list[Table]:
             failed = len({record.cell for record in found if record.status != "ok"})
             seeds = len({record.cell for record in found if record.status == "ok"})
             shown = f"{seeds}, {failed} failed" if failed else str(seeds)
-            table.add_row(pe, *(_mean(found, metric) for metric in METRICS), shown)
+            table.add_row(as_markup(pe), *(_mean(found, metric) for metric in METRICS), shown)
         tables.append(table)
     return tables
 

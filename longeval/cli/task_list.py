@@ -6,9 +6,9 @@ import fnmatch
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import typer
-
+from longeval.cli.terminal import console, show
 from longeval.errors import LongEvalError
+from longeval.printable import as_markup, printable
 
 if TYPE_CHECKING:
     from longeval.tasks.entries import TaskEntry
@@ -40,8 +40,9 @@ def list_tasks(json_path: str | None, names: str | None, include: Sequence[str])
     else:
         shown = [entry for entry in entries if entry.source != "lm_eval" or entry.name in LONG_TEXT_GROUPS]
         _show(shown)
-        typer.echo(
-            f"\nAnd {len(entries) - len(shown):,} tasks and groups of lm-eval, all by their own names: "
+        show("")
+        show(
+            f"And {len(entries) - len(shown):,} tasks and groups of lm-eval, all by their own names: "
             "longeval tasks --list --tasks 'arc*' finds some, --list --json - shows all."
         )
     return 0
@@ -77,28 +78,29 @@ def _plain(entry: TaskEntry) -> dict[str, Any]:
 
 def _show(entries: Sequence[TaskEntry]) -> None:
     """Two columns on a terminal, however narrow, by source; tab-separated columns for other programs."""
-    from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
-    console = Console()
-    if not console.is_terminal:
-        typer.echo("\t".join(("name", "kind", "source", "needs", "description")))
+    screen = console()
+    if not screen.is_terminal:
+        show("\t".join(("name", "kind", "source", "needs", "description")))
         for entry in entries:
-            typer.echo("\t".join((entry.name, entry.kind, entry.source, entry.needs, entry.description)))
+            columns = (entry.name, entry.kind, entry.source, entry.needs, entry.description)
+            show("\t".join(printable(column) for column in columns))
         return
     table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(overflow="fold", max_width=console.width // 2)
+    table.add_column(overflow="fold", max_width=screen.width // 2)
     table.add_column(overflow="fold", ratio=1)
     source = None
     for entry in entries:
         if entry.source != source:
             if source is not None:
                 table.add_row()
-            table.add_row(f"[bold]{escape(entry.source)}[/bold]")
+            table.add_row(f"[bold]{as_markup(entry.source)}[/bold]")
             source = entry.source
-        table.add_row(f"  {escape(entry.name)}", escape(_said(entry)), style="bold" if entry.kind == "group" else None)
-    console.print(table)
+        table.add_row(
+            f"  {as_markup(entry.name)}", as_markup(_said(entry)), style="bold" if entry.kind == "group" else None
+        )
+    screen.print(table)
 
 
 def _said(entry: TaskEntry) -> str:

@@ -1,21 +1,41 @@
-"""The two pieces of GitHub-flavoured Markdown that need care: escaped text, and tables that are legible unrendered."""
+"""GitHub-flavoured Markdown: text from records escaped for it, and tables that are legible unrendered."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from urllib.parse import quote
 
+from longeval.printable import printable
 
-def escape_markdown(text: str) -> str:
+
+def escape_markdown(text: object) -> str:
     """Escapes text so that it shows as it is, in a table too; line breaks become spaces."""
-    return re.sub(r"([\\`*_<>|\[\]#~])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([\\`*_<>|\[\]#~&])", r"\\\1", _one_line(text))
+
+
+def code(text: object) -> str:
+    """Text as code, in a table too; what would end the code or the table's cell is escaped text instead."""
+    line = _one_line(text)
+    return escape_markdown(line) if not line or set("`|") & set(line) else f"`{line}`"
+
+
+def code_block(language: str, lines: Iterable[str]) -> list[str]:
+    """Lines as a block of code, whatever fences they hold."""
+    shown = [printable(line, keep="\t") for text in lines for line in text.split("\n")]
+    longest = max((len(run) for line in shown for run in re.findall("`+", line)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return [f"{fence}{language}", *shown, fence]
 
 
 def figure(folder: str, stem: str, alt: str) -> str:
     """A PNG from the report's folder of figures, with a link to the same as SVG."""
     path = quote(f"{folder}/{stem}")
-    return f"![{alt}]({path}.png)\n\n[The same as SVG]({path}.svg)"
+    return f"![{escape_markdown(alt)}]({path}.png)\n\n[The same as SVG]({path}.svg)"
+
+
+def _one_line(text: object) -> str:
+    return printable(" ".join(str(text).split()))
 
 
 def table_lines(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from longeval.printable import printable
 from longeval.records import Record
 from longeval.report.grid import Grid
 from longeval.report.numbers import format_outcome, format_percent, format_perplexity
@@ -44,7 +45,7 @@ def latex_document(tables: Sequence[tuple[Grid, Sequence[PairRow]]], others: Seq
 
 def escape_latex(text: str) -> str:
     """Escapes text so that TeX prints it as it is."""
-    return "".join(_SPECIAL.get(character, character) for character in text)
+    return "".join(_SPECIAL.get(character, character) for character in printable(" ".join(text.split())))
 
 
 def _perplexity_table(grid: Grid) -> str:

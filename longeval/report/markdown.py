@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from longeval.records import Record
 from longeval.report.collect import Collection
-from longeval.report.gfm import escape_markdown, figure, table_lines
+from longeval.report.gfm import code, escape_markdown, figure, table_lines
 from longeval.report.grid import Grid
 from longeval.report.numbers import counted, format_interval, format_outcome, format_percent
 from longeval.report.pairs import PairCell
@@ -86,7 +86,7 @@ def _summary(collection: Collection) -> str:
     )
     dates = sorted(record.provenance.date[:10] for record in collection.records)
     when = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
-    folders = ", ".join(f"`{run.path}`" for run in collection.runs)
+    folders = ", ".join(code(run.path) for run in collection.runs)
     text = f"{counted(len(collection.cells), 'cell')} ({counts}) from {folders}, computed {when}."
     first = [cell.records[0] for cell in collection.cells]
     num_tasks = sum(record.task is not None and not is_group(record) for record in first)
@@ -160,7 +160,7 @@ def _grid_table(grid: Grid, *, with_interval: bool) -> list[str]:
         for length in grid.lengths:
             record = row.cells.get(length)
             cells.append(_cell(grid, record, with_interval=with_interval))
-        rows.append([f"`{row.label}`", factor_text(row), *cells])
+        rows.append([code(row.label), factor_text(row), *cells])
     return table_lines(["method", "s", *map(format_length, grid.lengths)], rows)
 
 
@@ -190,7 +190,7 @@ def _pair_lines(section: Section) -> list[str]:
         text += ". Differences without an interval: the token-level NLLs are not stored, or are of other tokens"
     rows = [
         [
-            f"`{pair.resonance.label}` vs `{pair.base.label}`",
+            f"{code(pair.resonance.label)} vs {code(pair.base.label)}",
             factor_text(pair.base),
             *(_pair_cell(pair.cells.get(length)) for length in grid.lengths),
         ]

@@ -19,8 +19,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
+from longeval.printable import printable
 from longeval.report.grid import Grid
 from longeval.report.numbers import format_perplexity
 from longeval.report.rows import GridRow, base_method, factor_text, is_resonance
@@ -178,7 +180,11 @@ def _legend(axes: Axes, title: str) -> None:
 
 
 def render(figure: Figure) -> Picture:
-    """Renders both formats; equal data give equal bytes."""
+    """Renders both formats; equal data give equal bytes. Texts are shown as they are: no mathematics, no escapes."""
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        if not text.get_text().startswith("$\\mathdefault"):  # matplotlib's own numbers on logarithmic axes
+            text.set(text=printable(text.get_text(), keep="\n"), parse_math=False)
     png, svg = io.BytesIO(), io.BytesIO()
     figure.savefig(png, format="png", dpi=160)
     with mpl.rc_context({"svg.hashsalt": "longeval"}):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import pairwise
 
-from longeval.report.gfm import escape_markdown, table_lines
+from longeval.report.gfm import code, escape_markdown, table_lines
 from longeval.report.numbers import MISSING
 from longeval.report.posgen_published import Comparison, Inversion, Order
 from longeval.report.posgen_tables import OOD, PosGenRow
@@ -23,7 +23,7 @@ def published_lines(beside: Comparison) -> list[str]:
         header += [f"{escape_markdown(task)}, here", "published", "difference"]
     rows = []
     for row in beside.rows:
-        cells = [f"`{row.row.label}`", factor_text(row.row)]
+        cells = [code(row.row.label), factor_text(row.row)]
         for task in beside.tasks:
             cells += _cells(beside, row, task)
         rows.append(cells)
@@ -47,7 +47,7 @@ def _order_lines(task: str, order: Order) -> list[str]:
     """Bullets on whether the means are in the published order, on each pair that isn't, and on what seeds can tell."""
     name = escape_markdown(task)
     here = _ranking(order)
-    published = " > ".join(f"`{row.name}`" for row in order.published)
+    published = " > ".join(code(row.name) for row in order.published)
     if not order.inversions:
         same = (
             "no mean is above one that it is below there" if " = " in here else "the means are in the published order"
@@ -65,7 +65,7 @@ def _certainty(order: Order) -> Iterator[str]:
     open_: list[str] = []
     untold: list[str] = []
     for (above, below), step in zip(pairwise(order.here), order.steps, strict=True):
-        pair = f"`{above.name}` and `{below.name}`"
+        pair = f"{code(above.name)} and {code(below.name)}"
         if step is None or step.n == 1:
             untold.append(pair)
         else:
@@ -83,15 +83,15 @@ def _certainty(order: Order) -> Iterator[str]:
 
 def _ranking(order: Order) -> str:
     """`a` > `b` = `c`: best first, equal where two decimals are."""
-    text = f"`{order.here[0].name}`"
+    text = code(order.here[0].name)
     for row, mean, before in zip(order.here[1:], order.here_means[1:], order.here_means, strict=False):
-        text += f" {'=' if round(mean, 2) == round(before, 2) else '>'} `{row.name}`"
+        text += f" {'=' if round(mean, 2) == round(before, 2) else '>'} {code(row.name)}"
     return text
 
 
 def _inversion_text(inversion: Inversion) -> str:
     """Which two methods are the other way round, by how much, and whether the seeds can tell."""
-    text = f"`{inversion.above.name}` is {inversion.here:.2f} points above `{inversion.below.name}`"
+    text = f"{code(inversion.above.name)} is {inversion.here:.2f} points above {code(inversion.below.name)}"
     difference = inversion.difference
     if difference is None:
         text += "; no seed has both"
@@ -107,13 +107,13 @@ def _inversion_text(inversion: Inversion) -> str:
 
 def _setting_lines(beside: Comparison) -> list[str]:
     """Bullets: settings that the paper states and that are others here, and those that it leaves open."""
-    named = [f"{escape_markdown(name)} {ours} (theirs {theirs})" for name, theirs, ours in beside.differences()]
+    named = [escape_markdown(f"{name} {ours} (theirs {theirs})") for name, theirs, ours in beside.differences()]
     lines = [f"- Other settings here than the paper states: {', '.join(named)}."] if named else []
     if not named:
         lines.append("- All settings that the paper states are the same here.")
     if beside.table.regime != "trained":
         lines.append("- The regime here is not the one of the paper's text, but the one of its published code.")
-    left_open = [f"{escape_markdown(name)} {ours}" for name, ours in beside.left_open()]
+    left_open = [escape_markdown(f"{name} {ours}") for name, ours in beside.left_open()]
     if left_open:
         lines.append(f"- What the paper's text leaves open is here: {', '.join(left_open)}.")
     return lines

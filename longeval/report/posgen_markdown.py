@@ -8,7 +8,7 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from longeval.report.collect import Collection
-from longeval.report.gfm import escape_markdown, figure, table_lines
+from longeval.report.gfm import code, escape_markdown, figure, table_lines
 from longeval.report.markdown import Preface
 from longeval.report.numbers import MISSING, counted
 from longeval.report.plots import Picture
@@ -83,7 +83,7 @@ def _summary(collection: Collection) -> str:
     counts = ", ".join(f"{statuses.count(status)} {word}" for status, word in words if status in statuses)
     dates = sorted(record.provenance.date[:10] for record in collection.records)
     when = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
-    folders = ", ".join(f"`{run.path}`" for run in collection.runs)
+    folders = ", ".join(code(run.path) for run in collection.runs)
     return f"{counted(len(collection.cells), 'cell')} ({counts}) from {folders}, computed {when}."
 
 
@@ -138,7 +138,7 @@ def _main_lines(table: PosGenTable) -> list[str]:
         header += [f"{escape_markdown(task)}, OOD", "seen"]
     rows = []
     for row in table.rows:
-        cells = [f"`{row.row.label}`", factor_text(row.row)]
+        cells = [code(row.row.label), factor_text(row.row)]
         for task in table.tasks:
             cells += [_cell(table, row, task, OOD), _short_cell(row, task)]
         rows.append(cells)
@@ -242,7 +242,9 @@ def _pair_lines(table: PosGenTable) -> list[str]:
     rows = []
     for pair in pairs:
         cells = [_pair_cell(pair.differences.get(task), len(table.seeds)) for task in table.tasks]
-        rows.append([f"`{pair.resonance.row.label}` vs `{pair.base.row.label}`", factor_text(pair.base.row), *cells])
+        rows.append(
+            [f"{code(pair.resonance.row.label)} vs {code(pair.base.row.label)}", factor_text(pair.base.row), *cells]
+        )
     header = ["pair", "s", *map(escape_markdown, table.tasks)]
     return ["### Resonance against its base", "", f"{text}.", "", *table_lines(header, rows), ""]
 
@@ -281,7 +283,7 @@ def _generated_lines(table: PosGenTable) -> list[str]:
         "token spoils all that depend on it. Not in the paper."
     )
     rows = [
-        [f"`{row.row.label}`", factor_text(row.row), *(_cell(table, row, task, GENERATED) for task in table.tasks)]
+        [code(row.row.label), factor_text(row.row), *(_cell(table, row, task, GENERATED) for task in table.tasks)]
         for row in table.rows
     ]
     header = ["method", "s", *map(escape_markdown, table.tasks)]

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from longeval.report.gfm import escape_markdown
+from longeval.report.gfm import code, escape_markdown
 from longeval.report.numbers import counted, format_factor
 from longeval.report.posgen_cells import place_of
 from longeval.report.posgen_tables import GENERATED, OOD, PosGenTable
@@ -59,14 +59,14 @@ def _model_line(table: PosGenTable) -> str:
     switches = [
         f"embeddings {'tied with' if params.get('tied') else 'apart from'} the output layer",
         f"attention logits {'' if params.get('attention_scale') else 'not '}divided by √{params['head_dim']}",
-        f"initial weights `{params.get('init')}`",
+        f"initial weights {code(params.get('init'))}",
         "one more token in front" if params.get("start_token") else "no token in front",
         f"dropout {format_factor(params['dropout'])}" if params.get("dropout") else "no dropout",
     ]
     if params.get("frozen_mlp"):
         switches.append("feed-forward layers frozen")
     return (
-        f"- Model `{table.records[0].model}`: decoder of {counted(params['layers'], 'layer')}, width "
+        f"- Model {code(table.records[0].model)}: decoder of {counted(params['layers'], 'layer')}, width "
         f"{params['d_model']}, feed-forward {params['d_ff']}, {counted(params['heads'], 'head')} of "
         f"{params['head_dim']}, RoPE base {format_factor(params['theta'])}; {', '.join(switches)}."
     )
@@ -77,8 +77,8 @@ def _training_line(table: PosGenTable) -> str:
     return (
         f"- Training: {counted(params['epochs'], 'epoch')} in batches of {params['batch_size']}, AdamW, highest "
         f"learning rate {format_factor(params['lr'])}, weight decay {format_factor(params['weight_decay'])}, one cycle "
-        f"with {100 * params['warmup']:g}% warm-up, {table.records[0].dtype}; the first {params['j'] + params['k']} "
-        f"tokens are left out of the loss; {seeds_phrase(table)}."
+        f"with {100 * params['warmup']:g}% warm-up, {escape_markdown(table.records[0].dtype)}; the first "
+        f"{params['j'] + params['k']} tokens are left out of the loss; {seeds_phrase(table)}."
     )
 
 
@@ -89,7 +89,7 @@ def _trained_with(table: PosGenTable) -> list[str]:
         records = [record for runs in row.runs.values() for record in runs.records]
         names = ordered_unique([str(record.params.get("trained_with", row.row.pe)) for record in records])
         if names != [row.row.pe]:
-            found.append(f"`{row.name}` with {' and '.join(f'`{name}`' for name in names)}")
+            found.append(f"{code(row.name)} with {' and '.join(code(name) for name in names)}")
     return found
 
 
@@ -108,7 +108,7 @@ def _method_lines(table: PosGenTable) -> list[str]:
             if value is not None
         ]
         if said:
-            lines.append(f"- `{row.name}`: {escape_markdown(', '.join(said))}.")
+            lines.append(f"- {code(row.name)}: {escape_markdown(', '.join(said))}.")
     return lines
 
 

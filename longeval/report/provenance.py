@@ -8,7 +8,7 @@ from typing import Any
 
 from longeval.records import Record
 from longeval.report.collect import Collection
-from longeval.report.gfm import escape_markdown, table_lines
+from longeval.report.gfm import code, code_block, escape_markdown, table_lines
 from longeval.report.grid import Grid
 from longeval.report.rows import GridRow, factor_text
 from longeval.report.sections import ordered_unique
@@ -37,7 +37,7 @@ def scored_lines(grid: Grid, documents: Sequence[str]) -> list[str]:
         documents: Names of the documents of the longest windows; empty where not known.
     """
     settings = grid.records[0].params
-    lines = [f"- Protocol `{grid.protocol}`: {_PROTOCOLS.get(grid.protocol, 'not described here')}."]
+    lines = [f"- Protocol {code(grid.protocol)}: {_PROTOCOLS.get(grid.protocol, 'not described here')}."]
     lengths = [(name, settings.get(name)) for name in ("stride", "min_tokens")]
     shown = [f"{name} {format_length(value)}" for name, value in lengths if value is not None]
     if shown:
@@ -48,11 +48,11 @@ def scored_lines(grid: Grid, documents: Sequence[str]) -> list[str]:
             "bfloat16 and float16 the last digits can differ from those of a pass at that length alone."
         )
     if documents:
-        named = ", ".join(f"`{name}`" for name in documents[:_MAX_DOCUMENTS])
+        named = ", ".join(code(name) for name in documents[:_MAX_DOCUMENTS])
         more = f" and {len(documents) - _MAX_DOCUMENTS} more" if len(documents) > _MAX_DOCUMENTS else ""
         lines.append(f"- Documents: {named}{more}.")
     if settings.get("data_digest"):
-        lines.append(f"- Digest of the texts: `{settings['data_digest']}`.")
+        lines.append(f"- Digest of the texts: {code(settings['data_digest'])}.")
     if settings.get("bos") is not None:
         lines.append(
             f"- BOS: {'one at the start of every window, counted in its length' if settings['bos'] else 'none'}."
@@ -70,10 +70,10 @@ def model_line(model: str, native_length: int | None, record: Record) -> str:
     own = record.params.get("own_native_length")
     if own and own != native_length:
         native += f" by `--native` (the model's own: {format_length(own)})"
-    attention = f", attention `{record.params['attn']}`" if record.params.get("attn") else ""
+    attention = f", attention {code(record.params['attn'])}" if record.params.get("attn") else ""
     return (
-        f"- Model `{model}`: native length {native}, backend {record.backend}, "
-        f"{precision_text(record.dtype)}{attention}."
+        f"- Model {code(model)}: native length {native}, backend {escape_markdown(record.backend)}, "
+        f"{escape_markdown(precision_text(record.dtype))}{attention}."
     )
 
 
@@ -87,8 +87,9 @@ def server_lines(records: Sequence[Record]) -> list[str]:
         return []
     methods: dict[str, list[str]] = {}
     for record in records:
-        at = f"`{record.params.get('served_model') or 'a model without a name'}` at {record.params.get('base_url')}"
-        methods.setdefault(at, []).append(f"`{record.pe}`")
+        name, address = record.params.get("served_model") or "a model without a name", record.params.get("base_url")
+        at = f"{code(name)} at {escape_markdown(address)}"
+        methods.setdefault(at, []).append(code(record.pe))
     served = [f"{at} ({', '.join(dict.fromkeys(names))})" for at, names in methods.items()]
     return [
         "> Methods are labels here: these are results of a server, which rotates as it was started. longeval applied "
@@ -111,10 +112,10 @@ def method_lines(rows: Sequence[GridRow]) -> list[str]:
     if settings.get("layers"):
         which = "all layers" if settings["layers"] == "all" else "the layers that see the whole context only"
         lines.append(f"- The model rotates by layer type; methods apply to {which}.")
-    factors = ordered_unique([f"`{row.label}` {factor_text(row)}" for row in rows if row.factor is not None])
+    factors = ordered_unique([f"{code(row.label)} {factor_text(row)}" for row in rows if row.factor is not None])
     if factors:
         lines.append(f"- Factor s (target / native length): {', '.join(factors)}; other methods have none.")
-    parameters = ordered_unique([f"`{row.label}` {said}" for row in rows if (said := _parameters(row.method))])
+    parameters = ordered_unique([f"{code(row.label)} {said}" for row in rows if (said := _parameters(row.method))])
     if parameters:
         lines.append(f"- Method parameters: {'; '.join(parameters)}.")
     return lines
@@ -146,8 +147,9 @@ def _bootstrap_line(grid: Grid) -> str:
         "not of other documents"
     )
     return (
-        f"- Intervals: percentile bootstrap, {how.get('resamples', '?')} resamples of {how.get('kind', 'unit')}s, "
-        f"level {how.get('level', 0.95):.0%}, seed {how.get('seed', '?')}; {speaks}."
+        f"- Intervals: percentile bootstrap, {escape_markdown(how.get('resamples', '?'))} resamples of "
+        f"{escape_markdown(how.get('kind', 'unit'))}s, level {how.get('level', 0.95):.0%}, "
+        f"seed {escape_markdown(how.get('seed', '?'))}; {speaks}."
     )
 
 
@@ -175,10 +177,10 @@ def _range(counts: Sequence[int | None]) -> str:
 def repeat_lines(collection: Collection, command: str) -> list[str]:
     """The commands that computed the cells and made the report, and the spec of each run folder."""
     commands = ordered_unique([record.provenance.command for record in collection.records])
-    lines = ["```sh", *commands, command, "```", ""]
+    lines = [*code_block("sh", [*commands, command]), ""]
     for run in collection.runs:
         if run.spec:
-            lines += [f"`{run.path}/spec.yaml`:", "", "```yaml", *run.spec.splitlines(), "```", ""]
+            lines += [f"{code(f'{run.path}/spec.yaml')}:", "", *code_block("yaml", run.spec.splitlines()), ""]
     return lines[:-1]
 
 
@@ -196,11 +198,11 @@ def provenance_lines(records: Sequence[Record]) -> list[str]:
     shown = [f"{name} {' or '.join(seen)}" for name, seen in sorted(versions.items())]
     dates = sorted(p.date for p in found)
     return [
-        f"- Versions: {', '.join(shown)}",
-        f"- Commit of longeval: {', '.join(commits)}",
-        f"- Device: {'; '.join(ordered_unique([p.device for p in found if p.device]))}",
-        f"- Platform: {'; '.join(ordered_unique([p.platform for p in found]))}",
-        f"- Computed: {dates[0]} to {dates[-1]}",
+        f"- Versions: {escape_markdown(', '.join(shown))}",
+        f"- Commit of longeval: {escape_markdown(', '.join(commits))}",
+        f"- Device: {escape_markdown('; '.join(ordered_unique([p.device for p in found if p.device])))}",
+        f"- Platform: {escape_markdown('; '.join(ordered_unique([p.platform for p in found])))}",
+        f"- Computed: {escape_markdown(dates[0])} to {escape_markdown(dates[-1])}",
         *_cost_lines(records),
     ]
 

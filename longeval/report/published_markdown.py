@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from longeval.records import Record
-from longeval.report.gfm import escape_markdown, table_lines
+from longeval.report.gfm import code, escape_markdown, table_lines
 from longeval.report.grid import Grid
 from longeval.report.numbers import MISSING, counted, format_factor, format_interval, format_perplexity
 from longeval.report.published import AVERAGE, PublishedRow, PublishedSet, published_sets
@@ -86,13 +86,13 @@ def _perplexity_lines(published: PublishedSet, grid: Grid) -> list[str]:
 
 def _published_start(row: PublishedRow) -> list[str]:
     factor = "–" if row.factor is None else format_factor(row.factor)
-    method = f"`{row.method}`" if re.fullmatch("[a-z_0-9]+", row.method) else escape_markdown(row.method)
+    method = code(row.method) if re.fullmatch("[a-z_0-9]+", row.method) else escape_markdown(row.method)
     return ["published", escape_markdown(row.model), method, factor, row.context or "–", row.tuning or "no"]
 
 
 def _own_start(model: str, row: GridRow, length: int | None) -> list[str]:
     window = "–" if length is None else format_length(length)
-    return ["ours", escape_markdown(model), f"`{row.label}`", factor_text(row), window, "no"]
+    return ["ours", escape_markdown(model), code(row.label), factor_text(row), window, "no"]
 
 
 def _own_rows(tables: Sequence[TaskTable], length: int) -> list[GridRow]:

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from longeval.printable import as_markup
 from longeval.records import Record
 from longeval.report.grid import Grid, build_grids
 from longeval.report.numbers import format_interval, format_outcome
@@ -25,14 +26,13 @@ def summary_table(records: Iterable[Record], *, width: int | None = None) -> lis
         records: Records of any metrics; perplexities, main metrics of tasks and averages are shown.
         width: Columns of the console; default: of the terminal. Intervals are left out where they don't fit.
     """
-    from rich.markup import escape
     from rich.table import Table
 
     width = shutil.get_terminal_size().columns if width is None else width
     tables = []
     every = list(records)
     for grid in build_grids(every):
-        table = Table(title=escape(f"Perplexity: {grid.title}"), title_justify="left", caption_justify="left")
+        table = Table(title=as_markup(f"Perplexity: {grid.title}"), title_justify="left", caption_justify="left")
         table.add_column("method", no_wrap=True)
         table.add_column("s", justify="right", no_wrap=True)
         with_interval = _width(grid) <= width
@@ -40,10 +40,10 @@ def summary_table(records: Iterable[Record], *, width: int | None = None) -> lis
             table.add_column(format_length(length), justify="right", no_wrap=True)
         for row in grid.rows:
             cells = [_cell(grid, row.cells.get(length), with_interval=with_interval) for length in grid.lengths]
-            table.add_row(escape(row.label), factor_text(row), *cells)
+            table.add_row(as_markup(row.label), factor_text(row), *cells)
         reasons = outcome_lines(grid.rows, grid.lengths)
         if reasons:
-            table.caption = escape("\n".join(reasons))
+            table.caption = as_markup("\n".join(reasons))
         tables.append(table)
     return [*tables, *task_summary(every, width)]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from longeval.records import Record
 from longeval.report.beside import Beside
-from longeval.report.gfm import escape_markdown, figure, table_lines
+from longeval.report.gfm import code, escape_markdown, figure, table_lines
 from longeval.report.numbers import (
     MISSING,
     ScoreError,
@@ -70,7 +70,7 @@ def _caption(section: TaskSection) -> str:
     if section.tasks.native_length is not None:
         text += f" The native length is {format_length(section.tasks.native_length)}."
     if section.unstored:
-        missing = ", ".join(f"`{name}`" for name in section.unstored)
+        missing = ", ".join(code(name) for name in section.unstored)
         text += f" Samples of {missing} are not stored in full: what needs them is missing below."
     return text
 
@@ -78,7 +78,7 @@ def _caption(section: TaskSection) -> str:
 def _chance_sentence(tables: Sequence[TaskTable]) -> str:
     """What the mark of chance means, and for which tasks nobody says what guessing scores."""
     known = [table for table in tables if table.chance is not None]
-    untold = ", ".join(f"`{table.title}`" for table in tables if table.chance is None)
+    untold = ", ".join(code(table.title) for table in tables if table.chance is None)
     if not known:
         return " What guessing scores is not known for these tasks, so no score is marked as chance." if tables else ""
     if not any(is_chance(table, record) for table in known for record in table.records) and not untold:
@@ -114,7 +114,7 @@ def _table_lines(table: TaskTable) -> list[str]:
         heading = f"### {escape_markdown(table.title)}: average of {escape_markdown(table.metric)}"
     lines = [heading, ""]
     if table.members is not None:
-        lines += [f"Over {', '.join(f'`{name}`' for name in table.members)}.", ""]
+        lines += [f"Over {', '.join(code(name) for name in table.members)}.", ""]
     lines += table_lines(["method", "s", *map(format_length, table.lengths)], rows)
     notes = table_notes(table)
     return [*lines, "", *(f"- {escape_markdown(note)}" for note in notes)] if notes else lines
@@ -126,7 +126,7 @@ def _marked(table: TaskTable, record: Record | None, error: ScoreError) -> str:
 
 
 def _row(row: GridRow, cells: Sequence[str]) -> list[str]:
-    return [f"`{row.label}`", factor_text(row), *cells]
+    return [code(row.label), factor_text(row), *cells]
 
 
 def _further_lines(tables: Sequence[TaskTable]) -> list[str]:
@@ -138,7 +138,7 @@ def _further_lines(tables: Sequence[TaskTable]) -> list[str]:
     rows = [
         [
             escape_markdown(f"{table.title}: {table.metric}"),
-            f"`{row.label}`",
+            code(row.label),
             factor_text(row),
             *(format_score_outcome(row.cells.get(length), error) for length in lengths),
         ]
@@ -173,7 +173,12 @@ def _pair_caption(pairs: Sequence[TaskPair]) -> str:
 
 def _pair_row(pair: TaskPair) -> list[str]:
     task = escape_markdown(f"{pair.task}: {pair.metric}")
-    row = [task, f"`{pair.resonance.label}` vs `{pair.base.label}`", factor_text(pair.base), format_length(pair.length)]
+    row = [
+        task,
+        f"{code(pair.resonance.label)} vs {code(pair.base.label)}",
+        factor_text(pair.base),
+        format_length(pair.length),
+    ]
     found = pair.found
     if found is None:
         a, b = pair.record_base.value or 0.0, pair.record_resonance.value or 0.0

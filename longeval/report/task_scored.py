@@ -7,7 +7,7 @@ from typing import Any
 
 from longeval.records import Record
 from longeval.report.depths import MAX_LEVELS
-from longeval.report.gfm import escape_markdown
+from longeval.report.gfm import code, escape_markdown
 from longeval.report.numbers import counted
 from longeval.report.provenance import method_lines, model_line
 from longeval.report.task_notes import same_samples
@@ -49,7 +49,8 @@ def task_scored_lines(section: TaskSection) -> list[str]:
     lines += _sample_lines(tables, records[0].params)
     metrics = dict.fromkeys(table.metric for table in (*tables, *tasks.further))
     lines += [
-        f"- `{metric}`: {METRICS.get(metric, 'as the task defines it; of samples, their mean')}." for metric in metrics
+        f"- {code(metric)}: {METRICS.get(metric, 'as the task defines it; of samples, their mean')}."
+        for metric in metrics
     ]
     if section.maps:
         lines.append(
@@ -93,7 +94,7 @@ def _prompt_lines(tables: Sequence[TaskTable], params: dict[str, Any]) -> list[s
             f"- Answers are generated greedily (the most likely token each time, no sampling), at most so many new "
             f"tokens, which count in the window: {greedy}."
         )
-    chosen = [f"`{t.title}`" for t in tables if all(_is_choice(r) for r in t.records)]
+    chosen = [code(t.title) for t in tables if all(_is_choice(r) for r in t.records)]
     if chosen:
         lines.append(f"- Choices are scored by log-likelihood, nothing is generated: {', '.join(chosen)}.")
     return lines
@@ -110,7 +111,7 @@ def _sample_lines(tables: Sequence[TaskTable], params: dict[str, Any]) -> list[s
         left_out = sum(record.skipped or 0 for table in tables for record in table.records)
         what = _OVERLONG.get(policy, "not described here")
         lines.append(
-            f"- A sample longer than the window (`--overlong {policy}`): {what}; "
+            f"- A sample longer than the window ({code(f'--overlong {policy}')}): {what}; "
             f"instructions, question and choices are never cut. Over all cells here {counted(cut, 'sample')} "
             f"{'was' if cut == 1 else 'were'} cut and {left_out:,} left out; the tables have the counts by length."
         )
@@ -121,13 +122,13 @@ def _sample_lines(tables: Sequence[TaskTable], params: dict[str, Any]) -> list[s
         lines.append(f"- Needles are hidden in: {haystack}.")
     versions = _by_value(tables, "task_version")
     if versions:
-        lines.append(f"- Version of the task: {versions}. Seed {params.get('seed', 'not recorded')}.")
+        lines.append(f"- Version of the task: {versions}. Seed {escape_markdown(params.get('seed', 'not recorded'))}.")
     return lines
 
 
 def _same_samples(tables: Sequence[TaskTable]) -> str:
     """Whether methods were asked the same: claimed only where the digests of the prompts show it."""
-    others = ", ".join(f"`{table.title}`" for table in tables if not same_samples(table))
+    others = ", ".join(code(table.title) for table in tables if not same_samples(table))
     text = "At each length all methods got the same samples with the same prompts"
     return f"{text}." if not others else f"{text}, but not (or not as far as is recorded) in {others}."
 
@@ -149,10 +150,11 @@ def _error_lines(records: Sequence[Record]) -> list[str]:
         "speak of other samples of this kind, not of other prompts or models."
     ]
     resamples = next(
-        (f", {how['resamples']} resamples, seed {how.get('seed')}" for how in drawn if "resamples" in how), ""
+        (f", {how['resamples']} resamples, seed {how.get('seed')}" for how in drawn if "resamples" in how),
+        "",
     )
     lines.append(
-        f"- 95% intervals: {'; '.join(said)}{resamples}."
+        f"- 95% intervals: {'; '.join(said)}{escape_markdown(resamples)}."
         if said
         else "- Intervals: none (too few independent samples)."
     )
@@ -170,10 +172,10 @@ def _by_value(tables: Sequence[TaskTable], key: str, none: str | None = None) ->
     if len(found) == 1 and len(next(iter(found.values()))) == len(tables):
         return escape_markdown(next(iter(found)))
     return ", ".join(
-        f"{escape_markdown(value)} ({', '.join(f'`{name}`' for name in dict.fromkeys(names))})"
+        f"{escape_markdown(value)} ({', '.join(code(name) for name in dict.fromkeys(names))})"
         for value, names in found.items()
     )
 
 
 def _tasks_with(tables: Sequence[TaskTable], key: str, value: object) -> str:
-    return ", ".join(f"`{t.title}`" for t in tables if any(record.params.get(key) == value for record in t.records))
+    return ", ".join(code(t.title) for t in tables if any(record.params.get(key) == value for record in t.records))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from longeval.printable import as_markup
 from longeval.records import Record
 from longeval.report.numbers import format_score_interval, format_score_outcome, score_error
 from longeval.report.rows import factor_text, outcome_lines
@@ -28,7 +29,6 @@ def task_summary(records: Iterable[Record], width: int) -> list[Table]:
 
 
 def _table(tasks: TaskSet, width: int) -> Table:
-    from rich.markup import escape
     from rich.table import Table
     from rich.text import Text
 
@@ -37,7 +37,7 @@ def _table(tasks: TaskSet, width: int) -> Table:
     shown = [*tasks.tasks, *averages] or list(tasks.groups)
     lengths = tasks.lengths
     with_error = _width(shown, lengths, with_error=True) <= width
-    table = Table(title=escape(tasks.title), title_justify="left", caption_justify="left")
+    table = Table(title=as_markup(tasks.title), title_justify="left", caption_justify="left")
     table.add_column("task, method", overflow="fold")  # the one column that may be broken, where nothing else helps
     table.add_column("s", justify="right", no_wrap=True)
     for length in lengths:
@@ -47,11 +47,11 @@ def _table(tasks: TaskSet, width: int) -> Table:
         table.add_row(Text(_heading(block), style="bold"), "", *(Text(count, style="dim") for count in counts))
         for row in block.rows:
             cells = [_cell(block, row.cells.get(length), with_error=with_error) for length in lengths]
-            table.add_row(f"  {escape(row.label)}", factor_text(row), *cells)
+            table.add_row(f"  {as_markup(row.label)}", factor_text(row), *cells)
         table.add_section()
     caption = _caption(tasks)
     if caption:
-        table.caption = escape("\n".join(caption))
+        table.caption = as_markup("\n".join(caption))
     return table
 
 
