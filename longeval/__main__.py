@@ -1,8 +1,22 @@
-"""`python -m longeval`: the same program as the console script."""
+"""The program: `longeval`, and the same as `python -m longeval`."""
 
 from __future__ import annotations
 
-from longeval.cli.app import main
+import os
+import signal
+
+
+def main() -> None:
+    """Entry point of the console script. While the rest is imported, Ctrl-C ends the process without a word."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as in a background job of a shell: it stays so
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    from longeval.cli.process import guard
+
+    guard()
+    from longeval.cli.app import main as run
+
+    run()
+
 
 if __name__ == "__main__":
     main()

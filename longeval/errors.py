@@ -1,6 +1,7 @@
-"""The one exception for things that a user can mend.
+"""The exceptions for things that a user can mend.
 
-Every command catches it at the top: exactly one message goes to stderr and the exit status is 2 (see `cli/app.py`).
+Every command catches them at the top: exactly one message goes to stderr, and the exit status is theirs (see
+`cli/app.py`).
 Bugs are not `LongEvalError`s: they keep their traceback and end with status 1.
 """
 
@@ -18,10 +19,19 @@ class LongEvalError(Exception):
         remedy: What to do: ``Use 256, as Press et al. do.`` Whole sentences; may be empty if `problem` says it.
     """
 
+    status = 2
+    """Exit status of the program: the request was wrong, and nothing was computed."""
+
     def __init__(self, problem: str, remedy: str = "") -> None:
         self.problem = problem.rstrip(".")
         self.remedy = remedy
         super().__init__(f"{self.problem}. {remedy}".rstrip())
+
+
+class WriteError(LongEvalError):
+    """Results that can't be written, found while computing or afterwards: a full disk, a folder that went away."""
+
+    status = 1
 
 
 class MissingDataError(LongEvalError):

@@ -32,12 +32,12 @@ def write_whole(path: str, content: bytes) -> None:
         raise
 
 
-def why_unwritable(folder: str) -> str | None:
-    """Why no file can be written into an existing folder, or None if one can; leaves nothing behind.
+def why_unwritable(folder: str, name: str = "longeval") -> str | None:
+    """Why `write_whole` can't write a file of this name into an existing folder, or None; leaves nothing behind.
 
-    Asking the file system by writing is the only answer that also covers read-only mounts, and root.
+    Asking the file system by writing is the only answer that also covers read-only mounts, root, and long names.
     """
-    probe = os.path.join(folder, f".longeval-{uuid.uuid4().hex}")
+    probe = os.path.join(folder, f".{name}.{uuid.uuid4().hex[:8]}")
     try:
         with open(probe, "xb"):
             pass

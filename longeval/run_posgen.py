@@ -19,7 +19,7 @@ import torch
 from longeval.backends import memory
 from longeval.cells_posgen import Evaluation, Stack
 from longeval.curves import Curves
-from longeval.errors import LongEvalError
+from longeval.errors import LongEvalError, WriteError
 from longeval.estimate_posgen import Work, costs, pass_costs
 from longeval.models.device import device_name
 from longeval.outcome_posgen import Circumstances, posgen_failure, posgen_outcome
@@ -167,13 +167,13 @@ class _Runner:
             for same in whole.alike():
                 self.evaluation(same, whole, states, trained_s)
         except LongEvalError as error:
-            if not self.under_way:
+            if not self.under_way or isinstance(error, WriteError):
                 raise
             self.fail(work.stack, str(error))
         except (torch.OutOfMemoryError, MemoryError) as error:
             self.fail(work.stack, _out_of_memory(len(work.stack.trainings), error))
         except Exception as error:
-            # A full disk, a bug: its reason is kept, the others go on.
+            # A bug: its reason is kept, the others go on.
             logger.debug("%s", error, exc_info=True)
             self.fail(work.stack, f"{type(error).__name__}: {error}")
         # Only here, after the except blocks: the exception holds the tensors.
@@ -276,8 +276,9 @@ class _Runner:
         one without --fresh finds its own weights and checkpoints alone.
         """
         self.under_way = True
-        if not self.remembered:
+        if not self.remembered or not self.store.is_run_folder():  # the second: someone removed it
             remember_request(self.store, self.plan.spec)
+        if not self.remembered:
             self.remembered = True
             for training in self.plan.trainings if self.fresh else ():
                 for kind in get_args(TrainingFile):

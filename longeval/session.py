@@ -183,7 +183,7 @@ class Session:
         self.progress.finished(records[0])
 
     def remember(self) -> None:
-        """Writes the request into the run folder, once."""
-        if not self._remembered:
+        """Writes the request into the run folder; once, unless someone removed it."""
+        if not self._remembered or not self.store.is_run_folder():
             remember_request(self.store, self.spec)
             self._remembered = True

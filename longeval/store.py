@@ -24,7 +24,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from longeval.curves import Curves, curves_from_json
-from longeval.errors import LongEvalError
+from longeval.errors import LongEvalError, WriteError
 from longeval.files import why_unwritable, write_whole
 from longeval.nll import TokenNll, token_nll_from_bytes
 from longeval.records import SCHEMA_VERSION, Record, record_from_json
@@ -79,6 +79,12 @@ class Store:
             folder = os.path.dirname(folder)
         if not os.path.isdir(folder):
             raise LongEvalError(f"--out {self.path}: {folder} is a file", "Choose another folder.")
+        try:
+            os.lstat(os.path.join(os.path.abspath(self._root), "cells", ".a-name-as-long-as-those-of-temporary-files"))
+        except FileNotFoundError:
+            pass
+        except OSError as error:  # a part of it is too long, or all of it
+            raise LongEvalError(f"--out {self.path}: {error.strerror}", "Choose another folder.") from error
         if (reason := why_unwritable(folder)) is not None:
             raise LongEvalError(f"--out {self.path}: can't write there ({reason})", "Choose a folder you may write to.")
 
@@ -228,7 +234,13 @@ class Store:
 
     def _write(self, path: str, content: bytes) -> None:
         """Local files: write beside, sync, rename. Object stores put a whole object or nothing."""
-        if not isinstance(self._fs, LocalFileSystem):
-            self._fs.pipe_file(path, content)
-            return
-        write_whole(path, content)
+        try:
+            if isinstance(self._fs, LocalFileSystem):
+                write_whole(path, content)
+            else:
+                self._fs.pipe_file(path, content)
+        except OSError as error:
+            raise WriteError(
+                f"run folder {self.path}: can't be written ({error.strerror or error})",
+                "Finished cells are stored; mend that, and the same command goes on from there.",
+            ) from error

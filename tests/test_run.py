@@ -281,3 +281,21 @@ def test_a_request_can_build_on_the_scaling_a_model_came_with(tmp_path, document
         assert record.rope_digest == hashlib.sha256(b"".join(parts)).hexdigest()
     # Another start is another cell, even where it comes to the same table.
     assert len({record.cell for record in records.values()}) == 4
+
+
+def test_a_run_folder_that_is_removed_meanwhile_is_whole_again(request_spec, store):
+    backend = FakeBackend(log_position)
+    progress = RunProgress(quiet=True)
+    removed = []
+
+    def finished(record):
+        if not removed:
+            removed.append(record.cell)
+            shutil.rmtree(store.path)
+
+    progress.finished = finished
+    run(plan_ppl(request_spec()), store, progress, load=lambda _: backend)
+    again = Store(store.path, create=False)
+    assert "lengths" in again.read_text("spec.yaml")
+    assert removed and removed[0] not in {cell.cell for cell in again.cells()}
+    assert carry_out(request_spec(), store, FakeBackend(log_position)).computed == 1

@@ -8,7 +8,7 @@ import os
 import numpy as np
 import pytest
 
-from longeval.errors import LongEvalError
+from longeval.errors import LongEvalError, WriteError
 from longeval.nll import TokenNll
 from longeval.records import Provenance, Record
 from longeval.store import Store
@@ -80,7 +80,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(os, "replace", refuse)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(WriteError, match="disk full"):
         store.save([record()])
     assert list((tmp_path / "run").rglob("*.*")) == []
     assert list(store.cells()) == []

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
 from typing import TextIO
 
@@ -15,10 +16,10 @@ import typer
 
 from longeval.cli import doctor, export, models, posgen, ppl, report, rope, serve, tasks
 from longeval.cli import run as run_command
+from longeval.cli.process import INTERRUPTED, leave, leave_on_interrupt, raise_on_interrupt
+from longeval.cli.terminal import say
 from longeval.errors import LongEvalError
-
-INTERRUPTED = 130
-"""Exit status after Ctrl-C."""
+from longeval.printable import printable
 
 app = typer.Typer(
     name="longeval",
@@ -40,8 +41,21 @@ app.command("doctor")(doctor.doctor)
 
 
 def main() -> None:
-    """Entry point of the console script."""
-    sys.exit(run_app(sys.argv[1:]))
+    """Runs the command line of this process; `longeval.__main__` comes before it."""
+    try:
+        raise_on_interrupt()
+        status = run_app(sys.argv[1:])
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        say("interrupted")
+        status = INTERRUPTED
+    except LongEvalError as error:  # of the last flush
+        say(str(error))
+        status = error.status
+    if status == INTERRUPTED:  # a second Ctrl-C while Python tidies up would be a traceback, or another status
+        leave()
+    leave_on_interrupt()
+    sys.exit(status)
 
 
 def run_app(arguments: list[str]) -> int:
@@ -64,6 +78,10 @@ class _Stderr(logging.StreamHandler[TextIO]):
         self.stream = sys.stderr
         super().emit(record)
 
+    def format(self, record: logging.LogRecord) -> str:
+        """See `logging.Handler`; engines' logs and tracebacks have several lines."""
+        return printable(super().format(record), keep="\n\t")
+
 
 def _run(arguments: list[str]) -> int:
     """A command line's exit status, its errors turned into messages."""
@@ -72,18 +90,32 @@ def _run(arguments: list[str]) -> int:
             app(args=["--help"], prog_name="longeval", standalone_mode=False)
         return 2
     try:
+        _check_surroundings(arguments)
         status = app(args=arguments, prog_name="longeval", standalone_mode=False)
     except LongEvalError as error:
-        print(f"longeval: {error}", file=sys.stderr)
-        return 2
+        say(str(error))
+        return error.status
     except typer.TyperException as error:
         # typer carries a click of its own: its errors are not those of the package click.
-        print(f"longeval: {error.format_message().rstrip('.')}. Try --help.", file=sys.stderr)
+        say(f"{error.format_message().rstrip('.')}. Try --help.")
         return 2
     except typer.Abort as abort:
         if isinstance(abort.__context__, EOFError):  # typer takes any for Ctrl-D at a prompt, and there are none
             raise abort.__context__ from None
         status = INTERRUPTED
     if status == INTERRUPTED:  # typer's answer to Ctrl-C
-        print("longeval: interrupted", file=sys.stderr)
+        say("interrupted")
     return status if isinstance(status, int) else 0
+
+
+def _check_surroundings(arguments: list[str]) -> None:
+    """Raises LongEvalError for what no command can work with: arguments that are no text, a folder that is gone."""
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError as error:
+            raise LongEvalError(f"{argument}: not UTF-8", "Rename the file, or set a UTF-8 locale.") from error
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise LongEvalError("the current folder no longer exists", "Change to another one.") from error

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from longeval.cli import options
+from longeval.cli.terminal import console
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -105,22 +106,20 @@ def doctor(
     if json_path is not None:
         write_json([dataclasses.asdict(check) for check in examine()], json_path)
         return 0
-    from rich.console import Console
-
-    console = Console(highlight=False, soft_wrap=True)
+    screen = console(highlight=False, soft_wrap=True)
     counts = {"ok": 0, "warn": 0, "missing": 0}
     for check in examine():
         counts[check.status] += 1
-        _show(console, check)
-    console.print(f"{counts['ok']} ok, {counts['warn']} to know, {counts['missing']} missing", style="bold")
+        _show(screen, check)
+    screen.print(f"{counts['ok']} ok, {counts['warn']} to know, {counts['missing']} missing", style="bold")
     return 0
 
 
-def _show(console: Console, check: Check) -> None:
+def _show(screen: Console, check: Check) -> None:
     """One line, and a second one with the remedy."""
     from rich.text import Text
 
     line = Text.assemble((f"{check.status:<8}", _STYLES[check.status]), f"{check.name:<15}", check.detail)
-    console.print(line)
+    screen.print(line)
     if check.remedy:
-        console.print(Text(f"{'':<8}{'':<15}→ {check.remedy}", style="dim"))
+        screen.print(Text(f"{'':<8}{'':<15}→ {check.remedy}", style="dim"))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from longeval.cli.terminal import console, say, show
 from longeval.errors import LongEvalError
 
 if TYPE_CHECKING:
@@ -89,8 +90,8 @@ def export(
     config, encoding = _encoding(ref, out if to_gguf else None, name, s, own_native, arguments, scale_from, layers)
     if not quiet:
         for note in encoding.rope.notes:
-            _say(note)
-        _say(f"writing {encoding.describe()} …")
+            say(note)
+        say(f"writing {encoding.describe()} …")
     if to_gguf:
         with _bar(quiet) as progress:
             file = write_gguf(ref, encoding, out, progress)
@@ -136,11 +137,10 @@ def _bar(quiet: bool) -> Iterator[Callable[[int, int], None]]:
     if quiet or not sys.stderr.isatty():
         yield lambda done, total: None
         return
-    from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+    with Progress(*columns, console=console(stderr=True), transient=True) as bars:
         task = bars.add_task("")
         yield lambda done, total: bars.update(task, completed=done, total=total)
 
@@ -150,31 +150,31 @@ def _tell_folder(written: WrittenFolder, encoding: Encoding, out: str) -> None:
     from longeval.export.stock import vllm_reason
 
     for name in written.changed:
-        _say(f"{name}: its limit on length is now {encoding.target_length}")
-    _say(
+        say(f"{name}: its limit on length is now {encoding.target_length}")
+    say(
         "stock engines multiply positions in float32, without longeval's exact periods: "
         + _error(written.stock.error, encoding)
     )
     if encoding.table.local is not None:
-        _say("transformers 4 would leave the sliding-window layers as they were: load it with transformers 5")
-    print(f"{out}: {encoding.rope.model}, {encoding.describe()}; {written.num_files} files, {_size(written.num_bytes)}")
-    _say("transformers 5 warns about short_mscale and long_mscale at loading: vLLM needs them, nothing is amiss")
-    print(f'transformers: AutoModelForCausalLM.from_pretrained("{out}", dtype="auto")')
+        say("transformers 4 would leave the sliding-window layers as they were: load it with transformers 5")
+    show(f"{out}: {encoding.rope.model}, {encoding.describe()}; {written.num_files} files, {_size(written.num_bytes)}")
+    say("transformers 5 warns about short_mscale and long_mscale at loading: vLLM needs them, nothing is amiss")
+    show(f'transformers: AutoModelForCausalLM.from_pretrained("{out}", dtype="auto")')
     if (reason := vllm_reason(encoding.rope.model_type)) is not None:
-        _say(reason)
+        say(reason)
         return
-    print(f"vllm: vllm serve {shlex.quote(out)} --max-model-len {encoding.target_length}")
+    show(f"vllm: vllm serve {shlex.quote(out)} --max-model-len {encoding.target_length}")
 
 
 def _tell_gguf(written: WrittenGguf, encoding: Encoding, out: str) -> None:
     """What a GGUF holds, how exact it is, and how to load it."""
-    _say(
+    say(
         "llama.cpp computes angles by a running float32 product, without longeval's exact periods: "
         + _error(written.error, encoding)
     )
     size = f"{written.num_tensors} tensors, {_size(written.num_bytes)}"
-    print(f"{out}: {encoding.rope.model}, {encoding.describe()}; {size}")
-    print(f"llama.cpp: llama-cli -m {shlex.quote(out)} -c {encoding.target_length}")
+    show(f"{out}: {encoding.rope.model}, {encoding.describe()}; {size}")
+    show(f"llama.cpp: llama-cli -m {shlex.quote(out)} -c {encoding.target_length}")
 
 
 def _error(error: StockError, encoding: Encoding) -> str:
@@ -190,7 +190,3 @@ def _error(error: StockError, encoding: Encoding) -> str:
 def _size(num_bytes: int) -> str:
     """`538 MB`, `13.5 GB`."""
     return f"{num_bytes / 1e9:.3g} GB" if num_bytes >= 10**9 else f"{num_bytes / 1e6:.3g} MB"
-
-
-def _say(text: str) -> None:
-    print(f"longeval: {text}", file=sys.stderr, flush=True)

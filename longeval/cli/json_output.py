@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from typing import Any
 
-from longeval.errors import LongEvalError
+from longeval.errors import LongEvalError, WriteError
 
 
 def check_json_path(path: str) -> None:
     """As `check_writable` for `--json`, where `-` is stdout."""
     if path != "-":
         check_writable("--json", path)
+    elif getattr(sys.stdout, "absent", False):
+        raise LongEvalError("--json -: standard output is closed", "Name a file, or leave standard output open.")
 
 
 def check_writable(flag: str, path: str) -> None:
@@ -26,23 +29,42 @@ def check_writable(flag: str, path: str) -> None:
         return
     from longeval.files import why_unwritable
 
-    if (reason := why_unwritable(folder)) is not None:
+    if (reason := why_unwritable(folder, os.path.basename(path))) is not None:
         raise LongEvalError(f"{flag} {path}: can't write there ({reason})", "Choose a folder you may write to.")
 
 
-def write_output(path: str, content: bytes) -> None:
-    """Writes a user's file, whole or not at all; into what is no regular file (a pipe, /dev/null) as it comes."""
+def write_output(flag: str, path: str, content: bytes) -> None:
+    """Writes a user's file, whole or not at all; into what is no regular file (a pipe, /dev/null) as it comes.
+
+    Raises:
+        WriteError: If it can't be written; names the flag.
+    """
     from longeval.files import write_whole
 
-    if _is_special(path):
-        with open(path, "wb") as file:
-            file.write(content)
-    else:
-        write_whole(os.path.realpath(path), content)
+    try:
+        if _is_special(path):
+            with open(path, "wb") as file:
+                file.write(content)
+        else:
+            write_whole(os.path.realpath(path), content)
+    except OSError as error:
+        raise WriteError(
+            f"{flag} {path}: can't write there ({error.strerror or error})", "Choose a folder you may write to."
+        ) from error
 
 
 def _is_special(path: str) -> bool:
     return os.path.exists(path) and not os.path.isfile(path)
+
+
+def write_text(text: str) -> None:
+    r"""Writes JSON to stdout, with `\u2026` for what its encoding may lack and a terminal may obey."""
+
+    def escaped(match: re.Match[str]) -> str:
+        units = match[0].encode("utf-16-be", "surrogatepass")
+        return "".join(f"\\u{high:02x}{low:02x}" for high, low in zip(units[::2], units[1::2], strict=True))
+
+    sys.stdout.write(re.sub(r"[^\n -~]", escaped, text))
 
 
 def write_json(value: Any, path: str) -> None:
@@ -53,16 +75,11 @@ def write_json(value: Any, path: str) -> None:
         path: A file in a folder that exists, or `-` for stdout.
 
     Raises:
-        LongEvalError: If the file can't be written.
+        LongEvalError: If the file can't be written; a WriteError if that turns out while writing.
     """
     check_json_path(path)
     text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     if path == "-":
-        sys.stdout.write(text)
+        write_text(text)
         return
-    try:
-        write_output(path, text.encode())
-    except OSError as error:
-        raise LongEvalError(
-            f"--json {path}: can't write there ({error.strerror or error})", "Choose a folder you may write to."
-        ) from error
+    write_output("--json", path, text.encode())

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from longeval.cli.terminal import console, show
+
 if TYPE_CHECKING:
     from longeval.models.catalog import CatalogEntry
 
@@ -56,12 +58,11 @@ def _plain(entry: CatalogEntry, cached: bool) -> dict[str, Any]:
 
 def _show(rows: list[tuple[CatalogEntry, bool]]) -> None:
     """A table on a terminal; tab-separated columns for other programs."""
-    from rich.console import Console
     from rich.table import Table
 
     from longeval.spec import format_length
 
-    console = Console()
+    screen = console()
     header = ("name", "hub id", "weights", "native", "licence", "here", "note")
     lines = [
         (
@@ -75,9 +76,9 @@ def _show(rows: list[tuple[CatalogEntry, bool]]) -> None:
         )
         for entry, cached in rows
     ]
-    if not console.is_terminal:
+    if not screen.is_terminal:
         for line in (header, *lines):
-            typer.echo("\t".join(line))
+            show("\t".join(line))
         return
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in header:
@@ -85,7 +86,7 @@ def _show(rows: list[tuple[CatalogEntry, bool]]) -> None:
         table.add_column(column, justify=justify, no_wrap=column == "name")
     for line in lines:
         table.add_row(*line, style=None if line[5] == "yes" else "dim")
-    console.print(table)
+    screen.print(table)
 
 
 def _size(parameters: int) -> str:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
+from longeval.cli.terminal import console, say
 from longeval.errors import LongEvalError
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def show_parity(asked: Asked, json_path: str | None) -> int:
 
     plan, notes = _plan(asked)
     for note in (*plan.notes, *notes):
-        print(f"longeval: {note}", file=sys.stderr, flush=True)
+        say(note)
     with RunProgress(quiet=json_path == "-", verbose=False) as progress:
         found = list(parity(plan, progress))
     if json_path is not None:
@@ -148,15 +148,15 @@ def _rope(model: str, spec: PplSpec) -> ModelRope:
 
 def _show(found: Sequence[Parity]) -> None:
     """A paragraph for each comparison."""
-    from rich.console import Console
     from rich.text import Text
 
     from longeval.spec import format_length
 
-    console = Console(highlight=False, soft_wrap=True)
+    screen = console(highlight=False, soft_wrap=True)
     for one in found:
         s = "" if one.factor is None else f", s = {one.factor:g}"
-        console.print(f"{one.model} · {one.pe}{s} · {format_length(one.length)} tokens · {one.dtype}", style="bold")
+        title = f"{one.model} · {one.pe}{s} · {format_length(one.length)} tokens · {one.dtype}"
+        screen.print(Text(title, style="bold"))
         same = one.digest_hf == one.digest_vllm
         table = f"the same, {str(one.digest_hf)[:16]}…" if same else f"{one.digest_hf} (hf), {one.digest_vllm} (vllm)"
         rows = [
@@ -170,11 +170,11 @@ def _show(found: Sequence[Parity]) -> None:
             ("continuation", _answers(one)),
         ]
         for name, text in rows:
-            console.print(Text(f"  {name:<17}{text}"))
+            screen.print(Text(f"  {name:<17}{text}"))
         if one.reasons:
-            console.print(Text(f"  different: {'; '.join(one.reasons)}", style="bold red"))
+            screen.print(Text(f"  different: {'; '.join(one.reasons)}", style="bold red"))
         else:
-            console.print(Text("  the same within what rounding explains", style="green"))
+            screen.print(Text("  the same within what rounding explains", style="green"))
 
 
 def _answers(one: Parity) -> str:

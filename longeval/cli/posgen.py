@@ -11,6 +11,7 @@ import typer
 from longeval.cli.json_output import check_json_path, write_output
 from longeval.cli.posgen_table import table
 from longeval.cli.posgen_train import train
+from longeval.cli.terminal import reader_is_gone, say
 from longeval.errors import LongEvalError
 
 if TYPE_CHECKING:
@@ -111,17 +112,13 @@ def generate(
     lines = json_lines(generate(setting))
     if json_path == "-":
         for line in lines:
-            sys.stdout.write(f"{line}\n")
-        sys.stdout.flush()  # here typer still ends quietly for a reader who has had enough, as `head`
+            print(line)
+            if reader_is_gone():
+                break
         return
-    try:
-        write_output(json_path, "".join(f"{line}\n" for line in lines).encode())
-    except OSError as error:
-        raise LongEvalError(
-            f"--json {json_path}: can't write there ({error.strerror or error})", "Choose a folder you may write to."
-        ) from error
+    write_output("--json", json_path, "".join(f"{line}\n" for line in lines).encode())
     sizes = ", ".join(f"{size} {split}" for split, size in setting.sizes.items())
-    typer.echo(f"longeval: {json_path}: {setting.task}, {sizes}", err=True)
+    say(f"{json_path}: {setting.task}, {sizes}")
 
 
 def _check_memory(setting: DataSetting) -> None:

@@ -9,6 +9,8 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from longeval.cli.terminal import console
+from longeval.printable import printable
 from longeval.spec import format_length
 
 if TYPE_CHECKING:
@@ -41,7 +43,6 @@ class RunProgress(AbstractContextManager["RunProgress"]):
 
     def __enter__(self) -> RunProgress:
         if not self._quiet and sys.stderr.isatty():
-            from rich.console import Console
             from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn
             from rich.table import Column
 
@@ -51,7 +52,7 @@ class RunProgress(AbstractContextManager["RunProgress"]):
                 BarColumn(bar_width=10),
                 TaskProgressColumn(),
                 TextColumn("{task.fields[rate]}", table_column=Column(no_wrap=True)),
-                console=Console(stderr=True),
+                console=console(stderr=True),
                 transient=True,
                 expand=True,
             )
@@ -131,7 +132,7 @@ class RunProgress(AbstractContextManager["RunProgress"]):
         if self._live is not None:
             self._live.console.print(text, highlight=False, markup=False)
         else:
-            print(text, file=sys.stderr, flush=True)
+            print(printable(text), file=sys.stderr, flush=True)
 
     def _left(self) -> str:
         if not self._done:

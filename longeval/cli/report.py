@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from longeval.cli.json_output import write_text
+from longeval.cli.terminal import say
 from longeval.errors import LongEvalError
+from longeval.printable import printable
 
 if TYPE_CHECKING:
     from longeval.report.write import WrittenReport
@@ -80,12 +83,12 @@ def tell(written: WrittenReport, json: str | None, *, quiet: bool) -> None:
     from longeval.report.flat import records_json
 
     for note in written.notes:
-        typer.echo(f"longeval: {note}", err=True)
+        say(note)
     if json == "-":
-        sys.stdout.write(records_json(written.records))
+        write_text(records_json(written.records))
     if not quiet:
         for path in written.files:
-            typer.echo(path, err=json == "-")
+            print(printable(path), file=sys.stderr if json == "-" else sys.stdout)
 
 
 def read_preface(path: str) -> str:

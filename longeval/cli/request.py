@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 from longeval.cli.json_output import check_json_path, write_json
+from longeval.cli.terminal import console, say, show
 from longeval.errors import LongEvalError
 
 if TYPE_CHECKING:
@@ -88,9 +89,10 @@ def carry_out(
     if json_path != "-" and not quiet:
         show_summary(records)
         for command in dict.fromkeys(_report_command(spec) for spec in specs):
-            print(f"\nFor a report: {command} {store.path}")
+            show("")
+            show(f"For a report: {command} {store.path}")
     if failed:
-        print(f"longeval: {count(failed, 'cell')} failed; the records say why", file=sys.stderr)
+        say(f"{count(failed, 'cell')} failed; the records say why")
         return SOME_FAILED
     return 0
 
@@ -169,15 +171,15 @@ def _show(specs: Sequence[Request], plans: Sequence[AnyPlan], store: Store, fres
     from longeval.cli.dry_run import show_plan, show_posgen_plan, show_task_plan
     from longeval.spec import PosGenSpec, TasksSpec
 
-    console = wide_console()
-    console.print("Dry run: nothing is computed.\n")
+    screen = wide_console()
+    screen.print("Dry run: nothing is computed.\n")
     for spec, plan in zip(specs, plans, strict=True):
         if isinstance(spec, TasksSpec):
-            show_task_plan(cast("TaskPlan", plan), store, console, fresh=fresh)
+            show_task_plan(cast("TaskPlan", plan), store, screen, fresh=fresh)
         elif isinstance(spec, PosGenSpec):
-            show_posgen_plan(cast("PosGenPlan", plan), store, console, fresh=fresh)
+            show_posgen_plan(cast("PosGenPlan", plan), store, screen, fresh=fresh)
         else:
-            show_plan(cast("Plan", plan), store, console, fresh=fresh)
+            show_plan(cast("Plan", plan), store, screen, fresh=fresh)
 
 
 def count(number: int, noun: str) -> str:
@@ -187,7 +189,7 @@ def count(number: int, noun: str) -> str:
 
 def _say(text: str, quiet: bool) -> None:
     if not quiet:
-        print(f"longeval: {text}", file=sys.stderr, flush=True)
+        say(text)
 
 
 def default_out(spec: Request) -> str:
@@ -197,9 +199,7 @@ def default_out(spec: Request) -> str:
 
 def wide_console() -> Console:
     """Stdout; wide enough for every column where no terminal sets the width."""
-    from rich.console import Console
-
-    return Console() if sys.stdout.isatty() else Console(width=WIDTH)
+    return console() if sys.stdout.isatty() else console(width=WIDTH)
 
 
 def show_summary(records: Sequence[Record]) -> None:
@@ -207,9 +207,9 @@ def show_summary(records: Sequence[Record]) -> None:
     from longeval.cli.posgen_summary import posgen_tables
     from longeval.report.tables import summary_table
 
-    console = wide_console()
+    screen = wide_console()
     posgen = [record for record in records if record.backend == "posgen"]
     others = [record for record in records if record.backend != "posgen"]
-    for table in (*summary_table(others, width=console.width), *posgen_tables(posgen)):
-        console.print()
-        console.print(table)
+    for table in (*summary_table(others, width=screen.width), *posgen_tables(posgen)):
+        screen.print()
+        screen.print(table)

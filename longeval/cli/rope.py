@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from longeval.cli.json_output import check_json_path, check_writable, write_json, write_output
+from longeval.cli.terminal import say
 from longeval.errors import LongEvalError
 
 if TYPE_CHECKING:
@@ -164,12 +165,12 @@ def rope(
     if read is not None:
         _introduce(read, geometry)
     if plot is not None and image_format is not None:
-        write_output(plot, draw(descriptions, image_format))
-        typer.echo(f"wrote {plot}", err=True)
+        write_output("--plot", plot, draw(descriptions, image_format))
+        say(f"wrote {plot}")
     if json_path is not None:
         write_json(descriptions[0] if len(descriptions) == 1 else descriptions, json_path)
         if json_path != "-":
-            typer.echo(f"wrote {json_path}", err=True)
+            say(f"wrote {json_path}")
     else:
         show(descriptions)
 
@@ -243,18 +244,16 @@ def _introduce(read: ModelRope, geometry: Geometry) -> None:
     scaling = "plain RoPE" if shipped.base == "none" else shipped.describe()
     own = shipped.reach if read.scale_from == "shipped" else read.own_native_length
     aside = "" if own in (None, native) else f" (its configuration says {format_length(own)})"
-    typer.echo(
+    say(
         f"{read.model}: {read.model_type}, d {geometry.head_dim}, base {geometry.theta:.10g}, "
-        f"L {format_length(native)}{aside}, {scaling}",
-        err=True,
+        f"L {format_length(native)}{aside}, {scaling}"
     )
     for note in read.notes:
-        typer.echo(note, err=True)
+        say(note)
     if geometry.factor == 1 and shipped.reach > native:
-        typer.echo(
+        say(
             f"shown up to {format_length(native)}; --factor {shipped.reach / native:g} shows it up to the "
-            f"{format_length(shipped.reach)} that it was stretched to",
-            err=True,
+            f"{format_length(shipped.reach)} that it was stretched to"
         )
 
 

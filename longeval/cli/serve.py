@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from longeval.cli import options
+from longeval.cli.terminal import say, show
 
 if TYPE_CHECKING:
     from longeval.backends.vllm_served import Served
@@ -118,15 +119,15 @@ def serve(
     if not verbose:
         flags.append("--disable-uvicorn-access-log")
     for note in (*prepared.notes, *served.notes):
-        _say(note)
+        say(note)
     if no_api_key and host not in LOOPBACK:
-        _say(f"--no-api-key on {host}: whoever reaches this machine can use the model")
+        say(f"--no-api-key on {host}: whoever reaches this machine can use the model")
     what = f"{name} with {served.description}"
     if dry_run:
         _show_line(flags, what, no_api_key)
         return 0
     environment, key = _environment(own, no_api_key)
-    _say(f"starting vLLM's server: {what} (a minute or more on a CPU{'' if verbose else '; -v shows its log'})")
+    say(f"starting vLLM's server: {what} (a minute or more on a CPU{'' if verbose else '; -v shows its log'})")
     return run_server(
         flags,
         environment,
@@ -135,7 +136,7 @@ def serve(
         port=port,
         show_log=verbose,
         drain_s=float(args.get("shutdown_timeout") or 0),
-        announce=lambda: _say(f"ready: {base_url(host, port)} serves {what}; Ctrl-C ends it; {key}"),
+        announce=lambda: say(f"ready: {base_url(host, port)} serves {what}; Ctrl-C ends it; {key}"),
     )
 
 
@@ -170,17 +171,10 @@ def _show_line(flags: list[str], what: str, no_api_key: bool) -> None:
 
     from longeval.backends.vllm_server import COMMAND
 
-    _say(f"this line serves {what}, with a Python that has longeval and vLLM installed")
+    say(f"this line serves {what}, with a Python that has longeval and vLLM installed")
     if not no_api_key:
-        _say("its key isn't on the line: set VLLM_API_KEY in its environment, or it asks for none")
-    print(shlex.join(["python", *COMMAND, *flags]))
-
-
-def _say(text: str) -> None:
-    """A line on stderr."""
-    import sys
-
-    print(f"longeval: {text}", file=sys.stderr, flush=True)
+        say("its key isn't on the line: set VLLM_API_KEY in its environment, or it asks for none")
+    show(shlex.join(["python", *COMMAND, *flags]))
 
 
 def _served(

@@ -116,7 +116,7 @@ def test_a_reader_who_has_enough_is_no_error():
         assert program.stdout.readline().startswith('{"split": "train", "tokens": [')
         program.stdout.close()
         assert program.stderr.read() == ""
-        assert program.wait() == 1
+        assert program.wait() == 0
 
 
 def test_the_group_alone_shows_its_help_as_a_message(capsys):

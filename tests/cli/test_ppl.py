@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -286,3 +287,33 @@ def test_an_address_of_fsspec_is_a_run_folder(arguments, capsys):
     assert run_app(arguments(out=address, pe="none")) == 0
     assert run_app(arguments(out=address, pe="none")) == 0
     assert "0 cells computed, 2 stored already" in capsys.readouterr().err
+
+
+def test_a_disk_that_fills_up_ends_the_run_with_one_message_and_keeps_finished_cells(
+    arguments, capsys, tmp_path, monkeypatch
+):
+    replace, done = os.replace, []
+
+    def fill_up(source, target):
+        if "/cells/" in str(target):
+            if len(done) == 2:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            done.append(target)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fill_up)
+    assert run_app(arguments()) == 1
+    err = capsys.readouterr().err
+    assert err.splitlines()[-1].startswith("longeval: run folder") and os.strerror(errno.ENOSPC) in err
+    assert len(list((tmp_path / "run" / "cells").iterdir())) == 2
+    monkeypatch.setattr(os, "replace", replace)
+    assert run_app(arguments()) == 0
+    assert "4 cells computed, 2 stored already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["out", "json"])
+def test_a_name_that_is_too_long_is_refused_before_anything_is_computed(arguments, option, capsys, tmp_path):
+    before = sorted(tmp_path.iterdir())
+    assert run_app(arguments(**{option: "n" * 300})) == 2
+    assert f"--{option} nnn" in capsys.readouterr().err
+    assert sorted(tmp_path.iterdir()) == before

@@ -237,7 +237,7 @@ def test_a_model_gives_its_geometry(tiny_llama, capsys):
         capsys, "none,resonance_yarn", "--head-dim", "16", "--theta", "1e4", "--native", "64", "--factor", "4"
     )
     assert by_model == by_hand
-    assert err == f"{model}: llama, d 16, base 10000, L 64, plain RoPE\n"
+    assert err == f"longeval: {model}: llama, d 16, base 10000, L 64, plain RoPE\n"
     alone, _ = described(capsys, "--model", model)
     assert (alone["name"], alone["factor"], alone["native_length"]) == ("none", 1.0, 64)
     assert run_app(["rope", "--model", model]) == 0

@@ -1,0 +1,105 @@
+"""The edges of the process: streams that are closed, full or narrow, and Ctrl-C; in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+PROGRAM = f"{sys.executable} -m longeval"
+ROPE = f"{PROGRAM} rope none,yarn --head-dim 64 --theta 10000 --native 4k --factor 2"
+
+
+def shell(line, **environment):
+    return subprocess.run(
+        ["bash", "-c", line],
+        capture_output=True,
+        env=os.environ | environment,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+@pytest.mark.parametrize("line", [f"{PROGRAM} --help", ROPE, f"{PROGRAM} rope --list --json -"])
+def test_a_narrow_encoding_loses_no_output(encoding, line):
+    done = shell(line, PYTHONIOENCODING=encoding, PYTHONUTF8="0")
+    assert (done.returncode, done.stderr) == (0, b"")
+    text = done.stdout.decode(encoding)
+    if "--json" in line:
+        wide = shell(line, PYTHONUTF8="1")
+        assert json.loads(text) == json.loads(wide.stdout)
+        assert any("θ" in method["summary"] for method in json.loads(text)) or not text.isascii() or "\\u" in text
+
+
+@pytest.mark.parametrize("line", [f"{PROGRAM} --help", ROPE, f"{ROPE} --json -"])
+def test_a_full_disk_under_stdout_is_one_message(line):
+    done = shell(f"{line} > /dev/full")
+    assert done.returncode == 1
+    assert done.stderr.count(b"\n") == 1 and b"standard output" in done.stderr
+
+
+def test_a_reader_who_leaves_is_no_error():
+    done = shell(f"set -o pipefail; {ROPE} | true")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+@pytest.mark.parametrize(("line", "status"), [(ROPE, 0), (f"{ROPE} --json -", 2), (f"{PROGRAM} nonsense", 2)])
+def test_closed_streams_are_no_crash(line, status):
+    done = shell(f"{line} >&-")
+    assert done.returncode == status
+    assert b"Traceback" not in done.stderr and done.stderr.count(b"\n") == (status == 2)
+    assert shell(f"{line} 2>&-").stderr == b""
+    assert shell(f"{line} >&- 2>&- <&-").returncode == status
+
+
+def test_what_is_opened_under_a_closed_stream_gets_no_output(tmp_path):
+    done = shell(f"cd {tmp_path}; {ROPE} --json table.json >&- 2>&-")
+    assert done.returncode == 0
+    assert len(json.loads((tmp_path / "table.json").read_text())) == 2
+
+
+def test_arguments_that_are_no_text_and_a_folder_that_is_gone(tmp_path):
+    done = shell(f"{PROGRAM} report $'\\xff\\xfe'")
+    assert done.returncode == 2
+    assert done.stderr.count(b"\n") == 1
+    done = shell(f"mkdir {tmp_path}/gone; cd {tmp_path}/gone; rmdir ../gone; {sys.executable} -P -m longeval models")
+    assert done.returncode == 2
+    assert done.stderr.count(b"\n") == 1 and b"folder" in done.stderr
+
+
+def start(arguments):
+    return subprocess.Popen(
+        [sys.executable, "-m", "longeval", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        # A shell that starts the tests in the background makes them, and so the child, deaf to Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+
+
+@pytest.mark.parametrize("again_s", [None, 0.0, 0.02])
+def test_ctrl_c_once_or_twice_ends_with_130_and_no_traceback(again_s):
+    process = start(["posgen", "generate", "--task", "cot", "--json", "-", "--num-train", "60000"])
+    assert process.stdout.readline().startswith(b"{")
+    process.send_signal(signal.SIGINT)
+    if again_s is not None:
+        time.sleep(again_s)
+        process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors in (b"longeval: interrupted\n", b"")
+
+
+@pytest.mark.parametrize("after_s", [0.25, 0.5])
+def test_ctrl_c_while_the_program_is_imported(after_s):
+    process = start(["rope", "--list"])
+    time.sleep(after_s)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode in (130, 0)  # it may have been through
+    assert b"Traceback" not in errors
