@@ -131,7 +131,7 @@ def _add(groups: list[Group], new: Group, protocol: Protocol) -> None:
 
 def _cell(spec: PplSpec, protocol: Protocol, model: PreparedModel, corpus: Corpus, setup: Setup) -> Cell:
     lengths = corpus.selection.lengths
-    windows = tuple(protocol.windows(lengths, setup.length, stride_of(spec), model.bos))
+    windows = tuple(protocol.windows(lengths, setup.length, stride_of(spec), len(model.prefix)))
     scored = len({window.document for window in windows})
     too_short = 0 if protocol.joined or not windows else len(lengths) - scored
     skipped = corpus.selection.skipped + (too_short if windows else len(lengths))

@@ -26,11 +26,11 @@ class TokenNll:
     tokens_W: npt.NDArray[np.int32]
     """Scored tokens of each window, shape (W,); sums to S."""
     context_W: npt.NDArray[np.int32]
-    """Position inside its window (BOS included) of each window's first scored token = how much context it had."""
+    """Position inside its window (prefix included) of each window's first scored token = how much context it had."""
     document_W: npt.NDArray[np.int32]
     """Index into `documents` of the window's document (of its first scored token for a stream)."""
     start_W: npt.NDArray[np.int64]
-    """Index in its document (in the stream for `stream`) of the window's first scored token, BOS not counted."""
+    """Index in its document (in the stream for `stream`) of the window's first scored token, prefix not counted."""
     bytes_W: npt.NDArray[np.int64]
     """UTF-8 bytes of the window's scored tokens; −1 where the tokenizer can't tell."""
     documents: tuple[str, ...]

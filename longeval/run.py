@@ -126,9 +126,7 @@ class _Runner:
         runnable = tuple(cell for cell in group.cells if cell.windows)
         if not runnable:
             return
-        texts = Texts(
-            job.corpus.selection, joined=job.protocol.joined, bos_id=job.model.bos_id() if job.model.bos else None
-        )
+        texts = Texts(job.corpus.selection, joined=job.protocol.joined, prefix=job.model.prefix)
         try:
             backend = self.session.backend(job.model)
         except LongEvalError as error:

@@ -24,7 +24,7 @@ def test_operations_by_hand(tiny_llama):
     layer = attention + 3 * 32 * 48 + 2 * 32
     assert size.num_parameters == 2 * layer + 32 + 2 * 300 * 32
     assert size.flops_per_token == 2 * (2 * layer + 32)
-    window = Window(document=0, start=0, stop=100, score_start=90, bos=False)
+    window = Window(document=0, start=0, stop=100, score_start=90, prefix=0)
     assert size.window_flops(window) == 100 * size.flops_per_token + 2 * 32 * 300 * 10 + 2 * 2 * 64 * 100**2
 
 

@@ -13,8 +13,11 @@ def make_text(num_words: int, seed: int = 0) -> str:
     return " ".join(rng.choice(WORDS) for _ in range(num_words)) + "."
 
 
-def save_tiny_llama(folder: Path, *, bos: bool = False, **overrides: object) -> Path:
-    """head_dim 16 (8 features), base 10000, native 64; weights large enough that positions matter."""
+def save_tiny_llama(folder: Path, *, bos: bool = False, prefix: tuple[str, ...] = (), **overrides: object) -> Path:
+    """head_dim 16 (8 features), base 10000, native 64; weights large enough that positions matter.
+
+    `prefix`: special tokens, beside `<s>` (id 0), that the tokenizer puts in front of a text; it has no BOS then.
+    """
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
@@ -40,10 +43,13 @@ def save_tiny_llama(folder: Path, *, bos: bool = False, **overrides: object) -> 
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=300, special_tokens=["<s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+        vocab_size=300, special_tokens=["<s>", *prefix], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
     )
     tokenizer.train_from_iterator([make_text(500)], trainer)
-    if bos:
-        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>").save_pretrained(folder)
+    front = ["<s>"] if bos else list(prefix)
+    if front:
+        ids = [(token, tokenizer.token_to_id(token)) for token in front]
+        tokenizer.post_processor = processors.TemplateProcessing(single=" ".join([*front, "$A"]), special_tokens=ids)
+    named = {} if prefix else {"bos_token": "<s>"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **named).save_pretrained(folder)
     return folder

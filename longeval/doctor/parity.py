@@ -180,7 +180,7 @@ def _run(
     others: Sequence[Side] = (),
 ) -> list[Side]:
     """One backend's side of every group, with its word on where `others` part; the model is let go afterwards."""
-    texts = Texts(job.corpus.selection, joined=False, bos_id=job.model.bos_id() if job.model.bos else None)
+    texts = Texts(job.corpus.selection, joined=False, prefix=job.model.prefix)
     backend = load(job.model)
     sides = []
     try:

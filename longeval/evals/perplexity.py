@@ -21,7 +21,7 @@ from longeval.registry import Registry
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Window:
-    """One forward pass: tokens [start, stop) of a document, after a BOS if `bos`; [score_start, stop) are scored."""
+    """One forward pass: tokens [start, stop) of a document behind a prefix; [score_start, stop) are scored."""
 
     document: int
     """Index of the document (for `stream`, of the document that holds the first scored token)."""
@@ -31,18 +31,18 @@ class Window:
     """End of the window, exclusive."""
     score_start: int
     """First scored token."""
-    bos: bool
-    """Whether a BOS stands in front."""
+    prefix: int
+    """Tokens in front: a BOS, or what else the tokenizer puts before a text."""
 
     @property
     def length(self) -> int:
-        """Tokens in the window, BOS included: what length-dependent methods go by."""
-        return self.stop - self.start + self.bos
+        """Tokens in the window, prefix included: what length-dependent methods go by."""
+        return self.stop - self.start + self.prefix
 
     @property
     def context(self) -> int:
-        """Position in the window, BOS included, of the first scored token."""
-        return self.score_start - self.start + self.bos
+        """Position in the window, prefix included, of the first scored token."""
+        return self.score_start - self.start + self.prefix
 
     @property
     def num_scored(self) -> int:
@@ -50,7 +50,7 @@ class Window:
         return self.stop - self.score_start
 
 
-WindowFunction = Callable[[Sequence[int], int, int, bool], list[Window]]
+WindowFunction = Callable[[Sequence[int], int, int, int], list[Window]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,7 +61,7 @@ class Protocol:
     summary: str
     """One line for help and reports."""
     windows: WindowFunction
-    """(document lengths without BOS, window length n, stride, bos) → windows."""
+    """(document lengths, window length n, stride, tokens of the prefix) → windows."""
     nested: bool = False
     """Whether a shorter length's windows are beginnings of a longer one's, so that one pass serves both."""
     strided: bool = True
@@ -73,56 +73,56 @@ class Protocol:
 PROTOCOLS: Registry[Protocol] = Registry("--protocol")
 
 
-def prefix_windows(lengths: Sequence[int], length: int, stride: int, bos: bool) -> list[Window]:
-    """One window a document that can fill it: BOS and the first n−1 tokens, or the first n. `stride` is not used."""
-    payload = length - bos
-    first = 0 if bos else 1
+def prefix_windows(lengths: Sequence[int], length: int, stride: int, prefix: int) -> list[Window]:
+    """One window a document that can fill it: the prefix and the first tokens, n in all. `stride` is not used."""
+    payload = length - prefix
+    first = 0 if prefix else 1
     return [
-        Window(document=index, start=0, stop=payload, score_start=first, bos=bos)
+        Window(document=index, start=0, stop=payload, score_start=first, prefix=prefix)
         for index, num_tokens in enumerate(lengths)
         if num_tokens >= payload > first
     ]
 
 
-def sliding_windows(lengths: Sequence[int], length: int, stride: int, bos: bool) -> list[Window]:
+def sliding_windows(lengths: Sequence[int], length: int, stride: int, prefix: int) -> list[Window]:
     """Windows every `stride` tokens over each whole document, scoring what no earlier window scored.
 
     The first window scores all it can; the last one ends at the document's end and may be shorter than n, as may the
-    only window of a short document. A window's first token is never scored unless a BOS stands before it.
+    only window of a short document. A window's first token is never scored unless a prefix stands before it.
     """
-    payload = length - bos
+    payload = length - prefix
     windows = []
     for index, num_tokens in enumerate(lengths):
         scored_to = 0
         for start in range(0, num_tokens, stride):
             stop = min(start + payload, num_tokens)
-            score_start = max(scored_to, start + (0 if bos else 1))
+            score_start = max(scored_to, start + (0 if prefix else 1))
             if score_start < stop:
-                windows.append(Window(document=index, start=start, stop=stop, score_start=score_start, bos=bos))
+                windows.append(Window(document=index, start=start, stop=stop, score_start=score_start, prefix=prefix))
             scored_to = stop
             if stop == num_tokens:
                 break
     return windows
 
 
-def stream_windows(lengths: Sequence[int], length: int, stride: int, bos: bool) -> list[Window]:
+def stream_windows(lengths: Sequence[int], length: int, stride: int, prefix: int) -> list[Window]:
     """Full windows every `stride` tokens over the joined documents, each scoring all it can.
 
     A tail shorter than a stride that fits no full window is not scored. Tokens are indices in the stream.
     """
-    payload = length - bos
+    payload = length - prefix
     ends, end = [], 0
     for num_tokens in lengths:
         end += num_tokens
         ends.append(end)
     windows, document = [], 0
     for start in range(0, end - payload + 1, stride):
-        score_start = start + (0 if bos else 1)
+        score_start = start + (0 if prefix else 1)
         while ends[document] <= score_start:
             document += 1
         if score_start < start + payload:
             windows.append(
-                Window(document=document, start=start, stop=start + payload, score_start=score_start, bos=bos)
+                Window(document=document, start=start, stop=start + payload, score_start=score_start, prefix=prefix)
             )
     return windows
 
@@ -155,10 +155,11 @@ for _protocol in (
     PROTOCOLS.register(_protocol.name, _protocol)
 
 
-def check_stride(protocol: Protocol, stride: int, shortest: int, bos: bool) -> None:
+def check_stride(protocol: Protocol, stride: int, shortest: int, prefix: int) -> None:
     """Refuses a stride that would leave tokens unscored between windows of the shortest length."""
-    if protocol.strided and stride > shortest - bos:
+    if protocol.strided and stride > shortest - prefix:
+        what = {0: "", 1: " (BOS and the rest)"}.get(prefix, f" (a prefix of {prefix} and the rest)")
         raise LongEvalError(
-            f"--stride {stride}: longer than a window of {shortest} tokens{' (BOS and the rest)' if bos else ''}",
-            f"Tokens between windows would never be scored: give --stride {shortest - bos} or less.",
+            f"--stride {stride}: longer than a window of {shortest} tokens{what}",
+            f"Tokens between windows would never be scored: give --stride {shortest - prefix} or less.",
         )

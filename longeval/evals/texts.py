@@ -18,25 +18,23 @@ class Texts:
     Args:
         selection: The documents.
         joined: Whether windows count in the joined stream (protocol `stream`).
-        bos_id: Stands in front of windows that have a BOS.
+        prefix: Token ids in front of every window.
     """
 
-    def __init__(self, selection: Selection, *, joined: bool, bos_id: int | None) -> None:
+    def __init__(self, selection: Selection, *, joined: bool, prefix: Sequence[int]) -> None:
         self._selection = selection
         self._joined = joined
-        self._bos_id = bos_id
+        self._prefix_T = np.array(prefix, dtype=np.int32)
         self._ends = np.cumsum(selection.lengths)
         self._open: tuple[int, npt.NDArray[np.int32], npt.NDArray[np.int64] | None] | None = None
 
     def window(self, window: Window) -> npt.NDArray[np.int32]:
-        """Token ids of a window, BOS included, shape (T,); raises OSError if a document's tokens went away."""
+        """Token ids of a window, prefix included, shape (T,); raises OSError if a document's tokens went away."""
         tokens_T, _ = self._text(window.document)
         part_T = tokens_T[window.start : window.stop]
         assert len(part_T) == window.stop - window.start
-        if not window.bos:
-            return part_T
-        assert self._bos_id is not None
-        return np.concatenate([np.array([self._bos_id], dtype=np.int32), part_T])
+        assert window.prefix == len(self._prefix_T)
+        return np.concatenate([self._prefix_T, part_T])
 
     def num_scored_documents(self, windows: Sequence[Window]) -> int:
         """Documents of which at least one token is scored."""

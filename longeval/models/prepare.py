@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from longeval.data.special import own_prefix, prefix_ids
 from longeval.data.tokens import tokenizer_digest
 from longeval.errors import LongEvalError
 from longeval.models import load
@@ -29,8 +30,8 @@ class PreparedModel:
     """transformers' tokenizer."""
     tokenizer_digest: str
     weights_digest: str
-    bos: bool
-    """Whether every window starts with a BOS."""
+    prefix: tuple[int, ...]
+    """Token ids that every window starts with: BOS, or whatever else the tokenizer puts in front of a text."""
     rope: ModelRope
     """Its position encoding: where methods start, and the scaling that it came with."""
     dtype: str
@@ -39,6 +40,11 @@ class PreparedModel:
     attn: str | None
     """Attention implementation of transformers; None: the model's default, or a backend that has its own."""
     trust_remote_code: bool
+
+    @property
+    def bos(self) -> bool:
+        """Whether windows start with a prefix."""
+        return bool(self.prefix)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -75,11 +81,6 @@ class PreparedModel:
     def generation_settings(self) -> Any:
         """The GenerationConfig of transformers: the model's own file, or what its configuration implies."""
         return load.load_generation_settings(self.ref, self.config)
-
-    def bos_id(self) -> int:
-        """The id of BOS; only where `bos`."""
-        assert self.tokenizer.bos_token_id is not None
-        return int(self.tokenizer.bos_token_id)
 
 
 def prepare_all(spec: ModelRequest) -> list[PreparedModel]:
@@ -141,7 +142,7 @@ def prepare(
         tokenizer=tokenizer,
         tokenizer_digest=tokenizer_digest(tokenizer),
         weights_digest=weights_digest(ref),
-        bos=_bos(name, tokenizer, bos),
+        prefix=_prefix(name, tokenizer, bos),
         rope=rope,
         dtype=dtype,
         device=device,
@@ -172,12 +173,11 @@ def _with_soft_cap(name: str, config: Any, attn: str | None) -> str | None:
     return attn or "eager"
 
 
-def _bos(name: str, tokenizer: Any, asked: bool | None) -> bool:
-    """Whether windows start with BOS: as asked, else as the tokenizer itself would."""
-    bos_id = tokenizer.bos_token_id
-    if asked and bos_id is None:
+def _prefix(name: str, tokenizer: Any, asked: bool | None) -> tuple[int, ...]:
+    """What windows start with: as asked, else what the tokenizer itself would put there."""
+    if asked is None:
+        return own_prefix(tokenizer)
+    prefix = prefix_ids(tokenizer) if asked else ()
+    if asked and not prefix:
         raise LongEvalError(f"--bos: the tokenizer of {name} has no BOS token", "Leave --bos out.")
-    if asked is not None:
-        return asked
-    ids = tokenizer("a").input_ids
-    return bos_id is not None and len(ids) > 0 and ids[0] == bos_id
+    return prefix

@@ -95,7 +95,7 @@ def open_text(request: Request, dtype: str) -> Text:
     from longeval.plan import plan_ppl
 
     job = plan_ppl(request_spec(request, dtype, pe="none", lengths=(request.longest,))).jobs[0]
-    texts = Texts(job.corpus.selection, joined=False, bos_id=job.model.bos_id() if job.model.bos else None)
+    texts = Texts(job.corpus.selection, joined=False, prefix=job.model.prefix)
     return Text(job=job, tokens_T=texts.window(job.passes()[0]))
 
 

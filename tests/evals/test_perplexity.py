@@ -22,6 +22,22 @@ def test_prefix_with_bos_holds_one_document_token_less_and_scores_all_of_them():
     assert spans(prefix_windows([10, 7, 6], 8, 256, True)) == [(0, 0, 7, 0, 8, 1), (1, 0, 7, 0, 8, 1)]
 
 
+def test_windows_with_a_prefix_of_two_tokens():
+    """Two tokens fewer of the document in each, none of the prefix scored, context counted from the window's start."""
+    assert spans(prefix_windows([10, 6, 5], 8, 256, 2)) == [(0, 0, 6, 0, 8, 2), (1, 0, 6, 0, 8, 2)]
+    assert prefix_windows([10], 2, 256, 2) == []
+    # 10 tokens, 4 of them in a window of 6, every 3.
+    expected = [(0, 0, 4, 0, 6, 2), (0, 3, 7, 4, 6, 3), (0, 6, 10, 7, 6, 3)]
+    assert spans(sliding_windows([10], 6, 3, 2)) == expected
+    assert spans(stream_windows([4, 7], 5, 3, 2)) == [
+        (0, 0, 3, 0, 5, 2),
+        (0, 3, 6, 3, 5, 2),
+        (1, 6, 9, 6, 5, 2),
+    ]
+    with pytest.raises(LongEvalError, match="--stride 7: longer than a window of 8"):
+        check_stride(PROTOCOLS.lookup("sliding"), 7, 8, 2)
+
+
 def test_sliding_by_hand():
     # 10 tokens, windows of 6 every 3: the second scores 6, 7, 8 and the third ends with the document.
     assert spans(sliding_windows([10], 6, 3, False)) == [

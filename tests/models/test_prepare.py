@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import numpy as np
 import pytest
 import torch
 import transformers
+from tiny import save_tiny_llama
 from transformers import AutoModelForCausalLM
 
 from longeval.errors import LongEvalError
@@ -35,9 +37,21 @@ def test_bos_follows_the_tokenizer_unless_told(tiny_llama, tiny_llama_bos):
         (str(tiny_llama), True),
         (str(tiny_llama_bos), False),
     ]
-    found = [prepare(name, **(OPTIONS | {"bos": bos})).bos for name, bos in asked]
-    assert found == [False, True, True, False]
-    assert prepare(str(tiny_llama_bos), **OPTIONS).bos_id() == 0
+    found = [prepare(name, **(OPTIONS | {"bos": bos})) for name, bos in asked]
+    assert [model.bos for model in found] == [False, True, True, False]
+    assert [model.prefix for model in found] == [(), (0,), (0,), ()]
+
+
+def test_a_prefix_needs_no_bos_token(tmp_path, tiny_llama):
+    """GLM's `[gMASK]<sop>`: two tokens in front and no BOS; --bos and --no-bos speak of both."""
+    folder = save_tiny_llama(tmp_path / "glm", prefix=("[gMASK]", "<sop>"))
+    asked = [prepare(str(folder), **(OPTIONS | {"bos": bos})).prefix for bos in (None, True, False)]
+    assert asked == [(1, 2), (1, 2), ()]
+    bare = shutil.copytree(tiny_llama, tmp_path / "bare")
+    config = json.loads((bare / "tokenizer_config.json").read_text())
+    (bare / "tokenizer_config.json").write_text(json.dumps(config | {"bos_token": None}))
+    with pytest.raises(LongEvalError, match=r"--bos: the tokenizer of .*bare has no BOS token"):
+        prepare(str(bare), **(OPTIONS | {"bos": True}))
 
 
 def test_attention_logits_that_are_capped_softly_stay_so(tiny_llama, tmp_path):
