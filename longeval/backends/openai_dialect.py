@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from longeval.backends.base import BackendError
 from longeval.backends.openai_client import Client, RefusedError, ServerError
+from longeval.data.special import own_prefix, special_tokens
 from longeval.errors import LongEvalError
 
 logger = logging.getLogger(__name__)
@@ -200,7 +201,7 @@ class Dialect:
         """What the server reads our token ids as, if that isn't what we wrote; None too where it shows nothing."""
         if shown is None:
             return None
-        for special in self._tokenizer.all_special_tokens:
+        for special in (*special_tokens(self._tokenizer).ids, *self._tokenizer.all_special_tokens):
             shown = shown.replace(special, "")
         # Letters alone: servers show spaces and bytes in different ways. The first token isn't shown by all.
         written = [_letters(self._tokenizer.decode(ids[start:], skip_special_tokens=True)) for start in (0, 1)]
@@ -211,7 +212,7 @@ class Dialect:
 
     def _text(self, ids: Sequence[int]) -> str:
         """A text that the model's tokenizer makes exactly these ids of, with what it puts in front by itself."""
-        for kept in (list(ids), list(ids)[1:]):
+        for kept in (list(ids), list(ids)[len(own_prefix(self._tokenizer)) :]):
             text: str = self._tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
             if list(self._tokenizer(text)["input_ids"]) == list(ids):
                 return text

@@ -6,8 +6,10 @@ import math
 
 import numpy as np
 import pytest
-from completions_server import TIED, VOCABULARY, CompletionsServer, log_p, make_tokenizer, total
+from completions_server import TIED, VOCABULARY, WORDS, CompletionsServer, log_p, make_tokenizer, total
 from server_requests import REQUESTS, answer, chosen, connect, tokens
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
 
 from longeval.errors import LongEvalError
 
@@ -50,6 +52,32 @@ def test_choices_through_text_alone(server):
     assert [score.log_likelihood for score in scores] == pytest.approx([log_p(4, 5), log_p(4, 21) + log_p(21, 22)])
     # The server puts <s> in front by itself.
     assert sorted(body["prompt"] for body in server.posts[-2:]) == ["The quick brown", "The quick j k"]
+
+
+def test_choices_through_text_alone_behind_a_prefix_of_two_tokens(server):
+    server.takes_ids, server.tokenizer = False, make_tokenizer()
+    front = processors.TemplateProcessing(single="<end> <s> $A", special_tokens=[("<end>", 1), ("<s>", 0)])
+    server.tokenizer.backend_tokenizer.post_processor = front
+    backend = connect(server)
+    ((_, scores),) = backend.choices([chosen([1, 0, 3, 4], [5], [21, 22])])
+    assert [score.log_likelihood for score in scores] == pytest.approx([log_p(4, 5), log_p(4, 21) + log_p(21, 22)])
+    assert sorted(body["prompt"] for body in server.posts[-2:]) == ["The quick brown", "The quick j k"]
+
+
+@pytest.mark.parametrize("scoring", ["prompt_logprobs", "echo", "echo, one more"])
+def test_a_prefix_without_a_role_is_no_part_of_what_a_server_reads(server, scoring):
+    """GLM's [gMASK] and <sop> are special tokens and neither BOS nor EOS; a server shows them in front of a prompt."""
+    server.scoring = scoring
+    words = ["<sop>", "<end>", "<gMASK>", *WORDS[3:]]
+    tokenizer = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="a"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens(["<sop>", "<gMASK>"])
+    front = [("<gMASK>", 2), ("<sop>", 0)]
+    tokenizer.post_processor = processors.TemplateProcessing(single="<gMASK> <sop> $A", special_tokens=front)
+    server.tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>")
+    server.decode = server.tokenizer.decode  # special tokens as well
+    ((_, scores),) = connect(server).choices([chosen([2, 0, 3, 4], [5])])
+    assert [score.log_likelihood for score in scores] == pytest.approx([log_p(4, 5)])
 
 
 def test_each_different_continuation_is_asked_for_once_and_prompts_are_sorted(server):
