@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from longeval.backends.base import GenerateRequest, Generation
+from longeval.data.special import special_tokens
 
 
 def end_tokens(settings: Any, tokenizer: Any) -> frozenset[int]:
@@ -35,7 +36,8 @@ class Ending:
         self._limit = request.max_new_tokens
         self._stop = request.stop
         # A special token is not in the decoded text: one that is named as a stop text is told by its id.
-        special = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+        named = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+        special = special_tokens(tokenizer).ids | named  # transformers 5 lists those alone that have a role
         self._stop_ids = frozenset(special[text] for text in request.stop if text in special)
 
     @property

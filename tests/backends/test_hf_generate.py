@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 from answer_reference import FORGETFUL, MODELS, Counted, greedy, join, make_backend, make_model
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer, models
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from longeval.backends import hf_answers, prefix_cache
 from longeval.backends.base import ChoicesRequest, GenerateRequest, OutOfMemoryError
+from longeval.backends.ending import Ending
 
 RNG = np.random.default_rng(2)
 DOCUMENT_T = RNG.integers(1, 300, 120)
@@ -188,6 +190,18 @@ def test_the_tokenizers_end_token_ends_the_answer(spoken):
     assert answer(backend, prompt_T, spell(tokens, TEXTS, eos=tokens[0])) == ("", 1, "eos")
     backend.model.generation_config = None
     assert answer(backend, prompt_T, spell(tokens, TEXTS, eos=tokens[2])) == ("The ans", 3, "eos")
+
+
+def test_a_special_token_without_a_role_may_be_a_stop_text_too():
+    """Llama 3's `<|eot_id|>` is neither BOS nor EOS."""
+    tokenizer = Tokenizer(models.WordLevel({"a": 0, "<end>": 1}, unk_token="a"))
+    tokenizer.add_special_tokens(["<end>", "<|eot_id|>"])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>")
+    assert tokenizer.all_special_tokens == ["<end>"]
+    request = GenerateRequest(prompt_T=np.array([0]), max_new_tokens=9, stop=("<|eot_id|>",))
+    ending = Ending(tokenizer, frozenset({1}), request)
+    assert ending.ids == {1, 2} and ending.answer([0, 0]) is None
+    assert ending.answer([0, 2]) == ("a", 2, "stop")
 
 
 def test_special_tokens_are_left_out_and_may_be_stop_texts(spoken):
