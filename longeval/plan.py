@@ -16,6 +16,7 @@ from longeval.cache import cache_dir
 from longeval.cells import Cell, Corpus, Group, build_groups, stride_of
 from longeval.data.selection import select
 from longeval.data.sources import Source, open_source
+from longeval.data.special import spelt_note
 from longeval.data.tokens import tokenise
 from longeval.errors import LongEvalError
 from longeval.evals.perplexity import PROTOCOLS, Protocol, Window, check_stride
@@ -87,7 +88,8 @@ def plan_ppl(spec: PplSpec) -> Plan:
     check_reads(spec, [model.tokenizer for model in models], scores=True)
     jobs, notes = [], []
     for model in models:
-        check_stride(protocol, stride_of(spec), spec.lengths[0], model.bos)
+        _check_prefix(spec, model)
+        check_stride(protocol, stride_of(spec), spec.lengths[0], len(model.prefix))
         corpora = [_corpus(source, spec, model) for source in sources]
         _check_lengths(spec, protocol, model, corpora)
         notes += _notes(spec, names, model, corpora)
@@ -114,6 +116,17 @@ def _with_flag(flag: str, work: Callable[[], T]) -> T:
         raise LongEvalError(f"{flag} {error.problem}", error.remedy) from error
 
 
+def _check_prefix(spec: PplSpec, model: PreparedModel) -> None:
+    """A window must have room for a token behind the prefix."""
+    if spec.lengths[0] > len(model.prefix):
+        return
+    raise LongEvalError(
+        f"--lengths {spec.lengths[0]}: has no room for a token behind the {len(model.prefix)} that the tokenizer of "
+        f"{model.name} puts in front of a text",
+        f"Ask for {len(model.prefix) + 1} or more, or leave them out with --no-bos.",
+    )
+
+
 def _corpus(source: Source, spec: PplSpec, model: PreparedModel) -> Corpus:
     default_min = spec.lengths[-1] if spec.protocol == "prefix" else 2
     min_tokens = default_min if spec.min_tokens is None else spec.min_tokens
@@ -122,7 +135,9 @@ def _corpus(source: Source, spec: PplSpec, model: PreparedModel) -> Corpus:
         "--data",
         lambda: select(
             source.documents(),
-            lambda document: tokenise(document, model.tokenizer, model.tokenizer_digest, cache_dir()),
+            lambda document: tokenise(
+                document, model.tokenizer, model.tokenizer_digest, cache_dir(), parse_special=spec.parse_special
+            ),
             min_tokens=min_tokens,
             docs=docs,
         ),
@@ -133,7 +148,7 @@ def _corpus(source: Source, spec: PplSpec, model: PreparedModel) -> Corpus:
 def _check_lengths(spec: PplSpec, protocol: Protocol, model: PreparedModel, corpora: Sequence[Corpus]) -> None:
     """Every length needs a document (or a stream) that fills a window, in at least one data set."""
     for length in reversed(spec.lengths):
-        if any(_fillable(protocol, corpus, length - model.bos) for corpus in corpora):
+        if any(_fillable(protocol, corpus, length - len(model.prefix)) for corpus in corpora):
             continue
         found = "; ".join(_what_is_there(protocol, corpus) for corpus in corpora)
         raise LongEvalError(
@@ -166,6 +181,8 @@ def _notes(spec: PplSpec, names: Sequence[MethodName], model: PreparedModel, cor
             notes.append(
                 f"{corpus.source.name}: {chosen} documents; {skipped} of fewer than {corpus.min_tokens} tokens skipped"
             )
+        if corpus.selection.spelt:
+            notes.append(spelt_note(corpus.source.name, model.name, corpus.selection.spelt, parsed=spec.parse_special))
         if corpus.selection.identical:
             notes.append(
                 f"{corpus.source.name}: {corpus.selection.identical} of {chosen} documents repeat another one; "

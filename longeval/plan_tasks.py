@@ -15,6 +15,7 @@ from typing import Any
 from longeval.backends.openai_plan import Server, ask_server, check_reads, check_room
 from longeval.cache import cache_dir
 from longeval.cost import ModelSize, check_memory, model_size
+from longeval.data.special import spelt_note
 from longeval.errors import LongEvalError, MissingDataError
 from longeval.evals.counting import check_samples_fit, prompt_counter
 from longeval.evals.left_out import emptied, nothing_left
@@ -224,6 +225,7 @@ class _ModelPlan:
     def _jobs(self, leaf: str) -> list[TaskJob]:
         """One task at all lengths."""
         shared: set[int] | None = None
+        spelt: Mapping[str, int] = {}
         task: Any = None
         config = task_config(leaf, self._index)
         metadata = read_metadata(config.get("metadata"))
@@ -245,8 +247,11 @@ class _ModelPlan:
             jobs.append(self._job(leaf, task, metadata, length, prepared))
             self.notes += [*prepared.notes, *emptied(self._title(leaf), length, prepared)]
             self.left_out += prepared.skipped.values()
+            spelt = max(spelt, prepared.spelt, key=lambda found: sum(found.values()))
             indices = {sample.index for sample in prepared.samples}
             shared = indices if shared is None else shared & indices
+        if spelt:
+            self.notes.append(spelt_note(self._title(leaf), self.model.name, spelt, parsed=self._spec.parse_special))
         return self._alike(jobs, shared or set())
 
     def _alike(self, jobs: list[TaskJob], shared: set[int]) -> list[TaskJob]:
@@ -303,6 +308,7 @@ class _ModelPlan:
             length=length,
             chat=self._chat,
             overlong=self._spec.overlong,
+            parse_special=self._spec.parse_special,
         )
 
     def _load(self, leaf: str, config: Mapping[str, Any], metadata: TaskMetadata, length: int) -> Any:
@@ -321,7 +327,7 @@ class _ModelPlan:
             seed=self._spec.seed,
             haystack=self._spec.haystack or "noise",
             measure=measure,
-            digest=f"{self.model.tokenizer_digest}:{self.model.bos}:{self._template_digest()}",
+            digest=f"{self.model.tokenizer_digest}:{self._how_read()}:{self._template_digest()}",
             cache=cache_dir(),
             on_sample=lambda done: self._watch(what, done, num_samples),
         )
@@ -338,6 +344,10 @@ class _ModelPlan:
                 raise
             problem = f"--haystack {error.problem.removeprefix('--data ')}"
             raise LongEvalError(problem, error.remedy.replace("--data", "--haystack")) from error
+
+    def _how_read(self) -> str:
+        """What decides the tokens of a prompt beside tokenizer and template."""
+        return f"{list(self.model.prefix)}{' parse_special' if self._spec.parse_special else ''}"
 
     def _template_digest(self) -> str | None:
         if not self._chat:

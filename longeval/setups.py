@@ -184,6 +184,8 @@ def _model_params(spec: ModelRequest, model: PreparedModel, method: dict[str, An
         "scale_from": None if rope.shipped.base == "none" else rope.scale_from,
         "layers": rope.layers if rope.config.by_layer_type else None,
         "bos": model.bos,
+        **({"prefix": list(model.prefix)} if model.prefix else {}),
+        **({"parse_special": True} if spec.parse_special else {}),
         "seed": spec.seed,
         "attn": model.attn,
         "weights": model.weights_digest,

@@ -71,7 +71,8 @@ class TaskJob:
 
     def inputs(self) -> list[npt.NDArray[np.int32]]:
         """Token ids of each sample's longest input, (T,) each."""
-        return [max(map(_input, sample.requests), key=len) for sample in self.prepared.samples]
+        nothing_T = np.zeros(0, dtype=np.int32)  # of an empty text, which is scored whole
+        return [max(map(_input, s.requests), key=len, default=nothing_T) for s in self.prepared.samples]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

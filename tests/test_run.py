@@ -11,10 +11,12 @@ import shutil
 import numpy as np
 import pytest
 from known import carry_out, log_position, values
-from tiny import save_tiny_llama
+from tiny import make_text, save_tiny_llama
+from tokenizers import Tokenizer
 
 from longeval.backends.fake import FakeBackend
 from longeval.cli.progress import RunProgress
+from longeval.errors import LongEvalError
 from longeval.plan import plan_ppl
 from longeval.run import run
 from longeval.session import load_backend
@@ -117,6 +119,70 @@ def test_bos_stands_in_every_window_where_the_tokenizer_adds_it(request_spec, st
     # 63 scored tokens both ways; with BOS (id 0) they are the document's first 63, without its second to 64th.
     assert (len(with_bos), len(plain), first, first_plain) == (64, 64, 1, 1)
     assert with_bos[0] == 0 and with_bos[1:] == plain[:63] and 0 not in plain
+
+
+def test_a_prefix_of_two_tokens_starts_every_window_and_is_never_scored(request_spec, store, tmp_path):
+    windows = []
+
+    class Spy(FakeBackend):
+        def score(self, tokens_T, first_scored):
+            windows.append((tokens_T.tolist(), first_scored))
+            return super().score(tokens_T, first_scored)
+
+    folder = save_tiny_llama(tmp_path / "glm", prefix=("[gMASK]", "<sop>"))
+    spec = request_spec(model=(str(folder),), lengths=(64,), docs=1)
+    record = carry_out(spec, store, Spy(log_position)).records[0]
+    carry_out(dataclasses.replace(spec, bos=False), store, Spy(log_position))
+    (behind, first), (plain, _) = windows
+    assert (behind[:2], behind[2:], first) == ([1, 2], plain[:62], 2)
+    # The fake's loss of the token at position p is log(p + 1); 2 to 63 are scored.
+    assert record.value == pytest.approx(math.exp(sum(map(math.log, range(3, 65))) / 62)) and record.tokens == 62
+    assert (record.params["bos"], record.params["prefix"]) == (True, [1, 2])
+    windows.clear()
+    sliding = dataclasses.replace(spec, protocol="sliding", stride=16)
+    record = carry_out(sliding, store, Spy(log_position)).records[0]
+    assert all(tokens[:2] == [1, 2] and first >= 2 for tokens, first in windows) and len(windows) > 2
+    assert record.tokens == plan_ppl(sliding).jobs[0].corpus.selection.lengths[0]
+    with pytest.raises(LongEvalError, match="--lengths 2: has no room for a token behind the 2"):
+        plan_ppl(dataclasses.replace(spec, lengths=(2, 64)))
+
+
+def test_another_bos_token_is_another_cell(request_spec, tmp_path, tiny_llama):
+    """What --bos puts in front is named in tokenizer_config.json alone, which the tokenizer's digest doesn't cover."""
+    folder = shutil.copytree(tiny_llama, tmp_path / "model")
+    ids = {}
+    for token in ("<s>", "a"):
+        config = json.loads((folder / "tokenizer_config.json").read_text())
+        (folder / "tokenizer_config.json").write_text(json.dumps(config | {"bos_token": token}))
+        for bos in (True, None):
+            ids[token, bos] = plan_ppl(request_spec(model=(str(folder),), bos=bos)).cells[0].id
+    assert ids["<s>", True] != ids["a", True]
+    assert "prefix" not in plan_ppl(request_spec()).cells[0].params
+
+
+def test_special_tokens_in_documents_are_text_unless_asked(request_spec, store, tmp_path, tiny_llama):
+    text = make_text(60).replace("context", "<s>", 3)
+    file = tmp_path / "spelt.txt"
+    file.write_text(text)
+    windows = []
+
+    class Spy(FakeBackend):
+        def score(self, tokens_T, first_scored):
+            windows.append(tokens_T.tolist())
+            return super().score(tokens_T, first_scored)
+
+    spec = request_spec(model=(str(tiny_llama),), data=(str(file),), lengths=(64,))
+    parsing = dataclasses.replace(spec, parse_special=True)
+    plain, parsed = (carry_out(one, store, Spy(log_position)).records[0] for one in (spec, parsing))
+    tokenizer = Tokenizer.from_file(str(tiny_llama / "tokenizer.json"))
+    as_stock = tokenizer.encode(text).ids
+    tokenizer.encode_special_tokens = True
+    assert windows == [tokenizer.encode(text).ids[:64], as_stock[:64]] and as_stock.count(0) == 3
+    assert plain.cell != parsed.cell and plain.params["data_digest"] != parsed.params["data_digest"]
+    assert (plain.params.get("parse_special"), parsed.params["parse_special"]) == (None, True)
+    for one, words in ((spec, "read as plain text"), (parsing, "read as control tokens")):
+        assert [note for note in plan_ppl(one).notes if "3 times (<s>)" in note and words in note]
+    assert not [note for note in plan_ppl(request_spec()).notes if "spell" in note]
 
 
 def test_documents_cut_short_are_counted_and_whole_ones_not(request_spec, store):

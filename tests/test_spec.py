@@ -83,7 +83,7 @@ def test_specs_validate_themselves(changes, message):
 def test_requests_survive_yaml():
     requests = [
         spec(factor="each", pe_args={"yarn": {"beta_fast": 16}}, docs="all", bos=False, native=2048),
-        spec(factor=2.5, docs=3, protocol="sliding", stride=128),
+        spec(factor=2.5, docs=3, protocol="sliding", stride=128, parse_special=True),
         spec(),
     ]
     text = requests_to_yaml([request.to_mapping() for request in requests])
@@ -112,6 +112,7 @@ def test_yaml_understands_what_flags_do():
         ("model: a\npe: none\nlengths: 4q\n", "f: lengths '4q'"),
         ("model: a\npe: none\nlengths: 4k\nfactor: .nan\n", "f: factor nan"),
         ("model: a\npe: none\nlengths: 4k\nbos: 1\n", "f: bos 1"),
+        ("model: a\npe: none\nlengths: 4k\nparse_special: 'yes'\n", "f: parse_special yes"),
         ("model: a\npe: none\nlengths: 4k\npe_args: {yarn: 3}\n", "f: pe_args"),
         ("model: {a: 1}\npe: none\nlengths: 4k\n", "f: model"),
         ("model: a\npe: none\nlengths: 4k\nprotocol: 3\n", "f: protocol 3"),

@@ -73,6 +73,10 @@ ServedModel = Annotated[
     str | None,
     typer.Option(help="openai: the model's name there.", show_default="its only one", rich_help_panel=MACHINE),
 ]
+ParseSpecial = Annotated[
+    bool,
+    typer.Option("--parse-special", help="Special tokens that texts spell (</s>) are control tokens, not text."),
+]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.", rich_help_panel=MACHINE)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", rich_help_panel=MACHINE)]
 DeviceMap = Annotated[str | None, typer.Option(help="Spread over devices: auto, balanced, …", rich_help_panel=MACHINE)]

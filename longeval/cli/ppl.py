@@ -52,11 +52,12 @@ def ppl(
         bool | None,
         typer.Option(
             "--bos/--no-bos",
-            help="Start every window with BOS.",
+            help="Start every window with BOS, or what else the tokenizer puts in front.",
             show_default="as the tokenizer does",
             rich_help_panel=DATA,
         ),
     ] = None,
+    parse_special: Annotated[bool, options.under(DATA, options.ParseSpecial)] = False,
     text_field: Annotated[
         str | None, typer.Option(help="Field of JSONL or parquet files with the text.", rich_help_panel=DATA)
     ] = None,
@@ -112,6 +113,7 @@ def ppl(
         min_tokens=None if min_tokens is None else parse_length(min_tokens, flag="--min-tokens"),
         docs=None if docs is None else "all" if docs == "all" else parse_count(docs, flag="--docs"),
         bos=bos,
+        parse_special=parse_special,
         text_field=text_field,
         native=options.native(native),
         scale_from=cast("ScaleFrom", scale_from),  # the spec refuses other words

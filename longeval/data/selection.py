@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -25,6 +26,11 @@ class Selection:
     """How many of the chosen documents repeat an earlier one's text."""
     digest: str
     """SHA-256 over the chosen documents' digests (text and tokenizer)."""
+
+    @property
+    def spelt(self) -> Counter[str]:
+        """How often the chosen documents spell each special token of the tokenizer."""
+        return sum((Counter(document.spelt) for document in self.documents), Counter())
 
     @property
     def lengths(self) -> list[int]:

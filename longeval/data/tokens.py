@@ -1,7 +1,7 @@
 """Documents as a model reads them: tokenised once, then kept in the cache by content and tokenizer.
 
-Special tokens are not added: BOS belongs to a window, not to a document. Beside the tokens stands how many bytes of the
-text they cover, which makes bits per byte, the number that compares tokenizers.
+Special tokens are not added: BOS belongs to a window, not to a document, and what a text spells is text. Beside the
+tokens stands how many bytes of the text they cover, which makes bits per byte, the number that compares tokenizers.
 
 Shapes: T tokens of a document.
 """
@@ -14,6 +14,7 @@ import json
 import os
 import zipfile
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ import numpy.typing as npt
 
 from longeval.cache import write_if_possible
 from longeval.data.documents import Document
+from longeval.data.special import special_tokens
 from longeval.records import canonical_json
 
 _FORMAT = "tokens-1"
@@ -50,6 +52,8 @@ class TokenisedDocument:
     """T, special tokens not counted."""
     path: str | None
     """The cache file; null if the arrays are held in memory."""
+    spelt: Mapping[str, int] = field(default_factory=dict)
+    """How often the text spells each special token of the tokenizer."""
     held: TokenTable | None = field(default=None, repr=False)
     """The arrays, where no cache could be written."""
 
@@ -95,7 +99,9 @@ def tokenizer_digest(tokenizer: Any) -> str:
     return hashlib.sha256(canonical_json(plain).encode()).hexdigest()
 
 
-def tokenise(document: Document, tokenizer: Any, tokenizer_digest: str, cache: str | None) -> TokenisedDocument:
+def tokenise(
+    document: Document, tokenizer: Any, tokenizer_digest: str, cache: str | None, *, parse_special: bool = False
+) -> TokenisedDocument:
     """Tokenises a document, or finds it in the cache.
 
     Args:
@@ -104,12 +110,14 @@ def tokenise(document: Document, tokenizer: Any, tokenizer_digest: str, cache: s
         tokenizer_digest: Its `tokenizer_digest`, which costs too much to be taken anew for each document.
         cache: The cache folder (see `longeval.cache.cache_dir`); null, or one that can't be written: the arrays are
             held in memory.
+        parse_special: Whether special tokens that the text spells are control tokens.
     """
-    digest = _document_digest(document.text, tokenizer_digest)
+    spelt = special_tokens(tokenizer).spelt(document.text)
+    digest = _document_digest(document.text, tokenizer_digest, as_text=bool(spelt) and not parse_special)
     path = None if cache is None else os.path.join(cache, "tokens", digest[:2], f"{digest}.npz")
     table = None if path is None else _read_table(path, digest)
     if table is None:
-        table = _tokenise(document.text, tokenizer)
+        table = _tokenise(document.text, tokenizer, parse_special)
         if path is not None and not write_if_possible(path, _to_bytes(table, digest)):
             path = None
     return TokenisedDocument(
@@ -117,33 +125,23 @@ def tokenise(document: Document, tokenizer: Any, tokenizer_digest: str, cache: s
         digest=digest,
         num_tokens=len(table.tokens_T),
         path=path,
+        spelt=spelt,
         held=table if path is None else None,
     )
 
 
-def _document_digest(text: str, tokenizer_digest: str) -> str:
-    digest = hashlib.sha256(f"{_FORMAT}\0{tokenizer_digest}\0".encode())
+def _document_digest(text: str, tokenizer_digest: str, *, as_text: bool) -> str:
+    """`as_text`: special tokens are spelt in the text, and are text; otherwise the tokenizer has its own way."""
+    way = "as-text\0" if as_text else ""
+    digest = hashlib.sha256(f"{_FORMAT}\0{tokenizer_digest}\0{way}".encode())
     digest.update(text.encode())
     return digest.hexdigest()
 
 
-def _tokenise(text: str, tokenizer: Any) -> TokenTable:
-    with_offsets = bool(getattr(tokenizer, "is_fast", False))
-    encoded = tokenizer(
-        text,
-        add_special_tokens=False,
-        truncation=False,
-        return_offsets_mapping=with_offsets,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        # Without this it warns of documents longer than the model's native length, which is what we are here for.
-        verbose=False,
-    )
-    tokens_T = np.asarray(encoded["input_ids"], dtype=np.int32)
-    if not with_offsets:
-        return TokenTable(tokens_T, None)
-    offsets_T2 = np.asarray(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2)
-    return TokenTable(tokens_T, _byte_ends(text, offsets_T2[:, 1]))
+def _tokenise(text: str, tokenizer: Any, parse_special: bool) -> TokenTable:
+    encoded = special_tokens(tokenizer).encode(text, parse=parse_special, offsets=True)
+    tokens_T = np.asarray(encoded.ids, dtype=np.int32)
+    return TokenTable(tokens_T, None if encoded.ends_T is None else _byte_ends(text, encoded.ends_T))
 
 
 def _byte_ends(text: str, char_ends_T: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

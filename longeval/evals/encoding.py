@@ -1,4 +1,8 @@
-"""Text as token ids, exactly as lm-eval's own `HFLM` encodes it; only BOS is said explicitly instead of left to chance.
+"""Text as token ids, as lm-eval's own `HFLM` encodes it but for three points.
+
+BOS, or whatever else a tokenizer puts in front of a text, is said explicitly instead of left to chance. A text that is
+scored whole has it once, unscored: lm-eval scores a BOS after the BOS. Special tokens that a text spells are text:
+only a chat template writes control tokens (see `data.special`).
 
 A context and its continuation are encoded together and split where the context alone ends, after the context's trailing
 blanks have moved to the continuation: the model must have learnt " B" as one token, not " " and "B".
@@ -16,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from longeval.data.special import prefix_ids, special_tokens
 from longeval.errors import LongEvalError
 
 _TAIL = 1000
@@ -35,7 +40,7 @@ class Pair(NamedTuple):
     """A context and what is scored after it."""
 
     context: list[int]
-    """Token ids, BOS included; never empty."""
+    """Token ids, prefix included; never empty."""
     continuation: list[int]
     """Token ids."""
 
@@ -45,19 +50,23 @@ class Encoder:
 
     Args:
         tokenizer: A transformers tokenizer.
-        bos: Whether every input starts with a BOS. One that the text already begins with, as chat templates write it,
-            is not doubled.
+        bos: Whether every input starts with a BOS, or what else the tokenizer puts in front of a text. One that is
+            there already, as chat templates write it, is not doubled.
+        parse_special: Whether special tokens that texts spell are control tokens.
     """
 
-    def __init__(self, tokenizer: Any, *, bos: bool) -> None:
-        assert not bos or tokenizer.bos_token_id is not None
+    def __init__(self, tokenizer: Any, *, bos: bool, parse_special: bool = False) -> None:
         self.tokenizer = tokenizer
-        self._bos = bos
+        self.special = special_tokens(tokenizer)
+        """Finds special tokens in texts, and writes prompts as the template wrote them."""
+        self._prefix = list(prefix_ids(tokenizer)) if bos else []
+        assert self._prefix or not bos
+        self._parse = parse_special
         self._contexts: dict[str, list[int]] = {}
 
     @property
     def prefix_id(self) -> int:
-        """What stands in for an empty context: BOS, or EOS where there is none.
+        """What stands in for an empty context where inputs have no prefix: BOS, or EOS where there is none.
 
         Raises:
             LongEvalError: The tokenizer has neither.
@@ -69,41 +78,27 @@ class Encoder:
 
     def plain(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of texts, nothing added."""
-        if not texts:
-            return []
-        ids: list[list[int]] = self.tokenizer(
-            list(texts),
-            add_special_tokens=False,
-            truncation=False,
-            padding=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            # Without this it warns of texts longer than the model's native length, which is what we are here for.
-            verbose=False,
-        )["input_ids"]
-        return ids
+        return [self.special.encode(text, parse=self._parse).ids for text in texts]
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of inputs, each with its BOS if inputs have one."""
-        return [self._with_bos(ids) for ids in self.plain(texts)]
+        """Token ids of inputs, each with its prefix if inputs have one."""
+        return [self._with_prefix(ids) for ids in self.plain(texts)]
 
     def unit_ends(self, text: str) -> npt.NDArray[np.int64]:
         """Where `text` may be cut, as ends in characters, shape (U,).
 
         These are the ends of its tokens; of its characters with a slow tokenizer, which can't tell where tokens end.
         """
-        if not getattr(self.tokenizer, "is_fast", False):
+        ends_T = self.special.encode(text, parse=self._parse, offsets=True).ends_T
+        if ends_T is None:
             return np.arange(1, len(text) + 1, dtype=np.int64)
-        offsets = self.tokenizer(
-            text, add_special_tokens=False, truncation=False, return_offsets_mapping=True, verbose=False
-        )["offset_mapping"]
-        ends_U = np.maximum.accumulate(np.asarray(offsets, dtype=np.int64).reshape(-1, 2)[:, 1])
+        ends_U = np.maximum.accumulate(ends_T)
         if len(ends_U):
             ends_U[-1] = len(text)
         return ends_U
 
     def pairs(self, texts: Sequence[tuple[str, str]]) -> list[Pair]:
-        """Contexts and continuations; an empty context becomes `prefix_id`."""
+        """Contexts and continuations; an empty context becomes the prefix, or `prefix_id`."""
         pairs = []
         for text, added in texts:
             context, continuation = _move_blanks(text, added)
@@ -117,23 +112,28 @@ class Encoder:
     def windows(self, text: str, length: int) -> list[Pair]:
         """A text to be scored whole, as windows of at most `length` tokens: each token is scored once.
 
-        The first window starts with `prefix_id`; a later one begins where the one before it ended, the last one has
-        full context. lm-eval doesn't count a window's last token, which is scored but not fed: its `max_length` is
-        `length` − 1. Where inputs have a BOS it is scored too, as lm-eval does.
+        The first window starts with the prefix, or with `prefix_id` where inputs have none, and nothing of that is
+        scored. A later one scores `length` − 1 tokens behind the last of the one before it; the last has full context.
+        So are lm-eval's windows, which doesn't count a window's last token: its `max_length` is `length` − 1.
         """
-        from lm_eval import utils
-
-        if length < 2:
-            raise LongEvalError(f"--lengths {length}: too short for a token and its context", "Use 2 or more.")
-        windows = utils.get_rolling_token_windows(
-            token_list=self.encode([text])[0], prefix_token=self.prefix_id, max_seq_len=length - 1, context_len=1
-        )
-        return [Pair(*utils.make_disjoint_window(window)) for window in windows]
+        first = self._led(self.plain([text])[0])
+        start, ids = len(first.context), [*first.context, *first.continuation]
+        if length <= start:
+            raise LongEvalError(
+                f"--lengths {length}: too short for a token and its context", f"Use {start + 1} or more."
+            )
+        windows, end = [], length
+        while start < len(ids):
+            end = min(end, len(ids))
+            windows.append(Pair(ids[max(0, end - length) : start], ids[start:end]))
+            start, end = end, end + length - 1
+        return windows
 
     def chat(self, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """Messages as the model's chat template writes them; without a generation prompt the last one is left open.
 
-        A template that refuses a system message gets the others only, as in HFLM.
+        Marks stand for the special tokens that the template writes; what messages spell stays as it is. A template
+        that refuses a system message gets the others only, as in HFLM.
         """
         import jinja2
 
@@ -144,12 +144,14 @@ class Encoder:
             # Some templates print today's date (Llama 3.2): prompts would be others tomorrow, and other cells.
             "strftime_now": TEMPLATE_DATE.strftime,
         }
+
+        def render(safe: list[dict[str, str]]) -> str:
+            return str(self.tokenizer.apply_chat_template(safe, **options))
+
         try:
-            text: str = self.tokenizer.apply_chat_template(messages, **options)
+            return self.special.rendered(render, messages)
         except jinja2.exceptions.TemplateError:
-            rest = [message for message in messages if message["role"] != "system"]
-            text = self.tokenizer.apply_chat_template(rest, **options)
-        return text
+            return self.special.rendered(render, [message for message in messages if message["role"] != "system"])
 
     def _context(self, context: str) -> list[int]:
         """Token ids of a context; the last ones are remembered, since questions have several choices."""
@@ -172,9 +174,8 @@ class Encoder:
                 return ids[: -len(tail)] + whole_tail
         return self.encode([context + continuation])[0]
 
-    def _with_bos(self, ids: list[int]) -> list[int]:
-        bos_id = self.tokenizer.bos_token_id
-        return [bos_id, *ids] if self._bos and ids[:1] != [bos_id] else ids
+    def _with_prefix(self, ids: list[int]) -> list[int]:
+        return ids if ids[:1] == self._prefix[:1] else [*self._prefix, *ids]
 
     def _split(self, context: list[int], whole: list[int]) -> Pair:
         """lm-eval's split: the context as encoded alone, then what lies beyond its length in the whole."""
@@ -182,9 +183,9 @@ class Encoder:
 
     def _led(self, continuation: list[int]) -> Pair:
         """After an empty context; a continuation that begins with the prefix itself has that for its context."""
-        if continuation[:1] == [self.prefix_id]:
-            return Pair(continuation[:1], continuation[1:])
-        return Pair([self.prefix_id], continuation)
+        lead = self._prefix or [self.prefix_id]
+        rest = continuation[len(lead) :] if continuation[: len(lead)] == lead else continuation
+        return Pair(list(lead), rest)
 
 
 def _inner_word(context: str) -> int | None:

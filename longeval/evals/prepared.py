@@ -21,17 +21,19 @@ class Window:
     tokenizer: Any
     """transformers' tokenizer of the model."""
     bos: bool
-    """Whether every input starts with a BOS."""
+    """Whether every input starts with a BOS, or what else the tokenizer puts in front of a text."""
     length: int
     """n: tokens of prompt and longest choice, or of prompt and answer, at most."""
     chat: bool
     """Whether prompts go through the tokenizer's chat template."""
     overlong: Overlong
     """What becomes of a sample that is longer."""
+    parse_special: bool = False
+    """Whether special tokens that texts spell are control tokens."""
 
     def encoder(self) -> Encoder:
         """Text → token ids in this window."""
-        return Encoder(self.tokenizer, bos=self.bos)
+        return Encoder(self.tokenizer, bos=self.bos, parse_special=self.parse_special)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -82,6 +84,8 @@ class PreparedTask:
     """Examples in front of each question."""
     max_new_tokens: int | None
     """Most tokens of an answer; None where nothing is generated."""
+    spelt: Mapping[str, int]
+    """How often documents, questions and answers spell each special token, before anything is cut."""
     digest: str
     """SHA-256 over all samples in order: token ids, what ends an answer, and what answers are held against."""
     notes: tuple[str, ...]

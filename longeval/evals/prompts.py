@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -60,12 +61,14 @@ def prepare(
         return fewer.need(*next(fewer.renderer.samples(None, [index])))
 
     samples: list[PreparedSample] = []
+    spelt: Counter[str] = Counter()
     skipped: dict[int, int] = {}
     failures: dict[int, int] = {}
     total = len(preparer.renderer.asked(limit, indices))
     for number, (index, doc, instances) in enumerate(preparer.renderer.samples(limit, indices), start=1):
         try:
             samples.append(preparer.sample(index, doc, instances))
+            spelt += preparer.spelt(instances)
         except NoRoomError as error:
             (skipped if window.overlong == "skip" else failures)[index] = error.needed
         on_sample(number, total)
@@ -81,6 +84,7 @@ def prepare(
         max_new_tokens=max(
             (r.max_new_tokens for s in samples for r in s.requests if isinstance(r, GenerateRequest)), default=None
         ),
+        spelt=spelt,
         digest=_digest(samples),
         notes=tuple(_notes(preparer.name, samples)),
     )
@@ -140,6 +144,11 @@ class _Preparer:
             cluster=self._cluster(index, doc),
             depth=self._depth(index, doc),
         )
+
+    def spelt(self, instances: tuple[Any, ...]) -> Counter[str]:
+        """How often texts of a sample spell each special token; a context that choices share counts once."""
+        texts = dict.fromkeys(text for instance in instances for text in instance.args if isinstance(text, str))
+        return sum((self.encoder.special.spelt(text) for text in texts), Counter())
 
     def _build(self, index: int, instances: tuple[Any, ...]) -> Built:
         try:

@@ -24,6 +24,8 @@ _TABLE_PARAMS = (
     "min_tokens",
     "stride",
     "bos",
+    "prefix",
+    "parse_special",
     "attn",
     "seed",
     "weights",

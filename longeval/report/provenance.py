@@ -54,14 +54,27 @@ def scored_lines(grid: Grid, documents: Sequence[str]) -> list[str]:
     if settings.get("data_digest"):
         lines.append(f"- Digest of the texts: {code(settings['data_digest'])}.")
     if settings.get("bos") is not None:
-        lines.append(
-            f"- BOS: {'one at the start of every window, counted in its length' if settings['bos'] else 'none'}."
-        )
+        lines.append(f"- BOS: {_prefix_text(settings)}.")
+    if settings.get("parse_special"):
+        lines.append("- Special tokens that texts spell were read as control tokens (`--parse-special`).")
     lines.append(model_line(grid.model, grid.native_length, grid.records[0]))
     lines += method_lines(grid.rows)
     lines += [_bootstrap_line(grid), ""]
     header = ["length", "windows", "scored tokens", "documents", "truncated", "skipped (too short)", "bootstrap units"]
     return lines + table_lines(header, [_count_row(grid, length) for length in grid.lengths])
+
+
+def _prefix_text(settings: dict[str, Any]) -> str:
+    """What stands at the start of every window."""
+    prefix = settings.get("prefix") or []
+    if not settings["bos"]:
+        return "none"
+    if len(prefix) < 2:
+        return "one at the start of every window, counted in its length"
+    ids = ", ".join(map(str, prefix))
+    return (
+        f"{len(prefix)} tokens of the tokenizer's own (ids {ids}) at the start of every window, counted in its length"
+    )
 
 
 def model_line(model: str, native_length: int | None, record: Record) -> str:

@@ -22,6 +22,8 @@ _SET_PARAMS = (
     "theta",
     "head_dim",
     "bos",
+    "prefix",
+    "parse_special",
     "attn",
     "seed",
     "weights",

@@ -22,7 +22,7 @@ MAX_NAMED = 6
 
 _TOLD_APART_BY = (
     *("limit", "seed", "overlong", "chat_template", "num_fewshot", "max_new_tokens", "haystack"),
-    *("protocol", "stride", "factor", "pe_args", "pin_length", "native", "base_url", "served_model"),
+    *("protocol", "stride", "factor", "pe_args", "pin_length", "native", "parse_special", "base_url", "served_model"),
 )
 """Settings that are named where requests differ in them."""
 
@@ -123,6 +123,7 @@ def _meets_model(record: Record, request: ModelRequest) -> bool:
         and request.dtype in ("auto", record.dtype)
         and _has(record, asked)
         and all(canonical(method.get(name)) == canonical(value) for name, value in given.items())
+        and bool(record.params.get("parse_special")) == request.parse_special
         and record.params.get("pin_length") in (None, request.pin_length)
         and _has_factor(record, request)
     )

@@ -61,7 +61,10 @@ class ModelRequest:
     pe_args: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Method parameters by method: {"yarn": {"beta_fast": 16}}."""
     bos: bool | None = None
-    """Whether a BOS starts every window; None: if the tokenizer itself would add one."""
+    """Whether every window starts with a BOS, or what else the tokenizer puts in front of a text; None: if it would
+    itself."""
+    parse_special: bool = False
+    """Whether special tokens that texts spell (`</s>`) are control tokens; otherwise they are text."""
     native: int | None = None
     """Native length L in tokens; None: the model's own."""
     scale_from: ScaleFrom = "plain"

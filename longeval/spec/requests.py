@@ -176,6 +176,7 @@ _PARSERS: dict[str, Parser] = {
     "num_fewshot": lambda value, flag: parse_count(str(value), flag=flag, least=0),
     "max_new_tokens": lambda value, flag: parse_count(str(value), flag=flag),
     "bos": _flag_value,
+    "parse_special": _flag_value,
     "trust_remote_code": _flag_value,
     "same_samples": _flag_value,
     "chat_template": _chat_template,

@@ -28,13 +28,13 @@ COMMANDS = flat(typer.main.get_command(app).commands)
 
 OPTIONS = {
     "ppl": "--model --pe --lengths --data --protocol --factor --native --pe-arg --scale-from --layers --docs "
-    "--min-tokens --stride --bos --no-bos --text-field --backend --vllm-arg --pin-length --base-url --served-model "
-    "--dtype --device --device-map --attn --revision --trust-remote-code --seed --out --json --dry-run --fresh "
-    "--quiet -q --verbose -v",
+    "--min-tokens --stride --bos --no-bos --parse-special --text-field --backend --vllm-arg --pin-length --base-url "
+    "--served-model --dtype --device --device-map --attn --revision --trust-remote-code --seed --out --json --dry-run "
+    "--fresh --quiet -q --verbose -v",
     "tasks": "--model --pe --tasks --lengths --list --limit --overlong --same-samples --chat-template --num-fewshot "
-    "--max-new-tokens --haystack --include --factor --native --pe-arg --scale-from --layers --bos --no-bos --backend "
-    "--vllm-arg --pin-length --base-url --served-model --dtype --device --device-map --attn --revision "
-    "--trust-remote-code --seed --out --json --dry-run --fresh --quiet -q --verbose -v",
+    "--max-new-tokens --haystack --include --factor --native --pe-arg --scale-from --layers --bos --no-bos "
+    "--parse-special --backend --vllm-arg --pin-length --base-url --served-model --dtype --device --device-map "
+    "--attn --revision --trust-remote-code --seed --out --json --dry-run --fresh --quiet -q --verbose -v",
     "posgen": "",
     "posgen generate": "--task --json --num-train --num-valid --num-test --length --test-length --modulus --j --k "
     "--seed",

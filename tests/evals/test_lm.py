@@ -130,14 +130,12 @@ def test_what_lm_eval_asks_of_a_model(lm, window, tiny_tokenizer_bos):
     here = window(tokenizer=tiny_tokenizer_bos, bos=True)
     model = lm(KnownBackend(), here)
     assert model.max_length == 512 and model.eot_token_id == model.prefix_token_id == 0
-    assert (
-        model.tok_encode("the", add_special_tokens=False)
-        == model.tok_encode("the")[1:]
-        == model.tok_encode("<s>the")[1:]
-    )
+    assert model.tok_encode("the", add_special_tokens=False) == model.tok_encode("the")[1:]
     assert model.chat_template(True) == tiny_tokenizer_bos.chat_template
     assert "/" not in model.tokenizer_name
-    assert model.apply_chat_template([{"role": "user", "content": "hi"}]) == "<s>[user] hi\n[assistant]"
+    prompt = model.apply_chat_template([{"role": "user", "content": "hi"}])
+    assert here.encoder().special.unmarked(prompt) == "<s>[user] hi\n[assistant]"
+    assert model.tok_encode(prompt) == tiny_tokenizer_bos("[user] hi\n[assistant]")["input_ids"]
 
 
 def test_contexts_that_are_equal_are_asked_once(lm, window):

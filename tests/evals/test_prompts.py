@@ -204,7 +204,7 @@ def test_bos_is_there_once(window, tiny_tokenizer):
 
 def test_the_chat_template_goes_around_the_question(window):
     sample = prepare(reading(gen_prefix="The answer is"), window(chat=True), limit=1).samples[0]
-    text, choice = sample.instances[0].args
+    text, choice = map(window().encoder().special.unmarked, sample.instances[0].args)
     assert text.startswith("<s>[user] Read this.\n") and text.endswith("[assistant] The answer is")
     assert choice == " yes"
     open_turn = prepare(reading(), window(chat=True), limit=1).samples[0].instances[0].args
@@ -238,7 +238,9 @@ def test_pairs_are_split_as_lm_eval_splits_them(
     seen = []
     with mock.patch.object(theirs, "_loglikelihood_tokens", lambda requests, **_: seen.extend(requests)):
         theirs.loglikelihood([mock.Mock(args=(context, continuation))], disable_tqdm=True)
-    assert Encoder(tokenizer, bos=bos).pairs([(context, continuation)])[0] == seen[0][1:]
+    assert Encoder(tokenizer, bos=bos, parse_special=True).pairs([(context, continuation)])[0] == seen[0][1:]
+    if "<s>" not in context + continuation:
+        assert Encoder(tokenizer, bos=bos).pairs([(context, continuation)])[0] == seen[0][1:]
 
 
 @pytest.mark.parametrize("chained", [False, True])

@@ -2,6 +2,7 @@ import pytest
 from fabricated_runs import make_nll, make_records
 
 from longeval.report.grid import build_grids
+from longeval.report.provenance import scored_lines
 from longeval.report.rows import base_method, is_resonance
 
 
@@ -33,6 +34,18 @@ def test_rows_keep_the_order_of_base_methods_with_each_resonance_form_after_its_
     (grid,) = build_grids(records(*(make_records(pe, 64, nll(1.0), factor=2.0) for pe in names)))
     expected = ["yarn", "resonance_yarn", "zeta", "resonance_zeta", "none", "resonance", "pi", "resonance_pi"]
     assert [row.pe for row in grid.rows] == expected
+
+
+def test_texts_read_in_another_way_stand_apart_and_prefixes_are_told():
+    apart = [{"parse_special": True, "data_digest": "e" * 64}, {"bos": True, "prefix": [7]}]
+    apart.append({"bos": True, "prefix": [7, 8]})
+    cells = (make_records(pe, 64, nll(1.0), params=params) for params in (*apart, {}) for pe in ("none", "pi"))
+    (parsed, one, two, plain) = build_grids(records(*cells))
+    assert "parse_special true" in parsed.title and "no parse_special" in plain.title
+    lines = ["\n".join(scored_lines(grid, ())) for grid in (parsed, one, two, plain)]
+    assert ["--parse-special" in text for text in lines] == [True, False, False, False]
+    assert "BOS: one at the start" in lines[1] and "2 tokens of the tokenizer's own (ids 7, 8)" in lines[2]
+    assert "BOS: none" in lines[3]
 
 
 def test_columns_ascend_and_hold_what_is_there():

@@ -66,6 +66,7 @@ def test_what_is_missing_alike_is_named_together_and_much_is_summed_up():
         ({"haystack": "stdlib"}, False),
         ({"haystack": "noise"}, True),
         ({"native": 32, "factor": 2.0}, False),
+        ({"parse_special": True}, False),
         ({"dtype": "bfloat16"}, False),
         ({"dtype": "float32"}, True),
     ],
