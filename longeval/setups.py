@@ -184,7 +184,7 @@ def _model_params(spec: ModelRequest, model: PreparedModel, method: dict[str, An
         "scale_from": None if rope.shipped.base == "none" else rope.scale_from,
         "layers": rope.layers if rope.config.by_layer_type else None,
         "bos": model.bos,
-        **({"prefix": list(model.prefix)} if model.prefix else {}),
+        **({} if model.has_usual_prefix else {"prefix": list(model.prefix)}),
         **({"parse_special": True} if spec.parse_special else {}),
         "seed": spec.seed,
         "attn": model.attn,

@@ -365,3 +365,17 @@ def test_a_run_folder_that_is_removed_meanwhile_is_whole_again(request_spec, sto
     assert "lengths" in again.read_text("spec.yaml")
     assert removed and removed[0] not in {cell.cell for cell in again.cells()}
     assert carry_out(request_spec(), store, FakeBackend(log_position)).computed == 1
+
+
+def test_the_bos_that_a_tokenizer_adds_itself_is_told_by_its_digest(request_spec, tmp_path):
+    folder = save_tiny_llama(tmp_path / "with-bos", bos=True)
+    path = folder / "tokenizer.json"
+    cells = []
+    for number in (0, 7):
+        plain = json.loads(path.read_text())
+        plain["post_processor"]["special_tokens"]["<s>"]["ids"] = [number]
+        path.write_text(json.dumps(plain))
+        cells.append(plan_ppl(request_spec(model=(str(folder),), pe=("none",), lengths=(64,))).cells[0])
+    assert "prefix" not in cells[0].params and cells[0].params["bos"]
+    assert cells[1].params["prefix"] == [7]
+    assert cells[0].params["tokenizer"] != cells[1].params["tokenizer"]

@@ -47,6 +47,12 @@ class PreparedModel:
         return bool(self.prefix)
 
     @property
+    def has_usual_prefix(self) -> bool:
+        """Whether windows start with nothing, or with the one BOS that the tokenizer's digest already tells of."""
+        own = self.prefix == (self.tokenizer.bos_token_id,) and self.prefix == own_prefix(self.tokenizer)
+        return not self.prefix or (own and bool(getattr(self.tokenizer, "is_fast", False)))
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What a user should know, a line each."""
         if _soft_cap(self.config) is None or self.attn != "eager":
