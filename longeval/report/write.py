@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import glob
 import os
-import uuid
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from longeval.errors import LongEvalError
+from longeval.files import working_folder
 from longeval.records import Record
 from longeval.report.collect import collect
 from longeval.report.flat import pairs_csv, positions_csv, records_csv, records_json
@@ -156,22 +156,25 @@ def remove_stale(folder: str, files: Collection[str], patterns: Iterable[str]) -
 def write_all(files: dict[str, bytes], flags: dict[str, str]) -> None:
     """Writes all files or none: on any error, temporary files and folders made on the way are removed again."""
     beside: dict[str, str] = {}
+    working: dict[str, str] = {}
     made: list[str] = []
     try:
-        for path, content in files.items():
-            try:
-                made += _make_folders(os.path.dirname(os.path.abspath(path)))
-                beside[path] = _write_beside(path, content)
-            except OSError as error:
-                raise LongEvalError(
-                    f"{flags[path]}: can't write {path} ({error.strerror})", "Choose a place that you may write to."
-                ) from error
-        for path, temporary in beside.items():
-            os.replace(temporary, path)
+        with contextlib.ExitStack() as stack:
+            for path, content in files.items():
+                folder = os.path.dirname(os.path.abspath(path))
+                try:
+                    made += _make_folders(folder)
+                    if folder not in working:
+                        working[folder] = stack.enter_context(working_folder(folder))
+                    beside[path] = os.path.join(working[folder], os.path.basename(path))
+                    _write(path, beside[path], content)
+                except OSError as error:
+                    raise LongEvalError(
+                        f"{flags[path]}: can't write {path} ({error.strerror})", "Choose a place that you may write to."
+                    ) from error
+            for path, temporary in beside.items():
+                os.replace(temporary, path)
     except BaseException:
-        for temporary in beside.values():
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
         for folder in reversed(made):
             with contextlib.suppress(OSError):
                 os.rmdir(folder)
@@ -190,18 +193,11 @@ def _make_folders(folder: str) -> list[str]:
     return made
 
 
-def _write_beside(path: str, content: bytes) -> str:
-    """Writes a temporary file next to `path` and returns its name; a folder called `path` is refused."""
+def _write(path: str, temporary: str, content: bytes) -> None:
+    """Writes what shall become `path` under another name; a folder called `path` is refused."""
     if os.path.isdir(path):
         raise IsADirectoryError(21, "it is a folder", path)
-    temporary = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.{uuid.uuid4().hex[:8]}")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
-    return temporary
+    with open(temporary, "xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())

@@ -6,15 +6,16 @@ RULER's generators call `AutoTokenizer.from_pretrained(…, trust_remote_code=Tr
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from typing import Any
 
 from longeval.cache import cache_dir
+from longeval.files import working_folder
 
 _CONFIG = "tokenizer_config.json"
 
@@ -31,23 +32,31 @@ def tokenizer_folder(tokenizer: Any) -> str:
     try:
         return _save(tokenizer, os.path.join(cache_dir(), "tokenizers"))
     except OSError:
-        return _save(tokenizer, tempfile.mkdtemp(prefix="longeval-tokenizer-"))
+        return _save(tokenizer, _temporary())
 
 
 def _save(tokenizer: Any, parent: str) -> str:
     """Saves beside the final place and moves the folder there as a whole; another process may have been quicker."""
     os.makedirs(parent, mode=0o700, exist_ok=True)
-    beside = tempfile.mkdtemp(prefix=".saving-", dir=parent)
-    try:
-        tokenizer.save_pretrained(beside)
-        _remove_code(beside)
-        folder = os.path.join(parent, _digest(beside))
+    with working_folder(parent) as work:
+        made = os.path.join(work, "tokenizer")
+        tokenizer.save_pretrained(made)
+        _remove_code(made)
+        folder = os.path.join(parent, digest := _digest(made))
+        if os.path.isdir(folder) and _digest(folder) != digest:  # damaged
+            os.rename(folder, os.path.join(work, "damaged"))
         if not os.path.isdir(folder):
             with contextlib.suppress(OSError):  # another process has just put the same there
-                os.rename(beside, folder)
+                os.rename(made, folder)
         return folder
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+
+
+@functools.cache
+def _temporary() -> str:
+    """A folder that lasts as long as this process."""
+    stack = contextlib.ExitStack()
+    atexit.register(stack.close)
+    return stack.enter_context(working_folder())
 
 
 def _remove_code(folder: str) -> None:

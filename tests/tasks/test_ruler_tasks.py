@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -121,6 +122,12 @@ def test_a_tokenizer_folder_holds_no_code_and_is_made_once(words, tmp_path, monk
     monkeypatch.setenv("LONGEVAL_CACHE", str(tmp_path / "cache"))
     folder = tokenizer_folder(WithCode())
     assert folder == tokenizer_folder(WithCode()) == tokenizer_folder(words)
+    files = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+    for name, content in (("tokenizer.json", b"{}"), ("planted.py", b"1")):
+        Path(folder, name).write_bytes(content)
+        assert tokenizer_folder(words) == folder  # made again where it was damaged
+        assert {path.name: path.read_bytes() for path in Path(folder).iterdir()} == files
+    assert [path.name for path in Path(folder).parent.iterdir()] == [os.path.basename(folder)]
     assert os.path.dirname(folder) == str(tmp_path / "cache" / "tokenizers")
     assert os.listdir(os.path.dirname(folder)) == [os.path.basename(folder)]
     assert not [name for name in os.listdir(folder) if name.endswith(".py")]
