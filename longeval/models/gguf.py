@@ -20,12 +20,13 @@ import os
 import re
 import shutil
 import time
-import uuid
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from longeval.cache import cache_dir
 from longeval.errors import LongEvalError
+from longeval.files import working_folder
+from longeval.models.digests import file_digest, sha256_of
 from longeval.models.gguf_config import adds_bos, complete_config
 from longeval.models.gguf_header import GgufHeader, read_header
 from longeval.models.quiet import quiet_transformers
@@ -44,8 +45,8 @@ CONVERSION = 2
 _UNREADABLE = (ValueError, KeyError, NotImplementedError, RuntimeError, IndexError, ImportError)
 """What transformers raises for a file that isn't what it expects."""
 _MAGIC = b"GGUF"
-_BUILDING = ".building-"
-_STALE_S = 24 * 3600.0
+_NOTE = "origin.json"
+"""What a converted folder came from, and the digest of each of its files."""
 
 
 def check_gguf(path: str) -> None:
@@ -67,10 +68,10 @@ def check_gguf(path: str) -> None:
 def converted_folder(
     path: str, *, name: str, sha256: str, conversion: int = CONVERSION, beside: Mapping[str, str] | None = None
 ) -> str:
-    """Returns the folder of the dequantised model, and makes it if it isn't there yet.
+    """Returns the folder of the dequantised model, and makes it if it isn't there yet or is damaged.
 
     The folder appears by one rename when it is complete, so that it is either whole or absent; when two processes
-    make it at once, both build and the first rename wins.
+    make it at once, both build and the first rename wins. Its files are held against their digests at each use.
 
     Args:
         path: The GGUF file.
@@ -83,28 +84,25 @@ def converted_folder(
         LongEvalError: If this GGUF can't be read exactly, or the cache can't be written.
     """
     folder = cached_folder(name, sha256, conversion)
-    if os.path.isdir(folder):
+    if is_whole(folder):
         return folder
     check_gguf(path)
+    if os.path.lexists(folder):
+        _log.warning("%s: not the files that were put there, or from an earlier version; making it again", folder)
     _log.info("converting %s to safetensors (once; kept in %s)", os.path.basename(path), folder)
     started = time.monotonic()
     try:
         os.makedirs(os.path.dirname(folder), exist_ok=True)
-        remove_stale(os.path.dirname(folder), _BUILDING)
-        building = os.path.join(os.path.dirname(folder), f"{_BUILDING}{uuid.uuid4().hex[:8]}")
-        os.mkdir(building)
+        with working_folder(os.path.dirname(folder)) as work:
+            building = os.path.join(work, "model")
+            os.mkdir(building)
+            _convert(path, building)
+            for kept, source in (beside or {}).items():
+                shutil.copyfile(source, os.path.join(building, kept))
+            _note_files(building, {"gguf": os.path.basename(path), "sha256": sha256})
+            _put(building, folder, aside=os.path.join(work, "damaged"))
     except OSError as error:
         raise unwritable(error) from error
-    try:
-        _convert(path, building, sha256)
-        for kept, source in (beside or {}).items():
-            shutil.copyfile(source, os.path.join(building, kept))
-        with contextlib.suppress(OSError):  # the other process was first: its folder is as good
-            os.rename(building, folder)
-    except OSError as error:
-        raise unwritable(error) from error
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
     _log.info("converted in %.0f s", time.monotonic() - started)
     return folder
 
@@ -122,11 +120,17 @@ def cached_folder(name: str, sha256: str, conversion: int = CONVERSION) -> str:
     return os.path.join(cache_dir(), "models", stem if conversion == 1 else f"{stem}-v{conversion}")
 
 
-def remove_stale(folder: str, prefix: str) -> None:
-    """Removes working folders, told by their prefix, that a killed process left in `folder` more than a day ago."""
-    for entry in os.scandir(folder):
-        if entry.name.startswith(prefix) and time.time() - entry.stat().st_mtime > _STALE_S:
-            shutil.rmtree(entry.path, ignore_errors=True)
+def is_whole(folder: str) -> bool:
+    """Whether a converted folder is there and holds the files that were put there, byte for byte, and no others."""
+    try:
+        with open(os.path.join(folder, _NOTE), encoding="utf-8") as file:
+            noted = json.load(file)["files"]
+        names = {name for name in os.listdir(folder) if not name.startswith(".")}
+        return names == {_NOTE, *noted} and all(
+            file_digest(os.path.join(folder, name)) == digest for name, digest in noted.items()
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return False
 
 
 def unwritable(error: OSError) -> LongEvalError:
@@ -138,7 +142,31 @@ def unwritable(error: OSError) -> LongEvalError:
     )
 
 
-def _convert(path: str, folder: str, sha256: str) -> None:
+def _note_files(folder: str, origin: Mapping[str, str]) -> None:
+    """Writes where a folder's files come from, and what they are."""
+    import transformers
+
+    files = {name: sha256_of(os.path.join(folder, name)) for name in sorted(os.listdir(folder))}
+    with open(os.path.join(folder, _NOTE), "w", encoding="utf-8") as file:
+        json.dump({**origin, "transformers": transformers.__version__, "files": files}, file, indent=1)
+    for entry in os.scandir(folder):  # safetensors are written for their owner only; a cache may be shared
+        os.chmod(entry.path, os.stat(folder).st_mode & 0o666)
+
+
+def _put(made: str, folder: str, *, aside: str) -> None:
+    """Renames a complete folder to its place, where a damaged one makes room and a whole one of others stays."""
+    if is_whole(folder):
+        return
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(folder, aside)
+    try:
+        os.rename(made, folder)
+    except OSError:
+        if not is_whole(folder):  # else another process was first: its folder is as good
+            raise
+
+
+def _convert(path: str, folder: str) -> None:
     """Dequantises `path` and writes config, safetensors and tokenizer into `folder`."""
     import transformers
     from huggingface_hub.errors import StrictDataclassError
@@ -153,11 +181,6 @@ def _convert(path: str, folder: str, sha256: str) -> None:
             f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})",
             "Give the original model instead, a hub id or a folder with config.json and safetensors.",
         ) from error
-    origin = {"gguf": os.path.basename(path), "sha256": sha256, "transformers": transformers.__version__}
-    with open(os.path.join(folder, "origin.json"), "w", encoding="utf-8") as file:
-        json.dump(origin, file, indent=1)
-    for entry in os.scandir(folder):  # safetensors are written for their owner only; a cache may be shared
-        os.chmod(entry.path, os.stat(folder).st_mode & 0o666)
 
 
 def _dequantise(path: str, folder: str, header: GgufHeader) -> None:

@@ -18,6 +18,7 @@ from longeval.models.resolve import weight_files
 if TYPE_CHECKING:
     from longeval.models.resolve import ModelRef
 
+_NO_TOKENIZER = (".safetensors", ".safetensors.index.json", ".gguf", ".bin", ".pt", ".pth", ".md")
 _INDEX = "model.safetensors.index.json"
 
 
@@ -41,12 +42,31 @@ def weights_digest(ref: ModelRef) -> str:
     return f"sha256:{_folder_digest(ref.location)}"
 
 
+def tokenizer_files(ref: ModelRef) -> str:
+    """Returns the identity of all files that a tokenizer may have read: those of a folder that are no weights."""
+    if ref.kind != "folder":
+        return weights_digest(ref)
+    names = [
+        entry.name
+        for entry in os.scandir(ref.location)
+        if entry.is_file() and not entry.name.startswith(".") and not entry.name.lower().endswith(_NO_TOKENIZER)
+    ]
+    return _digest_of(ref.location, set(names) - {"config.json", "generation_config.json"})
+
+
 def _folder_digest(folder: str) -> str:
     """SHA-256 over the lines `name digest` of config, index, weights and Python files, sorted by name."""
     names = {"config.json", *weight_files(folder)}
     if _INDEX not in names and "model.safetensors" not in names:
         names.add(_INDEX)
+    # vLLM reads the quantisation of some models there.
+    names |= {"hf_quant_config.json"} & set(os.listdir(folder))
     # Code of the model's own decides what it computes, where it is trusted to run.
     names |= {name for name in os.listdir(folder) if name.endswith(".py")}
+    return _digest_of(folder, names)
+
+
+def _digest_of(folder: str, names: set[str]) -> str:
+    """SHA-256 over the lines `name digest` of files, sorted by name."""
     lines = [f"{name} {file_digest(os.path.join(folder, name))}\n" for name in sorted(names)]
     return hashlib.sha256("".join(lines).encode()).hexdigest()

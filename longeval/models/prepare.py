@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from longeval.data.special import own_prefix, prefix_ids
@@ -11,7 +12,7 @@ from longeval.errors import LongEvalError
 from longeval.models import load
 from longeval.models.device import resolve_attention, resolve_device_map
 from longeval.models.for_vllm import check_for_vllm
-from longeval.models.identity import weights_digest
+from longeval.models.identity import tokenizer_files, weights_digest
 from longeval.models.scaling import ModelRope, model_rope
 from longeval.rope.base import Geometry
 from longeval.spec import ModelRequest
@@ -146,7 +147,7 @@ def prepare(
         ref=ref,
         config=config,
         tokenizer=tokenizer,
-        tokenizer_digest=tokenizer_digest(tokenizer),
+        tokenizer_digest=tokenizer_digest(tokenizer, partial(tokenizer_files, ref)),
         weights_digest=weights_digest(ref),
         prefix=_prefix(name, tokenizer, bos),
         rope=rope,

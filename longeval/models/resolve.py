@@ -15,7 +15,7 @@ from typing import Any, Literal
 from longeval.errors import LongEvalError, did_you_mean
 from longeval.models.catalog import CATALOG
 from longeval.models.embedded import embedded_folder, embedded_path
-from longeval.models.gguf import cached_folder, check_gguf, converted_folder
+from longeval.models.gguf import cached_folder, check_gguf, converted_folder, is_whole
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*")
 _LFS = b"version https://git-lfs"
@@ -78,11 +78,11 @@ def local_folder(ref: ModelRef) -> str | None:
 def is_present(ref: ModelRef) -> bool:
     """Whether the model can be loaded without fetching or converting anything; asks no network."""
     if ref.kind == "embedded":
-        return os.path.isdir(embedded_path(ref.location))
+        return is_whole(embedded_path(ref.location))
     if ref.kind == "gguf":
         from longeval.models.digests import file_digest
 
-        return os.path.isdir(cached_folder(_gguf_name(ref), file_digest(ref.location)))
+        return is_whole(cached_folder(_gguf_name(ref), file_digest(ref.location)))
     if ref.kind == "folder":
         return True
     from longeval.models.hub import cached_weights

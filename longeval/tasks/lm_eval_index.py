@@ -1,4 +1,4 @@
-"""lm-eval's 14,683 names: scanned once (6 to 12 s), then read from a JSON file in the cache folder.
+"""lm-eval's 14,683 names: scanned once (6 to 12 s), then read from a file in the cache folder (JSON, after its digest).
 
 The file is called after lm-eval's version, its folder and the newest change of any file in it, so that an lm-eval that
 is edited or installed anew is scanned anew. A cache that can't be read or written costs time, never a result.
@@ -21,7 +21,7 @@ from longeval.tasks.scan import Entries, scan_folder
 
 _log = logging.getLogger(__name__)
 
-_FORMAT = 2
+_FORMAT = 3
 """Raised when entries of the same files change: older files are then not found."""
 
 
@@ -57,14 +57,18 @@ def _digest(folder: str) -> str:
 
 def _encode(entries: Entries) -> bytes:
     rows = [{key: value for key, value in asdict(entry).items() if value} for entry in entries.values()]
-    return json.dumps(rows, ensure_ascii=False).encode()
+    content = json.dumps(rows, ensure_ascii=False).encode()
+    return hashlib.sha256(content).hexdigest().encode() + b"\n" + content
 
 
 def _read(path: str) -> Entries | None:
-    """The entries of a cache file; None if there is none that makes sense."""
+    """The entries of a cache file; None if there is none that is whole."""
     try:
         with open(path, "rb") as file:
-            rows = json.load(file)
+            digest, _, content = file.read().partition(b"\n")
+        if hashlib.sha256(content).hexdigest().encode() != digest:
+            return None
+        rows = json.loads(content)
         return {row["name"]: _decode(row) for row in rows}
     except (OSError, ValueError, TypeError, KeyError):
         return None

@@ -86,7 +86,7 @@ def _read(path: str, setting: Setting) -> list[Row] | None:
     try:
         with open(path, encoding="utf-8") as file:
             kept = json.load(file)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     if not isinstance(kept, dict) or kept.get("digest") != _digest(kept.get("rows")):
         return None

@@ -41,6 +41,9 @@ def test_json_lists_every_name_and_what_is_here(tmp_path):
     }
     assert not any(entry["cached"] for entry in before.values())
     os.makedirs(embedded_path())
+    assert not any(entry["cached"] for entry in listed().values())
+    with open(f"{embedded_path()}/origin.json", "w", encoding="utf-8") as note:
+        json.dump({"files": {}}, note)
     assert [name for name, entry in listed().items() if entry["cached"]] == ["smollm2-135m-q4"]
 
 

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import shutil
+import time
 from pathlib import Path
 
 import gguf
@@ -9,6 +12,7 @@ import torch
 from tiny_gguf import write_llama
 
 from longeval.errors import LongEvalError
+from longeval.models import digests
 from longeval.models import gguf as conversion
 from longeval.models.load import load_config, load_model, load_tokenizer, resolve
 from longeval.models.resolve import is_present, local_folder
@@ -53,18 +57,59 @@ def test_nothing_is_left_of_a_conversion_that_failed(write_gguf, own_cache, monk
 
 def test_the_first_of_two_conversions_wins(write_gguf, own_cache, monkeypatch):
     ref = resolve(str(write_gguf()))
-    real = conversion._convert
+    real = conversion._put
 
-    def overtaken(path, folder, sha256):
-        real(path, folder, sha256)
-        other = own_cache / "models" / conversion.cached_folder("gguf-tiny", sha256).rsplit("/", 1)[-1]
-        other.mkdir()
-        (other / "theirs").touch()
+    def overtaken(made, folder, **options):
+        theirs = Path(shutil.copytree(made, folder))
+        (theirs / "origin.json").unlink()
+        (theirs / "theirs").touch()
+        conversion._note_files(folder, {})
+        real(made, folder, **options)
 
-    monkeypatch.setattr(conversion, "_convert", overtaken)
+    monkeypatch.setattr(conversion, "_put", overtaken)
     folder = local_folder(ref)
     assert [entry.name for entry in (own_cache / "models").iterdir()] == [folder.rsplit("/", 1)[-1]]
-    assert (own_cache / "models" / folder.rsplit("/", 1)[-1] / "theirs").exists()
+    assert Path(folder, "theirs").exists()
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def flip_unseen(path: Path) -> None:
+    stat = os.stat(path)
+    flip(path)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+DAMAGES = {
+    "a flipped bit": lambda folder: flip(folder / "model.safetensors"),
+    "a flipped bit, and the time set back": lambda folder: flip_unseen(folder / "model.safetensors"),
+    "cut off": lambda folder: os.truncate(folder / "model.safetensors", 1000),
+    "no tokenizer": lambda folder: (folder / "tokenizer.json").unlink(),
+    "an empty config": lambda folder: (folder / "config.json").write_text(""),
+    "one file too many": lambda folder: (folder / "adapter_config.json").write_text("{}"),
+    "no note": lambda folder: (folder / "origin.json").unlink(),
+    "another note": lambda folder: (folder / "origin.json").write_text('{"files": []}'),
+    "an empty folder": lambda folder: [path.unlink() for path in list(folder.iterdir())],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_conversion_is_made_again(damage, write_gguf, own_cache, monkeypatch):
+    ref = resolve(str(write_gguf()))
+    folder = Path(local_folder(ref))
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    monkeypatch.setattr(digests, "_now_ns", lambda: time.time_ns() + 10**10)  # digests are remembered at once
+    assert is_present(ref) and is_present(ref)
+    DAMAGES[damage](folder)
+    assert not is_present(ref)
+    assert local_folder(ref) == str(folder)
+    assert is_present(ref)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
+    assert [entry.name for entry in (own_cache / "models").iterdir()] == [folder.name]
 
 
 def test_what_cant_be_read_exactly_is_refused_before_anything_is_dequantised(own_cache, tmp_path, monkeypatch):

@@ -4,6 +4,10 @@ import hashlib
 import json
 import os
 import shutil
+import time
+
+import pytest
+from tiny import save_tiny_llama
 
 from longeval.models import digests
 from longeval.models.identity import weights_digest
@@ -16,6 +20,32 @@ def test_folder_identity_is_its_content_not_its_place(llama, tmp_path):
     assert weights_digest(resolve(str(moved))) == here
     (moved / "README.md").write_text("not the model")
     assert weights_digest(resolve(str(moved))) == here
+
+
+def test_files_of_a_tokenizer_count_where_it_does_not_tell_all_that_it_read(tmp_path):
+    from longeval.models.prepare import prepare
+
+    folder = save_tiny_llama(tmp_path / "slow", vocab_size=16)
+    (folder / "tokenizer.json").unlink()
+    words = ("<unk>", "a@@", "b@@", "c@@", "a", "b", "c", "ab@@", "ab", "bc")
+    (folder / "vocab.json").write_text(
+        json.dumps({w.removesuffix("@@") + "</w>" * (not w.endswith("@@")): i for i, w in enumerate(words)})
+    )
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "CTRLTokenizer"}))
+
+    def digest():
+        rest = {"revision": None, "native": None, "bos": None, "device_map": None, "attn": None}
+        model = prepare(str(folder), dtype="float32", device="cpu", trust_remote_code=False, **rest)
+        assert not model.tokenizer.is_fast
+        return model.tokenizer_digest
+
+    seen = []
+    for merges in ("a b\n", "b c\n"):
+        (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}")
+        seen.append(digest())
+    (folder / "README.md").write_text("read by nobody")
+    (folder / "generation_config.json").write_text('{"eos_token_id": 3}')
+    assert digest() == seen[1] != seen[0]
 
 
 def test_every_part_of_a_folder_counts(llama):
@@ -37,16 +67,15 @@ def test_gguf_and_embedded_are_their_files(write_gguf):
     assert weights_digest(resolve("gemma3-270m-q4")).startswith("gguf:a5fd3b62230a")
 
 
-def age(path, seconds=60):
-    """Makes a file look older than the time in which it may still change unseen."""
-    stat = os.stat(path)
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns - seconds * 10**9))
+@pytest.fixture
+def later(monkeypatch):
+    """Every file is older than the time in which it may still change unseen."""
+    monkeypatch.setattr(digests, "_now_ns", lambda: time.time_ns() + 10**10)
 
 
-def test_a_digest_is_remembered_until_size_or_time_changes(tmp_path, monkeypatch):
+def test_a_digest_is_remembered_until_the_file_changes(tmp_path, monkeypatch, later):
     path = tmp_path / "weights"
     path.write_bytes(b"one")
-    age(path)
     first = digests.file_digest(str(path))
     assert first == hashlib.sha256(b"one").hexdigest()
     reads = []
@@ -54,7 +83,12 @@ def test_a_digest_is_remembered_until_size_or_time_changes(tmp_path, monkeypatch
     monkeypatch.setattr(digests, "sha256_of", lambda name: reads.append(name) or real(name))
     assert digests.file_digest(str(path)) == first
     assert reads == []
+    monkeypatch.setattr(digests, "_known", {})  # as in another process
+    assert digests.file_digest(str(path)) == first
+    assert reads == []
+    before = os.stat(path)
     path.write_bytes(b"two")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert digests.file_digest(str(path)) == hashlib.sha256(b"two").hexdigest()
     assert len(reads) == 1
 
@@ -66,11 +100,14 @@ def test_a_file_of_this_moment_is_not_remembered(tmp_path, own_cache):
     assert not (own_cache / "digests.json").exists()
 
 
-def test_a_damaged_memory_is_an_empty_one(tmp_path, own_cache):
+def test_a_damaged_memory_is_an_empty_one(tmp_path, own_cache, monkeypatch, later):
+    monkeypatch.setattr(digests, "_known", {})
     path = tmp_path / "weights"
     path.write_bytes(b"one")
-    age(path)
     own_cache.mkdir()
-    for damage in ("{", "[]", json.dumps({str(path): "x"})):
+    stamp = digests._stamp(str(path))
+    entries = ("x", [], [*stamp, 7], [*stamp, "not a digest"], [*stamp[:-1], 0, "0" * 64])
+    for damage in ("{", "[]", "[" * 100_000, *(json.dumps({str(path): entry}) for entry in entries)):
+        digests._known.clear()
         (own_cache / "digests.json").write_text(damage)
         assert digests.file_digest(str(path)) == hashlib.sha256(b"one").hexdigest()

@@ -249,6 +249,12 @@ def test_the_cache_is_read_and_follows_changes(small_lm_eval, monkeypatch):  # n
         with open(newest, "w") as file:
             file.write(content)
         assert "delta" in entries()
+    with open(newest, "rb") as file:
+        whole = file.read()
+    assert b'"delta"' in whole
+    with open(newest, "wb") as file:
+        file.write(whole.replace(b'"delta"', b'"dulta"'))
+    assert "delta" in entries()
 
 
 def test_names_of_lm_eval_without_importing_it(small_lm_eval):  # noqa: F811
