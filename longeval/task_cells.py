@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from longeval.backends.base import GenerateRequest
+from longeval.backends.ending import Ending, end_tokens
 from longeval.cells import cell_id
 from longeval.evals.prepared import PreparedTask
 from longeval.evals.requests import Request, reach
@@ -144,6 +145,10 @@ def task_cell(spec: TasksSpec, job: TaskJob, setup: Setup, source: str) -> TaskC
         "haystack": (spec.haystack or "noise") if metadata.haystack else None,
         "chance": metadata.chance,
     }
+    if prepared.max_new_tokens is not None:
+        params |= {"end_tokens": _end_tokens(spec, job)}
+        if getattr(job.model.tokenizer, "clean_up_tokenization_spaces", False):
+            params |= {"clean_up_spaces": True}
     decides = _fields(spec, job.model, setup) | {"task": _identity(job.name), "skipped": job.skipped}
     decides |= {"primary": metadata.primary}
     return TaskCell(
@@ -155,6 +160,15 @@ def task_cell(spec: TasksSpec, job: TaskJob, setup: Setup, source: str) -> TaskC
         dtype=dtype_of(spec, job.model),
         params=params,
     )
+
+
+def _end_tokens(spec: TasksSpec, job: TaskJob) -> list[int]:
+    """Ids that end an answer: by the model's own settings (a server keeps those to itself), and by the task's."""
+    settings = None if spec.backend == "openai" else job.model.generation_settings()
+    ends = end_tokens(settings, job.model.tokenizer)
+    requests = (one for sample in job.prepared.samples for one in sample.requests)
+    by_stop = {one.stop: one for one in requests if isinstance(one, GenerateRequest)}
+    return sorted(ends.union(*(Ending(job.model.tokenizer, ends, one).ids for one in by_stop.values())))
 
 
 def group_cell(

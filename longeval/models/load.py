@@ -87,9 +87,20 @@ def load_generation_settings(ref: ModelRef, config: Any) -> Any:
     where = source.pop("pretrained_model_name_or_path")
     with quiet_transformers():
         try:
-            return transformers.GenerationConfig.from_pretrained(where, **source)
-        except OSError:  # no such file
-            return transformers.GenerationConfig.from_model_config(config)
+            settings = transformers.GenerationConfig.from_pretrained(where, **source)
+        except OSError as error:
+            if "JSON" in str(error):
+                raise _unloadable(ref, "generation settings", error) from error
+            settings = transformers.GenerationConfig.from_model_config(config)  # no such file
+        except _UNREADABLE as error:
+            raise _unloadable(ref, "generation settings", error) from error
+    ends = settings.eos_token_id
+    if not all(one is None or type(one) is int for one in (ends if isinstance(ends, list) else [ends])):
+        raise LongEvalError(
+            f"--model {ref.name}: eos_token_id of its generation settings is {ends!r}, no token id",
+            "Correct its generation_config.json, or config.json where it has none.",
+        )
+    return settings
 
 
 def load_model(
@@ -220,6 +231,7 @@ def _unloadable(ref: ModelRef, part: str, error: Exception) -> LongEvalError:
     remedy = {
         "config": "Check its config.json.",
         "tokenizer": "The folder needs the tokenizer's files (tokenizer.json): tokenizer.save_pretrained(FOLDER).",
+        "generation settings": "Correct its generation_config.json, or remove it: then its config.json counts.",
         "model": "Weights must be the safetensors of a causal language model that transformers knows.",
     }[part]
     return LongEvalError(f"--model {ref.name}: its {part} can't be loaded ({reason.rstrip('.')})", remedy)

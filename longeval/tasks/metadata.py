@@ -16,13 +16,18 @@ Other keys are the task's own.
 
 from __future__ import annotations
 
+import ast
 import hashlib
+import importlib.util
 import inspect
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from longeval.records import canonical_json
+from longeval.tasks.folders import tasks_dir
 
 DEFAULT_SAMPLES = 100
 """Samples that a synthetic task makes where neither the user nor its YAML says how many."""
@@ -88,14 +93,54 @@ def _plain(value: Any) -> Any:
 
 
 def _code(function: Callable[..., Any]) -> str:
-    """A function or class by its name and the content of its file."""
+    """A function or class by its name and the content of its file, and of the user's own files that this imports."""
     name = getattr(function, "__qualname__", type(function).__qualname__)
     try:
         path = inspect.getsourcefile(function)
     except TypeError:  # a built-in, an instance
         path = None
-    source = b""
-    if path is not None:
-        with open(path, "rb") as file:
-            source = file.read()
-    return f"{name}:{hashlib.sha256(source).hexdigest()[:16]}"
+    digest = hashlib.sha256(b"" if path is None else _content(path))
+    for imported in () if path is None else sorted(_imported(path)):
+        digest.update(_content(imported))
+    return f"{name}:{digest.hexdigest()[:16]}"
+
+
+def _content(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def _imported(path: str) -> set[str]:
+    """Python files of the user's own that a file imports, and that these import; none for what is installed or ours."""
+    found = {path}
+    pending = [] if _is_installed(path) else [path]
+    while pending:
+        nodes = list(ast.walk(ast.parse(_content(pending.pop()))))
+        names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+        names |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom) and not node.level}
+        for module in {name.split(".")[0] for name in names} - {"", "longeval", "lm_eval"}:
+            new = _files_of(module) - found
+            found |= new
+            pending += new
+    return found - {path}
+
+
+def _files_of(module: str) -> set[str]:
+    """Python files of a module that is not installed, without running it; all of those of a package."""
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        return set()
+    if spec is None or not (spec.origin or "").endswith(".py") or _is_installed(str(spec.origin)):
+        return set()
+    if spec.submodule_search_locations is None:
+        return {str(spec.origin)}
+    return {str(path) for folder in spec.submodule_search_locations for path in Path(folder).rglob("*.py")}
+
+
+def _is_installed(path: str) -> bool:
+    """Whether a file is one of Python, of an installed package, or of our tasks."""
+    place = Path(os.path.realpath(path))
+    if {"site-packages", "dist-packages"} & set(place.parts):
+        return True
+    return any(place.is_relative_to(os.path.realpath(folder)) for folder in (os.path.dirname(os.__file__), tasks_dir()))

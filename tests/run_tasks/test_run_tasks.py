@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import re
+import shutil
 
 import pytest
 from carried_out import carry_out, prefers_report
@@ -13,6 +14,7 @@ from own_tasks import CHOICE, GROUP, write_data, write_task
 from slow_start import PASS_S, SlowStart
 
 from longeval.errors import LongEvalError
+from longeval.plan import plan_ppl
 from longeval.plan_tasks import plan_tasks
 from longeval.report.scores import score
 from longeval.run_tasks import run_tasks
@@ -47,6 +49,48 @@ def test_the_start_of_an_engine_is_no_part_of_a_cells_time(spec, choice_task, st
         "start",
         "yarn",
     ]
+
+
+def test_other_generation_settings_are_other_answers_and_nothing_else(
+    spec, choice_task, answer_task, store, tiny_llama, request_spec, tmp_path
+):
+    folder = str(shutil.copytree(tiny_llama, tmp_path / "model"))
+    asked = spec(choice_task, answer_task, model=(folder,), lengths=(512,), limit=2)
+    perplexity = request_spec(model=(folder,), lengths=(64,))
+    cells = [cell.id for cell in plan_ppl(perplexity).cells]
+    first = carry_out(asked, store)
+    assert carry_out(asked, store).computed == 0
+    ends = list(range(300))  # whatever comes first
+    (tmp_path / "model" / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+    second = carry_out(asked, store)
+    assert (second.computed, second.reused) == (1, 1)
+    before, after = (next(one for one in result.records if one.metric == "exact_match") for result in (first, second))
+    assert (before.params["end_tokens"], after.params["end_tokens"]) == ([0], ends)
+    assert [(sample.output, sample.finish) for sample in store.samples(after.cell)] == [("", "eos")] * 2
+    assert all(sample.finish != "eos" for sample in store.samples(before.cell))
+    assert [cell.id for cell in plan_ppl(perplexity).cells] == cells
+
+
+@pytest.mark.parametrize(
+    "content", ['{"eos_token_id": "x"}', '{"eos_token_id": [[1]]}', "{", "[]", '{"cache_implementation": "x"}']
+)
+def test_generation_settings_that_cannot_be_read_are_refused(content, spec, answer_task, tiny_llama, tmp_path):
+    folder = shutil.copytree(tiny_llama, tmp_path / "model")
+    (folder / "generation_config.json").write_text(content)
+    with pytest.raises(LongEvalError, match=r"--model .*generation.*generation_config\.json"):
+        plan_tasks(spec(answer_task, model=(str(folder),), lengths=(512,)))
+
+
+def test_averages_of_a_folder_that_cannot_be_written(spec, files, choice_task, store, tokenizer, monkeypatch):
+    group = files / "both.yaml"
+    group.write_text(GROUP.format(name="both", members="which_word"))
+    carry_out(spec("which_word", lengths=(512,), include=(str(files),)), store, prefers_report(tokenizer))
+    before = sorted(path.name for path in (files.parent / "run" / "cells").iterdir())
+    monkeypatch.setattr("longeval.store.why_unwritable", lambda folder: "Read-only file system")
+    store.check_usable()
+    result = carry_out(spec("both", lengths=(512,), include=(str(files),)), store)
+    assert [(record.task, record.value) for record in result.records] == [("which_word", 0.5), ("both", 0.5)]
+    assert sorted(path.name for path in (files.parent / "run" / "cells").iterdir()) == before
 
 
 def test_generated_answers_stop_and_are_kept(spec, answer_task, store, tokenizer):
