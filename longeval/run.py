@@ -56,6 +56,8 @@ def run(
     """
     running_commit()  # now, not at the first record: the code that runs is the code of this moment
     stored, todo = pending(plan, store, fresh=fresh)
+    if any(cell.windows for job in todo for cell in job.cells):
+        store.check_writable()
     sizes = {job.model.name: model_size(job.model) for job in todo if job.groups}
     progress.begin([sizes[job.model.name].window_flops(window) for job in todo for window in job.passes()])
     session = Session(

@@ -114,6 +114,8 @@ def run_posgen(
     """
     running_commit()  # now, not at the first record: the code that runs is the code of this moment
     stored, work = pending(plan, store, fresh=fresh)
+    if work:
+        store.check_writable()
     progress.begin([cost for one in work for cost in costs(plan, one)])
     runner = _Runner(plan=plan, store=store, progress=progress, fresh=fresh, under_way=under_way or bool(stored))
     for one in work:

@@ -48,6 +48,8 @@ def run_tasks(
     running_commit()  # now, not at the first record: the code that runs is the code of this moment
     stored = {} if fresh else stored_cells(plan, store)
     todo = [job for job in (_missing(job, stored) for job in plan.jobs) if job.cells]
+    if any(job.prepared.samples for job in todo):
+        store.check_writable()
     costs = {id(job): sample_costs(plan.sizes[job.model.name], job.inputs()) for job in todo}
     progress.begin([cost for job in todo for _ in job.cells for cost in costs[id(job)]])
     session = Session(

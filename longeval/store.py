@@ -25,13 +25,16 @@ from fsspec.implementations.local import LocalFileSystem
 
 from longeval.curves import Curves, curves_from_json
 from longeval.errors import LongEvalError, WriteError
-from longeval.files import why_unwritable, write_whole
+from longeval.files import sweep, why_unwritable, write_whole
 from longeval.nll import TokenNll, token_nll_from_bytes
 from longeval.records import SCHEMA_VERSION, Record, record_from_json
 from longeval.samples import Sample, samples_from_jsonl, samples_to_jsonl
 
 TrainingFile = Literal["weights", "checkpoints"]
 """Folders of files by training."""
+
+_FOLDERS = ("cells", "nll", "samples", "curves", "weights", "checkpoints")
+"""All folders of a run folder."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +55,9 @@ class Store:
     """
 
     def __init__(self, path: str, *, create: bool = True) -> None:
-        self.path = path.rstrip("/") or path
+        bare = path.rstrip("/")
+        self.path = path if not bare or bare.endswith(":") else bare
+        self._read_only = False
         try:
             self._fs, self._root = fsspec.core.url_to_fs(self.path)
         except (ImportError, ValueError) as error:
@@ -70,23 +75,60 @@ class Store:
         """Whether the folder holds what a run writes."""
         return bool(self._fs.exists(self._at("cells")) and self._fs.exists(self._at("spec.yaml")))
 
+    def check_usable(self) -> None:
+        """Raises LongEvalError if the run folder can't be written, leaving nothing behind (for local paths).
+
+        One that is there and can't be written is good for reading: from then on nothing is written into it, and
+        `check_writable` is for who has something to compute.
+        """
+        self._read_only = False
+        try:
+            self.check_writable()
+        except LongEvalError:
+            if not self.is_run_folder():
+                raise
+            self._read_only = True
+
     def check_writable(self) -> None:
         """Raises LongEvalError if the run folder can't be written, leaving nothing behind (for local paths)."""
         if not isinstance(self._fs, LocalFileSystem):
             return
+        self._check_name()
         folder = os.path.abspath(self._root)
         while not os.path.lexists(folder):
             folder = os.path.dirname(folder)
-        if not os.path.isdir(folder):
-            raise LongEvalError(f"--out {self.path}: {folder} is a file", "Choose another folder.")
+        for part in (folder, *(path for name in _FOLDERS if os.path.lexists(path := self._at(name)))):
+            if not os.path.isdir(part):
+                what = "a file" if os.path.exists(part) else "a link to what isn't there"
+                raise LongEvalError(f"--out {self.path}: {part} is {what}", "Choose another folder.")
+            if (reason := why_unwritable(part)) is not None:
+                raise LongEvalError(
+                    f"--out {self.path}: can't write there ({reason})", "Choose a folder you may write to."
+                )
         try:
             os.lstat(os.path.join(os.path.abspath(self._root), "cells", ".a-name-as-long-as-those-of-temporary-files"))
         except FileNotFoundError:
             pass
         except OSError as error:  # a part of it is too long, or all of it
             raise LongEvalError(f"--out {self.path}: {error.strerror}", "Choose another folder.") from error
-        if (reason := why_unwritable(folder)) is not None:
-            raise LongEvalError(f"--out {self.path}: can't write there ({reason})", "Choose a folder you may write to.")
+
+    def _check_name(self) -> None:
+        """Raises LongEvalError for a local folder that can't be meant."""
+        name = self.path.split("://", 1)[-1]
+        if name.startswith("~") and os.path.expanduser(name) == name:
+            raise LongEvalError(
+                f"--out {self.path}: there is no user {name[1:].split('/')[0]}",
+                f"Name another folder; ./{name} is one whose name begins with ~.",
+            )
+        if name != self.path and not name.startswith(("/", "~")):
+            raise LongEvalError(f"--out {self.path}: not an absolute path", f"Give file://{os.path.abspath(name)}.")
+        if os.path.realpath(self._root) == os.sep:
+            raise LongEvalError(f"--out {self.path}: the root of the file system", "Name a folder in it.")
+
+    def sweep(self) -> None:
+        """Removes what killed runs left in the folder half-written (for local paths)."""
+        if isinstance(self._fs, LocalFileSystem) and not self._read_only:
+            sweep(self._root, *map(self._at, _FOLDERS))
 
     def has_nll(self, cell: str) -> bool:
         """Whether a cell's token values are stored."""
@@ -198,14 +240,12 @@ class Store:
         self._write(self._at(kind, f"{training}.npz"), content)
 
     def remove_training(self, kind: TrainingFile, training: str) -> None:
-        """Removes a training's file, what killed runs left of one, and the folder once it is empty."""
+        """Removes a training's file, and the folder once it is empty."""
         path, folder = self._at(kind, f"{training}.npz"), self._at(kind)
         if self._fs.exists(path):
             self._fs.rm_file(path)
         if isinstance(self._fs, LocalFileSystem) and os.path.isdir(folder):
-            for name in os.listdir(folder):
-                if name.startswith(f".{training}.npz."):
-                    os.unlink(os.path.join(folder, name))
+            sweep(folder)
             if not os.listdir(folder):
                 os.rmdir(folder)
 
@@ -234,6 +274,8 @@ class Store:
 
     def _write(self, path: str, content: bytes) -> None:
         """Local files: write beside, sync, rename. Object stores put a whole object or nothing."""
+        if self._read_only:
+            return
         try:
             if isinstance(self._fs, LocalFileSystem):
                 write_whole(path, content)

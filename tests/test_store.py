@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -123,5 +125,60 @@ def test_unwritable_places_are_found_before_and_nothing_is_left(tmp_path):
         Store(str(tmp_path / "file" / "run")).check_writable()
     with pytest.raises(LongEvalError, match="can't write"):
         Store("/proc/longeval").check_writable()
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(LongEvalError, match=r"--out .*dangling is a link to what isn't there"):
+        Store(str(tmp_path / "dangling" / "run")).check_writable()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "cells").touch()
+    with pytest.raises(LongEvalError, match=r"--out .*cells is a file"):
+        Store(str(tmp_path / "run")).check_writable()
     Store(str(tmp_path / "new" / "run")).check_writable()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dangling", "file", "run"]
+
+
+@pytest.mark.parametrize("name", ["/", "//", "/.", "file:///", "~nouser/x", "file://~nouser/x", "file://x", "file://"])
+def test_a_folder_that_cannot_be_meant_is_refused(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(LongEvalError, match="--out"):
+        Store(name).check_usable()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_users_home_and_file_addresses_are_folders(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for number, name in enumerate(("~/run", f"file://{tmp_path}/run")):
+        Store(name).check_usable()
+        Store(name).save([record(str(number))], nll())
+    assert sorted(path.name for path in (tmp_path / "run" / "cells").iterdir()) == ["0.json", "1.json"]
+
+
+def test_a_run_folder_that_cannot_be_written_is_read_and_stays_as_it_is(tmp_path, monkeypatch):
+    store = Store(str(tmp_path / "run"))
+    store.write_text("spec.yaml", "x")
+    store.save([record()], nll())
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    monkeypatch.setattr("longeval.store.why_unwritable", lambda folder: "Read-only file system")
+    store.check_usable()
+    store.write_text("spec.yaml", "y")
+    store.save([record("other")], nll())
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    with pytest.raises(LongEvalError, match=r"--out .*Read-only file system"):
+        store.check_writable()
+    with pytest.raises(LongEvalError, match=r"--out .*Read-only file system"):
+        Store(str(tmp_path / "another")).check_usable()
+
+
+def test_what_killed_writers_left_is_swept(tmp_path):
+    store = Store(str(tmp_path / "run"))
+    store.save([record()], nll())
+    code = f"""
+import os, signal
+from longeval.files import write_whole
+os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+write_whole({str(tmp_path / "run" / "nll" / "x.npz")!r}, b"1")
+"""
+    subprocess.run([sys.executable, "-c", code], check=False)
+    assert len(list((tmp_path / "run" / "nll").iterdir())) == 2
+    store.sweep()
+    assert [path.name for path in (tmp_path / "run" / "nll").iterdir()] == ["abc.npz"]
+    assert store.load("abc") is not None

@@ -47,6 +47,7 @@ def carry_out(
 
     Every request is planned, and so checked, before the first one runs.
     """
+    from longeval.cache import sweep_temporary
     from longeval.cli.progress import RunProgress
     from longeval.store import Store
 
@@ -60,7 +61,7 @@ def carry_out(
         raise LongEvalError("--out '': an empty name", "Name a folder, or leave it out.")
     logging.getLogger("longeval").setLevel(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
     store = Store(out or default_out(specs[0]))
-    store.check_writable()
+    store.check_usable()
     _check_settings(specs, store)
     plans = _plan_all(specs, quiet)
     for note in dict.fromkeys(note for plan in plans for note in plan.notes):
@@ -68,6 +69,8 @@ def carry_out(
     if dry_run:
         _show(specs, plans, store, fresh)
         return 0
+    store.sweep()
+    sweep_temporary()
     found: dict[tuple[str, str], Record] = {}
     for spec, plan in zip(specs, plans, strict=True):
         passes_told = verbose and spec.command != "posgen"  # whose passes are steps: thousands of lines

@@ -135,6 +135,23 @@ def test_a_pipe_stays_a_pipe(arguments, tmp_path):
     assert (tmp_path / "pipe").is_fifo()
 
 
+def test_a_folder_that_cannot_be_written_gives_what_is_stored(arguments, capsys, monkeypatch, tmp_path):
+    assert run_app([*arguments(), "--json", "first.json"]) == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    monkeypatch.setattr("longeval.store.why_unwritable", lambda folder: "Read-only file system")
+    monkeypatch.setattr("longeval.session.load_backend", lambda model: pytest.fail("loaded"))
+    capsys.readouterr()
+    assert run_app([*arguments(), "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "first.json").read_text())
+    assert run_app([*arguments(pe="yarn"), "--json", "-"]) == 0  # a request that spec.yaml doesn't hold
+    assert {record["pe"] for record in json.loads(capsys.readouterr().out)} == {"yarn"}
+    for change in ({"pe": "none,pi"}, {"fresh": True}):
+        assert run_app(arguments(**change)) == 2
+        shown = capsys.readouterr()
+        assert "--out run: can't write there (Read-only file system)" in shown.err and not shown.out
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+
+
 def test_failed_cells_end_with_3_and_say_why(arguments, capsys, monkeypatch):
     from longeval.backends.base import OutOfMemoryError
     from longeval.backends.hf import HFBackend
