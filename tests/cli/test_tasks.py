@@ -8,6 +8,7 @@ import re
 import pytest
 from own_tasks import ANSWER, CHOICE, write_data, write_task
 
+import longeval.cli.console
 from longeval.cli.app import run_app
 
 
@@ -261,11 +262,11 @@ def test_preparing_is_told_now_and_then(capsys, monkeypatch):
 
 
 def test_the_list_is_readable_on_a_narrow_terminal(capsys, monkeypatch):
-    import rich.console
 
     monkeypatch.setattr("longeval.tasks.index.lm_eval_entries", dict)
-    plain = rich.console.Console
-    monkeypatch.setattr("rich.console.Console", lambda: plain(force_terminal=True, width=80, no_color=True))
+    plain = longeval.cli.console.PrintableConsole
+    narrow = {"force_terminal": True, "width": 80, "no_color": True}
+    monkeypatch.setattr("longeval.cli.console.PrintableConsole", lambda **given: plain(**given | narrow))
     assert run_app(["tasks", "--list"]) == 0
     lines = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out.partition("\nAnd ")[0]).splitlines()
     assert max(map(len, lines)) <= 80 and not any("…" in line for line in lines)
