@@ -23,6 +23,7 @@ from longeval.evals.metrics import is_length
 from longeval.evals.prepared import PreparedTask, Window
 from longeval.evals.prompts import prepare
 from longeval.models.prepare import PreparedModel, prepare_all
+from longeval.models.tokenizer_folder import tokenizer_folder
 from longeval.rope.build import MethodName
 from longeval.setups import check_backend, check_pin, method_names, setting_notes, setups
 from longeval.spec import TasksSpec, format_length
@@ -34,7 +35,6 @@ from longeval.tasks.index import Index, Resolved, all_leaves, resolve
 from longeval.tasks.load import check_runs, load_task, task_config
 from longeval.tasks.metadata import TaskMetadata, read_metadata
 from longeval.tasks.setting import Setting
-from longeval.tasks.tokenizer_folder import tokenizer_folder
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

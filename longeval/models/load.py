@@ -18,6 +18,7 @@ from longeval.models.hub import open_hub, unreachable_hub
 from longeval.models.identity import weights_digest
 from longeval.models.quiet import quiet_transformers
 from longeval.models.resolve import ModelRef, is_present, local_folder, read_config, resolve
+from longeval.models.tokenizer import open_tokenizer
 
 __all__ = [
     "ConfigRope",
@@ -68,13 +69,11 @@ def load_config(ref: ModelRef, *, trust_remote_code: bool = False) -> Any:
 
 
 def load_tokenizer(ref: ModelRef, *, trust_remote_code: bool = False) -> Any:
-    """Returns the model's tokenizer; raises LongEvalError if it has none that can be read."""
-    import transformers
-
+    """Returns the model's tokenizer (see `models.tokenizer`); raises LongEvalError if it has none that can be read."""
     source = _source(ref)
     try:
         with quiet_transformers():
-            return transformers.AutoTokenizer.from_pretrained(**source, trust_remote_code=trust_remote_code)
+            return open_tokenizer(source, trust_remote_code=trust_remote_code)
     except _UNREADABLE as error:
         raise _unloadable(ref, "tokenizer", error) from error
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from longeval.errors import LongEvalError
+from longeval.models.tokenizer_folder import tokenizer_folder
 from longeval.tasks import lm_eval_index
 from longeval.tasks.folders import LmEval, find_lm_eval
 from longeval.tasks.load import load_task
 from longeval.tasks.setting import Setting
-from longeval.tasks.tokenizer_folder import tokenizer_folder
 
 pytestmark = pytest.mark.usefixtures("no_downloads", "only_ruler")
 

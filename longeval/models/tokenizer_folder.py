@@ -1,7 +1,8 @@
-"""A folder with a tokenizer's files and nothing else, for tasks of lm-eval that load their tokenizer from a folder.
+"""A folder with a tokenizer's files and nothing else, for programs that load their tokenizer from a folder.
 
-RULER's generators call `AutoTokenizer.from_pretrained(…, trust_remote_code=True)`. In a folder that we saved, without
-`auto_map` and without Python files, there is no foreign code that this could run.
+vLLM gets one where transformers would build another tokenizer from the model's own files. RULER's generators call
+`AutoTokenizer.from_pretrained(…, trust_remote_code=True)`. In a folder that we saved, without `auto_map` and without
+Python files, there is no foreign code that this could run.
 """
 
 from __future__ import annotations

@@ -1,0 +1,172 @@
+"""A model's tokenizer, doing what the model's own files say.
+
+transformers builds a tokenizer by the name of a class, which `tokenizer_config.json` or the model's type gives, and
+takes only vocabulary and merges from `tokenizer.json`: normalisation and splitting are those of the class. Under the
+name of another class (DeepSeek's files say LlamaTokenizerFast, SmolLM2's GPT2Tokenizer) a text then loses its blanks,
+or its numbers are cut in another way. So here the file itself is always taken: `tokenizer.json` as it is, or a
+sentencepiece model as sentencepiece reads it. Special tokens and chat template are settings of `tokenizer_config.json`,
+which hold as in transformers.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from longeval.models.sentencepiece import backend_of, read_pieces
+
+_JSON, _MODEL = "tokenizer.json", "tokenizer.model"
+_SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
+_KEPT = ("model_input_names", "padding_side", "truncation_side")
+"""Settings whose defaults are those of a class; none of them changes a token."""
+
+UNSTATED = "longeval_rule_unstated"
+"""Key in the `tokenizer_config.json` of a converted GGUF that doesn't say how it splits a text."""
+_MENDED = "longeval_mended"
+"""Attribute of a tokenizer that isn't as transformers builds it."""
+
+PROBE = (
+    "Hello world",
+    "  Two  blanks at first,\n\n\tlines \r\n and  tabs\t\tlast  ",
+    "12345678 3.14159 1,000 x2 ²½ ٣",
+    "naïve ÉCOLE straße e\u0301 ﬁ Ａ 漢字かな 한국어 हिन्दी Ελλάδα עברית \u00a0\u200b",
+    "def f(x):\n    return {'a': x+1}  # don't, I'LL <b>&amp;</b> //\\\\ ```",
+    "🙂👍🏽👩‍💻 … “quoted” — [1] $5 50% @me #tag HELLO hello",
+)
+"""Texts in which tokenizers differ."""
+
+
+def open_tokenizer(source: dict[str, Any], *, trust_remote_code: bool, config: Any = None) -> Any:
+    """Returns a model's transformers tokenizer.
+
+    Args:
+        source: transformers' arguments that say where the model is.
+        trust_remote_code: Whether Python code that comes with the model may run; a tokenizer of its own is as it is.
+        config: The model's PreTrainedConfig; None: it is read.
+
+    Raises:
+        ValueError: If there is no vocabulary, or none whose ids are known for certain; or whatever transformers raises.
+    """
+    import transformers
+
+    by_class = transformers.AutoTokenizer.from_pretrained(**source, config=config, trust_remote_code=trust_remote_code)
+    if type(by_class).__module__.partition(".")[0] != "transformers":
+        return by_class
+    generic = transformers.PreTrainedTokenizerFast
+    if _file(source, _JSON) is not None:
+        return by_class if type(by_class) is generic else _like(by_class, generic.from_pretrained(**source))
+    if (path := _file(source, _MODEL)) is not None:
+        return _as_sentencepiece(by_class, path)
+    if isinstance(by_class, generic) and getattr(by_class, "vocab_file", None) is None:
+        raise ValueError(f"it has no vocabulary: {_JSON} is missing, and so is what {type(by_class).__name__} reads")
+    return by_class
+
+
+def is_stock(tokenizer: Any) -> bool:
+    """Whether transformers, and engines that use it, read this tokenizer alike from the model's files."""
+    return not getattr(tokenizer, _MENDED, False)
+
+
+def tokenizer_notes(tokenizer: Any) -> tuple[str, ...]:
+    """What a user should know of a tokenizer, a line each."""
+    if not getattr(tokenizer, "init_kwargs", {}).get(UNSTATED):
+        return ()
+    return (
+        "its file doesn't state tokenizer.ggml.pre: texts are split by llama.cpp's default rule, which may not be the "
+        "one that the model was made with",
+    )
+
+
+def class_that_splits_otherwise(folder: str) -> str | None:
+    """Returns the class that stock transformers makes of a model's folder if it splits texts otherwise than the file.
+
+    None where it does as `tokenizer.json` says, and where there is no such file or none that can be read.
+    """
+    import transformers
+    from tokenizers import Tokenizer
+
+    path = os.path.join(folder, _JSON)
+    if not os.path.isfile(path):
+        return None
+    try:
+        stock = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        own = Tokenizer.from_file(path)
+    except Exception:  # tokenizers has no class of its own; whoever loads the folder is told
+        return None
+    own.no_truncation()
+    own.no_padding()
+    same = _ids(stock) == [own.encode(text, add_special_tokens=False).ids for text in PROBE]
+    return None if same else type(stock).__name__
+
+
+def _file(source: dict[str, Any], name: str) -> str | None:
+    """The path of one of the model's files; None if it has no such file."""
+    from transformers.utils.hub import cached_file
+
+    where = dict(source)
+    folder = where.pop("pretrained_model_name_or_path")
+    if os.path.isdir(folder):
+        path = os.path.join(folder, name)
+        return path if os.path.isfile(path) else None
+    found = cached_file(
+        folder,
+        name,
+        **where,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return None if found is None else str(found)
+
+
+def _like(by_class: Any, tokenizer: Any) -> Any:
+    """The tokenizer of the file, with what a class adds to it that isn't about splitting."""
+    for name in _KEPT:
+        setattr(tokenizer, name, getattr(by_class, name, getattr(tokenizer, name)))
+    vocabulary = tokenizer.get_vocab()
+    by_default = {
+        name: token
+        for name in _SPECIAL
+        if getattr(tokenizer, name) is None and (token := getattr(by_class, name, None)) in vocabulary
+    }
+    if by_default:
+        tokenizer.add_special_tokens(by_default)
+    setattr(tokenizer, _MENDED, True)
+    return tokenizer
+
+
+def _as_sentencepiece(by_class: Any, path: str) -> Any:
+    """The tokenizer if its ids are sentencepiece's own, else one whose ids are.
+
+    Raises:
+        ValueError: If none here has them.
+    """
+    import sentencepiece
+    import transformers
+
+    with open(path, "rb") as file:
+        content = file.read()
+    try:
+        model = sentencepiece.SentencePieceProcessor(model_proto=content)
+    except RuntimeError:  # another kind of file of that name
+        return by_class
+    expected = model.encode(list(PROBE))
+    if _ids(by_class) == expected:
+        return by_class
+    added = {token: own for token, own in by_class.added_tokens_decoder.items() if token >= model.get_piece_size()}
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend_of(read_pieces(content)),
+        added_tokens_decoder=added,
+        **{name: token for name in _SPECIAL if (token := getattr(by_class, name)) is not None},
+        chat_template=getattr(by_class, "chat_template", None),
+        model_max_length=by_class.model_max_length,
+        add_bos_token=getattr(by_class, "add_bos_token", False),
+        add_eos_token=getattr(by_class, "add_eos_token", False),
+    )
+    if _ids(tokenizer) != expected:
+        raise ValueError(f"{type(by_class).__name__} splits texts in another way than its {_MODEL}")
+    return _like(by_class, tokenizer)
+
+
+def _ids(tokenizer: Any) -> list[list[int]]:
+    """What a tokenizer makes of the probe."""
+    return [tokenizer(text, add_special_tokens=False).input_ids for text in PROBE]
