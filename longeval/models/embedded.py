@@ -64,7 +64,7 @@ _SMOLLM2 = EmbeddedModel(
     ),
     gguf="SmolLM2-135M-Instruct.Q4_1.gguf",
     gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-    conversion=1,
+    conversion=3,
 )
 
 _GEMMA3_PARTS = (
@@ -97,7 +97,7 @@ _GEMMA3 = EmbeddedModel(
     ),
     gguf="gemma-3-270m-q4_k_m.gguf",
     gguf_sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
-    conversion=2,
+    conversion=3,
     notice=(
         "Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms. It is not "
         "open source: using it means agreeing to those terms and to the Prohibited Use Policy at "

@@ -6,7 +6,7 @@ without its quantisation config, saved, and from then on loads like any folder. 
 
 Values are kept exactly as dequantised: in float32, or in a half-width dtype if every single weight survives that. What
 a file states about its model and transformers leaves out is added, or refused before anything is dequantised: see
-`gguf_config`.
+`gguf_config`. The tokenizer is built from the file itself: see `gguf_tokenizer`.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ from longeval.cache import cache_dir
 from longeval.errors import LongEvalError
 from longeval.files import working_folder
 from longeval.models.digests import file_digest, sha256_of
-from longeval.models.gguf_config import adds_bos, complete_config
+from longeval.models.gguf_config import complete_config
 from longeval.models.gguf_header import GgufHeader, read_header
+from longeval.models.gguf_tokenizer import build_tokenizer
 from longeval.models.quiet import quiet_transformers
 
 if TYPE_CHECKING:
@@ -36,10 +37,11 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-CONVERSION = 2
+CONVERSION = 3
 """Raised whenever a file would be converted into something else than before; part of the folder's name from 2 on.
 
 2: RoPE scaling, BOS and Gemma's settings are read from the file.
+3: The tokenizer is built by the rule that the file names (see `gguf_tokenizer`).
 """
 
 _UNREADABLE = (ValueError, KeyError, NotImplementedError, RuntimeError, IndexError, ImportError)
@@ -193,18 +195,14 @@ def _dequantise(path: str, folder: str, header: GgufHeader) -> None:
         "gguf_file": os.path.basename(path),
     }
     config = complete_config(header, transformers.AutoConfig.from_pretrained(**source))
-    tokenizer = transformers.AutoTokenizer.from_pretrained(**source)
-    with_bos = tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
-    if with_bos != adds_bos(header):
-        tokenizer.add_bos_token = not with_bos
-    tokenizer.save_pretrained(folder)
+    build_tokenizer(header).save_pretrained(folder)
     quantised = transformers.AutoModelForCausalLM.from_pretrained(**source, config=config, dtype=torch.float32)
     _rebuild(quantised).save_pretrained(folder)
 
 
 @contextlib.contextmanager
 def _one_reader() -> Iterator[None]:
-    """Inside the block, gguf parses a file once, and not once for each of the three times that transformers asks.
+    """Inside the block, gguf parses a file once, and not once for each time that transformers asks.
 
     That takes 13 s each time for a vocabulary of 262k. Readers only read, so one may serve all.
     """

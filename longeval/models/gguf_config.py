@@ -31,7 +31,7 @@ def adds_bos(header: GgufHeader) -> bool:
     stated = header.fields.get("tokenizer.ggml.add_bos_token")
     if stated is not None:
         return bool(stated)
-    if header.fields.get("tokenizer.ggml.model") == "llama":
+    if header.fields.get("tokenizer.ggml.model") in ("llama", "gemma4"):
         return True
     return header.fields.get("tokenizer.ggml.pre") in _BOS_BY_DEFAULT
 

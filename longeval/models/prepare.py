@@ -14,6 +14,7 @@ from longeval.models.device import resolve_attention, resolve_device_map
 from longeval.models.for_vllm import check_for_vllm
 from longeval.models.identity import tokenizer_files, weights_digest
 from longeval.models.scaling import ModelRope, model_rope
+from longeval.models.tokenizer import tokenizer_notes
 from longeval.rope.base import Geometry
 from longeval.spec import ModelRequest
 
@@ -56,13 +57,14 @@ class PreparedModel:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a user should know, a line each."""
+        notes = (*self.rope.notes, *(f"{self.name}: {note}" for note in tokenizer_notes(self.tokenizer)))
         if _soft_cap(self.config) is None or self.attn != "eager":
-            return self.rope.notes
+            return notes
         capped = (
             f"{self.name} caps its attention logits softly: attention is eager, whose memory grows with the square of "
             "the length (--attn flex_attention or, on a GPU, flash_attention_2 need less; sdpa would leave the cap out)"
         )
-        return (*self.rope.notes, capped)
+        return (*notes, capped)
 
     @property
     def geometry(self) -> Geometry:

@@ -69,6 +69,7 @@ def write_gguf(tmp_path):
         writer.add_layer_norm_rms_eps(1e-5)
         writer.add_vocab_size(8)
         writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre("gpt-2")
         writer.add_token_list(["<s>", "</s>", "a", "b", "c", "ab", "Ġ", "Ġa"])
         writer.add_token_types([3, 3, 1, 1, 1, 1, 1, 1])
         writer.add_token_merges(["a b", "Ġ a"])

@@ -95,8 +95,8 @@ def test_what_is_asked_of_the_index():
 
 
 def test_the_folders_names_stay_what_they_are():
-    assert os.path.basename(embedded.embedded_path()) == "smollm2-135m-q4-b179c952"
-    assert os.path.basename(embedded.embedded_path(GEMMA3)) == "gemma3-270m-q4-a5fd3b62-v2"
+    assert os.path.basename(embedded.embedded_path()) == "smollm2-135m-q4-b179c952-v3"
+    assert os.path.basename(embedded.embedded_path(GEMMA3)) == "gemma3-270m-q4-a5fd3b62-v3"
 
 
 def test_what_a_killed_fetch_left_long_ago_is_removed(fake_pip, own_cache):

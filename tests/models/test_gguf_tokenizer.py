@@ -1,0 +1,270 @@
+"""Tokenizers of GGUF files: how they split, what they add, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import gguf
+import pytest
+from tiny_gguf import write_llama
+from tokenizers import Regex, Tokenizer, pre_tokenizers
+
+from longeval.data.sources import open_source
+from longeval.errors import LongEvalError
+from longeval.models import embedded
+from longeval.models.gguf_header import read_header
+from longeval.models.gguf_tokenizer import RULES, build_tokenizer
+from longeval.models.load import load_tokenizer, resolve
+from longeval.models.tokenizer import PROBE, tokenizer_notes
+
+CASES = Path(__file__).parents[3] / "shared" / "cases"
+ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
+
+
+def write(path: Path, tokens, kinds, *, architecture="llama", merges=None, scores=None, **fields) -> Path:
+    """A GGUF with a tokenizer and nothing else."""
+    writer = gguf.GGUFWriter(str(path), architecture)
+    writer.add_token_list(tokens)
+    writer.add_token_types(kinds)
+    if merges is not None:
+        writer.add_token_merges(merges)
+    if scores is not None:
+        writer.add_token_scores(scores)
+    for key, value in fields.items():
+        name = "tokenizer.chat_template" if key == "chat_template" else f"tokenizer.ggml.{key}"
+        if isinstance(value, bool):
+            writer.add_bool(name, value)
+        elif isinstance(value, int):
+            writer.add_uint32(name, value)
+        else:
+            writer.add_string(name, value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return path
+
+
+def byte_level(path: Path, *, merges=(), special=("<s>", "</s>"), own=(), words=(), **fields):
+    """The tokenizer of a byte-level file: special tokens, the user's own, the alphabet, merged tokens, and words."""
+    merged = [merge.replace(" ", "") for merge in merges]
+    tokens = [*special, *own, *ALPHABET, *merged, *words]
+    kinds = [3] * len(special) + [4] * len(own) + [1] * (len(tokens) - len(special) - len(own))
+    settings = {"model": "gpt2", "bos_token_id": 0, "eos_token_id": 1} | fields
+    return build_tokenizer(read_header(str(write(path, tokens, kinds, merges=list(merges), **settings))))
+
+
+def sentencepiece(path: Path, tokens=(), **fields):
+    """The tokenizer of a file whose tokens are text; `tokens` are pairs of a token and its kind, best first."""
+    base = [("<unk>", 2), ("<s>", 3), ("</s>", 3), *((f"<0x{byte:02X}>", 6) for byte in range(256))]
+    letters = [(letter, 1) for letter in "▁abcdefghijklmnopqrstuvwxyz"]
+    everything = [*base, *tokens, *letters]
+    scores = [-float(index) for index in range(len(everything))]
+    names, kinds = ([pair[side] for pair in everything] for side in (0, 1))
+    settings = {"model": "llama", "bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0} | fields
+    return build_tokenizer(read_header(str(write(path, names, kinds, scores=scores, **settings))))
+
+
+TEXT = "I'll  pay 12345,67 x²\n\n\tfor(NaïveUsers): 漢字ab 's/"
+SPLIT = {
+    "gpt-2": "I|'ll| | pay| 12345|,|67| x|²|\n\n|\t|for|(|NaïveUsers|):| 漢字ab| '|s|/",
+    "smollm": "I|'ll| | pay| |1|2|3|4|5|,|6|7| x|²|\n\n|\t|for|(|NaïveUsers|):| 漢字ab| '|s|/",
+    "llama-bpe": "I|'ll| | pay| |123|45|,|67| x|²|\n\n|\tfor|(NaïveUsers|):| 漢字ab| '|s|/",
+    "qwen2": "I|'ll| | pay| |1|2|3|4|5|,|6|7| x|²|\n\n|\tfor|(NaïveUsers|):| 漢字ab| '|s|/",
+    "tekken": "I|'ll| | pay| |1|2|3|4|5|,|6|7| x|²|\n\n|\tfor|(Naïve|Users|):| 漢字ab| '|s|/",
+    "gpt-4o": "I'll| | pay| |123|45|,|67| x|²|\n\n|\tfor|(Naïve|Users|):| 漢字ab| '|s|/",
+    "deepseek-v3": "I|'ll| | pay| |123|45|,|67| x|²|\n\n|\tfor|(Na|ïveUsers|):| |漢字|ab| '|s|/",
+    "deepseek-llm": "I|'|ll| | pay| |12345|,|67| x|²|\n|\n|\tfor|(|Na|ï|veUsers|):| |漢字|ab| '|s|/",
+    "deepseek-coder": "I|'|ll| | pay| |1|2|3|4|5|,|6|7| x|²|\n|\n|\tfor|(|NaïveUsers|):| |漢字|ab| '|s|/",
+    "falcon": "I|'|ll| | pay| |123|45|,|67| x|²|\n\n|\t|for|(|NaïveUsers|):| 漢字ab| |'|s|/",
+    "default": "I|'|ll| | pay| |123|45|,|67| x|²|\n\n|\t|for|(|NaïveUsers|):| 漢字ab| |'|s|/",
+    "bloom": "I'll| | pay| 12345|,|67| x²|\n\n\t|for|(|NaïveUsers|)|:| 漢字ab| 's/",
+    "viking": "I'll| | pay| |1|2|3|4|5|,|6|7| x|²|\n\n\t|for|(|NaïveUsers|)|:| 漢字ab| 's/",
+    "seed-coder": "I|'ll| | pay| |1|2|3|4|5|,|6|7| x|²|\n\n|\tfor|(NaïveUsers|):| 漢字ab| '|s|/",
+    "tiny_aya": "I'll| | pay| |12|345|,|67| x|²|\n\n|\tfor|(Naïve|Users|):| 漢字ab| '|s|/",
+}
+"""A text as llama.cpp's expressions divide it, by hand."""
+
+
+@pytest.mark.parametrize("name", SPLIT)
+def test_how_a_rule_splits(name):
+    splits = [pre_tokenizers.Split(Regex(split), "isolated") for split in RULES[name].splits]
+    pieces = [piece for piece, _ in pre_tokenizers.Sequence(splits).pre_tokenize_str(TEXT)]
+    assert pieces == SPLIT[name].split("|")
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_every_rule_keeps_the_whole_text(name):
+    splits = [pre_tokenizers.Split(Regex(split), "isolated") for split in RULES[name].splits]
+    for text in PROBE:
+        assert "".join(piece for piece, _ in pre_tokenizers.Sequence(splits).pre_tokenize_str(text)) == text
+
+
+def test_names_of_one_rule_are_one_rule():
+    for names in ("llama3 llama-v3 pixtral", "smollm starcoder refact command-r", "gpt-2 mpt olmo", "qwen2 stablelm2"):
+        assert len({RULES[name] for name in names.split()}) == 1
+
+
+def test_numbers_are_cut_as_the_file_says(tmp_path):
+    merges = ["Ġ 1", "Ġ1 2", "1 2", "12 3"]
+    for pre, pieces in (
+        ("smollm", ["Ġ", "1", "2", "3", "4"]),
+        ("gpt-2", ["Ġ12", "3", "4"]),
+        ("llama-bpe", ["Ġ", "123", "4"]),
+        ("qwen2", ["Ġ", "1", "2", "3", "4"]),
+    ):
+        tokenizer = byte_level(tmp_path / f"{pre}.gguf", merges=merges, pre=pre, add_bos_token=False)
+        assert tokenizer.convert_ids_to_tokens(tokenizer(" 1234").input_ids) == pieces
+        assert [tokenizer.decode(tokenizer(text).input_ids) for text in PROBE] == list(PROBE)
+
+
+def test_words_that_no_merges_lead_to(tmp_path):
+    """Llama 3 and Tekken take a word that is a token whole; others don't."""
+    for pre, whole in (("llama-bpe", True), ("tekken", True), ("qwen2", False), ("dbrx", False)):
+        tokenizer = byte_level(tmp_path / f"{pre}.gguf", words=["Ġword"], pre=pre, add_bos_token=False)
+        assert (len(tokenizer(" word").input_ids) == 1) is whole
+
+
+@pytest.mark.parametrize("pre", ["kimi-k2", "something"])
+def test_a_rule_that_isnt_known_is_refused(pre, tmp_path):
+    with pytest.raises(LongEvalError, match=rf"tokenizer\.ggml\.pre = {pre} can't be taken over") as caught:
+        byte_level(tmp_path / "x.gguf", pre=pre)
+    assert "original model" in caught.value.remedy
+
+
+@pytest.mark.parametrize("model", ["t5", "bert", "rwkv", "plamo2"])
+def test_a_kind_of_tokenizer_that_isnt_known_is_refused(model, tmp_path):
+    with pytest.raises(LongEvalError, match=rf"tokenizer\.ggml\.model = {model}"):
+        byte_level(tmp_path / "x.gguf", model=model)
+
+
+def test_a_refused_file_is_not_dequantised(tmp_path, monkeypatch):
+    path = write_llama(tmp_path / "x.gguf", {"tokenizer.ggml.model": "t5"})
+    monkeypatch.setattr(gguf, "dequantize", lambda *_: pytest.fail("dequantised"))
+    with pytest.raises(LongEvalError, match=r"tokenizer\.ggml\.model = t5"):
+        load_tokenizer(resolve(str(path)))
+
+
+def test_a_file_that_names_no_rule_is_split_by_the_default_and_said(tmp_path):
+    unstated, stated = (
+        byte_level(tmp_path / f"{len(fields)}.gguf", merges=["1 2"], **fields) for fields in ({}, {"pre": "default"})
+    )
+    assert [unstated(text).input_ids for text in PROBE] == [stated(text).input_ids for text in PROBE]
+    assert tokenizer_notes(stated) == ()
+    unstated.save_pretrained(tmp_path / "folder")
+    (tmp_path / "folder" / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    (note,) = tokenizer_notes(load_tokenizer(resolve(str(tmp_path / "folder"), weights=False)))
+    assert "tokenizer.ggml.pre" in note
+
+
+def test_special_tokens_that_are_no_ascii_keep_their_ids(tmp_path):
+    """DeepSeek's, which transformers would add to the vocabulary once more."""
+    special = ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>")
+    tokenizer = byte_level(tmp_path / "x.gguf", special=special, own=["<think>", "    "], pre="deepseek-v3")
+    assert (tokenizer.bos_token, tokenizer.bos_token_id, tokenizer.eos_token_id) == (special[0], 0, 1)
+    assert len(tokenizer) == 4 + 256
+    assert tokenizer("<think>").input_ids == [2]
+    assert tokenizer("a    b", add_special_tokens=False).input_ids[1] == 3  # found in the text, whatever the rule
+    assert tokenizer.decode([0, 2, 3, 1], skip_special_tokens=True) == "<think>    "
+
+
+@pytest.mark.parametrize("stated", [True, False])
+def test_bos_and_eos_are_added_as_the_file_says(stated, tmp_path):
+    tokenizer = byte_level(tmp_path / "x.gguf", pre="qwen2", add_bos_token=stated, add_eos_token=stated)
+    assert tokenizer("").input_ids == [0, 1] * stated
+    tokenizer.save_pretrained(tmp_path / "saved")
+    assert Tokenizer.from_file(str(tmp_path / "saved" / "tokenizer.json")).encode("").ids == [0, 1] * stated
+
+
+@pytest.mark.parametrize("prefix", [True, False, None])
+@pytest.mark.parametrize("architecture", ["llama", "gemma3", "phi3"])
+def test_the_blank_in_front(prefix, architecture, tmp_path):
+    fields = {} if prefix is None else {"add_space_prefix": prefix}
+    tokens = [("▁ab", 1), ("▁a", 1), ("ab", 1), ("▁▁", 1)]
+    path = tmp_path / "x.gguf"
+    tokenizer = sentencepiece(path, tokens, architecture=architecture, add_bos_token=False, **fields)
+    has_prefix = architecture != "gemma3" if prefix is None else prefix
+    for text, plain, prefixed in (
+        ("ab", ["ab"], ["▁ab"]),
+        (" ab", ["▁ab"], ["▁", "▁ab"]),
+        ("  ab", ["▁", "▁ab"], ["▁▁", "▁ab"]),
+        ("é", ["<0xC3>", "<0xA9>"], ["▁", "<0xC3>", "<0xA9>"]),
+    ):
+        ids = tokenizer(text).input_ids
+        assert tokenizer.convert_ids_to_tokens(ids) == (prefixed if has_prefix else plain), text
+        assert tokenizer.decode(ids) == text
+
+
+def test_a_sentencepiece_vocabulary_gives_sentencepieces_ids(tmp_path):
+    """Against the library itself, with symbols that are defined by the user, as Gemma's blanks."""
+    from sentencepiece import SentencePieceProcessor
+    from transformers.convert_slow_tokenizer import import_protobuf
+
+    own = [("  ", 4), ("   ", 4), ("\n\n", 4), ("<x>", 4)]
+    merged = [(token, 1) for token in ("th", "▁th", "the", "▁the", "in", "ing", "er", "▁a", "an", "▁an", "and", "▁and")]
+    tokenizer = sentencepiece(tmp_path / "x.gguf", [*own, *merged], architecture="gemma3", add_bos_token=False)
+    header = read_header(str(tmp_path / "x.gguf"))
+    proto = import_protobuf().ModelProto()
+    for index, kind in enumerate(header.fields["tokenizer.ggml.token_type"]):
+        token = tokenizer.convert_ids_to_tokens(index).replace(" ", "▁")
+        proto.pieces.add(piece=token, type=kind, score=header.fields["tokenizer.ggml.scores"][index])
+    proto.trainer_spec.model_type = 2
+    proto.trainer_spec.byte_fallback = True
+    proto.normalizer_spec.add_dummy_prefix = False
+    proto.normalizer_spec.remove_extra_whitespaces = False
+    library = SentencePieceProcessor(model_proto=proto.SerializeToString())
+    for text in (*PROBE, "the thing and\n\n\nanother    <x>     other", "  the", " and "):
+        assert tokenizer(text).input_ids == library.encode(text), text
+
+
+def test_gemma4_merges_raw_text_between_newlines(tmp_path):
+    tokens = ["<unk>", "<s>", "</s>", "▁", "a", "\n", "▁a", "\n\n", "a\n", *(f"<0x{byte:02X}>" for byte in range(256))]
+    kinds = [2, 3, 3, *[1] * 6, *[6] * 256]
+    fields = {"model": "gemma4", "bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0}
+    merges = ["a \n", "▁ a", "\n \n"]
+    path = write(tmp_path / "x.gguf", tokens, kinds, architecture="gemma4", merges=merges, **fields)
+    tokenizer = build_tokenizer(read_header(str(path)))
+    assert tokenizer.convert_ids_to_tokens(tokenizer("a\n\n a").input_ids) == ["<s>", "a", "\n\n", "▁a"]
+
+
+def test_a_vocabulary_that_cant_be_is_refused(tmp_path):
+    fields = {"model": "gpt2", "pre": "gpt-2"}
+    for tokens, kinds, merges in ((["a", "a"], [1, 1], []), (["a", "b"], [1, 1], ["a b"])):
+        path = write(tmp_path / "x.gguf", tokens, kinds, merges=merges, **fields)
+        with pytest.raises(LongEvalError, match=r"tokenizer\.ggml\.(tokens|merges) can't be taken over"):
+            build_tokenizer(read_header(str(path)))
+    path = write(tmp_path / "x.gguf", ["a"], [1], model="llama")
+    with pytest.raises(LongEvalError, match=r"tokenizer\.ggml\.scores"):
+        build_tokenizer(read_header(str(path)))
+
+
+def test_a_converted_file_keeps_its_tokenizer(write_gguf):
+    path = write_gguf()
+    converted, own = load_tokenizer(resolve(str(path))), build_tokenizer(read_header(str(path)))
+    for text in ("ab c", " a  b", "<s>a</s>"):
+        assert converted(text).input_ids == own(text).input_ids
+    assert (converted.bos_token, converted.eos_token, len(converted)) == ("<s>", "</s>", 8)
+
+
+@pytest.mark.skipif(not CASES.is_dir(), reason="without the folder of cases")
+def test_the_case_of_smollm():
+    tokenizer = build_tokenizer(read_header(str(CASES / "gguf" / "g_sm.gguf")))
+    folder = Tokenizer.from_file(str(CASES / "models" / "g_sm" / "tokenizer.json"))
+    for name in ("table", "book", "special"):
+        text = (CASES / "data" / f"{name}.txt").read_text(encoding="utf-8")
+        assert tokenizer(text).input_ids == folder.encode(text).ids
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not os.path.isdir(os.path.join(os.environ.get("LONGEVAL_DATA", ""), "leval")),
+    reason="needs LONGEVAL_DATA with leval/",
+)
+@pytest.mark.usefixtures("user_cache")
+def test_smollm2_cuts_numbers_into_digits(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    tokenizer = load_tokenizer(resolve(embedded.EMBEDDED))
+    assert tokenizer("Hello world! 123").input_ids == [19556, 905, 17, 216, 33, 34, 35]
+    documents = open_source("gov_report").read()
+    assert max(len(tokenizer(document.text).input_ids) for document in documents) == 24280
