@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
 import sys
 import types
 
 import numpy as np
 import pytest
+import tokenizers
+import transformers
 from known import log_position
 from slow_start import PASS_S, SlowStart
 
@@ -354,6 +358,21 @@ def test_models_of_the_hub_are_read_at_the_commit_that_the_record_names(request_
         engine = vllm_options.engine_arguments(model, table, 65, {}, share_prefixes=False)
         assert (engine["model"], engine["tokenizer"]) == ("a/b", "a/b")
         assert engine["revision"] == engine["tokenizer_revision"] == snapshot.commit
+
+
+def test_an_engine_gets_a_tokenizer_of_ours_where_transformers_would_make_another(request_spec, tiny_llama, tmp_path):
+    folder = shutil.copytree(tiny_llama, tmp_path / "llama")
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    text = "Numbers and some words."
+    expected = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text).ids
+    for named, is_own in (("PreTrainedTokenizerFast", False), ("LlamaTokenizer", True)):
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"tokenizer_class": named}))
+        assert (transformers.AutoTokenizer.from_pretrained(folder)(text).input_ids != expected) is is_own
+        plan = plan_ppl(request_spec(model=(str(folder),), backend="vllm"))
+        table = plan.jobs[0].groups[0].table(64)
+        engine = vllm_options.engine_arguments(plan.jobs[0].model, table, 65, {}, share_prefixes=False)
+        assert (engine["model"], engine["tokenizer"] != engine["model"]) == (str(folder), is_own)
+        assert transformers.AutoTokenizer.from_pretrained(engine["tokenizer"])(text).input_ids == expected
 
 
 def test_engine_arguments(request_spec):

