@@ -151,6 +151,13 @@ def _tell_folder(written: WrittenFolder, encoding: Encoding, out: str) -> None:
 
     for name in written.changed:
         say(f"{name}: its limit on length is now {encoding.target_length}")
+    if written.other_class is not None and written.is_replaced:
+        say(f"tokenizer_config.json: it named {written.other_class}, which splits texts otherwise than tokenizer.json")
+    elif written.other_class is not None:
+        say(
+            f"AutoTokenizer makes a {written.other_class} of this folder, which splits texts otherwise than "
+            f'tokenizer.json: use transformers.PreTrainedTokenizerFast.from_pretrained("{out}")'
+        )
     say(
         "stock engines multiply positions in float32, without longeval's exact periods: "
         + _error(written.stock.error, encoding)

@@ -6,6 +6,7 @@ copied byte for byte.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -20,7 +21,9 @@ from longeval.export.form import new_config
 from longeval.export.note import export_note
 from longeval.export.stock import Stock, check_stock
 from longeval.files import why_unwritable, working_folder
+from longeval.models.quiet import quiet_transformers
 from longeval.models.resolve import ModelRef, read_config
+from longeval.models.tokenizer import class_that_splits_otherwise
 
 Progress = Callable[[int, int], None]
 """Told the bytes copied so far and all there are."""
@@ -38,6 +41,10 @@ class WrittenFolder:
     stock: Stock
     changed: tuple[str, ...]
     """Files besides `config.json` that were written with a longer limit."""
+    other_class: str | None
+    """The class under which stock transformers would have split texts otherwise than `tokenizer.json`."""
+    is_replaced: bool
+    """Whether another name in `tokenizer_config.json` helps against that."""
 
 
 def check_folder(path: str) -> None:
@@ -81,6 +88,7 @@ def write_folder(ref: ModelRef, config: Any, encoding: Encoding, path: str, prog
             names = file_names(source)
             _check_room(source, names, parent, path)
             changed = _copy(source, names, work, encoding, progress)
+            other_class, is_replaced = _name_class(work, encoding.rope.model)
             _write_json(os.path.join(work, "longeval.json"), export_note(ref, encoding, stock))
             written = WrittenFolder(
                 path=place,
@@ -88,6 +96,8 @@ def write_folder(ref: ModelRef, config: Any, encoding: Encoding, path: str, prog
                 num_bytes=sum(entry.stat().st_size for entry in os.scandir(work)),
                 stock=stock,
                 changed=changed,
+                other_class=other_class,
+                is_replaced=is_replaced,
             )
             os.rename(work, place)
     except OSError as error:
@@ -141,6 +151,19 @@ def _copy(source: str, names: list[str], work: str, encoding: Encoding, progress
             writer.flush()
             os.fsync(writer.fileno())
     return tuple(changed)
+
+
+def _name_class(work: str, model: str) -> tuple[str | None, bool]:
+    """Names a class that takes `tokenizer.json` as it is, where stock transformers takes another; see WrittenFolder."""
+    with quiet_transformers():
+        if (other := class_that_splits_otherwise(work)) is None:
+            return None, False
+        path = os.path.join(work, "tokenizer_config.json")
+        settings = read_config(path, model) if os.path.isfile(path) else {}
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(path)
+        _write_json(path, settings | {"tokenizer_class": "PreTrainedTokenizerFast"})
+        return other, class_that_splits_otherwise(work) is None
 
 
 def _open_source(path: str, model: str) -> BinaryIO:

@@ -11,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 from tiny_families import FAMILIES, NATIVE, encoding_of, save_family
+from tokenizers import Tokenizer
 
 from longeval.backends.hf import HFBackend
 from longeval.errors import LongEvalError
@@ -120,6 +121,23 @@ def model(family, tiny_llama):
     return folder
 
 
+@pytest.mark.parametrize("stated", ["LlamaTokenizerFast", None])
+def test_stock_transformers_takes_the_tokenizer_as_its_file_says(stated, model, tmp_path):
+    from transformers import AutoTokenizer
+
+    path = model / "tokenizer_config.json"
+    settings = json.loads(path.read_text()) | {"tokenizer_class": stated}
+    path.write_text(json.dumps({key: value for key, value in settings.items() if value is not None}))
+    before = AutoTokenizer.from_pretrained(model)("a b").input_ids
+    expected = Tokenizer.from_file(str(model / "tokenizer.json")).encode("a b").ids
+    assert (before == expected) is (stated is None)
+    ref, config, encoding = encoding_of(model, "yarn")
+    done = write_folder(ref, config, encoding, str(tmp_path / "out"), silent)
+    assert AutoTokenizer.from_pretrained(tmp_path / "out")("a b").input_ids == expected
+    assert (done.other_class, done.is_replaced) == (("LlamaTokenizer", True) if stated else (None, False))
+    assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())["model_max_length"] == 256
+
+
 def test_the_folder_holds_the_model_and_nothing_that_runs(model, tmp_path):
     ref, config, encoding = encoding_of(model, "yarn")
     told = []
@@ -132,6 +150,7 @@ def test_the_folder_holds_the_model_and_nothing_that_runs(model, tmp_path):
         assert (tmp_path / "out" / name).read_bytes() == (model / name).read_bytes()
     assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())["model_max_length"] == 256
     assert done.changed == ("tokenizer_config.json",)
+    assert (done.other_class, done.is_replaced) == (None, False)
     assert done.num_files == 7
     assert done.num_bytes == sum(path.stat().st_size for path in (tmp_path / "out").iterdir())
     assert told[-1][0] >= (model / "model.safetensors").stat().st_size
