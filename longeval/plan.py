@@ -86,7 +86,7 @@ def plan_ppl(spec: PplSpec) -> Plan:
     models = prepare_all(spec)
     check_pin(spec, names, models)
     check_reads(spec, [model.tokenizer for model in models], scores=True)
-    jobs, notes = [], []
+    jobs, notes = [], [source.note for source in sources if source.note is not None]
     for model in models:
         _check_prefix(spec, model)
         check_stride(protocol, stride_of(spec), spec.lengths[0], len(model.prefix))

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Sequence
 from typing import Any
 
+from longeval.data.formats import FORMATS_REMEDY
 from longeval.errors import LongEvalError
 
 DEFAULT_FIELDS = ("text", "input", "content")
 """Fields tried when none is named; which one is used is decided by a file's first record and holds for all of it."""
-
-FORMATS_REMEDY = "Give UTF-8 text, .jsonl, .jsonl.gz, .json, .parquet or a folder of these."
 
 
 class TextField:
@@ -28,13 +26,17 @@ class TextField:
         self._name = text_field
         self._asked = "" if text_field is None else f"--text-field {text_field}: "
 
+    def is_in(self, names: Sequence[str]) -> bool:
+        """Whether one of the fields that hold the text is among `names`."""
+        return any(field in names for field in (DEFAULT_FIELDS if self._name is None else (self._name,)))
+
     def choose(self, names: Sequence[str], where: str) -> str:
         """Returns the field to read, settled by the first record; LongEvalError if `names` don't have it."""
         if self._name is None:
             self._name = next((field for field in DEFAULT_FIELDS if field in names), None)
         if self._name is None or self._name not in names:
             wanted = repr(self._name) if self._name is not None else " or ".join(map(repr, DEFAULT_FIELDS))
-            fields = ", ".join(itertools.islice(names, 20)) or "none"
+            fields = ", ".join(name if len(name) <= 40 else f"{name[:40]}…" for name in names[:20]) or "none"
             raise LongEvalError(
                 f"{self._asked}{self._path}, {where}: no field {wanted}; its fields: {fields}",
                 "Name the one that holds the text: give the file by its path, with --text-field NAME.",
@@ -54,10 +56,7 @@ class TextField:
     def checked(self, value: object, where: str) -> str:
         """Returns `value`; LongEvalError if it is no string that can be written as UTF-8."""
         if not isinstance(value, str):
-            raise LongEvalError(
-                f"{self._path}, {where}: field {self._name!r} is {json_kind(value)}, not a string",
-                "Choose the field that holds the whole text with --text-field NAME.",
-            )
+            raise self.no_string(where, json_kind(value))
         try:
             value.encode()
         except UnicodeEncodeError as error:
@@ -67,24 +66,42 @@ class TextField:
             ) from error
         return value
 
+    def no_string(self, where: str, kind: str) -> LongEvalError:
+        """The field holds something else."""
+        return LongEvalError(
+            f"{self._path}, {where}: field {self._name!r} is {kind}, not a string",
+            "Choose the field that holds the whole text with --text-field NAME.",
+        )
+
 
 def parse_json(content: bytes, path: str, *, first_line: int) -> Any:
     """Parses JSON whose first line is line `first_line` of the file; LongEvalError names the line if it is none."""
     try:
         return json.loads(content.decode("utf-8-sig"))
-    except json.JSONDecodeError as error:
-        line = first_line + error.lineno - 1
-        problem = f"{path}, line {line}, column {error.colno}: malformed JSON ({error.msg})"
-        remedy = "Repair or remove the record."
-        if path.lower().endswith(".json") and error.msg == "Extra data":
-            remedy = "It looks like one object a line: rename it to .jsonl."
-        raise LongEvalError(problem, remedy) from error
     except UnicodeDecodeError as error:
         raise LongEvalError(f"{path}, line {first_line}: not UTF-8 (byte {error.start})", FORMATS_REMEDY) from error
-    except RecursionError as error:
-        raise LongEvalError(f"{path}, line {first_line}: JSON nested too deeply", "Repair the record.") from error
-    except ValueError as error:  # Python refuses numbers of thousands of digits.
-        raise LongEvalError(f"{path}, line {first_line}: JSON can't be read ({error})", "Repair the record.") from error
+    except (ValueError, RecursionError) as error:
+        raise wrong_json(error, path, first_line, record_line=first_line) from error
+
+
+def wrong_json(error: Exception, path: str, first_line: int, *, record_line: int) -> LongEvalError:
+    """What is wrong with JSON.
+
+    Args:
+        error: Of the parser.
+        path: What messages call the file.
+        first_line: Line of the file at which the parsed text began.
+        record_line: Line at which the record began.
+    """
+    if isinstance(error, json.JSONDecodeError):
+        line = first_line + error.lineno - 1
+        problem = f"{path}, line {line}, column {error.colno}: malformed JSON ({error.msg})"
+        return LongEvalError(problem, "Repair or remove the record.")
+    if isinstance(error, RecursionError):
+        return LongEvalError(f"{path}, line {record_line}: JSON nested too deeply", "Repair the record.")
+    # Python refuses numbers of thousands of digits, and says how to allow them.
+    reason = str(error).partition(";")[0]
+    return LongEvalError(f"{path}, line {record_line}: JSON can't be read ({reason})", "Repair the record.")
 
 
 def json_kind(value: object) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from longeval.data.corpora import HubDataset
 from longeval.data.documents import Document
 from longeval.data.fields import TextField
-from longeval.data.files import read_json_lines
+from longeval.data.readers import read_json_lines
 from longeval.errors import LongEvalError
 
 _TIMEOUT_S = 10.0

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from longeval.data.corpora import Catalogue, Corpus, load_catalogue
 from longeval.data.documents import Document as Document
 from longeval.data.files import check_path, has_fields, read_documents
+from longeval.data.folders import Chosen
 from longeval.data.hub import HubUnavailableError, read_hub_documents, resolve_revision
 from longeval.data.stdlib import list_modules, read_stdlib, stdlib_origin
 from longeval.errors import LongEvalError, did_you_mean
@@ -31,6 +32,8 @@ class Source:
     """Where it is really read from: `local leval/tpo.jsonl` (under $LONGEVAL_DATA), `hub ID@COMMIT`, `path P`, …"""
     default_docs: int | None
     """Documents to take where the user doesn't say; null: all."""
+    note: str | None = None
+    """What is read of a folder and what isn't, where that may surprise."""
     read: Callable[[], Iterator[Document]]
     """Starts reading from the first document."""
 
@@ -66,7 +69,7 @@ def open_source(name: str, *, text_field: str | None = None) -> Source:
 
     Args:
         name: A corpus (`gov_report`, `leval:sci_fi`), `stdlib`, or the path of a file or folder.
-        text_field: Field that holds the text, for JSON and parquet files given by path.
+        text_field: Field that holds the text, for files of records (JSON, tables, parquet, Arrow) given by path.
 
     Raises:
         LongEvalError: If the name is unknown, no copy is to be had, the file can't be read, or `text_field` would be
@@ -78,7 +81,7 @@ def open_source(name: str, *, text_field: str | None = None) -> Source:
         if text_field is not None:
             raise LongEvalError(
                 f"--text-field {text_field}: {name} has no field to choose",
-                "It is for JSON and parquet files given by their path; leave it out.",
+                "It is for JSON, tables and parquet files given by their path; leave it out.",
             )
         if canonical == STDLIB:
             list_modules()
@@ -135,11 +138,13 @@ class _LocalCopy:
 def _open_corpus(corpus: Corpus) -> Source:
     copy = _local_copy(corpus)
     if copy is not None:
+        chosen, read = _checked_reader(copy.path, copy.field)
         return Source(
             name=corpus.name,
             origin=f"local {copy.below}",
             default_docs=corpus.docs,
-            read=_checked_reader(copy.path, copy.field),
+            note=chosen.note,
+            read=read,
         )
     hub = corpus.hub
     if hub is None:
@@ -161,20 +166,20 @@ def _open_corpus(corpus: Corpus) -> Source:
 
 def _open_path(path: str, text_field: str | None) -> Source:
     expanded = os.path.expanduser(path)
-    check_path(expanded)
-    if text_field is not None and not has_fields(expanded):
+    if text_field is not None and not has_fields(check_path(expanded)):
         raise LongEvalError(
             f"--text-field {text_field}: {path} is plain text and has no fields",
-            "It is for .jsonl, .json and .parquet; leave it out.",
+            "It is for JSON, .csv, .tsv, .parquet and .arrow; leave it out.",
         )
-    return Source(name=path, origin=f"path {path}", default_docs=None, read=_checked_reader(expanded, text_field))
+    chosen, read = _checked_reader(expanded, text_field)
+    return Source(name=path, origin=f"path {path}", default_docs=None, note=chosen.note, read=read)
 
 
-def _checked_reader(path: str, text_field: str | None) -> Callable[[], Iterator[Document]]:
+def _checked_reader(path: str, text_field: str | None) -> tuple[Chosen, Callable[[], Iterator[Document]]]:
     """Reads the first document, so that what is wrong from the start is said before anything is computed."""
-    check_path(path)
+    chosen = check_path(path)
     next(read_documents(path, text_field=text_field), None)
-    return lambda: read_documents(path, text_field=text_field)
+    return chosen, lambda: read_documents(path, text_field=text_field)
 
 
 def _local_copy(corpus: Corpus) -> _LocalCopy | None:

@@ -26,7 +26,7 @@ class PplSpec(ModelRequest):
     docs: int | Literal["all"] | None = None
     """At most this many documents; None: what the data set suggests."""
     text_field: str | None = None
-    """The field of JSONL and parquet files that holds the text."""
+    """The field of JSON, CSV, parquet and Arrow files that holds the text."""
 
     def __post_init__(self) -> None:
         ModelRequest.__post_init__(self)  # by name: super() knows the class as it was before it got slots

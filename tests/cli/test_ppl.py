@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import errno
+import gzip
 import json
 import os
 import signal
@@ -118,6 +120,26 @@ def test_names_with_brackets_and_commas(arguments, capsys, documents, tmp_path):
     assert "a, [b].jsonl" in out and "y[red].jsonl" in out
     assert run_app(["run", "request.yaml", "--out", "run"]) == 0
     assert "y[red].jsonl" in capsys.readouterr().out
+
+
+def test_the_same_documents_in_any_form_have_the_same_perplexity(arguments, capsys, documents, tmp_path):
+    texts = [json.loads(line)["text"] for line in documents.read_text().splitlines()]
+    for folder in ("books", "clone/data"):
+        (tmp_path / folder).mkdir(parents=True)
+    for number, text in enumerate(texts):
+        (tmp_path / "books" / f"{number}.txt").write_text(text)
+    (tmp_path / "clone" / "README.md").write_text(make_text(400, 3))
+    for name, delimiter in (("a,b.csv", ","), ("clone/data/train.tsv", "\t")):
+        with (tmp_path / name).open("w", newline="") as file:
+            csv.writer(file, delimiter=delimiter).writerows([["id", "text"], *enumerate(texts)])
+    (tmp_path / "a.ndjson.gz").write_bytes(gzip.compress(documents.read_bytes()))
+    request = {"pe": "none", "lengths": "128", "data": "books,a,b.csv,clone,a.ndjson.gz"}
+    assert run_app([*arguments(**request), "--json", "-"]) == 0
+    shown = capsys.readouterr()
+    records = [record for record in json.loads(shown.out) if record["metric"] == "perplexity"]
+    assert [record["data"] for record in records] == ["books", "a,b.csv", "clone", "a.ndjson.gz"]
+    assert len({(record["value"], record["documents"], record["nll_sum"]) for record in records}) == 1
+    assert "--data clone: 1 file is read (1 .tsv); not read: README.md" in shown.err
 
 
 def test_twelve_lengths_are_legible_in_a_pipe(arguments, capsys):

@@ -84,7 +84,7 @@ def test_the_first_record_settles_which_field_is_read(write):
         ("a.json", "[]", "no records"),
         ("a.txt", b"ab\0c", "NUL byte at 2"),
         ("a.txt", b"ab\xff", "not UTF-8 text (byte 2)"),
-        ("a.txt", "UTF-16 text".encode("utf-16"), "binary"),
+        ("a.txt", "UTF-16 text".encode("utf-16"), "UTF-16's: convert it"),
         ("a.jsonl", '{"text": "a"}\n{"text": \n', "line 2, column 9: malformed JSON"),
         ("a.jsonl", b'{"text": "a"}\n{"text": "\xff"}\n', "line 2: not UTF-8"),
         ("a.jsonl", '{"text": "a"}\n["b"]', "line 2: an array, not an object"),
@@ -100,7 +100,7 @@ def test_the_first_record_settles_which_field_is_read(write):
         ("a.parquet", "no parquet", "not a readable parquet file"),
         ("a.jsonl.gz", b"not gzipped", "can't be read"),
         ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 999, mtime=0)[:-20], "can't be read"),
-        ("a.txt.gz", gzip.compress(b"text", mtime=0), "compressed"),
+        ("a.tar.gz", gzip.compress(b"text", mtime=0), "compressed"),
         ("a.zip", b"PK", "compressed"),
     ],
 )
