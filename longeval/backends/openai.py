@@ -95,7 +95,7 @@ class OpenAIBackend:
         self._fits(len(tokens_T), 1)
         ids = tokens_T.tolist()
         choice = choice_of(self._post(self._dialect.scoring_body(ids, greedy=False)), len(ids))
-        log_p_S = self._dialect.route().read(choice, ids, first_scored).log_p_S
+        log_p_S = self._dialect.read(choice, ids, first_scored).log_p_S
         return -np.array(log_p_S, dtype=np.float32)
 
     def choices(self, requests: Sequence[ChoicesRequest]) -> Iterator[tuple[int, tuple[ChoiceScore, ...]]]:
@@ -128,7 +128,7 @@ class OpenAIBackend:
                     yield index, tuple(found for found in scores[index] if found is not None)
 
     def _choice_score(self, answer: Body, ids: list[int], first: int) -> ChoiceScore:
-        scored = self._dialect.route().read(choice_of(answer, len(ids)), ids, first)
+        scored = self._dialect.read(choice_of(answer, len(ids)), ids, first)
         if scored.greedy_S is None:
             raise LongEvalError(
                 f"--base-url {self._client.shown}: gives log-probabilities without top_logprobs, so that it can't be "

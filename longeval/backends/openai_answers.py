@@ -30,6 +30,8 @@ def ended(choice: Body, usage: Any, ending: Ending, request: GenerateRequest, to
     if not isinstance(text, str) or why not in ("stop", "length"):
         raise UnreadableError(f"the server ended an answer with {why!r}, neither stop nor length")
     tokens = answer_ids(choice)
+    if len(tokens) > request.max_new_tokens or not all(0 <= token < 2**31 for token in tokens):
+        raise UnreadableError(f"the server sent token ids that can't be an answer of {request.max_new_tokens} tokens")
     for count in range(1, len(tokens) + 1):
         answer = ending.answer(tokens[:count])
         if answer is not None:

@@ -1,17 +1,22 @@
 """HTTP to an OpenAI-compatible server: its address, the key, patience with what passes, and errors in one line.
 
-The key goes into one header and nowhere else: what a server says is shown without it, in case it repeats it.
+What a server sends is bounded, in bytes after unpacking and in seconds, headers and body together: none can hold a run
+or fill the memory. The key goes into one header and nowhere else: what a server says is shown without it, in case it
+repeats it.
 Interface: https://platform.openai.com/docs/api-reference/completions.
 """
 
 from __future__ import annotations
 
 import ipaddress
+import json
+import queue
 import threading
 import time
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, NamedTuple, TypeVar, cast
 
 import httpx2
 
@@ -29,8 +34,16 @@ ANSWER_S = 600.0
 """How long an answer may take: a long prompt on a busy server."""
 LOOK_S = 30.0
 """How long a GET may take."""
+LOOK_UP_S = 0.5
+"""How often who waits looks up: a Ctrl-C just before a wait doesn't end it."""
 MOST_SAID = 300
 """Characters of what a server says that are shown."""
+MOST_BYTES = 16 * 2**20
+"""Of any answer, unpacked; a list of hundreds of models has 1 MiB."""
+MOST_BYTES_TOKEN = 2048
+"""And for each token that was sent or asked for; vLLM's `prompt_logprobs` take 200."""
+
+T = TypeVar("T")
 
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Statuses that may be gone at the next try."""
@@ -70,6 +83,19 @@ class _PassingError(Exception):
         self.lost = lost
 
 
+class _Answer(NamedTuple):
+    """What a server sent, whole."""
+
+    status: int
+    """Of HTTP."""
+    reason: str
+    """The status in the server's words."""
+    headers: Mapping[str, str]
+    """Names in any case."""
+    content: bytes
+    """The body, unpacked."""
+
+
 class Client:
     """A server under one address; may be used from several threads.
 
@@ -94,7 +120,8 @@ class Client:
         self._lost = False
         self._http = httpx2.Client(
             headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
-            limits=httpx2.Limits(max_connections=connections, max_keepalive_connections=connections),
+            # No limit on all of them: one that was given up is held until the server ends it.
+            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=connections),
             # A proxy of the environment can't reach this machine's own addresses, and would see the key.
             trust_env=not _is_loopback(url.host),
             verify=url.scheme == "https",  # reading the certificates takes a while
@@ -162,32 +189,50 @@ class Client:
     def _once(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
         """One try."""
         limit_s = self._timeout_s if body is not None else min(self._timeout_s, LOOK_S)
+        tokens = 0 if body is None else len(body.get("prompt", "")) + body.get("max_tokens", 0)
+        most = MOST_BYTES + MOST_BYTES_TOKEN * tokens
+        given_up = threading.Event()
         try:
-            response = self._http.request(
-                method,
-                f"{self.shown}/{path}",
-                json=body,
-                timeout=httpx2.Timeout(limit_s, connect=min(CONNECT_S, limit_s), pool=None),
-            )
+            answer = _within(limit_s, lambda: self._exchange(method, path, body, limit_s, most, given_up))
         except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
             raise _PassingError(f"can't be reached ({self._line(str(error))})", lost=True) from None
-        except httpx2.TimeoutException:
+        except (httpx2.TimeoutException, queue.Empty):
             # Not tried again: the server may still be at work on it, and would be asked for the same twice.
             raise ServerError(f"{self.shown}: no answer within {limit_s:g} s") from None
         except httpx2.TransportError as error:
             raise _PassingError(f"lost the connection ({self._line(str(error))})", lost=True) from None
-        status = response.status_code
-        if status in (401, 403):
-            raise self._key_refused(status)
-        if status in _PASSING:
-            said = f"{status}: {self._said(response)}"
-            raise _PassingError(said, _retry_after_s(response), lost=status >= 500)
-        if status != 200:
-            raise RefusedError(status, self._said(response), self.shown)
+        except httpx2.RequestError as error:
+            raise ServerError(f"{self.shown}/{path}: answers unreadably ({self._line(str(error))})") from None
+        finally:
+            given_up.set()
+        if answer.status in (401, 403):
+            raise self._key_refused(answer.status)
+        if answer.status in _PASSING:
+            said = f"{answer.status}: {self._said(answer)}"
+            raise _PassingError(said, _retry_after_s(answer.headers), lost=answer.status >= 500)
+        if answer.status != 200:
+            raise RefusedError(answer.status, self._said(answer), self.shown)
         try:
-            return response.json()
-        except ValueError:
+            return json.loads(answer.content)
+        except RecursionError:
+            raise ServerError(f"{self.shown}/{path}: answers with JSON nested too deeply") from None
+        except ValueError:  # no JSON, no text, or numbers of thousands of digits
             raise ServerError(f"{self.shown}/{path}: answers with something that isn't JSON") from None
+
+    def _exchange(
+        self, method: str, path: str, body: dict[str, Any] | None, limit_s: float, most: int, given_up: threading.Event
+    ) -> _Answer:
+        """Sends a request and reads the answer, at most `most` bytes of it and until nobody waits for it."""
+        timeout = httpx2.Timeout(limit_s, connect=min(CONNECT_S, limit_s), pool=None)
+        content = bytearray()
+        with self._http.stream(method, f"{self.shown}/{path}", json=body, timeout=timeout) as response:
+            for piece in response.iter_bytes():
+                content += piece
+                if len(content) > most:
+                    raise ServerError(f"{self.shown}/{path}: answers with more than {most // 2**20} MiB")
+                if given_up.is_set():
+                    break
+            return _Answer(response.status_code, response.reason_phrase, response.headers, bytes(content))
 
     def _key_refused(self, status: int) -> LongEvalError:
         remedy = "Give the key that the server was started with, in the environment as LONGEVAL_API_KEY."
@@ -195,22 +240,24 @@ class Client:
             return LongEvalError(f"--base-url {self.shown}: the server wants a key ({status}), none is given", remedy)
         return LongEvalError(f"LONGEVAL_API_KEY: the server at {self.shown} refuses the key ({status})", remedy)
 
-    def _said(self, response: httpx2.Response) -> str:
+    def _said(self, answer: _Answer) -> str:
         """What an error answer says: OpenAI's form, vLLM's older one, FastAPI's, or its text."""
         try:
-            told = response.json()
-        except ValueError:
-            told = None
-        if isinstance(told, dict):
-            inner = told.get("error", told)
-            inner = inner.get("message", inner.get("detail")) if isinstance(inner, dict) else inner
-            if inner:
-                return self._line(str(inner))
-        kind = response.headers.get("content-type", "")
-        return self._line("" if "html" in kind else response.text) or response.reason_phrase
+            told = json.loads(answer.content)
+            if isinstance(told, dict):
+                inner = told.get("error", told)
+                inner = inner.get("message", inner.get("detail")) if isinstance(inner, dict) else inner
+                if inner:
+                    return self._line(str(inner))
+        except (ValueError, RecursionError):
+            pass
+        is_page = "html" in answer.headers.get("content-type", "")
+        text = "" if is_page else answer.content[: 4 * MOST_SAID].decode("utf-8", "replace")
+        return self._line(text) or self._line(answer.reason)
 
     def _line(self, text: str) -> str:
         """One line of limited length, the key left out."""
+        text = text[: 100 * MOST_SAID]
         if self._key:
             text = text.replace(self._key, "***")
         line = " ".join(text.split())
@@ -247,13 +294,40 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _retry_after_s(response: httpx2.Response) -> float | None:
+def _within(limit_s: float, work: Callable[[], T]) -> T:
+    """What `work` returns or raises; queue.Empty if it takes longer, and it is left to itself then.
+
+    A time limit on each read wouldn't do: a server that sends a byte a second keeps to it.
+    """
+    done: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
+
+    def carry_out() -> None:
+        try:
+            done.put((work(), None))
+        except BaseException as error:
+            done.put((None, error))
+
+    threading.Thread(target=carry_out, daemon=True, name="longeval-exchange").start()
+    until = time.monotonic() + limit_s
+    while True:
+        try:
+            result, error = done.get(timeout=max(0.0, min(LOOK_UP_S, until - time.monotonic())))
+            break
+        except queue.Empty:
+            if time.monotonic() >= until:
+                raise
+    if error is not None:
+        raise error
+    return cast("T", result)
+
+
+def _retry_after_s(headers: Mapping[str, str]) -> float | None:
     """Seconds that the header Retry-After asks for: a number, or a date."""
-    asked = response.headers.get("retry-after", "").strip()
+    asked = headers.get("retry-after", "").strip()
     if asked.isdecimal():
         return float(asked)
     try:
         moment = parsedate_to_datetime(asked)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return max(0.0, ((moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - datetime.now(UTC)).total_seconds())

@@ -30,6 +30,8 @@ PROBE = "The quick brown fox jumps over the lazy dog"
 """ASCII, so that a server which shows its tokens as text shows letters."""
 FLOOR = -9999.0
 """What vLLM writes for minus infinity."""
+ROUNDING = 1e-5
+"""Nats by which rounding may put a log-probability above 0: float32 numbers near a logit of 100 are 8e-6 apart."""
 
 Body = dict[str, Any]
 
@@ -91,6 +93,8 @@ class Dialect:
         self._form: PromptForm | None = None
         self._route: ScoringRoute | None = None
         self._is_checked = False
+        self._shows_tokens = False
+        self._letters: dict[int, str] = {}
 
     def form(self) -> PromptForm:
         """How prompts go there; asks at the first call.
@@ -138,6 +142,34 @@ class Dialect:
         prompt = list(ids) if as_ids else self._text(ids)
         return {"model": self._model, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0}
 
+    def read(self, choice: Body, ids: Sequence[int], first: int) -> Scored:
+        """The log-probabilities of a prompt's last tokens.
+
+        Raises:
+            UnreadableError: The answer doesn't hold them, or those of another text.
+        """
+        scored = self.route().read(choice, ids, first)
+        if self._shows_tokens and not self._are_ours(choice, ids):
+            raise UnreadableError("the answer is about other tokens than were sent")
+        return scored
+
+    def _are_ours(self, choice: Body, ids: Sequence[int]) -> bool:
+        """Whether the tokens that an answer shows beside its log-probabilities are those of the prompt.
+
+        Letters of tokens in plain ASCII are compared; servers show others in different ways.
+        """
+        shown = choice["logprobs"].get("tokens")
+        if not isinstance(shown, list) or len(shown) < len(ids):
+            return False
+        special = set(self._tokenizer.all_special_ids)
+        for token, text in zip(ids, shown, strict=False):
+            if token not in self._letters:
+                written = "" if token in special else self._tokenizer.decode([token])
+                self._letters[token] = _letters(written) if written.isascii() else ""
+            if self._letters[token] and (not isinstance(text, str) or _letters(text) != self._letters[token]):
+                return False
+        return True
+
     def scoring_body(self, ids: Sequence[int], *, greedy: bool) -> Body:
         """A request for log-probabilities of the prompt's tokens; `greedy`: and for what is most probable."""
         settings = dict(self.route().settings)
@@ -183,6 +215,8 @@ class Dialect:
                 continue
             misread = self._misread(route.shown(choice, ids), ids)
             if misread is None:
+                # Where it shows the probe's tokens as ours, it must do so for every prompt.
+                self._shows_tokens = "echo" in route.settings and self._are_ours(choice, ids)
                 return route
             if route.settings.get("max_tokens") == 0:  # an ignored `echo`, and as many tokens by chance
                 missing.append(f"{route.name}: the answer isn't the prompt")
@@ -283,7 +317,7 @@ def _by_place(choice: Body, ids: Sequence[int], first: int, *, more: int) -> Sco
         if not isinstance(top, dict) or not top:
             return Scored(log_p_S, None)
         # By value: several ids can be one text, half a character for one.
-        greedy_S.append(value >= max(float("-inf") if other is None else float(other) for other in top.values()))
+        greedy_S.append(value >= max(float("-inf") if other is None else _log_p(other) for other in top.values()))
     return Scored(log_p_S, greedy_S)
 
 
@@ -293,9 +327,23 @@ def _as_many(found: int, expected: int) -> None:
 
 
 def _finite(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= FLOOR:
-        raise UnreadableError(f"{'no' if value is None else f'{value} as a'} log-probability of a token")
-    return float(value)
+    """A log-probability of a token that was read; UnreadableError where it is none, or stands for none."""
+    log_p = _log_p(value)
+    if log_p <= FLOOR:
+        raise UnreadableError(f"{value} as a log-probability of a token")
+    return log_p
+
+
+def _log_p(value: Any) -> float:
+    """A number that can be a log-probability, minus infinity included; what rounding put above 0 is 0."""
+    try:
+        log_p = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    except OverflowError:  # of a whole number
+        log_p = math.nan
+    if not log_p <= ROUNDING:  # NaN isn't
+        shown = "no" if value is None else f"{str(value)[:40]} as a"
+        raise UnreadableError(f"{shown} log-probability of a token")
+    return min(log_p, 0.0)
 
 
 def _shown_by_id(choice: Body, ids: Sequence[int]) -> str | None:

@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
+from longeval.backends.openai_client import LOOK_UP_S
+
 Key = TypeVar("Key")
 Body = dict[str, Any]
 Post = Callable[[Body, threading.Event], Body]
@@ -53,7 +55,10 @@ def in_flight(post: Post, bodies: Iterable[tuple[Key, Body]], concurrency: int) 
                 started += 1
             if not started:
                 return
-            key, answer = done.get()
+            try:
+                key, answer = done.get(timeout=LOOK_UP_S)
+            except queue.Empty:
+                continue
             started -= 1
             if isinstance(answer, Exception):
                 raise answer

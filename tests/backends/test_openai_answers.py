@@ -44,6 +44,15 @@ def test_a_fifth_stop_text_is_found_here(server):
     assert (found.text, found.finish) == ("b c d ", "stop")
 
 
+@pytest.mark.parametrize("ids", [[4] * 10, [-1], [2**40]])
+def test_token_ids_that_cannot_be_an_answer(server, ids):
+    backend = connect(server)
+    assert answer(backend, server.tokenizer, [A], 9)[1] == 9
+    server.change = lambda sent: {**sent, "choices": [{**sent["choices"][0], "token_ids": ids}]}
+    with pytest.raises(ServerError, match="token ids that can't be an answer of 9 tokens"):
+        answer(backend, server.tokenizer, [A], 9)
+
+
 @pytest.mark.parametrize("usage", [True, False])
 def test_the_models_own_end(server, usage):
     server.usage = usage

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import json
 import socket
+import threading
 import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -312,3 +315,111 @@ def test_long_errors_are_cut_to_one_line(server):
     with pytest.raises(RefusedError) as caught:
         client(server).post("completions", BODY)
     assert len(caught.value.said) == 301 and "\n" not in caught.value.said
+
+
+# A server that means harm.
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+
+
+def often(connection, piece, wait_s=0.0):
+    while True:
+        connection.sendall(piece)
+        time.sleep(wait_s)
+
+
+def packed_blanks(times):
+    content = b" " * 2**23
+    for _ in range(times):
+        content = gzip.compress(content, 1)
+    return HEAD + b"Content-Encoding: %s\r\nContent-Length: %d\r\n\r\n" % (b"gzip," * times, len(content)) + content
+
+
+def whole(body, status=b"200 OK", *headers):
+    lines = (b"HTTP/1.1 " + status, *headers, b"Content-Length: %d" % len(body), b"", body)
+    return lambda connection: connection.sendall(b"\r\n".join(lines))
+
+
+@pytest.fixture
+def hostile():
+    """Starts servers that answer every request by a function of the connection; returns their addresses."""
+    listening = []
+
+    def serve(answer):
+        server = socket.create_server(("127.0.0.1", 0))
+        listening.append(server)
+
+        def handle(connection):
+            with contextlib.suppress(OSError), connection:
+                connection.recv(65536)
+                answer(connection)
+
+        def accept():
+            with contextlib.suppress(OSError):
+                while True:
+                    threading.Thread(target=handle, args=(server.accept()[0],), daemon=True).start()
+
+        threading.Thread(target=accept, daemon=True).start()
+        return f"http://127.0.0.1:{server.getsockname()[1]}/v1"
+
+    yield serve
+    for server in listening:
+        server.close()
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (
+            lambda c: (c.sendall(HEAD + b"Content-Length: 99999\r\n\r\n"), often(c, b" ", 0.02)),
+            "no answer within 0.4 s",
+        ),
+        (lambda c: (c.sendall(HEAD + b"X: "), often(c, b"a", 0.02)), "no answer within 0.4 s"),
+        (lambda c: often(c, b"HTTP/1.1 100 Continue\r\n\r\n", 0.02), "no answer within 0.4 s"),
+        (lambda c: (c.sendall(HEAD), often(c, b"X: " + b"a" * 999 + b"\r\n")), "lost the connection"),
+        (lambda c: (c.sendall(HEAD + b"\r\n"), often(c, b" " * 65536)), "answers with more than 1 MiB"),
+        (lambda c: c.sendall(packed_blanks(1)), "answers with more than 1 MiB"),
+        (lambda c: c.sendall(packed_blanks(2)), "answers with more than 1 MiB"),
+        (whole(b"hello", b"200 OK", b"Content-Encoding: gzip"), "answers unreadably"),
+        (whole(b"[" * 100_000), "JSON nested too deeply"),
+        (whole(b'{"a": ' + b"1" * 9999 + b"}"), "isn't JSON"),
+        (whole(b'{"error":' + b"[" * 900 + b"]" * 900 + b"}", b"400 no"), "refused a request (400)"),
+        (whole(b"no", b"400 no", b"Content-Type: text/plain; charset=hex"), "refused a request (400): no"),
+        (whole(b"", b"400 " + b"word " * 9999), "refused a request (400): word"),
+        (whole(b"no", b"429 no", b"Retry-After: " + b"9" * 5000), "429: no"),
+        (whole(b"no", b"429 no", b"Retry-After: Mon, 01 Jan 2024 00:00:00 +99999999999999"), "429: no"),
+        (whole(json.dumps({"data": [{"id": "x" * 10**5}]}).encode()), "lists no models as OpenAI's interface does"),
+        (whole(json.dumps({"data": [{"id": f"m{n}"} for n in range(9999)]}).encode()), "and 9599 more"),
+    ],
+)
+def test_whatever_a_server_sends_ends_in_one_message(hostile, monkeypatch, answer, said):
+    monkeypatch.setattr(openai_client, "MOST_BYTES", 2**20)
+    started = time.monotonic()
+    message = str(problem(hostile(answer), timeout_s=0.4))
+    assert said in message and len(message) < 5000
+    assert time.monotonic() - started < 10
+
+
+def test_requests_go_on_beside_one_that_was_given_up(hostile):
+    drips = hostile(lambda c: (c.sendall(HEAD + b"X: "), often(c, b"a", 0.02)))
+    here = Client(drips, None, timeout_s=0.2, connections=1)
+    for _ in range(3):
+        with pytest.raises(ServerError, match=r"no answer within 0\.2 s"):
+            here.post("completions", BODY, Waits())
+
+
+def test_long_prompts_may_have_long_answers(hostile, monkeypatch):
+    monkeypatch.setattr(openai_client, "MOST_BYTES", 2**10)
+    here = Client(hostile(whole(json.dumps({"a": "x" * 200_000}).encode())), None, timeout_s=5.0, connections=1)
+    assert here.post("completions", {**BODY, "prompt": [3] * 100})["a"] == "x" * 200_000
+    with pytest.raises(ServerError, match="more than"):
+        here.post("completions", {**BODY, "prompt": [3] * 90})
+
+
+def test_the_key_does_not_travel_with_a_redirect(hostile):
+    seen = []
+    other = hostile(lambda c: seen.append(c))
+    away = hostile(whole(b"", b"307 Elsewhere", b"Location: " + other.encode()))
+    with pytest.raises(RefusedError, match=r"\(307\)"):
+        Client(away, KEY, timeout_s=5.0, connections=1).post("completions", BODY, Waits())
+    assert not seen

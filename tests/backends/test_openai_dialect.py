@@ -59,6 +59,13 @@ def changed_place(key, value):
         (None, float("nan"), "nan as a log-probability"),
         (None, float("-inf"), "-inf as a log-probability"),
         (None, -9999.0, "-9999.0 as a log-probability"),
+        (None, -(10**400), "as a log-probability"),
+        (None, 0.5, "0.5 as a log-probability"),
+        (None, 1e-3, "0.001 as a log-probability"),
+        (None, float("inf"), "inf as a log-probability"),
+        (None, "-1.0", "-1.0 as a log-probability"),
+        (None, [-1.0], "as a log-probability"),
+        (None, True, "True as a log-probability"),
         ("17", -1.0, "token 7 isn't where it was sent"),
     ],
 )
@@ -70,6 +77,41 @@ def test_log_probabilities_that_are_none_are_errors(server, key, value, said):
         backend.score(tokens(3, 4, 5, 7), 1)
     with pytest.raises(ServerError, match=said):
         list(backend.choices([chosen([3, 4], [5, 7])]))
+
+
+@pytest.mark.parametrize("value", [0.0, 9e-7, -0.0])
+def test_rounding_above_0_is_0(server, value):
+    server.scoring = changed_place(None, value)
+    assert connect(server).score(tokens(3, 4, 5, 7), 1) == pytest.approx([-log_p(3, 4), -log_p(4, 5), 0.0])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda told: told["token_logprobs"].__setitem__(2, 0.7), "0.7 as a log-probability"),
+        (lambda told: told["token_logprobs"].__setitem__(2, None), "no log-probability"),
+        (lambda told: told["token_logprobs"].pop(), "log-probabilities for 3 of 4 tokens"),
+        (lambda told: told["top_logprobs"].__setitem__(2, {"x": 0.7}), "0.7 as a log-probability"),
+        (lambda told: told["top_logprobs"].__setitem__(2, {"x": "high"}), "high as a log-probability"),
+        (lambda told: told["tokens"].__setitem__(2, "jumps"), "other tokens than were sent"),
+        (lambda told: told["tokens"].__setitem__(2, 17), "other tokens than were sent"),
+        (lambda told: told.pop("tokens"), "other tokens than were sent"),
+    ],
+)
+def test_an_echo_with_something_else_in_it_is_an_error(server, change, said):
+    server.scoring = "echo"
+    backend = connect(server)
+    request = [chosen([3, 4], [5, 7])]
+    (_, (expected,)), *_ = backend.choices(request)
+    assert expected.log_likelihood == pytest.approx(log_p(4, 5) + log_p(5, 7))
+
+    def changed(answer):
+        change(answer["choices"][0]["logprobs"])
+        return answer
+
+    server.change = changed
+    with pytest.raises(ServerError, match=said):
+        list(backend.choices(request))
 
 
 def test_echo_without_the_most_probable_serves_perplexity_and_refuses_choices(server):
