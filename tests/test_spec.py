@@ -15,6 +15,7 @@ from longeval.spec import (
     requests_from_yaml,
     requests_to_yaml,
     spec_from_mapping,
+    split_paths,
 )
 
 
@@ -30,6 +31,45 @@ def test_lengths_are_binary_thousands(text, tokens):
 def test_lengths_are_shown_as_they_are_written(tokens, text):
     assert format_length(tokens) == text
     assert parse_length(text) == tokens
+
+
+def test_a_comma_in_a_path(tmp_path, monkeypatch):
+    def split(text):
+        return split_paths(text, flag="--data")
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    for name in ("a,b.txt", "c,d,e.txt", " f, g.txt", "one", "two.txt", "one,two.txt"):
+        (tmp_path / "data" / name).touch()
+    (tmp_path / "none,yarn").touch()
+    assert split("data/a,b.txt") == ("data/a,b.txt",)
+    assert split("stdlib, data/a,b.txt ,data/c,d,e.txt,data/one") == (
+        "stdlib",
+        "data/a,b.txt",
+        "data/c,d,e.txt",
+        "data/one",
+    )
+    assert split(f"{tmp_path}/data/a,b.txt,pg19") == (f"{tmp_path}/data/a,b.txt", "pg19")
+    assert split("data/ f, g.txt") == ("data/ f, g.txt",)
+    assert split("data/x\\,y.txt,z") == ("data/x,y.txt", "z")
+    assert split("data/x,y.txt") == ("data/x", "y.txt")
+    assert spec_from_mapping(
+        {"model": "m", "pe": "none", "lengths": "4k", "data": "data/a,b.txt"}, origin="x"
+    ).data == ("data/a,b.txt",)
+    monkeypatch.chdir(tmp_path / "data")
+    for text, names in (("one,two.txt", ("one", "two.txt")), ("two.txt,one", ("two.txt", "one"))):
+        if text == "one,two.txt":
+            with pytest.raises(LongEvalError, match=r"^--data one,two.txt: one path, or 2 names\?"):
+                split(text)
+            assert split("one\\,two.txt") == ("one,two.txt",)
+        else:
+            assert split(text) == names
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(LongEvalError, match="one path, or 2 names"):
+        split("none,yarn")
+    for empty in ("", ",", "a,,b", "a,"):
+        with pytest.raises(LongEvalError, match="an empty item"):
+            split(empty)
 
 
 @pytest.mark.parametrize("text", ["0", "-4k", "1", "4q", "", "4.5k", "k", "nan", "4 k", "1e4"])

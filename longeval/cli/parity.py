@@ -103,13 +103,13 @@ def _spec(asked: Asked, model: str) -> PplSpec:
     from longeval.cli import options
     from longeval.doctor.parity import NEW_TOKENS, in_chunks
     from longeval.rope.build import parse_pe_args
-    from longeval.spec import PplSpec, parse_length, split_list
+    from longeval.spec import PplSpec, parse_length, split_list, split_paths
     from longeval.spec.engine import parse_vllm_args
 
     tokens = parse_length(asked.length or "1k", flag="--length", least=2 * NEW_TOKENS)  # half of it is continued
     methods = split_list(asked.pe or "none,yarn,resonance_yarn", flag="--pe")
     return PplSpec(
-        model=split_list(model, flag="--model"),
+        model=split_paths(model, flag="--model"),
         pe=methods,
         lengths=(tokens,),
         data=("stdlib",),

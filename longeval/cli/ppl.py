@@ -20,7 +20,9 @@ def ppl(
     lengths: Annotated[str, typer.Option(help="Window lengths in tokens: 4k,8k,16k.")],
     data: Annotated[
         str,
-        typer.Option(help="gov_report, pg19, proof_pile, leval:NAME, stdlib, files or folders; comma list."),
+        typer.Option(
+            help="gov_report, pg19, proof_pile, leval:NAME, stdlib, files, folders; comma list (\\, for one in a path)."
+        ),
     ] = "gov_report",
     protocol: Annotated[
         str, typer.Option(help="What is scored: prefix, sliding, sliding_window_mean, stream.")
@@ -59,7 +61,7 @@ def ppl(
     ] = None,
     parse_special: Annotated[bool, options.under(DATA, options.ParseSpecial)] = False,
     text_field: Annotated[
-        str | None, typer.Option(help="Field of JSONL or parquet files with the text.", rich_help_panel=DATA)
+        str | None, typer.Option(help="Field of JSON, CSV, parquet files with the text.", rich_help_panel=DATA)
     ] = None,
     backend: options.BackendName = "hf",
     vllm_arg: options.VllmArg = None,
@@ -97,15 +99,15 @@ def ppl(
     """
     from longeval.cli.request import carry_out
     from longeval.rope.build import parse_pe_args
-    from longeval.spec import PplSpec, parse_count, parse_length, parse_lengths, split_list
+    from longeval.spec import PplSpec, parse_count, parse_length, parse_lengths, split_list, split_paths
     from longeval.spec.engine import parse_vllm_args
 
     methods = split_list(pe, flag="--pe")
     spec = PplSpec(
-        model=split_list(model, flag="--model"),
+        model=split_paths(model, flag="--model"),
         pe=methods,
         lengths=parse_lengths(lengths),
-        data=split_list(data, flag="--data"),
+        data=split_paths(data, flag="--data"),
         protocol=protocol,
         factor=options.factor(factor),
         pe_args=parse_pe_args(pe_arg or [], methods),

@@ -26,13 +26,13 @@ def list_tasks(json_path: str | None, names: str | None, include: Sequence[str])
         include: Folders with more tasks.
     """
     from longeval.cli.json_output import check_json_path, write_json
-    from longeval.spec import split_list
+    from longeval.spec import split_paths
     from longeval.tasks.index import list_entries
 
     if json_path is not None:
         check_json_path(json_path)
     entries = list_entries(include=tuple(include))
-    chosen = entries if names is None else _matching(entries, split_list(names, flag="--tasks"))
+    chosen = entries if names is None else _matching(entries, split_paths(names, flag="--tasks"))
     if json_path is not None:
         write_json([_plain(entry) for entry in chosen], json_path)
     elif names is not None:

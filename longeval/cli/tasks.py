@@ -119,7 +119,7 @@ def tasks(
 
     longeval tasks --model llama2-7b-chat --pe ntk,yarn,resonance_yarn --tasks leval --lengths 8k,16k,32k
     """
-    from longeval.spec import TasksSpec, parse_count, parse_lengths, split_list
+    from longeval.spec import TasksSpec, parse_count, parse_lengths, split_list, split_paths
     from longeval.spec.engine import parse_vllm_args
 
     if list_:
@@ -136,10 +136,10 @@ def tasks(
 
     methods = split_list(pe, flag="--pe")
     spec = TasksSpec(
-        model=split_list(model, flag="--model"),
+        model=split_paths(model, flag="--model"),
         pe=methods,
         lengths=parse_lengths(lengths),
-        tasks=split_list(tasks, flag="--tasks"),
+        tasks=split_paths(tasks, flag="--tasks"),
         include=tuple(include or ()),
         limit=None if limit is None else parse_count(limit, flag="--limit"),
         overlong=cast("Overlong", overlong),  # the spec refuses other words

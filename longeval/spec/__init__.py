@@ -30,6 +30,7 @@ from longeval.spec.values import (
     parse_lengths,
     parse_number,
     split_list,
+    split_paths,
 )
 
 __all__ = [
@@ -67,4 +68,5 @@ __all__ = [
     "requests_to_yaml",
     "spec_from_mapping",
     "split_list",
+    "split_paths",
 ]

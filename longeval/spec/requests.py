@@ -20,7 +20,7 @@ from longeval.spec.values import (
     parse_length,
     parse_lengths,
     parse_number,
-    split_list,
+    split_paths,
 )
 
 Spec = PplSpec | TasksSpec
@@ -104,7 +104,7 @@ def _names(value: Any, flag: str) -> tuple[str, ...]:
     _check_items(items, flag)
     if isinstance(value, list):  # items stay whole: a file's name may hold a comma
         return tuple(dict.fromkeys(checked_name(str(item), flag) for item in items))
-    return split_list(str(value), flag=flag)
+    return split_paths(str(value), flag=flag)
 
 
 def _lengths(value: Any, flag: str) -> tuple[int, ...]:

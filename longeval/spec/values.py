@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 
 from longeval.errors import LongEvalError
@@ -36,6 +37,34 @@ def split_list(text: str, *, flag: str) -> tuple[str, ...]:
     if not all(parts):
         raise LongEvalError(f"{flag} {text!r}: an empty item", "Write a comma list without blanks: a,b,c.")
     return tuple(dict.fromkeys(checked_name(part, flag) for part in parts))
+
+
+def split_paths(text: str, *, flag: str) -> tuple[str, ...]:
+    """A comma list of names and paths; a comma belongs to a path where that exists, or behind a backslash.
+
+    Raises:
+        LongEvalError: As `split_list`, and where it can't be told whether one path is meant or several names.
+    """
+    parts = [part.replace("\\,", ",") for part in re.split(r"(?<!\\),", text)]
+    found: list[str] = []
+    while parts:
+        count = next((n for n in range(len(parts), 1, -1) if _exists(",".join(parts[:n]))), 1)
+        name = ",".join(parts[:count]).strip()
+        if count > 1 and all(_exists(part) or not re.search(r"[/.\\]", part) for part in parts[:count]):
+            escaped = name.replace(",", "\\,")
+            raise LongEvalError(
+                f"{flag} {name}: one path, or {count} names?",
+                f"Both can be meant. Write '{escaped}' for the one, or change the order of the names.",
+            )
+        if not name:
+            raise LongEvalError(f"{flag} {text!r}: an empty item", "Write a comma list without blanks: a,b,c.")
+        found.append(checked_name(name, flag))
+        parts = parts[count:]
+    return tuple(dict.fromkeys(found))
+
+
+def _exists(path: str) -> bool:
+    return os.path.exists(os.path.expanduser(path.strip()))
 
 
 def checked_name(name: str, flag: str) -> str:
