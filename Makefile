@@ -36,6 +36,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@if [[ ! -x $(BIN)/pip ]]; then echo "setup: no Python 3.11 or newer found; install one" >&2; exit 1; fi
 	@echo "setup: installing packages (a few minutes the first time)"
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt torch
+	@$(BIN)/python -m pip uninstall -qq -y longeval  # what this package was called before, in an older .venv
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 	@echo "setup: done; $(BIN)/longeval --help"

@@ -5,3 +5,6 @@ records, records become reports. Importing `longeval` itself imports nothing hea
 """
 
 __version__ = "0.1.0"
+
+DISTRIBUTION = "longeval-rope"
+"""What pip calls this package; `longeval` on the index is somebody else's."""

