@@ -3,12 +3,12 @@
 import os
 import sys
 
-# `python -m` looks for modules in the current folder first, where anything may lie; the console script doesn't. A checkout
-# that the program itself comes from stays, and so does PYTHONPATH.
+# `python -m` looks for modules in the current folder first, where anything may lie; the console script doesn't. A
+# checkout that the program itself comes from stays, and so does PYTHONPATH.
 if __name__ == "__main__" and not sys.flags.safe_path and sys.path[0] != os.path.dirname(os.path.dirname(__file__)):
     del sys.path[0]
 
-import signal  # noqa: E402  # this and all else from where Python and its packages are installed
+import signal  # this and all else from where Python and its packages are installed
 
 
 def main() -> None:

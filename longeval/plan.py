@@ -68,8 +68,11 @@ class Plan:
         return sorted(job.cells, key=lambda cell: (order[cell.pe.canonical], cell.length))
 
 
-def plan_ppl(spec: PplSpec) -> Plan:
-    """Checks a request and lays out its cells; raises LongEvalError for anything that is wrong with it."""
+def plan_ppl(spec: PplSpec, *, dry_run: bool = False) -> Plan:
+    """Checks a request and lays out its cells; raises LongEvalError for anything that is wrong with it.
+
+    With `dry_run` no code of models runs.
+    """
     check_backend(spec)
     protocol = PROTOCOLS.lookup(spec.protocol)
     if spec.stride is not None and not protocol.strided:
@@ -83,7 +86,7 @@ def plan_ppl(spec: PplSpec) -> Plan:
     _check_room(spec, server)
     opened = [_with_flag("--data", partial(open_source, name, text_field=spec.text_field)) for name in spec.data]
     sources = list({source.name: source for source in opened}.values())  # two aliases are one data set
-    models = prepare_all(spec)
+    models = prepare_all(spec, dry_run=dry_run)
     check_pin(spec, names, models)
     check_reads(spec, [model.tokenizer for model in models], scores=True)
     jobs, notes = [], [source.note for source in sources if source.note is not None]

@@ -30,11 +30,15 @@ from longeval.spec import TasksSpec, format_length
 from longeval.task_cells import GroupCell, TaskCell, TaskJob, group_cell, longest_reach, most_sent, task_cell
 from longeval.tasks.absent import causes, missing_together
 from longeval.tasks.averages import GroupAverage
+from longeval.tasks.code import Code, NotRunError, is_lm_evals
+from longeval.tasks.configs import FunctionName
 from longeval.tasks.entries import NOTHING
+from longeval.tasks.failures import explain
 from longeval.tasks.index import Index, Resolved, all_leaves, resolve
-from longeval.tasks.load import check_runs, load_task, task_config
+from longeval.tasks.load import check_code, check_runs, load_task, task_config
 from longeval.tasks.metadata import TaskMetadata, read_metadata
 from longeval.tasks.setting import Setting
+from longeval.tasks.templates import TemplateError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,6 +70,8 @@ def plan_tasks(
     spec: TasksSpec,
     say: Callable[[str], None] = lambda line: None,
     watch: Callable[[str, int, int], None] = lambda what, done, total: None,
+    *,
+    dry_run: bool = False,
 ) -> TaskPlan:
     """Checks a request and lays out its cells; raises LongEvalError for anything that is wrong with it.
 
@@ -73,6 +79,7 @@ def plan_tasks(
         spec: The request.
         say: Told at once what a user should know before something is fetched.
         watch: Told what is being prepared, how many samples of it are, and of how many.
+        dry_run: Whether this is only to be shown: no code of models and of users' task files runs.
     """
     check_backend(spec)
     names = method_names(spec)
@@ -85,10 +92,13 @@ def plan_tasks(
         if item.needs != NOTHING and not item.needs.startswith("file"):
             say(f"{item.title} needs {item.needs}")
     _check_titles(all_leaves(chosen), index)
-    models = prepare_all(spec)
+    for leaf in all_leaves(chosen):
+        check_code(leaf, index, trusted=spec.trust_remote_code, dry_run=dry_run)
+    models = prepare_all(spec, dry_run=dry_run)
     check_pin(spec, names, models)
     check_reads(spec, [model.tokenizer for model in models], scores=False)
-    plans = [_ModelPlan(spec, model, names, index, watch) for model in models]
+    code: Code = "named" if dry_run else "run" if spec.trust_remote_code else "refused"
+    plans = [_ModelPlan(spec, model, names, index, watch, code) for model in models]
     for plan in plans:
         plan.add_tasks(chosen)
     _check_heeded(spec, [job for plan in plans for job in plan.jobs])
@@ -153,6 +163,7 @@ class _ModelPlan:
         names: Sequence[MethodName],
         index: Index,
         watch: Callable[[str, int, int], None],
+        code: Code,
     ) -> None:
         self.model = model
         self.size = model_size(model)
@@ -160,6 +171,7 @@ class _ModelPlan:
         self.notes = [*model.notes, *setting_notes(spec, names, model)]
         self._spec = spec
         self._index = index
+        self._code = code
         self._chat = _chat(spec, model)
         self._setups = list(setups(spec, model, names))
         self._watch = watch
@@ -291,15 +303,18 @@ class _ModelPlan:
 
     def _prepare(self, task: Any, length: int, leaf: str, indices: set[int] | None = None) -> PreparedTask:
         what = f"{self._title(leaf)} at {format_length(length)}: reading prompts"
-        return prepare(
-            task,
-            self._window(length),
-            limit=self._spec.limit,
-            indices=indices,
-            num_fewshot=self._spec.num_fewshot,
-            max_new_tokens=self._spec.max_new_tokens,
-            on_sample=lambda done, total: self._watch(what, done, total),
-        )
+        try:
+            return prepare(
+                task,
+                self._window(length),
+                limit=self._spec.limit,
+                indices=indices,
+                num_fewshot=self._spec.num_fewshot,
+                max_new_tokens=self._spec.max_new_tokens,
+                on_sample=lambda done, total: self._watch(what, done, total),
+            )
+        except (NotRunError, TemplateError) as error:
+            raise explain(self._index.entry(leaf), task_config(leaf, self._index), error, None) from error
 
     def _window(self, length: int) -> Window:
         return Window(
@@ -334,11 +349,14 @@ class _ModelPlan:
         extra: dict[str, Any] = {"setting": setting}
         if metadata.synthetic and self._spec.max_new_tokens is not None:
             extra["max_new_tokens"] = self._spec.max_new_tokens  # samples leave room for that many
-        if "custom_dataset" in config and not metadata.synthetic:
+        function = config.get("custom_dataset")
+        lm_evals = isinstance(function, FunctionName) and is_lm_evals(function.file)
+        if lm_evals or (function is not None and not metadata.synthetic):
+            # lm-eval's functions run the code of any other tokenizer that a file's metadata names.
             # RULER's generators know nothing of a chat template: what it takes is not theirs to fill.
             extra |= {"tokenizer": tokenizer_folder(self.model.tokenizer), "max_seq_lengths": [length - template]}
         try:
-            return load_task(leaf, metadata=extra, include=self._spec.include, index=self._index)
+            return load_task(leaf, metadata=extra, include=self._spec.include, index=self._index, code=self._code)
         except LongEvalError as error:
             if self._spec.haystack is None or not error.problem.startswith("--data "):
                 raise

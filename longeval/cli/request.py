@@ -63,7 +63,7 @@ def carry_out(
     store = Store(out or default_out(specs[0]))
     store.check_usable()
     _check_settings(specs, store)
-    plans = _plan_all(specs, quiet)
+    plans = _plan_all(specs, quiet, dry_run=dry_run)
     for note in dict.fromkeys(note for plan in plans for note in plan.notes):
         _say(note, quiet)
     if dry_run:
@@ -125,8 +125,8 @@ def _check_settings(specs: Sequence[Request], store: Store) -> None:
         check_settings(posgen, store)
 
 
-def _plan_all(specs: Sequence[Request], quiet: bool) -> list[AnyPlan]:
-    """The plans of requests, each checked."""
+def _plan_all(specs: Sequence[Request], quiet: bool, *, dry_run: bool) -> list[AnyPlan]:
+    """The plans of requests, each checked; for a dry run without running code of models and of task files."""
     from longeval.cli.progress import RunProgress
     from longeval.spec import PosGenSpec, TasksSpec
 
@@ -138,7 +138,11 @@ def _plan_all(specs: Sequence[Request], quiet: bool) -> list[AnyPlan]:
             from longeval.plan_tasks import plan_tasks  # lm-eval, which takes seconds to import
 
             with RunProgress(quiet=quiet) as progress:
-                plans.append(plan_tasks(spec, lambda line: progress.say(f"longeval: {line}"), progress.preparing))
+                plans.append(
+                    plan_tasks(
+                        spec, lambda line: progress.say(f"longeval: {line}"), progress.preparing, dry_run=dry_run
+                    )
+                )
         elif isinstance(spec, PosGenSpec):
             from longeval.plan_posgen import plan_posgen
 
@@ -146,7 +150,7 @@ def _plan_all(specs: Sequence[Request], quiet: bool) -> list[AnyPlan]:
         else:
             from longeval.plan import plan_ppl
 
-            plans.append(plan_ppl(spec))
+            plans.append(plan_ppl(spec, dry_run=dry_run))
     return plans
 
 

@@ -26,6 +26,10 @@ def run(
     json_path: Annotated[
         str | None, typer.Option("--json", metavar="PATH", help="Records as a JSON array; - is stdout.")
     ] = None,
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option("--trust-remote-code", help="Run code from models' repositories and the request's task files."),
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show cells, passes, time and memory.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Compute stored cells again.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Only errors.")] = False,
@@ -56,6 +60,7 @@ def run(
     if any("command" not in request and ("task" in request or "group" in request) for request in requests):
         raise LongEvalError(f"{file}: defines a task, and is no request", f"Use longeval tasks --tasks {file}.")
     specs = [spec_from_mapping(request, origin=file) for request in requests]
+    specs = _trusted(specs, trust_remote_code, file)
     if pe is not None:
         specs = _only(specs, split_list(pe, flag="--pe"), file)
     return carry_out(
@@ -67,6 +72,25 @@ def run(
         quiet=quiet,
         verbose=verbose,
     )
+
+
+def _trusted(specs: Sequence[Request], flag: bool, file: str) -> list[Request]:
+    """The requests with the user's word that code may run: a file alone can't say so."""
+    import dataclasses
+
+    from longeval.spec import ModelRequest
+
+    own = [spec for spec in specs if isinstance(spec, ModelRequest)]
+    if any(spec.trust_remote_code for spec in own) and not flag:
+        raise LongEvalError(
+            f"{file}: trust_remote_code: true: a file alone can't let code of models or of task files run",
+            f"If you trust that code: longeval run {file} --trust-remote-code.",
+        )
+    if flag and not own:
+        raise LongEvalError("--trust-remote-code: would be ignored, posgen runs no such code", "Leave it out.")
+    return [
+        dataclasses.replace(spec, trust_remote_code=flag) if isinstance(spec, ModelRequest) else spec for spec in specs
+    ]
 
 
 def _only(specs: Sequence[Request], methods: tuple[str, ...], file: str) -> list[Request]:

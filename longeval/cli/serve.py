@@ -81,6 +81,8 @@ def serve(
     LONGEVAL_API_KEY=… longeval tasks --backend openai --base-url http://127.0.0.1:8000/v1 --model smollm2-135m-q4
     --pe none --tasks passkey --lengths 4k
     """
+    import dataclasses
+
     from longeval.backends.server_key import own_key
     from longeval.backends.vllm_address import base_url, check_address
     from longeval.backends.vllm_options import check_installed, check_known, engine_arguments, engine_device
@@ -106,9 +108,10 @@ def serve(
         device=device,
         device_map=None,
         attn=None,
-        trust_remote_code=trust_remote_code,
+        trust_remote_code=trust_remote_code and not dry_run,
         backend="vllm",
     )
+    prepared = dataclasses.replace(prepared, trust_remote_code=trust_remote_code)
     engine_device(prepared.device, serving=True)  # refuses one that vLLM doesn't compute on
     served = _served(prepared, pe, factor, length, pe_arg or [], options.pin_length(pin_length))
     # One more: vLLM generates at least one token, and a prompt that fills the window is scored too.

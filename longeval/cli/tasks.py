@@ -93,7 +93,14 @@ def tasks(
     device_map: options.DeviceMap = None,
     attn: options.Attn = None,
     revision: options.Revision = None,
-    trust_remote_code: options.TrustRemoteCode = False,
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option(
+            "--trust-remote-code",
+            help="Run code from the model's repository, and functions that your task files name.",
+            rich_help_panel=options.MACHINE,
+        ),
+    ] = False,
     seed: Annotated[
         str, typer.Option(help="Seed of what is drawn: synthetic samples, the bootstrap.", rich_help_panel=SAMPLES)
     ] = "0",

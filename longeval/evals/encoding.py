@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from longeval.data.special import prefix_ids, special_tokens
 from longeval.errors import LongEvalError
+from longeval.tasks.templates import bounded, reason_of
 
 _TAIL = 1000
 """Characters at the end of a long context that are encoded again with each continuation."""
@@ -134,6 +135,9 @@ class Encoder:
 
         Marks stand for the special tokens that the template writes; what messages spell stays as it is. A template
         that refuses a system message gets the others only, as in HFLM.
+
+        Raises:
+            LongEvalError: The template can't be rendered, or goes beyond its bounds.
         """
         import jinja2
 
@@ -146,12 +150,19 @@ class Encoder:
         }
 
         def render(safe: list[dict[str, str]]) -> str:
-            return str(self.tokenizer.apply_chat_template(safe, **options))
+            with bounded():
+                return str(self.tokenizer.apply_chat_template(safe, **options))
 
         try:
-            return self.special.rendered(render, messages)
-        except jinja2.exceptions.TemplateError:
-            return self.special.rendered(render, [message for message in messages if message["role"] != "system"])
+            try:
+                return self.special.rendered(render, messages)
+            except jinja2.exceptions.TemplateError:
+                return self.special.rendered(render, [message for message in messages if message["role"] != "system"])
+        except Exception as error:
+            raise LongEvalError(
+                f"--model: the chat template of its tokenizer can't be rendered: {reason_of(error)}",
+                "--chat-template off leaves it out.",
+            ) from error
 
     def _context(self, context: str) -> list[int]:
         """Token ids of a context; the last ones are remembered, since questions have several choices."""

@@ -16,7 +16,7 @@ from longeval.backends.base import GenerateRequest
 from longeval.errors import LongEvalError
 from longeval.evals.overlong import NoRoomError, Side, cut, document_field, most_that_fits
 from longeval.evals.prepared import PreparedSample, PreparedTask, Window
-from longeval.evals.rendering import Renderer, check_task, target_text, task_name
+from longeval.evals.rendering import Renderer, check_task, task_name
 from longeval.evals.requests import Built, Request, build, decoding, digest, input_tokens, reach
 from longeval.evals.room import Need, too_long
 from longeval.spec.tasks import Overlong
@@ -140,7 +140,7 @@ class _Preparer:
             tokens=left,
             truncated=tokens > self._window.length,
             cut_tokens=whole - left,
-            target=target_text(self._task, doc),
+            target=self.renderer.target(index, doc),
             cluster=self._cluster(index, doc),
             depth=self._depth(index, doc),
         )

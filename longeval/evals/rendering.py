@@ -7,14 +7,15 @@ again, with a shorter document, gets the same ones.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from longeval.errors import LongEvalError
 from longeval.evals.quiet import quiet_lm_eval
+from longeval.tasks.code import NotRunError
 from longeval.tasks.guards import seeded
+from longeval.tasks.templates import TemplateError
 
-_FAULTS = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
-"""What a task's templates and functions raise for samples that aren't what they expect."""
+T = TypeVar("T")
 
 
 def task_name(task: Any) -> str:
@@ -85,18 +86,29 @@ class Renderer:
             doc = self._docs[index]
             yield index, doc, self._rendered(index, doc)
 
+    def target(self, index: int, doc: Any) -> str:
+        """What would be right, as text: the right choice where the task has choices."""
+        return self._guarded(index, lambda: _target(self._task, doc))
+
     def instances(self, index: int, doc: Any) -> tuple[Any, ...]:
         """The instances of the sample that was yielded last, in another form of it, with the same examples."""
         self._restore(self._draws[index])
         return self._rendered(index, doc)
 
     def _rendered(self, index: int, doc: Any) -> tuple[Any, ...]:
-        import jinja2
+        return self._guarded(index, lambda: self._render(index, doc))
 
+    def _guarded(self, index: int, work: Callable[[], T]) -> T:
+        """What `work` returns, which is done by the task's own code and templates."""
         try:
             with quiet_lm_eval(), seeded(self._seed + index):
-                return self._render(index, doc)
-        except (*_FAULTS, jinja2.exceptions.TemplateError) as error:
+                return work()
+        except TemplateError as error:
+            error.sample = index
+            raise
+        except (LongEvalError, NotRunError):
+            raise
+        except Exception as error:  # whatever a task's functions raise for samples that aren't what they expect
             raise LongEvalError(
                 f"task {self._name}: the prompt of sample {index} can't be made: {type(error).__name__}: {error}",
                 "Its YAML file or the functions beside it don't fit its data.",
@@ -138,14 +150,12 @@ class Renderer:
         return [generator for generator in found if generator is not None]
 
 
-def target_text(task: Any, doc: Any) -> str:
-    """What would be right, as text: the right choice where the task has choices."""
-    with quiet_lm_eval():
-        target = task.doc_to_target(doc)
-        if getattr(task.config, "doc_to_choice", None) is None or getattr(task, "multiple_input", False):
-            choices = None
-        else:
-            choices = task.doc_to_choice(doc)
+def _target(task: Any, doc: Any) -> str:
+    target = task.doc_to_target(doc)
+    if getattr(task.config, "doc_to_choice", None) is None or getattr(task, "multiple_input", False):
+        choices = None
+    else:
+        choices = task.doc_to_choice(doc)
     targets = target if isinstance(target, list | tuple) else [target]
     texts = [choices[one] if choices and isinstance(one, int) and 0 <= one < len(choices) else one for one in targets]
     return " | ".join(str(text) for text in texts)

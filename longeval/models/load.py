@@ -7,6 +7,7 @@ wavelengths would miss their integers by up to half a token.
 from __future__ import annotations
 
 import json
+import logging
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
@@ -38,6 +39,8 @@ __all__ = [
     "weights_digest",
 ]
 
+logger = logging.getLogger(__name__)
+
 _UNREADABLE = (ValueError, KeyError, TypeError, OSError, ImportError, ArithmeticError, StrictDataclassError)
 """What transformers raises for files that aren't what it expects; the last for config fields of a wrong type."""
 
@@ -59,6 +62,8 @@ def load_config(ref: ModelRef, *, trust_remote_code: bool = False) -> Any:
     longeval.hf.register()
     source = _source(ref)
     _check_type(ref, trust_remote_code)
+    if trust_remote_code:
+        tell_code(ref, "runs")
     try:
         with quiet_transformers():
             return transformers.AutoConfig.from_pretrained(**source, trust_remote_code=trust_remote_code)
@@ -194,13 +199,27 @@ def _check_type(ref: ModelRef, trust_remote_code: bool) -> None:
         if not trust_remote_code:
             raise LongEvalError(
                 f"--model {ref.name}: model type {model_type} runs Python code that comes with the model",
-                f"Read that code ({json.dumps(config['auto_map'])}), and if you trust it add --trust-remote-code.",
+                f"Read that code ({json.dumps(config['auto_map'])}), and if you trust it add --trust-remote-code; a "
+                "dry run runs none.",
             )
         return
     raise LongEvalError(
         f"--model {ref.name}: transformers {transformers.__version__} doesn't know model type {model_type!r}",
         "Its config.json must name a causal language model that transformers has.",
     )
+
+
+def tell_code(ref: ModelRef, does: str) -> None:
+    """Says on stderr which Python a model runs, or would run: its config and its tokenizer may name some."""
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
+    where = _source(ref)
+    folder = local_folder(ref)
+    config = read_config(f"{folder}/config.json" if folder is not None else open_hub(ref).config_path, ref.name)
+    tokenizer = get_tokenizer_config(where.pop("pretrained_model_name_or_path"), **where)
+    for file, plain in (("config.json", config), ("tokenizer_config.json", tokenizer)):
+        if plain.get("auto_map"):
+            logger.warning("%s %s Python that its %s names: %s", ref.name, does, file, json.dumps(plain["auto_map"]))
 
 
 def _check_complete(ref: ModelRef, loading: dict[str, Any]) -> None:
@@ -224,7 +243,7 @@ def _unloadable(ref: ModelRef, part: str, error: Exception) -> LongEvalError:
     if "trust_remote_code" in str(error):
         return LongEvalError(
             f"--model {ref.name}: its {part} runs Python code that comes with the model",
-            "Read that code, and if you trust it add --trust-remote-code.",
+            "Read that code, and if you trust it add --trust-remote-code; a dry run runs none.",
         )
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     remedy = {

@@ -92,9 +92,9 @@ class PreparedModel:
         return load.load_generation_settings(self.ref, self.config)
 
 
-def prepare_all(spec: ModelRequest) -> list[PreparedModel]:
-    """The models of a request, prepared as it says."""
-    return [
+def prepare_all(spec: ModelRequest, *, dry_run: bool = False) -> list[PreparedModel]:
+    """The models of a request, prepared as it says; with `dry_run` none of their code runs."""
+    prepared = [
         prepare(
             name,
             revision=spec.revision,
@@ -106,11 +106,15 @@ def prepare_all(spec: ModelRequest) -> list[PreparedModel]:
             device=spec.device,
             device_map=spec.device_map,
             attn=spec.attn,
-            trust_remote_code=spec.trust_remote_code,
+            trust_remote_code=spec.trust_remote_code and not dry_run,
             backend=spec.backend,
         )
         for name in spec.model
     ]
+    if dry_run and spec.trust_remote_code:
+        for model in prepared:
+            load.tell_code(model.ref, "would run (not in a dry run)")
+    return prepared
 
 
 def prepare(

@@ -93,7 +93,7 @@ class ModelRequest:
     revision: str | None = None
     """Hub revision of the model."""
     trust_remote_code: bool = False
-    """Run code from the model's repository."""
+    """Run code from the model's repository, and functions that users' task files name."""
     seed: int = 0
     """Seed of the bootstrap, and of everything that is drawn."""
 

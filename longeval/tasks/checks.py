@@ -175,7 +175,7 @@ def _check_function(function: FunctionName) -> None:
 
 def _find_module(module: str) -> bool:
     try:
-        return importlib.util.find_spec(module) is not None
+        return importlib.util.find_spec(module.partition(".")[0]) is not None  # the whole name would run its package
     except (ImportError, ValueError):
         return False
 

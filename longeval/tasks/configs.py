@@ -70,14 +70,18 @@ class ConfigReader:
         if "include" not in single:
             return dict(single)
         merged: Config = {}
+        unsafe: Any = False
         for included in _as_list(single["include"]):
             target = os.path.realpath(os.path.join(os.path.dirname(path), str(included)))
             if target in (*including, path):
                 raise LongEvalError(f"{place_of(path, 'include')}: include goes round in a circle", "Leave one out.")
             inner = self._read(target, (*including, path))
             inner.pop("task_list", None)
+            unsafe = unsafe or inner.get("unsafe_code", False)
             merged.update(inner)
         merged.update((key, value) for key, value in single.items() if key != "include")
+        if unsafe:  # what is included runs code that a model writes, whatever the file says that includes it
+            merged["unsafe_code"] = unsafe
         return merged
 
     def _load(self, path: str, including: tuple[str, ...]) -> Config:

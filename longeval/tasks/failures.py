@@ -7,9 +7,11 @@ import re
 import traceback
 
 from longeval.errors import LongEvalError, MissingDataError
+from longeval.tasks.code import NotRunError
 from longeval.tasks.configs import Config, place_of
 from longeval.tasks.entries import LM_EVAL, TaskEntry
 from longeval.tasks.needs import hub_ids
+from longeval.tasks.templates import TemplateError
 
 _CLIENTS = frozenset({"aiohttp", "datasets", "fsspec", "httpx", "huggingface_hub", "requests", "urllib3", "urllib"})
 _HERE = "Mend it, or leave the task out."
@@ -35,7 +37,14 @@ def explain(entry: TaskEntry, config: Config, error: Exception, unreachable: str
             "Name a copy in plain files (parquet, JSON) as dataset_path, in a YAML file that includes this task.",
         )
     for cause in _chain(error):
-        explained = _package(said, cause) or _template(said, entry, config, cause) or _nltk(said, cause)
+        if isinstance(cause, TemplateError):
+            return explain_template(entry, config, cause)
+        if isinstance(cause, NotRunError):
+            return LongEvalError(
+                f"{said}: its samples need !function {cause}, and a dry run runs no code of task files",
+                "Leave --dry-run out, or the task.",
+            )
+        explained = _package(said, cause) or _nltk(said, cause)
         if explained is not None:
             return explained
     if unreachable is not None or any(_from_client(cause) for cause in _chain(error)):
@@ -76,17 +85,19 @@ def _package(said: str, error: BaseException) -> LongEvalError | None:
     return None
 
 
-def _template(said: str, entry: TaskEntry, config: Config, error: BaseException) -> LongEvalError | None:
-    """A Jinja template that doesn't fit the data, or is broken."""
-    from jinja2 import TemplateError
+def explain_template(entry: TaskEntry, config: Config, error: TemplateError) -> LongEvalError:
+    """The error for a Jinja template that doesn't fit the data, is broken, or goes beyond its bounds."""
+    guilty = next((key for key, value in config.items() if _holds(value, error.template)), "task")
+    place = place_of(entry.path, guilty) if entry.path else f"--tasks {entry.name}"
+    sample = "" if error.sample is None else f"sample {error.sample}: "
+    return LongEvalError(f"{place}: {guilty}: {sample}{error}", "Mend the template, or leave the task out.")
 
-    if not isinstance(error, TemplateError):
-        return None
-    wanted = re.findall(r"'([^']+)'", str(error))
-    keys = [key for key, value in config.items() if isinstance(value, str) and "{" in value]
-    guilty = next((key for key in keys if any(name in config[key] for name in wanted)), keys[0] if keys else "task")
-    place = place_of(entry.path, guilty) if entry.path else said
-    return LongEvalError(f"{place}: {guilty}: {_short(error)}", "Its template names what the data has.")
+
+def _holds(value: object, template: str) -> bool:
+    """Whether a template is a key's value, or somewhere in it."""
+    if isinstance(value, dict | list):
+        return any(_holds(inner, template) for inner in (value.values() if isinstance(value, dict) else value))
+    return value == template
 
 
 def _nltk(said: str, error: BaseException) -> LongEvalError | None:

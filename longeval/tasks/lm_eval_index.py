@@ -21,7 +21,7 @@ from longeval.tasks.scan import Entries, scan_folder
 
 _log = logging.getLogger(__name__)
 
-_FORMAT = 3
+_FORMAT = 4
 """Raised when entries of the same files change: older files are then not found."""
 
 

@@ -1,14 +1,15 @@
 """From the name of a task to lm-eval's Task object, with its data.
 
 What runs: `!function` in a task file names Python that lies beside that file. For our tasks that is ours, for lm-eval's
-tasks lm-eval's; for a YAML file or folder that users name themselves it is what lies there, as with any Python program
-that they start. Nothing that comes with a data set, a model or a metric of the hub is ever executed, and tasks that
+tasks lm-eval's; that of a YAML file or folder that users name themselves runs only with --trust-remote-code. Templates
+are rendered in a sandbox. Nothing that comes with a data set or a metric of the hub is ever executed, and tasks that
 would run what a model writes are refused.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,8 @@ from typing import Any
 
 from longeval.errors import LongEvalError
 from longeval.tasks.checks import check_task_file
-from longeval.tasks.configs import Config, ConfigReader
+from longeval.tasks.code import Code, functions_of_files, own_functions, refuse, said
+from longeval.tasks.configs import Config, ConfigReader, FunctionName
 from longeval.tasks.entries import LM_EVAL, OURS, TaskEntry
 from longeval.tasks.failures import explain
 from longeval.tasks.guards import forbid_metric_scripts, hub_offline, quiet, seeded, why_unreachable
@@ -26,6 +28,9 @@ from longeval.tasks.needs import hub_ids
 from longeval.tasks.ruler import generator_module, prepared
 from longeval.tasks.scored import is_scored, remedy
 from longeval.tasks.setting import Setting
+from longeval.tasks.templates import use_sandbox
+
+logger = logging.getLogger(__name__)
 
 _STRUCTURE = ("tag", "group", "task_list")
 _BABILONG = (128, 64, 32, 16, 8, 4, 2, 1)
@@ -33,7 +38,12 @@ _BABILONG = (128, 64, 32, 16, 8, 4, 2, 1)
 
 
 def load_task(
-    leaf: str, *, metadata: Mapping[str, Any], include: Sequence[str] = (), index: Index | None = None
+    leaf: str,
+    *,
+    metadata: Mapping[str, Any],
+    include: Sequence[str] = (),
+    index: Index | None = None,
+    code: Code = "refused",
 ) -> Any:
     """Builds a task: reads or makes its data, and tries its templates on the first sample.
 
@@ -44,6 +54,7 @@ def load_task(
             a tokenizer, see `tokenizer_folder`) and `max_seq_lengths` (a list with the window).
         include: Folders with more task files.
         index: Of the same folders, where there is one already.
+        code: What becomes of functions that a user's file names.
 
     Returns:
         An `lm_eval.api.task.Task`.
@@ -58,10 +69,13 @@ def load_task(
         raise LongEvalError(f"--tasks {leaf}: is a group", f"Its members: {', '.join(entry.members)}.")
     check_runs(leaf, index)
     config = _config(entry, index)
-    with quiet():
+    if code == "refused" and (functions := task_code(leaf, index)):
+        raise refuse(leaf, functions)
+    with quiet(), functions_of_files(code):
         if entry.source != LM_EVAL and entry.within is None and entry.path is not None:
             check_task_file(entry.path, config)
         forbid_metric_scripts()
+        use_sandbox()
         ids = () if entry.source == OURS else [name for name in hub_ids(entry.needs) if not os.path.isdir(name)]
         unreachable = next((reason for name in ids if (reason := why_unreachable(name)) is not None), None)
         setting = metadata.get("setting")
@@ -95,6 +109,30 @@ def task_config(leaf: str, index: Index) -> Config:
         LongEvalError: If it is unknown, or its file is broken.
     """
     return _config(index.entry(leaf), index)
+
+
+def check_code(leaf: str, index: Index, *, trusted: bool, dry_run: bool) -> None:
+    """Python that users' task files name runs only where they say so, and they are told what it is."""
+    functions = task_code(leaf, index)
+    if functions and not trusted:
+        raise refuse(leaf, functions)
+    if functions:
+        does = "would run (not in a dry run)" if dry_run else "runs"
+        logger.warning("%s %s Python that its file names: !function %s", index.entry(leaf).title, does, said(functions))
+
+
+def task_code(leaf: str, index: Index) -> tuple[FunctionName, ...]:
+    """The Python of users' files that building or running a task runs; for the arguments see `task_config`."""
+    entry = index.entry(leaf)
+    config = _config(entry, index)
+    if entry.within is None:
+        return own_functions(config)
+    # lm-eval reads the whole file of the group, with all functions in it
+    return own_functions({"task": config, "group": _group_file(index.entry(entry.within).path)})
+
+
+def _group_file(path: str | None) -> Config:
+    return ConfigReader(checked=False).read(str(path))
 
 
 def _config(entry: TaskEntry, index: Index) -> Config:
@@ -136,7 +174,7 @@ def _member(entry: TaskEntry, index: Index, *, resolve: bool) -> Member:
 
     def read(path: str | None) -> Config:
         if not resolve:
-            return ConfigReader(checked=False).read(str(path))
+            return _group_file(path)
         from lm_eval.tasks._yaml_loader import load_yaml
 
         loaded: Config = load_yaml(str(path), resolve_func=True)

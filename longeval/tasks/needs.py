@@ -44,6 +44,10 @@ _CLASSES = {
 _PACKAGED = frozenset({"json", "csv", "parquet", "arrow", "text", "webdataset", "xml", "imagefolder", "audiofolder"})
 """Readers of `datasets`: a dataset_path that names no data set."""
 
+_EVALUATED = os.path.join("lm_eval", "tasks", "score", "math")
+"""Folder of tasks whose scoring hands answers to sympy's parse_expr, and that to Python's `eval`; their files don't say
+`unsafe_code`."""
+
 _PACKAGES = {"longbench": "jieba fuzzywuzzy rouge"}
 """Groups that need packages beyond longeval's, by the beginning of their tasks' names."""
 
@@ -56,6 +60,10 @@ def refusal_of(config: Config) -> str | None:
     name = str(config.get("task"))
     if config.get("unsafe_code"):
         return "it executes code that the model writes"
+    if any(os.path.dirname(function.file).endswith(_EVALUATED) for function in functions_in(config)):
+        return "its scoring evaluates what the model writes as Python"
+    if config.get("dataset_path") == "pandas":
+        return "its data are pickles, which execute code when they are read"
     if config.get("doc_to_image") or config.get("doc_to_audio"):
         return "it shows images or plays sound, and longeval runs language models"
     klass = config.get("class")

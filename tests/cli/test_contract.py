@@ -44,7 +44,7 @@ OPTIONS = {
     "--no-start-token --dropout --frozen-mlp --no-frozen-mlp --epochs --batch-size --lr --weight-decay --warmup "
     "--validate-every --tf32 --bf16 --stack --no-stack --device --out --json --dry-run --fresh --quiet -q --verbose -v",
     "posgen table": "--out --json --title --preface --quiet -q",
-    "run": "--pe --out --json --dry-run --fresh --quiet -q --verbose -v",
+    "run": "--pe --out --trust-remote-code --json --dry-run --fresh --quiet -q --verbose -v",
     "report": "--out --json --title --preface --published --quiet -q",
     "rope": "--model --head-dim --theta --native --factor --length --pe-arg --scale-from --revision "
     "--trust-remote-code --json --plot --list",
@@ -165,7 +165,7 @@ def test_records_travel_as_a_json_array_of_those_objects():
 def planned(tmp_path, monkeypatch):
     """Returns a function that makes `ppl` end with the given records instead of computing any."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("longeval.plan.plan_ppl", lambda spec: types.SimpleNamespace(notes=()))
+    monkeypatch.setattr("longeval.plan.plan_ppl", lambda spec, **_: types.SimpleNamespace(notes=()))
 
     def end_with(outcome):
         def run(*arguments, **settings):

@@ -7,6 +7,7 @@ import json
 import math
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 from carried_out import carry_out, prefers_report
@@ -323,3 +324,22 @@ def test_records_of_tasks_are_plain_json(spec, choice_task, store, tokenizer):
     plain = json.loads(json.dumps(result.records[0].to_json(), allow_nan=False))
     assert plain["data"] is None and plain["protocol"] is None and plain["tokens"] is None
     assert dataclasses.asdict(result.records[0]) == plain
+
+
+def test_lm_evals_generators_get_our_tokenizer_whatever_a_file_names(files, spec, monkeypatch):
+    """They load it with its code: a tokenizer that a task's file names would run."""
+    import lm_eval.tasks
+
+    theirs = Path(lm_eval.tasks.__file__).parent / "babilong" / "babilong_qa1.yaml"
+    path = files / "mine.yaml"
+    path.write_text(f"include: {theirs}\ntask: mine\nmetadata: {{version: 1, synthetic: true, tokenizer: {files}}}\n")
+    given = []
+
+    def load_task(leaf, *, metadata, **rest):
+        given.append(metadata["tokenizer"])
+        raise LongEvalError("enough")
+
+    monkeypatch.setattr("longeval.plan_tasks.load_task", load_task)
+    with pytest.raises(LongEvalError, match="enough"):
+        plan_tasks(spec(path))
+    assert Path(given[0]).is_dir() and Path(given[0]) != files

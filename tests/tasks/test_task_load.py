@@ -34,7 +34,7 @@ def no_hub(monkeypatch):
 
 
 def build(folder, name="mine", metadata=None):
-    return load_task(name, metadata=metadata or {}, include=[str(folder)])
+    return load_task(name, metadata=metadata or {}, include=[str(folder)], code="run")
 
 
 def refused(folder, name="mine"):
@@ -97,11 +97,11 @@ def test_tasks_that_a_group_changes(tmp_path, small_lm_eval):  # noqa: F811
     made = "def target(doc):\n    return 'T' + doc['answer']\n"
     folder = write(tmp_path / "tasks", mine=task(tmp_path, "mine"), some=group, made_py=made)
     index = Index([str(folder)])
-    changed = load_task("some::mine", metadata={}, index=index)
+    changed = load_task("some::mine", metadata={}, index=index, code="run")
     assert (changed.config.num_fewshot, build(folder).config.num_fewshot) == (3, None)
     assert task_config("some::mine", index)["num_fewshot"] == 3
     assert task_config("some::mine", index)["doc_to_text"] == "{{text}}"
-    new = load_task("some::new", metadata={"a": 1}, index=index)
+    new = load_task("some::new", metadata={"a": 1}, index=index, code="run")
     assert new.doc_to_target(new.eval_docs[1]) == "T1"
     assert new.config.metadata["a"] == 1
     with pytest.raises(LongEvalError, match=r"--tasks some: is a group. Its members: some::mine, some::new"):
@@ -132,6 +132,7 @@ def test_tasks_that_a_group_changes(tmp_path, small_lm_eval):  # noqa: F811
         ('doc_to_target: "{{answer}}"', 'doc_to_target: "{{reply}}"', r"mine.yaml, line 7: doc_to_target: 'reply' is und"),
         ('doc_to_text: "{{text}}"', 'doc_to_text: "{{text"', r"mine.yaml, line 6: doc_to_text: "),
         ("task: mine", "task: mine\nunsafe_code: true", "--tasks mine: not run: it executes code that the model writes"),
+        ("dataset_path: json", "dataset_path: pandas", "--tasks mine: not run: its data are pickles"),
         ("task: mine", "task: mine\ndoc_to_image: x", "--tasks mine: not run: it shows images or plays sound"),
         ("aggregation: mean,", "aggregation: mean, hf_evaluate: true,", "not run: its metric exact_match is a script"),
     ],
@@ -142,6 +143,26 @@ def test_mistakes_are_named_with_file_and_line(tmp_path, old, new, message):
     folder = write(tmp_path / "tasks", mine=text.replace(old, new), made_py="x = 1\n", bad_py="\ndef x(:\n")
     with pytest.raises(LongEvalError, match=message):
         build(folder)
+
+
+def test_code_that_a_model_writes_stays_refused_in_files_that_include_such_tasks(tmp_path):
+    write(tmp_path / "tasks", theirs=task(tmp_path, "theirs") + "unsafe_code: true\n")
+    folder = write(tmp_path / "tasks", mine="include: theirs.yaml\ntask: mine\nunsafe_code: false\n")
+    assert "not run: it executes code that the model writes" in refused(folder).problem
+
+
+def test_functions_of_users_files_are_refused_unless_they_may_run(tmp_path):
+    made = f"open({str(tmp_path / 'marker')!r}, 'w')\ndef rows(**rest):\n    return {{}}\n"
+    folder = write(tmp_path / "tasks", mine=GENERATED, made_py=made)
+    with pytest.raises(LongEvalError, match=r"!function made.rows \(.*mine.yaml\)") as caught:
+        load_task("mine", metadata={}, include=[str(folder)])
+    assert "--trust-remote-code" in caught.value.remedy
+    with pytest.raises(LongEvalError, match="a dry run runs no code"):
+        load_task("mine", metadata={}, include=[str(folder)], code="named")
+    installed = GENERATED.replace("made.rows", "subprocess.run")
+    with pytest.raises(LongEvalError, match=r"!function subprocess\.run"):
+        load_task("mine", metadata={}, include=[str(write(tmp_path / "other", mine=installed))])
+    assert not (tmp_path / "marker").exists()
 
 
 def test_mistakes_in_an_included_file_name_that_file(tmp_path):
