@@ -92,6 +92,8 @@ def new_config(raw: Mapping[str, Any], config: Any, encoding: Encoding) -> dict[
         flat = parameters
     if partial is not None:
         (parameters[GLOBAL_LAYERS] if own.by_layer_type else parameters)["partial_rotary_factor"] = partial
+    else:
+        part.pop("partial_rotary_factor", None)  # of a family that doesn't heed it, unlike the longrope form
     part["rope_parameters"] = parameters
     part.pop("rope_scaling", None)
     if flat is not None:

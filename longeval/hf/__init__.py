@@ -10,8 +10,9 @@ own functions, and plain RoPE is called default. The frequencies are those of `l
 
 - `rope_theta`: the model's own base. Needed, because transformers would silently take its family's default.
 - `factor`: s, for the methods that use it.
-- `original_max_position_embeddings`: L. Where it isn't given, `max_position_embeddings` is taken and written into the
-  config, so that it survives saving and later changes of that number. Give it if you change that number as well.
+- `original_max_position_embeddings`: L. Where it isn't given, here or beside `rope_parameters`,
+  `max_position_embeddings` is taken and written into the config, so that it survives saving and later changes of that
+  number. Give it if you change that number as well.
 - `partial_rotary_factor`: the rotated part of a head, where that isn't all of it (GPT-NeoX, StableLM, Phi).
 - The method's parameters, such as `beta_fast`, `base_rule`, `attention_factor`, or `base` of abf.
 

@@ -6,8 +6,11 @@ Every message names the rope type and the key. A value of None counts as not giv
 from __future__ import annotations
 
 import dataclasses
+import functools
+import importlib.util
 import math
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_origin, get_type_hints
 
 from longeval.errors import LongEvalError, did_you_mean
@@ -84,6 +87,25 @@ def read_parameters(rope_type: str, given: Mapping[str, Any], *, ignore: Collect
         factor=float(values.get("factor", 1.0)),
         native_length=int(values[NATIVE]) if NATIVE in values else None,
     )
+
+
+def rotates_part(config: Any) -> bool:
+    """Whether models of a config's family heed `partial_rotary_factor`; Llama and many others rotate whole heads."""
+    return _mentions_part(type(config).__module__)
+
+
+@functools.cache
+def _mentions_part(module: str) -> bool:
+    """Whether the code of the models whose config class is in `module` reads the key; True for code of other origin.
+
+    transformers keeps a family's model beside its config, and the code is only searched: importing it takes torch.
+    """
+    spec = None
+    if module.startswith("transformers.models."):
+        spec = importlib.util.find_spec(module.replace(".configuration_", ".modeling_"))
+    if spec is None or spec.origin is None:
+        return True
+    return "partial_rotary_factor" in Path(spec.origin).read_text(encoding="utf-8")
 
 
 def missing_key(rope_type: str, key: str) -> LongEvalError:

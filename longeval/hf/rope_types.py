@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import functools
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ from longeval.hf.parameters import (
     in_config_words,
     missing_key,
     read_parameters,
+    rotates_part,
 )
 from longeval.rope.base import Geometry
 from longeval.rope.build import build_table, make_parameters
@@ -126,7 +127,8 @@ def _rotary_dim(rope_type: str, config: Any, given: dict[str, Any], layer_type: 
     """The rotated dimensions of a head, read as transformers' own functions do; writes the rotated part into `given`.
 
     Raises:
-        LongEvalError: A family that rotates a part of the head, and nothing says which: all of it would be rotated.
+        LongEvalError: A family that rotates a part of the head, and nothing says which: all of it would be rotated;
+            or one that rotates whole heads, and a part is given.
     """
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     part = given.get("partial_rotary_factor")
@@ -136,6 +138,11 @@ def _rotary_dim(rope_type: str, config: Any, given: dict[str, Any], layer_type: 
         usual = type(config)().rope_parameters or {}
         if (usual.get(layer_type) or usual).get("partial_rotary_factor", 1.0) != 1.0:
             raise missing_key(rope_type, "partial_rotary_factor")
+    if part not in (None, 1) and not rotates_part(config):
+        raise LongEvalError(
+            f"rope_type {rope_type}: partial_rotary_factor {part!r}, but {config.model_type} models rotate whole heads",
+            "Remove it from rope_parameters, or from what stands beside them in config.json.",
+        )
     return int(head_dim * (1.0 if part is None else part))
 
 
@@ -176,10 +183,15 @@ def _checking(original: Callable[..., None]) -> Callable[..., None]:
             if not has_base and parameters.get("rope_theta") is None and rope_type not in REFUSED:
                 raise missing_key(rope_type, "rope_theta")
         # The dictionary may be the caller's own, in use for other models, and transformers writes into it.
+        given = copy.deepcopy(given)
+        if (native := kwargs.get(NATIVE)) is not None:  # beside the dictionary: not an attribute of the config yet
+            for _, parameters in _of_ours(given):
+                if parameters.get(NATIVE) is None:
+                    parameters[NATIVE] = native
         if scaling:
-            kwargs["rope_scaling"] = copy.deepcopy(scaling)
+            kwargs["rope_scaling"] = given
         else:
-            self.rope_parameters = copy.deepcopy(given)
+            self.rope_parameters = given
         original(self, **kwargs)
         by_layer_type = sorted(key for key, value in self.rope_parameters.items() if isinstance(value, dict))
         if by_layer_type and "rope_type" in self.rope_parameters:
@@ -204,12 +216,12 @@ def _check_heeded(config: Any, loose: Any) -> None:
         )
 
 
-def _of_ours(given: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _of_ours(given: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     """The rope types in `rope_parameters`, flat or by layer type, that are ours, each with its dictionary."""
-    if not isinstance(given, Mapping):
+    if not isinstance(given, dict):
         return
     for parameters in (given, *given.values()):
-        if isinstance(parameters, Mapping):
+        if isinstance(parameters, dict):
             rope_type = parameters.get("rope_type", parameters.get("type"))
             if rope_type in _REGISTERED:
                 yield rope_type, parameters

@@ -1,16 +1,22 @@
 """What a model's config says about its position encoding: native length, rotary geometry, shipped scaling.
 
 Reads transformers 5 configs, where everything about RoPE stands in `rope_parameters`: one flat dictionary, or one per
-layer type (Gemma 3). Multimodal models keep it in their text config.
+layer type (Gemma 3). Multimodal models keep it in their text config. Every consumer (the backends, the export,
+`longeval rope`) takes the settings from here, as the model's own rotary module would read them.
 """
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from longeval.errors import LongEvalError
+
+NATIVE = "original_max_position_embeddings"
+"""The key of L, in `rope_parameters` or beside them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,7 +30,7 @@ class ConfigRope:
     rope_type: str
     """The scaling that the model is shipped with, in transformers' words: default, linear, yarn, llama3, …"""
     parameters: dict[str, Any]
-    """The config's `rope_parameters` as they stand, by layer type where they differ."""
+    """The config's `rope_parameters` as its rotary module reads them, by layer type where they differ."""
     by_layer_type: bool
     """Whether several tables are in use, one per layer type."""
     local: float | None
@@ -42,22 +48,164 @@ def rope_geometry(config: Any) -> ConfigRope:
     """
     check_rotates(config)
     text = config.get_text_config()
-    parameters = getattr(text, "rope_parameters", None)
-    if not isinstance(parameters, dict) or not parameters:
+    parameters, by_layer_type = _standard_parameters(text)
+    if not parameters:
         raise _no_rope(text, "its config has no rope_parameters")
-    by_layer_type = all(value is None or isinstance(value, dict) for value in parameters.values())
+    for given in parameters.values() if by_layer_type else (parameters,):
+        check_numbers(given or {})
     shipped = full_attention(parameters) if by_layer_type else parameters
     theta = shipped.get("rope_theta")
-    if not isinstance(theta, int | float):
+    if theta is None:
         raise _no_rope(text, "its rope_parameters have no rope_theta")
     return ConfigRope(
         head_dim=_rotary_dim(text, shipped),
         theta=float(theta),
         rope_type=str(shipped.get("rope_type", "default")),
-        parameters=dict(parameters),
+        parameters=parameters,
         by_layer_type=by_layer_type,
         local=_local_theta(parameters) if by_layer_type else None,
     )
+
+
+def _standard_parameters(text: Any) -> tuple[dict[str, Any], bool]:
+    """The `rope_parameters` as the model's rotary module reads them, and whether they are by layer type.
+
+    The module has transformers standardise the config once more before it reads it. Only then does an
+    `original_max_position_embeddings` beside `rope_parameters` count, and it wins over the one inside (transformers
+    5.19, `RotaryEmbeddingConfigMixin.standardize_rope_params`). `config` itself isn't changed.
+
+    Raises:
+        LongEvalError: Settings that the model would ignore.
+    """
+    given = getattr(text, "rope_parameters", None)
+    if not isinstance(given, dict) or not given:
+        return {}, False
+    text = copy.deepcopy(text)
+    text.standardize_rope_params()
+    parameters: dict[str, Any] = text.rope_parameters
+    kinds = text.nested_rope_parameter_keys(parameters)
+    if not kinds and all(value is None or isinstance(value, dict) for value in parameters.values()):
+        kinds = list(parameters)  # kinds of layers that this family doesn't declare
+    by_kind = {kind: parameters[kind] for kind in kinds}
+    used = full_attention(by_kind) if kinds else parameters
+    for key, value in parameters.items():
+        ignored = isinstance(value, dict) if not kinds else key not in kinds and value != used.get(key)
+        if ignored:
+            raise LongEvalError(
+                f"{key} in its rope_parameters would be ignored: those of a {text.model_type} model are "
+                + (f"by layer type ({', '.join(kinds)})" if kinds else "one flat dictionary"),
+                "Mend rope_parameters in its config.json.",
+            )
+    for settings in by_kind.values() if kinds else (parameters,):
+        _settle_part(text, settings or {})
+    return by_kind if kinds else parameters, bool(kinds)
+
+
+def _settle_part(text: Any, settings: dict[str, Any]) -> None:
+    """Removes the rotated part of a head from the settings of a family that rotates whole heads whatever they say.
+
+    Its code for plain RoPE doesn't look at it; the code of the scaled types, which all families share, does, and makes
+    a table that is too small for such a model.
+    """
+    from longeval.hf.parameters import rotates_part  # loads transformers
+
+    if "partial_rotary_factor" not in settings:
+        return
+    heeded = rotates_part(text)
+    part = settings["partial_rotary_factor"] if heeded else settings.pop("partial_rotary_factor")
+    scaled = settings.get("rope_type", "default") != "default"
+    if (scaled and part != 1 and not heeded) or (part is None and (scaled or heeded)):
+        heads = "" if heeded else f"{text.model_type} models rotate whole heads, and "
+        raise LongEvalError(
+            f"partial_rotary_factor in its rope_parameters is {_short(part)}: {heads}stock transformers can't run it",
+            "Remove it from its config.json." if not heeded else "Mend it in its config.json.",
+        )
+
+
+_BASES = ("rope_theta", "rotary_emb_base", "rope_local_base_freq", "global_rope_theta", "local_rope_theta")
+_PARTS = ("partial_rotary_factor", "rotary_pct")
+_LENGTHS = (NATIVE, "max_position_embeddings")
+_POSITIVE = ("attention_factor", "beta_fast", "beta_slow", "low_freq_factor", "high_freq_factor")
+_FROM_ZERO = ("mscale", "mscale_all_dim")
+
+
+def check_numbers(settings: Mapping[str, Any]) -> None:
+    """Raises LongEvalError for a setting of RoPE that should be a number and is none, or one that can't be meant.
+
+    Args:
+        settings: A flat dictionary of `rope_parameters`, or a `config.json`; what is None or missing is passed over.
+    """
+    rope_type = settings.get("rope_type", settings.get("type", "default"))
+    if not isinstance(rope_type, str):
+        raise LongEvalError(f"rope_type {_short(rope_type)}: not a name", "Mend rope_parameters in its config.json.")
+    for key in ("short_factor", "long_factor"):
+        value = settings.get(key)
+        if value is not None and not (isinstance(value, list | tuple) and all(_number(one) > 0 for one in value)):
+            raise LongEvalError(
+                f"{key} in its rope_parameters is {_short(value)}, not a list of numbers above 0",
+                "Mend it in its config.json.",
+            )
+    for key in (*_BASES, *_PARTS, *_LENGTHS, "factor", *_POSITIVE, *_FROM_ZERO):
+        value = settings.get(key)
+        if value is None:
+            continue
+        number = _number(value)
+        fits, wanted = 1e-30 < number < 1e30, "a number that float32 can hold" if number > 0 else "a number above 0"
+        if key in _PARTS:
+            fits, wanted = 0 < number <= 1, "a number above 0 and at most 1"
+        elif key in _LENGTHS:
+            fits, wanted = 2 <= number < 2**31 and number.is_integer(), "a number of whole tokens, 2 or more"
+        elif key == "factor":
+            fits, wanted = 1 <= number < 2**31, "a number of at least 1"
+        elif key in _FROM_ZERO:
+            fits, wanted = number >= 0, "a number of at least 0"
+        if fits:
+            continue
+        of = "" if rope_type == "default" else f" of its {rope_type} scaling"
+        text = "the text " if isinstance(value, str) else ""
+        remedy = "Write it without quotes in its config.json." if text else "Mend it in its config.json."
+        raise LongEvalError(f"{key}{of} is {text}{_short(value)}, not {wanted}", remedy)
+
+
+def check_raw(raw: Mapping[str, Any]) -> None:
+    """Raises LongEvalError for RoPE settings of a `config.json` that aren't what they should be.
+
+    It is for the file as it is. transformers takes text for a base without a word, and others of these fail in the
+    midst of its code.
+    """
+    for part in (raw, raw.get("text_config")):
+        if not isinstance(part, Mapping):
+            continue
+        check_numbers({key: part.get(key) for key in (*_BASES, *_PARTS, *_LENGTHS)})
+        length = part.get("max_position_embeddings")
+        if isinstance(length, float):
+            raise LongEvalError(
+                f"max_position_embeddings is {length}, not a whole number", f"Write {int(length)} in its config.json."
+            )
+        for key in ("rope_parameters", "rope_scaling"):
+            given = part.get(key)
+            if given is None:
+                continue
+            if not isinstance(given, Mapping):
+                raise LongEvalError(f"{key} is {_short(given)}, not a JSON object", "Mend it in its config.json.")
+            for settings in (given, *given.values()):
+                if isinstance(settings, Mapping):
+                    check_numbers(settings)
+
+
+def _number(value: Any) -> float:
+    """The value as a float; NaN, which is in no range, for what is no finite number."""
+    try:
+        number = math.nan if isinstance(value, bool | str) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
+    return number if math.isfinite(number) else math.nan
+
+
+def _short(value: Any) -> str:
+    """A value in a message."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 _WITHOUT_ROPE = {
@@ -118,17 +266,15 @@ def native_length(config: Any, override: int | None = None) -> int:
             raise LongEvalError(f"--native {override}: must be a positive number of tokens", "Llama 2 has 4096.")
         return override
     text = config.get_text_config()
-    parameters = getattr(text, "rope_parameters", None) or {}
-    by_layer = [value for value in parameters.values() if isinstance(value, dict)]
+    parameters, by_layer_type = _standard_parameters(text)
     candidates = [
-        getattr(text, "original_max_position_embeddings", None),
-        parameters.get("original_max_position_embeddings"),
-        *(layer.get("original_max_position_embeddings") for layer in by_layer),
+        getattr(text, NATIVE, None),
+        *((given or {}).get(NATIVE) for given in (parameters.values() if by_layer_type else (parameters,))),
         getattr(text, "max_position_embeddings", None),
     ]
     for length in candidates:
-        if isinstance(length, int | float) and math.isfinite(length) and length >= 1:
-            return int(length)
+        if (number := _number(length)) >= 1:
+            return int(number)
     raise LongEvalError(
         f"the config of this {text.model_type} model doesn't tell the length it was trained for",
         "Give it with --native, in tokens.",
@@ -150,7 +296,7 @@ def _local_theta(parameters: dict[str, Any]) -> float | None:
     if len(others) != 1 or others[0].get("rope_type", "default") != "default":
         return None
     theta = others[0].get("rope_theta")
-    return float(theta) if isinstance(theta, int | float) else None
+    return None if theta is None else float(theta)
 
 
 def _rotary_dim(text: Any, shipped: dict[str, Any]) -> int:
@@ -163,8 +309,8 @@ def _rotary_dim(text: Any, shipped: dict[str, Any]) -> int:
         if not (isinstance(hidden, int) and isinstance(heads, int)):
             raise _no_rope(text, "its config tells neither head_dim nor hidden_size and num_attention_heads")
         head_dim = hidden // heads
-    part = shipped.get("partial_rotary_factor", getattr(text, "partial_rotary_factor", None))
-    return int(head_dim * (1.0 if part is None else part))
+    part = shipped.get("partial_rotary_factor")
+    return int(head_dim) if part is None else int(head_dim * part)
 
 
 def _no_rope(text: Any, reason: str) -> LongEvalError:

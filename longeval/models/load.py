@@ -14,7 +14,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from longeval.errors import LongEvalError
 from longeval.models.device import native_bfloat16, resolve_attention, resolve_device, resolve_device_map, resolve_dtype
-from longeval.models.geometry import ConfigRope, native_length, rope_geometry
+from longeval.models.geometry import ConfigRope, check_raw, native_length, rope_geometry
 from longeval.models.hub import open_hub, unreachable_hub
 from longeval.models.identity import weights_digest
 from longeval.models.quiet import quiet_transformers
@@ -185,13 +185,17 @@ def _source(ref: ModelRef) -> dict[str, Any]:
 
 
 def _check_type(ref: ModelRef, trust_remote_code: bool) -> None:
-    """Raises LongEvalError for a model type that transformers doesn't know by itself."""
+    """Raises LongEvalError for a model type that transformers doesn't know by itself, and RoPE settings of no use."""
     import transformers
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     folder = local_folder(ref)
     path = f"{folder}/config.json" if folder is not None else open_hub(ref).config_path
     config = read_config(path, ref.name)
+    try:
+        check_raw(config)
+    except LongEvalError as error:
+        raise LongEvalError(f"--model {ref.name}: {error.problem}", error.remedy) from error
     model_type = config.get("model_type")
     if model_type in CONFIG_MAPPING:
         return

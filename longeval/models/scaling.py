@@ -162,11 +162,20 @@ def model_rope(
     assert scale_from in SCALE_FROM and layers in LAYERS
     try:
         rope = rope_geometry(config)
+        own = native_length(config, None) if native is None else _own_native_length(config)
+        before = native_length(config, native)
     except LongEvalError as error:
+        if error.problem.startswith("--native"):
+            raise
         raise LongEvalError(f"--model {name}: {error.problem}", error.remedy) from error
-    own = native_length(config, None) if native is None else _own_native_length(config)
-    before = native_length(config, native)
-    geometry = Geometry(head_dim=rope.head_dim, theta=rope.theta, native_length=before)
+    try:
+        geometry = Geometry(head_dim=rope.head_dim, theta=rope.theta, native_length=before)
+    except LongEvalError as error:
+        reason = error.problem.removeprefix("--head-dim ")
+        raise LongEvalError(
+            f"--model {name}: its config gives impossible rotary dimensions ({reason})",
+            "Mend head_dim, or hidden_size and num_attention_heads, in its config.json.",
+        ) from error
     shipped = read_shipped(name, config, rope, before)
     if scale_from == "shipped":
         geometry = _start_from_shipped(name, geometry, shipped, native)

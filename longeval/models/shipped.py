@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from longeval.errors import LongEvalError
-from longeval.models.geometry import ConfigRope, full_attention
+from longeval.models.geometry import NATIVE, ConfigRope, full_attention
 from longeval.rope.base import Geometry, RopeTable
 from longeval.rope.build import build_table
 from longeval.rope.parameters import make_parameters
@@ -88,11 +88,14 @@ def read_shipped(name: str, config: Any, rope: ConfigRope, native_length: int) -
         LongEvalError: A scaling that our methods can't say, or one whose settings are incomplete.
     """
     given = full_attention(rope.parameters) if rope.by_layer_type else rope.parameters
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    text = config.get_text_config()
+    positions = getattr(text, "max_position_embeddings", None)
     positions = int(positions) if isinstance(positions, int | float) and positions >= 1 else native_length
-    _check_numbers(name, rope.rope_type, given)
+    if not rope.by_layer_type and given.get(NATIVE) is None:
+        # Types that don't need it aren't given it by transformers.
+        given = given | {NATIVE: getattr(text, NATIVE, None)}
     try:
-        shipped = _read(name, config.get_text_config(), rope.rope_type, given, positions, native_length)
+        shipped = _read(name, text, rope.rope_type, given, positions, native_length)
         # An impossible setting shall be told now, and by the model's name.
         shipped.table(Geometry(head_dim=rope.head_dim, theta=rope.theta, native_length=shipped.native_length), 2)
     except LongEvalError as error:
@@ -105,35 +108,6 @@ def read_shipped(name: str, config: Any, rope: ConfigRope, native_length: int) -
     return shipped
 
 
-_NUMBERS = (
-    "factor",
-    "original_max_position_embeddings",
-    "attention_factor",
-    "beta_fast",
-    "beta_slow",
-    "mscale",
-    "mscale_all_dim",
-    "low_freq_factor",
-    "high_freq_factor",
-)
-"""Keys whose values are numbers."""
-
-
-def _check_numbers(name: str, rope_type: str, given: Mapping[str, Any]) -> None:
-    """Raises LongEvalError for a setting that is no number above 0, or below 1 where that is senseless."""
-    for key in _NUMBERS:
-        value = given.get(key)
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value > 0):
-            if key.startswith("mscale") and value == 0:
-                continue
-            raise LongEvalError(
-                f"--model {name}: {key} of its {rope_type} scaling is {value!r}, not a number above 0",
-                "Mend rope_parameters in its config.json.",
-            )
-
-
 _ARGUMENTS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "default": ("none", ()),
     "linear": ("pi", ()),
@@ -144,6 +118,15 @@ _ARGUMENTS: Mapping[str, tuple[str, tuple[str, ...]]] = {
 }
 """Of each rope type of transformers: our method, and the keys that are its parameters."""
 
+_NEEDED = {
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", NATIVE),
+    "yarn": (NATIVE,),
+    "longrope": ("short_factor", "long_factor", NATIVE),
+}
+"""Keys without which transformers can't compute a type; for a yarn without factor it takes a ratio of lengths."""
+
 
 def _read(
     name: str, text: Any, rope_type: str, given: Mapping[str, Any], positions: int, native_length: int
@@ -151,7 +134,7 @@ def _read(
     """The scaling of a rope type; `positions` is the config's max_position_embeddings."""
     from longeval.hf import ROPE_TYPES, read_parameters  # loads transformers
 
-    original = given.get("original_max_position_embeddings")
+    original = given.get(NATIVE)
     if rope_type in ROPE_TYPES:
         read = read_parameters(rope_type, given, ignore=getattr(text, "ignore_keys_at_rope_validation", None) or ())
         own = read.native_length or native_length
@@ -175,10 +158,15 @@ def _read(
             f"--model {name}: its dynamic scaling has an alpha, a formula of its family's own",
             "Use a model with plain RoPE, or one whose dynamic scaling is transformers'.",
         )
+    if missing := [key for key in _NEEDED.get(rope_type, ()) if given.get(key) is None]:
+        raise LongEvalError(
+            f"--model {name}: its {rope_type} scaling has no {missing[0]}",
+            "Mend rope_parameters, or what stands beside them, in its config.json.",
+        )
     if rope_type == "yarn":
-        given = _yarn_settings(name, given)
+        given = _yarn_settings(name, given, positions, native_length)
     if rope_type == "longrope":
-        given = _longrope_settings(name, given, positions, native_length)
+        given = _longrope_settings(given, positions, native_length)
     base, keys = _ARGUMENTS[rope_type]
     factor = float(given.get("factor") or 1.0)
     # transformers' dynamic formula counts from max_position_embeddings, whatever else the config says.
@@ -205,14 +193,15 @@ def _reach(rope_type: str, factor: float, own: int, positions: int, tells_native
     return max(positions, round(factor * own))
 
 
-def _yarn_settings(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """A config's yarn settings with the attention factor that `mscale` and `mscale_all_dim` stand for (DeepSeek)."""
+def _yarn_settings(name: str, given: Mapping[str, Any], positions: int, native_length: int) -> dict[str, Any]:
+    """A config's yarn settings with its s, and the attention factor of `mscale` and `mscale_all_dim` (DeepSeek)."""
     settings = dict(given)
-    if settings.get("truncate") is False or not settings.get("factor"):
+    if not settings.get("truncate", True):
         raise LongEvalError(
-            f"--model {name}: its yarn scaling has no factor, or an untruncated ramp, which longeval can't reproduce",
+            f"--model {name}: its yarn scaling has an untruncated ramp, which longeval can't reproduce",
             "Use a model with plain RoPE, or one whose yarn scaling is as published.",
         )
+    settings["factor"] = settings.get("factor") or positions / int(settings.get(NATIVE) or native_length)
     mscale, all_dim = settings.get("mscale"), settings.get("mscale_all_dim")
     if settings.get("attention_factor") is None and mscale and all_dim:
         grown = math.log(max(1.0, float(settings["factor"])))
@@ -220,16 +209,11 @@ def _yarn_settings(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def _longrope_settings(name: str, given: Mapping[str, Any], positions: int, native_length: int) -> dict[str, Any]:
+def _longrope_settings(given: Mapping[str, Any], positions: int, native_length: int) -> dict[str, Any]:
     """A config's longrope settings with its s and the attention factor that follows from it, as transformers does."""
     settings = dict(given)
-    missing = [key for key in ("short_factor", "long_factor") if not isinstance(settings.get(key), list | tuple)]
-    if missing:
-        raise LongEvalError(
-            f"--model {name}: its longrope scaling has no {missing[0]}", "Mend rope_parameters in its config.json."
-        )
     settings["short_factor"], settings["long_factor"] = tuple(settings["short_factor"]), tuple(settings["long_factor"])
-    own = int(settings.get("original_max_position_embeddings") or native_length)
+    own = int(settings.get(NATIVE) or native_length)
     settings["factor"] = settings.get("factor") or max(1.0, positions / own)
     if settings.get("attention_factor") is None:
         grown = math.log(max(1.0, settings["factor"]))

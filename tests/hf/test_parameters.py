@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
+
 import numpy as np
 import pytest
 import torch
@@ -20,6 +23,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from longeval.errors import LongEvalError
 from longeval.hf import read_parameters
+from longeval.hf.parameters import rotates_part
 from longeval.rope.base import Geometry
 from longeval.rope.build import build_table
 
@@ -146,7 +150,10 @@ def test_a_config_with_mistakes_is_not_built(rope, message):
             },
             "resonance_longrope: short_factor: 2 numbers, but 32 rotary dimensions need 16",
         ),
-        ({**ROPE, "partial_rotary_factor": 0.3}, "resonance_yarn: rotary dimensions 9: must be a positive even number"),
+        (
+            {**ROPE, "partial_rotary_factor": 0.3},
+            "resonance_yarn: partial_rotary_factor 0.3, but llama models",
+        ),
     ],
 )
 def test_a_model_with_mistakes_is_not_built(rope, message):
@@ -224,3 +231,21 @@ def test_a_family_that_would_ignore_it_refuses(family):
     with pytest.raises(LongEvalError, match=f"rope_type resonance_yarn: would be ignored, {family} models"):
         transformers.AutoConfig.for_model(family, rope_parameters=rope)
     assert transformers.AutoConfig.for_model(family).model_type == family
+
+
+@pytest.mark.slow
+def test_families_that_heed_a_rotated_part_are_told_by_their_code():
+    """Held against the function of plain RoPE of every causal family that has one."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    families = 0
+    for config_class, model_class in MODEL_FOR_CAUSAL_LM_MAPPING.items():
+        module = importlib.import_module((model_class if isinstance(model_class, type) else model_class[0]).__module__)
+        for name, found in vars(module).items():
+            if not (name.endswith("RotaryEmbedding") and hasattr(found, "compute_default_rope_parameters")):
+                continue
+            if found.__module__ == module.__name__ and "Vision" not in name and "2D" not in name:
+                reads = "partial_rotary_factor" in inspect.getsource(found.compute_default_rope_parameters)
+                assert rotates_part(config_class.__new__(config_class)) == reads, name
+                families += 1
+    assert families > 100

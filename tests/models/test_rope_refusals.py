@@ -71,7 +71,7 @@ def test_settings_that_are_no_numbers_are_refused(settings, key, value):
 @pytest.mark.parametrize(
     ("rope", "said"),
     [
-        ({"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 0}, "its config can't be loaded"),
+        ({"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 0}, "tokens, 2 or more"),
         ({"rope_type": "resonance_yarn"}, "rope_type resonance_yarn: rope_parameters have no factor"),
     ],
 )
