@@ -86,6 +86,41 @@ def test_length_lists_are_sorted_without_repeats():
         parse_lengths("4k,,8k")
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["4,096", "8,192", "16,384", "32,768", "65,536", "131,072", "128,000", "1,048,576", "40,960", "262,144", "2,500",
+     "12,500", "8k,16,384", "4,096,8,192"],
+)  # fmt: skip
+def test_a_number_with_thousands_separators_is_no_list(text):
+    with pytest.raises(LongEvalError, match=f"--lengths {text}: one length or several") as caught:
+        parse_lengths(text)
+    whole = {"8k,16,384": "16384", "4,096,8,192": "4096"}.get(text, text.replace(",", ""))
+    assert f"write {whole}" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["128,256,512", "64,128,256,512,768", "512,1024", "16,512", "32,128", "64,512", "100,200,300", "100,500", "96,4",
+     "256,384", "200,400,800", "4k,8k", "768,32"],
+)  # fmt: skip
+def test_lists_of_three_digits_are_lists(text):
+    assert parse_lengths(text) == tuple(sorted({parse_length(part) for part in text.split(",")}))
+
+
+def test_lengths_in_a_file_are_apart_already():
+    asked = {"command": "ppl", "model": "m", "pe": "none"}
+    assert spec_from_mapping(asked | {"lengths": [16, 384]}, origin="f").lengths == (16, 384)
+    with pytest.raises(LongEvalError, match="f: lengths 16,384: one length or several"):
+        spec_from_mapping(asked | {"lengths": "16,384"}, origin="f")
+
+
+@pytest.mark.parametrize("text", ["4,096", "4_096", "4.096", "4 096", "4'096"])
+def test_a_length_with_separators_is_told_without_them(text):
+    with pytest.raises(LongEvalError, match=r"--length .*not a length") as caught:
+        parse_length(text, flag="--length")
+    assert "4096, without" in caught.value.remedy
+
+
 @pytest.mark.parametrize("text", ["0", "0.5", "nan", "inf", "-2", "x", ""])
 def test_bad_factors(text):
     with pytest.raises(LongEvalError, match="--factor"):

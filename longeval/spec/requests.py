@@ -110,7 +110,9 @@ def _names(value: Any, flag: str) -> tuple[str, ...]:
 def _lengths(value: Any, flag: str) -> tuple[int, ...]:
     items = value if isinstance(value, list) else [value]
     _check_items(items, flag)
-    return parse_lengths(",".join(str(item) for item in items), flag=flag)
+    if isinstance(value, list):  # its items are apart already
+        return tuple(sorted({length for item in items for length in parse_lengths(str(item), flag=flag)}))
+    return parse_lengths(str(value), flag=flag)
 
 
 def _check_items(items: list[Any], flag: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import re
@@ -10,13 +11,19 @@ from longeval.errors import LongEvalError
 
 _LENGTH = re.compile(r"([0-9]{1,15})([km]?)", re.IGNORECASE)
 _UNITS = {"": 1, "k": 1024, "m": 1024 * 1024}
+_GROUPED = re.compile(r"[0-9]{1,3}([,_.' ][0-9]{3})+")
+"""A number with thousands separators."""
 
 
 def parse_length(text: str, *, flag: str = "--lengths", least: int = 2) -> int:
     """One length in tokens: `4k` is 4096, `1m` is 1048576, plain integers as they are."""
     match = _LENGTH.fullmatch(text.strip())
     if match is None:
-        raise LongEvalError(f"{flag} {text!r}: not a length", "Write tokens as 4096, 4k (= 4096) or 1m (= 1048576).")
+        digits = re.sub(r"[,_.' ]", "", text)
+        grouped = digits.isdigit() and digits.isascii() and _GROUPED.fullmatch(text.strip()) is not None
+        remedy = f"Write {digits}, without separators." if grouped else ""
+        remedy = remedy or "Write tokens as 4096, 4k (= 4096) or 1m (= 1048576)."
+        raise LongEvalError(f"{flag} {text!r}: not a length", remedy)
     length = int(match[1]) * _UNITS[match[2].lower()]
     if length < least:
         least_useful = "2 let one token be scored from the one before it" if least == 2 else "256 is usual"
@@ -27,8 +34,32 @@ def parse_length(text: str, *, flag: str = "--lengths", least: int = 2) -> int:
 
 def parse_lengths(text: str, *, flag: str = "--lengths") -> tuple[int, ...]:
     """A comma list of lengths, ascending, without repeats."""
-    parts = split_list(text, flag=flag)
-    return tuple(sorted({parse_length(part, flag=flag) for part in parts}))
+    parts = [part.strip() for part in text.split(",")]
+    _check_thousands(parts, text, flag)
+    return tuple(sorted({parse_length(part, flag=flag) for part in split_list(text, flag=flag)}))
+
+
+def _check_thousands(parts: list[str], text: str, flag: str) -> None:
+    """Raises LongEvalError for a list that may be a number with thousands separators: `4,096` is neither 4 nor 96.
+
+    So it is where three digits follow one to three, and they begin with 0, or the window before them would have less
+    than 10 tokens, or both together are a usual length: few times a power of 2, as 65,536, or 12,500. 16,512 and
+    128,256 are lists.
+    """
+    for place, (before, group) in enumerate(itertools.pairwise(parts)):
+        if not (re.fullmatch("[0-9]{1,3}", before) and re.fullmatch("[0-9]{3}", group)):
+            continue
+        joined = int(before + group)
+        binary = joined % 1024 == 0 and joined // (joined & -joined) < 32
+        decimal = joined % 500 == 0 and int(before) < 32
+        if group.startswith("0") or int(before) < 10 or binary or decimal:
+            run = itertools.takewhile(re.compile("[0-9]{3}").fullmatch, parts[place + 1 :])
+            whole = before + "".join(run)
+            raise LongEvalError(
+                f"{flag} {text}: one length or several? The comma separates lengths, and {before},{group} would be "
+                f"windows of {int(before)} and {int(group)} tokens",
+                f"If you mean {whole}, write {whole}; for a list, write the longest first, without leading zeros.",
+            )
 
 
 def split_list(text: str, *, flag: str) -> tuple[str, ...]:
