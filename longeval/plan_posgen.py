@@ -66,7 +66,7 @@ class PosGenPlan:
 
 def plan_posgen(spec: PosGenSpec) -> PosGenPlan:
     """Checks a request and lays out its cells; raises LongEvalError for anything that is wrong with it."""
-    names = _method_names(spec)
+    names = method_names(spec)
     _check_native(spec, names)
     device = resolve_device(spec.device)
     _check_precision(spec, device)
@@ -114,17 +114,6 @@ def _named(spec: PosGenSpec, kind: type[DataSetting | ModelConfig | TrainSetting
     """What a request calls as `kind` does."""
     known = {item.name for item in dataclasses.fields(spec)}
     return {item.name: getattr(spec, item.name) for item in dataclasses.fields(kind) if item.name in known}
-
-
-def _method_names(spec: PosGenSpec) -> list[MethodName]:
-    """The methods of a request; a factor that none uses would be ignored: an error."""
-    names = method_names(spec)
-    if spec.factor is not None and not any(name.method.uses_factor for name in names):
-        raise LongEvalError(
-            f"--factor {spec.factor:g}: would be ignored, it changes nothing under --pe {', '.join(spec.pe)}",
-            "Leave it out.",
-        )
-    return names
 
 
 def _check_native(spec: PosGenSpec, names: list[MethodName]) -> None:

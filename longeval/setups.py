@@ -40,13 +40,19 @@ def check_pin(spec: ModelRequest, names: Sequence[MethodName], models: Sequence[
 
 
 def method_names(spec: ModelRequest | PosGenSpec) -> list[MethodName]:
-    """The methods of a request; parameters of one that isn't asked for would be ignored: an error."""
+    """The methods of a request; a factor or parameters that none of them takes would be ignored: an error."""
     names = [parse_method_name(name) for name in spec.pe]
     asked = {name.base for name in names}
     for base in spec.pe_args:
         METHODS.lookup(base)
         if base not in asked:
             raise LongEvalError(f"--pe-arg {base}.…: {base} is not among --pe {','.join(spec.pe)}", "Remove one.")
+    if spec.factor is not None and not any(name.method.uses_factor for name in names):
+        factor = spec.factor if isinstance(spec.factor, str) else f"{spec.factor:g}"
+        raise LongEvalError(
+            f"--factor {factor}: would be ignored, it changes nothing under --pe {', '.join(spec.pe)}",
+            "Leave it out, or ask for a method that it stretches, such as yarn, as well.",
+        )
     return names
 
 

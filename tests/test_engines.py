@@ -170,6 +170,15 @@ def test_a_pin_that_nothing_heeds(request_spec):
         plan_ppl(request_spec(pe=("yarn",), backend="vllm", pin_length=96))
 
 
+@pytest.mark.parametrize("factor", [4.0, "each"])
+def test_a_factor_that_nothing_heeds(request_spec, factor):
+    for pe in (("none",), ("dynamic_ntk", "resonance"), ("abf",)):
+        with pytest.raises(LongEvalError, match=rf"--factor (each|4): would be ignored.*{pe[0]}"):
+            plan_ppl(request_spec(pe=pe, factor=factor, pe_args={"abf": {"base": 5e5}} if pe == ("abf",) else {}))
+    plan = plan_ppl(request_spec(pe=("none", "yarn"), factor=factor))  # beside one that does
+    assert {cell.factor is None for cell in plan.cells if cell.pe.base == "none"} == {True}
+
+
 def test_a_pin_that_is_shorter_than_a_window_is_told(request_spec):
     def told(pin):
         notes = plan_ppl(request_spec(pe=("none", "dynamic_ntk"), backend="vllm", pin_length=pin)).notes

@@ -163,7 +163,7 @@ def test_what_depends_on_length_is_compared_at_the_one_that_is_asked(tmp_path, p
 def test_every_flag_reaches_the_comparison(tiny_llama):
     asked = shown.Asked(
         model=str(tiny_llama),
-        pe="dynamic_yarn,none",
+        pe="dynamic_yarn,pi",
         length="200",
         factor="3",
         native="32",
@@ -178,7 +178,7 @@ def test_every_flag_reaches_the_comparison(tiny_llama):
         trust_remote_code=True,
     )
     spec = shown._spec(asked, asked.model)
-    assert (spec.pe, spec.lengths, spec.factor, spec.native) == (("dynamic_yarn", "none"), (200,), 3.0, 32)
+    assert (spec.pe, spec.lengths, spec.factor, spec.native) == (("dynamic_yarn", "pi"), (200,), 3.0, 32)
     assert spec.pe_args == {"dynamic_yarn": {"beta_fast": 16}}
     assert (spec.scale_from, spec.layers, spec.pin_length) == ("shipped", "all", 100)
     assert (spec.dtype, spec.device, spec.revision, spec.trust_remote_code) == ("bfloat16", "cpu", "v2", True)
@@ -192,6 +192,11 @@ def test_every_flag_reaches_the_comparison(tiny_llama):
     (group,) = [group for job in plan.jobs for group in job.groups if group.cells[0].pe.base == "dynamic_yarn"]
     params = group.cells[0].params
     assert (params["native_length"], params["pin_length"], params["method"]["beta_fast"]) == (32, 100, 16)
+
+
+def test_methods_that_nothing_stretches_have_no_factor(tiny_llama):
+    assert planned(tiny_llama, pe="none", length="200")[0].spec.factor is None
+    assert planned(tiny_llama, pe="none,yarn", length="200")[0].spec.factor == 4.0
 
 
 def test_a_pin_that_nothing_heeds(tiny_llama):

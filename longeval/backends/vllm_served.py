@@ -49,8 +49,13 @@ def served_method(
         pin: The length, in tokens, whose table a length-dependent method has for all prompts.
 
     Raises:
-        LongEvalError: A pin that nothing heeds, or a method that needs one.
+        LongEvalError: A factor or a pin that nothing heeds, or a method that needs a pin.
     """
+    if factor is not None and length is not None and not model.rope.uses_factor(name):
+        raise LongEvalError(
+            f"--factor {factor:g}: would be ignored, --length {length} is given and {name.canonical} isn't stretched",
+            "Leave one of the two out.",
+        )
     tokens = round((factor or 1.0) * model.native_length) if length is None else length
     s = max(1.0, tokens / model.native_length) if factor is None else factor
     tables = model.rope.tables(name, dataclasses.replace(model.geometry, factor=s), arguments)

@@ -102,19 +102,20 @@ def _spec(asked: Asked, model: str) -> PplSpec:
     """The comparison as a request."""
     from longeval.cli import options
     from longeval.doctor.parity import NEW_TOKENS, in_chunks
-    from longeval.rope.build import parse_pe_args
+    from longeval.rope.build import parse_method_name, parse_pe_args
     from longeval.spec import PplSpec, parse_length, split_list, split_paths
     from longeval.spec.engine import parse_vllm_args
 
     tokens = parse_length(asked.length or "1k", flag="--length", least=2 * NEW_TOKENS)  # half of it is continued
     methods = split_list(asked.pe or "none,yarn,resonance_yarn", flag="--pe")
+    stretched = any(parse_method_name(name).method.uses_factor for name in methods)
     return PplSpec(
         model=split_paths(model, flag="--model"),
         pe=methods,
         lengths=(tokens,),
         data=("stdlib",),
         docs=1,
-        factor=options.factor(asked.factor or "4"),
+        factor=options.factor(asked.factor or ("4" if stretched else None)),
         native=options.native(asked.native),
         pe_args=parse_pe_args(list(asked.pe_arg or ()), methods),
         scale_from=cast("ScaleFrom", asked.scale_from or "plain"),  # the spec refuses other words

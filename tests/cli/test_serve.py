@@ -216,6 +216,7 @@ def test_no_key_is_a_choice_and_away_from_this_machine_a_warning(folder, started
     [
         (["--pe", "dynamic_ntk", "--length", "128"], "--pin-length"),
         (["--pe", "yarn", "--length", "128", "--pin-length", "128"], "--pin-length"),
+        (["--pe", "none", "--length", "128", "--factor", "2"], "--factor 2: would be ignored, --length 128 is given"),
         (["--vllm-arg", "max_model_len=5"], "--vllm-arg max_model_len: is set by --length. Leave"),
         (["--vllm-arg", "port=5"], "--vllm-arg port: is set by --port. Leave"),
         (["--vllm-arg", "host=x"], "--vllm-arg host: is set by --host. Leave"),
