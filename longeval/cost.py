@@ -192,8 +192,21 @@ def check_memory(model: PreparedModel, size: ModelSize, length: int, tokens: int
     raise LongEvalError(
         f"--lengths {format_length(length)}: an input of {tokens:,} tokens needs about {needed / 2**30:.1f} GiB with "
         f"{model.name} ({model.dtype}; weights, keys and values, activations), and there are {there / 2**30:.1f} GiB",
-        "Ask for shorter lengths, a smaller --model or --dtype, or more devices with --device-map auto.",
+        f"Ask for {', or '.join(_ways_to_fit(model, size, there))}.",
     )
+
+
+def _ways_to_fit(model: PreparedModel, size: ModelSize, there: int) -> list[str]:
+    """What may make a request fit into `there` bytes: only what isn't done already, or would be in vain."""
+    import torch
+
+    ways = ["shorter lengths"] if memory_bytes(model, size, 2, cached=2) <= there else []
+    ways.append("a smaller --model")
+    if model.dtype == "float32":
+        ways.append("--dtype bfloat16")
+    if model.device_map is None and torch.cuda.is_available() and torch.cuda.device_count() > 1:
+        ways.append("all devices with --device-map auto")
+    return ways
 
 
 def total_memory(model: PreparedModel) -> int | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -88,9 +89,10 @@ def plan_tasks(
     chosen = resolve(spec.tasks, include=spec.include)
     for leaf in all_leaves(chosen):
         check_runs(leaf, index)
+    data = f"LONGEVAL_DATA={os.environ.get('LONGEVAL_DATA', '')}".removesuffix("=")
     for item in chosen:
         if item.needs != NOTHING and not item.needs.startswith("file"):
-            say(f"{item.title} needs {item.needs}")
+            say(f"{item.title} needs {item.needs.replace('LONGEVAL_DATA', data)}")
     _check_titles(all_leaves(chosen), index)
     for leaf in all_leaves(chosen):
         check_code(leaf, index, trusted=spec.trust_remote_code, dry_run=dry_run)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 
 import numpy as np
 import pytest
@@ -138,6 +139,28 @@ def test_lengths_beyond_every_document_are_refused(request_spec):
         plan_ppl(request_spec(lengths=(64, 1024), protocol="sliding", stride=64))
     # Joined, the same documents fill a longer window.
     assert len(plan_ppl(request_spec(lengths=(64, 1024), protocol="stream", stride=64)).cells) == 2
+
+
+def test_what_is_asked_for_where_documents_are_too_short_helps(request_spec):
+    def remedy(**changes):
+        with pytest.raises(LongEvalError, match="longer than every document") as caught:
+            plan_ppl(request_spec(**changes))
+        return caught.value.remedy
+
+    told = remedy(lengths=(4096,))
+    assert "--min-tokens" not in told  # no document is that long
+    longest = int(re.search(r"--lengths of (\d+) or less", told)[1])
+    assert plan_ppl(request_spec(lengths=(longest,))).cells
+    remedy(lengths=(longest + 1,))
+    told = remedy(lengths=(64,), min_tokens=100_000)  # there are longer ones, all left out
+    assert "lower --min-tokens to 64, or" in told.lower() and "--lengths" not in told
+    assert plan_ppl(request_spec(lengths=(64,), min_tokens=64)).cells
+    told = remedy(lengths=(4096,), min_tokens=100_000)
+    assert f"--lengths of {longest} or less and --min-tokens of {longest} or less" in told
+    assert plan_ppl(request_spec(lengths=(longest,), min_tokens=longest)).cells
+    told = remedy(lengths=(100_000,), protocol="stream", stride=64)
+    total = int(re.search(r"--lengths of (\d+) or less", told)[1])
+    assert plan_ppl(request_spec(lengths=(total,), protocol="stream", stride=64)).cells
 
 
 def test_a_model_whose_frequencies_are_not_its_configs_is_refused(request_spec, store, monkeypatch):

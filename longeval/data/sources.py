@@ -148,12 +148,12 @@ def _open_corpus(corpus: Corpus) -> Source:
         )
     hub = corpus.hub
     if hub is None:
-        raise LongEvalError(f"--data {corpus.name}: {_no_copy()}", _other_ways(corpus))
+        raise LongEvalError(f"--data {corpus.name}: {_no_copy(corpus)}", _other_ways(corpus))
     try:
         commit = resolve_revision(hub)
     except HubUnavailableError as error:
         raise LongEvalError(
-            f"--data {corpus.name}: {_no_copy()}, and hub data set {hub.id}: {error}",
+            f"--data {corpus.name}: {_no_copy(corpus)}, and hub data set {hub.id}: {error}",
             f"{error.remedy} {_other_ways(corpus)}",
         ) from error
     return Source(
@@ -203,9 +203,15 @@ def _data_root() -> str | None:
     return root
 
 
-def _no_copy() -> str:
+def _no_copy(corpus: Corpus) -> str:
     root = _data_root()
-    return "no local copy (LONGEVAL_DATA is not set)" if root is None else f"no local copy in LONGEVAL_DATA={root}"
+    if root is None:
+        return "no local copy (LONGEVAL_DATA is not set)"
+    return f"no local copy in LONGEVAL_DATA={root} (looked for {_places(corpus)})"
+
+
+def _places(corpus: Corpus) -> str:
+    return " or ".join(candidate.path for candidate in corpus.local) or "none: it has no place there"
 
 
 def _other_ways(corpus: Corpus) -> str:
@@ -213,8 +219,9 @@ def _other_ways(corpus: Corpus) -> str:
     ways = "Give a file or folder with --data PATH, or use --data stdlib, which every machine has."
     if not corpus.local:
         return ways
-    paths = " or ".join(candidate.path for candidate in corpus.local)
-    return f"Or put a copy into a folder as {paths} and set LONGEVAL_DATA to that folder. {ways}"
+    if _data_root() is not None:
+        return f"Or put a copy there. {ways}"
+    return f"Or put a copy into a folder as {_places(corpus)} and set LONGEVAL_DATA to that folder. {ways}"
 
 
 def _names(catalogue: Catalogue) -> list[str]:

@@ -238,6 +238,14 @@ def _check_complete(ref: ModelRef, loading: dict[str, Any]) -> None:
             )
 
 
+def _quantisation(ref: ModelRef) -> str | None:
+    """How a model's weights are quantised, as its config.json says; None where they aren't."""
+    folder = local_folder(ref)
+    path = f"{folder}/config.json" if folder is not None else open_hub(ref).config_path
+    settings = read_config(path, ref.name).get("quantization_config")
+    return str(settings.get("quant_method", "by an unknown method")) if isinstance(settings, dict) else None
+
+
 def _unloadable(ref: ModelRef, part: str, error: Exception) -> LongEvalError:
     """The message for what transformers could not load."""
     if ref.kind == "hub" and isinstance(error, OSError):
@@ -256,4 +264,8 @@ def _unloadable(ref: ModelRef, part: str, error: Exception) -> LongEvalError:
         "generation settings": "Correct its generation_config.json, or remove it: then its config.json counts.",
         "model": "Weights must be the safetensors of a causal language model that transformers knows.",
     }[part]
+    if part == "model" and (method := _quantisation(ref)) is not None:
+        remedy = (
+            f"It is quantised ({method}): install what that needs here, as the reason says, or give it unquantised."
+        )
     return LongEvalError(f"--model {ref.name}: its {part} can't be loaded ({reason.rstrip('.')})", remedy)

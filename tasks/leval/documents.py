@@ -110,9 +110,11 @@ def _hub_copy(file: str, folder: str) -> str:
 def _missing(file: str, reason: str, remedy: str) -> MissingDataError:
     root = os.environ.get("LONGEVAL_DATA")
     local = f"no leval/{file}.jsonl in LONGEVAL_DATA={root}" if root else "no local copy (LONGEVAL_DATA is not set)"
+    here = f"Or put a copy there as leval/{file}.jsonl."
+    way = f"Or put a copy into a folder as leval/{file}.jsonl and set LONGEVAL_DATA=<that folder>."
     return MissingDataError(
         f"L-Eval's {file}: {local}, and hub data set {_HUB}: {reason}",
-        f"{remedy} Or put a copy into a folder as leval/{file}.jsonl and set LONGEVAL_DATA=<that folder>.",
+        f"{remedy} {here if root else way}",
     )
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 
@@ -104,3 +105,12 @@ def test_unknown_device_map_and_attention(llama):
         load_model(resolve(str(llama)), dtype="float32", device="cpu", device_map="balance")
     with pytest.raises(LongEvalError, match=r"--attn sdpaa: unknown. Did you mean sdpa"):
         load_model(resolve(str(llama)), dtype="float32", device="cpu", attn="sdpaa")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("optimum") is not None, reason="then it would load")
+def test_a_quantised_model_is_not_asked_to_be_safetensors(llama):
+    """It is already; what is missing is the package of its method."""
+    edit_config(llama, quantization_config={"quant_method": "gptq", "bits": 4, "group_size": 32})
+    with pytest.raises(LongEvalError, match=r"can't be loaded .*optimum") as caught:
+        load_model(resolve(str(llama)), dtype="float32", device="cpu")
+    assert "quantised (gptq)" in caught.value.remedy and "safetensors" not in caught.value.remedy

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+import torch
 from carried_out import Failing, carry_out, prefers_report
 from own_tasks import CHOICE, GROUP, write_data, write_task
 
@@ -96,3 +97,8 @@ def test_lengths_beyond_memory_are_refused_before_weights_are_loaded(spec, monke
     ) as caught:
         plan_tasks(spec("passkey", lengths=(2**20,), limit=1))
     assert "1.0 GiB" in caught.value.problem and "shorter lengths" in caught.value.remedy
+    assert "--device-map" not in caught.value.remedy or torch.cuda.device_count() > 1  # there is nothing to spread over
+    monkeypatch.setattr("longeval.cost.total_memory", lambda model: 1000)
+    with pytest.raises(LongEvalError, match="--lengths 1m") as caught:
+        plan_tasks(spec("passkey", lengths=(2**20,), limit=1))
+    assert "shorter lengths" not in caught.value.remedy  # not even the weights fit
