@@ -67,15 +67,15 @@ def test_settings_reach_the_table(tiny_llama, here):
 def test_perplexity_of_the_export_as_shipped_is_that_of_the_method(tiny_llama, documents, here, capsys):
     assert export(tiny_llama, "--pe", "resonance_yarn", "--factor", "4", "--out", "out", "-q") == 0
     values = {}
-    for model, pe, factor in ((tiny_llama, "resonance_yarn", "4"), ("out", "none", "1"), (tiny_llama, "none", "1")):
+    stretched = ["--factor", "4"]
+    for model, pe, factor in ((tiny_llama, "resonance_yarn", stretched), ("out", "none", []), (tiny_llama, "none", [])):
         command = [
             "ppl",
             "--model",
             str(model),
             "--pe",
             pe,
-            "--factor",
-            factor,
+            *factor,
             "--lengths",
             "128",
             "--dtype",
