@@ -174,7 +174,7 @@ def _how_to_fill(spec: PplSpec, protocol: Protocol, corpora: Sequence[Corpus], l
         if most >= 2:
             too_high = not protocol.joined and spec.min_tokens is not None and spec.min_tokens > most
             both = f" and --min-tokens of {most} or less" if too_high else ""
-            ways.append(f"ask for --lengths of {most + bos} or less{both}")
+            ways.append(f"ask for shorter lengths, --lengths of {most + bos} or less{both}")
         if protocol.joined and any(selection.skipped for selection in chosen):
             ways.append("lower --min-tokens")
     if any(len(one.selection.documents) == (spec.docs or one.source.default_docs) for one in corpora):

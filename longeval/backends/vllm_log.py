@@ -116,7 +116,7 @@ def remedy_of(problem: str, *, serving: bool = False) -> str:
         return "Another server took the port while this one was starting: use another --port."
     several = "--vllm-arg tensor_parallel_size=2 on several GPUs"
     rest = f"{several}, or a shorter --length." if serving else f"{several}, shorter --lengths, or --backend hf."
-    if is_memory(problem):
+    if is_memory(problem) or "decrease `--gpu-memory-utilization`" in problem:  # others hold what it asks for
         return (
             "Let it take less: --vllm-arg gpu_memory_utilization=0.8 (on a CPU: VLLM_CPU_KVCACHE_SPACE, in GiB), "
             f"--vllm-arg max_num_seqs=32, --vllm-arg max_num_batched_tokens=1024; or {rest}"

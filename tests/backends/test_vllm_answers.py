@@ -89,6 +89,11 @@ def test_an_answer_may_end_with_its_first_token(tokenizer):
         ),
         ("OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.", 0.8, True),
         (
+            "ValueError: Available memory on node 0 (9/12 GiB): decrease `--gpu-memory-utilization` (e.g. 0.5)",
+            0.8,
+            False,
+        ),
+        (
             "ValueError: To serve at least one request (1.2 GiB KV cache is needed, more than 0.5 available)",
             0.95,
             False,
