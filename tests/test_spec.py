@@ -89,7 +89,7 @@ def test_length_lists_are_sorted_without_repeats():
 @pytest.mark.parametrize(
     "text",
     ["4,096", "8,192", "16,384", "32,768", "65,536", "131,072", "128,000", "1,048,576", "40,960", "262,144", "2,500",
-     "12,500", "8k,16,384", "4,096,8,192"],
+     "12,500", "0,000", "8k,16,384", "4,096,8,192"],
 )  # fmt: skip
 def test_a_number_with_thousands_separators_is_no_list(text):
     with pytest.raises(LongEvalError, match=f"--lengths {text}: one length or several") as caught:

@@ -50,7 +50,7 @@ def _check_thousands(parts: list[str], text: str, flag: str) -> None:
         if not (re.fullmatch("[0-9]{1,3}", before) and re.fullmatch("[0-9]{3}", group)):
             continue
         joined = int(before + group)
-        binary = joined % 1024 == 0 and joined // (joined & -joined) < 32
+        binary = joined > 0 and joined % 1024 == 0 and joined // (joined & -joined) < 32
         decimal = joined % 500 == 0 and int(before) < 32
         if group.startswith("0") or int(before) < 10 or binary or decimal:
             run = itertools.takewhile(re.compile("[0-9]{3}").fullmatch, parts[place + 1 :])
