@@ -38,6 +38,25 @@ class MissingDataError(LongEvalError):
     """Data that can't be had here: neither a local copy nor the hub. A task of a group can do without, if said."""
 
 
+_LONGEST_REASON = 400
+"""Characters; some messages repeat a whole file."""
+
+
+def reason(error: BaseException) -> str:
+    """What an exception of a library says, in one line without a full stop at its end.
+
+    That is its first line; where this is a heading (`Validation error for field 'hidden_size':`), also what follows.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    end = next((index for index, line in enumerate(lines) if not line.endswith(":")), len(lines) - 1)
+    said = " ".join(lines[: end + 1]).rstrip(".")
+    if not end and not isinstance(error, ValueError | OSError | ImportError | RuntimeError):  # as in KeyError: 'model'
+        said = f"{type(error).__name__}: {said}"
+    return said if len(said) <= _LONGEST_REASON else f"{said[:_LONGEST_REASON]}…"
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Returns a sentence for an unknown `name`: the nearest known names if any are near, and all of them if few."""
     names = sorted(known)

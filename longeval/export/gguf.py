@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from longeval.errors import LongEvalError
+from longeval.errors import LongEvalError, reason
 from longeval.export.encoding import Encoding
 from longeval.export.error import StockError, running, stock_error
 from longeval.export.form import divisors
@@ -26,6 +26,7 @@ from longeval.export.gguf_copy import Changes, Progress, open_gguf, read_back, w
 from longeval.export.note import common_note, error_note
 from longeval.files import why_unwritable, working_folder
 from longeval.models import load
+from longeval.models.gguf import gguf_shards
 from longeval.models.gguf_config import complete_config
 from longeval.models.gguf_header import GgufHeader, read_header
 from longeval.models.quiet import quiet_transformers
@@ -96,10 +97,11 @@ def config_of(ref: ModelRef, path: str) -> Any:
         with quiet_transformers():
             config = transformers.AutoConfig.from_pretrained(folder, gguf_file=name)
         return complete_config(_header(ref, ref.location), config)
-    except (ValueError, KeyError, ImportError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+    except LongEvalError:
+        raise
+    except Exception as error:  # the file may hold anything, and transformers checks little
         raise LongEvalError(
-            f"--model {ref.name}: transformers {transformers.__version__} can't read this GGUF ({reason.rstrip('.')})",
+            f"--model {ref.name}: transformers {transformers.__version__} can't read this GGUF ({reason(error)})",
             "Only GGUFs that longeval can also measure are exported.",
         ) from error
 
@@ -157,7 +159,7 @@ def _original(ref: ModelRef) -> Iterator[str]:
 def _header(ref: ModelRef, path: str) -> GgufHeader:
     """The header of a model's GGUF; raises LongEvalError if it can't be read."""
     try:
-        return read_header(path)
+        return read_header(*(gguf_shards(path) if ref.kind == "gguf" else (path,)))
     except ValueError as error:
         raise LongEvalError(f"--model {ref.name}: not a readable GGUF ({error})", "Fetch the file again.") from error
 

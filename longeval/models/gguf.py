@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import io
 import json
 import logging
@@ -24,7 +25,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from longeval.cache import cache_dir
-from longeval.errors import LongEvalError
+from longeval.errors import LongEvalError, reason
 from longeval.files import working_folder
 from longeval.models.digests import file_digest, sha256_of
 from longeval.models.gguf_config import complete_config
@@ -41,11 +42,16 @@ CONVERSION = 3
 """Raised whenever a file would be converted into something else than before; part of the folder's name from 2 on.
 
 2: RoPE scaling, BOS and Gemma's settings are read from the file.
-3: The tokenizer is built by the rule that the file names (see `gguf_tokenizer`).
+3: The tokenizer is built by the rule that the file names (see `gguf_tokenizer`). Weights that are missing, or that the
+   model has no place for, are refused; all files of a split one are read.
 """
 
-_UNREADABLE = (ValueError, KeyError, NotImplementedError, RuntimeError, IndexError, ImportError)
-"""What transformers raises for a file that isn't what it expects."""
+_SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.IGNORECASE)
+"""What llama.cpp's gguf-split calls the files that it divides one into."""
+_READ_ELSEWHERE = re.compile(r"rope_(freqs|factors_(long|short))\.weight")
+"""Tensors that become part of the configuration: see `gguf_rope`."""
+_EXPERTS = re.compile(r"_exps(\.|$)")
+"""Tensors of all experts of a layer, which transformers takes apart before it looks for their names."""
 _MAGIC = b"GGUF"
 _NOTE = "origin.json"
 """What a converted folder came from, and the digest of each of its files."""
@@ -65,6 +71,65 @@ def check_gguf(path: str) -> None:
             f"--model {path}: not a GGUF file (it starts with {head!r})",
             "A Git LFS pointer or a broken download looks like this: fetch the file again.",
         )
+
+
+def gguf_shards(path: str) -> tuple[str, ...]:
+    """Returns all files of a model that llama.cpp's gguf-split divided, in order; a whole GGUF is the only one.
+
+    Args:
+        path: Any of them.
+
+    Raises:
+        LongEvalError: If it isn't a readable GGUF, or one of the others isn't there or not of the same model.
+    """
+    check_gguf(path)
+    fields = _header(path).fields
+    count = int(fields.get("split.count") or 1)
+    if count == 1:
+        return (path,)
+    named = _SHARD.fullmatch(path)
+    if named is None or int(named[3]) != count or int(named[2]) != fields.get("split.no", -1) + 1:
+        raise LongEvalError(
+            f"--model {path}: is one of {count} files that a model was split into, and isn't named as such",
+            f"Name them NAME-00001-of-{count:05}.gguf and so on, as llama.cpp's gguf-split does.",
+        )
+    paths = tuple(f"{named[1]}-{number:05}-of-{named[3]}.gguf" for number in range(1, count + 1))
+    tensors = 0
+    for number, shard in enumerate(paths):
+        if not os.path.isfile(shard):
+            raise LongEvalError(
+                f"--model {path}: is one of {count} files, and {os.path.basename(shard)} is missing",
+                "Put all of them into one folder.",
+            )
+        check_gguf(shard)
+        header = _header(shard)
+        tensors += len(header.tensors)
+        if (header.fields.get("split.count"), header.fields.get("split.no")) != (count, number):
+            raise LongEvalError(
+                f"--model {path}: {os.path.basename(shard)} belongs to another model", "Fetch the files again."
+            )
+    if tensors != fields.get("split.tensors.count", tensors):
+        raise LongEvalError(
+            f"--model {path}: its {count} files hold {tensors} tensors, not {fields['split.tensors.count']}",
+            "Fetch the files again.",
+        )
+    return paths
+
+
+def gguf_digest(path: str) -> str:
+    """Returns the SHA-256 (hex) of a GGUF; of one that was split, that of its files' digests in order."""
+    digests = [file_digest(shard) for shard in gguf_shards(path)]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def _header(path: str) -> GgufHeader:
+    """The header of a user's file."""
+    try:
+        return read_header(path)
+    except (ValueError, OSError) as error:
+        raise LongEvalError(
+            f"--model {path}: not a readable GGUF ({reason(error)})", "Fetch the file again."
+        ) from error
 
 
 def converted_folder(
@@ -171,49 +236,135 @@ def _put(made: str, folder: str, *, aside: str) -> None:
 def _convert(path: str, folder: str) -> None:
     """Dequantises `path` and writes config, safetensors and tokenizer into `folder`."""
     import transformers
-    from huggingface_hub.errors import StrictDataclassError
 
     try:
         # the bar of the dequantisation heeds no switch: it goes to a stderr of its own
-        with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()), _one_reader():
-            _dequantise(path, folder, read_header(path))
-    except (*_UNREADABLE, StrictDataclassError) as error:  # the last for impossible settings of a config
+        with (
+            _whole(path, folder) as whole,
+            quiet_transformers(),
+            contextlib.redirect_stderr(io.StringIO()),
+            _one_reader() as named,
+        ):
+            _dequantise(path, whole, folder, named)
+    except Exception as error:  # the file may hold anything, and transformers checks little
+        if isinstance(error, LongEvalError) or (isinstance(error, OSError) and error.errno):  # the latter of the cache
+            raise
         raise LongEvalError(
-            f"--model {path}: transformers {transformers.__version__} can't convert this GGUF "
-            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})",
+            f"--model {path}: transformers {transformers.__version__} can't convert this GGUF ({reason(error)})",
             "Give the original model instead, a hub id or a folder with config.json and safetensors.",
         ) from error
 
 
-def _dequantise(path: str, folder: str, header: GgufHeader) -> None:
-    """Has transformers read the file, adds what it left out, and saves the model and its tokenizer."""
+@contextlib.contextmanager
+def _whole(path: str, folder: str) -> Iterator[str]:
+    """The GGUF in one file: itself, or while the block runs a copy in `folder` that is joined from its shards."""
+    shards = gguf_shards(path)
+    if len(shards) == 1:
+        yield path
+        return
+    joined = os.path.join(folder, "joined.gguf")
+    try:
+        _join(shards, joined)
+        yield joined
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(joined)
+
+
+def _join(shards: tuple[str, ...], path: str) -> None:
+    """Writes the fields of the first shard and the tensors of all, unchanged, into one file."""
+    from gguf import GGUFReader, GGUFValueType, GGUFWriter
+
+    read_header(*shards)  # refuses tensors that are there twice
+    readers = [GGUFReader(shard) for shard in shards]
+    fields = readers[0].fields
+    writer = GGUFWriter(path, str(fields["general.architecture"].contents()))
+    writer.data_alignment = readers[0].alignment
+    try:
+        for name, field in fields.items():
+            if name == "general.architecture" or name.startswith(("GGUF.", "split.")) or not field.data:
+                continue  # the writer's own; what was true of the shards; empty lists, which it can't write
+            kind, value = field.types[0], field.contents()
+            if field.types[-1] == GGUFValueType.STRING:  # as bytes: vocabularies needn't be text
+                texts = [field.parts[index].tobytes() for index in field.data]
+                value = texts if kind == GGUFValueType.ARRAY else texts[0]
+            sub_type = field.types[-1] if kind == GGUFValueType.ARRAY else None
+            writer.add_key_value(name, value, kind, sub_type=sub_type)
+        tensors = [tensor for reader in readers for tensor in reader.tensors]
+        for tensor in tensors:
+            data = tensor.data
+            writer.add_tensor_info(tensor.name, data.shape, data.dtype, data.nbytes, tensor.tensor_type)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for tensor in tensors:
+            writer.write_tensor_data(tensor.data)
+    finally:
+        writer.close()
+
+
+def _dequantise(name: str, path: str, folder: str, named: Mapping[str, str]) -> None:
+    """Has transformers read the file, adds what it left out, and saves the model and its tokenizer.
+
+    Args:
+        name: The user's file, for messages.
+        path: The file, whole.
+        folder: Where to.
+        named: Filled as transformers reads the file: its names of tensors by those of the file.
+
+    Raises:
+        LongEvalError: The file lacks weights, or has some that the model has no place for.
+    """
     import torch
     import transformers
 
+    from longeval.models.weights import check_complete
+
+    header = read_header(*gguf_shards(name))  # its messages name the user's file
     source = {
         "pretrained_model_name_or_path": os.path.dirname(os.path.abspath(path)),
         "gguf_file": os.path.basename(path),
     }
     config = complete_config(header, transformers.AutoConfig.from_pretrained(**source))
     build_tokenizer(header).save_pretrained(folder)
-    quantised = transformers.AutoModelForCausalLM.from_pretrained(**source, config=config, dtype=torch.float32)
+    quantised, loading = transformers.AutoModelForCausalLM.from_pretrained(
+        **source, config=config, dtype=torch.float32, output_loading_info=True
+    )
+    unused = [tensor for tensor in header.tensors if tensor not in named and not _EXPERTS.search(tensor)]
+    unexpected = {*loading["unexpected_keys"], *(unused if named else ())}
+    unexpected = {tensor for tensor in unexpected if not _READ_ELSEWHERE.fullmatch(tensor)}
+    check_complete(name, loading | {"unexpected_keys": unexpected}, config)
     _rebuild(quantised).save_pretrained(folder)
 
 
 @contextlib.contextmanager
-def _one_reader() -> Iterator[None]:
+def _one_reader() -> Iterator[dict[str, str]]:
     """Inside the block, gguf parses a file once, and not once for each time that transformers asks.
 
     That takes 13 s each time for a vocabulary of 262k. Readers only read, so one may serve all.
+
+    Yields:
+        What transformers calls the file's tensors, by the file's names, once it has asked; it passes over all others.
+        Empty for the architectures that it reads in its newer way, whose loading info is complete.
     """
     import gguf
+    import transformers.modeling_gguf_pytorch_utils as reading
 
-    reader = gguf.GGUFReader
+    reader, names = gguf.GGUFReader, reading.get_gguf_hf_weights_map
+    named: dict[str, str] = {}
+
+    def remember(*arguments: Any, **options: Any) -> dict[str, str]:
+        found: dict[str, str] = names(*arguments, **options)
+        named.update(found)
+        return found
+
     gguf.GGUFReader = functools.cache(reader)
+    reading.get_gguf_hf_weights_map = remember
     try:
-        yield
+        yield named
     finally:
         gguf.GGUFReader = reader
+        reading.get_gguf_hf_weights_map = names
 
 
 def _rebuild(quantised: Any) -> Any:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import mmap
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -29,8 +29,10 @@ _ALIGNMENT = 32
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TensorPlace:
-    """Where a tensor lies in the file."""
+    """Where a tensor lies."""
 
+    path: str
+    """The file; another one than the header's where that is the first of several."""
     shape: tuple[int, ...]
     """Outermost dimension first, as in numpy."""
     kind: int
@@ -66,20 +68,36 @@ class GgufHeader:
         place = self.tensors[name]
         if place.kind not in _FLOATS:
             raise ValueError(f"{name} is stored in ggml type {place.kind}, not as plain numbers")
-        with open(self.path, "rb") as file:
+        with open(place.path, "rb") as file:
             file.seek(place.offset)
             dtype = np.dtype(_FLOATS[place.kind])
             stored = file.read(prod(place.shape) * dtype.itemsize)
         return np.frombuffer(stored, dtype).reshape(place.shape).astype(np.float64)
 
 
-def read_header(path: str) -> GgufHeader:
+def read_header(path: str, *others: str) -> GgufHeader:
     """Reads the header of a GGUF file; takes about 0.1 s for a vocabulary of 262k.
 
+    Args:
+        path: The file.
+        others: Where it is the first of several, the others: their tensors count as its own.
+
     Raises:
-        ValueError: If the file is no GGUF of a version that is read here, or is cut off within its header.
+        ValueError: If a file is no GGUF of a version that is read here, is cut off within its header, or has a tensor
+            that another one has as well.
         OSError: If it can't be read.
     """
+    header = _read(path)
+    for other in others:
+        tensors = _read(other).tensors
+        if twice := header.tensors.keys() & tensors.keys():
+            raise ValueError(f"{min(twice)} is there twice, also in {other}")
+        header = replace(header, tensors={**header.tensors, **tensors})
+    return header
+
+
+def _read(path: str) -> GgufHeader:
+    """The header of one file."""
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         try:
             return _parse(path, content)
@@ -116,7 +134,8 @@ def _parse(path: str, content: mmap.mmap) -> GgufHeader:
         path=path,
         fields=fields,
         tensors={
-            name: TensorPlace(shape=shape, kind=kind, offset=start + offset) for name, shape, kind, offset in places
+            name: TensorPlace(path=path, shape=shape, kind=kind, offset=start + offset)
+            for name, shape, kind, offset in places
         },
     )
 

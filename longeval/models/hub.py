@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from longeval.models.resolve import ModelRef
 
 _PROBE_S = 5.0
+ADAPTER_REMEDY = "It is an adapter: merge it into its base model and save that (merge_and_unload, save_pretrained)."
+"""For what holds nothing else."""
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 
@@ -34,6 +36,8 @@ class HubSnapshot:
     """The downloaded `config.json`."""
     local_only: bool
     """True where the hub is switched off or unreachable: nothing more can be downloaded."""
+    files: tuple[str, ...] = ()
+    """Names of the model's files, as far as they are known."""
 
 
 def is_offline() -> bool:
@@ -101,15 +105,19 @@ def _open(hub_id: str, revision: str | None, name: str, licence: str | None) -> 
     except errors.LocalEntryNotFoundError as error:
         raise unreachable_hub(hub_id, name, unreachable or _cause(error)) from error
     except errors.EntryNotFoundError as error:
+        remedy = f"See {_page(hub_id)}."
+        if "adapter_config.json" in _listed(hub_id, revision):
+            remedy = ADAPTER_REMEDY
         raise LongEvalError(
-            f"--model {name}: {hub_id} has no config.json, so it is no transformers model", f"See {_page(hub_id)}."
+            f"--model {name}: {hub_id} has no config.json, so it is no transformers model", remedy
         ) from error
     except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
         raise unreachable_hub(hub_id, name, _cause(error)) from error
     commit = os.path.basename(os.path.dirname(path))
+    files = os.listdir(os.path.dirname(path)) if local_only else _listed(hub_id, commit)
     if not local_only:
-        _check_safetensors(hub_id, commit, name)
-    return HubSnapshot(hub_id=hub_id, commit=commit, config_path=path, local_only=local_only)
+        _check_safetensors(hub_id, files, name)
+    return HubSnapshot(hub_id=hub_id, commit=commit, config_path=path, local_only=local_only, files=tuple(files))
 
 
 def cached_weights(hub_id: str, revision: str | None = None) -> bool:
@@ -153,15 +161,20 @@ def _gated(hub_id: str, name: str, licence: str | None) -> LongEvalError:
     )
 
 
-def _check_safetensors(hub_id: str, commit: str, name: str) -> None:
-    """Raises LongEvalError if the model's files are listed and none of them is its safetensors."""
+def _listed(hub_id: str, commit: str | None) -> list[str]:
+    """Names of a model's files on the hub; none where it doesn't list them."""
     from huggingface_hub import HfApi, errors
 
     try:
-        files = HfApi().list_repo_files(hub_id, revision=commit)
+        return list(HfApi().list_repo_files(hub_id, revision=commit))
     except (errors.HfHubHTTPError, OSError):
-        return  # only a check ahead of time: loading itself accepts nothing but safetensors
-    if not any(file in files for file in _WEIGHTS):
+        return []
+
+
+def _check_safetensors(hub_id: str, files: list[str], name: str) -> None:
+    """Raises LongEvalError if the model's files are listed and none of them is its safetensors."""
+    # only a check ahead of time: loading itself accepts nothing but safetensors
+    if files and not any(file in files for file in _WEIGHTS):
         raise LongEvalError(
             f"--model {name}: {hub_id} has no safetensors weights",
             "Only safetensors are read, because unpickling runs whatever the file says. Look for a branch or copy of "

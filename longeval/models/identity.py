@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from longeval.models.digests import file_digest
 from longeval.models.embedded import EMBEDDED_MODELS
+from longeval.models.gguf import gguf_digest
 from longeval.models.hub import open_hub
 from longeval.models.resolve import weight_files
 
@@ -38,7 +39,7 @@ def weights_digest(ref: ModelRef) -> str:
     if ref.kind == "embedded":
         return f"gguf:{EMBEDDED_MODELS[ref.location].gguf_sha256}"
     if ref.kind == "gguf":
-        return f"gguf:{file_digest(ref.location)}"
+        return f"gguf:{gguf_digest(ref.location)}"
     return f"sha256:{_folder_digest(ref.location)}"
 
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 import json
 import os
 import re
-import struct
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from longeval.errors import LongEvalError, did_you_mean
+from longeval.errors import LongEvalError, did_you_mean, reason
 from longeval.models.catalog import CATALOG
 from longeval.models.embedded import embedded_folder, embedded_path
-from longeval.models.gguf import cached_folder, check_gguf, converted_folder, is_whole
+from longeval.models.gguf import cached_folder, converted_folder, gguf_digest, gguf_shards, is_whole
+from longeval.models.hub import ADAPTER_REMEDY
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*")
 _LFS = b"version https://git-lfs"
@@ -69,9 +69,7 @@ def local_folder(ref: ModelRef) -> str | None:
     if ref.kind == "embedded":
         return embedded_folder(ref.location)
     if ref.kind == "gguf":
-        from longeval.models.digests import file_digest
-
-        return converted_folder(ref.location, name=_gguf_name(ref), sha256=file_digest(ref.location))
+        return converted_folder(ref.location, name=_gguf_name(ref), sha256=gguf_digest(ref.location))
     return ref.location if ref.kind == "folder" else None
 
 
@@ -80,9 +78,7 @@ def is_present(ref: ModelRef) -> bool:
     if ref.kind == "embedded":
         return is_whole(embedded_path(ref.location))
     if ref.kind == "gguf":
-        from longeval.models.digests import file_digest
-
-        return is_whole(cached_folder(_gguf_name(ref), file_digest(ref.location)))
+        return is_whole(cached_folder(_gguf_name(ref), gguf_digest(ref.location)))
     if ref.kind == "folder":
         return True
     from longeval.models.hub import cached_weights
@@ -111,8 +107,7 @@ def _recognise(name: str, revision: str | None, weights: bool) -> ModelRef:
             raise LongEvalError(
                 f"--model {name}: a file, but no .gguf", "Give the folder that holds config.json and the safetensors."
             )
-        check_gguf(path)
-        return ModelRef(name=name, kind="gguf", location=path)
+        return ModelRef(name=name, kind="gguf", location=gguf_shards(path)[0])
     if name.lower().endswith(".gguf") or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise LongEvalError(f"--model {name}: there is no such file or folder", "Check the path.")
     if _HUB_ID.fullmatch(name):
@@ -157,21 +152,22 @@ def _folder_remedy(name: str, files: list[str]) -> str:
     if ggufs:
         return f"Name the GGUF file itself: --model {os.path.join(name, ggufs[0])}."
     if "adapter_config.json" in files:
-        return "It is an adapter: merge it into its base model and save that (merge_and_unload, save_pretrained)."
+        return ADAPTER_REMEDY
     return "Give a folder as model.save_pretrained and tokenizer.save_pretrained write it."
 
 
 def read_config(path: str, name: str) -> dict[str, Any]:
-    """Returns a `config.json` as a dictionary; raises LongEvalError if it is none."""
+    """Returns a model's `config.json`, or another JSON file of it, as a dictionary; raises LongEvalError otherwise."""
+    file_name = os.path.basename(path)
     try:
         with open(path, encoding="utf-8") as file:
             config = json.load(file)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise LongEvalError(
-            f"--model {name}: config.json is not readable ({error})", "Fetch the model again."
+            f"--model {name}: {file_name} is not readable ({reason(error)})", "Fetch the model again."
         ) from error
     if not isinstance(config, dict):
-        raise LongEvalError(f"--model {name}: config.json is not a JSON object", "Fetch the model again.")
+        raise LongEvalError(f"--model {name}: {file_name} is not a JSON object", "Fetch the model again.")
     return config
 
 
@@ -187,11 +183,15 @@ def weight_files(folder: str) -> list[str]:
         return []
     try:
         with open(index, encoding="utf-8") as file:
-            return sorted({str(shard) for shard in json.load(file)["weight_map"].values()})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise LongEvalError(
-            f"{index}: not readable ({type(error).__name__}: {error})", "Fetch the model again."
-        ) from error
+            shards = sorted({str(shard) for shard in json.load(file)["weight_map"].values()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise LongEvalError(f"{index}: not readable ({reason(error)})", "Fetch the model again.") from error
+    for shard in shards:
+        if not shard.endswith(".safetensors") or shard != os.path.basename(shard):
+            raise LongEvalError(
+                f"{index}: names {shard!r}, no safetensors file of its folder", "Fetch the model again."
+            )
+    return shards
 
 
 def _check_safetensors(path: str, what: str) -> None:
@@ -200,16 +200,16 @@ def _check_safetensors(path: str, what: str) -> None:
         size = os.path.getsize(path)
         with open(path, "rb") as file:
             head = file.read(8)
-            length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
-            header = file.read(length) if 0 < length <= size - 8 else b""
     except OSError as error:
         raise LongEvalError(f"{what}: {error.strerror or error}", "Fetch the model again.") from error
     if _LFS.startswith(head) and head:
         raise LongEvalError(f"{what} is a Git LFS pointer, not weights", "Run `git lfs pull` in that folder.")
+    from safetensors import SafetensorError, safe_open
+
     try:
-        tensors = json.loads(header)
-        end = max(tensor["data_offsets"][1] for key, tensor in tensors.items() if key != "__metadata__")
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise LongEvalError(f"{what} is not a safetensors file", "Fetch the model again.") from error
-    if 8 + length + end != size:
-        raise LongEvalError(f"{what} is cut off: {size} bytes of {8 + length + end}", "Fetch the model again.")
+        with safe_open(path, framework="numpy"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise LongEvalError(
+            f"{what} is not a safetensors file, or cut off ({size} bytes; {reason(error)})", "Fetch the model again."
+        ) from error

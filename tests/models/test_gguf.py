@@ -12,10 +12,13 @@ import torch
 from tiny_gguf import write_llama
 
 from longeval.errors import LongEvalError
+from longeval.export.gguf import config_of
 from longeval.models import digests
 from longeval.models import gguf as conversion
-from longeval.models.load import load_config, load_model, load_tokenizer, resolve
+from longeval.models.gguf_header import read_header
+from longeval.models.load import load_config, load_model, load_tokenizer, resolve, weights_digest
 from longeval.models.resolve import is_present, local_folder
+from longeval.models.scaling import model_rope
 
 
 def test_a_gguf_becomes_an_ordinary_folder_with_exactly_its_values(write_gguf, own_cache):
@@ -177,3 +180,73 @@ def test_the_narrowest_dtype_that_keeps_every_value():
     assert conversion._narrowest_exact(halves) == torch.bfloat16
     assert conversion._narrowest_exact([*halves, torch.tensor([1.0009765625])]) == torch.float16
     assert conversion._narrowest_exact([*halves, torch.tensor([0.1])]) == torch.float32
+
+
+def test_a_split_gguf_is_read_whole_from_any_of_its_files(tmp_path, own_cache):
+    unsplit = resolve(str(write_llama(tmp_path / "whole.gguf")))
+    whole = load_model(unsplit, dtype="float32", device="cpu").state_dict()
+    tokens = load_tokenizer(unsplit)("ab").input_ids
+    write_llama(tmp_path / "tiny.gguf", split=8)
+    shards = sorted(tmp_path.glob("tiny-*.gguf"))
+    assert len(shards) == 3
+    digests = set()
+    for shard in shards:
+        ref = resolve(str(shard))
+        model = load_model(ref, dtype="float32", device="cpu")
+        assert all(torch.equal(tensor, whole[name]) for name, tensor in model.state_dict().items())
+        assert load_tokenizer(ref)("ab").input_ids == tokens
+        digests.add(weights_digest(ref))
+    assert len(digests) == 1
+    assert [entry.name for entry in Path(local_folder(ref)).glob("*.gguf")] == []
+    write_llama(tmp_path / "tiny.gguf", tensors={"blk.1.ffn_down.weight": np.ones((64, 96), "f4")}, split=8)
+    assert weights_digest(resolve(str(shards[0]))) not in digests
+
+
+def test_a_missing_or_foreign_file_of_a_split_gguf_is_named(tmp_path):
+    write_llama(tmp_path / "tiny.gguf", split=8)
+    first, second, third = sorted(tmp_path.glob("tiny-*.gguf"))
+    kept = second.read_bytes()
+    second.write_bytes(third.read_bytes())
+    with pytest.raises(LongEvalError, match=f"{second.name} belongs to another model"):
+        resolve(str(first))
+    second.unlink()
+    with pytest.raises(LongEvalError, match=f"one of 3 files, and {second.name} is missing"):
+        resolve(str(third))
+    second.write_bytes(kept)
+    first.rename(tmp_path / "renamed.gguf")
+    with pytest.raises(LongEvalError, match=r"renamed\.gguf: is one of 3 files"):
+        resolve(str(tmp_path / "renamed.gguf"))
+
+
+def test_rope_settings_are_read_from_all_files_of_a_split_gguf(tmp_path):
+    divisors = np.full(16, 4.0, "f4")
+    write_llama(tmp_path / "tiny.gguf", tensors={"rope_freqs.weight": divisors}, split=8)  # in the last file
+    ref = resolve(str(min(tmp_path.glob("tiny-*.gguf"))))
+    plain_F = 700.0 ** (-np.arange(16) / 16)
+    for config in (config_of(ref, ""), load_config(ref)):
+        table = model_rope("tiny", config, native=256).shipped_table(8)
+        np.testing.assert_allclose(table.inv_freq_F, plain_F / 4, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["blk.1.ffn_down.weight", "output_norm.weight", "token_embd.weight"])
+def test_tensors_that_a_gguf_lacks_are_not_made_up(tmp_path, own_cache, name):
+    with pytest.raises(LongEvalError, match="1 weight is missing"):
+        local_folder(resolve(str(write_llama(tmp_path / "tiny.gguf", tensors={name: None}))))
+    assert list((own_cache / "models").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["blk.0.attn_q.bias", "blk.2.ffn_norm.weight", "blk.0.attn_q_norm.weight"])
+def test_tensors_that_transformers_passes_over_are_not_left_out(tmp_path, name):
+    with pytest.raises(LongEvalError, match=f"1 weight is unexpected, .*{name}"):
+        local_folder(resolve(str(write_llama(tmp_path / "tiny.gguf", tensors={name: (64,)}))))
+
+
+def test_kinds_of_quantisation_that_cannot_be_undone_are_named(tmp_path):
+    path = write_llama(tmp_path / "tiny.gguf")
+    place = read_header(str(path)).tensors["blk.0.ffn_down.weight"]
+    content = path.read_bytes()
+    named = content.index(b"blk.0.ffn_down.weight") + len(b"blk.0.ffn_down.weight") + 4 + 16
+    assert content[named : named + 4] == place.kind.to_bytes(4, "little")
+    path.write_bytes(content[:named] + (24).to_bytes(4, "little") + content[named + 4 :])  # I8
+    with pytest.raises(LongEvalError, match=r"can't convert this GGUF .*I8"):
+        local_folder(resolve(str(path)))

@@ -30,10 +30,14 @@ _TOKENIZER = {
 }
 
 
-def write_llama(path: Path, fields=None, tensors=None) -> Path:
-    """Llama, two layers. In `fields`, keys without a family's name are the family's own; None leaves one out."""
+def write_llama(path: Path, fields=None, tensors=None, *, split: int = 0) -> Path:
+    """Llama, two layers. In `fields`, keys without a family's name are the family's own; None leaves one out.
+
+    In `tensors` None leaves one out. With `split`, files of so many tensors each; their names come from `path`.
+    """
     own = _COMMON | {"block_count": 2, "rope.dimension_count": HEAD_DIM}
-    return _write(path, "llama", own | (fields or {}), _attention(2) | _ffn(2) | (tensors or {}))
+    shapes = {name: shape for name, shape in (_attention(2) | _ffn(2) | (tensors or {})).items() if shape is not None}
+    return _write(path, "llama", own | (fields or {}), shapes, split)
 
 
 def write_gemma3(path: Path, fields=None, tensors=None, *, num_layers: int = 6) -> Path:
@@ -94,9 +98,9 @@ def _ffn(num_layers):
     }
 
 
-def _write(path, architecture, fields, tensors):
+def _write(path, architecture, fields, tensors, split=0):
     """Shapes become random float32 weights of about unit gain, arrays stay as they are."""
-    writer = gguf.GGUFWriter(str(path), architecture)
+    writer = gguf.GGUFWriter(str(path), architecture, split_max_tensors=split)
     writer.add_name("tiny")
     writer.add_token_list(_TOKENS)
     writer.add_token_scores([float(-position) for position in range(VOCAB)])

@@ -1,0 +1,248 @@
+"""Whether a model's files hold exactly the weights that its configuration describes, told from their headers.
+
+transformers fills what is missing with random numbers, drops what it doesn't know, some of it without a word
+(`_keys_to_ignore_on_load_unexpected`), and casts integers to floats. The names in the files are compared with a model
+without memory for its weights ("meta" device), through transformers' own renaming and merging of weights, so that
+whatever is wrong is known before anything is loaded.
+
+What files may hold besides is written down as facts: see `_LEFTOVERS`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from longeval.errors import LongEvalError
+from longeval.models.resolve import weight_files
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+"""What peft saves: differences to the weights of another model."""
+
+_SHOWN = 3
+"""So many names are shown in a message."""
+
+_LEFTOVERS: tuple[tuple[str, str], ...] = (
+    (r"(^|\.)rotary_(pos_)?emb\.(inv_freq|cos_cached|sin_cached)$", "frequencies, computed anew from the config"),
+    (r"(^|\.)position_ids$", "the numbers 0, 1, 2, …"),
+    (r"(^|\.)mtp(_layers|_block)?\.", "layers that predict further tokens (Qwen3-Next, MiMo, Nemotron-H, …)"),
+    (r"\.(k|v|q|kv)_scale$", "scales of a quantised key/value cache; here it isn't quantised"),
+    (r"^v_head\.", "a value head of reinforcement learning, beside the output head"),
+)
+"""Names that change nothing for a language model, and what they are."""
+
+_MASK = re.compile(r"(^|\.)(attn|attention)\.(bias|masked_bias)$")
+"""Causal masks that GPT-NeoX and GPT-2 kept: a square for all lengths, and the number that it puts where it is shut."""
+
+_FURTHER = re.compile(r"^.*\blayers\.\d+\.eh_proj\.")
+"""In DeepSeek and GLM, a layer behind the last that predicts a further token: none other merges embeddings so."""
+
+_OTHER_SENSES = re.compile(r"^(model\.)?(visual|vision|audio|image|embed_vision|embed_audio|multi_modal|mm_)")
+"""Parts of a model that can also see or hear, where its language model is loaded alone."""
+
+_SCALES = re.compile(r"\.(input|output)_scale$")
+"""Of activations, in quantised files; where the configuration has them computed on the way."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stored:
+    """A tensor in a file."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    """As safetensors calls it: F32, BF16, I64, …"""
+
+
+def check_adapter(name: str, files: Iterable[str]) -> None:
+    """Raises LongEvalError if an adapter is among a model's files."""
+    found = sorted(set(files) & set(ADAPTER_FILES))
+    if found:
+        raise LongEvalError(
+            f"--model {name}: comes with an adapter ({found[0]}), which isn't part of its weights",
+            "Merge it into the model with peft (model.merge_and_unload(), then save_pretrained to a new folder) and "
+            f"give that folder; or, to measure the model without it, take {' and '.join(found)} away.",
+        )
+
+
+def stored_tensors(name: str, folder: str) -> dict[str, Stored]:
+    """Returns shape and dtype of all tensors in a folder's weights, by name; only headers are read.
+
+    Raises:
+        LongEvalError: If two files hold a tensor of one name: which one counts would be chance.
+    """
+    from safetensors import safe_open
+
+    stored: dict[str, Stored] = {}
+    for file in weight_files(folder):
+        with safe_open(os.path.join(folder, file), framework="numpy") as tensors:
+            for key in tensors.keys():  # noqa: SIM118 (no dictionary)
+                if key in stored:
+                    raise LongEvalError(
+                        f"--model {name}: {key} is stored twice, also in {file}", "Remove files that don't belong."
+                    )
+                part = tensors.get_slice(key)
+                stored[key] = Stored(shape=tuple(part.get_shape()), dtype=str(part.get_dtype()))
+    return stored
+
+
+def check_stored(name: str, folder: str, config: Any) -> None:
+    """Raises LongEvalError unless the files of an unquantised model hold its weights, all of them and nothing else.
+
+    Args:
+        name: As the user named the model.
+        folder: Where its safetensors are.
+        config: transformers' PreTrainedConfig, of a family that transformers has.
+    """
+    import torch
+    import transformers
+
+    stored = stored_tensors(name, folder)
+    num_layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
+    if num_layers > len(stored):  # before a model of so many layers is built
+        raise LongEvalError(
+            f"--model {name}: its config says {num_layers} layers, and its files hold {len(stored)} weights",
+            "Mend num_hidden_layers in its config.json.",
+        )
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    renamed = _renamed(name, model, stored)
+    for key, target in renamed.items():
+        if target.is_floating_point() and not stored[key].dtype.startswith(("F", "BF")):
+            raise LongEvalError(
+                f"--model {name}: {key} is stored as integers ({stored[key].dtype}), and its config names no "
+                "quantisation",
+                "It is not the model's weights, or its config.json lost its quantization_config.",
+            )
+    _check_tied(name, folder, model, stored)
+    loading = _load(model, stored)
+    text = config.get_text_config()
+    text_only = text is not config and model.config.model_type == text.model_type
+    check_complete(name, loading, config, stored=stored, text_only=text_only)
+
+
+def check_complete(
+    name: str,
+    loading: Mapping[str, Any],
+    config: Any,
+    *,
+    stored: Mapping[str, Stored] | None = None,
+    text_only: bool = False,
+) -> None:
+    """Raises LongEvalError if weights are missing, of another shape, or in the files and not in the model.
+
+    Args:
+        name: As the user named the model.
+        loading: transformers' loading info.
+        config: transformers' PreTrainedConfig.
+        stored: The files' tensors, where they were read.
+        text_only: Whether the language model of a larger model was loaded.
+    """
+    wrong = {kind: sorted(_names(loading.get(f"{kind}_keys"))) for kind in ("missing", "mismatched", "unexpected")}
+    wrong["mismatched"] += sorted(_names(loading.get("conversion_errors")))
+    further = {found[0] for key in wrong["unexpected"] if (found := _FURTHER.match(key))}
+    wrong["unexpected"] = [
+        key
+        for key in wrong["unexpected"]
+        if not _is_leftover(key, config, None if stored is None else stored.get(key), text_only)
+        and not key.startswith(tuple(layer.removesuffix("eh_proj.") for layer in further))
+    ]
+    for kind, means in (
+        ("missing", ""),
+        ("mismatched", ", of another shape in its files"),
+        ("unexpected", ", in its files but not in the model, which would leave them out"),
+    ):
+        if keys := wrong[kind]:
+            shown = ", ".join(keys[:_SHOWN]) + (", …" if len(keys) > _SHOWN else "")
+            count = "1 weight is" if len(keys) == 1 else f"{len(keys)} weights are"
+            raise LongEvalError(
+                f"--model {name}: its files don't fit its config, {count} {kind}{means} ({shown})",
+                "It may be no causal language model, an incomplete download, or an edited config.json.",
+            )
+
+
+def _renamed(name: str, model: Any, stored: Mapping[str, Stored]) -> dict[str, Any]:
+    """The model's own tensor for each stored one that has a single one; LongEvalError where two are for the same."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+    mapping = get_model_conversion_mapping(model)
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    own = model.state_dict()
+    targets: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for key in stored:
+        target, merged = rename_source_key(key, renamings, converters, model.base_model_prefix, own)
+        if target not in own and key in own:
+            target, merged = key, None
+        if target not in own:
+            continue
+        targets[key] = own[target]
+        if merged is None and (other := origins.setdefault(target, key)) != key:
+            raise LongEvalError(
+                f"--model {name}: {other} and {key} in its files are the same weight", "Remove one of the two."
+            )
+    return targets
+
+
+def _load(model: Any, stored: Mapping[str, Stored]) -> dict[str, Any]:
+    """Transformers' loading info of a model on the meta device, before it drops what it ignores in the family."""
+    import torch
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import convert_and_load_state_dict_in_model
+    from transformers.modeling_utils import LoadStateDictConfig
+
+    settings = LoadStateDictConfig(
+        device_map={"": "meta"}, dtype=torch.float32, weight_mapping=get_model_conversion_mapping(model)
+    )
+    weights = {key: torch.empty(tensor.shape, device="meta") for key, tensor in stored.items()}
+    info, _ = convert_and_load_state_dict_in_model(model=model, state_dict=weights, load_config=settings)
+    unexpected = set(info.unexpected_keys)
+    model.tie_weights(missing_keys=info.missing_keys, recompute_mapping=False)
+    model._adjust_missing_and_unexpected_keys(info)
+    return {
+        "missing_keys": info.missing_keys,
+        "mismatched_keys": info.mismatched_keys,
+        "conversion_errors": info.conversion_errors,
+        "unexpected_keys": unexpected,
+    }
+
+
+def _check_tied(name: str, folder: str, model: Any, stored: Mapping[str, Stored]) -> None:
+    """Raises LongEvalError if a weight that the config says is another one is stored as well, with other values."""
+    import torch
+    from safetensors import safe_open
+
+    for target, source in model.all_tied_weights_keys.items():
+        if target not in stored or source not in stored:
+            continue
+        values = {}
+        for file in weight_files(folder):
+            with safe_open(os.path.join(folder, file), framework="pt") as tensors:
+                for key in {target, source} & set(tensors.keys()):
+                    values[key] = tensors.get_tensor(key)
+        if not torch.equal(*(values[key].to(torch.float32) for key in (target, source))):
+            raise LongEvalError(
+                f"--model {name}: its config says that {target} is {source} (tie_word_embeddings), and its files hold "
+                "different values for the two",
+                "Engines would take one or the other. Set tie_word_embeddings in its config.json to what is right.",
+            )
+
+
+def _names(keys: Any) -> list[str]:
+    """Names of weights; mismatched ones come with their shapes."""
+    return [str(key[0]) if isinstance(key, tuple) else str(key) for key in keys or ()]
+
+
+def _is_leftover(key: str, config: Any, tensor: Stored | None, text_only: bool) -> bool:
+    """Whether an unexpected weight is known to change nothing."""
+    if any(re.search(pattern, key) for pattern, _ in _LEFTOVERS):
+        return True
+    if _MASK.search(key):  # a real bias has one dimension
+        return tensor is not None and (len(tensor.shape) == 4 or tensor.shape in ((), (1,)))
+    if text_only and _OTHER_SENSES.search(key):
+        return True
+    return getattr(config, "quantization_config", None) is not None and _SCALES.search(key) is not None
