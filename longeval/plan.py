@@ -145,6 +145,9 @@ def _corpus(source: Source, spec: PplSpec, model: PreparedModel) -> Corpus:
             docs=docs,
         ),
     )
+    for document in selection.documents:
+        if model.unembedded:
+            model.check_embedded([document.tokens()], f"--data {source.name}: {document.name}")
     return Corpus(source=source, selection=selection, min_tokens=min_tokens)
 
 

@@ -11,6 +11,7 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from longeval.backends.openai_plan import Server, ask_server, check_reads, check_room
@@ -23,6 +24,7 @@ from longeval.evals.left_out import emptied, nothing_left
 from longeval.evals.metrics import is_length
 from longeval.evals.prepared import PreparedTask, Window
 from longeval.evals.prompts import prepare
+from longeval.evals.requests import all_inputs
 from longeval.models.prepare import PreparedModel, prepare_all
 from longeval.models.tokenizer_folder import tokenizer_folder
 from longeval.rope.build import MethodName
@@ -257,6 +259,8 @@ class _ModelPlan:
                     f"--tasks {leaf}: {prepared.num_truncated} samples that were made for {length} tokens don't fit",
                     "Its generator must leave room for chat template and answer; cutting could take out what is asked.",
                 )
+            requests = (request for sample in prepared.samples for request in sample.requests)
+            self.model.check_embedded(chain.from_iterable(map(all_inputs, requests)), f"--tasks {leaf}")
             self._check_memory(length, longest_reach(prepared))
             jobs.append(self._job(leaf, task, metadata, length, prepared))
             self.notes += [*prepared.notes, *emptied(self._title(leaf), length, prepared)]

@@ -143,6 +143,11 @@ def input_tokens(request: Request) -> int:
     return len(request.context_T) + max(map(len, request.continuations))
 
 
+def all_inputs(request: Request) -> tuple[npt.NDArray[np.int32], ...]:
+    """All token ids of a request: of its prompt, or of its context and each continuation."""
+    return (request.prompt_T,) if isinstance(request, GenerateRequest) else (request.context_T, *request.continuations)
+
+
 def longest_input(requests: Sequence[Request]) -> npt.NDArray[np.int32]:
     """Token ids of the longest input, shape (T,): a prompt, or a context with its longest continuation."""
     request = max(requests, key=input_tokens)

@@ -21,6 +21,7 @@ from longeval.export.form import new_config
 from longeval.export.note import export_note
 from longeval.export.stock import Stock, check_stock
 from longeval.files import why_unwritable, working_folder
+from longeval.models.load import check_weights
 from longeval.models.quiet import quiet_transformers
 from longeval.models.resolve import ModelRef, read_config
 from longeval.models.tokenizer import class_that_splits_otherwise
@@ -85,6 +86,7 @@ def write_folder(ref: ModelRef, config: Any, encoding: Encoding, path: str, prog
         with working_folder(parent) as work:
             stock = _write_config(ref, config, encoding, work)
             source = source_folder(ref)
+            check_weights(ref, config)  # a stock engine would leave out, or make up, what doesn't fit
             names = file_names(source)
             _check_room(source, names, parent, path)
             changed = _copy(source, names, work, encoding, progress)

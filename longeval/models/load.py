@@ -6,24 +6,27 @@ wavelengths would miss their integers by up to half a token.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
+from collections.abc import Iterator
 from typing import Any
 
-from huggingface_hub.errors import StrictDataclassError
-
-from longeval.errors import LongEvalError
+from longeval.errors import LongEvalError, reason
 from longeval.models.device import native_bfloat16, resolve_attention, resolve_device, resolve_device_map, resolve_dtype
 from longeval.models.geometry import ConfigRope, check_raw, native_length, rope_geometry
-from longeval.models.hub import open_hub, unreachable_hub
+from longeval.models.hub import cached_weights, open_hub, unreachable_hub
 from longeval.models.identity import weights_digest
 from longeval.models.quiet import quiet_transformers
 from longeval.models.resolve import ModelRef, is_present, local_folder, read_config, resolve
 from longeval.models.tokenizer import open_tokenizer
+from longeval.models.weights import check_adapter, check_complete, check_stored
 
 __all__ = [
     "ConfigRope",
     "ModelRef",
+    "check_weights",
     "is_present",
     "load_config",
     "load_model",
@@ -41,8 +44,11 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-_UNREADABLE = (ValueError, KeyError, TypeError, OSError, ImportError, ArithmeticError, StrictDataclassError)
-"""What transformers raises for files that aren't what it expects; the last for config fields of a wrong type."""
+_MOST = 10_000
+"""No model has so many of any; transformers takes its time for each before it can be seen that weights are absent."""
+
+_COUNTS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer", "num_labels")
+"""What configurations call their number of layers; and of labels, which transformers makes names for."""
 
 
 def load_config(ref: ModelRef, *, trust_remote_code: bool = False) -> Any:
@@ -55,32 +61,36 @@ def load_config(ref: ModelRef, *, trust_remote_code: bool = False) -> Any:
     Raises:
         LongEvalError: If the model can't be reached, its type is unknown, or it needs code that isn't trusted.
     """
+    if trust_remote_code:
+        _check_config(ref, trust_remote_code)
+        tell_code(ref, "runs")
+    return _config(ref, trust_remote_code)
+
+
+def _config(ref: ModelRef, trust_remote_code: bool) -> Any:
+    """What `load_config` returns; the model's code, where it has any, was told of before."""
     import transformers
 
     import longeval.hf  # a model may be saved with one of our rope types
 
     longeval.hf.register()
     source = _source(ref)
-    _check_type(ref, trust_remote_code)
-    if trust_remote_code:
-        tell_code(ref, "runs")
-    try:
-        with quiet_transformers():
-            return transformers.AutoConfig.from_pretrained(**source, trust_remote_code=trust_remote_code)
-    except LongEvalError as error:  # of a rope type of ours: it doesn't know which model it is about
-        raise LongEvalError(f"--model {ref.name}: {error.problem}", error.remedy) from error
-    except _UNREADABLE as error:
-        raise _unloadable(ref, "config", error) from error
+    _check_config(ref, trust_remote_code)
+    with _reading(ref, "config"):
+        # A dtype is given in place of the config's own, which may be one that torch doesn't have.
+        config = transformers.AutoConfig.from_pretrained(**source, dtype="float32", trust_remote_code=trust_remote_code)
+        config._attn_implementation = None  # `--attn` decides, else transformers
+        return config
 
 
 def load_tokenizer(ref: ModelRef, *, trust_remote_code: bool = False) -> Any:
     """Returns the model's tokenizer (see `models.tokenizer`); raises LongEvalError if it has none that can be read."""
     source = _source(ref)
-    try:
-        with quiet_transformers():
-            return open_tokenizer(source, trust_remote_code=trust_remote_code)
-    except _UNREADABLE as error:
-        raise _unloadable(ref, "tokenizer", error) from error
+    config = _config(ref, trust_remote_code)
+    with _reading(ref, "tokenizer"):
+        tokenizer = open_tokenizer(source, trust_remote_code=trust_remote_code, config=config)
+        tokenizer("a")  # some settings are looked at only then
+        return tokenizer
 
 
 def load_generation_settings(ref: ModelRef, config: Any) -> Any:
@@ -89,15 +99,17 @@ def load_generation_settings(ref: ModelRef, config: Any) -> Any:
 
     source = _source(ref)
     where = source.pop("pretrained_model_name_or_path")
-    with quiet_transformers():
-        try:
-            settings = transformers.GenerationConfig.from_pretrained(where, **source)
-        except OSError as error:
-            if "JSON" in str(error):
-                raise _unloadable(ref, "generation settings", error) from error
-            settings = transformers.GenerationConfig.from_model_config(config)  # no such file
-        except _UNREADABLE as error:
-            raise _unloadable(ref, "generation settings", error) from error
+    folder = local_folder(ref)
+    if folder is not None and not os.path.lexists(os.path.join(folder, "generation_config.json")):
+        settings = transformers.GenerationConfig.from_model_config(config)
+    else:
+        with _reading(ref, "generation settings"):
+            try:
+                settings = transformers.GenerationConfig.from_pretrained(where, **source)
+            except OSError as error:
+                if folder is not None or "JSON" in str(error):
+                    raise
+                settings = transformers.GenerationConfig.from_model_config(config)  # no such file on the hub
     ends = settings.eos_token_id
     if not all(one is None or type(one) is int for one in (ends if isinstance(ends, list) else [ends])):
         raise LongEvalError(
@@ -105,6 +117,28 @@ def load_generation_settings(ref: ModelRef, config: Any) -> Any:
             "Correct its generation_config.json, or config.json where it has none.",
         )
     return settings
+
+
+def check_weights(ref: ModelRef, config: Any) -> None:
+    """Holds the model's files against its configuration, as far as they are on this machine; nothing is loaded.
+
+    Quantised files are left to `load_model`, because their names and types are those of the method; and so are models
+    with code of their own.
+
+    Raises:
+        LongEvalError: If weights are missing, of another shape, or there and of no use; if there is an adapter.
+    """
+    folder = local_folder(ref)
+    if folder is None:
+        snapshot = open_hub(ref)
+        folder = os.path.dirname(snapshot.config_path)
+        check_adapter(ref.name, snapshot.files)
+        if not cached_weights(snapshot.hub_id, snapshot.commit):
+            return
+    check_adapter(ref.name, os.listdir(folder))
+    if getattr(config, "quantization_config", None) is None and type(config).__module__.startswith("transformers."):
+        with _reading(ref, "weights"):
+            check_stored(ref.name, folder, config)
 
 
 def load_model(
@@ -135,32 +169,33 @@ def load_model(
     import torch
     import transformers
 
-    import longeval.hf
-
-    longeval.hf.register()
     source = _source(ref)
-    _check_type(ref, trust_remote_code)
+    config = _config(ref, trust_remote_code)
+    check_weights(ref, config)
     options: dict[str, Any] = {"attn_implementation": name} if (name := resolve_attention(attn, device)) else {}
     if device_map is not None or device != "cpu":
         options["device_map"] = resolve_device_map(device_map) or {"": device}
     try:
-        with quiet_transformers():
+        with _reading(ref, "model"):
             model, loading = transformers.AutoModelForCausalLM.from_pretrained(
                 **source,
                 **options,
+                config=config,
                 dtype=getattr(torch, dtype),
                 use_safetensors=True,
                 trust_remote_code=trust_remote_code,
                 output_loading_info=True,
             )
-    except (*_UNREADABLE, RuntimeError, MemoryError) as error:
-        if is_out_of_memory(error):
-            raise LongEvalError(
-                f"--model {ref.name}: its weights in {dtype} don't fit into the memory of {device}",
-                "Try --dtype bfloat16, --device-map auto, or a smaller model; --dry-run estimates what is needed.",
-            ) from error
-        raise _unloadable(ref, "model", error) from error
-    _check_complete(ref, loading)
+    except LongEvalError as error:
+        if error.__cause__ is None or not is_out_of_memory(error.__cause__):
+            raise
+        raise LongEvalError(
+            f"--model {ref.name}: its weights in {dtype} don't fit into the memory of {device}",
+            "Try --dtype bfloat16, --device-map auto, or a smaller model; --dry-run estimates what is needed.",
+        ) from error.__cause__
+    check_complete(ref.name, loading, config)
+    if ref.kind == "hub":  # its files are here now
+        check_weights(ref, config)
     return model.eval().requires_grad_(False)
 
 
@@ -184,20 +219,68 @@ def _source(ref: ModelRef) -> dict[str, Any]:
     }
 
 
-def _check_type(ref: ModelRef, trust_remote_code: bool) -> None:
-    """Raises LongEvalError for a model type that transformers doesn't know by itself, and RoPE settings of no use."""
-    import transformers
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+@contextlib.contextmanager
+def _reading(ref: ModelRef, part: str) -> Iterator[None]:
+    """Inside the block, transformers reads files of the user's: whatever it raises over them becomes a message.
 
+    They may hold anything, and transformers checks little: any class of exception may be what it fails with.
+    """
+    try:
+        with quiet_transformers():
+            yield
+    except LongEvalError as error:
+        if error.problem.startswith("--model"):
+            raise
+        # of a rope type of ours: it doesn't know which model it is about
+        raise LongEvalError(f"--model {ref.name}: {error.problem}", error.remedy) from error
+    except Exception as error:
+        raise (_damaged(ref) or _unloadable(ref, part, error)) from error
+
+
+def _damaged(ref: ModelRef) -> LongEvalError | None:
+    """The message for the first of a model's JSON files that is none: clearer than what transformers makes of it."""
+    folder = local_folder(ref)
+    for name in () if folder is None else sorted(os.listdir(folder)):
+        if name.endswith(".json"):
+            try:
+                read_config(f"{folder}/{name}", ref.name)
+            except LongEvalError as error:
+                return error
+    return None
+
+
+def _check_config(ref: ModelRef, trust_remote_code: bool) -> None:
+    """Raises LongEvalError for a config.json that transformers can't or shouldn't read."""
     folder = local_folder(ref)
     path = f"{folder}/config.json" if folder is not None else open_hub(ref).config_path
     config = read_config(path, ref.name)
+    for key in ("configuration_files", "transformers_weights"):
+        if config.get(key) is not None:
+            raise LongEvalError(
+                f"--model {ref.name}: its config.json names other files to be read instead ({key})",
+                f"Remove {key} from it, and keep the files under their usual names.",
+            )
+    for settings in (config, *config.values()):
+        for key in _COUNTS:
+            if isinstance(settings, dict) and isinstance(n := settings.get(key), int) and n > _MOST:
+                raise LongEvalError(
+                    f"--model {ref.name}: {key} in its config.json is {n}, and no model has so many",
+                    "Fetch the model again, or mend its config.json.",
+                )
     try:
         check_raw(config)
     except LongEvalError as error:
         raise LongEvalError(f"--model {ref.name}: {error.problem}", error.remedy) from error
+    _check_type(ref, config, trust_remote_code)
+
+
+def _check_type(ref: ModelRef, config: dict[str, Any], trust_remote_code: bool) -> None:
+    """Raises LongEvalError for a model type that transformers doesn't know by itself."""
+    import transformers
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
     model_type = config.get("model_type")
-    if model_type in CONFIG_MAPPING:
+    if isinstance(model_type, str) and model_type in CONFIG_MAPPING:
         return
     if config.get("auto_map"):
         if not trust_remote_code:
@@ -220,22 +303,11 @@ def tell_code(ref: ModelRef, does: str) -> None:
     where = _source(ref)
     folder = local_folder(ref)
     config = read_config(f"{folder}/config.json" if folder is not None else open_hub(ref).config_path, ref.name)
-    tokenizer = get_tokenizer_config(where.pop("pretrained_model_name_or_path"), **where)
+    with _reading(ref, "tokenizer"):
+        tokenizer = get_tokenizer_config(where.pop("pretrained_model_name_or_path"), **where)
     for file, plain in (("config.json", config), ("tokenizer_config.json", tokenizer)):
         if plain.get("auto_map"):
             logger.warning("%s %s Python that its %s names: %s", ref.name, does, file, json.dumps(plain["auto_map"]))
-
-
-def _check_complete(ref: ModelRef, loading: dict[str, Any]) -> None:
-    """Raises LongEvalError if weights were missing: transformers would have filled them with random numbers."""
-    for kind in ("missing_keys", "mismatched_keys"):
-        keys = sorted(str(key) for key in loading.get(kind) or ())
-        if keys:
-            raise LongEvalError(
-                f"--model {ref.name}: its files don't fit its config, {len(keys)} weights are "
-                f"{kind.removesuffix('_keys')} ({keys[0]}, …)",
-                "It may be no causal language model, an incomplete download, or an edited config.json.",
-            )
 
 
 def _quantisation(ref: ModelRef) -> str | None:
@@ -257,15 +329,15 @@ def _unloadable(ref: ModelRef, part: str, error: Exception) -> LongEvalError:
             f"--model {ref.name}: its {part} runs Python code that comes with the model",
             "Read that code, and if you trust it add --trust-remote-code; a dry run runs none.",
         )
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     remedy = {
         "config": "Check its config.json.",
         "tokenizer": "The folder needs the tokenizer's files (tokenizer.json): tokenizer.save_pretrained(FOLDER).",
         "generation settings": "Correct its generation_config.json, or remove it: then its config.json counts.",
+        "weights": "Check its config.json; it may be another model's than the weights.",
         "model": "Weights must be the safetensors of a causal language model that transformers knows.",
     }[part]
     if part == "model" and (method := _quantisation(ref)) is not None:
         remedy = (
             f"It is quantised ({method}): install what that needs here, as the reason says, or give it unquantised."
         )
-    return LongEvalError(f"--model {ref.name}: its {part} can't be loaded ({reason.rstrip('.')})", remedy)
+    return LongEvalError(f"--model {ref.name}: its {part} can't be loaded ({reason(error)})", remedy)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from longeval.data.special import own_prefix, prefix_ids
 from longeval.data.tokens import tokenizer_digest
@@ -42,6 +46,8 @@ class PreparedModel:
     attn: str | None
     """Attention implementation of transformers; None: the model's default, or a backend that has its own."""
     trust_remote_code: bool
+    unembedded: Mapping[int, str] = field(default_factory=dict)
+    """Tokens that the tokenizer has and the model's embedding hasn't, by id: those that were added for padding, say."""
 
     @property
     def bos(self) -> bool:
@@ -75,6 +81,18 @@ class PreparedModel:
     def native_length(self) -> int:
         """L in tokens."""
         return self.geometry.native_length
+
+    def check_embedded(self, inputs: Iterable[npt.NDArray[np.int32]], what: str) -> None:
+        """Raises LongEvalError if token ids of `what` have no row in the model's embedding."""
+        if not self.unembedded:
+            return
+        for tokens_T in inputs:
+            for token in self.unembedded.keys() & set(tokens_T.tolist()):
+                raise LongEvalError(
+                    f"--model {self.name}: {what} holds the token {self.unembedded[token]!r} ({token}), and the "
+                    f"model's embedding has {self.config.get_text_config().vocab_size} rows",
+                    "The tokenizer is another model's, or got tokens that the model never learned.",
+                )
 
     def load(self) -> Any:
         """Loads the weights: a transformers model in eval mode."""
@@ -142,6 +160,9 @@ def prepare(
     device_map = resolve_device_map(device_map)
     ref = load.resolve(name, revision=revision)
     config = load.load_config(ref, trust_remote_code=trust_remote_code)
+    if backend != "openai":  # a server has weights of its own
+        load.check_weights(ref, config)
+        load.load_generation_settings(ref, config)  # which both read; of another model it must not be known too late
     if backend == "vllm":
         check_for_vllm(name, config)
     if backend == "hf":  # others have attention of their own, with the cap
@@ -162,7 +183,31 @@ def prepare(
         device_map=device_map,
         attn=attn,
         trust_remote_code=trust_remote_code,
+        unembedded={} if backend == "openai" else _unembedded(name, tokenizer, config),
     )
+
+
+def _unembedded(name: str, tokenizer: Any, config: Any) -> dict[int, str]:
+    """Tokens without a row in the model's embedding.
+
+    Models exist whose padding token was added beyond it; that does no harm until a text has it. A vocabulary that is
+    itself larger is another model's.
+
+    Raises:
+        LongEvalError: If the vocabulary, without added tokens, is larger than the embedding.
+    """
+    rows = getattr(config.get_text_config(), "vocab_size", None)
+    if not isinstance(rows, int):
+        return {}
+    beyond = {int(index): token for token, index in tokenizer.get_vocab().items() if index >= rows}
+    own = beyond.keys() - tokenizer.added_tokens_decoder.keys()
+    if own:
+        raise LongEvalError(
+            f"--model {name}: its tokenizer has a vocabulary of {max(own) + 1} tokens, and its embedding {rows} rows "
+            "(vocab_size)",
+            "The tokenizer is another model's, or config.json was edited.",
+        )
+    return beyond
 
 
 def _soft_cap(config: Any) -> float | None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from longeval.errors import LongEvalError
-from longeval.models.load import load_config, load_model, load_tokenizer, resolve
+from longeval.models.load import load_config, load_generation_settings, load_model, load_tokenizer, resolve
 
 
 def edit_config(folder, **fields):
@@ -114,3 +114,88 @@ def test_a_quantised_model_is_not_asked_to_be_safetensors(llama):
     with pytest.raises(LongEvalError, match=r"can't be loaded .*optimum") as caught:
         load_model(resolve(str(llama)), dtype="float32", device="cpu")
     assert "quantised (gptq)" in caught.value.remedy and "safetensors" not in caught.value.remedy
+
+
+@pytest.mark.parametrize("attn", ["flash_attention_2", "nonsense", 7])
+def test_attention_in_the_config_decides_nothing(llama, attn):
+    edit_config(llama, _attn_implementation=attn)
+    assert load_model(resolve(str(llama)), dtype="float32", device="cpu").config._attn_implementation == "sdpa"
+    asked = load_model(resolve(str(llama)), dtype="float32", device="cpu", attn="eager")
+    assert asked.config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
+@pytest.mark.parametrize("value", ["fp32", "nn", 7, ["float16"], "float16"])
+def test_dtype_in_the_config_decides_nothing(llama, key, value):
+    config = json.loads((llama / "config.json").read_text())
+    config.pop("dtype")
+    (llama / "config.json").write_text(json.dumps(config | {key: value}))
+    model = load_model(resolve(str(llama)), dtype="bfloat16", device="cpu")
+    assert model.dtype == torch.bfloat16
+    assert load_tokenizer(resolve(str(llama)))("a b").input_ids == [1, 2]
+
+
+NO_OBJECTS = ["", "[1]", "3", "null", '"x"', "[" * 100_000, "\ufeff{}", '{"a": ']
+
+
+@pytest.mark.parametrize("content", NO_OBJECTS)
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"])
+def test_damaged_tokenizer_files_are_named(llama, name, content):
+    (llama / name).write_text(content)
+    with pytest.raises(LongEvalError, match=f"--model .*llama: {name} is not") as caught:
+        load_tokenizer(resolve(str(llama)))
+    assert caught.value.__cause__ is not None
+
+
+@pytest.mark.parametrize("content", NO_OBJECTS)
+def test_damaged_generation_settings_are_named(llama, content):
+    ref = resolve(str(llama))
+    config = load_config(ref)
+    (llama / "generation_config.json").write_text(content)
+    with pytest.raises(LongEvalError, match=r"--model .*llama: generation_config\.json is not"):
+        load_generation_settings(ref, config)
+    (llama / "generation_config.json").unlink()
+    assert load_generation_settings(ref, config).eos_token_id == config.eos_token_id
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("tokenizer_config.json", {"model_max_length": "long"}),
+        ("tokenizer_config.json", {"tokenizer_class": ["Llama"]}),
+        ("tokenizer_config.json", {"added_tokens_decoder": 3}),
+        ("generation_config.json", {"eos_token_id": "</s>"}),
+        ("generation_config.json", {"max_new_tokens": "many"}),
+    ],
+)
+def test_impossible_settings_of_tokenizer_and_generation(llama, name, fields):
+    path = llama / name
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    ref = resolve(str(llama))
+    with pytest.raises(LongEvalError, match=r"--model .*llama"):
+        load_generation_settings(ref, load_config(ref))
+        load_tokenizer(ref)
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"hidden_size": "wide"}, "Field 'hidden_size' expected int, got str"),
+        ({"num_attention_heads": 3}, "hidden size .64. is not a multiple of the number of attention heads .3."),
+        ({"layer_types": ["full_attention"]}, "must be equal to the number of `layer_types"),
+        ({"num_labels": 10**12}, "num_labels"),
+        ({"model_type": ["llama"]}, "model type"),
+        ({"transformers_weights": "other.safetensors"}, "transformers_weights"),
+        ({"configuration_files": ["config.4.0.json"]}, "configuration_files"),
+    ],
+)
+def test_impossible_configs_are_told_with_the_reason(llama, fields, reason):
+    edit_config(llama, **fields)
+    with pytest.raises(LongEvalError, match=rf"--model .*llama: .*{reason}"):
+        load_config(resolve(str(llama)))
+
+
+def test_bugs_of_our_own_keep_their_traceback(llama, monkeypatch):
+    monkeypatch.setattr("longeval.models.load.check_complete", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        load_model(resolve(str(llama)), dtype="float32", device="cpu")

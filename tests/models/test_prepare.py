@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from tiny import save_tiny_llama
+from tiny import make_text, save_tiny_llama
 from transformers import AutoModelForCausalLM
 
 from longeval.errors import LongEvalError
 from longeval.models.prepare import prepare
+from longeval.plan import plan_ppl
 from longeval.session import load_backend
+from longeval.spec import PplSpec
 
 OPTIONS = {
     "revision": None,
@@ -92,3 +94,48 @@ def test_attention_logits_that_are_capped_softly_stay_so(tiny_llama, tmp_path):
     assert prepare(folder, **(OPTIONS | {"attn": "flex_attention"})).notes == ()
     with pytest.raises(LongEvalError, match="--attn sdpa: leaves out the soft cap"):
         prepare(folder, **(OPTIONS | {"attn": "sdpa"}))
+
+
+def edit_config(folder, **fields):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def test_a_vocabulary_larger_than_the_embedding_is_another_models(tiny_llama, tmp_path):
+    """More rows than tokens are padding, and usual."""
+    folder = shutil.copytree(tiny_llama, tmp_path / "small")
+    rows = len(prepare(str(tiny_llama), **OPTIONS).tokenizer) - 10
+    resized = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    resized.resize_token_embeddings(rows)
+    resized.save_pretrained(folder)
+    with pytest.raises(LongEvalError, match=f"vocabulary of {rows + 10} tokens, and its embedding {rows} rows"):
+        prepare(str(folder), **OPTIONS)
+    prepare(str(folder), **(OPTIONS | {"backend": "openai"}))  # a server has weights of its own
+    resized.resize_token_embeddings(rows + 50)
+    resized.save_pretrained(folder)
+    assert prepare(str(folder), **OPTIONS).unembedded == {}
+
+
+def test_added_tokens_without_a_row_harm_only_texts_that_have_them(tiny_llama, tmp_path):
+    folder = shutil.copytree(tiny_llama, tmp_path / "padded")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens([f"<extra{number}>" for number in range(301 - len(tokenizer))])
+    tokenizer.save_pretrained(folder)
+    extra = tokenizer.convert_ids_to_tokens(300)
+    model = prepare(str(folder), **OPTIONS)
+    assert model.unembedded == {300: extra}
+    (tmp_path / "plain.txt").write_text(make_text(200))
+    (tmp_path / "extra.txt").write_text(f"{extra} {make_text(200)}")
+    request = {"model": (str(folder),), "pe": ("none",), "lengths": (64,), "device": "cpu"}
+    assert plan_ppl(PplSpec(**request, data=(str(tmp_path / "plain.txt"),))).cells
+    with pytest.raises(LongEvalError, match=rf"extra\.txt holds the token '{extra}' \(300\).*300 rows"):
+        plan_ppl(PplSpec(**request, data=(str(tmp_path / "extra.txt"),)))
+
+
+def test_what_is_wrong_with_weights_is_known_to_a_plan(tiny_llama, tmp_path):
+    folder = shutil.copytree(tiny_llama, tmp_path / "short")
+    edit_config(folder, num_hidden_layers=1)
+    for backend in ("hf", "vllm"):
+        with pytest.raises(LongEvalError, match=r"unexpected, .*model\.layers\.1\."):
+            prepare(str(folder), **(OPTIONS | {"backend": backend}))
+    prepare(str(folder), **(OPTIONS | {"backend": "openai"}))
