@@ -4,6 +4,7 @@ import json
 import os
 
 import huggingface_hub
+import huggingface_hub.constants
 import pytest
 from huggingface_hub import errors
 
@@ -90,6 +91,7 @@ def _answer(monkeypatch, error):
 
     monkeypatch.setattr(hub, "hub_reachable", lambda: None)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda *_, **__: ["adapter_config.json"])
 
 
 @pytest.mark.parametrize(
@@ -98,7 +100,7 @@ def _answer(monkeypatch, error):
         (errors.GatedRepoError, r"is gated \(Llama 2 Community licence\)", "meta-llama/Llama-2-7b-hf .*hf auth login"),
         (errors.RepositoryNotFoundError, "has no public model", "spelling"),
         (errors.RevisionNotFoundError, "--revision v9: .*no such branch", "tree/main"),
-        (errors.RemoteEntryNotFoundError, r"has no config\.json", ""),
+        (errors.RemoteEntryNotFoundError, r"has no config\.json", "adapter: merge it"),
         (errors.LocalEntryNotFoundError, "the hub can't be reached", "smollm2-135m-q4"),
         (errors.HfHubHTTPError, "the hub can't be reached", "smollm2-135m-q4"),
     ],
@@ -120,6 +122,16 @@ def test_a_hub_model_with_pickles_alone_is_refused_before_anything_is_downloaded
     with pytest.raises(LongEvalError, match="no safetensors weights") as caught:
         load_config(resolve("org/tiny"))
     assert "Only safetensors" in caught.value.remedy
+
+
+def test_an_adapter_on_the_hub_beside_full_weights_is_refused(cached_llama, monkeypatch):
+    config = cached_llama / "snapshots" / COMMIT / "config.json"
+    listed = ["config.json", "model.safetensors", "adapter_config.json"]
+    monkeypatch.setattr(hub, "hub_reachable", lambda: None)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_, **__: str(config))
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda *_, **__: listed)
+    with pytest.raises(LongEvalError, match=r"--model org/tiny: comes with an adapter \(adapter_config\.json\)"):
+        load_model(resolve("org/tiny"), dtype="float32", device="cpu")
 
 
 def test_an_unreachable_hub_is_noticed_at_once(monkeypatch):

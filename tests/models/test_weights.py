@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -202,3 +203,27 @@ def test_more_layers_than_weights_are_refused_before_they_are_built(llama, monke
         edit_config(llama, num_hidden_layers=layers)
         with pytest.raises(LongEvalError, match=f"num_hidden_layers in its config.json is {layers}"):
             check(llama)
+
+
+CASES = Path(__file__).parents[3] / "shared" / "cases" / "models"
+
+
+@pytest.mark.skipif(not CASES.is_dir(), reason="the cases that failed before are not here")
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("bias_hidden", r"8 weights are unexpected.*self_attn\.k_proj\.bias"),
+        ("lay4as2", r"18 weights are unexpected.*layers\.2\."),
+        ("q_fp8_nocfg", r"14 weights are unexpected.*weight_scale_inv"),
+        ("f_adapter", r"adapter_config\.json"),
+        ("bias_true", None),
+        ("q_fp8", None),
+        ("base", None),
+    ],
+)
+def test_cases_that_failed_before(name, found):
+    if found is None:
+        check(CASES / name)
+        return
+    with pytest.raises(LongEvalError, match=found):
+        check(CASES / name)
