@@ -169,7 +169,7 @@ def prepare(
         attn = _with_soft_cap(name, config, attn)
     rope = model_rope(name, config, native=native, scale_from=scale_from, layers=layers)
     tokenizer = load.load_tokenizer(ref, trust_remote_code=trust_remote_code)
-    return PreparedModel(
+    prepared = PreparedModel(
         name=name,
         ref=ref,
         config=config,
@@ -185,6 +185,8 @@ def prepare(
         trust_remote_code=trust_remote_code,
         unembedded={} if backend == "openai" else _unembedded(name, tokenizer, config),
     )
+    prepared.check_embedded([np.array(prepared.prefix, dtype=np.int32)], "what its windows start with")
+    return prepared
 
 
 def _unembedded(name: str, tokenizer: Any, config: Any) -> dict[int, str]:
