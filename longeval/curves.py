@@ -13,6 +13,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from longeval.plain import read_json
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Curves:
@@ -47,14 +49,14 @@ class Curves:
         return json.dumps(plain, allow_nan=False) + "\n"
 
 
-def curves_from_json(text: str) -> Curves:
+def curves_from_json(content: bytes) -> Curves:
     """Inverse of `Curves.to_json`, null becoming NaN.
 
     Raises:
-        ValueError: `text` is nothing of the kind.
+        ValueError: `content` is nothing of the kind.
     """
     try:
-        plain = json.loads(text)
+        plain = read_json(content)
         if plain.keys() != {item.name for item in dataclasses.fields(Curves)}:
             raise ValueError(f"not the curves of a cell (it has {', '.join(plain)})")
         return Curves(

@@ -8,13 +8,33 @@ Shapes: W windows in the order they ran, S scored tokens (those of window 0, the
 
 from __future__ import annotations
 
+import functools
 import io
+import math
 import zipfile
 import zlib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+_FORMS = {
+    "nll": "<f4",
+    "tokens": "<i4",
+    "context": "<i4",
+    "document": "<i4",
+    "start": "<i8",
+    "bytes": "<i8",
+    "documents": "U",
+}
+"""Arrays of the file with their types; names have the length of the longest."""
+
+_LARGEST_FILE = 1 << 31
+"""Most bytes that a file's arrays unpack to: half a billion tokens. What claims to be more is no cell's."""
+
+_LEAST_NLL = -0.01
+"""A likelihood is at most 1; float32 arithmetic on large logits may miss that by a little."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -40,6 +60,19 @@ class TokenNll:
         assert int(self.tokens_W.sum()) == len(self.nll_S)
         assert len(self.tokens_W) == len(self.context_W) == len(self.document_W) == len(self.start_W)
 
+    def check(self) -> None:
+        """Raises ValueError, saying what, where the values can't be those of scored tokens."""
+        if len(self.bytes_W) != len(self.tokens_W) or (self.tokens_W < 1).any():
+            raise ValueError("its windows contradict each other")
+        if not np.isfinite(self.nll_S).all():
+            raise ValueError("a token's value is not finite")
+        if len(self.nll_S) and self.nll_S.min() < _LEAST_NLL:
+            raise ValueError("a token's value is negative: it would be likelier than certain")
+        if (self.document_W < 0).any() or (self.document_W >= len(self.documents)).any():
+            raise ValueError("a window is of a document that it doesn't name")
+        if (self.context_W < 0).any() or (self.start_W < 0).any() or (self.bytes_W < -1).any():
+            raise ValueError("a window begins before its document")
+
     @property
     def offsets_W(self) -> npt.NDArray[np.int64]:
         """Index in `nll_S` of each window's first scored token, shape (W,)."""
@@ -52,6 +85,23 @@ class TokenNll:
         if len(self.tokens_W) == 0:
             return np.zeros(0)
         return np.add.reduceat(self.nll_S.astype(np.float64), self.offsets_W)
+
+    def mean(self, protocol: str) -> float:
+        """Mean NLL in nats, float64; perplexity is its exp. See `report.units.mean_nll`.
+
+        Args:
+            protocol: `sliding_window_mean` takes the plain mean of all windows' means, others that of all tokens.
+        """
+        if protocol == "sliding_window_mean":
+            return float((self.window_sums_W / self.tokens_W).mean())
+        return float(self.nll_S.mean(dtype=np.float64))
+
+    def bits_per_byte(self) -> float | None:
+        """Total NLL in bits over the UTF-8 bytes of the scored tokens; None where they could not be counted."""
+        num_bytes = int(self.bytes_W.sum())
+        if bool((self.bytes_W < 0).any()) or num_bytes == 0:
+            return None
+        return float(self.nll_S.sum(dtype=np.float64)) / math.log(2) / num_bytes
 
     def positions_S(self) -> npt.NDArray[np.int64]:
         """Position inside its window of every scored token, shape (S,): how many tokens it was predicted from."""
@@ -77,15 +127,45 @@ class TokenNll:
 def token_nll_from_bytes(content: bytes) -> TokenNll:
     """Inverse of `TokenNll.to_bytes`; raises ValueError for anything else. Never unpickles."""
     try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            return TokenNll(
-                nll_S=arrays["nll"],
-                tokens_W=arrays["tokens"],
-                context_W=arrays["context"],
-                document_W=arrays["document"],
-                start_W=arrays["start"],
-                bytes_W=arrays["bytes"],
-                documents=tuple(str(name) for name in arrays["documents"]),
-            )
-    except (KeyError, ValueError, EOFError, OSError, zlib.error, zipfile.BadZipFile, AssertionError) as error:
-        raise ValueError(f"not a token NLL file: {error}") from error
+        with zipfile.ZipFile(io.BytesIO(content)) as file:
+            if sum(item.file_size for item in file.infolist()) > _LARGEST_FILE:
+                raise ValueError("it unpacks to more than any cell has")
+            arrays = {name: _array(file.read(f"{name}.npy"), name) for name in _FORMS}
+        nll = TokenNll(
+            nll_S=arrays["nll"],
+            tokens_W=arrays["tokens"],
+            context_W=arrays["context"],
+            document_W=arrays["document"],
+            start_W=arrays["start"],
+            bytes_W=arrays["bytes"],
+            documents=tuple(arrays["documents"].tolist()),
+        )
+        nll.check()
+        return nll
+    except (
+        *(KeyError, ValueError, EOFError, OSError, RuntimeError, NotImplementedError, AssertionError, MemoryError),
+        *(zlib.error, zipfile.BadZipFile),
+    ) as error:
+        raise ValueError(f"not a token NLL file: {str(error) or 'its arrays contradict each other'}") from error
+
+
+def _array(content: bytes, name: str) -> npt.NDArray[Any]:
+    """An array of the file; ValueError where it isn't of the type and of one dimension."""
+    end = content.find(b"\n", 0, 1024) + 1
+    (length, *more), dtype = _header(content[:end])
+    kind = dtype.kind if dtype.kind == "U" else dtype.str
+    if more or kind != _FORMS[name] or len(content) - end != length * dtype.itemsize:
+        raise ValueError(f"{name} is not what it should be")
+    return np.frombuffer(content, dtype, length, end)
+
+
+@functools.lru_cache(maxsize=4096)
+def _header(head: bytes) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """(shape, type) that an array's header says; equal ones are parsed once: it is most of reading a small file."""
+    file = io.BytesIO(head)
+    if np.lib.format.read_magic(file) != (1, 0):  # type: ignore[no-untyped-call]  # numpy's
+        raise ValueError("an array of another format")
+    shape, _, dtype = np.lib.format.read_array_header_1_0(file)  # type: ignore[no-untyped-call]  # numpy's
+    if not shape:
+        raise ValueError("a single number in place of an array")
+    return shape, dtype

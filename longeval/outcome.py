@@ -58,6 +58,10 @@ def outcome(
             f"{nll.positions_S()[bad[0]]} of a window of {nll.documents[nll.document_W[window]]}"
         )
         return Outcome([without_value(cell, job, "failed", reason, backend.device)], None)
+    perplexity = float(np.exp(mean_nll(nll, cell.protocol)))
+    if not np.isfinite(perplexity):
+        reason = f"the mean of its token values is {mean_nll(nll, cell.protocol):.4g} nats, a perplexity beyond float64"
+        return Outcome([without_value(cell, job, "failed", reason, backend.device)], None)
     common = _common(cell, job)
     measured_fields = {
         "n": len(nll.tokens_W),
@@ -72,7 +76,6 @@ def outcome(
         "dtype": backend.dtype,
         "provenance": provenance(backend.device),
     }
-    perplexity = float(np.exp(mean_nll(nll, cell.protocol)))
     spread = interval(resampling_units(nll, cell.protocol), seed=cell.params["seed"])
     drawn = {} if spread is None else dataclasses.asdict(spread)
     params = common["params"] | {"ci": {key: drawn[key] for key in drawn if key not in ("low", "high")} or None}

@@ -12,6 +12,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from longeval.plain import made_from, nests_deeply, texts
+
 SCHEMA_VERSION = 1
 
 Status = Literal["ok", "failed", "skipped"]
@@ -93,18 +95,114 @@ class Record:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the record as plain JSON types; a value that is not finite becomes null (JSON has no NaN)."""
-        plain = dataclasses.asdict(self)
+        # `asdict` would copy all of params and provenance as well, which costs more than all else here.
+        plain = {name: getattr(self, name) for name in _FIELDS}
+        plain["params"] = dict(self.params)
+        plain["provenance"] = {name: getattr(self.provenance, name) for name in _PROVENANCE_FIELDS}
         for key in ("value", "ci_low", "ci_high", "nll_sum"):
             if plain[key] is not None and not math.isfinite(plain[key]):
                 plain[key] = None
         return plain
 
 
-def record_from_json(plain: dict[str, Any]) -> Record:
-    """Inverse of `Record.to_json`; unknown keys raise TypeError (a record of another schema)."""
-    fields = dict(plain)
-    fields["provenance"] = Provenance(**fields["provenance"])
-    return Record(**fields)
+_FIELDS = tuple(item.name for item in dataclasses.fields(Record))
+_PROVENANCE_FIELDS = tuple(item.name for item in dataclasses.fields(Provenance))
+
+
+def record_from_json(plain: object) -> Record:
+    """Inverse of `Record.to_json`; ValueError, naming the field, for what no version with this schema writes.
+
+    Keys that this version doesn't know are left out.
+    """
+    record = made_from(Record, plain)
+    try:
+        provenance = made_from(Provenance, record.provenance)
+    except ValueError as error:
+        raise ValueError(f"provenance {error}") from None
+    record = dataclasses.replace(record, provenance=provenance)
+    if (problem := _impossible(record)) is not None:
+        raise ValueError(problem)
+    return record
+
+
+def _impossible(record: Record) -> str | None:
+    """What contradicts itself in a record, or None."""
+    if record.schema_version != SCHEMA_VERSION:
+        return f"schema_version is {record.schema_version}, not {SCHEMA_VERSION}"
+    if record.length < 1:
+        return f"length is {record.length}"
+    if record.factor is not None and record.factor <= 0:
+        return f"factor is {record.factor}"
+    for name in _COUNTS:
+        if (count := getattr(record, name)) is not None and count < 0:
+            return f"{name} is {count}"
+    if record.status == "ok" and record.value is None:
+        return "status is ok, and value null"
+    if record.status != "ok" and record.value is not None:
+        return f"status is {record.status}, and there is a value"
+    if record.ci_low is not None and record.ci_high is not None and record.ci_low > record.ci_high:
+        return f"ci_low {record.ci_low:g} is above ci_high {record.ci_high:g}"
+    if not texts(record.provenance.versions):
+        return "provenance.versions is not of texts"
+    return _impossible_params(record)
+
+
+def _impossible_params(record: Record) -> str | None:
+    """What of the parameters that reports compute with has another type or size than it can have, or None."""
+    params = record.params
+    if nests_deeply(params):
+        return "params nest too deeply"
+    for names, kinds, least in _PARAMS + (_POSGEN_PARAMS if record.backend == "posgen" else ()):
+        for name in names:
+            value = params.get(name)
+            if value is not None and (type(value) not in kinds or (least is not None and value < least)):
+                return f"params.{name} can't be what it is"
+    how = params.get("ci") or {}
+    for name, kinds, lowest, most in _INTERVAL:
+        if (value := how.get(name)) is not None and (type(value) not in kinds or not lowest <= value <= most):
+            return f"params.ci.{name} can't be what it is"
+    if record.backend == "posgen":
+        for name in (*_POSGEN_NEEDS, *(name for names, _, _ in _POSGEN_PARAMS for name in names if name in params)):
+            if params.get(name) is None:
+                return f"params.{name} is missing"
+    if not all(type(member) is str for member in params.get("members") or ()):
+        return "params.members are not names"
+    return None
+
+
+_COUNTS = ("n", "tokens", "documents", "truncated", "skipped", "elapsed_s", "peak_memory_bytes")
+
+_Kinds = tuple[tuple[tuple[str, ...], tuple[type, ...], int | None], ...]
+
+_PARAMS: _Kinds = (
+    (("native_length", "own_native_length", "pin_length"), (int,), 1),
+    (("min_tokens", "stride", "seed", "limit", "max_new_tokens", "num_fewshot"), (int,), 0),
+    (("stderr", "chance"), (int, float), None),
+    (("method", "ci"), (dict,), None),
+    (("members",), (list,), None),
+    (("prompts", "overlong", "base_url", "served_model"), (str,), None),
+)
+"""Parameters that reports compute with: (names, types, least value); all of them may be null or absent."""
+
+_POSGEN_PARAMS: _Kinds = (
+    (("train_length", "test_length", "modulus"), (int,), 1),
+    (("j", "k", "data_seed", "num_train", "num_valid", "num_test", "epochs", "batch_size"), (int,), 0),
+    (("layers", "d_model", "d_ff", "heads", "head_dim"), (int,), 0),
+    (("theta", "dropout", "lr", "weight_decay", "warmup"), (int, float), None),
+    (("regime",), (str,), None),
+)
+"""The same of PosGen's records, none of which may be null."""
+
+_POSGEN_NEEDS = ("regime", "seed", "j", "k", "modulus", "train_length", "test_length")
+"""Parameters without which PosGen's records can't be put into a table."""
+
+_INTERVAL: tuple[tuple[str, tuple[type, ...], float, float], ...] = (
+    ("resamples", (int,), 1, 1_000_000),
+    ("seed", (int,), 0, math.inf),
+    ("units", (int,), 1, math.inf),
+    ("level", (int, float), 0, 1),
+)
+"""How an interval was drawn: (name in `params.ci`, types, least and greatest value)."""
 
 
 def canonical_json(value: object) -> str:

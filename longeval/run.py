@@ -94,16 +94,8 @@ class Pending(NamedTuple):
 
 def pending(plan: Plan, store: Store, *, fresh: bool = False) -> Pending:
     """What of a plan is stored already, and what is left to do; `fresh`: everything is left."""
-    stored = {} if fresh else {cell.id: found for cell in plan.cells if (found := _usable(store, cell)) is not None}
+    stored = {} if fresh else {cell.id: found for cell in plan.cells if (found := store.finished(cell.id)) is not None}
     return Pending(stored, [_missing(job, set(stored)) for job in plan.jobs])
-
-
-def _usable(store: Store, cell: Cell) -> tuple[Record, ...] | None:
-    """A cell's stored records if it is done, with its token values."""
-    found = store.load(cell.id)
-    if found is None or found.status != "ok" or not store.has_nll(cell.id):
-        return None
-    return found.records
 
 
 def _missing(job: Job, stored: set[str]) -> Job:

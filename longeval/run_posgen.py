@@ -75,11 +75,7 @@ class Pending(NamedTuple):
 
 def pending(plan: PosGenPlan, store: Store, *, fresh: bool = False) -> Pending:
     """What of a plan is stored already, and what is left to do; `fresh`: everything is left."""
-    stored: dict[str, tuple[Record, ...]] = {}
-    for cell in () if fresh else plan.cells:
-        found = store.load(cell.id)
-        if found is not None and found.status == "ok" and store.has_curves(cell.id):
-            stored[cell.id] = found.records
+    stored = {} if fresh else {cell.id: found for cell in plan.cells if (found := store.finished(cell.id)) is not None}
     work = [_left(one, set(stored), store, fresh=fresh) for one in plan.stacks]
     return Pending(stored, [one for one in work if one.stack.evaluations])
 

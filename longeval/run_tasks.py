@@ -81,12 +81,7 @@ def run_tasks(
 
 def stored_cells(plan: TaskPlan, store: Store) -> dict[str, tuple[Record, ...]]:
     """Records of the plan's cells that are done, by cell id."""
-    found = {}
-    for cell in plan.cells:
-        kept = store.load(cell.id)
-        if kept is not None and kept.status == "ok" and store.has_samples(cell.id):
-            found[cell.id] = kept.records
-    return found
+    return {cell.id: found for cell in plan.cells if (found := store.finished(cell.id)) is not None}
 
 
 def _missing(job: TaskJob, stored: dict[str, tuple[Record, ...]]) -> TaskJob:

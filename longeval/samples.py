@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from longeval.plain import made_from, read_json
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:
@@ -47,6 +49,29 @@ def samples_to_jsonl(samples: Iterable[Sample]) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-def samples_from_jsonl(text: str) -> tuple[Sample, ...]:
-    """Inverse of `samples_to_jsonl`; ValueError or TypeError if `text` is nothing of the kind."""
-    return tuple(Sample(**json.loads(line)) for line in text.split("\n") if line)
+def samples_from_jsonl(content: bytes) -> tuple[Sample, ...]:
+    """Inverse of `samples_to_jsonl` (encoded); ValueError, naming the line, if `content` is nothing of the kind."""
+    found = []
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        if line:
+            try:
+                sample = made_from(Sample, read_json(line))
+                if (problem := _impossible(sample)) is not None:
+                    raise ValueError(problem)
+            except ValueError as error:
+                raise ValueError(f"line {number}: {error}") from None
+            found.append(sample)
+    if len({sample.index for sample in found}) < len(found):
+        raise ValueError("two lines have the same index")
+    return tuple(found)
+
+
+def _impossible(sample: Sample) -> str | None:
+    """What of a sample can't be, or None."""
+    if min(sample.index, sample.tokens, sample.cut_tokens) < 0:
+        return "a count below 0"
+    if not all(type(value) in (int, float) for value in sample.scores.values()):
+        return "a score that is no number"
+    if sample.depth is not None and not 0 <= sample.depth <= 1:
+        return f"depth is {sample.depth}"
+    return None

@@ -127,10 +127,24 @@ def load_backend(model: PreparedModel) -> Backend:
     return backend
 
 
+def stored_requests(store: Store) -> list[dict[str, Any]]:
+    """The requests in the folder's spec.yaml, none where it has no such file.
+
+    Raises:
+        LongEvalError: It is damaged, and could not be gone on with.
+    """
+    text, origin = store.read_text("spec.yaml"), f"{store.path}/spec.yaml"
+    requests = [] if text is None else requests_from_yaml(text, origin=origin)
+    try:
+        canonical_json(requests)
+    except (TypeError, ValueError):  # dates, sets, NaN: nothing that longeval wrote
+        raise LongEvalError(f"{origin}: holds no requests", "Mend or remove it; cells stay.") from None
+    return requests
+
+
 def remember_request(store: Store, spec: ModelRequest | Request) -> None:
     """Writes the request into the folder's spec.yaml, after those that are there, or for one that asks for the same."""
-    text = store.read_text("spec.yaml")
-    requests = [] if text is None else requests_from_yaml(text, origin=f"{store.path}/spec.yaml")
+    requests = stored_requests(store)
     asked = spec.to_mapping()
     new = [asked if _what(one) == _what(asked) else one for one in requests]
     if asked not in new:

@@ -36,7 +36,7 @@ def test_the_file_has_one_list_a_curve_and_null_for_what_is_no_number():
 
 
 def test_curves_come_back():
-    again = curves_from_json(CURVES.to_json())
+    again = curves_from_json(CURVES.to_json().encode())
     assert again.positions == (4, 5, 6) and again.epochs == (2, 4)
     assert again.accuracy == CURVES.accuracy and again.generated == CURVES.generated
     assert again.loss[:2] == CURVES.loss[:2] and math.isnan(again.loss[2])
@@ -62,12 +62,12 @@ def test_curves_come_back():
 )
 def test_what_is_no_curves_is_a_value_error(text):
     with pytest.raises(ValueError):
-        curves_from_json(text)
+        curves_from_json(text.encode())
 
 
 def test_a_store_names_the_file_that_it_cannot_read(tmp_path):
     store = Store(str(tmp_path))
-    assert store.curves("abc") is None and not store.has_curves("abc")
+    assert store.curves("abc") is None
     (tmp_path / "curves").mkdir()
     (tmp_path / "curves" / "abc.json").write_text("{}")
     with pytest.raises(LongEvalError, match=r"curves/abc\.json"):

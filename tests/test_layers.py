@@ -34,15 +34,18 @@ LAYERS = (
     {"hf"},
     {"rope"},
     {"spec", "store", "provenance"},
+    {"agreement"},
     {"records", "nll", "samples", "curves", "registry"},
     {"cache"},
-    {"errors", "files", "printable"},
+    {"errors", "files", "plain", "printable"},
 )
 """From the top down: a module or package imports only from layers below its own. A new one is placed here first."""
 
 RANKS = {name: rank for rank, layer in enumerate(reversed(LAYERS)) for name in layer}
 
-REPORT_MAY_IMPORT = {"report", "records", "nll", "samples", "curves", "store", "spec", "errors", "files", "printable"}
+REPORT_MAY_IMPORT = {
+    *("report", "records", "nll", "samples", "curves", "agreement", "store", "spec", "errors", "files", "printable"),
+}
 """Reports read only the store."""
 
 ROPE_MAY_IMPORT = {"rope", "spec", "registry", "errors", "files"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -53,11 +54,12 @@ def nll():
 @pytest.mark.parametrize("where", ["local", "memory"])
 def test_cells_come_back_as_they_were(tmp_path, where):
     store = Store(str(tmp_path / "run") if where == "local" else f"memory://run-{os.getpid()}")
-    records = [record(params={"ci": None, "θ": 1}), record(metric="bits_per_byte", value=0.5)]
+    counts = {"n": 2, "tokens": 3, "nll_sum": 4.75, "documents": 1}
+    records = [record(params={"ci": None, "θ": 1}, value=math.exp(4.75 / 3), **counts)]
     assert store.load("abc") is None
     store.save(records, nll())
     assert list(store.load("abc").records) == records
-    assert store.has_nll("abc") and not store.has_nll("other")
+    assert store.finished("abc") == tuple(records) and store.finished("other") is None
     again = store.nll("abc")
     np.testing.assert_array_equal(again.nll_S, nll().nll_S)
     np.testing.assert_array_equal(again.bytes_W, [5, -1])
@@ -95,12 +97,13 @@ def test_half_written_leftovers_are_not_cells(tmp_path):
     assert [cell.cell for cell in store.cells()] == ["abc"]
 
 
-def test_a_damaged_cell_is_named(tmp_path):
+def test_a_damaged_cell_is_named_and_counts_as_absent(tmp_path, caplog):
     store = Store(str(tmp_path / "run"))
     store.save([record()])
     (tmp_path / "run" / "cells" / "abc.json").write_text("{}")
-    with pytest.raises(LongEvalError, match=r"abc\.json: not a cell"):
-        store.load("abc")
+    assert store.load("abc") is None and list(store.cells()) == []
+    assert caplog.text.count("abc.json") == 1
+    assert store.damaged == {"abc": "it is not a cell"}
 
 
 def test_a_pickle_in_place_of_token_values_is_refused(tmp_path):
@@ -170,7 +173,7 @@ def test_a_run_folder_that_cannot_be_written_is_read_and_stays_as_it_is(tmp_path
 
 def test_what_killed_writers_left_is_swept(tmp_path):
     store = Store(str(tmp_path / "run"))
-    store.save([record()], nll())
+    store.save([record(value=math.exp(4.75 / 3))], nll())
     code = f"""
 import os, signal
 from longeval.files import write_whole

@@ -115,8 +115,11 @@ def _report_command(spec: Request) -> str:
 
 
 def _check_settings(specs: Sequence[Request], store: Store) -> None:
-    """Raises LongEvalError where one folder would come to hold PosGen cells of several settings."""
+    """Raises LongEvalError for a damaged spec.yaml, and where a folder would hold PosGen cells of several settings."""
+    from longeval.session import stored_requests
     from longeval.spec import PosGenSpec
+
+    stored_requests(store)
 
     posgen = [spec for spec in specs if isinstance(spec, PosGenSpec)]
     if posgen:

@@ -9,18 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from longeval.agreement import POSGEN
 from longeval.errors import LongEvalError
 from longeval.nll import TokenNll
 from longeval.records import Record
 from longeval.report.asked import ReadingOrder, understood
-from longeval.report.unfinished import unfinished_note
+from longeval.report.unfinished import MAX_NAMED, unfinished_note
 from longeval.report.versions import older_cells, older_note
 from longeval.samples import Sample
 from longeval.spec import format_length
 from longeval.store import Store, StoredCell
-
-POSGEN = "posgen"
-"""Backend of PosGen's records, which have a table of their own."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,7 +71,7 @@ def collect(paths: Sequence[str]) -> Collection:
         paths: Run folders or fsspec URLs; one named twice is read once.
 
     Raises:
-        LongEvalError: One is no run folder, a cell file can't be read, or there are no cells but PosGen's.
+        LongEvalError: One is no run folder, or there are no whole cells but PosGen's.
     """
     stores = [Store(path, create=False) for path in dict.fromkeys(path.rstrip("/") or path for path in paths)]
     kept: dict[str, tuple[StoredCell, Store]] = {}
@@ -81,8 +79,6 @@ def collect(paths: Sequence[str]) -> Collection:
     posgen: dict[str, int] = {}
     for store in stores:
         for cell in store.cells():
-            if not cell.records:
-                raise LongEvalError(f"{store.path}: cell {cell.cell} has no record", "Run its request again.")
             if cell.records[0].backend == POSGEN:
                 posgen[store.path] = posgen.get(store.path, 0) + 1
                 continue
@@ -99,6 +95,7 @@ def collect(paths: Sequence[str]) -> Collection:
                 )
             if newer:
                 kept[cell.cell] = (cell, store)
+    notes += damaged_notes(stores)
     if posgen:
         notes.append(_left_out(posgen))
     if not kept and posgen:
@@ -107,16 +104,16 @@ def collect(paths: Sequence[str]) -> Collection:
         )
     if not kept:
         raise LongEvalError(
-            f"{', '.join(paths)}: no cells",
+            f"{', '.join(paths)}: no cells{but_damaged(stores)}",
             "Run the request first: `longeval run RUN/spec.yaml` computes what is missing.",
         )
-    runs = tuple(RunFolder(path=store.path, spec=(store.read_text("spec.yaml") or "").strip()) for store in stores)
+    runs, unread = run_folders(stores)
     requests, misunderstood = understood((run.path, run.spec) for run in runs)
     records = [record for cell, _ in kept.values() for record in cell.records]
     order = ReadingOrder(requests, records)
     ids = sorted(kept, key=lambda cell: order.key(kept[cell][0].records[0]))
     older = older_cells(records)
-    notes = [unfinished_note(requests, records), *misunderstood, older_note(records, older), *notes]
+    notes = [unfinished_note(requests, records), *unread, *misunderstood, older_note(records, older), *notes]
     return Collection(
         cells=tuple(kept[cell][0] for cell in ids),
         runs=runs,
@@ -124,6 +121,42 @@ def collect(paths: Sequence[str]) -> Collection:
         older=older,
         stores={cell: kept[cell][1] for cell in ids},
     )
+
+
+def run_folders(stores: Sequence[Store]) -> tuple[tuple[RunFolder, ...], list[str]]:
+    """The run folders with their spec.yaml, and a sentence for each of these that can't be read."""
+    folders, notes = [], []
+    for store in stores:
+        text = ""
+        try:
+            text = (store.read_text("spec.yaml") or "").strip()
+        except LongEvalError as error:
+            notes.append(f"Whether cells are missing is not known: {error.problem}.")
+        folders.append(RunFolder(path=store.path, spec=text))
+    return tuple(folders), notes
+
+
+def damaged_notes(stores: Sequence[Store]) -> list[str]:
+    """A sentence for each run folder that counts and names its damaged cells."""
+    return [
+        f"{len(store.damaged):,} {'cell is' if len(store.damaged) == 1 else 'cells are'} damaged and left out in "
+        f"{store.path} ({_named(store.damaged)}). Running the request again computes "
+        f"{'it' if len(store.damaged) == 1 else 'them'} anew."
+        for store in stores
+        if store.damaged
+    ]
+
+
+def but_damaged(stores: Sequence[Store]) -> str:
+    """What to say behind `no cells`: that there are damaged ones, if so."""
+    damaged = {cell: reason for store in stores for cell, reason in store.damaged.items()}
+    return f" but damaged ones ({_named(damaged)})" if damaged else ""
+
+
+def _named(damaged: Mapping[str, str]) -> str:
+    """`0123abcd: its records differ in model; …; and 3 more`."""
+    named = "; ".join(f"{cell[:40]}: {reason}" for cell, reason in [*damaged.items()][:MAX_NAMED])
+    return f"{named}; and {len(damaged) - MAX_NAMED:,} more" if len(damaged) > MAX_NAMED else named
 
 
 def _left_out(posgen: Mapping[str, int]) -> str:

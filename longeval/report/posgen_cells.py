@@ -8,10 +8,11 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from longeval.agreement import POSGEN
 from longeval.curves import Curves
 from longeval.errors import LongEvalError
 from longeval.records import Record
-from longeval.report.collect import POSGEN, Collection, RunFolder
+from longeval.report.collect import Collection, RunFolder, but_damaged, damaged_notes, run_folders
 from longeval.report.rows import base_method, canonical, is_resonance, method_of, method_sort_key
 from longeval.report.unfinished import MAX_NAMED
 from longeval.spec import PosGenSpec, requests_from_yaml, spec_from_mapping
@@ -67,7 +68,7 @@ def collect_posgen(paths: Sequence[str]) -> PosGenCollection:
         paths: Run folders or fsspec URLs; one named twice is read once.
 
     Raises:
-        LongEvalError: One is no run folder, a file in it can't be read, or none has a PosGen cell.
+        LongEvalError: One is no run folder, or none has a whole PosGen cell.
     """
     stores = [Store(path, create=False) for path in dict.fromkeys(path.rstrip("/") or path for path in paths)]
     kept: dict[str, tuple[StoredCell, Store]] = {}
@@ -75,7 +76,7 @@ def collect_posgen(paths: Sequence[str]) -> PosGenCollection:
     others = 0
     for store in stores:
         for cell in store.cells():
-            if not cell.records or cell.records[0].backend != POSGEN:
+            if cell.records[0].backend != POSGEN:
                 others += 1
             elif cell.cell in kept:
                 note = _keep_one(kept, cell, store)
@@ -83,11 +84,12 @@ def collect_posgen(paths: Sequence[str]) -> PosGenCollection:
             else:
                 kept[cell.cell] = (cell, store)
     if not kept:
-        raise _nothing(paths, others)
+        raise _nothing(paths, others, but_damaged(stores))
+    notes += damaged_notes(stores)
     if others:
         count = "1 cell that is" if others == 1 else f"{others:,} cells that are"
         notes.append(f"{count} not PosGen's left out here: `longeval report` shows them.")
-    runs = tuple(RunFolder(path=store.path, spec=(store.read_text("spec.yaml") or "").strip()) for store in stores)
+    runs, unread = run_folders(stores)
     requests, misunderstood = _requests(runs)
     ordered = sorted(kept, key=_Order(requests, [cell.records[0] for cell, _ in kept.values()], kept).key)
     cells = tuple(kept[cell][0] for cell in ordered)
@@ -95,14 +97,14 @@ def collect_posgen(paths: Sequence[str]) -> PosGenCollection:
     collection = Collection(
         cells=cells,
         runs=runs,
-        notes=tuple(filter(None, [missing, *misunderstood, *notes])),
+        notes=tuple(filter(None, [missing, *unread, *misunderstood, *notes])),
         older=frozenset(),
         stores={cell: kept[cell][1] for cell in ordered},
     )
     return PosGenCollection(collection=collection, requests=requests)
 
 
-def _nothing(paths: Sequence[str], others: int) -> LongEvalError:
+def _nothing(paths: Sequence[str], others: int, damaged: str) -> LongEvalError:
     """The error for folders without a PosGen cell."""
     named = ", ".join(paths)
     if others:
@@ -110,7 +112,9 @@ def _nothing(paths: Sequence[str], others: int) -> LongEvalError:
             f"{named}: no PosGen cells",
             f"`longeval report {' '.join(paths)}` shows what {'is' if others == 1 else 'are'} there.",
         )
-    return LongEvalError(f"{named}: no cells", "Train first: `longeval run RUN/spec.yaml` computes what is missing.")
+    return LongEvalError(
+        f"{named}: no cells{damaged}", "Train first: `longeval run RUN/spec.yaml` computes what is missing."
+    )
 
 
 def _keep_one(kept: dict[str, tuple[StoredCell, Store]], cell: StoredCell, store: Store) -> str:

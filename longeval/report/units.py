@@ -9,7 +9,6 @@ Shapes: W windows, S scored tokens, U resampling units.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -64,9 +63,7 @@ def mean_nll(nll: TokenNll, protocol: str) -> float:
         ValueError: No token was scored.
     """
     _require_tokens(nll)
-    if protocol == "sliding_window_mean":
-        return float(_window_means_W(nll).mean())
-    return float(nll.nll_S.mean(dtype=np.float64))
+    return nll.mean(protocol)
 
 
 def bits_per_byte(nll: TokenNll) -> float | None:
@@ -75,10 +72,7 @@ def bits_per_byte(nll: TokenNll) -> float | None:
     It is token-weighted under every protocol: bytes belong to tokens, not to windows.
     """
     _require_tokens(nll)
-    num_bytes = int(nll.bytes_W.sum())
-    if bool((nll.bytes_W < 0).any()) or num_bytes == 0:
-        return None
-    return float(nll.nll_S.sum(dtype=np.float64)) / math.log(2) / num_bytes
+    return nll.bits_per_byte()
 
 
 def resampling_units(nll: TokenNll, protocol: str) -> Units:

@@ -144,7 +144,7 @@ def test_samples_are_plain_json(window, lm):
     rows = [answering_row(seed, where=seed / 4, source=f"doc {seed // 2}") for seed in range(4)]
     task = answering(rows, metadata={"cluster": "source", "depth": "where"})
     answers = answer(task, prepare(task, window(), limit=None), lm(KnownBackend(text=lambda prompt: "a2"), window()))
-    assert samples_from_jsonl(samples_to_jsonl(answers.samples)) == answers.samples
+    assert samples_from_jsonl(samples_to_jsonl(answers.samples).encode()) == answers.samples
     third = answers.samples[2]
     assert dataclasses.replace(third, prompt_digest="", tokens=0) == dataclasses.replace(
         third,

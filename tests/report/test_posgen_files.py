@@ -156,8 +156,7 @@ def test_several_settings_have_figures_of_their_own():
         (["run"], "run", "--out run"),
         (["run"], "a.txt", "--out a.txt"),
         (["nowhere"], "a.md", "nowhere"),
-        (["run", "broken"], "a.md", "broken"),
-        (["cut"], "a.md", "cut"),
+        (["broken"], "a.md", "broken"),
     ],
 )
 def test_nothing_is_written_when_something_is_wrong(runs, out, named):
@@ -165,12 +164,23 @@ def test_nothing_is_written_when_something_is_wrong(runs, out, named):
     Path("broken/cells").mkdir(parents=True)
     Path("broken/spec.yaml").write_text("")
     Path("broken/cells/a.json").write_text("{}")
-    full_run("cut", SPEC, OOD)
-    next(Path("cut/curves").iterdir()).write_text('{"positions": [1')
     before = sorted(map(str, Path().rglob("*")))
     with pytest.raises(LongEvalError, match=re.escape(named)):
         write_posgen_table(runs, out=out)
     assert sorted(map(str, Path().rglob("*"))) == before
+
+
+def test_damaged_cells_are_left_out_counted_and_named():
+    full_run("run", SPEC, OOD)
+    full_run("cut", SPEC, OOD)
+    whole = len(write_posgen_table(["run"], out="whole.md").records)
+    first = min(Path("cut/curves").iterdir())
+    first.write_text('{"positions": [1')
+    written = write_posgen_table(["cut"], out="a.md")
+    assert len(written.records) == whole - 3
+    (note,) = (note for note in written.notes if "damaged" in note)
+    assert note.startswith("1 cell is damaged and left out in cut") and first.stem in note
+    assert "Not finished: 1 of" in Path("a.md").read_text()
 
 
 def test_the_report_goes_into_the_run_folder_by_default():
