@@ -25,6 +25,9 @@ IntArray = npt.NDArray[np.int64]
 _LARGEST_HEAD = 8192
 """Rotary dimensions, far beyond any model's; more would only keep a command busy for hours."""
 
+_LONGEST = 2.0**53
+"""Tokens, and radians: float64 tells neighbouring ones no longer apart beyond it."""
+
 _ROWS = 8192
 """Positions whose float64 angles exist at once: a table for a million positions needs little more than itself."""
 
@@ -57,6 +60,8 @@ class Geometry:
             raise LongEvalError(f"--head-dim {self.head_dim}: no head is that large", "64, 128 and 256 are usual.")
         if not (math.isfinite(self.theta) and self.theta > 0):
             raise LongEvalError(f"--theta {self.theta}: must be a positive number", "10000 is the usual base.")
+        if not 1e-300 < self.theta < 1e300:
+            raise LongEvalError(f"--theta {self.theta}: no base is of that size", "10000 is the usual base.")
         if self.native_length <= 0:
             raise LongEvalError(
                 f"--native {self.native_length}: must be a positive number of tokens", "Llama 2 has 4096."
@@ -65,6 +70,12 @@ class Geometry:
             raise LongEvalError(
                 f"--factor {self.factor:g}: must be a finite number of at least 1",
                 "It is target length / native length: 4 stretches 4k to 16k.",
+            )
+        if not self.factor * self.native_length <= _LONGEST:
+            raise LongEvalError(
+                f"--factor {self.factor:g}: a target length of {self.factor:g} times {self.native_length} tokens "
+                "is beyond any sequence",
+                "Use a smaller factor or native length.",
             )
 
     @property
@@ -142,6 +153,27 @@ class RopeTable:
             and (self.local is None) == (other.local is None)
             and (self.local is None or other.local is None or self.local.same_as(other.local))
         )
+
+
+def check_table(table: RopeTable, length: int, settings: str) -> None:
+    """Raises LongEvalError unless a table's frequencies and attention factor can be served up to a length.
+
+    Args:
+        table: What a method computed.
+        length: The longest sequence that it is for, tokens.
+        settings: What led to it, as a user writes it.
+    """
+    inv_freq_F = table.inv_freq_F
+    with np.errstate(all="ignore"):
+        wavelengths_F, factor = 2.0 * np.pi / inv_freq_F, np.float32(table.attention_factor)
+        good_F = np.isfinite(wavelengths_F) & (inv_freq_F > 0) & (inv_freq_F * float(length) < _LONGEST)
+    if good_F.all() and np.isfinite(factor) and factor > 0:
+        return
+    what = f"an attention factor of {table.attention_factor:g}"
+    if not good_F.all():
+        worst = int(np.argmin(good_F))
+        what = f"a frequency of {inv_freq_F[worst]:g} rad/token (feature {worst})"
+    raise LongEvalError(f"{settings}: gives {what}, which can't be computed with", "Use a less extreme value.")
 
 
 class CosSin(NamedTuple):

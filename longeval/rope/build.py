@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from longeval.errors import LongEvalError, did_you_mean
-from longeval.rope.base import METHODS, Geometry, Method, RopeTable
+from longeval.rope.base import METHODS, Geometry, Method, RopeTable, check_table
 from longeval.rope.parameters import convert_value, make_parameters
 from longeval.rope.resonance import resonate
 
@@ -120,10 +122,28 @@ def build_table(name: str, geometry: Geometry, parameters: Any = None, seq_len: 
     if seq_len is None:
         seq_len = geometry.target_length
     assert isinstance(parameters, parsed.method.parameters) and seq_len >= 1
-    table = parsed.method.compute(geometry, parameters, seq_len)
+    settings = _settings(name, geometry, parameters, seq_len)
+    try:
+        with np.errstate(all="ignore"):  # what overflows is found in the table
+            table = parsed.method.compute(geometry, parameters, seq_len)
+    except (ArithmeticError, ValueError) as error:
+        raise LongEvalError(f"{settings}: {error}", "Use a less extreme value.") from error
     if geometry.start is not None:
         table = dataclasses.replace(table, attention_factor=table.attention_factor * geometry.start_attention_factor)
+    check_table(table, max(seq_len, geometry.native_length), settings)
     return resonate(table) if parsed.resonance else table
+
+
+def _settings(name: str, geometry: Geometry, parameters: Any, seq_len: int) -> str:
+    """What leads to a table, as a user writes it: parameters that are not the defaults, then the geometry."""
+    base = parse_method_name(name).base
+    own = [
+        f"--pe-arg {base}.{item.name}={getattr(parameters, item.name)}"[:100]
+        for item in dataclasses.fields(parameters)
+        if getattr(parameters, item.name) != item.default
+    ]
+    given = f"--theta {geometry.theta:g}, --native {geometry.native_length}, --factor {geometry.factor:g}"
+    return ", ".join((f"--pe {name}", *own, given, f"length {seq_len}"))
 
 
 def _settable(item: str, base: str, asked: set[str]) -> str:

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from longeval.errors import LongEvalError
@@ -142,3 +143,53 @@ def test_impossible_parameters(base, values, words):
 def test_longrope_without_its_factors_is_refused_when_the_table_is_built():
     with pytest.raises(LongEvalError, match="needs short_factor"):
         build_table("resonance_longrope", Geometry(head_dim=8, theta=10000.0, native_length=64))
+
+
+EXTREME = (1e308, 1e300, 1e154, 1e20, 1e-20, 1e-300, 1e-308, 5e-324)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameter"),
+    [
+        ("yarn", "beta_fast"),
+        ("yarn", "beta_slow"),
+        ("yarn", "attention_factor"),
+        ("dynamic_yarn", "attention_factor"),
+        ("ntk_by_parts", "beta_fast"),
+        ("ntk_by_parts", "beta_slow"),
+        ("llama3", "low_freq_factor"),
+        ("llama3", "high_freq_factor"),
+        ("abf", "base"),
+    ],
+)
+@pytest.mark.parametrize("value", EXTREME)
+def test_extreme_parameters_give_a_table_that_can_be_served_or_are_refused_by_name(name, parameter, value):
+    geometry = Geometry(head_dim=64, theta=1e4, native_length=4096, factor=4.0)
+    try:
+        table = build_table(name, geometry, make_parameters(name, {parameter: value}))
+    except LongEvalError as error:
+        assert f"--pe-arg {name}." in str(error)
+        return
+    held = table.cos_sin(np.arange(0, 16384, 1000))
+    assert np.isfinite(held.cos_TF).all() and np.isfinite(held.sin_TF).all() and held.cos_TF[0].all()
+    assert (table.inv_freq_F > 0).all() and np.isfinite(table.wavelengths_F).all()
+
+
+def test_tables_that_overflow_are_refused():
+    geometry = Geometry(head_dim=64, theta=1e4, native_length=4096, factor=4.0)
+    for name, values in (
+        ("yarn", {"beta_fast": 1e308}),
+        ("yarn", {"attention_factor": 1e300}),
+        ("yarn", {"attention_factor": 1e-60}),
+        ("abf", {"base": 1e-250}),
+        ("longrope", {"short_factor": [1e-305] * 32, "long_factor": [1e-305] * 32}),
+        ("longrope", {"short_factor": [1e308] * 32, "long_factor": [1e308] * 32}),
+    ):
+        with pytest.raises(LongEvalError, match=f"--pe-arg {name}.{next(iter(values))}"):
+            build_table(name, geometry, make_parameters(name, values))
+
+
+@pytest.mark.parametrize("changes", [{"factor": 1e308}, {"theta": 5e-324}, {"theta": 1e308}, {"native_length": 10**20}])
+def test_geometries_of_no_model_are_refused(changes):
+    with pytest.raises(LongEvalError, match=r"--theta|--factor"):
+        Geometry(**({"head_dim": 64, "theta": 1e4, "native_length": 4096, "factor": 4.0} | changes))
