@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from longeval.errors import LongEvalError
@@ -197,6 +199,46 @@ def test_bad_yaml_names_file_and_key(text, message):
     with pytest.raises(LongEvalError, match=message):
         for plain in requests_from_yaml(text, origin="f"):
             spec_from_mapping(plain, origin="f")
+
+
+def nine_times(level):
+    """A document whose every line has the one before it nine times."""
+    lines = [f"{name}: &{name} {level.format(', '.join([f'*{before}'] * 9))}" for before, name in pairwise("abcdefghi")]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: " + "[" * 20_000,
+        "a: " + "{b: " * 20_000,
+        "a: &a [x, y]\n" + nine_times("[{}]"),
+        "a: &a {x: 1, y: 2}\n" + nine_times("{{<<: [{}]}}"),
+        "a: &a [*a]",
+        "model: !!bool x",
+        "model: !!int ''",
+        "model: !!timestamp x",
+        "model: 2020-99-99",
+        "model: " + "9" * 5000,
+        "a: " + "x" * (5 << 20),
+    ],
+)  # fmt: skip
+def test_yaml_that_nests_or_grows_without_end_is_refused_at_once(text):
+    with pytest.raises(LongEvalError, match=r"f.*: not YAML"):
+        requests_from_yaml(text, origin="f")
+
+
+def test_yaml_may_name_a_value_once_and_use_it_twice():
+    (plain,) = requests_from_yaml("pe_args: {yarn: &b {beta_fast: 16}, ntk_by_parts: *b}\n", origin="f")
+    assert plain["pe_args"]["ntk_by_parts"] == {"beta_fast": 16}
+
+
+@pytest.mark.parametrize(
+    "url", ["http://[::1", "http://[x]/v1", "http://h:99999/v1", "http://h:x/v1", "http://", "//h"]
+)
+def test_an_address_that_is_none_is_refused(url):
+    with pytest.raises(LongEvalError, match="--base-url"):
+        PplSpec(model=("m",), pe=("none",), lengths=(64,), data=("d",), backend="openai", base_url=url)
 
 
 def test_yaml_builds_no_objects():

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from longeval.backends.base import ChoiceScore, ChoicesRequest, GenerateRequest, Generation
 from longeval.errors import LongEvalError
 from longeval.evals.encoding import Encoder, Pair
+from longeval.tasks.checks import check_generation
 
 Request = ChoicesRequest | GenerateRequest
 Result = tuple[ChoiceScore, ...] | Generation
@@ -65,6 +66,7 @@ def decoding(settings: Mapping[str, Any], max_new_tokens: int | None = None) -> 
     """
     from lm_eval.models.utils import normalize_gen_kwargs
 
+    check_generation(settings, "the task")  # of a task within a group's file, which no other check sees
     plain = dict(normalize_gen_kwargs(dict(settings), DEFAULT_NEW_TOKENS))
     unheeded = {name: value for name, value in plain.items() if name not in _HARMLESS and value not in (None, False, 1)}
     if plain["do_sample"]:

@@ -156,7 +156,11 @@ class ModelRequest:
 
 def _check_base_url(url: str) -> None:
     """Raises LongEvalError for what is no address, or holds what records and reports must not show."""
-    parts = urllib.parse.urlsplit(url)
+    try:
+        parts = urllib.parse.urlsplit(url)
+        _ = parts.port  # read for its check
+    except ValueError:  # unpaired brackets, a port that is none
+        parts = urllib.parse.urlsplit("")
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise LongEvalError("--base-url: not an address of a server", "It looks like http://127.0.0.1:8000/v1.")
     if parts.username or parts.password or parts.query or parts.fragment:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import ast
 import difflib
 import importlib.util
+import math
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -77,9 +78,50 @@ def _check_values(path: str, config: Config) -> None:
     for key in _MAPPINGS:
         if config.get(key) is not None and not isinstance(config[key], dict):
             raise _wrong(path, key, "must be a mapping", "Write key: value lines below it.")
+    if config.get("generation_kwargs") is not None:
+        check_generation(config["generation_kwargs"], str(place_of(path, "generation_kwargs")))
     shots = config.get("num_fewshot")
     if shots is not None and (not isinstance(shots, int) or isinstance(shots, bool) or shots < 0):
         raise _wrong(path, "num_fewshot", f"{shots} must be a whole number of at least 0", "0 is none.")
+
+
+def check_generation(settings: Mapping[str, Any], place: str) -> None:
+    """Raises LongEvalError for a task's `generation_kwargs` that can't be heeded; `place` is where they stand."""
+    for key in ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens"):
+        if (value := settings.get(key)) is not None and not _is_count(value):
+            problem = f"{place}: generation_kwargs.{key} {value!r:.60}: must be a whole number of tokens"
+            raise LongEvalError(problem, f"Write one from 1 to {MOST_NEW_TOKENS:,}.")
+    until = settings.get("until")
+    if not all(text is None or isinstance(text, str) for text in (until if isinstance(until, list) else [until])):
+        problem = f"{place}: generation_kwargs.until {until!r:.60}: must be a text or a list of texts"
+        raise LongEvalError(problem, "Put what ends an answer in quotes.")
+    if not isinstance(settings.get("do_sample"), bool | None):
+        problem = f"{place}: generation_kwargs.do_sample {settings['do_sample']!r:.60}: must be true or false"
+        raise LongEvalError(problem, "Answers are generated greedily here: leave it out.")
+    if "temperature" in settings and not _is_temperature(settings["temperature"]):
+        problem = (
+            f"{place}: generation_kwargs.temperature {settings['temperature']!r:.60}: must be a number of at least 0"
+        )
+        raise LongEvalError(problem, "Answers are generated greedily here: leave it out.")
+
+
+MOST_NEW_TOKENS = 1_000_000
+"""More tokens than any model answers with."""
+
+
+def _is_count(value: Any) -> bool:
+    """Whether a value says how many tokens to generate; lm-eval takes numbers in quotes too."""
+    try:
+        return not isinstance(value, bool) and int(value) == float(value) and 1 <= int(value) <= MOST_NEW_TOKENS
+    except (TypeError, ValueError, OverflowError):
+        return False
+
+
+def _is_temperature(value: Any) -> bool:
+    try:
+        return not isinstance(value, bool) and 0 <= float(value) < math.inf
+    except (TypeError, ValueError, OverflowError):
+        return False
 
 
 def _check_metrics(path: str, config: Config) -> None:
