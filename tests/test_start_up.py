@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 import typer.main
+from tiny import make_text, save_tiny_llama
 
-from longeval.cli.app import app
+from longeval.cli.app import app, run_app
 
 COMMANDS = sorted(
     " ".join((name, *sub))
@@ -89,3 +90,26 @@ def test_nothing_says_to_install_somebody_elses_package():
     assert not wrong.search("pip install './longeval_rope-0.1.0.whl[vllm]'")
     found = [f"{path}: {line}" for path in files for line in path.read_text().splitlines() if wrong.search(line)]
     assert [line for line in found if "test_start_up.py" not in line] == []
+
+
+NOTHING_TO_DO = """
+import json, sys
+from longeval.cli.app import run_app
+status = run_app([*sys.argv[1:], "-q"])
+print(json.dumps({"status": status, "modules": [*sys.modules]}))
+"""
+
+
+def test_a_run_with_nothing_to_do_imports_no_data_science(tmp_path):
+    """Those that transformers would bring along, a third of all; its configurations need torch."""
+    model, text = save_tiny_llama(tmp_path / "model"), tmp_path / "text.txt"
+    text.write_text(make_text(100))
+    flags = ["ppl", "--model", str(model), "--pe", "none", "--lengths", "16", "--data", str(text), "--device", "cpu"]
+    flags += ["--out", str(tmp_path / "run")]
+    assert run_app([*flags, "-q"]) == 0
+    command = [sys.executable, "-c", NOTHING_TO_DO, *flags]
+    answer = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+    assert answer["status"] == 0
+    assert (
+        set(answer["modules"]) & {"sklearn", "pandas", "pyarrow", "scipy", "datasets", "lm_eval", "matplotlib"} == set()
+    )

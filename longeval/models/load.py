@@ -18,7 +18,7 @@ from longeval.models.device import native_bfloat16, resolve_attention, resolve_d
 from longeval.models.geometry import ConfigRope, check_raw, native_length, rope_geometry
 from longeval.models.hub import cached_weights, open_hub, unreachable_hub
 from longeval.models.identity import weights_digest
-from longeval.models.quiet import quiet_transformers
+from longeval.models.quiet import import_transformers_lean, quiet_transformers
 from longeval.models.resolve import ModelRef, is_present, local_folder, read_config, resolve
 from longeval.models.tokenizer import open_tokenizer
 from longeval.models.weights import check_adapter, check_complete, check_stored
@@ -69,6 +69,7 @@ def load_config(ref: ModelRef, *, trust_remote_code: bool = False) -> Any:
 
 def _config(ref: ModelRef, trust_remote_code: bool) -> Any:
     """What `load_config` returns; the model's code, where it has any, was told of before."""
+    import_transformers_lean()
     import transformers
 
     import longeval.hf  # a model may be saved with one of our rope types

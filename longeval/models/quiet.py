@@ -13,6 +13,23 @@ from collections.abc import Iterator
 from typing import Any
 
 
+def import_transformers_lean() -> None:
+    """Imports transformers without scikit-learn, and the pandas, pyarrow and scipy that this imports.
+
+    Its configurations import its generation code, which takes one function of scikit-learn for assisted decoding if it
+    is installed; longeval never decodes so, and it is a third of the time until a model's configuration is read.
+    """
+    import transformers.utils
+    from transformers.utils import import_utils
+
+    for module in (import_utils, transformers.utils):
+        vars(module)["is_sklearn_available"] = _never
+
+
+def _never() -> bool:
+    return False
+
+
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Silences transformers' logging, warnings and progress bars inside the block, and restores them afterwards."""
