@@ -18,7 +18,7 @@ from longeval.report.pairs import PairCell
 from longeval.report.provenance import provenance_lines, repeat_lines, scored_lines, server_lines
 from longeval.report.published_markdown import published_lines
 from longeval.report.rows import factor_text, outcome_lines
-from longeval.report.sections import POSITION_BINS, Section, ordered_unique
+from longeval.report.sections import MAX_DRAWN, POSITION_BINS, Section, ordered_unique
 from longeval.report.task_markdown import task_section_lines
 from longeval.report.task_sections import TaskSection
 from longeval.report.task_tables import is_group
@@ -58,7 +58,7 @@ def markdown_report(
     if preface.text.strip():
         lines += [preface.text.strip(), ""]
     lines += [_summary(collection), "", _beside(names), ""]
-    notes = [*collection.notes, *_told_apart(sections, task_sections)]
+    notes = [*collection.notes, *_told_apart(sections, task_sections), *_undrawn(sections, task_sections)]
     lines += [f"> {escape_markdown(note)}\n" for note in notes]
     for section in sections:
         lines += _section_lines(section, names)
@@ -109,6 +109,17 @@ def _told_apart(sections: Sequence[Section], task_sections: Sequence[TaskSection
     return [
         "Not all cells were asked with the same settings. Those that differ stand in sections or tables of their own, "
         f"named by the difference ({'; '.join(different)}), and are not compared with each other."
+    ]
+
+
+def _undrawn(*kinds: Sequence[Section] | Sequence[TaskSection]) -> list[str]:
+    """A sentence on tables without figures where there are very many; none without any."""
+    undrawn = sum(max(0, len(sections) - MAX_DRAWN) for sections in kinds)
+    if not undrawn:
+        return []
+    return [
+        f"Figures are drawn of the first {MAX_DRAWN} tables, not of the other {undrawn}. A report of fewer run folders "
+        "has them."
     ]
 
 
@@ -221,6 +232,8 @@ def _position_lines(section: Section, names: ReportNames) -> list[str]:
     )
     if section.grid.protocol.startswith("sliding"):
         text += " Only the first window of a document is scored at its early positions, later ones only at their end."
+    if section.position is None:
+        return [*lines, f"{text} The numbers are in `{names.folder}/positions.csv`.", ""]
     return [
         *lines,
         text,

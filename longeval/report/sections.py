@@ -16,6 +16,10 @@ POSITION_BINS = 32
 """Equal bins over the window: narrow enough to show where a curve leaves, wide enough to hold many tokens each."""
 
 
+MAX_DRAWN = 20
+"""Tables that get figures, the first ones: one takes as long as hundreds of cells, and nobody looks at hundreds."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Section:
     """One table with what belongs to it."""
@@ -25,7 +29,7 @@ class Section:
     """Its name in file names, unique in the report."""
     pairs: tuple[PairRow, ...]
     curve: Picture | None
-    """Perplexity by context length; None where no cell has a value."""
+    """Perplexity by context length; None where no cell has a value, and beyond MAX_DRAWN tables."""
     position_length: int | None
     """Length of the windows of the curve by position; None where no NLLs are stored."""
     position_rows: tuple[RowCurve, ...]
@@ -53,10 +57,10 @@ def build_sections(collection: Collection) -> list[Section]:
                 grid=grid,
                 slug=slug,
                 pairs=tuple(pair_rows(grid, collection.nll)),
-                curve=length_curve(grid),
+                curve=length_curve(grid) if number <= MAX_DRAWN else None,
                 position_length=length,
                 position_rows=rows,
-                position=None if length is None else position_curve(grid, length, rows),
+                position=None if length is None or number > MAX_DRAWN else position_curve(grid, length, rows),
                 documents=documents,
                 bits=_bits_of(grid, bits),
             )

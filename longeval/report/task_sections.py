@@ -10,6 +10,7 @@ from longeval.report.collect import Collection
 from longeval.report.depths import DepthTable, depth_table
 from longeval.report.grid import Grid
 from longeval.report.plots import Picture
+from longeval.report.sections import MAX_DRAWN
 from longeval.report.task_pairs import TaskPair, task_pairs
 from longeval.report.task_plots import depth_figure, score_figure
 from longeval.report.task_tables import TaskSet, build_task_sets, slug_of
@@ -59,7 +60,7 @@ def build_task_sections(collection: Collection, grids: Sequence[Grid]) -> list[T
                 tasks=tasks,
                 slug=slug,
                 pairs=tuple(pair for table in tasks.tasks for pair in task_pairs(table, collection.samples)),
-                curve=score_figure(tasks),
+                curve=score_figure(tasks) if number <= MAX_DRAWN else None,
                 maps=_maps(tasks, slug, collection),
                 beside=tuple(beside(tasks, grids)),
                 unstored=_unstored(tasks, collection),

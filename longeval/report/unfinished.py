@@ -53,10 +53,10 @@ def unfinished_note(requests: Sequence[Spec], records: Sequence[Record]) -> str:
     for request in requests:
         setting = _setting(request, requests)
         mine = [record for record in records if kind_of(request) == subject_of(record)[0]]
-        mine = [record for record in mine if _meets(record, request)]
+        there = {(r.model, r.pe, r.length, subject_of(r)) for r in mine if _meets(r, request)}
         for place, subject in _places(request, subjects, setting):
             asked.add(place)
-            if not any(_is_at(record, place, subject) for record in mine):
+            if (place.model, place.pe, place.length, subject) not in there:
                 missing.setdefault(place)
         unseen |= dict.fromkeys(_unseen(request, subjects))
     if not missing and not unseen:
@@ -95,11 +95,6 @@ def _places(request: Spec, subjects: Subjects, setting: str) -> Iterator[tuple[_
 def _unseen(request: Spec, subjects: Subjects) -> list[str]:
     """Names of which no record shows anything."""
     return [name for name in named_subjects(request) if not subjects.stands_for((kind_of(request), name))]
-
-
-def _is_at(record: Record, place: _Place, subject: tuple[str, str]) -> bool:
-    found = (record.model, record.pe, record.length, subject_of(record))
-    return found == (place.model, place.pe, place.length, subject)
 
 
 def _meets(record: Record, request: Spec) -> bool:

@@ -13,6 +13,7 @@ from fabricated_runs import SPEC, make_nll, make_records, make_run
 
 from longeval.errors import LongEvalError
 from longeval.report import plots
+from longeval.report.sections import MAX_DRAWN
 from longeval.report.write import write_report
 
 SIZES = {"none": 2.0, "resonance": 2.0, "yarn": 1.9, "resonance_yarn": 1.8}
@@ -240,3 +241,18 @@ def test_reports_know_neither_models_nor_torch(run, tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_of_very_many_tables_the_first_ones_are_drawn(run, tmp_path):
+    nlls = {length: toy_nll("none", length) for length in (32, 64)}
+    cells = [
+        (make_records("none", length, nlls[length], data=f"d{n:02d}"), nlls[length])
+        for n in range(MAX_DRAWN + 2)
+        for length in nlls
+    ]
+    many = make_run(tmp_path / "many", cells)
+    files = write_report([many], out=str(tmp_path / "many.md")).files
+    assert sum("perplexity-" in path and path.endswith(".png") for path in files) == MAX_DRAWN
+    text = (tmp_path / "many.md").read_text()
+    assert text.count("![") == 2 * MAX_DRAWN and text.count("## toy on d") == MAX_DRAWN + 2
+    assert f"Figures are drawn of the first {MAX_DRAWN} tables, not of the other 2" in text
