@@ -61,8 +61,8 @@ def carry_out(
         raise LongEvalError("--out '': an empty name", "Name a folder, or leave it out.")
     logging.getLogger("longeval").setLevel(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
     store = Store(out or default_out(specs[0]))
-    store.check_usable()
     _check_settings(specs, store)
+    store.check_usable()
     plans = _plan_all(specs, quiet, dry_run=dry_run)
     for note in dict.fromkeys(note for plan in plans for note in plan.notes):
         _say(note, quiet)
