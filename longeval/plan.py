@@ -159,25 +159,25 @@ def _check_lengths(spec: PplSpec, protocol: Protocol, model: PreparedModel, corp
         found = "; ".join(_what_is_there(protocol, corpus) for corpus in corpora)
         raise LongEvalError(
             f"--lengths {format_length(length)} ({length} tokens): longer than every document of {found}",
-            _how_to_fill(spec, protocol, corpora, length, model.bos),
+            _how_to_fill(spec, protocol, corpora, length, len(model.prefix)),
         )
 
 
-def _how_to_fill(spec: PplSpec, protocol: Protocol, corpora: Sequence[Corpus], length: int, bos: bool) -> str:
-    """The remedy: only what would help with the documents that are there."""
+def _how_to_fill(spec: PplSpec, protocol: Protocol, corpora: Sequence[Corpus], length: int, prefix: int) -> str:
+    """The remedy: only what would help with the documents that are there; `prefix` is in tokens."""
     chosen = [corpus.selection for corpus in corpora]
     ways = []
     if protocol.joined:
         most = max(sum(selection.lengths) for selection in chosen)
     else:
         most = max(selection.longest_tokens for selection in chosen)
-    if not protocol.joined and most >= length - bos:  # it is there, and skipped
-        ways.append(f"lower --min-tokens to {length - bos}")
+    if not protocol.joined and most >= length - prefix:  # it is there, and skipped
+        ways.append(f"lower --min-tokens to {length - prefix}")
     else:
         if most >= 2:
             too_high = not protocol.joined and spec.min_tokens is not None and spec.min_tokens > most
             both = f" and --min-tokens of {most} or less" if too_high else ""
-            ways.append(f"ask for shorter lengths, --lengths of {most + bos} or less{both}")
+            ways.append(f"ask for shorter lengths, --lengths of {most + prefix} or less{both}")
         if protocol.joined and any(selection.skipped for selection in chosen):
             ways.append("lower --min-tokens")
     if any(len(one.selection.documents) == (spec.docs or one.source.default_docs) for one in corpora):

@@ -68,7 +68,7 @@ class SpecialTokens:
         self.ids = {text: number for text, (number, token) in added.items() if text and token.special}
         """Special token as it is spelt → its id."""
         self._ordinary = {text: number for text, (number, token) in added.items() if text and not token.special}
-        # Private to this process, so that no text can hold one; token ids don't depend on it.
+        # Random, so that no document can contain a mark; token ids don't depend on it.
         secret = secrets.token_hex(8)
         self._marks = {text: f"\ufdd0{secret}.{number}\ufdd1" for text, number in self.ids.items()}
         self._hidden = {text: f"\ufdd0{secret}-{number}\ufdd1" for text, number in self.ids.items()}
@@ -111,12 +111,19 @@ class SpecialTokens:
         Args:
             render: Applies the template.
             messages: What they spell stays as it is.
+
+        Raises:
+            ValueError: The template changes what messages spell.
         """
         safe = [
             {key: self._spelt.sub(lambda match: self._hidden[match[0]], text) for key, text in message.items()}
             for message in messages
         ]
         text = self._spelt.sub(lambda match: self._marks[match[0]], render(safe))
+        if safe != list(messages) and "\ufdd0" in self._mark.sub("", self._hiding.sub("", text)):
+            raise ValueError(
+                "it cuts or changes special tokens that a message spells, so they can't be told from its own"
+            )
         return self._hiding.sub(lambda match: self._names[match[0]], text)
 
     def unmarked(self, text: str) -> str:

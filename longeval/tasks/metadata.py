@@ -115,7 +115,10 @@ def _imported(path: str) -> set[str]:
     found = {path}
     pending = [] if _is_installed(path) else [path]
     while pending:
-        nodes = list(ast.walk(ast.parse(_content(pending.pop()))))
+        try:
+            nodes = list(ast.walk(ast.parse(_content(pending.pop()))))
+        except (SyntaxError, ValueError):  # such a file can't import anything either
+            continue
         names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
         names |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom) and not node.level}
         for module in {name.split(".")[0] for name in names} - {"", "longeval", "lm_eval"}:

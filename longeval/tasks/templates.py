@@ -11,6 +11,7 @@ import functools
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from types import FrameType
 from typing import Any
@@ -40,7 +41,7 @@ class _LimitError(Exception):
 
 
 class _Alarm(BaseException):
-    """The time is over. No `Exception`: jinja takes those for an expression that it can't compute in advance."""
+    """Raised by the timer. A BaseException, because jinja swallows exceptions while it folds constants."""
 
 
 @contextlib.contextmanager
@@ -49,7 +50,7 @@ def bounded() -> Iterator[None]:
 
     The time is only bounded in the main thread, where signals arrive, and the memory on Linux.
     """
-    with _bounded_time(), _bounded_memory():
+    with _bounded_memory(), _bounded_time():  # the alarm is off before the limit of memory is put back
         yield
 
 
@@ -59,8 +60,11 @@ def _bounded_time() -> Iterator[None]:
         yield
         return
 
+    started = time.thread_time()
+
     def end(number: int, frame: FrameType | None) -> None:
-        raise _Alarm
+        if time.thread_time() - started >= SECONDS:  # the timer counts what other threads compute too
+            raise _Alarm
 
     before = signal.signal(signal.SIGPROF, end)
     signal.setitimer(signal.ITIMER_PROF, SECONDS, SECONDS)  # again, should a destructor have swallowed it

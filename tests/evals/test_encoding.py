@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -155,3 +156,13 @@ def test_a_document_that_spells_special_tokens_is_cut_like_any_other(chat, windo
     prompt = sample.instances[0].args[0]
     assert "Read this.\n<s>the" in prompt or "Read this.\n<s>" in prompt
     assert "<s>what?" in prompt and sample.requests[0].context_T.tolist().count(0) == 2 * chat
+
+
+@pytest.mark.parametrize("change", ["m['content'][:3]", "m['content'] | upper"])
+def test_a_template_that_changes_what_a_message_spells_is_refused(change, glm):
+    glm = copy.copy(glm)
+    glm.chat_template = GLM.replace("m['content'] | trim", change)
+    encoder = Encoder(glm, bos=True)
+    assert encoder.chat([{"role": "user", "content": "nothing special"}])
+    with pytest.raises(LongEvalError, match="--chat-template off"):
+        encoder.chat([{"role": "user", "content": "a <s> b"}])

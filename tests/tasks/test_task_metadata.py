@@ -31,3 +31,5 @@ def test_files_of_ones_own_that_a_scoring_rule_imports_count(tmp_path, monkeypat
         (tmp_path / name).write_text(content)
         seen.append(_code(module.rule))
     assert seen[0] == seen[1] and len(set(seen)) == 3
+    (tmp_path / "own_package" / "deep.py").write_text("print 'not for this Python'\n")
+    assert _code(module.rule) not in seen

@@ -1,6 +1,7 @@
 """Templates of task files: what they may do, how long they may take, and that lm-eval's own render as before."""
 
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -165,3 +166,23 @@ def test_all_templates_of_lm_eval_and_of_longeval_stay_within_the_sandbox():
         for attribute in parsed.find_all(nodes.Getattr):
             assert environment.is_safe_attribute([], attribute.attr, getattr([], attribute.attr, None))
             assert environment.is_safe_attribute({}, attribute.attr, getattr({}, attribute.attr, None))
+
+
+def test_what_other_threads_compute_is_not_counted():
+    busy = threading.Event()
+
+    def compute():
+        while not busy.is_set():
+            sum(range(1000))
+
+    threads = [threading.Thread(target=compute) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        with templates.bounded():
+            time.sleep(1.0)
+        with pytest.raises(templates._LimitError), templates.bounded():
+            while True:
+                pass
+    finally:
+        busy.set()
