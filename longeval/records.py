@@ -161,8 +161,10 @@ def _impossible_params(record: Record) -> str | None:
     for name, kinds, lowest, most in _INTERVAL:
         if (value := how.get(name)) is not None and (type(value) not in kinds or not lowest <= value <= most):
             return f"params.ci.{name} can't be what it is"
+    if not all(type(how.get(name)) in (str, type(None)) for name in ("method", "kind")):
+        return "params.ci.method or params.ci.kind is not a word"
     if record.backend == "posgen":
-        for name in (*_POSGEN_NEEDS, *(name for names, _, _ in _POSGEN_PARAMS for name in names if name in params)):
+        for name in ("seed", *(name for names, _, _ in _POSGEN_PARAMS for name in names)):
             if params.get(name) is None:
                 return f"params.{name} is missing"
     if not all(type(member) is str for member in params.get("members") or ()):
@@ -189,12 +191,10 @@ _POSGEN_PARAMS: _Kinds = (
     (("j", "k", "data_seed", "num_train", "num_valid", "num_test", "epochs", "batch_size"), (int,), 0),
     (("layers", "d_model", "d_ff", "heads", "head_dim"), (int,), 0),
     (("theta", "dropout", "lr", "weight_decay", "warmup"), (int, float), None),
-    (("regime",), (str,), None),
+    (("tied", "attention_scale", "start_token", "frozen_mlp"), (bool,), None),
+    (("regime", "init"), (str,), None),
 )
-"""The same of PosGen's records, none of which may be null."""
-
-_POSGEN_NEEDS = ("regime", "seed", "j", "k", "modulus", "train_length", "test_length")
-"""Parameters without which PosGen's records can't be put into a table."""
+"""The same of PosGen's records, which have all of them, none null."""
 
 _INTERVAL: tuple[tuple[str, tuple[type, ...], float, float], ...] = (
     ("resamples", (int,), 1, 1_000_000),

@@ -116,6 +116,7 @@ def without(field):
         of_params("native_length", "64"),
         of_params("method", 3),
         of_params("ci", {"resamples": 10**12}),
+        of_params("ci", {"method": {}}),
         without("pe"),
         without("value"),
     ],
