@@ -24,6 +24,8 @@ _OF_CELL = ("cell", "model", "pe", "factor", "length", "data", "task", "backend"
 _JOINED = "stream"
 """The protocol whose windows cross documents."""
 
+_PROTOCOLS = ("prefix", "sliding", "sliding_window_mean", _JOINED)
+
 _CLOSE = 1e-5
 """Relative difference that the order of additions in float32 may make; one wrong value in a thousand makes more."""
 
@@ -46,6 +48,8 @@ def check_records(records: Sequence[Record], cell: str, status: str) -> None:
             raise ValueError(f"its records differ in {name}")
     if len({record.metric for record in records}) < len(records):
         raise ValueError("a metric is there twice")
+    if artefact_kind(first) == "nll" and any(record.protocol not in _PROTOCOLS for record in records):
+        raise ValueError("its protocol is none that there is")
 
 
 def artefact_kind(record: Record) -> str | None:
@@ -78,6 +82,8 @@ def check_nll(nll: TokenNll, records: Sequence[Record]) -> None:
             _near(record.value, math.exp(min(nll.mean(protocol), 709.0)), "perplexity")
         elif record.metric == "bits_per_byte":
             _near(record.value, nll.bits_per_byte(), "bits_per_byte")
+        else:
+            raise ValueError("its metric is not one of token values")
 
 
 def check_samples(samples: Sequence[Sample], records: Sequence[Record]) -> None:

@@ -47,6 +47,13 @@ def prefix_ids(tokenizer: Any) -> tuple[int, ...]:
 
 def own_prefix(tokenizer: Any) -> tuple[int, ...]:
     """What a tokenizer puts in front of every text: one BOS, several tokens, or nothing."""
+    if getattr(tokenizer, "is_fast", False):  # which tells what is the text's
+        for probe in ("a", "1", "A."):  # a normalizer may leave nothing of one
+            encoding = tokenizer.backend_tokenizer.encode(probe)
+            if (
+                first := next((i for i, part in enumerate(encoding.sequence_ids) if part is not None), None)
+            ) is not None:
+                return tuple(encoding.ids[:first])
     whole, text = list(tokenizer("a")["input_ids"]), list(tokenizer("a", add_special_tokens=False)["input_ids"])
     for start in range(len(whole) - len(text) + 1):
         if text and whole[start : start + len(text)] == text:
@@ -65,9 +72,12 @@ class SpecialTokens:
         self._tokenizer = tokenizer
         decoder = getattr(tokenizer, "added_tokens_decoder", {})  # without it, a text can't spell one
         added = {token.content: (int(number), token) for number, token in decoder.items()}
-        self.ids = {text: number for text, (number, token) in added.items() if text and token.special}
+        named = set(getattr(tokenizer, "all_special_tokens", ()))  # BOS, EOS, …, which files needn't flag as special
+        self.ids = {
+            text: number for text, (number, token) in added.items() if text and (token.special or text in named)
+        }
         """Special token as it is spelt → its id."""
-        self._ordinary = {text: number for text, (number, token) in added.items() if text and not token.special}
+        self._ordinary = {text: number for text, (number, _) in added.items() if text and text not in self.ids}
         # Random, so that no document can contain a mark; token ids don't depend on it.
         secret = secrets.token_hex(8)
         self._marks = {text: f"\ufdd0{secret}.{number}\ufdd1" for text, number in self.ids.items()}
@@ -158,8 +168,7 @@ class SpecialTokens:
         copy = json.loads(self._tokenizer.backend_tokenizer.to_str())
         copy["truncation"] = copy["padding"] = None
         for token in copy["added_tokens"]:
-            if token["special"]:
-                token["content"] = self._marks.get(token["content"], token["content"])
+            token["content"] = self._marks.get(token["content"], token["content"])
         _forget(copy["model"], {text: mark for text, mark in self._marks.items() if len(text) > 1})
         plain: Any = Tokenizer.from_str(json.dumps(copy))
         # Added tokens that are no part of the vocabulary are numbered anew.

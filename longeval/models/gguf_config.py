@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 from longeval.models.gguf_header import GgufHeader
-from longeval.models.gguf_rope import rope_parameters
+from longeval.models.gguf_rope import refused, rope_parameters
 
 _BOS_BY_DEFAULT = frozenset(
     (
@@ -30,7 +30,9 @@ def adds_bos(header: GgufHeader) -> bool:
     """Whether the file's tokenizer puts BOS before a text."""
     stated = header.fields.get("tokenizer.ggml.add_bos_token")
     if stated is not None:
-        return bool(stated)
+        if not isinstance(stated, bool):
+            raise refused(header, f"tokenizer.ggml.add_bos_token = {stated!r}", "it must be true or false")
+        return stated
     if header.fields.get("tokenizer.ggml.model") in ("llama", "gemma4"):
         return True
     return header.fields.get("tokenizer.ggml.pre") in _BOS_BY_DEFAULT

@@ -162,6 +162,9 @@ def rope_parameters(header: GgufHeader, config: Any) -> dict[str, Any] | None:
         raise refused(header, _FREQS, f"{text.model_type} models rotate by layer type")
     base = float(header.own("rope.freq_base", _DEFAULT_BASE))
     local_base = header.own("rope.freq_base_swa")
+    for key, value in (("rope.freq_base", base), ("rope.freq_base_swa", local_base)):
+        if value is not None and not (math.isfinite(value) and value > 0.0):
+            raise refused(header, f"{key} = {value:g}", "it must be a positive number")
     said |= {"rope_theta": base} | part | scaling.in_transformers_words(base)
     if not by_layer_type:
         if local_base not in (None, base):

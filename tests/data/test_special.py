@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
@@ -213,6 +215,32 @@ BOS, EOS, END = ("<s>", 0), ("</s>", 1), ("<|im_end|>", 2)
 def test_what_a_tokenizer_puts_in_front(processor, names, own, asked):
     tokenizer = byte_level(processor, **names)
     assert (own_prefix(tokenizer), prefix_ids(tokenizer)) == (own, asked)
+
+
+def test_a_prefix_that_a_text_may_hold_too():
+    tokenizer = byte_level()
+    letter = tokenizer.convert_tokens_to_ids("a")
+    for front in ([letter], [letter, 0], [0, letter, 0]):
+        pieces = [{"id": "front", "ids": front, "tokens": ["x"] * len(front)}]
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single="front $A", special_tokens=pieces
+        )
+        assert own_prefix(tokenizer) == tuple(front)
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("a", "")
+    assert own_prefix(tokenizer) == (0, letter, 0)
+
+
+def test_tokens_with_a_role_are_special_whatever_the_file_calls_them():
+    tokenizer = byte_level()
+    plain = json.loads(tokenizer.backend_tokenizer.to_str())
+    for token in plain["added_tokens"]:
+        token["special"] = False
+    tokenizer = fast(Tokenizer.from_str(json.dumps(plain)), bos_token="<s>", eos_token="</s>")
+    tokenizer.added_tokens_decoder[1].special = False
+    special = SpecialTokens(tokenizer)
+    assert {"<s>", "</s>"} <= set(special.ids)
+    assert {0, 1}.isdisjoint(special.encode("<s>a</s>", parse=False).ids)
+    assert special.encode("<s>a</s>", parse=True).ids[0] == 0
 
 
 def test_a_note_counts_and_names():

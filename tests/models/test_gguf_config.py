@@ -111,6 +111,11 @@ def test_who_puts_bos_before_a_text(fields, expected):
     assert adds_bos(GgufHeader(path="m.gguf", fields=stated, tensors={})) is expected
 
 
+def test_a_word_is_no_yes_or_no():
+    with pytest.raises(LongEvalError, match="add_bos_token = 'false'"):
+        adds_bos(GgufHeader(path="m.gguf", fields={"tokenizer.ggml.add_bos_token": "false"}, tensors={}))
+
+
 @pytest.mark.parametrize("write", [write_llama, write_gemma3])
 @pytest.mark.parametrize("stated", [True, False])
 def test_bos_is_there_when_the_file_says_so(write, stated, tmp_path):

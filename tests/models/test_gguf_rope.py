@@ -216,6 +216,8 @@ def test_the_base_comes_from_the_file_also_where_transformers_passes_over_it():
         ({"rope__scaling__type": "ntk"}, r"rope\.scaling\.type = ntk"),
         ({"rope__scaling__type": "yarn", "rope__scaling__factor": 0.5}, r"rope\.scaling\.factor = 0\.5"),
         ({"rope__scaling__attn_factor": 0.0}, r"rope\.scaling\.attn_factor = 0"),
+        ({"rope__freq_base": -1.0}, r"rope\.freq_base = -1"),
+        ({"rope__freq_base": float("nan")}, r"rope\.freq_base = nan"),
         ({"rope__scaling__yarn_log_multiplier": 0.1}, r"yarn_log_multiplier = 0\.1"),
         ({"rope__scaling__yarn_ext_factor": 1.0}, r"yarn_ext_factor = 1\.0"),
         ({"rope__scaling__type": "yarn", "rope__scaling__yarn_ext_factor": 0.0}, r"yarn_ext_factor = 0\.0"),
