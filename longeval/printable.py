@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 
-_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060\u2066-\u2069\ufeff\ud800-\udfff]")
 """Control characters (C0, DEL, C1), line and paragraph separators, marks that turn the direction of text around
-(Unicode Standard Annex 9), and halves of surrogate pairs, which Python makes of file names that are no UTF-8."""
+(Unicode Standard Annex 9), blanks of no width, and halves of surrogate pairs, which Python
+makes of file names that are no UTF-8."""
 
 
 def printable(text: str, *, keep: str = "") -> str:
@@ -27,7 +28,7 @@ def printable(text: str, *, keep: str = "") -> str:
 
 
 def as_markup(text: str) -> str:
-    """Returns `text` as a rich table takes it: printable, and brackets are no markup."""
+    """Returns one line of text as a rich table takes it: printable, and brackets are no markup."""
     from rich.markup import escape
 
-    return escape(printable(text, keep="\n"))
+    return escape(printable(text))

@@ -37,7 +37,7 @@ LAYERS = (
     {"agreement"},
     {"records", "nll", "samples", "curves", "registry"},
     {"cache"},
-    {"errors", "files", "plain", "printable"},
+    {"bounded_yaml", "errors", "files", "plain", "printable"},
 )
 """From the top down: a module or package imports only from layers below its own. A new one is placed here first."""
 

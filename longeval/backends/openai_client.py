@@ -213,7 +213,10 @@ class Client:
         if answer.status != 200:
             raise RefusedError(answer.status, self._said(answer), self.shown)
         try:
-            return json.loads(answer.content)
+            value = json.loads(answer.content)
+            if b"\\u" in answer.content:
+                json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is no text: a ValueError
+            return value
         except RecursionError:
             raise ServerError(f"{self.shown}/{path}: answers with JSON nested too deeply") from None
         except ValueError:  # no JSON, no text, or numbers of thousands of digits

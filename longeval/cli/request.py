@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import logging
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
@@ -93,7 +94,7 @@ def carry_out(
         show_summary(records)
         for command in dict.fromkeys(_report_command(spec) for spec in specs):
             show("")
-            show(f"For a report: {command} {store.path}")
+            show(f"For a report: {command} {shlex.quote(store.path)}")
     if failed:
         say(f"{count(failed, 'cell')} failed; the records say why")
         return SOME_FAILED

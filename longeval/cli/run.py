@@ -45,14 +45,14 @@ def run(
 
     longeval run request.yaml --dry-run
     """
+    from longeval.bounded_yaml import read_text
     from longeval.cli.request import carry_out
     from longeval.spec import requests_from_yaml, spec_from_mapping, split_list
 
     try:
-        with open(file, encoding="utf-8") as opened:
-            text = opened.read()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not a text file"
+        text = read_text(file)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "not a text file, or far too large"
         raise LongEvalError(
             f"{file}: can't be read ({reason})", "Give a request file, such as RUN/spec.yaml."
         ) from None

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from longeval.data.special import prefix_ids, special_tokens
 from longeval.errors import LongEvalError
-from longeval.tasks.templates import bounded, reason_of
+from longeval.tasks.templates import CHARACTERS, bounded, reason_of
 
 _TAIL = 1000
 """Characters at the end of a long context that are encoded again with each continuation."""
@@ -151,7 +151,11 @@ class Encoder:
 
         def render(safe: list[dict[str, str]]) -> str:
             with bounded():
-                return str(self.tokenizer.apply_chat_template(safe, **options))
+                text = str(self.tokenizer.apply_chat_template(safe, **options))
+            if len(text) > CHARACTERS:
+                raise ValueError(f"its text has more than {CHARACTERS:,} characters")
+            text.encode()  # half of a surrogate pair is no text
+            return text
 
         try:
             try:

@@ -12,6 +12,7 @@ import math
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
+from longeval.printable import printable
 from longeval.records import Record
 from longeval.report.sections import Section
 
@@ -116,9 +117,9 @@ def csv_text(columns: Sequence[str], lines: Iterable[dict[str, Any]]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Empty for null, `true`/`false`, JSON for what is nested; floats as Python writes them, which loses nothing."""
+    """Empty for null, `true`/`false`, JSON for what is nested, printable text; floats as Python writes them."""
     if value is None:
         return ""
     if isinstance(value, bool | dict | list):
-        return json.dumps(value, sort_keys=True, ensure_ascii=False)
-    return value
+        value = json.dumps(value, sort_keys=True, ensure_ascii=False)
+    return printable(value) if isinstance(value, str) else value

@@ -11,7 +11,7 @@ from longeval.printable import printable
 
 def escape_markdown(text: object) -> str:
     """Escapes text so that it shows as it is, in a table too; line breaks become spaces."""
-    return re.sub(r"([\\`*_<>|\[\]#~&])", r"\\\1", _one_line(text))
+    return re.sub(r"([\\`*_<>|\[\]#~&$])", r"\\\1", _one_line(text))
 
 
 def code(text: object) -> str:

@@ -7,6 +7,8 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
+import matplotlib.style
+
 from longeval.errors import LongEvalError
 from longeval.report.flat import records_csv, records_json
 from longeval.report.latex import latex_document
@@ -54,7 +56,8 @@ def write_posgen_table(
         raise LongEvalError(f"--json {json_path}: is a folder", "Name a file, or - for standard output.")
     found = collect_posgen(runs)
     collection = found.collection
-    sections = posgen_sections(found)
+    with matplotlib.style.context("default"):  # not that of a matplotlibrc in the current folder
+        sections = posgen_sections(found)
     stem = markdown_file.removesuffix(".md")
     folder, name = f"{stem}_files", os.path.basename(stem)
     names = PosGenNames(folder=f"{name}_files", beside=tuple(f"{name}.{suffix}" for suffix in ("csv", "json", "tex")))

@@ -43,7 +43,7 @@ def summary_table(records: Iterable[Record], *, width: int | None = None) -> lis
             table.add_row(as_markup(row.label), factor_text(row), *cells)
         reasons = outcome_lines(grid.rows, grid.lengths)
         if reasons:
-            table.caption = as_markup("\n".join(reasons))
+            table.caption = "\n".join(map(as_markup, reasons))
         tables.append(table)
     return [*tables, *task_summary(every, width)]
 

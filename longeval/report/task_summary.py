@@ -51,7 +51,7 @@ def _table(tasks: TaskSet, width: int) -> Table:
         table.add_section()
     caption = _caption(tasks)
     if caption:
-        table.caption = as_markup("\n".join(caption))
+        table.caption = "\n".join(map(as_markup, caption))
     return table
 
 

@@ -8,6 +8,8 @@ import os
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
+import matplotlib.style
+
 from longeval.errors import LongEvalError
 from longeval.files import working_folder
 from longeval.records import Record
@@ -69,8 +71,9 @@ def write_report(
         raise LongEvalError(f"--json {json_path}: is a folder", "Name a file, or - for standard output.")
     collection = collect(runs)
     records = collection.records
-    sections = build_sections(collection)
-    task_sections = build_task_sections(collection, [section.grid for section in sections])
+    with matplotlib.style.context("default"):  # not that of a matplotlibrc in the current folder
+        sections = build_sections(collection)
+        task_sections = build_task_sections(collection, [section.grid for section in sections])
     stem = markdown_file.removesuffix(".md")
     names = ReportNames(
         folder=f"{os.path.basename(stem)}_files",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import yaml
 
+from longeval.bounded_yaml import UNREADABLE, documents, why_unreadable
 from longeval.errors import LongEvalError, did_you_mean
 from longeval.spec.engine import check_owned
 from longeval.spec.posgen import PosGenSpec, preset_fields
@@ -210,51 +211,13 @@ def requests_to_yaml(requests: list[dict[str, Any]]) -> str:
 def requests_from_yaml(text: str, *, origin: str) -> list[dict[str, Any]]:
     """The mappings of a request file, one per YAML document; what is no such file raises LongEvalError."""
     try:
-        documents = [document for document in _documents(text) if document is not None]
-    except (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError) as error:
-        # The last three are what the YAML library raises for values that are not of the type they are tagged with.
+        requests = [document for document in documents(text) if document is not None]
+    except UNREADABLE as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark is not None else ""
-        problem = (
-            getattr(error, "problem", None)
-            or ("a value can't be read", "nested too deeply")[isinstance(error, RecursionError)]
-        )
         raise LongEvalError(
-            f"{origin}{where}: not YAML ({problem})", "A run folder's spec.yaml is an example."
+            f"{origin}{where}: not YAML ({why_unreadable(error)})", "A run folder's spec.yaml is an example."
         ) from None
-    if not documents or not all(isinstance(document, dict) for document in documents):
+    if not requests or not all(isinstance(request, dict) for request in requests):
         raise LongEvalError(f"{origin}: holds no request", "It needs keys such as command, model, pe, lengths.")
-    return documents
-
-
-_LARGEST_TEXT = 4 << 20
-"""Characters of a request file, some ten thousand requests."""
-
-_MOST_VALUES = 200_000
-"""Values of one document, each counted as often as aliases repeat it."""
-
-
-def _documents(text: str) -> Iterator[Any]:
-    """The documents of a YAML text, as plain data; what aliases would blow up is refused before it is built."""
-    if len(text) > _LARGEST_TEXT:
-        raise yaml.MarkedYAMLError(problem=f"more than {_LARGEST_TEXT >> 20} MiB")
-    loader = yaml.SafeLoader(text)
-    while loader.check_node():
-        node = loader.get_node()
-        assert node is not None
-        if _num_values(node, {}) > _MOST_VALUES:
-            raise yaml.MarkedYAMLError(problem="far too many values", problem_mark=node.start_mark)
-        yield loader.construct_document(node)
-
-
-def _num_values(node: yaml.Node, known: dict[int, int]) -> int:
-    """Values under a node, those of an alias each time; `known` are those of nodes seen so far, by their identity."""
-    if id(node) not in known:
-        known[id(node)] = _MOST_VALUES + 1  # of a node that holds itself there would be no end
-        pairs = node.value if isinstance(node, yaml.MappingNode) else []
-        inner = [
-            *(part for pair in pairs for part in pair),
-            *(node.value if isinstance(node, yaml.SequenceNode) else []),
-        ]
-        known[id(node)] = 1 + sum(_num_values(part, known) for part in inner)
-    return known[id(node)]
+    return requests

@@ -24,6 +24,8 @@ def parse_length(text: str, *, flag: str = "--lengths", least: int = 2) -> int:
         remedy = f"Write {digits}, without separators." if grouped else ""
         remedy = remedy or "Write tokens as 4096, 4k (= 4096) or 1m (= 1048576)."
         raise LongEvalError(f"{flag} {text!r}: not a length", remedy)
+    if match[1].startswith("0") and len(match[1]) > 1:  # the rest of a number with separators
+        raise LongEvalError(f"{flag} {text}: a length with a leading zero", "Write 4096, without separators or zeros.")
     length = int(match[1]) * _UNITS[match[2].lower()]
     if length < least:
         least_useful = "2 let one token be scored from the one before it" if least == 2 else "256 is usual"

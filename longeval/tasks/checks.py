@@ -80,9 +80,10 @@ def _check_values(path: str, config: Config) -> None:
             raise _wrong(path, key, "must be a mapping", "Write key: value lines below it.")
     if config.get("generation_kwargs") is not None:
         check_generation(config["generation_kwargs"], str(place_of(path, "generation_kwargs")))
-    shots = config.get("num_fewshot")
-    if shots is not None and (not isinstance(shots, int) or isinstance(shots, bool) or shots < 0):
-        raise _wrong(path, "num_fewshot", f"{shots} must be a whole number of at least 0", "0 is none.")
+    for key, least, hint in (("num_fewshot", 0, "0 is none."), ("repeats", 1, "1 is usual.")):
+        count = config.get(key)
+        if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < least):
+            raise _wrong(path, key, f"{count!s:.60} must be a whole number of at least {least}", hint)
 
 
 def check_generation(settings: Mapping[str, Any], place: str) -> None:

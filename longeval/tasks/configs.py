@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from longeval.bounded_yaml import UNREADABLE, documents, read_text, why_unreadable
 from longeval.errors import LongEvalError
 
 Config = dict[str, Any]
@@ -140,9 +141,8 @@ def _chain(path: str, seen: tuple[str, ...] = ()) -> list[str]:
 
 def _nodes(path: str) -> list[tuple[yaml.Node, yaml.Node]]:
     try:
-        with open(path, encoding="utf-8") as file:
-            node = yaml.compose(file, Loader=_SafeLoader)
-    except (yaml.YAMLError, OSError, UnicodeDecodeError):
+        node = yaml.compose(read_text(path), Loader=_SafeLoader)
+    except (yaml.YAMLError, OSError, ValueError, RecursionError):
         return []
     return list(node.value) if isinstance(node, yaml.MappingNode) else []
 
@@ -155,16 +155,16 @@ def _parse(path: str, said_by: str, *, checked: bool) -> Config:
 
     Loader.add_constructor("!function", lambda loader, node: FunctionName(loader.construct_scalar(node), path))
     try:
-        with open(path, "rb") as file:
-            content = file.read()
-        config = yaml.load(content, Loader=Loader)  # noqa: S506  # derived from SafeLoader
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        what = ", ".join(part for part in (error.context, error.problem) if part)
-        raise LongEvalError(f"{path}, line {line}: not valid YAML ({what})", "Repair the file.") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        text = read_text(path)
+    except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
         raise LongEvalError(f"{said_by}{path}: can't be read ({reason})", "Give a YAML file of a task.") from error
+    try:
+        config = next(documents(text, Loader), None)
+    except UNREADABLE as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}, line {mark.line + 1 if mark else 1}"
+        raise LongEvalError(f"{where}: not valid YAML ({why_unreadable(error)})", "Repair the file.") from error
     if not isinstance(config, dict):
         raise LongEvalError(f"{path}, line 1: must be a mapping", "A task file has the keys task, dataset_path, …")
     if checked:

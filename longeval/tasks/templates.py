@@ -22,8 +22,9 @@ SECONDS = 10.0
 MEMORY_BYTES = 512 << 20
 """Memory that a template may take beyond what the process has."""
 
-CHARACTERS = 1 << 26
-"""Most characters of a text that a template makes; more than any window has tokens."""
+CHARACTERS = 1 << 24
+"""Most characters of a text that a template makes: a window of a million tokens. A tokenizer needs a few hundred bytes
+for each where they are all alike."""
 
 
 class TemplateError(Exception):
@@ -128,6 +129,7 @@ def apply_template(template: str, doc: Mapping[str, Any]) -> str:
             text: str = _compiled(template).render(doc)
             if len(text) > CHARACTERS:
                 raise _LimitError(f"its text has more than {CHARACTERS:,} characters")
+            text.encode()  # half of a surrogate pair is no text
     except Exception as error:
         raise TemplateError(template, reason_of(error)) from error
     return text

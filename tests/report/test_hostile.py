@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from xml.etree import ElementTree
 
+import matplotlib as mpl
 import pytest
 from fabricated_runs import make_nll, make_records
 from fabricated_tasks import make_samples, make_task_records, make_task_run
@@ -108,6 +109,9 @@ def test_a_report_shows_hostile_text_as_text(tmp_path, text):
         content = Path(path).read_text(encoding="utf-8")
         ElementTree.fromstring(content)
         assert "onerror=alert" not in re.sub("<!--.*?-->", "", content, flags=re.DOTALL)
+    for path in written.files:
+        if path.endswith((".csv", ".tex")):
+            assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", Path(path).read_text()), path
     tex = (tmp_path / "report.tex").read_text()
     assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f]", tex)
     assert "\n\n#" not in tex
@@ -135,3 +139,14 @@ def test_a_block_of_code_ends_where_it_should():
 
 def test_latex_has_no_line_breaks_of_the_data():
     assert escape_latex("a\n\nb\x1b_") == "a b\\textbackslash{}x1b\\_"
+
+
+def test_settings_of_figures_that_lie_in_the_current_folder_are_not_heeded(tmp_path, monkeypatch):
+    nll = make_nll([[2.0] * 63] * 3)
+    run = make_task_run(tmp_path / "run", [(make_records("none", n, nll), nll, None) for n in (32, 64)])
+    figures = []
+    for usetex in (False, True):
+        with mpl.rc_context({"text.usetex": usetex, "font.size": 30.0 if usetex else 10.0}):
+            written = write_report([run], out=str(tmp_path / "report.md"))
+        figures.append([Path(path).read_bytes() for path in written.files if path.endswith((".svg", ".png"))])
+    assert figures[0] and figures[0] == figures[1]

@@ -60,3 +60,29 @@ def test_files_of_lm_eval_read_as_lm_eval_reads_them(name):
         for key in ("custom_dataset", "process_results", "metric_list"):
             config.pop(key, None)
     assert ours == theirs
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("description: 2020-99-99", "can't be read"),
+        ("repeats: " + "9" * 5000, "can't be read"),
+        ("description: " + "[" * 3000 + "]" * 3000, "nested too deeply"),
+        (
+            "a: &a [x,x,x,x,x,x,x,x,x]\n"
+            + "\n".join(
+                f"{new}: &{new} [{','.join([f'*{old}'] * 9)}]" for old, new in zip("abcdefg", "bcdefgh", strict=True)
+            ),
+            "far too many values",
+        ),
+    ],
+    ids=["date", "digits", "depth", "aliases"],
+)
+def test_yaml_that_no_reader_can_hold_is_refused(line, reason, tmp_path):
+    path = tmp_path / "t.yaml"
+    path.write_text(f"task: t\ndataset_path: json\n{line}\n")
+    with pytest.raises(LongEvalError, match=f"t.yaml.*{reason}"):
+        ConfigReader().read(str(path))
+    (tmp_path / "u.yaml").write_text("task: u\ninclude: /dev/zero\n")
+    with pytest.raises(LongEvalError, match="not a regular file"):
+        ConfigReader().read(str(tmp_path / "u.yaml"))
