@@ -77,6 +77,8 @@ def _standard_parameters(text: Any) -> tuple[dict[str, Any], bool]:
     Raises:
         LongEvalError: Settings that the model would ignore.
     """
+    from transformers.configuration_utils import ALLOWED_LAYER_TYPES
+
     given = getattr(text, "rope_parameters", None)
     if not isinstance(given, dict) or not given:
         return {}, False
@@ -86,6 +88,9 @@ def _standard_parameters(text: Any) -> tuple[dict[str, Any], bool]:
     kinds = text.nested_rope_parameter_keys(parameters)
     if not kinds and all(value is None or isinstance(value, dict) for value in parameters.values()):
         kinds = list(parameters)  # kinds of layers that this family doesn't declare
+    elif kinds:  # and those that it has settings for, and no layer
+        absent = {key for key in ALLOWED_LAYER_TYPES if isinstance(parameters.get(key), dict)}
+        kinds = [key for key in parameters if key in kinds or key in absent]
     by_kind = {kind: parameters[kind] for kind in kinds}
     used = full_attention(by_kind) if kinds else parameters
     for key, value in parameters.items():

@@ -11,6 +11,7 @@ from transformers import (
     GPTNeoXConfig,
     LlamaConfig,
     MixtralConfig,
+    Olmo3Config,
     PhiConfig,
 )
 
@@ -81,3 +82,15 @@ def test_native_length_unknown_or_wrong():
         native_length(BloomConfig())
     with pytest.raises(LongEvalError, match="--native 0"):
         native_length(LlamaConfig(), 0)
+
+
+@pytest.mark.parametrize(("make", "theta"), [(Gemma3TextConfig, 1e6), (Olmo3Config, 5e5)])
+def test_settings_for_layers_that_a_small_model_has_none_of(make, theta):
+    """transformers writes those of full attention itself, and two layers are both of the sliding kind."""
+    config = make(num_hidden_layers=2, head_dim=16, rope_parameters=None)
+    assert set(config.layer_types) == {"sliding_attention"}
+    rope = rope_geometry(config)
+    assert (rope.head_dim, rope.theta, rope.by_layer_type) == (16, theta, True)
+    config.rope_parameters["nonsense"] = {"rope_type": "default", "rope_theta": 1.0}
+    with pytest.raises(LongEvalError, match="nonsense in its rope_parameters would be ignored"):
+        rope_geometry(config)
