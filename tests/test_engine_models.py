@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 
 import pytest
@@ -29,11 +28,11 @@ SMALL = {
 
 @pytest.fixture
 def with_config(tiny_llama, tmp_path):
-    """A model folder with another configuration, enough to plan with."""
+    """A model folder with another configuration, and weights for it."""
 
     def make(config):
         folder = shutil.copytree(tiny_llama, tmp_path / "other", dirs_exist_ok=True)
-        (folder / "config.json").write_text(json.dumps(config.to_dict()))
+        transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
         return str(folder)
 
     return make
@@ -41,7 +40,8 @@ def with_config(tiny_llama, tmp_path):
 
 def test_a_model_that_can_see_is_refused_when_planned(request_spec, with_config):
     text = SMALL | {"layer_types": ["sliding_attention", "full_attention"]}
-    folder = with_config(transformers.Gemma3Config(text_config=text, architectures=["Gemma3ForConditionalGeneration"]))
+    eyes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
+    folder = with_config(transformers.Gemma3Config(text_config=text, vision_config=eyes))
     assert plan_ppl(request_spec(model=(folder,))).cells
     with pytest.raises(LongEvalError, match=r"--model .*: can also see or hear") as caught:
         plan_ppl(request_spec(model=(folder,), backend="vllm"))

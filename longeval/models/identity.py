@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _NO_TOKENIZER = (".safetensors", ".safetensors.index.json", ".gguf", ".bin", ".pt", ".pth", ".md")
 _INDEX = "model.safetensors.index.json"
+QUANTISATION_FILE = "hf_quant_config.json"
+"""Where ModelOpt writes how it quantised a model, if its `config.json` doesn't say: vLLM reads it."""
 
 
 def weights_digest(ref: ModelRef) -> str:
@@ -61,7 +63,7 @@ def _folder_digest(folder: str) -> str:
     if _INDEX not in names and "model.safetensors" not in names:
         names.add(_INDEX)
     # vLLM reads the quantisation of some models there.
-    names |= {"hf_quant_config.json"} & set(os.listdir(folder))
+    names |= {QUANTISATION_FILE} & set(os.listdir(folder))
     # Code of the model's own decides what it computes, where it is trusted to run.
     names |= {name for name in os.listdir(folder) if name.endswith(".py")}
     return _digest_of(folder, names)

@@ -17,11 +17,11 @@ from longeval.errors import LongEvalError, reason
 from longeval.models.device import native_bfloat16, resolve_attention, resolve_device, resolve_device_map, resolve_dtype
 from longeval.models.geometry import ConfigRope, check_raw, native_length, rope_geometry
 from longeval.models.hub import cached_weights, open_hub, unreachable_hub
-from longeval.models.identity import weights_digest
+from longeval.models.identity import QUANTISATION_FILE, weights_digest
 from longeval.models.quiet import import_transformers_lean, quiet_transformers
 from longeval.models.resolve import ModelRef, is_present, local_folder, read_config, resolve
 from longeval.models.tokenizer import open_tokenizer
-from longeval.models.weights import check_adapter, check_complete, check_stored
+from longeval.models.weights import check_adapter, check_complete, check_stored, zero_biases
 
 __all__ = [
     "ConfigRope",
@@ -120,11 +120,14 @@ def load_generation_settings(ref: ModelRef, config: Any) -> Any:
     return settings
 
 
-def check_weights(ref: ModelRef, config: Any) -> None:
+def check_weights(ref: ModelRef, config: Any, *, backend: str = "hf") -> bool:
     """Holds the model's files against its configuration, as far as they are on this machine; nothing is loaded.
 
     Quantised files are left to `load_model`, because their names and types are those of the method; and so are models
-    with code of their own.
+    with code of their own. vLLM, but not transformers, also reads a quantisation from a file of its own.
+
+    Returns:
+        Whether the names and shapes of the weights were compared.
 
     Raises:
         LongEvalError: If weights are missing, of another shape, or there and of no use; if there is an adapter.
@@ -133,13 +136,23 @@ def check_weights(ref: ModelRef, config: Any) -> None:
     if folder is None:
         snapshot = open_hub(ref)
         folder = os.path.dirname(snapshot.config_path)
-        check_adapter(ref.name, snapshot.files)
+        files = list(snapshot.files)
+        check_adapter(ref.name, files)
         if not cached_weights(snapshot.hub_id, snapshot.commit):
-            return
-    check_adapter(ref.name, os.listdir(folder))
-    if getattr(config, "quantization_config", None) is None and type(config).__module__.startswith("transformers."):
-        with _reading(ref, "weights"):
-            check_stored(ref.name, folder, config)
+            return False
+    else:
+        files = []
+    files += os.listdir(folder)
+    check_adapter(ref.name, files)
+    if backend == "vllm" and QUANTISATION_FILE in files:
+        return False
+    if getattr(config, "quantization_config", None) is not None:
+        return False
+    if not type(config).__module__.startswith("transformers."):
+        return False
+    with _reading(ref, "weights"):
+        check_stored(ref.name, folder, config)
+    return True
 
 
 def load_model(
@@ -172,7 +185,7 @@ def load_model(
 
     source = _source(ref)
     config = _config(ref, trust_remote_code)
-    check_weights(ref, config)
+    checked = check_weights(ref, config)
     options: dict[str, Any] = {"attn_implementation": name} if (name := resolve_attention(attn, device)) else {}
     if device_map is not None or device != "cpu":
         options["device_map"] = resolve_device_map(device_map) or {"": device}
@@ -194,9 +207,16 @@ def load_model(
             f"--model {ref.name}: its weights in {dtype} don't fit into the memory of {device}",
             "Try --dtype bfloat16, --device-map auto, or a smaller model; --dry-run estimates what is needed.",
         ) from error.__cause__
+    if not checked and ref.kind == "hub":  # its files are here now
+        checked = check_weights(ref, config)
+    if checked:  # which knows better what may be left over
+        loading["unexpected_keys"] = set()
+    else:
+        folder = local_folder(ref) or os.path.dirname(open_hub(ref).config_path)
+        loading["unexpected_keys"] = set(loading["unexpected_keys"]) - zero_biases(
+            folder, loading["unexpected_keys"], _quantisation(ref)
+        )
     check_complete(ref.name, loading, config)
-    if ref.kind == "hub":  # its files are here now
-        check_weights(ref, config)
     return model.eval().requires_grad_(False)
 
 

@@ -160,14 +160,14 @@ def prepare(
     device_map = resolve_device_map(device_map)
     ref = load.resolve(name, revision=revision)
     config = load.load_config(ref, trust_remote_code=trust_remote_code)
-    if backend != "openai":  # a server has weights of its own
-        load.check_weights(ref, config)
-        load.load_generation_settings(ref, config)  # which both read; of another model it must not be known too late
     if backend == "vllm":
         check_for_vllm(name, config)
     if backend == "hf":  # others have attention of their own, with the cap
         attn = _with_soft_cap(name, config, attn)
     rope = model_rope(name, config, native=native, scale_from=scale_from, layers=layers)
+    if backend != "openai":  # a server has weights of its own
+        load.check_weights(ref, config, backend=backend)
+        load.load_generation_settings(ref, config)  # which both read; of another model it must not be known too late
     tokenizer = load.load_tokenizer(ref, trust_remote_code=trust_remote_code)
     prepared = PreparedModel(
         name=name,

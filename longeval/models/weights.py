@@ -163,6 +163,24 @@ def check_complete(
             )
 
 
+def zero_biases(folder: str, keys: Iterable[str], method: str | None) -> set[str]:
+    """Returns those of the unexpected weights that are biases of nothing but zeros, which AutoGPTQ gave every layer.
+
+    Args:
+        folder: Where the safetensors are.
+        keys: Names of weights that a model has no place for.
+        method: How the model is quantised.
+    """
+    from safetensors import safe_open
+
+    biases = {key for key in keys if key.endswith(".bias")} if method == "gptq" else set()
+    zero = set()
+    for file in weight_files(folder) if biases else ():
+        with safe_open(os.path.join(folder, file), framework="pt") as tensors:
+            zero |= {key for key in biases & set(tensors.keys()) if not tensors.get_tensor(key).any()}
+    return zero
+
+
 def _renamed(name: str, model: Any, stored: Mapping[str, Stored]) -> dict[str, Any]:
     """The model's own tensor for each stored one that has a single one; LongEvalError where two are for the same."""
     from transformers.conversion_mapping import get_model_conversion_mapping

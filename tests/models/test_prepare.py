@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from tiny import make_text, save_tiny_llama
 from transformers import AutoModelForCausalLM
 
@@ -139,3 +140,31 @@ def test_what_is_wrong_with_weights_is_known_to_a_plan(tiny_llama, tmp_path):
         with pytest.raises(LongEvalError, match=r"unexpected, .*model\.layers\.1\."):
             prepare(str(folder), **(OPTIONS | {"backend": backend}))
     prepare(str(folder), **(OPTIONS | {"backend": "openai"}))
+
+
+def test_a_quantisation_that_only_vllm_reads_is_left_to_it(tiny_llama, tmp_path):
+    """ModelOpt writes it into a file of its own, and weights that the plain model has no place for."""
+    folder = shutil.copytree(tiny_llama, tmp_path / "modelopt")
+    quantisation = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "FP8"}}
+    (folder / "hf_quant_config.json").write_text(json.dumps(quantisation))
+    weights = load_file(folder / "model.safetensors")
+    name = "model.layers.0.self_attn.q_proj.weight"
+    weights |= {name: weights[name].to(torch.float8_e4m3fn), f"{name}_scale": torch.ones(1)}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    assert prepare(str(folder), **(OPTIONS | {"backend": "vllm"})).native_length == 64
+    with pytest.raises(LongEvalError, match=rf"unexpected, .*{name}_scale"):
+        prepare(str(folder), **OPTIONS)
+    (folder / "hf_quant_config.json").unlink()
+    with pytest.raises(LongEvalError, match=rf"unexpected, .*{name}_scale"):
+        prepare(str(folder), **(OPTIONS | {"backend": "vllm"}))
+
+
+def test_what_kind_of_model_it_is_is_said_before_what_its_weights_lack(tiny_llama, tmp_path):
+    folder = shutil.copytree(tiny_llama, tmp_path / "other")
+    (folder / "config.json").write_text(json.dumps(transformers.Mistral3Config().to_dict()))
+    with pytest.raises(LongEvalError, match="can also see or hear"):
+        prepare(str(folder), **(OPTIONS | {"backend": "vllm"}))
+    (folder / "config.json").write_text(json.dumps(transformers.BertConfig().to_dict()))
+    for backend in ("hf", "vllm"):
+        with pytest.raises(LongEvalError, match="bert: no rotary position embedding"):
+            prepare(str(folder), **(OPTIONS | {"backend": backend}))

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from longeval.errors import LongEvalError
 from longeval.models.load import check_weights, load_config, load_model, resolve
+from longeval.models.weights import zero_biases
 
 LAYER = "model.layers.1.self_attn.q_proj.weight"
 
@@ -203,6 +204,40 @@ def test_more_layers_than_weights_are_refused_before_they_are_built(llama, monke
         edit_config(llama, num_hidden_layers=layers)
         with pytest.raises(LongEvalError, match=f"num_hidden_layers in its config.json is {layers}"):
             check(llama)
+
+
+def test_a_language_model_leaves_out_the_eyes_of_a_larger_model(llama):
+    """AutoModelForCausalLM makes of this family's configuration the language model alone."""
+    text = {
+        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 16,
+        "num_key_value_heads": 1, "vocab_size": 32, "layer_types": ["full_attention"], "linear_num_value_heads": 2,
+        "linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+    }  # fmt: skip
+    save(llama, transformers.Qwen3_5TextConfig(**text))
+    config = transformers.Qwen3_5Config(text_config=text, vision_config={"depth": 1})
+    (llama / "config.json").write_text(json.dumps(config.to_dict()))
+
+    def rename(weights):
+        for key in [key for key in weights if key.startswith("model.")]:
+            weights[key.replace("model.", "model.language_model.", 1)] = weights.pop(key)
+        weights["model.visual.merger.norm.weight"] = torch.ones(32)
+
+    edit_weights(llama, rename)
+    stored = load_file(llama / "model.safetensors")
+    model = load_model(resolve(str(llama)), dtype="float32", device="cpu")
+    assert torch.equal(model.get_input_embeddings().weight, stored["model.language_model.embed_tokens.weight"])
+    edit_weights(llama, lambda weights: weights.update({"model.nothing.weight": torch.ones(32)}))
+    with pytest.raises(LongEvalError, match=r"unexpected, .*model\.nothing"):
+        load_model(resolve(str(llama)), dtype="float32", device="cpu")
+
+
+def test_biases_of_zeros_in_gptq_files(llama):
+    """Older AutoGPTQ gave every layer a bias; only one that is zero may be left out."""
+    zero, real = "model.layers.0.mlp.up_proj.bias", "model.layers.1.mlp.up_proj.bias"
+    edit_weights(llama, lambda weights: weights.update({zero: torch.zeros(96), real: torch.ones(96)}))
+    found = {zero, real, "model.layers.0.mlp.up_proj.weight"}
+    assert zero_biases(str(llama), found, "gptq") == {zero}
+    assert zero_biases(str(llama), found, "awq") == zero_biases(str(llama), found, None) == set()
 
 
 CASES = Path(__file__).parents[3] / "shared" / "cases" / "models"
