@@ -87,7 +87,7 @@ def serve(
     from longeval.backends.vllm_address import base_url, check_address
     from longeval.backends.vllm_options import check_installed, check_known, engine_arguments, engine_device
     from longeval.backends.vllm_server import run_server
-    from longeval.models.prepare import prepare
+    from longeval.models.prepare import needing_code, prepare
     from longeval.spec.engine import OWNED_BY_SERVE, parse_vllm_args
 
     check_installed("serve")
@@ -97,20 +97,21 @@ def serve(
     if not dry_run:  # whose line may be for another machine
         check_address(host, port)
     check_known(args)
-    prepared = prepare(
-        model,
-        revision=revision,
-        native=options.native(native),
-        scale_from=scale_from,
-        layers=layers,
-        bos=None,
-        dtype=dtype,
-        device=device,
-        device_map=None,
-        attn=None,
-        trust_remote_code=trust_remote_code and not dry_run,
-        backend="vllm",
-    )
+    with needing_code(dry_run and trust_remote_code):
+        prepared = prepare(
+            model,
+            revision=revision,
+            native=options.native(native),
+            scale_from=scale_from,
+            layers=layers,
+            bos=None,
+            dtype=dtype,
+            device=device,
+            device_map=None,
+            attn=None,
+            trust_remote_code=trust_remote_code and not dry_run,
+            backend="vllm",
+        )
     prepared = dataclasses.replace(prepared, trust_remote_code=trust_remote_code)
     engine_device(prepared.device, serving=True)  # refuses one that vLLM doesn't compute on
     served = _served(prepared, pe, factor, length, pe_arg or [], options.pin_length(pin_length))

@@ -10,16 +10,18 @@ import contextlib
 import json
 import logging
 import os
+import traceback
 from collections.abc import Iterator
 from typing import Any
 
 from longeval.errors import LongEvalError, reason
 from longeval.models.device import native_bfloat16, resolve_attention, resolve_device, resolve_device_map, resolve_dtype
+from longeval.models.digests import file_digest
 from longeval.models.geometry import ConfigRope, check_raw, native_length, rope_geometry
 from longeval.models.hub import cached_weights, open_hub, unreachable_hub
 from longeval.models.identity import QUANTISATION_FILE, weights_digest
 from longeval.models.quiet import import_transformers_lean, quiet_transformers
-from longeval.models.resolve import ModelRef, is_present, local_folder, read_config, resolve
+from longeval.models.resolve import ModelRef, is_present, local_folder, read_config, resolve, weight_files
 from longeval.models.tokenizer import open_tokenizer
 from longeval.models.weights import check_adapter, check_complete, check_stored, zero_biases
 
@@ -47,8 +49,32 @@ logger = logging.getLogger(__name__)
 _MOST = 10_000
 """No model has so many of any; transformers takes its time for each before it can be seen that weights are absent."""
 
+_READ = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+)
+"""Files that transformers reads as JSON objects; others that lie beside a model are no matter of its."""
+
 _COUNTS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer", "num_labels")
 """What configurations call their number of layers; and of labels, which transformers makes names for."""
+
+
+class CodeError(LongEvalError):
+    """A model can't be read without code of its own, which may not run.
+
+    Args:
+        problem: As in every `LongEvalError`.
+        code: What runs, as the object of a sentence.
+    """
+
+    def __init__(self, problem: str, code: str) -> None:
+        super().__init__(problem, f"Read {code}, and if you trust it add --trust-remote-code; a dry run runs none.")
+        self.code = code
 
 
 def load_config(ref: ModelRef, *, trust_remote_code: bool = False) -> Any:
@@ -151,8 +177,17 @@ def check_weights(ref: ModelRef, config: Any, *, backend: str = "hf") -> bool:
     if not type(config).__module__.startswith("transformers."):
         return False
     with _reading(ref, "weights"):
-        check_stored(ref.name, folder, config)
+        stats = [os.stat(os.path.join(folder, file)) for file in weight_files(folder)]
+        stamps = [(stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for stat in stats]
+        state = (folder, file_digest(os.path.join(folder, "config.json")), *stamps)
+        if state not in _checked:
+            check_stored(ref.name, folder, config)
+            _checked.add(state)
     return True
+
+
+_checked: set[tuple[Any, ...]] = set()
+"""Folders whose weights fitted their configuration, each with the state of its files: a plan and a run both ask."""
 
 
 def load_model(
@@ -255,14 +290,27 @@ def _reading(ref: ModelRef, part: str) -> Iterator[None]:
         # of a rope type of ours: it doesn't know which model it is about
         raise LongEvalError(f"--model {ref.name}: {error.problem}", error.remedy) from error
     except Exception as error:
+        if _is_bug(error):
+            raise
         raise (_damaged(ref) or _unloadable(ref, part, error)) from error
+
+
+def _is_bug(error: Exception) -> bool:
+    """Whether a mistake in our own code raised this, and no library over a file.
+
+    Libraries written in other languages have no frame of their own: only what they don't raise over a file counts.
+    """
+    if not isinstance(error, TypeError | AttributeError | NameError | LookupError | ZeroDivisionError | AssertionError):
+        return False
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__name__")).partition(".")[0] == "longeval"
 
 
 def _damaged(ref: ModelRef) -> LongEvalError | None:
     """The message for the first of a model's JSON files that is none: clearer than what transformers makes of it."""
     folder = local_folder(ref)
     for name in () if folder is None else sorted(os.listdir(folder)):
-        if name.endswith(".json"):
+        if name in _READ or name.endswith(".safetensors.index.json"):
             try:
                 read_config(f"{folder}/{name}", ref.name)
             except LongEvalError as error:
@@ -305,11 +353,8 @@ def _check_type(ref: ModelRef, config: dict[str, Any], trust_remote_code: bool) 
         return
     if config.get("auto_map"):
         if not trust_remote_code:
-            raise LongEvalError(
-                f"--model {ref.name}: model type {model_type} runs Python code that comes with the model",
-                f"Read that code ({json.dumps(config['auto_map'])}), and if you trust it add --trust-remote-code; a "
-                "dry run runs none.",
-            )
+            problem = f"--model {ref.name}: model type {model_type} runs Python code that comes with the model"
+            raise CodeError(problem, f"that code ({json.dumps(config['auto_map'])})")
         return
     raise LongEvalError(
         f"--model {ref.name}: transformers {transformers.__version__} doesn't know model type {model_type!r}",
@@ -346,10 +391,7 @@ def _unloadable(ref: ModelRef, part: str, error: Exception) -> LongEvalError:
         if snapshot.local_only:
             return unreachable_hub(snapshot.hub_id, ref.name, f"its {part} was never downloaded")
     if "trust_remote_code" in str(error):
-        return LongEvalError(
-            f"--model {ref.name}: its {part} runs Python code that comes with the model",
-            "Read that code, and if you trust it add --trust-remote-code; a dry run runs none.",
-        )
+        return CodeError(f"--model {ref.name}: its {part} runs Python code that comes with the model", "that code")
     remedy = {
         "config": "Check its config.json.",
         "tokenizer": "The folder needs the tokenizer's files (tokenizer.json): tokenizer.save_pretrained(FOLDER).",

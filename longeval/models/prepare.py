@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -112,27 +113,44 @@ class PreparedModel:
 
 def prepare_all(spec: ModelRequest, *, dry_run: bool = False) -> list[PreparedModel]:
     """The models of a request, prepared as it says; with `dry_run` none of their code runs."""
-    prepared = [
-        prepare(
-            name,
-            revision=spec.revision,
-            native=spec.native,
-            scale_from=spec.scale_from,
-            layers=spec.layers,
-            bos=spec.bos,
-            dtype=spec.dtype,
-            device=spec.device,
-            device_map=spec.device_map,
-            attn=spec.attn,
-            trust_remote_code=spec.trust_remote_code and not dry_run,
-            backend=spec.backend,
-        )
-        for name in spec.model
-    ]
+    with needing_code(dry_run and spec.trust_remote_code):
+        prepared = [
+            prepare(
+                name,
+                revision=spec.revision,
+                native=spec.native,
+                scale_from=spec.scale_from,
+                layers=spec.layers,
+                bos=spec.bos,
+                dtype=spec.dtype,
+                device=spec.device,
+                device_map=spec.device_map,
+                attn=spec.attn,
+                trust_remote_code=spec.trust_remote_code and not dry_run,
+                backend=spec.backend,
+            )
+            for name in spec.model
+        ]
     if dry_run and spec.trust_remote_code:
         for model in prepared:
             load.tell_code(model.ref, "would run (not in a dry run)")
     return prepared
+
+
+@contextlib.contextmanager
+def needing_code(allowed: bool) -> Iterator[None]:
+    """Inside the block, a model that needs code of its own is refused with what helps.
+
+    Args:
+        allowed: Whether its code may run, and doesn't because this is a dry run.
+    """
+    try:
+        yield
+    except load.CodeError as error:
+        if not allowed:
+            raise
+        remedy = f"Its plan needs {error.code}, which a dry run doesn't run: leave --dry-run out."
+        raise LongEvalError(error.problem, remedy) from error
 
 
 def prepare(

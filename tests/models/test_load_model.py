@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from longeval.errors import LongEvalError
+from longeval.models import load
 from longeval.models.load import load_config, load_generation_settings, load_model, load_tokenizer, resolve
 
 
@@ -199,3 +200,36 @@ def test_bugs_of_our_own_keep_their_traceback(llama, monkeypatch):
     monkeypatch.setattr("longeval.models.load.check_complete", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         load_model(resolve(str(llama)), dtype="float32", device="cpu")
+
+
+def test_bugs_of_our_own_in_the_midst_of_reading_keep_their_traceback(llama, monkeypatch):
+    monkeypatch.setattr("longeval.models.weights.weight_files", lambda _: None)
+    with pytest.raises(TypeError):
+        load_model(resolve(str(llama)), dtype="float32", device="cpu")
+
+
+def test_other_json_beside_a_model_is_no_matter_of_its(llama):
+    (llama / "modules.json").write_text("[]")  # sentence-transformers
+    edit_config(llama, hidden_size="wide")
+    with pytest.raises(LongEvalError, match=r"its config can't be loaded .*hidden_size"):
+        load_config(resolve(str(llama)))
+
+
+def test_weights_are_compared_once_until_a_file_changes(llama, monkeypatch):
+    compared = []
+    real = load.check_stored
+    monkeypatch.setattr(load, "check_stored", lambda *arguments: (compared.append(arguments), real(*arguments)))
+    ref = resolve(str(llama))
+    assert load.check_weights(ref, load_config(ref))
+    load_model(ref, dtype="float32", device="cpu")
+    assert len(compared) == 1
+    edit_config(llama, max_position_embeddings=256)
+    load_model(ref, dtype="float32", device="cpu")
+    assert len(compared) == 2
+    os.utime(llama / "model.safetensors")
+    load_model(ref, dtype="float32", device="cpu")
+    assert len(compared) == 3
+    edit_config(llama, num_hidden_layers=1)
+    for _ in range(2):
+        with pytest.raises(LongEvalError, match="unexpected"):
+            load_model(ref, dtype="float32", device="cpu")
