@@ -54,7 +54,11 @@ def open_tokenizer(source: dict[str, Any], *, trust_remote_code: bool, config: A
         return by_class
     generic = transformers.PreTrainedTokenizerFast
     if _file(source, _JSON) is not None:
-        return by_class if type(by_class) is generic else _like(by_class, generic.from_pretrained(**source))
+        if type(by_class) is generic:
+            return by_class
+        tokenizer = _like(by_class, generic.from_pretrained(**source))
+        setattr(tokenizer, _MENDED, not _alike(by_class, tokenizer))
+        return tokenizer
     if (path := _file(source, _MODEL)) is not None:
         return _as_sentencepiece(by_class, path)
     if isinstance(by_class, generic) and getattr(by_class, "vocab_file", None) is None:
@@ -130,8 +134,20 @@ def _like(by_class: Any, tokenizer: Any) -> Any:
     }
     if by_default:
         tokenizer.add_special_tokens(by_default)
-    setattr(tokenizer, _MENDED, True)
     return tokenizer
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether two tokenizers make the same of the probe, both ways, and end a text with the same token."""
+
+    def made(tokenizer: Any) -> list[Any]:
+        ids = [tokenizer(text, add_special_tokens=special).input_ids for text in PROBE for special in (True, False)]
+        return [tokenizer.eos_token_id, *ids, *(tokenizer.decode(tokens) for tokens in ids)]
+
+    try:
+        return made(one) == made(other)
+    except Exception:  # a class that fails over the file; the libraries have none of their own
+        return False
 
 
 def _as_sentencepiece(by_class: Any, path: str) -> Any:
@@ -164,7 +180,9 @@ def _as_sentencepiece(by_class: Any, path: str) -> Any:
     )
     if _ids(tokenizer) != expected:
         raise ValueError(f"{type(by_class).__name__} splits texts in another way than its {_MODEL}")
-    return _like(by_class, tokenizer)
+    tokenizer = _like(by_class, tokenizer)
+    setattr(tokenizer, _MENDED, True)
+    return tokenizer
 
 
 def _ids(tokenizer: Any) -> list[list[int]]:
