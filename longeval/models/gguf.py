@@ -38,12 +38,13 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-CONVERSION = 3
+CONVERSION = 4
 """Raised whenever a file would be converted into something else than before; part of the folder's name from 2 on.
 
 2: RoPE scaling, BOS and Gemma's settings are read from the file.
 3: The tokenizer is built by the rule that the file names (see `gguf_tokenizer`). Weights that are missing, or that the
    model has no place for, are refused; all files of a split one are read.
+4: Text for Qwen's tokenizers is composed (NFC).
 """
 
 _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.IGNORECASE)

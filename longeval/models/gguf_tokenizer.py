@@ -60,6 +60,8 @@ class Rule(NamedTuple):
     """Expressions, each applied to the pieces that the one before left; matches and what is between them are pieces."""
     whole_words: bool = False
     """Whether a piece that is a token stays whole even where no merges lead to it."""
+    composes: bool = False
+    """Whether characters are composed first (NFC), as the original `tokenizer.json` says; llama.cpp leaves that out."""
 
 
 _RULES: tuple[tuple[Rule, str], ...] = (
@@ -74,11 +76,15 @@ _RULES: tuple[tuple[Rule, str], ...] = (
     ),
     (Rule((_LLAMA3,)), "dbrx smaug-bpe chatglm-bpe glm4"),
     (
-        Rule((_QWEN2,)),
-        "qwen2 deepseek-r1-qwen kormo megrez stablelm2 hunyuan solar-open grok-2",
+        Rule((_QWEN2,), composes=True),
+        "qwen2",
     ),
     (
-        Rule((_QWEN35,)),
+        Rule((_QWEN2,)),
+        "deepseek-r1-qwen kormo megrez stablelm2 hunyuan solar-open grok-2",
+    ),
+    (
+        Rule((_QWEN35,), composes=True),
         "qwen35",
     ),
     (
@@ -173,11 +179,13 @@ def _backend(header: GgufHeader, tokens: list[str], kinds: list[int], merges: li
     """The `tokenizers.Tokenizer`, with its special tokens."""
     if header.fields[f"{_KEY}model"] != "gpt2":
         return _sentencepiece(header, tokens, kinds, merges)
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     rule = RULES[_rule_name(header)]
     vocabulary = {token: index for index, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.BPE(vocabulary, _pairs(merges or [], tokens), ignore_merges=rule.whole_words))
+    if rule.composes:
+        tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             *(pre_tokenizers.Split(Regex(split), "isolated") for split in rule.splits),
