@@ -42,7 +42,10 @@ def file_digest(path: str) -> str:
     """
     real = os.path.realpath(path)
     stamp = _stamp(real)
-    if known := _believed(_known.get(real), stamp) or _believed(_remembered().get(real), stamp):
+    if known := _believed(_known.get(real), stamp):
+        return known
+    if known := _believed(_remembered().get(real), stamp):
+        _known[real] = [*stamp, known]
         return known
     digest = sha256_of(real)
     if _stamp(real) == stamp and _now_ns() - stamp[-1] > _SETTLED_NS:

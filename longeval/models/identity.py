@@ -19,7 +19,10 @@ from longeval.models.resolve import weight_files
 if TYPE_CHECKING:
     from longeval.models.resolve import ModelRef
 
-_NO_TOKENIZER = (".safetensors", ".safetensors.index.json", ".gguf", ".bin", ".pt", ".pth", ".md")
+_NO_TOKENIZER = (
+    *(".safetensors", ".safetensors.index.json", ".gguf", ".ggml", ".bin", ".bin.index.json", ".pt", ".pth", ".ckpt"),
+    *(".h5", ".msgpack", ".onnx", ".onnx_data", ".ot", ".npz", ".tflite", ".mlmodel", ".pkl", ".pickle", ".md"),
+)
 _INDEX = "model.safetensors.index.json"
 QUANTISATION_FILE = "hf_quant_config.json"
 """Where ModelOpt writes how it quantised a model, if its `config.json` doesn't say: vLLM reads it."""

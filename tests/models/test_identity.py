@@ -10,7 +10,7 @@ import pytest
 from tiny import save_tiny_llama
 
 from longeval.models import digests
-from longeval.models.identity import weights_digest
+from longeval.models.identity import tokenizer_files, weights_digest
 from longeval.models.resolve import resolve
 
 
@@ -86,6 +86,9 @@ def test_a_digest_is_remembered_until_the_file_changes(tmp_path, monkeypatch, la
     monkeypatch.setattr(digests, "_known", {})  # as in another process
     assert digests.file_digest(str(path)) == first
     assert reads == []
+    monkeypatch.setattr(digests, "_remembered", lambda: pytest.fail("the memory is read once"))
+    assert digests.file_digest(str(path)) == first
+    monkeypatch.setattr(digests, "_remembered", dict)
     before = os.stat(path)
     path.write_bytes(b"two")
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
@@ -111,3 +114,13 @@ def test_a_damaged_memory_is_an_empty_one(tmp_path, own_cache, monkeypatch, late
         digests._known.clear()
         (own_cache / "digests.json").write_text(damage)
         assert digests.file_digest(str(path)) == hashlib.sha256(b"one").hexdigest()
+
+
+@pytest.mark.parametrize("name", ["tf_model.h5", "flax_model.msgpack", "model.onnx", "rust_model.ot", "x.ckpt"])
+def test_other_weights_are_no_files_of_a_tokenizer(llama, name):
+    ref = resolve(str(llama))
+    before = tokenizer_files(ref)
+    (llama / name).write_bytes(b"weights")
+    assert tokenizer_files(ref) == before
+    (llama / "merges.txt").write_text("a b")
+    assert tokenizer_files(ref) != before
