@@ -16,12 +16,11 @@ from typing import Any
 
 from longeval.errors import LongEvalError, reason
 from longeval.models.device import native_bfloat16, resolve_attention, resolve_device, resolve_device_map, resolve_dtype
-from longeval.models.digests import file_digest
 from longeval.models.geometry import ConfigRope, check_raw, native_length, rope_geometry
 from longeval.models.hub import cached_weights, open_hub, unreachable_hub
 from longeval.models.identity import QUANTISATION_FILE, weights_digest
 from longeval.models.quiet import import_transformers_lean, quiet_transformers
-from longeval.models.resolve import ModelRef, is_present, local_folder, read_config, resolve, weight_files
+from longeval.models.resolve import ModelRef, is_present, local_folder, read_config, resolve
 from longeval.models.tokenizer import open_tokenizer
 from longeval.models.weights import check_adapter, check_complete, check_stored, zero_biases
 
@@ -177,17 +176,8 @@ def check_weights(ref: ModelRef, config: Any, *, backend: str = "hf") -> bool:
     if not type(config).__module__.startswith("transformers."):
         return False
     with _reading(ref, "weights"):
-        stats = [os.stat(os.path.join(folder, file)) for file in weight_files(folder)]
-        stamps = [(stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for stat in stats]
-        state = (folder, file_digest(os.path.join(folder, "config.json")), *stamps)
-        if state not in _checked:
-            check_stored(ref.name, folder, config)
-            _checked.add(state)
+        check_stored(ref.name, folder, config)
     return True
-
-
-_checked: set[tuple[Any, ...]] = set()
-"""Folders whose weights fitted their configuration, each with the state of its files: a plan and a run both ask."""
 
 
 def load_model(

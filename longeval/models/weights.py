@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from longeval.errors import LongEvalError
+from longeval.models.digests import file_digest
 from longeval.models.resolve import weight_files
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
@@ -91,11 +92,27 @@ def stored_tensors(name: str, folder: str) -> dict[str, Stored]:
 def check_stored(name: str, folder: str, config: Any) -> None:
     """Raises LongEvalError unless the files of an unquantised model hold its weights, all of them and nothing else.
 
+    Once per process while no file changes: a plan and a run both ask.
+
     Args:
         name: As the user named the model.
-        folder: Where its safetensors are.
+        folder: Where its safetensors and its config.json are.
         config: transformers' PreTrainedConfig, of a family that transformers has.
     """
+    stats = [os.stat(os.path.join(folder, file)) for file in weight_files(folder)]
+    stamps = [(stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for stat in stats]
+    state = (folder, file_digest(os.path.join(folder, "config.json")), *stamps)
+    if state not in _fitting:
+        _compare(name, folder, config)
+        _fitting.add(state)
+
+
+_fitting: set[tuple[Any, ...]] = set()
+"""Folders whose weights fitted their configuration, each with the state of its files."""
+
+
+def _compare(name: str, folder: str, config: Any) -> None:
+    """What `check_stored` does, without its memory."""
     import torch
     import transformers
 

@@ -8,8 +8,15 @@ import pytest
 import torch
 
 from longeval.errors import LongEvalError
-from longeval.models import load
-from longeval.models.load import load_config, load_generation_settings, load_model, load_tokenizer, resolve
+from longeval.models import weights
+from longeval.models.load import (
+    check_weights,
+    load_config,
+    load_generation_settings,
+    load_model,
+    load_tokenizer,
+    resolve,
+)
 
 
 def edit_config(folder, **fields):
@@ -217,10 +224,10 @@ def test_other_json_beside_a_model_is_no_matter_of_its(llama):
 
 def test_weights_are_compared_once_until_a_file_changes(llama, monkeypatch):
     compared = []
-    real = load.check_stored
-    monkeypatch.setattr(load, "check_stored", lambda *arguments: (compared.append(arguments), real(*arguments)))
+    real = weights._compare
+    monkeypatch.setattr(weights, "_compare", lambda *arguments: (compared.append(arguments), real(*arguments)))
     ref = resolve(str(llama))
-    assert load.check_weights(ref, load_config(ref))
+    assert check_weights(ref, load_config(ref))
     load_model(ref, dtype="float32", device="cpu")
     assert len(compared) == 1
     edit_config(llama, max_position_embeddings=256)
