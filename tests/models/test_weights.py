@@ -206,8 +206,9 @@ def test_more_layers_than_weights_are_refused_before_they_are_built(llama, monke
             check(llama)
 
 
-def test_a_language_model_leaves_out_the_eyes_of_a_larger_model(llama):
-    """AutoModelForCausalLM makes of this family's configuration the language model alone."""
+def test_a_language_model_leaves_out_the_eyes_of_a_larger_model(llama, monkeypatch):
+    """AutoModelForCausalLM makes of this family's configuration the language model alone, and tells what is left."""
+    monkeypatch.setattr(transformers.Qwen3_5ForCausalLM, "_keys_to_ignore_on_load_unexpected", None)
     text = {
         "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 16,
         "num_key_value_heads": 1, "vocab_size": 32, "layer_types": ["full_attention"], "linear_num_value_heads": 2,
