@@ -204,6 +204,12 @@ def prepare(
         unembedded={} if backend == "openai" else _unembedded(name, tokenizer, config),
     )
     prepared.check_embedded([np.array(prepared.prefix, dtype=np.int32)], "what its windows start with")
+    rows = getattr(config.get_text_config(), "vocab_size", None)
+    if rows is not None and max(prepared.prefix, default=0) >= rows:  # an id that the vocabulary doesn't know either
+        raise LongEvalError(
+            f"--model {name}: windows start with the token {max(prepared.prefix)}, and its embedding has {rows} rows",
+            "Mend the post_processor in its tokenizer.json, or use --no-bos.",
+        )
     return prepared
 
 

@@ -47,12 +47,29 @@ def open_tokenizer(source: dict[str, Any], *, trust_remote_code: bool, config: A
     Raises:
         ValueError: If there is no vocabulary, or none whose ids are known for certain; or whatever transformers raises.
     """
+    tokenizer = _opened(source, trust_remote_code, config)
+    model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+    if getattr(model, "dropout", None) is not None:
+        model.dropout = None  # it is for training: texts would be split at random
+    return tokenizer
+
+
+def _opened(source: dict[str, Any], trust_remote_code: bool, config: Any) -> Any:
+    """What `open_tokenizer` returns, as its file splits texts, at random if it says so."""
     import transformers
 
-    by_class = transformers.AutoTokenizer.from_pretrained(**source, config=config, trust_remote_code=trust_remote_code)
+    generic = transformers.PreTrainedTokenizerFast
+    try:
+        by_class = transformers.AutoTokenizer.from_pretrained(
+            **source, config=config, trust_remote_code=trust_remote_code
+        )
+    except Exception as error:  # tokenizers has no class of its own
+        if trust_remote_code or "trust_remote_code" in str(error) or _file(source, _JSON) is None:
+            raise
+        by_class = generic.from_pretrained(**source)  # a class that can't be made of the file, which is what counts
+        setattr(by_class, _MENDED, True)
     if type(by_class).__module__.partition(".")[0] != "transformers":
         return by_class
-    generic = transformers.PreTrainedTokenizerFast
     if _file(source, _JSON) is not None:
         if type(by_class) is generic:
             return by_class

@@ -38,7 +38,7 @@ _LEFTOVERS: tuple[tuple[str, str], ...] = (
 _MASK = re.compile(r"(^|\.)(attn|attention)\.(bias|masked_bias)$")
 """Causal masks that GPT-NeoX and GPT-2 kept: a square for all lengths, and the number that it puts where it is shut."""
 
-_FURTHER = re.compile(r"^.*\blayers\.\d+\.eh_proj\.")
+_FURTHER = re.compile(r"^.*\blayers\.(\d+)\.eh_proj\.")
 """In DeepSeek and GLM, a layer behind the last that predicts a further token: none other merges embeddings so."""
 
 _OTHER_SENSES = re.compile(r"^(model\.)?(visual|vision|audio|image|embed_vision|embed_audio|multi_modal|mm_)")
@@ -159,7 +159,10 @@ def check_complete(
     """
     wrong = {kind: sorted(_names(loading.get(f"{kind}_keys"))) for kind in ("missing", "mismatched", "unexpected")}
     wrong["mismatched"] += sorted(_names(loading.get("conversion_errors")))
-    further = {found[0] for key in wrong["unexpected"] if (found := _FURTHER.match(key))}
+    num_layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
+    further = {
+        found[0] for key in wrong["unexpected"] if (found := _FURTHER.match(key)) and int(found[1]) >= num_layers
+    }
     wrong["unexpected"] = [
         key
         for key in wrong["unexpected"]

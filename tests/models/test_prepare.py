@@ -168,3 +168,13 @@ def test_what_kind_of_model_it_is_is_said_before_what_its_weights_lack(tiny_llam
     for backend in ("hf", "vllm"):
         with pytest.raises(LongEvalError, match="bert: no rotary position embedding"):
             prepare(str(folder), **(OPTIONS | {"backend": backend}))
+
+
+def test_a_prefix_without_a_row_in_the_embedding_is_refused(tmp_path):
+    folder = save_tiny_llama(tmp_path / "model", bos=True)
+    path = folder / "tokenizer.json"
+    plain = json.loads(path.read_text())
+    plain["post_processor"]["special_tokens"]["<s>"]["ids"] = [300]
+    path.write_text(json.dumps(plain))
+    with pytest.raises(LongEvalError, match="token 300, and its embedding has 300 rows"):
+        prepare(str(folder), **OPTIONS)

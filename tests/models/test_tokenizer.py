@@ -126,6 +126,21 @@ def test_the_file_holds_under_any_class(kind, named, llama):
         assert all(tokenizer.decode(tokenizer(text, add_special_tokens=False).input_ids) == text for text in PROBE)
 
 
+@pytest.mark.parametrize("named", ["T5Tokenizer", "XLMRobertaTokenizer", "AlbertTokenizer"])
+def test_a_class_that_cannot_be_made_of_the_file_is_passed_over(named, llama):
+    folder = save(llama, byte_level(), tokenizer_class=named)
+    tokenizer = load_tokenizer(resolve(folder))
+    check_ids(tokenizer, Tokenizer.from_file(f"{folder}/tokenizer.json"))
+    assert not is_stock(tokenizer)
+
+
+@pytest.mark.parametrize("named", ["PreTrainedTokenizerFast", "LlamaTokenizerFast"])
+def test_dropout_is_for_training(named, llama):
+    folder = save(llama, byte_level(dropout=0.9), tokenizer_class=named)
+    tokenizer = load_tokenizer(resolve(folder))
+    check_ids(tokenizer, byte_level())
+
+
 def test_a_class_that_does_as_the_file_says_is_stock(llama):
     """Engines then take the model's own files; numbers that it cuts in another way need a copy."""
     end = {"eos_token": "<|endoftext|>"}

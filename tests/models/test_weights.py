@@ -140,6 +140,11 @@ def test_layers_that_predict_further_tokens_are_told_from_the_models_own(tmp_pat
         check(folder)
     edit_weights(folder, lambda weights: weights.update({"model.layers.1.eh_proj.weight": torch.ones(32, 64)}))
     check(folder)
+    # in a layer of the model's own it makes nothing harmless
+    edit_weights(folder, lambda weights: weights.update({"model.layers.0.eh_proj.weight": torch.ones(32, 64)}))
+    with pytest.raises(LongEvalError, match=r"model\.layers\.0\.eh_proj"):
+        check(folder)
+    edit_weights(folder, lambda weights: weights.pop("model.layers.0.eh_proj.weight"))
     # transformers never misses what is called so in this family
     edit_weights(folder, lambda weights: weights.update({"model.layers.46.mlp.up_proj.weight": torch.ones(32)}))
     with pytest.raises(LongEvalError, match=r"model\.layers\.46"):
