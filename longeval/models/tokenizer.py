@@ -48,7 +48,7 @@ def open_tokenizer(source: dict[str, Any], *, trust_remote_code: bool, config: A
         ValueError: If there is no vocabulary, or none whose ids are known for certain; or whatever transformers raises.
     """
     tokenizer = _opened(source, trust_remote_code, config)
-    model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+    model: Any = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
     if getattr(model, "dropout", None) is not None:
         model.dropout = None  # it is for training: texts would be split at random
     return tokenizer
