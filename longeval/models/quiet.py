@@ -14,16 +14,17 @@ from typing import Any
 
 
 def import_transformers_lean() -> None:
-    """Imports transformers without scikit-learn, and the pandas, pyarrow and scipy that this imports.
+    """Imports transformers without scikit-learn and scipy, and the pandas and pyarrow that these bring along.
 
     Its configurations import its generation code, which takes one function of scikit-learn for assisted decoding if it
-    is installed; longeval never decodes so, and it is a third of the time until a model's configuration is read.
+    is installed, and its models import losses of object detection, which need scipy. longeval uses neither, and they
+    are a third of the time until a model's configuration is read.
     """
     import transformers.utils
     from transformers.utils import import_utils
 
     for module in (import_utils, transformers.utils):
-        vars(module)["is_sklearn_available"] = _never
+        vars(module)["is_sklearn_available"] = vars(module)["is_scipy_available"] = _never
 
 
 def _never() -> bool:

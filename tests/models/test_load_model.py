@@ -170,7 +170,6 @@ def test_damaged_generation_settings_are_named(llama, content):
     ("name", "fields"),
     [
         ("tokenizer_config.json", {"model_max_length": "long"}),
-        ("tokenizer_config.json", {"tokenizer_class": ["Llama"]}),
         ("tokenizer_config.json", {"added_tokens_decoder": 3}),
         ("generation_config.json", {"eos_token_id": "</s>"}),
         ("generation_config.json", {"max_new_tokens": "many"}),
