@@ -80,7 +80,7 @@ def test_the_wheel_has_a_name_of_its_own_and_the_usual_entry_points(wheel):
     with zipfile.ZipFile(wheel) as archive:
         (points,) = (name for name in archive.namelist() if name.endswith(".dist-info/entry_points.txt"))
         text = archive.read(points).decode()
-    assert "longeval = longeval.cli.app:main" in text
+    assert "longeval = longeval.__main__:main" in text
     assert "longeval = longeval.backends.vllm_plugin:register" in text
 
 
