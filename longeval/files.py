@@ -56,7 +56,7 @@ def working_folder(parent: str | None = None) -> Iterator[str]:
     What killed runs left in the same place is removed first.
 
     Args:
-        parent: Where it is made; None: in the system's folder for temporary files, for the user's eyes only.
+        parent: Where it is made; None: in the system's folder for temporary files, readable by the user alone.
 
     Raises:
         OSError: If it can't be made.

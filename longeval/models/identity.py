@@ -65,7 +65,7 @@ def _folder_digest(folder: str) -> str:
     names = {"config.json", *weight_files(folder)}
     if _INDEX not in names and "model.safetensors" not in names:
         names.add(_INDEX)
-    # vLLM reads the quantisation of some models there.
+    # ModelOpt models state their quantisation in this file.
     names |= {QUANTISATION_FILE} & set(os.listdir(folder))
     # Code of the model's own decides what it computes, where it is trusted to run.
     names |= {name for name in os.listdir(folder) if name.endswith(".py")}

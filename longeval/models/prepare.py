@@ -185,7 +185,7 @@ def prepare(
     rope = model_rope(name, config, native=native, scale_from=scale_from, layers=layers)
     if backend != "openai":  # a server has weights of its own
         load.check_weights(ref, config, backend=backend)
-        load.load_generation_settings(ref, config)  # which both read; of another model it must not be known too late
+        load.load_generation_settings(ref, config)  # so that all models are checked first
     tokenizer = load.load_tokenizer(ref, trust_remote_code=trust_remote_code)
     prepared = PreparedModel(
         name=name,

@@ -39,7 +39,7 @@ _MASK = re.compile(r"(^|\.)(attn|attention)\.(bias|masked_bias)$")
 """Causal masks that GPT-NeoX and GPT-2 kept: a square for all lengths, and the number that it puts where it is shut."""
 
 _FURTHER = re.compile(r"^.*\blayers\.(\d+)\.eh_proj\.")
-"""In DeepSeek and GLM, a layer behind the last that predicts a further token: none other merges embeddings so."""
+"""In DeepSeek and GLM, a layer behind the last that predicts a further token; `eh_proj` occurs only in such layers."""
 
 _OTHER_SENSES = re.compile(r"^(model\.)?(visual|vision|audio|image|embed_vision|embed_audio|multi_modal|mm_)")
 """Parts of a model that can also see or hear, where its language model is loaded alone."""
