@@ -80,7 +80,7 @@ format: $(INSTALLED) ## Format the code and mend what the linter can
 	@$(BIN)/ruff check --quiet --fix .
 
 bench: $(INSTALLED) ## Measure speed and memory against a plain loop (some minutes)
-	@$(BIN)/python tests/bench/run.py
+	@$(BIN)/python bench/run.py
 
 clean: ## Remove what can be made again, the runs and .venv excepted
 	@rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .bench build dist

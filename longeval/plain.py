@@ -138,3 +138,8 @@ def _shown(value: object) -> str:
     """A value for a message, short."""
     text = repr(value) if isinstance(value, str | int | float | bool | None) else f"a {type(value).__name__}"
     return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def canonical_json(value: object) -> str:
+    """JSON with sorted keys and no spaces: the one text of a value, as digests need it. NaN is refused (ValueError)."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)

@@ -61,7 +61,7 @@ def request_spec(tiny_llama, documents):
             "data": (str(documents),),
             "dtype": "float32",
         }
-        from longeval.spec import PplSpec
+        from longeval.request import PplSpec
 
         return PplSpec(**(fields | changes))
 
@@ -70,6 +70,6 @@ def request_spec(tiny_llama, documents):
 
 @pytest.fixture
 def store(tmp_path):
-    from longeval.store import Store
+    from longeval.store.folder import Store
 
     return Store(str(tmp_path / "run"))

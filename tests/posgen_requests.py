@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from longeval.plan_posgen import plan_posgen
-from longeval.posgen.checkpoint import from_bytes
-from longeval.run_posgen import run_posgen
-from longeval.spec import PosGenSpec
+from longeval.request import PosGenSpec
+from longeval.studies.posgen.checkpoint import from_bytes
+from longeval.studies.posgen.plan import plan_posgen
+from longeval.studies.posgen.run import run_posgen
 
 ALL = ("none", "resonance", "yarn", "resonance_yarn")
 BOTH = ("trained", "swapped")

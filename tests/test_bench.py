@@ -9,6 +9,8 @@ import signal
 
 import numpy as np
 import pytest
+from rich.console import Console
+
 from bench.engines import measure_engines
 from bench.measure import Curve, carry_out, measure_curve, measure_sliding, measure_throughput
 from bench.peak import Peak, peak_in_own_process, peak_of
@@ -18,10 +20,8 @@ from bench.sharing import NUM_CHOICES, NUM_QUESTIONS, measure_sharing, questions
 from bench.show import Results, curve_verdict, show
 from bench.subject import Request, open_ours, open_plain, open_text, plain_loss
 from bench.timing import Side, Timed, alternate
-from rich.console import Console
-
 from longeval.backends.base import OutOfMemoryError
-from longeval.backends.hf import HFBackend
+from longeval.backends.hf.backend import HFBackend
 from longeval.errors import LongEvalError
 
 LENGTHS = (32, 96)
@@ -169,8 +169,7 @@ def test_questions_share_their_document_and_differ(text):
 
 def test_failed_cell_stops_the_curve(request_, backend, monkeypatch, tmp_path):
     from bench.subject import request_spec
-
-    from longeval.plan import plan_ppl
+    from longeval.studies.ppl.plan import plan_ppl
 
     plan = plan_ppl(request_spec(request_, "float32", pe="none", lengths=(32,)))
     monkeypatch.setattr(backend, "score", lambda tokens_T, first: np.full(len(tokens_T) - first, np.nan, np.float32))
@@ -224,7 +223,7 @@ def test_without_vllm_there_is_nothing_to_compare(request_, text, backend):
 def test_tables_and_raw_numbers(request_, text, backend, monkeypatch):
     # The place of vLLM is taken by the same model on transformers: the two must agree.
     monkeypatch.setattr("bench.engines.vllm_installed", lambda: True)
-    monkeypatch.setattr("longeval.backends.vllm.VLLMBackend", lambda model, **_: HFBackend(model.load()))
+    monkeypatch.setattr("longeval.backends.vllm.backend.VLLMBackend", lambda model, **_: HFBackend(model.load()))
     throughputs = measure_throughput(request_, "float32", text, backend, open_plain(text))
     peak = {"dtype": "float32", "length": 96, "import_s": 1.5, "plan_s": 2.0, "load_s": 0.25}
     results = Results(
@@ -293,7 +292,7 @@ def test_steps_per_second_and_floor():
 @pytest.fixture
 def small_steps(monkeypatch):
     """Batches of 8, and a model to go with them."""
-    from longeval.posgen.model import ModelConfig
+    from longeval.studies.posgen.model import ModelConfig
 
     monkeypatch.setattr("bench.posgen.BATCH_SIZE", 8)
     return ModelConfig(d_model=16, d_ff=32, heads=2, head_dim=8)

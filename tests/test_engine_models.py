@@ -8,10 +8,10 @@ import shutil
 import pytest
 import transformers
 
-from longeval import setups
-from longeval.backends import vllm_options
+from longeval.backends.vllm import options as vllm_options
 from longeval.errors import LongEvalError
-from longeval.plan import plan_ppl
+from longeval.run import setups
+from longeval.studies.ppl.plan import plan_ppl
 
 
 @pytest.fixture(autouse=True)

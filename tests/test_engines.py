@@ -15,19 +15,19 @@ import transformers
 from known import log_position
 from slow_start import PASS_S, SlowStart
 
-from longeval import setups
-from longeval.backends import vllm_options
 from longeval.backends.base import BackendError
 from longeval.backends.fake import FakeBackend
+from longeval.backends.vllm import options as vllm_options
 from longeval.cli.progress import RunProgress
 from longeval.errors import LongEvalError
 from longeval.models import hub
 from longeval.models.resolve import ModelRef
-from longeval.plan import plan_ppl
-from longeval.run import run
-from longeval.session import backend_of, by_engine
-from longeval.spec import PplSpec, requests_from_yaml, requests_to_yaml, spec_from_mapping
-from longeval.spec.engine import OWNED, parse_vllm_args
+from longeval.request import PplSpec, requests_from_yaml, requests_to_yaml, spec_from_mapping
+from longeval.request.engine import OWNED, parse_vllm_args
+from longeval.run import setups
+from longeval.run.session import backend_of, by_engine
+from longeval.studies.ppl.plan import plan_ppl
+from longeval.studies.ppl.run import run
 
 
 @pytest.fixture(autouse=True)
@@ -234,7 +234,7 @@ def test_one_engine_serves_all_cells_of_a_method(request_spec, store, tmp_path, 
 
 def test_the_start_of_an_engine_is_no_part_of_a_cells_time(request_spec, store, monkeypatch):
     backend = SlowStart(log_position)
-    monkeypatch.setattr("longeval.run.time", backend.clock)
+    monkeypatch.setattr("longeval.studies.ppl.run.time", backend.clock)
     plan = plan_ppl(request_spec(pe=("none", "yarn"), lengths=(64, 128), factor=2.0, backend="vllm"))
     result = run(plan, store, backend.progress(), load=lambda model: backend)
     groups = {id(group): group for job in plan.jobs for group in job.groups}.values()

@@ -11,16 +11,16 @@ import typer.main
 from known import log_position
 from tiny import save_tiny_llama
 
-from longeval import setups
-from longeval.backends import vllm_options
 from longeval.backends.fake import FakeBackend
+from longeval.backends.vllm import options as vllm_options
 from longeval.cli import parity as shown
 from longeval.cli.app import app, run_app
 from longeval.cli.progress import RunProgress
 from longeval.doctor import parity as module
 from longeval.doctor.parity import parity
 from longeval.errors import LongEvalError
-from longeval.plan import plan_ppl
+from longeval.run import setups
+from longeval.studies.ppl.plan import plan_ppl
 
 
 @pytest.fixture(autouse=True)

@@ -7,10 +7,10 @@ import os
 import pytest
 
 from longeval.cli.progress import RunProgress
-from longeval.plan import plan_ppl
-from longeval.run import run
-from longeval.spec import PplSpec
-from longeval.store import Store
+from longeval.request import PplSpec
+from longeval.store.folder import Store
+from longeval.studies.ppl.plan import plan_ppl
+from longeval.studies.ppl.run import run
 
 NEEDS_DOCUMENT = pytest.mark.skipif(
     not os.path.isfile(os.path.join(os.environ.get("LONGEVAL_DATA", ""), "leval", "gov_report_summ.jsonl")),
@@ -82,10 +82,10 @@ def test_a_stock_task_of_lm_eval_scores_as_with_its_own_model(tmp_path):
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
-    from longeval.evals.quiet import quiet_lm_eval
-    from longeval.plan_tasks import plan_tasks
-    from longeval.run_tasks import run_tasks
-    from longeval.spec import TasksSpec
+    from longeval.request import TasksSpec
+    from longeval.studies.tasks.plan import plan_tasks
+    from longeval.studies.tasks.quiet import quiet_lm_eval
+    from longeval.studies.tasks.run import run_tasks
 
     spec = TasksSpec(
         model=("smollm2-135m-q4",),
@@ -116,9 +116,9 @@ def test_a_stock_task_of_lm_eval_scores_as_with_its_own_model(tmp_path):
 @pytest.mark.timeout(1200)
 @pytest.mark.usefixtures("user_cache")
 def test_the_embedded_model_finds_a_passkey_in_a_short_text(tmp_path):
-    from longeval.plan_tasks import plan_tasks
-    from longeval.run_tasks import run_tasks
-    from longeval.spec import TasksSpec
+    from longeval.request import TasksSpec
+    from longeval.studies.tasks.plan import plan_tasks
+    from longeval.studies.tasks.run import run_tasks
 
     spec = TasksSpec(
         model=("smollm2-135m-q4",), pe=("none", "resonance_yarn"), lengths=(512,), tasks=("passkey",), limit=4

@@ -81,7 +81,7 @@ def test_the_wheel_has_a_name_of_its_own_and_the_usual_entry_points(wheel):
         (points,) = (name for name in archive.namelist() if name.endswith(".dist-info/entry_points.txt"))
         text = archive.read(points).decode()
     assert "longeval = longeval.__main__:main" in text
-    assert "longeval = longeval.backends.vllm_plugin:register" in text
+    assert "longeval = longeval.backends.vllm.plugin:register" in text
 
 
 def test_the_installed_package_is_the_wheels(installed, tmp_path):
@@ -106,8 +106,9 @@ def test_the_corpora_are_found_in_the_installed_package(installed, tmp_path):
 
 def test_the_tasks_are_found_and_built_in_the_installed_package(installed, tmp_path):
     code = (
-        "import json; from longeval.tasks.index import Index; from longeval.tasks.load import load_task;"
-        "from longeval.tasks.setting import Setting;"
+        "import json; from longeval.studies.tasks.definitions.index import Index;"
+        "from longeval.studies.tasks.definitions.load import load_task;"
+        "from longeval.studies.tasks.setting import Setting;"
         "rest = dict(seed=0, haystack='noise', measure=lambda text: len(text) // 4, digest='x', cache=None);"
         "setting = Setting(length=1024, num_samples=2, **rest);"
         "index = Index(); task = load_task('niah_single', metadata={'setting': setting}, index=index);"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from longeval.backends import vllm_server
+from longeval.backends.vllm import server as vllm_server
 from longeval.models import wheels
 
 OWN = {"longeval", "vllm"}

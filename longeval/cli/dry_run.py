@@ -10,11 +10,11 @@ from longeval.printable import as_markup
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from longeval.plan import Plan
-    from longeval.plan_posgen import PosGenPlan
-    from longeval.plan_tasks import TaskPlan
-    from longeval.spec import ModelRequest
-    from longeval.store import Store
+    from longeval.request import ModelRequest
+    from longeval.store.folder import Store
+    from longeval.studies.posgen.plan import PosGenPlan
+    from longeval.studies.ppl.plan import Plan
+    from longeval.studies.tasks.plan import TaskPlan
 
 
 def show_plan(plan: Plan, store: Store, console: Console, *, fresh: bool) -> None:
@@ -22,9 +22,9 @@ def show_plan(plan: Plan, store: Store, console: Console, *, fresh: bool) -> Non
     from rich.table import Table
 
     from longeval.cli.progress import format_duration
-    from longeval.estimate import estimate
-    from longeval.run import pending
-    from longeval.spec import format_length
+    from longeval.studies.ppl.estimate import estimate
+    from longeval.studies.ppl.run import pending
+    from longeval.values import format_length
 
     stored, jobs = pending(plan, store, fresh=fresh)
     table = Table(title="Cells", title_justify="left")
@@ -67,10 +67,10 @@ def show_task_plan(plan: TaskPlan, store: Store, console: Console, *, fresh: boo
     from rich.table import Table
 
     from longeval.cli.progress import format_duration
-    from longeval.cost import memory_bytes, sample_costs, seconds
-    from longeval.run_tasks import stored_cells
-    from longeval.spec import format_length
-    from longeval.task_cells import longest_reach
+    from longeval.run.cost import memory_bytes, sample_costs, seconds
+    from longeval.studies.tasks.cells import longest_reach
+    from longeval.studies.tasks.run import stored_cells
+    from longeval.values import format_length
 
     stored = {} if fresh else stored_cells(plan, store)
     table = Table(title="Cells", title_justify="left")
@@ -122,8 +122,8 @@ def show_posgen_plan(plan: PosGenPlan, store: Store, console: Console, *, fresh:
     from rich.table import Table
 
     from longeval.cli.progress import format_duration
-    from longeval.estimate_posgen import estimate
-    from longeval.run_posgen import pending
+    from longeval.studies.posgen.estimate import estimate
+    from longeval.studies.posgen.run import pending
 
     left = pending(plan, store, fresh=fresh)
     table = Table(title="Cells", title_justify="left")

@@ -67,8 +67,9 @@ def export(
     from longeval.export.folder import check_folder, write_folder
     from longeval.export.gguf import check_file, check_source, write_gguf
     from longeval.models import load
+    from longeval.request import LAYERS, SCALE_FROM
     from longeval.rope.build import parse_method_name, parse_pe_args
-    from longeval.spec import LAYERS, SCALE_FROM, check_word, parse_factor, parse_length
+    from longeval.values import check_word, parse_factor, parse_length
 
     logging.getLogger("longeval").setLevel(logging.WARNING if quiet else logging.INFO)
     check_word("--scale-from", scale_from, SCALE_FROM)
@@ -186,7 +187,7 @@ def _tell_gguf(written: WrittenGguf, encoding: Encoding, out: str) -> None:
 
 def _error(error: StockError, encoding: Encoding) -> str:
     """`cos and sin are off by up to 0.0012 (at position 16383, feature 3) below 16k`."""
-    from longeval.spec import format_length
+    from longeval.values import format_length
 
     return (
         f"cos and sin are off by up to {error.largest:.2g} (at position {error.position}, feature {error.feature}) "

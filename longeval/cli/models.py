@@ -60,7 +60,7 @@ def _show(rows: list[tuple[CatalogEntry, bool]]) -> None:
     """A table on a terminal; tab-separated columns for other programs."""
     from rich.table import Table
 
-    from longeval.spec import format_length
+    from longeval.values import format_length
 
     screen = console()
     header = ("name", "hub id", "weights", "native", "licence", "here", "note")

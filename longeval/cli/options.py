@@ -115,7 +115,7 @@ def under(panel: str, option: Any, *, show_default: str | None = None) -> Option
 
 def factor(text: str | None) -> float | Literal["each"] | None:
     """The value of `--factor`."""
-    from longeval.spec import parse_factor
+    from longeval.values import parse_factor
 
     if text is None:
         return None
@@ -124,13 +124,13 @@ def factor(text: str | None) -> float | Literal["each"] | None:
 
 def pin_length(text: str | None) -> int | None:
     """The value of `--pin-length`."""
-    from longeval.spec import parse_length
+    from longeval.values import parse_length
 
     return None if text is None else parse_length(text, flag="--pin-length")
 
 
 def native(text: str | None) -> int | None:
     """The value of `--native`."""
-    from longeval.spec import parse_length
+    from longeval.values import parse_length
 
     return None if text is None else parse_length(text, flag="--native")

@@ -13,8 +13,8 @@ from longeval.errors import LongEvalError
 if TYPE_CHECKING:
     from longeval.doctor.parity import Parity
     from longeval.models.scaling import ModelRope
-    from longeval.plan import Plan
-    from longeval.spec import Layers, PplSpec, ScaleFrom
+    from longeval.request import Layers, PplSpec, ScaleFrom
+    from longeval.studies.ppl.plan import Plan
 
 DIFFERENT = 3
 """Exit status where the two differ by more than rounding."""
@@ -79,9 +79,9 @@ def show_parity(asked: Asked, json_path: str | None) -> int:
 
 def _plan(asked: Asked) -> tuple[Plan, list[str]]:
     """One window of real text for each method, and what to know of its table."""
-    from longeval.backends.vllm_options import check_installed
-    from longeval.plan import plan_ppl
-    from longeval.spec import format_length
+    from longeval.backends.vllm.options import check_installed
+    from longeval.studies.ppl.plan import plan_ppl
+    from longeval.values import format_length
 
     if asked.model is None:
         raise LongEvalError("--parity: no model is named", "Add --model smollm2-135m-q4, or any other.")
@@ -102,9 +102,10 @@ def _spec(asked: Asked, model: str) -> PplSpec:
     """The comparison as a request."""
     from longeval.cli import options
     from longeval.doctor.parity import NEW_TOKENS, in_chunks
+    from longeval.request import PplSpec
+    from longeval.request.engine import parse_vllm_args
     from longeval.rope.build import parse_method_name, parse_pe_args
-    from longeval.spec import PplSpec, parse_length, split_list, split_paths
-    from longeval.spec.engine import parse_vllm_args
+    from longeval.values import parse_length, split_list, split_paths
 
     tokens = parse_length(asked.length or "1k", flag="--length", least=2 * NEW_TOKENS)  # half of it is continued
     methods = split_list(asked.pe or "none,yarn,resonance_yarn", flag="--pe")
@@ -151,7 +152,7 @@ def _show(found: Sequence[Parity]) -> None:
     """A paragraph for each comparison."""
     from rich.text import Text
 
-    from longeval.spec import format_length
+    from longeval.values import format_length
 
     screen = console(highlight=False, soft_wrap=True)
     for one in found:

@@ -15,7 +15,7 @@ from longeval.cli.terminal import reader_is_gone, say
 from longeval.errors import LongEvalError
 
 if TYPE_CHECKING:
-    from longeval.posgen.data import DataSetting
+    from longeval.studies.posgen.data import DataSetting
 
 _BYTES_PER_TOKEN = 24
 """A token twice as a 64-bit number while it is made, and as text."""
@@ -87,8 +87,8 @@ def generate(
 
     longeval posgen generate --task semi_recursive --length 128 --test-length 1k --seed 1 --json - | head -1
     """  # noqa: E501  # an example stands on one line
-    from longeval.posgen.data import DataSetting, generate, json_lines
-    from longeval.spec import parse_count, parse_length, split_list
+    from longeval.studies.posgen.data import DataSetting, generate, json_lines
+    from longeval.values import parse_count, parse_length, split_list
 
     names = split_list(task, flag="--task")
     if len(names) != 1:

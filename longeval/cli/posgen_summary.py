@@ -11,7 +11,7 @@ from longeval.printable import as_markup
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from longeval.records import Record
+    from longeval.store.records import Record
 
 METRICS = {"accuracy_in_distribution": "in distribution", "accuracy_ood": "OOD", "accuracy_generated": "generated"}
 """Metrics and the columns that show them."""

@@ -11,7 +11,7 @@ from longeval.cli import options
 from longeval.errors import LongEvalError
 
 if TYPE_CHECKING:
-    from longeval.spec import PosGenSpec
+    from longeval.request import PosGenSpec
 
 DATA, MODEL, TRAINING = "Data", "Model", "Training"
 
@@ -268,8 +268,8 @@ def _spec(
     **machine: Any,
 ) -> PosGenSpec:
     """The request: what flags say, and what they leave out as the preset has it."""
+    from longeval.request import PosGenSpec, preset_fields
     from longeval.rope.build import parse_pe_args
-    from longeval.spec import PosGenSpec, preset_fields
 
     given = {name: _parser(name)(text) for name, text in texts.items() if text is not None}
     given |= {name: switch for name, switch in switches.items() if switch is not None}
@@ -280,8 +280,8 @@ def _spec(
 
 def _parser(name: str) -> Callable[[str], Any]:
     """What reads the text of a flag."""
-    from longeval.spec import parse_count, parse_factor, parse_length, parse_number, split_list
-    from longeval.spec.posgen import flag_of
+    from longeval.request.posgen import flag_of
+    from longeval.values import parse_count, parse_factor, parse_length, parse_number, split_list
 
     flag = flag_of(name)
     if name in ("tasks", "pe", "regimes"):

@@ -9,7 +9,7 @@ import typer
 from longeval.cli import options
 
 if TYPE_CHECKING:
-    from longeval.spec import Layers, ScaleFrom
+    from longeval.request import Layers, ScaleFrom
 
 DATA = "Documents"
 
@@ -98,9 +98,10 @@ def ppl(
     longeval ppl --model ./my-model --pe yarn --factor 4 --lengths 32k --data book.txt --protocol sliding --dry-run
     """
     from longeval.cli.request import carry_out
+    from longeval.request import PplSpec
+    from longeval.request.engine import parse_vllm_args
     from longeval.rope.build import parse_pe_args
-    from longeval.spec import PplSpec, parse_count, parse_length, parse_lengths, split_list, split_paths
-    from longeval.spec.engine import parse_vllm_args
+    from longeval.values import parse_count, parse_length, parse_lengths, split_list, split_paths
 
     methods = split_list(pe, flag="--pe")
     spec = PplSpec(

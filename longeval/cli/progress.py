@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from longeval.cli.terminal import console
 from longeval.printable import printable
-from longeval.spec import format_length
+from longeval.values import format_length
 
 if TYPE_CHECKING:
-    from longeval.records import Record
+    from longeval.store.records import Record
 
 PLAIN_EVERY_S = 30.0
 """Seconds between plain lines of a long group."""

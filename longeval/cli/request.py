@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from longeval.cli.progress import RunProgress
-    from longeval.plan import Plan
-    from longeval.plan_posgen import PosGenPlan
-    from longeval.plan_tasks import TaskPlan
-    from longeval.records import Record
-    from longeval.session import RunResult
-    from longeval.spec import Request
-    from longeval.store import Store
+    from longeval.request import Request
+    from longeval.run.session import RunResult
+    from longeval.store.folder import Store
+    from longeval.store.records import Record
+    from longeval.studies.posgen.plan import PosGenPlan
+    from longeval.studies.ppl.plan import Plan
+    from longeval.studies.tasks.plan import TaskPlan
 
     AnyPlan = Plan | TaskPlan | PosGenPlan
 
@@ -50,7 +50,7 @@ def carry_out(
     """
     from longeval.cache import sweep_temporary
     from longeval.cli.progress import RunProgress
-    from longeval.store import Store
+    from longeval.store.folder import Store
 
     if quiet and verbose:
         raise LongEvalError("-q and -v: contradict each other", "Give one of them.")
@@ -117,14 +117,14 @@ def _report_command(spec: Request) -> str:
 
 def _check_settings(specs: Sequence[Request], store: Store) -> None:
     """Raises LongEvalError for a damaged spec.yaml, and where a folder would hold PosGen cells of several settings."""
-    from longeval.session import stored_requests
-    from longeval.spec import PosGenSpec
+    from longeval.request import PosGenSpec
+    from longeval.run.session import stored_requests
 
     stored_requests(store)
 
     posgen = [spec for spec in specs if isinstance(spec, PosGenSpec)]
     if posgen:
-        from longeval.run_posgen import check_settings
+        from longeval.studies.posgen.run import check_settings
 
         check_settings(posgen, store)
 
@@ -132,14 +132,14 @@ def _check_settings(specs: Sequence[Request], store: Store) -> None:
 def _plan_all(specs: Sequence[Request], quiet: bool, *, dry_run: bool) -> list[AnyPlan]:
     """The plans of requests, each checked; for a dry run without running code of models and of task files."""
     from longeval.cli.progress import RunProgress
-    from longeval.spec import PosGenSpec, TasksSpec
+    from longeval.request import PosGenSpec, TasksSpec
 
     if not all(isinstance(spec, PosGenSpec) for spec in specs):
         _say("reading model configuration and documents …", quiet)
     plans: list[AnyPlan] = []
     for spec in specs:
         if isinstance(spec, TasksSpec):
-            from longeval.plan_tasks import plan_tasks  # lm-eval, which takes seconds to import
+            from longeval.studies.tasks.plan import plan_tasks  # lm-eval, which takes seconds to import
 
             with RunProgress(quiet=quiet) as progress:
                 plans.append(
@@ -148,11 +148,11 @@ def _plan_all(specs: Sequence[Request], quiet: bool, *, dry_run: bool) -> list[A
                     )
                 )
         elif isinstance(spec, PosGenSpec):
-            from longeval.plan_posgen import plan_posgen
+            from longeval.studies.posgen.plan import plan_posgen
 
             plans.append(plan_posgen(spec))
         else:
-            from longeval.plan import plan_ppl
+            from longeval.studies.ppl.plan import plan_ppl
 
             plans.append(plan_ppl(spec, dry_run=dry_run))
     return plans
@@ -162,17 +162,17 @@ def _run(
     spec: Request, plan: AnyPlan, store: Store, progress: RunProgress, *, fresh: bool, under_way: bool
 ) -> RunResult:
     """Runs what is missing of a plan."""
-    from longeval.spec import PosGenSpec, TasksSpec
+    from longeval.request import PosGenSpec, TasksSpec
 
     if isinstance(spec, TasksSpec):
-        from longeval.run_tasks import run_tasks
+        from longeval.studies.tasks.run import run_tasks
 
         return run_tasks(cast("TaskPlan", plan), store, progress, fresh=fresh, under_way=under_way)
     if isinstance(spec, PosGenSpec):
-        from longeval.run_posgen import run_posgen
+        from longeval.studies.posgen.run import run_posgen
 
         return run_posgen(cast("PosGenPlan", plan), store, progress, fresh=fresh, under_way=under_way)
-    from longeval.run import run
+    from longeval.studies.ppl.run import run
 
     return run(cast("Plan", plan), store, progress, fresh=fresh, under_way=under_way)
 
@@ -180,7 +180,7 @@ def _run(
 def _show(specs: Sequence[Request], plans: Sequence[AnyPlan], store: Store, fresh: bool) -> None:
     """What runs would do, on stdout."""
     from longeval.cli.dry_run import show_plan, show_posgen_plan, show_task_plan
-    from longeval.spec import PosGenSpec, TasksSpec
+    from longeval.request import PosGenSpec, TasksSpec
 
     screen = wide_console()
     screen.print("Dry run: nothing is computed.\n")

@@ -135,7 +135,7 @@ def rope(
     from longeval.rope.gaps import check_target
     from longeval.rope.plot import draw, plot_format
     from longeval.rope.text import show
-    from longeval.spec import parse_factor, parse_length, split_list
+    from longeval.values import parse_factor, parse_length, split_list
 
     if names is None and model is None:
         raise LongEvalError("NAME: no method given", "Give one or more, such as yarn,resonance_yarn; --list shows all.")
@@ -178,7 +178,7 @@ def rope(
 def _geometry(head_dim: str | None, theta: str | None, native: str | None, factor: float) -> Geometry:
     """The geometry from the options' texts; what is missing or unreadable raises LongEvalError."""
     from longeval.rope.base import Geometry
-    from longeval.spec import parse_length
+    from longeval.values import parse_length
 
     if head_dim is None or theta is None or native is None:
         needed = {"--head-dim": head_dim, "--theta": theta, "--native": native}
@@ -217,7 +217,8 @@ def _read_model(
     name: str, native: str | None, revision: str | None, trust_remote_code: bool, scale_from: str | None
 ) -> ModelRope:
     """The position encoding of a model, from its configuration alone."""
-    from longeval.spec import SCALE_FROM, check_word, parse_length
+    from longeval.request import SCALE_FROM
+    from longeval.values import check_word, parse_length
 
     length = None if native is None else parse_length(native, flag="--native")
     if scale_from is not None:
@@ -238,7 +239,7 @@ def _read_model(
 
 def _introduce(read: ModelRope, geometry: Geometry) -> None:
     """Says on stderr what was read of a model, and what to know about it."""
-    from longeval.spec import format_length
+    from longeval.values import format_length
 
     native, shipped = geometry.native_length, read.shipped
     scaling = "plain RoPE" if shipped.base == "none" else shipped.describe()

@@ -11,7 +11,7 @@ import typer
 from longeval.errors import LongEvalError
 
 if TYPE_CHECKING:
-    from longeval.spec import Request
+    from longeval.request import Request
 
 
 def run(
@@ -47,7 +47,8 @@ def run(
     """
     from longeval.bounded_yaml import read_text
     from longeval.cli.request import carry_out
-    from longeval.spec import requests_from_yaml, spec_from_mapping, split_list
+    from longeval.request import requests_from_yaml, spec_from_mapping
+    from longeval.values import split_list
 
     try:
         text = read_text(file)
@@ -78,7 +79,7 @@ def _trusted(specs: Sequence[Request], flag: bool, file: str) -> list[Request]:
     """The requests with the user's word that code may run: a file alone can't say so."""
     import dataclasses
 
-    from longeval.spec import ModelRequest
+    from longeval.request import ModelRequest
 
     own = [spec for spec in specs if isinstance(spec, ModelRequest)]
     if any(spec.trust_remote_code for spec in own) and not flag:

@@ -12,7 +12,7 @@ from longeval.cli import options
 from longeval.cli.terminal import say, show
 
 if TYPE_CHECKING:
-    from longeval.backends.vllm_served import Served
+    from longeval.backends.vllm.served import Served
     from longeval.models.prepare import PreparedModel
 
 SERVER = "Server"
@@ -83,12 +83,12 @@ def serve(
     """
     import dataclasses
 
-    from longeval.backends.server_key import own_key
-    from longeval.backends.vllm_address import base_url, check_address
-    from longeval.backends.vllm_options import check_installed, check_known, engine_arguments, engine_device
-    from longeval.backends.vllm_server import run_server
+    from longeval.backends.openai.key import own_key
+    from longeval.backends.vllm.address import base_url, check_address
+    from longeval.backends.vllm.options import check_installed, check_known, engine_arguments, engine_device
+    from longeval.backends.vllm.server import run_server
     from longeval.models.prepare import needing_code, prepare
-    from longeval.spec.engine import OWNED_BY_SERVE, parse_vllm_args
+    from longeval.request.engine import OWNED_BY_SERVE, parse_vllm_args
 
     check_installed("serve")
     args = parse_vllm_args(vllm_arg or [], OWNED_BY_SERVE)
@@ -157,7 +157,7 @@ def _environment(own: str | None, no_api_key: bool) -> tuple[dict[str, str], str
     import os
     import secrets
 
-    from longeval.backends.server_key import KEY_VARIABLE
+    from longeval.backends.openai.key import KEY_VARIABLE
 
     environment = dict(os.environ)
     environment.pop("VLLM_API_KEY", None)
@@ -173,7 +173,7 @@ def _show_line(flags: list[str], what: str, no_api_key: bool) -> None:
     """The command line of vLLM on stdout, and what it doesn't say on stderr."""
     import shlex
 
-    from longeval.backends.vllm_server import COMMAND
+    from longeval.backends.vllm.server import COMMAND
 
     say(f"this line serves {what}, with a Python that has longeval and vLLM installed")
     if not no_api_key:
@@ -185,9 +185,9 @@ def _served(
     model: PreparedModel, pe: str, factor: str | None, length: str | None, pe_arg: list[str], pin: int | None
 ) -> Served:
     """The method as a server has it."""
-    from longeval.backends.vllm_served import served_method
+    from longeval.backends.vllm.served import served_method
     from longeval.rope.build import parse_method_name, parse_pe_args
-    from longeval.spec import parse_factor, parse_length
+    from longeval.values import parse_factor, parse_length
 
     name = parse_method_name(pe)
     return served_method(

@@ -11,7 +11,7 @@ from longeval.errors import LongEvalError
 from longeval.printable import as_markup, printable
 
 if TYPE_CHECKING:
-    from longeval.tasks.entries import TaskEntry
+    from longeval.studies.tasks.definitions.entries import TaskEntry
 
 LONG_TEXT_GROUPS = ("ruler", "longbench", "longbench2", "infinitebench", "babilong", "scrolls")
 """Groups of lm-eval that are shown without asking: those about long text."""
@@ -26,8 +26,8 @@ def list_tasks(json_path: str | None, names: str | None, include: Sequence[str])
         include: Folders with more tasks.
     """
     from longeval.cli.json_output import check_json_path, write_json
-    from longeval.spec import split_paths
-    from longeval.tasks.index import list_entries
+    from longeval.studies.tasks.definitions.index import list_entries
+    from longeval.values import split_paths
 
     if json_path is not None:
         check_json_path(json_path)
@@ -105,7 +105,7 @@ def _show(entries: Sequence[TaskEntry]) -> None:
 
 def _said(entry: TaskEntry) -> str:
     """What an entry is and needs, in words."""
-    from longeval.tasks.entries import NOTHING
+    from longeval.studies.tasks.definitions.entries import NOTHING
 
     kind = "group: " if entry.kind == "group" else ""
     refused = entry.needs.startswith("not run:")

@@ -11,7 +11,7 @@ from longeval.cli.task_list import list_tasks
 from longeval.errors import LongEvalError
 
 if TYPE_CHECKING:
-    from longeval.spec import ChatTemplate, Layers, Overlong, ScaleFrom
+    from longeval.request import ChatTemplate, Layers, Overlong, ScaleFrom
 
 SAMPLES = "Samples and prompts"
 
@@ -126,8 +126,9 @@ def tasks(
 
     longeval tasks --model llama2-7b-chat --pe ntk,yarn,resonance_yarn --tasks leval --lengths 8k,16k,32k
     """
-    from longeval.spec import TasksSpec, parse_count, parse_lengths, split_list, split_paths
-    from longeval.spec.engine import parse_vllm_args
+    from longeval.request import TasksSpec
+    from longeval.request.engine import parse_vllm_args
+    from longeval.values import parse_count, parse_lengths, split_list, split_paths
 
     if list_:
         for flag, value in (("--model", model), ("--pe", pe), ("--lengths", lengths), ("--out", out)):

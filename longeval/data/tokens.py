@@ -24,7 +24,7 @@ import numpy.typing as npt
 from longeval.cache import write_if_possible
 from longeval.data.documents import Document
 from longeval.data.special import special_tokens
-from longeval.records import canonical_json
+from longeval.plain import canonical_json
 
 _FORMAT = "tokens-1"
 """Part of every digest; a change of what the arrays mean changes it."""

@@ -18,11 +18,11 @@ import numpy.typing as npt
 
 from longeval.backends.base import Backend, GenerateRequest
 from longeval.backends.ending import end_tokens
-from longeval.cells import Group
-from longeval.evals.texts import Texts
 from longeval.models.prepare import PreparedModel
-from longeval.plan import Job, Plan
-from longeval.session import Progress, backend_of, load_backend
+from longeval.run.session import Progress, backend_of, load_backend
+from longeval.studies.ppl.cells import Group
+from longeval.studies.ppl.plan import Job, Plan
+from longeval.studies.ppl.texts import Texts
 
 NEW_TOKENS = 32
 """Of the greedy continuation."""

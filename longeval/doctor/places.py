@@ -84,7 +84,7 @@ def _file_bytes(path: str) -> int:
 def embedded_model() -> Iterator[Check]:
     """Which of the embedded models are already there."""
     from longeval.models.embedded import EMBEDDED, EMBEDDED_MODELS, embedded_path
-    from longeval.models.gguf import is_whole
+    from longeval.models.gguf.folder import is_whole
 
     for name, model in EMBEDDED_MODELS.items():
         if is_whole(embedded_path(name)):

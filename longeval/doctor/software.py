@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 
 import longeval
-from longeval.backends.vllm_options import INSTALL
+from longeval.backends.vllm.options import INSTALL
 from longeval.doctor.check import Check
 
 

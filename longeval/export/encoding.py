@@ -17,7 +17,7 @@ from longeval.errors import LongEvalError
 from longeval.models.scaling import ModelRope
 from longeval.rope.base import METHODS, RopeTable
 from longeval.rope.build import MethodName, parse_method_name
-from longeval.spec import format_length
+from longeval.values import format_length
 
 _FURTHEST = 2**24
 """Up to here float32 has every whole number."""

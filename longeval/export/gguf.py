@@ -26,9 +26,9 @@ from longeval.export.gguf_copy import Changes, Progress, open_gguf, read_back, w
 from longeval.export.note import common_note, error_note
 from longeval.files import why_unwritable, working_folder
 from longeval.models import load
-from longeval.models.gguf import gguf_shards
-from longeval.models.gguf_config import complete_config
-from longeval.models.gguf_header import GgufHeader, read_header
+from longeval.models.gguf.config import complete_config
+from longeval.models.gguf.folder import gguf_shards
+from longeval.models.gguf.header import GgufHeader, read_header
 from longeval.models.quiet import quiet_transformers
 from longeval.models.resolve import ModelRef
 

@@ -14,8 +14,8 @@ from longeval.export.error import StockError
 from longeval.export.stock import Stock
 from longeval.models.identity import weights_digest
 from longeval.models.resolve import ModelRef
-from longeval.provenance import provenance
 from longeval.rope.base import RopeTable, table_digest
+from longeval.store.provenance import provenance
 
 VERSION = 1
 """Of the note; raised when a key changes its meaning."""

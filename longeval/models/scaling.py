@@ -16,11 +16,12 @@ from typing import Any
 from longeval.errors import LongEvalError
 from longeval.models.geometry import ConfigRope, native_length, rope_geometry
 from longeval.models.shipped import Shipped, read_shipped
+from longeval.request import LAYERS, SCALE_FROM, Layers, ScaleFrom
 from longeval.rope.base import Geometry, RopeTable
 from longeval.rope.build import MethodName, build_table
 from longeval.rope.parameters import make_parameters
 from longeval.rope.resonance import resonate
-from longeval.spec import LAYERS, SCALE_FROM, Layers, ScaleFrom, format_length
+from longeval.values import format_length
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

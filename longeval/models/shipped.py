@@ -20,7 +20,7 @@ from longeval.rope.base import Geometry, RopeTable
 from longeval.rope.build import build_table
 from longeval.rope.parameters import make_parameters
 from longeval.rope.resonance import resonate
-from longeval.spec import format_length
+from longeval.values import format_length
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,9 +14,9 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from longeval.errors import LongEvalError
-from longeval.records import Record
 from longeval.report.rows import base_method, is_resonance, method_of, method_sort_key
-from longeval.spec import PosGenSpec, PplSpec, Spec, requests_from_yaml, spec_from_mapping
+from longeval.request import PosGenSpec, PplSpec, Spec, requests_from_yaml, spec_from_mapping
+from longeval.store.records import Record
 
 
 def read_requests(text: str, origin: str) -> tuple[Spec, ...]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from longeval.records import Record
 from longeval.report.grid import Grid
 from longeval.report.rows import GridRow, ordered_rows
 from longeval.report.task_tables import TaskSet, TaskTable
+from longeval.store.records import Record
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,16 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from longeval.agreement import POSGEN
 from longeval.errors import LongEvalError
-from longeval.nll import TokenNll
-from longeval.records import Record
 from longeval.report.asked import ReadingOrder, understood
 from longeval.report.unfinished import MAX_NAMED, unfinished_note
 from longeval.report.versions import older_cells, older_note
-from longeval.samples import Sample
-from longeval.spec import format_length
-from longeval.store import Store, StoredCell
+from longeval.store.agreement import POSGEN
+from longeval.store.folder import Store, StoredCell
+from longeval.store.nll import TokenNll
+from longeval.store.records import Record
+from longeval.store.samples import Sample
+from longeval.values import format_length
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from longeval.report.rows import GridRow, row_name
 from longeval.report.task_tables import TaskTable
-from longeval.samples import Sample
+from longeval.store.samples import Sample
 
 MAX_LEVELS = 11
 """As many distinct depths are shown each by itself; more are put into ten bins of equal width."""

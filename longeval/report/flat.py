@@ -13,8 +13,8 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from longeval.printable import printable
-from longeval.records import Record
 from longeval.report.sections import Section
+from longeval.store.records import Record
 
 _PROVENANCE = ("date", "commit", "dirty", "device", "platform", "command")
 

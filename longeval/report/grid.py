@@ -11,11 +11,11 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from longeval.records import Record
 from longeval.report.numbers import format_perplexity
 from longeval.report.rows import GridRow, method_rows
 from longeval.report.settings import split
 from longeval.report.versions import current
+from longeval.store.records import Record
 
 _TABLE_PARAMS = (
     "native_length",

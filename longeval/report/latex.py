@@ -9,12 +9,12 @@ import re
 from collections.abc import Sequence
 
 from longeval.printable import printable
-from longeval.records import Record
 from longeval.report.grid import Grid
 from longeval.report.numbers import format_outcome, format_percent, format_perplexity
 from longeval.report.pairs import PairCell, PairRow
 from longeval.report.rows import factor_text, outcome_lines
-from longeval.spec import format_length
+from longeval.store.records import Record
+from longeval.values import format_length
 
 _HEADER = r"""% Written by longeval. Needs \usepackage{booktabs}.
 % Intervals: \newcommand{\ci}[2]{} in the preamble hides them.

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 from urllib.parse import quote
 
-from longeval.records import Record
 from longeval.report.collect import Collection
 from longeval.report.gfm import code, escape_markdown, figure, table_lines
 from longeval.report.grid import Grid
@@ -22,7 +21,8 @@ from longeval.report.sections import MAX_DRAWN, POSITION_BINS, Section, ordered_
 from longeval.report.task_markdown import task_section_lines
 from longeval.report.task_sections import TaskSection
 from longeval.report.task_tables import is_group
-from longeval.spec import format_length
+from longeval.store.records import Record
+from longeval.values import format_length
 
 
 class ReportNames(NamedTuple):

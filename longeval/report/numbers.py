@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable
 from typing import Literal
 
-from longeval.records import Record
+from longeval.store.records import Record
 
 MISSING = "–"
 """A cell that no run folder holds."""

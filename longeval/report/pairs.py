@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from longeval.nll import TokenNll
-from longeval.records import Record
 from longeval.report.grid import Grid
 from longeval.report.rows import GridRow, base_row
-from longeval.report.stats import PairedDifference, paired
+from longeval.stats.bootstrap import PairedDifference, paired
+from longeval.store.nll import TokenNll
+from longeval.store.records import Record
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

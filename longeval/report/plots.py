@@ -26,8 +26,8 @@ from longeval.printable import printable
 from longeval.report.grid import Grid
 from longeval.report.numbers import format_perplexity
 from longeval.report.rows import GridRow, base_method, factor_text, is_resonance
-from longeval.report.stats import PositionCurve
-from longeval.spec import format_length
+from longeval.stats.bootstrap import PositionCurve
+from longeval.values import format_length
 
 _STYLES = {
     "none": ("#000000", "o"),

@@ -8,15 +8,15 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from longeval.agreement import POSGEN
-from longeval.curves import Curves
 from longeval.errors import LongEvalError
-from longeval.records import Record
 from longeval.report.collect import Collection, RunFolder, but_damaged, damaged_notes, run_folders
 from longeval.report.rows import base_method, canonical, is_resonance, method_of, method_sort_key
 from longeval.report.unfinished import MAX_NAMED
-from longeval.spec import PosGenSpec, requests_from_yaml, spec_from_mapping
-from longeval.store import Store, StoredCell
+from longeval.request import PosGenSpec, requests_from_yaml, spec_from_mapping
+from longeval.store.agreement import POSGEN
+from longeval.store.curves import Curves
+from longeval.store.folder import Store, StoredCell
+from longeval.store.records import Record
 
 PREFIX = "posgen_"
 """In front of a rule's name, it is what records call the data."""

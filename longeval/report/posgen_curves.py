@@ -8,9 +8,9 @@ from typing import Literal
 
 import numpy as np
 
-from longeval.curves import Curves
 from longeval.report.posgen_tables import PosGenRow, PosGenTable
-from longeval.report.units import FloatArray
+from longeval.stats.units import FloatArray
+from longeval.store.curves import Curves
 
 Along = Literal["positions", "epochs"]
 

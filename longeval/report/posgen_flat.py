@@ -9,8 +9,8 @@ from typing import Any
 from longeval.report.flat import csv_text
 from longeval.report.posgen_curves import BY_EPOCH, BY_POSITION
 from longeval.report.posgen_markdown import PosGenSection
-from longeval.report.posgen_stats import SeedMean
 from longeval.report.posgen_tables import METRICS, OOD, PosGenRow
+from longeval.stats.seeds import SeedMean
 
 _WHERE = ("regime", "model", "epochs", "dtype", "differs", "task", "pe", "factor")
 _MEAN = ("seeds", "mean", "variance", "low", "high")

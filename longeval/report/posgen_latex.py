@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from longeval.report.latex import escape_latex, table_source
 from longeval.report.numbers import MISSING
 from longeval.report.posgen_published import Comparison
-from longeval.report.posgen_stats import SeedMean
 from longeval.report.posgen_tables import GENERATED, IN_DISTRIBUTION, OOD, PosGenPair, PosGenRow, PosGenTable
 from longeval.report.posgen_text import REGIMES, mean_text, points_text, seeds_phrase
 from longeval.report.rows import factor_text
+from longeval.stats.seeds import SeedMean
 
 _CAPTIONS = {
     OOD: "PosGen, accuracy in \\% at positions that training never saw (OOD), with the true tokens before each",

@@ -17,11 +17,11 @@ from longeval.report.posgen_curves import RowCurves
 from longeval.report.posgen_plots import SMOOTHED
 from longeval.report.posgen_published import Comparison
 from longeval.report.posgen_settings import settings_lines
-from longeval.report.posgen_stats import SeedMean
 from longeval.report.posgen_tables import GENERATED, IN_DISTRIBUTION, OOD, PosGenRow, PosGenTable
 from longeval.report.posgen_text import REGIMES, interval_text, mean_text, points_text, seeds_phrase
 from longeval.report.provenance import provenance_lines, repeat_lines
 from longeval.report.rows import factor_text
+from longeval.stats.seeds import SeedMean
 
 INTRODUCTION = (
     "PosGen (Wang et al. 2024, arXiv 2403.00071) asks whether a model can read positions that it never saw, and "

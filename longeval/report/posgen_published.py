@@ -9,9 +9,9 @@ from itertools import combinations, pairwise
 from typing import NamedTuple
 
 from longeval.report.numbers import format_factor
-from longeval.report.posgen_stats import SeedMean, paired_over_seeds
 from longeval.report.posgen_tables import OOD, PosGenRow, PosGenTable
 from longeval.report.published import PublishedRow, PublishedSet, published_sets
+from longeval.stats.seeds import SeedMean, paired_over_seeds
 
 _LEFT_OPEN = ("tied", "attention_scale", "init", "start_token", "dropout", "frozen_mlp")
 """Settings of the records that the paper's text says nothing of."""

@@ -12,9 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from longeval.records import Record
 from longeval.report.posgen_cells import PosGenCollection, meets, place_of
-from longeval.report.posgen_stats import SeedMean, over_seeds, paired_over_seeds
 from longeval.report.rows import (
     GridRow,
     base_method,
@@ -25,6 +23,8 @@ from longeval.report.rows import (
     row_name,
 )
 from longeval.report.settings import split
+from longeval.stats.seeds import SeedMean, over_seeds, paired_over_seeds
+from longeval.store.records import Record
 
 OOD, IN_DISTRIBUTION, GENERATED = "accuracy_ood", "accuracy_in_distribution", "accuracy_generated"
 METRICS = (OOD, IN_DISTRIBUTION, GENERATED)

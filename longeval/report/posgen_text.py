@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from longeval.report.numbers import MISSING, counted
 from longeval.report.posgen_cells import seeds_text
-from longeval.report.posgen_stats import SeedMean
 from longeval.report.posgen_tables import PosGenTable
+from longeval.stats.seeds import SeedMean
 
 REGIMES = {
     "trained": "the method is on while training and in evaluation, as the paper's text has it",

@@ -6,14 +6,14 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from longeval.records import Record
 from longeval.report.collect import Collection
 from longeval.report.gfm import code, code_block, escape_markdown, table_lines
 from longeval.report.grid import Grid
 from longeval.report.rows import GridRow, factor_text
 from longeval.report.sections import ordered_unique
 from longeval.report.settings import precision_text
-from longeval.spec import format_length
+from longeval.store.records import Record
+from longeval.values import format_length
 
 _PROTOCOLS = {
     "prefix": "the first n tokens of each document in one window; every token after the first is scored once",

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal, cast, get_args
 
-from longeval.spec import parse_length
+from longeval.values import parse_length
 
 Kind = Literal["tasks", "perplexity", "posgen"]
 AVERAGE = "average"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from longeval.records import Record
 from longeval.report.gfm import code, escape_markdown, table_lines
 from longeval.report.grid import Grid
 from longeval.report.numbers import MISSING, counted, format_factor, format_interval, format_perplexity
@@ -13,7 +12,8 @@ from longeval.report.published import AVERAGE, PublishedRow, PublishedSet, publi
 from longeval.report.rows import GridRow, base_method, factor_text
 from longeval.report.task_notes import CHANCE_MARK, is_chance
 from longeval.report.task_tables import TaskSet, TaskTable
-from longeval.spec import format_length, parse_length
+from longeval.store.records import Record
+from longeval.values import format_length, parse_length
 
 _INTRODUCTION = (
     "From papers, and not computed here. Ours stand below them in the same table so that they can be read together; no "

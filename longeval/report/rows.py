@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from longeval.records import Record
 from longeval.report.numbers import format_factor
-from longeval.spec import format_length
+from longeval.store.records import Record
+from longeval.values import format_length
 
 _METHOD_ORDER = (
     "none",

@@ -10,7 +10,7 @@ from longeval.report.collect import Collection
 from longeval.report.grid import Grid, build_grids
 from longeval.report.pairs import PairRow, pair_rows
 from longeval.report.plots import Picture, RowCurve, length_curve, position_curve
-from longeval.report.stats import by_position, position_edges
+from longeval.stats.bootstrap import by_position, position_edges
 
 POSITION_BINS = 32
 """Equal bins over the window: narrow enough to show where a curve leaves, wide enough to hold many tokens each."""

@@ -10,9 +10,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from longeval.records import Record
 from longeval.report.rows import canonical, method_of
 from longeval.report.versions import OUTCOMES
+from longeval.store.records import Record
 
 _DIGESTS = frozenset({"weights", "tokenizer", "data_digest", "task_digest"})
 """Parameters whose values tell a reader nothing; named only where nothing else tells two tables apart."""

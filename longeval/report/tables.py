@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from longeval.printable import as_markup
-from longeval.records import Record
 from longeval.report.grid import Grid, build_grids
 from longeval.report.numbers import format_interval, format_outcome
 from longeval.report.rows import factor_text, outcome_lines
 from longeval.report.task_summary import task_summary
-from longeval.spec import format_length
+from longeval.store.records import Record
+from longeval.values import format_length
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from longeval.records import Record
 from longeval.report.flat import csv_text
 from longeval.report.rows import GridRow
 from longeval.report.task_sections import TaskSection
 from longeval.report.task_tables import TaskSet, TaskTable
+from longeval.store.records import Record
 
 _PLACE = ("model", "differs", "task", "metric")
 

@@ -11,7 +11,7 @@ from longeval.report.task_notes import is_chance, table_notes
 from longeval.report.task_pairs import TaskPair
 from longeval.report.task_sections import TaskSection
 from longeval.report.task_tables import TaskTable
-from longeval.spec import format_length
+from longeval.values import format_length
 
 
 def task_tables_latex(section: TaskSection) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from longeval.records import Record
 from longeval.report.beside import Beside
 from longeval.report.gfm import code, escape_markdown, figure, table_lines
 from longeval.report.numbers import (
@@ -20,13 +19,14 @@ from longeval.report.numbers import (
 )
 from longeval.report.provenance import server_lines
 from longeval.report.rows import GridRow, factor_text
-from longeval.report.stats import MIN_UNITS
 from longeval.report.task_notes import CHANCE_MARK, count_rows, is_chance, table_notes
 from longeval.report.task_pairs import ALPHA, FEWEST_DISCORDANT, INCOMPARABLE, TaskPair
 from longeval.report.task_scored import task_scored_lines
 from longeval.report.task_sections import TaskSection
 from longeval.report.task_tables import TaskTable
-from longeval.spec import format_length
+from longeval.stats.bootstrap import MIN_UNITS
+from longeval.store.records import Record
+from longeval.values import format_length
 
 _BARS = (
     "Bars are 95% intervals, drawn a little beside each other; a point without a bar has none (an average, or too few "

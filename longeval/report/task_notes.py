@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from longeval.records import Record
 from longeval.report.numbers import format_score
 from longeval.report.rows import GridRow, outcome_lines, row_name
-from longeval.report.stats import MIN_UNITS
 from longeval.report.task_tables import FEW_SAMPLES, CountField, TaskTable
 from longeval.report.versions import code_of
-from longeval.spec import format_length
+from longeval.stats.bootstrap import MIN_UNITS
+from longeval.store.records import Record
+from longeval.values import format_length
 
 CHANCE_MARK = "†"
 """Stands behind a score whose interval contains that of guessing."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from longeval.records import Record
-from longeval.report.proportions import mcnemar
 from longeval.report.rows import GridRow, base_row
-from longeval.report.scores import PairedScore, paired_score
 from longeval.report.settings import comparable
 from longeval.report.task_tables import TaskTable
-from longeval.samples import Sample
+from longeval.stats.proportions import mcnemar
+from longeval.stats.scores import PairedScore, paired_score
+from longeval.store.records import Record
+from longeval.store.samples import Sample
 
 SamplesOf = Callable[[str], tuple[Sample, ...] | None]
 """Cell id → its samples, or None where none are stored."""

@@ -25,7 +25,7 @@ from longeval.report.numbers import format_score
 from longeval.report.plots import Picture, length_axis, line_style, native_line
 from longeval.report.rows import GridRow
 from longeval.report.task_tables import TaskSet, TaskTable
-from longeval.spec import format_length
+from longeval.values import format_length
 
 _COLUMNS = 3
 """Most panels beside each other."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from longeval.records import Record
 from longeval.report.depths import MAX_LEVELS
 from longeval.report.gfm import code, escape_markdown
 from longeval.report.numbers import counted
@@ -13,6 +12,7 @@ from longeval.report.provenance import method_lines, model_line
 from longeval.report.task_notes import same_samples
 from longeval.report.task_sections import TaskSection
 from longeval.report.task_tables import TaskTable
+from longeval.store.records import Record
 
 METRICS = {
     "accuracy": "mean credit of a sample, 0 to 1, by the task's own rule of right and wrong",

@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from longeval.printable import as_markup
-from longeval.records import Record
 from longeval.report.numbers import format_score_interval, format_score_outcome, score_error
 from longeval.report.rows import factor_text, outcome_lines
 from longeval.report.task_notes import CHANCE_MARK, is_chance, span
 from longeval.report.task_tables import FEW_SAMPLES, CountField, TaskSet, TaskTable, build_task_sets
-from longeval.spec import format_length
+from longeval.store.records import Record
+from longeval.values import format_length
 
 if TYPE_CHECKING:
     from rich.table import Table

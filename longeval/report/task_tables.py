@@ -12,10 +12,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from longeval.records import Record
 from longeval.report.rows import GridRow, method_rows
 from longeval.report.settings import split
 from longeval.report.versions import DEFINITION, OUTCOMES, current
+from longeval.store.records import Record
 
 _SET_PARAMS = (
     "native_length",

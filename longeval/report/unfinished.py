@@ -12,10 +12,11 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from longeval.records import Record
 from longeval.report.asked import Subjects, find_subjects, kind_of, named_subjects, subject_of
 from longeval.report.rows import base_method, canonical
-from longeval.spec import ModelRequest, PplSpec, Spec, TasksSpec, format_length
+from longeval.request import ModelRequest, PplSpec, Spec, TasksSpec
+from longeval.store.records import Record
+from longeval.values import format_length
 
 MAX_NAMED = 6
 """More items than this are summed up."""

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-from longeval.records import Record
 from longeval.report.rows import canonical
+from longeval.store.records import Record
 
 OUTCOMES = frozenset({"ci", "stderr", "primary", "filter", "higher_is_better"})
 """Parameters that say something of a result or of one metric."""

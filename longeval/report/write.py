@@ -12,7 +12,6 @@ import matplotlib.style
 
 from longeval.errors import LongEvalError
 from longeval.files import working_folder
-from longeval.records import Record
 from longeval.report.collect import collect
 from longeval.report.flat import pairs_csv, positions_csv, records_csv, records_json
 from longeval.report.latex import latex_document
@@ -21,6 +20,7 @@ from longeval.report.sections import Section, build_sections
 from longeval.report.task_flat import depths_csv, score_pairs_csv, scores_csv
 from longeval.report.task_latex import task_tables_latex
 from longeval.report.task_sections import TaskSection, build_task_sections
+from longeval.store.records import Record
 
 _TABLES = ("pairs.csv", "positions.csv", "scores.csv", "score_pairs.csv", "depths.csv")
 """Tables in the report's own folder."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from longeval.rope.page import GUIDE, SHADE, Page, finish, headline, short
-from longeval.spec import format_length
+from longeval.values import format_length
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -18,7 +18,7 @@ import numpy as np
 
 from longeval.rope.base import FloatArray, IntArray
 from longeval.rope.page import finish, headline
-from longeval.spec import format_length
+from longeval.values import format_length
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

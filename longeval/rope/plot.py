@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from longeval.errors import LongEvalError
 from longeval.rope import feature_panels, phases, position_panels
 from longeval.rope.page import Page
-from longeval.spec import format_length
+from longeval.values import format_length
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

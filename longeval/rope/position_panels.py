@@ -10,7 +10,7 @@ import math
 from typing import TYPE_CHECKING
 
 from longeval.rope.page import GUIDE, Page, finish, headline, short
-from longeval.spec import format_length
+from longeval.values import format_length
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from longeval.rope.base import METHODS
-from longeval.spec import format_length
+from longeval.values import format_length
 
 _LEAST_WIDTH = 100
 _FEATURE_COLUMNS = (

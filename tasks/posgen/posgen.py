@@ -24,8 +24,8 @@ import datasets
 import numpy as np
 
 from longeval.errors import LongEvalError
-from longeval.posgen.data import draw_starts, extend, summed_indices
-from longeval.tasks.setting import Setting
+from longeval.studies.posgen.data import draw_starts, extend, summed_indices
+from longeval.studies.tasks.setting import Setting
 
 VERSION = 1
 """Of what is made here; a change of that changes it, and with it the name of every kept file."""

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from longeval.data.sources import open_source
 from longeval.errors import LongEvalError
-from longeval.tasks.setting import Setting
+from longeval.studies.tasks.setting import Setting
 
 from .fitting import Budget, seeded
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from longeval.errors import LongEvalError
-from longeval.tasks.setting import Setting
+from longeval.studies.tasks.setting import Setting
 
 _MOST_COUNTS = 40
 _PROBE_CHARS = 1500

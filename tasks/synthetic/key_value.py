@@ -12,7 +12,7 @@ from typing import Any
 
 import datasets
 
-from longeval.tasks.setting import Setting
+from longeval.studies.tasks.setting import Setting
 
 from .filler import Filler, noise
 from .fitting import Budget, Fitted, Search, TooShortError, budget_of, depth_of, seeded

@@ -12,7 +12,7 @@ from typing import Any
 
 import datasets
 
-from longeval.tasks.setting import Setting
+from longeval.studies.tasks.setting import Setting
 
 from .filler import ANYWHERE, Hidden, haystack, hide
 from .fitting import Search, budget_of, depth_of, seeded

@@ -15,8 +15,8 @@ from typing import Any
 import datasets
 
 from longeval.cache import write_if_possible
-from longeval.records import canonical_json
-from longeval.tasks.setting import Setting
+from longeval.plain import canonical_json
+from longeval.studies.tasks.setting import Setting
 
 VERSION = 1
 """Of all generators in this folder; a change of what they make changes it, and with it the name of every file."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import datasets
 
-from longeval.tasks.setting import Setting
+from longeval.studies.tasks.setting import Setting
 
 from .fitting import Search, budget_of, seeded
 from .rows import Row, dataset, make_row

@@ -7,7 +7,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
-from longeval.backends.hf import HFBackend
+from longeval.backends.hf.backend import HFBackend
 from longeval.rope.base import Geometry
 from longeval.rope.build import build_table
 

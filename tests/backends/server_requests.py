@@ -6,7 +6,7 @@ import numpy as np
 from completions_server import TIED, WORDS
 
 from longeval.backends.base import ChoicesRequest, GenerateRequest
-from longeval.backends.openai import OpenAIBackend
+from longeval.backends.openai.backend import OpenAIBackend
 from longeval.rope.base import Geometry
 from longeval.rope.build import build_table
 

@@ -24,7 +24,7 @@ from refused_families import REFUSED
 from rotation_reference import Seen, observe, rotation, rounded, shipped_rotation
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from longeval.backends.hf import HFBackend
+from longeval.backends.hf.backend import HFBackend
 from longeval.errors import LongEvalError
 from longeval.export.encoding import encode
 from longeval.export.form import new_config

@@ -12,9 +12,9 @@ import transformers
 from llama_reference import llama_nll
 from transformers import AutoModelForCausalLM
 
-from longeval.backends import parts
 from longeval.backends.base import OutOfMemoryError
-from longeval.backends.hf import HFBackend
+from longeval.backends.hf import parts
+from longeval.backends.hf.backend import HFBackend
 from longeval.errors import LongEvalError
 from longeval.rope.base import Geometry
 from longeval.rope.build import build_table

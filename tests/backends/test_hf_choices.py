@@ -10,9 +10,9 @@ from answer_reference import BRANCHING, FORGETFUL, MODELS, Counted, choice, gree
 from families import FAMILIES
 from transformers import AutoModelForCausalLM
 
-from longeval.backends import parts, prefix_cache
 from longeval.backends.base import ChoicesRequest
-from longeval.backends.hf import HFBackend
+from longeval.backends.hf import parts, prefix_cache
+from longeval.backends.hf.backend import HFBackend
 
 RNG = np.random.default_rng(0)
 DOCUMENT_T = RNG.integers(1, 300, 150)

@@ -12,9 +12,10 @@ from answer_reference import FORGETFUL, MODELS, Counted, greedy, join, make_back
 from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from longeval.backends import hf_answers, prefix_cache
 from longeval.backends.base import ChoicesRequest, GenerateRequest, OutOfMemoryError
 from longeval.backends.ending import Ending
+from longeval.backends.hf import answers as hf_answers
+from longeval.backends.hf import prefix_cache
 
 RNG = np.random.default_rng(2)
 DOCUMENT_T = RNG.integers(1, 300, 120)

@@ -6,8 +6,8 @@ import pytest
 from completions_server import VOCABULARY, WORDS, CompletionsServer
 from server_requests import A, answer, asked, connect
 
-from longeval.backends.openai_answers import first_stop
-from longeval.backends.openai_client import ServerError
+from longeval.backends.openai.answers import first_stop
+from longeval.backends.openai.client import ServerError
 
 
 @pytest.fixture

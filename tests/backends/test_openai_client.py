@@ -15,9 +15,9 @@ from email.utils import format_datetime
 import pytest
 from completions_server import CompletionsServer, make_tokenizer
 
-from longeval.backends import openai_client
-from longeval.backends.openai import OpenAIBackend
-from longeval.backends.openai_client import Client, RefusedError, ServerError
+from longeval.backends.openai import client as openai_client
+from longeval.backends.openai.backend import OpenAIBackend
+from longeval.backends.openai.client import Client, RefusedError, ServerError
 from longeval.errors import LongEvalError
 
 KEY = "sk-0123456789abcdef"

@@ -8,7 +8,7 @@ import pytest
 from completions_server import WORDS, CompletionsServer, log_p, make_tokenizer
 from server_requests import REQUESTS, A, answer, chosen, connect, tokens
 
-from longeval.backends.openai_client import ServerError
+from longeval.backends.openai.client import ServerError
 from longeval.errors import LongEvalError
 
 

@@ -10,14 +10,14 @@ from completions_server import WORDS, CompletionsServer, make_tokenizer
 from words_model import ppl, save_words_model, tasks, write_documents, write_task
 
 from longeval.backends.base import BackendError
-from longeval.backends.openai_plan import Server, ask_server, check_reads, check_room
+from longeval.backends.openai.plan import Server, ask_server, check_reads, check_room
 from longeval.cli.progress import RunProgress
 from longeval.errors import LongEvalError
-from longeval.plan import plan_ppl
-from longeval.plan_tasks import plan_tasks
-from longeval.run import run
-from longeval.run_tasks import run_tasks
-from longeval.spec import PplSpec
+from longeval.request import PplSpec
+from longeval.studies.ppl.plan import plan_ppl
+from longeval.studies.ppl.run import run
+from longeval.studies.tasks.plan import plan_tasks
+from longeval.studies.tasks.run import run_tasks
 
 
 @pytest.fixture

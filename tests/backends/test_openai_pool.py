@@ -11,8 +11,8 @@ import time
 import pytest
 from completions_server import CompletionsServer
 
-from longeval.backends.openai_client import ServerError
-from longeval.backends.openai_pool import in_flight
+from longeval.backends.openai.client import ServerError
+from longeval.backends.openai.pool import in_flight
 from longeval.errors import LongEvalError
 
 

@@ -12,8 +12,8 @@ from words_model import save_words_model, write_documents, write_task
 from longeval.cli.app import run_app
 from longeval.cli.request import default_out
 from longeval.report.collect import collect
-from longeval.spec import PplSpec
-from longeval.store import Store
+from longeval.request import PplSpec
+from longeval.store.folder import Store
 
 
 @pytest.fixture

@@ -17,11 +17,11 @@ from answer_reference import greedy
 from completions_server import VOCABULARY, WORDS, make_tokenizer
 from ports import free_port
 
-from longeval.backends import openai_dialect
 from longeval.backends.base import ChoicesRequest, GenerateRequest
-from longeval.backends.hf import HFBackend
-from longeval.backends.openai import OpenAIBackend
-from longeval.backends.openai_client import RefusedError
+from longeval.backends.hf.backend import HFBackend
+from longeval.backends.openai import dialect as openai_dialect
+from longeval.backends.openai.backend import OpenAIBackend
+from longeval.backends.openai.client import RefusedError
 from longeval.errors import LongEvalError
 from longeval.models import load
 from longeval.rope.base import Geometry

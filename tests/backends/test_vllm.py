@@ -18,7 +18,7 @@ from own_tasks import CHOICE, write_data, write_task
 from tiny import make_text, save_tiny_llama
 
 from longeval.backends.base import BackendError, ChoicesRequest, GenerateRequest
-from longeval.backends.hf import HFBackend
+from longeval.backends.hf.backend import HFBackend
 from longeval.models.prepare import prepare
 from longeval.rope.build import parse_method_name
 
@@ -86,7 +86,7 @@ def assert_same(hf, vllm, atol=5e-4):
 
 
 def test_every_method_gives_what_transformers_gives(model):
-    from longeval.backends.vllm import VLLMBackend
+    from longeval.backends.vllm.backend import VLLMBackend
 
     tables = {pe: table_of(model, pe) for pe in ("none", "yarn", "resonance_yarn")}
     hf = HFBackend(model.load())
@@ -118,7 +118,7 @@ def test_layers_with_a_window_of_their_own(tmp_path):
     import torch
     from transformers import AutoModelForCausalLM, Gemma3TextConfig
 
-    from longeval.backends.vllm import VLLMBackend
+    from longeval.backends.vllm.backend import VLLMBackend
 
     folder = save_tiny_llama(tmp_path / "gemma", head_dim=32, hidden_size=64)
     torch.manual_seed(0)
@@ -145,7 +145,7 @@ def test_layers_with_a_window_of_their_own(tmp_path):
 
 
 def test_a_table_that_isnt_the_asked_one_is_told(model, monkeypatch):
-    from longeval.backends import vllm as module
+    from longeval.backends.vllm import backend as module
 
     wrong = table_of(model, "none")
     real = module.engine_arguments
@@ -159,7 +159,7 @@ def test_a_table_that_isnt_the_asked_one_is_told(model, monkeypatch):
 
 
 def test_an_engine_without_memory_says_so(model):
-    from longeval.backends.vllm import VLLMBackend
+    from longeval.backends.vllm.backend import VLLMBackend
 
     length = 4 * 2**20  # 1 KiB of keys and values a token, and the engine has 1 GiB
     backend = VLLMBackend(model, length=length)
@@ -172,7 +172,7 @@ def test_an_engine_without_memory_says_so(model):
 
 
 def test_an_unknown_option_is_refused_before_anything_starts(model):
-    from longeval.backends.vllm import VLLMBackend
+    from longeval.backends.vllm.backend import VLLMBackend
     from longeval.errors import LongEvalError
 
     with pytest.raises(LongEvalError, match="tensor_paralel_size") as caught:
@@ -262,11 +262,11 @@ def test_requests_give_what_hf_gives_and_say_what_ran(folder, tmp_path):
 
 
 def test_parity_tells_a_wrong_table_from_the_right_one(folder, monkeypatch):
-    from longeval.backends import vllm as module
+    from longeval.backends.vllm import backend as module
     from longeval.cli.progress import RunProgress
     from longeval.doctor.parity import parity
-    from longeval.plan import plan_ppl
-    from longeval.spec import PplSpec
+    from longeval.request import PplSpec
+    from longeval.studies.ppl.plan import plan_ppl
 
     plan = plan_ppl(
         PplSpec(

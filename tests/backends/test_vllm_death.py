@@ -14,7 +14,7 @@ import pytest
 from tiny import save_tiny_llama
 
 from longeval.backends.base import BackendError, GenerateRequest
-from longeval.backends.hf import HFBackend
+from longeval.backends.hf.backend import HFBackend
 from longeval.models.prepare import prepare
 from longeval.rope.base import CosSin
 from longeval.rope.build import parse_method_name
@@ -47,7 +47,7 @@ def kill_engine():
 
 
 def test_a_killed_engine_is_told_and_replaced(folder):
-    from longeval.backends.vllm import VLLMBackend
+    from longeval.backends.vllm.backend import VLLMBackend
 
     model = prepared(folder)
     table = table_of(model, "yarn")
@@ -69,7 +69,7 @@ def test_a_killed_engine_is_told_and_replaced(folder):
 
 
 def test_an_engine_that_didnt_start_isnt_started_again(folder, monkeypatch):
-    from longeval.backends import vllm as module
+    from longeval.backends.vllm import backend as module
 
     model = prepared(folder)
     started = []
@@ -89,7 +89,7 @@ def test_an_engine_that_didnt_start_isnt_started_again(folder, monkeypatch):
 def test_the_table_goes_where_the_model_is_built():
     import torch
 
-    from longeval.backends.vllm_rotary import TableRotaryEmbedding
+    from longeval.backends.vllm.rotary import TableRotaryEmbedding
 
     table = CosSin(np.ones((4, 2), dtype=np.float32), np.zeros((4, 2), dtype=np.float32))
     module = SimpleNamespace(longeval_table=table)
@@ -112,7 +112,7 @@ def save_words(folder):
 
 
 def test_a_stop_text_with_a_blank_ends_no_answer_at_its_first_word(folder, tmp_path):
-    from longeval.backends.vllm import VLLMBackend
+    from longeval.backends.vllm.backend import VLLMBackend
 
     shutil.copytree(folder, tmp_path / "words")
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal, Optional
 
 import pytest
 
-from longeval.backends import vllm_options
-from longeval.backends.vllm_kinds import check_kinds
+from longeval.backends.vllm import options as vllm_options
+from longeval.backends.vllm.kinds import check_kinds
 from longeval.errors import LongEvalError
 
 TYPES = {

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from longeval.backends.vllm_rope import ROPE_TYPE, from_parameters, to_parameters
+from longeval.backends.vllm.rope import ROPE_TYPE, from_parameters, to_parameters
 from longeval.rope.base import Geometry, RopeTable
 from longeval.rope.build import build_table
 

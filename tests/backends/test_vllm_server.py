@@ -15,8 +15,8 @@ import psutil
 import pytest
 from ports import free_port
 
-from longeval.backends import vllm_server
-from longeval.backends.vllm_address import base_url, check_address, is_up
+from longeval.backends.vllm import server as vllm_server
+from longeval.backends.vllm.address import base_url, check_address, is_up
 from longeval.errors import LongEvalError
 
 pytestmark = pytest.mark.timeout(60)
@@ -293,7 +293,7 @@ def test_addresses():
 
 FAMILY = """
 import os, runpy, subprocess, sys, time
-runpy.run_module("longeval.backends.vllm_serve", run_name="__mp_main__")
+runpy.run_module("longeval.backends.vllm.serve", run_name="__mp_main__")
 print(os.getpid(), flush=True)
 depth = int(sys.argv[1])
 if depth:

@@ -8,7 +8,7 @@ import random
 from completions_server import VOCABULARY, WORDS, make_tokenizer
 from tiny import save_tiny_llama
 
-from longeval.spec import PplSpec, TasksSpec
+from longeval.request import PplSpec, TasksSpec
 
 TASK = """\
 task: {name}

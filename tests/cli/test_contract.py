@@ -10,9 +10,9 @@ import pytest
 import typer.main
 
 from longeval.cli.app import app, run_app
-from longeval.records import SCHEMA_VERSION, Provenance, Record, record_from_json
 from longeval.report.flat import records_json
-from longeval.session import RunResult
+from longeval.run.session import RunResult
+from longeval.store.records import SCHEMA_VERSION, Provenance, Record, record_from_json
 
 
 def flat(commands):
@@ -165,7 +165,7 @@ def test_records_travel_as_a_json_array_of_those_objects():
 def planned(tmp_path, monkeypatch):
     """Returns a function that makes `ppl` end with the given records instead of computing any."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("longeval.plan.plan_ppl", lambda spec, **_: types.SimpleNamespace(notes=()))
+    monkeypatch.setattr("longeval.studies.ppl.plan.plan_ppl", lambda spec, **_: types.SimpleNamespace(notes=()))
 
     def end_with(outcome):
         def run(*arguments, **settings):
@@ -173,7 +173,7 @@ def planned(tmp_path, monkeypatch):
                 raise outcome
             return RunResult(records=tuple(outcome), computed=len(outcome), reused=0)
 
-        monkeypatch.setattr("longeval.run.run", run)
+        monkeypatch.setattr("longeval.studies.ppl.run.run", run)
 
     return end_with
 

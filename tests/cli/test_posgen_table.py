@@ -10,7 +10,7 @@ from fabricated_posgen import full_run
 
 from longeval.cli.app import run_app
 from longeval.report import plots
-from longeval.spec import PosGenSpec
+from longeval.request import PosGenSpec
 
 SPEC = PosGenSpec(tasks=("cot",), pe=("none", "resonance"), seeds=2)
 

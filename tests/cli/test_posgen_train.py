@@ -13,12 +13,12 @@ import time
 import numpy as np
 import pytest
 
-from longeval import train_posgen
 from longeval.cli.app import run_app
-from longeval.posgen.checkpoint import from_bytes
 from longeval.report.collect import collect
-from longeval.spec import PosGenSpec, preset_fields, requests_from_yaml, spec_from_mapping
-from longeval.store import Store
+from longeval.request import PosGenSpec, preset_fields, requests_from_yaml, spec_from_mapping
+from longeval.store.folder import Store
+from longeval.studies.posgen import trainer as train_posgen
+from longeval.studies.posgen.checkpoint import from_bytes
 
 TINY = {
     "task": "cot",
@@ -220,7 +220,7 @@ def test_ctrl_c_says_that_checkpoints_are_there(capsys, monkeypatch):
     assert "0 cells stored in run; the same command goes on from there" in capsys.readouterr().err
 
 
-EAGER = "import longeval.train_posgen as t; t.CHECKPOINT_EVERY_S = 0.0\n"
+EAGER = "import longeval.studies.posgen.trainer as t; t.CHECKPOINT_EVERY_S = 0.0\n"
 MAIN = EAGER + "import sys; from longeval.cli.app import run_app; sys.exit(run_app(sys.argv[1:]))"
 
 

@@ -160,8 +160,8 @@ def test_a_pipe_stays_a_pipe(arguments, tmp_path):
 def test_a_folder_that_cannot_be_written_gives_what_is_stored(arguments, capsys, monkeypatch, tmp_path):
     assert run_app([*arguments(), "--json", "first.json"]) == 0
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    monkeypatch.setattr("longeval.store.why_unwritable", lambda folder: "Read-only file system")
-    monkeypatch.setattr("longeval.session.load_backend", lambda model: pytest.fail("loaded"))
+    monkeypatch.setattr("longeval.store.folder.why_unwritable", lambda folder: "Read-only file system")
+    monkeypatch.setattr("longeval.run.session.load_backend", lambda model: pytest.fail("loaded"))
     capsys.readouterr()
     assert run_app([*arguments(), "--json", "-"]) == 0
     assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "first.json").read_text())
@@ -176,7 +176,7 @@ def test_a_folder_that_cannot_be_written_gives_what_is_stored(arguments, capsys,
 
 def test_failed_cells_end_with_3_and_say_why(arguments, capsys, monkeypatch):
     from longeval.backends.base import OutOfMemoryError
-    from longeval.backends.hf import HFBackend
+    from longeval.backends.hf.backend import HFBackend
 
     honest = HFBackend.score
 

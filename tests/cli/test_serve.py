@@ -9,8 +9,9 @@ import socket
 import pytest
 from tiny import save_tiny_llama
 
-from longeval.backends import vllm_options, vllm_server
-from longeval.backends.vllm_rope import from_parameters
+from longeval.backends.vllm import options as vllm_options
+from longeval.backends.vllm import server as vllm_server
+from longeval.backends.vllm.rope import from_parameters
 from longeval.cli.app import run_app
 from longeval.rope.base import Geometry
 from longeval.rope.build import build_table

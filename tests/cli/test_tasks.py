@@ -94,7 +94,7 @@ def test_a_dry_run_computes_and_writes_nothing(arguments, capsys, tmp_path):
 
 
 def test_the_list_as_json_is_the_contract(capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr("longeval.tasks.index.lm_eval_entries", dict)
+    monkeypatch.setattr("longeval.studies.tasks.definitions.index.lm_eval_entries", dict)
     assert run_app(["tasks", "--list", "--json", "-"]) == 0
     shown = capsys.readouterr()
     assert shown.err == ""
@@ -108,7 +108,7 @@ def test_the_list_as_json_is_the_contract(capsys, monkeypatch, tmp_path):
 
 
 def test_the_list_can_be_narrowed(capsys, monkeypatch):
-    monkeypatch.setattr("longeval.tasks.index.lm_eval_entries", dict)
+    monkeypatch.setattr("longeval.studies.tasks.definitions.index.lm_eval_entries", dict)
     assert run_app(["tasks", "--list", "--tasks", "nia*"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("\t")[0] for line in lines[1:3]] == ["niah", "niah_single"]
@@ -146,7 +146,7 @@ def test_the_list_can_be_narrowed(capsys, monkeypatch):
     ],
 )
 def test_wrong_requests_get_one_message(arguments, capsys, tmp_path, monkeypatch, change, parts):
-    monkeypatch.setattr("longeval.tasks.index.lm_eval_entries", dict)
+    monkeypatch.setattr("longeval.studies.tasks.definitions.index.lm_eval_entries", dict)
     message = complaint(capsys, tmp_path, arguments(**change))
     assert message.startswith("longeval: ")
     for part in parts:
@@ -263,7 +263,7 @@ def test_preparing_is_told_now_and_then(capsys, monkeypatch):
 
 def test_the_list_is_readable_on_a_narrow_terminal(capsys, monkeypatch):
 
-    monkeypatch.setattr("longeval.tasks.index.lm_eval_entries", dict)
+    monkeypatch.setattr("longeval.studies.tasks.definitions.index.lm_eval_entries", dict)
     plain = longeval.cli.console.PrintableConsole
     narrow = {"force_terminal": True, "width": 80, "no_color": True}
     monkeypatch.setattr("longeval.cli.console.PrintableConsole", lambda **given: plain(**given | narrow))

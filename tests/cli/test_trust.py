@@ -133,7 +133,7 @@ def test_templates_that_fail_when_prompts_are_made(change, tiny_llama, files, ca
     ],
 )
 def test_chat_templates_have_the_same_bounds(change, files, capsys, monkeypatch, template):
-    from longeval.tasks import templates
+    from longeval.studies.tasks.definitions import templates
 
     monkeypatch.setattr(templates, "SECONDS", 0.2)
     model = save_tiny_llama(files / "chat")

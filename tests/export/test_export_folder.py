@@ -13,13 +13,13 @@ import pytest
 from tiny_families import FAMILIES, NATIVE, encoding_of, save_family
 from tokenizers import Tokenizer
 
-from longeval.backends.hf import HFBackend
+from longeval.backends.hf.backend import HFBackend
 from longeval.errors import LongEvalError
 from longeval.export import folder as folder_module
 from longeval.export.folder import check_folder, write_folder
 from longeval.models import load
 from longeval.models.scaling import model_rope
-from longeval.provenance import PACKAGES
+from longeval.store.provenance import PACKAGES
 
 FACTOR = 8.0
 NUM_TOKENS = 300

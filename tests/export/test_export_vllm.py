@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from tiny_families import encoding_of, save_family
 
-from longeval.backends.hf import HFBackend
+from longeval.backends.hf.backend import HFBackend
 from longeval.export.folder import write_folder
 from longeval.models import load
 from longeval.models.scaling import model_rope

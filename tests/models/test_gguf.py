@@ -14,8 +14,8 @@ from tiny_gguf import write_llama
 from longeval.errors import LongEvalError
 from longeval.export.gguf import config_of
 from longeval.models import digests
-from longeval.models import gguf as conversion
-from longeval.models.gguf_header import read_header
+from longeval.models.gguf import folder as conversion
+from longeval.models.gguf.header import read_header
 from longeval.models.load import load_config, load_model, load_tokenizer, resolve, weights_digest
 from longeval.models.resolve import is_present, local_folder
 from longeval.models.scaling import model_rope

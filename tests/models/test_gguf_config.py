@@ -7,8 +7,8 @@ from tiny_gguf import write_gemma3, write_llama
 from transformers import Gemma2Config, Gemma3TextConfig, LlamaConfig, Phi3Config
 
 from longeval.errors import LongEvalError
-from longeval.models.gguf_config import adds_bos, complete_config
-from longeval.models.gguf_header import GgufHeader
+from longeval.models.gguf.config import adds_bos, complete_config
+from longeval.models.gguf.header import GgufHeader
 from longeval.models.load import load_config, load_model, load_tokenizer, resolve
 from longeval.models.prepare import prepare
 from longeval.models.resolve import local_folder

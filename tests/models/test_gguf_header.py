@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tiny_gguf import write_llama
 
-from longeval.models.gguf_header import read_header
+from longeval.models.gguf.header import read_header
 
 ODD = {"tokenizer.ggml.add_bos_token": True, "tiny.list": [3, 5, 8], "tiny.word": "θ", "tiny.small": 0.5}
 

@@ -17,8 +17,8 @@ from transformers.models.qwen3_5.tokenization_qwen3_5 import Qwen3_5Tokenizer
 from longeval.data.sources import open_source
 from longeval.errors import LongEvalError
 from longeval.models import embedded
-from longeval.models.gguf_header import read_header
-from longeval.models.gguf_tokenizer import RULES, build_tokenizer
+from longeval.models.gguf.header import read_header
+from longeval.models.gguf.tokenizer import RULES, build_tokenizer
 from longeval.models.load import load_tokenizer, resolve
 from longeval.models.tokenizer import PROBE, tokenizer_notes
 

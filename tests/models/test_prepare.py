@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM
 
 from longeval.errors import LongEvalError
 from longeval.models.prepare import prepare
-from longeval.plan import plan_ppl
-from longeval.session import load_backend
-from longeval.spec import PplSpec
+from longeval.request import PplSpec
+from longeval.run.session import load_backend
+from longeval.studies.ppl.plan import plan_ppl
 
 OPTIONS = {
     "revision": None,

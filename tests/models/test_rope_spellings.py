@@ -16,7 +16,7 @@ from transformers.models.gemma3.modeling_gemma3 import Gemma3RotaryEmbedding
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 import longeval.hf  # noqa: F401  # registers our types
-from longeval.backends.vllm_options import engine_arguments
+from longeval.backends.vllm.options import engine_arguments
 from longeval.errors import LongEvalError
 from longeval.export.encoding import encode
 from longeval.export.form import new_config
@@ -25,7 +25,7 @@ from longeval.models.prepare import prepare
 from longeval.models.resolve import resolve
 from longeval.models.scaling import model_rope
 from longeval.rope.build import parse_method_name
-from longeval.session import load_backend
+from longeval.run.session import load_backend
 
 NATIVE = "original_max_position_embeddings"
 REACH = 1024

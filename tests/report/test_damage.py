@@ -13,11 +13,11 @@ from fabricated_runs import make_nll, make_records, make_run
 from fabricated_tasks import make_samples, make_task_records
 
 from longeval.errors import LongEvalError
-from longeval.records import record_from_json
 from longeval.report.collect import collect
 from longeval.report.write import write_report
-from longeval.spec import PosGenSpec
-from longeval.store import Store
+from longeval.request import PosGenSpec
+from longeval.store.folder import Store
+from longeval.store.records import record_from_json
 
 NLL = make_nll([[2.0, 1.0, 0.5, 1.5] * 8] * 12)
 SAMPLES = make_samples([1, 0, 1, 1, 0, 1, 1, 1])
@@ -292,7 +292,7 @@ def test_many_damaged_cells_are_few_lines(tmp_path, caplog):
 
 
 def test_a_damaged_spec_is_said_in_a_report_and_refused_before_a_run(run, tmp_path):
-    from longeval.session import stored_requests
+    from longeval.run.session import stored_requests
 
     for content in (
         b"\xff\xfe",

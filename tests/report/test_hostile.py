@@ -11,11 +11,11 @@ from fabricated_runs import make_nll, make_records
 from fabricated_tasks import make_samples, make_task_records, make_task_run
 from markdown_it import MarkdownIt
 
-from longeval.records import record_from_json
 from longeval.report.gfm import code, code_block, escape_markdown
 from longeval.report.latex import escape_latex
 from longeval.report.write import write_report
-from longeval.store import Store
+from longeval.store.folder import Store
+from longeval.store.records import record_from_json
 
 HOSTILE = (
     "<img src=x onerror=alert(1)>",

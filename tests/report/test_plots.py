@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from longeval.report import plots
 from longeval.report.grid import build_grids
 from longeval.report.plots import RowCurve, length_curve, position_curve
-from longeval.report.stats import by_position, position_edges
+from longeval.stats.bootstrap import by_position, position_edges
 
 
 def grid_of(means, **changes):

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from fabricated_posgen import full_run, make_cell, make_curves, make_posgen_run
 
-from longeval.curves import Curves
 from longeval.report import plots
 from longeval.report.posgen_cells import collect_posgen
 from longeval.report.posgen_curves import row_curves
 from longeval.report.posgen_plots import loss_figure, position_figure
 from longeval.report.posgen_tables import build_tables
-from longeval.spec import PosGenSpec
+from longeval.request import PosGenSpec
+from longeval.store.curves import Curves
 
 SPEC = PosGenSpec(tasks=("cot", "recursive"), pe=("none", "resonance"), seeds=2)
 OOD = {(task, pe): [0.5, 0.7] for task in SPEC.tasks for pe in SPEC.pe}

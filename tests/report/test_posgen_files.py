@@ -13,7 +13,7 @@ from fabricated_posgen import full_run, make_cell, make_curves, make_posgen_run
 from longeval.errors import LongEvalError
 from longeval.report import plots
 from longeval.report.posgen_write import write_posgen_table
-from longeval.spec import PosGenSpec
+from longeval.request import PosGenSpec
 
 SPEC = PosGenSpec(tasks=("cot",), pe=("none", "resonance", "yarn"), seeds=3)
 OOD = {("cot", "none"): [0.60, 0.62, 0.64], ("cot", "resonance"): [0.65, 0.66, 0.70], ("cot", "yarn"): [0.9, 0.9, 0.9]}

@@ -12,7 +12,7 @@ from longeval.report.posgen_cells import collect_posgen
 from longeval.report.posgen_published import comparison
 from longeval.report.posgen_tables import build_tables
 from longeval.report.published import PATH, parse_published, published_sets
-from longeval.spec import PosGenSpec
+from longeval.request import PosGenSpec
 
 # Wang et al. 2024 (arXiv 2403.00071), Table 1: recursive, cot, semi_recursive.
 TABLE_1 = """

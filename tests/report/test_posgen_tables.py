@@ -9,11 +9,11 @@ from longeval.errors import LongEvalError
 from longeval.report.markdown import Preface
 from longeval.report.posgen_cells import collect_posgen
 from longeval.report.posgen_markdown import PosGenNames, posgen_markdown
-from longeval.report.posgen_stats import over_seeds
 from longeval.report.posgen_tables import GENERATED, IN_DISTRIBUTION, OOD, build_tables
 from longeval.report.posgen_write import posgen_sections
-from longeval.spec import PosGenSpec, requests_to_yaml
-from longeval.store import Store
+from longeval.request import PosGenSpec, requests_to_yaml
+from longeval.stats.seeds import over_seeds
+from longeval.store.folder import Store
 
 OOD_BY_METHOD = {
     ("cot", "none"): [0.60, 0.62, 0.64],

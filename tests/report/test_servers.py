@@ -12,7 +12,7 @@ from longeval.report.settings import comparable
 from longeval.report.task_tables import build_task_sets
 from longeval.report.unfinished import unfinished_note
 from longeval.report.write import write_report
-from longeval.spec import PplSpec, TasksSpec
+from longeval.request import PplSpec, TasksSpec
 
 NLL = make_nll([[1.0] * 63] * 12)
 SAMPLES = make_samples([1.0, 0.0] * 10)

@@ -7,7 +7,7 @@ from fabricated_tasks import make_failed_task, make_group, make_samples, make_ta
 from longeval.report.asked import ReadingOrder, find_subjects, understood
 from longeval.report.collect import collect
 from longeval.report.unfinished import unfinished_note
-from longeval.spec import PplSpec, TasksSpec
+from longeval.request import PplSpec, TasksSpec
 
 SAMPLES = make_samples([1.0, 0.0] * 10)
 NLL = make_nll([[1.0] * 8] * 10)

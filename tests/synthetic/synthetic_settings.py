@@ -12,7 +12,7 @@ import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from longeval.data.stdlib import read_stdlib
-from longeval.tasks.setting import Setting
+from longeval.studies.tasks.setting import Setting
 
 FOLDER = Path(__file__).parents[2] / "tasks" / "synthetic"
 TASKS = (

@@ -1,0 +1,1 @@
+"""Models run by an OpenAI-compatible server that somebody else started."""

@@ -1,0 +1,202 @@
+"""The `openai` backend: any server with OpenAI's completions interface, as it is.
+
+An outside server's RoPE can be neither set nor seen: it computes what it was started with, and no digest is recorded.
+Prompts go as token ids of our tokenizer, several at once, sorted so that a server with a prefix cache finds what they
+share. What the server understands is asked once (see `openai_dialect`).
+Interface: https://platform.openai.com/docs/api-reference/completions.
+
+Shapes: T tokens of a window or prompt, S scored tokens.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from longeval.backends.base import ChoiceScore, ChoicesRequest, GenerateRequest, Generation
+from longeval.backends.ending import Ending
+from longeval.backends.openai.answers import ended
+from longeval.backends.openai.client import ANSWER_S, Client, RefusedError
+from longeval.backends.openai.dialect import COMPLETIONS, Body, Dialect, choice_of
+from longeval.backends.openai.pool import in_flight
+from longeval.backends.openai.served import find_model
+from longeval.backends.prompt_order import order_prompts
+from longeval.errors import LongEvalError
+from longeval.rope.base import RopeTable
+from longeval.values import format_length
+
+MOST_STOPS = 4
+"""Stop texts that the interface takes (vLLM 0.32 refuses a fifth); the others are found when the answer is here."""
+
+_TOO_LONG = re.compile(
+    r"context|maximum (model )?length|max_model_len|too long|too large|exceed|max_tokens .*got 0", re.IGNORECASE
+)
+"""In what servers say of a prompt that doesn't fit; the last is vLLM's of one that fills its length exactly."""
+
+
+class OpenAIBackend:
+    """A server under one address. See `Backend`.
+
+    Args:
+        base_url: Address up to the version: `http://127.0.0.1:8000/v1`.
+        tokenizer: transformers' tokenizer of the model that is served there.
+        api_key: Bearer token; None: none.
+        model: The model's name at the server; None: the only one there.
+        timeout_s: How long one answer may take.
+        concurrency: Requests under way at once.
+
+    Raises:
+        LongEvalError: The server can't be reached, is of another kind, refuses the key, or has no such model.
+    """
+
+    name = "openai"
+    dtype = "unknown"
+
+    def __init__(
+        self,
+        *,
+        base_url: str,
+        tokenizer: Any,
+        api_key: str | None = None,
+        model: str | None = None,
+        timeout_s: float = ANSWER_S,
+        concurrency: int = 16,
+    ) -> None:
+        assert timeout_s > 0 and concurrency >= 1
+        self._client = Client(base_url, api_key, timeout_s=timeout_s, connections=concurrency)
+        served = find_model(self._client, model)
+        self.served_model = served.name
+        """The model's name at the server."""
+        self.max_length = served.max_length
+        """Most tokens of a prompt with its answer, where the server says."""
+        self.device = f"server {self._client.host}"
+        self._dialect = Dialect(self._client, served.name, tokenizer)
+        self._concurrency = concurrency
+        self._length = 0
+
+    def serve(self, table: RopeTable, length: int) -> None:
+        """Remembers the length; the server's own table stays what it is."""
+        self._length = length
+
+    def rope_digest(self, length: int) -> None:
+        """None: the server's table can't be seen."""
+
+    def score(self, tokens_T: npt.NDArray[np.int32], first_scored: int) -> npt.NDArray[np.float32]:
+        """See `Backend.score`."""
+        assert 1 <= first_scored <= len(tokens_T) <= self._length
+        if first_scored == len(tokens_T):
+            return np.zeros(0, np.float32)
+        self._fits(len(tokens_T), 1)
+        ids = tokens_T.tolist()
+        choice = choice_of(self._post(self._dialect.scoring_body(ids, greedy=False)), len(ids))
+        log_p_S = self._dialect.read(choice, ids, first_scored).log_p_S
+        return -np.array(log_p_S, dtype=np.float32)
+
+    def choices(self, requests: Sequence[ChoicesRequest]) -> Iterator[tuple[int, tuple[ChoiceScore, ...]]]:
+        """See `Backend.choices`. Each different continuation of a context is one request to the server."""
+        places: dict[tuple[bytes, bytes], list[tuple[int, int]]] = {}
+        for index in order_prompts([request.context_T for request in requests]).indices:
+            request = requests[index]
+            assert len(request.context_T) >= 1, "an empty context"
+            for place, tokens_S in enumerate(request.continuations):
+                assert len(tokens_S) >= 1, "an empty continuation"
+                num_tokens = len(request.context_T) + len(tokens_S)
+                assert num_tokens <= self._length, "longer than the length that is served"
+                self._fits(num_tokens, 1)
+                places.setdefault((request.context_T.tobytes(), tokens_S.tobytes()), []).append((index, place))
+        scores: list[list[ChoiceScore | None]] = [[None] * len(request.continuations) for request in requests]
+        yield from ((index, ()) for index, request in enumerate(requests) if not request.continuations)
+        asked = list(places.values())
+
+        def ids_of(number: int) -> list[int]:
+            index, place = asked[number][0]
+            return [*requests[index].context_T.tolist(), *requests[index].continuations[place].tolist()]
+
+        bodies = ((number, self._dialect.scoring_body(ids_of(number), greedy=True)) for number in range(len(asked)))
+        for number, answer in in_flight(self._post, bodies, self._concurrency):
+            index, place = asked[number][0]
+            score = self._choice_score(answer, ids_of(number), len(requests[index].context_T))
+            for index, place in asked[number]:
+                scores[index][place] = score
+                if None not in scores[index]:
+                    yield index, tuple(found for found in scores[index] if found is not None)
+
+    def _choice_score(self, answer: Body, ids: list[int], first: int) -> ChoiceScore:
+        scored = self._dialect.read(choice_of(answer, len(ids)), ids, first)
+        if scored.greedy_S is None:
+            raise LongEvalError(
+                f"--base-url {self._client.shown}: gives log-probabilities without top_logprobs, so that it can't be "
+                "told whether a choice is the most probable",
+                "Tasks whose answers are generated work there. vLLM's server gives both.",
+            )
+        return ChoiceScore(math.fsum(scored.log_p_S), all(scored.greedy_S))
+
+    def generate(self, requests: Sequence[GenerateRequest], tokenizer: Any) -> Iterator[tuple[int, Generation]]:
+        """See `Backend.generate`. The model's end is what the server takes for it."""
+        for request in requests:
+            assert len(request.prompt_T) >= 1 and request.max_new_tokens >= 1, "an empty prompt or answer"
+            assert all(request.stop), "an empty stop text"
+            num_tokens = len(request.prompt_T) + request.max_new_tokens
+            assert num_tokens <= self._length, "longer than the length that is served"
+            self._fits(len(request.prompt_T), request.max_new_tokens)
+        if requests:
+            self._dialect.check_reading()
+        ends = frozenset() if tokenizer.eos_token_id is None else frozenset({int(tokenizer.eos_token_id)})
+        order = order_prompts([request.prompt_T for request in requests]).indices
+        endings = {index: Ending(tokenizer, ends, requests[index]) for index in order}
+        bodies = ((index, self._generation_body(requests[index], endings[index])) for index in order)
+        for index, answer in in_flight(self._post, bodies, self._concurrency):
+            choice = choice_of(answer, len(requests[index].prompt_T))
+            yield index, ended(choice, answer.get("usage"), endings[index], requests[index], tokenizer)
+
+    def _generation_body(self, request: GenerateRequest, ending: Ending) -> Body:
+        body = self._dialect.body(request.prompt_T.tolist(), request.max_new_tokens)
+        if request.stop:
+            body["stop"] = list(dict.fromkeys(request.stop))[:MOST_STOPS]
+        if self._dialect.form().returns_ids:
+            # vLLM takes defaults from the model's generation settings; a penalty there isn't greedy any more.
+            body |= {"return_token_ids": True, "repetition_penalty": 1.0, "stop_token_ids": sorted(ending.ids)}
+        return body
+
+    def _fits(self, num_prompt: int, num_new: int) -> None:
+        """Refuses what the server has no room for.
+
+        Raises:
+            LongEvalError: It doesn't fit.
+        """
+        if self.max_length is not None and num_prompt + num_new > self.max_length:
+            raise self._too_long(
+                f"{num_prompt} tokens and {num_new} to generate, and the server's model length is {self.max_length}"
+            )
+
+    def _too_long(self, what: str) -> LongEvalError:
+        return LongEvalError(
+            f"--lengths {self._length}: {what}",
+            f"Ask for shorter --lengths, or start the server with more room: longeval serve --length "
+            f"{format_length(self._length)}, or vLLM's --max-model-len {self._length + 1}.",
+        )
+
+    def _post(self, body: Body, stop: threading.Event | None = None) -> Body:
+        try:
+            return self._client.post(COMPLETIONS, body, stop)
+        except RefusedError as error:
+            if _TOO_LONG.search(error.said):
+                raise self._too_long(f"the server refuses a request of that length ({error.said})") from None
+            raise
+
+    def reset_peak_memory(self) -> None:
+        """Nothing: the server's memory can't be seen."""
+
+    def peak_memory_bytes(self) -> int | None:
+        """None: the server's memory can't be seen."""
+        return None
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._client.close()

@@ -1,0 +1,306 @@
+"""The `vllm` backend: vLLM's engine with our table in it, one engine for each table.
+
+Prompts are given as token ids and scored by vLLM's prompt log-probabilities; answers are decoded by us, so that they
+end where those of the `hf` backend end. Prefix caching is left to vLLM for tasks; log-probabilities are only taken from
+places that were computed for the request itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from longeval.backends.base import (
+    BackendError,
+    ChoiceScore,
+    ChoicesRequest,
+    GenerateRequest,
+    Generation,
+    OutOfMemoryError,
+)
+from longeval.backends.ending import Ending, end_tokens
+from longeval.backends.prompt_order import order_prompts
+from longeval.backends.vllm.answers import choice_score, is_answered, log_likelihoods
+from longeval.backends.vllm.engine import Engine, start_engine
+from longeval.backends.vllm.log import is_memory
+from longeval.backends.vllm.options import check_installed, check_known, engine_arguments, engine_device
+from longeval.rope.base import CosSin, RopeTable, table_digest
+
+if TYPE_CHECKING:
+    from longeval.models.prepare import PreparedModel
+
+logger = logging.getLogger(__name__)
+
+Tokens = npt.NDArray[np.int32]
+
+Pair = tuple[bytes, bytes]
+"""Digests of a context and a continuation."""
+
+_MAX_WAITING_TOKENS = 1 << 25
+"""So many tokens at most wait in the engine's queue (0.3 GB as lists)."""
+
+
+class _Asked(NamedTuple):
+    """One request to the engine."""
+
+    tokens: list[int]
+    params: Any
+    """vLLM's SamplingParams."""
+
+
+class VLLMBackend:
+    """A model in vLLM. See `Backend`; engines start when a table is served, and end when another is or at `close`.
+
+    Args:
+        model: The model; its weights are loaded by vLLM.
+        length: The longest window of the run, tokens: what the engines are built for.
+        args: Engine options of the user, from `parse_vllm_args`.
+        share_prefixes: Whether prompts that begin alike share that part of the cache.
+
+    Raises:
+        LongEvalError: vLLM isn't installed, has no such option, or computes on another device.
+    """
+
+    name = "vllm"
+
+    def __init__(
+        self, model: PreparedModel, *, length: int, args: Mapping[str, Any] | None = None, share_prefixes: bool = False
+    ) -> None:
+        check_installed()
+        self._args = dict(args or {})
+        check_known(self._args)
+        self.dtype = model.dtype
+        self.device = engine_device(model.device)
+        self._model = model
+        self._length = length
+        self._share_prefixes = share_prefixes
+        self._engine: Engine | None = None
+        self._table: RopeTable | None = None
+        self._refused: list[tuple[RopeTable, BackendError]] = []
+        self._runs = 0
+
+    def serve(self, table: RopeTable, length: int) -> None:
+        """See `Backend.serve`; another table is another engine.
+
+        Raises:
+            BackendError: The engine doesn't start, or doesn't hold the table.
+        """
+        assert length <= self._length, "the engine was asked for shorter windows"
+        if self._engine is not None and self._table is not None and self._table.same_as(table):
+            return
+        for refused, error in self._refused:
+            if refused.same_as(table):
+                raise error  # it would fail as it did, a minute later
+        self.close()
+        # A window is scored as a prompt, and vLLM generates at least one token after it.
+        engine_length = self._length + 1
+        arguments = engine_arguments(self._model, table, engine_length, self._args, share_prefixes=self._share_prefixes)
+        logger.info(
+            "starting vLLM's engine for %s, windows of up to %d tokens; this may take a minute",
+            self._model.name,
+            self._length,
+        )
+        try:
+            self._engine = start_engine(self._model.name, arguments)
+            self._table = table
+            self.rope_digest(length)
+        except BackendError as error:
+            self.close()
+            self._refused.append((table, error))
+            raise
+        except BaseException:
+            self.close()
+            raise
+
+    def rope_digest(self, length: int) -> str:
+        """See `Backend.rope_digest`: every worker's tables are read and compared with the one that was asked for.
+
+        Raises:
+            BackendError: A worker holds anything else.
+        """
+        assert self._engine is not None and self._table is not None, "nothing is served"
+        table = self._table
+        parts = [table] if table.local is None else [table, table.local]
+        held = [part.cos_sin(np.arange(length, dtype=np.int64)) for part in parts]
+        expected = {table_digest(part) for part in held}
+        found: set[str] = set()
+        try:
+            workers = self._engine.llm.collective_rpc("longeval_held_tables", args=(length,))
+        except _dead_engine() as error:
+            raise self._died(error) from error
+        for worker in workers:
+            if worker["error"]:
+                raise self._wrong_table(worker["error"])
+            # Layers that keep their own settings have vLLM's own module; where all are to be ours, none may.
+            if worker["others"] and not (self._model.rope.config.by_layer_type and table.local is None):
+                raise self._wrong_table(f"it rotates by {', '.join(worker['others'])}")
+            if not worker["digests"]:
+                raise self._wrong_table("no rotary module has it")
+            found |= set(worker["digests"])
+        if found != expected:
+            raise self._wrong_table("another one is there")
+        return table_digest(*(CosSin(*part) for part in held))
+
+    def _wrong_table(self, reason: str) -> BackendError:
+        return BackendError(
+            f"--backend vllm: {self._model.name}: the engine doesn't hold the table that it was given: {reason}",
+            "This model's code in vLLM doesn't take it; use --backend hf.",
+        )
+
+    def score(self, tokens_T: Tokens, first_scored: int) -> npt.NDArray[np.float32]:
+        """See `Backend.score`."""
+        assert 1 <= first_scored <= len(tokens_T)
+        params = self._params(prompt_logprobs=0, max_tokens=1, skip_reading_prefix_cache=True)
+        ((_, output),) = self._run([_Asked(tokens_T.tolist(), params)])
+        return -np.array(log_likelihoods(output, tokens_T[first_scored:]), dtype=np.float32)
+
+    def choices(self, requests: Sequence[ChoicesRequest]) -> Iterator[tuple[int, tuple[ChoiceScore, ...]]]:
+        """See `Backend.choices`."""
+        # Contexts that begin alike stand together, so that the engine finds the beginning in its cache.
+        pairs: dict[Pair, tuple[Tokens, Tokens]] = {}
+        waiting: dict[Pair, list[int]] = {}
+        keys: dict[int, list[Pair]] = {}
+        for index in order_prompts([request.context_T for request in requests]).indices:
+            context_T = requests[index].context_T
+            digest = hashlib.sha256(context_T.tobytes()).digest()
+            keys[index] = [(digest, tokens_S.tobytes()) for tokens_S in requests[index].continuations]
+            for key, tokens_S in zip(keys[index], requests[index].continuations, strict=True):
+                pairs[key] = (context_T, tokens_S)
+                waiting.setdefault(key, []).append(index)
+            if not keys[index]:
+                yield index, ()
+        scores: dict[Pair, ChoiceScore] = {}
+        for key, score in self._score_pairs(pairs):
+            scores[key] = score
+            for index in dict.fromkeys(waiting[key]):
+                if all(of in scores for of in keys[index]):
+                    yield index, tuple(scores[of] for of in keys[index])
+
+    def _score_pairs(self, pairs: Mapping[Pair, tuple[Tokens, Tokens]]) -> Iterator[tuple[Pair, ChoiceScore]]:
+        """Scores continuations of contexts; yields them as they are done."""
+        for from_cache in (True, False):
+            params = self._params(prompt_logprobs=1, max_tokens=1, skip_reading_prefix_cache=not from_cache)
+            keys = list(pairs)
+            again = {}
+            asked = (_Asked(np.concatenate(pairs[key]).tolist(), params) for key in keys)
+            for place, output in self._run(asked):
+                context_T, tokens_S = pairs[keys[place]]
+                # Of what came from the cache there are no log-probabilities, only memory that was never written.
+                if (output.num_cached_tokens or 0) >= len(context_T):
+                    assert from_cache, "the engine took a prompt from its cache that it was to compute"
+                    again[keys[place]] = pairs[keys[place]]
+                else:
+                    yield keys[place], choice_score(output, tokens_S)
+            pairs = again
+
+    def generate(self, requests: Sequence[GenerateRequest], tokenizer: Any) -> Iterator[tuple[int, Generation]]:
+        """See `Backend.generate`."""
+        ends = end_tokens(self._model.generation_settings(), tokenizer)
+        endings = [Ending(tokenizer, ends, request) for request in requests]
+        again = []
+        asked = (self._answer_to(request, ending) for request, ending in zip(requests, endings, strict=True))
+        for index, output in self._run(asked):
+            if (answer := endings[index].of_whole(output.outputs[0].token_ids)) is not None:
+                yield index, answer
+            else:
+                again.append(index)
+        # The engine's text, decoded piece by piece, begins with a blank where the whole's doesn't: what it took for a
+        # stop text at the very beginning is none.
+        whole = (self._answer_to(requests[index], endings[index], with_stop=False) for index in again)
+        for place, output in self._run(whole):
+            found = endings[again[place]].within(output.outputs[0].token_ids)
+            assert found is not None, "an answer without an end"
+            yield again[place], found
+
+    def _answer_to(self, request: GenerateRequest, ending: Ending, *, with_stop: bool = True) -> _Asked:
+        settings = {
+            "max_tokens": request.max_new_tokens,
+            "stop": (list(request.stop) or None) if with_stop else None,
+            "stop_token_ids": sorted(ending.ids),
+            "ignore_eos": True,  # what ends an answer is in stop_token_ids, as for every backend
+            "detokenize": True,
+        }
+        return _Asked(request.prompt_T.tolist(), self._params(**settings))
+
+    def _params(self, **settings: Any) -> Any:
+        """Greedy SamplingParams."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        settings = {"detokenize": False, "flat_logprobs": True} | settings
+        return SamplingParams(temperature=0.0, output_kind=RequestOutputKind.FINAL_ONLY, **settings)
+
+    def _run(self, asked: Iterable[_Asked]) -> Iterator[tuple[int, Any]]:
+        """Hands all requests to the engine at once; yields (index, vLLM's RequestOutput) as they are done.
+
+        Raises:
+            RuntimeError: The engine died; the next table that is served gets a new one.
+            OutOfMemoryError: It died because memory ran out.
+        """
+        assert self._engine is not None, "nothing is served"
+        engine = self._engine.llm.llm_engine
+        self._runs += 1
+        sizes: dict[str, int] = {}
+        """Tokens of what is under way, by name."""
+        coming = enumerate(asked)
+        is_all = False
+        try:
+            while True:
+                while not is_all and sum(sizes.values()) < _MAX_WAITING_TOKENS:
+                    if (following := next(coming, None)) is None:
+                        is_all = True
+                        break
+                    index, request = following
+                    name = f"{self._runs}-{index}"
+                    sizes[name] = len(request.tokens)
+                    engine.add_request(name, {"prompt_token_ids": request.tokens}, request.params)
+                if not engine.has_unfinished_requests():
+                    break
+                for output in engine.step():
+                    if output.finished:
+                        if not is_answered(output):
+                            raise _dead_engine()
+                        del sizes[output.request_id]
+                        yield int(output.request_id.partition("-")[2]), output
+        except _dead_engine() as error:
+            sizes.clear()
+            raise self._died(error) from error
+        finally:
+            if sizes and self._engine is not None:
+                with contextlib.suppress(Exception):  # nothing here may hide an interrupt
+                    engine.abort_request(list(sizes))
+        assert not sizes, "the engine left requests unanswered"
+
+    def _died(self, error: BaseException) -> Exception:
+        """What to raise; the engine is gone."""
+        assert self._engine is not None
+        cause = self._engine.cause_of_death(error)
+        self.close()
+        problem = f"vLLM's engine died: {cause}"
+        return OutOfMemoryError(problem) if is_memory(cause) else RuntimeError(problem)
+
+    def reset_peak_memory(self) -> None:
+        """See `Backend.reset_peak_memory`; nothing to do."""
+
+    def peak_memory_bytes(self) -> int | None:
+        """None: an engine takes all the memory it is given for its cache before the first request."""
+        return None
+
+    def close(self) -> None:
+        """See `Backend.close`."""
+        engine, self._engine, self._table = self._engine, None, None
+        if engine is not None:
+            engine.stop()
+
+
+def _dead_engine() -> type[Exception]:
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    error: type[Exception] = EngineDeadError
+    return error

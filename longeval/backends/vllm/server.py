@@ -1,0 +1,244 @@
+"""vLLM's server as a process of ours: started, waited for until it answers, and ended with all that it started.
+
+Its log is kept out of sight: it says why the server didn't start, or died. Ctrl-C and SIGTERM come here alone (the
+server is a process group of its own) and are handed on; if this process is killed, the system ends the others
+(`vllm_serve`).
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import FrameType
+from typing import IO, Any
+
+import psutil
+
+from longeval.backends.vllm.address import is_up
+from longeval.backends.vllm.log import cause_of, remedy_of
+from longeval.backends.vllm.serve import PARENT_VARIABLE
+from longeval.errors import LongEvalError
+
+logger = logging.getLogger(__name__)
+
+COMMAND = ("-m", "vllm.entrypoints.launchers.api_server.entry")
+"""What Python is to run for the same server without longeval (see `vllm_serve` for why this one)."""
+
+_OURS = ("-P", "-m", "longeval.backends.vllm.serve")
+
+_LINES = 2000
+"""Of its log that are kept."""
+
+_EVERY_S = 0.2
+"""How often is looked for signals, answers and the end."""
+
+_GRACE_S = 30.0
+"""How long a server may take to end after it was asked to, beyond the time that its requests have."""
+
+_SILENT = "the server ended without a word"
+
+
+def run_server(
+    flags: Sequence[str],
+    environment: Mapping[str, str],
+    *,
+    name: str,
+    host: str,
+    port: int,
+    show_log: bool,
+    drain_s: float,
+    announce: Callable[[], None],
+) -> int:
+    """Runs the server until it ends or is told to, and returns the exit status.
+
+    That is the server's own where it was up (0 after Ctrl-C or SIGTERM), else 128 + the signal that ended the start.
+
+    Args:
+        flags: vLLM's command line.
+        environment: Of the server.
+        name: The model, for messages.
+        host: Where it listens.
+        port: Likewise.
+        show_log: Whether its log goes to stderr.
+        drain_s: How long it lets requests finish when it is told to end.
+        announce: Called once, when it answers.
+
+    Raises:
+        LongEvalError: It didn't start; its own reason, and a remedy where one is known.
+        KeyboardInterrupt: Ctrl-C before it was up.
+    """
+    with _Signals() as signals:
+        process = subprocess.Popen(  # noqa: S603 (our own list)
+            [sys.executable, *_OURS, *flags],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=_environment(environment),
+            encoding="utf-8",
+            errors="replace",
+            process_group=0,
+        )
+        log = _Log(process, show=show_log)
+        started: set[psutil.Process] = set()
+        try:
+            if not _wait_until_up(process, host, port, signals):
+                _raise_for_start(process, signals, log, name)
+                return 128 + signals.noted[0]
+            log.forget()  # what went before isn't why it may die later
+            announce()
+            started = _below(process)
+            while process.poll() is None and not signals.noted:
+                time.sleep(_EVERY_S)
+            if not signals.noted:
+                logger.error("vLLM's server ended by itself: %s", _why(process, log.text()))
+                return process.returncode if process.returncode > 0 else 1
+            started |= _below(process)
+            logger.info("ending the server; the same signal again ends it at once")
+            return _end_in_order(process, signals, _GRACE_S + drain_s)
+        finally:
+            _kill(process, started | _below(process))
+
+
+def _environment(given: Mapping[str, str]) -> dict[str, str]:
+    """What the server's processes see."""
+    ours = {
+        PARENT_VARIABLE: str(os.getpid()),
+        # A forked engine wouldn't import the main module, and so wouldn't be tied to its parent.
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+        "TQDM_DISABLE": "1",
+    }
+    return {**given, **ours}
+
+
+def _wait_until_up(process: subprocess.Popen[str], host: str, port: int, signals: _Signals) -> bool:
+    """Whether it answers at last; False where it ended before, or was told to."""
+    while process.poll() is None and not signals.noted:
+        if is_up(process.pid, host, port):
+            return True
+        time.sleep(_EVERY_S)
+    return False
+
+
+def _raise_for_start(process: subprocess.Popen[str], signals: _Signals, log: _Log, name: str) -> None:
+    """Raises what ended a start, unless that was a signal other than Ctrl-C."""
+    if signals.noted:
+        if signals.noted[0] == signal.SIGINT:
+            raise KeyboardInterrupt
+        return
+    problem = _why(process, log.text())
+    raise LongEvalError(f"--model {name}: vLLM's server didn't start: {problem}", remedy_of(problem, serving=True))
+
+
+def _why(process: subprocess.Popen[str], log: str) -> str:
+    """Why a server ended that nobody told to: the first exception in its log, else its last line."""
+    if process.returncode == -signal.SIGKILL:  # it can't have said so
+        return "it was killed (SIGKILL), perhaps because the machine ran out of memory"
+    cause = cause_of(ChildProcessError(_SILENT), log)
+    if not cause.endswith(_SILENT):
+        return cause
+    if "EngineDeadError" in log:
+        return "its engine ended without a word (killed, perhaps because the machine ran out of memory)"
+    status = process.returncode
+    if status < 0:
+        return f"it was killed ({signal.Signals(-status).name})"
+    last = next((line.strip() for line in reversed(log.splitlines()) if line.strip()), "")
+    return f"it ended with status {status}{f': {last}' if last else ''}"
+
+
+def _end_in_order(process: subprocess.Popen[str], signals: _Signals, within_s: float) -> int:
+    """Hands the signal on and waits; a second one, or the end of the time, ends the server at once."""
+    process.send_signal(signal.SIGINT if signals.noted[0] == signal.SIGINT else signal.SIGTERM)
+    until = time.monotonic() + within_s
+    while process.poll() is None and len(signals.noted) < 2 and time.monotonic() < until:
+        time.sleep(_EVERY_S)
+    if process.poll() is None:
+        return 128 + signals.noted[0]
+    return process.returncode if process.returncode >= 0 else 128 - process.returncode
+
+
+def _below(process: subprocess.Popen[str]) -> set[psutil.Process]:
+    """What the server has started so far."""
+    try:
+        return set(psutil.Process(process.pid).children(recursive=True))
+    except psutil.NoSuchProcess:
+        return set()
+
+
+def _kill(process: subprocess.Popen[str], others: Iterable[psutil.Process]) -> None:
+    """Ends what is left of a server, and waits for it."""
+    if process.poll() is None:
+        process.kill()
+    process.wait()
+    for other in others:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            other.kill()
+    psutil.wait_procs(list(others), timeout=10)
+
+
+class _Signals:
+    """Notes Ctrl-C, SIGTERM and SIGHUP while it is open, so that the server can be ended in order.
+
+    One that this process was started to ignore (by nohup, or behind a script) stays ignored.
+    """
+
+    def __init__(self) -> None:
+        self.noted: list[int] = []
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _Signals:
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        self._before = {number: signal.getsignal(number) for number in numbers}
+        for number, handler in self._before.items():
+            if handler is not signal.SIG_IGN:
+                signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        self.noted.append(number)
+
+
+class _Log:
+    """The end of what a process says, read as it says it.
+
+    Args:
+        process: Its stdout is a pipe.
+        show: Whether it goes to stderr as well.
+    """
+
+    def __init__(self, process: subprocess.Popen[str], *, show: bool) -> None:
+        assert process.stdout is not None
+        self._show = show
+        self._lines: collections.deque[str] = collections.deque(maxlen=_LINES)
+        self._thread = threading.Thread(target=self._read, args=(process.stdout,), name="longeval-log", daemon=True)
+        self._thread.start()
+
+    def forget(self) -> None:
+        """Drops what was said so far."""
+        self._lines.clear()
+
+    def text(self) -> str:
+        """What was said; to the end where the process ended."""
+        self._thread.join(timeout=2 * _EVERY_S)
+        return "".join(self._lines.copy())
+
+    def _read(self, stream: IO[str]) -> None:
+        for line in stream:
+            self._lines.append(line)
+            if self._show:
+                try:
+                    sys.stderr.write(line)
+                    sys.stderr.flush()
+                except (OSError, ValueError):  # gone; a pipe that nobody empties would stop the server
+                    self._show = False

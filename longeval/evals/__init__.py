@@ -1,1 +1,0 @@
-"""What is measured: protocols and texts."""

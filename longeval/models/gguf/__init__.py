@@ -1,0 +1,1 @@
+"""GGUF files, read into folders that transformers can load."""

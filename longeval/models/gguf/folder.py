@@ -1,0 +1,396 @@
+"""GGUF files as models: dequantised once by transformers, kept as an ordinary safetensors folder in the cache.
+
+Reading a GGUF takes its time at every start (20 s for 135M parameters), and the model that transformers makes of it
+refuses `save_pretrained`: it counts as quantised although all its weights are plain numbers by then. So it is rebuilt
+without its quantisation config, saved, and from then on loads like any folder. GGUF: ggml's file format.
+
+Values are kept exactly as dequantised: in float32, or in a half-width dtype if every single weight survives that. What
+a file states about its model and transformers leaves out is added, or refused before anything is dequantised: see
+`gguf_config`. The tokenizer is built from the file itself: see `gguf_tokenizer`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import io
+import json
+import logging
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from longeval.cache import cache_dir
+from longeval.errors import LongEvalError, reason
+from longeval.files import working_folder
+from longeval.models.digests import file_digest, sha256_of
+from longeval.models.gguf.config import complete_config
+from longeval.models.gguf.header import GgufHeader, read_header
+from longeval.models.gguf.tokenizer import build_tokenizer
+from longeval.models.quiet import quiet_transformers
+
+if TYPE_CHECKING:
+    import torch
+
+_log = logging.getLogger(__name__)
+
+CONVERSION = 4
+"""Raised whenever a file would be converted into something else than before; part of the folder's name from 2 on.
+
+2: RoPE scaling, BOS and Gemma's settings are read from the file.
+3: The tokenizer is built by the rule that the file names (see `gguf_tokenizer`). Weights that are missing, or that the
+   model has no place for, are refused; all files of a split one are read.
+4: Text for Qwen's tokenizers is composed (NFC).
+"""
+
+_SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.IGNORECASE)
+"""What llama.cpp's gguf-split calls the files that it divides one into."""
+_READ_ELSEWHERE = re.compile(r"rope_(freqs|factors_(long|short))\.weight")
+"""Tensors that become part of the configuration: see `gguf_rope`."""
+_EXPERTS = re.compile(r"_exps(\.|$)")
+"""Tensors of all experts of a layer, which transformers takes apart before it looks for their names."""
+_MAGIC = b"GGUF"
+_NOTE = "origin.json"
+"""What a converted folder came from, and the digest of each of its files."""
+
+
+def check_gguf(path: str) -> None:
+    """Raises LongEvalError unless `path` is a readable file that starts like a GGUF."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(len(_MAGIC))
+    except OSError as error:
+        raise LongEvalError(
+            f"--model {path}: {error.strerror or error}", "Give the path of a .gguf file that you can read."
+        ) from error
+    if head != _MAGIC:
+        raise LongEvalError(
+            f"--model {path}: not a GGUF file (it starts with {head!r})",
+            "A Git LFS pointer or a broken download looks like this: fetch the file again.",
+        )
+
+
+def gguf_shards(path: str) -> tuple[str, ...]:
+    """Returns all files of a model that llama.cpp's gguf-split divided, in order; a whole GGUF is the only one.
+
+    Args:
+        path: Any of them.
+
+    Raises:
+        LongEvalError: If it isn't a readable GGUF, or one of the others isn't there or not of the same model.
+    """
+    check_gguf(path)
+    fields = _header(path).fields
+    count = int(fields.get("split.count") or 1)
+    if count == 1:
+        return (path,)
+    named = _SHARD.fullmatch(path)
+    if named is None or int(named[3]) != count or int(named[2]) != fields.get("split.no", -1) + 1:
+        raise LongEvalError(
+            f"--model {path}: is one of {count} files that a model was split into, and isn't named as such",
+            f"Name them NAME-00001-of-{count:05}.gguf and so on, as llama.cpp's gguf-split does.",
+        )
+    paths = tuple(f"{named[1]}-{number:05}-of-{named[3]}.gguf" for number in range(1, count + 1))
+    tensors = 0
+    for number, shard in enumerate(paths):
+        if not os.path.isfile(shard):
+            raise LongEvalError(
+                f"--model {path}: is one of {count} files, and {os.path.basename(shard)} is missing",
+                "Put all of them into one folder.",
+            )
+        check_gguf(shard)
+        header = _header(shard)
+        tensors += len(header.tensors)
+        if (header.fields.get("split.count"), header.fields.get("split.no")) != (count, number):
+            raise LongEvalError(
+                f"--model {path}: {os.path.basename(shard)} belongs to another model", "Fetch the files again."
+            )
+    if tensors != fields.get("split.tensors.count", tensors):
+        raise LongEvalError(
+            f"--model {path}: its {count} files hold {tensors} tensors, not {fields['split.tensors.count']}",
+            "Fetch the files again.",
+        )
+    return paths
+
+
+def gguf_digest(path: str) -> str:
+    """Returns the SHA-256 (hex) of a GGUF; of one that was split, that of its files' digests in order."""
+    digests = [file_digest(shard) for shard in gguf_shards(path)]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def _header(path: str) -> GgufHeader:
+    """The header of a user's file."""
+    try:
+        return read_header(path)
+    except (ValueError, OSError) as error:
+        raise LongEvalError(
+            f"--model {path}: not a readable GGUF ({reason(error)})", "Fetch the file again."
+        ) from error
+
+
+def converted_folder(
+    path: str, *, name: str, sha256: str, conversion: int = CONVERSION, beside: Mapping[str, str] | None = None
+) -> str:
+    """Returns the folder of the dequantised model, and makes it if it isn't there yet or is damaged.
+
+    The folder appears by one rename when it is complete, so that it is either whole or absent; when two processes
+    make it at once, both build and the first rename wins. Its files are held against their digests at each use.
+
+    Args:
+        path: The GGUF file.
+        name: What the folder's name starts with, e.g. `smollm2-135m-q4`.
+        sha256: The file's digest (hex); the folder is named by its first 8 digits.
+        conversion: See `cached_folder`.
+        beside: Files to keep in the folder, such as a licence: their names there, and where they are now.
+
+    Raises:
+        LongEvalError: If this GGUF can't be read exactly, or the cache can't be written.
+    """
+    folder = cached_folder(name, sha256, conversion)
+    if is_whole(folder):
+        return folder
+    check_gguf(path)
+    if os.path.lexists(folder):
+        _log.warning("%s: not the files that were put there, or from an earlier version; making it again", folder)
+    _log.info("converting %s to safetensors (once; kept in %s)", os.path.basename(path), folder)
+    started = time.monotonic()
+    try:
+        os.makedirs(os.path.dirname(folder), exist_ok=True)
+        with working_folder(os.path.dirname(folder)) as work:
+            building = os.path.join(work, "model")
+            os.mkdir(building)
+            _convert(path, building)
+            for kept, source in (beside or {}).items():
+                shutil.copyfile(source, os.path.join(building, kept))
+            _note_files(building, {"gguf": os.path.basename(path), "sha256": sha256})
+            _put(building, folder, aside=os.path.join(work, "damaged"))
+    except OSError as error:
+        raise unwritable(error) from error
+    _log.info("converted in %.0f s", time.monotonic() - started)
+    return folder
+
+
+def cached_folder(name: str, sha256: str, conversion: int = CONVERSION) -> str:
+    """Returns where the dequantised model is or would be, without making it.
+
+    Args:
+        name: What the folder's name starts with.
+        sha256: The file's digest (hex).
+        conversion: The `CONVERSION` that the folder comes from. Older ones than the present are for a file that is
+            known to be converted in the same way since then.
+    """
+    stem = f"{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}-{sha256[:8]}"
+    return os.path.join(cache_dir(), "models", stem if conversion == 1 else f"{stem}-v{conversion}")
+
+
+def is_whole(folder: str) -> bool:
+    """Whether a converted folder is there and holds the files that were put there, byte for byte, and no others."""
+    try:
+        with open(os.path.join(folder, _NOTE), encoding="utf-8") as file:
+            noted = json.load(file)["files"]
+        names = {name for name in os.listdir(folder) if not name.startswith(".")}
+        return names == {_NOTE, *noted} and all(
+            file_digest(os.path.join(folder, name)) == digest for name, digest in noted.items()
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return False
+
+
+def unwritable(error: OSError) -> LongEvalError:
+    """The message for a cache that can't be written."""
+    return LongEvalError(
+        f"cache {cache_dir()}: {error.strerror or error}",
+        "Converting a GGUF needs room there for its weights in float32 (four bytes a parameter). "
+        "Make room, or name another folder in LONGEVAL_CACHE.",
+    )
+
+
+def _note_files(folder: str, origin: Mapping[str, str]) -> None:
+    """Writes where a folder's files come from, and what they are."""
+    import transformers
+
+    files = {name: sha256_of(os.path.join(folder, name)) for name in sorted(os.listdir(folder))}
+    with open(os.path.join(folder, _NOTE), "w", encoding="utf-8") as file:
+        json.dump({**origin, "transformers": transformers.__version__, "files": files}, file, indent=1)
+    for entry in os.scandir(folder):  # safetensors are written for their owner only; a cache may be shared
+        os.chmod(entry.path, os.stat(folder).st_mode & 0o666)
+
+
+def _put(made: str, folder: str, *, aside: str) -> None:
+    """Renames a complete folder to its place, where a damaged one makes room and a whole one of others stays."""
+    if is_whole(folder):
+        return
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(folder, aside)
+    try:
+        os.rename(made, folder)
+    except OSError:
+        if not is_whole(folder):  # else another process was first: its folder is as good
+            raise
+
+
+def _convert(path: str, folder: str) -> None:
+    """Dequantises `path` and writes config, safetensors and tokenizer into `folder`."""
+    import transformers
+
+    try:
+        # the bar of the dequantisation heeds no switch: it goes to a stderr of its own
+        with (
+            _whole(path, folder) as whole,
+            quiet_transformers(),
+            contextlib.redirect_stderr(io.StringIO()),
+            _one_reader() as named,
+        ):
+            _dequantise(path, whole, folder, named)
+    except Exception as error:  # the file may hold anything, and transformers checks little
+        if isinstance(error, LongEvalError) or (isinstance(error, OSError) and error.errno):  # the latter of the cache
+            raise
+        raise LongEvalError(
+            f"--model {path}: transformers {transformers.__version__} can't convert this GGUF ({reason(error)})",
+            "Give the original model instead, a hub id or a folder with config.json and safetensors.",
+        ) from error
+
+
+@contextlib.contextmanager
+def _whole(path: str, folder: str) -> Iterator[str]:
+    """The GGUF in one file: itself, or while the block runs a copy in `folder` that is joined from its shards."""
+    shards = gguf_shards(path)
+    if len(shards) == 1:
+        yield path
+        return
+    joined = os.path.join(folder, "joined.gguf")
+    try:
+        _join(shards, joined)
+        yield joined
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(joined)
+
+
+def _join(shards: tuple[str, ...], path: str) -> None:
+    """Writes the fields of the first shard and the tensors of all, unchanged, into one file."""
+    from gguf import GGUFReader, GGUFValueType, GGUFWriter
+
+    read_header(*shards)  # refuses tensors that are there twice
+    readers = [GGUFReader(shard) for shard in shards]
+    fields = readers[0].fields
+    writer = GGUFWriter(path, str(fields["general.architecture"].contents()))
+    writer.data_alignment = readers[0].alignment
+    try:
+        for name, field in fields.items():
+            if name == "general.architecture" or name.startswith(("GGUF.", "split.")) or not field.data:
+                continue  # the writer's own; what was true of the shards; empty lists, which it can't write
+            kind, value = field.types[0], field.contents()
+            if field.types[-1] == GGUFValueType.STRING:  # as bytes: vocabularies needn't be text
+                texts = [field.parts[index].tobytes() for index in field.data]
+                value = texts if kind == GGUFValueType.ARRAY else texts[0]
+            sub_type = field.types[-1] if kind == GGUFValueType.ARRAY else None
+            writer.add_key_value(name, value, kind, sub_type=sub_type)
+        tensors = [tensor for reader in readers for tensor in reader.tensors]
+        for tensor in tensors:
+            data = tensor.data
+            writer.add_tensor_info(tensor.name, data.shape, data.dtype, data.nbytes, tensor.tensor_type)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for tensor in tensors:
+            writer.write_tensor_data(tensor.data)
+    finally:
+        writer.close()
+
+
+def _dequantise(name: str, path: str, folder: str, named: Mapping[str, str]) -> None:
+    """Has transformers read the file, adds what it left out, and saves the model and its tokenizer.
+
+    Args:
+        name: The user's file, for messages.
+        path: The file, whole.
+        folder: Where to.
+        named: Filled as transformers reads the file: its names of tensors by those of the file.
+
+    Raises:
+        LongEvalError: The file lacks weights, or has some that the model has no place for.
+    """
+    import torch
+    import transformers
+
+    from longeval.models.weights import check_complete
+
+    header = read_header(*gguf_shards(name))  # its messages name the user's file
+    source = {
+        "pretrained_model_name_or_path": os.path.dirname(os.path.abspath(path)),
+        "gguf_file": os.path.basename(path),
+    }
+    config = complete_config(header, transformers.AutoConfig.from_pretrained(**source))
+    build_tokenizer(header).save_pretrained(folder)
+    quantised, loading = transformers.AutoModelForCausalLM.from_pretrained(
+        **source, config=config, dtype=torch.float32, output_loading_info=True
+    )
+    unused = [tensor for tensor in header.tensors if tensor not in named and not _EXPERTS.search(tensor)]
+    unexpected = {*loading["unexpected_keys"], *(unused if named else ())}
+    unexpected = {tensor for tensor in unexpected if not _READ_ELSEWHERE.fullmatch(tensor)}
+    check_complete(name, loading | {"unexpected_keys": unexpected}, config)
+    _rebuild(quantised).save_pretrained(folder)
+
+
+@contextlib.contextmanager
+def _one_reader() -> Iterator[dict[str, str]]:
+    """Inside the block, gguf parses a file once, and not once for each time that transformers asks.
+
+    That takes 13 s each time for a vocabulary of 262k. Readers only read, so one may serve all.
+
+    Yields:
+        What transformers calls the file's tensors, by the file's names, once it has asked; it passes over all others.
+        Empty for the architectures that it reads in its newer way, whose loading info is complete.
+    """
+    import gguf
+    import transformers.modeling_gguf_pytorch_utils as reading
+
+    reader, names = gguf.GGUFReader, reading.get_gguf_hf_weights_map
+    named: dict[str, str] = {}
+
+    def remember(*arguments: Any, **options: Any) -> dict[str, str]:
+        found: dict[str, str] = names(*arguments, **options)
+        named.update(found)
+        return found
+
+    gguf.GGUFReader = functools.cache(reader)
+    reading.get_gguf_hf_weights_map = remember
+    try:
+        yield named
+    finally:
+        gguf.GGUFReader = reader
+        reading.get_gguf_hf_weights_map = names
+
+
+def _rebuild(quantised: Any) -> Any:
+    """The same weights (shared, not copied) in a model without quantisation config, in the narrowest exact dtype."""
+    import torch
+    import transformers
+
+    plain = quantised.config.to_dict()
+    plain.pop("quantization_config", None)
+    dtype = _narrowest_exact([tensor for tensor in quantised.state_dict().values() if tensor.is_floating_point()])
+    config = type(quantised.config).from_dict(plain | {"dtype": str(dtype).removeprefix("torch.")})
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    weights = {name: tensor.to(dtype) for name, tensor in quantised.state_dict().items()}
+    model.load_state_dict(weights, assign=True)
+    model.tie_weights()
+    model.generation_config = quantised.generation_config
+    return model
+
+
+def _narrowest_exact(tensors: list[torch.Tensor]) -> torch.dtype:
+    """bfloat16 or float16 if every weight is unchanged by it, else float32."""
+    import torch
+
+    for dtype in (torch.bfloat16, torch.float16):
+        if all(torch.equal(tensor.to(dtype).to(tensor.dtype), tensor) for tensor in tensors):
+            return dtype
+    return torch.float32

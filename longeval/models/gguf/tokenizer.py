@@ -1,0 +1,235 @@
+"""The tokenizer that a GGUF file states, built as llama.cpp reads it.
+
+transformers takes over the vocabulary, but it splits a byte-level vocabulary like GPT-2 wherever it doesn't list the
+value of `tokenizer.ggml.pre`, and it passes over `add_space_prefix`, the words that no merge may divide, and special
+tokens that aren't ASCII. So the vocabulary, the merges and the kinds of the tokens are read here, and put together with
+the rule that the file names. What isn't known for certain is refused by its key and value.
+
+Rules: llama.cpp, `src/llama-vocab.cpp` (how it splits, and what each name stands for). Where its expression is
+only near to that of the original `tokenizer.json`, which its engine can't run, the original is taken.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from longeval.models.gguf.config import adds_bos
+from longeval.models.gguf.header import GgufHeader
+from longeval.models.gguf.rope import refused
+from longeval.models.sentencepiece import NORMAL, Pieces, add_special, backend_of
+from longeval.models.tokenizer import UNSTATED
+
+_KEY = "tokenizer.ggml."
+_SPECIAL = {"bos_token": ("bos", 1), "eos_token": ("eos", 2), "unk_token": ("unknown", 0), "pad_token": ("padding", -1)}
+"""transformers' names, and the file's; and the ids that a sentencepiece vocabulary has where the file states none."""
+
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
+_CONTRACTION = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_PUNCTUATION = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_WORD = r"[^\r\n\p{L}\p{N}]?\p{L}+"
+_LLAMA3 = rf"{_CONTRACTION}|{_WORD}|\p{{N}}{{1,3}}{_PUNCTUATION}"
+_QWEN2 = rf"{_CONTRACTION}|{_WORD}|\p{{N}}{_PUNCTUATION}"
+_QWEN35 = (
+    rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_CAPITALISED, _CAPITALS = rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+", rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*"
+_SLASHES = r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_GPT4O = rf"{_CAPITALISED}{_CONTRACTION}?|{_CAPITALS}{_CONTRACTION}?|\p{{N}}{{1,3}}{_SLASHES}"
+_BLOOM = " ?[^(\\s|.,!?…。，、।۔،)]+"
+_HAN = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
+_CASED = (
+    "A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅὐ-ὗὙὛὝὟ-\u1f7dᾀ-ᾴᾶ-ᾼ"
+    "\u1fbeῂ-ῄῆ-ῌῐ-\u1fd3ῖ-\u1fdbῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤ\u2126ℨ\u212a-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ"
+    "𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃"
+)  # fmt: skip
+"""DeepSeek's letters that have a case."""
+_DEEPSEEK3 = (
+    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"""
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+class Rule(NamedTuple):
+    """How a byte-level vocabulary divides a text before merges are applied."""
+
+    splits: tuple[str, ...]
+    """Expressions, each applied to the pieces that the one before left; matches and what is between them are pieces."""
+    whole_words: bool = False
+    """Whether a piece that is a token stays whole even where no merges lead to it."""
+    composes: bool = False
+    """Whether characters are composed first (NFC), as the original `tokenizer.json` says; llama.cpp leaves that out."""
+
+
+_RULES: tuple[tuple[Rule, str], ...] = (
+    (Rule((_GPT2,)), "gpt-2 phi-2 gigachat a.x-4.0 mellum mpt olmo jais trillion granite-docling exaone4"),
+    (
+        Rule((r"\p{N}", _GPT2)),
+        "smollm starcoder refact command-r codeshell exaone minerva-7b mellum2",
+    ),
+    (
+        Rule((_LLAMA3,), whole_words=True),
+        "llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral midm-2.0 lfm2",
+    ),
+    (Rule((_LLAMA3,)), "dbrx smaug-bpe chatglm-bpe glm4"),
+    (
+        Rule((_QWEN2,), composes=True),
+        "qwen2",
+    ),
+    (
+        Rule((_QWEN2,)),
+        "deepseek-r1-qwen kormo megrez stablelm2 hunyuan solar-open grok-2",
+    ),
+    (
+        Rule((_QWEN35,), composes=True),
+        "qwen35",
+    ),
+    (
+        Rule((rf"{_CAPITALISED}|{_CAPITALS}|\p{{N}}{_SLASHES}",), whole_words=True),
+        "tekken",
+    ),
+    (Rule((_GPT4O,)), "gpt-4o llama4 kanana2 talkie minimax-m2"),
+    (Rule((r"\d{1,3}(?=(?:\d{3})*\b)", _GPT4O)), "tiny_aya cohere2moe"),
+    (
+        Rule(
+            (
+                "[\r\n]",
+                rf"\s?[{_CASED}]+",
+                "\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+",
+                r"\s+$",
+                _HAN,
+                r"\p{N}+",
+            )
+        ),
+        "deepseek-llm",
+    ),
+    (Rule(("[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _HAN, r"\p{N}")), "deepseek-coder"),
+    (
+        Rule((r"\p{N}{1,3}", "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+", _DEEPSEEK3)),
+        "deepseek-v3 hunyuan-dense joyai-llm hy_v4",
+    ),
+    (Rule((r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, "[0-9][0-9][0-9]")), "falcon"),
+    (Rule((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]")), "default"),
+    (Rule((_BLOOM,)), "bloom poro-chat gpt3-finnish"),
+    (Rule((_BLOOM, r"\p{N}")), "viking"),
+    (
+        Rule((rf"'(?i:[sdmt]|ll|ve|re)|{_WORD}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+",)),
+        "bailingmoe bailingmoe2 llada-moe",
+    ),
+    (
+        Rule((rf"{_CONTRACTION}|{_WORD}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+",)),
+        "seed-coder",
+    ),
+)
+
+RULES: Mapping[str, Rule] = {name: rule for rule, names in _RULES for name in names.split()}
+"""By the value of `tokenizer.ggml.pre`."""
+
+
+def check_tokenizer(header: GgufHeader) -> None:
+    """Raises LongEvalError, naming key and value, for a tokenizer that isn't known for certain."""
+    kind, pre = header.fields.get(f"{_KEY}model"), _rule_name(header)
+    if kind not in ("gpt2", "llama", "gemma4"):
+        raise refused(header, f"{_KEY}model = {kind}", "known are gpt2, llama and gemma4")
+    if kind == "gpt2" and pre not in RULES:
+        raise refused(header, f"{_KEY}pre = {pre}", "how it splits a text isn't known here")
+    if kind == "llama" and not header.fields.get(f"{_KEY}scores"):
+        raise refused(header, f"{_KEY}scores", "its tokens have none, so the order of merging isn't known")
+
+
+def build_tokenizer(header: GgufHeader) -> Any:
+    """Returns a file's tokenizer, a `PreTrainedTokenizerFast`.
+
+    Raises:
+        LongEvalError: See `check_tokenizer`; or its vocabulary and its merges don't fit together.
+    """
+    from transformers import PreTrainedTokenizerFast
+    from transformers.integrations.gguf.reader import read_gguf_metadata
+
+    check_tokenizer(header)
+    kind = header.fields[f"{_KEY}model"]
+    arrays, _ = read_gguf_metadata(header.path, (f"{_KEY}tokens", f"{_KEY}merges"))
+    tokens = [token or f"[EMPTY_{index}]" for index, token in enumerate(arrays[f"{_KEY}tokens"])]
+    kinds = header.fields.get(f"{_KEY}token_type") or [NORMAL] * len(tokens)
+    if len(set(tokens)) < len(tokens) or len(kinds) != len(tokens):
+        raise refused(header, f"{_KEY}tokens", "a token is there twice, or token_type is of another length")
+    try:
+        backend = _backend(header, tokens, kinds, arrays.get(f"{_KEY}merges"))
+    except Exception as error:  # the library has no class of its own for what it can't build
+        raise refused(header, f"{_KEY}merges", str(error)) from error
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        **({UNSTATED: True} if kind == "gpt2" and not header.fields.get(f"{_KEY}pre") else {}),
+        **{name: tokens[index] for name in _SPECIAL if (index := _special_id(header, name)) < len(tokens)},
+        chat_template=header.fields.get("tokenizer.chat_template"),
+        add_bos_token=adds_bos(header),
+        add_eos_token=bool(header.fields.get(f"{_KEY}add_eos_token", False)),
+    )
+
+
+def _rule_name(header: GgufHeader) -> str:
+    """The rule that a file names; where it names none, that of llama.cpp then."""
+    return str(header.fields.get(f"{_KEY}pre") or "default")
+
+
+def _backend(header: GgufHeader, tokens: list[str], kinds: list[int], merges: list[str] | None) -> Any:
+    """The `tokenizers.Tokenizer`, with its special tokens."""
+    if header.fields[f"{_KEY}model"] != "gpt2":
+        return _sentencepiece(header, tokens, kinds, merges)
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    rule = RULES[_rule_name(header)]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, _pairs(merges or [], tokens), ignore_merges=rule.whole_words))
+    if rule.composes:
+        tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            *(pre_tokenizers.Split(Regex(split), "isolated") for split in rule.splits),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    add_special(tokenizer, tokens, kinds)
+    return tokenizer
+
+
+def _sentencepiece(header: GgufHeader, tokens: list[str], kinds: list[int], merges: list[str] | None) -> Any:
+    """A vocabulary whose tokens are text, with bytes for what it can't write."""
+    from tokenizers import Regex, pre_tokenizers
+
+    is_gemma4 = header.fields[f"{_KEY}model"] == "gemma4"
+    unknown = _special_id(header, "unk_token")
+    by_default = not header.architecture.startswith("gemma")
+    tokenizer = backend_of(
+        Pieces(
+            tokens=tokens,
+            kinds=kinds,
+            scores=header.fields.get(f"{_KEY}scores") or [0.0] * len(tokens),
+            unknown=unknown if unknown < len(tokens) else None,
+            prefix=not is_gemma4 and bool(header.fields.get(f"{_KEY}add_space_prefix", by_default)),
+            merges=_pairs(merges or [], tokens) if is_gemma4 else None,
+        )
+    )
+    if is_gemma4:
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("\n+"), "isolated")
+    return tokenizer
+
+
+def _special_id(header: GgufHeader, name: str) -> int:
+    """The id of a special token; one beyond every vocabulary if it has none."""
+    key, default = _SPECIAL[name]
+    stated = header.fields.get(f"{_KEY}{key}_token_id", default if header.fields[f"{_KEY}model"] == "llama" else -1)
+    return int(stated) if stated >= 0 else sys.maxsize
+
+
+def _pairs(merges: list[str], tokens: list[str]) -> list[tuple[str, str]]:
+    """Merges as the library takes them; the first character may itself be a space."""
+    pairs = [(merge[:cut], merge[cut + 1 :]) for merge in merges if (cut := merge.find(" ", 1)) > 0]
+    known = set(tokens)
+    if any(not {left, right, left + right} <= known for left, right in pairs):
+        raise ValueError("they lead to tokens that aren't in the vocabulary")
+    return pairs

@@ -1,0 +1,1 @@
+"""The engine that every study shares: cells, work, outcomes, executors."""

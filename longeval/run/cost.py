@@ -1,0 +1,223 @@
+"""What a pass costs: operations and memory of a model from its sizes, and how fast this machine multiplies.
+
+Operations count two per multiply-add: 2·parameters a token, 2·layers·width·T² for causal attention over T tokens, and
+the output head only where a token is scored.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from longeval.backends.prompt_order import order_prompts
+from longeval.errors import LongEvalError
+from longeval.models.prepare import PreparedModel
+from longeval.run.window import Window
+from longeval.values import format_length
+
+RUNTIME_BYTES = 500 * 1024 * 1024
+"""Python, torch and transformers themselves (measured, CPU build)."""
+LOGITS_COPIES = 3
+"""Float32 logits of a chunk, their log-softmax, and the model's own precision."""
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelSize:
+    """The sizes that decide the cost of a pass."""
+
+    num_parameters: int
+    """All of them, a tied embedding once."""
+    num_embedding: int
+    """Those of the input embedding: looked up, not multiplied."""
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    attention_width: int
+    """Heads × head dimension."""
+    key_value_width: int
+    """Key/value heads × head dimension."""
+    vocab_size: int
+    tied: bool
+    """Whether the output head is the input embedding."""
+
+    @property
+    def flops_per_token(self) -> float:
+        """Of everything but attention scores and the output head."""
+        head = 0 if self.tied else self.hidden_size * self.vocab_size
+        return 2.0 * (self.num_parameters - self.num_embedding - head)
+
+    def attention_flops(self, length: int, cached: int = 0) -> float:
+        """Of causal attention scores and sums over `length` tokens, all layers; the first `cached` are done."""
+        return 2.0 * self.num_layers * self.attention_width * (length**2 - cached**2)
+
+    def head_flops(self, scored: int) -> float:
+        """Of the output head at `scored` positions."""
+        return 2.0 * self.hidden_size * self.vocab_size * scored
+
+    def window_flops(self, window: Window) -> float:
+        """Of one pass."""
+        linear = self.flops_per_token * window.length + self.head_flops(window.num_scored)
+        return linear + self.attention_flops(window.length)
+
+
+def model_size(prepared: PreparedModel) -> ModelSize:
+    """Sizes of a model from its configuration: built without memory for its weights ("meta" device)."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from longeval.models.quiet import quiet_transformers
+
+    with torch.device("meta"), quiet_transformers():
+        model = AutoModelForCausalLM.from_config(prepared.config, trust_remote_code=prepared.trust_remote_code)
+    text = prepared.config.get_text_config()
+    num_heads = text.num_attention_heads
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // num_heads
+    return ModelSize(
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        num_embedding=model.get_input_embeddings().weight.numel(),
+        hidden_size=text.hidden_size,
+        intermediate_size=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
+        num_layers=text.num_hidden_layers,
+        num_heads=num_heads,
+        attention_width=num_heads * head_dim,
+        key_value_width=(getattr(text, "num_key_value_heads", None) or num_heads) * head_dim,
+        vocab_size=text.vocab_size,
+        tied=bool(getattr(text, "tie_word_embeddings", False)),
+    )
+
+
+def memory_bytes(model: PreparedModel, size: ModelSize, longest: int, *, cached: int = 0) -> int:
+    """Weights, activations of a pass over `longest` tokens, a chunk of logits, and the program itself.
+
+    Args:
+        model: Its precision and its attention.
+        size: Its sizes.
+        longest: Tokens of the longest pass.
+        cached: Tokens whose keys and values are held at the same time.
+    """
+    from longeval.backends.hf.backend import LOGITS_BYTES
+
+    width = BYTES[model.dtype]
+    # The largest moment of a layer: gate, up and their product, beside hidden states, residual, queries, keys, values.
+    per_token = width * (3 * size.intermediate_size + 10 * size.hidden_size)
+    if model.attn == "eager":
+        # Tokens × tokens: logits, their cap or mask, probabilities, and the float32 in which the softmax is taken.
+        per_token += size.num_heads * longest * (3 * width + 4)
+    held = cached * 2 * size.num_layers * size.key_value_width * width
+    return size.num_parameters * width + longest * per_token + held + LOGITS_COPIES * LOGITS_BYTES + RUNTIME_BYTES
+
+
+def rates(model: PreparedModel, size: ModelSize) -> tuple[float, float]:
+    """(matrix product, causal attention) in operations per second, both measured now on this model's shapes."""
+    import torch
+
+    from longeval.models.load import resolve_device
+
+    device = torch.device(resolve_device(model.device))
+    dtype = getattr(torch, model.dtype)
+    tokens = 2048
+    x_TH = torch.randn(tokens, size.hidden_size, dtype=dtype, device=device)
+    weight_HI = torch.randn(size.hidden_size, size.intermediate_size, dtype=dtype, device=device)
+    heads = max(1, size.attention_width // 64)
+    q_BHTD = torch.randn(1, heads, tokens, 64, dtype=dtype, device=device)
+
+    def attend() -> None:
+        torch.nn.functional.scaled_dot_product_attention(q_BHTD, q_BHTD, q_BHTD, is_causal=True)
+
+    with torch.inference_mode():
+        product_s = _time(lambda: x_TH @ weight_HI, device)
+        attention_s = _time(attend, device)
+    product = 2.0 * tokens * size.hidden_size * size.intermediate_size
+    return product / product_s, 2.0 * heads * 64 * tokens**2 / attention_s
+
+
+def _time(work: Callable[[], Any], device: Any, repeats: int = 5) -> float:
+    """Median seconds of `work`, warmed up."""
+    import torch
+
+    seconds = []
+    for _ in range(repeats + 1):
+        started = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - started)
+    return sorted(seconds[1:])[repeats // 2]
+
+
+def seconds(model: PreparedModel, size: ModelSize, flops: float) -> float:
+    """About how long so many operations take, at the rate of a matrix product on this model's shapes."""
+    return flops / rates(model, size)[0]
+
+
+def sample_costs(size: ModelSize, inputs: Sequence[npt.NDArray[np.int32]]) -> list[float]:
+    """Operations for each of several inputs that share the keys and values of common beginnings.
+
+    Args:
+        size: The model's sizes.
+        inputs: Token ids, (T,) each. What one shares with the one before it in lexicographical order costs nothing.
+    """
+    order = order_prompts(inputs)
+    costs, shared = [0.0] * len(inputs), 0
+    for index, shared_next in zip(order.indices, order.shared, strict=True):
+        length = len(inputs[index])
+        costs[index] = size.flops_per_token * (length - shared) + size.attention_flops(length, shared)
+        costs[index] += size.head_flops(1)
+        shared = shared_next
+    return costs
+
+
+def check_memory(model: PreparedModel, size: ModelSize, length: int, tokens: int) -> None:
+    """Refuses what can't fit into all the memory that there is, before weights are loaded.
+
+    Args:
+        model: The model.
+        size: Its sizes.
+        length: The window length that was asked for, for the message.
+        tokens: Tokens of the longest input with its answer, all of whose keys and values are held at the end.
+
+    Raises:
+        LongEvalError: The estimate is more than the machine (or its GPUs together) has.
+    """
+    needed, there = memory_bytes(model, size, tokens, cached=tokens), total_memory(model)
+    if there is None or needed <= there:
+        return
+    raise LongEvalError(
+        f"--lengths {format_length(length)}: an input of {tokens:,} tokens needs about {needed / 2**30:.1f} GiB with "
+        f"{model.name} ({model.dtype}; weights, keys and values, activations), and there are {there / 2**30:.1f} GiB",
+        f"Ask for {', or '.join(_ways_to_fit(model, size, there))}.",
+    )
+
+
+def _ways_to_fit(model: PreparedModel, size: ModelSize, there: int) -> list[str]:
+    """What may make a request fit into `there` bytes: only what isn't done already, or would be in vain."""
+    import torch
+
+    ways = ["shorter lengths"] if memory_bytes(model, size, 2, cached=2) <= there else []
+    ways.append("a smaller --model")
+    if model.dtype == "float32":
+        ways.append("--dtype bfloat16")
+    if model.device_map is None and torch.cuda.is_available() and torch.cuda.device_count() > 1:
+        ways.append("all devices with --device-map auto")
+    return ways
+
+
+def total_memory(model: PreparedModel) -> int | None:
+    """Bytes of memory where a model is to run: of its GPU (all, where it is spread), else of the machine."""
+    import psutil
+    import torch
+
+    if model.device_map is not None and torch.cuda.is_available():
+        count = torch.cuda.device_count()
+        return sum(torch.cuda.get_device_properties(index).total_memory for index in range(count))
+    device = torch.device(model.device)
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return int(psutil.virtual_memory().total)

@@ -1,0 +1,200 @@
+"""One method on one model, set up for one length: its table, what decides a value, and what to say of it first.
+
+A setting that nothing would heed is refused here, and what a user should know of the others is said before anything
+starts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from longeval.backends.vllm.options import check_installed
+from longeval.errors import LongEvalError
+from longeval.request import ModelRequest
+from longeval.request.engine import DECIDE_NOTHING
+from longeval.rope.base import METHODS, RopeTable
+from longeval.rope.build import MethodName, parse_method_name
+from longeval.values import format_length
+
+if TYPE_CHECKING:
+    from longeval.models.prepare import PreparedModel
+    from longeval.request import PosGenSpec
+
+
+def check_backend(spec: ModelRequest) -> None:
+    """Raises LongEvalError for a backend that isn't installed."""
+    if spec.backend == "vllm":
+        check_installed()
+
+
+def check_pin(spec: ModelRequest, names: Sequence[MethodName], models: Sequence[PreparedModel]) -> None:
+    """Raises LongEvalError for `--pin-length` where no method has more than one table."""
+    if spec.pin_length is not None and not any(m.rope.length_dependent(name) for m in models for name in names):
+        raise LongEvalError(
+            f"--pin-length {format_length(spec.pin_length)}: would be ignored, "
+            f"{', '.join(name.canonical for name in names)} have one table for all lengths",
+            "Leave it out.",
+        )
+
+
+def method_names(spec: ModelRequest | PosGenSpec) -> list[MethodName]:
+    """The methods of a request; a factor or parameters that none of them takes would be ignored: an error."""
+    names = [parse_method_name(name) for name in spec.pe]
+    asked = {name.base for name in names}
+    for base in spec.pe_args:
+        METHODS.lookup(base)
+        if base not in asked:
+            raise LongEvalError(f"--pe-arg {base}.…: {base} is not among --pe {','.join(spec.pe)}", "Remove one.")
+    if spec.factor is not None and not any(name.method.uses_factor for name in names):
+        factor = spec.factor if isinstance(spec.factor, str) else f"{spec.factor:g}"
+        raise LongEvalError(
+            f"--factor {factor}: would be ignored, it changes nothing under --pe {', '.join(spec.pe)}",
+            "Leave it out, or ask for a method that it stretches, such as yarn, as well.",
+        )
+    return names
+
+
+def setting_notes(spec: ModelRequest, names: Sequence[MethodName], model: PreparedModel) -> list[str]:
+    """What a user should know of the settings before anything starts."""
+    notes = _stretch_note(spec, names, model) + _pin_note(spec, names, model)
+    if spec.backend == "openai":
+        notes.append(_server_note(spec, names, model))
+    return notes
+
+
+def _pin_note(spec: ModelRequest, names: Sequence[MethodName], model: PreparedModel) -> list[str]:
+    """A note where a method is pinned to less than what it is measured at."""
+    pinned = [name.canonical for name in names if model.rope.length_dependent(name)]
+    if spec.pin_length is None or not pinned or spec.pin_length >= spec.lengths[-1]:
+        return []
+    return [
+        f"--pin-length {format_length(spec.pin_length)}: is shorter than the longest window, "
+        f"{format_length(spec.lengths[-1])}; longer ones get that table too ({', '.join(pinned)})"
+    ]
+
+
+def _server_note(spec: ModelRequest, names: Sequence[MethodName], model: PreparedModel) -> str:
+    """What a method is where a server computes."""
+    stretch = ", ".join(f"{s:g}" for s in sorted(set(factors(spec, model.native_length).values())))
+    labels = [f"{name.canonical} (s = {stretch})" if model.rope.uses_factor(name) else name.canonical for name in names]
+    return (
+        f"--backend openai: {spec.served_model} at {spec.base_url} rotates as it was started. longeval applies nothing "
+        f"of --pe there and can't check what is: {', '.join(labels)} only labels the results, right or wrong"
+    )
+
+
+def _stretch_note(spec: ModelRequest, names: Sequence[MethodName], model: PreparedModel) -> list[str]:
+    """A note where methods that stretch have nothing to stretch."""
+    stretched = [name.canonical for name in names if name.method.uses_factor]
+    if spec.backend == "openai":  # a server's own stretch isn't known
+        return []
+    if not stretched or set(factors(spec, model.native_length).values()) != {1.0}:
+        return []
+    return [
+        f"{', '.join(stretched)}: s = 1 at these lengths, nothing is stretched (the native length is "
+        f"{format_length(model.native_length)}; --factor or longer --lengths would)"
+    ]
+
+
+def dtype_of(spec: ModelRequest, model: PreparedModel) -> str:
+    """The precision that results are recorded with: a server's own isn't known, and this machine's decides nothing."""
+    return "unknown" if spec.backend == "openai" else model.dtype
+
+
+def factors(spec: ModelRequest, native_length: int) -> dict[int, float]:
+    """The factor s of every length."""
+    if spec.factor == "each":
+        return {length: max(1.0, length / native_length) for length in spec.lengths}
+    one = max(1.0, spec.lengths[-1] / native_length) if spec.factor is None else spec.factor
+    return dict.fromkeys(spec.lengths, one)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Setup:
+    """One method on one model, set up for one length."""
+
+    pe: MethodName
+    factor: float | None
+    """None for methods that don't use it."""
+    length: int
+    """Window length in tokens."""
+    table: Callable[[int], RopeTable]
+    """Sequence length → table."""
+    static: bool
+    """Whether that is the same table for every sequence up to the window's length."""
+    params: dict[str, Any]
+    """Model and method, as far as they decide a value."""
+
+
+def setups(spec: ModelRequest, model: PreparedModel, names: Sequence[MethodName]) -> Iterator[Setup]:
+    """Every method at every length, in this order; LongEvalError where a method can't have its parameters."""
+    factor_of = factors(spec, model.native_length)
+    for name in names:
+        for length in spec.lengths:
+            arguments = spec.pe_args.get(name.base, {})
+            geometry = dataclasses.replace(model.geometry, factor=factor_of[length])
+            table = model.rope.tables(name, geometry, arguments)
+            dependent = model.rope.length_dependent(name)
+            # Their tables change with n in one direction only: equal at both ends is equal in between.
+            static = not dependent or table(length).same_as(table(2))
+            # A pin holds at every length, also where the method alone would still be what it is at short ones.
+            if spec.backend == "vllm" and dependent and (spec.pin_length is not None or not static):
+                table, static = _pinned(spec, name, length, table), True
+            yield Setup(
+                pe=name,
+                factor=geometry.factor if model.rope.uses_factor(name) else None,
+                length=length,
+                table=table,
+                static=static,
+                params=_model_params(spec, model, dataclasses.asdict(model.rope.parameters(name, arguments)))
+                | _backend_params(spec, dependent),
+            )
+
+
+def _pinned(
+    spec: ModelRequest, name: MethodName, length: int, table: Callable[[int], RopeTable]
+) -> Callable[[int], RopeTable]:
+    """The one table that an engine can hold of a method that has another one at every length."""
+    if spec.pin_length is None:
+        raise LongEvalError(
+            f"--pe {name.canonical}: has another table at every length, and a vLLM engine holds one "
+            f"(asked for up to {format_length(length)})",
+            "Pin it to one length, --pin-length 16k (recorded; other windows then get that table too), or use "
+            "--backend hf.",
+        )
+    pin = spec.pin_length
+    return lambda _: table(pin)
+
+
+def _backend_params(spec: ModelRequest, length_dependent: bool) -> dict[str, Any]:
+    """What the backend adds to the parameters of a cell; nothing for `hf`."""
+    if spec.backend == "vllm":
+        deciding = {name: value for name, value in spec.vllm_args.items() if name not in DECIDE_NOTHING}
+        return {"pin_length": spec.pin_length if length_dependent else None, "vllm_args": deciding}
+    if spec.backend == "openai":
+        return {"base_url": spec.base_url, "served_model": spec.served_model}
+    return {}
+
+
+def _model_params(spec: ModelRequest, model: PreparedModel, method: dict[str, Any]) -> dict[str, Any]:
+    rope = model.rope
+    return {
+        "native_length": model.native_length,
+        "own_native_length": rope.own_native_length,
+        "theta": model.geometry.theta,
+        "head_dim": model.geometry.head_dim,
+        "method": method,
+        "shipped_rope": None if rope.shipped.base == "none" else rope.shipped.rope_type,
+        "scale_from": None if rope.shipped.base == "none" else rope.scale_from,
+        "layers": rope.layers if rope.config.by_layer_type else None,
+        "bos": model.bos,
+        **({} if model.has_usual_prefix else {"prefix": list(model.prefix)}),
+        **({"parse_special": True} if spec.parse_special else {}),
+        "seed": spec.seed,
+        "attn": model.attn,
+        "weights": model.weights_digest,
+        "tokenizer": model.tokenizer_digest,
+    }

@@ -1,0 +1,1 @@
+"""Numbers to numbers: intervals, scores, means over seeds."""

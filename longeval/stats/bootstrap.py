@@ -1,0 +1,222 @@
+"""Numbers derived from token-level negative log-likelihoods: means, bootstrap intervals, paired differences, curves.
+
+Perplexity is exp of a mean, so everything here works on means in float64 and takes exp last. Intervals are percentile
+bootstraps (Efron & Tibshirani 1993, ch. 13) over units that can pass for independent: whole documents where there are
+enough, else contiguous blocks of text (block bootstrap, Künsch 1989). The same units, resampled in two cells at once,
+give the paired interval of their difference: what two methods share (which text is hard) cancels, and what is left is
+what the methods do.
+
+Shapes: S scored tokens, U resampling units, R resamples, K position bins.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from longeval.stats.units import FloatArray, IntArray, UnitKind, Units, bits_per_byte, mean_nll, resampling_units
+from longeval.store.nll import TokenNll
+
+__all__ = [
+    "Interval",
+    "PairedDifference",
+    "PositionCurve",
+    "Units",
+    "bits_per_byte",
+    "by_position",
+    "interval",
+    "mean_nll",
+    "paired",
+    "position_edges",
+    "resampling_units",
+    "same_windows",
+]
+
+_INDEX_BUDGET = 1 << 21
+"""Most unit indices drawn at once: 16 MiB, and as much again for each array that they select from."""
+
+_LARGEST_EXPONENT = 709.0
+"""Beyond it exp overflows float64."""
+
+
+MIN_UNITS = 8
+"""Fewest units that are resampled: a percentile interval from a handful covers far less than it says."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Interval:
+    """A percentile bootstrap interval, and how it was drawn."""
+
+    low: float
+    """Lower end, perplexity."""
+    high: float
+    """Upper end, perplexity."""
+    kind: UnitKind
+    """What was resampled."""
+    units: int
+    """How many there were."""
+    level: float
+    """Nominal coverage, 0.95 for 95%."""
+    resamples: int
+    """Bootstrap resamples."""
+    seed: int
+    """Seed of their random numbers."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PairedDifference:
+    """Perplexity of b against that of a on the same tokens, with intervals from resampling the same units in both."""
+
+    ratio: float
+    """exp(mean_b − mean_a) − 1: −0.01 says that b's perplexity is 1% lower."""
+    low: float
+    """Lower end of the interval of `ratio`."""
+    high: float
+    """Upper end of the interval of `ratio`."""
+    points: float
+    """Perplexity of b minus perplexity of a."""
+    points_low: float
+    """Lower end of the interval of `points`."""
+    points_high: float
+    """Upper end of the interval of `points`."""
+    kind: UnitKind
+    """What was resampled."""
+    units: int
+    """How many there were."""
+    level: float
+    """Nominal coverage."""
+    resamples: int
+    """Bootstrap resamples."""
+    seed: int
+    """Seed of their random numbers."""
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether the interval of `ratio` lies on one side of zero."""
+        return self.low > 0 or self.high < 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class PositionCurve:
+    """Mean NLL by position in the window."""
+
+    edges_K1: FloatArray
+    """Bin edges in tokens, shape (K+1,); bin k holds positions in [edge k, edge k+1)."""
+    mean_nll_K: FloatArray
+    """Mean NLL of each bin's tokens in nats, shape (K,); NaN where a bin holds none."""
+    tokens_K: IntArray
+    """Scored tokens of each bin, shape (K,)."""
+
+
+def interval(units: Units, *, resamples: int = 2000, seed: int = 0, level: float = 0.95) -> Interval | None:
+    """Percentile bootstrap interval of the perplexity exp(units.mean); None with fewer than MIN_UNITS units."""
+    if len(units) < MIN_UNITS:
+        return None
+    (mean_R,) = resampled_means(units.denominator_U, (units.numerator_U,), resamples, seed)
+    # The percentile of exp is exp of the percentile, which can't interpolate between infinities.
+    low, high = (_exp(end) for end in percentiles(mean_R, level))
+    return Interval(low=low, high=high, kind=units.kind, units=len(units), level=level, resamples=resamples, seed=seed)
+
+
+def paired(
+    nll_a: TokenNll, nll_b: TokenNll, protocol: str, *, resamples: int = 2000, seed: int = 0, level: float = 0.95
+) -> PairedDifference | None:
+    """Difference of b's perplexity from a's, with the interval from resampling the same units in both.
+
+    Returns:
+        None unless both scored exactly the same windows of the same documents, in at least MIN_UNITS units.
+
+    Raises:
+        ValueError: No token was scored.
+    """
+    if not same_windows(nll_a, nll_b):
+        return None
+    units_a, units_b = resampling_units(nll_a, protocol), resampling_units(nll_b, protocol)
+    if len(units_a) < MIN_UNITS:
+        return None
+    numerators = (units_a.numerator_U, units_b.numerator_U)
+    mean_a_R, mean_b_R = resampled_means(units_a.denominator_U, numerators, resamples, seed)
+    low, high = (_exp(end) - 1.0 for end in percentiles(mean_b_R - mean_a_R, level))
+    points_low, points_high = percentiles(_finite_exp(mean_b_R) - _finite_exp(mean_a_R), level)
+    return PairedDifference(
+        ratio=_exp(units_b.mean - units_a.mean) - 1.0,
+        low=low,
+        high=high,
+        points=float(_finite_exp(np.array(units_b.mean)) - _finite_exp(np.array(units_a.mean))),
+        points_low=points_low,
+        points_high=points_high,
+        kind=units_a.kind,
+        units=len(units_a),
+        level=level,
+        resamples=resamples,
+        seed=seed,
+    )
+
+
+def same_windows(nll_a: TokenNll, nll_b: TokenNll) -> bool:
+    """Whether both scored the same tokens in the same windows of documents with the same names."""
+    return (
+        nll_a.documents == nll_b.documents
+        and np.array_equal(nll_a.tokens_W, nll_b.tokens_W)
+        and np.array_equal(nll_a.context_W, nll_b.context_W)
+        and np.array_equal(nll_a.document_W, nll_b.document_W)
+        and np.array_equal(nll_a.start_W, nll_b.start_W)
+    )
+
+
+def position_edges(length: int, *, bins: int = 24, spacing: Literal["log", "linear"] = "log") -> FloatArray:
+    """Edges of position bins from 1 to `length`, whole tokens, strictly ascending; at most `bins` bins."""
+    make = np.geomspace if spacing == "log" else np.linspace
+    return np.unique(np.round(make(1, max(length, 2), bins + 1))).astype(np.float64)
+
+
+def by_position(nll: TokenNll, edges_K1: FloatArray) -> PositionCurve:
+    """Mean NLL by position in the window (how many tokens, BOS included, a token was predicted from).
+
+    Positions outside the edges are left out. Under every protocol each scored token counts once for each window that
+    scores it.
+    """
+    bin_S = np.searchsorted(edges_K1, nll.positions_S(), side="right") - 1
+    num_bins = len(edges_K1) - 1
+    inside_S = (bin_S >= 0) & (bin_S < num_bins)
+    tokens_K = np.bincount(bin_S[inside_S], minlength=num_bins).astype(np.int64)
+    sums_K = np.bincount(bin_S[inside_S], weights=nll.nll_S[inside_S].astype(np.float64), minlength=num_bins)
+    mean_K = np.full(num_bins, np.nan)
+    np.divide(sums_K, tokens_K, out=mean_K, where=tokens_K > 0)
+    return PositionCurve(edges_K1=edges_K1, mean_nll_K=mean_K, tokens_K=tokens_K)
+
+
+def resampled_means(
+    denominator_U: FloatArray, numerators: tuple[FloatArray, ...], resamples: int, seed: int
+) -> tuple[FloatArray, ...]:
+    """Means of resampled units, one (R,) array per numerator, all from the same draws; memory stays bounded."""
+    random = np.random.default_rng(seed)
+    num_units = len(denominator_U)
+    at_once = max(1, _INDEX_BUDGET // num_units)
+    means = tuple(np.empty(resamples) for _ in numerators)
+    for first in range(0, resamples, at_once):
+        last = min(first + at_once, resamples)
+        index_RU = random.integers(num_units, size=(last - first, num_units))
+        total_R = denominator_U[index_RU].sum(axis=1)
+        for mean_R, numerator_U in zip(means, numerators, strict=True):
+            mean_R[first:last] = numerator_U[index_RU].sum(axis=1) / total_R
+    return means
+
+
+def _exp(mean: float) -> float:
+    """Exp that answers infinity for what float64 can't hold."""
+    return math.exp(mean) if mean < _LARGEST_EXPONENT else math.inf
+
+
+def _finite_exp(mean_R: FloatArray) -> FloatArray:
+    """Exp that stops short of infinity, so that differences stay numbers."""
+    values_R: FloatArray = np.exp(np.minimum(mean_R, _LARGEST_EXPONENT))
+    return values_R
+
+
+def percentiles(values_R: FloatArray, level: float) -> tuple[float, float]:
+    low, high = np.quantile(values_R, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

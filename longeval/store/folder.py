@@ -1,0 +1,398 @@
+"""Records on disk: one run folder, on a local path or any fsspec URL.
+
+    RUN/spec.yaml          the requests that were made of this folder, one YAML document each
+    RUN/cells/<id>.json    {"cell", "status", "records": [one record per metric]}
+    RUN/nll/<id>.npz       a perplexity cell's token-level negative log-likelihoods
+    RUN/samples/<id>.jsonl a task cell's samples: prompt digest, answer, scores
+    RUN/curves/<id>.json   a PosGen cell's accuracies by position and losses by epoch
+    RUN/weights/<training>.npz       what a PosGen training ended with; cells of several methods may be made from it
+    RUN/checkpoints/<training>.npz   where a training that is under way can go on
+
+A cell's NLL, sample or curves file is written before its JSON, and each file appears under its name only when it is
+whole: a killed run leaves a cell either finished or absent.
+
+Reading is strict: a cell whose file, records or artefact are damaged or contradict each other counts as absent, and is
+named in `Store.damaged`, once. A cell's JSON holds a digest of its records and its artefact if they agreed
+when stored: where it is right, they needn't be compared value by value. Folders of earlier versions have none.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from longeval.errors import LongEvalError, WriteError
+from longeval.files import sweep, why_unwritable, write_whole
+from longeval.plain import read_json
+from longeval.store import agreement
+from longeval.store.curves import Curves, curves_from_json
+from longeval.store.nll import TokenNll, token_nll_from_bytes
+from longeval.store.records import SCHEMA_VERSION, Record, record_from_json
+from longeval.store.samples import Sample, samples_from_jsonl, samples_to_jsonl
+
+logger = logging.getLogger(__name__)
+
+TrainingFile = Literal["weights", "checkpoints"]
+"""Folders of files by training."""
+
+_FOLDERS = ("cells", "nll", "samples", "curves", "weights", "checkpoints")
+"""All folders of a run folder."""
+
+Artefact = TypeVar("Artefact")
+
+_SUFFIXES = {"nll": "npz", "samples": "jsonl", "curves": "json"}
+"""Folders of artefacts, and what their files end in."""
+
+MAX_NAMED = 5
+"""More damaged cells than this are not named one by one on stderr."""
+
+_LARGEST_CELL, _LARGEST_SPEC = 64 << 20, 4 << 20
+"""Bytes of a cell's JSON and of a spec.yaml, thousands of times what any has."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredCell:
+    """A cell's file: its records, one per metric (all with the same status)."""
+
+    cell: str
+    status: str
+    records: tuple[Record, ...]
+    with_artefact: bool = True
+    """Whether the artefact that its records are made from is stored; true where they are made from none."""
+
+
+class Store:
+    """A run folder.
+
+    Args:
+        path: Local folder or fsspec URL (`s3://bucket/run`, `memory://run`). Nothing is created until the first write.
+        create: False to open for reading: raises LongEvalError unless `path` is a run folder already.
+    """
+
+    def __init__(self, path: str, *, create: bool = True) -> None:
+        bare = path.rstrip("/")
+        self.path = path if not bare or bare.endswith(":") else bare
+        self._read_only = False
+        self.damaged: dict[str, str] = {}
+        """Cells that were found damaged so far: id to the reason."""
+        try:
+            self._fs, self._root = fsspec.core.url_to_fs(self.path)
+            found = create or self.is_run_folder()
+        except Exception as error:  # a file system may raise anything: no package, no connection
+            raise LongEvalError(
+                f"run folder {path}: no file system for this address ({_reason(error)})",
+                "Install its fsspec package or use a local folder.",
+            ) from error
+        if not found:
+            raise LongEvalError(
+                f"{path}: not a run folder (it has no cells/ and no spec.yaml)",
+                "Give a folder that `longeval ppl`, `longeval tasks` or `longeval posgen train` wrote (--out).",
+            )
+
+    def is_run_folder(self) -> bool:
+        """Whether the folder holds what a run writes."""
+        return bool(self._fs.exists(self._at("cells")) and self._fs.exists(self._at("spec.yaml")))
+
+    def check_usable(self) -> None:
+        """Raises LongEvalError if the run folder can't be written, leaving nothing behind (for local paths).
+
+        One that is there and can't be written is good for reading: from then on nothing is written into it, and
+        `check_writable` is for who has something to compute.
+        """
+        self._read_only = False
+        try:
+            self.check_writable()
+        except LongEvalError:
+            if not self.is_run_folder():
+                raise
+            self._read_only = True
+
+    def check_writable(self) -> None:
+        """Raises LongEvalError if the run folder can't be written, leaving nothing behind (for local paths)."""
+        if not isinstance(self._fs, LocalFileSystem):
+            self._check_remote()
+            return
+        self._check_name()
+        folder = os.path.abspath(self._root)
+        while not os.path.lexists(folder):
+            folder = os.path.dirname(folder)
+        for part in (folder, *(path for name in _FOLDERS if os.path.lexists(path := self._at(name)))):
+            if not os.path.isdir(part):
+                what = "a file" if os.path.exists(part) else "a link to what isn't there"
+                raise LongEvalError(f"--out {self.path}: {part} is {what}", "Choose another folder.")
+            if (reason := why_unwritable(part)) is not None:
+                raise LongEvalError(
+                    f"--out {self.path}: can't write there ({reason})", "Choose a folder you may write to."
+                )
+        try:
+            os.lstat(os.path.join(os.path.abspath(self._root), "cells", ".a-name-as-long-as-those-of-temporary-files"))
+        except FileNotFoundError:
+            pass
+        except OSError as error:  # a part of it is too long, or all of it
+            raise LongEvalError(f"--out {self.path}: {error.strerror}", "Choose another folder.") from error
+
+    def _check_name(self) -> None:
+        """Raises LongEvalError for a local folder that can't be meant."""
+        name = self.path.split("://", 1)[-1]
+        if name.startswith("~") and os.path.expanduser(name) == name:
+            raise LongEvalError(
+                f"--out {self.path}: there is no user {name[1:].split('/')[0]}",
+                f"Name another folder; ./{name} is one whose name begins with ~.",
+            )
+        if name != self.path and not name.startswith(("/", "~")):
+            raise LongEvalError(f"--out {self.path}: not an absolute path", f"Give file://{os.path.abspath(name)}.")
+        if os.path.realpath(self._root) == os.sep:
+            raise LongEvalError(f"--out {self.path}: the root of the file system", "Name a folder in it.")
+
+    def sweep(self) -> None:
+        """Removes what killed runs left in the folder half-written (for local paths)."""
+        if isinstance(self._fs, LocalFileSystem) and not self._read_only:
+            sweep(self._root, *map(self._at, _FOLDERS))
+
+    def _check_remote(self) -> None:
+        """Raises LongEvalError unless a file can be written into a folder that is not local, and removed again."""
+        probe = self._at(f".longeval-{uuid.uuid4().hex}")
+        try:
+            self._fs.pipe_file(probe, b"?")
+            self._fs.rm_file(probe)
+        except Exception as error:  # a file system's package may raise anything
+            raise LongEvalError(
+                f"--out {self.path}: can't write there ({_reason(error)})", "Choose a folder you may write to."
+            ) from error
+
+    def load(self, cell: str) -> StoredCell | None:
+        """Returns a stored cell, or None; a damaged one counts as absent, and a warning names it.
+
+        Its artefact may be missing.
+
+        Raises:
+            LongEvalError: Something else than a file is in the place of one, which could not be written then.
+        """
+        known = len(self.damaged)
+        try:
+            found = self._whole(cell)
+        except IsADirectoryError as error:
+            raise LongEvalError(
+                f"{error.filename}: is no file", "Remove it: the cell's file belongs there, and can't be written."
+            ) from None
+        if known < len(self.damaged) <= MAX_NAMED:
+            logger.warning("%s: damaged, not used (%s)", self._at("cells", f"{cell}.json"), self.damaged[cell])
+        elif known < len(self.damaged) == MAX_NAMED + 1:
+            logger.warning("%s: more cells are damaged, which are not named here", self.path)
+        return found
+
+    def finished(self, cell: str) -> tuple[Record, ...] | None:
+        """Records of a cell that is done: with status ok, and with the artefact that they are made from."""
+        found = self.load(cell)
+        if found is None or found.status != "ok" or not found.with_artefact:
+            return None
+        return found.records
+
+    def cells(self) -> Iterator[StoredCell]:
+        """All stored cells that are whole, in the order of their ids."""
+        if not self._fs.exists(self._at("cells")):
+            return
+        for path in sorted(self._fs.ls(self._at("cells"), detail=False)):
+            name = path.rsplit("/", 1)[-1]
+            if name.endswith(".json") and not name.startswith("."):
+                try:
+                    found = self._whole(name.removesuffix(".json"))
+                except IsADirectoryError:
+                    continue
+                if found is not None:
+                    yield found
+
+    def save(
+        self,
+        records: Sequence[Record],
+        nll: TokenNll | None = None,
+        samples: Sequence[Sample] | None = None,
+        curves: Curves | None = None,
+    ) -> None:
+        """Stores a cell's records (all of one cell), with its NLLs, samples or curves first."""
+        (cell,) = {record.cell for record in records}
+        (status,) = {record.status for record in records}
+        plain_records = [record.to_json() for record in records]
+        digest: str | None = None
+        for kind, artefact in (
+            ("nll", None if nll is None else nll.to_bytes()),
+            ("samples", None if samples is None else samples_to_jsonl(samples).encode()),
+            ("curves", None if curves is None else curves.to_json().encode()),
+        ):
+            if artefact is not None:
+                self._write(self._at(kind, f"{cell}.{_SUFFIXES[kind]}"), artefact)
+                digest = agreement.digest(plain_records, artefact) if agreement.agree(kind, artefact, records) else None
+        plain = {
+            "cell": cell,
+            "schema_version": SCHEMA_VERSION,
+            "status": status,
+            "digest": digest,
+            "records": plain_records,
+        }
+        text = json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        self._write(self._at("cells", f"{cell}.json"), text.encode())
+
+    def nll(self, cell: str) -> TokenNll | None:
+        """Returns a cell's token NLLs, or None where it has none (failed, or a task)."""
+        content = self._artefact("nll", cell)
+        return None if content is None else self._decoded("nll", cell, token_nll_from_bytes, content)
+
+    def samples(self, cell: str) -> tuple[Sample, ...] | None:
+        """Returns a task cell's samples, or None where it has none (failed, a group, or perplexity)."""
+        content = self._artefact("samples", cell)
+        return None if content is None else self._decoded("samples", cell, samples_from_jsonl, content)
+
+    def curves(self, cell: str) -> Curves | None:
+        """Returns a PosGen cell's curves, or None where it has none (failed, or of another command)."""
+        content = self._artefact("curves", cell)
+        return None if content is None else self._decoded("curves", cell, curves_from_json, content)
+
+    def training(self, kind: TrainingFile, training: str) -> bytes | None:
+        """Content of a training's file, or None."""
+        path = self._at(kind, f"{training}.npz")
+        if not self._fs.exists(path):
+            return None
+        content: bytes = self._fs.cat_file(path)
+        return content
+
+    def has_training(self, kind: TrainingFile, training: str) -> bool:
+        """Whether a training has this file."""
+        return bool(self._fs.exists(self._at(kind, f"{training}.npz")))
+
+    def has_checkpoints(self) -> bool:
+        """Whether a training was left under way."""
+        folder = self._at("checkpoints")
+        names = self._fs.ls(folder, detail=False) if self._fs.exists(folder) else []
+        return any(not path.rsplit("/", 1)[-1].startswith(".") for path in names)
+
+    def save_training(self, kind: TrainingFile, training: str, content: bytes) -> None:
+        """Writes a training's file, whole or not at all; the one before it is replaced."""
+        self._write(self._at(kind, f"{training}.npz"), content)
+
+    def remove_training(self, kind: TrainingFile, training: str) -> None:
+        """Removes a training's file, and the folder once it is empty."""
+        path, folder = self._at(kind, f"{training}.npz"), self._at(kind)
+        if self._fs.exists(path):
+            self._fs.rm_file(path)
+        if isinstance(self._fs, LocalFileSystem) and os.path.isdir(folder):
+            sweep(folder)
+            if not os.listdir(folder):
+                os.rmdir(folder)
+
+    def read_text(self, name: str) -> str | None:
+        """A text file of the run folder (`spec.yaml`), or None.
+
+        Raises:
+            LongEvalError: It can't be read, is no text, or is far too large.
+        """
+        path = self._at(name)
+        try:
+            content = self._read(path, _LARGEST_SPEC)
+            return None if content is None else content.decode()
+        except (OSError, ValueError) as error:
+            reason = "not a text file" if isinstance(error, UnicodeDecodeError) else _reason(error)
+            raise LongEvalError(f"{path}: can't be read ({reason})", "Mend or remove it; cells stay.") from None
+
+    def write_text(self, name: str, text: str) -> None:
+        """Writes a text file of the run folder, whole or not at all."""
+        self._write(self._at(name), text.encode())
+
+    def _at(self, *parts: str) -> str:
+        return "/".join((self._root, *parts))
+
+    def _whole(self, cell: str) -> StoredCell | None:
+        """A cell, None where it is absent or damaged; IsADirectoryError where no file can take its place."""
+        if cell in self.damaged:
+            return None
+        path = self._at("cells", f"{cell}.json")
+        try:
+            content = self._read(path, _LARGEST_CELL)
+            return None if content is None else self._checked(cell, content)
+        except (OSError, ValueError) as error:
+            self.damaged[cell] = _reason(error)
+            if isinstance(error, IsADirectoryError):
+                raise
+            return None
+
+    def _checked(self, cell: str, content: bytes) -> StoredCell:
+        """A cell from its file, held against its artefact; ValueError says what is wrong."""
+        plain = read_json(content)
+        if not isinstance(plain, dict) or not isinstance(plain.get("records"), list):
+            raise ValueError("it is not a cell")
+        if plain.get("schema_version") != SCHEMA_VERSION:
+            raise ValueError(f"it is not of schema {SCHEMA_VERSION}")
+        if plain.get("cell") != cell:
+            raise ValueError("it is of another cell than its name says")
+        records = tuple(map(record_from_json, plain["records"]))
+        status = str(plain.get("status"))
+        agreement.check_records(records, cell, status)
+        kind = agreement.artefact_kind(records[0]) if status == "ok" else None
+        artefact = None if kind is None else self._artefact(kind, cell)
+        if artefact is not None and plain.get("digest") != agreement.digest(plain["records"], artefact):
+            try:
+                agreement.check_artefact(str(kind), artefact, records)
+            except ValueError as error:
+                raise ValueError(f"{kind}/{cell}.{_SUFFIXES[str(kind)]}: {error}") from error
+        return StoredCell(cell=cell, status=status, records=records, with_artefact=kind is None or artefact is not None)
+
+    def _artefact(self, kind: str, cell: str) -> bytes | None:
+        """Content of a cell's artefact, or None where there is none."""
+        return self._read(self._at(kind, f"{cell}.{_SUFFIXES[kind]}"))
+
+    def _decoded(self, kind: str, cell: str, decode: Callable[[bytes], Artefact], content: bytes) -> Artefact:
+        """An artefact of a cell that was found whole."""
+        try:
+            return decode(content)
+        except ValueError as error:
+            path = self._at(kind, f"{cell}.{_SUFFIXES[kind]}")
+            raise LongEvalError(f"{path}: {error}", "Run the request again with --fresh.") from error
+
+    def _read(self, path: str, largest: int | None = None) -> bytes | None:
+        """Content of a file, or None where there is none.
+
+        Raises:
+            IsADirectoryError: Something else than a file is there.
+            OSError: It can't be read.
+            ValueError: It has more bytes than `largest`.
+        """
+        local = isinstance(self._fs, LocalFileSystem)
+        if local and not os.path.isfile(path):  # also what would block or never end: pipes, devices
+            if not os.path.exists(path):
+                return None
+            raise IsADirectoryError(21, "it is no file", path)
+        try:
+            content: bytes = self._fs.cat_file(path, end=None if largest is None else largest + 1)
+        except FileNotFoundError:
+            return None
+        if largest is not None and len(content) > largest:
+            raise ValueError(f"it has more than {largest >> 20} MiB")
+        return content
+
+    def _write(self, path: str, content: bytes) -> None:
+        """Local files: write beside, sync, rename. Object stores put a whole object or nothing."""
+        if self._read_only:
+            return
+        try:
+            if isinstance(self._fs, LocalFileSystem):
+                write_whole(path, content)
+            else:
+                self._fs.pipe_file(path, content)
+        except OSError as error:
+            raise WriteError(
+                f"run folder {self.path}: can't be written ({error.strerror or error})",
+                "Finished cells are stored; mend that, and the same command goes on from there.",
+            ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Why something can't be read, in a line."""
+    text = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+    return " ".join(str(text).split())[:200]

@@ -1,0 +1,260 @@
+"""PosGen's sequences: made from a seed, the same bytes on every machine, no two with the same start.
+
+Wang et al. 2024 (arXiv 2403.00071), section 5 and C.1, where sequences of different splits may start alike; here none
+of any split do, so that a model can't know a test sequence by heart.
+
+Starts are read off the 64-bit numbers of numpy's PCG64, whose stream numpy promises never to change (unlike that of its
+`Generator`): each token is one number modulo m, each start the next j + k tokens, and a start that was there before is
+passed over. Starts go to the test split first, then to the validation, then to the training split: test data stay as
+they are when there is more to train on, which begins with the less. The rule plays no part, so that tasks of one seed
+differ in their rules only.
+
+N sequences, T tokens, K = j + k tokens of a start.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from longeval.errors import LongEvalError
+from longeval.studies.posgen.rules import RULES
+
+if TYPE_CHECKING:
+    import datasets
+
+SPLITS = ("train", "valid", "test")
+"""Names of the splits, in the order in which they are written."""
+
+_MOST_MODULUS = 2**31
+"""So that a sum of tokens stays within 64 bits whatever a rule sums."""
+_RULE_TRIED = 1024
+"""Tokens for which a rule is tried before anything is made; `generate` asks it for all."""
+_MOST_DRAWN = 2**20
+"""Starts that are drawn at once."""
+
+Number = TypeVar("Number", bound=np.integer[Any])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataSetting:
+    """What PosGen data is made from; a setting that can't be met raises LongEvalError."""
+
+    task: str
+    """Name of a rule (`longeval.studies.posgen.rules.RULES`)."""
+    modulus: int = 17
+    """m: tokens are 0 … m − 1."""
+    j: int = 1
+    """Tokens that are summed at the rule's own place."""
+    k: int = 3
+    """Tokens that are summed right before the new one."""
+    length: int = 64
+    """Tokens of a training sequence."""
+    test_length: int = 256
+    """Tokens of a validation or test sequence."""
+    num_train: int = 10000
+    """Sequences to train on."""
+    num_valid: int = 1000
+    """Sequences for validation."""
+    num_test: int = 1000
+    """Sequences for the test."""
+    seed: int = 0
+    """Of the starts."""
+
+    def __post_init__(self) -> None:
+        RULES.lookup(self.task)
+        self._check_least()
+        if self.modulus > _MOST_MODULUS:
+            raise LongEvalError(
+                f"--modulus {self.modulus}: must be at most {_MOST_MODULUS}, so that sums stay within 64 bits",
+                "The paper's is 17.",
+            )
+        if self.length <= self.start_length:
+            raise LongEvalError(
+                f"--length {self.length}: the first {self.start_length} tokens (j + k) are random, and none follows",
+                f"Give --length {self.start_length + 1} or more, or fewer --j and --k.",
+            )
+        if self.test_length < self.length:
+            raise LongEvalError(
+                f"--test-length {self.test_length}: is shorter than the training length {self.length}",
+                "PosGen trains short and tests long: give more than --length, such as four times it.",
+            )
+        summed_indices(self.task, j=self.j, k=self.k, length=min(self.test_length, _RULE_TRIED))
+        self._check_starts()
+
+    def _check_least(self) -> None:
+        """Raises LongEvalError for numbers that are too small."""
+        least = {"modulus": 2, "j": 0, "k": 0, "num_train": 0, "num_valid": 0, "num_test": 0, "seed": 0}
+        for name, smallest in least.items():
+            value = getattr(self, name)
+            if value < smallest:
+                flag = f"--{name.replace('_', '-')}"
+                why = "; modulo 1 every token is 0" if (name, value) == ("modulus", 1) else ""
+                raise LongEvalError(f"{flag} {value}: must be at least {smallest}{why}", f"Give {smallest} or more.")
+        if self.start_length == 0:
+            raise LongEvalError("--j 0, --k 0: no token would be summed", "Give at least 1 for one of them.")
+
+    def _check_starts(self) -> None:
+        """Raises LongEvalError if there aren't as many starts as sequences, or no sequence is asked for."""
+        wanted = self.num_train + self.num_valid + self.num_test
+        if wanted == 0:
+            raise LongEvalError("--num-train 0, --num-valid 0, --num-test 0: no sequence is asked for", "Ask for some.")
+        there = self.modulus**self.start_length
+        if wanted > there:
+            raise LongEvalError(
+                f"--modulus {self.modulus}, --j {self.j}, --k {self.k}: there are {there:,} ways to start "
+                f"({self.modulus}^{self.start_length}), and {wanted:,} sequences need one each "
+                f"(--num-train {self.num_train}, --num-valid {self.num_valid}, --num-test {self.num_test})",
+                f"Ask for at most {there} sequences in all, or give --modulus "
+                f"{_least_root(wanted, self.start_length)} or more, or more --j or --k.",
+            )
+
+    @property
+    def start_length(self) -> int:
+        """Tokens at the start of a sequence, j + k, that are random and that no loss or accuracy counts."""
+        return self.j + self.k
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all splits."""
+        return self.num_train * self.length + (self.num_valid + self.num_test) * self.test_length
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Sequences of each split."""
+        return {"train": self.num_train, "valid": self.num_valid, "test": self.num_test}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class PosGenData:
+    """The sequences of a setting, as tokens 0 … m − 1."""
+
+    setting: DataSetting
+    """What they were made from."""
+    train_NT: npt.NDArray[np.int64]
+    """[num_train, length]."""
+    valid_NT: npt.NDArray[np.int64]
+    """[num_valid, test_length]."""
+    test_NT: npt.NDArray[np.int64]
+    """[num_test, test_length]."""
+
+    @property
+    def splits(self) -> dict[str, npt.NDArray[np.int64]]:
+        """The arrays by the names of their splits."""
+        return {"train": self.train_NT, "valid": self.valid_NT, "test": self.test_NT}
+
+
+def generate(setting: DataSetting) -> PosGenData:
+    """Makes the data of a setting: a pure function of it, on every machine and with every version of numpy."""
+    width, modulus = setting.start_length, setting.modulus
+    num = sum(setting.sizes.values())
+    starts_NK = draw_starts(modulus=modulus, width=width, num=num, seed=setting.seed)
+    summed = summed_indices(setting.task, j=setting.j, k=setting.k, length=setting.test_length)
+    ends = np.cumsum([setting.num_test, setting.num_valid])
+    test_NK, valid_NK, train_NK = np.split(starts_NK, ends)
+    return PosGenData(
+        setting=setting,
+        train_NT=extend(train_NK, summed[: setting.length - width], modulus=modulus),
+        valid_NT=extend(valid_NK, summed, modulus=modulus),
+        test_NT=extend(test_NK, summed, modulus=modulus),
+    )
+
+
+def draw_starts(*, modulus: int, width: int, num: int, seed: int) -> npt.NDArray[np.int64]:
+    """Draws starts, no two of them the same; more of them begin with the fewer.
+
+    A token's bias, from taking 64 bits modulo m, is below m / 2^64.
+
+    Args:
+        modulus: m.
+        width: j + k, the tokens of a start.
+        num: How many starts; at most m^(j+k).
+        seed: At least 0.
+
+    Returns:
+        [num, width] tokens.
+    """
+    there = modulus**width
+    assert num <= there, "no end to the drawing"
+    bits = np.random.PCG64(seed)
+    found: dict[tuple[int, ...], None] = {}
+    while (missing := num - len(found)) > 0:
+        # About as many as it takes where most were there before; how many at once doesn't change what is found.
+        rows = min(missing * there // (there - len(found)) + 64, _MOST_DRAWN)
+        drawn_NK = bits.random_raw((rows, width)) % np.uint64(modulus)
+        found |= dict.fromkeys(map(tuple, drawn_NK.tolist()))
+    return np.array(list(found)[:num], dtype=np.int64).reshape(num, width)
+
+
+def summed_indices(task: str, *, j: int, k: int, length: int) -> list[list[int]]:
+    """The rule's answer for each token after the start: entry i is for index j + k + i, up to index `length` − 1.
+
+    Raises:
+        LongEvalError: If the rule is unknown, refuses j or k, or sums nothing or tokens that aren't there yet.
+    """
+    rule = RULES.lookup(task)
+    summed = []
+    for index in range(j + k, length):
+        indices = list(rule(index, j, k))
+        wrong = [str(other) for other in indices if not 0 <= other < index]
+        if wrong or not indices:
+            raise LongEvalError(
+                f"--task {task}: for token {index} its rule sums {', '.join(wrong) or 'no token'}",
+                f"A rule names at least one earlier token: 0 … {index - 1}.",
+            )
+        summed.append(indices)
+    return summed
+
+
+def extend(starts_NK: npt.NDArray[Number], summed: Sequence[Sequence[int]], *, modulus: int) -> npt.NDArray[Number]:
+    """Goes on from starts by a rule.
+
+    Args:
+        starts_NK: The first tokens of each sequence.
+        summed: For each token after them, the indices of the tokens it is the sum of (see `summed_indices`).
+        modulus: m.
+
+    Returns:
+        [N, K + len(summed)] tokens, in the type of the starts.
+    """
+    num, width = starts_NK.shape
+    tokens_TN = np.empty((width + len(summed), num), dtype=starts_NK.dtype)  # a rule reads and writes whole rows
+    tokens_TN[:width] = starts_NK.T
+    for index, indices in enumerate(summed, start=width):
+        tokens_TN[index] = tokens_TN[list(indices)].sum(axis=0, dtype=np.int64) % modulus
+    return np.ascontiguousarray(tokens_TN.T)
+
+
+def json_lines(data: PosGenData) -> Iterator[str]:
+    """Yields `{"split": "train", "tokens": [3, 1, …]}` for each sequence, without line ends, split by split."""
+    for split, tokens_NT in data.splits.items():
+        for tokens_T in tokens_NT:
+            yield json.dumps({"split": split, "tokens": tokens_T.tolist()})
+
+
+def as_datasets(data: PosGenData) -> datasets.DatasetDict:
+    """The data for Hugging Face's `datasets`: splits train, valid and test, with one column `tokens`."""
+    import datasets
+
+    made = {}
+    for split, tokens_NT in data.splits.items():
+        tokens = datasets.List(datasets.Value("int64"), length=tokens_NT.shape[1])
+        features = datasets.Features({"tokens": tokens})
+        made[split] = datasets.Dataset.from_dict({"tokens": list(tokens_NT)}, features=features)
+    return datasets.DatasetDict(made)
+
+
+def _least_root(number: int, power: int) -> int:
+    """The least modulus with at least `number` starts of `power` tokens."""
+    low, high = 2, 2
+    while high**power < number:
+        high *= 2
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (middle + 1, high) if middle**power < number else (low, middle)
+    return low

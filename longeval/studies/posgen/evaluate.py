@@ -1,0 +1,204 @@
+"""How well trained models predict each position: teacher-forced, and generating freely from the first tokens.
+
+Teacher-forced accuracy, as the paper has it, gives the model the true tokens before each one that it predicts
+(greedily); free-running generation feeds it its own, so that one mistake spoils what follows. Predicted positions below
+the training length are in distribution, those from there on are out of it (OOD).
+
+Shapes: S seeds, N sequences, B of them at once, T tokens of a sequence, P predicted tokens (those after the first j+k),
+V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn import functional
+
+from longeval.rope.base import RopeTable
+from longeval.studies.posgen.model import Cache, ModelConfig, Weights, forward, model_inputs
+from longeval.studies.posgen.precision import Precision, check_precision, matmul_precision, product_dtype
+from longeval.studies.posgen.tables import TorchTable, cos_sin
+
+BATCH_BYTES = 2**30
+"""About what the activations (or keys and values) of a batch may take."""
+
+FloatArray = npt.NDArray[np.float64]
+TokenArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Evaluation:
+    """One seed's model on its test sequences, by position of the predicted token."""
+
+    first: int
+    """Position of the first predicted token, j+k; those before it are random."""
+    accuracy_P: FloatArray
+    """Teacher-forced: share of sequences whose token is predicted."""
+    loss_P: FloatArray
+    """Teacher-forced: mean negative log-likelihood, nats."""
+    generated_P: FloatArray | None
+    """Free-running: share of sequences whose token is generated; None where that was not asked for."""
+    num_sequences: int
+
+    @property
+    def positions_P(self) -> TokenArray:
+        """Position of each predicted token in its sequence."""
+        return np.arange(self.first, self.first + len(self.accuracy_P), dtype=np.int64)
+
+    def in_distribution(self, values_P: FloatArray, length: int) -> float:
+        """Mean over the predicted positions below the training length."""
+        return float(values_P[: length - self.first].mean())
+
+    def ood(self, values_P: FloatArray, length: int) -> float:
+        """Mean over the positions from the training length on; NaN where there are none."""
+        values_P = values_P[length - self.first :]
+        return float(values_P.mean()) if values_P.size else float("nan")
+
+
+class RangeLoss(NamedTuple):
+    """Mean losses of one seed, nats per token."""
+
+    in_distribution: float
+    ood: float
+
+
+def evaluate(
+    config: ModelConfig,
+    weights: Weights,
+    test_SNT: TokenArray,
+    table: RopeTable,
+    *,
+    first: int,
+    device: str,
+    precision: Precision = "float32",
+    generate: bool = True,
+) -> list[Evaluation]:
+    """Evaluates the model of every seed on its own sequences.
+
+    Args:
+        config: Sizes.
+        weights: Name → (S, …), on any device.
+        test_SNT: Sequences of each seed.
+        table: The RoPE table to read with; one for sequences of T tokens if its method depends on length.
+        first: j+k: how many tokens are given.
+        device: Where to compute.
+        precision: Of the matrix products.
+        generate: Whether to generate freely too.
+
+    Returns:
+        One evaluation per seed.
+    """
+    check_precision(precision, device)
+    weights = {name: tensor.detach().to(device) for name, tensor in weights.items()}
+    held = cos_sin(table, config.num_positions(test_SNT.shape[-1]), device)
+    tokens_SNT = torch.from_numpy(np.ascontiguousarray(test_SNT)).to(device)
+    with torch.inference_mode(), matmul_precision(precision):
+        accuracy_SP, loss_SP = teacher_forced(config, weights, tokens_SNT, held, first, precision)
+        generated_SP = free_running(config, weights, tokens_SNT, held, first, precision) if generate else None
+    return [
+        Evaluation(
+            first=first,
+            accuracy_P=accuracy_SP[seed],
+            loss_P=loss_SP[seed],
+            generated_P=None if generated_SP is None else generated_SP[seed],
+            num_sequences=tokens_SNT.shape[1],
+        )
+        for seed in range(len(tokens_SNT))
+    ]
+
+
+def range_losses(
+    config: ModelConfig,
+    weights: Weights,
+    tokens_SNT: torch.Tensor,
+    tables: Mapping[str, TorchTable],
+    *,
+    first: int,
+    length: int,
+    precision: Precision,
+) -> dict[str, list[RangeLoss]]:
+    """Mean losses in and out of distribution, by table and seed; everything is on the device already."""
+    losses: dict[str, list[RangeLoss]] = {}
+    with torch.inference_mode():
+        for name, table in tables.items():
+            _, loss_SP = teacher_forced(config, weights, tokens_SNT, table, first, precision)
+            inside_S, outside_S = loss_SP[:, : length - first].mean(axis=1), loss_SP[:, length - first :]
+            ood_S = outside_S.mean(axis=1) if outside_S.size else np.full(len(loss_SP), np.nan)
+            losses[name] = [RangeLoss(float(a), float(b)) for a, b in zip(inside_S, ood_S, strict=True)]
+    return losses
+
+
+def teacher_forced(
+    config: ModelConfig,
+    weights: Weights,
+    tokens_SNT: torch.Tensor,
+    table: TorchTable,
+    first: int,
+    precision: Precision,
+) -> tuple[FloatArray, FloatArray]:
+    """(accuracy, mean loss) by predicted position, (S, P) each; every token is predicted from the true ones before."""
+    num_seeds, num_sequences, num_tokens = tokens_SNT.shape
+    correct_SP, nll_SP = np.zeros((2, num_seeds, num_tokens - first))
+    per_token = 2 * config.d_ff + 8 * config.d_model + 8 * config.width + 4 * config.vocabulary
+    for tokens_SBT in _batches(tokens_SNT, 4 * num_seeds * num_tokens * per_token):
+        inputs_SBT = model_inputs(tokens_SBT, config)
+        logits_SBTV = forward(weights, inputs_SBT, table.cos_TF, table.sin_TF, config, dtype=product_dtype(precision))
+        hits_SBP = predicted(logits_SBTV, first, config).argmax(-1) == tokens_SBT[..., first:]
+        correct_SP += hits_SBP.sum(1).cpu().numpy()
+        nll_SP += token_nll(logits_SBTV, tokens_SBT, first, config).cpu().double().sum(1).numpy()
+    return correct_SP / num_sequences, nll_SP / num_sequences
+
+
+def free_running(
+    config: ModelConfig,
+    weights: Weights,
+    tokens_SNT: torch.Tensor,
+    table: TorchTable,
+    first: int,
+    precision: Precision,
+) -> FloatArray:
+    """Share of sequences whose token is generated (greedily, from the first tokens) at each position, (S, P)."""
+    num_seeds, num_sequences, num_tokens = tokens_SNT.shape
+    dtype = product_dtype(precision)
+    hits_SP = np.zeros((num_seeds, num_tokens - first))
+    for tokens_SBT in _batches(tokens_SNT, 16 * num_seeds * num_tokens * config.layers * config.width):
+        cache = Cache(
+            config,
+            num_seeds * tokens_SBT.shape[1],
+            config.num_positions(num_tokens),
+            tokens_SBT.device,
+            dtype or weights["embedding"].dtype,
+        )
+        # `model_inputs` leaves the last token out: what is read first are the tokens given.
+        read_SBT = model_inputs(tokens_SBT[..., : first + 1], config)
+        answers = []
+        for _ in range(first, num_tokens):
+            logits_SBTV = forward(weights, read_SBT, table.cos_TF, table.sin_TF, config, dtype=dtype, cache=cache)
+            read_SBT = logits_SBTV[:, :, -1:].argmax(-1)
+            answers.append(read_SBT)
+        hits_SP += (torch.cat(answers, dim=-1) == tokens_SBT[..., first:]).sum(1).cpu().numpy()
+    return hits_SP / num_sequences
+
+
+def predicted(logits_SBTV: torch.Tensor, first: int, config: ModelConfig) -> torch.Tensor:
+    """The logits of tokens `first` … T−1, (S, B, P, V)."""
+    return logits_SBTV[:, :, first - config.offset :]
+
+
+def token_nll(logits_SBTV: torch.Tensor, tokens_SBT: torch.Tensor, first: int, config: ModelConfig) -> torch.Tensor:
+    """Negative log-likelihood of tokens `first` … T−1 in nats, (S, B, P)."""
+    targets_SBP = tokens_SBT[..., first:]
+    logits_MV = predicted(logits_SBTV, first, config).reshape(-1, config.vocabulary)
+    return functional.cross_entropy(logits_MV, targets_SBP.reshape(-1), reduction="none").view(targets_SBP.shape)
+
+
+def _batches(tokens_SNT: torch.Tensor, bytes_each: int) -> Iterator[torch.Tensor]:
+    """Parts along the sequences, as many at once as memory is allowed for."""
+    size = max(1, BATCH_BYTES // bytes_each)
+    for start in range(0, tokens_SNT.shape[1], size):
+        yield tokens_SNT[:, start : start + size]

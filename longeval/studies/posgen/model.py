@@ -1,0 +1,297 @@
+"""The PosGen model: a small decoder with RoPE. Its weights carry a leading axis of seeds, so that seeds train together.
+
+Pre-norm RMSNorm, causal attention, a ReLU feed-forward layer, no biases: T5's block without cross-attention, at the
+sizes of T5-Small and with two layers, as Wang et al. 2024 (arXiv 2403.00071, section 6.1) train it. What the paper
+leaves open is a field of `ModelConfig`. Every product is one batched matrix product over the seeds, so a seed computes
+the same alone as stacked.
+
+Shapes: S seeds stacked, B sequences, T positions, N = B·T, R = S·B, F = head_dim/2 features, H heads, d head_dim,
+D d_model, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch.nn import functional
+
+from longeval.errors import LongEvalError
+from longeval.studies.posgen.rotation import rotate_queries_and_keys
+
+Weights = dict[str, torch.Tensor]
+"""Weights by name, each with a leading axis of seeds; matrices are (S, inputs, outputs)."""
+
+Drop = Callable[[torch.Tensor], torch.Tensor]
+"""Dropout of a tensor whose first axis is seeds (or seeds × sequences)."""
+
+NORM_EPS = 1e-6
+"""T5's."""
+NORMAL_STD = 0.02
+"""Of the `normal` initialisation (GPT-2's)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """Sizes, and what the paper leaves open."""
+
+    modulus: int = 17
+    """m: tokens are 0 … m−1."""
+    layers: int = 2
+    d_model: int = 512
+    d_ff: int = 2048
+    heads: int = 8
+    head_dim: int = 64
+    theta: float = 10000.0
+    """RoPE's base b; decides the table, which is made outside and handed over."""
+    tied: bool = True
+    """Whether the output layer is the embedding; with `t5` it reads hidden states times d_model^−0.5 then, as in T5."""
+    attention_scale: bool = False
+    """Whether attention logits are divided by √head_dim; T5 puts that into the queries' initialisation instead."""
+    init: Literal["t5", "normal"] = "t5"
+    """`t5`: normal with T5's standard deviations (embedding 1, matrices 1/√inputs, queries as attention_scale needs);
+    `normal`: 0.02 everywhere."""
+    start_token: bool = False
+    """One more token in front, id m, which shifts positions by one."""
+    dropout: float = 0.0
+    """While training, of embeddings, of each part's output, inside the feed-forward layer and before the output layer;
+    attention weights are left alone."""
+    frozen_mlp: bool = False
+    """Whether the feed-forward layers, norms included, stay as initialised."""
+
+    def __post_init__(self) -> None:
+        sizes = {"modulus": 2, "layers": 1, "d_model": 1, "d_ff": 1, "heads": 1, "head_dim": 2}
+        for name, least in sizes.items():
+            if getattr(self, name) < least:
+                flag = "--" + name.replace("_", "-")
+                raise LongEvalError(
+                    f"{flag} {getattr(self, name)}: must be at least {least}", "See --help for usual values."
+                )
+        if self.head_dim % 2:
+            raise LongEvalError(f"--head-dim {self.head_dim}: must be even", "RoPE rotates pairs; 64 is usual.")
+        if not (math.isfinite(self.theta) and self.theta > 0):
+            raise LongEvalError(f"--theta {self.theta}: must be a positive number", "10000 is the paper's base.")
+        if not 0 <= self.dropout < 1:
+            raise LongEvalError(f"--dropout {self.dropout}: must be at least 0 and below 1", "0 turns it off.")
+        if self.init not in ("t5", "normal"):
+            raise LongEvalError(f"--init {self.init}: unknown", "Use t5 or normal.")
+
+    @property
+    def vocabulary(self) -> int:
+        """V: m, and the start token where there is one."""
+        return self.modulus + int(self.start_token)
+
+    @property
+    def width(self) -> int:
+        """Heads × head_dim."""
+        return self.heads * self.head_dim
+
+    @property
+    def offset(self) -> int:
+        """The first token that is predicted: 1, or 0 with a start token; logits at row i are of token i + offset."""
+        return 1 - int(self.start_token)
+
+    def num_positions(self, length: int) -> int:
+        """Positions that the model reads to predict sequences of `length` tokens: all tokens but the last."""
+        return length - self.offset
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every weight by name, without the seeds' axis, in the order in which they are drawn."""
+        shapes: dict[str, tuple[int, ...]] = {"embedding": (self.vocabulary, self.d_model)}
+        for layer in range(self.layers):
+            shapes |= {
+                f"{layer}.attention.norm": (self.d_model,),
+                f"{layer}.attention.qkv": (self.d_model, 3 * self.width),
+                f"{layer}.attention.out": (self.width, self.d_model),
+                f"{layer}.mlp.norm": (self.d_model,),
+                f"{layer}.mlp.in": (self.d_model, self.d_ff),
+                f"{layer}.mlp.out": (self.d_ff, self.d_model),
+            }
+        shapes["norm"] = (self.d_model,)
+        if not self.tied:
+            shapes["head"] = (self.d_model, self.vocabulary)
+        return shapes
+
+    @property
+    def trainable(self) -> tuple[str, ...]:
+        """Names of the weights that training changes."""
+        return tuple(name for name in self.shapes if not (self.frozen_mlp and ".mlp." in name))
+
+
+def initial_weights(
+    config: ModelConfig, seeds: Sequence[int], device: str | torch.device, dtype: torch.dtype = torch.float32
+) -> Weights:
+    """Draws weights: those of seed s depend on (config, s) alone, whatever is stacked with it and wherever it runs.
+
+    Args:
+        config: Sizes and initialisation.
+        seeds: One model each, at least one.
+        device: Where the weights go; they are drawn on the CPU, in float32.
+        dtype: What they are cast to.
+
+    Returns:
+        Name → (S, …).
+    """
+    drawn: dict[str, list[torch.Tensor]] = {name: [] for name in config.shapes}
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed)
+        for name, shape in config.shapes.items():
+            if name.endswith("norm"):
+                drawn[name].append(torch.ones(shape))
+            else:
+                drawn[name].append(torch.randn(shape, generator=generator) * _std(config, name, shape))
+    return {name: torch.stack(parts).to(device=device, dtype=dtype) for name, parts in drawn.items()}
+
+
+def _std(config: ModelConfig, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """Standard deviation of a weight's initial values; by column for queries, keys and values."""
+    if config.init == "normal":
+        return torch.tensor(NORMAL_STD)
+    if name == "embedding":
+        return torch.tensor(1.0)
+    std = shape[0] ** -0.5
+    if not name.endswith("qkv"):
+        return torch.tensor(std)
+    query = std if config.attention_scale else std * config.head_dim**-0.5
+    return torch.tensor([query, std, std]).repeat_interleave(config.width)
+
+
+class Cache:
+    """Keys (rotated) and values of the positions read so far, for generation.
+
+    Args:
+        config: Sizes.
+        num_sequences: R = seeds × sequences.
+        num_positions: The most that will be read.
+        device: Where.
+        dtype: Of keys and values.
+    """
+
+    def __init__(
+        self, config: ModelConfig, num_sequences: int, num_positions: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        shape = (config.layers, 2, num_sequences, num_positions, config.heads, config.head_dim)
+        self._held = torch.empty(shape, device=device, dtype=dtype)
+        self.length = 0
+        """Positions read."""
+
+    def extend(self, layer: int, key_RTHd: torch.Tensor, value_RTHd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Adds the keys and values of the next T positions in one layer; returns those of all positions up to there."""
+        end = self.length + key_RTHd.shape[1]
+        held_2RTHd = self._held[layer, :, :, :end]
+        held_2RTHd[0, :, self.length :] = key_RTHd
+        held_2RTHd[1, :, self.length :] = value_RTHd
+        return held_2RTHd[0], held_2RTHd[1]
+
+
+def forward(
+    weights: Weights,
+    tokens_SBT: torch.Tensor,
+    cos_TF: torch.Tensor,
+    sin_TF: torch.Tensor,
+    config: ModelConfig,
+    *,
+    dtype: torch.dtype | None = None,
+    drop: Drop | None = None,
+    cache: Cache | None = None,
+) -> torch.Tensor:
+    """Logits of every seed's model for its own sequences.
+
+    Args:
+        weights: As `initial_weights` gives them.
+        tokens_SBT: What the model reads (`model_inputs`), integers.
+        cos_TF: The RoPE table's cosines, attention factor included, for at least the positions read.
+        sin_TF: Its sines.
+        config: Sizes.
+        dtype: Precision of the matrix products and of attention; the weights' own if None. The residual stream, the
+            norms and the logits keep the weights'.
+        drop: Dropout, while training.
+        cache: For generation: the tokens continue what it holds, and it is extended. From an empty one any number of
+            tokens, after that one at a time.
+
+    Returns:
+        (S, B, T, V): row i is of the token after the i-th one read.
+    """
+    num_seeds, num_sequences, num_tokens = tokens_SBT.shape
+    first = 0 if cache is None else cache.length
+    assert first == 0 or num_tokens == 1
+    rows = slice(first, first + num_tokens)
+    run = _Run(config=config, dtype=dtype, drop=drop, cache=cache, cos_TF=cos_TF[rows], sin_TF=sin_TF[rows])
+    assert len(run.cos_TF) == num_tokens, "positions beyond the table"
+    embedding_SVD = weights["embedding"]
+    # A product with one-hot rows instead of a look-up: its gradient is a product too, deterministic and quick on a GPU.
+    ids_V = torch.arange(config.vocabulary, device=tokens_SBT.device)
+    one_hot_SNV = (tokens_SBT.reshape(num_seeds, -1, 1) == ids_V).to(embedding_SVD.dtype)
+    x_SND = run.dropped(torch.bmm(one_hot_SNV, embedding_SVD))
+    for layer in range(config.layers):
+        x_SND = x_SND + run.dropped(run.attention(x_SND, weights, layer, num_sequences))
+        x_SND = x_SND + run.dropped(run.mlp(x_SND, weights, layer))
+    if cache is not None:
+        cache.length += num_tokens
+    head_SDV = embedding_SVD.mT if config.tied else weights["head"]
+    if config.tied and config.init == "t5":
+        head_SDV = head_SDV * config.d_model**-0.5
+    x_SND = run.dropped(_normed(x_SND) * weights["norm"][:, None, :])
+    return torch.bmm(x_SND, head_SDV).view(num_seeds, num_sequences, num_tokens, config.vocabulary)
+
+
+def model_inputs(tokens_SBT: torch.Tensor, config: ModelConfig) -> torch.Tensor:
+    """What the model reads to predict tokens `config.offset` … T−1: all but the last, after the start token if any."""
+    read_SBT = tokens_SBT[..., :-1]
+    if not config.start_token:
+        return read_SBT
+    return functional.pad(read_SBT, (1, 0), value=config.modulus)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Run:
+    """One pass: what its parts have in common."""
+
+    config: ModelConfig
+    dtype: torch.dtype | None
+    drop: Drop | None
+    cache: Cache | None
+    cos_TF: torch.Tensor
+    sin_TF: torch.Tensor
+
+    def dropped(self, x: torch.Tensor) -> torch.Tensor:
+        return x if self.drop is None else self.drop(x)
+
+    def product(self, x_SNI: torch.Tensor, weight_SIO: torch.Tensor) -> torch.Tensor:
+        """Matrix product in the pass's precision."""
+        return torch.bmm(x_SNI.to(self.dtype or x_SNI.dtype), weight_SIO.to(self.dtype or weight_SIO.dtype))
+
+    def attention(self, x_SND: torch.Tensor, weights: Weights, layer: int, num_sequences: int) -> torch.Tensor:
+        """Causal attention with rotated queries and keys, (S, N, D)."""
+        config, num_seeds, num_tokens = self.config, len(x_SND), len(self.cos_TF)
+        # The norm's gain goes into the matrix, which is smaller than what it would multiply.
+        qkv_SDO = weights[f"{layer}.attention.norm"][..., None] * weights[f"{layer}.attention.qkv"]
+        qkv_SNO = self.product(_normed(x_SND), qkv_SDO)
+        shape = (num_seeds * num_sequences, num_tokens, 3, config.heads, config.head_dim)
+        query_RTHd, key_RTHd, value_RTHd = rotate_queries_and_keys(qkv_SNO.view(shape), self.cos_TF, self.sin_TF)
+        if self.cache is not None:
+            key_RTHd, value_RTHd = self.cache.extend(layer, key_RTHd, value_RTHd)
+        out_RHTd = functional.scaled_dot_product_attention(
+            query_RTHd.transpose(1, 2),
+            key_RTHd.transpose(1, 2),
+            value_RTHd.transpose(1, 2),
+            is_causal=num_tokens > 1,
+            scale=config.head_dim**-0.5 if config.attention_scale else 1.0,
+        )
+        out_SNO = out_RHTd.transpose(1, 2).reshape(num_seeds, -1, config.width)
+        return self.product(out_SNO, weights[f"{layer}.attention.out"]).to(x_SND.dtype)
+
+    def mlp(self, x_SND: torch.Tensor, weights: Weights, layer: int) -> torch.Tensor:
+        """The feed-forward layer, (S, N, D)."""
+        in_SDO = weights[f"{layer}.mlp.norm"][..., None] * weights[f"{layer}.mlp.in"]
+        hidden_SNO = self.dropped(functional.relu_(self.product(_normed(x_SND), in_SDO)))
+        return self.product(hidden_SNO, weights[f"{layer}.mlp.out"]).to(x_SND.dtype)
+
+
+def _normed(x_SND: torch.Tensor) -> torch.Tensor:
+    """RMSNorm without its gain."""
+    return functional.rms_norm(x_SND, (x_SND.shape[-1],), eps=NORM_EPS)

@@ -1,0 +1,135 @@
+"""What the evaluation of a PosGen cell gave, as records and curves, or why there is none.
+
+Accuracies are shares, 0 … 1, over all test sequences and the positions in question: `accuracy_in_distribution` over
+predicted positions below the training length, `accuracy_ood` over those from there on, both given the true tokens
+before (teacher-forced), and `accuracy_generated` over the same positions as `accuracy_ood`, given the model's own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from longeval.request import PosGenSpec
+from longeval.store.curves import Curves
+from longeval.store.provenance import provenance
+from longeval.store.records import Record
+from longeval.studies.posgen.cells import PosGenCell
+from longeval.studies.posgen.evaluate import Evaluation
+from longeval.studies.posgen.state import History, ValidLoss
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Circumstances:
+    """How the passes of a cell went."""
+
+    elapsed_s: float
+    """Wall time of this run's part of the training and of the evaluation, each of all seeds that shared it."""
+    peak_memory_bytes: int | None
+    rope_digest: str
+    """Of the table that was on in evaluation."""
+    device: str
+    """As records name it."""
+
+
+class PosGenOutcome(NamedTuple):
+    """What is stored of a cell."""
+
+    records: list[Record]
+    curves: Curves | None
+
+
+def posgen_outcome(
+    cell: PosGenCell,
+    spec: PosGenSpec,
+    evaluation: Evaluation,
+    history: History,
+    valid: tuple[ValidLoss, ...],
+    circumstances: Circumstances,
+) -> PosGenOutcome:
+    """Records and curves of one cell; a loss that is not finite makes it a failed one.
+
+    Args:
+        cell: The cell.
+        spec: Its request.
+        evaluation: Of its seed, generation included.
+        history: Of its training, which didn't diverge.
+        valid: Its validation losses by epoch.
+        circumstances: For the records.
+    """
+    if (reason := _not_finite(evaluation)) is not None:
+        return PosGenOutcome([posgen_failure(cell, spec, reason, circumstances.device)], None)
+    assert evaluation.generated_P is not None
+    curves = Curves(
+        positions=tuple(evaluation.positions_P.tolist()),
+        accuracy=tuple(evaluation.accuracy_P.tolist()),
+        loss=tuple(evaluation.loss_P.tolist()),
+        generated=tuple(evaluation.generated_P.tolist()),
+        epochs=tuple(loss.epoch for loss in valid),
+        valid_loss_in_distribution=tuple(loss.in_distribution for loss in valid),
+        valid_loss_ood=tuple(loss.ood for loss in valid),
+    )
+    num_inside = spec.length - evaluation.first
+    inside, outside = slice(0, num_inside), slice(num_inside, None)
+    parts = (
+        ("accuracy_in_distribution", "teacher_forced", evaluation.accuracy_P[inside], evaluation.loss_P[inside]),
+        ("accuracy_ood", "teacher_forced", evaluation.accuracy_P[outside], evaluation.loss_P[outside]),
+        ("accuracy_generated", "free_running", evaluation.generated_P[outside], None),
+    )
+    records = [
+        Record(
+            metric=metric,
+            value=float(accuracy_P.mean()),
+            protocol=protocol,
+            n=evaluation.num_sequences,
+            tokens=evaluation.num_sequences * len(accuracy_P),
+            nll_sum=None if loss_P is None else float(loss_P.sum() * evaluation.num_sequences),
+            status="ok",
+            elapsed_s=round(circumstances.elapsed_s, 3),
+            peak_memory_bytes=circumstances.peak_memory_bytes,
+            rope_digest=circumstances.rope_digest,
+            provenance=provenance(circumstances.device),
+            **_common(cell, spec) | {"params": cell.params | {"stacked": history.stacked}},
+        )
+        for metric, protocol, accuracy_P, loss_P in parts
+    ]
+    return PosGenOutcome(records, curves)
+
+
+def posgen_failure(cell: PosGenCell, spec: PosGenSpec, reason: str, device: str) -> Record:
+    """The record of a cell that failed."""
+    return Record(
+        metric="accuracy_ood",
+        value=None,
+        protocol="teacher_forced",
+        status="failed",
+        error=reason,
+        provenance=provenance(device),
+        **_common(cell, spec),
+    )
+
+
+def _not_finite(evaluation: Evaluation) -> str | None:
+    """Why a model's accuracies mean nothing, or None."""
+    bad = np.flatnonzero(~np.isfinite(evaluation.loss_P))
+    if len(bad):
+        return f"the loss is {evaluation.loss_P[bad[0]]} at position {evaluation.positions_P[bad[0]]} of the test"
+    return None
+
+
+def _common(cell: PosGenCell, spec: PosGenSpec) -> dict[str, Any]:
+    """The fields that a plan knows of a cell's record."""
+    return {
+        "cell": cell.id,
+        "model": spec.model_name,
+        "pe": cell.pe.canonical,
+        "factor": cell.factor,
+        "length": spec.test_length,
+        "data": cell.data,
+        "task": None,
+        "params": cell.params,
+        "backend": "posgen",
+        "dtype": spec.dtype,
+    }

@@ -1,0 +1,187 @@
+"""One optimiser step of all stacked seeds: batch, loss, gradients, AdamW; on a GPU captured once as a CUDA graph.
+
+AdamW works element by element, so the gradient of the sum of the seeds' losses gives each seed the step that it would
+make alone. All that changes from step to step (indices, weights of sequences, rates) lies in fixed buffers, so that a
+captured step can be replayed. AdamW: Loshchilov and Hutter 2019, arXiv 1711.05101; its numbers are torch's defaults.
+
+Shapes: S seeds, N sequences, B of them in a batch, T tokens, P predicted tokens, K steps of an epoch.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from longeval.studies.posgen.evaluate import token_nll
+from longeval.studies.posgen.model import ModelConfig, Weights, forward, model_inputs
+from longeval.studies.posgen.precision import Precision, product_dtype
+from longeval.studies.posgen.schedule import Rate
+from longeval.studies.posgen.tables import TorchTable
+
+BETA2 = 0.999
+EPS = 1e-8
+
+_EAGER_STEPS = 3
+"""Steps before the capture, in which libraries choose kernels and set up their memory."""
+
+_log = logging.getLogger(__name__)
+
+
+class Stepper:
+    """Makes steps; updates `weights`, `first` and `second` in place.
+
+    Args:
+        config: Sizes.
+        seeds: For dropout only.
+        weights: Name → (S, …) on the device.
+        first: AdamW's mean of gradients, of the weights to train.
+        second: AdamW's mean of squared gradients.
+        tokens_SNT: Training sequences on the device.
+        table: What the model reads with while training.
+        first_predicted: j+k: tokens before it are random and left out of the loss.
+        batch_size: B.
+        weight_decay: AdamW's.
+        precision: Of the matrix products.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        seeds: Sequence[int],
+        weights: Weights,
+        first: Weights,
+        second: Weights,
+        tokens_SNT: torch.Tensor,
+        table: TorchTable,
+        first_predicted: int,
+        batch_size: int,
+        weight_decay: float,
+        precision: Precision,
+    ) -> None:
+        self._config, self._seeds, self._weights = config, tuple(seeds), weights
+        self._trained = [weights[name].requires_grad_() for name in config.trainable]
+        self._moments = [(first[name], second[name]) for name in config.trainable]
+        self._tokens_SNT, self._table, self._first_predicted = tokens_SNT, table, first_predicted
+        self._weight_decay, self._dtype = weight_decay, product_dtype(precision)
+        device, dtype = tokens_SNT.device, weights["embedding"].dtype
+        num_seeds = len(tokens_SNT)
+        self._seed_index_S1 = torch.arange(num_seeds, device=device)[:, None]
+        self._batch_SB = torch.zeros(num_seeds, batch_size, dtype=torch.int64, device=device)
+        self._share_B = torch.zeros(batch_size, dtype=dtype, device=device)
+        self._rates = torch.zeros(4, dtype=dtype, device=device)
+        self.loss_S = torch.zeros(num_seeds, dtype=dtype, device=device)
+        """Mean loss of the last step's batch, by seed."""
+        self._generators = [torch.Generator(device) for _ in seeds] if config.dropout else []
+        self._graph: torch.cuda.CUDAGraph | None = None
+        # Dropout draws from generators that are set anew at each step, which a graph can't do.
+        self._capturable = device.type == "cuda" and not config.dropout
+        self._side = torch.cuda.Stream(device) if self._capturable else None  # type: ignore[no-untyped-call]  # torch's
+        self._eager_steps = 0
+
+    def buffers(
+        self, batches_SKB: npt.NDArray[np.int64], counts_K: Sequence[int], rates_K: Sequence[Rate], first_step: int
+    ) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """What `step` takes for each of K steps, sent to the device at once.
+
+        Args:
+            batches_SKB: Indices of sequences; in a batch that isn't full, anything after the sequences that count.
+            counts_K: How many sequences of each batch count.
+            rates_K: Learning rate and β1.
+            first_step: How many steps came before.
+        """
+        device, dtype = self._tokens_SNT.device, self._rates.dtype
+        places_B = np.arange(batches_SKB.shape[-1])
+        shares_KB = np.stack([np.where(places_B < count, 1.0 / count, 0.0) for count in counts_K])
+        scalars = [self._scalars(rate, first_step + step) for step, rate in enumerate(rates_K)]
+        parts = (
+            torch.from_numpy(np.ascontiguousarray(batches_SKB.swapaxes(0, 1))).to(device),
+            # Cast first: not every accelerator has float64.
+            torch.from_numpy(shares_KB).to(dtype).to(device),
+            torch.tensor(scalars, dtype=torch.float64).to(dtype).to(device),
+        )
+        return list(zip(*(part.unbind(0) for part in parts), strict=True))
+
+    def _scalars(self, rate: Rate, step: int) -> tuple[float, float, float, float]:
+        """What AdamW's update needs: decay, 1−β1, −size, ε; the last two take the bias corrections in."""
+        root = math.sqrt(1 - BETA2 ** (step + 1))
+        size = rate.learning_rate * root / (1 - rate.beta1 ** (step + 1))
+        return 1 - rate.learning_rate * self._weight_decay, 1 - rate.beta1, -size, EPS * root
+
+    def step(self, buffer: tuple[torch.Tensor, torch.Tensor, torch.Tensor], number: int) -> None:
+        """One step; on a GPU it is only handed over. `number`: how many steps came before in the whole training."""
+        for held, new in zip((self._batch_SB, self._share_B, self._rates), buffer, strict=True):
+            held.copy_(new)
+        for seed, generator in zip(self._seeds, self._generators, strict=False):
+            generator.manual_seed(int(np.random.SeedSequence((seed, number)).generate_state(1, np.uint64)[0] >> 1))
+        if self._graph is not None:
+            self._graph.replay()
+        elif not self._capturable:
+            self._step()
+        elif self._eager_steps < _EAGER_STEPS:
+            self._eager_steps += 1
+            self._on_side_stream()
+        else:
+            self._capture()
+
+    def _on_side_stream(self) -> None:
+        """A step as the capture wants its forerunners: on another stream than the usual one."""
+        assert self._side is not None
+        usual = torch.cuda.current_stream(self._tokens_SNT.device)
+        self._side.wait_stream(usual)
+        with torch.cuda.stream(self._side):
+            self._step()
+        usual.wait_stream(self._side)
+
+    def _capture(self) -> None:
+        """Captures a step, which doesn't run it, and replays it; makes it eagerly, from now on, where that fails."""
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, stream=self._side):  # the default one may be another device's
+                self._step()
+        except RuntimeError as error:
+            self._capturable = False
+            _log.warning("training without a CUDA graph, which is slower: %s", str(error).splitlines()[0])
+            self._step()
+            return
+        self._graph = graph
+        graph.replay()
+
+    def _step(self) -> None:
+        """Loss, gradients, AdamW, all on the buffers."""
+        tokens_SBT = self._tokens_SNT[self._seed_index_S1, self._batch_SB]
+        logits_SBTV = forward(
+            self._weights,
+            model_inputs(tokens_SBT, self._config),
+            self._table.cos_TF,
+            self._table.sin_TF,
+            self._config,
+            dtype=self._dtype,
+            drop=self._drop if self._generators else None,
+        )
+        nll_SBP = token_nll(logits_SBTV, tokens_SBT, self._first_predicted, self._config)
+        loss_S = (nll_SBP.mean(-1) * self._share_B).sum(-1)
+        gradients = torch.autograd.grad(loss_S.sum(), self._trained)
+        with torch.no_grad():
+            self.loss_S.copy_(loss_S)
+            self._update(gradients)
+
+    def _update(self, gradients: Sequence[torch.Tensor]) -> None:
+        """AdamW."""
+        decay, rest1, minus_size, eps = self._rates.unbind()
+        for weight, gradient, (first, second) in zip(self._trained, gradients, self._moments, strict=True):
+            first.lerp_(gradient, rest1)
+            second.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
+            direction = torch.div(first, second.sqrt().add_(eps))
+            weight.mul_(decay).addcmul_(direction, minus_size)
+
+    def _drop(self, x: torch.Tensor) -> torch.Tensor:
+        """Dropout with a generator per seed, so that a seed is dropped alike alone and stacked."""
+        rate = self._config.dropout
+        kept = [torch.rand(x.shape[1:], generator=one, device=x.device) >= rate for one in self._generators]
+        return x * (torch.stack(kept) / (1 - rate)).to(x.dtype)

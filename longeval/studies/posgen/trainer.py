@@ -1,0 +1,176 @@
+"""Weights of PosGen's trainings: read where they are stored, else trained, all seeds of a stack together.
+
+While a training is under way its state is stored every minute or so, at the end of an epoch; a killed run loses what
+came after that. Finished weights are kept, so that another method or regime that is made from them needs no training.
+Those of a training that diverged are not: nothing can be made from them, and the next run is to train anew.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from longeval.run.session import Progress
+from longeval.store.folder import Store, TrainingFile
+from longeval.studies.posgen.cells import Stack, Training
+from longeval.studies.posgen.checkpoint import from_bytes, to_bytes
+from longeval.studies.posgen.data import DataSetting, PosGenData
+from longeval.studies.posgen.estimate import Work, pass_costs, validates
+from longeval.studies.posgen.plan import PosGenPlan
+from longeval.studies.posgen.state import TrainState, initial_state, stack
+from longeval.studies.posgen.train import Watch, steps_per_epoch, train
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT_EVERY_S = 60.0
+"""Seconds of training between checkpoints, at least; they are written between epochs."""
+
+
+def read_state(store: Store, kind: TrainingFile, training: Training) -> TrainState | None:
+    """A training's stored state; None if there is none, or none that can be read (said in a log line)."""
+    content = store.training(kind, training.id)
+    if content is None:
+        return None
+    try:
+        return from_bytes(content)
+    except ValueError as error:
+        logger.warning("%s/%s/%s.npz: %s; it is made again", store.path, kind, training.id, error)
+        return None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trainer:
+    """Gives the weights of stacks."""
+
+    plan: PosGenPlan
+    store: Store
+    progress: Progress
+    fresh: bool
+    """Whether stored weights and checkpoints are passed over."""
+    before_write: Callable[[], None]
+    """Called before each file."""
+
+    def states(self, work: Work, data: Mapping[DataSetting, PosGenData]) -> dict[int, TrainState]:
+        """The last state of every seed of a stack, on the CPU: stored, or trained now and then stored.
+
+        One that diverged (`TrainState.failure`) is returned too, and leaves no file.
+
+        Args:
+            work: The stack.
+            data: Of all its trainings.
+        """
+        found: dict[int, TrainState] = {}
+        for training in work.stack.trainings:
+            state = None if self.fresh else read_state(self.store, "weights", training)
+            if state is not None:
+                found[training.seed] = state
+        missing = {training.seed: training for training in work.stack.trainings if training.seed not in found}
+        if missing:
+            for trained in self.train(work.stack, missing, data):
+                for index, seed in enumerate(trained.seeds):
+                    content = to_bytes(trained, index, moments=False)
+                    found[seed] = from_bytes(content)
+                    if found[seed].failure() is None:
+                        self.save("weights", missing[seed], content)
+                    self.store.remove_training("checkpoints", missing[seed].id)
+        return found
+
+    def train(
+        self, whole: Stack, trainings: Mapping[int, Training], data: Mapping[DataSetting, PosGenData]
+    ) -> list[TrainState]:
+        """Trains several seeds together; those that are behind (a kill may come between their files) catch up first.
+
+        Args:
+            whole: Table, and what to validate with.
+            trainings: By seed.
+            data: Of all of them.
+
+        Returns:
+            The state of those that came to the end, and before it those of seeds that diverged while catching up.
+        """
+        states = sorted((self.begun(training) for training in trainings.values()), key=lambda state: state.epoch)
+        groups = [stack(list(group)) for _, group in groupby(states, key=lambda state: state.epoch)]
+        ended: list[TrainState] = []
+        while groups:
+            behind, until = groups.pop(0), groups[0].epoch if groups else self.plan.spec.epochs
+            watch = _Watch(self, [trainings[seed] for seed in behind.seeds], len(whole.tables))
+            seeds, epochs = name_seeds(behind.seeds), f"epochs {behind.epoch + 1} … {until}"
+            self.progress.stage(f"{whole.title} · {seeds}, {epochs}", watch.num_passes(behind.epoch, until), "step")
+            state = train(
+                self.plan.config,
+                self.plan.setting,
+                [data[trainings[seed].data] for seed in behind.seeds],
+                behind.seeds,
+                whole.table,
+                device=self.plan.device,
+                valid_tables=whole.tables,
+                state=behind,
+                watch=watch,
+                until=until,
+            )
+            if not groups or state.epoch < until:  # before its time: all of them diverged
+                ended.append(state)
+            else:
+                groups[0] = stack([state, groups[0]])
+        return ended
+
+    def begun(self, training: Training) -> TrainState:
+        """Where a training stands."""
+        state = None if self.fresh else read_state(self.store, "checkpoints", training)
+        return initial_state(self.plan.config, (training.seed,), "cpu") if state is None else state
+
+    def save(self, kind: TrainingFile, training: Training, content: bytes) -> None:
+        """Stores a training's file."""
+        self.before_write()
+        self.store.save_training(kind, training.id, content)
+
+
+class _Watch(Watch):
+    """Tells a run's progress of a training's steps, and stores its state from time to time.
+
+    Args:
+        trainer: Whose training it is.
+        trainings: What is trained, in the order of the stack.
+        tables: How many tables it is validated with.
+    """
+
+    def __init__(self, trainer: Trainer, trainings: Sequence[Training], tables: int) -> None:
+        self._trainer, self._trainings = trainer, trainings
+        spec = trainer.plan.spec
+        self._costs = pass_costs(trainer.plan, len(trainings), tables)
+        self._steps = steps_per_epoch(spec.num_train, spec.batch_size)
+        self._step_tokens = len(trainings) * spec.num_train * spec.length // self._steps
+        self._valid_tokens = len(trainings) * tables * spec.num_valid * spec.test_length
+        self._saved = time.monotonic()
+
+    def num_passes(self, first: int, until: int) -> int:
+        """Steps and validations from one epoch to another."""
+        epochs = range(first + 1, until + 1)
+        return self._steps * len(epochs) + sum(validates(self._trainer.plan, epoch) for epoch in epochs)
+
+    def step(self) -> None:
+        """See `Watch`."""
+        self._trainer.progress.advance(self._step_tokens, self._costs.step, "step")
+
+    def epoch(self, state: TrainState) -> None:
+        """See `Watch`."""
+        losses = ", ".join(f"{history.train_loss[-1]:.4f}" for history in state.history)
+        logger.debug("epoch %d of %d: loss %s", state.epoch, self._trainer.plan.spec.epochs, losses)
+        if validates(self._trainer.plan, state.epoch):
+            self._trainer.progress.advance(self._valid_tokens, self._costs.validation, "validation")
+
+    def checkpoint(self, state: TrainState) -> None:
+        """See `Watch`; comes after every epoch, and heeds one a minute."""
+        if time.monotonic() - self._saved < CHECKPOINT_EVERY_S:
+            return
+        for index, training in enumerate(self._trainings):
+            self._trainer.save("checkpoints", training, to_bytes(state, index))
+        self._saved = time.monotonic()
+
+
+def name_seeds(seeds: Sequence[int]) -> str:
+    """`seed 3`, `5 seeds`."""
+    return f"seed {seeds[0]}" if len(seeds) == 1 else f"{len(seeds)} seeds"

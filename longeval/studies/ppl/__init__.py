@@ -1,0 +1,1 @@
+"""Perplexity at growing context lengths."""

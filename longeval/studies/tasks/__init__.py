@@ -1,0 +1,1 @@
+"""Downstream tasks in long contexts."""

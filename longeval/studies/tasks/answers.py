@@ -1,0 +1,215 @@
+"""A model's answers to a prepared task, and the task's own score of each.
+
+lm-eval's filters, `process_results` and aggregations do the scoring, in the way of its `evaluate` (0.4.13); nothing of
+it is written anew here. What comes out is a value for each sample wherever a metric is a mean over samples.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from longeval.backends.base import Generation
+from longeval.store.samples import Sample
+from longeval.studies.tasks.definitions.guards import seeded
+from longeval.studies.tasks.lm import TaskLM
+from longeval.studies.tasks.metrics import Aggregate, Metric, absent, aggregate, is_mean, metric_name
+from longeval.studies.tasks.prompts.build import PreparedSample, PreparedTask
+from longeval.studies.tasks.prompts.requests import Result, response
+from longeval.studies.tasks.quiet import quiet_lm_eval
+
+_BYPASS = "bypass"
+"""lm-eval's metric for tasks that only collect answers: no score."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answers:
+    """What a model with one method made of a task."""
+
+    samples: tuple[Sample, ...]
+    """In the order of the prepared ones."""
+    aggregates: Mapping[str, Aggregate]
+    """Metric → its value, for metrics that aren't means over samples."""
+    metrics: tuple[Metric, ...]
+    """All metrics, those of the aggregates too, in the order of the task: the first is the main one unless the task
+    says otherwise."""
+
+    @property
+    def higher_is_better(self) -> dict[str, bool | None]:
+        """Metric → whether more is better; None where the task doesn't say."""
+        return {metric.name: metric.higher_is_better for metric in self.metrics}
+
+    @property
+    def filters(self) -> dict[str, str]:
+        """Metric → name of lm-eval's filter that its answers went through."""
+        return {metric.name: metric.filter for metric in self.metrics}
+
+
+def answer(task: Any, prepared: PreparedTask, lm: TaskLM, on_sample: Callable[[int], None] | None = None) -> Answers:
+    """Has a model answer a task.
+
+    Args:
+        task: The lm-eval `Task` that was prepared; it is left as it was.
+        prepared: Its samples; they are left as they were too, and can be answered again.
+        lm: The model under its method, at the window that the task was prepared for.
+        on_sample: Called with a sample's place in `prepared.samples` as soon as all its requests are answered; in any
+            order.
+
+    Raises:
+        TooLongError: A request doesn't fit into the window of `lm`.
+        OutOfMemoryError: A request is too long for the device.
+        ValueError: A score is no finite number; names the metric and the sample.
+    """
+    if not prepared.samples:
+        return Answers(samples=(), aggregates={}, metrics=())
+    results = _run(prepared, lm, on_sample)
+    instances = [_answered(sample, found) for sample, found in zip(prepared.samples, results, strict=True)]
+    with quiet_lm_eval(), seeded(0):
+        _filter(task, [instance for group in instances for instance in group])
+        raw = _processed(task, prepared, instances)
+    scores, aggregates, metrics = _scores(task, prepared, raw)
+    samples = tuple(_sample(*parts) for parts in zip(prepared.samples, instances, results, scores, strict=True))
+    return Answers(samples=samples, aggregates=aggregates, metrics=metrics)
+
+
+def _run(prepared: PreparedTask, lm: TaskLM, on_sample: Callable[[int], None] | None) -> list[list[Result]]:
+    """The results of all requests, by sample."""
+    places = [(number, place) for number, s in enumerate(prepared.samples) for place in range(len(s.requests))]
+    found: list[dict[int, Result]] = [{} for _ in prepared.samples]
+    waiting = [len(sample.requests) for sample in prepared.samples]
+    for index, result in lm.run([prepared.samples[number].requests[place] for number, place in places]):
+        number, place = places[index]
+        found[number][place] = result
+        waiting[number] -= 1
+        if on_sample is not None and not waiting[number]:
+            on_sample(number)
+    assert not any(waiting), "the backend left requests unanswered"
+    return [[by_place[place] for place in range(len(by_place))] for by_place in found]
+
+
+def _answered(sample: PreparedSample, results: Sequence[Result]) -> list[Any]:
+    """Instances of lm-eval with their responses: copies, so that nothing is left in the prepared ones."""
+    return [
+        dataclasses.replace(
+            instance,
+            doc=sample.doc,
+            # Greedy answers don't differ: one stands for all that the task asks for.
+            resps=[response(instance, places, results)] * (instance.repeats or 1),
+            filtered_resps={},
+        )
+        for instance, places in zip(sample.instances, sample.places, strict=True)
+    ]
+
+
+def _filter(task: Any, instances: list[Any]) -> None:
+    """Runs the task's filters, which work on what the task holds; it holds what it held before afterwards."""
+    before = getattr(task, "_instances", None)
+    task._instances = instances
+    try:
+        task.apply_filters()
+    finally:
+        task._instances = before
+
+
+Raw = dict[tuple[str, str], list[tuple[int, Any]]]
+"""(lm-eval's metric, filter) → (number of a sample, its value), in the order of samples."""
+
+
+def _processed(task: Any, prepared: PreparedTask, instances: Sequence[Sequence[Any]]) -> Raw:
+    """What the task's `process_results` says, filter by filter."""
+    raw: Raw = {}
+    for filter_name in instances[0][0].filtered_resps:
+        for number, (sample, group) in enumerate(zip(prepared.samples, instances, strict=True)):
+            doc = copy.deepcopy(sample.doc)  # some tasks change it
+            values = task.process_results(doc, [instance.filtered_resps[filter_name] for instance in group])
+            for metric, value in values.items():
+                raw.setdefault((str(metric), filter_name), []).append((number, value))
+    return raw
+
+
+def _scores(
+    task: Any, prepared: PreparedTask, raw: Raw
+) -> tuple[list[dict[str, float]], dict[str, Aggregate], tuple[Metric, ...]]:
+    """Values by sample of metrics that are means, aggregates of the others, and the names of both."""
+    aggregations, directions = task.aggregation(), task.higher_is_better()
+    only_filter = len({filter_name for _, filter_name in raw}) == 1
+    scores: list[dict[str, float]] = [{} for _ in prepared.samples]
+    aggregates: dict[str, Aggregate] = {}
+    metrics: dict[str, Metric] = {}
+    for (lm_eval_name, filter_name), values in raw.items():
+        aggregation = aggregations.get(lm_eval_name)
+        name = metric_name(lm_eval_name, filter_name, only_filter=only_filter)
+        if is_mean(aggregation):
+            values = [(number, value) for number, value in values if not absent(lm_eval_name, value, aggregation)]
+            for number, value in values:
+                if name in scores[number]:
+                    raise ValueError(f"task {prepared.name}: sample {prepared.samples[number].index} has two {name}")
+                scores[number][name] = _number(value, name, prepared.samples[number])
+        elif lm_eval_name == _BYPASS:
+            continue
+        else:
+            try:
+                aggregates[name] = aggregate(aggregation, [value for _, value in values])
+            except ValueError as error:
+                raise ValueError(f"task {prepared.name}: {name}: {error}") from error
+        if values:
+            direction = directions.get(lm_eval_name)
+            metrics[name] = Metric(
+                name=name,
+                lm_eval_name=lm_eval_name,
+                filter=filter_name,
+                higher_is_better=None if direction is None else bool(direction),
+            )
+    return scores, aggregates, tuple(metrics.values())
+
+
+def _number(value: Any, name: str, sample: PreparedSample) -> float:
+    """A score as a plain float."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"sample {sample.index}: {name} is {value!r:.60}, no number") from error
+    if not math.isfinite(number):
+        raise ValueError(f"sample {sample.index}: {name} is {number}")
+    return number
+
+
+def _sample(
+    sample: PreparedSample, instances: Sequence[Any], results: Sequence[Result], scores: dict[str, float]
+) -> Sample:
+    generated = [result for result in results if isinstance(result, Generation)]
+    return Sample(
+        index=sample.index,
+        prompt_digest=sample.prompt_digest,
+        tokens=sample.tokens,
+        truncated=sample.truncated,
+        cut_tokens=sample.cut_tokens,
+        target=sample.target,
+        output=_output(sample, [instance.resps[0] for instance in instances]),
+        scores=scores,
+        cluster=sample.cluster,
+        depth=sample.depth,
+        finish=generated[0].finish if generated else None,
+    )
+
+
+def _output(sample: PreparedSample, responses: Sequence[Any]) -> Any:
+    """Responses as plain JSON: the one text, or a list with an item for each choice; −∞ is null.
+
+    Raises:
+        ValueError: A log-likelihood is NaN.
+    """
+    plain: list[Any] = []
+    for found in responses:
+        if isinstance(found, str):
+            plain.append(found)
+            continue
+        likelihood, rest = (found, []) if isinstance(found, float) else (found[0], [found[1]])
+        if math.isnan(likelihood):
+            raise ValueError(f"sample {sample.index}: the model's log-likelihood is NaN")
+        plain.append([likelihood if math.isfinite(likelihood) else None, *rest])
+    return plain[0] if len(plain) == 1 and isinstance(plain[0], str) else plain

@@ -1,0 +1,343 @@
+"""Names of tasks: what there is, and what a name after `--tasks` stands for.
+
+A name is one of our own tasks, else one of the user's folders (`--include DIR`), else lm-eval's; `lm_eval:NAME` is
+lm-eval's where a name means something else too (`passkey`). A path is a user's YAML file. Nothing here imports lm-eval,
+runs code or uses the network; names of ours don't even need lm-eval's index. A name with `*`, `?` or `[` stands for all
+that it matches, as in lm-eval.
+
+Every name in `Resolved.leaves` can itself be given to `--tasks` or `load_task`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from longeval.errors import LongEvalError
+from longeval.studies.tasks.definitions.averages import GroupAverage
+from longeval.studies.tasks.definitions.entries import LM_EVAL, NOTHING, OURS, Kind, TaskEntry
+from longeval.studies.tasks.definitions.folders import task_folders, yaml_files
+from longeval.studies.tasks.definitions.lm_eval_index import lm_eval_entries
+from longeval.studies.tasks.definitions.needs import group_needs, hub_ids
+from longeval.studies.tasks.definitions.scan import Entries, is_task_file, scan
+
+_PREFIX = f"{LM_EVAL}:"
+LONG_CONTEXT = ("ruler", "longbench", "longbench2", "infinitebench", "babilong", "scrolls")
+"""lm-eval's groups of long-text tasks, shown before all others."""
+
+_FIRST_USE = " (downloads on first use)"
+
+_DESCRIPTIONS = {
+    "ruler": "RULER: retrieval, tracing and counting in synthetic text of any length (Hsieh et al. 2024)",
+    "longbench": "LongBench: 21 tasks on real documents, English and Chinese (Bai et al. 2024)",
+    "longbench2": "LongBench v2: multiple choice on documents of up to 2M words (Bai et al. 2025)",
+    "infinitebench": "InfiniteBench: tasks beyond 100k tokens (Zhang et al. 2024)",
+    "babilong": "BABILong: bAbI's questions hidden in books (Kuratov et al. 2024)",
+    "scrolls": "SCROLLS: seven tasks over long texts (Shaham et al. 2022)",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Resolved:
+    """What one name after `--tasks` stands for."""
+
+    name: str
+    """As the user named it."""
+    title: str
+    """What it is called in notes: the name that a file gives itself in place of its path."""
+    kind: Kind
+    """`task` or `group`."""
+    source: str
+    """`longeval`, `lm_eval`, or the path of the user's YAML file."""
+    leaves: tuple[str, ...]
+    """Its tasks, in order, each once; tasks of an earlier name are here again."""
+    averages: tuple[GroupAverage, ...]
+    """Averages to report: of the group itself, then of groups inside it; none for tasks."""
+    needs: str
+    """What must be there before it can run, in one line."""
+
+
+class Index:
+    """All names, read as far as they are asked for.
+
+    Args:
+        include: Folders with task files of the user's, later ones win.
+        root: Our own folder of tasks; None: where it is installed.
+
+    Raises:
+        LongEvalError: If a folder is missing, or a file in one of them is broken.
+    """
+
+    def __init__(self, include: Sequence[str] = (), *, root: str | None = None) -> None:
+        ours = [path for folder in task_folders(root) for path in yaml_files(folder)]
+        self._ours = scan(ours, source=OURS, outer=self._theirs)
+        self._users: Entries = {}
+        for folder in include:
+            self._add(scan(yaml_files(_checked(folder)), source=None, outer=self._beyond))
+        self._files: dict[str, Entries] = {}
+
+    def _add(self, users: Entries) -> None:
+        """A user's task may take the place of lm-eval's, but scores under our names must be scores of our tasks."""
+        for name in users:
+            if name in self._ours:
+                raise LongEvalError(
+                    f"{users[name].path}: {name} is the name of a {self._ours[name].kind} of longeval",
+                    "Give it another.",
+                )
+        self._users.update(users)
+
+    def find(self, name: str) -> TaskEntry | None:
+        """The entry of a name or path; None if there is none. Raises LongEvalError for a file that is broken."""
+        if name.startswith(_PREFIX):
+            entry = self._theirs(name.removeprefix(_PREFIX))
+            return None if entry is None else self._qualified(entry)
+        path, _, _ = name.partition("::")
+        if _looks_like_path(path):
+            return self._from_file(path).get(name)
+        return self._ours.get(name) or self._users.get(name) or self._theirs(name)
+
+    def entry(self, name: str) -> TaskEntry:
+        """As `find`, but raises LongEvalError with suggestions for a name that is unknown."""
+        found = self.find(name)
+        if found is None:
+            raise LongEvalError(f"--tasks {name}: unknown", self._suggest(name))
+        return found
+
+    def resolve(self, names: Iterable[str]) -> tuple[Resolved, ...]:
+        """See the function of this name."""
+        return tuple(self._resolve(name) for name in dict.fromkeys(names))
+
+    def matching(self, pattern: str) -> list[TaskEntry]:
+        """All entries whose names match `*`, `?` and `[…]`, in the order of the list; LongEvalError for none."""
+        found = [entry for entry in self.listed() if fnmatch.fnmatchcase(entry.name, pattern)]
+        if not found:
+            raise LongEvalError(f"--tasks {pattern}: no task or group has such a name", self._suggest(pattern))
+        return found
+
+    def _resolve(self, name: str) -> Resolved:
+        if is_pattern(name):
+            return self._resolve_pattern(name)
+        entry = self.entry(name)
+        return Resolved(
+            name=name,
+            title=entry.title,
+            kind=entry.kind,
+            source=entry.source,
+            leaves=self.leaves(name),
+            averages=self.averages(name),
+            needs=entry.needs,
+        )
+
+    def _resolve_pattern(self, pattern: str) -> Resolved:
+        """All that a pattern matches, like a group: what isn't run here is left out, but not all of it."""
+        found = [entry for entry in self.matching(pattern) if entry.refusal is None]
+        leaves = dict.fromkeys(leaf for entry in found for leaf in self.leaves(entry.name))
+        run = tuple(leaf for leaf in leaves if self.entry(leaf).refusal is None)
+        if not run:
+            raise LongEvalError(f"--tasks {pattern}: not run: nothing that matches is", "Name other tasks.")
+        return Resolved(
+            name=pattern,
+            title=pattern,
+            kind="group",
+            source=found[0].source,
+            leaves=run,
+            averages=tuple(dict.fromkeys(average for entry in found for average in self.averages(entry.name))),
+            needs=group_needs({leaf: self.entry(leaf).needs for leaf in run}),
+        )
+
+    def leaves(self, name: str) -> tuple[str, ...]:
+        """Tasks of a name in order, each once; the task itself if it is one.
+
+        Raises:
+            LongEvalError: If the name or one of its members is unknown, or it goes round in a circle.
+        """
+        return tuple(dict.fromkeys(self._leaves(self.entry(name), ())))
+
+    def averages(self, name: str) -> tuple[GroupAverage, ...]:
+        """Averages that a group asks for, and the groups inside it."""
+        entry = self.entry(name)
+        if entry.kind == "task":
+            return ()
+        own = [self._average(entry, number) for number in range(len(entry.aggregates))]
+        inner = [average for member in entry.members for average in self.averages(self.scoped(entry, member))]
+        return tuple(dict.fromkeys([*own, *inner]))
+
+    def listed(self) -> tuple[TaskEntry, ...]:
+        """All entries that have a name of their own: the user's, ours, long-text groups of lm-eval, then all others."""
+        users = sorted((e for e in self._users.values() if e.within is None), key=_order)
+        ours = sorted((e for e in self._ours.values() if e.within is None), key=_order)
+        theirs = [self._qualified(entry) for entry in lm_eval_entries().values() if entry.within is None]
+        first = [entry for name in LONG_CONTEXT for entry in theirs if entry.name.removeprefix(_PREFIX) == name]
+        names = {entry.name for entry in first}
+        members = {member for entry in first for member in self.leaves(entry.name)}
+        near = sorted((entry for entry in theirs if entry.name in members), key=lambda entry: entry.name)
+        rest = sorted((e for e in theirs if e.name not in names | members), key=lambda entry: entry.name)
+        return (*users, *ours, *first, *near, *rest)
+
+    def _leaves(self, entry: TaskEntry, within: tuple[str, ...]) -> list[str]:
+        if entry.kind == "task":
+            return [entry.name]
+        if entry.refusal is not None:
+            raise LongEvalError(f"--tasks {entry.name}: {entry.refusal}", "Name its tasks instead.")
+        if entry.name in within:
+            raise LongEvalError(f"--tasks {within[0]}: group {entry.name} contains itself", "Mend its file.")
+        return [
+            leaf
+            for member in entry.members
+            for leaf in self._leaves(self.entry(self.scoped(entry, member)), (*within, entry.name))
+        ]
+
+    def _average(self, entry: TaskEntry, number: int) -> GroupAverage:
+        asked = entry.aggregates[number]
+        leaves = self.leaves(entry.name)
+        members = leaves if asked.over is None else asked.over
+        strangers = [name for name in members if name not in leaves]
+        if strangers:
+            raise LongEvalError(
+                f"{entry.path}: average_over names {', '.join(strangers)}, no task of {entry.name}", "Mend the file."
+            )
+        return GroupAverage(
+            group=entry.name,
+            metric=asked.metric,
+            filters=asked.filters,
+            weight_by_size=asked.weight_by_size,
+            members=members,
+        )
+
+    def scoped(self, group: TaskEntry, member: str) -> str:
+        """The name by which a group's member is found from outside: lm-eval's members are lm-eval's."""
+        if group.source != LM_EVAL:
+            return member
+        entry = self._theirs(member)
+        return member if entry is None else self._qualified(entry).name
+
+    def _qualified(self, entry: TaskEntry) -> TaskEntry:
+        """An entry of lm-eval's under a name that means it and nothing else."""
+        hidden = entry.name in self._users or entry.name in self._ours
+        if not hidden and entry.name not in _DESCRIPTIONS:
+            return entry
+        described = entry.description or _DESCRIPTIONS.get(entry.name, "")
+        return replace(entry, name=f"{_PREFIX}{entry.name}" if hidden else entry.name, description=described)
+
+    def _theirs(self, name: str) -> TaskEntry | None:
+        return lm_eval_entries().get(name)
+
+    def _beyond(self, name: str) -> TaskEntry | None:
+        """What a user's file may refer to: folders before it, our tasks, lm-eval's."""
+        return self._ours.get(name) or self._users.get(name) or self._theirs(name)
+
+    def _from_file(self, path: str) -> Entries:
+        """The entries of one file of the user's, called after the path as it was typed."""
+        if path not in self._files:
+            full = os.path.expanduser(path)
+            if os.path.isdir(full):
+                raise LongEvalError(
+                    f"--tasks {path}: is a folder", f"Add --include {path}, and name tasks of it after --tasks."
+                )
+            if not os.path.isfile(full):
+                raise LongEvalError(f"--tasks {path}: no such file", "A folder of task files goes to --include.")
+            entries = scan([full], source=None, outer=self._beyond)
+            own = next((entry.name for entry in entries.values() if entry.within is None), None)
+            if own is None:
+                raise LongEvalError(
+                    f"--tasks {path}: the file has neither the key task nor the key group", "Give it a name."
+                )
+            if own in self._ours:
+                raise LongEvalError(
+                    f"--tasks {path}: {own} is the name of a {self._ours[own].kind} of longeval",
+                    f"Give it another, or say --tasks {own}.",
+                )
+            self._files[path] = _renamed(entries, own, path)
+        return self._files[path]
+
+    def _suggest(self, name: str) -> str:
+        """Near names, ours first."""
+        if os.path.isdir(name):
+            return f"It is a folder: add --include {name}, and name tasks of it after --tasks."
+        wanted = name.removeprefix(_PREFIX).lower()
+        own = {known: known for known in [*self._users, *self._ours] if "::" not in known}
+        near = difflib.get_close_matches(wanted, own, n=3, cutoff=0.6)
+        theirs = [known for known in lm_eval_entries() if "::" not in known]
+        near += [known for known in difflib.get_close_matches(wanted, theirs, n=3, cutoff=0.7) if known not in near]
+        hint = f"Did you mean {' or '.join(near[:4])}? " if near else ""
+        return f"{hint}`longeval tasks --list` shows all."
+
+
+def list_entries(include: Sequence[str] = ()) -> tuple[TaskEntry, ...]:
+    """All tasks and groups: the user's, ours, lm-eval's groups of long-text tasks with their tasks, then all others.
+
+    Raises:
+        LongEvalError: If a folder of `include` is missing or holds a broken file, or lm-eval isn't installed.
+    """
+    return Index(include).listed()
+
+
+def resolve(names: Sequence[str], *, include: Sequence[str] = ()) -> tuple[Resolved, ...]:
+    """What each name after `--tasks` stands for; a name that is there twice, once.
+
+    Args:
+        names: Names of tasks, groups and tags, `lm_eval:NAME`, paths of YAML files.
+        include: Folders with more task files.
+
+    Raises:
+        LongEvalError: If a name is unknown (with suggestions), or a file is broken (file, line, what).
+    """
+    return Index(include).resolve(names)
+
+
+def needs_lines(resolved: Iterable[Resolved]) -> tuple[str, ...]:
+    """One line for each name that needs something, to be said before anything is computed."""
+    lines = []
+    for item in resolved:
+        if item.needs != NOTHING:
+            tasks = f"{len(item.leaves)} tasks, " if item.kind == "group" else ""
+            lines.append(f"{item.name}: {tasks}{item.needs}{_FIRST_USE if hub_ids(item.needs) else ''}")
+    return tuple(lines)
+
+
+def all_leaves(resolved: Iterable[Resolved]) -> tuple[str, ...]:
+    """The tasks of a whole request, in order, each once."""
+    return tuple(dict.fromkeys(leaf for item in resolved for leaf in item.leaves))
+
+
+def _renamed(entries: Entries, own: str, path: str) -> Entries:
+    """Calls a file's task or group, and what is written inside it, after its path."""
+
+    def new(name: str) -> str:
+        inside = name == own or name.startswith(f"{own}::")
+        return f"{path}{name.removeprefix(own)}" if inside and name in entries else name
+
+    return {
+        new(name): replace(
+            entry,
+            name=new(name),
+            own_name=name if new(name) != name else None,
+            members=tuple(new(member) for member in entry.members),
+            within=None if entry.within is None else new(entry.within),
+        )
+        for name, entry in entries.items()
+    }
+
+
+def is_pattern(name: str) -> bool:
+    """Whether a name after `--tasks` stands for all names that it matches; paths are taken as they are."""
+    return any(sign in name for sign in "*?[") and not _looks_like_path(name)
+
+
+def _looks_like_path(name: str) -> bool:
+    return is_task_file(name) or os.sep in name or name.startswith("~")
+
+
+def _checked(folder: str) -> str:
+    full = os.path.expanduser(folder)
+    if not os.path.isdir(full):
+        raise LongEvalError(f"--include {folder}: no such folder", "It takes folders; a file goes to --tasks.")
+    return full
+
+
+def _order(entry: TaskEntry) -> tuple[bool, str]:
+    """Groups before tasks, alphabetically."""
+    return (entry.kind == "task", entry.name)

@@ -1,0 +1,160 @@
+"""What a task's YAML says of itself under `metadata:`, as far as longeval reads it; the keys are all optional.
+
+    version      of the task's definition
+    primary      the metric that stands for the task; default: the first one
+    document     field of a sample that holds the long document: what may be cut to fit a window
+    cluster      field that names the document that samples share
+    depth        field with the needle's place in the context, 0 … 1
+    chance       score of guessing, 0 … 1
+    synthetic    true: samples are made for each length from a `Setting`
+    samples      how many a synthetic task makes by default
+    haystack     true: needles are hidden in what `--haystack` names
+    prompts      `own`: worded by longeval, not by the benchmark
+
+Other keys are the task's own.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+import inspect
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from longeval.plain import canonical_json
+from longeval.studies.tasks.definitions.folders import tasks_dir
+
+DEFAULT_SAMPLES = 100
+"""Samples that a synthetic task makes where neither the user nor its YAML says how many."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskMetadata:
+    """See the module's docstring; absent keys are null or false."""
+
+    version: str | None
+    primary: str | None
+    document: str | None
+    cluster: str | None
+    depth: str | None
+    chance: float | None
+    synthetic: bool
+    samples: int
+    haystack: bool
+    own_prompts: bool
+
+
+def read_metadata(plain: Any) -> TaskMetadata:
+    """From a YAML's `metadata`; lm-eval lets it be anything."""
+    keys: dict[str, Any] = plain if isinstance(plain, dict) else {}
+    version, chance = keys.get("version"), keys.get("chance")
+    return TaskMetadata(
+        version=None if version is None else str(version),
+        primary=keys.get("primary"),
+        document=keys.get("document"),
+        cluster=keys.get("cluster"),
+        depth=keys.get("depth"),
+        chance=None if chance is None else float(chance),
+        synthetic=bool(keys.get("synthetic", False)),
+        samples=int(keys.get("samples", DEFAULT_SAMPLES)),
+        haystack=bool(keys.get("haystack", False)),
+        own_prompts=keys.get("prompts") == "own",
+    )
+
+
+def task_digest(task: Any) -> str:
+    """Digest of what decides a task's scores beside its prompts: its configuration, and the code that it names.
+
+    Args:
+        task: An lm-eval Task. Functions stand for the content of their files, so that a changed rule is another task.
+    """
+    config = {key: _plain(value) for key, value in sorted(vars(task.config).items()) if key not in _DECIDE_NOTHING}
+    parts = {"config": config, "class": _code(type(task))}
+    return hashlib.sha256(canonical_json(parts).encode()).hexdigest()[:16]
+
+
+_DECIDE_NOTHING = ("metadata", "task_alias", "tag", "custom_dataset", "dataset_kwargs", "fewshot_config")
+"""Where samples come from is in the digest of the prompts."""
+
+
+def _plain(value: Any) -> Any:
+    if callable(value):
+        return _code(value)
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value if value is None or isinstance(value, str | int | float | bool) else type(value).__qualname__
+
+
+def _code(function: Callable[..., Any]) -> str:
+    """A function or class by its name and the content of its file, and of the user's own files that this imports."""
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    try:
+        path = inspect.getsourcefile(function)
+    except TypeError:  # a built-in, an instance
+        path = None
+    digest = hashlib.sha256(b"" if path is None else _content(path))
+    for imported in () if path is None else sorted(_imported(path)):
+        digest.update(_content(imported))
+    return f"{name}:{digest.hexdigest()[:16]}"
+
+
+_FIRST_SPELT = {
+    b"longeval.studies.tasks.setting": b"longeval.tasks.setting",
+    b"longeval.plain": b"longeval.records",
+    b"longeval.studies.posgen": b"longeval.posgen",
+}
+"""Modules that task files import, by the names that they had first: where they lie changes no cell's id."""
+
+
+def _content(path: str) -> bytes:
+    with open(path, "rb") as file:
+        content = file.read()
+    for name, first in _FIRST_SPELT.items():
+        content = content.replace(name, first)
+    return content
+
+
+def _imported(path: str) -> set[str]:
+    """Python files of the user's own that a file imports, and that these import; none for what is installed or ours."""
+    found = {path}
+    pending = [] if _is_installed(path) else [path]
+    while pending:
+        try:
+            nodes = list(ast.walk(ast.parse(_content(pending.pop()))))
+        except (SyntaxError, ValueError):  # such a file can't import anything either
+            continue
+        names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+        names |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom) and not node.level}
+        for module in {name.split(".")[0] for name in names} - {"", "longeval", "lm_eval"}:
+            new = _files_of(module) - found
+            found |= new
+            pending += new
+    return found - {path}
+
+
+def _files_of(module: str) -> set[str]:
+    """Python files of a module that is not installed, without running it; all of those of a package."""
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        return set()
+    if spec is None or not (spec.origin or "").endswith(".py") or _is_installed(str(spec.origin)):
+        return set()
+    if spec.submodule_search_locations is None:
+        return {str(spec.origin)}
+    return {str(path) for folder in spec.submodule_search_locations for path in Path(folder).rglob("*.py")}
+
+
+def _is_installed(path: str) -> bool:
+    """Whether a file is one of Python, of an installed package, or of our tasks."""
+    place = Path(os.path.realpath(path))
+    if {"site-packages", "dist-packages"} & set(place.parts):
+        return True
+    return any(place.is_relative_to(os.path.realpath(folder)) for folder in (os.path.dirname(os.__file__), tasks_dir()))

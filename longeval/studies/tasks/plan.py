@@ -1,0 +1,396 @@
+"""A request of `longeval tasks` becomes cells: tasks are found and built, every prompt is rendered and tokenised.
+
+Everything a request can have wrong is found here, before weights are loaded: unknown tasks, data that is missing, a
+window too short for a question, lengths that don't fit into memory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+from longeval.backends.openai.plan import Server, ask_server, check_reads, check_room
+from longeval.cache import cache_dir
+from longeval.data.special import spelt_note
+from longeval.errors import LongEvalError, MissingDataError
+from longeval.models.prepare import PreparedModel, prepare_all
+from longeval.models.tokenizer_folder import tokenizer_folder
+from longeval.request import TasksSpec
+from longeval.rope.build import MethodName
+from longeval.run.cost import ModelSize, check_memory, model_size
+from longeval.run.setups import check_backend, check_pin, method_names, setting_notes, setups
+from longeval.studies.tasks.cells import GroupCell, TaskCell, TaskJob, group_cell, longest_reach, most_sent, task_cell
+from longeval.studies.tasks.definitions.absent import causes, missing_together
+from longeval.studies.tasks.definitions.averages import GroupAverage
+from longeval.studies.tasks.definitions.code import Code, NotRunError, is_lm_evals
+from longeval.studies.tasks.definitions.configs import FunctionName
+from longeval.studies.tasks.definitions.entries import NOTHING
+from longeval.studies.tasks.definitions.failures import explain
+from longeval.studies.tasks.definitions.index import Index, Resolved, all_leaves, resolve
+from longeval.studies.tasks.definitions.load import check_code, check_runs, load_task, task_config
+from longeval.studies.tasks.definitions.metadata import TaskMetadata, read_metadata
+from longeval.studies.tasks.definitions.templates import TemplateError
+from longeval.studies.tasks.metrics import is_length
+from longeval.studies.tasks.prompts.build import prepare
+from longeval.studies.tasks.prompts.counting import check_samples_fit, prompt_counter
+from longeval.studies.tasks.prompts.left_out import emptied, nothing_left
+from longeval.studies.tasks.prompts.prepared import PreparedTask, Window
+from longeval.studies.tasks.prompts.requests import all_inputs
+from longeval.studies.tasks.setting import Setting
+from longeval.values import format_length
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskPlan:
+    """A checked request: what will be computed, in this order."""
+
+    spec: TasksSpec
+    """With the name of the model that is served, where a server was asked."""
+    jobs: tuple[TaskJob, ...]
+    groups: tuple[GroupCell, ...]
+    sizes: dict[str, ModelSize]
+    """Of each model."""
+    notes: tuple[str, ...]
+    """What a user should know before it starts."""
+
+    @property
+    def cells(self) -> list[TaskCell]:
+        """All cells of tasks, in the order in which they were asked for."""
+        order = {name: index for index, name in enumerate(self.spec.pe)}
+        cells = [cell for job in self.jobs for cell in job.cells]
+        tasks = {name: index for index, name in enumerate(dict.fromkeys(cell.task for cell in cells))}
+        models = {name: index for index, name in enumerate(self.spec.model)}
+        return sorted(
+            cells, key=lambda cell: (models[cell.model], tasks[cell.task], order[cell.pe.canonical], cell.length)
+        )
+
+
+def plan_tasks(
+    spec: TasksSpec,
+    say: Callable[[str], None] = lambda line: None,
+    watch: Callable[[str, int, int], None] = lambda what, done, total: None,
+    *,
+    dry_run: bool = False,
+) -> TaskPlan:
+    """Checks a request and lays out its cells; raises LongEvalError for anything that is wrong with it.
+
+    Args:
+        spec: The request.
+        say: Told at once what a user should know before something is fetched.
+        watch: Told what is being prepared, how many samples of it are, and of how many.
+        dry_run: Whether this is only to be shown: no code of models and of users' task files runs.
+    """
+    check_backend(spec)
+    names = method_names(spec)
+    spec, server = ask_server(spec)
+    index = Index(spec.include)
+    chosen = resolve(spec.tasks, include=spec.include)
+    for leaf in all_leaves(chosen):
+        check_runs(leaf, index)
+    data = f"LONGEVAL_DATA={os.environ.get('LONGEVAL_DATA', '')}".removesuffix("=")
+    for item in chosen:
+        if item.needs != NOTHING and not item.needs.startswith("file"):
+            say(f"{item.title} needs {item.needs.replace('LONGEVAL_DATA', data)}")
+    _check_titles(all_leaves(chosen), index)
+    for leaf in all_leaves(chosen):
+        check_code(leaf, index, trusted=spec.trust_remote_code, dry_run=dry_run)
+    models = prepare_all(spec, dry_run=dry_run)
+    check_pin(spec, names, models)
+    check_reads(spec, [model.tokenizer for model in models], scores=False)
+    code: Code = "named" if dry_run else "run" if spec.trust_remote_code else "refused"
+    plans = [_ModelPlan(spec, model, names, index, watch, code) for model in models]
+    for plan in plans:
+        plan.add_tasks(chosen)
+    _check_heeded(spec, [job for plan in plans for job in plan.jobs])
+    _check_room(server, [job for plan in plans for job in plan.jobs])
+    if not any(job.prepared.samples for plan in plans for job in plan.jobs):
+        raise nothing_left([need for plan in plans for need in plan.left_out], same_samples=spec.same_samples)
+    return TaskPlan(
+        spec=spec,
+        jobs=tuple(job for plan in plans for job in plan.jobs),
+        groups=tuple(cell for plan in plans for cell in plan.groups(chosen)),
+        sizes={plan.model.name: plan.size for plan in plans},
+        notes=tuple(dict.fromkeys(note for plan in plans for note in plan.notes)),
+    )
+
+
+def _check_heeded(spec: TasksSpec, jobs: Sequence[TaskJob]) -> None:
+    """Settings that no task of the request heeds are errors."""
+    if spec.haystack is not None and not any(job.metadata.haystack for job in jobs):
+        raise LongEvalError(
+            f"--haystack {spec.haystack}: would be ignored, none of these tasks hides needles in a choice of text",
+            "Leave it out, or add --tasks niah.",
+        )
+    if spec.max_new_tokens is not None and all(job.prepared.request_type != "generate_until" for job in jobs):
+        raise LongEvalError(
+            f"--max-new-tokens {spec.max_new_tokens}: would be ignored, none of these tasks generates an answer",
+            "Leave it out.",
+        )
+
+
+def _check_room(server: Server | None, jobs: Sequence[TaskJob]) -> None:
+    """What takes most, so that a server with the room that is asked for then has room for all."""
+    if not jobs:
+        return
+    job = max(jobs, key=lambda job: most_sent(job.prepared))
+    tokens = most_sent(job.prepared)
+    answer = "an answer of at least one token"
+    if job.prepared.max_new_tokens is not None:
+        answer = f"its answer of up to {job.prepared.max_new_tokens} (--max-new-tokens)"
+    check_room(server, job.length, tokens, f"the longest prompt of {job.title} with {answer} takes {tokens} tokens")
+
+
+def _check_titles(leaves: Sequence[str], index: Index) -> None:
+    """Scores are shown by a task's own name, so that two tasks of one name can't be in a request."""
+    names: dict[str, str] = {}
+    for leaf in leaves:
+        title = index.entry(leaf).title
+        if title in names:
+            raise LongEvalError(
+                f"--tasks {names[title]} and {leaf}: both are called {title}",
+                "Rename one in its file, or leave it out.",
+            )
+        names[title] = leaf
+
+
+class _ModelPlan:
+    """What one model has to do."""
+
+    def __init__(
+        self,
+        spec: TasksSpec,
+        model: PreparedModel,
+        names: Sequence[MethodName],
+        index: Index,
+        watch: Callable[[str, int, int], None],
+        code: Code,
+    ) -> None:
+        self.model = model
+        self.size = model_size(model)
+        self.jobs: list[TaskJob] = []
+        self.notes = [*model.notes, *setting_notes(spec, names, model)]
+        self._spec = spec
+        self._index = index
+        self._code = code
+        self._chat = _chat(spec, model)
+        self._setups = list(setups(spec, model, names))
+        self._watch = watch
+        self._missing: dict[str, MissingDataError] = {}
+        """Tasks without data, and why."""
+        self.left_out: list[int] = []
+        """Tokens of the window that samples would take that don't fit into theirs."""
+
+    def add_tasks(self, chosen: Sequence[Resolved]) -> None:
+        """Jobs for all tasks that were asked for; those of a group whose data is missing are left out, with a note."""
+        named, ends = {item.name for item in chosen if item.kind == "task"}, False
+        for leaf in all_leaves(chosen):
+            try:
+                if not ends:
+                    self.jobs += self._jobs(leaf)
+                elif self._index.entry(leaf).needs != NOTHING:  # what else is missing is said along with it
+                    config = task_config(leaf, self._index)
+                    self._load(leaf, config, read_metadata(config.get("metadata")), self._spec.lengths[0])
+            except MissingDataError as error:
+                self._missing[leaf] = error
+                ends = ends or leaf in named
+        if not self._missing:
+            return
+        absent = {item: [leaf for leaf in item.leaves if leaf in self._missing] for item in chosen}
+        whole = [leaf for item, leaves in absent.items() if len(leaves) == len(item.leaves) for leaf in leaves]
+        if whole:
+            raise missing_together({self._title(leaf): self._missing[leaf] for leaf in whole})
+        for item, leaves in absent.items():
+            if leaves:
+                why = causes({self._title(leaf): self._missing[leaf] for leaf in leaves})
+                without = ", ".join(map(self._title, leaves))
+                self.notes.append(
+                    f"{item.title} goes on without {without}: {why}. --tasks {leaves[0]} says how to get its data"
+                )
+
+    def _check_memory(self, length: int, tokens: int) -> None:
+        """An engine knows its own memory, and a server is elsewhere."""
+        if self._spec.backend == "hf":
+            check_memory(self.model, self.size, length, tokens)
+
+    def groups(self, chosen: Sequence[Resolved]) -> list[GroupCell]:
+        """The averages that the groups ask for."""
+        cells = {(job.name, cell.pe.canonical, cell.length): cell.id for job in self.jobs for cell in job.cells}
+        averages = dict.fromkeys(_by_length(average) for item in chosen for average in item.averages)
+        return [
+            group_cell(
+                self._spec,
+                self.model,
+                setup,
+                average,
+                {leaf: cells.get((leaf, setup.pe.canonical, setup.length)) for leaf in average.members},
+                chat=self._chat,
+                title=self._title,
+            )
+            for average in averages
+            for setup in self._setups
+        ]
+
+    def _title(self, name: str) -> str:
+        """What a task or group is shown as."""
+        return self._index.entry(name).title
+
+    def _jobs(self, leaf: str) -> list[TaskJob]:
+        """One task at all lengths."""
+        shared: set[int] | None = None
+        spelt: Mapping[str, int] = {}
+        task: Any = None
+        config = task_config(leaf, self._index)
+        metadata = read_metadata(config.get("metadata"))
+        jobs = []
+        for length in self._spec.lengths:
+            if (
+                task is None or metadata.synthetic or "custom_dataset" in config
+            ):  # made, or at least read, for this length
+                task = self._load(leaf, config, metadata, length)
+            prepared = self._prepare(task, length, leaf)
+            if not prepared.num_docs:
+                raise LongEvalError(f"--tasks {leaf}: its data has no samples", "Check its split and its files.")
+            if metadata.synthetic and prepared.num_truncated:
+                raise LongEvalError(
+                    f"--tasks {leaf}: {prepared.num_truncated} samples that were made for {length} tokens don't fit",
+                    "Its generator must leave room for chat template and answer; cutting could take out what is asked.",
+                )
+            requests = (request for sample in prepared.samples for request in sample.requests)
+            self.model.check_embedded(chain.from_iterable(map(all_inputs, requests)), f"--tasks {leaf}")
+            self._check_memory(length, longest_reach(prepared))
+            jobs.append(self._job(leaf, task, metadata, length, prepared))
+            self.notes += [*prepared.notes, *emptied(self._title(leaf), length, prepared)]
+            self.left_out += prepared.skipped.values()
+            spelt = max(spelt, prepared.spelt, key=lambda found: sum(found.values()))
+            indices = {sample.index for sample in prepared.samples}
+            shared = indices if shared is None else shared & indices
+        if spelt:
+            self.notes.append(spelt_note(self._title(leaf), self.model.name, spelt, parsed=self._spec.parse_special))
+        return self._alike(jobs, shared or set())
+
+    def _alike(self, jobs: list[TaskJob], shared: set[int]) -> list[TaskJob]:
+        """The jobs with the same samples at every length, where that was asked for; a note where they differ."""
+        if all(len(job.prepared.samples) == len(shared) for job in jobs):
+            return jobs
+        if not self._spec.same_samples:
+            if shared:  # otherwise the flag would leave nothing
+                counts = ", ".join(f"{len(job.prepared.samples)} at {format_length(job.length)}" for job in jobs)
+                self.notes.append(
+                    f"{jobs[0].title}: {counts} samples; --same-samples compares lengths on the same ones"
+                )
+            return jobs
+        return [
+            self._job(
+                job.name, job.task, job.metadata, job.length, self._prepare(job.task, job.length, job.name, shared)
+            )
+            for job in jobs
+        ]
+
+    def _job(self, leaf: str, task: Any, metadata: TaskMetadata, length: int, prepared: PreparedTask) -> TaskJob:
+        job = TaskJob(
+            model=self.model,
+            name=leaf,
+            title=self._title(leaf),
+            length=length,
+            task=task,
+            metadata=metadata,
+            prepared=prepared,
+            skipped=min(prepared.num_docs, self._spec.limit or prepared.num_docs) - len(prepared.samples),
+            chat=self._chat,
+            cells=(),
+        )
+        source = self._index.entry(leaf).source
+        cells = tuple(task_cell(self._spec, job, setup, source) for setup in self._setups if setup.length == length)
+        return dataclasses.replace(job, cells=cells)
+
+    def _prepare(self, task: Any, length: int, leaf: str, indices: set[int] | None = None) -> PreparedTask:
+        what = f"{self._title(leaf)} at {format_length(length)}: reading prompts"
+        try:
+            return prepare(
+                task,
+                self._window(length),
+                limit=self._spec.limit,
+                indices=indices,
+                num_fewshot=self._spec.num_fewshot,
+                max_new_tokens=self._spec.max_new_tokens,
+                on_sample=lambda done, total: self._watch(what, done, total),
+            )
+        except (NotRunError, TemplateError) as error:
+            raise explain(self._index.entry(leaf), task_config(leaf, self._index), error, None) from error
+
+    def _window(self, length: int) -> Window:
+        return Window(
+            tokenizer=self.model.tokenizer,
+            bos=self.model.bos,
+            length=length,
+            chat=self._chat,
+            overlong=self._spec.overlong,
+            parse_special=self._spec.parse_special,
+        )
+
+    def _load(self, leaf: str, config: Mapping[str, Any], metadata: TaskMetadata, length: int) -> Any:
+        """The lm-eval task with its samples; those that are made are made for this window."""
+        num_samples = metadata.samples if self._spec.limit is None else self._spec.limit
+        if metadata.synthetic:
+            self._check_memory(length, length)
+            check_samples_fit(num_samples, length)
+        window = self._window(length)
+        what = f"{self._title(leaf)} at {format_length(length)}: making samples"
+        measure = prompt_counter(window, config)
+        template = measure("x") - len(window.encoder().plain(["x"])[0])
+        setting = Setting(
+            length=length,
+            num_samples=num_samples,
+            seed=self._spec.seed,
+            haystack=self._spec.haystack or "noise",
+            measure=measure,
+            digest=f"{self.model.tokenizer_digest}:{self._how_read()}:{self._template_digest()}",
+            cache=cache_dir(),
+            on_sample=lambda done: self._watch(what, done, num_samples),
+        )
+        extra: dict[str, Any] = {"setting": setting}
+        if metadata.synthetic and self._spec.max_new_tokens is not None:
+            extra["max_new_tokens"] = self._spec.max_new_tokens  # samples leave room for that many
+        function = config.get("custom_dataset")
+        lm_evals = isinstance(function, FunctionName) and is_lm_evals(function.file)
+        if lm_evals or (function is not None and not metadata.synthetic):
+            # lm-eval's functions run the code of any other tokenizer that a file's metadata names.
+            # RULER's generators know nothing of a chat template: what it takes is not theirs to fill.
+            extra |= {"tokenizer": tokenizer_folder(self.model.tokenizer), "max_seq_lengths": [length - template]}
+        try:
+            return load_task(leaf, metadata=extra, include=self._spec.include, index=self._index, code=self._code)
+        except LongEvalError as error:
+            if self._spec.haystack is None or not error.problem.startswith("--data "):
+                raise
+            problem = f"--haystack {error.problem.removeprefix('--data ')}"
+            raise LongEvalError(problem, error.remedy.replace("--data", "--haystack")) from error
+
+    def _how_read(self) -> str:
+        """What decides the tokens of a prompt beside tokenizer and template."""
+        return f"{list(self.model.prefix)}{' parse_special' if self._spec.parse_special else ''}"
+
+    def _template_digest(self) -> str | None:
+        if not self._chat:
+            return None
+        return hashlib.sha256(str(self.model.tokenizer.chat_template).encode()).hexdigest()[:16]
+
+
+def _by_length(average: GroupAverage) -> GroupAverage:
+    """RULER averages one metric for each length it knows; here a cell has one length, and its metric is `recall`."""
+    numbered = average.metric is not None and is_length(average.metric)
+    return dataclasses.replace(average, metric="recall") if numbered else average
+
+
+def _chat(spec: TasksSpec, model: PreparedModel) -> bool:
+    """Whether prompts go through the chat template; asked for where there is none raises LongEvalError."""
+    has_one = bool(getattr(model.tokenizer, "chat_template", None))
+    if spec.chat_template == "on" and not has_one:
+        raise LongEvalError(
+            f"--chat-template on: the tokenizer of {model.name} has none", "Leave it out, or use a chat model."
+        )
+    return has_one and spec.chat_template != "off"

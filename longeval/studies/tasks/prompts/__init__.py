@@ -1,0 +1,1 @@
+"""From samples of a task to token ids that a model reads."""

@@ -1,0 +1,101 @@
+"""What a prepared task is: its samples as token ids, for one model at one window length."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from longeval.request.tasks import Overlong
+from longeval.studies.tasks.prompts.encoding import Encoder
+from longeval.studies.tasks.prompts.requests import Place, Request, longest_input
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Window:
+    """What inputs of a model look like at one length."""
+
+    tokenizer: Any
+    """transformers' tokenizer of the model."""
+    bos: bool
+    """Whether every input starts with a BOS, or what else the tokenizer puts in front of a text."""
+    length: int
+    """n: tokens of prompt and longest choice, or of prompt and answer, at most."""
+    chat: bool
+    """Whether prompts go through the tokenizer's chat template."""
+    overlong: Overlong
+    """What becomes of a sample that is longer."""
+    parse_special: bool = False
+    """Whether special tokens that texts spell are control tokens."""
+
+    def encoder(self) -> Encoder:
+        """Text → token ids in this window."""
+        return Encoder(self.tokenizer, bos=self.bos, parse_special=self.parse_special)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class PreparedSample:
+    """One sample, ready to be asked."""
+
+    index: int
+    """Which of the task's samples, counted from 0 over all that it has."""
+    doc: Any
+    """The sample as the task has it, uncut; what it is scored by."""
+    instances: tuple[Any, ...]
+    """lm-eval's, with their final texts; without answers, and never given any."""
+    requests: tuple[Request, ...]
+    """The same as token ids."""
+    places: tuple[tuple[Place, ...], ...]
+    """Where in the requests' results the answer to each instance is found."""
+    prompt_digest: str
+    """SHA-256 (first 16 hex digits) of the token ids of everything the model is given."""
+    tokens: int
+    """Tokens of the longest input, scored choice included."""
+    truncated: bool
+    """Whether the document was cut."""
+    cut_tokens: int
+    """By how many tokens the longest input became shorter."""
+    target: str
+    """What would be right."""
+    cluster: str | None
+    """The document that it shares with others, where the task says so."""
+    depth: float | None
+    """Where its needle lies, 0 to 1, where the task says so."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class PreparedTask:
+    """A task, ready to be asked of a model at one length under any method."""
+
+    name: str
+    """As lm-eval knows it."""
+    samples: tuple[PreparedSample, ...]
+    """In the order of the task."""
+    skipped: Mapping[int, int]
+    """Samples that were left out because they don't fit (`skip`): index → tokens of the window that would do."""
+    num_docs: int
+    """Samples that the task has in all."""
+    request_type: str
+    """`multiple_choice`, `loglikelihood`, `loglikelihood_rolling` or `generate_until`."""
+    num_fewshot: int
+    """Examples in front of each question."""
+    max_new_tokens: int | None
+    """Most tokens of an answer; None where nothing is generated."""
+    spelt: Mapping[str, int]
+    """How often documents, questions and answers spell each special token, before anything is cut."""
+    digest: str
+    """SHA-256 over all samples in order: token ids, what ends an answer, and what answers are held against."""
+    notes: tuple[str, ...]
+    """What a user should know of how the task is run, a line each."""
+
+    @property
+    def num_truncated(self) -> int:
+        """Samples whose document was cut."""
+        return sum(sample.truncated for sample in self.samples)
+
+    def inputs(self) -> list[npt.NDArray[np.int32]]:
+        """Token ids of each sample's longest input, (T,) each."""
+        return [longest_input(sample.requests) for sample in self.samples]

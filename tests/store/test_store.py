@@ -1,0 +1,187 @@
+"""The run folder: whole files or none, resume by cell, readable from anywhere fsspec reaches."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from longeval.errors import LongEvalError, WriteError
+from longeval.store.folder import Store
+from longeval.store.nll import TokenNll
+from longeval.store.records import Provenance, Record
+
+PROVENANCE = Provenance(versions={}, commit=None, dirty=None, command="c", date="d", device="x", platform="p")
+
+
+def record(cell="abc", **changes):
+    fields = {
+        "cell": cell,
+        "model": "m",
+        "pe": "none",
+        "factor": None,
+        "length": 4,
+        "data": "d",
+        "task": None,
+        "protocol": "prefix",
+        "backend": "fake",
+        "dtype": "float32",
+        "metric": "perplexity",
+        "value": 2.0,
+        "status": "ok",
+        "provenance": PROVENANCE,
+    }
+    return Record(**(fields | changes))
+
+
+def nll():
+    return TokenNll(
+        nll_S=np.array([1.5, 0.25, 3.0], dtype=np.float32),
+        tokens_W=np.array([2, 1], dtype=np.int32),
+        context_W=np.array([1, 3], dtype=np.int32),
+        document_W=np.array([0, 0], dtype=np.int32),
+        start_W=np.array([1, 3], dtype=np.int64),
+        bytes_W=np.array([5, -1], dtype=np.int64),
+        documents=("öne",),
+    )
+
+
+@pytest.mark.parametrize("where", ["local", "memory"])
+def test_cells_come_back_as_they_were(tmp_path, where):
+    store = Store(str(tmp_path / "run") if where == "local" else f"memory://run-{os.getpid()}")
+    counts = {"n": 2, "tokens": 3, "nll_sum": 4.75, "documents": 1}
+    records = [record(params={"ci": None, "θ": 1}, value=math.exp(4.75 / 3), **counts)]
+    assert store.load("abc") is None
+    store.save(records, nll())
+    assert list(store.load("abc").records) == records
+    assert store.finished("abc") == tuple(records) and store.finished("other") is None
+    again = store.nll("abc")
+    np.testing.assert_array_equal(again.nll_S, nll().nll_S)
+    np.testing.assert_array_equal(again.bytes_W, [5, -1])
+    assert again.documents == ("öne",)
+    np.testing.assert_array_equal(again.positions_S(), [1, 2, 3])
+    np.testing.assert_array_equal(again.window_sums_W, [1.75, 3.0])
+    assert [cell.cell for cell in store.cells()] == ["abc"]
+
+
+def test_a_cell_file_is_a_json_object_with_its_id_and_no_nan(tmp_path):
+    store = Store(str(tmp_path / "run"))
+    store.save([record(value=float("inf"), ci_low=float("nan"))])
+    plain = json.loads((tmp_path / "run" / "cells" / "abc.json").read_text())
+    assert plain["cell"] == "abc"
+    assert plain["records"][0]["value"] is None and plain["records"][0]["ci_low"] is None
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    store = Store(str(tmp_path / "run"))
+
+    def refuse(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(WriteError, match="disk full"):
+        store.save([record()])
+    assert list((tmp_path / "run").rglob("*.*")) == []
+    assert list(store.cells()) == []
+
+
+def test_half_written_leftovers_are_not_cells(tmp_path):
+    store = Store(str(tmp_path / "run"))
+    store.save([record()])
+    (tmp_path / "run" / "cells" / ".def.json.1234").write_text('{"cell": "def"')
+    assert [cell.cell for cell in store.cells()] == ["abc"]
+
+
+def test_a_damaged_cell_is_named_and_counts_as_absent(tmp_path, caplog):
+    store = Store(str(tmp_path / "run"))
+    store.save([record()])
+    (tmp_path / "run" / "cells" / "abc.json").write_text("{}")
+    assert store.load("abc") is None and list(store.cells()) == []
+    assert caplog.text.count("abc.json") == 1
+    assert store.damaged == {"abc": "it is not a cell"}
+
+
+def test_a_pickle_in_place_of_token_values_is_refused(tmp_path):
+    store = Store(str(tmp_path / "run"))
+    store.save([record()], nll())
+    path = tmp_path / "run" / "nll" / "abc.npz"
+    np.savez(path, nll=np.array([{}], dtype=object), allow_pickle=True)
+    with pytest.raises(LongEvalError, match="--fresh"):
+        store.nll("abc")
+
+
+def test_what_is_no_run_folder_is_said(tmp_path):
+    with pytest.raises(LongEvalError, match="not a run folder"):
+        Store(str(tmp_path), create=False)
+    with pytest.raises(LongEvalError, match="no file system"):
+        Store("nosuch://x")
+
+
+def test_unwritable_places_are_found_before_and_nothing_is_left(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LongEvalError, match=r"--out .*file"):
+        Store(str(tmp_path / "file" / "run")).check_writable()
+    with pytest.raises(LongEvalError, match="can't write"):
+        Store("/proc/longeval").check_writable()
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(LongEvalError, match=r"--out .*dangling is a link to what isn't there"):
+        Store(str(tmp_path / "dangling" / "run")).check_writable()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "cells").touch()
+    with pytest.raises(LongEvalError, match=r"--out .*cells is a file"):
+        Store(str(tmp_path / "run")).check_writable()
+    Store(str(tmp_path / "new" / "run")).check_writable()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dangling", "file", "run"]
+
+
+@pytest.mark.parametrize("name", ["/", "//", "/.", "file:///", "~nouser/x", "file://~nouser/x", "file://x", "file://"])
+def test_a_folder_that_cannot_be_meant_is_refused(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(LongEvalError, match="--out"):
+        Store(name).check_usable()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_users_home_and_file_addresses_are_folders(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for number, name in enumerate(("~/run", f"file://{tmp_path}/run")):
+        Store(name).check_usable()
+        Store(name).save([record(str(number))], nll())
+    assert sorted(path.name for path in (tmp_path / "run" / "cells").iterdir()) == ["0.json", "1.json"]
+
+
+def test_a_run_folder_that_cannot_be_written_is_read_and_stays_as_it_is(tmp_path, monkeypatch):
+    store = Store(str(tmp_path / "run"))
+    store.write_text("spec.yaml", "x")
+    store.save([record()], nll())
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    monkeypatch.setattr("longeval.store.folder.why_unwritable", lambda folder: "Read-only file system")
+    store.check_usable()
+    store.write_text("spec.yaml", "y")
+    store.save([record("other")], nll())
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    with pytest.raises(LongEvalError, match=r"--out .*Read-only file system"):
+        store.check_writable()
+    with pytest.raises(LongEvalError, match=r"--out .*Read-only file system"):
+        Store(str(tmp_path / "another")).check_usable()
+
+
+def test_what_killed_writers_left_is_swept(tmp_path):
+    store = Store(str(tmp_path / "run"))
+    store.save([record(value=math.exp(4.75 / 3))], nll())
+    code = f"""
+import os, signal
+from longeval.files import write_whole
+os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+write_whole({str(tmp_path / "run" / "nll" / "x.npz")!r}, b"1")
+"""
+    subprocess.run([sys.executable, "-c", code], check=False)
+    assert len(list((tmp_path / "run" / "nll").iterdir())) == 2
+    store.sweep()
+    assert [path.name for path in (tmp_path / "run" / "nll").iterdir()] == ["abc.npz"]
+    assert store.load("abc") is not None

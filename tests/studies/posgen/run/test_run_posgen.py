@@ -1,0 +1,235 @@
+"""From a PosGen request to records: values against the models themselves, shared trainings, resuming, failures."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from posgen_requests import ALL, BOTH, Told, carry_out, same_weights, tiny_request, value, weights_of
+
+from longeval.request import requests_from_yaml
+from longeval.store.folder import Store
+from longeval.studies.posgen import run as run_module
+from longeval.studies.posgen import trainer as train_posgen
+from longeval.studies.posgen.data import generate
+from longeval.studies.posgen.evaluate import evaluate
+from longeval.studies.posgen.model import forward, model_inputs
+from longeval.studies.posgen.plan import plan_posgen
+from longeval.studies.posgen.run import check_settings
+from longeval.studies.posgen.tables import cos_sin
+from longeval.studies.posgen.train import train
+
+
+@pytest.mark.parametrize(("pe", "regime", "seed"), [("none", "trained", 0), ("yarn", "swapped", 1)])
+def test_values_are_what_the_stored_weights_say_under_the_evaluation_table(whole, pe, regime, seed):
+    store, _, result = whole
+    plan = plan_posgen(tiny_request(pe=ALL, regimes=BOTH))
+    (cell,) = (c for c in plan.cells if (c.pe.canonical, c.regime, c.training.seed) == (pe, regime, seed))
+    own = plan_posgen(tiny_request(pe=(pe,), regimes=("trained",), seeds=1)).stacks[0].evaluations[0].table
+    test_NT = generate(cell.training.data).test_NT
+    weights, table = weights_of(store, cell.training.id), cos_sin(own, 20)
+
+    def predict(tokens_NT):
+        inputs = model_inputs(torch.from_numpy(tokens_NT)[None], plan.config)
+        with torch.no_grad():
+            return forward(weights, inputs, table.cos_TF[:19], table.sin_TF[:19], plan.config)[0].numpy()
+
+    right_NP = predict(test_NT).argmax(-1)[:, 3:] == test_NT[:, 4:]  # row i is of token i + 1; four tokens are given
+    inside, ood = right_NP[:, :8].mean(), right_NP[:, 8:].mean()
+    assert value(result, pe, "accuracy_in_distribution", regime, seed).value == pytest.approx(inside, abs=1e-12)
+    assert value(result, pe, "accuracy_ood", regime, seed).value == pytest.approx(ood, abs=1e-12)
+    made_NT = test_NT.copy()
+    made_NT[:, 4:] = 0
+    for position in range(4, 20):
+        made_NT[:, position] = predict(made_NT).argmax(-1)[:, position - 1]
+    generated = (made_NT == test_NT)[:, 12:].mean()
+    assert value(result, pe, "accuracy_generated", regime, seed).value == pytest.approx(generated, abs=1e-12)
+
+
+def test_the_records_of_a_cell(whole):
+    _, _, result = whole
+    assert len(result.records) == 3 * 16 and result.computed == 16 and result.failed == 0
+    inside, ood, generated = (
+        value(result, "yarn", f"accuracy_{kind}", "swapped", 1) for kind in ("in_distribution", "ood", "generated")
+    )
+    assert inside.cell == ood.cell == generated.cell
+    assert (ood.model, ood.pe, ood.factor, ood.length) == ("posgen-1x12", "yarn", 20 / 12, 20)
+    assert (ood.data, ood.task, ood.backend, ood.dtype) == ("posgen_cot", None, "posgen", "float32")
+    assert [r.protocol for r in (inside, ood, generated)] == ["teacher_forced", "teacher_forced", "free_running"]
+    assert [(r.n, r.tokens) for r in (inside, ood, generated)] == [(7, 56), (7, 56), (7, 56)]
+    assert ood.nll_sum > 0 and generated.nll_sum is None
+    assert ood.params["trained_with"] == "none" and ood.elapsed_s > 0
+    assert ood.provenance.device.startswith("cpu (") and ood.provenance.versions["torch"]
+
+
+def test_the_digest_is_of_the_table_that_was_on_in_evaluation(whole):
+    _, _, result = whole
+    angles_TF = np.arange(20)[:, None] * 100.0 ** (-np.arange(4) / 4)
+    content = (np.cos(angles_TF).astype("<f4").tobytes(), np.sin(angles_TF).astype("<f4").tobytes())
+    plain = hashlib.sha256(b"".join(content)).hexdigest()
+    assert value(result, "none", "accuracy_ood", "swapped").rope_digest == plain
+    swapped = value(result, "yarn", "accuracy_ood", "swapped").rope_digest
+    assert swapped == value(result, "yarn", "accuracy_ood").rope_digest != plain
+
+
+def test_curves_are_what_the_records_are_means_of(whole):
+    store, _, result = whole
+    for record in result.records:
+        curves = store.curves(record.cell)
+        assert curves.positions == tuple(range(4, 20))
+        assert curves.epochs == (2, 4)
+        inside, ood = slice(0, 8), slice(8, 16)
+        part = inside if record.metric == "accuracy_in_distribution" else ood
+        values = curves.generated if record.metric == "accuracy_generated" else curves.accuracy
+        assert np.mean(values[part]) == pytest.approx(record.value, abs=1e-12)
+        if record.nll_sum is not None:
+            assert 7 * sum(curves.loss[part]) == pytest.approx(record.nll_sum)
+
+
+def test_validation_losses_are_those_of_the_validation_sequences_at_the_end(whole):
+    store, _, result = whole
+    plan = plan_posgen(tiny_request(pe=("yarn",), regimes=("swapped",), seeds=1))
+    (stack,) = plan.stacks
+    valid_NT = generate(stack.trainings[0].data).valid_NT
+    table = cos_sin(stack.evaluations[0].table, 19)
+    weights = weights_of(store, stack.trainings[0].id)
+    inputs = model_inputs(torch.from_numpy(valid_NT)[None], plan.config)
+    logits = forward(weights, inputs, table.cos_TF, table.sin_TF, plan.config)[0, :, 3:].double()
+    nll_NP = -torch.log_softmax(logits, -1).gather(-1, torch.from_numpy(valid_NT[:, 4:, None]))[..., 0].numpy()
+    curves = store.curves(value(result, "yarn", "accuracy_ood", "swapped").cell)
+    assert curves.valid_loss_in_distribution[-1] == pytest.approx(nll_NP[:, :8].mean(), rel=1e-5)
+    assert curves.valid_loss_ood[-1] == pytest.approx(nll_NP[:, 8:].mean(), rel=1e-5)
+
+
+def test_where_nothing_is_swapped_the_regimes_agree_and_elsewhere_they_share_no_value(whole):
+    store, _, result = whole
+    for pe in ALL:
+        one, other = (store.curves(value(result, pe, "accuracy_ood", regime).cell) for regime in BOTH)
+        assert (one == other) is (pe in ("none", "resonance"))
+
+
+def test_trainings_are_shared_and_stacked(whole):
+    store, told, _ = whole
+    assert len(list(store._fs.ls(f"{store._root}/weights"))) == 8
+    assert not store._fs.exists(f"{store._root}/checkpoints")
+    trainings = [what for what, _, noun in told.stages if noun == "step"]
+    assert trainings == [f"cot, trained with {pe} · 2 seeds, epochs 1 … 4" for pe in ALL]
+    evaluations = [what for what, _, noun in told.stages if noun == "evaluation"]
+    assert len(evaluations) == 6, "where nothing is swapped, one evaluation serves both regimes"
+
+
+def test_progress_is_told_as_much_as_was_announced(whole, store, often):
+    _, told, _ = whole
+    assert [cost for *_, cost in told.advanced] == pytest.approx(told.costs)
+    assert sum(num for _, num, _ in told.stages) == len(told.costs)
+    assert len(told.records) == 16 and {record.metric for record in told.records} == {"accuracy_ood"}
+    # A resumed run announces what is left: 3 of the steps and the validation of epoch 2 are done.
+    with pytest.raises(KeyboardInterrupt):
+        carry_out(tiny_request(pe=("none",)), store, Told(interrupt=8))
+    resumed = Told()
+    carry_out(tiny_request(pe=("none",)), store, resumed)
+    assert [cost for *_, cost in resumed.advanced] == pytest.approx(resumed.costs)
+    assert resumed.steps() == 6
+
+
+def test_weights_are_those_of_the_seed_alone(whole):
+    store, _, _ = whole
+    plan = plan_posgen(tiny_request(pe=("yarn",), seeds=1, first_seed=1))
+    (stack,) = plan.stacks
+    (training,) = stack.trainings
+    alone = train(plan.config, plan.setting, [generate(training.data)], (1,), stack.table, device="cpu")
+    assert same_weights(weights_of(store, training.id), alone.weights, rtol=1e-4, atol=1e-5)
+
+
+def test_time_is_that_of_the_passes_that_served_a_cell(store, monkeypatch):
+    clock = [0.0]
+
+    class Clock:
+        @staticmethod
+        def perf_counter():
+            return clock[0]
+
+    def slow(config, setting, data, seeds, *arguments, **options):
+        clock[0] += 100 * len(seeds)
+        return train(config, setting, data, seeds, *arguments, **options)
+
+    def timed(*arguments, **options):
+        clock[0] += 1
+        return evaluate(*arguments, **options)
+
+    monkeypatch.setattr(run_module, "time", Clock)
+    monkeypatch.setattr(train_posgen, "train", slow)
+    monkeypatch.setattr(run_module, "evaluate", timed)
+
+    def seconds(spec, folder):
+        return {(r.pe, r.params["seed"]): r.elapsed_s for r in carry_out(spec, Store(f"{store.path}-{folder}")).records}
+
+    both = {"pe": ("none", "yarn"), "regimes": ("swapped",)}
+    assert set(seconds(tiny_request(**both, stack=True), "together").values()) == {201.0}
+    assert set(seconds(tiny_request(**both, stack=False), "apart").values()) == {101.0}
+    assert set(seconds(tiny_request(**both | {"pe": ("none",)}, stack=False), "later").values()) == {101.0}
+    later = seconds(tiny_request(**both, stack=False), "later")
+    # From weights that were there; and once more on the validation sequences, which its training didn't see with it.
+    assert later == {("none", 0): 101.0, ("none", 1): 101.0, ("yarn", 0): 2.0, ("yarn", 1): 2.0}
+
+
+def test_a_table_that_a_training_did_not_know_has_the_loss_of_its_end(store, whole):
+    carry_out(tiny_request(pe=("none",)), store)
+    later = carry_out(tiny_request(pe=("yarn",), regimes=("swapped",)), store)
+    known, known_store = whole[2], whole[0]
+    for seed in (0, 1):
+        late = store.curves(value(later, "yarn", "accuracy_ood", "swapped", seed).cell)
+        full = known_store.curves(value(known, "yarn", "accuracy_ood", "swapped", seed).cell)
+        assert late.epochs == (4,) and full.epochs == (2, 4)
+        assert late.valid_loss_ood == pytest.approx(full.valid_loss_ood[-1:], rel=1e-4)
+        assert late.accuracy == full.accuracy
+
+
+def test_the_last_epoch_has_losses_whether_or_not_its_turn_comes(store):
+    told = Told()
+    result = carry_out(tiny_request(pe=("none",), seeds=1, validate_every=3), store, told)
+    assert store.curves(result.records[0].cell).epochs == (3, 4)
+    assert sum(detail == "validation" for detail, _, _ in told.advanced) == 2
+    assert [cost for *_, cost in told.advanced] == pytest.approx(told.costs)
+
+
+def test_other_commands_may_share_the_folder(store):
+    store.write_text("spec.yaml", "command: ppl\nmodel: m\npe: none\nlengths: 4k\n")
+    check_settings([tiny_request()], store)
+    carry_out(tiny_request(pe=("none",), seeds=1), store)
+    commands = [plain["command"] for plain in requests_from_yaml(store.read_text("spec.yaml"), origin="f")]
+    assert commands == ["ppl", "posgen"]
+
+
+def test_a_run_needs_nothing_of_what_loads_models_and_text():
+    code = "import sys, longeval.studies.posgen.run, longeval.cli.request\n"
+    code += "print(*{name.split('.')[0] for name in sys.modules})"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    heavy = {
+        "transformers",
+        "tokenizers",
+        "datasets",
+        "huggingface_hub",
+        "accelerate",
+        "safetensors",
+        "gguf",
+        "lm_eval",
+    }
+    assert "torch" in answer.stdout.split() and not heavy & set(answer.stdout.split())
+
+
+def test_cells_are_json_of_the_contract(whole):
+    store, _, result = whole
+    record = value(result, "resonance_yarn", "accuracy_ood", "trained", 1)
+    plain = json.loads(store._fs.cat_file(store._at("cells", f"{record.cell}.json")))
+    assert plain["cell"] == record.cell and [r["metric"] for r in plain["records"]] == [
+        "accuracy_in_distribution",
+        "accuracy_ood",
+        "accuracy_generated",
+    ]
+    assert run_module.pending(plan_posgen(tiny_request(pe=ALL, regimes=BOTH)), store).work == []

@@ -1,0 +1,162 @@
+"""PosGen trainings that fail, diverge, run out of memory or are refused: what is finished stays, the reason is said."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from posgen_requests import BOTH, Told, carry_out, tiny_request
+
+from longeval.errors import LongEvalError
+from longeval.store.folder import Store
+from longeval.studies.posgen import run as run_module
+from longeval.studies.posgen import trainer as train_posgen
+from longeval.studies.posgen.checkpoint import to_bytes
+from longeval.studies.posgen.evaluate import evaluate
+from longeval.studies.posgen.plan import plan_posgen
+from longeval.studies.posgen.run import check_settings
+from longeval.studies.posgen.state import initial_state
+from longeval.studies.posgen.train import train
+
+
+def test_a_stack_that_fails_is_recorded_and_the_others_go_on(store, monkeypatch):
+    def break_yarn(config, setting, data, seeds, table, **options):
+        if table.attention_factor > 1:
+            raise RuntimeError("no luck")
+        return train(config, setting, data, seeds, table, **options)
+
+    monkeypatch.setattr(train_posgen, "train", break_yarn)
+    result = carry_out(tiny_request(pe=("yarn", "none")), store)
+    failed = [record for record in result.records if record.status == "failed"]
+    assert [(r.pe, r.metric, r.value, r.error) for r in failed] == [
+        ("yarn", "accuracy_ood", None, "RuntimeError: no luck")
+    ] * 2
+    assert result.failed == 2 and len([r for r in result.records if r.status == "ok"]) == 6
+    monkeypatch.setattr(train_posgen, "train", train)
+    mended = carry_out(tiny_request(pe=("yarn", "none")), store)
+    assert (mended.failed, mended.computed, mended.reused) == (0, 2, 2)
+
+
+def test_a_cell_that_failed_after_it_had_been_done_is_done_again(store, monkeypatch):
+    carry_out(tiny_request(pe=("none",), seeds=1), store)
+
+    def fail(*_, **__):
+        raise RuntimeError("no luck")
+
+    monkeypatch.setattr(train_posgen, "train", fail)
+    assert carry_out(tiny_request(pe=("none",), seeds=1), store, fresh=True).failed == 1
+    monkeypatch.setattr(train_posgen, "train", train)
+    mended = carry_out(tiny_request(pe=("none",), seeds=1), store)
+    assert (mended.computed, mended.failed) == (1, 0)
+
+
+def test_out_of_memory_says_how_many_seeds_it_was(store, monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("all gone")
+
+    monkeypatch.setattr(train_posgen, "train", full)
+    result = carry_out(tiny_request(pe=("none",)), store)
+    assert result.records[0].error == (
+        "out of memory with 2 seeds at once (--no-stack trains them one after another): all gone"
+    )
+    alone = carry_out(tiny_request(pe=("yarn",), stack=False), store)
+    assert alone.records[0].error == "out of memory: all gone"
+
+
+def test_a_seed_that_diverges_fails_alone(store, monkeypatch):
+    def spoil_one(config, setting, data, seeds, table, **options):
+        state = train(config, setting, data, seeds, table, **options)
+        state.weights["embedding"][1] = math.nan
+        return state
+
+    monkeypatch.setattr(train_posgen, "train", spoil_one)
+    result = carry_out(tiny_request(pe=("none",)), store)
+    assert [(r.params["seed"], r.status) for r in result.records] == [(0, "ok")] * 3 + [(1, "failed")]
+    assert result.records[-1].error == (
+        "the training diverged: its weights are no finite numbers after epoch 4; no weights of it are kept; "
+        "a lower --lr or a longer --warmup may help"
+    )
+    assert store.curves(result.records[-1].cell) is None
+
+
+def test_weights_of_a_training_that_diverged_are_not_used_again(store, monkeypatch):
+    fine, lost = (training.id for training in plan_posgen(tiny_request(pe=("none",))).trainings)
+
+    def spoil_one(config, setting, data, seeds, table, **options):
+        state = train(config, setting, data, seeds, table, **options)
+        state.weights["embedding"][1] = math.nan
+        return state
+
+    monkeypatch.setattr(train_posgen, "CHECKPOINT_EVERY_S", 0.0)
+    monkeypatch.setattr(train_posgen, "train", spoil_one)
+    carry_out(tiny_request(pe=("none",)), store)
+    assert store.has_training("weights", fine) and not store.has_training("weights", lost)
+    assert not store.has_checkpoints()
+    monkeypatch.setattr(train_posgen, "train", train)
+    told = Told()
+    again = carry_out(tiny_request(pe=("none",)), store, told)
+    assert (again.failed, again.computed, again.reused) == (0, 1, 1) and told.steps() == 12
+    assert [what for what, _, noun in told.stages if noun == "step"] == [
+        "cot, trained with none · seed 1, epochs 1 … 4"
+    ]
+
+
+def test_a_test_loss_that_is_no_number_is_said_of_sound_weights(store, monkeypatch):
+    def overflow(*arguments, **options):
+        return [dataclasses.replace(one, loss_P=one.loss_P * math.inf) for one in evaluate(*arguments, **options)]
+
+    monkeypatch.setattr(run_module, "evaluate", overflow)
+    result = carry_out(tiny_request(pe=("none",), seeds=1), store)
+    assert result.records[0].error == "the loss is inf at position 4 of the test"
+
+
+def test_a_training_whose_loss_is_no_number_says_when(store):
+    told = Told()
+    result = carry_out(tiny_request(pe=("none",), regimes=BOTH, stack=False, lr=1e30), store, told)
+    assert [(record.status, record.params["seed"]) for record in result.records] == [("failed", 0), ("failed", 1)] * 2
+    assert result.records[0].error.startswith("the training diverged: its loss is nan in epoch 1; no weights of it are")
+    assert told.steps() == 2 * 3, "there is no use in its other epochs"
+    assert not list(store._fs.glob(f"{store._root}/weights/*")) and not store.has_checkpoints()
+
+
+def test_a_seed_that_diverges_while_it_catches_up_leaves_the_others_alone(store, monkeypatch):
+    request = tiny_request(pe=("none",))
+    (whole,) = plan_posgen(request).stacks
+    ahead, behind = whole.trainings
+    monkeypatch.setattr(train_posgen, "CHECKPOINT_EVERY_S", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        carry_out(request, store, Told(interrupt=9))
+    broken = initial_state(plan_posgen(request).config, (behind.seed,), "cpu")
+    broken.weights["embedding"][0, 0, 0] = math.inf
+    store.save_training("checkpoints", behind.id, to_bytes(broken))
+    result = carry_out(request, store)
+    assert [(r.params["seed"], r.status) for r in result.records] == [(0, "ok")] * 3 + [(1, "failed")]
+    assert "its loss is nan in epoch 1" in result.records[-1].error
+    assert store.has_training("weights", ahead.id) and not store.has_training("weights", behind.id)
+
+
+def test_a_request_that_cannot_run_ends_before_anything_is_written(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise LongEvalError("--device: gone", "Bring it back.")
+
+    monkeypatch.setattr(train_posgen, "train", refuse)
+    store = Store(str(tmp_path / "run"))
+    with pytest.raises(LongEvalError, match="gone"):
+        carry_out(tiny_request(), store)
+    assert not (tmp_path / "run").exists()
+    result = carry_out(tiny_request(), store, under_way=True)
+    assert result.failed == 4 and result.records[0].error == "--device: gone. Bring it back."
+
+
+def test_a_folder_of_other_settings_is_refused(store):
+    carry_out(tiny_request(pe=("none",), seeds=1), store)
+    check_settings([tiny_request(pe=("yarn",), regimes=BOTH, seeds=5, tasks=("recursive",))], store)
+    with pytest.raises(
+        LongEvalError, match=r"other settings \(--tied false, not true; --lr 0.001, not 0.01\)"
+    ) as caught:
+        check_settings([tiny_request(lr=1e-3, tied=False)], store)
+    assert "--out" in caught.value.remedy and caught.value.problem.startswith(f"--out {store.path}")
+    with pytest.raises(LongEvalError, match="--epochs 5, not 4"):
+        check_settings([tiny_request(), tiny_request(epochs=5)], Store(str(store.path) + "-other"))

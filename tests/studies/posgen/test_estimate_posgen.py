@@ -1,0 +1,105 @@
+"""What PosGen passes cost, against counted operations, and how seeds that are differently far come together."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from posgen_requests import carry_out, tiny_request
+from torch.utils.flop_counter import FlopCounterMode
+
+from longeval.request import PosGenSpec, preset_fields
+from longeval.studies.posgen.estimate import (
+    RUNTIME_BYTES,
+    estimate,
+    forward_flops,
+    memory_bytes,
+    num_parameters,
+    phases,
+    train_flops,
+)
+from longeval.studies.posgen.model import ModelConfig, forward, initial_weights, model_inputs
+from longeval.studies.posgen.plan import model_config, plan_posgen
+from longeval.studies.posgen.run import pending
+from longeval.studies.posgen.tables import cos_sin
+
+TOKENS = 21
+
+
+def counted(config, *, backward):
+    """Operations that torch counts in a pass over one sequence of 20 tokens read."""
+    weights = initial_weights(config, (0,), "cpu")
+    trained = [weights[name].requires_grad_() for name in config.trainable]
+    plan = plan_posgen(tiny_request())
+    table = cos_sin(plan.stacks[0].table, TOKENS - 1)
+    tokens_SBT = torch.zeros(1, 1, TOKENS, dtype=torch.int64)
+    with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        logits = forward(weights, model_inputs(tokens_SBT, config), table.cos_TF, table.sin_TF, config)
+        if backward:
+            torch.autograd.grad(logits.sum(), trained)
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("changes", [{}, {"layers": 3}, {"tied": False}, {"heads": 1}], ids=str)
+def test_forward_operations_are_those_that_torch_counts(changes):
+    config = model_config(tiny_request(**changes))
+    # Counted besides: the look-up as a product with one-hot rows, and the half of attention that the mask hides.
+    look_up = 2 * config.vocabulary * config.d_model * (TOKENS - 1)
+    hidden = 2 * config.layers * config.width * (TOKENS - 1) ** 2
+    assert counted(config, backward=False) == forward_flops(config, TOKENS - 1) + look_up + hidden
+
+
+@pytest.mark.parametrize("frozen_mlp", [False, True])
+def test_training_operations_are_about_those_that_torch_counts(frozen_mlp):
+    config = model_config(tiny_request(d_model=32, d_ff=256, frozen_mlp=frozen_mlp))
+    assert train_flops(config, TOKENS - 1) == pytest.approx(counted(config, backward=True), rel=0.1)
+
+
+def test_the_full_table_is_what_the_request_says():
+    plan = plan_posgen(PosGenSpec(**preset_fields("full", {"device": "cpu"})))
+    config = plan.config
+    assert config == ModelConfig()
+    # 60 trainings · 150 epochs · 10,000 sequences of 64 tokens · 6 operations a weight of 6.3 million, attention on top
+    total = 60 * 150 * 10000 * train_flops(config, 64)
+    assert total == pytest.approx(2.2e17, rel=0.05)
+
+
+def test_parameters_and_memory(store):
+    config = model_config(tiny_request())
+    weights = initial_weights(config, (0, 1), "cpu")
+    assert 2 * num_parameters(config) == sum(tensor.numel() for tensor in weights.values())
+    one, five = (memory_bytes(ModelConfig(), seeds, 128, 64) for seeds in (1, 5))
+    assert 4 * (one - memory_bytes(ModelConfig(), 0, 128, 64)) == five - one
+
+
+@pytest.mark.parametrize(
+    ("done", "expected"),
+    [
+        ([0, 0, 0], [(3, 0, 10)]),
+        ([4], [(1, 4, 10)]),
+        ([4, 0, 4, 7], [(1, 0, 4), (3, 4, 7), (4, 7, 10)]),
+    ],
+)
+def test_seeds_that_are_behind_catch_up_first(done, expected):
+    assert [tuple(phase) for phase in phases(done, 10)] == expected
+
+
+def test_an_estimate_counts_what_is_left(store):
+    spec = tiny_request(pe=("none", "resonance", "yarn", "resonance_yarn"), regimes=("trained", "swapped"))
+    plan = plan_posgen(spec)
+    whole = estimate(plan, pending(plan, store).work)
+    assert (whole.cells, whole.trainings, whole.stacks) == (16, 8, 4)
+    assert whole.seconds == pytest.approx(whole.flops / whole.rate) and whole.rate > 1e6
+    apart = plan_posgen(dataclasses.replace(spec, stack=False))
+    alone = estimate(apart, pending(apart, store).work)
+    assert (alone.cells, alone.trainings, alone.stacks) == (16, 8, 8)
+    assert alone.flops == pytest.approx(whole.flops)
+    assert 2 * (alone.memory_bytes - RUNTIME_BYTES) == whole.memory_bytes - RUNTIME_BYTES
+    carry_out(tiny_request(pe=("none",)), store)
+    rest = estimate(plan, pending(plan, store).work)
+    assert (rest.cells, rest.trainings, rest.stacks) == (14, 6, 3)
+    assert rest.flops < 0.8 * whole.flops
+    carry_out(spec, store)
+    done = estimate(plan, pending(plan, store).work)
+    assert (done.cells, done.trainings, done.stacks, done.flops) == (0, 0, 0, 0)

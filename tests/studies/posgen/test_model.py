@@ -1,0 +1,184 @@
+"""The stacked model against a plain float64 one, its initial weights, generation with a cache."""
+
+from __future__ import annotations
+
+import model_reference
+import numpy as np
+import pytest
+import tiny_posgen as tiny
+import torch
+
+from longeval.errors import LongEvalError
+from longeval.studies.posgen.model import Cache, ModelConfig, forward, initial_weights, model_inputs
+from longeval.studies.posgen.rotation import rotate_queries_and_keys
+from longeval.studies.posgen.tables import cos_sin
+
+OPEN_CHOICES = (
+    {},
+    {"tied": False},
+    {"attention_scale": True},
+    {"init": "normal"},
+    {"start_token": True, "layers": 1},
+    {"tied": False, "init": "normal", "attention_scale": True, "start_token": True, "layers": 3},
+)
+
+
+def drawn_tokens(config, num_seeds=2, num_sequences=3, length=9):
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(config.modulus, (num_seeds, num_sequences, length), generator=generator)
+
+
+def lively_weights(config, seeds=(3, 4)):
+    """Float64, with gains that aren't 1, so that a gain left out shows."""
+    weights = initial_weights(config, seeds, "cpu", torch.float64)
+    generator = torch.Generator().manual_seed(2)
+    for name, weight in weights.items():
+        if name.endswith("norm"):
+            weight += torch.randn(weight.shape, generator=generator, dtype=torch.float64) / 3
+        elif config.init == "normal":
+            weight *= 20  # 0.02 would leave attention nearly uniform
+    return weights
+
+
+@pytest.mark.parametrize("choices", OPEN_CHOICES)
+@pytest.mark.parametrize("pe", ["none", "resonance_yarn"])
+def test_logits_are_those_of_a_plain_float64_model(choices, pe):
+    config = tiny.config(**choices)
+    weights, tokens_SBT = lively_weights(config), drawn_tokens(config)
+    rows = tiny.table(pe).cos_sin(np.arange(9))
+    inputs_SBT = model_inputs(tokens_SBT, config)
+    logits_SBTV = forward(weights, inputs_SBT, *cos_sin(tiny.table(pe), inputs_SBT.shape[-1]), config)
+    for seed in range(2):
+        alone = {name: weight[seed] for name, weight in weights.items()}
+        for sequence in range(3):
+            tokens = tokens_SBT[seed, sequence].tolist()
+            read = [config.modulus, *tokens[:-1]] if config.start_token else tokens[:-1]
+            expected_TV = model_reference.logits(alone, read, rows.cos_TF, rows.sin_TF, config)
+            np.testing.assert_allclose(logits_SBTV[seed, sequence], expected_TV, rtol=1e-6, atol=1e-6)
+
+
+def test_gradients_are_those_of_the_plain_model_by_finite_differences():
+    config = tiny.config(layers=1, attention_scale=True)
+    weights, tokens_SBT = lively_weights(config, seeds=(3,)), drawn_tokens(config, 1, 1, 7)
+    rows = tiny.table("yarn").cos_sin(np.arange(7))
+    trained = [weight.requires_grad_() for weight in weights.values()]
+    loss = forward(weights, tokens_SBT, *cos_sin(tiny.table("yarn"), 7), config).square().sum()
+    gradients = dict(zip(weights, torch.autograd.grad(loss, trained), strict=True))
+    plain = {name: weight.detach().numpy()[0].copy() for name, weight in weights.items()}
+
+    def reference():
+        tokens = tokens_SBT[0, 0].tolist()
+        return (model_reference.logits(plain, tokens, rows.cos_TF, rows.sin_TF, config) ** 2).sum()
+
+    for name, weight in plain.items():
+        for place in {0, weight.size // 3, weight.size // 2, weight.size - 1}:
+            before = weight.flat[place]
+            weight.flat[place] = before + 1e-5
+            above = reference()
+            weight.flat[place] = before - 1e-5
+            difference = (above - reference()) / 2e-5
+            weight.flat[place] = before
+            assert gradients[name].flatten()[place].item() == pytest.approx(difference, rel=1e-5, abs=1e-5), name
+
+
+def test_rotation_has_llamas_layout_and_leaves_values_alone():
+    generator = torch.Generator().manual_seed(0)
+    qkv_RT3Hd = torch.randn(2, 6, 3, 2, 8, generator=generator, dtype=torch.float64)
+    cos_TF, sin_TF = cos_sin(tiny.table("yarn"), 6)
+    query, key, value = rotate_queries_and_keys(qkv_RT3Hd, cos_TF, sin_TF)
+    for got, x_RTHd in ((query, qkv_RT3Hd[:, :, 0]), (key, qkv_RT3Hd[:, :, 1])):
+        cos_T1D, sin_T1D = (torch.cat([part, part], dim=-1)[:, None, :] for part in (cos_TF, sin_TF))
+        half_RTHd = torch.cat([-x_RTHd[..., 4:], x_RTHd[..., :4]], dim=-1)
+        torch.testing.assert_close(got, x_RTHd * cos_T1D + half_RTHd * sin_T1D)
+    assert torch.equal(value, qkv_RT3Hd[:, :, 2])
+
+
+def test_rotations_gradient():
+    qkv_RT3Hd = torch.randn(1, 3, 3, 2, 4, dtype=torch.float64, requires_grad=True)
+    cos_TF, sin_TF = torch.rand(2, 3, 2, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda x: rotate_queries_and_keys(x, cos_TF, sin_TF), (qkv_RT3Hd,))
+
+
+def test_bfloat16_is_near_and_keeps_float32_logits():
+    config = tiny.config(attention_scale=True)
+    weights, tokens_SBT = initial_weights(config, (0, 1), "cpu"), drawn_tokens(config)
+    exact, near = (
+        forward(weights, tokens_SBT, *cos_sin(tiny.table(), 9), config, dtype=d) for d in (None, torch.bfloat16)
+    )
+    assert near.dtype == torch.float32
+    assert 1e-5 < (exact - near).abs().max() < 0.1
+
+
+def test_no_logit_sees_what_comes_later():
+    config = tiny.config()
+    weights, tokens_SBT = initial_weights(config, (0, 1), "cpu"), drawn_tokens(config)
+    changed_SBT = tokens_SBT.clone()
+    changed_SBT[..., 5] = (changed_SBT[..., 5] + 1) % 5
+    first, second = (forward(weights, read, *cos_sin(tiny.table(), 9), config) for read in (tokens_SBT, changed_SBT))
+    assert torch.equal(first[:, :, :5], second[:, :, :5])
+    assert not torch.isclose(first[:, :, 5:], second[:, :, 5:]).all(-1).any()
+
+
+@pytest.mark.parametrize("start_token", [False, True])
+def test_token_by_token_gives_the_logits_of_one_pass(start_token):
+    config = tiny.config(start_token=start_token)
+    weights, tokens_SBT = lively_weights(config), drawn_tokens(config, length=8)
+    table = cos_sin(tiny.table("yarn"), 8)
+    whole_SBTV = forward(weights, tokens_SBT, *table, config)
+    cache = Cache(config, 6, 8, torch.device("cpu"), torch.float64)
+    parts = [forward(weights, tokens_SBT[..., :3], *table, config, cache=cache)]
+    parts += [forward(weights, tokens_SBT[..., i : i + 1], *table, config, cache=cache) for i in range(3, 8)]
+    torch.testing.assert_close(torch.cat(parts, dim=2), whole_SBTV)
+    assert cache.length == 8
+
+
+def test_initial_weights_of_a_seed_depend_on_it_alone():
+    config = tiny.config(tied=False)
+    stacked, alone = initial_weights(config, (7, 2, 5), "cpu"), initial_weights(config, (2,), "cpu")
+    assert list(stacked) == list(config.shapes)
+    for name, weight in stacked.items():
+        assert weight.shape == (3, *config.shapes[name])
+        assert torch.equal(weight[1], alone[name][0])
+        assert name.endswith("norm") or not torch.equal(weight[0], weight[1])
+
+
+@pytest.mark.parametrize(
+    ("choices", "expected"),
+    [
+        ({}, {"query": (64 * 16) ** -0.5, "key": 64**-0.5, "value": 64**-0.5, "embedding": 1.0, "head": 64**-0.5}),
+        ({"attention_scale": True}, {"query": 64**-0.5, "key": 64**-0.5}),
+        ({"init": "normal"}, dict.fromkeys(("query", "value", "embedding", "head", "0.mlp.out"), 0.02)),
+        ({}, {"0.attention.out": 128**-0.5, "0.mlp.in": 64**-0.5, "0.mlp.out": 96**-0.5}),
+    ],
+)
+def test_standard_deviations(choices, expected):
+    config = ModelConfig(modulus=97, layers=1, d_model=64, d_ff=96, heads=8, head_dim=16, tied=False, **choices)
+    weights = initial_weights(config, (0,), "cpu")
+    columns = zip(("query", "key", "value"), weights["0.attention.qkv"][0].chunk(3, dim=-1), strict=True)
+    for name, std in expected.items():
+        found = dict(columns) if name == "query" else {}
+        weights |= found
+        assert float(weights[name].std()) == pytest.approx(std, rel=0.05), name
+
+
+def test_what_training_changes():
+    assert "1.mlp.in" in tiny.config().trainable
+    frozen = set(tiny.config().shapes) - set(tiny.config(frozen_mlp=True).trainable)
+    assert frozen == {f"{layer}.mlp.{name}" for layer in (0, 1) for name in ("norm", "in", "out")}
+
+
+@pytest.mark.parametrize(
+    ("changes", "flag"),
+    [
+        ({"modulus": 1}, "--modulus 1"),
+        ({"layers": 0}, "--layers 0"),
+        ({"d_model": 0}, "--d-model 0"),
+        ({"head_dim": 7}, "--head-dim 7"),
+        ({"theta": float("nan")}, "--theta nan"),
+        ({"dropout": 1.0}, "--dropout 1"),
+        ({"init": "xavier"}, "--init xavier"),
+    ],
+)
+def test_senseless_sizes_are_refused(changes, flag):
+    with pytest.raises(LongEvalError, match=flag):
+        tiny.config(**changes)

@@ -1,0 +1,272 @@
+"""From a PosGen request to cells, and to stacks of trainings: what shares a training, and what must not."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+from posgen_requests import tiny_request
+
+from longeval.errors import LongEvalError
+from longeval.request import PosGenSpec, preset_fields
+from longeval.studies.posgen import plan as plan_module
+from longeval.studies.posgen.data import DataSetting
+from longeval.studies.posgen.model import ModelConfig
+from longeval.studies.posgen.plan import data_setting, model_config, plan_posgen, train_setting
+from longeval.studies.posgen.train import TrainSetting
+
+ALL = ("none", "resonance", "yarn", "resonance_yarn")
+
+
+def by_cell(spec):
+    """Training ids by (task, regime, method, seed)."""
+    return {
+        (cell.training.data.task, cell.regime, cell.pe.canonical, cell.training.seed): cell.training.id
+        for cell in plan_posgen(spec).cells
+    }
+
+
+def test_every_combination_is_a_cell_in_the_order_asked_for():
+    spec = tiny_request(tasks=("recursive", "cot"), pe=("yarn", "none"), regimes=("swapped", "trained"), first_seed=3)
+    cells = plan_posgen(spec).cells
+    assert [(c.data, c.regime, c.pe.canonical, c.training.seed) for c in cells] == [
+        (f"posgen_{task}", regime, pe, seed)
+        for task in ("recursive", "cot")
+        for regime in ("swapped", "trained")
+        for pe in ("yarn", "none")
+        for seed in (3, 4)
+    ]
+    assert len({cell.id for cell in cells}) == len(cells)
+
+
+def test_swapped_methods_are_made_from_their_bases_trainings():
+    trainings = by_cell(tiny_request(pe=ALL, regimes=("trained", "swapped"), seeds=1))
+    own = {pe: trainings["cot", "trained", pe, 0] for pe in ALL}
+    assert len(set(own.values())) == 4
+    assert {pe: trainings["cot", "swapped", pe, 0] for pe in ALL} == {
+        "none": own["none"],
+        "resonance": own["resonance"],
+        "yarn": own["none"],
+        "resonance_yarn": own["resonance"],
+    }
+
+
+def test_stacks_hold_the_seeds_of_a_training_and_all_that_is_made_from_it():
+    plan = plan_posgen(tiny_request(pe=ALL, regimes=("trained", "swapped"), seeds=3))
+    assert [stack.title for stack in plan.stacks] == [f"cot, trained with {pe}" for pe in ALL]
+    first = plan.stacks[0]
+    assert [training.seed for training in first.trainings] == [0, 1, 2]
+    assert [(e.pe.canonical, e.regime) for e in first.evaluations] == [
+        ("none", "trained"),
+        ("none", "swapped"),
+        ("yarn", "swapped"),
+    ]
+    assert [[one.regime for one in same] for same in first.alike()] == [["trained", "swapped"], ["swapped"]]
+    assert len(first.tables) == 2
+
+
+def test_methods_with_one_table_while_training_share_it_whatever_their_names():
+    # Up to the native length, which is the training length, dynamic methods are none.
+    plan = plan_posgen(tiny_request(pe=("none", "dynamic_ntk", "pi"), seeds=1))
+    (shared, own) = plan.stacks
+    assert [name.canonical for name in shared.trained_with] == ["none", "dynamic_ntk"]
+    assert [name.canonical for name in own.trained_with] == ["pi"]
+    tables = {e.pe.canonical: e.table for e in shared.evaluations}
+    assert not tables["none"].same_as(tables["dynamic_ntk"]), "in evaluation its window is longer"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_train": 41}, {"modulus": 7}, {"j": 2}, {"k": 2}, {"length": 13}, {"test_length": 21, "factor": 20 / 12},
+        {"num_test": 8}, {"layers": 2}, {"d_model": 16}, {"d_ff": 24}, {"heads": 1}, {"head_dim": 4}, {"theta": 99.0},
+        {"tied": False}, {"attention_scale": True}, {"init": "normal"}, {"start_token": True}, {"dropout": 0.1},
+        {"frozen_mlp": True}, {"epochs": 5}, {"batch_size": 8}, {"lr": 0.02}, {"weight_decay": 0.0}, {"warmup": 0.2},
+        {"precision": "bf16"}, {"first_seed": 1}, {"data_seed": 1}, {"tasks": ("recursive",)},
+        {"pe": ("pi",)},
+    ],
+    ids=lambda change: next(iter(change)),
+)  # fmt: skip
+def test_all_that_decides_weights_decides_ids(change):
+    base = {"pe": ("yarn",), "seeds": 1}
+    (one,), (other,) = plan_posgen(tiny_request(**base)).cells, plan_posgen(tiny_request(**(base | change))).cells
+    assert one.training.id != other.training.id
+    assert one.id != other.id
+
+
+def test_what_decides_evaluation_alone_decides_the_cell_and_not_the_training():
+    base = {"pe": ("yarn",), "regimes": ("swapped",), "seeds": 1}
+    (one,) = plan_posgen(tiny_request(**base)).cells
+    for change in ({"factor": 3.0}, {"native": 10, "factor": 20 / 12}, {"pe_args": {"yarn": {"beta_fast": 2.0}}}):
+        (other,) = plan_posgen(tiny_request(**(base | change))).cells
+        assert other.training.id == one.training.id and other.id != one.id
+    (same,) = plan_posgen(tiny_request(**base, validate_every=3, device="auto")).cells
+    assert same == one
+
+
+def test_with_dropout_the_kind_of_device_decides_weights_too(monkeypatch):
+    def trainings(device, dropout):
+        monkeypatch.setattr(plan_module, "resolve_device", lambda name: device)
+        return [training.id for training in plan_posgen(tiny_request(dropout=dropout)).trainings]
+
+    assert trainings("cpu", 0.0) == trainings("cuda:0", 0.0)
+    assert trainings("cuda:0", 0.1) == trainings("cuda:1", 0.1)
+    assert set(trainings("cpu", 0.1)).isdisjoint(trainings("cuda:0", 0.1))
+
+
+def test_weights_of_another_algorithm_are_others(monkeypatch):
+    (one,) = plan_posgen(tiny_request(pe=("yarn",), seeds=1)).cells
+    monkeypatch.setattr(plan_module, "ALGORITHM", plan_module.ALGORITHM + 1)
+    (other,) = plan_posgen(tiny_request(pe=("yarn",), seeds=1)).cells
+    assert one.training.id != other.training.id and one.id != other.id
+
+
+def test_seeds_one_after_another_are_the_same_cells_and_trainings():
+    request = {"pe": ALL, "regimes": ("trained", "swapped"), "seeds": 3}
+    together = plan_posgen(tiny_request(**request, stack=True))
+    apart = plan_posgen(tiny_request(**request, stack=False))
+    assert (together.stacked, apart.stacked) == (True, False)
+    assert apart.cells == together.cells and sorted(apart.trainings, key=repr) == sorted(together.trainings, key=repr)
+    assert [[training.seed for training in stack.trainings] for stack in together.stacks] == [[0, 1, 2]] * 4
+    assert [[training.seed for training in stack.trainings] for stack in apart.stacks] == [[0], [1], [2]] * 4
+    # What is made from a training stays with it: of `none`, itself in both regimes and the swapped yarn.
+    assert [(e.pe.canonical, e.regime, e.seeds) for e in apart.stacks[1].evaluations] == [
+        ("none", "trained", (1,)),
+        ("none", "swapped", (1,)),
+        ("yarn", "swapped", (1,)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("device", "stack", "expected"),
+    [("cpu", None, False), ("cpu", True, True), ("cuda:1", None, True), ("mps", None, True), ("cuda", False, False)],
+)
+def test_the_device_decides_whether_seeds_are_stacked_unless_it_is_asked_for(device, stack, expected, monkeypatch):
+    monkeypatch.setattr(plan_module, "resolve_device", lambda name: device)
+    plan = plan_posgen(tiny_request(stack=stack))
+    assert plan.stacked is expected
+    assert [len(stack.trainings) for stack in plan.stacks] == ([2, 2] if expected else [1, 1, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("request_", "reads"),
+    [
+        ({"pe": ("none", "resonance")}, False),
+        ({"pe": ("none", "resonance"), "regimes": ("trained", "swapped")}, False),
+        ({"pe": ("pi",), "factor": 4.0}, False),
+        ({"pe": ("abf",), "pe_args": {"abf": {"base": 500000.0}}}, False),
+        ({"pe": ("pi",)}, True),
+        ({"pe": ("yarn",), "factor": 4.0}, True),
+        ({"pe": ("none", "resonance_yarn"), "regimes": ("swapped",)}, True),
+        ({"pe": ("dynamic_ntk",)}, True),
+        ({"pe": ("resonance_dynamic_yarn",)}, True),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("native", [12, 100])
+def test_a_native_length_that_no_method_reads_is_refused(request_, reads, native):
+    spec = tiny_request(**request_, native=native, seeds=1)
+    if reads:
+        assert plan_posgen(spec).cells[0].params["native_length"] == native
+    else:
+        with pytest.raises(LongEvalError, match=rf"--native {native}: would be ignored.*--pe {spec.pe[0]}"):
+            plan_posgen(spec)
+
+
+def test_seeds_have_data_of_their_own_unless_one_is_asked_for():
+    seeds = [training.data.seed for training in plan_posgen(tiny_request(seeds=3)).stacks[0].trainings]
+    assert seeds == [0, 1, 2]
+    shared = plan_posgen(tiny_request(seeds=3, data_seed=9))
+    assert [training.data.seed for training in shared.stacks[0].trainings] == [9, 9, 9]
+    assert len({training.id for training in shared.stacks[0].trainings}) == 3
+
+
+def test_tables_are_those_of_the_formula():
+    # yarn, s = 4, L = 12, features below one rotation in L tokens divided by s, the others as they were.
+    plan = plan_posgen(tiny_request(pe=("yarn",), factor=4.0, seeds=1, pe_args={"yarn": {"beta_fast": 1.0001}}))
+    ((stack,), theta_F) = plan.stacks, 100.0 ** (-np.arange(4) / 4)
+    rotations_F = 12 * theta_F / (2 * math.pi)
+    assert (rotations_F > 1).any() and (rotations_F < 1).any()
+    expected_F = np.where(rotations_F > 1, theta_F, theta_F / 4)
+    for table in (stack.table, stack.evaluations[0].table):
+        np.testing.assert_allclose(table.inv_freq_F[[0, 3]], expected_F[[0, 3]], rtol=1e-12)
+        assert table.attention_factor == pytest.approx(0.1 * math.log(4) + 1)
+    asked = tiny_request(pe=("yarn",), factor=4.0, seeds=1, pe_args={"yarn": {"attention_factor": 1.5}})
+    (stack,) = plan_posgen(asked).stacks
+    assert stack.table.attention_factor == stack.evaluations[0].table.attention_factor == 1.5
+    swapped = plan_posgen(tiny_request(pe=("yarn",), factor=4.0, seeds=1, regimes=("swapped",))).stacks[0]
+    np.testing.assert_allclose(swapped.table.inv_freq_F, theta_F, rtol=1e-12)
+    assert swapped.table.attention_factor == 1.0
+    assert swapped.evaluations[0].table.attention_factor == pytest.approx(0.1 * math.log(4) + 1)
+
+
+def test_length_dependent_methods_have_the_table_of_the_window():
+    plan = plan_posgen(tiny_request(pe=("dynamic_yarn",), seeds=1))
+    (stack,) = plan.stacks
+    assert stack.table.attention_factor == 1.0
+    assert stack.evaluations[0].table.attention_factor == pytest.approx(0.1 * math.log(20 / 12) + 1)
+    assert plan.cells[0].factor is None
+    assert plan_posgen(tiny_request(pe=("yarn",))).cells[0].factor == 20 / 12
+
+
+def test_the_spec_reaches_model_and_schedule_whole():
+    spec = tiny_request(layers=3, tied=False, attention_scale=True, init="normal", start_token=True, dropout=0.1)
+    spec = dataclasses.replace(spec, frozen_mlp=True, weight_decay=0.2, warmup=0.3, precision="bf16", epochs=7)
+    for made in (model_config(spec), train_setting(spec)):
+        for item in dataclasses.fields(made):
+            if item.name != "checkpoint_every":
+                assert getattr(made, item.name) == getattr(spec, item.name), item.name
+
+
+def test_defaults_of_the_request_are_those_of_data_model_and_schedule():
+    assert model_config(PosGenSpec()) == ModelConfig()
+    assert train_setting(PosGenSpec()) == TrainSetting(checkpoint_every=1)
+    assert data_setting(PosGenSpec(), "cot", 0) == DataSetting(task="cot")
+
+
+def test_params_say_what_a_reader_needs():
+    cells = plan_posgen(tiny_request(pe=("yarn",), regimes=("swapped",), pe_args={"yarn": {"beta_fast": 2.0}})).cells
+    params = cells[1].params
+    assert (params["regime"], params["seed"], params["data_seed"], params["trained_with"]) == ("swapped", 1, 1, "none")
+    assert params["method"] == {"beta_fast": 2.0, "beta_slow": 1.0, "attention_factor": None}
+    assert (params["native_length"], params["train_length"], params["test_length"]) == (12, 12, 20)
+    assert params["training"] == cells[1].training.id
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tasks": ("cott",)}, "--task cott.*cot"),
+        ({"pe": ("yarm",)}, "--pe yarm.*yarn"),
+        ({"pe": ("resonance_none",)}, "resonance_none"),
+        ({"pe_args": {"pi": {}}}, "--pe-arg pi.*not among"),
+        ({"pe_args": {"yarn": {"beta": 2}}}, "--pe-arg yarn.beta"),
+        ({"pe": ("none", "abf"), "factor": 4.0}, "--factor 4: would be ignored.*none, abf"),
+        ({"j": 0}, "--j 0.*cot"),
+        ({"k": 0}, "--k 0.*cot"),
+        ({"length": 4}, "--length 4.*random"),
+        ({"num_train": 700}, "625.*713"),
+        ({"head_dim": 5}, "--head-dim 5"),
+        ({"device": "cuda:99"}, "--device cuda:99"),
+        ({"precision": "tf32"}, "--tf32.*cpu"),
+    ],
+)
+def test_what_is_wrong_is_found_before_anything_is_made(changes, message):
+    with pytest.raises(LongEvalError, match=message) as caught:
+        plan_posgen(tiny_request(**changes))
+    assert caught.value.remedy
+
+
+def test_a_note_says_where_nothing_is_stretched():
+    assert plan_posgen(tiny_request()).notes == ()
+    (note,) = plan_posgen(tiny_request(factor=1.0)).notes
+    assert note.startswith("yarn: s = 1")
+
+
+@pytest.mark.parametrize("preset", ["full", "smoke"])
+def test_presets_can_be_planned(preset):
+    plan = plan_posgen(PosGenSpec(**preset_fields(preset, {"device": "cpu"})))
+    assert len(plan.stacks) == {"full": 60, "smoke": 4}[preset]
+    assert len(plan.cells) == {"full": 60, "smoke": 8 * plan.spec.seeds}[preset]

@@ -1,0 +1,196 @@
+"""Requests of `posgen train`: presets, YAML both ways, what they refuse, and what one run folder can't hold."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from longeval.errors import LongEvalError
+from longeval.request import PRESETS, PosGenSpec, preset_fields, requests_from_yaml, requests_to_yaml, spec_from_mapping
+from longeval.request.posgen import flag_of
+
+
+def read(text):
+    (plain,) = requests_from_yaml(text, origin="f")
+    return spec_from_mapping(plain, origin="f")
+
+
+def test_the_full_preset_is_the_papers():
+    spec = PosGenSpec(**preset_fields("full", {}))
+    assert spec == PosGenSpec()
+    assert spec.tasks == ("recursive", "cot", "semi_recursive")
+    assert spec.pe == ("none", "resonance", "yarn", "resonance_yarn")
+    assert (spec.modulus, spec.j, spec.k, spec.length, spec.test_length) == (17, 1, 3, 64, 256)
+    assert (spec.num_train, spec.num_valid, spec.num_test) == (10000, 1000, 1000)
+    assert (spec.layers, spec.d_model, spec.d_ff, spec.heads, spec.head_dim, spec.theta) == (2, 512, 2048, 8, 64, 1e4)
+    assert (spec.epochs, spec.batch_size, spec.lr, spec.weight_decay, spec.warmup) == (150, 128, 2e-4, 0.01, 0.1)
+    assert (spec.precision, spec.regimes, spec.seed_values()) == ("float32", ("trained",), (0, 1, 2, 3, 4))
+    assert (spec.scaling_factor, spec.native_length) == (4.0, 64)
+    assert spec.model_name == "posgen-2x512"
+
+
+def test_what_is_given_goes_before_a_preset_and_the_rest_is_the_presets():
+    smoke = PosGenSpec(**preset_fields("smoke", {}))
+    assert smoke.tasks == ("cot",) and smoke.regimes == ("trained", "swapped") and smoke.model_name == "posgen-2x128"
+    changed = PosGenSpec(**preset_fields("smoke", {"epochs": 3, "tasks": ("recursive",)}))
+    assert changed == dataclasses.replace(smoke, epochs=3, tasks=("recursive",))
+    assert PRESETS["smoke"]["epochs"] != 3
+    with pytest.raises(LongEvalError, match=r"--preset smok: unknown.*smoke"):
+        preset_fields("smok", {})
+
+
+def test_requests_survive_yaml_with_every_number():
+    requests = [
+        PosGenSpec(),
+        PosGenSpec(**preset_fields("smoke", {"pe_args": {"yarn": {"beta_fast": 2.0}}, "data_seed": 3, "factor": 3.95})),
+        PosGenSpec(native=257, start_token=True, tied=False, init="normal", precision="tf32", first_seed=7),
+        PosGenSpec(stack=False),
+    ]
+    text = requests_to_yaml([request.to_mapping() for request in requests])
+    assert "command: posgen" in text and "d_model: 128" in text and "preset" not in text
+    assert [spec_from_mapping(plain, origin="f") for plain in requests_from_yaml(text, origin="f")] == requests
+    assert [request.digest() for request in requests].count(requests[0].digest()) == 2, "stacked or not is one request"
+    assert len({request.digest() for request in requests}) == 3
+
+
+def test_yaml_may_name_a_preset_and_understands_what_flags_do():
+    text = (
+        "command: posgen\npreset: smoke\ntask: cot,recursive\nregime: [swapped]\nlr: 2e-4\nd-model: 64\n"
+        "data_seed: null\ntest_length: 1k\ntied: false\npe_args: {yarn: {beta_fast: 2}}\n"
+    )
+    assert read(text) == PosGenSpec(
+        **preset_fields(
+            "smoke",
+            {
+                "tasks": ("cot", "recursive"),
+                "regimes": ("swapped",),
+                "lr": 2e-4,
+                "d_model": 64,
+                "test_length": 1024,
+                "tied": False,
+                "pe_args": {"yarn": {"beta_fast": 2}},
+            },
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("preset: smok", "--preset smok"),
+        ("epoch: 3", "unknown key epoch.*epochs"),
+        ("epochs: 1.5", "f: epochs '1.5'"),
+        ("epochs: true", "f: epochs ''"),
+        ("lr: fast", "f: lr 'fast'"),
+        ("lr: .nan", "f: lr 'nan'"),
+        ("tied: 1", "f: tied 1"),
+        ("stack: 1", "f: stack 1"),
+        ("factor: each", "f: factor each"),
+        ("regimes: on", "f: regimes"),
+        ("init: 3", "f: init 3"),
+        ("modulus: null", "f: modulus 'None'"),
+    ],
+)
+def test_bad_yaml_names_file_and_key(line, message):
+    with pytest.raises(LongEvalError, match=message):
+        read(f"command: posgen\n{line}\n")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tasks": ()}, "--task: nothing"),
+        ({"pe": ()}, "--pe: nothing"),
+        ({"regimes": ("on",)}, "--regime on"),
+        ({"precision": "fp8"}, "--precision fp8"),
+        ({"init": "xavier"}, "--init xavier"),
+        ({"modulus": 1}, "--modulus 1: must be at least 2"),
+        ({"seeds": 0}, "--seeds 0"),
+        ({"first_seed": -1}, "--first-seed -1"),
+        ({"first_seed": 2**63 - 1, "seeds": 2}, "--first-seed 9223372036854775807: seeds end at 9223372036854775807"),
+        ({"data_seed": 2**63}, "--data-seed 9223372036854775808: seeds end at"),
+        ({"num_valid": 0}, "--num-valid 0"),
+        ({"epochs": 0}, "--epochs 0"),
+        ({"batch_size": 0}, "--batch-size 0"),
+        ({"native": 1}, "--native 1"),
+        ({"length": 64, "test_length": 63}, "--test-length 63: must be longer than the training length 64"),
+        ({"length": 64, "test_length": 64}, "--test-length 64"),
+        ({"lr": 0.0}, "--lr 0"),
+        ({"theta": float("inf")}, "--theta inf"),
+        ({"weight_decay": -0.1}, "--weight-decay -0.1"),
+        ({"warmup": 1.0}, "--warmup 1"),
+        ({"warmup": 0.0}, "--warmup 0"),
+        ({"dropout": 1.0}, "--dropout 1"),
+        ({"factor": 0.5}, "--factor 0.5"),
+        ({"pe": ("yarn", "none", "yarn")}, "--pe yarn,none,yarn: yarn is named twice"),
+        ({"tasks": ("cot", "cot")}, "--task cot,cot: cot is named twice"),
+        ({"regimes": ("trained", "trained")}, "--regime trained,trained: trained is named twice"),
+        ({"epochs": 1, "num_train": 128}, "--epochs 1, --num-train 128, --batch-size 128: that is one step"),
+        ({"seeds": 1, "stack": True}, "--stack: would be ignored"),
+    ],
+)
+def test_requests_validate_themselves(changes, message):
+    with pytest.raises(LongEvalError, match=message) as caught:
+        PosGenSpec(**changes)
+    assert caught.value.remedy
+
+
+def test_two_steps_are_a_schedule_and_one_seed_may_be_alone():
+    assert PosGenSpec(epochs=2, num_train=128).epochs == PosGenSpec(epochs=1, num_train=129).epochs + 1
+    assert PosGenSpec(seeds=1, stack=False).stack is False and PosGenSpec(seeds=2, stack=True).stack is True
+
+
+def test_windows_count_the_start_token_so_that_s_is_the_published_codes():
+    spec = PosGenSpec(start_token=True)
+    assert (spec.train_window, spec.test_window, spec.native_length) == (65, 257, 65)
+    assert spec.scaling_factor == 257 / 65
+    assert PosGenSpec(start_token=True, native=257).scaling_factor == 1.0
+    assert PosGenSpec(native=128).scaling_factor == 2.0
+    assert PosGenSpec(native=512).scaling_factor == 1.0
+    assert PosGenSpec(native=128, factor=3.0).scaling_factor == 3.0
+
+
+@pytest.mark.parametrize("field", [item.name for item in dataclasses.fields(PosGenSpec)])
+def test_requests_of_one_folder_may_differ_in_what_tells_cells_apart_and_in_nothing_else(field):
+    other = {
+        "tasks": ("cot",),
+        "pe": ("pi",),
+        "regimes": ("swapped",),
+        "init": "normal",
+        "precision": "tf32",
+        "device": "cpu",
+        "stack": True,
+        "pe_args": {"yarn": {"beta_fast": 2.0}},
+        "warmup": 0.2,
+        "dropout": 0.1,
+        "data_seed": 1,
+        "factor": 3.0,
+        "native": 32,
+        "length": 32,
+    }
+    value = getattr(PosGenSpec(), field)
+    if field not in other:
+        other[field] = not value if isinstance(value, bool) else value + 1
+    changed = dataclasses.replace(PosGenSpec(), **{field: other[field]})
+    found = changed.differences(PosGenSpec())
+    if field in ("tasks", "pe", "regimes", "seeds", "first_seed", "device", "stack"):
+        assert found == []
+    else:
+        expected = "--pe-arg yarn: beta_fast=2, not none" if field == "pe_args" else f"{flag_of(field)} "
+        assert any(text.startswith(expected) for text in found)
+
+
+def test_defaults_written_out_are_no_difference():
+    assert PosGenSpec(factor=4.0, native=64).differences(PosGenSpec()) == []
+    assert (
+        read("command: posgen\npe_args: {yarn: {beta_fast: 2}}\n").differences(
+            PosGenSpec(pe_args={"yarn": {"beta_fast": 2.0}})
+        )
+        == []
+    )
+    # Parameters of a method that only one of them has can't be confused.
+    assert PosGenSpec(pe=("pi",)).differences(PosGenSpec(pe=("yarn",), pe_args={"yarn": {"beta_fast": 2.0}})) == []
+    assert PosGenSpec(pe=("resonance_yarn",)).differences(
+        PosGenSpec(pe=("yarn",), pe_args={"yarn": {"beta_fast": 2.0}})
+    ) == ["--pe-arg yarn: none, not beta_fast=2"]

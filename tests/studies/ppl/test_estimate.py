@@ -1,0 +1,67 @@
+"""Operations and memory of a plan, against what the tiny model's sizes say by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from longeval.models.prepare import prepare
+from longeval.request import PplSpec
+from longeval.run.cost import model_size
+from longeval.run.window import Window
+from longeval.studies.ppl.estimate import estimate
+from longeval.studies.ppl.plan import plan_ppl
+
+
+def prepared(folder):
+    options = dict.fromkeys(("revision", "native", "bos", "device_map", "attn"))
+    return prepare(str(folder), **options, dtype="float32", device="cpu", trust_remote_code=False)
+
+
+def test_operations_by_hand(tiny_llama):
+    size = model_size(prepared(tiny_llama))
+    # hidden 32, 4 heads and 2 key-value heads of 16, intermediate 48, 2 layers, vocabulary 300, untied head
+    attention = 32 * 64 + 2 * 32 * 32 + 64 * 32
+    layer = attention + 3 * 32 * 48 + 2 * 32
+    assert size.num_parameters == 2 * layer + 32 + 2 * 300 * 32
+    assert size.flops_per_token == 2 * (2 * layer + 32)
+    window = Window(document=0, start=0, stop=100, score_start=90, prefix=0)
+    assert size.window_flops(window) == 100 * size.flops_per_token + 2 * 32 * 300 * 10 + 2 * 2 * 64 * 100**2
+
+
+def test_a_tied_head_is_counted_where_tokens_are_scored_only(tmp_path):
+    from tiny import save_tiny_llama
+
+    tied = model_size(prepared(save_tiny_llama(tmp_path / "tied", tie_word_embeddings=True)))
+    untied = model_size(prepared(save_tiny_llama(tmp_path / "untied")))
+    assert tied.flops_per_token == untied.flops_per_token
+    assert untied.num_parameters - tied.num_parameters == 300 * 32
+
+
+def test_a_plan_counts_shared_passes_once(tiny_llama, documents):
+    spec = PplSpec(
+        model=(str(tiny_llama),),
+        pe=("none", "yarn", "dynamic_ntk"),
+        lengths=(32, 64, 128),
+        data=(str(documents),),
+        dtype="float32",
+    )
+    (part,) = estimate(plan_ppl(spec).jobs)
+    # Two documents reach 128 tokens; none (with dynamic_ntk to 64), yarn, and dynamic_ntk at 128.
+    assert (part.cells, part.passes, part.tokens) == (9, 6, 6 * 128)
+    assert part.seconds > 0
+    assert part.memory_bytes > 4 * model_size(prepared(tiny_llama)).num_parameters
+
+
+def test_eager_attention_holds_matrices_of_tokens_by_tokens(tiny_llama, documents):
+    spec = PplSpec(model=(str(tiny_llama),), pe=("none",), lengths=(128,), data=(str(documents),), dtype="float32")
+    lean, eager = (
+        estimate(plan_ppl(dataclasses.replace(spec, attn=attn)).jobs)[0].memory_bytes for attn in (None, "eager")
+    )
+    assert eager - lean == 4 * 128**2 * (3 * 4 + 4)
+
+
+def test_nothing_to_do_costs_nothing(tiny_llama, documents):
+    spec = PplSpec(model=(str(tiny_llama),), pe=("none",), lengths=(32,), data=(str(documents),), dtype="float32")
+    (job,) = plan_ppl(spec).jobs
+    (part,) = estimate([dataclasses.replace(job, groups=())])
+    assert (part.cells, part.passes, part.seconds) == (0, 0, 0.0)

@@ -1,0 +1,178 @@
+"""Cells that fail or have nothing to score: what is recorded, and that the others go on."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+
+import numpy as np
+import pytest
+from known import carry_out, log_position
+
+from longeval.backends.fake import FakeBackend
+from longeval.cli.progress import RunProgress
+from longeval.errors import LongEvalError
+from longeval.store.folder import Store
+from longeval.studies.ppl.plan import plan_ppl
+from longeval.studies.ppl.run import run
+
+
+def test_out_of_memory_fails_the_longest_and_the_others_go_on(request_spec, store):
+    result = carry_out(request_spec(), store, FakeBackend(log_position, max_tokens=100))
+    status = {r.length: r.status for r in result.records}
+    assert status == {32: "ok", 64: "ok", 128: "failed"}
+    (failed,) = [r for r in result.records if r.status == "failed"]
+    assert failed.error.startswith("out of memory in a window of 128 tokens") and failed.value is None
+    assert result.failed == 1
+    # Next time it is tried again.
+    again = carry_out(request_spec(), store, FakeBackend(log_position))
+    assert (again.computed, again.reused, again.failed) == (1, 2, 0)
+
+
+def test_a_nan_fails_only_the_cells_that_hold_it(request_spec, store):
+    def broken(tokens_S, positions_S, table):
+        return np.where(positions_S == 70, np.nan, 1.0)
+
+    result = carry_out(request_spec(), store, FakeBackend(broken))
+    assert {r.length: r.status for r in result.records} == {32: "ok", 64: "ok", 128: "failed"}
+    assert "position 70" in next(r.error for r in result.records if r.status == "failed")
+
+
+def test_documents_that_vanish_after_planning_fail_their_cells(request_spec, store):
+    plan = plan_ppl(request_spec())
+    os.unlink(plan.jobs[0].corpus.selection.documents[1].path)
+    result = run(plan, store, RunProgress(quiet=True), load=lambda model: FakeBackend(log_position))
+    assert {r.status for r in result.records} == {"failed"}
+    assert "FileNotFoundError" in result.records[0].error
+
+
+def test_documents_that_vanish_after_their_pass_fail_their_cells_too(request_spec, store):
+    plan = plan_ppl(request_spec(lengths=(64, 128)))
+    paths = [document.path for document in plan.jobs[0].corpus.selection.documents]
+
+    def vanish(tokens_S, positions_S, table):
+        for path in paths:
+            if os.path.exists(path):
+                os.unlink(path)
+        return np.ones(len(tokens_S))
+
+    result = run(plan, store, RunProgress(quiet=True), load=lambda model: FakeBackend(vanish))
+    assert {r.status for r in result.records} == {"failed"}
+    assert "FileNotFoundError" in result.records[0].error
+
+
+@pytest.mark.parametrize("error", [IndexError("index out of range in self"), MemoryError()])
+def test_whatever_a_model_raises_fails_its_cells_and_the_others_go_on(request_spec, store, error):
+    def broken(tokens_S, positions_S, table):
+        if table.attention_factor > 1:
+            raise error
+        return np.ones(len(tokens_S))
+
+    result = carry_out(request_spec(pe=("yarn", "none"), lengths=(128,)), store, FakeBackend(broken))
+    assert [(r.pe, r.status) for r in result.records if r.metric == "perplexity"] == [
+        ("yarn", "failed"),
+        ("none", "ok"),
+    ]
+    assert type(error).__name__ in result.records[0].error
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_run_only_where_nothing_is_computed(
+    request_spec, store, tiny_llama, tiny_llama_bos
+):
+    def load(model):
+        if model.name == str(tiny_llama_bos):
+            raise LongEvalError("damaged")
+        return FakeBackend(log_position)
+
+    both = request_spec(model=(str(tiny_llama), str(tiny_llama_bos)), lengths=(64,))
+    for _ in range(2):  # the second time, the first model's cells are stored
+        result = run(plan_ppl(both), store, RunProgress(quiet=True), load=load)
+        assert [r.status for r in result.records] == ["ok", "ok", "failed"]
+        assert "damaged" in result.records[2].error
+    alone = plan_ppl(request_spec(model=(str(tiny_llama_bos),), lengths=(64,)))
+    with pytest.raises(LongEvalError, match="damaged"):
+        run(alone, Store(store.path + "-other"), RunProgress(quiet=True), load=load)
+    assert not os.path.exists(store.path + "-other")
+    later = run(alone, store, RunProgress(quiet=True), load=load, under_way=True)
+    assert later.failed == 1
+
+
+def test_the_failed_passs_memory_is_free_when_shorter_lengths_are_tried(request_spec, store):
+    import gc
+    import weakref
+
+    class Tensors:
+        """Stands for what a pass holds."""
+
+    held, alive = [], []
+
+    class Backend(FakeBackend):
+        def score(self, tokens_T, first_scored):
+            alive.append([ref() is not None for ref in held])
+            tensors = Tensors()
+            held.append(weakref.ref(tensors))
+            return super().score(tokens_T, first_scored)
+
+    gc.disable()
+    try:
+        carry_out(request_spec(docs=1), store, Backend(log_position, max_tokens=40))
+    finally:
+        gc.enable()
+    assert alive == [[], [False], [False, False]]
+
+
+def test_a_length_that_one_data_set_cannot_fill_is_skipped_there(request_spec, store, tmp_path):
+    (tmp_path / "short.txt").write_text("a few words only, of a short report")
+    documents = request_spec().data[0]
+    result = carry_out(request_spec(data=(documents, str(tmp_path / "short.txt"))), store, FakeBackend(log_position))
+    skipped = [r for r in result.records if r.status == "skipped"]
+    assert len(skipped) == 3 and all("no document of" in r.error for r in skipped)
+    assert {r.skipped for r in skipped} == {1}
+    assert result.failed == 0
+
+
+def test_lengths_beyond_every_document_are_refused(request_spec):
+    with pytest.raises(LongEvalError, match=r"--lengths 4k \(4096 tokens\): longer than every document"):
+        plan_ppl(request_spec(lengths=(64, 4096)))
+    with pytest.raises(LongEvalError, match=r"longer than every document"):
+        plan_ppl(request_spec(lengths=(64, 1024), protocol="sliding", stride=64))
+    # Joined, the same documents fill a longer window.
+    assert len(plan_ppl(request_spec(lengths=(64, 1024), protocol="stream", stride=64)).cells) == 2
+
+
+def test_what_is_asked_for_where_documents_are_too_short_helps(request_spec):
+    def remedy(**changes):
+        with pytest.raises(LongEvalError, match="longer than every document") as caught:
+            plan_ppl(request_spec(**changes))
+        return caught.value.remedy
+
+    told = remedy(lengths=(4096,))
+    assert "--min-tokens" not in told  # no document is that long
+    longest = int(re.search(r"--lengths of (\d+) or less", told)[1])
+    assert plan_ppl(request_spec(lengths=(longest,))).cells
+    remedy(lengths=(longest + 1,))
+    told = remedy(lengths=(64,), min_tokens=100_000)  # there are longer ones, all left out
+    assert "lower --min-tokens to 64, or" in told.lower() and "--lengths" not in told
+    assert plan_ppl(request_spec(lengths=(64,), min_tokens=64)).cells
+    told = remedy(lengths=(4096,), min_tokens=100_000)
+    assert f"--lengths of {longest} or less and --min-tokens of {longest} or less" in told
+    assert plan_ppl(request_spec(lengths=(longest,), min_tokens=longest)).cells
+    told = remedy(lengths=(100_000,), protocol="stream", stride=64)
+    total = int(re.search(r"--lengths of (\d+) or less", told)[1])
+    assert plan_ppl(request_spec(lengths=(total,), protocol="stream", stride=64)).cells
+
+
+def test_a_model_whose_frequencies_are_not_its_configs_is_refused(request_spec, store, monkeypatch):
+    from longeval.models.scaling import ModelRope
+
+    honest = ModelRope.shipped_table
+
+    def other(self, length):
+        table = honest(self, length)
+        return dataclasses.replace(table, inv_freq_F=table.inv_freq_F * 1.01)
+
+    monkeypatch.setattr(ModelRope, "shipped_table", other)
+    with pytest.raises(LongEvalError, match="doesn't hold the frequencies"):
+        carry_out(request_spec(), store)
+    assert not os.path.exists(store.path)

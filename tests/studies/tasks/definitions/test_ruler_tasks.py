@@ -1,0 +1,140 @@
+"""RULER's offline tasks with a tokenizer of ours: no network, as many samples as asked for, never endless."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from longeval.errors import LongEvalError
+from longeval.models.tokenizer_folder import tokenizer_folder
+from longeval.studies.tasks.definitions import lm_eval_index
+from longeval.studies.tasks.definitions.folders import LmEval, find_lm_eval
+from longeval.studies.tasks.definitions.load import load_task
+from longeval.studies.tasks.setting import Setting
+
+pytestmark = pytest.mark.usefixtures("no_downloads", "only_ruler")
+
+
+@pytest.fixture
+def only_ruler(monkeypatch):
+    """An index of RULER's folder alone: the whole takes seconds."""
+    lm_eval = find_lm_eval()
+    folder = os.path.join(lm_eval.folder, "ruler")
+    monkeypatch.setattr(lm_eval_index, "find_lm_eval", lambda: LmEval(version=lm_eval.version, folder=folder))
+
+
+@pytest.fixture
+def no_downloads(monkeypatch):
+    import nltk
+
+    monkeypatch.setattr(nltk, "download", lambda *a, **k: pytest.fail("tried to download"))
+
+
+@pytest.fixture(scope="module")
+def words():
+    """A tokenizer with a token for each word and mark: RULER's texts are as short as with a real one."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.WordLevel({"<unk>": 0}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+
+
+def build(name, tokenizer, length, num_samples=2, seed=0, template=0):
+    setting = Setting(
+        length=length + template,
+        num_samples=num_samples,
+        seed=seed,
+        haystack="noise",
+        measure=len,
+        digest="",
+        cache=None,
+    )
+    folder = tokenizer_folder(tokenizer)
+    return load_task(name, metadata={"setting": setting, "tokenizer": folder, "max_seq_lengths": [length]})
+
+
+OFFLINE = ["niah_single_1", "niah_multikey_3", "ruler_vt", "ruler_cwe", "ruler_fwe"]
+
+
+@pytest.mark.slow  # importing niah takes lm-eval ten seconds: it lays out all pairs of adjective and noun
+@pytest.mark.parametrize("name", OFFLINE)
+def test_offline_tasks_are_built(name, words, capsys):
+    docs = list(build(name, words, 2048).eval_docs)
+    assert len(docs) == 2
+    for doc in docs:
+        assert 1024 < len(words(doc["input"]).input_ids) <= 2048
+        assert doc["max_length"] == 2048
+        assert all(answer in doc["input"] for answer in doc["outputs"])
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["niah_single_1", "ruler_vt", "ruler_cwe"])
+def test_fewer_samples_are_the_first_of_more_and_follow_the_seed(words, name):
+    def inputs(num_samples, seed=0):
+        return [doc["input"] for doc in build(name, words, 2048, num_samples, seed).eval_docs]
+
+    assert inputs(2) == inputs(5)[:2]
+    assert inputs(2) != inputs(2, seed=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "length"), [("ruler_vt", 512), ("ruler_cwe", 256), ("ruler_fwe", 256)])
+def test_a_window_too_short_is_an_error_not_an_endless_loop(name, length, words):
+    with pytest.raises(LongEvalError, match=rf"--tasks {name}: a window of {length} tokens is too short.*at least \d+"):
+        build(name, words, length)
+
+
+@pytest.mark.slow
+def test_a_window_too_short_is_named_as_it_was_asked_for(words):
+    with pytest.raises(LongEvalError) as plain:
+        build("ruler_fwe", words, 256)
+    with pytest.raises(LongEvalError, match="a window of 291 tokens, less 35 for the chat template, is too") as caught:
+        build("ruler_fwe", words, 256, template=35)
+    shortest, with_template = (int(e.value.remedy.rstrip(".").split()[-1]) for e in (plain, caught))
+    assert with_template == shortest + 35
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ruler_vt", "ruler_cwe", "ruler_fwe"])
+def test_the_shortest_window_that_is_named_does(name, words):
+    with pytest.raises(LongEvalError) as caught:
+        build(name, words, 128)
+    shortest = int(caught.value.remedy.rstrip(".").split()[-1])
+    assert len(build(name, words, shortest, num_samples=20).eval_docs) == 20
+
+
+def test_a_tokenizer_folder_holds_no_code_and_is_made_once(words, tmp_path, monkeypatch):
+    class WithCode:
+        def save_pretrained(self, folder):
+            words.save_pretrained(folder)
+            with open(os.path.join(folder, "tokenizer_config.json")) as file:
+                config = json.load(file)
+            config["auto_map"] = {"AutoTokenizer": ["evil.Tokenizer", None]}
+            with open(os.path.join(folder, "tokenizer_config.json"), "w") as file:
+                json.dump(config, file)
+            with open(os.path.join(folder, "evil.py"), "w") as file:
+                file.write("raise SystemExit")
+
+    monkeypatch.setenv("LONGEVAL_CACHE", str(tmp_path / "cache"))
+    folder = tokenizer_folder(WithCode())
+    assert folder == tokenizer_folder(WithCode()) == tokenizer_folder(words)
+    files = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+    for name, content in (("tokenizer.json", b"{}"), ("planted.py", b"1")):
+        Path(folder, name).write_bytes(content)
+        assert tokenizer_folder(words) == folder  # made again where it was damaged
+        assert {path.name: path.read_bytes() for path in Path(folder).iterdir()} == files
+    assert [path.name for path in Path(folder).parent.iterdir()] == [os.path.basename(folder)]
+    assert os.path.dirname(folder) == str(tmp_path / "cache" / "tokenizers")
+    assert os.listdir(os.path.dirname(folder)) == [os.path.basename(folder)]
+    assert not [name for name in os.listdir(folder) if name.endswith(".py")]
+    with open(os.path.join(folder, "tokenizer_config.json")) as file:
+        assert "auto_map" not in json.load(file)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("LONGEVAL_CACHE", str(tmp_path / "file"))
+    other = tokenizer_folder(words)
+    assert os.path.isfile(os.path.join(other, "tokenizer.json"))
+    assert not other.startswith(str(tmp_path / "file"))

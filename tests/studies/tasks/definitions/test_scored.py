@@ -1,0 +1,115 @@
+"""Metrics that fit an output type: the table against what lm-eval does, and the message before anything is computed."""
+
+import math
+
+import pytest
+
+from longeval.errors import LongEvalError
+from longeval.studies.tasks.definitions.checks import check_task_file
+from longeval.studies.tasks.definitions.configs import ConfigReader
+from longeval.studies.tasks.definitions.scored import SCORED, is_scored, remedy
+
+ANSWERS = {
+    "multiple_choice": [(-1.0, True), (-2.0, False)],
+    "loglikelihood": [(-1.0, True)],
+    "loglikelihood_rolling": [-10.0],
+    "generate_until": ["yes"],
+}
+DOC = {"text": "a b", "choices": ["yes", "no"], "gold": 0, "word": "yes"}
+
+
+def scores_in_lm_eval(metric, output):
+    """Whether lm-eval makes a finite number of a metric, as its evaluator does: each sample, then all together."""
+    from lm_eval.api.registry import get_metric, get_metric_aggregation
+    from lm_eval.api.task import ConfigurableTask
+
+    task = ConfigurableTask.__new__(ConfigurableTask)
+    task.OUTPUT_TYPE = output
+    task._config = type("Config", (), {"process_results": None, "doc_to_choice": None})()
+    task.multiple_input = task.multiple_target = 0
+    task._metric_fn_list, task._metric_fn_kwargs = {metric: get_metric(metric)}, {metric: {}}
+    task.doc_to_choice = lambda doc: doc["choices"]
+    task.doc_to_target = lambda doc: doc["gold" if output == "multiple_choice" else "word"]
+    task._aggregation_list, task._higher_is_better = {}, {}
+    answers = ANSWERS[output] * (2 if metric == "acc_mutual_info" and output == "multiple_choice" else 1)
+    try:
+        values = [task.process_results({**DOC, "word": word}, answers)[metric] for word in ("yes", "no", "why")]
+        return values[0] is not None and math.isfinite(float(get_metric_aggregation(metric)(values)))
+    except Exception:
+        return False
+
+
+@pytest.mark.parametrize("output", ANSWERS)
+@pytest.mark.filterwarnings("ignore")
+def test_the_table_is_what_lm_eval_scores(output):
+    from lm_eval.api import metrics  # noqa: F401  # fills the registry
+    from lm_eval.api.registry import metric_registry
+
+    found = {name for name in metric_registry if scores_in_lm_eval(name, output)}
+    assert found == set(SCORED[output])
+
+
+@pytest.mark.parametrize(
+    ("metric", "output", "own_metric", "own_aggregation", "scored"),
+    [
+        ("acc", "generate_until", False, True, True),  # lm-eval's masakhapos: pairs for a function of its own
+        ("acc", "generate_until", False, False, False),
+        ("wer", "generate_until", True, False, True),
+        ("bypass", "generate_until", False, True, False),
+        ("likelihood", "multiple_choice", False, True, True),  # lm-eval's mmlu_early_training
+        ("likelihood", "multiple_choice", False, False, False),
+        ("wer", "multiple_choice", True, True, False),
+        ("acc", "loglikelihood_rolling", False, True, False),
+    ],
+)
+def test_functions_of_a_tasks_own_may_score_what_lm_eval_does_not(metric, output, own_metric, own_aggregation, scored):
+    assert is_scored(metric, output, own_metric=own_metric, own_aggregation=own_aggregation) == scored
+
+
+def test_the_remedy_names_metrics_that_fit_and_output_types_that_do():
+    assert "exact_match, bleu" in remedy("acc", "generate_until")
+    assert "output_type multiple_choice or loglikelihood" in remedy("acc", "generate_until")
+    assert "output_type" not in remedy("wer", "multiple_choice")
+
+
+TASK = "task: own\ndataset_path: json\ntest_split: t\ndoc_to_text: x\ndoc_to_target: y\ndoc_to_choice: z\n"
+
+
+def check(tmp_path, text):
+    path = tmp_path / "own.yaml"
+    path.write_text(TASK + text)
+    (tmp_path / "code.py").write_text("def score(*a, **k): ...\ndef acc(*a): ...\n")
+    check_task_file(str(path), ConfigReader().read(str(path)))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "output_type: generate_until\nmetric_list: [{metric: acc}]",
+        "metric_list: [{metric: exact_match}, {metric: acc_norm, aggregation: mean}]",
+        "output_type: multiple_choice\nmetric_list: [{metric: acc}, {metric: bleu}]",
+        "output_type: multiple_choice\nmetric_list: [{metric: !function code.score, aggregation: mean}]",
+        "output_type: loglikelihood_rolling\nmetric_list: [{metric: perplexity}]",
+        "output_type: generate_until\nmetric_list: [{metric: bypass}]",
+    ],
+)
+def test_a_metric_that_does_not_fit_is_refused_with_its_line(tmp_path, text):
+    with pytest.raises(LongEvalError, match=r"own.yaml, line \d+: metric_list metric \S+ gives no score"):
+        check(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "output_type: multiple_choice\nmetric_list: [{metric: exact_match}, {metric: acc}]",
+        "output_type: multiple_choice",
+        "metric_list: [{metric: exact_match}, {metric: bypass}]",
+        "metric_list: [{metric: !function code.score, aggregation: mean}]",
+        "metric_list: [{metric: acc, aggregation: !function code.score}]",
+        "metric_list: [{metric: acc, aggregation: mean}]\nprocess_results: !function code.score",
+        "output_type: multiple_choice\nmetric_list: [{metric: anything, aggregation: mean}]\n"
+        "process_results: !function code.score",
+    ],
+)
+def test_what_works_is_left_alone(tmp_path, text):
+    check(tmp_path, text)

@@ -1,0 +1,69 @@
+"""The task files that ship, and the real index of lm-eval: the same names from the same files as lm-eval's own."""
+
+import pytest
+
+from longeval.studies.tasks.definitions.checks import check_task_file
+from longeval.studies.tasks.definitions.folders import find_lm_eval, task_folders, yaml_files
+from longeval.studies.tasks.definitions.index import LONG_CONTEXT, Index
+from longeval.studies.tasks.definitions.load import task_config
+from longeval.studies.tasks.definitions.scan import scan, scan_folder
+
+
+def test_our_files_are_sound():
+    files = [path for folder in task_folders() for path in yaml_files(folder)]
+    entries = scan(files, source="longeval", outer=lambda name: None)
+    assert {"leval", "leval_coursera", "leval_topic_retrieval", "passkey", "niah", "kv_retrieval"} <= set(entries)
+    for entry in entries.values():
+        assert entry.description, entry.name
+        assert entry.kind == "group" or entry.refusal is None
+        assert "what its Python code loads" not in entry.needs, entry.name
+
+
+def test_our_files_pass_the_checks_for_users_files():
+    files = [path for folder in task_folders() for path in yaml_files(folder)]
+    entries = scan(files, source="longeval", outer=lambda name: None)
+    tasks = [entry for entry in entries.values() if entry.kind == "task"]
+    assert len(tasks) > 10
+    for entry in tasks:
+        check_task_file(entry.path, task_config(entry.name, Index()))
+
+
+def test_the_published_average_of_leval():
+    (leval,) = Index().resolve(["leval"])
+    assert len(leval.leaves) == 7
+    (average,) = leval.averages
+    assert (average.metric, average.weight_by_size) == (None, False)
+    assert set(leval.leaves) - set(average.members) == {"leval_topic_retrieval"}
+
+
+@pytest.mark.slow
+def test_the_index_is_lm_evals_own():
+    from lm_eval.tasks import TaskManager
+
+    theirs = TaskManager().task_index
+    ours = scan_folder(find_lm_eval().folder, source="lm_eval", outer=lambda name: None)
+    listed = {name: entry for name, entry in ours.items() if entry.within is None}
+    assert set(listed) - set(theirs) == {"scrolls"}
+    assert set(theirs) <= set(listed)
+    for name, entry in theirs.items():
+        assert (listed[name].path or None) == (str(entry.yaml_path) if entry.yaml_path else None), name
+        assert (listed[name].kind == "group") == (entry.kind.name in ("GROUP", "TAG")), name
+        if entry.kind.name == "TAG":
+            assert listed[name].members == tuple(sorted(entry.tags)), name
+
+
+@pytest.mark.slow
+def test_long_context_groups_resolve():
+    resolved = {item.name: item for item in Index().resolve(LONG_CONTEXT)}
+    sizes = {name: len(item.leaves) for name, item in resolved.items()}
+    assert sizes == {
+        "ruler": 13,
+        "longbench": 21,
+        "longbench2": 20,
+        "infinitebench": 11,
+        "babilong": 20,
+        "scrolls": 7,
+    }
+    assert resolved["longbench"].needs.startswith("hub data set Xnhyacinth/LongBench")
+    assert resolved["ruler"].needs.startswith("for 7 of 13 tasks: hub data set baber/paul_graham_essays")
+    assert "not run" in resolved["scrolls"].needs
