@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from longeval.backends.base import Backend
-    from longeval.request import PplSpec
+    from longeval.request import PplRequest
     from longeval.studies.ppl.plan import Job
 
 SHORTEST_LONGEST = 16
@@ -73,11 +73,11 @@ class Text:
     """The longest window, BOS included where the model has one."""
 
 
-def request_spec(request: Request, dtype: str, *, pe: str, lengths: tuple[int, ...]) -> PplSpec:
+def request_spec(request: Request, dtype: str, *, pe: str, lengths: tuple[int, ...]) -> PplRequest:
     """The perplexity request of one method on one document of the standard library, under `prefix`."""
-    from longeval.request import PplSpec
+    from longeval.request import PplRequest
 
-    return PplSpec(
+    return PplRequest(
         model=(request.model,),
         pe=(pe,),
         lengths=lengths,

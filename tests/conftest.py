@@ -61,9 +61,9 @@ def request_spec(tiny_llama, documents):
             "data": (str(documents),),
             "dtype": "float32",
         }
-        from longeval.request import PplSpec
+        from longeval.request import PplRequest
 
-        return PplSpec(**(fields | changes))
+        return PplRequest(**(fields | changes))
 
     return make
 

@@ -4,7 +4,7 @@ import hashlib
 
 from fabricated_runs import make_provenance
 
-from longeval.request import PosGenSpec, requests_to_yaml
+from longeval.request import PosGenRequest, requests_to_yaml
 from longeval.store.curves import Curves
 from longeval.store.folder import Store
 from longeval.store.records import Record
@@ -89,7 +89,7 @@ def make_posgen_run(path, spec, cells):
 
 def full_run(path, spec=None, ood=None, **kwargs):
     """A run folder with all cells of a request: `ood[task, pe]` are OOD accuracies by seed."""
-    spec = spec or PosGenSpec(**kwargs)
+    spec = spec or PosGenRequest(**kwargs)
     cells = []
     for (task, pe), by_seed in ood.items():
         for seed, value in enumerate(by_seed):

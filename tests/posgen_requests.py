@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from longeval.request import PosGenSpec
+from longeval.request import PosGenRequest
 from longeval.studies.posgen.checkpoint import from_bytes
 from longeval.studies.posgen.plan import plan_posgen
 from longeval.studies.posgen.run import run_posgen
@@ -40,7 +40,7 @@ TINY = {
 def tiny_request(**changes):
     """Seeds are stacked unless it is said otherwise, as on a GPU."""
     fields = TINY | changes
-    return PosGenSpec(**({"stack": fields["seeds"] > 1 or None} | fields))
+    return PosGenRequest(**({"stack": fields["seeds"] > 1 or None} | fields))
 
 
 def carry_out(spec, store, told=None, **options):

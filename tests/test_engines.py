@@ -22,7 +22,7 @@ from longeval.cli.progress import RunProgress
 from longeval.errors import LongEvalError
 from longeval.models import hub
 from longeval.models.resolve import ModelRef
-from longeval.request import PplSpec, requests_from_yaml, requests_to_yaml, spec_from_mapping
+from longeval.request import PplRequest, request_from_mapping, requests_from_yaml, requests_to_yaml
 from longeval.request.engine import OWNED, parse_vllm_args
 from longeval.run import setups
 from longeval.run.session import backend_of, by_engine
@@ -36,7 +36,7 @@ def as_if_installed(monkeypatch):
 
 
 def spec(**changes):
-    return PplSpec(**{"model": ("m",), "pe": ("yarn",), "lengths": (64,), "backend": "vllm"} | changes)
+    return PplRequest(**{"model": ("m",), "pe": ("yarn",), "lengths": (64,), "backend": "vllm"} | changes)
 
 
 def test_options_of_the_engine_are_read_as_yaml():
@@ -62,7 +62,7 @@ def test_options_that_other_flags_decide(name):
     with pytest.raises(LongEvalError, match=told):
         parse_vllm_args([f"{name}=1"])
     with pytest.raises(LongEvalError, match=name):
-        spec_from_mapping({"model": "m", "pe": "none", "lengths": "4k", "vllm_args": {name: 1}}, origin="f.yaml")
+        request_from_mapping({"model": "m", "pe": "none", "lengths": "4k", "vllm_args": {name: 1}}, origin="f.yaml")
 
 
 def test_a_token_is_no_option_that_records_would_show():
@@ -78,7 +78,7 @@ def test_counts_that_are_none(name, value):
         parse_vllm_args([f"{name}={value}"])
     read = {"abc": "abc", "1.5": 1.5, "0": 0, "true": True, "null": None}[value]
     with pytest.raises(LongEvalError, match=f"--vllm-arg {name}=.*whole number"):
-        spec_from_mapping({"backend": "vllm", **asked({name: read})}, origin="f.yaml")
+        request_from_mapping({"backend": "vllm", **asked({name: read})}, origin="f.yaml")
     assert parse_vllm_args([f"{name}=64"]) == {name: 64}
 
 
@@ -138,7 +138,7 @@ def test_requests_come_back_from_yaml():
         spec(backend="openai", base_url="http://localhost/v1", served_model="x"),
     ):
         (plain,) = requests_from_yaml(requests_to_yaml([one.to_mapping()]), origin="spec.yaml")
-        assert spec_from_mapping(plain, origin="spec.yaml") == one
+        assert request_from_mapping(plain, origin="spec.yaml") == one
 
 
 def test_a_method_that_depends_on_length_has_to_be_pinned(request_spec):

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from longeval.cli.progress import RunProgress
-from longeval.request import PplSpec
+from longeval.request import PplRequest
 from longeval.store.folder import Store
 from longeval.studies.ppl.plan import plan_ppl
 from longeval.studies.ppl.run import run
@@ -32,7 +32,7 @@ them by less than 0.1%."""
 @NEEDS_DOCUMENT
 @pytest.mark.usefixtures("user_cache")
 def test_perplexity_of_the_embedded_model_is_what_was_measured(tmp_path):
-    spec = PplSpec(
+    spec = PplRequest(
         model=("smollm2-135m-q4",),
         pe=("none", "yarn"),
         lengths=(2048, 4096),
@@ -54,7 +54,7 @@ LLAMA_CPP = {1024: 20.0185, 2048: 19.4165}
 @NEEDS_DOCUMENT
 @pytest.mark.usefixtures("user_cache")
 def test_perplexity_of_the_embedded_gemma_is_that_of_llama_cpp(tmp_path):
-    spec = PplSpec(
+    spec = PplRequest(
         model=("gemma3-270m-q4",),
         pe=("none", "yarn"),
         lengths=(1024, 2048),
@@ -82,12 +82,12 @@ def test_a_stock_task_of_lm_eval_scores_as_with_its_own_model(tmp_path):
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
-    from longeval.request import TasksSpec
+    from longeval.request import TasksRequest
     from longeval.studies.tasks.plan import plan_tasks
     from longeval.studies.tasks.quiet import quiet_lm_eval
     from longeval.studies.tasks.run import run_tasks
 
-    spec = TasksSpec(
+    spec = TasksRequest(
         model=("smollm2-135m-q4",),
         pe=("none",),
         lengths=(768,),
@@ -116,11 +116,11 @@ def test_a_stock_task_of_lm_eval_scores_as_with_its_own_model(tmp_path):
 @pytest.mark.timeout(1200)
 @pytest.mark.usefixtures("user_cache")
 def test_the_embedded_model_finds_a_passkey_in_a_short_text(tmp_path):
-    from longeval.request import TasksSpec
+    from longeval.request import TasksRequest
     from longeval.studies.tasks.plan import plan_tasks
     from longeval.studies.tasks.run import run_tasks
 
-    spec = TasksSpec(
+    spec = TasksRequest(
         model=("smollm2-135m-q4",), pe=("none", "resonance_yarn"), lengths=(512,), tasks=("passkey",), limit=4
     )
     result = run_tasks(plan_tasks(spec), Store(str(tmp_path / "run")), RunProgress(quiet=True))

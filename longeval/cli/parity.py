@@ -13,7 +13,7 @@ from longeval.errors import LongEvalError
 if TYPE_CHECKING:
     from longeval.doctor.parity import Parity
     from longeval.models.scaling import ModelRope
-    from longeval.request import Layers, PplSpec, ScaleFrom
+    from longeval.request import Layers, PplRequest, ScaleFrom
     from longeval.studies.ppl.plan import Plan
 
 DIFFERENT = 3
@@ -92,17 +92,17 @@ def _plan(asked: Asked) -> tuple[Plan, list[str]]:
     notes = []
     if dependent:
         pin = tokens if spec.pin_length is None else spec.pin_length
-        spec = dataclasses.replace(spec, pin_length=pin)  # an engine holds one table
+        spec = spec.replaced(pin_length=pin)  # an engine holds one table
         at = format_length(pin)
         notes.append(f"{', '.join(dependent)}: another table at every length; both have that at {at} tokens here")
     return plan_ppl(spec), notes
 
 
-def _spec(asked: Asked, model: str) -> PplSpec:
+def _spec(asked: Asked, model: str) -> PplRequest:
     """The comparison as a request."""
     from longeval.cli import options
     from longeval.doctor.parity import NEW_TOKENS, in_chunks
-    from longeval.request import PplSpec
+    from longeval.request import PplRequest
     from longeval.request.engine import parse_vllm_args
     from longeval.rope.build import parse_method_name, parse_pe_args
     from longeval.values import parse_length, split_list, split_paths
@@ -110,7 +110,7 @@ def _spec(asked: Asked, model: str) -> PplSpec:
     tokens = parse_length(asked.length or "1k", flag="--length", least=2 * NEW_TOKENS)  # half of it is continued
     methods = split_list(asked.pe or "none,yarn,resonance_yarn", flag="--pe")
     stretched = any(parse_method_name(name).method.uses_factor for name in methods)
-    return PplSpec(
+    return PplRequest(
         model=split_paths(model, flag="--model"),
         pe=methods,
         lengths=(tokens,),
@@ -131,7 +131,7 @@ def _spec(asked: Asked, model: str) -> PplSpec:
     )
 
 
-def _length_dependent(spec: PplSpec) -> list[str]:
+def _length_dependent(spec: PplRequest) -> list[str]:
     """The methods that have another table at every length, on one of the models at least."""
     from longeval.rope.build import parse_method_name
 
@@ -139,7 +139,7 @@ def _length_dependent(spec: PplSpec) -> list[str]:
     return [pe for pe in spec.pe if any(rope.length_dependent(parse_method_name(pe)) for rope in ropes)]
 
 
-def _rope(model: str, spec: PplSpec) -> ModelRope:
+def _rope(model: str, spec: PplRequest) -> ModelRope:
     """A model's position encoding: a scaling that it came with may depend on the length too."""
     from longeval.models.load import load_config, resolve
     from longeval.models.scaling import model_rope

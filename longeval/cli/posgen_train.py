@@ -11,7 +11,7 @@ from longeval.cli import options
 from longeval.errors import LongEvalError
 
 if TYPE_CHECKING:
-    from longeval.request import PosGenSpec
+    from longeval.request import PosGenRequest
 
 DATA, MODEL, TRAINING = "Data", "Model", "Training"
 
@@ -266,16 +266,16 @@ def _spec(
     switches: Mapping[str, bool | None],
     pe_args: list[str],
     **machine: Any,
-) -> PosGenSpec:
+) -> PosGenRequest:
     """The request: what flags say, and what they leave out as the preset has it."""
-    from longeval.request import PosGenSpec, preset_fields
+    from longeval.request import PosGenRequest, preset_fields
     from longeval.rope.build import parse_pe_args
 
     given = {name: _parser(name)(text) for name, text in texts.items() if text is not None}
     given |= {name: switch for name, switch in switches.items() if switch is not None}
     fields = preset_fields(preset, given | machine)
-    fields["pe_args"] = parse_pe_args(pe_args, fields.get("pe", PosGenSpec.__dataclass_fields__["pe"].default))
-    return PosGenSpec(**fields)
+    fields["pe_args"] = parse_pe_args(pe_args, fields.get("pe", PosGenRequest.__dataclass_fields__["pe"].default))
+    return PosGenRequest(**fields)
 
 
 def _parser(name: str) -> Callable[[str], Any]:

@@ -98,13 +98,13 @@ def ppl(
     longeval ppl --model ./my-model --pe yarn --factor 4 --lengths 32k --data book.txt --protocol sliding --dry-run
     """
     from longeval.cli.request import carry_out
-    from longeval.request import PplSpec
+    from longeval.request import PplRequest
     from longeval.request.engine import parse_vllm_args
     from longeval.rope.build import parse_pe_args
     from longeval.values import parse_count, parse_length, parse_lengths, split_list, split_paths
 
     methods = split_list(pe, flag="--pe")
-    spec = PplSpec(
+    spec = PplRequest(
         model=split_paths(model, flag="--model"),
         pe=methods,
         lengths=parse_lengths(lengths),

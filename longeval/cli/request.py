@@ -117,12 +117,12 @@ def _report_command(spec: Request) -> str:
 
 def _check_settings(specs: Sequence[Request], store: Store) -> None:
     """Raises LongEvalError for a damaged spec.yaml, and where a folder would hold PosGen cells of several settings."""
-    from longeval.request import PosGenSpec
+    from longeval.request import PosGenRequest
     from longeval.run.session import stored_requests
 
     stored_requests(store)
 
-    posgen = [spec for spec in specs if isinstance(spec, PosGenSpec)]
+    posgen = [spec for spec in specs if isinstance(spec, PosGenRequest)]
     if posgen:
         from longeval.studies.posgen.run import check_settings
 
@@ -132,13 +132,13 @@ def _check_settings(specs: Sequence[Request], store: Store) -> None:
 def _plan_all(specs: Sequence[Request], quiet: bool, *, dry_run: bool) -> list[AnyPlan]:
     """The plans of requests, each checked; for a dry run without running code of models and of task files."""
     from longeval.cli.progress import RunProgress
-    from longeval.request import PosGenSpec, TasksSpec
+    from longeval.request import PosGenRequest, TasksRequest
 
-    if not all(isinstance(spec, PosGenSpec) for spec in specs):
+    if not all(isinstance(spec, PosGenRequest) for spec in specs):
         _say("reading model configuration and documents …", quiet)
     plans: list[AnyPlan] = []
     for spec in specs:
-        if isinstance(spec, TasksSpec):
+        if isinstance(spec, TasksRequest):
             from longeval.studies.tasks.plan import plan_tasks  # lm-eval, which takes seconds to import
 
             with RunProgress(quiet=quiet) as progress:
@@ -147,7 +147,7 @@ def _plan_all(specs: Sequence[Request], quiet: bool, *, dry_run: bool) -> list[A
                         spec, lambda line: progress.say(f"longeval: {line}"), progress.preparing, dry_run=dry_run
                     )
                 )
-        elif isinstance(spec, PosGenSpec):
+        elif isinstance(spec, PosGenRequest):
             from longeval.studies.posgen.plan import plan_posgen
 
             plans.append(plan_posgen(spec))
@@ -162,13 +162,13 @@ def _run(
     spec: Request, plan: AnyPlan, store: Store, progress: RunProgress, *, fresh: bool, under_way: bool
 ) -> RunResult:
     """Runs what is missing of a plan."""
-    from longeval.request import PosGenSpec, TasksSpec
+    from longeval.request import PosGenRequest, TasksRequest
 
-    if isinstance(spec, TasksSpec):
+    if isinstance(spec, TasksRequest):
         from longeval.studies.tasks.run import run_tasks
 
         return run_tasks(cast("TaskPlan", plan), store, progress, fresh=fresh, under_way=under_way)
-    if isinstance(spec, PosGenSpec):
+    if isinstance(spec, PosGenRequest):
         from longeval.studies.posgen.run import run_posgen
 
         return run_posgen(cast("PosGenPlan", plan), store, progress, fresh=fresh, under_way=under_way)
@@ -180,14 +180,14 @@ def _run(
 def _show(specs: Sequence[Request], plans: Sequence[AnyPlan], store: Store, fresh: bool) -> None:
     """What runs would do, on stdout."""
     from longeval.cli.dry_run import show_plan, show_posgen_plan, show_task_plan
-    from longeval.request import PosGenSpec, TasksSpec
+    from longeval.request import PosGenRequest, TasksRequest
 
     screen = wide_console()
     screen.print("Dry run: nothing is computed.\n")
     for spec, plan in zip(specs, plans, strict=True):
-        if isinstance(spec, TasksSpec):
+        if isinstance(spec, TasksRequest):
             show_task_plan(cast("TaskPlan", plan), store, screen, fresh=fresh)
-        elif isinstance(spec, PosGenSpec):
+        elif isinstance(spec, PosGenRequest):
             show_posgen_plan(cast("PosGenPlan", plan), store, screen, fresh=fresh)
         else:
             show_plan(cast("Plan", plan), store, screen, fresh=fresh)

@@ -47,7 +47,7 @@ def run(
     """
     from longeval.bounded_yaml import read_text
     from longeval.cli.request import carry_out
-    from longeval.request import requests_from_yaml, spec_from_mapping
+    from longeval.request import request_from_mapping, requests_from_yaml
     from longeval.values import split_list
 
     try:
@@ -60,7 +60,7 @@ def run(
     requests = requests_from_yaml(text, origin=file)
     if any("command" not in request and ("task" in request or "group" in request) for request in requests):
         raise LongEvalError(f"{file}: defines a task, and is no request", f"Use longeval tasks --tasks {file}.")
-    specs = [spec_from_mapping(request, origin=file) for request in requests]
+    specs = [request_from_mapping(request, origin=file) for request in requests]
     specs = _trusted(specs, trust_remote_code, file)
     if pe is not None:
         specs = _only(specs, split_list(pe, flag="--pe"), file)
@@ -77,8 +77,6 @@ def run(
 
 def _trusted(specs: Sequence[Request], flag: bool, file: str) -> list[Request]:
     """The requests with the user's word that code may run: a file alone can't say so."""
-    import dataclasses
-
     from longeval.request import ModelRequest
 
     own = [spec for spec in specs if isinstance(spec, ModelRequest)]
@@ -89,15 +87,11 @@ def _trusted(specs: Sequence[Request], flag: bool, file: str) -> list[Request]:
         )
     if flag and not own:
         raise LongEvalError("--trust-remote-code: would be ignored, posgen runs no such code", "Leave it out.")
-    return [
-        dataclasses.replace(spec, trust_remote_code=flag) if isinstance(spec, ModelRequest) else spec for spec in specs
-    ]
+    return [spec.replaced(trust_remote_code=flag) if isinstance(spec, ModelRequest) else spec for spec in specs]
 
 
 def _only(specs: Sequence[Request], methods: tuple[str, ...], file: str) -> list[Request]:
     """The requests with only some of their methods; a factor that followed from the lengths stays the same."""
-    import dataclasses
-
     asked = {name for spec in specs for name in spec.pe}
     missing = [name for name in methods if name not in asked]
     if missing:
@@ -108,7 +102,7 @@ def _only(specs: Sequence[Request], methods: tuple[str, ...], file: str) -> list
         bases = {name.removeprefix("resonance_") for name in kept}
         if kept:
             pe_args = {base: values for base, values in spec.pe_args.items() if base in bases}
-            chosen.append(dataclasses.replace(spec, pe=kept, pe_args=pe_args))
+            chosen.append(spec.replaced(pe=kept, pe_args=pe_args))
     return chosen
 
 

@@ -126,7 +126,7 @@ def tasks(
 
     longeval tasks --model llama2-7b-chat --pe ntk,yarn,resonance_yarn --tasks leval --lengths 8k,16k,32k
     """
-    from longeval.request import TasksSpec
+    from longeval.request import TasksRequest
     from longeval.request.engine import parse_vllm_args
     from longeval.values import parse_count, parse_lengths, split_list, split_paths
 
@@ -143,7 +143,7 @@ def tasks(
     from longeval.rope.build import parse_pe_args
 
     methods = split_list(pe, flag="--pe")
-    spec = TasksSpec(
+    spec = TasksRequest(
         model=split_paths(model, flag="--model"),
         pe=methods,
         lengths=parse_lengths(lengths),

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from longeval.errors import LongEvalError
 from longeval.report.rows import base_method, is_resonance, method_of, method_sort_key
-from longeval.request import PosGenSpec, PplSpec, Spec, requests_from_yaml, spec_from_mapping
+from longeval.request import PosGenRequest, PplRequest, Spec, request_from_mapping, requests_from_yaml
 from longeval.store.records import Record
 
 
@@ -27,13 +27,13 @@ def read_requests(text: str, origin: str) -> tuple[Spec, ...]:
     """
     if not text:
         return ()
-    requests = [spec_from_mapping(plain, origin=origin) for plain in requests_from_yaml(text, origin=origin)]
-    return tuple(request for request in requests if not isinstance(request, PosGenSpec))
+    requests = [request_from_mapping(plain, origin=origin) for plain in requests_from_yaml(text, origin=origin)]
+    return tuple(request for request in requests if not isinstance(request, PosGenRequest))
 
 
 def named_subjects(request: Spec) -> tuple[str, ...]:
     """Tasks and groups, or data sets, as a request names them."""
-    return request.data if isinstance(request, PplSpec) else request.tasks
+    return request.data if isinstance(request, PplRequest) else request.tasks
 
 
 def subject_of(record: Record) -> tuple[str, str]:
@@ -43,7 +43,7 @@ def subject_of(record: Record) -> tuple[str, str]:
 
 def kind_of(request: Spec) -> str:
     """Kind of a request's subjects, as `subject_of` says it."""
-    return "data" if isinstance(request, PplSpec) else "tasks"
+    return "data" if isinstance(request, PplRequest) else "tasks"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -12,7 +11,7 @@ from longeval.errors import LongEvalError
 from longeval.report.collect import Collection, RunFolder, but_damaged, damaged_notes, run_folders
 from longeval.report.rows import base_method, canonical, is_resonance, method_of, method_sort_key
 from longeval.report.unfinished import MAX_NAMED
-from longeval.request import PosGenSpec, requests_from_yaml, spec_from_mapping
+from longeval.request import PosGenRequest, request_from_mapping, requests_from_yaml
 from longeval.store.agreement import POSGEN
 from longeval.store.curves import Curves
 from longeval.store.folder import Store, StoredCell
@@ -34,7 +33,7 @@ class PosGenCollection(NamedTuple):
 
     collection: Collection
     """The cells in the order in which they were asked for: by task, regime, method, seed."""
-    requests: tuple[PosGenSpec, ...]
+    requests: tuple[PosGenRequest, ...]
     """Requests of all folders, each once."""
 
     def curves(self, cell: str) -> Curves | None:
@@ -141,18 +140,20 @@ def _values(cell: StoredCell) -> dict[str, float | None]:
     return {record.metric: record.value for record in cell.records} | {cell.status: None}
 
 
-def _requests(runs: Sequence[RunFolder]) -> tuple[tuple[PosGenSpec, ...], tuple[str, ...]]:
+def _requests(runs: Sequence[RunFolder]) -> tuple[tuple[PosGenRequest, ...], tuple[str, ...]]:
     """PosGen's requests, each once, and a sentence for each spec.yaml that can't be understood."""
-    requests: dict[str, PosGenSpec] = {}
+    requests: dict[str, PosGenRequest] = {}
     notes = []
     for run in runs:
         origin = f"{run.path}/spec.yaml"
         try:
-            found = [spec_from_mapping(plain, origin=origin) for plain in requests_from_yaml(run.spec, origin=origin)]
+            found = [
+                request_from_mapping(plain, origin=origin) for plain in requests_from_yaml(run.spec, origin=origin)
+            ]
         except LongEvalError as error:
             notes.append(f"Whether cells are missing is not known: {error.problem}.")
             continue
-        requests |= {repr(request): request for request in found if isinstance(request, PosGenSpec)}
+        requests |= {repr(request): request for request in found if isinstance(request, PosGenRequest)}
     return tuple(requests.values()), tuple(notes)
 
 
@@ -160,7 +161,7 @@ class _Order:
     """Sorts cells as they were asked for; what no request names comes last, methods by their publication."""
 
     def __init__(
-        self, requests: Sequence[PosGenSpec], records: Sequence[Record], kept: dict[str, tuple[StoredCell, Store]]
+        self, requests: Sequence[PosGenRequest], records: Sequence[Record], kept: dict[str, tuple[StoredCell, Store]]
     ) -> None:
         places = [place_of(record) for record in records]
         self._kept = kept
@@ -181,7 +182,7 @@ class _Order:
         return (*where, *method, is_resonance(place.pe), place.seed, folder, record.provenance.date, cell)
 
 
-def missing_note(requests: Sequence[PosGenSpec], records: Sequence[Record]) -> str:
+def missing_note(requests: Sequence[PosGenRequest], records: Sequence[Record]) -> str:
     """A sentence that counts and names the cells that were asked for and have no record; empty where there are none."""
     asked: set[tuple[str, Place]] = set()
     missing: dict[tuple[str, str, str], list[int]] = defaultdict(list)
@@ -214,14 +215,14 @@ def seeds_text(seeds: Sequence[int]) -> str:
     return ", ".join(map(str, ordered))
 
 
-def _setting(request: PosGenSpec) -> str:
+def _setting(request: PosGenRequest) -> str:
     """What requests of the same cells have in common."""
     nothing: dict[str, Any] = {"tasks": ("",), "pe": ("",), "regimes": ("trained",), "seeds": 1, "first_seed": 0}
-    same = dataclasses.replace(request, **nothing, device="", stack=None)
+    same = request.replaced(**nothing, device="", stack=None)
     return repr(same)
 
 
-def _places(request: PosGenSpec) -> Iterator[Place]:
+def _places(request: PosGenRequest) -> Iterator[Place]:
     for task in request.tasks:
         for regime in request.regimes:
             for pe in request.pe:
@@ -229,7 +230,7 @@ def _places(request: PosGenSpec) -> Iterator[Place]:
                     yield Place(task=task, regime=regime, pe=pe, seed=seed)
 
 
-def meets(record: Record, request: PosGenSpec) -> bool:
+def meets(record: Record, request: PosGenRequest) -> bool:
     """Whether a record's settings are those of a request; what it doesn't record counts as met."""
     params = record.params
     asked = {name: getattr(request, name) for name in _SAME_NAMES} | {"train_length": request.length}

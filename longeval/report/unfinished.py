@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from longeval.report.asked import Subjects, find_subjects, kind_of, named_subjects, subject_of
 from longeval.report.rows import base_method, canonical
-from longeval.request import ModelRequest, PplSpec, Spec, TasksSpec
+from longeval.request import ModelRequest, PplRequest, Spec, TasksRequest
 from longeval.store.records import Record
 from longeval.values import format_length
 
@@ -102,7 +102,7 @@ def _meets(record: Record, request: Spec) -> bool:
     """Whether a record's settings are what the request asks for, as far as it says."""
     if not _meets_model(record, request):
         return False
-    if isinstance(request, PplSpec):
+    if isinstance(request, PplRequest):
         asked = {"stride": request.stride, "min_tokens": request.min_tokens}
         return record.protocol == request.protocol and _has(record, asked)
     return _meets_tasks(record, request)
@@ -139,7 +139,7 @@ def _has_factor(record: Record, request: ModelRequest) -> bool:
     return math.isclose(record.factor, expected, rel_tol=1e-9)
 
 
-def _meets_tasks(record: Record, request: TasksSpec) -> bool:
+def _meets_tasks(record: Record, request: TasksRequest) -> bool:
     params = record.params
     asked = {"num_fewshot": request.num_fewshot, "max_new_tokens": request.max_new_tokens}
     chat = {"auto": None, "on": True, "off": False}[request.chat_template]

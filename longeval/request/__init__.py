@@ -13,14 +13,14 @@ from longeval.request.posgen import (
     PRESETS,
     REGIMES,
     Init,
-    PosGenSpec,
+    PosGenRequest,
     Precision,
     Regime,
     preset_fields,
 )
-from longeval.request.ppl import PplSpec
-from longeval.request.requests import Request, Spec, requests_from_yaml, requests_to_yaml, spec_from_mapping
-from longeval.request.tasks import CHAT_TEMPLATES, OVERLONG, ChatTemplate, Overlong, TasksSpec
+from longeval.request.ppl import PplRequest
+from longeval.request.requests import Request, Spec, request_from_mapping, requests_from_yaml, requests_to_yaml
+from longeval.request.tasks import CHAT_TEMPLATES, OVERLONG, ChatTemplate, Overlong, TasksRequest
 
 __all__ = [
     "CHAT_TEMPLATES",
@@ -37,16 +37,16 @@ __all__ = [
     "Layers",
     "ModelRequest",
     "Overlong",
-    "PosGenSpec",
-    "PplSpec",
+    "PosGenRequest",
+    "PplRequest",
     "Precision",
     "Regime",
     "Request",
     "ScaleFrom",
     "Spec",
-    "TasksSpec",
+    "TasksRequest",
     "preset_fields",
+    "request_from_mapping",
     "requests_from_yaml",
     "requests_to_yaml",
-    "spec_from_mapping",
 ]

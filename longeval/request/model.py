@@ -7,7 +7,7 @@ import hashlib
 import json
 import urllib.parse
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, Self, get_args
 
 from longeval.errors import LongEvalError
 from longeval.plain import canonical_json
@@ -135,6 +135,10 @@ class ModelRequest:
             )
         if self.base_url is not None:
             _check_base_url(self.base_url)
+
+    def replaced(self, **changes: Any) -> Self:
+        """The same request with other values in some fields, checked again."""
+        return dataclasses.replace(self, **changes)
 
     def to_mapping(self) -> dict[str, Any]:
         """As plain YAML: every field that says something, lengths as users write them."""

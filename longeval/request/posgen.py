@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, Self, get_args
 
 from longeval.errors import LongEvalError, did_you_mean
 from longeval.plain import canonical_json
@@ -84,7 +84,7 @@ _NO_SETTING = ("tasks", "pe", "pe_args", "regimes", "seeds", "first_seed", "devi
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PosGenSpec:
+class PosGenRequest:
     """A request of `longeval posgen train`. Every combination of task, method, regime and seed is a cell."""
 
     command: ClassVar[str] = "posgen"
@@ -259,6 +259,10 @@ class PosGenSpec:
         """The seeds."""
         return tuple(range(self.first_seed, self.first_seed + self.seeds))
 
+    def replaced(self, **changes: Any) -> Self:
+        """The same request with other values in some fields, checked again."""
+        return dataclasses.replace(self, **changes)
+
     def to_mapping(self) -> dict[str, Any]:
         """As plain YAML: every field that says something."""
         plain = {"command": self.command}
@@ -274,7 +278,7 @@ class PosGenSpec:
         named = {name: value for name, value in self.to_mapping().items() if name not in HOW_ONLY}
         return hashlib.sha256(canonical_json(named).encode()).hexdigest()[:8]
 
-    def differences(self, other: PosGenSpec) -> list[str]:
+    def differences(self, other: PosGenRequest) -> list[str]:
         """In what two requests differ that one run folder can't hold both of, each as `--lr 0.001, not 0.0002`."""
         found = []
         for item in dataclasses.fields(self):

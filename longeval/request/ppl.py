@@ -10,7 +10,7 @@ from longeval.request.model import ModelRequest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PplSpec(ModelRequest):
+class PplRequest(ModelRequest):
     """A request of `longeval ppl`. Every combination of model, method, length and data set is a cell."""
 
     command: ClassVar[str] = "ppl"

@@ -11,9 +11,9 @@ import yaml
 from longeval.bounded_yaml import UNREADABLE, documents, why_unreadable
 from longeval.errors import LongEvalError, did_you_mean
 from longeval.request.engine import check_owned
-from longeval.request.posgen import PosGenSpec, preset_fields
-from longeval.request.ppl import PplSpec
-from longeval.request.tasks import TasksSpec
+from longeval.request.posgen import PosGenRequest, preset_fields
+from longeval.request.ppl import PplRequest
+from longeval.request.tasks import TasksRequest
 from longeval.values import (
     checked_name,
     parse_count,
@@ -24,19 +24,19 @@ from longeval.values import (
     split_paths,
 )
 
-Spec = PplSpec | TasksSpec
+Spec = PplRequest | TasksRequest
 """Requests about a user's models."""
 
-Request = Spec | PosGenSpec
+Request = Spec | PosGenRequest
 """All requests that can be written down."""
 
 Parser = Callable[[Any, str], Any]
 """(value, where it stands for messages) → the value in the spec's type."""
 
-SPECS: dict[str, type[PplSpec] | type[TasksSpec] | type[PosGenSpec]] = {
-    "ppl": PplSpec,
-    "tasks": TasksSpec,
-    "posgen": PosGenSpec,
+SPECS: dict[str, type[PplRequest] | type[TasksRequest] | type[PosGenRequest]] = {
+    "ppl": PplRequest,
+    "tasks": TasksRequest,
+    "posgen": PosGenRequest,
 }
 """Commands whose requests can be written down."""
 
@@ -48,7 +48,7 @@ _EXAMPLES = {
 }
 
 
-def spec_from_mapping(plain: Mapping[str, Any], *, origin: str) -> Request:
+def request_from_mapping(plain: Mapping[str, Any], *, origin: str) -> Request:
     """A spec from YAML; flags' spellings (`4k,8k`, `text-field`) are understood too.
 
     Args:
@@ -59,7 +59,7 @@ def spec_from_mapping(plain: Mapping[str, Any], *, origin: str) -> Request:
     if command not in SPECS:
         raise LongEvalError(f"{origin}: command {command}: unknown", f"Known: {', '.join(SPECS)}.")
     kind = SPECS[command]
-    if kind is PosGenSpec:
+    if kind is PosGenRequest:
         return _posgen_spec(plain, origin)
     known = {item.name: item for item in dataclasses.fields(kind)}
     values: dict[str, Any] = {}
@@ -76,9 +76,9 @@ def spec_from_mapping(plain: Mapping[str, Any], *, origin: str) -> Request:
     return kind(**values)
 
 
-def _posgen_spec(plain: Mapping[str, Any], origin: str) -> PosGenSpec:
+def _posgen_spec(plain: Mapping[str, Any], origin: str) -> PosGenRequest:
     """A request of `posgen`: what it leaves out is its preset's, or else `full`."""
-    known = {item.name: item for item in dataclasses.fields(PosGenSpec)}
+    known = {item.name: item for item in dataclasses.fields(PosGenRequest)}
     values: dict[str, Any] = {}
     for raw_key, value in plain.items():
         key = str(raw_key).replace("-", "_")
@@ -90,7 +90,7 @@ def _posgen_spec(plain: Mapping[str, Any], origin: str) -> PosGenSpec:
         absent = value is None and known[key].default is None
         parse = _POSGEN_PARSERS.get(key, _PARSERS.get(key, _count))
         values[key] = None if absent else parse(value, f"{origin}: {key}")
-    return PosGenSpec(**preset_fields(str(plain.get("preset", "full")), values))
+    return PosGenRequest(**preset_fields(str(plain.get("preset", "full")), values))
 
 
 def _parsed(key: str, value: Any, origin: str) -> Any:

@@ -20,7 +20,7 @@ CHAT_TEMPLATES: tuple[ChatTemplate, ...] = get_args(ChatTemplate)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TasksSpec(ModelRequest):
+class TasksRequest(ModelRequest):
     """A request of `longeval tasks`. Every combination of model, method, length and task is a cell."""
 
     command: ClassVar[str] = "tasks"

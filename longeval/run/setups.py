@@ -21,7 +21,7 @@ from longeval.values import format_length
 
 if TYPE_CHECKING:
     from longeval.models.prepare import PreparedModel
-    from longeval.request import PosGenSpec
+    from longeval.request import PosGenRequest
 
 
 def check_backend(spec: ModelRequest) -> None:
@@ -40,7 +40,7 @@ def check_pin(spec: ModelRequest, names: Sequence[MethodName], models: Sequence[
         )
 
 
-def method_names(spec: ModelRequest | PosGenSpec) -> list[MethodName]:
+def method_names(spec: ModelRequest | PosGenRequest) -> list[MethodName]:
     """The methods of a request; a factor or parameters that none of them takes would be ignored: an error."""
     names = [parse_method_name(name) for name in spec.pe]
     asked = {name.base for name in names}

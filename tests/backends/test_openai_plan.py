@@ -13,7 +13,7 @@ from longeval.backends.base import BackendError
 from longeval.backends.openai.plan import Server, ask_server, check_reads, check_room
 from longeval.cli.progress import RunProgress
 from longeval.errors import LongEvalError
-from longeval.request import PplSpec
+from longeval.request import PplRequest
 from longeval.studies.ppl.plan import plan_ppl
 from longeval.studies.ppl.run import run
 from longeval.studies.tasks.plan import plan_tasks
@@ -72,7 +72,7 @@ def test_tasks_name_it_too(server, model, tmp_path):
 
 
 def test_no_other_backend_is_asked(server, model, documents):
-    request = PplSpec(model=(str(model),), pe=("none",), lengths=(32,), data=(str(documents),))
+    request = PplRequest(model=(str(model),), pe=("none",), lengths=(32,), data=(str(documents),))
     assert ask_server(request) == (request, None)
     check_reads(request, [None], scores=True)
     assert server.paths == []

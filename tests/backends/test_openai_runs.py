@@ -12,7 +12,7 @@ from words_model import save_words_model, write_documents, write_task
 from longeval.cli.app import run_app
 from longeval.cli.request import default_out
 from longeval.report.collect import collect
-from longeval.request import PplSpec
+from longeval.request import PplRequest
 from longeval.store.folder import Store
 
 
@@ -88,7 +88,7 @@ def test_a_folder_remembers_which_model_answered(server, command, capsys, tmp_pa
 
 
 def test_the_folder_is_that_of_the_request_as_it_was_typed(server, model, command, tmp_path):
-    typed = PplSpec(
+    typed = PplRequest(
         model=(str(model),),
         pe=("none",),
         lengths=(32, 60),

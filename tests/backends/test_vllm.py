@@ -265,11 +265,11 @@ def test_parity_tells_a_wrong_table_from_the_right_one(folder, monkeypatch):
     from longeval.backends.vllm import backend as module
     from longeval.cli.progress import RunProgress
     from longeval.doctor.parity import parity
-    from longeval.request import PplSpec
+    from longeval.request import PplRequest
     from longeval.studies.ppl.plan import plan_ppl
 
     plan = plan_ppl(
-        PplSpec(
+        PplRequest(
             model=(str(folder),), pe=("resonance_yarn",), lengths=(300,), factor=8.0, data=("stdlib",), docs=1,
             backend="vllm", dtype="float32",
         )

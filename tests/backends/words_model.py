@@ -8,7 +8,7 @@ import random
 from completions_server import VOCABULARY, WORDS, make_tokenizer
 from tiny import save_tiny_llama
 
-from longeval.request import PplSpec, TasksSpec
+from longeval.request import PplRequest, TasksRequest
 
 TASK = """\
 task: {name}
@@ -64,9 +64,9 @@ def write_task(folder, kind, *, words=(20, 40)):
 
 def ppl(server, model, documents, **changes):
     fields = {"model": (str(model),), "pe": ("none",), "lengths": (32, 60), "data": (str(documents),)}
-    return PplSpec(**fields | {"backend": "openai", "base_url": server.url} | changes)
+    return PplRequest(**fields | {"backend": "openai", "base_url": server.url} | changes)
 
 
 def tasks(server, model, *files, **changes):
     fields = {"model": (str(model),), "pe": ("none",), "lengths": (64,), "tasks": tuple(map(str, files))}
-    return TasksSpec(**fields | {"backend": "openai", "base_url": server.url} | changes)
+    return TasksRequest(**fields | {"backend": "openai", "base_url": server.url} | changes)

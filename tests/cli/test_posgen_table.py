@@ -10,9 +10,9 @@ from fabricated_posgen import full_run
 
 from longeval.cli.app import run_app
 from longeval.report import plots
-from longeval.request import PosGenSpec
+from longeval.request import PosGenRequest
 
-SPEC = PosGenSpec(tasks=("cot",), pe=("none", "resonance"), seeds=2)
+SPEC = PosGenRequest(tasks=("cot",), pe=("none", "resonance"), seeds=2)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 
 from longeval.cli.app import run_app
 from longeval.report.collect import collect
-from longeval.request import PosGenSpec, preset_fields, requests_from_yaml, spec_from_mapping
+from longeval.request import PosGenRequest, preset_fields, request_from_mapping, requests_from_yaml
 from longeval.store.folder import Store
 from longeval.studies.posgen import trainer as train_posgen
 from longeval.studies.posgen.checkpoint import from_bytes
@@ -134,13 +134,13 @@ def test_flags_override_the_preset_and_the_folder_says_all(tmp_path, monkeypatch
     flags += " --no-stack --pe yarn --pe-arg yarn.beta_fast=2 --regime swapped --native 257 --factor 3.95 --data-seed 4"
     assert run_app(["posgen", "train", "--preset", "smoke", *flags.split()]) == 0
     smoke, changed = seen
-    assert smoke == PosGenSpec(**preset_fields("smoke", {}))
+    assert smoke == PosGenRequest(**preset_fields("smoke", {}))
     given = {
         "tasks": ("recursive",), "epochs": 3, "tied": False, "attention_scale": True, "start_token": True,
         "frozen_mlp": True, "precision": "bf16", "init": "normal", "pe": ("yarn",), "regimes": ("swapped",),
         "pe_args": {"yarn": {"beta_fast": 2.0}}, "native": 257, "factor": 3.95, "data_seed": 4, "stack": False,
     }  # fmt: skip
-    assert changed == PosGenSpec(**preset_fields("smoke", given))
+    assert changed == PosGenRequest(**preset_fields("smoke", given))
 
 
 @pytest.mark.parametrize(
@@ -255,7 +255,7 @@ def test_a_folder_whose_first_training_is_under_way_can_be_repeated_from_its_spe
     assert run_app(["run", "run/spec.yaml"]) == 0
     assert "records in run\n" in capsys.readouterr().err
     (plain,) = requests_from_yaml((tmp_path / "run" / "spec.yaml").read_text(), origin="f")
-    assert spec_from_mapping(plain, origin="f").epochs == 4
+    assert request_from_mapping(plain, origin="f").epochs == 4
 
 
 def test_a_report_on_a_folder_with_more_than_posgen_leaves_posgen_out(tmp_path):

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from longeval.errors import LongEvalError
 from longeval.models.prepare import prepare
-from longeval.request import PplSpec
+from longeval.request import PplRequest
 from longeval.run.session import load_backend
 from longeval.studies.ppl.plan import plan_ppl
 
@@ -128,9 +128,9 @@ def test_added_tokens_without_a_row_harm_only_texts_that_have_them(tiny_llama, t
     (tmp_path / "plain.txt").write_text(make_text(200))
     (tmp_path / "extra.txt").write_text(f"{extra} {make_text(200)}")
     request = {"model": (str(folder),), "pe": ("none",), "lengths": (64,), "device": "cpu"}
-    assert plan_ppl(PplSpec(**request, data=(str(tmp_path / "plain.txt"),))).cells
+    assert plan_ppl(PplRequest(**request, data=(str(tmp_path / "plain.txt"),))).cells
     with pytest.raises(LongEvalError, match=rf"extra\.txt holds the token '{extra}' \(300\).*300 rows"):
-        plan_ppl(PplSpec(**request, data=(str(tmp_path / "extra.txt"),)))
+        plan_ppl(PplRequest(**request, data=(str(tmp_path / "extra.txt"),)))
 
 
 def test_what_is_wrong_with_weights_is_known_to_a_plan(tiny_llama, tmp_path):

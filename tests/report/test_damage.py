@@ -15,13 +15,13 @@ from fabricated_tasks import make_samples, make_task_records
 from longeval.errors import LongEvalError
 from longeval.report.collect import collect
 from longeval.report.write import write_report
-from longeval.request import PosGenSpec
+from longeval.request import PosGenRequest
 from longeval.store.folder import Store
 from longeval.store.records import record_from_json
 
 NLL = make_nll([[2.0, 1.0, 0.5, 1.5] * 8] * 12)
 SAMPLES = make_samples([1, 0, 1, 1, 0, 1, 1, 1])
-SPEC = PosGenSpec()
+SPEC = PosGenRequest()
 
 
 @pytest.fixture

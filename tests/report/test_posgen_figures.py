@@ -11,10 +11,10 @@ from longeval.report.posgen_cells import collect_posgen
 from longeval.report.posgen_curves import row_curves
 from longeval.report.posgen_plots import loss_figure, position_figure
 from longeval.report.posgen_tables import build_tables
-from longeval.request import PosGenSpec
+from longeval.request import PosGenRequest
 from longeval.store.curves import Curves
 
-SPEC = PosGenSpec(tasks=("cot", "recursive"), pe=("none", "resonance"), seeds=2)
+SPEC = PosGenRequest(tasks=("cot", "recursive"), pe=("none", "resonance"), seeds=2)
 OOD = {(task, pe): [0.5, 0.7] for task in SPEC.tasks for pe in SPEC.pe}
 
 
@@ -61,14 +61,14 @@ def test_bands_reach_from_the_lowest_to_the_highest_seed(tmp_path, drawn):
     corners = band.get_paths()[0].vertices
     unseen = corners[corners[:, 0] > 64, 1]
     assert (unseen.min(), unseen.max()) == pytest.approx((50, 70))
-    one_seed = dataclasses.replace(SPEC, seeds=1)
+    one_seed = SPEC.replaced(seeds=1)
     table, curves = section_of(full_run(tmp_path / "one", one_seed, {key: values[:1] for key, values in OOD.items()}))
     position_figure(table, curves)
     assert not panels(drawn[1])[0].collections
 
 
 def test_the_training_length_and_guessing_are_marked(tmp_path, drawn):
-    spec = dataclasses.replace(SPEC, length=32, test_length=64, modulus=8)
+    spec = SPEC.replaced(length=32, test_length=64, modulus=8)
     table, curves = section_of(full_run(tmp_path / "run", spec, OOD))
     position_figure(table, curves)
     for axes in panels(drawn[0]):
@@ -80,7 +80,7 @@ def test_the_training_length_and_guessing_are_marked(tmp_path, drawn):
 
 @pytest.mark.parametrize("length", [10, 11, 12, 13])
 def test_no_point_mixes_seen_and_unseen_positions(tmp_path, drawn, length):
-    spec = dataclasses.replace(SPEC, length=length, test_length=40, seeds=1)
+    spec = SPEC.replaced(length=length, test_length=40, seeds=1)
     cells = [(make_cell(spec, "none", 0, (1.0, 0.0, 0.0)), make_curves(spec, (1.0, 0.0, 0.0)))]
     table, curves = section_of(make_posgen_run(tmp_path / "run", spec, cells))
     position_figure(table, curves)
@@ -102,7 +102,7 @@ def test_losses_by_epoch_are_the_stored_ones(tmp_path, drawn):
 
 def test_losses_of_several_decades_have_a_logarithmic_axis(tmp_path, drawn):
     losses = ((2.0, 2.5), (0.02, 2.0), (0.002, 1.5))
-    spec = dataclasses.replace(SPEC, seeds=1, tasks=("cot",))
+    spec = SPEC.replaced(seeds=1, tasks=("cot",))
     cells = [(make_cell(spec, "none", 0, (0.9, 0.5, 0.1)), make_curves(spec, (0.9, 0.5, 0.1), losses=losses))]
     table, curves = section_of(make_posgen_run(tmp_path / "run", spec, cells))
     loss_figure(table, curves)
@@ -110,7 +110,7 @@ def test_losses_of_several_decades_have_a_logarithmic_axis(tmp_path, drawn):
 
 
 def test_epochs_that_only_some_seeds_have_are_left_out(tmp_path, drawn):
-    spec = dataclasses.replace(SPEC, tasks=("cot",), pe=("none",))
+    spec = SPEC.replaced(tasks=("cot",), pe=("none",))
     all_epochs = [((1, 2, 3), ((2.0, 2.5), (1.0, 2.0), (0.5, 1.5))), ((2, 3), ((3.0, 4.0), (1.5, 2.5)))]
     cells = [
         (make_cell(spec, "none", seed, (0.9, 0.5, 0.1)), make_curves(spec, (0.9, 0.5, 0.1), epochs, losses))
@@ -123,7 +123,7 @@ def test_epochs_that_only_some_seeds_have_are_left_out(tmp_path, drawn):
 
 
 def test_a_seed_with_its_end_alone_leaves_the_others_their_curve(tmp_path, drawn):
-    spec = dataclasses.replace(SPEC, tasks=("cot",), pe=("none",))
+    spec = SPEC.replaced(tasks=("cot",), pe=("none",))
     all_epochs = [((1, 2, 3), ((2.0, 2.5), (1.0, 2.0), (0.5, 1.5))), ((3,), ((1.5, 2.5),))]
     cells = [
         (make_cell(spec, "none", seed, (0.9, 0.5, 0.1)), make_curves(spec, (0.9, 0.5, 0.1), epochs, losses))
@@ -136,7 +136,7 @@ def test_a_seed_with_its_end_alone_leaves_the_others_their_curve(tmp_path, drawn
 
 
 def test_one_epoch_is_a_point_beside_a_curve(tmp_path, drawn):
-    spec = dataclasses.replace(SPEC, tasks=("cot",), seeds=1)
+    spec = SPEC.replaced(tasks=("cot",), seeds=1)
     last_only = make_curves(spec, (0.9, 0.5, 0.1), (3,), ((0.5, 1.5),))
     cells = [
         (make_cell(spec, "none", 0, (0.9, 0.5, 0.1)), make_curves(spec, (0.9, 0.5, 0.1))),
@@ -149,7 +149,7 @@ def test_one_epoch_is_a_point_beside_a_curve(tmp_path, drawn):
 
 
 def test_a_value_that_is_none_leaves_a_gap(tmp_path, drawn):
-    spec = dataclasses.replace(SPEC, tasks=("cot",), pe=("none",))
+    spec = SPEC.replaced(tasks=("cot",), pe=("none",))
     good = make_curves(spec, (0.9, 0.5, 0.1))
     bad = Curves(
         **{
@@ -165,7 +165,7 @@ def test_a_value_that_is_none_leaves_a_gap(tmp_path, drawn):
 
 
 def test_without_curves_there_is_no_figure(tmp_path, drawn):
-    spec = dataclasses.replace(SPEC, tasks=("cot",), seeds=1)
+    spec = SPEC.replaced(tasks=("cot",), seeds=1)
     cells = [(make_cell(spec, "none", 0, (0.9, 0.5, 0.1)), None), (make_cell(spec, "resonance", 0, error="x"), None)]
     table, curves = section_of(make_posgen_run(tmp_path / "run", spec, cells))
     assert curves == []

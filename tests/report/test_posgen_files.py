@@ -1,7 +1,6 @@
 """The files of PosGen's report: which there are, what they hold, and that they appear together or not at all."""
 
 import csv
-import dataclasses
 import json
 import os
 import re
@@ -13,9 +12,9 @@ from fabricated_posgen import full_run, make_cell, make_curves, make_posgen_run
 from longeval.errors import LongEvalError
 from longeval.report import plots
 from longeval.report.posgen_write import write_posgen_table
-from longeval.request import PosGenSpec
+from longeval.request import PosGenRequest
 
-SPEC = PosGenSpec(tasks=("cot",), pe=("none", "resonance", "yarn"), seeds=3)
+SPEC = PosGenRequest(tasks=("cot",), pe=("none", "resonance", "yarn"), seeds=3)
 OOD = {("cot", "none"): [0.60, 0.62, 0.64], ("cot", "resonance"): [0.65, 0.66, 0.70], ("cot", "yarn"): [0.9, 0.9, 0.9]}
 
 
@@ -130,7 +129,7 @@ def test_latex_names_means_that_lack_seeds():
 
 def test_what_an_earlier_report_left_is_removed():
     full_run("run", SPEC, OOD)
-    other = dataclasses.replace(SPEC, epochs=10, pe=("none",), seeds=1)
+    other = SPEC.replaced(epochs=10, pe=("none",), seeds=1)
     make_posgen_run(
         "other", other, [(make_cell(other, "none", 0, (0.9, 0.6, 0.3)), make_curves(other, (0.9, 0.6, 0.3)))]
     )
@@ -144,7 +143,7 @@ def test_what_an_earlier_report_left_is_removed():
 
 def test_several_settings_have_figures_of_their_own():
     full_run("a", SPEC, OOD)
-    full_run("b", dataclasses.replace(SPEC, lr=1e-3), OOD)
+    full_run("b", SPEC.replaced(lr=1e-3), OOD)
     written = write_posgen_table(["a", "b"], out="both.md")
     assert len(set(written.files)) == len(written.files) == 4 + 8 + 4
     assert any("lr-0-001" in file for file in written.files) and any("lr-0-0002" in file for file in written.files)

@@ -12,7 +12,7 @@ from longeval.report.posgen_cells import collect_posgen
 from longeval.report.posgen_published import comparison
 from longeval.report.posgen_tables import build_tables
 from longeval.report.published import PATH, parse_published, published_sets
-from longeval.request import PosGenSpec
+from longeval.request import PosGenRequest
 
 # Wang et al. 2024 (arXiv 2403.00071), Table 1: recursive, cot, semi_recursive.
 TABLE_1 = """
@@ -32,7 +32,7 @@ def the_set():
 def compared(path, ood, **changes):
     methods = tuple(dict.fromkeys(pe for _, pe in ood))
     tasks = tuple(dict.fromkeys(task for task, _ in ood))
-    spec = PosGenSpec(**{"tasks": tasks, "pe": methods, "seeds": len(next(iter(ood.values())))} | changes)
+    spec = PosGenRequest(**{"tasks": tasks, "pe": methods, "seeds": len(next(iter(ood.values())))} | changes)
     (table,) = build_tables(collect_posgen([full_run(path, spec, ood)]))
     return comparison(table)
 

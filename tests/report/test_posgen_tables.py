@@ -11,7 +11,7 @@ from longeval.report.posgen_cells import collect_posgen
 from longeval.report.posgen_markdown import PosGenNames, posgen_markdown
 from longeval.report.posgen_tables import GENERATED, IN_DISTRIBUTION, OOD, build_tables
 from longeval.report.posgen_write import posgen_sections
-from longeval.request import PosGenSpec, requests_to_yaml
+from longeval.request import PosGenRequest, requests_to_yaml
 from longeval.stats.seeds import over_seeds
 from longeval.store.folder import Store
 
@@ -20,7 +20,7 @@ OOD_BY_METHOD = {
     ("cot", "resonance"): [0.65, 0.66, 0.70],
     ("cot", "yarn"): [0.90, 0.90, 0.90],
 }
-SPEC = PosGenSpec(tasks=("cot",), pe=("none", "resonance", "yarn"), seeds=3)
+SPEC = PosGenRequest(tasks=("cot",), pe=("none", "resonance", "yarn"), seeds=3)
 
 
 def tables_of(*paths):
@@ -84,15 +84,15 @@ def test_free_running_generation_has_a_table_of_its_own(tmp_path):
 
 def test_ties_at_the_shown_digits_are_both_best(tmp_path):
     ood = {("cot", "none"): [0.60001], ("cot", "resonance"): [0.60004]}
-    (table,) = tables_of(full_run(tmp_path / "run", dataclasses.replace(SPEC, seeds=1), ood))
+    (table,) = tables_of(full_run(tmp_path / "run", SPEC.replaced(seeds=1), ood))
     assert all(table.is_best(row, "cot", OOD) for row in table.rows)
     ood = {("cot", "none"): [0.6000], ("cot", "resonance"): [0.6002]}
-    (table,) = tables_of(full_run(tmp_path / "other", dataclasses.replace(SPEC, seeds=1), ood))
+    (table,) = tables_of(full_run(tmp_path / "other", SPEC.replaced(seeds=1), ood))
     assert [table.is_best(row, "cot", OOD) for row in table.rows] == [False, True]
 
 
 def test_one_seed_has_no_spread_and_the_reader_is_told(tmp_path):
-    spec = dataclasses.replace(SPEC, seeds=1, first_seed=0)
+    spec = SPEC.replaced(seeds=1, first_seed=0)
     text = markdown_of(full_run(tmp_path / "run", spec, {key: values[:1] for key, values in OOD_BY_METHOD.items()}))
     assert cells_of(text)["`resonance`"] == ["–", "**65.00**", "66.00"]
     assert cells_of(text)["`resonance` vs `none`"] == ["–", "+5.00"]
@@ -117,7 +117,7 @@ def test_missing_and_failed_seeds_are_named_and_not_in_the_mean(tmp_path):
 
 
 def test_a_seed_that_was_asked_for_counts_before_any_cell_has_it(tmp_path):
-    spec = dataclasses.replace(SPEC, pe=("none",), seeds=5)
+    spec = SPEC.replaced(pe=("none",), seeds=5)
     cells = [(make_cell(spec, "none", seed, (0.99, 0.6, 0.3)), None) for seed in (0, 1, 2)]
     text = markdown_of(make_posgen_run(tmp_path / "run", spec, cells))
     assert "(3 of 5 seeds)" in cells_of(text)["`none`"][1]
@@ -126,7 +126,7 @@ def test_a_seed_that_was_asked_for_counts_before_any_cell_has_it(tmp_path):
 
 
 def test_a_method_that_failed_altogether_says_so(tmp_path):
-    spec = dataclasses.replace(SPEC, pe=("none", "resonance"), seeds=1)
+    spec = SPEC.replaced(pe=("none", "resonance"), seeds=1)
     cells = [
         (make_cell(spec, "none", 0, (0.9, 0.6, 0.3)), None),
         (make_cell(spec, "resonance", 0, error="loss is nan"), None),
@@ -137,7 +137,7 @@ def test_a_method_that_failed_altogether_says_so(tmp_path):
 
 
 def test_regimes_stand_in_tables_of_their_own(tmp_path):
-    spec = dataclasses.replace(SPEC, pe=("yarn",), regimes=("trained", "swapped"), seeds=1)
+    spec = SPEC.replaced(pe=("yarn",), regimes=("trained", "swapped"), seeds=1)
     cells = [
         (make_cell(spec, "yarn", 0, (0.99, value, 0.5), regime=regime), None)
         for regime, value in (("swapped", 0.7), ("trained", 0.9))
@@ -165,7 +165,7 @@ def test_regimes_stand_in_tables_of_their_own(tmp_path):
 )
 def test_cells_of_other_settings_never_share_a_table(tmp_path, change, said):
     one = full_run(tmp_path / "a", SPEC, {("cot", "none"): [0.6, 0.6, 0.6]})
-    other = full_run(tmp_path / "b", dataclasses.replace(SPEC, **change), {("cot", "none"): [0.8, 0.8, 0.8]})
+    other = full_run(tmp_path / "b", SPEC.replaced(**change), {("cot", "none"): [0.8, 0.8, 0.8]})
     first, second = tables_of(one, other)
     assert [table.rows[0].runs["cot"].mean(OOD).mean for table in (first, second)] == pytest.approx([60, 80])
     text = markdown_of(one, other)
@@ -177,7 +177,7 @@ def test_cells_of_other_settings_never_share_a_table(tmp_path, change, said):
 
 def test_data_of_its_own_and_data_of_one_seed_stand_apart(tmp_path):
     own = full_run(tmp_path / "own", SPEC, {("cot", "none"): [0.60, 0.62, 0.64]})
-    shared = full_run(tmp_path / "shared", dataclasses.replace(SPEC, data_seed=0), {("cot", "none"): [0.60, 0.7, 0.8]})
+    shared = full_run(tmp_path / "shared", SPEC.replaced(data_seed=0), {("cot", "none"): [0.60, 0.7, 0.8]})
     first, second = tables_of(own, shared)
     assert first.rows[0].runs["cot"].values(OOD) == pytest.approx({0: 60, 1: 62, 2: 64})
     assert second.rows[0].runs["cot"].values(OOD) == pytest.approx({0: 60, 1: 70, 2: 80})
@@ -188,7 +188,7 @@ def test_data_of_its_own_and_data_of_one_seed_stand_apart(tmp_path):
 
 
 def test_parameters_of_a_method_make_rows(tmp_path):
-    spec = dataclasses.replace(SPEC, pe=("yarn", "resonance_yarn"), seeds=1)
+    spec = SPEC.replaced(pe=("yarn", "resonance_yarn"), seeds=1)
     cells = [
         (make_cell(spec, pe, 0, (0.9, value, 0.1), method={"beta_fast": beta}), None)
         for pe, beta, value in (("yarn", 32.0, 0.5), ("yarn", 2.0, 0.6), ("resonance_yarn", 2.0, 0.55))
@@ -200,7 +200,7 @@ def test_parameters_of_a_method_make_rows(tmp_path):
 
 
 def test_a_cell_in_two_folders_counts_once_and_an_ok_one_wins(tmp_path):
-    spec = dataclasses.replace(SPEC, pe=("none",), seeds=1)
+    spec = SPEC.replaced(pe=("none",), seeds=1)
     done = make_cell(spec, "none", 0, (0.9, 0.6, 0.3))
     failed = [dataclasses.replace(record, value=None, status="failed", error="killed") for record in done[1:2]]
     one = make_posgen_run(tmp_path / "a", spec, [(failed, None)])
@@ -216,7 +216,7 @@ def test_a_cell_in_two_folders_counts_once_and_an_ok_one_wins(tmp_path):
 
 
 def test_of_two_cells_in_one_place_the_newer_is_shown_and_it_is_said(tmp_path):
-    spec = dataclasses.replace(SPEC, pe=("none",), seeds=1)
+    spec = SPEC.replaced(pe=("none",), seeds=1)
     cells = [
         (make_cell(spec, "none", 0, (0.9, value, 0.3), params={"training": name}, provenance={"date": date}), None)
         for name, value, date in (("a", 0.7, "2026-02-01"), ("b", 0.6, "2026-01-01"))
@@ -229,7 +229,7 @@ def test_of_two_cells_in_one_place_the_newer_is_shown_and_it_is_said(tmp_path):
 
 
 def test_what_one_folder_lacks_another_may_have(tmp_path):
-    spec = dataclasses.replace(SPEC, pe=("none",), seeds=2)
+    spec = SPEC.replaced(pe=("none",), seeds=2)
     halves = [
         make_posgen_run(tmp_path / name, spec, [(make_cell(spec, "none", seed, (0.9, 0.6, 0.3)), None)])
         for seed, name in enumerate("ab")
@@ -243,15 +243,15 @@ def test_what_one_folder_lacks_another_may_have(tmp_path):
 
 def test_missing_cells_are_counted_once_however_often_they_were_asked_for(tmp_path):
     run = make_posgen_run(tmp_path / "run", SPEC, [(make_cell(SPEC, "none", 0, (0.9, 0.6, 0.3)), None)])
-    other = dataclasses.replace(SPEC, pe=("none",), seeds=4)
+    other = SPEC.replaced(pe=("none",), seeds=4)
     again = make_posgen_run(tmp_path / "again", other, [(make_cell(SPEC, "none", 1, (0.9, 0.6, 0.3)), None)])
     assert "8 of 10 cells have no record yet" in collect_posgen([run, again]).collection.notes[0]
 
 
 def test_cells_of_other_settings_do_not_stand_for_missing_ones(tmp_path):
-    spec = dataclasses.replace(SPEC, pe=("none",), seeds=1)
+    spec = SPEC.replaced(pe=("none",), seeds=1)
     run = make_posgen_run(
-        tmp_path / "run", spec, [(make_cell(dataclasses.replace(spec, epochs=10), "none", 0, (0.9, 0.6, 0.3)), None)]
+        tmp_path / "run", spec, [(make_cell(spec.replaced(epochs=10), "none", 0, (0.9, 0.6, 0.3)), None)]
     )
     assert "1 of 1 cells has no record yet" in collect_posgen([run]).collection.notes[0]
 
@@ -264,12 +264,12 @@ def test_a_folder_without_posgen_cells_is_refused_with_the_right_command(tmp_pat
     with pytest.raises(LongEvalError, match="no PosGen cells") as caught:
         collect_posgen([other])
     assert f"longeval report {other}" in caught.value.remedy
-    run = full_run(tmp_path / "run", dataclasses.replace(SPEC, seeds=1), {("cot", "none"): [0.6]})
+    run = full_run(tmp_path / "run", SPEC.replaced(seeds=1), {("cot", "none"): [0.6]})
     assert any("1 cell that is not PosGen's left out" in note for note in collect_posgen([run, other]).collection.notes)
 
 
 def test_models_that_did_not_learn_the_rule_are_named(tmp_path):
-    spec = dataclasses.replace(SPEC, pe=("none", "resonance"), seeds=1)
+    spec = SPEC.replaced(pe=("none", "resonance"), seeds=1)
     cells = [(make_cell(spec, pe, 0, (seen, 0.05, 0.05)), None) for pe, seen in (("none", 0.06), ("resonance", 0.95))]
     text = markdown_of(make_posgen_run(tmp_path / "run", spec, cells))
     (line,) = [line for line in text.splitlines() if "not learned" in line]
@@ -277,13 +277,13 @@ def test_models_that_did_not_learn_the_rule_are_named(tmp_path):
 
 
 def test_seeds_that_were_stacked_and_seeds_alone_stand_in_one_table(tmp_path):
-    spec, values = dataclasses.replace(SPEC, pe=("none",)), (0.9, 0.8, 0.7)
+    spec, values = SPEC.replaced(pe=("none",)), (0.9, 0.8, 0.7)
     cells = [
         (make_cell(spec, "none", seed, values, params={"stacked": stacked}), make_curves(spec, values))
         for seed, stacked in ((0, 2), (1, 1))
     ]
     path = make_posgen_run(tmp_path / "run", spec, cells)
-    requests = [dataclasses.replace(spec, stack=stack).to_mapping() for stack in (None, True, False)]
+    requests = [spec.replaced(stack=stack).to_mapping() for stack in (None, True, False)]
     Store(path).write_text("spec.yaml", requests_to_yaml(requests))
     (table,) = tables_of(path)
     assert (table.differs, table.seeds) == ("", (0, 1, 2))

@@ -12,7 +12,7 @@ from longeval.report.settings import comparable
 from longeval.report.task_tables import build_task_sets
 from longeval.report.unfinished import unfinished_note
 from longeval.report.write import write_report
-from longeval.request import PplSpec, TasksSpec
+from longeval.request import PplRequest, TasksRequest
 
 NLL = make_nll([[1.0] * 63] * 12)
 SAMPLES = make_samples([1.0, 0.0] * 10)
@@ -114,6 +114,6 @@ def test_one_method_of_two_servers_makes_two_tables(other, differs):
 )
 def test_a_request_is_met_by_cells_of_its_own_server(asked, met):
     common = {"model": ("toy",), "pe": ("none",), "lengths": (64,), "backend": "openai"} | {"base_url": HERE} | asked
-    ppl, tasks = PplSpec(data=("texts",), **common), TasksSpec(tasks=("passkey",), limit=20, **common)
+    ppl, tasks = PplRequest(data=("texts",), **common), TasksRequest(tasks=("passkey",), limit=20, **common)
     notes = unfinished_note([ppl], cell()), unfinished_note([tasks], task())
     assert [note == "" for note in notes] == [met, met], notes

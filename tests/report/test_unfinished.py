@@ -7,14 +7,14 @@ from fabricated_tasks import make_failed_task, make_group, make_samples, make_ta
 from longeval.report.asked import ReadingOrder, find_subjects, understood
 from longeval.report.collect import collect
 from longeval.report.unfinished import unfinished_note
-from longeval.request import PplSpec, TasksSpec
+from longeval.request import PplRequest, TasksRequest
 
 SAMPLES = make_samples([1.0, 0.0] * 10)
 NLL = make_nll([[1.0] * 8] * 10)
 
 
 def asked(*tasks, pe=("none", "yarn"), lengths=(64, 128), limit=20, **changes):
-    return TasksSpec(model=("toy",), pe=pe, lengths=lengths, tasks=tasks, limit=limit, **changes)
+    return TasksRequest(model=("toy",), pe=pe, lengths=lengths, tasks=tasks, limit=limit, **changes)
 
 
 def have(*places, **changes):
@@ -131,11 +131,11 @@ def test_members_of_groups_are_known_by_their_average_or_by_what_has_records():
 def test_perplexity_is_asked_for_by_data_and_protocol():
     made = make_records("none", 64, NLL)
     request = {"model": ("toy",), "pe": ("none",), "lengths": (64,)}
-    assert unfinished_note([PplSpec(**request, data=("texts",))], made) == ""
-    sliding = PplSpec(**request, data=("texts",), protocol="sliding")
+    assert unfinished_note([PplRequest(**request, data=("texts",))], made) == ""
+    sliding = PplRequest(**request, data=("texts",), protocol="sliding")
     assert "1 of 1 cells has no record yet: none at 64 (texts)" in unfinished_note([sliding], made)
-    assert "no record yet of books" in unfinished_note([PplSpec(**request, data=("texts", "books"))], made)
-    assert unfinished_note([PplSpec(**request, data=("texts",)), asked("passkey")], made).count("passkey") == 1
+    assert "no record yet of books" in unfinished_note([PplRequest(**request, data=("texts", "books"))], made)
+    assert unfinished_note([PplRequest(**request, data=("texts",)), asked("passkey")], made).count("passkey") == 1
 
 
 def test_reading_order_is_as_asked():

@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 
 from longeval.errors import LongEvalError
-from longeval.request import PplSpec, requests_from_yaml, requests_to_yaml, spec_from_mapping
+from longeval.request import PplRequest, request_from_mapping, requests_from_yaml, requests_to_yaml
 from longeval.values import format_length, parse_count, parse_factor, parse_length, parse_lengths, split_paths
 
 
@@ -45,7 +45,7 @@ def test_a_comma_in_a_path(tmp_path, monkeypatch):
     assert split("data/ f, g.txt") == ("data/ f, g.txt",)
     assert split("data/x\\,y.txt,z") == ("data/x,y.txt", "z")
     assert split("data/x,y.txt") == ("data/x", "y.txt")
-    assert spec_from_mapping(
+    assert request_from_mapping(
         {"model": "m", "pe": "none", "lengths": "4k", "data": "data/a,b.txt"}, origin="x"
     ).data == ("data/a,b.txt",)
     monkeypatch.chdir(tmp_path / "data")
@@ -101,9 +101,9 @@ def test_lists_of_three_digits_are_lists(text):
 
 def test_lengths_in_a_file_are_apart_already():
     asked = {"command": "ppl", "model": "m", "pe": "none"}
-    assert spec_from_mapping(asked | {"lengths": [16, 384]}, origin="f").lengths == (16, 384)
+    assert request_from_mapping(asked | {"lengths": [16, 384]}, origin="f").lengths == (16, 384)
     with pytest.raises(LongEvalError, match="f: lengths 16,384: one length or several"):
-        spec_from_mapping(asked | {"lengths": "16,384"}, origin="f")
+        request_from_mapping(asked | {"lengths": "16,384"}, origin="f")
 
 
 @pytest.mark.parametrize("text", ["4,096", "4_096", "4.096", "4 096", "4'096"])
@@ -128,7 +128,7 @@ def test_counts():
 
 
 def spec(**changes):
-    return PplSpec(**({"model": ("m",), "pe": ("yarn", "none"), "lengths": (4096, 5000)} | changes))
+    return PplRequest(**({"model": ("m",), "pe": ("yarn", "none"), "lengths": (4096, 5000)} | changes))
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_requests_survive_yaml():
     ]
     text = requests_to_yaml([request.to_mapping() for request in requests])
     assert "lengths: [4k, 5000]" in text
-    again = [spec_from_mapping(plain, origin="f") for plain in requests_from_yaml(text, origin="f")]
+    again = [request_from_mapping(plain, origin="f") for plain in requests_from_yaml(text, origin="f")]
     assert again == requests
     assert len({request.digest() for request in requests}) == 3
 
@@ -163,7 +163,7 @@ def test_requests_survive_yaml():
 def test_yaml_understands_what_flags_do():
     text = "model: a,b\npe: [none, yarn]\nlengths: 4k,8k\nmin-tokens: 1k\ndocs: all\nfactor: 4\n"
     (plain,) = requests_from_yaml(text, origin="f")
-    assert spec_from_mapping(plain, origin="f") == PplSpec(
+    assert request_from_mapping(plain, origin="f") == PplRequest(
         model=("a", "b"), pe=("none", "yarn"), lengths=(4096, 8192), min_tokens=1024, docs="all", factor=4.0
     )
 
@@ -188,7 +188,7 @@ def test_yaml_understands_what_flags_do():
 def test_bad_yaml_names_file_and_key(text, message):
     with pytest.raises(LongEvalError, match=message):
         for plain in requests_from_yaml(text, origin="f"):
-            spec_from_mapping(plain, origin="f")
+            request_from_mapping(plain, origin="f")
 
 
 def nine_times(level):
@@ -228,7 +228,7 @@ def test_yaml_may_name_a_value_once_and_use_it_twice():
 )
 def test_an_address_that_is_none_is_refused(url):
     with pytest.raises(LongEvalError, match="--base-url"):
-        PplSpec(model=("m",), pe=("none",), lengths=(64,), data=("d",), backend="openai", base_url=url)
+        PplRequest(model=("m",), pe=("none",), lengths=(64,), data=("d",), backend="openai", base_url=url)
 
 
 def test_yaml_builds_no_objects():

@@ -7,7 +7,6 @@ results of one model would be taken for those of another that is served later un
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -53,7 +52,7 @@ def ask_server(spec: AnyRequest) -> tuple[AnyRequest, Server | None]:
     with contextlib.closing(_client(spec)) as client:
         served = find_model(client, spec.served_model)
         address = client.shown
-    asked = dataclasses.replace(spec, base_url=address, served_model=served.name)
+    asked = spec.replaced(base_url=address, served_model=served.name)
     return asked, Server(shown=f"{served.name} at {address}", max_length=served.max_length)
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from longeval.request import PosGenSpec
+from longeval.request import PosGenRequest
 from longeval.store.curves import Curves
 from longeval.store.provenance import provenance
 from longeval.store.records import Record
@@ -43,7 +43,7 @@ class PosGenOutcome(NamedTuple):
 
 def posgen_outcome(
     cell: PosGenCell,
-    spec: PosGenSpec,
+    spec: PosGenRequest,
     evaluation: Evaluation,
     history: History,
     valid: tuple[ValidLoss, ...],
@@ -98,7 +98,7 @@ def posgen_outcome(
     return PosGenOutcome(records, curves)
 
 
-def posgen_failure(cell: PosGenCell, spec: PosGenSpec, reason: str, device: str) -> Record:
+def posgen_failure(cell: PosGenCell, spec: PosGenRequest, reason: str, device: str) -> Record:
     """The record of a cell that failed."""
     return Record(
         metric="accuracy_ood",
@@ -119,7 +119,7 @@ def _not_finite(evaluation: Evaluation) -> str | None:
     return None
 
 
-def _common(cell: PosGenCell, spec: PosGenSpec) -> dict[str, Any]:
+def _common(cell: PosGenCell, spec: PosGenRequest) -> dict[str, Any]:
     """The fields that a plan knows of a cell's record."""
     return {
         "cell": cell.id,

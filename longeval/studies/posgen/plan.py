@@ -20,7 +20,7 @@ import numpy as np
 from longeval.errors import LongEvalError
 from longeval.models.device import resolve_device
 from longeval.plain import canonical_json
-from longeval.request import PosGenSpec, Regime
+from longeval.request import PosGenRequest, Regime
 from longeval.rope.base import Geometry, RopeTable, table_digest
 from longeval.rope.build import MethodName, build_table, make_parameters
 from longeval.run.cell import ID_DIGITS, cell_id
@@ -36,7 +36,7 @@ from longeval.studies.posgen.train import ALGORITHM, TrainSetting
 class PosGenPlan:
     """A checked request: what will be computed, in this order."""
 
-    spec: PosGenSpec
+    spec: PosGenRequest
     config: ModelConfig
     setting: TrainSetting
     device: str
@@ -65,7 +65,7 @@ class PosGenPlan:
         )
 
 
-def plan_posgen(spec: PosGenSpec) -> PosGenPlan:
+def plan_posgen(spec: PosGenRequest) -> PosGenPlan:
     """Checks a request and lays out its cells; raises LongEvalError for anything that is wrong with it."""
     names = method_names(spec)
     _check_native(spec, names)
@@ -94,30 +94,30 @@ def plan_posgen(spec: PosGenSpec) -> PosGenPlan:
     )
 
 
-def data_setting(spec: PosGenSpec, task: str, seed: int) -> DataSetting:
+def data_setting(spec: PosGenRequest, task: str, seed: int) -> DataSetting:
     """The data of one seed."""
     named = _named(spec, DataSetting) | {"task": task, "seed": seed if spec.data_seed is None else spec.data_seed}
     return DataSetting(**named)
 
 
-def model_config(spec: PosGenSpec) -> ModelConfig:
+def model_config(spec: PosGenRequest) -> ModelConfig:
     """The model of a request."""
     return ModelConfig(**_named(spec, ModelConfig))
 
 
-def train_setting(spec: PosGenSpec) -> TrainSetting:
+def train_setting(spec: PosGenRequest) -> TrainSetting:
     """The schedule of a request."""
     # The run chooses among checkpoints by the clock.
     return TrainSetting(**(_named(spec, TrainSetting) | {"checkpoint_every": 1}))
 
 
-def _named(spec: PosGenSpec, kind: type[DataSetting | ModelConfig | TrainSetting]) -> dict[str, Any]:
+def _named(spec: PosGenRequest, kind: type[DataSetting | ModelConfig | TrainSetting]) -> dict[str, Any]:
     """What a request calls as `kind` does."""
     known = {item.name for item in dataclasses.fields(spec)}
     return {item.name: getattr(spec, item.name) for item in dataclasses.fields(kind) if item.name in known}
 
 
-def _check_native(spec: PosGenSpec, names: list[MethodName]) -> None:
+def _check_native(spec: PosGenRequest, names: list[MethodName]) -> None:
     """Raises LongEvalError for a native length that no method reads, whatever it is."""
     if spec.native is not None and not any(_reads_native(spec, name) for name in names):
         raise LongEvalError(
@@ -127,13 +127,13 @@ def _check_native(spec: PosGenSpec, names: list[MethodName]) -> None:
         )
 
 
-def _reads_native(spec: PosGenSpec, name: MethodName) -> bool:
+def _reads_native(spec: PosGenRequest, name: MethodName) -> bool:
     """Whether a method's table depends on L, itself or through the factor that follows from it."""
     assert spec.native is not None
     own = _widest_table(spec, name)
     for native in (2 * spec.native, 8 * spec.native, max(2, spec.native // 2), 2):
         try:
-            other = _widest_table(dataclasses.replace(spec, native=native), name)
+            other = _widest_table(spec.replaced(native=native), name)
         except LongEvalError:  # a length that a method refuses is one that it reads
             return True
         if not own.same_as(other):
@@ -141,20 +141,20 @@ def _reads_native(spec: PosGenSpec, name: MethodName) -> bool:
     return False
 
 
-def _widest_table(spec: PosGenSpec, name: MethodName) -> RopeTable:
+def _widest_table(spec: PosGenRequest, name: MethodName) -> RopeTable:
     """A method's table for the window of evaluation."""
     parameters = make_parameters(name.base, spec.pe_args.get(name.base, {}))
     return build_table(name.canonical, _geometry(spec), parameters, spec.test_window)
 
 
-def _geometry(spec: PosGenSpec) -> Geometry:
+def _geometry(spec: PosGenRequest) -> Geometry:
     """What methods compute their tables from."""
     return Geometry(
         head_dim=spec.head_dim, theta=spec.theta, native_length=spec.native_length, factor=spec.scaling_factor
     )
 
 
-def _check_precision(spec: PosGenSpec, device: str) -> None:
+def _check_precision(spec: PosGenRequest, device: str) -> None:
     """Raises LongEvalError for a precision that the device would ignore or can't compute with."""
     if spec.precision == "tf32" and not _has_tf32(device):
         raise LongEvalError(
@@ -176,7 +176,7 @@ def _trained_as(name: MethodName, regime: Regime) -> MethodName:
 
 
 def _stack(
-    spec: PosGenSpec, config: ModelConfig, name: MethodName, regime: Regime, data: list[DataSetting], device: str
+    spec: PosGenRequest, config: ModelConfig, name: MethodName, regime: Regime, data: list[DataSetting], device: str
 ) -> Stack:
     """One method and regime on one task, all seeds."""
     parameters = make_parameters(name.base, spec.pe_args.get(name.base, {}))
@@ -208,7 +208,7 @@ def _stack(
 
 
 def _training(
-    spec: PosGenSpec, config: ModelConfig, table: RopeTable, data: DataSetting, seed: int, device: str
+    spec: PosGenRequest, config: ModelConfig, table: RopeTable, data: DataSetting, seed: int, device: str
 ) -> Training:
     """One seed's training and its id."""
     positions_T = np.arange(spec.train_window, dtype=np.int64)
@@ -230,7 +230,7 @@ def _training(
 
 
 def _cell(
-    spec: PosGenSpec,
+    spec: PosGenRequest,
     name: MethodName,
     regime: Regime,
     factor: float | None,
@@ -287,7 +287,7 @@ def _add(stacks: list[Stack], new: Stack) -> None:
     stacks.append(new)
 
 
-def _notes(spec: PosGenSpec, names: list[MethodName]) -> Iterator[str]:
+def _notes(spec: PosGenRequest, names: list[MethodName]) -> Iterator[str]:
     """What a user should know of the settings before anything starts."""
     stretched = [name.canonical for name in names if name.method.uses_factor]
     if stretched and spec.scaling_factor == 1:

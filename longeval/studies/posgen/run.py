@@ -19,7 +19,7 @@ import torch
 from longeval.backends.hf import memory
 from longeval.errors import LongEvalError, WriteError
 from longeval.models.device import device_name
-from longeval.request import PosGenSpec, requests_from_yaml, spec_from_mapping
+from longeval.request import PosGenRequest, request_from_mapping, requests_from_yaml
 from longeval.rope.base import RopeTable
 from longeval.run.session import Progress, RunResult, remember_request
 from longeval.store.curves import Curves
@@ -40,7 +40,7 @@ from longeval.studies.posgen.trainer import Trainer, name_seeds, read_state
 logger = logging.getLogger(__name__)
 
 
-def check_settings(specs: Sequence[PosGenSpec], store: Store) -> None:
+def check_settings(specs: Sequence[PosGenRequest], store: Store) -> None:
     """Refuses to put PosGen cells of two settings into one run folder, where nobody could tell them apart.
 
     Args:
@@ -53,10 +53,10 @@ def check_settings(specs: Sequence[PosGenSpec], store: Store) -> None:
     """
     text, origin = store.read_text("spec.yaml"), f"{store.path}/spec.yaml"
     plain = [] if text is None else requests_from_yaml(text, origin=origin)
-    there = [spec_from_mapping(one, origin=origin) for one in plain if one.get("command") == "posgen"]
+    there = [request_from_mapping(one, origin=origin) for one in plain if one.get("command") == "posgen"]
     for place, spec in enumerate(specs):
         for other in (*there, *specs[:place]):
-            assert isinstance(other, PosGenSpec)
+            assert isinstance(other, PosGenRequest)
             if found := spec.differences(other):
                 raise LongEvalError(
                     f"--out {store.path}: is a run folder of other settings ({'; '.join(found)})",

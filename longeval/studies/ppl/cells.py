@@ -11,7 +11,7 @@ import numpy as np
 
 from longeval.data.selection import Selection
 from longeval.data.sources import Source
-from longeval.request import PplSpec
+from longeval.request import PplRequest
 from longeval.rope.base import RopeTable
 from longeval.rope.build import MethodName
 from longeval.run.cell import cell_id
@@ -84,13 +84,13 @@ class Group:
         return list(longest.values())
 
 
-def stride_of(spec: PplSpec) -> int:
+def stride_of(spec: PplRequest) -> int:
     """Tokens between windows, as asked or 256."""
     return DEFAULT_STRIDE if spec.stride is None else spec.stride
 
 
 def build_groups(
-    spec: PplSpec, protocol: Protocol, model: PreparedModel, corpus: Corpus, names: Sequence[MethodName]
+    spec: PplRequest, protocol: Protocol, model: PreparedModel, corpus: Corpus, names: Sequence[MethodName]
 ) -> tuple[Group, ...]:
     """All cells of one model and data set, cells with the same passes together."""
     groups: list[Group] = []
@@ -114,7 +114,7 @@ def _add(groups: list[Group], new: Group, protocol: Protocol) -> None:
     groups.append(new)
 
 
-def _cell(spec: PplSpec, protocol: Protocol, model: PreparedModel, corpus: Corpus, setup: Setup) -> Cell:
+def _cell(spec: PplRequest, protocol: Protocol, model: PreparedModel, corpus: Corpus, setup: Setup) -> Cell:
     lengths = corpus.selection.lengths
     windows = tuple(protocol.windows(lengths, setup.length, stride_of(spec), len(model.prefix)))
     scored = len({window.document for window in windows})

@@ -19,7 +19,7 @@ from longeval.data.special import spelt_note
 from longeval.data.tokens import tokenise
 from longeval.errors import LongEvalError
 from longeval.models.prepare import PreparedModel, prepare_all
-from longeval.request import PplSpec
+from longeval.request import PplRequest
 from longeval.rope.build import MethodName
 from longeval.run.setups import check_backend, check_pin, method_names, setting_notes
 from longeval.run.window import Window
@@ -53,7 +53,7 @@ class Job:
 class Plan:
     """A checked request: what will be computed, in this order."""
 
-    spec: PplSpec
+    spec: PplRequest
     """With the name of the model that is served, where a server was asked."""
     jobs: tuple[Job, ...]
     notes: tuple[str, ...]
@@ -70,7 +70,7 @@ class Plan:
         return sorted(job.cells, key=lambda cell: (order[cell.pe.canonical], cell.length))
 
 
-def plan_ppl(spec: PplSpec, *, dry_run: bool = False) -> Plan:
+def plan_ppl(spec: PplRequest, *, dry_run: bool = False) -> Plan:
     """Checks a request and lays out its cells; raises LongEvalError for anything that is wrong with it.
 
     With `dry_run` no code of models runs.
@@ -104,7 +104,7 @@ def plan_ppl(spec: PplSpec, *, dry_run: bool = False) -> Plan:
     return Plan(spec=spec, jobs=tuple(jobs), notes=tuple(notes))
 
 
-def _check_room(spec: PplSpec, server: Server | None) -> None:
+def _check_room(spec: PplRequest, server: Server | None) -> None:
     """A server generates at least one token after the window that it scores."""
     longest = spec.lengths[-1]
     what = f"a window of {longest} tokens takes {longest + 1} there, since a server generates one at least"
@@ -121,7 +121,7 @@ def _with_flag(flag: str, work: Callable[[], T]) -> T:
         raise LongEvalError(f"{flag} {error.problem}", error.remedy) from error
 
 
-def _check_prefix(spec: PplSpec, model: PreparedModel) -> None:
+def _check_prefix(spec: PplRequest, model: PreparedModel) -> None:
     """A window must have room for a token behind the prefix."""
     if spec.lengths[0] > len(model.prefix):
         return
@@ -132,7 +132,7 @@ def _check_prefix(spec: PplSpec, model: PreparedModel) -> None:
     )
 
 
-def _corpus(source: Source, spec: PplSpec, model: PreparedModel) -> Corpus:
+def _corpus(source: Source, spec: PplRequest, model: PreparedModel) -> Corpus:
     default_min = spec.lengths[-1] if spec.protocol == "prefix" else 2
     min_tokens = default_min if spec.min_tokens is None else spec.min_tokens
     docs = spec.docs if spec.docs is not None else source.default_docs or "all"
@@ -153,7 +153,7 @@ def _corpus(source: Source, spec: PplSpec, model: PreparedModel) -> Corpus:
     return Corpus(source=source, selection=selection, min_tokens=min_tokens)
 
 
-def _check_lengths(spec: PplSpec, protocol: Protocol, model: PreparedModel, corpora: Sequence[Corpus]) -> None:
+def _check_lengths(spec: PplRequest, protocol: Protocol, model: PreparedModel, corpora: Sequence[Corpus]) -> None:
     """Every length needs a document (or a stream) that fills a window, in at least one data set."""
     for length in reversed(spec.lengths):
         if any(_fillable(protocol, corpus, length - len(model.prefix)) for corpus in corpora):
@@ -165,7 +165,7 @@ def _check_lengths(spec: PplSpec, protocol: Protocol, model: PreparedModel, corp
         )
 
 
-def _how_to_fill(spec: PplSpec, protocol: Protocol, corpora: Sequence[Corpus], length: int, prefix: int) -> str:
+def _how_to_fill(spec: PplRequest, protocol: Protocol, corpora: Sequence[Corpus], length: int, prefix: int) -> str:
     """The remedy: only what would help with the documents that are there; `prefix` is in tokens."""
     chosen = [corpus.selection for corpus in corpora]
     ways = []
@@ -204,7 +204,7 @@ def _what_is_there(protocol: Protocol, corpus: Corpus) -> str:
     )
 
 
-def _notes(spec: PplSpec, names: Sequence[MethodName], model: PreparedModel, corpora: Sequence[Corpus]) -> list[str]:
+def _notes(spec: PplRequest, names: Sequence[MethodName], model: PreparedModel, corpora: Sequence[Corpus]) -> list[str]:
     notes = list(model.notes)
     notes += setting_notes(spec, names, model)
     for corpus in corpora:

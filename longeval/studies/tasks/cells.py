@@ -14,7 +14,7 @@ import numpy.typing as npt
 from longeval.backends.base import GenerateRequest
 from longeval.backends.ending import Ending, end_tokens
 from longeval.models.prepare import PreparedModel
-from longeval.request import TasksSpec
+from longeval.request import TasksRequest
 from longeval.rope.build import MethodName
 from longeval.run.cell import cell_id
 from longeval.run.setups import Setup, dtype_of
@@ -119,7 +119,7 @@ def _input(request: Request) -> npt.NDArray[np.int32]:
     return np.concatenate([request.context_T, max(request.continuations, key=len)])
 
 
-def task_cell(spec: TasksSpec, job: TaskJob, setup: Setup, source: str) -> TaskCell:
+def task_cell(spec: TasksRequest, job: TaskJob, setup: Setup, source: str) -> TaskCell:
     """The cell of one method.
 
     Args:
@@ -162,7 +162,7 @@ def task_cell(spec: TasksSpec, job: TaskJob, setup: Setup, source: str) -> TaskC
     )
 
 
-def _end_tokens(spec: TasksSpec, job: TaskJob) -> list[int]:
+def _end_tokens(spec: TasksRequest, job: TaskJob) -> list[int]:
     """Ids that end an answer: by the model's own settings (a server keeps those to itself), and by the task's."""
     settings = None if spec.backend == "openai" else job.model.generation_settings()
     ends = end_tokens(settings, job.model.tokenizer)
@@ -172,7 +172,7 @@ def _end_tokens(spec: TasksSpec, job: TaskJob) -> list[int]:
 
 
 def group_cell(
-    spec: TasksSpec,
+    spec: TasksRequest,
     model: PreparedModel,
     setup: Setup,
     average: GroupAverage,
@@ -223,7 +223,7 @@ def _identity(name: str) -> str:
     return os.path.normpath(name) if name.endswith((".yaml", ".yml")) or os.sep in name else name
 
 
-def _fields(spec: TasksSpec, model: PreparedModel, setup: Setup) -> dict[str, Any]:
+def _fields(spec: TasksRequest, model: PreparedModel, setup: Setup) -> dict[str, Any]:
     return {
         "model": model.name,
         "pe": setup.pe.canonical,

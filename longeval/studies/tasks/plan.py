@@ -20,7 +20,7 @@ from longeval.data.special import spelt_note
 from longeval.errors import LongEvalError, MissingDataError
 from longeval.models.prepare import PreparedModel, prepare_all
 from longeval.models.tokenizer_folder import tokenizer_folder
-from longeval.request import TasksSpec
+from longeval.request import TasksRequest
 from longeval.rope.build import MethodName
 from longeval.run.cost import ModelSize, check_memory, model_size
 from longeval.run.setups import check_backend, check_pin, method_names, setting_notes, setups
@@ -49,7 +49,7 @@ from longeval.values import format_length
 class TaskPlan:
     """A checked request: what will be computed, in this order."""
 
-    spec: TasksSpec
+    spec: TasksRequest
     """With the name of the model that is served, where a server was asked."""
     jobs: tuple[TaskJob, ...]
     groups: tuple[GroupCell, ...]
@@ -71,7 +71,7 @@ class TaskPlan:
 
 
 def plan_tasks(
-    spec: TasksSpec,
+    spec: TasksRequest,
     say: Callable[[str], None] = lambda line: None,
     watch: Callable[[str, int, int], None] = lambda what, done, total: None,
     *,
@@ -119,7 +119,7 @@ def plan_tasks(
     )
 
 
-def _check_heeded(spec: TasksSpec, jobs: Sequence[TaskJob]) -> None:
+def _check_heeded(spec: TasksRequest, jobs: Sequence[TaskJob]) -> None:
     """Settings that no task of the request heeds are errors."""
     if spec.haystack is not None and not any(job.metadata.haystack for job in jobs):
         raise LongEvalError(
@@ -163,7 +163,7 @@ class _ModelPlan:
 
     def __init__(
         self,
-        spec: TasksSpec,
+        spec: TasksRequest,
         model: PreparedModel,
         names: Sequence[MethodName],
         index: Index,
@@ -386,7 +386,7 @@ def _by_length(average: GroupAverage) -> GroupAverage:
     return dataclasses.replace(average, metric="recall") if numbered else average
 
 
-def _chat(spec: TasksSpec, model: PreparedModel) -> bool:
+def _chat(spec: TasksRequest, model: PreparedModel) -> bool:
     """Whether prompts go through the chat template; asked for where there is none raises LongEvalError."""
     has_one = bool(getattr(model.tokenizer, "chat_template", None))
     if spec.chat_template == "on" and not has_one:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import torch
 from posgen_requests import carry_out, tiny_request
 from torch.utils.flop_counter import FlopCounterMode
 
-from longeval.request import PosGenSpec, preset_fields
+from longeval.request import PosGenRequest, preset_fields
 from longeval.studies.posgen.estimate import (
     RUNTIME_BYTES,
     estimate,
@@ -57,7 +55,7 @@ def test_training_operations_are_about_those_that_torch_counts(frozen_mlp):
 
 
 def test_the_full_table_is_what_the_request_says():
-    plan = plan_posgen(PosGenSpec(**preset_fields("full", {"device": "cpu"})))
+    plan = plan_posgen(PosGenRequest(**preset_fields("full", {"device": "cpu"})))
     config = plan.config
     assert config == ModelConfig()
     # 60 trainings · 150 epochs · 10,000 sequences of 64 tokens · 6 operations a weight of 6.3 million, attention on top
@@ -91,7 +89,7 @@ def test_an_estimate_counts_what_is_left(store):
     whole = estimate(plan, pending(plan, store).work)
     assert (whole.cells, whole.trainings, whole.stacks) == (16, 8, 4)
     assert whole.seconds == pytest.approx(whole.flops / whole.rate) and whole.rate > 1e6
-    apart = plan_posgen(dataclasses.replace(spec, stack=False))
+    apart = plan_posgen(spec.replaced(stack=False))
     alone = estimate(apart, pending(apart, store).work)
     assert (alone.cells, alone.trainings, alone.stacks) == (16, 8, 8)
     assert alone.flops == pytest.approx(whole.flops)

@@ -10,7 +10,7 @@ import pytest
 from posgen_requests import tiny_request
 
 from longeval.errors import LongEvalError
-from longeval.request import PosGenSpec, preset_fields
+from longeval.request import PosGenRequest, preset_fields
 from longeval.studies.posgen import plan as plan_module
 from longeval.studies.posgen.data import DataSetting
 from longeval.studies.posgen.model import ModelConfig
@@ -213,7 +213,7 @@ def test_length_dependent_methods_have_the_table_of_the_window():
 
 def test_the_spec_reaches_model_and_schedule_whole():
     spec = tiny_request(layers=3, tied=False, attention_scale=True, init="normal", start_token=True, dropout=0.1)
-    spec = dataclasses.replace(spec, frozen_mlp=True, weight_decay=0.2, warmup=0.3, precision="bf16", epochs=7)
+    spec = spec.replaced(frozen_mlp=True, weight_decay=0.2, warmup=0.3, precision="bf16", epochs=7)
     for made in (model_config(spec), train_setting(spec)):
         for item in dataclasses.fields(made):
             if item.name != "checkpoint_every":
@@ -221,9 +221,9 @@ def test_the_spec_reaches_model_and_schedule_whole():
 
 
 def test_defaults_of_the_request_are_those_of_data_model_and_schedule():
-    assert model_config(PosGenSpec()) == ModelConfig()
-    assert train_setting(PosGenSpec()) == TrainSetting(checkpoint_every=1)
-    assert data_setting(PosGenSpec(), "cot", 0) == DataSetting(task="cot")
+    assert model_config(PosGenRequest()) == ModelConfig()
+    assert train_setting(PosGenRequest()) == TrainSetting(checkpoint_every=1)
+    assert data_setting(PosGenRequest(), "cot", 0) == DataSetting(task="cot")
 
 
 def test_params_say_what_a_reader_needs():
@@ -267,6 +267,6 @@ def test_a_note_says_where_nothing_is_stretched():
 
 @pytest.mark.parametrize("preset", ["full", "smoke"])
 def test_presets_can_be_planned(preset):
-    plan = plan_posgen(PosGenSpec(**preset_fields(preset, {"device": "cpu"})))
+    plan = plan_posgen(PosGenRequest(**preset_fields(preset, {"device": "cpu"})))
     assert len(plan.stacks) == {"full": 60, "smoke": 4}[preset]
     assert len(plan.cells) == {"full": 60, "smoke": 8 * plan.spec.seeds}[preset]

@@ -7,18 +7,25 @@ import dataclasses
 import pytest
 
 from longeval.errors import LongEvalError
-from longeval.request import PRESETS, PosGenSpec, preset_fields, requests_from_yaml, requests_to_yaml, spec_from_mapping
+from longeval.request import (
+    PRESETS,
+    PosGenRequest,
+    preset_fields,
+    request_from_mapping,
+    requests_from_yaml,
+    requests_to_yaml,
+)
 from longeval.request.posgen import flag_of
 
 
 def read(text):
     (plain,) = requests_from_yaml(text, origin="f")
-    return spec_from_mapping(plain, origin="f")
+    return request_from_mapping(plain, origin="f")
 
 
 def test_the_full_preset_is_the_papers():
-    spec = PosGenSpec(**preset_fields("full", {}))
-    assert spec == PosGenSpec()
+    spec = PosGenRequest(**preset_fields("full", {}))
+    assert spec == PosGenRequest()
     assert spec.tasks == ("recursive", "cot", "semi_recursive")
     assert spec.pe == ("none", "resonance", "yarn", "resonance_yarn")
     assert (spec.modulus, spec.j, spec.k, spec.length, spec.test_length) == (17, 1, 3, 64, 256)
@@ -31,10 +38,10 @@ def test_the_full_preset_is_the_papers():
 
 
 def test_what_is_given_goes_before_a_preset_and_the_rest_is_the_presets():
-    smoke = PosGenSpec(**preset_fields("smoke", {}))
+    smoke = PosGenRequest(**preset_fields("smoke", {}))
     assert smoke.tasks == ("cot",) and smoke.regimes == ("trained", "swapped") and smoke.model_name == "posgen-2x128"
-    changed = PosGenSpec(**preset_fields("smoke", {"epochs": 3, "tasks": ("recursive",)}))
-    assert changed == dataclasses.replace(smoke, epochs=3, tasks=("recursive",))
+    changed = PosGenRequest(**preset_fields("smoke", {"epochs": 3, "tasks": ("recursive",)}))
+    assert changed == smoke.replaced(epochs=3, tasks=("recursive",))
     assert PRESETS["smoke"]["epochs"] != 3
     with pytest.raises(LongEvalError, match=r"--preset smok: unknown.*smoke"):
         preset_fields("smok", {})
@@ -42,14 +49,16 @@ def test_what_is_given_goes_before_a_preset_and_the_rest_is_the_presets():
 
 def test_requests_survive_yaml_with_every_number():
     requests = [
-        PosGenSpec(),
-        PosGenSpec(**preset_fields("smoke", {"pe_args": {"yarn": {"beta_fast": 2.0}}, "data_seed": 3, "factor": 3.95})),
-        PosGenSpec(native=257, start_token=True, tied=False, init="normal", precision="tf32", first_seed=7),
-        PosGenSpec(stack=False),
+        PosGenRequest(),
+        PosGenRequest(
+            **preset_fields("smoke", {"pe_args": {"yarn": {"beta_fast": 2.0}}, "data_seed": 3, "factor": 3.95})
+        ),
+        PosGenRequest(native=257, start_token=True, tied=False, init="normal", precision="tf32", first_seed=7),
+        PosGenRequest(stack=False),
     ]
     text = requests_to_yaml([request.to_mapping() for request in requests])
     assert "command: posgen" in text and "d_model: 128" in text and "preset" not in text
-    assert [spec_from_mapping(plain, origin="f") for plain in requests_from_yaml(text, origin="f")] == requests
+    assert [request_from_mapping(plain, origin="f") for plain in requests_from_yaml(text, origin="f")] == requests
     assert [request.digest() for request in requests].count(requests[0].digest()) == 2, "stacked or not is one request"
     assert len({request.digest() for request in requests}) == 3
 
@@ -59,7 +68,7 @@ def test_yaml_may_name_a_preset_and_understands_what_flags_do():
         "command: posgen\npreset: smoke\ntask: cot,recursive\nregime: [swapped]\nlr: 2e-4\nd-model: 64\n"
         "data_seed: null\ntest_length: 1k\ntied: false\npe_args: {yarn: {beta_fast: 2}}\n"
     )
-    assert read(text) == PosGenSpec(
+    assert read(text) == PosGenRequest(
         **preset_fields(
             "smoke",
             {
@@ -132,26 +141,26 @@ def test_bad_yaml_names_file_and_key(line, message):
 )
 def test_requests_validate_themselves(changes, message):
     with pytest.raises(LongEvalError, match=message) as caught:
-        PosGenSpec(**changes)
+        PosGenRequest(**changes)
     assert caught.value.remedy
 
 
 def test_two_steps_are_a_schedule_and_one_seed_may_be_alone():
-    assert PosGenSpec(epochs=2, num_train=128).epochs == PosGenSpec(epochs=1, num_train=129).epochs + 1
-    assert PosGenSpec(seeds=1, stack=False).stack is False and PosGenSpec(seeds=2, stack=True).stack is True
+    assert PosGenRequest(epochs=2, num_train=128).epochs == PosGenRequest(epochs=1, num_train=129).epochs + 1
+    assert PosGenRequest(seeds=1, stack=False).stack is False and PosGenRequest(seeds=2, stack=True).stack is True
 
 
 def test_windows_count_the_start_token_so_that_s_is_the_published_codes():
-    spec = PosGenSpec(start_token=True)
+    spec = PosGenRequest(start_token=True)
     assert (spec.train_window, spec.test_window, spec.native_length) == (65, 257, 65)
     assert spec.scaling_factor == 257 / 65
-    assert PosGenSpec(start_token=True, native=257).scaling_factor == 1.0
-    assert PosGenSpec(native=128).scaling_factor == 2.0
-    assert PosGenSpec(native=512).scaling_factor == 1.0
-    assert PosGenSpec(native=128, factor=3.0).scaling_factor == 3.0
+    assert PosGenRequest(start_token=True, native=257).scaling_factor == 1.0
+    assert PosGenRequest(native=128).scaling_factor == 2.0
+    assert PosGenRequest(native=512).scaling_factor == 1.0
+    assert PosGenRequest(native=128, factor=3.0).scaling_factor == 3.0
 
 
-@pytest.mark.parametrize("field", [item.name for item in dataclasses.fields(PosGenSpec)])
+@pytest.mark.parametrize("field", [item.name for item in dataclasses.fields(PosGenRequest)])
 def test_requests_of_one_folder_may_differ_in_what_tells_cells_apart_and_in_nothing_else(field):
     other = {
         "tasks": ("cot",),
@@ -169,11 +178,11 @@ def test_requests_of_one_folder_may_differ_in_what_tells_cells_apart_and_in_noth
         "native": 32,
         "length": 32,
     }
-    value = getattr(PosGenSpec(), field)
+    value = getattr(PosGenRequest(), field)
     if field not in other:
         other[field] = not value if isinstance(value, bool) else value + 1
-    changed = dataclasses.replace(PosGenSpec(), **{field: other[field]})
-    found = changed.differences(PosGenSpec())
+    changed = PosGenRequest().replaced(**{field: other[field]})
+    found = changed.differences(PosGenRequest())
     if field in ("tasks", "pe", "regimes", "seeds", "first_seed", "device", "stack"):
         assert found == []
     else:
@@ -182,15 +191,17 @@ def test_requests_of_one_folder_may_differ_in_what_tells_cells_apart_and_in_noth
 
 
 def test_defaults_written_out_are_no_difference():
-    assert PosGenSpec(factor=4.0, native=64).differences(PosGenSpec()) == []
+    assert PosGenRequest(factor=4.0, native=64).differences(PosGenRequest()) == []
     assert (
         read("command: posgen\npe_args: {yarn: {beta_fast: 2}}\n").differences(
-            PosGenSpec(pe_args={"yarn": {"beta_fast": 2.0}})
+            PosGenRequest(pe_args={"yarn": {"beta_fast": 2.0}})
         )
         == []
     )
     # Parameters of a method that only one of them has can't be confused.
-    assert PosGenSpec(pe=("pi",)).differences(PosGenSpec(pe=("yarn",), pe_args={"yarn": {"beta_fast": 2.0}})) == []
-    assert PosGenSpec(pe=("resonance_yarn",)).differences(
-        PosGenSpec(pe=("yarn",), pe_args={"yarn": {"beta_fast": 2.0}})
+    assert (
+        PosGenRequest(pe=("pi",)).differences(PosGenRequest(pe=("yarn",), pe_args={"yarn": {"beta_fast": 2.0}})) == []
+    )
+    assert PosGenRequest(pe=("resonance_yarn",)).differences(
+        PosGenRequest(pe=("yarn",), pe_args={"yarn": {"beta_fast": 2.0}})
     ) == ["--pe-arg yarn: none, not beta_fast=2"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from longeval.models.prepare import prepare
-from longeval.request import PplSpec
+from longeval.request import PplRequest
 from longeval.run.cost import model_size
 from longeval.run.window import Window
 from longeval.studies.ppl.estimate import estimate
@@ -38,7 +38,7 @@ def test_a_tied_head_is_counted_where_tokens_are_scored_only(tmp_path):
 
 
 def test_a_plan_counts_shared_passes_once(tiny_llama, documents):
-    spec = PplSpec(
+    spec = PplRequest(
         model=(str(tiny_llama),),
         pe=("none", "yarn", "dynamic_ntk"),
         lengths=(32, 64, 128),
@@ -53,15 +53,13 @@ def test_a_plan_counts_shared_passes_once(tiny_llama, documents):
 
 
 def test_eager_attention_holds_matrices_of_tokens_by_tokens(tiny_llama, documents):
-    spec = PplSpec(model=(str(tiny_llama),), pe=("none",), lengths=(128,), data=(str(documents),), dtype="float32")
-    lean, eager = (
-        estimate(plan_ppl(dataclasses.replace(spec, attn=attn)).jobs)[0].memory_bytes for attn in (None, "eager")
-    )
+    spec = PplRequest(model=(str(tiny_llama),), pe=("none",), lengths=(128,), data=(str(documents),), dtype="float32")
+    lean, eager = (estimate(plan_ppl(spec.replaced(attn=attn)).jobs)[0].memory_bytes for attn in (None, "eager"))
     assert eager - lean == 4 * 128**2 * (3 * 4 + 4)
 
 
 def test_nothing_to_do_costs_nothing(tiny_llama, documents):
-    spec = PplSpec(model=(str(tiny_llama),), pe=("none",), lengths=(32,), data=(str(documents),), dtype="float32")
+    spec = PplRequest(model=(str(tiny_llama),), pe=("none",), lengths=(32,), data=(str(documents),), dtype="float32")
     (job,) = plan_ppl(spec).jobs
     (part,) = estimate([dataclasses.replace(job, groups=())])
     assert (part.cells, part.passes, part.seconds) == (0, 0, 0.0)

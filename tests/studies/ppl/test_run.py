@@ -81,11 +81,11 @@ def test_sliding_protocols_differ_as_they_should(request_spec, store):
     spec = request_spec(lengths=(64,), stride=16, docs=1)
     nll = {}
     for protocol in ("sliding", "sliding_window_mean", "stream"):
-        changed = dataclasses.replace(spec, protocol=protocol)
+        changed = spec.replaced(protocol=protocol)
         result = carry_out(changed, store, FakeBackend(log_position))
         record = result.records[0]
         nll[protocol] = (math.log(record.value), record.tokens, record.n)
-    plan = plan_ppl(dataclasses.replace(spec, protocol="sliding"))
+    plan = plan_ppl(spec.replaced(protocol="sliding"))
     (num_tokens,) = plan.jobs[0].corpus.selection.lengths
     # The first window scores positions 1 … 63; later ones 16 tokens at positions 48 … 63, the last one fewer.
     first = [math.log(p + 1) for p in range(1, 64)]
@@ -112,7 +112,7 @@ def test_bos_stands_in_every_window_where_the_tokenizer_adds_it(request_spec, st
 
     spec = request_spec(model=(str(tiny_llama_bos),), lengths=(64,), docs=1)
     record = carry_out(spec, store, Spy(log_position)).records[0]
-    without = carry_out(dataclasses.replace(spec, bos=False), store, Spy(log_position)).records[0]
+    without = carry_out(spec.replaced(bos=False), store, Spy(log_position)).records[0]
     assert record.params["bos"] is True and without.params["bos"] is False
     assert record.cell != without.cell
     (with_bos, first), (plain, first_plain) = windows
@@ -132,19 +132,19 @@ def test_a_prefix_of_two_tokens_starts_every_window_and_is_never_scored(request_
     folder = save_tiny_llama(tmp_path / "glm", prefix=("[gMASK]", "<sop>"))
     spec = request_spec(model=(str(folder),), lengths=(64,), docs=1)
     record = carry_out(spec, store, Spy(log_position)).records[0]
-    carry_out(dataclasses.replace(spec, bos=False), store, Spy(log_position))
+    carry_out(spec.replaced(bos=False), store, Spy(log_position))
     (behind, first), (plain, _) = windows
     assert (behind[:2], behind[2:], first) == ([1, 2], plain[:62], 2)
     # The fake's loss of the token at position p is log(p + 1); 2 to 63 are scored.
     assert record.value == pytest.approx(math.exp(sum(map(math.log, range(3, 65))) / 62)) and record.tokens == 62
     assert (record.params["bos"], record.params["prefix"]) == (True, [1, 2])
     windows.clear()
-    sliding = dataclasses.replace(spec, protocol="sliding", stride=16)
+    sliding = spec.replaced(protocol="sliding", stride=16)
     record = carry_out(sliding, store, Spy(log_position)).records[0]
     assert all(tokens[:2] == [1, 2] and first >= 2 for tokens, first in windows) and len(windows) > 2
     assert record.tokens == plan_ppl(sliding).jobs[0].corpus.selection.lengths[0]
     with pytest.raises(LongEvalError, match="--lengths 2: has no room for a token behind the 2"):
-        plan_ppl(dataclasses.replace(spec, lengths=(2, 64)))
+        plan_ppl(spec.replaced(lengths=(2, 64)))
 
 
 def test_another_bos_token_is_another_cell(request_spec, tmp_path, tiny_llama):
@@ -172,7 +172,7 @@ def test_special_tokens_in_documents_are_text_unless_asked(request_spec, store, 
             return super().score(tokens_T, first_scored)
 
     spec = request_spec(model=(str(tiny_llama),), data=(str(file),), lengths=(64,))
-    parsing = dataclasses.replace(spec, parse_special=True)
+    parsing = spec.replaced(parse_special=True)
     plain, parsed = (carry_out(one, store, Spy(log_position)).records[0] for one in (spec, parsing))
     tokenizer = Tokenizer.from_file(str(tiny_llama / "tokenizer.json"))
     as_stock = tokenizer.encode(text).ids
@@ -283,11 +283,11 @@ def test_length_dependent_methods_have_no_memory(request_spec, tmp_path):
     spec = request_spec(pe=("dynamic_ntk", "dynamic_yarn"), lengths=(64, 96, 128))
     both = [
         carry_out(spec, Store(str(tmp_path / "a"))),
-        carry_out(dataclasses.replace(spec, pe=("dynamic_yarn", "dynamic_ntk")), Store(str(tmp_path / "b"))),
+        carry_out(spec.replaced(pe=("dynamic_yarn", "dynamic_ntk")), Store(str(tmp_path / "b"))),
     ]
     single = {
         (pe, length): carry_out(
-            dataclasses.replace(spec, pe=(pe,), lengths=(length,), min_tokens=128),
+            spec.replaced(pe=(pe,), lengths=(length,), min_tokens=128),
             Store(str(tmp_path / f"{pe}{length}")),
         ).records[0]
         for pe in spec.pe

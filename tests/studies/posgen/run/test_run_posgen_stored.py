@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from posgen_requests import ALL, BOTH, Told, carry_out, same_weights, tiny_request, value, weights_of
 
-from longeval.request import requests_from_yaml, spec_from_mapping
+from longeval.request import request_from_mapping, requests_from_yaml
 from longeval.store.folder import Store
 from longeval.studies.posgen import trainer as train_posgen
 from longeval.studies.posgen.checkpoint import from_bytes
@@ -177,7 +177,7 @@ def test_the_request_is_written_down_once_as_it_was_asked_last(store):
     for stack in (None, True, False):
         carry_out(tiny_request(**request, stack=stack), store)
         (plain,) = requests_from_yaml(store.read_text("spec.yaml"), origin="spec.yaml")
-        assert spec_from_mapping(plain, origin="spec.yaml") == tiny_request(**request, stack=stack)
+        assert request_from_mapping(plain, origin="spec.yaml") == tiny_request(**request, stack=stack)
     carry_out(tiny_request(pe=("yarn",)), store)
     assert [one["pe"] for one in requests_from_yaml(store.read_text("spec.yaml"), origin="spec.yaml")] == [
         ["none"],

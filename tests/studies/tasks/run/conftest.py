@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from own_tasks import ANSWER, CHOICE, write_data, write_task
 
-from longeval.request import TasksSpec
+from longeval.request import TasksRequest
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def spec(tiny_llama):
             "tasks": tuple(map(str, tasks)),
             "dtype": "float32",
         }
-        return TasksSpec(**fields | changes)
+        return TasksRequest(**fields | changes)
 
     return make
 

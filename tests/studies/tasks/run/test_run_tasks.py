@@ -285,13 +285,13 @@ def test_the_average_of_a_group_follows_its_members(spec, files, store, tokenize
 
 
 def test_a_request_repeats_itself_from_its_spec(spec, answer_task, store, tokenizer):
-    from longeval.request import requests_from_yaml, spec_from_mapping
+    from longeval.request import request_from_mapping, requests_from_yaml
 
     asked = spec(answer_task, limit=5, overlong="left", chat_template="off", max_new_tokens=3)
     carry_out(asked, store, prefers_report(tokenizer))
     (plain,) = requests_from_yaml(store.read_text("spec.yaml"), origin="spec.yaml")
     assert plain["command"] == "tasks"
-    assert spec_from_mapping(plain, origin="spec.yaml") == asked
+    assert request_from_mapping(plain, origin="spec.yaml") == asked
 
 
 def test_a_real_tiny_model_scores_as_lm_evals_own_model_does(spec, choice_task, store, tiny_llama, tokenizer):
