@@ -121,7 +121,7 @@ def _check_settings(specs: Sequence[Request], store: Store) -> None:
     from longeval.run.session import stored_requests
 
     stored_requests(store)
-
+    store.plan()  # a damaged one is told before anything is computed
     posgen = [spec for spec in specs if isinstance(spec, PosGenRequest)]
     if posgen:
         from longeval.studies.posgen.run import check_settings

@@ -16,6 +16,7 @@ from longeval.request import HOW_ONLY, ModelRequest, Request, requests_from_yaml
 from longeval.rope.base import RopeTable
 from longeval.store.folder import Store
 from longeval.store.nll import TokenNll
+from longeval.store.plan import PlannedRequest
 from longeval.store.records import Record
 from longeval.store.samples import Sample
 
@@ -143,8 +144,12 @@ def stored_requests(store: Store) -> list[dict[str, Any]]:
     return requests
 
 
-def remember_request(store: Store, spec: ModelRequest | Request) -> None:
-    """Writes the request into the folder's spec.yaml, after those that are there, or for one that asks for the same."""
+def remember_request(store: Store, spec: ModelRequest | Request, planned: PlannedRequest) -> None:
+    """Writes the request into the folder's spec.yaml and its cells into plan.json.
+
+    It goes after those that are there, or in the place of one that asks for the same.
+    """
+    store.remember_plan(planned)
     requests = stored_requests(store)
     asked = spec.to_mapping()
     new = [asked if _what(one) == _what(asked) else one for one in requests]
@@ -166,6 +171,8 @@ class Session:
     store: Store
     progress: Progress
     spec: ModelRequest
+    planned: PlannedRequest
+    """Its cells, for the folder's plan.json."""
     load: Callable[[PreparedModel], Backend]
     under_way: bool
     """Whether results exist already, so that nothing may end the run any more."""
@@ -198,7 +205,7 @@ class Session:
         self.progress.finished(records[0])
 
     def remember(self) -> None:
-        """Writes the request into the run folder; once, unless someone removed it."""
+        """Writes the request and its cells into the run folder; once, unless someone removed it."""
         if not self._remembered or not self.store.is_run_folder():
-            remember_request(self.store, self.spec)
+            remember_request(self.store, self.spec, self.planned)
             self._remembered = True

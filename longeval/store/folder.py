@@ -1,6 +1,7 @@
 """Records on disk: one run folder, on a local path or any fsspec URL.
 
     RUN/spec.yaml          the requests that were made of this folder, one YAML document each
+    RUN/plan.json          the cells that each of them asked for, in their order (folders of earlier versions have none)
     RUN/cells/<id>.json    {"cell", "status", "records": [one record per metric]}
     RUN/nll/<id>.npz       a perplexity cell's token-level negative log-likelihoods
     RUN/samples/<id>.jsonl a task cell's samples: prompt digest, answer, scores
@@ -21,7 +22,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
@@ -30,13 +30,15 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from longeval.errors import LongEvalError, WriteError
-from longeval.files import sweep, why_unwritable, write_whole
+from longeval.files import sweep, write_whole
 from longeval.plain import read_json
 from longeval.store import agreement
 from longeval.store.curves import Curves, curves_from_json
 from longeval.store.nll import TokenNll, token_nll_from_bytes
+from longeval.store.plan import PlannedRequest, StoredPlan, plan_from_json
 from longeval.store.records import SCHEMA_VERSION, Record, record_from_json
 from longeval.store.samples import Sample, samples_from_jsonl, samples_to_jsonl
+from longeval.store.writable import check_local, check_remote, reason
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +90,7 @@ class Store:
             found = create or self.is_run_folder()
         except Exception as error:  # a file system may raise anything: no package, no connection
             raise LongEvalError(
-                f"run folder {path}: no file system for this address ({_reason(error)})",
+                f"run folder {path}: no file system for this address ({reason(error)})",
                 "Install its fsspec package or use a local folder.",
             ) from error
         if not found:
@@ -117,56 +119,15 @@ class Store:
 
     def check_writable(self) -> None:
         """Raises LongEvalError if the run folder can't be written, leaving nothing behind (for local paths)."""
-        if not isinstance(self._fs, LocalFileSystem):
-            self._check_remote()
-            return
-        self._check_name()
-        folder = os.path.abspath(self._root)
-        while not os.path.lexists(folder):
-            folder = os.path.dirname(folder)
-        for part in (folder, *(path for name in _FOLDERS if os.path.lexists(path := self._at(name)))):
-            if not os.path.isdir(part):
-                what = "a file" if os.path.exists(part) else "a link to what isn't there"
-                raise LongEvalError(f"--out {self.path}: {part} is {what}", "Choose another folder.")
-            if (reason := why_unwritable(part)) is not None:
-                raise LongEvalError(
-                    f"--out {self.path}: can't write there ({reason})", "Choose a folder you may write to."
-                )
-        try:
-            os.lstat(os.path.join(os.path.abspath(self._root), "cells", ".a-name-as-long-as-those-of-temporary-files"))
-        except FileNotFoundError:
-            pass
-        except OSError as error:  # a part of it is too long, or all of it
-            raise LongEvalError(f"--out {self.path}: {error.strerror}", "Choose another folder.") from error
-
-    def _check_name(self) -> None:
-        """Raises LongEvalError for a local folder that can't be meant."""
-        name = self.path.split("://", 1)[-1]
-        if name.startswith("~") and os.path.expanduser(name) == name:
-            raise LongEvalError(
-                f"--out {self.path}: there is no user {name[1:].split('/')[0]}",
-                f"Name another folder; ./{name} is one whose name begins with ~.",
-            )
-        if name != self.path and not name.startswith(("/", "~")):
-            raise LongEvalError(f"--out {self.path}: not an absolute path", f"Give file://{os.path.abspath(name)}.")
-        if os.path.realpath(self._root) == os.sep:
-            raise LongEvalError(f"--out {self.path}: the root of the file system", "Name a folder in it.")
+        if isinstance(self._fs, LocalFileSystem):
+            check_local(self.path, self._root, _FOLDERS)
+        else:
+            check_remote(self.path, self._root, self._fs)
 
     def sweep(self) -> None:
         """Removes what killed runs left in the folder half-written (for local paths)."""
         if isinstance(self._fs, LocalFileSystem) and not self._read_only:
             sweep(self._root, *map(self._at, _FOLDERS))
-
-    def _check_remote(self) -> None:
-        """Raises LongEvalError unless a file can be written into a folder that is not local, and removed again."""
-        probe = self._at(f".longeval-{uuid.uuid4().hex}")
-        try:
-            self._fs.pipe_file(probe, b"?")
-            self._fs.rm_file(probe)
-        except Exception as error:  # a file system's package may raise anything
-            raise LongEvalError(
-                f"--out {self.path}: can't write there ({_reason(error)})", "Choose a folder you may write to."
-            ) from error
 
     def load(self, cell: str) -> StoredCell | None:
         """Returns a stored cell, or None; a damaged one counts as absent, and a warning names it.
@@ -298,12 +259,31 @@ class Store:
             content = self._read(path, _LARGEST_SPEC)
             return None if content is None else content.decode()
         except (OSError, ValueError) as error:
-            reason = "not a text file" if isinstance(error, UnicodeDecodeError) else _reason(error)
-            raise LongEvalError(f"{path}: can't be read ({reason})", "Mend or remove it; cells stay.") from None
+            why = "not a text file" if isinstance(error, UnicodeDecodeError) else reason(error)
+            raise LongEvalError(f"{path}: can't be read ({why})", "Mend or remove it; cells stay.") from None
 
     def write_text(self, name: str, text: str) -> None:
         """Writes a text file of the run folder, whole or not at all."""
         self._write(self._at(name), text.encode())
+
+    def plan(self) -> StoredPlan | None:
+        """The cells that were asked of this folder; None where that is not known.
+
+        It isn't for a folder of an earlier version, and where the file is damaged (a warning says so).
+        """
+        try:
+            text = self.read_text("plan.json")
+            return None if text is None else plan_from_json(text)
+        except (LongEvalError, ValueError) as error:
+            logger.warning("%s: damaged, not used (%s)", self._at("plan.json"), reason(error))
+            return None
+
+    def remember_plan(self, planned: PlannedRequest) -> None:
+        """Writes a request's cells into plan.json, in place of those of the same request before."""
+        there = self.plan()
+        plan = (there or StoredPlan()).with_request(planned)
+        if plan != there:
+            self.write_text("plan.json", plan.to_json())
 
     def _at(self, *parts: str) -> str:
         return "/".join((self._root, *parts))
@@ -317,7 +297,7 @@ class Store:
             content = self._read(path, _LARGEST_CELL)
             return None if content is None else self._checked(cell, content)
         except (OSError, ValueError) as error:
-            self.damaged[cell] = _reason(error)
+            self.damaged[cell] = reason(error)
             if isinstance(error, IsADirectoryError):
                 raise
             return None
@@ -390,9 +370,3 @@ class Store:
                 f"run folder {self.path}: can't be written ({error.strerror or error})",
                 "Finished cells are stored; mend that, and the same command goes on from there.",
             ) from error
-
-
-def _reason(error: Exception) -> str:
-    """Why something can't be read, in a line."""
-    text = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
-    return " ".join(str(text).split())[:200]

@@ -25,6 +25,7 @@ from longeval.rope.base import Geometry, RopeTable, table_digest
 from longeval.rope.build import MethodName, build_table, make_parameters
 from longeval.run.cell import ID_DIGITS, cell_id
 from longeval.run.setups import method_names
+from longeval.store.plan import PlannedCell, PlannedRequest
 from longeval.store.records import SCHEMA_VERSION
 from longeval.studies.posgen.cells import PREFIX, Evaluation, PosGenCell, Stack, Training
 from longeval.studies.posgen.data import DataSetting
@@ -63,6 +64,27 @@ class PosGenPlan:
             cells,
             key=lambda cell: (place[cell.training.data.task, cell.regime, cell.pe.canonical], cell.training.seed),
         )
+
+    def planned(self) -> PlannedRequest:
+        """Its cells as the run folder keeps them."""
+        cells = tuple(_planned(self.spec, cell) for cell in self.cells)
+        return PlannedRequest(command=self.spec.command, digest=self.spec.digest(), cells=cells)
+
+
+def _planned(spec: PosGenRequest, cell: PosGenCell) -> PlannedCell:
+    """A cell as the run folder's plan keeps it."""
+    return PlannedCell(
+        cell=cell.id,
+        model=spec.model_name,
+        pe=cell.pe.canonical,
+        factor=cell.factor,
+        length=spec.test_length,
+        data=cell.data,
+        task=None,
+        protocol=None,
+        backend="posgen",
+        params={"regime": cell.regime, "seed": cell.training.seed},
+    )
 
 
 def plan_posgen(spec: PosGenRequest) -> PosGenPlan:

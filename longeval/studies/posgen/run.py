@@ -275,7 +275,7 @@ class _Runner:
         """
         self.under_way = True
         if not self.remembered or not self.store.is_run_folder():  # the second: someone removed it
-            remember_request(self.store, self.plan.spec)
+            remember_request(self.store, self.plan.spec, self.plan.planned())
         if not self.remembered:
             self.remembered = True
             for training in self.plan.trainings if self.fresh else ():

@@ -17,6 +17,7 @@ from longeval.rope.build import MethodName
 from longeval.run.cell import cell_id
 from longeval.run.setups import Setup, dtype_of, setups
 from longeval.run.window import Window
+from longeval.store.plan import PlannedCell
 from longeval.studies.ppl.protocols import Protocol
 
 if TYPE_CHECKING:
@@ -60,6 +61,20 @@ class Cell:
     """Documents that were looked at and left out because they are too short."""
     truncated: int
     """Documents of which tokens after the last scored one are left out."""
+
+    def planned(self) -> PlannedCell:
+        """The cell as the run folder's plan keeps it."""
+        return PlannedCell(
+            cell=self.id,
+            model=self.model,
+            pe=self.pe.canonical,
+            factor=self.factor,
+            length=self.length,
+            data=self.data,
+            task=None,
+            protocol=self.protocol,
+            backend=self.backend,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

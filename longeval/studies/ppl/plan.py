@@ -23,6 +23,7 @@ from longeval.request import PplRequest
 from longeval.rope.build import MethodName
 from longeval.run.setups import check_backend, check_pin, method_names, setting_notes
 from longeval.run.window import Window
+from longeval.store.plan import PlannedRequest
 from longeval.studies.ppl.cells import Cell, Corpus, Group, build_groups, stride_of
 from longeval.studies.ppl.protocols import PROTOCOLS, Protocol, check_stride
 from longeval.values import format_length
@@ -68,6 +69,11 @@ class Plan:
         """A job's cells in the order in which they were asked for."""
         order = {name: index for index, name in enumerate(self.spec.pe)}
         return sorted(job.cells, key=lambda cell: (order[cell.pe.canonical], cell.length))
+
+    def planned(self) -> PlannedRequest:
+        """Its cells as the run folder keeps them."""
+        cells = tuple(cell.planned() for cell in self.cells)
+        return PlannedRequest(command=self.spec.command, digest=self.spec.digest(), cells=cells)
 
 
 def plan_ppl(spec: PplRequest, *, dry_run: bool = False) -> Plan:

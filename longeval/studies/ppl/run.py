@@ -64,6 +64,7 @@ def run(
         store=store,
         progress=progress,
         spec=plan.spec,
+        planned=plan.planned(),
         load=load or backend_of(plan.spec),
         under_way=under_way or bool(stored),
     )

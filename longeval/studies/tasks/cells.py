@@ -18,6 +18,7 @@ from longeval.request import TasksRequest
 from longeval.rope.build import MethodName
 from longeval.run.cell import cell_id
 from longeval.run.setups import Setup, dtype_of
+from longeval.store.plan import PlannedCell
 from longeval.studies.tasks.definitions.averages import GroupAverage
 from longeval.studies.tasks.definitions.metadata import TaskMetadata, task_digest
 from longeval.studies.tasks.prompts.prepared import PreparedTask
@@ -47,6 +48,10 @@ class TaskCell:
     def length(self) -> int:
         """Window length in tokens."""
         return self.setup.length
+
+    def planned(self) -> PlannedCell:
+        """The cell as the run folder's plan keeps it."""
+        return _planned(self, self.task, {})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,6 +105,26 @@ class GroupCell:
     def length(self) -> int:
         """Window length in tokens."""
         return self.setup.length
+
+    def planned(self) -> PlannedCell:
+        """The average as the run folder's plan keeps it."""
+        return _planned(self, self.average.group, {"members": list(self.members)})
+
+
+def _planned(cell: TaskCell | GroupCell, task: str, params: dict[str, Any]) -> PlannedCell:
+    """A cell of a task or of a group as the run folder's plan keeps it."""
+    return PlannedCell(
+        cell=cell.id,
+        model=cell.model,
+        pe=cell.pe.canonical,
+        factor=cell.setup.factor,
+        length=cell.length,
+        data=None,
+        task=task,
+        protocol=None,
+        backend=cell.backend,
+        params=params,
+    )
 
 
 def longest_reach(prepared: PreparedTask) -> int:

@@ -24,6 +24,7 @@ from longeval.request import TasksRequest
 from longeval.rope.build import MethodName
 from longeval.run.cost import ModelSize, check_memory, model_size
 from longeval.run.setups import check_backend, check_pin, method_names, setting_notes, setups
+from longeval.store.plan import PlannedRequest
 from longeval.studies.tasks.cells import GroupCell, TaskCell, TaskJob, group_cell, longest_reach, most_sent, task_cell
 from longeval.studies.tasks.definitions.absent import causes, missing_together
 from longeval.studies.tasks.definitions.averages import GroupAverage
@@ -68,6 +69,11 @@ class TaskPlan:
         return sorted(
             cells, key=lambda cell: (models[cell.model], tasks[cell.task], order[cell.pe.canonical], cell.length)
         )
+
+    def planned(self) -> PlannedRequest:
+        """Its cells as the run folder keeps them, averages last."""
+        cells = (*(cell.planned() for cell in self.cells), *(cell.planned() for cell in self.groups))
+        return PlannedRequest(command=self.spec.command, digest=self.spec.digest(), cells=cells)
 
 
 def plan_tasks(
@@ -248,9 +254,8 @@ class _ModelPlan:
         metadata = read_metadata(config.get("metadata"))
         jobs = []
         for length in self._spec.lengths:
-            if (
-                task is None or metadata.synthetic or "custom_dataset" in config
-            ):  # made, or at least read, for this length
+            # Samples are made, or at least read, for this length.
+            if task is None or metadata.synthetic or "custom_dataset" in config:
                 task = self._load(leaf, config, metadata, length)
             prepared = self._prepare(task, length, leaf)
             if not prepared.num_docs:
@@ -343,13 +348,15 @@ class _ModelPlan:
         what = f"{self._title(leaf)} at {format_length(length)}: making samples"
         measure = prompt_counter(window, config)
         template = measure("x") - len(window.encoder().plain(["x"])[0])
+        # What decides the tokens of a prompt beside tokenizer and template.
+        how_read = f"{list(self.model.prefix)}{' parse_special' if self._spec.parse_special else ''}"
         setting = Setting(
             length=length,
             num_samples=num_samples,
             seed=self._spec.seed,
             haystack=self._spec.haystack or "noise",
             measure=measure,
-            digest=f"{self.model.tokenizer_digest}:{self._how_read()}:{self._template_digest()}",
+            digest=f"{self.model.tokenizer_digest}:{how_read}:{self._template_digest()}",
             cache=cache_dir(),
             on_sample=lambda done: self._watch(what, done, num_samples),
         )
@@ -369,10 +376,6 @@ class _ModelPlan:
                 raise
             problem = f"--haystack {error.problem.removeprefix('--data ')}"
             raise LongEvalError(problem, error.remedy.replace("--data", "--haystack")) from error
-
-    def _how_read(self) -> str:
-        """What decides the tokens of a prompt beside tokenizer and template."""
-        return f"{list(self.model.prefix)}{' parse_special' if self._spec.parse_special else ''}"
 
     def _template_digest(self) -> str | None:
         if not self._chat:

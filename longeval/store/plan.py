@@ -1,0 +1,104 @@
+"""The stored plan of a run folder, `plan.json`: which cells each request asked for, in which order.
+
+A run writes it before its first cell, so that a report knows what is unfinished and in which order rows were asked
+for, instead of guessing both from `spec.yaml` and the records:
+
+    {"schema_version": 1, "requests": [{"command": "ppl", "digest": "…", "cells": [{"cell": id, "model", …}, …]}]}
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from longeval.plain import made_from, read_json
+
+PLAN_SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlannedCell:
+    """One cell that was asked for, in the words of its records."""
+
+    cell: str
+    """Its id."""
+    model: str
+    pe: str
+    """Canonical method name."""
+    factor: float | None
+    length: int
+    data: str | None
+    task: str | None
+    """A downstream task, or a group whose average this is (`params.members` then names its tasks)."""
+    protocol: str | None
+    backend: str
+    params: dict[str, Any] = field(default_factory=dict)
+    """What tells cells of one table apart: regime and seed of PosGen, members of a group."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlannedRequest:
+    """The cells of one request."""
+
+    command: str
+    """The study: `ppl`, `tasks`, `posgen`."""
+    digest: str
+    """The request's own `digest()`: the same request finds its entry again."""
+    cells: tuple[PlannedCell, ...]
+    """In the order in which they were asked for."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredPlan:
+    """All requests that were made of a run folder, in their order."""
+
+    requests: tuple[PlannedRequest, ...] = ()
+
+    @property
+    def cells(self) -> tuple[PlannedCell, ...]:
+        """All cells, each once, in the order in which they were asked for first."""
+        return tuple({cell.cell: cell for request in self.requests for cell in request.cells}.values())
+
+    def with_request(self, new: PlannedRequest) -> StoredPlan:
+        """The plan with a request: at its old place if it was made before, else at the end."""
+        kept = [new if _same(one, new) else one for one in self.requests]
+        if new not in kept:
+            kept.append(new)
+        return StoredPlan(requests=tuple(kept))
+
+    def to_json(self) -> str:
+        """The text of plan.json."""
+        requests = [dataclasses.asdict(request) for request in self.requests]
+        plain = {"schema_version": PLAN_SCHEMA, "requests": requests}
+        return json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _same(one: PlannedRequest, other: PlannedRequest) -> bool:
+    """Whether two entries are of the same request."""
+    return (one.command, one.digest) == (other.command, other.digest)
+
+
+def plan_from_json(text: str) -> StoredPlan:
+    """Inverse of `StoredPlan.to_json`; ValueError, saying what is wrong, for anything else."""
+    plain = read_json(text.encode())
+    if not isinstance(plain, dict) or plain.get("schema_version") != PLAN_SCHEMA:
+        raise ValueError(f"it is not a plan of schema {PLAN_SCHEMA}")
+    return StoredPlan(requests=tuple(map(_request, _items(plain, "requests"))))
+
+
+def _request(plain: Any) -> PlannedRequest:
+    """One entry of the file."""
+    if not isinstance(plain, dict) or not all(type(plain.get(name)) is str for name in ("command", "digest")):
+        raise ValueError("a request has no command or no digest")
+    cells = tuple(made_from(PlannedCell, cell) for cell in _items(plain, "cells"))
+    return PlannedRequest(command=plain["command"], digest=plain["digest"], cells=cells)
+
+
+def _items(plain: dict[str, Any], name: str) -> list[Any]:
+    """A list of the file."""
+    items = plain.get(name)
+    if not isinstance(items, list):
+        raise ValueError(f"{name} is not a list")
+    return items
