@@ -1,4 +1,4 @@
-"""The cache folder: what can be made again at any time (tokenised documents, dequantised models).
+"""The cache folder: what can be made again at any time (tokenised documents, dequantised models, digests of files).
 
 `$LONGEVAL_CACHE`, else `$XDG_CACHE_HOME/longeval`, else `~/.cache/longeval` (XDG Base Directory Specification 0.8,
 by which a relative `XDG_CACHE_HOME` is ignored). Files appear under their name only when they are whole, so several
@@ -10,16 +10,29 @@ from __future__ import annotations
 import contextlib
 import functools
 import glob
+import hashlib
+import json
 import logging
 import os
+import re
 import tempfile
+import time
+from collections.abc import Iterable
+from typing import Any
 
+from longeval.errors import reason
 from longeval.files import sweep, write_whole
 
 _log = logging.getLogger(__name__)
 
 _EARLIER = (".building-", ".fetching-", ".saving-")
 """What names of working folders began with in earlier versions."""
+_BLOCK_BYTES = 1 << 22
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_SETTLED_NS = 2_000_000_000
+"""A file younger than this may still change within one tick of a coarse clock: its digest is not remembered."""
+_known: dict[str, list[Any]] = {}
+"""Digests of files that this process has read itself, also where the cache can't be written."""
 
 
 def cache_dir() -> str:
@@ -47,14 +60,110 @@ def write_if_possible(path: str, content: bytes) -> bool:
     try:
         write_whole(path, content)
     except OSError as error:
-        _warn_unwritable(cache_dir(), error.strerror or type(error).__name__)
+        _warn_unwritable(cache_dir(), reason(error))
         return False
     return True
 
 
 @functools.cache
-def _warn_unwritable(folder: str, reason: str) -> None:
+def _warn_unwritable(folder: str, why: str) -> None:
     """Warns once for a folder and reason: a run over a thousand documents needs no thousand lines."""
-    _log.warning(
-        "cache %s can't be written (%s): going on without; LONGEVAL_CACHE names another folder", folder, reason
-    )
+    _log.warning("cache %s can't be written (%s): going on without; LONGEVAL_CACHE names another folder", folder, why)
+
+
+def write_sealed(path: str, content: bytes) -> bool:
+    """Writes a cache file that `read_sealed` reads only while it is whole; returns whether it could be written."""
+    return write_if_possible(path, _seal(path, content) + b"\n" + content)
+
+
+def read_sealed(path: str) -> bytes | None:
+    """Returns the content of a file from `write_sealed`; None if there is none, or it was damaged or renamed."""
+    try:
+        with open(path, "rb") as file:
+            seal, _, content = file.read().partition(b"\n")
+    except OSError:
+        return None
+    return content if seal == _seal(path, content) else None
+
+
+def _seal(path: str, content: bytes) -> bytes:
+    """SHA-256 (hex) of a file's name and content."""
+    digest = hashlib.sha256(f"{os.path.basename(path)}\0".encode())
+    digest.update(content)
+    return digest.hexdigest().encode()
+
+
+def sha256_of(path: str) -> str:
+    """Returns the SHA-256 (hex) of a file's content, reading all of it."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def files_digest(folder: str, names: Iterable[str]) -> str:
+    """Returns the SHA-256 (hex) over the lines `name digest` of some files of a folder, sorted by name."""
+    lines = [f"{name} {file_digest(os.path.join(folder, name))}\n" for name in sorted(names)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def file_digest(path: str) -> str:
+    """Returns the SHA-256 (hex) of a file's content; 13 GB of weights are read once, not before every run.
+
+    Digests are remembered in `<cache>/digests.json` under the file's absolute path. One is believed only while it is
+    the same file (inode) with the same size and times of modification and change (nanoseconds): nobody can set the
+    last one back.
+
+    Args:
+        path: A local file; symbolic links (the hub's cache is made of them) are followed.
+
+    Raises:
+        OSError: If it can't be read.
+    """
+    real = os.path.realpath(path)
+    stamp = file_stamp(real)
+    if known := _believed(_known.get(real), stamp):
+        return known
+    if known := _believed(_remembered().get(real), stamp):
+        _known[real] = [*stamp, known]
+        return known
+    digest = sha256_of(real)
+    if file_stamp(real) == stamp and _now_ns() - stamp[-1] > _SETTLED_NS:
+        _known[real] = [*stamp, digest]
+        # Read again just before writing: another process may have added its own meanwhile.
+        remembered = _remembered() | {real: _known[real]}
+        write_if_possible(_digests_path(), (json.dumps(remembered, indent=0, sort_keys=True) + "\n").encode())
+    return digest
+
+
+def file_stamp(path: str) -> list[int]:
+    """Returns what changes when a file does; last the time of its change, which the system alone sets."""
+    stat = os.stat(path)
+    return [stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns]
+
+
+def _believed(entry: Any, stamp: list[int]) -> str | None:
+    """The digest of an entry, if it is one and of the same file as it is now."""
+    if isinstance(entry, list) and entry[:-1] == stamp and _SHA256.fullmatch(str(entry[-1])):
+        return str(entry[-1])
+    return None
+
+
+def _digests_path() -> str:
+    return os.path.join(cache_dir(), "digests.json")
+
+
+def _now_ns() -> int:
+    """Wall clock; a name of its own so that tests can let time pass."""
+    return time.time_ns()
+
+
+def _remembered() -> dict[str, Any]:
+    """All remembered digests; a missing or damaged file is an empty memory."""
+    try:
+        with open(_digests_path(), encoding="utf-8") as file:
+            remembered = json.load(file)
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return remembered if isinstance(remembered, dict) else {}

@@ -43,10 +43,13 @@ _LONGEST_REASON = 400
 
 
 def reason(error: BaseException) -> str:
-    """What an exception of a library says, in one line without a full stop at its end.
+    """What an exception says, in one line without a full stop at its end.
 
-    That is its first line; where this is a heading (`Validation error for field 'hidden_size':`), also what follows.
+    Of the operating system's errors that is the system's own words (`Permission denied`); of others the first line, and
+    where this is a heading (`Validation error for field 'hidden_size':`), also what follows.
     """
+    if isinstance(error, OSError) and error.strerror:
+        return str(error.strerror)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__

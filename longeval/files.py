@@ -7,6 +7,7 @@ one is writing. On a file system without locks, and for what another machine or 
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import fcntl
 import functools
@@ -19,6 +20,8 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
+
+from longeval.errors import reason
 
 _WORKING = re.compile(r"\.longeval-([0-9a-f]{8})-[0-9a-f]{8}")
 _STALE_S = 24 * 3600.0
@@ -76,6 +79,13 @@ def working_folder(parent: str | None = None) -> Iterator[str]:
         os.close(handle)
 
 
+def lasting_folder() -> str:
+    """Makes a working folder in the system's folder for temporary files; it lasts as long as this process."""
+    stack = contextlib.ExitStack()
+    atexit.register(stack.close)
+    return stack.enter_context(working_folder())
+
+
 def sweep(*folders: str, prefixes: tuple[str, ...] = ()) -> None:
     """Removes the working files and folders that lie in some folders and that no living process holds.
 
@@ -111,7 +121,7 @@ def why_unwritable(folder: str, name: str = "longeval") -> str | None:
         with contextlib.suppress(FileNotFoundError):  # another process may have swept it away
             os.unlink(probe)
     except OSError as error:
-        return error.strerror or type(error).__name__
+        return reason(error)
     return None
 
 

@@ -29,7 +29,8 @@ LAYERS = (
     {"store"},
     {"request"},
     {"cache", "registry", "values"},
-    {"bounded_yaml", "errors", "files", "plain", "printable"},
+    {"files"},
+    {"bounded_yaml", "errors", "plain", "printable"},
 )
 """From the top down: a module or package imports only from layers below its own. A new one is placed here first.
 

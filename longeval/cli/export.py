@@ -66,7 +66,7 @@ def export(
     """
     from longeval.export.folder import check_folder, write_folder
     from longeval.export.gguf import check_file, check_source, write_gguf
-    from longeval.models import load
+    from longeval.models.resolve import resolve
     from longeval.request import LAYERS, SCALE_FROM
     from longeval.rope.build import parse_method_name, parse_pe_args
     from longeval.values import check_word, parse_factor, parse_length
@@ -85,7 +85,7 @@ def export(
     own_native = None if native is None else parse_length(native, flag="--native")
     to_gguf = out.lower().endswith(".gguf")
     (check_file if to_gguf else check_folder)(out)
-    ref = load.resolve(model, revision=revision)
+    ref = resolve(model, revision=revision)
     if to_gguf:
         check_source(ref, out)
     config, encoding = _encoding(ref, out if to_gguf else None, name, s, own_native, arguments, scale_from, layers)

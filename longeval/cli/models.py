@@ -9,7 +9,7 @@ import typer
 from longeval.cli.terminal import console, show
 
 if TYPE_CHECKING:
-    from longeval.models.catalog import CatalogEntry
+    from longeval.models.resolve import CatalogEntry
 
 
 def models(
@@ -32,8 +32,8 @@ def models(
     longeval ppl --model smollm2-135m-q4 --pe none,yarn --data stdlib --lengths 2k,4k
     """
     from longeval.cli.json_output import write_json
-    from longeval.models.catalog import CATALOG
-    from longeval.models.resolve import is_present, resolve
+    from longeval.models.files import is_present
+    from longeval.models.resolve import CATALOG, resolve
 
     rows = [(entry, is_present(resolve(entry.name))) for entry in CATALOG.values()]
     if json_path is not None:

@@ -141,7 +141,8 @@ def _length_dependent(spec: PplRequest) -> list[str]:
 
 def _rope(model: str, spec: PplRequest) -> ModelRope:
     """A model's position encoding: a scaling that it came with may depend on the length too."""
-    from longeval.models.load import load_config, resolve
+    from longeval.models.load import load_config
+    from longeval.models.resolve import resolve
     from longeval.models.scaling import model_rope
 
     config = load_config(resolve(model, revision=spec.revision), trust_remote_code=spec.trust_remote_code)

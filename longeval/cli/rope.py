@@ -225,9 +225,10 @@ def _read_model(
         check_word("--scale-from", scale_from, SCALE_FROM)
     # After the checks: transformers takes seconds to import.
     from longeval.models import load
+    from longeval.models.resolve import resolve
     from longeval.models.scaling import model_rope
 
-    ref = load.resolve(name, revision=revision, weights=False)
+    ref = resolve(name, revision=revision, weights=False)
     if ref.kind == "gguf":
         from longeval.export.gguf import config_of  # from the file's header: its weights aren't dequantised for this
 

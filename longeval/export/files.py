@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from longeval.models.files import local_folder
+from longeval.models.folder import weight_files
 from longeval.models.hub import HubSnapshot, cached_weights, open_hub, unreachable_hub
-from longeval.models.quiet import quiet_transformers
-from longeval.models.resolve import ModelRef, local_folder, weight_files
+from longeval.models.library import quiet_transformers
+from longeval.models.resolve import ModelRef
 
 WRITTEN = ("config.json", "longeval.json")
 """Files that the export writes itself."""

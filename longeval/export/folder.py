@@ -16,14 +16,16 @@ from typing import Any, BinaryIO
 
 from longeval.errors import LongEvalError
 from longeval.export.encoding import Encoding
-from longeval.export.files import LIMITS, config_path, file_names, raised_limit, source_folder
+from longeval.export.files import LIMITS, file_names, raised_limit, source_folder
 from longeval.export.form import new_config
 from longeval.export.note import export_note
 from longeval.export.stock import Stock, check_stock
 from longeval.files import why_unwritable, working_folder
+from longeval.models.files import config_path
+from longeval.models.folder import read_config
+from longeval.models.library import quiet_transformers
 from longeval.models.load import check_weights
-from longeval.models.quiet import quiet_transformers
-from longeval.models.resolve import ModelRef, read_config
+from longeval.models.resolve import ModelRef
 from longeval.models.tokenizer import class_that_splits_otherwise
 
 Progress = Callable[[int, int], None]

@@ -26,10 +26,11 @@ from longeval.export.gguf_copy import Changes, Progress, open_gguf, read_back, w
 from longeval.export.note import common_note, error_note
 from longeval.files import why_unwritable, working_folder
 from longeval.models import load
+from longeval.models.files import is_present
 from longeval.models.gguf.config import complete_config
-from longeval.models.gguf.folder import gguf_shards
 from longeval.models.gguf.header import GgufHeader, read_header
-from longeval.models.quiet import quiet_transformers
+from longeval.models.gguf.shards import gguf_shards
+from longeval.models.library import quiet_transformers
 from longeval.models.resolve import ModelRef
 
 HONOURED = (
@@ -85,7 +86,7 @@ def config_of(ref: ModelRef, path: str) -> Any:
         LongEvalError: If transformers doesn't know its architecture, the file states what can't be said exactly, or
             llama.cpp reads no divisors for an embedded model.
     """
-    if ref.kind == "embedded" or load.is_present(ref):
+    if ref.kind == "embedded" or is_present(ref):
         config = load.load_config(ref)
         if ref.kind == "embedded":  # its GGUF has to be fetched once more: not in vain
             _check_architecture(config.model_type, ref, path)

@@ -12,7 +12,7 @@ import numpy as np
 from longeval.export.encoding import Encoding
 from longeval.export.error import StockError
 from longeval.export.stock import Stock
-from longeval.models.identity import weights_digest
+from longeval.models.files import weights_digest
 from longeval.models.resolve import ModelRef
 from longeval.rope.base import RopeTable, table_digest
 from longeval.store.provenance import provenance

@@ -19,10 +19,11 @@ from huggingface_hub.errors import StrictDataclassError
 from longeval.errors import LongEvalError
 from longeval.export.encoding import Encoding
 from longeval.export.error import StockError, multiplied, stock_error
-from longeval.export.files import config_path
 from longeval.export.form import GLOBAL_LAYERS
-from longeval.models.quiet import quiet_transformers
-from longeval.models.resolve import ModelRef, read_config
+from longeval.models.files import config_path
+from longeval.models.folder import read_config
+from longeval.models.library import empty_model, quiet_transformers
+from longeval.models.resolve import ModelRef
 from longeval.rope.base import FloatArray, RopeTable
 
 _CLOSE = 1e-6
@@ -96,14 +97,9 @@ def check_stock(folder: str, encoding: Encoding, original: Any) -> Stock:
 
 def _rotary_module(config: Any, encoding: Encoding) -> Any:
     """The family's rotary module, alone, on the CPU; the model around it is never filled with weights."""
-    import torch
-    import transformers
-
-    with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(config)
     modules = [
         module
-        for module in model.modules()
+        for module in empty_model(config).modules()
         if type(module).__name__.endswith("RotaryEmbedding") and hasattr(module, "rope_type")
     ]
     if len(modules) != 1:

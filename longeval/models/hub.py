@@ -12,17 +12,12 @@ import ssl
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from longeval.errors import LongEvalError
-
-if TYPE_CHECKING:
-    from longeval.models.resolve import ModelRef
+from longeval.errors import LongEvalError, reason
+from longeval.models.folder import ADAPTER_REMEDY, CONFIG, INDEX, ONLY_SAFETENSORS, WHOLE, weight_files
+from longeval.models.resolve import ModelRef
 
 _PROBE_S = 5.0
-ADAPTER_REMEDY = "It is an adapter: merge it into its base model and save that (merge_and_unload, save_pretrained)."
-"""For what holds nothing else."""
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,7 +63,7 @@ def hub_reachable(timeout_s: float = _PROBE_S) -> str | None:
             return None  # somebody answered; the hub's client has certificate settings of its own
         return f"{constants.ENDPOINT}: {error.reason}"
     except (OSError, ValueError) as error:
-        return f"{constants.ENDPOINT}: {str(error) or type(error).__name__}"
+        return f"{constants.ENDPOINT}: {reason(error)}"
     return None
 
 
@@ -90,7 +85,7 @@ def _open(hub_id: str, revision: str | None, name: str, licence: str | None) -> 
     unreachable = hub_reachable()
     local_only = unreachable is not None
     try:
-        path = hf_hub_download(hub_id, "config.json", revision=revision, local_files_only=local_only)
+        path = hf_hub_download(hub_id, CONFIG, revision=revision, local_files_only=local_only)
     except errors.GatedRepoError as error:
         raise _gated(hub_id, name, licence) from error
     except errors.RepositoryNotFoundError as error:
@@ -116,7 +111,7 @@ def _open(hub_id: str, revision: str | None, name: str, licence: str | None) -> 
     commit = os.path.basename(os.path.dirname(path))
     files = os.listdir(os.path.dirname(path)) if local_only else _listed(hub_id, commit)
     if not local_only:
-        _check_safetensors(hub_id, files, name)
+        _check_listed(hub_id, files, name)
     return HubSnapshot(hub_id=hub_id, commit=commit, config_path=path, local_only=local_only, files=tuple(files))
 
 
@@ -131,25 +126,21 @@ def cached_weights(hub_id: str, revision: str | None = None) -> bool:
         path = try_to_load_from_cache(hub_id, file, revision=revision)
         return path if isinstance(path, str) else None
 
-    if cached(_WEIGHTS[0]):
+    if cached(WHOLE):
         return True
-    index = cached(_WEIGHTS[1])
-    if index is None:
-        return False
-    from longeval.models.resolve import weight_files
-
-    return all(cached(shard) for shard in weight_files(os.path.dirname(index)))
+    index = cached(INDEX)
+    return index is not None and all(cached(shard) for shard in weight_files(os.path.dirname(index)))
 
 
-def unreachable_hub(hub_id: str, name: str, reason: str) -> LongEvalError:
+def unreachable_hub(hub_id: str, name: str, why: str) -> LongEvalError:
     """The message for a hub that can't be asked: which ways remain."""
     from huggingface_hub import constants
 
     return LongEvalError(
         f"--model {name}: {hub_id} is not in the hub's local cache ({constants.HF_HUB_CACHE}), and the hub can't be "
-        f"reached ({reason.rstrip('.')})",
-        f"Ways that remain: a local folder (--model /path/to/model), a .gguf file, a cache copied from a machine with "
-        f"access (HF_HOME), or the embedded model: --model smollm2-135m-q4. "
+        f"reached ({why.rstrip('.')})",
+        "Ways that remain: a local folder (--model /path/to/model), a .gguf file, a cache copied from a machine with "
+        "access (HF_HOME), or the embedded model: --model smollm2-135m-q4. "
         f"With access, `hf download {hub_id}` fills the cache.",
     )
 
@@ -171,25 +162,28 @@ def _listed(hub_id: str, commit: str | None) -> list[str]:
         return []
 
 
-def _check_safetensors(hub_id: str, files: list[str], name: str) -> None:
-    """Raises LongEvalError if the model's files are listed and none of them is its safetensors."""
-    # only a check ahead of time: loading itself accepts nothing but safetensors
-    if files and not any(file in files for file in _WEIGHTS):
+def _check_listed(hub_id: str, files: list[str], name: str) -> None:
+    """Raises LongEvalError if the model's files are listed and none of them is its safetensors.
+
+    This is only to know it early: loading itself accepts nothing but safetensors.
+    """
+    if files and WHOLE not in files and INDEX not in files:
         raise LongEvalError(
             f"--model {name}: {hub_id} has no safetensors weights",
-            "Only safetensors are read, because unpickling runs whatever the file says. Look for a branch or copy of "
-            "the model with safetensors (--revision), or convert it where you trust it and give the folder.",
+            f"{ONLY_SAFETENSORS} Look for a branch or copy of the model with safetensors (--revision), or convert it "
+            "where you trust it and give the folder.",
         )
 
 
 def _page(hub_id: str) -> str:
+    """The model's page on the hub."""
     from huggingface_hub import constants
 
     return f"{constants.ENDPOINT}/{hub_id}"
 
 
 def _cause(error: BaseException) -> str:
-    """The first line of what lies at the bottom of an error."""
+    """The reason of the first error in a chain of them."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return reason(error)

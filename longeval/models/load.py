@@ -15,33 +15,15 @@ from collections.abc import Iterator
 from typing import Any
 
 from longeval.errors import LongEvalError, reason
-from longeval.models.device import native_bfloat16, resolve_attention, resolve_device, resolve_device_map, resolve_dtype
-from longeval.models.geometry import ConfigRope, check_raw, native_length, rope_geometry
+from longeval.models.device import resolve_attention, resolve_device_map
+from longeval.models.files import QUANTISATION_FILE, config_path, local_folder
+from longeval.models.folder import check_adapter, read_config
+from longeval.models.geometry import check_raw
 from longeval.models.hub import cached_weights, open_hub, unreachable_hub
-from longeval.models.identity import QUANTISATION_FILE, weights_digest
-from longeval.models.quiet import import_transformers_lean, quiet_transformers
-from longeval.models.resolve import ModelRef, is_present, local_folder, read_config, resolve
+from longeval.models.library import import_transformers_lean, quiet_transformers
+from longeval.models.resolve import ModelRef
 from longeval.models.tokenizer import open_tokenizer
-from longeval.models.weights import check_adapter, check_complete, check_stored, zero_biases
-
-__all__ = [
-    "ConfigRope",
-    "ModelRef",
-    "check_weights",
-    "is_present",
-    "load_config",
-    "load_model",
-    "load_tokenizer",
-    "native_bfloat16",
-    "native_length",
-    "resolve",
-    "resolve_attention",
-    "resolve_device",
-    "resolve_device_map",
-    "resolve_dtype",
-    "rope_geometry",
-    "weights_digest",
-]
+from longeval.models.weights import check_complete, check_stored, zero_biases
 
 logger = logging.getLogger(__name__)
 
@@ -157,18 +139,13 @@ def check_weights(ref: ModelRef, config: Any, *, backend: str = "hf") -> bool:
     Raises:
         LongEvalError: If weights are missing, of another shape, or there and of no use; if there is an adapter.
     """
-    folder = local_folder(ref)
-    if folder is None:
-        snapshot = open_hub(ref)
-        folder = os.path.dirname(snapshot.config_path)
-        files = list(snapshot.files)
-        check_adapter(ref.name, files)
-        if not cached_weights(snapshot.hub_id, snapshot.commit):
-            return False
-    else:
-        files = []
-    files += os.listdir(folder)
+    folder = os.path.dirname(config_path(ref))
+    files = os.listdir(folder)
+    if ref.kind == "hub":
+        files += open_hub(ref).files
     check_adapter(ref.name, files)
+    if ref.kind == "hub" and not cached_weights(ref.location, open_hub(ref).commit):
+        return False
     if backend == "vllm" and QUANTISATION_FILE in files:
         return False
     if getattr(config, "quantization_config", None) is not None:
@@ -237,10 +214,9 @@ def load_model(
     if checked:  # which knows better what may be left over
         loading["unexpected_keys"] = set()
     else:
-        folder = local_folder(ref) or os.path.dirname(open_hub(ref).config_path)
-        loading["unexpected_keys"] = set(loading["unexpected_keys"]) - zero_biases(
-            folder, loading["unexpected_keys"], _quantisation(ref)
-        )
+        unexpected = set(loading["unexpected_keys"])
+        zeros = zero_biases(os.path.dirname(config_path(ref)), unexpected, _quantisation(ref))
+        loading["unexpected_keys"] = unexpected - zeros
     check_complete(ref.name, loading, config)
     return model.eval().requires_grad_(False)
 
@@ -310,9 +286,7 @@ def _damaged(ref: ModelRef) -> LongEvalError | None:
 
 def _check_config(ref: ModelRef, trust_remote_code: bool) -> None:
     """Raises LongEvalError for a config.json that transformers can't or shouldn't read."""
-    folder = local_folder(ref)
-    path = f"{folder}/config.json" if folder is not None else open_hub(ref).config_path
-    config = read_config(path, ref.name)
+    config = read_config(config_path(ref), ref.name)
     for key in ("configuration_files", "transformers_weights"):
         if config.get(key) is not None:
             raise LongEvalError(
@@ -357,8 +331,7 @@ def tell_code(ref: ModelRef, does: str) -> None:
     from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
     where = _source(ref)
-    folder = local_folder(ref)
-    config = read_config(f"{folder}/config.json" if folder is not None else open_hub(ref).config_path, ref.name)
+    config = read_config(config_path(ref), ref.name)
     with _reading(ref, "tokenizer"):
         tokenizer = get_tokenizer_config(where.pop("pretrained_model_name_or_path"), **where)
     for file, plain in (("config.json", config), ("tokenizer_config.json", tokenizer)):
@@ -368,9 +341,7 @@ def tell_code(ref: ModelRef, does: str) -> None:
 
 def _quantisation(ref: ModelRef) -> str | None:
     """How a model's weights are quantised, as its config.json says; None where they aren't."""
-    folder = local_folder(ref)
-    path = f"{folder}/config.json" if folder is not None else open_hub(ref).config_path
-    settings = read_config(path, ref.name).get("quantization_config")
+    settings = read_config(config_path(ref), ref.name).get("quantization_config")
     return str(settings.get("quant_method", "by an unknown method")) if isinstance(settings, dict) else None
 
 

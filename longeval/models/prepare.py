@@ -15,9 +15,9 @@ from longeval.data.special import own_prefix, prefix_ids
 from longeval.data.tokens import tokenizer_digest
 from longeval.errors import LongEvalError
 from longeval.models import load
-from longeval.models.device import resolve_attention, resolve_device_map
-from longeval.models.for_vllm import check_for_vllm
-from longeval.models.identity import tokenizer_files, weights_digest
+from longeval.models.device import resolve_attention, resolve_device, resolve_device_map, resolve_dtype
+from longeval.models.files import tokenizer_files, weights_digest
+from longeval.models.resolve import ModelRef, resolve
 from longeval.models.scaling import ModelRope, model_rope
 from longeval.models.tokenizer import tokenizer_notes
 from longeval.request import ModelRequest
@@ -30,7 +30,7 @@ class PreparedModel:
 
     name: str
     """As the user named it."""
-    ref: load.ModelRef
+    ref: ModelRef
     config: Any
     """transformers' PreTrainedConfig."""
     tokenizer: Any
@@ -170,13 +170,13 @@ def prepare(
 ) -> PreparedModel:
     """Finds a model, reads its configuration and tokenizer; for the errors see `models.load` and `models.scaling`.
 
-    With `backend` vllm, a model that vLLM can't run as transformers does is an error too (see `models.for_vllm`).
+    With `backend` vllm, a model that vLLM can't run as transformers does is an error too.
     """
-    device = load.resolve_device(device)
-    dtype = load.resolve_dtype(dtype, device)
+    device = resolve_device(device)
+    dtype = resolve_dtype(dtype, device)
     attn = resolve_attention(attn, device)
     device_map = resolve_device_map(device_map)
-    ref = load.resolve(name, revision=revision)
+    ref = resolve(name, revision=revision)
     config = load.load_config(ref, trust_remote_code=trust_remote_code)
     if backend == "vllm":
         check_for_vllm(name, config)
@@ -265,3 +265,35 @@ def _prefix(name: str, tokenizer: Any, asked: bool | None) -> tuple[int, ...]:
     if asked and not prefix:
         raise LongEvalError(f"--bos: the tokenizer of {name} has no BOS token", "Leave --bos out.")
     return prefix
+
+
+_QUERY_SCALING = "llama_4_scaling_beta"
+"""Grows queries with their position. transformers reads it from `rope_parameters` (Ministral 3, Mistral 4), vLLM 0.32
+from a key of Mistral's own format, `llama_4_scaling`, which such configurations lack: it leaves the growth out."""
+
+
+def check_for_vllm(name: str, config: Any) -> None:
+    """Raises LongEvalError for a model that vLLM can't run under a table of ours, or doesn't run as transformers does.
+
+    It is told from the configuration. Families whose code in vLLM doesn't take a table can only be told by the vLLM
+    that is installed: see `remedy_for_family` of its backend.
+
+    Args:
+        name: As the user named the model.
+        config: transformers' PreTrainedConfig.
+    """
+    text = config.get_text_config()
+    remedy = "Use another model, or --backend hf (ppl and tasks)."
+    if text is not config:
+        raise LongEvalError(
+            f"--model {name}: can also see or hear, and vLLM can't be given the table of such a model",
+            remedy,
+        )
+    given = getattr(text, "rope_parameters", None) or {}
+    for settings in (given, *given.values()):
+        if isinstance(settings, Mapping) and settings.get(_QUERY_SCALING):
+            raise LongEvalError(
+                f"--model {name}: scales its queries by position ({_QUERY_SCALING}), which vLLM leaves out for "
+                "models in this format: it would be another model beyond its original length",
+                remedy,
+            )

@@ -10,9 +10,15 @@ which hold as in transformers.
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import json
 import os
 from typing import Any
 
+from longeval.cache import cache_dir, files_digest
+from longeval.files import lasting_folder, working_folder, write_whole
+from longeval.models.folder import read_config
 from longeval.models.sentencepiece import backend_of, read_pieces
 
 _JSON, _MODEL = "tokenizer.json", "tokenizer.model"
@@ -205,3 +211,56 @@ def _as_sentencepiece(by_class: Any, path: str) -> Any:
 def _ids(tokenizer: Any) -> list[list[int]]:
     """What a tokenizer makes of the probe."""
     return [tokenizer(text, add_special_tokens=False).input_ids for text in PROBE]
+
+
+def tokenizer_folder(tokenizer: Any) -> str:
+    """Saves a transformers tokenizer, once for each content, for programs that load theirs from a folder.
+
+    vLLM gets one where transformers would build another tokenizer from the model's own files. RULER's generators call
+    `AutoTokenizer.from_pretrained(…, trust_remote_code=True)`: without `auto_map` and Python files in the folder, there
+    is no foreign code that this could run.
+
+    Args:
+        tokenizer: With `save_pretrained`.
+
+    Returns:
+        Absolute path, `cache_dir()/tokenizers/<digest>`; or a temporary folder if the cache can't be written.
+    """
+    try:
+        return _save(tokenizer, os.path.join(cache_dir(), "tokenizers"))
+    except OSError:
+        return _save(tokenizer, _instead_of_cache())
+
+
+@functools.cache
+def _instead_of_cache() -> str:
+    return lasting_folder()
+
+
+def _save(tokenizer: Any, parent: str) -> str:
+    """Saves beside the final place and moves the folder there as a whole; another process may have been quicker."""
+    os.makedirs(parent, mode=0o700, exist_ok=True)
+    with working_folder(parent) as work:
+        made = os.path.join(work, "tokenizer")
+        tokenizer.save_pretrained(made)
+        _remove_code(made)
+        digest = files_digest(made, os.listdir(made))
+        folder = os.path.join(parent, digest[:16])
+        if os.path.isdir(folder) and files_digest(folder, os.listdir(folder)) != digest:  # damaged
+            os.rename(folder, os.path.join(work, "damaged"))
+        if not os.path.isdir(folder):
+            with contextlib.suppress(OSError):  # another process has just put the same there
+                os.rename(made, folder)
+        return folder
+
+
+def _remove_code(folder: str) -> None:
+    """Removes Python files from a tokenizer's folder, and what names classes in them."""
+    for name in os.listdir(folder):
+        if name.endswith(".py"):
+            os.unlink(os.path.join(folder, name))
+    path = os.path.join(folder, "tokenizer_config.json")
+    if os.path.exists(path):
+        config = read_config(path, folder)
+        config.pop("auto_map", None)
+        write_whole(path, json.dumps(config, ensure_ascii=False, indent=2, sort_keys=True).encode())

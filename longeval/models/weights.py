@@ -13,15 +13,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from longeval.cache import file_digest, file_stamp
 from longeval.errors import LongEvalError
-from longeval.models.digests import file_digest
-from longeval.models.resolve import weight_files
-
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
-"""What peft saves: differences to the weights of another model."""
+from longeval.models.folder import CONFIG, Stored, stored_tensors, weight_files
+from longeval.models.library import empty_model
 
 _SHOWN = 3
 """So many names are shown in a message."""
@@ -48,47 +45,6 @@ _SCALES = re.compile(r"\.(input|output)_scale$")
 """Of activations, in quantised files; where the configuration has them computed on the way."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Stored:
-    """A tensor in a file."""
-
-    shape: tuple[int, ...]
-    dtype: str
-    """As safetensors calls it: F32, BF16, I64, …"""
-
-
-def check_adapter(name: str, files: Iterable[str]) -> None:
-    """Raises LongEvalError if an adapter is among a model's files."""
-    found = sorted(set(files) & set(ADAPTER_FILES))
-    if found:
-        raise LongEvalError(
-            f"--model {name}: comes with an adapter ({found[0]}), which isn't part of its weights",
-            "Merge it into the model with peft (model.merge_and_unload(), then save_pretrained to a new folder) and "
-            f"give that folder; or, to measure the model without it, take {' and '.join(found)} away.",
-        )
-
-
-def stored_tensors(name: str, folder: str) -> dict[str, Stored]:
-    """Returns shape and dtype of all tensors in a folder's weights, by name; only headers are read.
-
-    Raises:
-        LongEvalError: If two files hold a tensor of one name: which one counts would be chance.
-    """
-    from safetensors import safe_open
-
-    stored: dict[str, Stored] = {}
-    for file in weight_files(folder):
-        with safe_open(os.path.join(folder, file), framework="numpy") as tensors:
-            for key in tensors.keys():  # noqa: SIM118 (no dictionary)
-                if key in stored:
-                    raise LongEvalError(
-                        f"--model {name}: {key} is stored twice, also in {file}", "Remove files that don't belong."
-                    )
-                part = tensors.get_slice(key)
-                stored[key] = Stored(shape=tuple(part.get_shape()), dtype=str(part.get_dtype()))
-    return stored
-
-
 def check_stored(name: str, folder: str, config: Any) -> None:
     """Raises LongEvalError unless the files of an unquantised model hold its weights, all of them and nothing else.
 
@@ -99,9 +55,8 @@ def check_stored(name: str, folder: str, config: Any) -> None:
         folder: Where its safetensors and its config.json are.
         config: transformers' PreTrainedConfig, of a family that transformers has.
     """
-    stats = [os.stat(os.path.join(folder, file)) for file in weight_files(folder)]
-    stamps = [(stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for stat in stats]
-    state = (folder, file_digest(os.path.join(folder, "config.json")), *stamps)
+    stamps = [tuple(file_stamp(os.path.join(folder, file))) for file in weight_files(folder)]
+    state = (folder, file_digest(os.path.join(folder, CONFIG)), *stamps)
     if state not in _fitting:
         _compare(name, folder, config)
         _fitting.add(state)
@@ -113,9 +68,6 @@ _fitting: set[tuple[Any, ...]] = set()
 
 def _compare(name: str, folder: str, config: Any) -> None:
     """What `check_stored` does, without its memory."""
-    import torch
-    import transformers
-
     stored = stored_tensors(name, folder)
     num_layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
     if isinstance(num_layers, int) and num_layers > len(stored):  # before a model of so many layers is built
@@ -123,8 +75,7 @@ def _compare(name: str, folder: str, config: Any) -> None:
             f"--model {name}: its config says {num_layers} layers, and its files hold {len(stored)} weights",
             "Mend num_hidden_layers in its config.json.",
         )
-    with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(config)
+    model = empty_model(config)
     renamed = _renamed(name, model, stored)
     for key, target in renamed.items():
         if target.is_floating_point() and not stored[key].dtype.startswith(("F", "BF")):

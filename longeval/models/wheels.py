@@ -17,9 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import IO
 
-from longeval.cache import cache_dir
+from longeval.cache import cache_dir, sha256_of
 from longeval.errors import LongEvalError
-from longeval.models.digests import sha256_of
 
 _log = logging.getLogger(__name__)
 

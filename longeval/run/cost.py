@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from longeval.backends.prompt_order import order_prompts
 from longeval.errors import LongEvalError
+from longeval.models.library import empty_model
 from longeval.models.prepare import PreparedModel
 from longeval.run.window import Window
 from longeval.values import format_length
@@ -68,14 +69,8 @@ class ModelSize:
 
 
 def model_size(prepared: PreparedModel) -> ModelSize:
-    """Sizes of a model from its configuration: built without memory for its weights ("meta" device)."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from longeval.models.quiet import quiet_transformers
-
-    with torch.device("meta"), quiet_transformers():
-        model = AutoModelForCausalLM.from_config(prepared.config, trust_remote_code=prepared.trust_remote_code)
+    """Sizes of a model from its configuration."""
+    model = empty_model(prepared.config, trust_remote_code=prepared.trust_remote_code)
     text = prepared.config.get_text_config()
     num_heads = text.num_attention_heads
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // num_heads
@@ -118,7 +113,7 @@ def rates(model: PreparedModel, size: ModelSize) -> tuple[float, float]:
     """(matrix product, causal attention) in operations per second, both measured now on this model's shapes."""
     import torch
 
-    from longeval.models.load import resolve_device
+    from longeval.models.device import resolve_device
 
     device = torch.device(resolve_device(model.device))
     dtype = getattr(torch, model.dtype)

@@ -132,7 +132,7 @@ def test_what_this_machine_would_compute_in_decides_nothing(server, model, docum
     assert {cell.dtype for plan in plans for cell in plan.cells} == {"unknown"}
     here = plans[0].jobs[0].model.dtype
     other = "float32" if here == "bfloat16" else "bfloat16"
-    monkeypatch.setattr("longeval.models.load.resolve_dtype", lambda name, device: other)
+    monkeypatch.setattr("longeval.models.prepare.resolve_dtype", lambda name, device: other)
     again = plan_ppl(request), plan_tasks(task)
     assert again[0].jobs[0].model.dtype == other
     assert [ids(plan) for plan in again] == [ids(plan) for plan in plans]

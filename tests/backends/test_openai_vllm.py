@@ -24,6 +24,7 @@ from longeval.backends.openai.backend import OpenAIBackend
 from longeval.backends.openai.client import RefusedError
 from longeval.errors import LongEvalError
 from longeval.models import load
+from longeval.models.resolve import resolve
 from longeval.rope.base import Geometry
 from longeval.rope.build import build_table
 
@@ -86,7 +87,7 @@ def served(tmp_path_factory):
         )
     try:
         url = f"http://127.0.0.1:{port}/v1"
-        tokenizer = load.load_tokenizer(load.resolve(str(folder)))
+        tokenizer = load.load_tokenizer(resolve(str(folder)))
         until = time.monotonic() + UP_S
         while True:
             try:
@@ -108,7 +109,7 @@ def served(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def hf(served):
-    backend = HFBackend(load.load_model(load.resolve(str(served.folder)), dtype="float32", device="cpu"))
+    backend = HFBackend(load.load_model(resolve(str(served.folder)), dtype="float32", device="cpu"))
     backend.serve(TABLE, LENGTH)
     return backend
 

@@ -11,6 +11,7 @@ import pytest
 from longeval.cli.app import run_app
 from longeval.export.error import multiplied, stock_error
 from longeval.models import load
+from longeval.models.resolve import resolve
 from longeval.models.scaling import model_rope
 from longeval.rope.base import Geometry
 from longeval.rope.build import build_table
@@ -54,7 +55,7 @@ def test_quiet(tiny_llama, here, capsys):
 def test_settings_reach_the_table(tiny_llama, here):
     arguments = ["--factor", "2", "--native", "32", "--pe-arg", "yarn.beta_fast=4", "--pe-arg", "yarn.beta_slow=2"]
     assert export(tiny_llama, "--pe", "yarn", *arguments, "--out", "out", "-q") == 0
-    rope = model_rope("m", load.load_config(load.resolve(str(here / "out"))))
+    rope = model_rope("m", load.load_config(resolve(str(here / "out"))))
     from longeval.rope.yarn import YarnParameters
 
     geometry = Geometry(head_dim=16, theta=10000.0, native_length=32, factor=2.0)
@@ -91,7 +92,7 @@ def test_a_model_that_comes_scaled_says_so(tiny_llama, here, capsys):
     assert export(tiny_llama, "--pe", "yarn", "--factor", "4", "--out", "once", "-q") == 0
     assert export("once", "--pe", "pi", "--factor", "2", "--scale-from", "shipped", "--out", "twice") == 0
     assert "once comes with longrope scaling from 64 to 256" in capsys.readouterr().err
-    rope = model_rope("m", load.load_config(load.resolve(str(here / "twice"))))
+    rope = model_rope("m", load.load_config(resolve(str(here / "twice"))))
     assert rope.shipped.reach == 512
     yarn = build_table("yarn", Geometry(head_dim=16, theta=10000.0, native_length=64, factor=4.0))
     np.testing.assert_allclose(rope.shipped_table(2).inv_freq_F * 2, yarn.inv_freq_F, rtol=1e-14)

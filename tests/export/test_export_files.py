@@ -11,7 +11,7 @@ from tiny_families import save_family
 from longeval.errors import LongEvalError
 from longeval.export.files import file_names, raised_limit, source_folder, travels
 from longeval.models import hub
-from longeval.models.load import resolve
+from longeval.models.resolve import resolve
 
 DATA = (
     "tokenizer.json tokenizer_config.json tokenizer.model tokenizer.model.v3 special_tokens_map.json "

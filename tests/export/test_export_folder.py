@@ -18,6 +18,8 @@ from longeval.errors import LongEvalError
 from longeval.export import folder as folder_module
 from longeval.export.folder import check_folder, write_folder
 from longeval.models import load
+from longeval.models.files import weights_digest
+from longeval.models.resolve import resolve
 from longeval.models.scaling import model_rope
 from longeval.store.provenance import PACKAGES
 
@@ -100,7 +102,7 @@ def test_stock_transformers_computes_what_our_injection_computes(exports, stock,
 @pytest.mark.parametrize("name", FAMILIES)
 def test_longeval_reads_it_back(exports, name):
     _, out, encoding = exports[name]
-    rope = model_rope("m", load.load_config(load.resolve(str(out))))
+    rope = model_rope("m", load.load_config(resolve(str(out))))
     table = rope.shipped_table(NUM_TOKENS)
     np.testing.assert_allclose(table.inv_freq_F, encoding.table.inv_freq_F, rtol=1e-14)
     assert table.attention_factor == pytest.approx(encoding.table.attention_factor, rel=1e-15)
@@ -164,7 +166,7 @@ def test_the_note(model, tmp_path):
     backend = HFBackend(load.load_model(ref, dtype="float32", device="cpu"))
     backend.serve(encoding.table, 256)
     assert note["rope_digest"] == backend.rope_digest(256)
-    assert note["weights"] == load.weights_digest(ref)
+    assert note["weights"] == weights_digest(ref)
     assert (note["pe"], note["factor"], note["native_length"], note["target_length"]) == (
         "resonance_yarn",
         4.0,

@@ -19,6 +19,8 @@ from longeval.export.encoding import encode
 from longeval.export.error import running, stock_error
 from longeval.export.gguf import check_file, check_source
 from longeval.models import embedded, load
+from longeval.models.files import is_present
+from longeval.models.resolve import resolve
 from longeval.models.scaling import model_rope
 
 
@@ -159,18 +161,18 @@ def test_a_copy_that_is_not_what_it_should_be_never_gets_its_name(exported, tmp_
 def test_architectures_without_such_frequencies_are_refused_by_name(write_gguf, architecture):
     path = write_gguf(architecture=architecture)
     with pytest.raises(LongEvalError, match=f"llama.cpp reads no frequencies of their own for {architecture} models"):
-        check_source(load.resolve(str(path)), "x.gguf")
+        check_source(resolve(str(path)), "x.gguf")
 
 
 def test_one_part_of_several_is_refused(write_gguf):
     path = write_gguf(fields=[("split.count", 2, Type.UINT16)])
     with pytest.raises(LongEvalError, match="is one of 2 files"):
-        check_source(load.resolve(str(path)), "x.gguf")
+        check_source(resolve(str(path)), "x.gguf")
 
 
 def test_a_model_that_is_no_gguf_is_refused(family):
     with pytest.raises(LongEvalError, match="doesn't come as a GGUF") as caught:
-        check_source(load.resolve(str(family("llama"))), "x.gguf")
+        check_source(resolve(str(family("llama"))), "x.gguf")
     assert "convert_hf_to_gguf.py" in caught.value.remedy
 
 
@@ -193,17 +195,17 @@ def test_a_gguf_of_another_geometry_is_refused(write_gguf, tmp_path, changes, me
 def test_the_configuration_needs_no_conversion(write_gguf, own_cache):
     """From the header alone; the same as that of the converted folder."""
     given = [("llama.rope.scaling.type", "linear", Type.STRING), ("llama.rope.scaling.factor", 8.0, Type.FLOAT32)]
-    ref = load.resolve(str(write_gguf(fields=given)))
+    ref = resolve(str(write_gguf(fields=given)))
     config = export.config_of(ref, "x.gguf")
-    assert not load.is_present(ref)
+    assert not is_present(ref)
     converted = load.load_config(ref)
-    assert load.is_present(ref)
+    assert is_present(ref)
     assert model_rope("m", config, native=32) == model_rope("m", converted, native=32)
     assert model_rope("m", config, native=32).shipped.factor == 8.0
 
 
 def test_a_gguf_that_transformers_does_not_know(write_gguf):
-    ref = load.resolve(str(write_gguf(architecture="arcee")))
+    ref = resolve(str(write_gguf(architecture="arcee")))
     check_source(ref, "x.gguf")
     with pytest.raises(LongEvalError, match=r"transformers .* can't read this GGUF .*arcee"):
         export.config_of(ref, "x.gguf")
@@ -220,7 +222,7 @@ def test_the_embedded_model_is_unpacked_for_as_long_as_it_is_needed(write_gguf, 
         return unpacked[0]
 
     monkeypatch.setattr(embedded, "embedded_gguf", embedded_gguf)
-    ref = load.resolve("smollm2-135m-q4")
+    ref = resolve("smollm2-135m-q4")
     check_source(ref, "x.gguf")
     export.write_gguf(ref, encoding, str(tmp_path / "out.gguf"), silent)
     assert "rope_freqs.weight" in tensors(tmp_path / "out.gguf")
@@ -230,7 +232,7 @@ def test_the_embedded_model_is_unpacked_for_as_long_as_it_is_needed(write_gguf, 
 def test_an_embedded_model_of_another_architecture_is_not_fetched_again(monkeypatch):
     from transformers import Gemma3TextConfig, LlamaConfig
 
-    ref = load.resolve("smollm2-135m-q4")
+    ref = resolve("smollm2-135m-q4")
     monkeypatch.setattr(load, "load_config", lambda _: Gemma3TextConfig())
     with pytest.raises(LongEvalError, match=r"--out x\.gguf: llama\.cpp reads no .* gemma3_text models"):
         export.config_of(ref, "x.gguf")
@@ -240,7 +242,7 @@ def test_an_embedded_model_of_another_architecture_is_not_fetched_again(monkeypa
 
 def test_longeval_reads_it_back(exported):
     _, out, encoding, _ = exported("resonance_yarn")
-    rope = model_rope("m", export.config_of(load.resolve(str(out)), "x.gguf"))
+    rope = model_rope("m", export.config_of(resolve(str(out)), "x.gguf"))
     table = rope.shipped_table(300)
     np.testing.assert_allclose(table.inv_freq_F, encoding.table.inv_freq_F, rtol=1e-7)
     assert table.attention_factor == pytest.approx(encoding.table.attention_factor, rel=1e-7)

@@ -13,7 +13,7 @@ from longeval.errors import LongEvalError
 from longeval.export.error import multiplied, stock_error
 from longeval.export.form import new_config
 from longeval.export.stock import check_stock, check_stock_type, vllm_reason
-from longeval.models import load
+from longeval.models.resolve import resolve
 
 
 def exported(folder, target, pe="resonance_yarn", factor=8.0, edit=None, **settings):
@@ -143,7 +143,7 @@ def test_a_model_with_code_of_its_own_is_refused(family):
     own = {"model_type": "homemade", "auto_map": {"AutoConfig": "configuration_homemade.HomemadeConfig"}}
     (folder / "config.json").write_text(json.dumps(raw | own))
     with pytest.raises(LongEvalError, match="model type 'homemade' needs code of its own"):
-        check_stock_type(load.resolve(str(folder)))
+        check_stock_type(resolve(str(folder)))
 
 
 def test_what_is_known_against_vllm():

@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from longeval.export.encoding import encode
 from longeval.models import load
+from longeval.models.resolve import resolve
 from longeval.models.scaling import model_rope
 
 NATIVE = 64
@@ -83,7 +84,7 @@ def save_family(name, folder, **overrides):
 
 def encoding_of(folder, pe, factor=4.0, *, layers="global", native=None, scale_from="plain", **arguments):
     """What `longeval export` would write into a folder's model: its ref, configuration and encoding."""
-    ref = load.resolve(str(folder))
+    ref = resolve(str(folder))
     config = load.load_config(ref)
     rope = model_rope(ref.name, config, native=native, scale_from=scale_from, layers=layers)
     return ref, config, encode(rope, pe, factor=factor, arguments=arguments)

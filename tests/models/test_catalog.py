@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from longeval.models.catalog import CATALOG
 from longeval.models.embedded import EMBEDDED_MODELS
+from longeval.models.resolve import CATALOG
 
 
 def test_promised_names_stand_for_their_hub_ids():

@@ -15,7 +15,8 @@ from tiny_gguf import write_gemma3
 
 from longeval.errors import LongEvalError
 from longeval.models import embedded, wheels
-from longeval.models.load import load_config, load_tokenizer, resolve
+from longeval.models.load import load_config, load_tokenizer
+from longeval.models.resolve import resolve
 
 SMOLLM2, GEMMA3 = "smollm2-135m-q4", "gemma3-270m-q4"
 
@@ -242,7 +243,8 @@ def test_pip_that_hangs(monkeypatch):
 @pytest.mark.slow
 def test_the_real_model(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    from longeval.models.load import load_model, native_length, rope_geometry
+    from longeval.models.geometry import native_length, rope_geometry
+    from longeval.models.load import load_model
 
     ref = resolve(SMOLLM2)
     model = load_model(ref, dtype="float32", device="cpu")

@@ -11,13 +11,14 @@ import pytest
 import torch
 from tiny_gguf import write_llama
 
+from longeval import cache
 from longeval.errors import LongEvalError
 from longeval.export.gguf import config_of
-from longeval.models import digests
+from longeval.models.files import is_present, local_folder, weights_digest
 from longeval.models.gguf import folder as conversion
 from longeval.models.gguf.header import read_header
-from longeval.models.load import load_config, load_model, load_tokenizer, resolve, weights_digest
-from longeval.models.resolve import is_present, local_folder
+from longeval.models.load import load_config, load_model, load_tokenizer
+from longeval.models.resolve import resolve
 from longeval.models.scaling import model_rope
 
 
@@ -105,7 +106,7 @@ def test_a_damaged_conversion_is_made_again(damage, write_gguf, own_cache, monke
     ref = resolve(str(write_gguf()))
     folder = Path(local_folder(ref))
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
-    monkeypatch.setattr(digests, "_now_ns", lambda: time.time_ns() + 10**10)  # digests are remembered at once
+    monkeypatch.setattr(cache, "_now_ns", lambda: time.time_ns() + 10**10)  # digests are remembered at once
     assert is_present(ref) and is_present(ref)
     DAMAGES[damage](folder)
     assert not is_present(ref)

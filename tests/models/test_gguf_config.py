@@ -7,11 +7,12 @@ from tiny_gguf import write_gemma3, write_llama
 from transformers import Gemma2Config, Gemma3TextConfig, LlamaConfig, Phi3Config
 
 from longeval.errors import LongEvalError
+from longeval.models.files import local_folder
 from longeval.models.gguf.config import adds_bos, complete_config
 from longeval.models.gguf.header import GgufHeader
-from longeval.models.load import load_config, load_model, load_tokenizer, resolve
+from longeval.models.load import load_config, load_model, load_tokenizer
 from longeval.models.prepare import prepare
-from longeval.models.resolve import local_folder
+from longeval.models.resolve import resolve
 
 LLAMA_CPP = {
     "every third layer sees all": ({"attention.sliding_window_pattern": 3}, (-1.23565, 1.63281, -3.15288)),

@@ -9,9 +9,10 @@ from tiny_gguf import write_gemma3, write_llama, write_phi3
 from transformers import Gemma3TextConfig, GPT2Config, LlamaConfig, StableLmConfig
 
 from longeval.errors import LongEvalError
+from longeval.models.gguf.config import read_scaling, rope_parameters
 from longeval.models.gguf.header import GgufHeader, read_header
-from longeval.models.gguf.rope import read_scaling, rope_parameters
-from longeval.models.load import load_config, load_model, resolve
+from longeval.models.load import load_config, load_model
+from longeval.models.resolve import resolve
 from longeval.models.scaling import model_rope
 from longeval.rope.build import parse_method_name
 

@@ -19,7 +19,8 @@ from longeval.errors import LongEvalError
 from longeval.models import embedded
 from longeval.models.gguf.header import read_header
 from longeval.models.gguf.tokenizer import RULES, build_tokenizer
-from longeval.models.load import load_tokenizer, resolve
+from longeval.models.load import load_tokenizer
+from longeval.models.resolve import resolve
 from longeval.models.tokenizer import PROBE, tokenizer_notes
 
 CASES = Path(__file__).parents[3] / "shared" / "cases"

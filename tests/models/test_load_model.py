@@ -9,14 +9,8 @@ import torch
 
 from longeval.errors import LongEvalError
 from longeval.models import weights
-from longeval.models.load import (
-    check_weights,
-    load_config,
-    load_generation_settings,
-    load_model,
-    load_tokenizer,
-    resolve,
-)
+from longeval.models.load import check_weights, load_config, load_generation_settings, load_model, load_tokenizer
+from longeval.models.resolve import resolve
 
 
 def edit_config(folder, **fields):

@@ -10,8 +10,9 @@ from huggingface_hub import errors
 
 from longeval.errors import LongEvalError
 from longeval.models import hub
-from longeval.models.identity import weights_digest
-from longeval.models.load import load_config, load_model, resolve
+from longeval.models.files import weights_digest
+from longeval.models.load import load_config, load_model
+from longeval.models.resolve import resolve
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

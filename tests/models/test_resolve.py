@@ -6,7 +6,8 @@ import os
 import pytest
 
 from longeval.errors import LongEvalError
-from longeval.models.resolve import is_present, local_folder, resolve
+from longeval.models.files import is_present, local_folder
+from longeval.models.resolve import resolve
 
 
 def test_short_name_hub_id_folder_and_embedded(llama):

@@ -10,9 +10,9 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import AutoTokenizer
 
 from longeval.errors import LongEvalError
-from longeval.models.load import load_tokenizer, resolve
-from longeval.models.tokenizer import PROBE, is_stock
-from longeval.models.tokenizer_folder import tokenizer_folder
+from longeval.models.load import load_tokenizer
+from longeval.models.resolve import resolve
+from longeval.models.tokenizer import PROBE, is_stock, tokenizer_folder
 
 CASES = Path(__file__).parents[3] / "shared" / "cases"
 PROSE = Path(__file__).read_text(encoding="utf-8").replace("<", "").replace("▁", "")

@@ -12,7 +12,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from longeval.errors import LongEvalError
-from longeval.models.load import check_weights, load_config, load_model, resolve
+from longeval.models.load import check_weights, load_config, load_model
+from longeval.models.resolve import resolve
 from longeval.models.weights import zero_biases
 
 LAYER = "model.layers.1.self_attn.q_proj.weight"

@@ -6,15 +6,13 @@ its log, which therefore goes to a file. Results on stdout stay clean that way t
 
 from __future__ import annotations
 
-import atexit
-import contextlib
 import logging
 import os
 import re
 
 from longeval.backends.vllm.options import remedy_for_family
 from longeval.backends.vllm.plugin import LOG_VARIABLE
-from longeval.files import working_folder
+from longeval.files import lasting_folder
 
 _CAUSE = re.compile(r"\b((?:[A-Za-z_]+\.)*[A-Za-z_]*(?:Error|Exception))\s*:\s*(.+)")
 """An exception's last line in a traceback."""
@@ -46,9 +44,7 @@ class EngineLog:
     """A file that vLLM logs into, in this process and, told by the environment, in those that it starts."""
 
     def __init__(self) -> None:
-        folder = contextlib.ExitStack()
-        self.path = os.path.join(folder.enter_context(working_folder()), "vllm.log")
-        atexit.register(folder.close)
+        self.path = os.path.join(lasting_folder(), "vllm.log")
         os.environ[LOG_VARIABLE] = self.path
         # vLLM's own settings would write to stdout, where results go.
         os.environ["VLLM_CONFIGURE_LOGGING"] = "0"

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 from longeval.backends.vllm.kinds import check_kinds
 from longeval.backends.vllm.rope import to_parameters
 from longeval.errors import LongEvalError, did_you_mean
-from longeval.models.for_vllm import check_for_vllm
-from longeval.models.tokenizer import is_stock
-from longeval.models.tokenizer_folder import tokenizer_folder
+from longeval.models.prepare import check_for_vllm
+from longeval.models.tokenizer import is_stock, tokenizer_folder
 from longeval.request.engine import OWNED, check_first_gpu
 from longeval.rope.base import RopeTable
 
@@ -183,8 +182,8 @@ def _files(model: PreparedModel) -> dict[str, str]:
 
     A tokenizer that transformers would build in another way than here comes from a folder of its own.
     """
+    from longeval.models.files import local_folder
     from longeval.models.hub import open_hub
-    from longeval.models.resolve import local_folder
 
     own = {} if is_stock(model.tokenizer) else {"tokenizer": tokenizer_folder(model.tokenizer)}
     folder = local_folder(model.ref)

@@ -6,14 +6,13 @@ without its quantisation config, saved, and from then on loads like any folder. 
 
 Values are kept exactly as dequantised: in float32, or in a half-width dtype if every single weight survives that. What
 a file states about its model and transformers leaves out is added, or refused before anything is dequantised: see
-`gguf_config`. The tokenizer is built from the file itself: see `gguf_tokenizer`.
+`config`. The tokenizer is built from the file itself: see `tokenizer`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import io
 import json
 import logging
@@ -24,14 +23,15 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from longeval.cache import cache_dir
+from longeval.cache import cache_dir, file_digest, sha256_of
 from longeval.errors import LongEvalError, reason
 from longeval.files import working_folder
-from longeval.models.digests import file_digest, sha256_of
 from longeval.models.gguf.config import complete_config
-from longeval.models.gguf.header import GgufHeader, read_header
+from longeval.models.gguf.header import read_header
+from longeval.models.gguf.shards import gguf_shards, whole_gguf
 from longeval.models.gguf.tokenizer import build_tokenizer
-from longeval.models.quiet import quiet_transformers
+from longeval.models.library import empty_model, quiet_transformers
+from longeval.models.weights import check_complete
 
 if TYPE_CHECKING:
     import torch
@@ -42,95 +42,17 @@ CONVERSION = 4
 """Raised whenever a file would be converted into something else than before; part of the folder's name from 2 on.
 
 2: RoPE scaling, BOS and Gemma's settings are read from the file.
-3: The tokenizer is built by the rule that the file names (see `gguf_tokenizer`). Weights that are missing, or that the
+3: The tokenizer is built by the rule that the file names (see `tokenizer`). Weights that are missing, or that the
    model has no place for, are refused; all files of a split one are read.
 4: Text for Qwen's tokenizers is composed (NFC).
 """
 
-_SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.IGNORECASE)
-"""What llama.cpp's gguf-split calls the files that it divides one into."""
 _READ_ELSEWHERE = re.compile(r"rope_(freqs|factors_(long|short))\.weight")
-"""Tensors that become part of the configuration: see `gguf_rope`."""
+"""Tensors that become part of the configuration: see `config`."""
 _EXPERTS = re.compile(r"_exps(\.|$)")
 """Tensors of all experts of a layer, which transformers takes apart before it looks for their names."""
-_MAGIC = b"GGUF"
 _NOTE = "origin.json"
 """What a converted folder came from, and the digest of each of its files."""
-
-
-def check_gguf(path: str) -> None:
-    """Raises LongEvalError unless `path` is a readable file that starts like a GGUF."""
-    try:
-        with open(path, "rb") as file:
-            head = file.read(len(_MAGIC))
-    except OSError as error:
-        raise LongEvalError(
-            f"--model {path}: {error.strerror or error}", "Give the path of a .gguf file that you can read."
-        ) from error
-    if head != _MAGIC:
-        raise LongEvalError(
-            f"--model {path}: not a GGUF file (it starts with {head!r})",
-            "A Git LFS pointer or a broken download looks like this: fetch the file again.",
-        )
-
-
-def gguf_shards(path: str) -> tuple[str, ...]:
-    """Returns all files of a model that llama.cpp's gguf-split divided, in order; a whole GGUF is the only one.
-
-    Args:
-        path: Any of them.
-
-    Raises:
-        LongEvalError: If it isn't a readable GGUF, or one of the others isn't there or not of the same model.
-    """
-    check_gguf(path)
-    fields = _header(path).fields
-    count = int(fields.get("split.count") or 1)
-    if count == 1:
-        return (path,)
-    named = _SHARD.fullmatch(path)
-    if named is None or int(named[3]) != count or int(named[2]) != fields.get("split.no", -1) + 1:
-        raise LongEvalError(
-            f"--model {path}: is one of {count} files that a model was split into, and isn't named as such",
-            f"Name them NAME-00001-of-{count:05}.gguf and so on, as llama.cpp's gguf-split does.",
-        )
-    paths = tuple(f"{named[1]}-{number:05}-of-{named[3]}.gguf" for number in range(1, count + 1))
-    tensors = 0
-    for number, shard in enumerate(paths):
-        if not os.path.isfile(shard):
-            raise LongEvalError(
-                f"--model {path}: is one of {count} files, and {os.path.basename(shard)} is missing",
-                "Put all of them into one folder.",
-            )
-        check_gguf(shard)
-        header = _header(shard)
-        tensors += len(header.tensors)
-        if (header.fields.get("split.count"), header.fields.get("split.no")) != (count, number):
-            raise LongEvalError(
-                f"--model {path}: {os.path.basename(shard)} belongs to another model", "Fetch the files again."
-            )
-    if tensors != fields.get("split.tensors.count", tensors):
-        raise LongEvalError(
-            f"--model {path}: its {count} files hold {tensors} tensors, not {fields['split.tensors.count']}",
-            "Fetch the files again.",
-        )
-    return paths
-
-
-def gguf_digest(path: str) -> str:
-    """Returns the SHA-256 (hex) of a GGUF; of one that was split, that of its files' digests in order."""
-    digests = [file_digest(shard) for shard in gguf_shards(path)]
-    return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
-
-
-def _header(path: str) -> GgufHeader:
-    """The header of a user's file."""
-    try:
-        return read_header(path)
-    except (ValueError, OSError) as error:
-        raise LongEvalError(
-            f"--model {path}: not a readable GGUF ({reason(error)})", "Fetch the file again."
-        ) from error
 
 
 def converted_folder(
@@ -154,7 +76,6 @@ def converted_folder(
     folder = cached_folder(name, sha256, conversion)
     if is_whole(folder):
         return folder
-    check_gguf(path)
     if os.path.lexists(folder):
         _log.warning("%s: not the files that were put there, or from an earlier version; making it again", folder)
     _log.info("converting %s to safetensors (once; kept in %s)", os.path.basename(path), folder)
@@ -204,7 +125,7 @@ def is_whole(folder: str) -> bool:
 def unwritable(error: OSError) -> LongEvalError:
     """The message for a cache that can't be written."""
     return LongEvalError(
-        f"cache {cache_dir()}: {error.strerror or error}",
+        f"cache {cache_dir()}: {reason(error)}",
         "Converting a GGUF needs room there for its weights in float32 (four bytes a parameter). "
         "Make room, or name another folder in LONGEVAL_CACHE.",
     )
@@ -241,7 +162,7 @@ def _convert(path: str, folder: str) -> None:
     try:
         # the bar of the dequantisation heeds no switch: it goes to a stderr of its own
         with (
-            _whole(path, folder) as whole,
+            whole_gguf(path, folder) as whole,
             quiet_transformers(),
             contextlib.redirect_stderr(io.StringIO()),
             _one_reader() as named,
@@ -254,54 +175,6 @@ def _convert(path: str, folder: str) -> None:
             f"--model {path}: transformers {transformers.__version__} can't convert this GGUF ({reason(error)})",
             "Give the original model instead, a hub id or a folder with config.json and safetensors.",
         ) from error
-
-
-@contextlib.contextmanager
-def _whole(path: str, folder: str) -> Iterator[str]:
-    """The GGUF in one file: itself, or while the block runs a copy in `folder` that is joined from its shards."""
-    shards = gguf_shards(path)
-    if len(shards) == 1:
-        yield path
-        return
-    joined = os.path.join(folder, "joined.gguf")
-    try:
-        _join(shards, joined)
-        yield joined
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(joined)
-
-
-def _join(shards: tuple[str, ...], path: str) -> None:
-    """Writes the fields of the first shard and the tensors of all, unchanged, into one file."""
-    from gguf import GGUFReader, GGUFValueType, GGUFWriter
-
-    read_header(*shards)  # refuses tensors that are there twice
-    readers = [GGUFReader(shard) for shard in shards]
-    fields = readers[0].fields
-    writer = GGUFWriter(path, str(fields["general.architecture"].contents()))
-    writer.data_alignment = readers[0].alignment
-    try:
-        for name, field in fields.items():
-            if name == "general.architecture" or name.startswith(("GGUF.", "split.")) or not field.data:
-                continue  # the writer's own; what was true of the shards; empty lists, which it can't write
-            kind, value = field.types[0], field.contents()
-            if field.types[-1] == GGUFValueType.STRING:  # as bytes: vocabularies needn't be text
-                texts = [field.parts[index].tobytes() for index in field.data]
-                value = texts if kind == GGUFValueType.ARRAY else texts[0]
-            sub_type = field.types[-1] if kind == GGUFValueType.ARRAY else None
-            writer.add_key_value(name, value, kind, sub_type=sub_type)
-        tensors = [tensor for reader in readers for tensor in reader.tensors]
-        for tensor in tensors:
-            data = tensor.data
-            writer.add_tensor_info(tensor.name, data.shape, data.dtype, data.nbytes, tensor.tensor_type)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        for tensor in tensors:
-            writer.write_tensor_data(tensor.data)
-    finally:
-        writer.close()
 
 
 def _dequantise(name: str, path: str, folder: str, named: Mapping[str, str]) -> None:
@@ -318,8 +191,6 @@ def _dequantise(name: str, path: str, folder: str, named: Mapping[str, str]) -> 
     """
     import torch
     import transformers
-
-    from longeval.models.weights import check_complete
 
     header = read_header(*gguf_shards(name))  # its messages name the user's file
     source = {
@@ -370,15 +241,11 @@ def _one_reader() -> Iterator[dict[str, str]]:
 
 def _rebuild(quantised: Any) -> Any:
     """The same weights (shared, not copied) in a model without quantisation config, in the narrowest exact dtype."""
-    import torch
-    import transformers
-
     plain = quantised.config.to_dict()
     plain.pop("quantization_config", None)
     dtype = _narrowest_exact([tensor for tensor in quantised.state_dict().values() if tensor.is_floating_point()])
     config = type(quantised.config).from_dict(plain | {"dtype": str(dtype).removeprefix("torch.")})
-    with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(config)
+    model = empty_model(config)
     weights = {name: tensor.to(dtype) for name, tensor in quantised.state_dict().items()}
     model.load_state_dict(weights, assign=True)
     model.tie_weights()

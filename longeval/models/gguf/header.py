@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from longeval.errors import LongEvalError
+
 _VERSIONS = (2, 3)
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 """Value types of a fixed size, as `struct` calls them."""
@@ -58,6 +60,13 @@ class GgufHeader:
     def own(self, key: str, default: Any = None) -> Any:
         """The value of `<architecture>.<key>`."""
         return self.fields.get(f"{self.architecture}.{key}", default)
+
+    def refused(self, what: str, why: str) -> LongEvalError:
+        """The message for something in the file that can't be said in transformers' terms."""
+        return LongEvalError(
+            f"--model {self.path}: its {what} can't be taken over ({why})",
+            "Give the original model instead, a hub id or a folder with config.json and safetensors.",
+        )
 
     def values(self, name: str) -> npt.NDArray[np.float64]:
         """Reads a tensor that is stored as plain numbers.

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 from longeval.models.gguf.config import adds_bos
 from longeval.models.gguf.header import GgufHeader
-from longeval.models.gguf.rope import refused
 from longeval.models.sentencepiece import NORMAL, Pieces, add_special, backend_of
 from longeval.models.tokenizer import UNSTATED
 
@@ -133,11 +132,11 @@ def check_tokenizer(header: GgufHeader) -> None:
     """Raises LongEvalError, naming key and value, for a tokenizer that isn't known for certain."""
     kind, pre = header.fields.get(f"{_KEY}model"), _rule_name(header)
     if kind not in ("gpt2", "llama", "gemma4"):
-        raise refused(header, f"{_KEY}model = {kind}", "known are gpt2, llama and gemma4")
+        raise header.refused(f"{_KEY}model = {kind}", "known are gpt2, llama and gemma4")
     if kind == "gpt2" and pre not in RULES:
-        raise refused(header, f"{_KEY}pre = {pre}", "how it splits a text isn't known here")
+        raise header.refused(f"{_KEY}pre = {pre}", "how it splits a text isn't known here")
     if kind == "llama" and not header.fields.get(f"{_KEY}scores"):
-        raise refused(header, f"{_KEY}scores", "its tokens have none, so the order of merging isn't known")
+        raise header.refused(f"{_KEY}scores", "its tokens have none, so the order of merging isn't known")
 
 
 def build_tokenizer(header: GgufHeader) -> Any:
@@ -155,11 +154,11 @@ def build_tokenizer(header: GgufHeader) -> Any:
     tokens = [token or f"[EMPTY_{index}]" for index, token in enumerate(arrays[f"{_KEY}tokens"])]
     kinds = header.fields.get(f"{_KEY}token_type") or [NORMAL] * len(tokens)
     if len(set(tokens)) < len(tokens) or len(kinds) != len(tokens):
-        raise refused(header, f"{_KEY}tokens", "a token is there twice, or token_type is of another length")
+        raise header.refused(f"{_KEY}tokens", "a token is there twice, or token_type is of another length")
     try:
         backend = _backend(header, tokens, kinds, arrays.get(f"{_KEY}merges"))
     except Exception as error:  # the library has no class of its own for what it can't build
-        raise refused(header, f"{_KEY}merges", str(error)) from error
+        raise header.refused(f"{_KEY}merges", str(error)) from error
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         **({UNSTATED: True} if kind == "gpt2" and not header.fields.get(f"{_KEY}pre") else {}),

@@ -19,7 +19,7 @@ from longeval.cache import cache_dir
 from longeval.data.special import spelt_note
 from longeval.errors import LongEvalError, MissingDataError
 from longeval.models.prepare import PreparedModel, prepare_all
-from longeval.models.tokenizer_folder import tokenizer_folder
+from longeval.models.tokenizer import tokenizer_folder
 from longeval.request import TasksRequest
 from longeval.rope.build import MethodName
 from longeval.run.cost import ModelSize, check_memory, model_size

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from longeval.errors import LongEvalError
-from longeval.models.tokenizer_folder import tokenizer_folder
+from longeval.models.tokenizer import tokenizer_folder
 from longeval.studies.tasks.definitions import lm_eval_index
 from longeval.studies.tasks.definitions.folders import LmEval, find_lm_eval
 from longeval.studies.tasks.definitions.load import load_task

@@ -1,8 +1,4 @@
-"""Keeps transformers' own messages and progress bars off the user's terminal while it works for us.
-
-They are advice for people who call transformers themselves (set this flag, pass that argument); what concerns our user
-comes back as an exception. Download bars of the hub stay, on a terminal only: gigabytes should be seen to arrive.
-"""
+"""transformers as longeval uses it: without what takes long to import, without its messages, without weights."""
 
 from __future__ import annotations
 
@@ -24,26 +20,23 @@ def import_transformers_lean() -> None:
     from transformers.utils import import_utils
 
     for module in (import_utils, transformers.utils):
-        vars(module)["is_sklearn_available"] = vars(module)["is_scipy_available"] = _never
-
-
-def _never() -> bool:
-    return False
+        vars(module)["is_sklearn_available"] = vars(module)["is_scipy_available"] = lambda: False
 
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Silences transformers' logging, warnings and progress bars inside the block, and restores them afterwards."""
+    """Silences transformers' logging, warnings and progress bars inside the block, and restores them afterwards.
+
+    They are advice for people who call transformers themselves (set this flag, pass that argument); what concerns our
+    user comes back as an exception. Download bars of the hub stay, on a terminal only: gigabytes should be seen to
+    arrive.
+    """
     import huggingface_hub.utils
     from transformers.utils import logging
 
     hub: Any = huggingface_hub.utils
-
-    verbosity, bars, hub_silent = (
-        logging.get_verbosity(),
-        logging.is_progress_bar_enabled(),
-        hub.are_progress_bars_disabled(),
-    )
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    hub_silent = hub.are_progress_bars_disabled()
     logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()  # also switches the hub's bars off
     if sys.stderr.isatty() and not hub_silent:
@@ -56,7 +49,21 @@ def quiet_transformers() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
-        if not hub_silent:
-            hub.enable_progress_bars()
-        else:
+        if hub_silent:
             hub.disable_progress_bars()
+        else:
+            hub.enable_progress_bars()
+
+
+def empty_model(config: Any, *, trust_remote_code: bool = False) -> Any:
+    """Builds a causal language model without memory for its weights ("meta" device).
+
+    Args:
+        config: transformers' PreTrainedConfig.
+        trust_remote_code: Whether Python code that comes with the model may run.
+    """
+    import torch
+    import transformers
+
+    with torch.device("meta"), quiet_transformers():
+        return transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)

@@ -1,0 +1,176 @@
+"""A model's folder: its JSON files and its safetensors, read and checked. Of the weights, only headers are read."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from longeval.errors import LongEvalError, reason
+
+CONFIG = "config.json"
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+"""The weights in one file, or the index of several."""
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+"""What peft saves: differences to the weights of another model."""
+ADAPTER_REMEDY = "It is an adapter: merge it into its base model and save that (merge_and_unload, save_pretrained)."
+ONLY_SAFETENSORS = "Only safetensors are read, because unpickling runs whatever the file says."
+
+_FETCH_AGAIN = "Fetch the model again."
+_LFS = b"version https://git-lfs"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stored:
+    """A tensor in a file."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    """As safetensors calls it: F32, BF16, I64, …"""
+
+
+def read_config(path: str, name: str) -> dict[str, Any]:
+    """Reads `config.json` or another JSON file of a model.
+
+    Args:
+        path: The file.
+        name: As the user named the model.
+
+    Raises:
+        LongEvalError: If it can't be read or is no JSON object.
+    """
+    file_name = os.path.basename(path)
+    try:
+        with open(path, encoding="utf-8") as file:
+            config = json.load(file)
+    except (OSError, ValueError, RecursionError) as error:
+        raise LongEvalError(f"--model {name}: {file_name} is not readable ({reason(error)})", _FETCH_AGAIN) from error
+    if not isinstance(config, dict):
+        raise LongEvalError(f"--model {name}: {file_name} is not a JSON object", _FETCH_AGAIN)
+    return config
+
+
+def weight_files(folder: str) -> list[str]:
+    """Returns the names of a folder's safetensors that make up the model, sorted.
+
+    That is `model.safetensors`, else what the index names (also files that are missing), else none.
+
+    Raises:
+        LongEvalError: If the index can't be read, or names files outside the folder.
+    """
+    if os.path.isfile(os.path.join(folder, WHOLE)):
+        return [WHOLE]
+    index = os.path.join(folder, INDEX)
+    if not os.path.isfile(index):
+        return []
+    try:
+        with open(index, encoding="utf-8") as file:
+            shards = sorted({str(shard) for shard in json.load(file)["weight_map"].values()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise LongEvalError(f"{index}: not readable ({reason(error)})", _FETCH_AGAIN) from error
+    for shard in shards:
+        if not shard.endswith(".safetensors") or shard != os.path.basename(shard):
+            raise LongEvalError(f"{index}: names {shard!r}, no safetensors file of its folder", _FETCH_AGAIN)
+    return shards
+
+
+def stored_tensors(name: str, folder: str) -> dict[str, Stored]:
+    """Returns shape and dtype of all tensors in a folder's weights, by name.
+
+    Args:
+        name: As the user named the model.
+        folder: The folder.
+
+    Raises:
+        LongEvalError: If a file is missing, no safetensors or cut off, or two files hold a tensor of one name.
+    """
+    stored: dict[str, Stored] = {}
+    for file in weight_files(folder):
+        for key, tensor in _read_header(os.path.join(folder, file), f"--model {name}: {file}").items():
+            if key in stored:
+                raise LongEvalError(
+                    f"--model {name}: {key} is stored twice, also in {file}", "Remove files that don't belong."
+                )
+            stored[key] = tensor
+    return stored
+
+
+def _read_header(path: str, what: str) -> dict[str, Stored]:
+    """The tensors of one safetensors file; safetensors also compares the file's length with its header."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        size = os.path.getsize(path)
+        with open(path, "rb") as file:
+            head = file.read(8)
+    except OSError as error:
+        raise LongEvalError(f"{what}: {reason(error)}", _FETCH_AGAIN) from error
+    if head and _LFS.startswith(head):
+        raise LongEvalError(f"{what} is a Git LFS pointer, not weights", "Run `git lfs pull` in that folder.")
+    try:
+        with safe_open(path, framework="numpy") as tensors:
+            slices = {key: tensors.get_slice(key) for key in tensors.keys()}  # noqa: SIM118 (no dictionary)
+            return {
+                key: Stored(shape=tuple(part.get_shape()), dtype=str(part.get_dtype())) for key, part in slices.items()
+            }
+    except (SafetensorError, OSError) as error:
+        raise LongEvalError(
+            f"{what} is not a safetensors file, or cut off ({size} bytes; {reason(error)})", _FETCH_AGAIN
+        ) from error
+
+
+def check_folder(path: str, name: str, *, weights: bool) -> None:
+    """Checks that a folder holds a configuration and whole safetensors.
+
+    Args:
+        path: The folder.
+        name: As the user named the model.
+        weights: Whether it must hold weights; without, its config.json is enough.
+
+    Raises:
+        LongEvalError: If it doesn't.
+    """
+    try:
+        files = sorted(entry for entry in os.listdir(path) if os.path.isfile(os.path.join(path, entry)))
+    except OSError as error:
+        raise LongEvalError(
+            f"--model {name}: this folder can't be read ({reason(error)})", "Give a folder that you can read."
+        ) from error
+    if CONFIG not in files:
+        raise LongEvalError(f"--model {name}: this folder is no model, it has no {CONFIG}", _remedy(name, files))
+    read_config(os.path.join(path, CONFIG), name)
+    if not weights:
+        return
+    if not weight_files(path):
+        pickled = [file for file in files if file.endswith((".bin", ".pt", ".pth"))]
+        if pickled:
+            raise LongEvalError(
+                f"--model {name}: its weights are pickle files ({pickled[0]})",
+                f"{ONLY_SAFETENSORS} Load the model where you trust it, save it again with "
+                "model.save_pretrained(FOLDER), and give that folder.",
+            )
+        raise LongEvalError(f"--model {name}: this folder has no safetensors weights", _remedy(name, files))
+    stored_tensors(name, path)
+
+
+def _remedy(name: str, files: list[str]) -> str:
+    """What to give instead of a folder that is no model."""
+    ggufs = [file for file in files if file.lower().endswith(".gguf")]
+    if ggufs:
+        return f"Name the GGUF file itself: --model {os.path.join(name, ggufs[0])}."
+    if "adapter_config.json" in files:
+        return ADAPTER_REMEDY
+    return "Give a folder as model.save_pretrained and tokenizer.save_pretrained write it."
+
+
+def check_adapter(name: str, files: Iterable[str]) -> None:
+    """Raises LongEvalError if an adapter is among a model's files."""
+    found = sorted(set(files) & set(ADAPTER_FILES))
+    if found:
+        raise LongEvalError(
+            f"--model {name}: comes with an adapter ({found[0]}), which isn't part of its weights",
+            "Merge it into the model with peft (model.merge_and_unload(), then save_pretrained to a new folder) and "
+            f"give that folder; or, to measure the model without it, take {' and '.join(found)} away.",
+        )
