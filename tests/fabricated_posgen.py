@@ -83,7 +83,7 @@ def make_posgen_run(path, spec, cells):
     store = Store(str(path))
     store.write_text("spec.yaml", requests_to_yaml([spec.to_mapping()]) if spec else "")
     for records, curves in cells:
-        store.save(records, curves=curves)
+        store.save(records, curves)
     return str(path)
 
 

@@ -4,7 +4,8 @@ import hashlib
 
 import numpy as np
 
-from longeval.stats.bootstrap import bits_per_byte, interval, mean_nll, resampling_units
+from longeval.stats.bootstrap import interval
+from longeval.stats.units import resampling_units
 from longeval.store.folder import Store
 from longeval.store.nll import TokenNll
 from longeval.store.records import Provenance, Record
@@ -90,7 +91,7 @@ def make_records(pe="none", length=64, nll=None, *, protocol="prefix", status="o
     if found is not None:
         how = {"kind": found.kind, "units": found.units, "resamples": 200, "level": found.level, "seed": found.seed}
         params = params | {"ci": how}
-    value = float(np.exp(mean_nll(nll, protocol)))
+    value = float(np.exp(nll.mean(protocol)))
     counts = {
         "n": len(nll.tokens_W),
         "tokens": len(nll.nll_S),
@@ -103,7 +104,7 @@ def make_records(pe="none", length=64, nll=None, *, protocol="prefix", status="o
     ends = {} if found is None else {"ci_low": found.low, "ci_high": found.high}
     return [
         Record(**shared, metric="perplexity", value=value, **ends),
-        Record(**shared, metric="bits_per_byte", value=bits_per_byte(nll)),
+        Record(**shared, metric="bits_per_byte", value=nll.bits_per_byte()),
     ]
 
 

@@ -121,10 +121,7 @@ def make_task_run(path, cells):
     store = Store(str(path))
     store.write_text("spec.yaml", SPEC)
     for cell in cells:
-        if len(cell) == 3:
-            store.save(cell[0], cell[1])
-        else:
-            store.save(cell[0], samples=cell[1])
+        store.save(cell[0], cell[1])
     return str(path)
 
 

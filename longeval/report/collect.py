@@ -13,7 +13,8 @@ from longeval.errors import LongEvalError
 from longeval.report.asked import ReadingOrder, understood
 from longeval.report.unfinished import MAX_NAMED, unfinished_note
 from longeval.report.versions import older_cells, older_note
-from longeval.store.agreement import POSGEN
+from longeval.store.artefact import artefact_of
+from longeval.store.curves import CURVES
 from longeval.store.folder import Store, StoredCell
 from longeval.store.nll import TokenNll
 from longeval.store.records import Record
@@ -79,7 +80,7 @@ def collect(paths: Sequence[str]) -> Collection:
     posgen: dict[str, int] = {}
     for store in stores:
         for cell in store.cells():
-            if cell.records[0].backend == POSGEN:
+            if artefact_of(cell.records[0]) is CURVES:
                 posgen[store.path] = posgen.get(store.path, 0) + 1
                 continue
             if cell.cell not in kept:

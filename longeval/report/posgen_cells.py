@@ -12,8 +12,8 @@ from longeval.report.collect import Collection, RunFolder, but_damaged, damaged_
 from longeval.report.rows import base_method, canonical, is_resonance, method_of, method_sort_key
 from longeval.report.unfinished import MAX_NAMED
 from longeval.request import PosGenRequest, request_from_mapping, requests_from_yaml
-from longeval.store.agreement import POSGEN
-from longeval.store.curves import Curves
+from longeval.store.artefact import artefact_of
+from longeval.store.curves import CURVES, Curves
 from longeval.store.folder import Store, StoredCell
 from longeval.store.records import Record
 
@@ -75,7 +75,7 @@ def collect_posgen(paths: Sequence[str]) -> PosGenCollection:
     others = 0
     for store in stores:
         for cell in store.cells():
-            if cell.records[0].backend != POSGEN:
+            if artefact_of(cell.records[0]) is not CURVES:
                 others += 1
             elif cell.cell in kept:
                 note = _keep_one(kept, cell, store)

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from longeval.report.rows import GridRow, base_row
 from longeval.report.settings import comparable
 from longeval.report.task_tables import TaskTable
-from longeval.stats.proportions import mcnemar
-from longeval.stats.scores import PairedScore, paired_score
+from longeval.stats.scores import PairedScore, mcnemar, paired_score
 from longeval.store.records import Record
 from longeval.store.samples import Sample
 

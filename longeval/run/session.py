@@ -200,7 +200,7 @@ class Session:
         """Stores a cell; the request goes before the first one."""
         self.remember()
         self.under_way = True
-        self.store.save(records, nll, samples)
+        self.store.save(records, samples if nll is None else nll)
         self.records[records[0].cell] = tuple(records)
         self.progress.finished(records[0])
 

@@ -17,30 +17,11 @@ from typing import Literal
 
 import numpy as np
 
-from longeval.stats.units import FloatArray, IntArray, UnitKind, Units, bits_per_byte, mean_nll, resampling_units
-from longeval.store.nll import TokenNll
-
-__all__ = [
-    "Interval",
-    "PairedDifference",
-    "PositionCurve",
-    "Units",
-    "bits_per_byte",
-    "by_position",
-    "interval",
-    "mean_nll",
-    "paired",
-    "position_edges",
-    "resampling_units",
-    "same_windows",
-]
+from longeval.stats.units import FloatArray, IntArray, UnitKind, Units, resampling_units
+from longeval.store.nll import LARGEST_EXPONENT, TokenNll
 
 _INDEX_BUDGET = 1 << 21
 """Most unit indices drawn at once: 16 MiB, and as much again for each array that they select from."""
-
-_LARGEST_EXPONENT = 709.0
-"""Beyond it exp overflows float64."""
-
 
 MIN_UNITS = 8
 """Fewest units that are resampled: a percentile interval from a handful covers far less than it says."""
@@ -208,15 +189,16 @@ def resampled_means(
 
 def _exp(mean: float) -> float:
     """Exp that answers infinity for what float64 can't hold."""
-    return math.exp(mean) if mean < _LARGEST_EXPONENT else math.inf
+    return math.exp(mean) if mean < LARGEST_EXPONENT else math.inf
 
 
 def _finite_exp(mean_R: FloatArray) -> FloatArray:
     """Exp that stops short of infinity, so that differences stay numbers."""
-    values_R: FloatArray = np.exp(np.minimum(mean_R, _LARGEST_EXPONENT))
+    values_R: FloatArray = np.exp(np.minimum(mean_R, LARGEST_EXPONENT))
     return values_R
 
 
 def percentiles(values_R: FloatArray, level: float) -> tuple[float, float]:
+    """Ends of the central `level` of resampled values."""
     low, high = np.quantile(values_R, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

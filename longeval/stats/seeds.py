@@ -12,7 +12,6 @@ import math
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 
 LEVEL = 0.95
 """Nominal coverage of all intervals here."""
@@ -63,32 +62,8 @@ def paired_over_seeds(a: Mapping[int, float], b: Mapping[int, float]) -> SeedMea
     return over_seeds({seed: b[seed] - a[seed] for seed in a if seed in b})
 
 
-@cache
 def t_quantile(degrees: int, level: float = LEVEL) -> float:
-    """The t with P(|T| ≤ t) = level for Student's distribution with a whole number of degrees of freedom.
+    """The t with P(|T| ≤ t) = level for Student's distribution with so many degrees of freedom."""
+    from scipy.special import stdtrit  # only here: it takes a second to import
 
-    By bisection over the angle atan(t/√ν), of which the probability is a finite sum of sines and cosines (Abramowitz &
-    Stegun 1964, 26.7.3 and 26.7.4).
-    """
-    low, high = 0.0, math.pi / 2
-    for _ in range(80):
-        middle = (low + high) / 2
-        if _probability(middle, degrees) < level:
-            low = middle
-        else:
-            high = middle
-    return math.sqrt(degrees) * math.tan((low + high) / 2)
-
-
-def _probability(angle: float, degrees: int) -> float:
-    """P(|T| ≤ √ν·tan(angle))."""
-    sine, cosine = math.sin(angle), math.cos(angle)
-    odd = degrees % 2 == 1
-    # Terms cos^p with p = 1, 3, … ν−2 for odd ν, p = 0, 2, … ν−2 for even ν, each the one before times (p−1)/p · cos².
-    term, total = (cosine, 0.0) if odd else (1.0, 0.0)
-    power = 1 if odd else 0
-    while power <= degrees - 2:
-        total += term
-        term *= (power + 1) / (power + 2) * cosine**2
-        power += 2
-    return 2 / math.pi * (angle + sine * total) if odd else sine * total
+    return float(stdtrit(degrees, (1 + level) / 2))

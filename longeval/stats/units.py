@@ -51,31 +51,7 @@ class Units:
         return float(self.numerator_U.sum() / self.denominator_U.sum())
 
 
-def mean_nll(nll: TokenNll, protocol: str) -> float:
-    """Mean NLL of a cell in nats, float64; perplexity is its exp.
-
-    Args:
-        nll: The cell's scored tokens.
-        protocol: `sliding_window_mean` takes the plain mean of all windows' means, as YaRN's published GovReport
-            numbers were made; every other protocol weighs each scored token equally.
-
-    Raises:
-        ValueError: No token was scored.
-    """
-    _require_tokens(nll)
-    return nll.mean(protocol)
-
-
-def bits_per_byte(nll: TokenNll) -> float | None:
-    """Total NLL in bits over the UTF-8 bytes of the scored tokens; None where the tokenizer could not count bytes.
-
-    It is token-weighted under every protocol: bytes belong to tokens, not to windows.
-    """
-    _require_tokens(nll)
-    return nll.bits_per_byte()
-
-
-def resampling_units(nll: TokenNll, protocol: str) -> Units:
+def resampling_units(nll: TokenNll, protocol: str | None) -> Units:
     """Cuts a cell into the units that the bootstrap resamples.
 
     *Documents* where at least 10 have scored tokens: tokens of one document share topic and author, documents are as
@@ -95,12 +71,13 @@ def resampling_units(nll: TokenNll, protocol: str) -> Units:
       Blocks may cross documents here: the stream has no boundaries.
 
     Returns:
-        Units whose `mean` is `mean_nll(nll, protocol)`.
+        Units whose `mean` is `nll.mean(protocol)`.
 
     Raises:
         ValueError: No token was scored.
     """
-    _require_tokens(nll)
+    if len(nll.nll_S) == 0:
+        raise ValueError("no token was scored")
     whole_windows = protocol in ("sliding_window_mean", "stream")
     per_window = protocol == "sliding_window_mean"
     numerator_W = _window_means_W(nll) if per_window else nll.window_sums_W
@@ -115,11 +92,6 @@ def resampling_units(nll: TokenNll, protocol: str) -> Units:
         unit_W = _stream_blocks_W(nll) if protocol == "stream" else _window_blocks_W(nll)
         return _grouped(numerator_W, denominator_W, unit_W, "block")
     return _grouped(nll.nll_S.astype(np.float64), np.ones(len(nll.nll_S)), _token_blocks_S(nll), "block")
-
-
-def _require_tokens(nll: TokenNll) -> None:
-    if len(nll.nll_S) == 0:
-        raise ValueError("no token was scored")
 
 
 def _window_means_W(nll: TokenNll) -> FloatArray:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from longeval.plain import read_json
+from longeval.store.artefact import ARTEFACTS, Artefact, check_count
+from longeval.store.records import Record
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,6 +41,10 @@ class Curves:
     def __post_init__(self) -> None:
         assert len(self.positions) == len(self.accuracy) == len(self.loss) == len(self.generated)
         assert len(self.epochs) == len(self.valid_loss_in_distribution) == len(self.valid_loss_ood)
+
+    def num_inside(self, train_length: int) -> int:
+        """How many of the positions, from the first on, are below the training length: in distribution."""
+        return max(0, train_length - self.positions[0])
 
     def to_json(self) -> str:
         """One JSON object; a value that is not finite becomes null (JSON has no NaN)."""
@@ -86,3 +92,45 @@ def _numbers(values: Iterable[Any]) -> tuple[float, ...]:
     if not all(value is None or (isinstance(value, int | float) and not isinstance(value, bool)) for value in found):
         raise TypeError("accuracies and losses are numbers")
     return tuple(math.nan if value is None else float(value) for value in found)
+
+
+def _check(curves: Curves, records: Sequence[Record]) -> None:
+    """Raises ValueError, saying what, where positions, epochs or shares can't be."""
+    positions = curves.positions
+    if not positions or list(positions) != list(range(positions[0], positions[-1] + 1)):
+        raise ValueError("its positions are not in a row")
+    if list(curves.epochs) != sorted(set(curves.epochs)):
+        raise ValueError("its epochs are not in order")
+    if not all(0 <= share <= 1 for share in (*curves.accuracy, *curves.generated)):
+        raise ValueError("an accuracy is no share")
+
+
+def _mean_share(shares_of: Callable[[Curves, int], tuple[float, ...]]) -> Callable[[Curves, Record], float]:
+    """Mean of a metric's shares, which are found from (curves, number of positions in distribution)."""
+
+    def value(curves: Curves, record: Record) -> float:
+        shares = shares_of(curves, curves.num_inside(record.params["train_length"]))
+        if not shares:
+            raise ValueError(f"no position is of {record.metric}")
+        if record.n is not None:
+            check_count(record.tokens, record.n * len(shares), "tokens")
+        return math.fsum(shares) / len(shares)
+
+    return value
+
+
+CURVES = ARTEFACTS.register(
+    "curves",
+    Artefact(
+        folder="curves",
+        suffix="json",
+        encode=lambda curves: curves.to_json().encode(),
+        decode=curves_from_json,
+        check=_check,
+        values={
+            "accuracy_in_distribution": _mean_share(lambda curves, inside: curves.accuracy[:inside]),
+            "accuracy_ood": _mean_share(lambda curves, inside: curves.accuracy[inside:]),
+            "accuracy_generated": _mean_share(lambda curves, inside: curves.generated[inside:]),
+        },
+    ),
+)

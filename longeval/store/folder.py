@@ -22,9 +22,9 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -32,12 +32,12 @@ from fsspec.implementations.local import LocalFileSystem
 from longeval.errors import LongEvalError, WriteError
 from longeval.files import sweep, write_whole
 from longeval.plain import read_json
-from longeval.store import agreement
-from longeval.store.curves import Curves, curves_from_json
-from longeval.store.nll import TokenNll, token_nll_from_bytes
+from longeval.store.artefact import ARTEFACTS, Artefact, agree, artefact_of, check_artefact, check_records, digest
+from longeval.store.curves import CURVES, Curves
+from longeval.store.nll import NLL, TokenNll
 from longeval.store.plan import PlannedRequest, StoredPlan, plan_from_json
 from longeval.store.records import SCHEMA_VERSION, Record, record_from_json
-from longeval.store.samples import Sample, samples_from_jsonl, samples_to_jsonl
+from longeval.store.samples import SAMPLES, Sample
 from longeval.store.writable import check_local, check_remote, reason
 
 logger = logging.getLogger(__name__)
@@ -45,13 +45,7 @@ logger = logging.getLogger(__name__)
 TrainingFile = Literal["weights", "checkpoints"]
 """Folders of files by training."""
 
-_FOLDERS = ("cells", "nll", "samples", "curves", "weights", "checkpoints")
-"""All folders of a run folder."""
-
-Artefact = TypeVar("Artefact")
-
-_SUFFIXES = {"nll": "npz", "samples": "jsonl", "curves": "json"}
-"""Folders of artefacts, and what their files end in."""
+T = TypeVar("T")
 
 MAX_NAMED = 5
 """More damaged cells than this are not named one by one on stderr."""
@@ -120,14 +114,14 @@ class Store:
     def check_writable(self) -> None:
         """Raises LongEvalError if the run folder can't be written, leaving nothing behind (for local paths)."""
         if isinstance(self._fs, LocalFileSystem):
-            check_local(self.path, self._root, _FOLDERS)
+            check_local(self.path, self._root, _folders())
         else:
             check_remote(self.path, self._root, self._fs)
 
     def sweep(self) -> None:
         """Removes what killed runs left in the folder half-written (for local paths)."""
         if isinstance(self._fs, LocalFileSystem) and not self._read_only:
-            sweep(self._root, *map(self._at, _FOLDERS))
+            sweep(self._root, *map(self._at, _folders()))
 
     def load(self, cell: str) -> StoredCell | None:
         """Returns a stored cell, or None; a damaged one counts as absent, and a warning names it.
@@ -171,50 +165,58 @@ class Store:
                 if found is not None:
                     yield found
 
-    def save(
-        self,
-        records: Sequence[Record],
-        nll: TokenNll | None = None,
-        samples: Sequence[Sample] | None = None,
-        curves: Curves | None = None,
-    ) -> None:
-        """Stores a cell's records (all of one cell), with its NLLs, samples or curves first."""
+    def save(self, records: Sequence[Record], found: Any = None, artefact: Artefact[Any] | None = None) -> None:
+        """Stores a cell's records (all of one cell), with its artefact first.
+
+        Args:
+            records: One record per metric.
+            found: What they are made from: token NLLs, samples, curves; None where there is nothing.
+            artefact: Its kind, where it is another one than the records tell (`artefact_of`).
+        """
         (cell,) = {record.cell for record in records}
         (status,) = {record.status for record in records}
         plain_records = [record.to_json() for record in records]
-        digest: str | None = None
-        for kind, artefact in (
-            ("nll", None if nll is None else nll.to_bytes()),
-            ("samples", None if samples is None else samples_to_jsonl(samples).encode()),
-            ("curves", None if curves is None else curves.to_json().encode()),
-        ):
-            if artefact is not None:
-                self._write(self._at(kind, f"{cell}.{_SUFFIXES[kind]}"), artefact)
-                digest = agreement.digest(plain_records, artefact) if agreement.agree(kind, artefact, records) else None
+        artefact = artefact or artefact_of(records[0])
+        agreed: str | None = None
+        if found is not None and artefact is not None:
+            content = artefact.encode(found)
+            self._write(self._at(artefact.path(cell)), content)
+            agreed = digest(plain_records, content) if agree(artefact, content, records) else None
         plain = {
             "cell": cell,
             "schema_version": SCHEMA_VERSION,
             "status": status,
-            "digest": digest,
+            "digest": agreed,
             "records": plain_records,
         }
+        if artefact is not None and artefact is not artefact_of(records[0]):
+            plain["artefact"] = artefact.folder
         text = json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         self._write(self._at("cells", f"{cell}.json"), text.encode())
 
+    def artefact(self, artefact: Artefact[T], cell: str) -> T | None:
+        """A cell's artefact, or None where it has none: it failed, or is of another study."""
+        content = self._read(self._at(artefact.path(cell)))
+        if content is None:
+            return None
+        try:
+            return artefact.decode(content)
+        except ValueError as error:
+            raise LongEvalError(
+                f"{self._at(artefact.path(cell))}: {error}", "Run the request again with --fresh."
+            ) from error
+
     def nll(self, cell: str) -> TokenNll | None:
-        """Returns a cell's token NLLs, or None where it has none (failed, or a task)."""
-        content = self._artefact("nll", cell)
-        return None if content is None else self._decoded("nll", cell, token_nll_from_bytes, content)
+        """A cell's token NLLs, or None where it has none."""
+        return self.artefact(NLL, cell)
 
     def samples(self, cell: str) -> tuple[Sample, ...] | None:
-        """Returns a task cell's samples, or None where it has none (failed, a group, or perplexity)."""
-        content = self._artefact("samples", cell)
-        return None if content is None else self._decoded("samples", cell, samples_from_jsonl, content)
+        """A task cell's samples, or None where it has none."""
+        return self.artefact(SAMPLES, cell)
 
     def curves(self, cell: str) -> Curves | None:
-        """Returns a PosGen cell's curves, or None where it has none (failed, or of another command)."""
-        content = self._artefact("curves", cell)
-        return None if content is None else self._decoded("curves", cell, curves_from_json, content)
+        """A PosGen cell's curves, or None where it has none."""
+        return self.artefact(CURVES, cell)
 
     def training(self, kind: TrainingFile, training: str) -> bytes | None:
         """Content of a training's file, or None."""
@@ -313,27 +315,16 @@ class Store:
             raise ValueError("it is of another cell than its name says")
         records = tuple(map(record_from_json, plain["records"]))
         status = str(plain.get("status"))
-        agreement.check_records(records, cell, status)
-        kind = agreement.artefact_kind(records[0]) if status == "ok" else None
-        artefact = None if kind is None else self._artefact(kind, cell)
-        if artefact is not None and plain.get("digest") != agreement.digest(plain["records"], artefact):
+        check_records(records, cell, status)
+        artefact = _artefact_of(plain, records[0]) if status == "ok" else None
+        held = None if artefact is None else self._read(self._at(artefact.path(cell)))
+        if artefact is not None and held is not None and plain.get("digest") != digest(plain["records"], held):
             try:
-                agreement.check_artefact(str(kind), artefact, records)
+                check_artefact(artefact, held, records)
             except ValueError as error:
-                raise ValueError(f"{kind}/{cell}.{_SUFFIXES[str(kind)]}: {error}") from error
-        return StoredCell(cell=cell, status=status, records=records, with_artefact=kind is None or artefact is not None)
-
-    def _artefact(self, kind: str, cell: str) -> bytes | None:
-        """Content of a cell's artefact, or None where there is none."""
-        return self._read(self._at(kind, f"{cell}.{_SUFFIXES[kind]}"))
-
-    def _decoded(self, kind: str, cell: str, decode: Callable[[bytes], Artefact], content: bytes) -> Artefact:
-        """An artefact of a cell that was found whole."""
-        try:
-            return decode(content)
-        except ValueError as error:
-            path = self._at(kind, f"{cell}.{_SUFFIXES[kind]}")
-            raise LongEvalError(f"{path}: {error}", "Run the request again with --fresh.") from error
+                raise ValueError(f"{artefact.path(cell)}: {error}") from error
+        whole = artefact is None or held is not None
+        return StoredCell(cell=cell, status=status, records=records, with_artefact=whole)
 
     def _read(self, path: str, largest: int | None = None) -> bytes | None:
         """Content of a file, or None where there is none.
@@ -370,3 +361,18 @@ class Store:
                 f"run folder {self.path}: can't be written ({error.strerror or error})",
                 "Finished cells are stored; mend that, and the same command goes on from there.",
             ) from error
+
+
+def _folders() -> tuple[str, ...]:
+    """All folders of a run folder."""
+    return ("cells", *ARTEFACTS, "weights", "checkpoints")
+
+
+def _artefact_of(plain: dict[str, Any], record: Record) -> Artefact[Any] | None:
+    """The kind of a finished cell's artefact: as its file says, else as its record tells."""
+    if "artefact" not in plain:
+        return artefact_of(record)
+    name = plain["artefact"]
+    if not isinstance(name, str) or name not in ARTEFACTS:
+        raise ValueError("its artefact is of no kind that there is")
+    return ARTEFACTS[name]

@@ -13,11 +13,15 @@ import io
 import math
 import zipfile
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from longeval.store.artefact import ARTEFACTS, Artefact, check_count, check_value
+from longeval.store.records import Record
 
 _FORMS = {
     "nll": "<f4",
@@ -32,6 +36,14 @@ _FORMS = {
 
 _LARGEST_FILE = 1 << 31
 """Most bytes that a file's arrays unpack to: half a billion tokens. What claims to be more is no cell's."""
+
+LARGEST_EXPONENT = 709.0
+"""Beyond it exp overflows float64."""
+
+_JOINED = "stream"
+"""The protocol whose windows cross documents."""
+
+_PROTOCOLS = ("prefix", "sliding", "sliding_window_mean", _JOINED)
 
 _LEAST_NLL = -0.01
 """A likelihood is at most 1; float32 arithmetic on large logits may miss that by a little."""
@@ -60,19 +72,6 @@ class TokenNll:
         assert int(self.tokens_W.sum()) == len(self.nll_S)
         assert len(self.tokens_W) == len(self.context_W) == len(self.document_W) == len(self.start_W)
 
-    def check(self) -> None:
-        """Raises ValueError, saying what, where the values can't be those of scored tokens."""
-        if len(self.bytes_W) != len(self.tokens_W) or (self.tokens_W < 1).any():
-            raise ValueError("its windows contradict each other")
-        if not np.isfinite(self.nll_S).all():
-            raise ValueError("a token's value is not finite")
-        if len(self.nll_S) and self.nll_S.min() < _LEAST_NLL:
-            raise ValueError("a token's value is negative: it would be likelier than certain")
-        if (self.document_W < 0).any() or (self.document_W >= len(self.documents)).any():
-            raise ValueError("a window is of a document that it doesn't name")
-        if (self.context_W < 0).any() or (self.start_W < 0).any() or (self.bytes_W < -1).any():
-            raise ValueError("a window begins before its document")
-
     @property
     def offsets_W(self) -> npt.NDArray[np.int64]:
         """Index in `nll_S` of each window's first scored token, shape (W,)."""
@@ -86,22 +85,38 @@ class TokenNll:
             return np.zeros(0)
         return np.add.reduceat(self.nll_S.astype(np.float64), self.offsets_W)
 
-    def mean(self, protocol: str) -> float:
-        """Mean NLL in nats, float64; perplexity is its exp. See `report.units.mean_nll`.
+    def mean(self, protocol: str | None) -> float:
+        """Mean NLL in nats, float64; perplexity is its exp.
 
         Args:
-            protocol: `sliding_window_mean` takes the plain mean of all windows' means, others that of all tokens.
+            protocol: `sliding_window_mean` takes the plain mean of all windows' means, as YaRN's published GovReport
+                numbers were made; every other protocol weighs each scored token equally.
+
+        Raises:
+            ValueError: No token was scored.
         """
+        self._require_tokens()
         if protocol == "sliding_window_mean":
             return float((self.window_sums_W / self.tokens_W).mean())
         return float(self.nll_S.mean(dtype=np.float64))
 
     def bits_per_byte(self) -> float | None:
-        """Total NLL in bits over the UTF-8 bytes of the scored tokens; None where they could not be counted."""
+        """Total NLL in bits over the UTF-8 bytes of the scored tokens; None where they could not be counted.
+
+        It is token-weighted under every protocol: bytes belong to tokens, not to windows.
+
+        Raises:
+            ValueError: No token was scored.
+        """
+        self._require_tokens()
         num_bytes = int(self.bytes_W.sum())
         if bool((self.bytes_W < 0).any()) or num_bytes == 0:
             return None
         return float(self.nll_S.sum(dtype=np.float64)) / math.log(2) / num_bytes
+
+    def _require_tokens(self) -> None:
+        if len(self.nll_S) == 0:
+            raise ValueError("no token was scored")
 
     def positions_S(self) -> npt.NDArray[np.int64]:
         """Position inside its window of every scored token, shape (S,): how many tokens it was predicted from."""
@@ -140,13 +155,27 @@ def token_nll_from_bytes(content: bytes) -> TokenNll:
             bytes_W=arrays["bytes"],
             documents=tuple(arrays["documents"].tolist()),
         )
-        nll.check()
+        _check_windows(nll)
         return nll
     except (
         *(KeyError, ValueError, EOFError, OSError, RuntimeError, NotImplementedError, AssertionError, MemoryError),
         *(zlib.error, zipfile.BadZipFile),
     ) as error:
         raise ValueError(f"not a token NLL file: {str(error) or 'its arrays contradict each other'}") from error
+
+
+def _check_windows(nll: TokenNll) -> None:
+    """Raises ValueError, saying what, where the values can't be those of scored tokens."""
+    if len(nll.bytes_W) != len(nll.tokens_W) or (nll.tokens_W < 1).any():
+        raise ValueError("its windows contradict each other")
+    if not np.isfinite(nll.nll_S).all():
+        raise ValueError("a token's value is not finite")
+    if len(nll.nll_S) and nll.nll_S.min() < _LEAST_NLL:
+        raise ValueError("a token's value is negative: it would be likelier than certain")
+    if (nll.document_W < 0).any() or (nll.document_W >= len(nll.documents)).any():
+        raise ValueError("a window is of a document that it doesn't name")
+    if (nll.context_W < 0).any() or (nll.start_W < 0).any() or (nll.bytes_W < -1).any():
+        raise ValueError("a window begins before its document")
 
 
 def _array(content: bytes, name: str) -> npt.NDArray[Any]:
@@ -169,3 +198,38 @@ def _header(head: bytes) -> tuple[tuple[int, ...], np.dtype[Any]]:
     if not shape:
         raise ValueError("a single number in place of an array")
     return shape, dtype
+
+
+def _check(nll: TokenNll, records: Sequence[Record]) -> None:
+    """Raises ValueError, saying what, where perplexity's records count other windows, tokens or documents."""
+    if not len(nll.nll_S):
+        raise ValueError("no token is scored")
+    num_documents = len(set(nll.document_W.tolist()))
+    for record in records:
+        if record.protocol not in _PROTOCOLS:
+            raise ValueError("its protocol is none that there is")
+        check_count(record.n, len(nll.tokens_W), "windows")
+        check_count(record.tokens, len(nll.nll_S), "tokens")
+        check_value(record.nll_sum, float(nll.nll_S.sum(dtype="f8")), "nll_sum")
+        if record.protocol != _JOINED:
+            check_count(record.documents, num_documents, "documents")
+        if (record.documents or 0) > len(nll.documents):
+            raise ValueError("its record has more documents than there are")
+        if int((nll.context_W + nll.tokens_W).max()) > record.length:
+            raise ValueError("a window is longer than the cell's length")
+
+
+NLL = ARTEFACTS.register(
+    "nll",
+    Artefact(
+        folder="nll",
+        suffix="npz",
+        encode=TokenNll.to_bytes,
+        decode=token_nll_from_bytes,
+        check=_check,
+        values={
+            "perplexity": lambda nll, record: math.exp(min(nll.mean(record.protocol), LARGEST_EXPONENT)),
+            "bits_per_byte": lambda nll, _: nll.bits_per_byte(),
+        },
+    ),
+)

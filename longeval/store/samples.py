@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from longeval.plain import made_from, read_json
+from longeval.store.artefact import ARTEFACTS, Artefact, check_count
+from longeval.store.records import Record
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,3 +78,35 @@ def _impossible(sample: Sample) -> str | None:
     if sample.depth is not None and not 0 <= sample.depth <= 1:
         return f"depth is {sample.depth}"
     return None
+
+
+def _check(samples: Sequence[Sample], records: Sequence[Record]) -> None:
+    """Raises ValueError, saying what, where a task's records count other samples or documents."""
+    clusters = {sample.cluster for sample in samples}
+    for record in records:
+        check_count(record.documents, None if None in clusters else len(clusters), "documents")
+        check_count(record.truncated, sum(sample.truncated for sample in samples), "truncated samples")
+
+
+def _mean_score(samples: Sequence[Sample], record: Record) -> float | None:
+    """Mean of a metric over samples; the record's own value where it is one of all samples together."""
+    scores = [sample.scores[record.metric] for sample in samples if record.metric in sample.scores]
+    if scores:
+        check_count(record.n, len(scores), "samples")
+        return math.fsum(scores) / len(scores)
+    if not samples or (record.n or 0) > len(samples):
+        raise ValueError(f"its record of {record.metric} has other samples")
+    return record.value
+
+
+SAMPLES: Artefact[tuple[Sample, ...]] = ARTEFACTS.register(
+    "samples",
+    Artefact(
+        folder="samples",
+        suffix="jsonl",
+        encode=lambda samples: samples_to_jsonl(samples).encode(),
+        decode=samples_from_jsonl,
+        check=_check,
+        other=_mean_score,
+    ),
+)

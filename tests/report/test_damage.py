@@ -29,9 +29,9 @@ def run(tmp_path):
     """A run folder of two perplexity cells, a task's and PosGen's."""
     folder = make_run(tmp_path / "run", [(make_records("none", 64, NLL), NLL), (make_records("yarn", 64, NLL), NLL)])
     store = Store(folder)
-    store.save(make_task_records("none", 64, "passkey", SAMPLES), samples=SAMPLES)
+    store.save(make_task_records("none", 64, "passkey", SAMPLES), SAMPLES)
     values = (0.75, 0.5, 0.25)
-    store.save(make_cell(SPEC, "yarn", 0, values), curves=make_curves(SPEC, values))
+    store.save(make_cell(SPEC, "yarn", 0, values), make_curves(SPEC, values))
     return store
 
 
@@ -88,6 +88,8 @@ def without(field):
         of_file("schema_version", None),
         of_file("cell", "0" * 64),
         of_file("status", "failed"),
+        of_file("artefact", []),
+        of_file("artefact", "other"),
         of_file("records", []),
         of_file("records", {}),
         of_file("records", [3]),

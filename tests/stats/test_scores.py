@@ -9,8 +9,7 @@ from fabricated_tasks import make_sample, make_samples
 from scipy import stats as scipy_stats
 
 from longeval.stats import scores
-from longeval.stats.proportions import bonett_price, mcnemar, wilson
-from longeval.stats.scores import paired_score, score
+from longeval.stats.scores import bonett_price, mcnemar, paired_score, score, wilson
 
 
 def slow_clustered_stderr(values, clusters):

@@ -4,27 +4,27 @@ import numpy as np
 import pytest
 from fabricated_runs import make_nll
 
-from longeval.stats.units import bits_per_byte, mean_nll, resampling_units
+from longeval.stats.units import resampling_units
 
 PROTOCOLS = ["prefix", "sliding", "sliding_window_mean", "stream"]
 
 
 def test_mean_weighs_tokens_except_under_sliding_window_mean():
     nll = make_nll([[1.0, 1.0, 1.0], [5.0]])
-    assert mean_nll(nll, "prefix") == mean_nll(nll, "sliding") == mean_nll(nll, "stream") == 2.0
-    assert mean_nll(nll, "sliding_window_mean") == 3.0
+    assert nll.mean("prefix") == nll.mean("sliding") == nll.mean("stream") == 2.0
+    assert nll.mean("sliding_window_mean") == 3.0
 
 
 def test_mean_is_float64():
     # 20 million 0.1s would show it at once; so do a big and many small values.
     nll = make_nll([[1e4] + [1e-4] * 100_000])
     exact = (float(np.float32(1e4)) + 100_000 * float(np.float32(1e-4))) / 100_001
-    assert mean_nll(nll, "prefix") == pytest.approx(exact, rel=1e-12)
+    assert nll.mean("prefix") == pytest.approx(exact, rel=1e-12)
 
 
 def test_nothing_scored_is_refused():
     with pytest.raises(ValueError, match="no token"):
-        mean_nll(make_nll([]), "prefix")
+        make_nll([]).mean("prefix")
     with pytest.raises(ValueError, match="no token"):
         resampling_units(make_nll([]), "prefix")
 
@@ -36,7 +36,7 @@ def test_units_give_the_mean_back(protocol, num_documents):
     windows = [random.exponential(2.0, size) for _ in range(num_documents) for size in (700, 256, 256, 31)]
     nll = make_nll(windows, documents=[w // 4 for w in range(len(windows))], starts=[700, 256, 256, 31] * num_documents)
     units = resampling_units(nll, protocol)
-    assert units.mean == pytest.approx(mean_nll(nll, protocol), rel=1e-12)
+    assert units.mean == pytest.approx(nll.mean(protocol), rel=1e-12)
 
 
 def test_ten_documents_are_units_nine_are_cut_into_blocks():
@@ -100,5 +100,5 @@ def test_stream_documents_shorter_than_a_window_are_no_units():
 
 def test_bits_per_byte():
     nll = make_nll([[math.log(2)] * 6, [2 * math.log(2)] * 2], num_bytes=5)
-    assert bits_per_byte(nll) == pytest.approx(10 / 40)
-    assert bits_per_byte(make_nll([[1.0]], num_bytes=-1)) is None
+    assert nll.bits_per_byte() == pytest.approx(10 / 40)
+    assert make_nll([[1.0]], num_bytes=-1).bits_per_byte() is None

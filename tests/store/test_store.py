@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from longeval.errors import LongEvalError, WriteError
+from longeval.store.artefact import ARTEFACTS, Artefact
 from longeval.store.folder import Store
 from longeval.store.nll import TokenNll
 from longeval.store.records import Provenance, Record
@@ -185,3 +186,19 @@ write_whole({str(tmp_path / "run" / "nll" / "x.npz")!r}, b"1")
     store.sweep()
     assert [path.name for path in (tmp_path / "run" / "nll").iterdir()] == ["abc.npz"]
     assert store.load("abc") is not None
+
+
+def test_a_kind_of_artefact_that_records_do_not_tell_is_written_with_the_cell(tmp_path):
+    text = Artefact(folder="texts", suffix="txt", encode=str.encode, decode=bytes.decode, check=lambda *_: None)
+    ARTEFACTS.register("texts", text)
+    try:
+        store = Store(str(tmp_path / "run"))
+        store.save([record(metric="length", value=5.0)], "hello", text)
+        assert (tmp_path / "run" / "texts" / "abc.txt").read_text() == "hello"
+        assert Store(store.path).artefact(text, "abc") == "hello"
+        assert Store(store.path).finished("abc") is None, "nothing says how its value follows"
+        text.values["length"] = lambda found, _: len(found)
+        store.save([record(metric="length", value=5.0)], "hello", text)
+        assert Store(store.path).finished("abc") is not None
+    finally:
+        del ARTEFACTS._things["texts"]

@@ -1,9 +1,4 @@
-"""What the evaluation of a PosGen cell gave, as records and curves, or why there is none.
-
-Accuracies are shares, 0 … 1, over all test sequences and the positions in question: `accuracy_in_distribution` over
-predicted positions below the training length, `accuracy_ood` over those from there on, both given the true tokens
-before (teacher-forced), and `accuracy_generated` over the same positions as `accuracy_ood`, given the model's own.
-"""
+"""What the evaluation of a PosGen cell gave, as records and curves, or why there is none."""
 
 from __future__ import annotations
 
@@ -12,8 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from longeval.metrics import derived
+from longeval.metrics.accuracy import ACCURACY_OOD
 from longeval.request import PosGenRequest
-from longeval.store.curves import Curves
+from longeval.store.curves import CURVES, Curves
 from longeval.store.provenance import provenance
 from longeval.store.records import Record
 from longeval.studies.posgen.cells import PosGenCell
@@ -71,37 +68,23 @@ def posgen_outcome(
         valid_loss_in_distribution=tuple(loss.in_distribution for loss in valid),
         valid_loss_ood=tuple(loss.ood for loss in valid),
     )
-    num_inside = spec.length - evaluation.first
-    inside, outside = slice(0, num_inside), slice(num_inside, None)
-    parts = (
-        ("accuracy_in_distribution", "teacher_forced", evaluation.accuracy_P[inside], evaluation.loss_P[inside]),
-        ("accuracy_ood", "teacher_forced", evaluation.accuracy_P[outside], evaluation.loss_P[outside]),
-        ("accuracy_generated", "free_running", evaluation.generated_P[outside], None),
-    )
-    records = [
-        Record(
-            metric=metric,
-            value=float(accuracy_P.mean()),
-            protocol=protocol,
-            n=evaluation.num_sequences,
-            tokens=evaluation.num_sequences * len(accuracy_P),
-            nll_sum=None if loss_P is None else float(loss_P.sum() * evaluation.num_sequences),
-            status="ok",
-            elapsed_s=round(circumstances.elapsed_s, 3),
-            peak_memory_bytes=circumstances.peak_memory_bytes,
-            rope_digest=circumstances.rope_digest,
-            provenance=provenance(circumstances.device),
-            **_common(cell, spec) | {"params": cell.params | {"stacked": history.stacked}},
-        )
-        for metric, protocol, accuracy_P, loss_P in parts
-    ]
+    common = _common(cell, spec) | {
+        "params": cell.params | {"stacked": history.stacked},
+        "n": evaluation.num_sequences,
+        "status": "ok",
+        "elapsed_s": round(circumstances.elapsed_s, 3),
+        "peak_memory_bytes": circumstances.peak_memory_bytes,
+        "rope_digest": circumstances.rope_digest,
+        "provenance": provenance(circumstances.device),
+    }
+    records = [value.record(metric.name, common) for metric, value in derived(CURVES, curves, None, cell.params)]
     return PosGenOutcome(records, curves)
 
 
 def posgen_failure(cell: PosGenCell, spec: PosGenRequest, reason: str, device: str) -> Record:
     """The record of a cell that failed."""
     return Record(
-        metric="accuracy_ood",
+        metric=ACCURACY_OOD.name,
         value=None,
         protocol="teacher_forced",
         status="failed",

@@ -263,7 +263,7 @@ class _Runner:
     def keep(self, records: Sequence[Record], curves: Curves | None) -> None:
         """Stores a cell."""
         self.begin_writing()
-        self.store.save(records, curves=curves)
+        self.store.save(records, curves)
         self.records[records[0].cell] = tuple(records)
         self.progress.finished(next(record for record in records if record.metric == "accuracy_ood"))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -10,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from longeval.backends.base import Backend
+from longeval.metrics import derived
+from longeval.metrics.perplexity import PERPLEXITY
 from longeval.run.window import Window
-from longeval.stats.bootstrap import interval
-from longeval.stats.units import bits_per_byte, mean_nll, resampling_units
-from longeval.store.nll import TokenNll
+from longeval.store.nll import NLL, TokenNll
 from longeval.store.provenance import provenance
 from longeval.store.records import Record, Status
 from longeval.studies.ppl.cells import Cell
@@ -58,9 +57,9 @@ def outcome(
             f"{nll.positions_S()[bad[0]]} of a window of {nll.documents[nll.document_W[window]]}"
         )
         return Outcome([without_value(cell, job, "failed", reason, backend.device)], None)
-    perplexity = float(np.exp(mean_nll(nll, cell.protocol)))
-    if not np.isfinite(perplexity):
-        reason = f"the mean of its token values is {mean_nll(nll, cell.protocol):.4g} nats, a perplexity beyond float64"
+    values = derived(NLL, nll, cell.protocol, cell.params)
+    if not all(np.isfinite(value.value) for _, value in values):
+        reason = f"the mean of its token values is {nll.mean(cell.protocol):.4g} nats, a perplexity beyond float64"
         return Outcome([without_value(cell, job, "failed", reason, backend.device)], None)
     common = _common(cell, job)
     measured_fields = {
@@ -76,22 +75,15 @@ def outcome(
         "dtype": backend.dtype,
         "provenance": provenance(backend.device),
     }
-    spread = interval(resampling_units(nll, cell.protocol), seed=cell.params["seed"])
-    drawn = {} if spread is None else dataclasses.asdict(spread)
-    params = common["params"] | {"ci": {key: drawn[key] for key in drawn if key not in ("low", "high")} or None}
-    common |= measured_fields | {"params": params, "status": "ok"}
-    low, high = (None, None) if spread is None else (spread.low, spread.high)
-    records = [Record(metric="perplexity", value=perplexity, ci_low=low, ci_high=high, **common)]
-    bits = bits_per_byte(nll)
-    if bits is not None:
-        records.append(Record(metric="bits_per_byte", value=bits, **common))
-    return Outcome(records, nll)
+    how = next((value.how for _, value in values if value.how is not None), None)
+    common |= measured_fields | {"params": common["params"] | {"ci": how}, "status": "ok"}
+    return Outcome([value.record(metric.name, common) for metric, value in values], nll)
 
 
 def without_value(cell: Cell, job: Job, status: Status, reason: str, device: str) -> Record:
     """The record of a cell that failed or was skipped."""
     return Record(
-        metric="perplexity",
+        metric=PERPLEXITY.name,
         value=None,
         status=status,
         error=reason,

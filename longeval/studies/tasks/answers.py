@@ -17,7 +17,7 @@ from longeval.backends.base import Generation
 from longeval.store.samples import Sample
 from longeval.studies.tasks.definitions.guards import seeded
 from longeval.studies.tasks.lm import TaskLM
-from longeval.studies.tasks.metrics import Aggregate, Metric, absent, aggregate, is_mean, metric_name
+from longeval.studies.tasks.metrics import Aggregate, TaskMetric, absent, aggregate, is_mean, metric_name
 from longeval.studies.tasks.prompts.build import PreparedSample, PreparedTask
 from longeval.studies.tasks.prompts.requests import Result, response
 from longeval.studies.tasks.quiet import quiet_lm_eval
@@ -34,7 +34,7 @@ class Answers:
     """In the order of the prepared ones."""
     aggregates: Mapping[str, Aggregate]
     """Metric → its value, for metrics that aren't means over samples."""
-    metrics: tuple[Metric, ...]
+    metrics: tuple[TaskMetric, ...]
     """All metrics, those of the aggregates too, in the order of the task: the first is the main one unless the task
     says otherwise."""
 
@@ -133,13 +133,13 @@ def _processed(task: Any, prepared: PreparedTask, instances: Sequence[Sequence[A
 
 def _scores(
     task: Any, prepared: PreparedTask, raw: Raw
-) -> tuple[list[dict[str, float]], dict[str, Aggregate], tuple[Metric, ...]]:
+) -> tuple[list[dict[str, float]], dict[str, Aggregate], tuple[TaskMetric, ...]]:
     """Values by sample of metrics that are means, aggregates of the others, and the names of both."""
     aggregations, directions = task.aggregation(), task.higher_is_better()
     only_filter = len({filter_name for _, filter_name in raw}) == 1
     scores: list[dict[str, float]] = [{} for _ in prepared.samples]
     aggregates: dict[str, Aggregate] = {}
-    metrics: dict[str, Metric] = {}
+    metrics: dict[str, TaskMetric] = {}
     for (lm_eval_name, filter_name), values in raw.items():
         aggregation = aggregations.get(lm_eval_name)
         name = metric_name(lm_eval_name, filter_name, only_filter=only_filter)
@@ -158,7 +158,7 @@ def _scores(
                 raise ValueError(f"task {prepared.name}: {name}: {error}") from error
         if values:
             direction = directions.get(lm_eval_name)
-            metrics[name] = Metric(
+            metrics[name] = TaskMetric(
                 name=name,
                 lm_eval_name=lm_eval_name,
                 filter=filter_name,

@@ -27,8 +27,8 @@ _PROBES = ((0.0, 1.0, 1.0, 0.0, 1.0), (0.25, 0.5, 0.875, 0.125))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Metric:
-    """A metric of a task."""
+class TaskMetric:
+    """A metric of a task, as the task itself defines it."""
 
     name: str
     """As records have it."""

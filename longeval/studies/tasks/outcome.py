@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from longeval.backends.base import Backend
+from longeval.metrics import Value, derived
 from longeval.stats.scores import score
 from longeval.store.provenance import provenance
 from longeval.store.records import Record, Status
+from longeval.store.samples import SAMPLES
 from longeval.studies.tasks.answers import Answers
 from longeval.studies.tasks.cells import GroupCell, TaskCell, TaskJob
 from longeval.studies.tasks.definitions.averages import average
-from longeval.studies.tasks.metrics import Metric, metric_name
+from longeval.studies.tasks.metrics import TaskMetric, metric_name
 
 
 def task_records(
@@ -41,19 +43,25 @@ def task_records(
             "higher_is_better": metric.higher_is_better,
             "filter": metric.filter,
         }
-        whole = answers.aggregates.get(metric.name)
-        if whole is not None:
-            found: dict[str, Any] = {"value": whole.value, "n": whole.n}
-            params |= {"stderr": whole.stderr, "ci": None}
-        else:
-            got = score(samples, metric.name, seed=cell.params["seed"])
-            found = {"value": got.value, "ci_low": got.ci_low, "ci_high": got.ci_high, "n": got.n}
-            params |= {"stderr": got.stderr, "ci": got.how}
-        records.append(Record(**common | found | {"metric": metric.name, "params": params}))
+        value = _value(answers, metric.name, cell.params["seed"])
+        records.append(value.record(metric.name, common | {"params": params}))
+    for further, value in derived(SAMPLES, samples, None, cell.params):
+        params = cell.params | {"primary": False, "higher_is_better": further.higher_is_better, "filter": None}
+        records.append(value.record(further.name, common | {"params": params}))
     return records
 
 
-def metric_order(metrics: Sequence[Metric], primary: str | None) -> list[Metric]:
+def _value(answers: Answers, metric: str, seed: int) -> Value:
+    """One of the task's own metrics: the mean over samples, or the task's value for all samples together."""
+    whole = answers.aggregates.get(metric)
+    if whole is not None:
+        return Value(value=whole.value, fields={"n": whole.n}, params={"stderr": whole.stderr, "ci": None})
+    found = score(answers.samples, metric, seed=seed)
+    params = {"stderr": found.stderr, "ci": found.how}
+    return Value(value=found.value, low=found.ci_low, high=found.ci_high, fields={"n": found.n}, params=params)
+
+
+def metric_order(metrics: Sequence[TaskMetric], primary: str | None) -> list[TaskMetric]:
     """A task's metrics, the main one first; without a main one, in the task's own order."""
     return sorted(metrics, key=lambda metric: metric.name != primary)
 
