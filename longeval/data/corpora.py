@@ -15,15 +15,22 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from longeval.errors import LongEvalError
+from longeval.bounded_yaml import why_unreadable
+from longeval.errors import LongEvalError, reason
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LocalCandidate:
+class _Part(BaseModel):
+    """What stands in a YAML file: keys that aren't known are refused, because a typing error would pass unseen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LocalCandidate(_Part):
     """A place under $LONGEVAL_DATA where a copy of the corpus may lie."""
 
     path: str
@@ -32,8 +39,7 @@ class LocalCandidate:
     """Field that holds the text; plain text files have none, and none is needed for them."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class HubDataset:
+class HubDataset(_Part):
     """A data set on the Hugging Face hub: a split of plain data files (never a loading script), or one file."""
 
     id: str
@@ -49,9 +55,14 @@ class HubDataset:
     revision: str | None = None
     """Commit, tag or branch; default: main. What it stood for is in the source's origin."""
 
+    @model_validator(mode="after")
+    def _is_one_of_two(self) -> HubDataset:
+        if (self.split is None) == (self.file is None):
+            raise ValueError("needs either a split or a file")
+        return self
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Corpus:
+
+class Corpus(_Part):
     """A named set of long documents."""
 
     name: str
@@ -62,11 +73,11 @@ class Corpus:
     """Who made it: paper or project."""
     license: str
     """Licence of the texts, as far as their source states one."""
-    docs: int | None
+    docs: Annotated[int, Field(ge=1, strict=True)] | None = None
     """Documents taken by default; null: all."""
-    local: tuple[LocalCandidate, ...]
+    local: tuple[LocalCandidate, ...] = ()
     """Where a copy may lie; the first that exists is read."""
-    hub: HubDataset | None
+    hub: HubDataset | None = None
     """Where it is read from otherwise."""
 
 
@@ -91,7 +102,7 @@ def load_catalogue(folder: str | None = None) -> Catalogue:
     """Reads all YAML files of `folder` (default: `corpora_dir()`).
 
     Raises:
-        LongEvalError: If one is no YAML or isn't as this module's docstring says; names file, line and key.
+        LongEvalError: If one is no YAML or isn't as this module's docstring says; names file and key.
     """
     folder = corpora_dir() if folder is None else folder
     if not os.path.isdir(folder):
@@ -100,147 +111,61 @@ def load_catalogue(folder: str | None = None) -> Catalogue:
     aliases: dict[str, str] = {}
     for file in sorted(os.listdir(folder)):
         if file.endswith(".yaml"):
-            _load_file(os.path.join(folder, file), corpora, aliases)
+            try:
+                _load_file(os.path.join(folder, file), corpora, aliases)
+            except (yaml.YAMLError, ValueError, OSError) as error:
+                raise LongEvalError(
+                    f"{os.path.join(folder, file)}: {_why(error)}",
+                    "Another file of that folder shows how it is written.",
+                ) from error
     return Catalogue(corpora=corpora, aliases=aliases)
 
 
 def _load_file(path: str, corpora: dict[str, Corpus], aliases: dict[str, str]) -> None:
-    """Adds a file's corpora and aliases: one corpus, or a family's members."""
+    """Adds a file's corpora and aliases: one corpus, or a family's members.
+
+    Raises:
+        yaml.YAMLError, ValueError, OSError: See `_why`.
+    """
     name = os.path.splitext(os.path.basename(path))[0]
-    top = _open_yaml(path)
-    texts = {key: top.text(key) for key in ("description", "source", "license")}
-    docs = top.count("docs")
-    members = top.mapping("members")
-    locals_ = top.items("local")
-    hub = top.mapping("hub")
-    family_aliases = top.mapping("aliases")
-    top.refuse_others()
-    if members is None:
-        corpora[name] = Corpus(name=name, docs=docs, local=_local(locals_, {}), hub=_hub(hub, {}), **texts)
+    with open(path, encoding="utf-8") as file:
+        plain = yaml.safe_load(file)
+    if not isinstance(plain, dict):
+        raise ValueError("must be a mapping")
+    if "members" not in plain:
+        corpora[name] = Corpus.model_validate(plain | {"name": name})
         return
-    for member in members.keys:
-        own = members.mapping(member)
-        values = {"name": member} | ({} if own is None else {key: own.text(key) for key in own.keys})
+    members, other_names = plain.pop("members"), plain.pop("aliases", {})
+    if not isinstance(members, dict) or not isinstance(other_names, dict):
+        raise ValueError("members and aliases must be mappings")
+    for member, own in members.items():
         full = f"{name}:{member}"
-        corpora[full] = Corpus(name=full, docs=docs, local=_local(locals_, values), hub=_hub(hub, values), **texts)
-    if family_aliases is not None:
-        for alias in family_aliases.keys:
-            target = family_aliases.text(alias)
-            if target not in members.keys or alias in members.keys:
-                raise family_aliases.wrong(alias, f"must be a new name for one of {', '.join(members.keys)}")
-            aliases[f"{name}:{alias}"] = f"{name}:{target}"
+        filled = _filled(plain, {"name": member} | (own or {}))
+        corpora[full] = Corpus.model_validate(filled | {"name": full})
+    for alias, target in other_names.items():
+        if target not in members or alias in members:
+            raise ValueError(f"aliases.{alias} must be a new name for one of {', '.join(members)}")
+        aliases[f"{name}:{alias}"] = f"{name}:{target}"
 
 
-def _local(candidates: list[_Mapping], values: Mapping[str, str]) -> tuple[LocalCandidate, ...]:
-    local = []
-    for candidate in candidates:
-        local.append(
-            LocalCandidate(path=_fill(candidate.text("path"), values), field=candidate.text("field", optional=True))
-        )
-        candidate.refuse_others()
-    return tuple(local)
+def _filled(value: Any, keys: Mapping[str, str]) -> Any:
+    """A value of a family's file, with a member's keys filled into its texts."""
+    if isinstance(value, dict):
+        return {key: _filled(item, keys) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_filled(item, keys) for item in value]
+    if isinstance(value, str):
+        for key, text in keys.items():
+            value = value.replace("{" + key + "}", str(text))
+    return value
 
 
-def _hub(hub: _Mapping | None, values: Mapping[str, str]) -> HubDataset | None:
-    if hub is None:
-        return None
-    optional = {key: hub.text(key, optional=True) for key in ("split", "config", "file", "revision")}
-    dataset = HubDataset(
-        id=hub.text("id"),
-        field=hub.text("field"),
-        **{key: None if text is None else _fill(text, values) for key, text in optional.items()},
-    )
-    hub.refuse_others()
-    if (dataset.split is None) == (dataset.file is None):
-        raise hub.wrong("id", "needs either a split or a file beside it")
-    return dataset
-
-
-def _fill(text: str, values: Mapping[str, str]) -> str:
-    for key, value in values.items():
-        text = text.replace("{" + key + "}", value)
-    return text
-
-
-class _Mapping:
-    """A mapping of a YAML file whose values are taken out with a check; knows the line of each key."""
-
-    def __init__(self, path: str, plain: dict[Any, Any], node: yaml.MappingNode, at: str = "") -> None:
-        self._path = path
-        self._plain = plain
-        self._nodes = {key.value: (key, value) for key, value in node.value}
-        self._line = node.start_mark.line + 1
-        self._at = at
-        self._taken: set[str] = set()
-
-    @property
-    def keys(self) -> list[str]:
-        return [str(key) for key in self._plain]
-
-    def wrong(self, key: str, what: str) -> LongEvalError:
-        line = self._nodes[key][0].start_mark.line + 1 if key in self._nodes else self._line
-        return LongEvalError(
-            f"{self._path}, line {line}: {self._at}{key} {what}", "Another file of that folder shows how it is written."
-        )
-
-    def text(self, key: str, *, optional: bool = False) -> Any:
-        """A string; null or left out only if optional."""
-        value = self._take(key)
-        if not (isinstance(value, str) and value.strip()) and not (optional and value is None):
-            raise self.wrong(key, "must be a text")
-        return value
-
-    def count(self, key: str) -> int | None:
-        """A whole number of at least 1; null if left out."""
-        value = self._take(key)
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-            raise self.wrong(key, "must be a whole number of at least 1")
-        return value
-
-    def mapping(self, key: str) -> _Mapping | None:
-        """A mapping inside this one; null if left out."""
-        value = self._take(key)
-        if value is None:
-            return None
-        if not isinstance(value, dict):
-            raise self.wrong(key, "must be a mapping")
-        return _Mapping(self._path, value, self._nodes[key][1], f"{self._at}{key}.")
-
-    def items(self, key: str) -> list[_Mapping]:
-        """A list of mappings; empty if left out."""
-        values = self._take(key)
-        if values is None:
-            return []
-        if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
-            raise self.wrong(key, "must be a list of mappings")
-        nodes = self._nodes[key][1].value
-        return [_Mapping(self._path, v, node, f"{self._at}{key}.") for v, node in zip(values, nodes, strict=True)]
-
-    def refuse_others(self) -> None:
-        """Raises for a key that nothing has asked for: a typing error would pass unseen otherwise."""
-        for key in self.keys:
-            if key not in self._taken:
-                raise self.wrong(key, f"is unknown; known: {', '.join(sorted(self._taken))}")
-
-    def _take(self, key: str) -> Any:
-        self._taken.add(key)
-        return self._plain.get(key)
-
-
-def _open_yaml(path: str) -> _Mapping:
-    """Reads a YAML file twice, for its values and for its lines."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            content = file.read()
-        plain = yaml.safe_load(content)
-        node = yaml.compose(content, Loader=yaml.SafeLoader)
-    except yaml.MarkedYAMLError as error:
+def _why(error: Exception) -> str:
+    """What is wrong with a corpus's file, with the line or the key."""
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+    if isinstance(error, yaml.MarkedYAMLError):
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise LongEvalError(f"{path}, line {line}: not valid YAML ({error.problem})", "Repair the file.") from error
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise LongEvalError(f"{path}: can't be read ({error})", "Repair the file.") from error
-    if not isinstance(plain, dict) or not isinstance(node, yaml.MappingNode):
-        raise LongEvalError(
-            f"{path}, line 1: must be a mapping", "Another file of that folder shows how it is written."
-        )
-    return _Mapping(path, plain, node)
+        return f"line {line}: not valid YAML ({why_unreadable(error)})"
+    return reason(error)

@@ -1,153 +1,145 @@
-"""Local files: what is read, in which order, and what each broken one is answered with."""
+"""Which files of a folder are documents, and what is said of the others."""
 
-import builtins
-import gzip
-import json
-import pickle
+import os
+import socket
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 
 from longeval.data.files import check_path, read_documents
+from longeval.data.sources import open_source
 from longeval.errors import LongEvalError
 
-
-def read(path, **options):
-    check_path(str(path))
-    return [(document.name, document.text) for document in read_documents(str(path), **options)]
-
-
-def problem_of(path, **options):
-    with pytest.raises(LongEvalError) as caught:
-        read(path, **options)
-    assert caught.value.remedy.endswith(".")
-    return caught.value.problem
+ROW = '{"text": "a document"}\n'
 
 
 @pytest.fixture
 def write(tmp_path):
-    def write_file(name, content):
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        return path
+    def write_files(*names, content=ROW):
+        for name in names:
+            path = tmp_path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(content)
+        return tmp_path
 
-    return write_file
-
-
-def test_text_is_kept_as_it_stands_but_for_the_byte_order_mark(write):
-    content = "\ufeff  Ü one\r\ntwo\u2028three\n\n"
-    assert read(write("a.rst", content)) == [("a.rst", content[1:])]
+    return write_files
 
 
-def test_a_folder_is_read_sorted_recursively_without_hidden_files(write, tmp_path):
-    for name in ("b.txt", "a/z.md", "a/b/c.py", ".hidden", ".git/config", "a/__init__.py"):
-        write(name, "" if name.endswith("__init__.py") else name)
-    assert read(tmp_path) == [
-        ("a/__init__.py", ""),
-        ("a/b/c.py", "a/b/c.py"),
-        ("a/z.md", "a/z.md"),
-        ("b.txt", "b.txt"),
-    ]
+def names(folder):
+    return [document.name for document in read_documents(str(folder))]
 
 
-def test_json_lines_end_at_newlines_only_and_are_named_by_line(write):
-    content = '{"text": "a\u2028b"}\n\n  \n{"text": "c"}'
-    assert read(write("x.jsonl", content)) == [("x.jsonl#1", "a\u2028b"), ("x.jsonl#4", "c")]
+def note(folder):
+    return check_path(str(folder)).note
 
 
-def test_gzipped_json_lines_and_arrays_and_parquet_read_alike(write, tmp_path):
-    records = [{"id": n, "body": f"text {n}"} for n in range(40)]
-    lines = "\n".join(map(json.dumps, records)).encode()
-    write("x.jsonl.gz", gzip.compress(lines))
-    write("x.json", json.dumps(records))
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), tmp_path / "x.parquet")
-    for name in ("x.jsonl.gz", "x.json", "x.parquet"):
-        expected = [(f"{name}#{n + 1}", f"text {n}") for n in range(40)]
-        assert read(tmp_path / name, text_field="body") == expected
+def test_the_clone_of_a_data_set_is_its_data(write, tmp_path):
+    folder = write(
+        "README.md", "README_zh.md", "LICENSE", ".gitattributes", ".git/config", content="about the data " * 99
+    )
+    write("dataset_infos.json", "figure.png", "load.py", "weights.safetensors")
+    (tmp_path / "data").mkdir()
+    texts = ["one", "two"]
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "data" / "train-00000-of-00001.parquet")
+    assert [document.text for document in read_documents(str(folder))] == texts
+    said = open_source(str(folder)).note
+    assert said.startswith(f"--data {folder}: 1 file is read (1 .parquet); not read: .git, .gitattributes, LICENSE")
+    assert said.endswith(" and 4 more")
 
 
-def test_the_first_record_settles_which_field_is_read(write):
-    assert read(write("a.jsonl", '{"content": "c", "text": "t"}')) == [("a.jsonl#1", "t")]
-    assert read(write("b.jsonl", '{"content": "c", "input": "i"}')) == [("b.jsonl#1", "i")]
-    problem = problem_of(write("c.jsonl", '{"input": "i"}\n{"text": "t"}'))
-    assert problem.endswith("c.jsonl, line 2: no field 'input'; its fields: text")
+def test_splits_that_are_read_together_are_said(write):
+    folder = write("data/train-0.jsonl", "data/test-0.jsonl", "data/dev.jsonl")
+    assert len(names(folder)) == 3
+    assert "of the splits train, validation, test together" in note(folder)
+    assert note(folder / "data" / "train-0.jsonl") is None
+
+
+def test_a_folder_of_books_keeps_its_books(write):
+    folder = write("a.txt", "b.md", "sub/c.txt", content="a book " * 99)
+    assert names(folder) == ["a.txt", "b.md", "sub/c.txt"] and note(folder) is None
+    write("README.md", "LICENSE.txt", ".hidden", "metadata.csv", "cover.jpg", content="about the books")
+    assert names(folder) == ["a.txt", "b.md", "sub/c.txt"]
+    assert note(folder) == (
+        f"--data {folder}: 3 files are read (1 .md, 2 .txt); not read: .hidden, LICENSE.txt, README.md, cover.jpg, "
+        "metadata.csv"
+    )
+    # A table of them has another name: what the folder holds more of is read.
+    write("books.csv", content="title\nx\n")
+    assert names(folder) == ["a.txt", "b.md", "sub/c.txt"] and "books.csv" in note(folder).replace(
+        " and 1 more", "books.csv"
+    )
+
+
+def test_a_readme_alone_is_a_document(write):
+    assert names(write("README.md", content="text")) == ["README.md"]
+
+
+def test_several_formats_and_unknown_suffixes_are_said(write, tmp_path):
+    folder = write("a.jsonl", "b.ndjson")
+    assert len(names(folder)) == 2 and "(1 .jsonl, 1 .ndjson)" in note(folder)
+    other = write("other/a.foo", "other/b", "other/c.txt", content="prose") / "other"
+    assert names(other) == ["a.foo", "b", "c.txt"]
+    assert "(1 without a suffix (as plain text), 1 .foo (as plain text), 1 .txt)" in note(other)
+    assert note(other / "a.foo").endswith("read as plain text, as it stands")
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "expected"),
-    [
-        ("a.txt", "", "empty"),
-        ("a.txt", " \n", "empty"),
-        ("a.jsonl", "\n\n", "no records"),
-        ("a.json", "[]", "no records"),
-        ("a.txt", b"ab\0c", "NUL byte at 2"),
-        ("a.txt", b"ab\xff", "not UTF-8 text (byte 2)"),
-        ("a.txt", "UTF-16 text".encode("utf-16"), "UTF-16's: convert it"),
-        ("a.jsonl", '{"text": "a"}\n{"text": \n', "line 2, column 9: malformed JSON"),
-        ("a.jsonl", b'{"text": "a"}\n{"text": "\xff"}\n', "line 2: not UTF-8"),
-        ("a.jsonl", '{"text": "a"}\n["b"]', "line 2: an array, not an object"),
-        ("a.jsonl", '{"text": null}', "line 1: field 'text' is null, not a string"),
-        ("a.jsonl", '{"text": ["b"]}', "field 'text' is an array"),
-        ("a.jsonl", '{"text": "a\\ud800"}', "half a surrogate pair at character 1"),
-        ("a.jsonl", '{"title": "a", "body": "b"}', "no field 'text' or 'input' or 'content'; its fields: title, body"),
-        ("a.jsonl", '{"a":' + "[" * 100_000, "line 1: JSON nested too deeply"),
-        ("a.jsonl", '{"text": "a", "n": ' + "9" * 5000 + "}", "line 1: JSON can't be read"),
-        ("a.json", '{"text": "a"}', "an object, not an array"),
-        ("a.json", '[\n{"text": "a"},\n{"text": }]', "line 3, column 10: malformed JSON"),
-        ("a.json", '[{"text": "a"}, {"text": 3}]', "item 2: field 'text' is a number"),
-        ("a.parquet", "no parquet", "not a readable parquet file"),
-        ("a.jsonl.gz", b"not gzipped", "can't be read"),
-        ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 999, mtime=0)[:-20], "can't be read"),
-        ("a.tar.gz", gzip.compress(b"text", mtime=0), "compressed"),
-        ("a.zip", b"PK", "compressed"),
-    ],
+    "name", ["a.pdf", "a.DOCX", "a.npy", "a.safetensors", "a.zip", "a.tar.gz", "a.parquet.gz", "a.png"]
 )
-def test_broken_files_are_named_with_what_is_wrong(write, name, content, expected):
-    problem = problem_of(write(name, content))
-    assert expected in problem
-    assert name in problem
+def test_what_is_no_text_is_refused_by_name_with_what_is_read(write, name):
+    folder = write(name, content="harmless")
+    for path in (folder, folder / name):
+        with pytest.raises(LongEvalError) as caught:
+            check_path(str(path))
+        assert name in str(caught.value) and ".jsonl" in caught.value.remedy
 
 
-def test_json_lines_with_the_wrong_suffix_are_recognised(write):
-    with pytest.raises(LongEvalError, match=r"rename it to \.jsonl"):
-        read(write("a.json", '{"text": "a"}\n{"text": "b"}'))
+def test_links_are_followed_inside_only_and_once(write, tmp_path):
+    outside = write("outside.txt", "far/away.txt", content="secret")
+    folder = write("folder/a.txt", "folder/sub/b.txt", content="text") / "folder"
+    (folder / "again.txt").symlink_to("a.txt")
+    (folder / "out.txt").symlink_to(outside / "outside.txt")
+    (folder / "away").symlink_to(outside / "far")
+    (folder / "sub" / "loop").symlink_to(folder)
+    (folder / "zero.txt").symlink_to("/dev/zero")
+    (folder / "broken.txt").symlink_to("nowhere.txt")
+    (folder / "stored.txt").symlink_to(".store/x")
+    (folder / ".store").mkdir()
+    (folder / ".store" / "x").write_text("stored")
+    assert names(folder) == ["a.txt", "stored.txt", "sub/b.txt"]
+    said = note(folder)
+    for told in ("again.txt (the same file as a.txt)", "away (leads out of the folder)", "broken.txt (no plain file)"):
+        assert told in said
+    # The folder itself may be a link, and so may a file that is named.
+    (tmp_path / "link").symlink_to(folder)
+    assert names(tmp_path / "link") == names(folder)
+    assert [document.text for document in read_documents(str(folder / "out.txt"))] == ["secret"]
 
 
-def test_parquet_without_the_field_or_with_a_null_in_it(tmp_path):
-    pyarrow.parquet.write_table(pyarrow.table({"body": ["a", None]}), tmp_path / "x.parquet")
-    assert "its fields: body" in problem_of(tmp_path / "x.parquet")
-    assert "row 2: field 'body' is null" in problem_of(tmp_path / "x.parquet", text_field="body")
+def test_a_snapshot_in_the_hubs_cache_is_read(write):
+    cache = write("data/blobs/0123", content=ROW) / "data"
+    snapshot = cache / "snapshots" / "c0ffee"
+    snapshot.mkdir(parents=True)
+    (snapshot / "train.jsonl").symlink_to("../../blobs/0123")
+    assert [document.text for document in read_documents(str(snapshot))] == ["a document"]
 
 
-def test_a_pickle_is_never_opened(write, tmp_path):
-    class Trap:
-        def __reduce__(self):
-            return open, (str(tmp_path / "trapped"), "w")
-
-    assert "can run code" in problem_of(write("a.pkl", pickle.dumps(Trap())))
-    assert "binary" in problem_of(write("disguised.txt", pickle.dumps("x" * 9)))
-    assert not (tmp_path / "trapped").exists()
-
-
-def test_missing_unreadable_and_empty_places(write, tmp_path, monkeypatch):
-    assert "no such file or folder" in problem_of(tmp_path / "missing.txt")
-    (tmp_path / "empty" / ".hidden").mkdir(parents=True)
-    assert "holds no files" in problem_of(tmp_path / "empty")
-    assert "neither a file nor a folder" in problem_of("/dev/null")
-    path = write("a.txt", "text")
-
-    def refuse(*args, **kwargs):
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(builtins, "open", refuse)
-    with pytest.raises(LongEvalError, match="Permission denied"):
-        list(read_documents(str(path)))
+def test_fifos_sockets_and_devices_are_never_opened(write, monkeypatch):
+    folder = write("f/a.txt", content="text") / "f"
+    os.mkfifo(folder / "b.txt")
+    with socket.socket(socket.AF_UNIX) as bound:
+        monkeypatch.chdir(folder)  # a socket's path is short
+        bound.bind("c.txt")
+        assert names(folder) == ["a.txt"]
+        assert "b.txt (no plain file), c.txt (no plain file)" in note(folder)
+    for path in (folder / "b.txt", "/dev/zero", "/dev/null"):
+        with pytest.raises(LongEvalError, match="neither a file nor a folder"):
+            check_path(str(path))
+    if os.path.exists("/proc/self/environ"):
+        with pytest.raises(LongEvalError, match="empty"):
+            check_path("/proc/self/environ")
 
 
-def test_reading_is_lazy(write):
-    documents = read_documents(str(write("x.jsonl", '{"text": "a"}\nbroken')))
-    assert next(documents).text == "a"
-    with pytest.raises(LongEvalError, match="line 2"):
-        next(documents)
+def test_a_folder_with_the_name_of_a_file_is_a_folder(write):
+    assert names(write("x.jsonl/a.txt", content="text") / "x.jsonl") == ["a.txt"]
