@@ -1,8 +1,18 @@
-"""Document: one text with a name, as every reader yields it."""
+"""Documents, and what guards their reading: the field of a record that holds the text, and bounds on growth.
+
+Bounds are on what a file may grow to while it is read: a few bytes can unpack to all memory there is. They refuse no
+corpus: the longest of books has 10 MB, and text packs 3 to 20 times smaller.
+"""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
+
+from longeval.data.files import FORMATS_REMEDY
+from longeval.errors import LongEvalError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -13,3 +23,178 @@ class Document:
     """Says where the text is: a file's path in its folder, or `file.jsonl#12` for its twelfth line or row."""
     text: str
     """The text; always encodable as UTF-8."""
+
+
+_PIECE = 2**20
+
+
+class Readable(Protocol):
+    """What is read here of a binary stream."""
+
+    def read(self, size: int, /) -> bytes:
+        """At most `size` bytes; none at the end."""
+        ...
+
+
+class Growth:
+    """Watches how much comes out of a file.
+
+    Args:
+        path: What messages call the file.
+        size: Its bytes on disk; null: not known, and anything may come out.
+    """
+
+    MOST_TEXT = 2**28
+    """Bytes of one document of plain text."""
+    MOST_RECORD = 2**26
+    """Bytes of one record: a line of JSON, a row of a table. Parsed, it can take twenty times as much."""
+    MOST_TIMES = 200
+    """How many times larger than on disk the content of a file may be, and each record of it."""
+    FREE_TEXT = 2**28
+    """Bytes that content may have however small the file is."""
+    FREE_RECORD = 2**23
+    """Bytes that a record may have however small the file is."""
+
+    def __init__(self, path: str, size: int | None) -> None:
+        self._path = path
+        self._size = size
+        self._grown = 0
+
+    def add(self, size: int) -> None:
+        """Counts bytes that came out, or are about to; LongEvalError where it is more than any text unpacks to."""
+        self._grown += size
+        if self._size is not None and self._grown > max(self.FREE_TEXT, self.MOST_TIMES * self._size):
+            raise LongEvalError(
+                f"{self._path}: unpacks to more than {self.MOST_TIMES} times its size",
+                "No text does: the file is damaged or made to fill the memory.",
+            )
+
+    def check(self, size: int, where: str, *, whole: bool = False) -> None:
+        """Raises LongEvalError where a record (`whole`: a text that is one document) is longer than any may be."""
+        most = self.MOST_TEXT if whole else self.MOST_RECORD
+        if self._size is not None:
+            most = min(most, max(self.FREE_RECORD, self.MOST_TIMES * self._size))
+        if size > most:
+            shown = f"{self._path}{where and ', '}{where}"
+            raise LongEvalError(f"{shown}: longer than {most // 2**20} MiB", "Split it into several documents.")
+
+
+def read_lines(stream: Readable, growth: Growth) -> Iterator[bytes]:
+    """Yields lines with their line end, piece by piece; only a newline ends one."""
+    pieces: list[bytes] = []
+    pending = number = 0
+    while piece := stream.read(_PIECE):
+        *whole, rest = piece.split(b"\n")
+        growth.add(len(piece) + 32 * len(whole))  # so that blank lines count, which take time too
+        for line in whole:
+            number += 1
+            growth.check(pending + len(line), f"line {number}")
+            yield b"".join((*pieces, line, b"\n"))
+            pieces, pending = [], 0
+        if rest:
+            pieces.append(rest)
+            pending += len(rest)
+        growth.check(pending, f"line {number + 1}")
+    if pieces:
+        yield b"".join(pieces)
+
+
+DEFAULT_FIELDS = ("text", "input", "content")
+"""Fields tried when none is named; which one is used is decided by a file's first record and holds for all of it."""
+
+
+class TextField:
+    """Takes the text out of a file's records, one after the other.
+
+    Args:
+        path: What messages call the file.
+        text_field: Its name; null: the first of DEFAULT_FIELDS that the first record has, from then on.
+    """
+
+    def __init__(self, path: str, text_field: str | None) -> None:
+        self._path = path
+        self._name = text_field
+        self._asked = "" if text_field is None else f"--text-field {text_field}: "
+
+    def is_in(self, names: Sequence[str]) -> bool:
+        """Whether one of the fields that hold the text is among `names`."""
+        return any(field in names for field in (DEFAULT_FIELDS if self._name is None else (self._name,)))
+
+    def choose(self, names: Sequence[str], where: str) -> str:
+        """Returns the field to read, settled by the first record; LongEvalError if `names` don't have it."""
+        if self._name is None:
+            self._name = next((field for field in DEFAULT_FIELDS if field in names), None)
+        if self._name is None or self._name not in names:
+            wanted = repr(self._name) if self._name is not None else " or ".join(map(repr, DEFAULT_FIELDS))
+            fields = ", ".join(name if len(name) <= 40 else f"{name[:40]}…" for name in names[:20]) or "none"
+            raise LongEvalError(
+                f"{self._asked}{self._path}, {where}: no field {wanted}; its fields: {fields}",
+                "Name the one that holds the text: give the file by its path, with --text-field NAME.",
+            )
+        return self._name
+
+    def text_of(self, record: object, where: str) -> str:
+        """Returns the text of one record; LongEvalError names `where` if it is no object with a string in the field."""
+        if not isinstance(record, dict):
+            raise LongEvalError(
+                f"{self._path}, {where}: {json_kind(record)}, not an object",
+                'Every record must be an object with the text in a field: {"text": "…"}.',
+            )
+        name = self.choose(list(record), where)
+        return self.checked(record[name], where)
+
+    def checked(self, value: object, where: str) -> str:
+        """Returns `value`; LongEvalError if it is no string that can be written as UTF-8."""
+        if not isinstance(value, str):
+            raise self.no_string(where, json_kind(value))
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise LongEvalError(
+                f"{self._path}, {where}: field {self._name!r} has half a surrogate pair at character {error.start}",
+                "It is no Unicode text there; repair or remove the record.",
+            ) from error
+        return value
+
+    def no_string(self, where: str, kind: str) -> LongEvalError:
+        """The field holds something else."""
+        return LongEvalError(
+            f"{self._path}, {where}: field {self._name!r} is {kind}, not a string",
+            "Choose the field that holds the whole text with --text-field NAME.",
+        )
+
+
+def parse_json(content: bytes, path: str, *, first_line: int) -> Any:
+    """Parses JSON whose first line is line `first_line` of the file; LongEvalError names the line if it is none."""
+    try:
+        return json.loads(content.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise LongEvalError(f"{path}, line {first_line}: not UTF-8 (byte {error.start})", FORMATS_REMEDY) from error
+    except (ValueError, RecursionError) as error:
+        raise wrong_json(error, path, first_line, record_line=first_line) from error
+
+
+def wrong_json(error: Exception, path: str, first_line: int, *, record_line: int) -> LongEvalError:
+    """What is wrong with JSON.
+
+    Args:
+        error: Of the parser.
+        path: What messages call the file.
+        first_line: Line of the file at which the parsed text began.
+        record_line: Line at which the record began.
+    """
+    if isinstance(error, json.JSONDecodeError):
+        line = first_line + error.lineno - 1
+        problem = f"{path}, line {line}, column {error.colno}: malformed JSON ({error.msg})"
+        return LongEvalError(problem, "Repair or remove the record.")
+    if isinstance(error, RecursionError):
+        return LongEvalError(f"{path}, line {record_line}: JSON nested too deeply", "Repair the record.")
+    # Python refuses numbers of thousands of digits, and says how to allow them.
+    reason = str(error).partition(";")[0]
+    return LongEvalError(f"{path}, line {record_line}: JSON can't be read ({reason})", "Repair the record.")
+
+
+def json_kind(value: object) -> str:
+    """What JSON calls a value."""
+    names = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number" if isinstance(value, (int, float)) else type(value).__name__)

@@ -1,131 +1,292 @@
-"""Documents from local files: plain text, and records in JSON, tables and columns; a file or a folder.
+"""Which files of a `--data` path are documents, told by their names: records, plain text, or nothing that is read.
 
-Everything is read lazily and in a fixed order. Nothing is ever unpickled. What can't be read as it stands raises
-LongEvalError with file, line and remedy; no document is left out on the way, an empty one inside a collection included.
+A folder is often the clone of a data set: beside its data lie a card, a licence, pictures. The Hugging Face hub's
+libraries go by names too (https://huggingface.co/docs/hub/datasets-data-files-configuration). Case doesn't matter. A
+compression is looked through: `x.JSONL.gz` holds JSON lines.
 """
 
 from __future__ import annotations
 
-import json
+import bz2
+import collections
+import gzip
+import io
 import lzma
 import os
-import zlib
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import BinaryIO, Literal, NamedTuple, cast
 
-from longeval.data import bounds
-from longeval.data.bounds import Growth
-from longeval.data.documents import Document
-from longeval.data.folders import Chosen, choose_files
-from longeval.data.formats import FORMATS_REMEDY, Format, foreign_beginning, format_of, open_bytes
-from longeval.data.readers import read_records
 from longeval.errors import LongEvalError
 
-_UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError)
+FORMATS_REMEDY = (
+    "Give UTF-8 text, .jsonl (.ndjson), .json, .csv, .tsv (each also .gz, .bz2, .xz, .zst), .parquet, .arrow, or a "
+    "folder of these."
+)
+
+JSON_LINES = (".jsonl", ".ndjson", ".jsonlines")
+TABLES = {".csv": (",", ";", "\t", "|"), ".tsv": ("\t", ",", ";", "|")}
+"""Tables as text, with the delimiters that are tried in this order."""
+ARROW = (".arrow", ".feather")
+COLUMNS = (".parquet", *ARROW)
+"""Compressed inside; never unpacked around."""
+_RECORDS = (*JSON_LINES, ".json", *TABLES, *COLUMNS)
+_TEXT = (".txt", ".text", ".md", ".markdown", ".rst", ".tex", ".py")
+"""Suffixes of plain text; any other suffix is taken for text too, and said."""
+_CODE = (".py",)
+_COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
+_PICKLED = (".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib")
+_ARCHIVES = (
+    ".zip", ".tar", ".tgz", ".tbz", ".tbz2", ".txz", ".7z", ".rar", ".lz4", ".lzma", ".br", ".z", ".whl", ".jar"
+)  # fmt: skip
+_OTHERS = (
+    "pdf doc docx odt rtf epub mobi djvu ps ppt pptx xls xlsx ods ipynb npy npz h5 hdf5 mat avro orc tfrecord msgpack "
+    "bin db sqlite sqlite3 safetensors gguf onnx model so dll exe o pyc png jpg jpeg gif webp bmp tif tiff svg ico mp3 "
+    "wav flac ogg m4a mp4 avi mkv mov webm"
+)
+_NOT_TEXT = frozenset((*_PICKLED, *_ARCHIVES, *(f".{suffix}" for suffix in _OTHERS.split())))
+_BEGINNINGS = {
+    b"\x1f\x8b": "gzip's: add .gz to its name",
+    b"BZh": "bzip2's: add .bz2 to its name",
+    b"\xfd7zXZ\x00": "xz's: add .xz to its name",
+    b"\x28\xb5\x2f\xfd": "zstd's: add .zst to its name",
+    b"PAR1": "parquet's: name it .parquet",
+    b"ARROW1": "Arrow's: name it .arrow",
+    b"PK\x03\x04": "a zip archive's: unpack it",
+    b"%PDF-": "PDF's: extract its text",
+    b"{\\rtf": "RTF's: extract its text",
+    b"\xff\xfe": "UTF-16's: convert it, iconv -f UTF-16 -t UTF-8",
+    b"\xfe\xff": "UTF-16's: convert it, iconv -f UTF-16 -t UTF-8",
+}
+"""How files begin that aren't UTF-8 text, and what helps."""
 
 
-def check_path(path: str) -> Chosen:
-    """The files of a `--data` path.
+class Format(NamedTuple):
+    """What a file is by its name."""
+
+    suffix: str
+    """Of what is in it, lower case: `.jsonl` of `X.JSONL.gz`; empty where there is none."""
+    compression: str
+    """`.gz`, or another; empty where there is none."""
+    kind: Literal["records", "text", "other"]
+    """Records have fields; `other` is never read."""
+
+    @property
+    def is_pickle(self) -> bool:
+        """Whether reading it could run code."""
+        return self.suffix in _PICKLED
+
+    @property
+    def is_archive(self) -> bool:
+        """Whether it has to be unpacked first."""
+        return self.suffix in _ARCHIVES or (self.kind == "other" and bool(self.compression))
+
+    @property
+    def is_prose(self) -> bool:
+        """Whether it is text that somebody may have written to be read, rather than code or something unknown."""
+        return self.kind == "text" and self.suffix in ("", *_TEXT) and self.suffix not in _CODE
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the suffix says what it is."""
+        return self.kind != "text" or self.suffix in _TEXT
+
+
+def format_of(path: str) -> Format:
+    """What a file is by its name."""
+    stem, suffix = os.path.splitext(os.path.basename(path).lower())
+    compression = suffix if suffix in _COMPRESSIONS else ""
+    if compression:
+        suffix = os.path.splitext(stem)[1]
+    if suffix in _NOT_TEXT or (compression and suffix in COLUMNS):
+        return Format(suffix, compression, "other")
+    return Format(suffix, compression, "records" if suffix in _RECORDS else "text")
+
+
+def open_bytes(path: str, compression: str) -> BinaryIO:
+    """Opens a file; what is read from it is unpacked piece by piece."""
+    if compression == ".zst":
+        import pyarrow
+
+        stream = pyarrow.CompressedInputStream(pyarrow.OSFile(path), "zstd")
+        return io.BufferedReader(cast("io.RawIOBase", stream))
+    if compression == ".gz":
+        return cast("BinaryIO", gzip.open(path, "rb"))
+    if compression == ".bz2":
+        return cast("BinaryIO", bz2.open(path, "rb"))
+    if compression == ".xz":
+        return cast("BinaryIO", lzma.open(path, "rb"))
+    return open(path, "rb")
+
+
+def foreign_beginning(content: bytes | bytearray) -> str | None:
+    """Whose beginning a file has that isn't UTF-8 text, and what helps; None where it may be text."""
+    return next((whose for beginning, whose in _BEGINNINGS.items() if content.startswith(beginning)), None)
+
+
+_ABOUT_TEXT = re.compile(
+    r"(readme|licen[cs]e)([._-].*)?|(copying|notice|citation|authors|contributing|changelog)(\.\w+)?|requirements.*\.txt",
+    re.IGNORECASE,
+)
+"""Names of texts that tell of a data set and aren't of it."""
+_ABOUT = re.compile(
+    r"(dataset_infos?|dataset_dict|state|croissant)\.json|metadata\.(csv|tsv|jsonl?|parquet)", re.IGNORECASE
+)
+"""Names of other files that do."""
+_SPLITS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+"""Words in names that say which split a file belongs to, as the hub reads them."""
+_MOST_NAMED = 5
+"""Files that a note names; others are counted."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chosen:
+    """The files of a `--data` path that are documents."""
+
+    files: tuple[str, ...]
+    """In the order they are read."""
+    note: str | None
+    """What is read and what isn't, where that may surprise."""
+
+
+def choose_files(path: str) -> Chosen:
+    """The file at `path`, or those below a folder that are documents, sorted by relative path.
+
+    Hidden files and folders are left out; so is what only tells of a data set (README, licence) where there is more,
+    what is of no format that is read, and text beside data files, or data files beside more text. A link is followed
+    where it stays in the folder, or in the store of the hub's cache.
 
     Raises:
-        LongEvalError: If it can't be a source: it is missing, unreadable, empty, or of a kind never read.
+        OSError: If a folder can't be listed.
+        LongEvalError: If nothing there is read.
     """
-    try:
-        chosen = choose_files(path)
-        if sum(os.path.getsize(file) for file in chosen.files) == 0:
-            raise LongEvalError(f"--data {path}: empty", "There is nothing to score in it.")
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    return chosen
-
-
-def has_fields(chosen: Chosen) -> bool:
-    """Whether any file has fields to choose from, so that `--text-field` means something."""
-    return any(format_of(file).kind == "records" for file in chosen.files)
-
-
-def read_documents(path: str, *, text_field: str | None = None) -> Iterator[Document]:
-    """Yields the documents of a file or folder.
-
-    Args:
-        path: A file or folder that passed `check_path`.
-        text_field: The field that holds the text in records; default: the first of DEFAULT_FIELDS they have.
-
-    Raises:
-        LongEvalError: While iterating, at the first thing that can't be read: binary or non-UTF-8 content, malformed
-            JSON, a missing field or one that is no string, a file that vanished.
-    """
-    is_folder = os.path.isdir(path)
-    for file in check_path(path).files:
-        name = os.path.relpath(file, path) if is_folder else os.path.basename(path)
-        kind = format_of(file)
-        try:
-            if kind.kind == "text":
-                yield Document(name=name, text=_read_text(file, kind, may_be_empty=is_folder))
-                continue
-            documents = read_records(file, name, text_field, kind)
-            first = next(documents, None)
-            if first is None:
-                raise LongEvalError(f"{file}: no records in it", "There is nothing to score in it.")
-            yield first
-            yield from documents
-        except _UNREADABLE as error:
-            raise _unreadable(file, error) from error
-
-
-def _read_text(path: str, kind: Format, *, may_be_empty: bool) -> str:
-    size = os.path.getsize(path)
-    growth = Growth(path, size)
-    if not kind.compression:
-        growth.check(size, "", bounds.MOST_TEXT)
-    content = bytearray()
-    with open_bytes(path, kind.compression) as file:
-        while piece := file.read(2**24):
-            content += piece
-            growth.check(len(content), "", bounds.MOST_TEXT)
-    whose = foreign_beginning(content)
-    if whose is not None:
-        raise LongEvalError(f"{path}: no text; it begins as {whose}", FORMATS_REMEDY)
-    if b"\0" in content:
-        raise LongEvalError(f"{path}: binary (a NUL byte at {content.index(0)})", FORMATS_REMEDY)
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
+    if not os.path.lexists(path):
         raise LongEvalError(
-            f"{path}: not UTF-8 text (byte {error.start})",
-            f"Convert it, if it is text: iconv -t UTF-8. {FORMATS_REMEDY}",
-        ) from error
-    if not may_be_empty and not text.strip():
-        raise LongEvalError(f"{path}: empty", "There is nothing to score in it.")
-    if _looks_like_records(text):
-        raise LongEvalError(
-            f"{path}: looks like JSON with one record a line, and isn't named so",
-            "Rename it to .jsonl (or .json, if it is one array), so that its texts are read.",
+            f"--data {path}: no such file or folder", "Check the path; it is relative to where you are."
         )
-    return text
+    if os.path.isfile(path):
+        kind = format_of(path)
+        if kind.kind == "other":
+            raise _not_read(path, kind)
+        return Chosen(files=(path,), note=None if kind.is_known else f"--data {path}: read as plain text, as it stands")
+    if not os.path.isdir(path):
+        raise LongEvalError(f"--data {path}: neither a file nor a folder", FORMATS_REMEDY)
+    found, left_out = _walk(path)
+    if not found:
+        others = f" but {_named(left_out)}" if left_out else ""
+        raise LongEvalError(f"--data {path}: the folder holds no files{others}", FORMATS_REMEDY)
+    files = [file for file in found if format_of(file).kind != "other"]
+    if not files:
+        if any(format_of(file).is_pickle for file in found):
+            raise _not_read(found[0], format_of(found[0]))
+        raise LongEvalError(f"--data {path}: nothing in it is read ({_named(_relative(found, path))})", FORMATS_REMEDY)
+    files = [file for file in files if not _is_about(file)] or files
+    files = _one_kind(files)
+    kept = set(files)
+    left_out += _relative((file for file in found if file not in kept), path)
+    return Chosen(files=tuple(files), note=_note(path, files, sorted(left_out)))
 
 
-def _looks_like_records(text: str) -> bool:
-    """Whether the first two lines that aren't blank, or the only one, are each a JSON object, or an array of such."""
-    end, found = 0, 0
-    while found < 2 and end < len(text):
-        start, end = end, (text.find("\n", end) + 1) or len(text)
-        line = text[start:end].strip()
-        if not line:
-            continue
-        if line[0] not in "{[":
-            return False
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError):
-            return False
-        if isinstance(value, list) and value:
-            value = value[0]
-        if not (isinstance(value, dict) and value):
-            return False
-        found += 1
-    return found > 0
+def _walk(folder: str) -> tuple[list[str], list[str]]:
+    """All plain files below a folder that may be opened, sorted, and what else is there, with reasons."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    roots = _roots(folder)
+    files: list[str] = []
+    left_out: list[str] = []
+    for parent, subfolders, names in os.walk(folder, onerror=fail):
+        hidden = (name for name in (*subfolders, *names) if name.startswith("."))
+        left_out.extend(os.path.relpath(os.path.join(parent, name), folder) for name in hidden)
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        for file in (os.path.join(parent, name) for name in (*subfolders, *names) if not name.startswith(".")):
+            if os.path.islink(file) and not _is_in(file, roots):
+                left_out.append(f"{os.path.relpath(file, folder)} (leads out of the folder)")
+            elif os.path.isfile(file):
+                files.append(file)
+            elif not os.path.isdir(file):  # folders, and links to them, are walked through anyway
+                left_out.append(f"{os.path.relpath(file, folder)} (no plain file)")
+    files.sort(key=lambda file: (os.path.islink(file), os.path.relpath(file, folder)))
+    once: dict[str, str] = {}
+    for file in files:
+        first = once.setdefault(os.path.realpath(file), file)
+        if first != file:
+            left_out.append(f"{os.path.relpath(file, folder)} (the same file as {os.path.relpath(first, folder)})")
+    return sorted(once.values(), key=lambda file: os.path.relpath(file, folder)), left_out
 
 
-def _unreadable(path: str, error: Exception) -> LongEvalError:
-    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return LongEvalError(f"--data {path}: can't be read ({reason})", "Check that it is whole and that you may read it.")
+def _is_in(file: str, roots: Sequence[str]) -> bool:
+    real = os.path.realpath(file)
+    return any(os.path.commonpath([real, root]) == root for root in roots)
+
+
+def _roots(folder: str) -> tuple[str, ...]:
+    """Where links of a folder may lead: into itself; from a snapshot in the hub's cache, to the blobs beside it."""
+    real = os.path.realpath(folder)
+    snapshot = re.fullmatch(r"(.+)/snapshots/[^/]+(/.*)?", real)
+    blobs = os.path.join(snapshot[1], "blobs") if snapshot else None
+    return (real, blobs) if blobs is not None and os.path.isdir(blobs) else (real,)
+
+
+def _is_about(file: str) -> bool:
+    """Whether a file tells of a data set and is no part of it."""
+    name = os.path.basename(file)
+    return bool(_ABOUT.fullmatch(name) or (format_of(file).kind == "text" and _ABOUT_TEXT.fullmatch(name)))
+
+
+def _one_kind(files: Sequence[str]) -> list[str]:
+    """Data files alone, or text alone: a data set has scripts beside it, a folder of books a table of them."""
+    records = [file for file in files if format_of(file).kind == "records"]
+    texts = [file for file in files if format_of(file).kind == "text"]
+    prose = sum(os.path.getsize(file) for file in texts if format_of(file).is_prose)
+    return texts if not records or prose > sum(map(os.path.getsize, records)) else records
+
+
+def _note(path: str, files: Sequence[str], left_out: Sequence[str]) -> str | None:
+    """What is read of a folder, and what isn't; None where all of it is, and of one kind."""
+    counts = collections.Counter(format_of(file).suffix for file in files)
+    records = format_of(files[0]).kind == "records"
+    unknown = sorted({format_of(file).suffix for file in files if not format_of(file).is_known})
+    splits = [split for split, words in _SPLITS.items() if any(_is_of(file, path, words) for file in files)]
+    together = records and len(splits) > 1
+    if not (left_out or unknown or together or (records and len(counts) > 1)):
+        return None
+    said = ", ".join(
+        f"{number} {suffix or 'without a suffix'}{' (as plain text)' if suffix in unknown else ''}"
+        for suffix, number in sorted(counts.items())
+    )
+    told = f", of the splits {', '.join(splits)} together (name a file for one)" if together else ""
+    others = f"; not read: {_named(left_out)}" if left_out else ""
+    return f"--data {path}: {len(files)} {'file is' if len(files) == 1 else 'files are'} read ({said}){told}{others}"
+
+
+def _is_of(file: str, folder: str, words: Sequence[str]) -> bool:
+    parts = re.split(r"[^a-z]+", os.path.relpath(file, folder).lower())
+    return any(word in parts for word in words)
+
+
+def _relative(files: Iterable[str], folder: str) -> list[str]:
+    return [os.path.relpath(file, folder) for file in files]
+
+
+def _named(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return ", ".join(names[:_MOST_NAMED]) + more
+
+
+def _not_read(path: str, kind: Format) -> LongEvalError:
+    """A file of a kind that is never opened, whatever is in it."""
+    if kind.is_pickle:
+        return LongEvalError(
+            f"--data {path}: a pickle can run code when it is read, so it never is",
+            f"Export its texts as .jsonl. {FORMATS_REMEDY}",
+        )
+    if kind.is_archive:
+        return LongEvalError(f"--data {path}: compressed", f"Unpack it first. {FORMATS_REMEDY}")
+    return LongEvalError(f"--data {path}: {kind.suffix} isn't read", f"Convert it to text. {FORMATS_REMEDY}")

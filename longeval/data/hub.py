@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from longeval.data.corpora import HubDataset
-from longeval.data.documents import Document
-from longeval.data.fields import TextField
-from longeval.data.readers import read_json_lines
-from longeval.errors import LongEvalError
+from longeval.data.documents import Document, Growth, TextField
+from longeval.data.readers import json_line_texts
+from longeval.errors import LongEvalError, reason
 
 _TIMEOUT_S = 10.0
 _CLIENTS = {"aiohttp", "datasets", "fsspec", "httpx", "httpx2", "huggingface_hub", "requests", "urllib3"}
@@ -53,8 +52,8 @@ def read_hub_documents(hub: HubDataset, commit: str) -> Iterator[Document]:
     except LongEvalError:
         raise
     except Exception as error:
-        reason = _explain(hub, error)
-        raise LongEvalError(f"hub data set {hub.id}: {reason}", f"Run it again. {reason.remedy}") from error
+        unavailable = _explain(hub, error)
+        raise LongEvalError(f"hub data set {hub.id}: {unavailable}", f"Run it again. {unavailable.remedy}") from error
 
 
 def _read_split(hub: HubDataset, commit: str) -> Iterator[Document]:
@@ -72,8 +71,9 @@ def _read_file(hub: HubDataset, commit: str) -> Iterator[Document]:
 
     assert hub.file is not None
     with HfFileSystem().open(f"datasets/{hub.id}/{hub.file}", "rb", revision=commit) as lines:
-        path = f"hub data set {hub.id}, {hub.file}"
-        yield from read_json_lines(lines, path=path, name=hub.file.rsplit("/", 1)[-1], text_field=hub.field)
+        path, name = f"hub data set {hub.id}, {hub.file}", hub.file.rsplit("/", 1)[-1]
+        for number, text in json_line_texts(lines, path, TextField(path, hub.field), Growth(path, None)):
+            yield Document(name=f"{name}#{number}", text=text)
 
 
 def _explain(hub: HubDataset, error: Exception) -> HubUnavailableError:
@@ -90,5 +90,4 @@ def _explain(hub: HubDataset, error: Exception) -> HubUnavailableError:
     from_client = any(base.__module__.partition(".")[0] in _CLIENTS for base in type(error).__mro__)
     if not (from_client or isinstance(error, OSError)):
         raise error
-    text = " ".join(str(error).split())[:200] or type(error).__name__
-    return HubUnavailableError(f"the hub can't be reached ({text})", "Check the network.")
+    return HubUnavailableError(f"the hub can't be reached ({reason(error)})", "Check the network.")

@@ -1,70 +1,177 @@
-"""Documents from files of records: JSON lines, arrays, tables; one after the other, never a whole file at once."""
+"""Documents from local files: plain text, and records in JSON, tables and columns; a file or a folder.
+
+Everything is read lazily and in a fixed order: one record after the other, never a whole file of them at once. Nothing
+is ever unpickled. What can't be read as it stands raises LongEvalError with file, line and remedy; no document is left
+out on the way, an empty one inside a collection included.
+"""
 
 from __future__ import annotations
 
 import codecs
 import csv
+import io
 import itertools
 import json
+import lzma
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from longeval.data import bounds
-from longeval.data.bounds import Growth, Readable, read_lines
-from longeval.data.documents import Document
-from longeval.data.fields import TextField, json_kind, parse_json, wrong_json
-from longeval.data.formats import ARROW, FORMATS_REMEDY, JSON_LINES, TABLES, Format, open_bytes
-from longeval.errors import LongEvalError
+from longeval.data.documents import Document, Growth, Readable, TextField, json_kind, parse_json, read_lines, wrong_json
+from longeval.data.files import (
+    COLUMNS,
+    FORMATS_REMEDY,
+    JSON_LINES,
+    TABLES,
+    Chosen,
+    Format,
+    choose_files,
+    foreign_beginning,
+    format_of,
+    open_bytes,
+)
+from longeval.errors import LongEvalError, reason
 
+_UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError)
 _ROWS = 16
 """Values of a column that are made Python's at once."""
 
+Texts = Iterator[tuple[int, str]]
+"""Texts of a file's records, each with the number of its line or row."""
 
-def read_records(path: str, name: str, text_field: str | None, kind: Format) -> Iterator[Document]:
-    """Yields a document for each record of a file.
+
+def check_path(path: str) -> Chosen:
+    """The files of a `--data` path.
+
+    Raises:
+        LongEvalError: If it can't be a source: it is missing, unreadable, empty, or of a kind never read.
+    """
+    try:
+        chosen = choose_files(path)
+        if sum(os.path.getsize(file) for file in chosen.files) == 0:
+            raise LongEvalError(f"--data {path}: empty", "There is nothing to score in it.")
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    return chosen
+
+
+def read_documents(path: str, *, text_field: str | None = None) -> Iterator[Document]:
+    """Yields the documents of a file or folder.
 
     Args:
-        path: The file.
-        name: What documents are called after; `#` and the record's number follow.
-        text_field: See `longeval.data.files.read_documents`.
-        kind: What the file is; its kind is `records`.
+        path: A file or folder that passed `check_path`.
+        text_field: The field that holds the text in records; default: the first of DEFAULT_FIELDS they have.
+
+    Raises:
+        LongEvalError: While iterating, at the first thing that can't be read: binary or non-UTF-8 content, malformed
+            JSON, a missing field or one that is no string, a file that vanished.
     """
-    growth = Growth(path, os.path.getsize(path))
-    if kind.suffix == ".parquet":
-        yield from _read_parquet(path, name, text_field, growth)
-        return
-    if kind.suffix in ARROW:
-        yield from _read_arrow(path, name, text_field, growth)
+    is_folder = os.path.isdir(path)
+    for file in check_path(path).files:
+        name = os.path.relpath(file, path) if is_folder else os.path.basename(path)
+        kind = format_of(file)
+        try:
+            if kind.kind == "text":
+                yield Document(name=name, text=_read_text(file, kind, may_be_empty=is_folder))
+                continue
+            number = None
+            for number, text in _record_texts(file, text_field, kind):
+                yield Document(name=f"{name}#{number}", text=text)
+            if number is None:
+                raise LongEvalError(f"{file}: no records in it", "There is nothing to score in it.")
+        except _UNREADABLE as error:
+            raise _unreadable(file, error) from error
+
+
+def _unreadable(path: str, error: BaseException) -> LongEvalError:
+    """The message for a file that the system or a decompressor can't read."""
+    return LongEvalError(
+        f"--data {path}: can't be read ({reason(error)})", "Check that it is whole and that you may read it."
+    )
+
+
+def _read_text(path: str, kind: Format, *, may_be_empty: bool) -> str:
+    """The text of a plain file, checked to be text."""
+    size = os.path.getsize(path)
+    growth = Growth(path, size)
+    if not kind.compression:
+        growth.check(size, "", whole=True)
+    content = bytearray()
+    with open_bytes(path, kind.compression) as file:
+        while piece := file.read(2**24):
+            content += piece
+            growth.check(len(content), "", whole=True)
+    whose = foreign_beginning(content)
+    if whose is not None:
+        raise LongEvalError(f"{path}: no text; it begins as {whose}", FORMATS_REMEDY)
+    if b"\0" in content:
+        raise LongEvalError(f"{path}: binary (a NUL byte at {content.index(0)})", FORMATS_REMEDY)
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise LongEvalError(
+            f"{path}: not UTF-8 text (byte {error.start})",
+            f"Convert it, if it is text: iconv -t UTF-8. {FORMATS_REMEDY}",
+        ) from error
+    if not may_be_empty and not text.strip():
+        raise LongEvalError(f"{path}: empty", "There is nothing to score in it.")
+    if _looks_like_records(text):
+        raise LongEvalError(
+            f"{path}: looks like JSON with one record a line, and isn't named so",
+            "Rename it to .jsonl (or .json, if it is one array), so that its texts are read.",
+        )
+    return text
+
+
+def _looks_like_records(text: str) -> bool:
+    """Whether the first two lines that aren't blank, or the only one, are each a JSON object, or an array of such."""
+    filled = (line for line in io.StringIO(text) if line.strip())
+    lines = list(itertools.islice(filled, 2))
+    return bool(lines) and all(_is_record(line.strip()) for line in lines)
+
+
+def _is_record(line: str) -> bool:
+    """Whether a line is a JSON object that isn't empty, or an array that begins with one."""
+    if line[0] not in "{[":
+        return False
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    if isinstance(value, list) and value:
+        value = value[0]
+    return isinstance(value, dict) and bool(value)
+
+
+def _record_texts(path: str, text_field: str | None, kind: Format) -> Texts:
+    """The texts of a file whose kind is `records`."""
+    field, growth = TextField(path, text_field), Growth(path, os.path.getsize(path))
+    if kind.suffix in COLUMNS:
+        yield from _column_texts(path, kind, field, growth)
         return
     with open_bytes(path, kind.compression) as stream:
         if kind.suffix in JSON_LINES:
-            yield from read_json_lines(stream, path=path, name=name, text_field=text_field, growth=growth)
+            yield from json_line_texts(stream, path, field, growth)
         elif kind.suffix in TABLES:
-            yield from _read_table(stream, path, name, text_field, TABLES[kind.suffix], growth)
+            yield from _table_texts(stream, path, field, TABLES[kind.suffix], growth)
         else:
-            field = TextField(path, text_field)
             for number, record in enumerate(_array_items(stream, path, growth), start=1):
-                yield Document(name=f"{name}#{number}", text=field.text_of(record, f"item {number}"))
+                yield number, field.text_of(record, f"item {number}")
 
 
-def read_json_lines(
-    stream: Readable, *, path: str, name: str, text_field: str | None, growth: Growth | None = None
-) -> Iterator[Document]:
-    """Yields a document for each line of JSON; blank lines are skipped.
+def json_line_texts(stream: Readable, path: str, field: TextField, growth: Growth) -> Texts:
+    """Yields the text of each line of JSON; blank lines are skipped.
 
     Args:
         stream: The open file, binary: only a newline ends a line, not the other separators of Unicode.
         path: What messages call the file.
-        name: What documents are called after; `#` and the line number follow.
-        text_field: See `longeval.data.files.read_documents`.
-        growth: Watches how much is read; null: nothing does.
+        field: Takes the text out of a record.
+        growth: Watches how much is read.
     """
-    field = TextField(path, text_field)
-    for number, line in enumerate(read_lines(stream, growth or Growth(path, None)), start=1):
+    for number, line in enumerate(read_lines(stream, growth), start=1):
         if line.strip():
-            record = parse_json(line.strip(), path, first_line=number)
-            yield Document(name=f"{name}#{number}", text=field.text_of(record, f"line {number}"))
+            yield number, field.text_of(parse_json(line.strip(), path, first_line=number), f"line {number}")
 
 
 def _array_items(stream: Readable, path: str, growth: Growth) -> Iterator[Any]:
@@ -164,46 +271,40 @@ class _JsonBuffer:
         return not self._is_read
 
 
-def _read_table(
-    stream: Readable, path: str, name: str, text_field: str | None, delimiters: Sequence[str], growth: Growth
-) -> Iterator[Document]:
+def _table_texts(stream: Readable, path: str, field: TextField, delimiters: Sequence[str], growth: Growth) -> Texts:
     """Reads rows of text in the form of RFC 4180, the first with the columns' names."""
-    field = TextField(path, text_field)
     decoded = _decoded(read_lines(stream, growth), path)
     first = next((line for line in decoded if line.strip()), None)
     if first is None:
         return
-    csv.field_size_limit(bounds.MOST_RECORD)
-    delimiter = next((each for each in delimiters if field.is_in(_cells([first], each))), delimiters[0])
+    csv.field_size_limit(growth.MOST_RECORD)
+    delimiter = next((each for each in delimiters if field.is_in(_cells(first, each))), delimiters[0])
     rows = csv.reader(itertools.chain([first], decoded), delimiter=delimiter, strict=True)
     try:
         names = next(rows)
         column = names.index(field.choose(names, "its first row"))
         if names.count(names[column]) > 1:
             raise LongEvalError(f"{path}: has several columns {names[column]!r}", "Name its columns differently.")
-        number = 0
-        for row in rows:
-            if not row:
-                continue
-            number += 1
+        for number, row in enumerate(filter(None, rows), start=1):
             if len(row) != len(names):
                 raise LongEvalError(
                     f"{path}, line {rows.line_num}: {len(row)} cells where the first row names {len(names)} columns",
                     "Put cells that hold the delimiter or a line break in quotes.",
                 )
-            yield Document(name=f"{name}#{number}", text=field.checked(row[column], f"row {number}"))
+            yield number, field.checked(row[column], f"row {number}")
     except csv.Error as error:
         if "field limit" in str(error):
-            growth.check(bounds.MOST_RECORD + 1, f"line {rows.line_num}")
+            growth.check(growth.MOST_RECORD + 1, f"line {rows.line_num}")
         raise LongEvalError(
             f"{path}, line {rows.line_num}: not a readable table ({error})",
             "Put cells that hold quotes, the delimiter or a line break in quotes, and double the quotes in them.",
         ) from error
 
 
-def _cells(lines: Iterable[str], delimiter: str) -> list[str]:
+def _cells(line: str, delimiter: str) -> list[str]:
+    """The cells of one line; none where it is no row."""
     try:
-        return next(csv.reader(lines, delimiter=delimiter))
+        return next(csv.reader([line], delimiter=delimiter))
     except csv.Error:
         return []
 
@@ -219,71 +320,67 @@ def _decoded(lines: Iterator[bytes], path: str) -> Iterator[str]:
             raise LongEvalError(f"{path}, line {number}: not UTF-8 (byte {error.start})", FORMATS_REMEDY) from error
 
 
-def _read_parquet(path: str, name: str, text_field: str | None, growth: Growth) -> Iterator[Document]:
+def _column_texts(path: str, kind: Format, field: TextField, growth: Growth) -> Texts:
+    """The texts of a parquet or Arrow file."""
     import pyarrow
+
+    is_parquet = kind.suffix == ".parquet"
+    pieces = _parquet_columns(path, field) if is_parquet else _arrow_columns(path, field)
+    rows = itertools.count(1)
+    try:
+        for values in pieces:
+            for start in range(0, len(values), _ROWS):
+                few = values.slice(start, _ROWS)
+                growth.check(few.nbytes // _ROWS, "a row")
+                for value in few.to_pylist():
+                    number = next(rows)
+                    text = field.checked(value, f"row {number}")
+                    growth.check(len(text), f"row {number}")
+                    growth.add(len(text) + 32)  # empty ones have no end either
+                    yield number, text
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        what = "parquet" if is_parquet else "Arrow"
+        raise LongEvalError(f"{path}: not a readable {what} file ({error})", "Write or download it again.") from error
+
+
+def _parquet_columns(path: str, field: TextField) -> Iterator[Any]:
+    """The column with the texts, piece by piece."""
     import pyarrow.parquet
 
-    field = TextField(path, text_field)
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            column = field.choose(file.schema_arrow.names, "its schema")
-            _check_type(field, file.schema_arrow, column)
-            rows = itertools.count(1)
-            for group in range(file.num_row_groups):
-                part = file.metadata.row_group(group)
-                columns = (part.column(index) for index in range(part.num_columns))
-                size = sum(each.total_uncompressed_size for each in columns if each.path_in_schema == column)
-                Growth(path, os.path.getsize(path)).add(size)
-                # A value that stands there once may be repeated by each row: as many rows as can't fill the memory.
-                most = max(1, min(256, bounds.MOST_RECORD // max(size, 1)))
-                for batch in file.iter_batches(batch_size=most, row_groups=[group], columns=[column]):
-                    yield from _texts(batch.column(0), rows, path, name, field, growth)
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise LongEvalError(f"{path}: not a readable parquet file ({error})", "Write or download it again.") from error
+    with pyarrow.parquet.ParquetFile(path) as file:
+        column = _checked_column(field, file.schema_arrow)
+        for group in range(file.num_row_groups):
+            part = file.metadata.row_group(group)
+            columns = (part.column(index) for index in range(part.num_columns))
+            size = sum(each.total_uncompressed_size for each in columns if each.path_in_schema == column)
+            Growth(path, os.path.getsize(path)).add(size)
+            # A value that stands there once may be repeated by each row: as many rows as can't fill the memory.
+            most = max(1, min(256, Growth.MOST_RECORD // max(size, 1)))
+            for batch in file.iter_batches(batch_size=most, row_groups=[group], columns=[column]):
+                yield batch.column(0)
 
 
-def _read_arrow(path: str, name: str, text_field: str | None, growth: Growth) -> Iterator[Document]:
-    """Reads Arrow's file format, and its stream format, which the library `datasets` writes."""
-    import pyarrow
+def _arrow_columns(path: str, field: TextField) -> Iterator[Any]:
+    """The same of Arrow's file format, and of its stream format, which the library `datasets` writes."""
     import pyarrow.ipc
 
-    field = TextField(path, text_field)
-    try:
-        with pyarrow.memory_map(path) as source:
-            is_file = source.read(6) == b"ARROW1"
-            source.seek(0)
-            opened = pyarrow.ipc.open_file(source) if is_file else pyarrow.ipc.open_stream(source)
-            with opened as reader:
-                column = field.choose(reader.schema.names, "its schema")
-                _check_type(field, reader.schema, column)
-                rows = itertools.count(1)
-                batches = (reader.get_batch(n) for n in range(reader.num_record_batches)) if is_file else reader
-                for batch in batches:
-                    yield from _texts(batch.column(column), rows, path, name, field, growth)
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise LongEvalError(f"{path}: not a readable Arrow file ({error})", "Write or download it again.") from error
+    with pyarrow.memory_map(path) as source:
+        is_file = source.read(6) == b"ARROW1"
+        source.seek(0)
+        with pyarrow.ipc.open_file(source) if is_file else pyarrow.ipc.open_stream(source) as reader:
+            column = _checked_column(field, reader.schema)
+            batches = (reader.get_batch(n) for n in range(reader.num_record_batches)) if is_file else reader
+            for batch in batches:
+                yield batch.column(column)
 
 
-def _check_type(field: TextField, schema: Any, column: str) -> None:
-    """Refuses a column that holds no texts before any of it is read."""
+def _checked_column(field: TextField, schema: Any) -> str:
+    """The name of the column with the texts; one that holds none is refused before any of it is read."""
     import pyarrow.types as types
 
+    column = field.choose(schema.names, "its schema")
     kind = schema.field(column).type
     kind = kind.value_type if types.is_dictionary(kind) else kind
     if not (types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind) or types.is_null(kind)):
         raise field.no_string("its schema", str(kind))
-
-
-def _texts(
-    values: Any, rows: Iterator[int], path: str, name: str, field: TextField, growth: Growth
-) -> Iterator[Document]:
-    """Yields a document for each value of a column's piece."""
-    for start in range(0, len(values), _ROWS):
-        few = values.slice(start, _ROWS)
-        growth.check(few.nbytes // _ROWS, "a row")
-        for value in few.to_pylist():
-            number = next(rows)
-            text = field.checked(value, f"row {number}")
-            growth.check(len(text), f"row {number}")
-            growth.add(len(text) + 32)  # empty ones have no end either
-            yield Document(name=f"{name}#{number}", text=text)
+    return column

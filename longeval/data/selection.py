@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from longeval.data.sources import Document
+from longeval.data.documents import Document
 from longeval.data.tokens import TokenisedDocument
 
 

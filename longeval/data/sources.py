@@ -2,24 +2,39 @@
 
 A named corpus is read from its local copy under $LONGEVAL_DATA if there is one, and from the hub otherwise. A name wins
 over a file of the same name in the current folder; `./name` is that file.
+
+`stdlib` is the longest modules of Python's own standard library, long text that every machine has. It belongs to the
+Python version, which the source's origin names: numbers of two versions don't compare.
 """
 
 from __future__ import annotations
 
 import os
+import platform
+import sysconfig
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
-from longeval.data.corpora import Catalogue, Corpus, load_catalogue
-from longeval.data.documents import Document as Document
-from longeval.data.files import check_path, has_fields, read_documents
-from longeval.data.folders import Chosen
+from longeval.data.corpora import Catalogue, Corpus, LocalCandidate, load_catalogue
+from longeval.data.documents import Document
+from longeval.data.files import format_of
 from longeval.data.hub import HubUnavailableError, read_hub_documents, resolve_revision
-from longeval.data.stdlib import list_modules, read_stdlib, stdlib_origin
+from longeval.data.readers import check_path, read_documents
 from longeval.errors import LongEvalError, did_you_mean
 
 STDLIB = "stdlib"
 _STDLIB_DOCS = 4
+
+NUM_MODULES = 64
+"""Modules of the standard library that are documents."""
+_TABLES = {"html/entities.py"}
+"""Modules that a program wrote, beside the folders pydoc_data and encodings."""
+_NOT_READ = (
+    "site-packages", "dist-packages", "__pycache__", "test", "tests", "idlelib", "lib2to3", "turtledemo", "pydoc_data",
+    "encodings"
+)  # fmt: skip
+"""Folders in the library that are tests, installed beside it, or written by a program."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,34 +49,9 @@ class Source:
     """Documents to take where the user doesn't say; null: all."""
     note: str | None = None
     """What is read of a folder and what isn't, where that may surprise."""
-    read: Callable[[], Iterator[Document]]
-    """Starts reading from the first document."""
-
-    def documents(self) -> Iterator[Document]:
-        """Yields the documents, lazily, in an order that is always the same.
-
-        Raises:
-            LongEvalError: While iterating, at a document that can't be read (see `files`, `hub`).
-        """
-        return self.read()
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SourceInfo:
-    """A source that has a name, for listings; nothing was opened and no network used."""
-
-    name: str
-    """What the user types."""
-    description: str
-    """One line."""
-    source: str
-    """Who made it."""
-    license: str
-    """Licence of the texts."""
-    local: str | None
-    """Path of the copy that would be read; null if there is none."""
-    hub_id: str | None
-    """Data set on the hub that would be read otherwise."""
+    documents: Callable[[], Iterator[Document]]
+    """Yields the documents, lazily, in an order that is always the same. Raises LongEvalError at a document that can't
+    be read (see `readers`, `hub`)."""
 
 
 def open_source(name: str, *, text_field: str | None = None) -> Source:
@@ -85,67 +75,29 @@ def open_source(name: str, *, text_field: str | None = None) -> Source:
             )
         if canonical == STDLIB:
             list_modules()
-            return Source(name=STDLIB, origin=stdlib_origin(), default_docs=_STDLIB_DOCS, read=read_stdlib)
+            origin = f"Python {platform.python_version()} standard library"
+            return Source(name=STDLIB, origin=origin, default_docs=_STDLIB_DOCS, documents=read_stdlib)
         return _open_corpus(catalogue.corpora[canonical])
     if _looks_like_path(name):
         return _open_path(name, text_field)
     raise LongEvalError(f"--data {name}: unknown", f"{did_you_mean(name, _names(catalogue))} Or give a file or folder.")
 
 
-def list_sources() -> tuple[SourceInfo, ...]:
-    """All sources that have a name, and whether a local copy is there.
+def local_sources() -> list[str]:
+    """Returns the names of sources that are on this machine; nothing is opened and no network used.
 
     Raises:
         LongEvalError: If LONGEVAL_DATA is set but is no folder, or a corpus file is broken.
     """
-    infos = [
-        SourceInfo(
-            name=STDLIB,
-            description="The longest modules of Python's standard library",
-            source=stdlib_origin(),
-            license="PSF-2.0",
-            local="part of Python",
-            hub_id=None,
-        )
-    ]
-    for corpus in load_catalogue().corpora.values():
-        copy = _local_copy(corpus)
-        infos.append(
-            SourceInfo(
-                name=corpus.name,
-                description=corpus.description,
-                source=corpus.source,
-                license=corpus.license,
-                local=None if copy is None else copy.path,
-                hub_id=None if corpus.hub is None else corpus.hub.id,
-            )
-        )
-    return tuple(infos)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _LocalCopy:
-    """A corpus's copy on this machine."""
-
-    path: str
-    """Where it lies."""
-    below: str
-    """The same, relative to $LONGEVAL_DATA."""
-    field: str | None
-    """Field that holds the text."""
+    return [STDLIB, *(corpus.name for corpus in load_catalogue().corpora.values() if _local_copy(corpus) is not None)]
 
 
 def _open_corpus(corpus: Corpus) -> Source:
+    """A named corpus: its local copy if there is one, else the hub."""
     copy = _local_copy(corpus)
     if copy is not None:
-        chosen, read = _checked_reader(copy.path, copy.field)
-        return Source(
-            name=corpus.name,
-            origin=f"local {copy.below}",
-            default_docs=corpus.docs,
-            note=chosen.note,
-            read=read,
-        )
+        path = os.path.join(str(_data_root()), copy.path)
+        return _files(path, copy.field, name=corpus.name, origin=f"local {copy.path}", default_docs=corpus.docs)
     hub = corpus.hub
     if hub is None:
         raise LongEvalError(f"--data {corpus.name}: {_no_copy(corpus)}", _other_ways(corpus))
@@ -160,36 +112,34 @@ def _open_corpus(corpus: Corpus) -> Source:
         name=corpus.name,
         origin=f"hub {hub.id}@{commit}",
         default_docs=corpus.docs,
-        read=lambda: read_hub_documents(hub, commit),
+        documents=partial(read_hub_documents, hub, commit),
     )
 
 
 def _open_path(path: str, text_field: str | None) -> Source:
+    """A file or folder of the user's."""
     expanded = os.path.expanduser(path)
-    if text_field is not None and not has_fields(check_path(expanded)):
+    if text_field is not None and not any(format_of(file).kind == "records" for file in check_path(expanded).files):
         raise LongEvalError(
             f"--text-field {text_field}: {path} is plain text and has no fields",
             "It is for JSON, .csv, .tsv, .parquet and .arrow; leave it out.",
         )
-    chosen, read = _checked_reader(expanded, text_field)
-    return Source(name=path, origin=f"path {path}", default_docs=None, note=chosen.note, read=read)
+    return _files(expanded, text_field, name=path, origin=f"path {path}", default_docs=None)
 
 
-def _checked_reader(path: str, text_field: str | None) -> tuple[Chosen, Callable[[], Iterator[Document]]]:
-    """Reads the first document, so that what is wrong from the start is said before anything is computed."""
-    chosen = check_path(path)
-    next(read_documents(path, text_field=text_field), None)
-    return chosen, lambda: read_documents(path, text_field=text_field)
+def _files(path: str, text_field: str | None, *, name: str, origin: str, default_docs: int | None) -> Source:
+    """The source of local files, whose first document is read at once: what is wrong from the start is said then."""
+    note = check_path(path).note
+    read = partial(read_documents, path, text_field=text_field)
+    next(read(), None)
+    return Source(name=name, origin=origin, default_docs=default_docs, note=note, documents=read)
 
 
-def _local_copy(corpus: Corpus) -> _LocalCopy | None:
+def _local_copy(corpus: Corpus) -> LocalCandidate | None:
+    """The first place under $LONGEVAL_DATA where a copy of the corpus lies."""
     root = _data_root()
-    if root is not None:
-        for candidate in corpus.local:
-            path = os.path.join(root, candidate.path)
-            if os.path.exists(path):
-                return _LocalCopy(path=path, below=candidate.path, field=candidate.field)
-    return None
+    places = corpus.local if root is not None else ()
+    return next((place for place in places if os.path.exists(os.path.join(str(root), place.path))), None)
 
 
 def _data_root() -> str | None:
@@ -204,6 +154,7 @@ def _data_root() -> str | None:
 
 
 def _no_copy(corpus: Corpus) -> str:
+    """That there is no local copy, and where one was looked for."""
     root = _data_root()
     if root is None:
         return "no local copy (LONGEVAL_DATA is not set)"
@@ -230,3 +181,48 @@ def _names(catalogue: Catalogue) -> list[str]:
 
 def _looks_like_path(name: str) -> bool:
     return os.path.exists(os.path.expanduser(name)) or os.sep in name or name.startswith("~") or "." in name
+
+
+def list_modules(folder: str | None = None) -> list[str]:
+    """Relative paths of the NUM_MODULES longest modules of the standard library, the longest (in bytes) first.
+
+    Ties go by name. Left out: tests, what is installed beside the library, and tables that a program wrote.
+
+    Args:
+        folder: The library; default: that of the running Python.
+
+    Raises:
+        LongEvalError: If there are no sources there (a Python that ships only compiled or zipped modules).
+    """
+    folder = folder or sysconfig.get_path("stdlib")
+    found: list[tuple[int, str]] = []
+    for parent, subfolders, names in os.walk(folder):
+        subfolders[:] = [name for name in subfolders if _is_library(name)]
+        for name in names:
+            path = os.path.join(parent, name)
+            module = os.path.relpath(path, folder).replace(os.sep, "/")
+            if name.endswith(".py") and not name.startswith("_sysconfigdata") and module not in _TABLES:
+                found.append((-os.path.getsize(path), module))
+    if not found:
+        raise LongEvalError(
+            f"--data stdlib: no sources in {folder}",
+            "This Python ships none: give a text file or folder with --data PATH.",
+        )
+    return [name for _, name in sorted(found)[:NUM_MODULES]]
+
+
+def read_stdlib(folder: str | None = None) -> Iterator[Document]:
+    """Yields the modules of `list_modules` in its order."""
+    folder = folder or sysconfig.get_path("stdlib")
+    for name in list_modules(folder):
+        with open(os.path.join(folder, name), encoding="utf-8", newline="") as file:
+            yield Document(name=name, text=file.read())
+
+
+def _is_library(folder: str) -> bool:
+    """Whether a folder holds modules of the library itself."""
+    return (
+        folder not in _NOT_READ
+        and not folder.startswith((".", "config-"))
+        and not folder.endswith(("_test", "-packages"))
+    )

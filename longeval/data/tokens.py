@@ -12,8 +12,6 @@ import hashlib
 import io
 import json
 import os
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -21,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from longeval.cache import write_if_possible
+from longeval.cache import read_sealed, write_sealed
 from longeval.data.documents import Document
 from longeval.data.special import special_tokens
 from longeval.plain import canonical_json
@@ -66,7 +64,7 @@ class TokenisedDocument:
         if self.held is not None:
             return self.held
         assert self.path is not None
-        table = _read_table(self.path, self.digest)
+        table = _read_table(self.path)
         if table is None:
             raise FileNotFoundError(f"cached tokens of {self.name} are gone: {self.path}")
         return table
@@ -120,11 +118,11 @@ def tokenise(
     """
     spelt = special_tokens(tokenizer).spelt(document.text)
     digest = _document_digest(document.text, tokenizer_digest, as_text=bool(spelt) and not parse_special)
-    path = None if cache is None else os.path.join(cache, "tokens", digest[:2], f"{digest}.npz")
-    table = None if path is None else _read_table(path, digest)
+    path = None if cache is None else os.path.join(cache, "tokens", digest[:2], f"{digest}.tokens")
+    table = None if path is None else _read_table(path)
     if table is None:
         table = _tokenise(document.text, tokenizer, parse_special)
-        if path is not None and not write_if_possible(path, _to_bytes(table, digest)):
+        if path is not None and not write_sealed(path, _to_bytes(table)):
             path = None
     return TokenisedDocument(
         name=document.name,
@@ -166,35 +164,21 @@ def _byte_ends(text: str, char_ends_T: npt.NDArray[np.int64]) -> npt.NDArray[np.
     return ends_T
 
 
-def _to_bytes(table: TokenTable, digest: str) -> bytes:
-    """The cache file: byte ends as differences, which are small and pack well."""
+def _to_bytes(table: TokenTable) -> bytes:
+    """The content of a cache file: byte ends as differences, which are small and pack well."""
     arrays: dict[str, npt.NDArray[Any]] = {"tokens": table.tokens_T.astype("<i4")}
     if table.byte_ends_T is not None:
         arrays["bytes"] = np.diff(table.byte_ends_T, prepend=0).astype("<i4")
-    arrays["digest"] = np.array(_sealed(digest, arrays["tokens"], arrays.get("bytes")))
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **arrays)
     return buffer.getvalue()
 
 
-def _sealed(digest: str, tokens_T: npt.NDArray[Any], bytes_T: npt.NDArray[Any] | None) -> str:
-    """What a cache file says of itself: whose tokens they are, and a digest of its arrays, a missing one included."""
-    content = hashlib.sha256()
-    for array in (tokens_T, bytes_T):
-        content.update(b"-" if array is None else f"{array.dtype.str}{array.shape}".encode() + array.tobytes())
-    return f"{digest} {content.hexdigest()}"
-
-
-def _read_table(path: str, digest: str) -> TokenTable | None:
-    """Reads a cache file; null if there is none, or none that is whole."""
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            tokens_T = arrays["tokens"]
-            bytes_T = arrays.get("bytes")
-            if str(arrays["digest"]) != _sealed(digest, tokens_T, bytes_T):
-                return None
-    except (OSError, EOFError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error):
+def _read_table(path: str) -> TokenTable | None:
+    """Reads a cache file, which is called after the document's digest; null if there is none, or none that is whole."""
+    content = read_sealed(path)
+    if content is None:
         return None
-    if bytes_T is None:
-        return TokenTable(tokens_T, None)
-    return TokenTable(tokens_T, np.cumsum(bytes_T, dtype=np.int64))
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        bytes_T = arrays.get("bytes")
+        return TokenTable(arrays["tokens"], None if bytes_T is None else np.cumsum(bytes_T, dtype=np.int64))

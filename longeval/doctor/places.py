@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from longeval.cache import cache_dir
 from longeval.doctor.check import Check
-from longeval.errors import LongEvalError
+from longeval.errors import LongEvalError, reason
 from longeval.files import why_unwritable
 
 _HUB_TIMEOUT_S = 3.0
@@ -48,14 +48,14 @@ def cache() -> Iterator[Check]:
     folder = cache_dir()
     try:
         os.makedirs(folder, exist_ok=True)
-        reason = why_unwritable(folder)
+        why = why_unwritable(folder)
     except OSError as error:
-        reason = error.strerror or str(error)
-    if reason is not None:
+        why = reason(error)
+    if why is not None:
         yield Check(
             name="cache",
             status="missing",
-            detail=f"{folder} can't be written ({reason})",
+            detail=f"{folder} can't be written ({why})",
             remedy="Name another folder in LONGEVAL_CACHE.",
         )
         return
@@ -101,11 +101,11 @@ def embedded_model() -> Iterator[Check]:
 
 def data() -> Iterator[Check]:
     """Which named corpora have a local copy."""
-    from longeval.data.sources import list_sources
+    from longeval.data.sources import local_sources
 
     root = os.environ.get("LONGEVAL_DATA")
     try:
-        found = [source.name for source in list_sources() if source.local is not None]
+        found = local_sources()
     except LongEvalError as error:
         yield Check(name="data", status="missing", detail=error.problem, remedy=error.remedy)
         return

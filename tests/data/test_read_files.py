@@ -9,7 +9,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from longeval.data.files import check_path, read_documents
+from longeval.data.readers import check_path, read_documents
 from longeval.errors import LongEvalError
 
 

@@ -15,8 +15,8 @@ import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 
-from longeval.data import bounds
-from longeval.data.files import check_path, read_documents
+from longeval.data.documents import Growth
+from longeval.data.readers import check_path, read_documents
 from longeval.errors import LongEvalError
 
 TEXTS = ["plain", 'a "quoted", one', "two\nlines\r\nand\tmore; | Ü", "", "  blanks  "]
@@ -154,7 +154,7 @@ def test_text_with_braces_stays_text(tmp_path, text):
 
 def test_a_record_has_a_bound_and_a_long_file_has_none(tmp_path, monkeypatch):
     for name in ("MOST_TEXT", "MOST_RECORD", "FREE_TEXT", "FREE_RECORD"):
-        monkeypatch.setattr(bounds, name, 2**16)
+        monkeypatch.setattr(Growth, name, 2**16)
     text = "".join(f"word{number} " for number in range(5_000))
     rows = [{"text": text}] * 40
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -176,7 +176,7 @@ def test_a_record_has_a_bound_and_a_long_file_has_none(tmp_path, monkeypatch):
 
 BOMB = """
 import resource, sys
-from longeval.data.files import read_documents
+from longeval.data.readers import read_documents
 from longeval.errors import LongEvalError
 
 import pyarrow.parquet

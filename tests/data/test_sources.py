@@ -6,8 +6,9 @@ import os
 import pytest
 
 from longeval.data import sources
+from longeval.data.documents import Document
 from longeval.data.hub import HubUnavailableError
-from longeval.data.sources import Document, list_sources, open_source
+from longeval.data.sources import list_modules, local_sources, open_source, read_stdlib
 from longeval.errors import LongEvalError
 
 
@@ -126,12 +127,8 @@ def test_unknown_names_get_suggestions(data):
         open_source("gov_report.txt")
 
 
-def test_the_listing_says_which_copies_are_there(data):
-    infos = {info.name: info for info in list_sources()}
-    assert infos["leval:tpo"].local == str(data / "leval" / "tpo.jsonl")
-    assert infos["pg19"].local is None
-    assert infos["pg19"].hub_id == "emozilla/pg19-test"
-    assert "stdlib" in infos
+def test_copies_on_this_machine_are_listed(data):
+    assert local_sources() == ["stdlib", "gov_report", "leval:tpo", "leval:gov_report_summ"]
 
 
 REAL_DOCUMENTS = {
@@ -152,3 +149,28 @@ def test_real_documents(name):
     documents = list(open_source(name).documents())
     assert len(documents) == REAL_DOCUMENTS[name]
     assert min(len(d.text) for d in documents) > 8_000
+
+
+def test_the_longest_first_ties_by_name_and_only_written_ones(tmp_path, monkeypatch):
+    sizes = {"long.py": 90, "b.py": 40, "a/c.py": 40, "a/short.py": 5}
+    left_out = ("test/t.py", "lib/tests/t.py", "site-packages/x.py", "encodings/e.py", "pydoc_data/topics.py")
+    left_out += ("_sysconfigdata_linux.py", "idlelib/i.py", "config-3.11-x86/c.py", "html/entities.py", "notes.txt")
+    for name, size in (sizes | dict.fromkeys(left_out, 1000)).items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x" * size)
+    assert list_modules(str(tmp_path)) == ["long.py", "a/c.py", "b.py", "a/short.py"]
+    assert [(d.name, len(d.text)) for d in read_stdlib(str(tmp_path))][:2] == [("long.py", 90), ("a/c.py", 40)]
+    monkeypatch.setattr(sources, "NUM_MODULES", 2)
+    assert list_modules(str(tmp_path)) == ["long.py", "a/c.py"]
+
+
+def test_a_python_without_sources_says_so(tmp_path):
+    with pytest.raises(LongEvalError, match="no sources in"):
+        list_modules(str(tmp_path))
+
+
+def test_this_python_has_long_modules():
+    documents = list(read_stdlib())
+    assert 10 <= len(documents) <= sources.NUM_MODULES
+    assert len(documents[0].text) > 100_000
+    assert not any("test" in d.name.split("/") for d in documents)

@@ -144,7 +144,7 @@ def test_the_second_time_comes_from_the_cache(tmp_path):
     digest = tokenizer_digest(byte_level())
     second = tokenise(Document(name="other name", text=TEXT), never, digest, str(tmp_path))
     assert (second.digest, second.path, second.num_tokens) == (first.digest, first.path, first.num_tokens)
-    assert first.path == str(tmp_path / "tokens" / first.digest[:2] / f"{first.digest}.npz")
+    assert first.path == str(tmp_path / "tokens" / first.digest[:2] / f"{first.digest}.tokens")
     fresh = tokenised(TEXT, byte_level())
     assert np.array_equal(second.tokens(), fresh.tokens())
     assert np.array_equal(second.byte_ends(), fresh.byte_ends())
@@ -180,15 +180,12 @@ def test_no_damaged_byte_of_a_cache_file_goes_unseen(tmp_path):
     for place in range(0, len(whole), 3):
         with open(document.path, "wb") as file:
             file.write(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-        table = _read_table(document.path, document.digest)
-        if table is not None:  # a byte that says nothing, such as one of the time in the zip file
-            assert np.array_equal(table.tokens_T, tokenised(TEXT, byte_level()).tokens())
-            assert np.array_equal(table.byte_ends_T, tokenised(TEXT, byte_level()).byte_ends())
+        assert _read_table(document.path) is None
 
 
 def test_a_cache_file_that_vanished_is_named(tmp_path):
     document = tokenised(TEXT, byte_level(), str(tmp_path))
-    (tmp_path / "tokens" / document.digest[:2] / f"{document.digest}.npz").unlink()
+    (tmp_path / "tokens" / document.digest[:2] / f"{document.digest}.tokens").unlink()
     with pytest.raises(FileNotFoundError, match=document.digest):
         document.tokens()
 

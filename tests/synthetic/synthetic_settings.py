@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from longeval.data.stdlib import read_stdlib
+from longeval.data.sources import read_stdlib
 from longeval.studies.tasks.setting import Setting
 
 FOLDER = Path(__file__).parents[2] / "tasks" / "synthetic"
