@@ -4,6 +4,8 @@ import hashlib
 
 import numpy as np
 
+from longeval.cli.report import study_reports
+from longeval.report import write
 from longeval.stats.bootstrap import interval
 from longeval.stats.units import resampling_units
 from longeval.store.folder import Store
@@ -115,3 +117,8 @@ def make_run(path, cells):
     for records, nll in cells:
         store.save(records, nll)
     return str(path)
+
+
+def write_report(runs, **options):
+    """A report with what all studies say, as `longeval report` writes it."""
+    return write.write_report(runs, studies=study_reports(), **options)

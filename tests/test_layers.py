@@ -41,7 +41,10 @@ Studies know nothing of each other: they share a layer.
 RANKS = {name: rank for rank, layer in enumerate(reversed(LAYERS)) for name in layer}
 
 MAY_IMPORT = {
-    "report": {"report", "metrics", "stats", "store", "request", "values", "plain", "errors", "files", "printable"},
+    "report": {
+        *("report", "metrics", "stats", "store", "request", "registry", "values", "plain", "errors", "files"),
+        "printable",
+    },
     "metrics": {"metrics", "stats", "store", "registry"},
     "stats": {"stats", "store", "errors"},
     "rope": {"rope", "registry", "values", "errors", "files"},

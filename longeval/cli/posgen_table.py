@@ -35,7 +35,7 @@ def table(
 
     longeval posgen table runs/trained runs/swapped --out reports/posgen.md --title "PosGen in two regimes"
     """
-    from longeval.report.markdown import Preface
+    from longeval.report.document import Preface
     from longeval.report.posgen_write import write_posgen_table
 
     given = {"--out": out, "--title": title, "--preface": preface, "--json": json}
@@ -44,6 +44,6 @@ def table(
         out=out,
         json_path=None if json == "-" else json,
         command=shlex.join(["longeval", "posgen", "table", *runs, *given_flags(given)]),
-        preface=Preface(title or "", "" if preface is None else read_preface(preface)),
+        preface=Preface(title=title or "", text="" if preface is None else read_preface(preface)),
     )
     tell(written, json, quiet=quiet)

@@ -15,6 +15,7 @@ from longeval.errors import LongEvalError
 from longeval.printable import printable
 
 if TYPE_CHECKING:
+    from longeval.report.build import StudyReport
     from longeval.report.write import WrittenReport
 
 RecordsFile = Annotated[
@@ -57,20 +58,29 @@ def report(
 
     longeval report runs/demo --title "YaRN on our model" --preface notes.md --json records.json
     """
-    from longeval.report.markdown import Preface
+    from longeval.report.document import Preface
     from longeval.report.write import write_report
 
     given = {"--out": out, "--title": title, "--preface": preface, "--json": json}
     flags = ["--published"] * published + given_flags(given)
     written = write_report(
         runs,
+        studies=study_reports(),
         out=out,
         json_path=None if json == "-" else json,
         command=shlex.join(["longeval", "report", *runs, *flags]),
         published=published,
-        preface=Preface(title or "", "" if preface is None else read_preface(preface)),
+        preface=Preface(title=title or "", text="" if preface is None else read_preface(preface)),
     )
     tell(written, json, quiet=quiet)
+
+
+def study_reports() -> tuple[StudyReport, ...]:
+    """The studies that have sections in a report, in this order."""
+    from longeval.studies.ppl.report import REPORT as PPL
+    from longeval.studies.tasks.report.sections import REPORT as TASKS
+
+    return (PPL, TASKS)
 
 
 def given_flags(values: Mapping[str, str | None]) -> list[str]:
@@ -80,7 +90,7 @@ def given_flags(values: Mapping[str, str | None]) -> list[str]:
 
 def tell(written: WrittenReport, json: str | None, *, quiet: bool) -> None:
     """Notes, the records where standard output is to have them, and the files that were written."""
-    from longeval.report.flat import records_json
+    from longeval.report.formats.json import records_json
 
     for note in written.notes:
         say(note)

@@ -216,11 +216,13 @@ def wide_console() -> Console:
 def show_summary(records: Sequence[Record]) -> None:
     """The tables of a run on stdout."""
     from longeval.cli.posgen_summary import posgen_tables
-    from longeval.report.tables import summary_table
+    from longeval.cli.report import study_reports
+    from longeval.report.formats.terminal import terminal_table
 
     screen = wide_console()
     posgen = [record for record in records if record.backend == "posgen"]
     others = [record for record in records if record.backend != "posgen"]
-    for table in (*summary_table(others, width=screen.width), *posgen_tables(posgen)):
+    tables = [table for study in study_reports() for table in study.summary(others)]
+    for shown in (*(terminal_table(table, screen.width) for table in tables), *posgen_tables(posgen)):
         screen.print()
-        screen.print(table)
+        screen.print(shown)

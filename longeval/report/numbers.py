@@ -7,9 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Literal
-
-from longeval.store.records import Record
 
 MISSING = "–"
 """A cell that no run folder holds."""
@@ -54,51 +51,17 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-def format_outcome(record: Record | None) -> str:
-    """What stands in a cell: the value, `failed`, `skipped`, or a dash where no run folder holds it."""
-    if record is None:
+def count_range(counts: Iterable[int | None]) -> str:
+    """`20` where all known counts agree, `18–20` where they don't, a dash where none is known."""
+    known = [count for count in counts if count is not None]
+    if not known:
         return MISSING
-    if record.status != "ok":
-        return record.status
-    return "∞" if record.value is None else format_perplexity(record.value)
+    return f"{min(known):,}" if min(known) == max(known) else f"{min(known):,}–{max(known):,}"
 
 
 def format_score(value: float, stderr: float | None = None) -> str:
     """A score without its error: two decimals, three where the error is below 0.005, one from 10 on (percentages)."""
     return f"{value:.{_score_decimals(value, stderr)}f}"
-
-
-ScoreError = Literal["interval", "stderr", "none"]
-"""What stands behind a score: its 95% interval, one standard error, or nothing."""
-
-
-def score_error(records: Iterable[Record]) -> ScoreError:
-    """What stands behind the scores of one table: intervals where any has one, so that a table has one notation."""
-    every = list(records)
-    if any(record.ci_low is not None for record in every):
-        return "interval"
-    return "stderr" if any(record.params.get("stderr") is not None for record in every) else "none"
-
-
-def format_score_outcome(record: Record | None, error: ScoreError = "none") -> str:
-    """What stands in a cell of a task: `0.45 [0.26, 0.66]`, `0.45 ± 0.05`, `failed`, `skipped`, or a dash."""
-    if record is None or record.status != "ok" or record.value is None:
-        return MISSING if record is None else record.status
-    stderr = record.params.get("stderr")
-    text = format_score(record.value, stderr)
-    if error == "interval":
-        return f"{text} {format_score_interval(record)}".rstrip()
-    if error == "stderr" and stderr is not None:
-        return f"{text} ± {format_score(stderr, stderr) if record.value < 10 else f'{stderr:.1f}'}"
-    return text
-
-
-def format_score_interval(record: Record) -> str:
-    """`[0.26, 0.66]`, or nothing where a score has no interval."""
-    if record.ci_low is None or record.ci_high is None:
-        return ""
-    stderr = record.params.get("stderr")
-    return f"[{format_score(record.ci_low, stderr)}, {format_score(record.ci_high, stderr)}]"
 
 
 def format_change(value: float, stderr: float | None = None) -> str:
@@ -117,10 +80,3 @@ def _score_decimals(value: float, stderr: float | None) -> int:
     if abs(value) >= 10:
         return 1
     return 3 if stderr and stderr < 0.005 else 2
-
-
-def format_interval(record: Record | None) -> str:
-    """`[10.42, 12.01]`, or nothing where a cell has no interval."""
-    if record is None or record.ci_low is None or record.ci_high is None:
-        return ""
-    return f"[{format_perplexity(record.ci_low)}, {format_perplexity(record.ci_high)}]"

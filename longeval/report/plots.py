@@ -1,4 +1,4 @@
-"""The two figures of a report: perplexity by context length, and perplexity by position in the window.
+"""How figures of all reports look: colours and markers of methods, axes of lengths, and how a figure is rendered.
 
 A colour and a marker belong to a base method, in every figure; its resonance form has the same colour, dashed and with
 hollow markers. The two often coincide, so the base of a pair is a wide pale line that the dashes can be seen on. The
@@ -9,24 +9,19 @@ and a grey), so that they can be told apart with any colour vision; the markers 
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from longeval.printable import printable
-from longeval.report.grid import Grid
-from longeval.report.numbers import format_perplexity
+from longeval.report.document import Picture
 from longeval.report.rows import GridRow, base_method, factor_text, is_resonance
-from longeval.stats.bootstrap import PositionCurve
 from longeval.values import format_length
 
 _STYLES = {
@@ -43,68 +38,9 @@ _STYLES = {
 }
 _SPARE_STYLES = (("#332288", "h"), ("#44AA99", "p"), ("#AA4499", "d"), ("#661100", "8"))
 
-_LOG_FROM_RANGE = 10.0
-"""A perplexity axis is logarithmic where the largest value is more than this times the smallest."""
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Picture:
-    """A figure in both formats."""
-
-    png: bytes
-    svg: bytes
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RowCurve:
-    """A row's perplexity by position."""
-
-    row: GridRow
-    curve: PositionCurve
-
-
-def length_curve(grid: Grid) -> Picture | None:
-    """Perplexity by context length, one line per row; None with values at fewer than two lengths."""
-    values = [record.value for record in grid.records if record.value is not None]
-    if len({record.length for record in grid.records if record.value is not None}) < 2:
-        return None
-    figure, axes = _figure()
-    for row in grid.rows:
-        points = [(length, row.cells[length].value) for length in grid.lengths if length in row.cells]
-        # A failed cell breaks the line: what lies between its neighbours is not known.
-        y = [math.nan if value is None else value for _, value in points]
-        axes.plot([length for length, _ in points], y, **line_style(row, grid.rows, with_marker=True))
-    axes.set_xlabel("Context length (tokens)")
-    length_axis(axes, grid.lengths)
-    _perplexity_axis(axes, values)
-    native_line(axes, grid.native_length)
-    _legend(axes, grid.title)
-    return render(figure)
-
-
-def position_curve(grid: Grid, length: int, curves: Sequence[RowCurve]) -> Picture:
-    """Perplexity of the tokens at each position of a window of `length` tokens, one line per row."""
-    figure, axes = _figure()
-    shown = []
-    for item in curves:
-        perplexity_K = np.exp(np.minimum(item.curve.mean_nll_K, 700.0))
-        centre_K = (item.curve.edges_K1[:-1] + item.curve.edges_K1[1:]) / 2
-        held_K = np.isfinite(perplexity_K)
-        style = line_style(item.row, grid.rows, with_marker=False)
-        axes.plot(centre_K[held_K], perplexity_K[held_K], **style)
-        shown.extend(perplexity_K[held_K].tolist())
-    axes.set_xlabel(f"Position in a window of {format_length(length)} tokens")
-    axes.set_xlim(0, length)
-    step = max(1, 2 ** math.ceil(math.log2(length / 8)))
-    axes.xaxis.set_major_locator(FixedLocator(range(0, length + 1, step)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: format_length(round(x)) if x else "0"))
-    _perplexity_axis(axes, shown)
-    native_line(axes, grid.native_length)
-    _legend(axes, grid.title)
-    return render(figure)
-
-
-def _figure() -> tuple[Figure, Axes]:
+def new_figure() -> tuple[Figure, Axes]:
+    """An empty figure of one panel."""
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -146,23 +82,6 @@ def length_axis(axes: Axes, lengths: Sequence[int]) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
 
 
-def _perplexity_axis(axes: Axes, values: Sequence[float]) -> None:
-    axes.set_ylabel("Perplexity")
-    low, high = min(values), max(values)
-    if high <= _LOG_FROM_RANGE * low:
-        return
-    axes.set_yscale("log")
-    # Decades alone would leave the range where working methods lie without a label.
-    decades = math.log10(high / low)
-    steps = (1, 2, 5) if decades < 3 else (1,)
-    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    ticks = [step * 10.0**exponent for exponent in exponents for step in steps]
-    bottom, top = axes.get_ylim()
-    axes.yaxis.set_major_locator(FixedLocator([tick for tick in ticks if bottom <= tick <= top]))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}" if y < 1e4 else format_perplexity(y)))
-    axes.yaxis.set_minor_formatter(NullFormatter())
-
-
 def native_line(axes: Axes, native_length: int | None) -> None:
     """Marks the native length where the axis shows it, without widening the axis."""
     low, high = axes.get_xlim()
@@ -172,11 +91,6 @@ def native_line(axes: Axes, native_length: int | None) -> None:
     label = f" native {format_length(native_length)}"
     transform = axes.get_xaxis_transform()
     axes.text(native_length, 1.0, label, transform=transform, va="bottom", ha="center", fontsize=8, color="#444444")
-
-
-def _legend(axes: Axes, title: str) -> None:
-    axes.set_title(title, fontsize=10, loc="left", pad=18)
-    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, fontsize=8, handlelength=3.2)
 
 
 def render(figure: Figure) -> Picture:

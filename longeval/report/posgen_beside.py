@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import pairwise
 
-from longeval.report.gfm import code, escape_markdown, table_lines
+from longeval.report.formats.markdown import code, escape_markdown, table_lines
 from longeval.report.numbers import MISSING
 from longeval.report.posgen_published import Comparison, Inversion, Order
 from longeval.report.posgen_tables import OOD, PosGenRow

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from longeval.report.flat import csv_text
+from longeval.report.formats.csv import csv_text
 from longeval.report.posgen_curves import BY_EPOCH, BY_POSITION
 from longeval.report.posgen_markdown import PosGenSection
 from longeval.report.posgen_tables import METRICS, OOD, PosGenRow

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from longeval.report.latex import escape_latex, table_source
+from longeval.report.formats.latex import escape_latex, table_source
 from longeval.report.numbers import MISSING
 from longeval.report.posgen_published import Comparison
 from longeval.report.posgen_tables import GENERATED, IN_DISTRIBUTION, OOD, PosGenPair, PosGenRow, PosGenTable

@@ -8,10 +8,10 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from longeval.report.collect import Collection
-from longeval.report.gfm import code, escape_markdown, figure, table_lines
-from longeval.report.markdown import Preface
+from longeval.report.document import Picture, Preface
+from longeval.report.facts import provenance_facts, repeat_blocks
+from longeval.report.formats.markdown import block_text, code, escape_markdown, figure, table_lines
 from longeval.report.numbers import MISSING, counted
-from longeval.report.plots import Picture
 from longeval.report.posgen_beside import published_lines
 from longeval.report.posgen_curves import RowCurves
 from longeval.report.posgen_plots import SMOOTHED
@@ -19,7 +19,6 @@ from longeval.report.posgen_published import Comparison
 from longeval.report.posgen_settings import settings_lines
 from longeval.report.posgen_tables import GENERATED, IN_DISTRIBUTION, OOD, PosGenRow, PosGenTable
 from longeval.report.posgen_text import REGIMES, interval_text, mean_text, points_text, seeds_phrase
-from longeval.report.provenance import provenance_lines, repeat_lines
 from longeval.report.rows import factor_text
 from longeval.stats.seeds import SeedMean
 
@@ -72,8 +71,13 @@ def posgen_markdown(
     lines += [f"> {escape_markdown(note)}\n" for note in notes]
     for section in sections:
         lines += _section_lines(section, names)
-    lines += ["## How to repeat it", "", *repeat_lines(collection, command), ""]
-    lines += ["## Provenance", "", *provenance_lines(collection.records), ""]
+    lines += [
+        "## How to repeat it",
+        "",
+        "\n\n".join(block_text(block, "") for block in repeat_blocks(collection, command)),
+        "",
+    ]
+    lines += ["## Provenance", "", block_text(provenance_facts(collection.records), ""), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -17,7 +17,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from longeval.report import plots
-from longeval.report.plots import Picture, line_style
+from longeval.report.document import Picture
+from longeval.report.plots import line_style
 from longeval.report.posgen_curves import BY_EPOCH, Band, RowCurves, of_task
 from longeval.report.posgen_tables import PosGenTable
 

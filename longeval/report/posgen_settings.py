@@ -6,13 +6,13 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from longeval.report.gfm import code, escape_markdown
+from longeval.report.facts import unique
+from longeval.report.formats.markdown import code, escape_markdown
 from longeval.report.numbers import counted, format_factor
 from longeval.report.posgen_cells import place_of
 from longeval.report.posgen_tables import GENERATED, OOD, PosGenTable
 from longeval.report.posgen_text import seeds_phrase
 from longeval.report.rows import factor_text
-from longeval.report.sections import ordered_unique
 
 _TASKS = {
     "recursive": "the last j + k tokens",
@@ -87,7 +87,7 @@ def _trained_with(table: PosGenTable) -> list[str]:
     found = []
     for row in table.rows:
         records = [record for runs in row.runs.values() for record in runs.records]
-        names = ordered_unique([str(record.params.get("trained_with", row.row.pe)) for record in records])
+        names = unique(str(record.params.get("trained_with", row.row.pe)) for record in records)
         if names != [row.row.pe]:
             found.append(f"{code(row.name)} with {' and '.join(code(name) for name in names)}")
     return found

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 import matplotlib.style
 
 from longeval.errors import LongEvalError
-from longeval.report.flat import records_csv, records_json
-from longeval.report.latex import latex_document
-from longeval.report.markdown import Preface
+from longeval.report.document import Preface
+from longeval.report.formats.csv import records_csv
+from longeval.report.formats.json import records_json
+from longeval.report.formats.latex import latex_document
 from longeval.report.posgen_cells import PosGenCollection, collect_posgen
 from longeval.report.posgen_curves import row_curves
 from longeval.report.posgen_flat import losses_csv, means_csv, pairs_csv, positions_csv
@@ -67,7 +68,7 @@ def write_posgen_table(
         markdown_file: posgen_markdown(collection, sections, names, command, preface or Preface()).encode(),
         f"{stem}.csv": records_csv(collection.records).encode(),
         f"{stem}.json": array,
-        f"{stem}.tex": latex_document([], tables).encode(),
+        f"{stem}.tex": latex_document(tables).encode(),
         **_section_files(folder, sections),
     }
     flags = dict.fromkeys(files, "--out")

@@ -1,15 +1,18 @@
-"""Numbers from papers (`published.yaml`): read, checked, and picked by what a report holds."""
+"""Numbers from papers (`published.yaml`), and how a report shows them beside its own."""
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal
 
-from longeval.values import parse_length
+from longeval.report.document import Block, Bullets, Cell, Heading, Paragraph, Prose, Row, Table, code, symbol
+from longeval.report.numbers import MISSING, format_factor
+from longeval.report.rows import GridRow, base_method, factor_text
+from longeval.values import format_length
 
 Kind = Literal["tasks", "perplexity", "posgen"]
 AVERAGE = "average"
@@ -45,7 +48,6 @@ class PublishedSet:
     arxiv: str
     table: str
     kind: Kind
-    unit: Literal["percent", "perplexity"]
     data: str | None
     """Of perplexities: longeval's name of the data."""
     protocol: str | None
@@ -69,95 +71,115 @@ class PublishedSet:
 
 @cache
 def published_sets() -> tuple[PublishedSet, ...]:
-    """All tables of `published.yaml`; ValueError if the file is not as its first lines say."""
+    """All tables of `published.yaml`, whose form a test holds to what its first lines say."""
     import yaml
 
     with open(PATH, encoding="utf-8") as file:
-        return parse_published(yaml.safe_load(file))
+        return tuple(_set(entry) for entry in yaml.safe_load(file)["sets"])
 
 
-def parse_published(plain: Any) -> tuple[PublishedSet, ...]:
-    """Tables from the file's content.
-
-    Raises:
-        ValueError: A key is missing or unknown, a row has another number of values than there are columns, a number is
-            no positive one, or an average is not that of its row.
-    """
-    if not isinstance(plain, dict) or set(plain) != {"sets"}:
-        raise ValueError("published: one key, `sets`, expected")
-    return tuple(_parse_set(entry) for entry in plain["sets"])
-
-
-_COMMON = {"name", "source", "kind", "unit", "setting", "columns", "rows"}
-_OWN = {"tasks": {"cut", "answers"}, "perplexity": {"data", "protocol"}, "posgen": {"params"}}
-
-
-def _parse_set(plain: Mapping[str, Any]) -> PublishedSet:
-    if plain.get("kind") not in get_args(Kind):
-        raise ValueError(f"published: kind {plain.get('kind')!r}")
-    kind = cast("Kind", plain["kind"])
-    what = f"published, {plain.get('name')}"
-    _check_keys(plain, _COMMON | _OWN[kind], what)
-    _check_keys(plain["source"], {"paper", "arxiv", "table"}, what)
-    if plain["unit"] != ("perplexity" if kind == "perplexity" else "percent"):
-        raise ValueError(f"{what}: unit {plain['unit']!r}")
-    columns = tuple(plain["columns"])
-    if kind == "perplexity" and sorted(columns, key=parse_length) != list(columns):
-        raise ValueError(f"{what}: columns are not ascending lengths")
+def _set(plain: dict[str, Any]) -> PublishedSet:
+    source = plain["source"]
     return PublishedSet(
         name=plain["name"],
-        paper=plain["source"]["paper"],
-        arxiv=plain["source"]["arxiv"],
-        table=plain["source"]["table"],
-        kind=kind,
-        unit=plain["unit"],
+        paper=source["paper"],
+        arxiv=source["arxiv"],
+        table=source["table"],
+        kind=plain["kind"],
         data=plain.get("data"),
         protocol=plain.get("protocol"),
         cut=plain.get("cut"),
         answers=plain.get("answers"),
         params=plain.get("params", {}),
         setting=tuple(plain["setting"]),
-        columns=columns,
-        rows=tuple(_parse_row(row, columns, kind, what) for row in plain["rows"]),
+        columns=tuple(plain["columns"]),
+        rows=tuple(_row(row, plain["columns"]) for row in plain["rows"]),
     )
 
 
-_ROW = {"model", "method", "factor", "context", "tuning", "values"}
-
-
-def _parse_row(plain: Mapping[str, Any], columns: tuple[str, ...], kind: Kind, what: str) -> PublishedRow:
-    _check_keys(plain, _ROW | ({"variances"} if kind == "posgen" else set()), what)
-    unit = "perplexity" if kind == "perplexity" else "percent"
-    values = _numbers(plain, "values", columns, what)
-    for value in values.values():
-        if not math.isfinite(value) or not (0 <= value <= 100 if unit == "percent" else value >= 1):
-            raise ValueError(f"{what}: {value} is no {unit}")
-    variances = _numbers(plain, "variances", columns, what) if kind == "posgen" else {}
-    if not all(math.isfinite(value) and value >= 0 for value in variances.values()):
-        raise ValueError(f"{what}: a variance is below 0 or not finite")
-    if AVERAGE in values:
-        others = [value for column, value in values.items() if column != AVERAGE]
-        # As printed: to two decimals, whichever way 5 in the third is rounded.
-        if abs(sum(others) / len(others) - values[AVERAGE]) > 0.005 + 1e-9:
-            raise ValueError(f"{what}: {values[AVERAGE]} is not the average of {others}")
+def _row(plain: dict[str, Any], columns: Sequence[str]) -> PublishedRow:
     return PublishedRow(
         model=plain["model"],
         method=plain["method"],
         factor=None if plain["factor"] is None else float(plain["factor"]),
         context=plain["context"],
         tuning=plain["tuning"],
-        values=values,
-        variances=variances,
+        values=_numbers(plain["values"], columns),
+        variances=_numbers(plain["variances"], columns) if "variances" in plain else {},
     )
 
 
-def _numbers(plain: Mapping[str, Any], key: str, columns: tuple[str, ...], what: str) -> dict[str, float]:
+def _numbers(values: Sequence[float | None], columns: Sequence[str]) -> dict[str, float]:
     """Column → number, of a row's list."""
-    if len(plain[key]) != len(columns):
-        raise ValueError(f"{what}: {plain['model']} {plain['method']} has {len(plain[key])} {key}")
-    return {column: float(value) for column, value in zip(columns, plain[key], strict=True) if value is not None}
+    return {column: float(value) for column, value in zip(columns, values, strict=True) if value is not None}
 
 
-def _check_keys(plain: Mapping[str, Any], known: set[str], what: str) -> None:
-    if set(plain) != known:
-        raise ValueError(f"{what}: keys {sorted(set(plain) ^ known)} are unknown or missing")
+def comparison_blocks(
+    published: PublishedSet, ours: str, table: Table, differences: Sequence[str]
+) -> tuple[Block, ...]:
+    """One comparison: its heading and source, the table of both, and what differs.
+
+    Args:
+        published: The paper's table.
+        ours: Title of the section whose numbers stand below it.
+        table: Their rows, then ours.
+        differences: In which settings they differ, a clause each.
+    """
+    source = " ".join([f"Source: {published.source}.", *published.setting])
+    return (
+        Heading(text=f"{published.name}: {ours} beside {published.paper}"),
+        Paragraph(text=source),
+        table,
+        Paragraph(text="What differs:"),
+        Bullets(items=tuple(differences)),
+    )
+
+
+def published_columns(columns: Iterable[str]) -> tuple[Prose, ...]:
+    """Column titles of a comparison: what `published_row` and `own_row` put in front, then `columns`."""
+    return ("whose", "model", "method", symbol("s"), "window", "trained on", *columns)
+
+
+def published_row(row: PublishedRow, cells: Iterable[Cell]) -> Row:
+    """A row of the paper."""
+    factor = MISSING if row.factor is None else format_factor(row.factor)
+    method = code(row.method) if re.fullmatch("[a-z_0-9]+", row.method) else row.method
+    start: list[Prose] = ["published", row.model, method, factor, row.context or MISSING, row.tuning or "no"]
+    return Row(cells=(*(Cell(text=text) for text in start), *cells))
+
+
+def own_row(model: str, row: GridRow, length: int | None, cells: Iterable[Cell]) -> Row:
+    """A row of ours; `length` is the window where all its cells have one."""
+    window = MISSING if length is None else format_length(length)
+    start: list[Prose] = ["ours", model, code(row.label), factor_text(row), window, "no"]
+    return Row(cells=(*(Cell(text=text) for text in start), *cells))
+
+
+def model_differences(published: PublishedSet, model: str) -> list[str]:
+    """How the models differ, and whether theirs were trained with the method."""
+    theirs = list(dict.fromkeys(row.model for row in published.rows))
+    if any(_same_model(name, model) for name in theirs):
+        found = [f"model: {model} is one of theirs by its name; other rows are other models"] if len(theirs) > 1 else []
+    else:
+        found = [f"model: theirs are {', '.join(theirs)}; ours is {model}, another model"]
+    if any(row.tuning is not None for row in published.rows):
+        found.append("training: rows with an entry under “trained on” were; ours runs the weights as they are")
+    return found
+
+
+def _same_model(theirs: str, ours: str) -> bool:
+    """Whether two names say the same model: the same words and sizes, in any order."""
+    a, b = (set(re.findall(r"\d+b|[a-z]+|\d+", name.lower())) - {"meta", "hf"} for name in (theirs, ours))
+    return a == b
+
+
+def factor_differences(published: PublishedSet, rows: Sequence[GridRow]) -> list[str]:
+    """Methods that both have, with other factors."""
+    found = []
+    for base in dict.fromkeys(base_method(row.pe) for row in rows):
+        theirs = {row.factor for row in published.rows if base_method(row.method) == base and row.factor is not None}
+        ours = {row.factor for row in rows if base_method(row.pe) == base and isinstance(row.factor, float | int)}
+        if theirs and ours and theirs != ours:
+            shown = [" and ".join(format_factor(float(value)) for value in sorted(values)) for values in (theirs, ours)]
+            found.append(f"factor s of {base}: theirs {shown[0]}, ours {shown[1]}")
+    return found

@@ -62,6 +62,11 @@ def method_sort_key(pe: str) -> tuple[int, str, bool]:
     return place, base, is_resonance(pe)
 
 
+def is_group(record: Record) -> bool:
+    """Whether a record is the average of a group of tasks."""
+    return record.task is not None and record.params.get("members") is not None
+
+
 def base_row(row: GridRow, rows: Sequence[GridRow]) -> GridRow | None:
     """The row of the method that `row` rounds, with equal parameters and factor; None if there is none."""
     if not is_resonance(row.pe):

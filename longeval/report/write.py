@@ -5,30 +5,20 @@ from __future__ import annotations
 import contextlib
 import glob
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection as Container
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import matplotlib.style
 
 from longeval.errors import LongEvalError
 from longeval.files import working_folder
+from longeval.report.build import StudyReport, build_document
 from longeval.report.collect import collect
-from longeval.report.flat import pairs_csv, positions_csv, records_csv, records_json
-from longeval.report.latex import latex_document
-from longeval.report.markdown import Preface, ReportNames, markdown_report
-from longeval.report.sections import Section, build_sections
-from longeval.report.task_flat import depths_csv, score_pairs_csv, scores_csv
-from longeval.report.task_latex import task_tables_latex
-from longeval.report.task_sections import TaskSection, build_task_sections
+from longeval.report.document import Document, Preface
+from longeval.report.formats import formats
+from longeval.report.formats.csv import csv_text
 from longeval.store.records import Record
-
-_TABLES = ("pairs.csv", "positions.csv", "scores.csv", "score_pairs.csv", "depths.csv")
-"""Tables in the report's own folder."""
-
-_FIGURES = tuple(
-    f"{kind}-*.{suffix}" for kind in ("perplexity", "position", "score", "depth") for suffix in ("png", "svg")
-)
-"""Patterns of the figures there."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,6 +36,7 @@ class WrittenReport:
 def write_report(
     runs: Sequence[str],
     *,
+    studies: Sequence[StudyReport],
     out: str | None = None,
     json_path: str | None = None,
     command: str = "longeval report",
@@ -56,6 +47,7 @@ def write_report(
 
     Args:
         runs: Run folders (or fsspec URLs).
+        studies: Who says something of their cells, in the order of their sections.
         out: The Markdown file, `reports/demo.md`; its siblings are demo.csv, demo.json, demo.tex and the folder
             demo_files. Default: report.md in the first run folder.
         json_path: One more file for the JSON array of records.
@@ -70,34 +62,38 @@ def write_report(
     if json_path is not None and os.path.isdir(json_path):
         raise LongEvalError(f"--json {json_path}: is a folder", "Name a file, or - for standard output.")
     collection = collect(runs)
-    records = collection.records
-    with matplotlib.style.context("default"):  # not that of a matplotlibrc in the current folder
-        sections = build_sections(collection)
-        task_sections = build_task_sections(collection, [section.grid for section in sections])
     stem = markdown_file.removesuffix(".md")
-    names = ReportNames(
-        folder=f"{os.path.basename(stem)}_files",
-        beside=tuple(f"{os.path.basename(stem)}.{suffix}" for suffix in ("csv", "json", "tex")),
-    )
-    array = records_json(records).encode()
-    text = markdown_report(
-        collection, sections, task_sections, names, command, preface or Preface(), published=published
-    )
-    task_tables = [table for section in task_sections for table in task_tables_latex(section)]
-    files = {
-        markdown_file: text.encode(),
-        f"{stem}.csv": records_csv(records, collection.older).encode(),
-        f"{stem}.json": array,
-        f"{stem}.tex": latex_document([(section.grid, section.pairs) for section in sections], task_tables).encode(),
-        **_section_files(f"{stem}_files", sections),
-        **_task_files(f"{stem}_files", task_sections),
-    }
+    name = os.path.basename(stem)
+    known = formats()
+    with matplotlib.style.context("default"):  # not that of a matplotlibrc in the current folder
+        document = build_document(
+            collection,
+            studies,
+            command=command,
+            preface=preface or Preface(),
+            published=published,
+            files=tuple(f"{name}.{suffix}" for suffix in known if suffix != "md"),
+            folder=f"{name}_files",
+        )
+    files = {f"{stem}.{suffix}": render(document).encode() for suffix, render in known.items()}
+    files |= _own_files(f"{stem}_files", document)
     flags = dict.fromkeys(files, "--out")
     if json_path is not None and os.path.abspath(json_path) not in {os.path.abspath(path) for path in files}:
-        files[json_path], flags[json_path] = array, "--json"
+        files[json_path], flags[json_path] = files[f"{stem}.json"], "--json"
     write_all(files, flags)
-    remove_stale(f"{stem}_files", files, (*_FIGURES, *_TABLES))
-    return WrittenReport(files=tuple(files), records=tuple(records), notes=collection.notes)
+    remove_stale(f"{stem}_files", files, [pattern for study in studies for pattern in study.files])
+    return WrittenReport(files=tuple(files), records=document.records, notes=collection.notes)
+
+
+def _own_files(folder: str, document: Document) -> dict[str, bytes]:
+    """Figures and data, which lie in the report's own folder."""
+    files: dict[str, bytes] = {}
+    for figure in (figure for section in document.sections for figure in section.figures):
+        files[f"{folder}/{figure.name}.png"] = figure.picture.png
+        files[f"{folder}/{figure.name}.svg"] = figure.picture.svg
+    for data in document.data:
+        files[f"{folder}/{data.name}.csv"] = csv_text(data.columns, data.rows).encode()
+    return files
 
 
 def markdown_path(runs: Sequence[str], out: str | None, default: str = "report.md") -> str:
@@ -118,37 +114,7 @@ def markdown_path(runs: Sequence[str], out: str | None, default: str = "report.m
     return out
 
 
-def _section_files(folder: str, sections: Sequence[Section]) -> dict[str, bytes]:
-    """Figures and small tables of the report's own folder."""
-    files: dict[str, bytes] = {}
-    for section in sections:
-        for kind, picture in (("perplexity", section.curve), ("position", section.position)):
-            if picture is not None:
-                files[f"{folder}/{kind}-{section.slug}.png"] = picture.png
-                files[f"{folder}/{kind}-{section.slug}.svg"] = picture.svg
-    if any(section.pairs for section in sections):
-        files[f"{folder}/pairs.csv"] = pairs_csv(sections).encode()
-    if any(section.position_rows for section in sections):
-        files[f"{folder}/positions.csv"] = positions_csv(sections).encode()
-    return files
-
-
-def _task_files(folder: str, sections: Sequence[TaskSection]) -> dict[str, bytes]:
-    """Figures and tables of tasks in the report's own folder."""
-    pictures = {f"score-{section.slug}": section.curve for section in sections if section.curve is not None}
-    pictures |= {f"depth-{item.slug}": item.picture for section in sections for item in section.maps}
-    files = {f"{folder}/{name}.png": picture.png for name, picture in pictures.items()}
-    files |= {f"{folder}/{name}.svg": picture.svg for name, picture in pictures.items()}
-    if sections:
-        files[f"{folder}/scores.csv"] = scores_csv(sections).encode()
-    if any(section.pairs for section in sections):
-        files[f"{folder}/score_pairs.csv"] = score_pairs_csv(sections).encode()
-    if any(section.maps for section in sections):
-        files[f"{folder}/depths.csv"] = depths_csv(sections).encode()
-    return files
-
-
-def remove_stale(folder: str, files: Collection[str], patterns: Iterable[str]) -> None:
+def remove_stale(folder: str, files: Container[str], patterns: Iterable[str]) -> None:
     """Removes what an earlier report left in its own folder (names that fit `patterns`) and is not among `files`."""
     for pattern in patterns:
         for path in glob.glob(os.path.join(glob.escape(folder), pattern)):

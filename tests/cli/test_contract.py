@@ -10,7 +10,7 @@ import pytest
 import typer.main
 
 from longeval.cli.app import app, run_app
-from longeval.report.flat import records_json
+from longeval.report.formats.json import records_json
 from longeval.run.session import RunResult
 from longeval.store.records import SCHEMA_VERSION, Provenance, Record, record_from_json
 

@@ -9,12 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fabricated_posgen import make_cell, make_curves
-from fabricated_runs import make_nll, make_records, make_run
+from fabricated_runs import make_nll, make_records, make_run, write_report
 from fabricated_tasks import make_samples, make_task_records
 
 from longeval.errors import LongEvalError
 from longeval.report.collect import collect
-from longeval.report.write import write_report
 from longeval.request import PosGenRequest
 from longeval.store.folder import Store
 from longeval.store.records import record_from_json

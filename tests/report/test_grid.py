@@ -1,9 +1,10 @@
 import pytest
 from fabricated_runs import make_nll, make_records
 
+from longeval.report.formats.markdown import block_text
 from longeval.report.grid import build_grids
-from longeval.report.provenance import scored_lines
 from longeval.report.rows import base_method, is_resonance
+from longeval.studies.ppl.report import scored_blocks
 
 
 def nll(mean):
@@ -42,7 +43,8 @@ def test_texts_read_in_another_way_stand_apart_and_prefixes_are_told():
     cells = (make_records(pe, 64, nll(1.0), params=params) for params in (*apart, {}) for pe in ("none", "pi"))
     (parsed, one, two, plain) = build_grids(records(*cells))
     assert "parse_special true" in parsed.title and "no parse_special" in plain.title
-    lines = ["\n".join(scored_lines(grid, ())) for grid in (parsed, one, two, plain)]
+    shown = [[block_text(block, "") for block in scored_blocks(grid, ())] for grid in (parsed, one, two, plain)]
+    lines = ["\n".join(blocks) for blocks in shown]
     assert ["--parse-special" in text for text in lines] == [True, False, False, False]
     assert "BOS: one at the start" in lines[1] and "2 tokens of the tokenizer's own (ids 7, 8)" in lines[2]
     assert "BOS: none" in lines[3]

@@ -7,13 +7,12 @@ from xml.etree import ElementTree
 
 import matplotlib as mpl
 import pytest
-from fabricated_runs import make_nll, make_records
+from fabricated_runs import make_nll, make_records, write_report
 from fabricated_tasks import make_samples, make_task_records, make_task_run
 from markdown_it import MarkdownIt
 
-from longeval.report.gfm import code, code_block, escape_markdown
-from longeval.report.latex import escape_latex
-from longeval.report.write import write_report
+from longeval.report.formats.latex import escape_latex
+from longeval.report.formats.markdown import code, code_block, escape_markdown
 from longeval.store.folder import Store
 from longeval.store.records import record_from_json
 

@@ -1,9 +1,8 @@
 import math
 
 import pytest
-from fabricated_runs import make_nll, make_records
 
-from longeval.report.numbers import format_interval, format_outcome, format_percent, format_perplexity
+from longeval.report.numbers import format_percent, format_perplexity
 
 
 @pytest.mark.parametrize(
@@ -33,13 +32,3 @@ def test_perplexity(value, text):
 )
 def test_percent(ratio, text):
     assert format_percent(ratio) == text
-
-
-def test_outcomes():
-    ok = make_records(nll=make_nll([[1.0] * 4] * 10))[0]
-    assert format_outcome(ok) == "2.718"
-    assert format_interval(ok) == "[2.718, 2.718]"
-    assert format_outcome(make_records(status="failed", error="x")[0]) == "failed"
-    assert format_outcome(make_records(status="skipped", error="x")[0]) == "skipped"
-    assert format_outcome(None) == "–"
-    assert format_interval(None) == ""

@@ -6,7 +6,7 @@ import pytest
 from fabricated_posgen import full_run, make_cell, make_curves, make_posgen_run
 
 from longeval.errors import LongEvalError
-from longeval.report.markdown import Preface
+from longeval.report.document import Preface
 from longeval.report.posgen_cells import collect_posgen
 from longeval.report.posgen_markdown import PosGenNames, posgen_markdown
 from longeval.report.posgen_tables import GENERATED, IN_DISTRIBUTION, OOD, build_tables

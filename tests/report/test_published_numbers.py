@@ -1,16 +1,17 @@
 """Numbers of papers, against a transcription of their own, and how a report shows them."""
 
-import copy
-
 import pytest
 import yaml
-from fabricated_runs import make_nll, make_records
+from fabricated_runs import make_nll, make_records, make_run, write_report
 from fabricated_tasks import make_group, make_samples, make_task_records
 
+from longeval.report.formats.markdown import block_text
 from longeval.report.grid import build_grids
-from longeval.report.published import PATH, parse_published, published_sets
-from longeval.report.published_markdown import published_lines
-from longeval.report.task_tables import build_task_sets
+from longeval.report.published import PATH, published_sets
+from longeval.studies.ppl import published as of_perplexity
+from longeval.studies.tasks.report import published as of_tasks
+from longeval.studies.tasks.report.tables import build_task_sets
+from longeval.values import parse_length
 
 # Wang et al. 2024 (arXiv 2403.00071), Table 2; Coursera, GSM, QuALITY, TOEFL, CodeU, SFiction, average.
 L_EVAL = """
@@ -114,28 +115,34 @@ def test_perplexities_are_as_printed(name, arxiv, data, protocol, columns, text)
         assert [row.values.get(column) for column in found.columns] == numbers(values)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda sets: sets[0]["rows"][0]["values"].pop(), "6 values"),
-        (lambda sets: sets[0]["rows"][0]["values"].__setitem__(0, 13.98), "not the average"),
-        (lambda sets: sets[0]["rows"][0]["values"].__setitem__(0, 131.98), "no percent"),
-        (lambda sets: sets[1]["rows"][0]["values"].__setitem__(0, 0.4), "no perplexity"),
-        (lambda sets: sets[1]["rows"][0].pop("tuning"), "tuning"),
-        (lambda sets: sets[1]["source"].pop("arxiv"), "arxiv"),
-        (lambda sets: sets[1].update(note="x"), "note"),
-        (lambda sets: sets[1]["columns"].reverse(), "ascending"),
-        (lambda sets: sets[1].update(kind="other"), "kind"),
-        (lambda sets: sets[1].update(unit="percent"), "unit"),
-    ],
-)
-def test_slips_are_found(change, message):
+def sets_of_file():
     with open(PATH, encoding="utf-8") as file:
-        plain = yaml.safe_load(file)
-    assert parse_published(copy.deepcopy(plain)) == published_sets()
-    change(plain["sets"])
-    with pytest.raises(ValueError, match=message):
-        parse_published(plain)
+        return yaml.safe_load(file)["sets"]
+
+
+KEYS = {"name", "source", "kind", "unit", "setting", "columns", "rows"}
+OWN_KEYS = {"tasks": {"cut", "answers"}, "perplexity": {"data", "protocol"}, "posgen": {"params"}}
+ROW_KEYS = {"model", "method", "factor", "context", "tuning", "values"}
+
+
+@pytest.mark.parametrize("plain", sets_of_file(), ids=lambda plain: plain["name"])
+def test_the_file_has_the_form_that_its_first_lines_say(plain):
+    kind = plain["kind"]
+    assert set(plain) == KEYS | OWN_KEYS[kind] and set(plain["source"]) == {"paper", "arxiv", "table"}
+    assert plain["unit"] == ("perplexity" if kind == "perplexity" else "percent")
+    if kind == "perplexity":
+        assert sorted(plain["columns"], key=parse_length) == plain["columns"]
+    for row in plain["rows"]:
+        assert set(row) == ROW_KEYS | ({"variances"} if kind == "posgen" else set())
+        assert len(row["values"]) == len(plain["columns"])
+        values = [value for value in row["values"] if value is not None]
+        assert all(value >= 1 if kind == "perplexity" else 0 <= value <= 100 for value in values)
+        variances = row.get("variances", [0] * len(row["values"]))
+        assert len(variances) == len(row["values"]) and all(value >= 0 for value in variances if value is not None)
+
+
+def shown(blocks):
+    return "\n".join(block_text(block, "") for block in blocks)
 
 
 def leval_sets(**params):
@@ -147,11 +154,12 @@ def leval_sets(**params):
         records += make_task_records(pe, 16384, "leval_quality", samples[:10], params=asked)
     error = "no average: leval_codeu is missing (no data)"
     records += make_group("none", 16384, "leval", ["leval_quality", "leval_codeu"], None, error=error)
-    return build_task_sets(records)
+    (tasks,) = build_task_sets(records)
+    return tasks
 
 
 def test_tasks_stand_beside_published_ones_with_what_differs():
-    text = "\n".join(published_lines([], leval_sets()))
+    text = shown(of_tasks.published_blocks(leval_sets()))
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
     assert rows[0] == ["whose", "model", "method", "s", "window", "trained on", "leval\\_quality", "average"]
     assert [row[0] for row in rows[2:]] == ["published"] * 12 + ["ours"] * 2
@@ -174,8 +182,8 @@ def test_tasks_stand_beside_published_ones_with_what_differs():
 
 
 def test_settings_that_agree_are_not_flagged():
-    text = "\n".join(
-        published_lines([], leval_sets(overlong="right", max_new_tokens=512, limit=None, own_prompts=False))
+    text = shown(
+        of_tasks.published_blocks(leval_sets(overlong="right", max_new_tokens=512, limit=None, own_prompts=False))
     )
     for flag in ("- cut:", "- answers:", "- prompts:", "- samples:"):
         assert flag not in text
@@ -187,7 +195,7 @@ def test_perplexities_stand_beside_published_ones_of_the_same_data():
         *make_records("yarn", 8192, nll, data="gov_report", factor=2.0, model="llama2-7b"),
         *make_records("yarn", 8192, nll, data="other"),
     ]
-    text = "\n".join(published_lines(build_grids(records), []))
+    text = "\n".join(shown(of_perplexity.published_blocks(grid)) for grid in build_grids(records))
     assert text.count("### ") == 1
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
     assert rows[0] == ["whose", "model", "method", "s", "window", "trained on", "8k", "32k"]
@@ -198,6 +206,8 @@ def test_perplexities_stand_beside_published_ones_of_the_same_data():
     assert "factor s of yarn: theirs 16 and 32, ours 2" in text
 
 
-def test_nothing_published_is_said_too():
+def test_nothing_published_is_said_too(tmp_path):
     nll = make_nll([[2.0] * 8] * 10)
-    assert "None of the tables" in "\n".join(published_lines(build_grids(make_records("none", 64, nll)), []))
+    run = make_run(tmp_path / "run", [(make_records("none", 64, nll), nll)])
+    write_report([run], out=str(tmp_path / "report.md"), published=True)
+    assert "None of the tables" in (tmp_path / "report.md").read_text()

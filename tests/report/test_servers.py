@@ -3,16 +3,16 @@
 import re
 
 import pytest
-from fabricated_runs import make_nll, make_records, make_run
+from fabricated_runs import make_nll, make_records, make_run, write_report
 from fabricated_tasks import make_samples, make_task_records, make_task_run
 
+from longeval.report.facts import server_notes
+from longeval.report.formats.markdown import block_text
 from longeval.report.grid import build_grids
-from longeval.report.provenance import server_lines
 from longeval.report.settings import comparable
-from longeval.report.task_tables import build_task_sets
 from longeval.report.unfinished import unfinished_note
-from longeval.report.write import write_report
 from longeval.request import PplRequest, TasksRequest
+from longeval.studies.tasks.report.tables import build_task_sets
 
 NLL = make_nll([[1.0] * 63] * 12)
 SAMPLES = make_samples([1.0, 0.0] * 10)
@@ -75,9 +75,9 @@ def test_nothing_is_said_of_what_a_server_does_with_the_models_own_scaling(text)
 
 
 def test_other_backends_get_no_note():
-    assert server_lines(make_records("none", 64, NLL)) == [] and server_lines([]) == []
-    (note, _) = server_lines([*cell(), *cell(length=128)])
-    assert note.endswith(f"Asked: `small` at {HERE} (`none`).")
+    assert server_notes(make_records("none", 64, NLL)) == [] and server_notes([]) == []
+    (note,) = server_notes([*cell(), *cell(length=128)])
+    assert block_text(note, "").endswith(f"Asked: `small` at {HERE} (`none`).")
 
 
 def test_methods_of_several_servers_stand_in_one_table_and_are_compared():

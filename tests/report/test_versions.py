@@ -4,18 +4,18 @@ import csv
 import json
 
 import pytest
-from fabricated_runs import make_provenance
+from fabricated_runs import make_provenance, write_report
 from fabricated_tasks import make_group, make_samples, make_task_records, make_task_run
 
 from longeval.report import plots
-from longeval.report.depths import depth_table
+from longeval.report.document import without_style
 from longeval.report.settings import comparable
-from longeval.report.task_markdown import _chance_sentence
-from longeval.report.task_notes import same_samples, table_notes
-from longeval.report.task_pairs import INCOMPARABLE, task_pairs
-from longeval.report.task_tables import build_task_sets
 from longeval.report.versions import code_of, older_cells, older_note
-from longeval.report.write import write_report
+from longeval.studies.tasks.report.depths import depth_table
+from longeval.studies.tasks.report.notes import same_samples, table_notes
+from longeval.studies.tasks.report.pairs import INCOMPARABLE, task_pairs
+from longeval.studies.tasks.report.scores import chance_sentence
+from longeval.studies.tasks.report.tables import build_task_sets
 
 HALF = make_samples([1.0, 0.0] * 10)
 OLD = make_provenance(commit="a" * 40, date="2025-01-01T00:00:00+00:00")
@@ -184,8 +184,7 @@ def test_two_factors_of_one_method_have_maps_of_their_own():
 def test_chance_is_said_to_be_known_of_some_tasks_only():
     known, unknown = task(), make_task_records("none", 64, "other", HALF)
     (found,) = build_task_sets([*known, *unknown])
-    assert _chance_sentence(found.tasks).endswith(
-        "only where a task says what guessing scores, which `other` does not."
-    )
-    assert _chance_sentence(found.tasks[:1]) == ""
-    assert "not known for these tasks" in _chance_sentence(found.tasks[1:])
+    said = chance_sentence(found.tasks)
+    assert without_style(said).endswith("only where a task says what guessing scores, which other does not.")
+    assert chance_sentence(found.tasks[:1]) == ""
+    assert "not known for these tasks" in chance_sentence(found.tasks[1:])

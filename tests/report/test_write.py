@@ -9,12 +9,11 @@ import sys
 
 import numpy as np
 import pytest
-from fabricated_runs import SPEC, make_nll, make_records, make_run
+from fabricated_runs import SPEC, make_nll, make_records, make_run, write_report
 
 from longeval.errors import LongEvalError
 from longeval.report import plots
-from longeval.report.sections import MAX_DRAWN
-from longeval.report.write import write_report
+from longeval.report.build import MAX_DRAWN
 
 SIZES = {"none": 2.0, "resonance": 2.0, "yarn": 1.9, "resonance_yarn": 1.8}
 
@@ -173,7 +172,7 @@ def test_latex(reports):
     assert text.count(r"\begin{tabular}{lrrr}") == text.count(r"\end{tabular}") == 2
     assert r"resonance\_yarn & 2 & \textbf{6.050}\ci{6.050}{6.050} & \textbf{6.050}\ci{6.050}{6.050} \\" in text
     assert r"ntk & 2 & 8103\ci{8103}{8103} & -- \\" in text
-    assert r"yarn & 2 & $-$9.52\%\ci{$-$9.52\%}{$-$9.52\%}" in text
+    assert r"resonance\_yarn vs yarn & 2 & \textbf{$-$9.52\%}\ci{$-$9.52\%}{$-$9.52\%}" in text
     body = re.sub(r"(?m)^(%|\\providecommand).*$", "", text)
     assert not re.search(r"(?<!\\)[%#~–−∞]", body)
     assert body.count("{") == body.count("}")
@@ -231,10 +230,11 @@ def test_a_remote_run_needs_a_place(run):
 def test_reports_know_neither_models_nor_torch(run, tmp_path):
     code = (
         "import sys\n"
+        "from longeval.cli.report import study_reports\n"
         "from longeval.report.write import write_report\n"
-        "from longeval.report.tables import summary_table\n"
-        f"written = write_report([{run!r}], out={str(tmp_path / 'r.md')!r})\n"
-        "summary_table(written.records)\n"
+        "studies = study_reports()\n"
+        f"written = write_report([{run!r}], studies=studies, out={str(tmp_path / 'r.md')!r})\n"
+        "[study.summary(written.records) for study in studies]\n"
         "heavy = ['torch', 'transformers', 'datasets', 'vllm']\n"
         "heavy += [f'longeval.{name}' for name in ('models', 'backends', 'data', 'run', 'studies.ppl.plan')]\n"
         "print([name for name in heavy if name in sys.modules])\n"

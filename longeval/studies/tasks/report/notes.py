@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from longeval.report.numbers import format_score
 from longeval.report.rows import GridRow, outcome_lines, row_name
-from longeval.report.task_tables import FEW_SAMPLES, CountField, TaskTable
 from longeval.report.versions import code_of
 from longeval.stats.bootstrap import MIN_UNITS
 from longeval.store.records import Record
+from longeval.studies.tasks.report.tables import FEW_SAMPLES, CountField, TaskTable
 from longeval.values import format_length
 
 CHANCE_MARK = "†"

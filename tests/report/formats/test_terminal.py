@@ -5,16 +5,21 @@ from fabricated_runs import make_nll, make_records
 from fabricated_tasks import demo_task_cells
 from rich.console import Console
 
-from longeval.report.tables import summary_table
+from longeval.cli.report import study_reports
+from longeval.report.formats.terminal import terminal_table
 
 NLL = make_nll([[2.0] * 8] * 10)
 LOWER = make_nll([[1.0] * 8] * 10)
 
 
+def summaries(records):
+    return [table for study in study_reports() for table in study.summary(records)]
+
+
 def rendered(records, width=120):
     console = Console(width=width, force_terminal=True, color_system="standard", record=True, file=io.StringIO())
-    for table in summary_table(records, width=width):
-        console.print(table)
+    for table in summaries(records):
+        console.print(terminal_table(table, width))
     return console.export_text(styles=True)
 
 
@@ -25,7 +30,7 @@ def test_one_table_per_data_with_best_failed_and_missing_cells():
         *make_records("yarn", 8192, status="failed", error="out of [memory]"),
         *make_records("none", 4096, NLL, data="other"),
     ]
-    assert len(summary_table(records)) == 2
+    assert len(summaries(records)) == 2
     text = rendered(records)
     assert "4k" in text
     assert "8k" in text
@@ -37,7 +42,7 @@ def test_one_table_per_data_with_best_failed_and_missing_cells():
 
 
 def test_nothing_to_show():
-    assert summary_table([]) == []
+    assert summaries([]) == []
 
 
 def test_intervals_are_left_out_rather_than_cut():

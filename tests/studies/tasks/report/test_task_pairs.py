@@ -1,8 +1,7 @@
 from fabricated_tasks import make_group, make_samples, make_task_records
 
-from longeval.report.task_markdown import pair_notes
-from longeval.report.task_pairs import FEWEST_DISCORDANT, task_pairs
-from longeval.report.task_tables import build_task_sets
+from longeval.studies.tasks.report.pairs import FEWEST_DISCORDANT, pair_notes, task_pairs
+from longeval.studies.tasks.report.tables import build_task_sets
 
 
 def pairs_of(values, *, stored=True, metric="accuracy", **changes):

@@ -6,10 +6,12 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from longeval.report.document import Data
 from longeval.report.rows import GridRow, row_name
-from longeval.report.task_tables import TaskTable
 from longeval.store.samples import Sample
+from longeval.studies.tasks.report.tables import TaskSet, TaskTable
 
 MAX_LEVELS = 11
 """As many distinct depths are shown each by itself; more are put into ten bins of equal width."""
@@ -95,3 +97,19 @@ def _levels(depths: Iterable[float]) -> tuple[tuple[float, ...], bool]:
 def _level(depth: float, binned: bool) -> float:
     """The level of a depth: itself in whole percent, or the lower end of its bin; 1 is in the last bin."""
     return min(int(depth * _BINS), _BINS - 1) / _BINS if binned else round(depth, 2)
+
+
+def depth_data(tasks: TaskSet, every: Iterable[DepthTable]) -> Data:
+    """One row per method, length and depth: mean score and number of samples; of a bin, its lower end."""
+    columns = ("model", "differs", "task", "metric", "pe", "factor", "length", "depth", "binned", "value", "n")
+    rows = []
+    for depths in every:
+        place: dict[str, Any] = {"model": tasks.model, "differs": tasks.differs, "task": depths.table.title}
+        place["metric"] = depths.table.metric
+        for row in depths.rows:
+            for (name, length, level), cell in sorted(depths.cells.items(), key=lambda item: item[0]):
+                if name == depths.name(row):
+                    method = {"pe": row.label, "factor": row.cells[length].factor, "length": length}
+                    score = {"depth": level, "binned": depths.binned, "value": cell.value, "n": cell.n}
+                    rows.append(place | method | score)
+    return Data(name="depths", columns=columns, rows=tuple(rows))

@@ -5,7 +5,7 @@ import json
 import re
 
 import pytest
-from fabricated_runs import make_nll, make_records
+from fabricated_runs import make_nll, make_records, write_report
 from fabricated_tasks import (
     demo_task_cells,
     make_failed_task,
@@ -15,10 +15,9 @@ from fabricated_tasks import (
 )
 
 from longeval.report import plots
-from longeval.report.beside import beside
 from longeval.report.grid import build_grids
-from longeval.report.task_tables import build_task_sets
-from longeval.report.write import write_report
+from longeval.studies.tasks.report.beside import beside
+from longeval.studies.tasks.report.tables import build_task_sets
 
 HALF = make_samples([1.0, 0.0] * 10)
 
@@ -112,7 +111,7 @@ def test_what_was_scored_is_said(report):
         "`accuracy_first`: as the task defines it",
         "Needles are hidden in: noise (`passkey`)",
         "Wilson's for right-or-wrong samples",
-        "Bonett & Price",
+        "Bonett and Price",
     ):
         assert needed in text, needed
 
@@ -161,8 +160,10 @@ def test_tables_for_other_programs(report):
 def test_latex(report):
     text = (report / "demo.tex").read_text()
     assert r"\multicolumn{5}{l}{\textit{passkey: accuracy}} \\" in text
-    assert r"\quad none & -- & 0.80 [0.58, 0.92] & 0.90 [0.70, 0.97] & 0.00 [0.00, 0.16]$^\dagger$ \\" in text
-    assert r"passkey & none & -- & 32 & 20 & $-$0.10\ci{$-$0.31}{+0.12} & 3:1 & 0.62 \\" in text
+    assert r"\quad none & -- & 0.80\ci{0.58}{0.92} & 0.90\ci{0.70}{0.97} & 0.00\ci{0.00}{0.16}$^\dagger$ \\" in text
+    assert (
+        r"passkey: accuracy & resonance vs none & -- & 32 & 20 & $-$0.10\ci{$-$0.31}{+0.12} & 3 & 1 & 0.62 \\" in text
+    )
     body = re.sub(r"(?m)^(%|\\providecommand).*$", "", text)
     assert not re.search(r"(?<!\\)[%#~–−∞±†]", body)
     assert body.count("{") == body.count("}")

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from longeval.report.rows import GridRow, method_rows
+from longeval.report.rows import GridRow, is_group, method_rows
 from longeval.report.settings import split
 from longeval.report.versions import DEFINITION, OUTCOMES, current
 from longeval.store.records import Record
@@ -131,11 +131,6 @@ class TaskSet:
 def slug_of(title: str) -> str:
     """A title as a file name."""
     return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:80] or "table"
-
-
-def is_group(record: Record) -> bool:
-    """Whether a record is the average of a group of tasks."""
-    return record.task is not None and record.params.get("members") is not None
 
 
 def build_task_sets(records: Iterable[Record]) -> list[TaskSet]:

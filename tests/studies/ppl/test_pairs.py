@@ -4,7 +4,7 @@ import pytest
 from fabricated_runs import make_nll, make_records
 
 from longeval.report.grid import build_grids
-from longeval.report.pairs import pair_rows
+from longeval.studies.ppl.pairs import pair_rows
 
 BASE = make_nll([[2.0] * 8] * 10)
 LOWER = make_nll([[1.9] * 8] * 10)

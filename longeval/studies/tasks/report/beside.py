@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from longeval.report.document import Table, symbol
 from longeval.report.grid import Grid
 from longeval.report.rows import GridRow, ordered_rows
-from longeval.report.task_tables import TaskSet, TaskTable
+from longeval.report.tables import method_row, perplexity_cell
 from longeval.store.records import Record
+from longeval.studies.tasks.report.scores import marked_cell
+from longeval.studies.tasks.report.tables import TaskSet, TaskTable
+from longeval.values import format_length
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,3 +94,27 @@ def _at(table: TaskTable, length: int) -> list[Record]:
 
 def _has_value(records: Sequence[Record | None]) -> bool:
     return any(record is not None and record.value is not None for record in records)
+
+
+def beside_tables(tasks: TaskSet, grids: Sequence[Grid]) -> Iterator[Table]:
+    """One table for each length that `beside` finds."""
+    caption = (
+        "The same model with the same method and factor: perplexity (lower is better) and scores (higher is better)."
+    )
+    for number, found in enumerate(beside(tasks, grids)):
+        titles = [f"perplexity, {_subject(grid)}" for grid in found.grids] + [table.title for table in found.tables]
+        rows = []
+        for row in found.rows:
+            scores = zip(found.tables, row.scores, strict=True)
+            cells = [perplexity_cell(record, with_interval=False) for record in row.perplexity]
+            cells += [marked_cell(table, record, "none") for table, record in scores]
+            rows.append(method_row(row.row, cells))
+        yield Table(
+            columns=(f"at {format_length(found.length)}", symbol("s"), *titles),
+            rows=tuple(rows),
+            caption="" if number else caption,
+        )
+
+
+def _subject(grid: Grid) -> str:
+    return f"{grid.data}, {grid.protocol}{f' ({grid.differs})' if grid.differs else ''}"

@@ -3,9 +3,9 @@ from fabricated_tasks import make_samples, make_task_records
 from matplotlib.figure import Figure
 
 from longeval.report import plots
-from longeval.report.depths import depth_table
-from longeval.report.task_plots import depth_figure, score_figure
-from longeval.report.task_tables import build_task_sets
+from longeval.studies.tasks.report.depths import depth_table
+from longeval.studies.tasks.report.figures import depth_figure, score_figure
+from longeval.studies.tasks.report.tables import build_task_sets
 
 
 def depths_of(cells):

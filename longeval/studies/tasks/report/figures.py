@@ -20,11 +20,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from longeval.report import plots
-from longeval.report.depths import DepthTable
+from longeval.report.document import Picture
 from longeval.report.numbers import format_score
-from longeval.report.plots import Picture, length_axis, line_style, native_line
+from longeval.report.plots import length_axis, line_style, native_line
 from longeval.report.rows import GridRow
-from longeval.report.task_tables import TaskSet, TaskTable
+from longeval.studies.tasks.report.depths import DepthTable
+from longeval.studies.tasks.report.tables import TaskSet, TaskTable
 from longeval.values import format_length
 
 _COLUMNS = 3

@@ -3,8 +3,8 @@
 import pytest
 from fabricated_tasks import demo_task_cells, make_failed_task, make_group, make_samples, make_task_records
 
-from longeval.report.task_notes import count_rows, is_chance, table_notes
-from longeval.report.task_tables import build_task_sets
+from longeval.studies.tasks.report.notes import count_rows, is_chance, table_notes
+from longeval.studies.tasks.report.tables import build_task_sets
 
 HALF = make_samples([1.0, 0.0] * 10)
 

@@ -5,8 +5,8 @@ from matplotlib.figure import Figure
 
 from longeval.report import plots
 from longeval.report.grid import build_grids
-from longeval.report.plots import RowCurve, length_curve, position_curve
 from longeval.stats.bootstrap import by_position, position_edges
+from longeval.studies.ppl.curves import length_curve, position_curve
 
 
 def grid_of(means, **changes):
@@ -69,7 +69,7 @@ def test_position_curve(drawn):
     grid = grid_of({("none", 8192): 2.0})
     nll = make_nll([np.where(np.arange(1, 8192) < 4096, 1.0, 3.0)])
     curve = by_position(nll, position_edges(8192, bins=8, spacing="linear"))
-    position_curve(grid, 8192, [RowCurve(row=grid.rows[0], curve=curve)])
+    position_curve(grid, 8192, [(grid.rows[0], curve)])
     y = lines_of(drawn[0].axes[0])["none"].get_ydata()
     assert y[0] == pytest.approx(np.e)
     assert y[-1] == pytest.approx(np.exp(3))

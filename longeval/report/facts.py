@@ -1,0 +1,136 @@
+"""Sentences that every report needs: model and methods, servers, how to repeat it, and where it was computed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from longeval.report.collect import Collection
+from longeval.report.document import Block, Bullets, Listing, Note, Paragraph, Prose, code, joined, prose
+from longeval.report.rows import GridRow, factor_text
+from longeval.report.settings import precision_text
+from longeval.store.records import Record
+from longeval.values import format_length
+
+_MAX_SHOWN = 160
+"""More characters of a parameter's value than this are cut off."""
+
+
+def unique(values: Iterable[str]) -> list[str]:
+    """Values without repeats, in the order of their first appearance."""
+    return list(dict.fromkeys(values))
+
+
+def codes(names: Iterable[str]) -> Prose:
+    """Names as code, with commas between them."""
+    return joined(", ", map(code, names))
+
+
+def model_fact(model: str, native_length: int | None, record: Record) -> Prose:
+    """The model, its native length, and what ran it."""
+    native = "not recorded" if native_length is None else f"{format_length(native_length)} tokens"
+    own = record.params.get("own_native_length")
+    if own and own != native_length:
+        native += f" by `--native` (the model's own: {format_length(own)})"
+    attention = prose(", attention `{}`", record.params["attn"]) if record.params.get("attn") else ""
+    template = f"Model `{{}}`: native length {native}, backend {{}}, {{}}{{}}."
+    return prose(template, model, record.backend, precision_text(record.dtype), attention)
+
+
+def server_notes(records: Sequence[Record]) -> list[Note]:
+    """A note on results of servers, which do what they were started with; none for those of other backends.
+
+    Args:
+        records: Of one section, which all have one backend.
+    """
+    if not records or records[0].backend != "openai":
+        return []
+    methods: dict[Prose, list[str]] = {}
+    for record in records:
+        name, address = record.params.get("served_model") or "a model without a name", record.params.get("base_url")
+        methods.setdefault(prose("`{}` at {}", name, address), []).append(record.pe)
+    served = [prose("{} ({})", where, codes(unique(names))) for where, names in methods.items()]
+    return [
+        Note(
+            text=prose(
+                "Methods are labels here: these are results of a server, which rotates as it was started. longeval "
+                "applied nothing of `--pe`, and nothing shows whether method, factor and parameters are what the "
+                "server computes with. Asked: {}.",
+                joined("; ", served),
+            )
+        )
+    ]
+
+
+def method_facts(rows: Sequence[GridRow]) -> list[Prose]:
+    """The scaling that the model came with, factors and parameters of methods."""
+    facts: list[Prose] = []
+    first = next(iter(rows[0].cells.values()))
+    settings = {} if first.backend == "openai" else first.params  # a server's scaling is its own
+    if settings.get("shipped_rope"):
+        does = "build on" if settings.get("scale_from") == "shipped" else "replace"
+        template = f"RoPE scaling that the model came with: {{}}; `none` keeps it, other methods {does} it."
+        facts.append(prose(template, _shortened(str(settings["shipped_rope"]))))
+    if settings.get("layers"):
+        which = "all layers" if settings["layers"] == "all" else "the layers that see the whole context only"
+        facts.append(f"The model rotates by layer type; methods apply to {which}.")
+    factors = dict.fromkeys(prose("`{}` {}", row.label, factor_text(row)) for row in rows if row.factor is not None)
+    if factors:
+        facts.append(prose("Factor s (target / native length): {}; other methods have none.", joined(", ", factors)))
+    parameters = dict.fromkeys(
+        prose("`{}` {}", row.label, said) for row in rows if (said := _parameters(row.method)) is not None
+    )
+    if parameters:
+        facts.append(prose("Method parameters: {}.", joined("; ", parameters)))
+    return facts
+
+
+def _parameters(method: str) -> str | None:
+    """`beta_fast 32, beta_slow 1`: what is set, None where nothing is."""
+    values: dict[str, Any] = json.loads(method)
+    said = [
+        f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in values.items()
+        if value is not None
+    ]
+    return _shortened(", ".join(said)) if said else None
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 3] + "…"
+
+
+def repeat_blocks(collection: Collection, command: str) -> list[Block]:
+    """The commands that computed the cells and made the report, and the spec of each run folder."""
+    commands = unique(record.provenance.command for record in collection.records)
+    blocks: list[Block] = [Listing(language="sh", lines=(*commands, command))]
+    for run in collection.runs:
+        if run.spec:
+            blocks.append(Paragraph(text=prose("`{}/spec.yaml`:", run.path)))
+            blocks.append(Listing(language="yaml", lines=tuple(run.spec.splitlines())))
+    return blocks
+
+
+def provenance_facts(records: Sequence[Record]) -> Bullets:
+    """Versions, commits, devices and dates; every value that occurs, so that a mixture shows."""
+    found = [record.provenance for record in records]
+    versions: dict[str, list[str]] = {}
+    for provenance in found:
+        for package, version in provenance.versions.items():
+            if version not in versions.setdefault(package, []):
+                versions[package].append(version)
+    commits = unique(
+        f"{p.commit[:12]}{' with uncommitted changes' if p.dirty else ''}" if p.commit else "unknown" for p in found
+    )
+    dates = sorted(p.date for p in found)
+    peaks = [record.peak_memory_bytes for record in records if record.peak_memory_bytes]
+    facts: list[Prose] = [
+        "Versions: " + ", ".join(f"{name} {' or '.join(seen)}" for name, seen in sorted(versions.items())),
+        "Commit of longeval: " + ", ".join(commits),
+        "Device: " + "; ".join(unique(p.device for p in found if p.device)),
+        "Platform: " + "; ".join(unique(p.platform for p in found)),
+        f"Computed: {dates[0]} to {dates[-1]}",
+        *([f"Peak memory: {max(peaks) / 2**30:.2f} GiB"] if peaks else []),
+    ]
+    return Bullets(items=tuple(facts))

@@ -1,0 +1,199 @@
+"""Tables of scores: one for each task, all tasks of a model in one, and further metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+from longeval.report.document import Cell, Prose, Row, Table, code, emphasis, joined, prose
+from longeval.report.facts import codes
+from longeval.report.numbers import format_score
+from longeval.report.rows import outcome_lines
+from longeval.report.tables import DASH, length_columns, method_row, method_rows_of
+from longeval.store.records import Record
+from longeval.studies.tasks.report.notes import CHANCE_MARK, count_rows, is_chance, span, table_notes
+from longeval.studies.tasks.report.tables import FEW_SAMPLES, CountField, TaskSet, TaskTable
+from longeval.values import format_length
+
+ScoreError = Literal["interval", "stderr", "none"]
+"""What stands behind a score: its 95% interval, one standard error, or nothing."""
+
+
+def score_error(records: Iterable[Record]) -> ScoreError:
+    """What stands behind the scores of one table: intervals where any has one, so that a table has one notation."""
+    every = list(records)
+    if any(record.ci_low is not None for record in every):
+        return "interval"
+    return "stderr" if any(record.params.get("stderr") is not None for record in every) else "none"
+
+
+def score_cell(record: Record | None, error: ScoreError, mark: str = "") -> Cell:
+    """`0.45 [0.26, 0.66]`, `0.45 ± 0.05`, `failed`, `skipped`, or a dash where no run folder holds it."""
+    if record is None:
+        return DASH
+    if record.status != "ok" or record.value is None:
+        return Cell(text=record.status, is_failure=record.status == "failed")
+    stderr = record.params.get("stderr")
+    text = format_score(record.value, stderr)
+    interval = None
+    if error == "interval" and record.ci_low is not None and record.ci_high is not None:
+        interval = format_score(record.ci_low, stderr), format_score(record.ci_high, stderr)
+    if error == "stderr" and stderr is not None:
+        text += f" ± {format_score(stderr, stderr) if record.value < 10 else f'{stderr:.1f}'}"
+    return Cell(text=text, interval=interval, mark=mark)
+
+
+def marked_cell(table: TaskTable, record: Record | None, error: ScoreError) -> Cell:
+    """A score of a task, with a mark where it can't be told from guessing."""
+    return score_cell(record, error, CHANCE_MARK if is_chance(table, record) else "")
+
+
+def task_table(table: TaskTable) -> Table:
+    """One task with its counts and notes, or an average with its members."""
+    error = score_error(table.records)
+    rows = method_rows_of(table.rows, table.lengths, lambda record: marked_cell(table, record, error))
+    if table.members is None:
+        rows += tuple(
+            Row(cells=(Cell(text=emphasis(name)), Cell(text=""), *(Cell(text=count) for count in counts)))
+            for name, counts in count_rows(table)
+        )
+    return Table(
+        columns=length_columns(["method"], table.lengths),
+        rows=rows,
+        caption="" if table.members is None else prose("Over {}.", codes(table.members)),
+        notes=tuple(table_notes(table)),
+    )
+
+
+def heading(table: TaskTable) -> str:
+    """`passkey: accuracy`, `leval: average of accuracy`."""
+    return f"{table.title}: {'average of ' if table.members is not None else ''}{table.metric}"
+
+
+def further_table(tables: Sequence[TaskTable]) -> Table:
+    """All other metrics in one compact table."""
+    lengths = sorted({length for table in tables for length in table.lengths})
+    error = score_error(record for table in tables for record in table.records)
+    rows = [
+        method_row(
+            row,
+            [score_cell(row.cells.get(length), error) for length in lengths],
+            [f"{table.title}: {table.metric}", code(row.label)],
+        )
+        for table in tables
+        for row in table.rows
+    ]
+    return Table(columns=length_columns(["metric", "method"], lengths), rows=tuple(rows), left=2)
+
+
+def paper_table(tasks: TaskSet, slug: str) -> Table:
+    """All tasks and averages of a model in one table."""
+    tables = (*tasks.tasks, *tasks.groups)
+    errors = {score_error(table.records) for table in tables}
+    caption = "Scores by context length."
+    caption += " 95% intervals in brackets." if "interval" in errors else ""
+    caption += " ±: one standard error." if "stderr" in errors else ""
+    if any(is_chance(table, record) for table in tables for record in table.records):
+        caption += f" {CHANCE_MARK}: not distinguishable from guessing."
+    notes = [
+        f"{table.title}: {note.removeprefix(f'{CHANCE_MARK} ')}" for table in tables for note in table_notes(table)
+    ]
+    return _all_tasks(tasks, tables, caption=caption, notes=notes, label=f"scores-{slug}")
+
+
+def summary_table(tasks: TaskSet) -> Table:
+    """The same for the terminal, with fewer notes; averages without any value have their reason in the notes."""
+    averages = [group for group in tasks.groups if any(record.value is not None for record in group.records)]
+    shown = [*tasks.tasks, *averages] or list(tasks.groups)
+    return _all_tasks(tasks, shown, caption="", notes=_short_notes(tasks), label="")
+
+
+def _all_tasks(tasks: TaskSet, tables: Sequence[TaskTable], *, caption: str, notes: Sequence[str], label: str) -> Table:
+    """Tasks as blocks of methods, a column for each length."""
+    rows: list[Row] = []
+    for table in tables:
+        error = score_error(table.records)
+        counts = [Cell(text=_count(table, length)) for length in tasks.lengths]
+        rows.append(Row(cells=(Cell(text=heading(table)), Cell(text=""), *counts), is_heading=True))
+        rows += _method_rows(table, tasks.lengths, error)
+    return Table(
+        columns=length_columns(["task, method"], tasks.lengths),
+        rows=tuple(rows),
+        title=tasks.title,
+        caption=caption,
+        notes=tuple(notes),
+        label=label,
+    )
+
+
+def _method_rows(table: TaskTable, lengths: Sequence[int], error: ScoreError) -> tuple[Row, ...]:
+    return method_rows_of(table.rows, lengths, lambda record: marked_cell(table, record, error))
+
+
+def _count(table: TaskTable, length: int) -> str:
+    """`n 20`; nothing for an average."""
+    count = table.counts("n", length)
+    return "" if table.members is not None or count is None else f"n {span(count)}"
+
+
+def _short_notes(tasks: TaskSet) -> list[str]:
+    """Marks, how many samples were cut or left out, and why cells have no value."""
+    notes = []
+    if any(is_chance(table, record) for table in tasks.tasks for record in table.records):
+        notes.append(f"{CHANCE_MARK} can't be told from guessing")
+    if any(record.n is not None and record.n < FEW_SAMPLES for table in tasks.tasks for record in table.records):
+        notes.append(f"fewer than {FEW_SAMPLES} samples tell little: mind the intervals")
+    kinds: tuple[tuple[CountField, str], ...] = (("truncated", "cut to fit"), ("skipped", "left out as too long"))
+    for field, what in kinds:
+        cells = [
+            f"{table.title} {format_length(length)}: {span(count)}"
+            for table in tasks.tasks
+            for length in table.lengths
+            if (count := table.counts(field, length)) and count[1]
+        ]
+        if cells:
+            notes.append(f"samples {what}: {', '.join(cells)}")
+    for table in (*tasks.tasks, *tasks.groups):
+        notes += [f"{table.title}: {line}" for line in outcome_lines(table.rows, table.lengths)]
+    return notes
+
+
+def caption(tasks: TaskSet, unstored: Sequence[str]) -> Prose:
+    """How to read all tables of a set of tasks.
+
+    Args:
+        tasks: The set.
+        unstored: Tasks whose samples are not stored in full.
+    """
+    all_higher = all(record.params.get("higher_is_better") is not False for record in tasks.records)
+    text = "Higher is better" if all_higher else "Scores; not of every metric is higher better"
+    notations = {score_error(table.records) for table in (*tasks.tasks, *tasks.groups)}
+    notations.add(score_error(record for table in tasks.further for record in table.records))
+    text += ". In brackets: the 95% interval" if "interval" in notations else ""
+    if "stderr" in notations:
+        text += f"{'; in tables without intervals, ±' if 'interval' in notations else '. ±'}: one standard error"
+    parts: list[Prose] = [f"{text}."]
+    parts += filter(None, [chance_sentence(tasks.tasks)])
+    parts.append("No best is marked: whether a difference is more than chance is for the paired table to say.")
+    if tasks.native_length is not None:
+        parts.append(f"The native length is {format_length(tasks.native_length)}.")
+    if unstored:
+        parts.append(prose("Samples of {} are not stored in full: what needs them is missing below.", codes(unstored)))
+    return joined(" ", parts)
+
+
+def chance_sentence(tables: Sequence[TaskTable]) -> Prose:
+    """What the mark of chance means, and for which tasks nobody says what guessing scores; may be empty."""
+    known = [table for table in tables if table.chance is not None]
+    untold = [table.title for table in tables if table.chance is None]
+    if not known:
+        return "What guessing scores is not known for these tasks, so no score is marked as chance." if tables else ""
+    if untold:
+        does = "do" if len(untold) > 1 else "does"
+        template = (
+            f"{CHANCE_MARK}: can't be told from guessing; set only where a task says what guessing scores, which {{}} "
+            f"{does} not."
+        )
+        return prose(template, codes(untold))
+    is_marked = any(is_chance(table, record) for table in known for record in table.records)
+    return f"{CHANCE_MARK}: can't be told from guessing." if is_marked else ""

@@ -1,0 +1,84 @@
+"""Texts of a document, and that a format is one function."""
+
+import dataclasses
+
+import pytest
+
+from longeval.registry import Registry
+from longeval.report import formats
+from longeval.report.document import Bullets, Cell, Data, Document, Row, Section, Span, Table, joined, prose
+from longeval.report.formats.latex import latex_report
+from longeval.report.formats.markdown import block_text, inline
+
+
+def document(*blocks, paper=(), data=()):
+    section = Section(title="toy", blocks=blocks, paper=paper, data=data)
+    return Document(
+        title="T", preface="", summary="S", files=(), folder="t_files", notes=(), sections=(section,), records=()
+    )
+
+
+def test_values_are_never_read_as_a_template():
+    assert prose("`{}` at {}: `a={}`.", "x`{}`", "{}", 3) == (
+        Span("x`{}`", "code"),
+        Span(" at "),
+        Span("{}"),
+        Span(": "),
+        Span("a=3", "code"),
+        Span("."),
+    )
+    assert prose("{} and {}", prose("`{}`", "a"), 2) == (Span("a", "code"), Span(" and "), Span("2"))
+    assert joined("; ", ["a", prose("`b`")]) == (Span("a"), Span("; "), Span("b", "code"))
+
+
+@pytest.mark.parametrize("values", [(), (1, 2)])
+def test_a_template_takes_one_value_for_each_place(values):
+    with pytest.raises((AssertionError, IndexError)):
+        prose("{}", *values)
+
+
+def test_markdown_escapes_what_would_be_read_as_markup_and_nothing_else():
+    assert inline("p < 0.05 & q, <b> &lt; a_b [c](d)") == r"p < 0.05 & q, \<b> \&lt; a\_b \[c\](d)".replace(
+        "b>", r"b\>"
+    )
+
+
+def test_a_table_reads_alike_in_all_formats():
+    cells = (Cell(text=prose("`{}`", "a_b")), Cell(text="1.5e4", interval=("1", "2"), is_strong=True, mark="†"))
+    heading = Row(cells=(Cell(text="task"), Cell(text="n 3")), is_heading=True)
+    table = Table(
+        columns=("method", "4k"), rows=(heading, Row(cells=cells)), title="T", caption="C.", notes=("N",), label="x"
+    )
+    shown = block_text(table, "")
+    assert "| `a_b`  | **1.5e4** [1, 2] † |" in shown and "| *task* " in shown
+    assert shown.startswith("C.\n\n|") and shown.endswith("\n\n- N")
+    latex = latex_report(document(paper=(table,)))
+    assert r"\quad a\_b & \textbf{$1.5{\times}10^{4}$}\ci{1}{2}$^\dagger$ \\" in latex
+    assert r"\multicolumn{2}{l}{\textit{task}} \\" in latex
+    assert r"\caption{T. C. N.}" in latex and r"\label{tab:x}" in latex
+
+
+def test_lists_nest():
+    assert block_text(Bullets(items=("a", Bullets(items=("b",)), "c")), "") == "- a\n  - b\n- c"
+
+
+def test_data_of_one_name_is_one_file():
+    one, two = (Data(name="pairs", columns=("a",), rows=({"a": value},)) for value in (1, 2))
+    section = Section(title="s", blocks=(), data=(one, Data(name="none", columns=("a",), rows=())))
+    made = dataclasses.replace(document(), sections=(section, dataclasses.replace(section, data=(two,))))
+    assert [(data.name, [*data.rows]) for data in made.data] == [("pairs", [{"a": 1}, {"a": 2}])]
+
+
+def test_a_format_is_one_registered_function(monkeypatch):
+    registry = Registry("report format")
+    for suffix, render in formats.formats().items():
+        registry.register(suffix, render)
+    monkeypatch.setattr(formats, "_FORMATS", registry)
+
+    @formats.register("html")
+    def html_report(document):
+        return f"<title>{document.title}</title>"
+
+    found = formats.formats()
+    assert [*found] == ["md", "csv", "html", "json", "tex"]
+    assert found["html"](document()) == "<title>T</title>" and found["md"](document()).startswith("# T\n")
