@@ -35,7 +35,19 @@ class WriteError(LongEvalError):
 
 
 class MissingDataError(LongEvalError):
-    """Data that can't be had here: neither a local copy nor the hub. A task of a group can do without, if said."""
+    """Data of a task that can't be had here: neither a local copy nor the hub. A group can do without, if said.
+
+    Args:
+        problem: As for `LongEvalError`.
+        remedy: As for `LongEvalError`.
+        data: What is missing, where that is known apart from the reason: ``hub data set Rowan/hellaswag``.
+        reason: Why; default: `problem`.
+    """
+
+    def __init__(self, problem: str, remedy: str = "", *, data: str | None = None, reason: str | None = None) -> None:
+        super().__init__(problem, remedy)
+        self.data = data
+        self.reason = self.problem if reason is None else reason.rstrip(".")
 
 
 _LONGEST_REASON = 400

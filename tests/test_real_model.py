@@ -84,7 +84,7 @@ def test_a_stock_task_of_lm_eval_scores_as_with_its_own_model(tmp_path):
 
     from longeval.request import TasksRequest
     from longeval.studies.tasks.plan import plan_tasks
-    from longeval.studies.tasks.quiet import quiet_lm_eval
+    from longeval.studies.tasks.quiet import quiet
     from longeval.studies.tasks.run import run_tasks
 
     spec = TasksRequest(
@@ -101,7 +101,7 @@ def test_a_stock_task_of_lm_eval_scores_as_with_its_own_model(tmp_path):
     (record,) = run_tasks(plan, store, RunProgress(quiet=True)).records
     assert (record.metric, record.n, record.truncated, record.skipped) == ("recall", 3, 0, 0)
     (job,) = plan.jobs
-    with quiet_lm_eval():
+    with quiet():
         model = HFLM(pretrained=job.model.load(), tokenizer=job.model.tokenizer, batch_size=1, max_length=768)
         theirs = simple_evaluate(model=model, tasks=[job.task], limit=3, bootstrap_iters=0)
     samples = {sample["doc_id"]: sample for sample in theirs["samples"]["niah_single_1"]}

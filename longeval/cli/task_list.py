@@ -13,9 +13,6 @@ from longeval.printable import as_markup, printable
 if TYPE_CHECKING:
     from longeval.studies.tasks.definitions.entries import TaskEntry
 
-LONG_TEXT_GROUPS = ("ruler", "longbench", "longbench2", "infinitebench", "babilong", "scrolls")
-"""Groups of lm-eval that are shown without asking: those about long text."""
-
 
 def list_tasks(json_path: str | None, names: str | None, include: Sequence[str]) -> int:
     """Shows tasks and groups: as a table those that are about long text, as JSON all.
@@ -26,19 +23,20 @@ def list_tasks(json_path: str | None, names: str | None, include: Sequence[str])
         include: Folders with more tasks.
     """
     from longeval.cli.json_output import check_json_path, write_json
-    from longeval.studies.tasks.definitions.index import list_entries
+    from longeval.studies.tasks.definitions.index import Index
+    from longeval.studies.tasks.definitions.lm_eval_index import LONG_CONTEXT
     from longeval.values import split_paths
 
     if json_path is not None:
         check_json_path(json_path)
-    entries = list_entries(include=tuple(include))
+    entries = Index(include).listed()
     chosen = entries if names is None else _matching(entries, split_paths(names, flag="--tasks"))
     if json_path is not None:
         write_json([_plain(entry) for entry in chosen], json_path)
     elif names is not None:
         _show(chosen)
     else:
-        shown = [entry for entry in entries if entry.source != "lm_eval" or entry.name in LONG_TEXT_GROUPS]
+        shown = [entry for entry in entries if entry.source != "lm_eval" or entry.name in LONG_CONTEXT]
         _show(shown)
         show("")
         show(
@@ -105,7 +103,7 @@ def _show(entries: Sequence[TaskEntry]) -> None:
 
 def _said(entry: TaskEntry) -> str:
     """What an entry is and needs, in words."""
-    from longeval.studies.tasks.definitions.entries import NOTHING
+    from longeval.studies.tasks.definitions.needs import NOTHING
 
     kind = "group: " if entry.kind == "group" else ""
     refused = entry.needs.startswith("not run:")

@@ -165,7 +165,7 @@ def test_missing_data_names_both_ways_to_get_it(arguments, capsys, tmp_path, mon
     assert "LONGEVAL_DATA" in message and "L4NLP/LEval" in message
     message = complaint(capsys, tmp_path, arguments(tasks="leval_coursera,which_word.yaml,leval_quality"))
     assert message.startswith("longeval: --tasks leval_coursera, leval_quality: data is missing")
-    assert "leval/coursera.jsonl, leval/quality.jsonl" in message and message.count("L4NLP/LEval") == 1
+    assert "leval/coursera.jsonl" in message and "leval/quality.jsonl" in message
 
 
 def test_a_group_goes_on_without_the_task_whose_data_is_missing(arguments, capsys, tmp_path, monkeypatch):
@@ -181,7 +181,7 @@ def test_a_group_goes_on_without_the_task_whose_data_is_missing(arguments, capsy
     shown = capsys.readouterr()
     (note,) = [line for line in shown.err.splitlines() if "goes on without" in line]
     assert note.startswith("longeval: leval goes on without leval_coursera,") and "leval_codeu" in note
-    assert "leval_quality" not in note and note.count("L4NLP/LEval") == 1
+    assert "leval_quality" not in note and note.count("L4NLP/LEval") == 3 and "; and 3 more" in note
     records = {record["task"]: record for record in json.loads((tmp_path / "records.json").read_text())}
     assert records["leval_quality"]["status"] == "ok"
     assert (records["leval"]["value"], records["leval"]["status"]) == (None, "skipped")

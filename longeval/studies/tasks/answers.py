@@ -18,9 +18,9 @@ from longeval.store.samples import Sample
 from longeval.studies.tasks.definitions.guards import seeded
 from longeval.studies.tasks.lm import TaskLM
 from longeval.studies.tasks.metrics import Aggregate, TaskMetric, absent, aggregate, is_mean, metric_name
-from longeval.studies.tasks.prompts.build import PreparedSample, PreparedTask
+from longeval.studies.tasks.prompts.prepared import PreparedSample, PreparedTask
 from longeval.studies.tasks.prompts.requests import Result, response
-from longeval.studies.tasks.quiet import quiet_lm_eval
+from longeval.studies.tasks.quiet import quiet
 
 _BYPASS = "bypass"
 """lm-eval's metric for tasks that only collect answers: no score."""
@@ -68,7 +68,7 @@ def answer(task: Any, prepared: PreparedTask, lm: TaskLM, on_sample: Callable[[i
         return Answers(samples=(), aggregates={}, metrics=())
     results = _run(prepared, lm, on_sample)
     instances = [_answered(sample, found) for sample, found in zip(prepared.samples, results, strict=True)]
-    with quiet_lm_eval(), seeded(0):
+    with quiet(), seeded(0):
         _filter(task, [instance for group in instances for instance in group])
         raw = _processed(task, prepared, instances)
     scores, aggregates, metrics = _scores(task, prepared, raw)

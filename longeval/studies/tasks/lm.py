@@ -1,8 +1,8 @@
-"""A backend with a RoPE method as a language model of lm-eval's, which never truncates.
+"""A model under one RoPE method that answers a task's requests, and never truncates one.
 
 lm-eval's own models cut a request that is longer than they can take from the left, and say so in a log line: the
 instructions, or the needle, are gone and the score looks like any other. Here such a request is an error; what becomes
-of long documents is decided before, by `evals.overlong`.
+of long documents is decided before, in `prompts.overlong`.
 """
 
 from __future__ import annotations
@@ -10,13 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from lm_eval.api.model import TemplateLM
-
 from longeval.backends.base import Backend, ChoicesRequest, GenerateRequest
 from longeval.errors import LongEvalError
 from longeval.rope.base import RopeTable
-from longeval.studies.tasks.prompts.encoding import Encoder, Pair
-from longeval.studies.tasks.prompts.requests import Built, Request, Result, build, group, reach, response
+from longeval.studies.tasks.prompts.requests import Request, Result, reach
 
 
 class TooLongError(LongEvalError):
@@ -29,13 +26,12 @@ class TooLongError(LongEvalError):
         )
 
 
-class TaskLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
-    """A model under one method at one window length; works in `lm_eval.simple_evaluate` as well.
+class TaskLM:
+    """A model under one method at one window length.
 
     Args:
         backend: The loaded model.
         tokenizer: transformers' tokenizer of the model.
-        bos: Whether every input starts with a BOS.
         length: Window length in tokens: prompt and longest choice, or prompt and answer, at most.
         table: Length → RoPE table.
         static: Whether the table doesn't depend on the length; it is then served once, for the window. Otherwise
@@ -47,16 +43,13 @@ class TaskLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         backend: Backend,
         *,
         tokenizer: Any,
-        bos: bool,
         length: int,
         table: Callable[[int], RopeTable],
         static: bool,
     ) -> None:
-        super().__init__()
-        self.tokenizer = tokenizer
-        self._model = backend  # `backend` is lm-eval's own word for causal or not
+        self._backend = backend
+        self._tokenizer = tokenizer
         self._length = length
-        self._encoder = Encoder(tokenizer, bos=bos)
         self._table = table
         self._static = static
 
@@ -74,14 +67,14 @@ class TaskLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
 
     def _run(self, requests: Sequence[Request]) -> Iterator[tuple[int, Result]]:
         for part in self._partitions(requests):
-            self._model.serve(part.table, part.length)
+            self._backend.serve(part.table, part.length)
             chosen = [(i, request) for i in part.indices if isinstance(request := requests[i], ChoicesRequest)]
             asked = [(i, request) for i in part.indices if isinstance(request := requests[i], GenerateRequest)]
             if chosen:
-                for place, scores in self._model.choices([request for _, request in chosen]):
+                for place, scores in self._backend.choices([request for _, request in chosen]):
                     yield chosen[place][0], scores
             if asked:
-                for place, answer in self._model.generate([request for _, request in asked], self.tokenizer):
+                for place, answer in self._backend.generate([request for _, request in asked], self._tokenizer):
                     yield asked[place][0], answer
 
     def _partitions(self, requests: Sequence[Request]) -> list[_Part]:
@@ -102,61 +95,6 @@ class TaskLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
             else:
                 parts.append(_Part(table, length, by_reach[length]))
         return parts
-
-    # What lm-eval asks of a model.
-
-    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
-        """Log-likelihoods of whole texts, window by window; nothing is cut off."""
-        return self._responses(requests)
-
-    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """Greedy answers, whatever the requests say of sampling."""
-        return self._responses(requests)
-
-    def _loglikelihood_tokens(self, requests: Sequence[Any], **_: Any) -> list[tuple[float, bool]]:
-        built = group([Pair(list(context), list(continuation)) for _, context, continuation in requests])
-        results = self._results(built)
-        found = [results[places[0].request][places[0].continuation] for places in built.places]
-        return [(float(score[0]), bool(score[1])) for score in found]
-
-    def _responses(self, instances: Sequence[Any]) -> list[Any]:
-        built = build(instances, self._encoder, length=self._length)
-        results = self._results(built)
-        return [response(*pair, results) for pair in zip(instances, built.places, strict=True)]
-
-    def _results(self, built: Built) -> list[Any]:
-        results: list[Any] = [None] * len(built.requests)
-        for index, result in self.run(built.requests):
-            results[index] = result
-        return results
-
-    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Token ids, with the window's BOS unless `add_special_tokens` is false."""
-        return (self._encoder.plain if add_special_tokens is False else self._encoder.encode)([string])[0]
-
-    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """Messages as the model's chat template writes them."""
-        return self._encoder.chat(chat_history, add_generation_prompt)
-
-    @property
-    def tokenizer_name(self) -> str:
-        """A name for lm-eval's caches of prompts."""
-        return str(self.tokenizer.name_or_path).replace("/", "__")
-
-    @property
-    def max_length(self) -> int:
-        """The window, in tokens."""
-        return self._length
-
-    @property
-    def eot_token_id(self) -> Any:
-        """EOS."""
-        return self.tokenizer.eos_token_id
-
-    @property
-    def prefix_token_id(self) -> int:
-        """What stands in for an empty context."""
-        return self._encoder.prefix_id
 
 
 class _Part(NamedTuple):

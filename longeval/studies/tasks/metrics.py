@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from longeval.studies.tasks.quiet import quiet_lm_eval
+from longeval.studies.tasks.quiet import quiet
 
 RESAMPLES = 200
 """Draws of a bootstrap; lm-eval's own default of 100,000 takes minutes and changes nothing in two digits."""
@@ -77,7 +77,7 @@ def is_mean(aggregation: Callable[[Sequence[float]], float] | None) -> bool:
         return True
     assert aggregation is not None
     try:
-        with quiet_lm_eval():
+        with quiet():
             return all(math.isclose(float(aggregation(list(probe))), statistics.fmean(probe)) for probe in _PROBES)
     except Exception:  # it wants something else than numbers, and may say so in any way
         return False
@@ -99,7 +99,7 @@ def aggregate(aggregation: Callable[[Sequence[Any]], float], values: Sequence[An
         ValueError: The value is no finite number.
     """
     items = list(values)
-    with quiet_lm_eval():
+    with quiet():
         try:
             value = float(aggregation(items))
         except OverflowError:

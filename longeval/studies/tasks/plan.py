@@ -26,23 +26,21 @@ from longeval.run.cost import ModelSize, check_memory, model_size
 from longeval.run.setups import check_backend, check_pin, method_names, setting_notes, setups
 from longeval.store.plan import PlannedRequest
 from longeval.studies.tasks.cells import GroupCell, TaskCell, TaskJob, group_cell, longest_reach, most_sent, task_cell
-from longeval.studies.tasks.definitions.absent import causes, missing_together
 from longeval.studies.tasks.definitions.averages import GroupAverage
 from longeval.studies.tasks.definitions.code import Code, NotRunError, is_lm_evals
-from longeval.studies.tasks.definitions.configs import FunctionName
-from longeval.studies.tasks.definitions.entries import NOTHING
-from longeval.studies.tasks.definitions.failures import explain
-from longeval.studies.tasks.definitions.index import Index, Resolved, all_leaves, resolve
+from longeval.studies.tasks.definitions.failures import causes, explain, missing_together
+from longeval.studies.tasks.definitions.files import FunctionName
+from longeval.studies.tasks.definitions.index import Index, Resolved, all_leaves
 from longeval.studies.tasks.definitions.load import check_code, check_runs, load_task, task_config
 from longeval.studies.tasks.definitions.metadata import TaskMetadata, read_metadata
+from longeval.studies.tasks.definitions.needs import NOTHING
 from longeval.studies.tasks.definitions.templates import TemplateError
 from longeval.studies.tasks.metrics import is_length
 from longeval.studies.tasks.prompts.build import prepare
-from longeval.studies.tasks.prompts.counting import check_samples_fit, prompt_counter
-from longeval.studies.tasks.prompts.left_out import emptied, nothing_left
+from longeval.studies.tasks.prompts.overlong import emptied, nothing_left
 from longeval.studies.tasks.prompts.prepared import PreparedTask, Window
 from longeval.studies.tasks.prompts.requests import all_inputs
-from longeval.studies.tasks.setting import Setting
+from longeval.studies.tasks.setting import Setting, check_samples_fit, prompt_counter
 from longeval.values import format_length
 
 
@@ -95,7 +93,7 @@ def plan_tasks(
     names = method_names(spec)
     spec, server = ask_server(spec)
     index = Index(spec.include)
-    chosen = resolve(spec.tasks, include=spec.include)
+    chosen = index.resolve(spec.tasks)
     for leaf in all_leaves(chosen):
         check_runs(leaf, index)
     data = f"LONGEVAL_DATA={os.environ.get('LONGEVAL_DATA', '')}".removesuffix("=")
@@ -331,7 +329,7 @@ class _ModelPlan:
     def _window(self, length: int) -> Window:
         return Window(
             tokenizer=self.model.tokenizer,
-            bos=self.model.bos,
+            prefix=self.model.prefix,
             length=length,
             chat=self._chat,
             overlong=self._spec.overlong,

@@ -155,7 +155,6 @@ class _Runner:
         lm = TaskLM(
             backend,
             tokenizer=job.model.tokenizer,
-            bos=job.model.bos,
             length=job.length,
             table=cell.setup.table,
             static=cell.setup.static,

@@ -1,30 +1,46 @@
-"""What is wrong with a task file, with file and line, before lm-eval builds the task.
+"""What is wrong with a task, before anything is computed: keys and values of its file, and metrics without a score.
 
-lm-eval finds such mistakes late, at the first sample or not at all, and names neither file nor line. Only our own and
-users' files are checked. Python beside a file is parsed here, not run.
+lm-eval finds such mistakes late, at the first sample or not at all, and names neither file nor line. It takes any
+registered metric for any output type: what doesn't fit is left out of the scores without a word, or fails when they are
+averaged. Source of the table of metrics: `ConfigurableTask.process_results` of lm-eval 0.4.13 (api/task.py) and its
+metrics (api/metrics.py); a test holds it against both.
 """
 
 from __future__ import annotations
 
-import ast
 import difflib
-import importlib.util
 import math
-import os
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
 from longeval.errors import LongEvalError
-from longeval.studies.tasks.definitions.configs import Config, FunctionName, functions_in, place_of, place_of_function
-from longeval.studies.tasks.definitions.scored import NO_SCORE, is_scored, remedy
+from longeval.studies.tasks.definitions.entries import TaskEntry
+from longeval.studies.tasks.definitions.files import Config, FunctionName, place_of
+
+MOST_NEW_TOKENS = 1_000_000
+"""More tokens than any model answers with."""
+
+SCORED: Mapping[str, tuple[str, ...]] = {
+    "multiple_choice": ("acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match", "f1", "mcc", "brier_score"),
+    "loglikelihood": ("acc", "perplexity"),
+    "loglikelihood_rolling": ("word_perplexity", "byte_perplexity", "bits_per_byte"),
+    "generate_until": ("exact_match", "bleu", "chrf", "chrf++", "ter", "mcc"),
+}
+"""Output type → metrics that give a score without code of the task's own."""
+
+_RAW = {"multiple_choice": ("likelihood",)}
+"""Metrics whose values only an aggregation of the task's own can make a number of."""
+
+NO_SCORE = "bypass"
+"""lm-eval's metric for tasks that only collect answers."""
 
 _STRUCTURE = frozenset({"tag", "group", "task_list", "include", "class"})
 _MAPPINGS = ("dataset_kwargs", "generation_kwargs", "metadata", "fewshot_config")
 
 
 def check_task_file(path: str, config: Config) -> None:
-    """Checks a task's keys, values and functions.
+    """Checks keys and values of one of our own or of a user's files.
 
     Args:
         path: The task's file.
@@ -33,14 +49,99 @@ def check_task_file(path: str, config: Config) -> None:
     Raises:
         LongEvalError: At the first mistake; names file, line, key and remedy.
     """
-    for function in functions_in(config):
-        _check_function(function)
     if "class" in config:
         return
     _check_keys(path, config)
     _check_values(path, config)
-    _check_metrics(path, config)
+    _check_metric_list(path, config)
     _check_filters(path, config)
+
+
+def check_metrics(entry: TaskEntry, task: Any) -> None:
+    """Raises LongEvalError for a task, as lm-eval built it, none of whose metrics comes to a number."""
+    from lm_eval.api.registry import aggregation_registry, metric_registry
+    from lm_eval.api.task import ConfigurableTask
+
+    functions = getattr(task, "_metric_fn_list", {})
+    if getattr(task.config, "process_results", None) is not None:
+        return
+    for name, function in functions.items():
+        if function is None:
+            raise LongEvalError(
+                f"--tasks {entry.name}: lm-eval has no metric {name}, and scripts of the hub aren't run",
+                f"Leave out the task, or correct {entry.path}.",
+            )
+    if not functions or type(task).process_results is not ConfigurableTask.process_results:
+        return
+    known = [aggregation_registry.get(name) for name in aggregation_registry]
+    output = str(task.OUTPUT_TYPE)
+    for name in functions:
+        own_aggregation = task.aggregation().get(name) not in known
+        if is_scored(name, output, own_metric=name not in metric_registry, own_aggregation=own_aggregation):
+            return
+    first = next(iter(functions))
+    raise LongEvalError(
+        f"--tasks {entry.name} ({entry.path}): metric {first} gives no score for output_type {output}",
+        remedy(first, output),
+    )
+
+
+def is_scored(metric: str, output_type: str, *, own_metric: bool, own_aggregation: bool) -> bool:
+    """Whether a metric of a task without `process_results` comes to a number.
+
+    Args:
+        metric: Its name, or that of the task's own function.
+        output_type: The task's.
+        own_metric: Whether it is a function of the task's own. Generated answers go through it; elsewhere lm-eval never
+            calls it, and looks at its name alone.
+        own_aggregation: Whether a function of the task's own makes the samples' values one; it may take any values.
+    """
+    if output_type == "generate_until" and (own_metric or (own_aggregation and metric != NO_SCORE)):
+        return True
+    raw = _RAW.get(output_type, ()) if own_aggregation else ()
+    return metric in (*SCORED.get(output_type, ()), *raw)
+
+
+def remedy(metric: str, output_type: str) -> str:
+    """What to write instead: metrics that fit, or another output type that the metric fits."""
+    fitting = [name for name, metrics in SCORED.items() if metric in metrics]
+    other = f", or output_type {' or '.join(fitting)}" if fitting else ""
+    return f"For it: {', '.join(SCORED[output_type])}{other}; or a process_results of the task's own."
+
+
+def check_generation(settings: Mapping[str, Any], place: str) -> None:
+    """Raises LongEvalError for a task's `generation_kwargs` that can't be heeded; `place` is where they stand."""
+    greedy = "Answers are generated greedily here: leave it out."
+
+    def wrong(key: str, rule: str, remedy: str) -> LongEvalError:
+        return LongEvalError(f"{place}: generation_kwargs.{key} {settings[key]!r:.60}: must be {rule}", remedy)
+
+    for key in ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens"):
+        if settings.get(key) is not None and not _is_count(settings[key]):
+            raise wrong(key, "a whole number of tokens", f"Write one from 1 to {MOST_NEW_TOKENS:,}.")
+    until = settings.get("until")
+    if not all(text is None or isinstance(text, str) for text in (until if isinstance(until, list) else [until])):
+        raise wrong("until", "a text or a list of texts", "Put what ends an answer in quotes.")
+    if not isinstance(settings.get("do_sample"), bool | None):
+        raise wrong("do_sample", "true or false", greedy)
+    if "temperature" in settings and not 0 <= _number(settings["temperature"]) < math.inf:
+        raise wrong("temperature", "a number of at least 0", greedy)
+
+
+def _is_count(value: Any) -> bool:
+    """Whether a value says how many tokens to generate; lm-eval takes numbers in quotes too."""
+    try:
+        return not isinstance(value, bool) and int(value) == float(value) and 1 <= int(value) <= MOST_NEW_TOKENS
+    except (TypeError, ValueError, OverflowError):
+        return False
+
+
+def _number(value: Any) -> float:
+    """A number, or one in quotes; NaN for anything else."""
+    try:
+        return math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
 
 
 def _check_keys(path: str, config: Config) -> None:
@@ -50,23 +151,20 @@ def _check_keys(path: str, config: Config) -> None:
     for key in config:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1)
-            raise _wrong(
-                path, str(key), "is unknown", f"Did you mean {near[0]}?" if near else "lm-eval has no such key."
-            )
-    for key in ("doc_to_text", "doc_to_target"):
-        if config.get(key) is None:
-            raise _wrong(path, key, "is missing", "It says how a row of the data becomes the prompt and the answer.")
-    if config.get("output_type") == "multiple_choice" and config.get("doc_to_choice") is None:
-        raise _wrong(path, "doc_to_choice", "is missing", "output_type multiple_choice needs the choices.")
-    if config.get("test_split") is None and config.get("validation_split") is None:
-        raise _wrong(path, "test_split", "is missing", "Name the split to evaluate on: test_split or validation_split.")
-    if config.get("dataset_path") is None and config.get("custom_dataset") is None:
-        raise _wrong(
-            path,
-            "dataset_path",
-            "is missing",
-            "Name a data set, json with dataset_kwargs.data_files, or custom_dataset.",
-        )
+            hint = f"Did you mean {near[0]}?" if near else "lm-eval has no such key."
+            raise _wrong(path, str(key), "is unknown", hint)
+    texts = "It says how a row of the data becomes the prompt and the answer."
+    needed: dict[tuple[str, ...], str] = {
+        ("doc_to_text",): texts,
+        ("doc_to_target",): texts,
+        ("test_split", "validation_split"): "Name the split to evaluate on: test_split or validation_split.",
+        ("dataset_path", "custom_dataset"): "Name a data set, json with dataset_kwargs.data_files, or custom_dataset.",
+    }
+    if config.get("output_type") == "multiple_choice":
+        needed["doc_to_choice",] = "output_type multiple_choice needs the choices."
+    for keys, hint in needed.items():
+        if all(config.get(key) is None for key in keys):
+            raise _wrong(path, keys[0], "is missing", hint)
 
 
 def _check_values(path: str, config: Config) -> None:
@@ -79,88 +177,38 @@ def _check_values(path: str, config: Config) -> None:
         if config.get(key) is not None and not isinstance(config[key], dict):
             raise _wrong(path, key, "must be a mapping", "Write key: value lines below it.")
     if config.get("generation_kwargs") is not None:
-        check_generation(config["generation_kwargs"], str(place_of(path, "generation_kwargs")))
+        check_generation(config["generation_kwargs"], place_of(path, "generation_kwargs"))
     for key, least, hint in (("num_fewshot", 0, "0 is none."), ("repeats", 1, "1 is usual.")):
         count = config.get(key)
         if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < least):
             raise _wrong(path, key, f"{count!s:.60} must be a whole number of at least {least}", hint)
 
 
-def check_generation(settings: Mapping[str, Any], place: str) -> None:
-    """Raises LongEvalError for a task's `generation_kwargs` that can't be heeded; `place` is where they stand."""
-    for key in ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens"):
-        if (value := settings.get(key)) is not None and not _is_count(value):
-            problem = f"{place}: generation_kwargs.{key} {value!r:.60}: must be a whole number of tokens"
-            raise LongEvalError(problem, f"Write one from 1 to {MOST_NEW_TOKENS:,}.")
-    until = settings.get("until")
-    if not all(text is None or isinstance(text, str) for text in (until if isinstance(until, list) else [until])):
-        problem = f"{place}: generation_kwargs.until {until!r:.60}: must be a text or a list of texts"
-        raise LongEvalError(problem, "Put what ends an answer in quotes.")
-    if not isinstance(settings.get("do_sample"), bool | None):
-        problem = f"{place}: generation_kwargs.do_sample {settings['do_sample']!r:.60}: must be true or false"
-        raise LongEvalError(problem, "Answers are generated greedily here: leave it out.")
-    if "temperature" in settings and not _is_temperature(settings["temperature"]):
-        problem = (
-            f"{place}: generation_kwargs.temperature {settings['temperature']!r:.60}: must be a number of at least 0"
-        )
-        raise LongEvalError(problem, "Answers are generated greedily here: leave it out.")
-
-
-MOST_NEW_TOKENS = 1_000_000
-"""More tokens than any model answers with."""
-
-
-def _is_count(value: Any) -> bool:
-    """Whether a value says how many tokens to generate; lm-eval takes numbers in quotes too."""
-    try:
-        return not isinstance(value, bool) and int(value) == float(value) and 1 <= int(value) <= MOST_NEW_TOKENS
-    except (TypeError, ValueError, OverflowError):
-        return False
-
-
-def _is_temperature(value: Any) -> bool:
-    try:
-        return not isinstance(value, bool) and 0 <= float(value) < math.inf
-    except (TypeError, ValueError, OverflowError):
-        return False
-
-
-def _check_metrics(path: str, config: Config) -> None:
+def _check_metric_list(path: str, config: Config) -> None:
+    """Each metric must be known and fit the output type; one that collects answers only can't stand alone."""
     from lm_eval.api import metrics  # noqa: F401  # fills the registries
     from lm_eval.api.registry import aggregation_registry, metric_registry
 
     items = _items(path, config, "metric_list")
+    output = str(config.get("output_type", "generate_until"))
+    processed = config.get("process_results") is not None
     for item in items:
-        metric = item.get("metric")
+        metric, aggregation = item.get("metric"), item.get("aggregation")
         if metric is None:
             raise _wrong(path, "metric_list", "has an entry without the key metric", "Write metric: NAME.")
-        computed = config.get("process_results") is not None or isinstance(metric, FunctionName)
-        if not computed:
-            _check_name(path, "metric_list", f"metric {metric}", str(metric), list(metric_registry))
-        aggregation = item.get("aggregation")
-        if isinstance(aggregation, str):
-            _check_name(path, "metric_list", f"aggregation {aggregation}", aggregation, list(aggregation_registry))
-        elif aggregation is None and computed:
-            raise _wrong(path, "metric_list", f"metric {metric} has no aggregation", "Write aggregation: mean.")
-    if items and config.get("process_results") is None:
-        _check_scored(path, config, items)
-
-
-def _check_scored(path: str, config: Config, items: list[dict[str, Any]]) -> None:
-    """Each metric must fit the output type; one that collects answers only can't stand alone."""
-    output = str(config.get("output_type", "generate_until"))
-    for item in items:
-        metric = item["metric"]
         own = isinstance(metric, FunctionName)
         name = metric.qualified.rpartition(".")[2] if isinstance(metric, FunctionName) else str(metric)
-        own_aggregation = isinstance(item.get("aggregation"), FunctionName)
-        if is_scored(name, output, own_metric=own, own_aggregation=own_aggregation):
-            continue
-        if name == NO_SCORE and len(items) > 1:
-            continue
-        raise _wrong(
-            path, "metric_list", f"metric {name} gives no score for output_type {output}", remedy(name, output)
-        )
+        if not processed and not own:
+            _check_name(path, "metric_list", "metric", name, metric_registry)
+        if isinstance(aggregation, str):
+            _check_name(path, "metric_list", "aggregation", aggregation, aggregation_registry)
+        elif aggregation is None and (processed or own):
+            raise _wrong(path, "metric_list", f"metric {name} has no aggregation", "Write aggregation: mean.")
+        own_aggregation = isinstance(aggregation, FunctionName)
+        scored = processed or is_scored(name, output, own_metric=own, own_aggregation=own_aggregation)
+        if not scored and not (name == NO_SCORE and len(items) > 1):
+            what = f"metric {name} gives no score for output_type {output}"
+            raise _wrong(path, "metric_list", what, remedy(name, output))
 
 
 def _check_filters(path: str, config: Config) -> None:
@@ -173,7 +221,7 @@ def _check_filters(path: str, config: Config) -> None:
         for step in item["filter"]:
             name = step.get("function") if isinstance(step, dict) else step
             if isinstance(name, str):
-                _check_name(path, "filter_list", f"function {name}", name, list(filter_registry))
+                _check_name(path, "filter_list", "function", name, filter_registry)
             elif not isinstance(name, FunctionName):
                 raise _wrong(path, "filter_list", "has a step without function", "Write function: NAME.")
 
@@ -187,53 +235,12 @@ def _items(path: str, config: Config, key: str) -> list[dict[str, Any]]:
     return value
 
 
-def _check_name(path: str, key: str, what: str, name: str, known: Collection[str]) -> None:
+def _check_name(path: str, key: str, what: str, name: str, registry: Any) -> None:
+    known = list(registry)
     if name not in known:
-        near = difflib.get_close_matches(name, list(known), n=3)
+        near = difflib.get_close_matches(name, known, n=3)
         hint = f"Did you mean {' or '.join(near)}? " if near else ""
-        raise _wrong(path, key, f"{what} is unknown", f"{hint}Known: {', '.join(sorted(known))}.")
-
-
-def _check_function(function: FunctionName) -> None:
-    """A `!function` must be there: in the Python file beside its YAML file, or in a package."""
-    module, _, name = function.qualified.rpartition(".")
-    said = f"{place_of_function(function)}: !function {function.qualified}"
-    if not module:
-        raise LongEvalError(f"{said}: has no module", "Write FILE.NAME for NAME in FILE.py beside it.")
-    beside = os.path.join(os.path.dirname(function.file), *module.split(".")) + ".py"
-    if not os.path.exists(beside):
-        if _find_module(module):
-            return
-        raise LongEvalError(f"{said}: there is no {beside}, nor a package {module}", "Mend the name.")
-    try:
-        with open(beside, encoding="utf-8") as file:
-            tree = ast.parse(file.read(), beside)
-    except SyntaxError as error:
-        raise LongEvalError(f"{beside}, line {error.lineno}: not valid Python ({error.msg})", "Mend it.") from error
-    names = _names_in(tree)
-    if name not in names and "*" not in names:
-        near = difflib.get_close_matches(name, names, n=1)
-        raise LongEvalError(f"{said}: {beside} has no {name}", f"Did you mean {near[0]}?" if near else "Mend the name.")
-
-
-def _find_module(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module.partition(".")[0]) is not None  # the whole name would run its package
-    except (ImportError, ValueError):
-        return False
-
-
-def _names_in(tree: ast.Module) -> set[str]:
-    """Names that a module binds at any level: a try or if may hold the function."""
-    names: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.AsyncFunctionDef)):
-            names.add(node.name)
-        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            names.add(node.id)
-        elif isinstance(node, (ast.Import, ast.ImportFrom)):
-            names |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
-    return names
+        raise _wrong(path, key, f"{what} {name} is unknown", f"{hint}Known: {', '.join(sorted(known))}.")
 
 
 def _wrong(path: str, key: str, what: str, remedy: str) -> LongEvalError:

@@ -1,20 +1,19 @@
-"""Python that users' task files name (`!function`): found without running it, and run only where users ask for it.
+"""Python that task files name (`!function`): found without running it, and a user's run only where they ask for it.
 
 Files of longeval and of lm-eval are part of what was installed, and their functions are too.
 """
 
 from __future__ import annotations
 
-import contextlib
+import importlib.util
 import os
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from longeval.errors import LongEvalError
-from longeval.studies.tasks.definitions.configs import Config, FunctionName, functions_in
-from longeval.studies.tasks.definitions.folders import find_lm_eval, tasks_dir
+from longeval.studies.tasks.definitions.files import Config, FunctionName, find_lm_eval, functions_in, tasks_dir
 
 Code = Literal["refused", "named", "run"]
 """What becomes of functions of users' files: the task is refused; it is built, but may not call them; they run."""
@@ -43,25 +42,22 @@ def refuse(task: str, functions: Sequence[FunctionName]) -> LongEvalError:
     )
 
 
-@contextlib.contextmanager
-def functions_of_files(code: Code) -> Iterator[None]:
-    """What lm-eval gets for a `!function` of a user's file while it reads task files inside the block."""
-    from lm_eval.tasks import _yaml_loader
+def with_functions(value: Any, code: Code) -> Any:
+    """A config, or a value of it, with functions in place of their names.
 
-    original = _yaml_loader._import_func_in_yml
+    Args:
+        value: The config.
+        code: What becomes of functions of users' files.
 
-    def find(qualified: str, folder: Path) -> Any:
-        if code == "run" or _is_shipped(str(folder)):
-            return original(qualified, folder)
-        if code == "named":
-            return _stand_in(qualified, folder)
-        raise LongEvalError(f"!function {qualified} in {folder}: runs Python", "If you trust it: --trust-remote-code.")
-
-    _yaml_loader._import_func_in_yml = find
-    try:
-        yield
-    finally:
-        _yaml_loader._import_func_in_yml = original
+    Raises:
+        LongEvalError: If a function isn't there; names file and line.
+        Exception: Whatever the Python raises that holds a function.
+    """
+    if isinstance(value, FunctionName):
+        return _function(value, code)
+    if isinstance(value, dict):
+        return {key: with_functions(inner, code) for key, inner in value.items()}
+    return [with_functions(inner, code) for inner in value] if isinstance(value, list) else value
 
 
 def is_lm_evals(path: str) -> bool:
@@ -78,15 +74,48 @@ def _is_below(path: str, folder: str) -> bool:
     return os.path.commonpath([os.path.realpath(path), folder]) == folder
 
 
-def _stand_in(qualified: str, folder: Path) -> Any:
+def _function(name: FunctionName, code: Code) -> Any:
+    """The function itself, from the Python file beside its YAML file or from a package, as lm-eval finds it."""
+    from lm_eval.tasks._yaml_loader import _import_func_in_yml
+
+    shipped = _is_shipped(name.file)
+    assert shipped or code != "refused", "such tasks are refused before"
+    module, _, attribute = name.qualified.rpartition(".")
+    if not module:
+        problem = f"{name.place}: !function {name.qualified}: has no module"
+        raise LongEvalError(problem, "Write FILE.NAME for NAME in FILE.py beside it.")
+    folder = Path(os.path.dirname(name.file))
+    beside = folder / f"{module.replace('.', '/')}.py"
+    if not beside.exists() and not _is_package(module):
+        problem = f"{name.place}: !function {name.qualified}: there is no {beside}, nor a package {module}"
+        raise LongEvalError(problem, "Correct the name.")
+    if code == "named" and not shipped:
+        return _stand_in(name.qualified, attribute, beside)
+    try:
+        return _import_func_in_yml(name.qualified, folder)
+    except SyntaxError as error:
+        raise LongEvalError(
+            f"{error.filename}, line {error.lineno}: not valid Python ({error.msg})", "Correct it."
+        ) from error
+    except AttributeError as error:
+        problem = f"{name.place}: !function {name.qualified}: {error.__cause__ or error}"
+        raise LongEvalError(problem, "Correct the name, or the Python.") from error
+
+
+def _is_package(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module.partition(".")[0]) is not None  # the whole name would run its package
+    except (ImportError, ValueError):
+        return False
+
+
+def _stand_in(qualified: str, name: str, file: Path) -> Any:
     """A function that can be named, but not called; its source is the file that it stands for, as in cells' ids."""
-    module, _, name = qualified.rpartition(".")
 
     def function(*args: Any, **kwargs: Any) -> Any:
         raise NotRunError(qualified)
 
-    file = (folder / f"{module.replace('.', '/')}.py").resolve()
-    code = function.__code__.replace(co_filename=str(file)) if file.exists() else function.__code__
+    code = function.__code__.replace(co_filename=str(file.resolve())) if file.exists() else function.__code__
     stand_in = types.FunctionType(code, {**globals()}, name, closure=function.__closure__)
     stand_in.__qualname__ = name
     return stand_in

@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 import re
 import traceback
+from collections.abc import Mapping
 
 from longeval.errors import LongEvalError, MissingDataError
 from longeval.studies.tasks.definitions.code import NotRunError
-from longeval.studies.tasks.definitions.configs import Config, place_of
 from longeval.studies.tasks.definitions.entries import LM_EVAL, TaskEntry
+from longeval.studies.tasks.definitions.files import Config, place_of
 from longeval.studies.tasks.definitions.needs import hub_ids
 from longeval.studies.tasks.definitions.templates import TemplateError
 
 _CLIENTS = frozenset({"aiohttp", "datasets", "fsspec", "httpx", "huggingface_hub", "requests", "urllib3", "urllib"})
-_HERE = "Mend it, or leave the task out."
+_HERE = "Correct it, or leave the task out."
 
 
 def explain(entry: TaskEntry, config: Config, error: Exception, unreachable: str | None) -> LongEvalError:
@@ -50,7 +51,9 @@ def explain(entry: TaskEntry, config: Config, error: Exception, unreachable: str
     if unreachable is not None or any(_from_client(cause) for cause in _chain(error)):
         return missing_data(entry, config, unreachable or text)
     if isinstance(error, FileNotFoundError):
-        return MissingDataError(f"{said}: {text}", "Paths in a task file are relative to the current folder.")
+        return MissingDataError(
+            f"{said}: {text}", "Paths in a task file are relative to the current folder.", reason=text
+        )
     where = _own_line(entry, error)
     if where is not None:
         return LongEvalError(f"{said}: {where}: {type(error).__name__}: {text}", _HERE)
@@ -58,18 +61,46 @@ def explain(entry: TaskEntry, config: Config, error: Exception, unreachable: str
     return LongEvalError(f"{said} ({entry.path}): can't be built ({type(error).__name__}: {text})", own)
 
 
+def missing_together(errors: Mapping[str, MissingDataError]) -> MissingDataError:
+    """One error for the data of several tasks.
+
+    Args:
+        errors: Task → why it can't be built.
+    """
+    first = next(iter(errors.values()))
+    if len(errors) == 1:
+        return first
+    alike = "" if all(error.remedy == first.remedy for error in errors.values()) else " The others alike."
+    return MissingDataError(
+        f"--tasks {', '.join(errors)}: data is missing: {causes(errors)}", f"{first.remedy}{alike}".lstrip()
+    )
+
+
+def causes(errors: Mapping[str, MissingDataError]) -> str:
+    """What is missing of several tasks: each reason once, with all data that it keeps away; at most three reasons."""
+    data: dict[str, list[str]] = {}
+    for error in errors.values():
+        data.setdefault(error.reason, []).extend([] if error.data is None else [error.data])
+    found = [f"{', '.join(dict.fromkeys(names))}: {reason}" if names else reason for reason, names in data.items()]
+    return "; ".join(found[:3]) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")
+
+
 def missing_data(entry: TaskEntry, config: Config, reason: str) -> MissingDataError:
     """Says which data is missing and how to get it, with and without network."""
-    ids = hub_ids(entry.needs)
+    said, ids = f"--tasks {entry.name}", hub_ids(entry.needs)
     if not ids:
-        return MissingDataError(f"--tasks {entry.name}: needs {entry.needs}: {reason}", "Check the network.")
+        data = f"needs {entry.needs}"
+        return MissingDataError(f"{said}: {data}: {reason}", "Check the network.", data=data, reason=reason)
+    data = f"hub data set {ids[0]}"
     arguments = ", ".join(repr(str(part)) for part in (ids[0], config.get("dataset_name")) if part)
     return MissingDataError(
-        f"--tasks {entry.name}: hub data set {ids[0]}: {reason}",
+        f"{said}: {data}: {reason}",
         'With the hub in reach it downloads on first use. Without: where the hub is in reach, run `python -c "from '
         f'datasets import load_dataset; load_dataset({arguments})"`, and bring that cache along (HF_HOME names its '
         f"folder); or run `hf download --repo-type dataset {ids[0]} --local-dir DIR` there, and name DIR as "
         "dataset_path in a YAML file of yours that includes this task.",
+        data=data,
+        reason=reason,
     )
 
 
@@ -90,7 +121,7 @@ def explain_template(entry: TaskEntry, config: Config, error: TemplateError) -> 
     guilty = next((key for key, value in config.items() if _holds(value, error.template)), "task")
     place = place_of(entry.path, guilty) if entry.path else f"--tasks {entry.name}"
     sample = "" if error.sample is None else f"sample {error.sample}: "
-    return LongEvalError(f"{place}: {guilty}: {sample}{error}", "Mend the template, or leave the task out.")
+    return LongEvalError(f"{place}: {guilty}: {sample}{error}", "Correct the template, or leave the task out.")
 
 
 def _holds(value: object, template: str) -> bool:
@@ -103,9 +134,8 @@ def _holds(value: object, template: str) -> bool:
 def _nltk(said: str, error: BaseException) -> LongEvalError | None:
     if not (isinstance(error, LookupError) and "punkt_tab" in str(error)):
         return None
-    return MissingDataError(
-        f"{said}: punkt_tab of nltk is missing, and can't be downloaded", "python -m nltk.downloader punkt_tab"
-    )
+    reason = "punkt_tab of nltk is missing, and can't be downloaded"
+    return MissingDataError(f"{said}: {reason}", "python -m nltk.downloader punkt_tab", reason=reason)
 
 
 def _from_client(error: BaseException) -> bool:

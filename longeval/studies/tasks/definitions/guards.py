@@ -1,4 +1,4 @@
-"""What holds while lm-eval builds a task: quiet, seeded, no code from the hub, no waiting for a hub out of reach."""
+"""What holds while lm-eval builds a task: a seed, no code from the hub, no waiting for a hub that is out of reach."""
 
 from __future__ import annotations
 
@@ -6,11 +6,8 @@ import contextlib
 import functools
 import importlib.abc
 import importlib.util
-import io
-import logging
 import random
 import sys
-import warnings
 from collections.abc import Iterator
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -19,56 +16,6 @@ from typing import Any
 from longeval.data.corpora import HubDataset
 from longeval.data.hub import HubUnavailableError, resolve_revision
 from longeval.errors import LongEvalError
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keeps messages, warnings, progress bars and prints of task code off the terminal.
-
-    `-v` lets all through, to stderr: stdout may be a pipe that waits for JSON. Stderr itself is left alone otherwise,
-    since our own progress is drawn there.
-    """
-    if logging.getLogger("longeval").isEnabledFor(logging.DEBUG):
-        with contextlib.redirect_stdout(sys.stderr), _without_hints():
-            yield
-        return
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), _without_bars():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
-
-
-@contextlib.contextmanager
-def _without_hints() -> Iterator[None]:
-    """Leaves out lm-eval's advice on flags of its own program, which longeval doesn't have."""
-
-    def keep(record: logging.LogRecord) -> bool:
-        return "--metadata" not in record.getMessage()
-
-    logger = logging.getLogger("lm_eval.api.task")
-    logger.addFilter(keep)
-    try:
-        yield
-    finally:
-        logger.removeFilter(keep)
-
-
-@contextlib.contextmanager
-def _without_bars() -> Iterator[None]:
-    """Switches off bars of `tqdm`, which task code draws as it likes."""
-    from tqdm import std  # type: ignore[import-untyped]  # its annotations are a package of their own
-
-    bar: Any = std.tqdm
-    original = bar.__init__
-    bar.__init__ = functools.partialmethod(original, disable=True)
-    try:
-        yield
-    finally:
-        bar.__init__ = original
 
 
 @contextlib.contextmanager

@@ -1,9 +1,9 @@
 """Names of tasks: what there is, and what a name after `--tasks` stands for.
 
 A name is one of our own tasks, else one of the user's folders (`--include DIR`), else lm-eval's; `lm_eval:NAME` is
-lm-eval's where a name means something else too (`passkey`). A path is a user's YAML file. Nothing here imports lm-eval,
-runs code or uses the network; names of ours don't even need lm-eval's index. A name with `*`, `?` or `[` stands for all
-that it matches, as in lm-eval.
+lm-eval's where a name means something else too (`passkey`). A path is a user's YAML file. A name with `*`, `?` or `[`
+stands for all that it matches, as in lm-eval. Nothing here runs code of task files or uses the network; names of ours
+don't even need lm-eval's index.
 
 Every name in `Resolved.leaves` can itself be given to `--tasks` or `load_task`.
 """
@@ -15,29 +15,16 @@ import fnmatch
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from longeval.errors import LongEvalError
 from longeval.studies.tasks.definitions.averages import GroupAverage
-from longeval.studies.tasks.definitions.entries import LM_EVAL, NOTHING, OURS, Kind, TaskEntry
-from longeval.studies.tasks.definitions.folders import task_folders, yaml_files
-from longeval.studies.tasks.definitions.lm_eval_index import lm_eval_entries
-from longeval.studies.tasks.definitions.needs import group_needs, hub_ids
-from longeval.studies.tasks.definitions.scan import Entries, is_task_file, scan
+from longeval.studies.tasks.definitions.entries import LM_EVAL, OURS, Entries, TaskEntry, scan
+from longeval.studies.tasks.definitions.files import is_task_file, task_folders, yaml_files
+from longeval.studies.tasks.definitions.lm_eval_index import LONG_CONTEXT, lm_eval_entries
+from longeval.studies.tasks.definitions.needs import group_needs
 
 _PREFIX = f"{LM_EVAL}:"
-LONG_CONTEXT = ("ruler", "longbench", "longbench2", "infinitebench", "babilong", "scrolls")
-"""lm-eval's groups of long-text tasks, shown before all others."""
-
-_FIRST_USE = " (downloads on first use)"
-
-_DESCRIPTIONS = {
-    "ruler": "RULER: retrieval, tracing and counting in synthetic text of any length (Hsieh et al. 2024)",
-    "longbench": "LongBench: 21 tasks on real documents, English and Chinese (Bai et al. 2024)",
-    "longbench2": "LongBench v2: multiple choice on documents of up to 2M words (Bai et al. 2025)",
-    "infinitebench": "InfiniteBench: tasks beyond 100k tokens (Zhang et al. 2024)",
-    "babilong": "BABILong: bAbI's questions hidden in books (Kuratov et al. 2024)",
-    "scrolls": "SCROLLS: seven tasks over long texts (Shaham et al. 2022)",
-}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,8 +35,7 @@ class Resolved:
     """As the user named it."""
     title: str
     """What it is called in notes: the name that a file gives itself in place of its path."""
-    kind: Kind
-    """`task` or `group`."""
+    kind: Literal["task", "group"]
     source: str
     """`longeval`, `lm_eval`, or the path of the user's YAML file."""
     leaves: tuple[str, ...]
@@ -107,8 +93,17 @@ class Index:
         return found
 
     def resolve(self, names: Iterable[str]) -> tuple[Resolved, ...]:
-        """See the function of this name."""
-        return tuple(self._resolve(name) for name in dict.fromkeys(names))
+        """What each name after `--tasks` stands for; a name that is there twice, once.
+
+        Args:
+            names: Names of tasks, groups and tags, `lm_eval:NAME`, paths of YAML files.
+
+        Raises:
+            LongEvalError: If a name is unknown (with suggestions), or a file is broken (file, line, what).
+        """
+        return tuple(
+            self._resolve_pattern(name) if is_pattern(name) else self._resolve(name) for name in dict.fromkeys(names)
+        )
 
     def matching(self, pattern: str) -> list[TaskEntry]:
         """All entries whose names match `*`, `?` and `[…]`, in the order of the list; LongEvalError for none."""
@@ -118,8 +113,6 @@ class Index:
         return found
 
     def _resolve(self, name: str) -> Resolved:
-        if is_pattern(name):
-            return self._resolve_pattern(name)
         entry = self.entry(name)
         return Resolved(
             name=name,
@@ -183,7 +176,7 @@ class Index:
         if entry.refusal is not None:
             raise LongEvalError(f"--tasks {entry.name}: {entry.refusal}", "Name its tasks instead.")
         if entry.name in within:
-            raise LongEvalError(f"--tasks {within[0]}: group {entry.name} contains itself", "Mend its file.")
+            raise LongEvalError(f"--tasks {within[0]}: group {entry.name} contains itself", "Correct its file.")
         return [
             leaf
             for member in entry.members
@@ -197,7 +190,7 @@ class Index:
         strangers = [name for name in members if name not in leaves]
         if strangers:
             raise LongEvalError(
-                f"{entry.path}: average_over names {', '.join(strangers)}, no task of {entry.name}", "Mend the file."
+                f"{entry.path}: average_over names {', '.join(strangers)}, no task of {entry.name}", "Correct the file."
             )
         return GroupAverage(
             group=entry.name,
@@ -217,10 +210,7 @@ class Index:
     def _qualified(self, entry: TaskEntry) -> TaskEntry:
         """An entry of lm-eval's under a name that means it and nothing else."""
         hidden = entry.name in self._users or entry.name in self._ours
-        if not hidden and entry.name not in _DESCRIPTIONS:
-            return entry
-        described = entry.description or _DESCRIPTIONS.get(entry.name, "")
-        return replace(entry, name=f"{_PREFIX}{entry.name}" if hidden else entry.name, description=described)
+        return replace(entry, name=f"{_PREFIX}{entry.name}") if hidden else entry
 
     def _theirs(self, name: str) -> TaskEntry | None:
         return lm_eval_entries().get(name)
@@ -264,38 +254,6 @@ class Index:
         near += [known for known in difflib.get_close_matches(wanted, theirs, n=3, cutoff=0.7) if known not in near]
         hint = f"Did you mean {' or '.join(near[:4])}? " if near else ""
         return f"{hint}`longeval tasks --list` shows all."
-
-
-def list_entries(include: Sequence[str] = ()) -> tuple[TaskEntry, ...]:
-    """All tasks and groups: the user's, ours, lm-eval's groups of long-text tasks with their tasks, then all others.
-
-    Raises:
-        LongEvalError: If a folder of `include` is missing or holds a broken file, or lm-eval isn't installed.
-    """
-    return Index(include).listed()
-
-
-def resolve(names: Sequence[str], *, include: Sequence[str] = ()) -> tuple[Resolved, ...]:
-    """What each name after `--tasks` stands for; a name that is there twice, once.
-
-    Args:
-        names: Names of tasks, groups and tags, `lm_eval:NAME`, paths of YAML files.
-        include: Folders with more task files.
-
-    Raises:
-        LongEvalError: If a name is unknown (with suggestions), or a file is broken (file, line, what).
-    """
-    return Index(include).resolve(names)
-
-
-def needs_lines(resolved: Iterable[Resolved]) -> tuple[str, ...]:
-    """One line for each name that needs something, to be said before anything is computed."""
-    lines = []
-    for item in resolved:
-        if item.needs != NOTHING:
-            tasks = f"{len(item.leaves)} tasks, " if item.kind == "group" else ""
-            lines.append(f"{item.name}: {tasks}{item.needs}{_FIRST_USE if hub_ids(item.needs) else ''}")
-    return tuple(lines)
 
 
 def all_leaves(resolved: Iterable[Resolved]) -> tuple[str, ...]:

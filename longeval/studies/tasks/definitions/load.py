@@ -12,22 +12,20 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from longeval.errors import LongEvalError
-from longeval.studies.tasks.definitions.checks import check_task_file
-from longeval.studies.tasks.definitions.code import Code, functions_of_files, own_functions, refuse, said
-from longeval.studies.tasks.definitions.configs import Config, ConfigReader, FunctionName
-from longeval.studies.tasks.definitions.entries import LM_EVAL, OURS, TaskEntry
+from longeval.studies.tasks.definitions.checks import check_metrics, check_task_file
+from longeval.studies.tasks.definitions.code import Code, own_functions, refuse, said, with_functions
+from longeval.studies.tasks.definitions.entries import LM_EVAL, OURS
 from longeval.studies.tasks.definitions.failures import explain
-from longeval.studies.tasks.definitions.guards import forbid_metric_scripts, hub_offline, quiet, seeded, why_unreachable
+from longeval.studies.tasks.definitions.files import Config, read_config
+from longeval.studies.tasks.definitions.guards import forbid_metric_scripts, hub_offline, seeded, why_unreachable
 from longeval.studies.tasks.definitions.index import Index
-from longeval.studies.tasks.definitions.members import Known, Member, members_of
 from longeval.studies.tasks.definitions.needs import hub_ids
 from longeval.studies.tasks.definitions.ruler import generator_module, prepared
-from longeval.studies.tasks.definitions.scored import is_scored, remedy
 from longeval.studies.tasks.definitions.templates import use_sandbox
+from longeval.studies.tasks.quiet import quiet
 from longeval.studies.tasks.setting import Setting
 
 logger = logging.getLogger(__name__)
@@ -68,10 +66,10 @@ def load_task(
     if entry.kind != "task":
         raise LongEvalError(f"--tasks {leaf}: is a group", f"Its members: {', '.join(entry.members)}.")
     check_runs(leaf, index)
-    config = _config(entry, index)
-    if code == "refused" and (functions := task_code(leaf, index)):
+    config = task_config(leaf, index)
+    if code == "refused" and (functions := own_functions(config)):
         raise refuse(leaf, functions)
-    with quiet(), functions_of_files(code):
+    with quiet():
         if entry.source != LM_EVAL and entry.within is None and entry.path is not None:
             check_task_file(entry.path, config)
         forbid_metric_scripts()
@@ -81,9 +79,9 @@ def load_task(
         setting = metadata.get("setting")
         seed = setting.seed if isinstance(setting, Setting) else 0
         try:
-            with hub_offline(unreachable is not None), seeded(seed), _generator(entry, config, metadata):
-                task = _build(entry, index, _adapted(config, metadata))
-                _check_metric_functions(entry, task)
+            with hub_offline(unreachable is not None), seeded(seed), _generator(config, metadata):
+                task = _build(config, code, _adapted(config, metadata))
+                check_metrics(entry, task)
         except LongEvalError:
             raise
         except Exception as error:
@@ -108,12 +106,18 @@ def task_config(leaf: str, index: Index) -> Config:
     Raises:
         LongEvalError: If it is unknown, or its file is broken.
     """
-    return _config(index.entry(leaf), index)
+    entry = index.entry(leaf)
+    if entry.within is None:
+        return read_config(str(entry.path))
+    if entry.base is None:
+        return {**entry.changes, "task": entry.name}
+    changes = {key: value for key, value in entry.changes.items() if key not in _STRUCTURE}
+    return {**task_config(index.scoped(entry, entry.base), index), **changes}
 
 
 def check_code(leaf: str, index: Index, *, trusted: bool, dry_run: bool) -> None:
     """Python that users' task files name runs only where they say so, and they are told what it is."""
-    functions = task_code(leaf, index)
+    functions = own_functions(task_config(leaf, index))
     if functions and not trusted:
         raise refuse(leaf, functions)
     if functions:
@@ -121,94 +125,17 @@ def check_code(leaf: str, index: Index, *, trusted: bool, dry_run: bool) -> None
         logger.warning("%s %s Python that its file names: !function %s", index.entry(leaf).title, does, said(functions))
 
 
-def task_code(leaf: str, index: Index) -> tuple[FunctionName, ...]:
-    """The Python of users' files that building or running a task runs; for the arguments see `task_config`."""
-    entry = index.entry(leaf)
-    config = _config(entry, index)
-    if entry.within is None:
-        return own_functions(config)
-    # lm-eval reads the whole file of the group, with all functions in it
-    return own_functions({"task": config, "group": _group_file(index.entry(entry.within).path)})
-
-
-def _group_file(path: str | None) -> Config:
-    return ConfigReader(checked=False).read(str(path))
-
-
-def _config(entry: TaskEntry, index: Index) -> Config:
-    if entry.within is None:
-        return ConfigReader(checked=False).read(str(entry.path))
-    member = _member(entry, index, resolve=False)
-    base = {} if member.base is None else _config(_base(entry, member, index), index)
-    return {**base, **member.changes}
-
-
-def _build(entry: TaskEntry, index: Index, metadata: dict[str, Any]) -> Any:
-    from lm_eval.api.task import ConfigurableTask
+def _build(config: Config, code: Code, metadata: dict[str, Any]) -> Any:
     from lm_eval.tasks._factory import TaskFactory
+    from lm_eval.tasks._index import Entry, Kind
 
-    factory = TaskFactory(meta=metadata)
-    if entry.within is None:
-        return factory.build(_lm_eval_entry(entry), overrides=None, registry={})
-    member = _member(entry, index, resolve=True)
-    changes = {key: value for key, value in member.changes.items() if key not in _STRUCTURE}
-    if member.base is None:
-        own = changes.get("metadata")
-        return ConfigurableTask(
-            config={**changes, "task": entry.name, "metadata": {**(own if isinstance(own, dict) else {}), **metadata}}
-        )
-    base = _base(entry, member, index)
-    return factory.build(_lm_eval_entry(base), overrides=changes, registry={})
-
-
-def _lm_eval_entry(entry: TaskEntry) -> Any:
-    from lm_eval.tasks._index import Entry
-    from lm_eval.tasks._index import Kind as LmEvalKind
-
-    return Entry(name=entry.name, kind=LmEvalKind.TASK, yaml_path=Path(str(entry.path)))
-
-
-def _member(entry: TaskEntry, index: Index, *, resolve: bool) -> Member:
-    """Finds a task that is written or changed in a group's file; with `resolve`, functions are imported."""
-    group = index.entry(str(entry.within))
-
-    def read(path: str | None) -> Config:
-        if not resolve:
-            return _group_file(path)
-        from lm_eval.tasks._yaml_loader import load_yaml
-
-        loaded: Config = load_yaml(str(path), resolve_func=True)
-        return loaded
-
-    def known(name: str) -> Known | None:
-        found = index.find(index.scoped(group, name))
-        if found is None:
-            return None
-        if found.kind == "task":
-            return Known(kind="task", config=dict)
-        if found.path is None:
-            return Known(kind="tag", config=dict, members=found.members)
-        return Known(kind="group", config=lambda: read(found.path))
-
-    for member in _flat(members_of(group.name, read(group.path), known)):
-        if member.name == entry.name:
-            return member
-    raise AssertionError(f"{entry.name} isn't in {group.path}")
-
-
-def _flat(members: Sequence[Member]) -> Iterator[Member]:
-    for member in members:
-        yield member
-        yield from _flat(member.children)
-
-
-def _base(entry: TaskEntry, member: Member, index: Index) -> TaskEntry:
-    assert member.base is not None
-    return index.entry(index.scoped(index.entry(str(entry.within)), member.base))
+    whole = with_functions(config, code)
+    entry = Entry(name=str(config["task"]), kind=Kind.TASK, yaml_path=None, cfg=whole)
+    return TaskFactory(meta=metadata).build(entry, overrides=None, registry={})
 
 
 @contextlib.contextmanager
-def _generator(entry: TaskEntry, config: Config, metadata: Mapping[str, Any]) -> Iterator[None]:
+def _generator(config: Config, metadata: Mapping[str, Any]) -> Iterator[None]:
     """Prepares RULER's generators; does nothing for other tasks."""
     path = generator_module(config)
     if path is None:
@@ -230,37 +157,3 @@ def _adapted(config: Config, metadata: Mapping[str, Any]) -> dict[str, Any]:
         fitting = [size for size in _BABILONG if size * 1024 <= min(lengths)]
         adapted["max_seq_lengths"] = f"{fitting[0] if fitting else 0}k"
     return adapted
-
-
-def _check_metric_functions(entry: TaskEntry, task: Any) -> None:
-    """lm-eval only logs that it has no function for a metric, and scores what doesn't fit as nothing, or fails late."""
-    from lm_eval.api.registry import aggregation_registry, metric_registry
-    from lm_eval.api.task import ConfigurableTask
-
-    functions = getattr(task, "_metric_fn_list", {})
-    if getattr(task.config, "process_results", None) is not None:
-        return
-    for name, function in functions.items():
-        if function is None:
-            raise LongEvalError(
-                f"--tasks {entry.name}: lm-eval has no metric {name}, and scripts of the hub aren't run",
-                f"Leave out the task, or mend {entry.path}.",
-            )
-    if not functions or type(task).process_results is not ConfigurableTask.process_results:
-        return
-    known = [aggregation_registry.get(name) for name in aggregation_registry]
-    output = str(task.OUTPUT_TYPE)
-    if not any(
-        is_scored(
-            name,
-            output,
-            own_metric=name not in metric_registry,
-            own_aggregation=task.aggregation().get(name) not in known,
-        )
-        for name in functions
-    ):
-        first = next(iter(functions))
-        raise LongEvalError(
-            f"--tasks {entry.name} ({entry.path}): metric {first} gives no score for output_type {output}",
-            remedy(first, output),
-        )

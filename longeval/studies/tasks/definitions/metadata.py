@@ -1,17 +1,6 @@
-"""What a task's YAML says of itself under `metadata:`, as far as longeval reads it; the keys are all optional.
+"""What a task's YAML says of itself under `metadata:`, as far as longeval reads it, and the digest of a task.
 
-    version      of the task's definition
-    primary      the metric that stands for the task; default: the first one
-    document     field of a sample that holds the long document: what may be cut to fit a window
-    cluster      field that names the document that samples share
-    depth        field with the needle's place in the context, 0 … 1
-    chance       score of guessing, 0 … 1
-    synthetic    true: samples are made for each length from a `Setting`
-    samples      how many a synthetic task makes by default
-    haystack     true: needles are hidden in what `--haystack` names
-    prompts      `own`: worded by longeval, not by the benchmark
-
-Other keys are the task's own.
+All keys are optional, and other keys are the task's own.
 """
 
 from __future__ import annotations
@@ -27,26 +16,34 @@ from pathlib import Path
 from typing import Any
 
 from longeval.plain import canonical_json
-from longeval.studies.tasks.definitions.folders import tasks_dir
-
-DEFAULT_SAMPLES = 100
-"""Samples that a synthetic task makes where neither the user nor its YAML says how many."""
+from longeval.studies.tasks.definitions.files import tasks_dir
+from longeval.studies.tasks.setting import DEFAULT_SAMPLES
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TaskMetadata:
-    """See the module's docstring; absent keys are null or false."""
+    """The keys that longeval reads; absent ones are null or false."""
 
     version: str | None
+    """Of the task's definition."""
     primary: str | None
+    """The metric that stands for the task; default: the first one."""
     document: str | None
+    """Field of a sample that holds the long document: what may be cut to fit a window."""
     cluster: str | None
+    """Field that names the document that samples share."""
     depth: str | None
+    """Field with the needle's place in the context, 0 … 1."""
     chance: float | None
+    """Score of guessing, 0 … 1."""
     synthetic: bool
+    """Whether samples are made for each length from a `Setting`."""
     samples: int
+    """How many samples a synthetic task makes by default."""
     haystack: bool
+    """Whether needles are hidden in what `--haystack` names."""
     own_prompts: bool
+    """Whether longeval worded the prompts, and not the benchmark (`prompts: own`)."""
 
 
 def read_metadata(plain: Any) -> TaskMetadata:

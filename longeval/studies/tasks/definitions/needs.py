@@ -12,8 +12,10 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlparse
 
-from longeval.studies.tasks.definitions.configs import Config, FunctionName, functions_in
-from longeval.studies.tasks.definitions.entries import NOTHING
+from longeval.studies.tasks.definitions.files import Config, FunctionName, functions_in
+
+NOTHING = "nothing"
+"""What a task needs that runs anywhere, offline."""
 
 _ESSAYS = "hub data set baber/paul_graham_essays and punkt_tab of nltk"
 RULER_NEEDS: Mapping[str, str] = {

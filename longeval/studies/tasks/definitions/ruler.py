@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from longeval.errors import LongEvalError
-from longeval.studies.tasks.definitions.configs import Config, FunctionName
+from longeval.studies.tasks.definitions.files import Config, FunctionName
 from longeval.studies.tasks.definitions.guards import seeded
 from longeval.studies.tasks.definitions.needs import RULER_NEEDS
 

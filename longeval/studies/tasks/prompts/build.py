@@ -16,13 +16,18 @@ from longeval.backends.base import GenerateRequest
 from longeval.errors import LongEvalError
 from longeval.request.tasks import Overlong
 from longeval.studies.tasks.definitions.metadata import read_metadata
-from longeval.studies.tasks.prompts.overlong import NoRoomError, Side, cut, document_field, most_that_fits
+from longeval.studies.tasks.prompts.overlong import (
+    Need,
+    NoRoomError,
+    Side,
+    cut,
+    document_field,
+    most_that_fits,
+    too_long,
+)
 from longeval.studies.tasks.prompts.prepared import PreparedSample, PreparedTask, Window
 from longeval.studies.tasks.prompts.rendering import Renderer, check_task, task_name
 from longeval.studies.tasks.prompts.requests import Built, Request, build, decoding, digest, input_tokens, reach
-from longeval.studies.tasks.prompts.room import Need, too_long
-
-__all__ = ["PreparedSample", "PreparedTask", "Window", "prepare"]
 
 
 def prepare(

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from longeval.data.special import prefix_ids, special_tokens
+from longeval.data.special import special_tokens
 from longeval.errors import LongEvalError
 from longeval.studies.tasks.definitions.templates import CHARACTERS, bounded, reason_of
 
@@ -51,17 +51,16 @@ class Encoder:
 
     Args:
         tokenizer: A transformers tokenizer.
-        bos: Whether every input starts with a BOS, or what else the tokenizer puts in front of a text. One that is
-            there already, as chat templates write it, is not doubled.
+        prefix: Token ids that every input starts with: BOS, or what else the tokenizer puts in front of a text. Those
+            that are there already, as chat templates write them, are not doubled.
         parse_special: Whether special tokens that texts spell are control tokens.
     """
 
-    def __init__(self, tokenizer: Any, *, bos: bool, parse_special: bool = False) -> None:
+    def __init__(self, tokenizer: Any, *, prefix: Sequence[int], parse_special: bool = False) -> None:
         self.tokenizer = tokenizer
         self.special = special_tokens(tokenizer)
         """Finds special tokens in texts, and writes prompts as the template wrote them."""
-        self._prefix = list(prefix_ids(tokenizer)) if bos else []
-        assert self._prefix or not bos
+        self._prefix = list(prefix)
         self._parse = parse_special
         self._contexts: dict[str, list[int]] = {}
 

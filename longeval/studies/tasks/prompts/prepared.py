@@ -20,8 +20,8 @@ class Window:
 
     tokenizer: Any
     """transformers' tokenizer of the model."""
-    bos: bool
-    """Whether every input starts with a BOS, or what else the tokenizer puts in front of a text."""
+    prefix: tuple[int, ...]
+    """Token ids that every input starts with: BOS, or what else the tokenizer puts in front of a text."""
     length: int
     """n: tokens of prompt and longest choice, or of prompt and answer, at most."""
     chat: bool
@@ -33,7 +33,7 @@ class Window:
 
     def encoder(self) -> Encoder:
         """Text → token ids in this window."""
-        return Encoder(self.tokenizer, bos=self.bos, parse_special=self.parse_special)
+        return Encoder(self.tokenizer, prefix=self.prefix, parse_special=self.parse_special)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -13,7 +13,7 @@ from longeval.errors import LongEvalError
 from longeval.studies.tasks.definitions.code import NotRunError
 from longeval.studies.tasks.definitions.guards import seeded
 from longeval.studies.tasks.definitions.templates import TemplateError
-from longeval.studies.tasks.quiet import quiet_lm_eval
+from longeval.studies.tasks.quiet import quiet
 
 T = TypeVar("T")
 
@@ -62,7 +62,7 @@ class Renderer:
         if num_fewshot and own == 0:
             raise LongEvalError(f"--num-fewshot {num_fewshot}: task {name} takes no examples", "Leave it out.")
         self.num_fewshot = (own or 0) if num_fewshot is None else num_fewshot
-        with quiet_lm_eval():
+        with quiet():
             self._docs = task.eval_docs
         self.num_docs = len(self._docs)
         self._draws: dict[int, tuple[Any, ...]] = {}
@@ -101,7 +101,7 @@ class Renderer:
     def _guarded(self, index: int, work: Callable[[], T]) -> T:
         """What `work` returns, which is done by the task's own code and templates."""
         try:
-            with quiet_lm_eval(), seeded(self._seed + index):
+            with quiet(), seeded(self._seed + index):
                 return work()
         except TemplateError as error:
             error.sample = index

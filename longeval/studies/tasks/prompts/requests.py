@@ -116,13 +116,6 @@ def build(instances: Sequence[Any], encoder: Encoder, *, length: int, max_new_to
     return Built((*contexts.requests(), *requests), tuple(places))
 
 
-def group(pairs: Sequence[Pair]) -> Built:
-    """Requests for contexts and continuations that are token ids already."""
-    contexts = _Contexts()
-    places = tuple((contexts.add(pair),) for pair in pairs)
-    return Built(contexts.requests(), places)
-
-
 def response(instance: Any, places: Sequence[Place], results: Sequence[Result]) -> Any:
     """What lm-eval expects as the answer to an instance: (log-likelihood, greedy), their sum over windows, or text."""
     found = [results[place.request] for place in places]

@@ -6,7 +6,7 @@ import textwrap
 import pytest
 
 from longeval.studies.tasks.definitions import lm_eval_index
-from longeval.studies.tasks.definitions.folders import LmEval
+from longeval.studies.tasks.definitions.files import LmEval
 
 ROWS = [{"text": f"Say {n}.", "answer": str(n)} for n in range(4)]
 

@@ -9,7 +9,7 @@ import pytest
 from longeval.errors import LongEvalError
 from longeval.models.tokenizer import tokenizer_folder
 from longeval.studies.tasks.definitions import lm_eval_index
-from longeval.studies.tasks.definitions.folders import LmEval, find_lm_eval
+from longeval.studies.tasks.definitions.files import LmEval, find_lm_eval
 from longeval.studies.tasks.definitions.load import load_task
 from longeval.studies.tasks.setting import Setting
 

@@ -5,9 +5,8 @@ import math
 import pytest
 
 from longeval.errors import LongEvalError
-from longeval.studies.tasks.definitions.checks import check_task_file
-from longeval.studies.tasks.definitions.configs import ConfigReader
-from longeval.studies.tasks.definitions.scored import SCORED, is_scored, remedy
+from longeval.studies.tasks.definitions.checks import SCORED, check_task_file, is_scored, remedy
+from longeval.studies.tasks.definitions.files import read_config
 
 ANSWERS = {
     "multiple_choice": [(-1.0, True), (-2.0, False)],
@@ -79,7 +78,7 @@ def check(tmp_path, text):
     path = tmp_path / "own.yaml"
     path.write_text(TASK + text)
     (tmp_path / "code.py").write_text("def score(*a, **k): ...\ndef acc(*a): ...\n")
-    check_task_file(str(path), ConfigReader().read(str(path)))
+    check_task_file(str(path), read_config(str(path)))
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,13 @@
-"""The task files that ship, and the real index of lm-eval: the same names from the same files as lm-eval's own."""
+"""The task files that ship, and the long-text groups of the real lm-eval."""
 
 import pytest
 
 from longeval.studies.tasks.definitions.checks import check_task_file
-from longeval.studies.tasks.definitions.folders import find_lm_eval, task_folders, yaml_files
-from longeval.studies.tasks.definitions.index import LONG_CONTEXT, Index
+from longeval.studies.tasks.definitions.entries import scan
+from longeval.studies.tasks.definitions.files import task_folders, yaml_files
+from longeval.studies.tasks.definitions.index import Index
+from longeval.studies.tasks.definitions.lm_eval_index import LONG_CONTEXT
 from longeval.studies.tasks.definitions.load import task_config
-from longeval.studies.tasks.definitions.scan import scan, scan_folder
 
 
 def test_our_files_are_sound():
@@ -34,22 +35,6 @@ def test_the_published_average_of_leval():
     (average,) = leval.averages
     assert (average.metric, average.weight_by_size) == (None, False)
     assert set(leval.leaves) - set(average.members) == {"leval_topic_retrieval"}
-
-
-@pytest.mark.slow
-def test_the_index_is_lm_evals_own():
-    from lm_eval.tasks import TaskManager
-
-    theirs = TaskManager().task_index
-    ours = scan_folder(find_lm_eval().folder, source="lm_eval", outer=lambda name: None)
-    listed = {name: entry for name, entry in ours.items() if entry.within is None}
-    assert set(listed) - set(theirs) == {"scrolls"}
-    assert set(theirs) <= set(listed)
-    for name, entry in theirs.items():
-        assert (listed[name].path or None) == (str(entry.yaml_path) if entry.yaml_path else None), name
-        assert (listed[name].kind == "group") == (entry.kind.name in ("GROUP", "TAG")), name
-        if entry.kind.name == "TAG":
-            assert listed[name].members == tuple(sorted(entry.tags)), name
 
 
 @pytest.mark.slow

@@ -133,7 +133,7 @@ def test_tasks_that_a_group_changes(tmp_path, small_lm_eval):  # noqa: F811
         ("do_sample: false", "do_sample: 'no'", r"generation_kwargs.do_sample 'no'"),
         ("{version: 1}", "1.0", r"mine.yaml, line 11: metadata must be a mapping"),
         ("metadata:", "num_fewshot: two\nmetadata:", r"mine.yaml, line 11: num_fewshot two must be a whole"),
-        ("metadata:", "process_results: !function made.absent\nmetadata:", r"line 11: !function made.absent: .*made.py has no"),
+        ("metadata:", "process_results: !function made.absent\nmetadata:", r"line 11: !function made.absent: .*no attribute 'absent'"),
         ("metadata:", "process_results: !function gone.x\nmetadata:", r"line 11: !function gone.x: there is no .*gone.py"),
         ("metadata:", "process_results: !function x\nmetadata:", r"line 11: !function x: has no module"),
         ("metadata:", "process_results: !function bad.x\nmetadata:", r"bad.py, line 2: not valid Python"),

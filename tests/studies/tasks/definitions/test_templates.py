@@ -148,7 +148,7 @@ def test_all_templates_of_lm_eval_and_of_longeval_stay_within_the_sandbox():
     environment.filters["regex_replace"] = str
     seen = set()
     folders = [Path(lm_eval.tasks.__file__).parent / name for name in ("longbench", "mmlu", "ruler", "arc", "scrolls")]
-    for folder in (*folders, Path(__file__).parents[2] / "tasks"):
+    for folder in (*folders, Path(__file__).parents[4] / "tasks"):
         for path in folder.rglob("*.yaml"):
             pending = [yaml.load(path.read_bytes(), Loader=Loader)]
             while pending:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from local_tasks import CHAT_TEMPLATE
 
-from longeval.studies.tasks.prompts.build import Window
+from longeval.data.special import prefix_ids
+from longeval.studies.tasks.prompts.prepared import Window
 
 
 @pytest.fixture(scope="session")
@@ -38,20 +39,19 @@ def tiny_model(tiny_llama):
 @pytest.fixture
 def window(tiny_tokenizer):
     def make(**changes):
-        fields = {"tokenizer": tiny_tokenizer, "bos": False, "length": 512, "chat": False, "overlong": "middle"}
-        return Window(**(fields | changes))
+        bos = changes.pop("bos", False)
+        fields = {"tokenizer": tiny_tokenizer, "length": 512, "chat": False, "overlong": "middle"} | changes
+        return Window(**fields, prefix=prefix_ids(fields["tokenizer"]) if bos else ())
 
     return make
 
 
 @pytest.fixture
 def lm():
-    """A language model of lm-eval's over a backend, for a window."""
+    """A backend under one table, for a window."""
     from longeval.studies.tasks.lm import TaskLM
 
     def make(backend, window, table=lambda length: None, static=True):
-        return TaskLM(
-            backend, tokenizer=window.tokenizer, bos=window.bos, length=window.length, table=table, static=static
-        )
+        return TaskLM(backend, tokenizer=window.tokenizer, length=window.length, table=table, static=static)
 
     return make

@@ -32,10 +32,10 @@ def evaluated(lm, task, chat, **options):
     from lm_eval import evaluator, simple_evaluate
     from lm_eval.tasks import TaskManager
 
-    from longeval.studies.tasks.quiet import quiet_lm_eval
+    from longeval.studies.tasks.quiet import quiet
 
     slow = mock.patch.multiple(evaluator, add_env_info=lambda results: None, get_git_commit_hash=lambda: None)
-    with quiet_lm_eval(), slow:  # what it collects about the machine takes seconds
+    with quiet(), slow:  # what it collects about the machine takes seconds
         return simple_evaluate(
             lm,
             tasks=[task],
@@ -49,9 +49,9 @@ def evaluated(lm, task, chat, **options):
 def hflm(model, tokenizer, max_length, **options):
     from lm_eval.models.huggingface import HFLM
 
-    from longeval.studies.tasks.quiet import quiet_lm_eval
+    from longeval.studies.tasks.quiet import quiet
 
-    with quiet_lm_eval():
+    with quiet():
         return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1, max_length=max_length, **options)
 
 
@@ -95,22 +95,6 @@ def test_stock_tasks_give_what_hflm_gives(
                 assert mine.output == [[pytest.approx(found[0], rel=1e-5)]]
             else:
                 assert mine.output == [[pytest.approx(value, rel=1e-5), greedy] for value, greedy in found]
-
-
-@pytest.mark.parametrize("chat", [False, True])
-@pytest.mark.parametrize("name", STOCK)
-def test_the_same_model_works_under_simple_evaluate(
-    name, chat, window, lm, tiny_model, tiny_tokenizer, tiny_tokenizer_bos
-):
-    make, _ = STOCK[name]
-    here = window(tokenizer=tiny_tokenizer_bos, bos=True, length=128 if name == "wikitext" else 1024)
-    asked = tiny_tokenizer if name == "wikitext" else tiny_tokenizer_bos
-    theirs = evaluated(hflm(tiny_model, asked, max_length(name, here)), make(), chat, limit=2)
-    ours = evaluated(lm(PlainBackend(tiny_model), here), make(), chat, limit=2)
-    assert ours["results"][name] == {
-        key: pytest.approx(value, rel=1e-5) if isinstance(value, float) else value
-        for key, value in theirs["results"][name].items()
-    }
 
 
 def test_the_main_metric_comes_first_and_knows_its_direction(window, lm):

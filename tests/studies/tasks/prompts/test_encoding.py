@@ -11,6 +11,7 @@ from plain_backend import KnownBackend
 from tiny import make_text, save_tiny_llama
 from tokenizers import Tokenizer
 
+from longeval.data.special import prefix_ids
 from longeval.errors import LongEvalError
 from longeval.studies.tasks.answers import answer
 from longeval.studies.tasks.prompts.build import prepare
@@ -43,9 +44,9 @@ def as_text(glm):
 
 
 def test_a_prefix_of_two_tokens_is_there_once(glm, as_text):
-    encoder = Encoder(glm, bos=True)
+    encoder = Encoder(glm, prefix=prefix_ids(glm))
     assert encoder.encode(["the model"]) == [[1, 2, *as_text("the model")]]
-    assert Encoder(glm, bos=False).encode(["the model"]) == [as_text("the model")]
+    assert Encoder(glm, prefix=()).encode(["the model"]) == [as_text("the model")]
     prompt = encoder.chat([{"role": "user", "content": "the"}])
     assert encoder.encode([prompt]) == [[1, 2, 0, *as_text("[user] the\n"), 0, *as_text("[bot]")]]
     assert encoder.pairs([("", " a"), ("the", " a")]) == [
@@ -53,14 +54,17 @@ def test_a_prefix_of_two_tokens_is_there_once(glm, as_text):
         ([1, 2, *as_text("the")], as_text(" a")),
     ]
     with pytest.raises(LongEvalError, match="has neither BOS nor EOS"):
-        Encoder(glm, bos=False).pairs([("", " a")])
+        Encoder(glm, prefix=()).pairs([("", " a")])
 
 
 @pytest.mark.parametrize("length", [3, 4, 7, 16, 64])
 @pytest.mark.parametrize("words", [1, 3, 40])
 def test_a_whole_text_is_scored_once_behind_its_prefix(length, words, glm, as_text, tiny_tokenizer_bos):
     text = make_text(words)
-    for encoder, prefix in ((Encoder(glm, bos=True), [1, 2]), (Encoder(tiny_tokenizer_bos, bos=True), [0])):
+    for encoder, prefix in (
+        (Encoder(glm, prefix=prefix_ids(glm)), [1, 2]),
+        (Encoder(tiny_tokenizer_bos, prefix=prefix_ids(tiny_tokenizer_bos)), [0]),
+    ):
         ids = prefix + encoder.plain([text])[0]
         windows = encoder.windows(text, length)
         assert windows[0].context == prefix
@@ -76,7 +80,7 @@ def test_a_whole_text_is_scored_once_behind_its_prefix(length, words, glm, as_te
 
 def test_a_window_without_room_behind_the_prefix_is_refused(glm):
     with pytest.raises(LongEvalError, match="--lengths 2: too short for a token and its context") as error:
-        Encoder(glm, bos=True).windows("the", 2)
+        Encoder(glm, prefix=prefix_ids(glm)).windows("the", 2)
     assert "3" in error.value.remedy
 
 
@@ -162,7 +166,7 @@ def test_a_document_that_spells_special_tokens_is_cut_like_any_other(chat, windo
 def test_a_template_that_changes_what_a_message_spells_is_refused(change, glm):
     glm = copy.copy(glm)
     glm.chat_template = GLM.replace("m['content'] | trim", change)
-    encoder = Encoder(glm, bos=True)
+    encoder = Encoder(glm, prefix=prefix_ids(glm))
     assert encoder.chat([{"role": "user", "content": "nothing special"}])
     with pytest.raises(LongEvalError, match="--chat-template off"):
         encoder.chat([{"role": "user", "content": "a <s> b"}])

@@ -63,12 +63,8 @@ def test_the_first_token_is_never_lost(window, lm, tiny_model, tiny_tokenizer):
 
     prepared = prepare(task, enough, limit=None)
     assert answer(task, prepared, lm(PlainBackend(model), enough)).samples[0].scores == {"accuracy": 1.0}
-    ours = evaluated(lm(PlainBackend(model), enough), one_question(tiny_tokenizer), False)
-    assert ours["results"]["reading"]["acc,none"] == 1.0
     with pytest.raises(TooLongError, match=f"a request of {tokens} tokens doesn't fit into the window of {tokens - 1}"):
         answer(task, prepared, lm(PlainBackend(model), short))
-    with pytest.raises(TooLongError):
-        evaluated(lm(PlainBackend(model), short), one_question(tiny_tokenizer), False)
 
 
 def test_a_prompt_without_room_for_its_answer_is_refused(window, lm):
@@ -126,29 +122,16 @@ def test_one_table_for_the_whole_window_else(lm, window):
     assert [request.max_new_tokens for request in backend.asked[1]] == [10, 10]
 
 
-def test_what_lm_eval_asks_of_a_model(lm, window, tiny_tokenizer_bos):
-    here = window(tokenizer=tiny_tokenizer_bos, bos=True)
-    model = lm(KnownBackend(), here)
-    assert model.max_length == 512 and model.eot_token_id == model.prefix_token_id == 0
-    assert model.tok_encode("the", add_special_tokens=False) == model.tok_encode("the")[1:]
-    assert model.chat_template(True) == tiny_tokenizer_bos.chat_template
-    assert "/" not in model.tokenizer_name
-    prompt = model.apply_chat_template([{"role": "user", "content": "hi"}])
-    assert here.encoder().special.unmarked(prompt) == "<s>[user] hi\n[assistant]"
-    assert model.tok_encode(prompt) == tiny_tokenizer_bos("[user] hi\n[assistant]")["input_ids"]
-
-
 def test_contexts_that_are_equal_are_asked_once(lm, window):
-    """Under `simple_evaluate` too, where every choice is a request of its own."""
-    backend = KnownBackend()
-    evaluated(lm(backend, window()), reading(rows=[reading_row(seed) for seed in range(3)]), False)
+    task, backend = reading(rows=[reading_row(seed) for seed in range(3)]), KnownBackend()
+    answer(task, prepare(task, window(), limit=None), lm(backend, window()))
     assert [[len(request.continuations) for request in asked] for asked in backend.asked] == [[3, 3, 3]]
 
 
 def test_windows_of_texts_are_requests_of_their_own(lm, window):
     from local_tasks import wikitext
 
-    backend = KnownBackend()
-    evaluated(lm(backend, window(length=40)), wikitext(num=2), False)
+    task, backend = wikitext(num=2), KnownBackend()
+    answer(task, prepare(task, window(length=40), limit=None), lm(backend, window(length=40)))
     assert all(len(request.continuations) == 1 for request in backend.asked[0])
     assert sum(len(request.context_T) == 1 for request in backend.asked[0]) >= 2

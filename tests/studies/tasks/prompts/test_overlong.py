@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from local_tasks import answering, answering_row, gsm8k, reading, reading_row
 from tiny import make_text
 
+from longeval.data.special import prefix_ids
 from longeval.errors import LongEvalError
 from longeval.studies.tasks.prompts.build import prepare
 from longeval.studies.tasks.prompts.overlong import NoRoomError, cut, document_field, most_that_fits
@@ -134,13 +135,15 @@ def test_only_the_document_is_cut(side, chat, window, tiny_tokenizer):
 def test_for_any_text_nothing_is_longer_than_the_window(document, length, side, slow, tiny_tokenizer):
     from unittest import mock
 
-    from longeval.studies.tasks.prompts.build import Window
     from longeval.studies.tasks.prompts.encoding import Encoder
+    from longeval.studies.tasks.prompts.prepared import Window
 
     if not document.strip():
         return
     task = reading(rows=[reading_row(0, document=document)], metadata={"document": "document"})
-    window = Window(tokenizer=tiny_tokenizer, bos=True, length=length, chat=False, overlong=side)
+    window = Window(
+        tokenizer=tiny_tokenizer, prefix=prefix_ids(tiny_tokenizer), length=length, chat=False, overlong=side
+    )
     if slow:  # as a slow tokenizer, which can't tell where tokens end
         characters = mock.patch.object(Encoder, "unit_ends", lambda self, text: np.arange(1, len(text) + 1))
         with characters:

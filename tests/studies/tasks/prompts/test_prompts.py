@@ -10,6 +10,7 @@ from local_tasks import answering, answering_row, arc_easy, gsm8k, lambada, read
 from tiny import make_text
 
 from longeval.backends.base import ChoicesRequest, GenerateRequest
+from longeval.data.special import prefix_ids
 from longeval.errors import LongEvalError
 from longeval.studies.tasks.prompts.build import prepare
 from longeval.studies.tasks.prompts.encoding import Encoder
@@ -218,7 +219,7 @@ def test_a_template_without_system_messages_gets_the_rest(tiny_tokenizer):
     template = f"{{% for m in messages %}}{refusal}<{{{{ m['content'] }}}}>{{% endfor %}}"
     messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hello"}]
     with mock.patch.object(tiny_tokenizer, "chat_template", template):
-        assert Encoder(tiny_tokenizer, bos=False).chat(messages) == "<hello>"
+        assert Encoder(tiny_tokenizer, prefix=()).chat(messages) == "<hello>"
 
 
 @pytest.mark.parametrize("bos", [False, True])
@@ -238,9 +239,17 @@ def test_pairs_are_split_as_lm_eval_splits_them(
     seen = []
     with mock.patch.object(theirs, "_loglikelihood_tokens", lambda requests, **_: seen.extend(requests)):
         theirs.loglikelihood([mock.Mock(args=(context, continuation))], disable_tqdm=True)
-    assert Encoder(tokenizer, bos=bos, parse_special=True).pairs([(context, continuation)])[0] == seen[0][1:]
+    assert (
+        Encoder(tokenizer, prefix=prefix_ids(tokenizer) if bos else (), parse_special=True).pairs(
+            [(context, continuation)]
+        )[0]
+        == seen[0][1:]
+    )
     if "<s>" not in context + continuation:
-        assert Encoder(tokenizer, bos=bos).pairs([(context, continuation)])[0] == seen[0][1:]
+        assert (
+            Encoder(tokenizer, prefix=prefix_ids(tokenizer) if bos else ()).pairs([(context, continuation)])[0]
+            == seen[0][1:]
+        )
 
 
 @pytest.mark.parametrize("chained", [False, True])
@@ -249,7 +258,7 @@ def test_the_end_of_a_long_context_stands_for_all_of_it(chained, tiny_tokenizer)
     from unittest import mock
 
     context = make_text(600) + " Answer:"
-    encoder = Encoder(tiny_tokenizer, bos=True)
+    encoder = Encoder(tiny_tokenizer, prefix=prefix_ids(tiny_tokenizer))
     plain, seen = encoder.plain, []
 
     def counted(texts):

@@ -300,12 +300,12 @@ def test_a_real_tiny_model_scores_as_lm_evals_own_model_does(spec, choice_task, 
     from lm_eval.tasks import TaskManager
     from transformers import AutoModelForCausalLM
 
-    from longeval.studies.tasks.quiet import quiet_lm_eval
+    from longeval.studies.tasks.quiet import quiet
 
     result = carry_out(spec(choice_task, lengths=(512,)), store)
     (record,) = result.records
     model = AutoModelForCausalLM.from_pretrained(tiny_llama)
-    with quiet_lm_eval():
+    with quiet():
         theirs = simple_evaluate(
             model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1, max_length=512),
             tasks=["which_word"],

@@ -5,14 +5,13 @@ from lm_eval.tasks._yaml_loader import load_yaml
 from task_files import write
 
 from longeval.errors import LongEvalError
-from longeval.studies.tasks.definitions.configs import (
-    ConfigReader,
+from longeval.studies.tasks.definitions.files import (
     FunctionName,
+    find_lm_eval,
     functions_in,
     place_of,
-    place_of_function,
+    read_config,
 )
-from longeval.studies.tasks.definitions.folders import find_lm_eval
 
 
 def test_a_file_wins_over_its_includes_and_later_includes_over_earlier(tmp_path):
@@ -24,19 +23,19 @@ def test_a_file_wins_over_its_includes_and_later_includes_over_earlier(tmp_path)
         top="include: [left.yaml, right.yaml]\nc: 4\n",
     )
     path = str(tmp_path / "top.yaml")
-    assert ConfigReader().read(path) == {"a": 1, "b": 3, "c": 4, "d": 1} == load_yaml(path)
-    places = {key: (place_of(path, key).file.rsplit("/", 1)[1], place_of(path, key).line) for key in "abc"}
-    assert places == {"a": ("low.yaml", 1), "b": ("right.yaml", 2), "c": ("top.yaml", 2)}
+    assert read_config(path) == {"a": 1, "b": 3, "c": 4, "d": 1} == load_yaml(path)
+    places = [place_of(path, key).rsplit("/", 1)[1] for key in "abc"]
+    assert places == ["low.yaml, line 1", "right.yaml, line 2", "top.yaml, line 2"]
 
 
 def test_functions_are_names_and_nothing_is_imported(tmp_path):
     write(tmp_path, code_py="raise SystemExit('was imported')\n", low="x: !function code.one\n")
     write(tmp_path / "down", top="include: ../low.yaml\ny: [{z: !function code.two}]\n")
     path = str(tmp_path / "down" / "top.yaml")
-    config = ConfigReader().read(path)
+    config = read_config(path)
     assert config["x"] == FunctionName("code.one", str(tmp_path / "low.yaml"))
     assert [name.qualified for name in functions_in(config)] == ["code.one", "code.two"]
-    assert str(place_of_function(config["y"][0]["z"])) == f"{path}, line 2"
+    assert config["y"][0]["z"].place == f"{path}, line 2"
 
 
 @pytest.mark.parametrize(
@@ -55,13 +54,13 @@ def test_functions_are_names_and_nothing_is_imported(tmp_path):
 def test_a_broken_file_is_named_with_its_line(tmp_path, content, message):
     write(tmp_path, top=content, other="}")
     with pytest.raises(LongEvalError, match=message):
-        ConfigReader().read(str(tmp_path / "top.yaml"))
+        read_config(str(tmp_path / "top.yaml"), strict=True)
 
 
 @pytest.mark.parametrize("name", ["ruler/vt.yaml", "longbench/qasper.yaml", "babilong/babilong_qa1.yaml"])
 def test_files_of_lm_eval_read_as_lm_eval_reads_them(name):
     path = f"{find_lm_eval().folder}/{name}"
-    ours, theirs = ConfigReader(checked=False).read(path), load_yaml(path, resolve_func=False)
+    ours, theirs = read_config(path), load_yaml(path, resolve_func=False)
     for config in (ours, theirs):  # functions: names here, paths there
         for key in ("custom_dataset", "process_results", "metric_list"):
             config.pop(key, None)
@@ -88,7 +87,7 @@ def test_yaml_that_no_reader_can_hold_is_refused(line, reason, tmp_path):
     path = tmp_path / "t.yaml"
     path.write_text(f"task: t\ndataset_path: json\n{line}\n")
     with pytest.raises(LongEvalError, match=f"t.yaml.*{reason}"):
-        ConfigReader().read(str(path))
+        read_config(str(path))
     (tmp_path / "u.yaml").write_text("task: u\ninclude: /dev/zero\n")
     with pytest.raises(LongEvalError, match="not a regular file"):
-        ConfigReader().read(str(tmp_path / "u.yaml"))
+        read_config(str(tmp_path / "u.yaml"))

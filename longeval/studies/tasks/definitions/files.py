@@ -1,0 +1,230 @@
+"""Task files: where they lie, and what is in one: YAML with lm-eval's `include` and `!function`.
+
+Neither finding nor reading them imports lm-eval, which takes seconds, or runs any code. lm-eval's own reader imports
+the Python beside a file while it reads it, and says neither file nor line when it can't. This one keeps a `!function`
+as a name, and knows the line of each key. Source of the rules: lm-eval 0.4.13, tasks/_yaml_loader.py: keys of the file
+win over those of its includes, later includes over earlier ones; `!function` is relative to the file that says it;
+`task_list` isn't included.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import importlib.util
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+import longeval
+from longeval.bounded_yaml import UNREADABLE, documents, read_text, why_unreadable
+from longeval.errors import LongEvalError
+
+Config = dict[str, Any]
+"""Keys and values of a task file, includes merged; a `!function` is a `FunctionName`."""
+
+NOT_TASKS = frozenset({"perplexity"})
+"""Folders below tasks/ that hold something else: perplexity has corpora (`longeval.data.corpora`)."""
+
+_IGNORED = frozenset({"__pycache__", ".ipynb_checkpoints"})
+_SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LmEval:
+    """The installed lm-eval."""
+
+    version: str
+    """Its version, `0.4.13`."""
+    folder: str
+    """Its folder of task files."""
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionName:
+    """What `!function module.name` says, before anything is imported."""
+
+    qualified: str
+    """`module.name`."""
+    file: str
+    """The YAML file that says it; `module` is looked for beside it first."""
+
+    @property
+    def place(self) -> str:
+        """`FILE, line N` of the first such `!function` in its file, wherever it is nested."""
+        pending = [node for pair in _nodes(self.file) for node in pair]
+        while pending:
+            node = pending.pop(0)
+            if node.tag == "!function" and node.value == self.qualified:
+                return f"{self.file}, line {node.start_mark.line + 1}"
+            if isinstance(node, yaml.SequenceNode):
+                pending += node.value
+            elif isinstance(node, yaml.MappingNode):
+                pending += [inner for pair in node.value for inner in pair]
+        return f"{self.file}, line 1"
+
+
+def tasks_dir() -> str:
+    """The folder of our task files: inside the package where it is installed, tasks/ in a checkout."""
+    package = os.path.dirname(os.path.abspath(longeval.__file__))
+    installed = os.path.join(package, "_tasks")
+    return installed if os.path.isdir(installed) else os.path.join(os.path.dirname(package), "tasks")
+
+
+def task_folders(root: str | None = None) -> tuple[str, ...]:
+    """The folders with our task files below `root` (default: `tasks_dir()`), in alphabetical order.
+
+    Raises:
+        LongEvalError: If `root` is missing: the installation is broken.
+    """
+    root = tasks_dir() if root is None else root
+    if not os.path.isdir(root):
+        raise LongEvalError(f"{root}: the folder of the tasks is missing", "Install longeval again.")
+    names = sorted(set(os.listdir(root)) - NOT_TASKS - _IGNORED)
+    return tuple(path for name in names if os.path.isdir(path := os.path.join(root, name)))
+
+
+@functools.cache
+def find_lm_eval() -> LmEval:
+    """Finds the installed lm-eval without importing it.
+
+    Raises:
+        LongEvalError: If it isn't installed.
+    """
+    spec = importlib.util.find_spec("lm_eval")
+    if spec is None or not spec.submodule_search_locations:
+        raise LongEvalError("lm-eval isn't installed", "pip install 'lm-eval>=0.4.13'")
+    folder = os.path.join(next(iter(spec.submodule_search_locations)), "tasks")
+    return LmEval(version=importlib.metadata.version("lm_eval"), folder=folder)
+
+
+def yaml_files(folder: str) -> list[str]:
+    """All .yaml files below `folder`, sorted."""
+    return sorted(path for path in walk(folder) if path.endswith(".yaml"))
+
+
+def walk(folder: str) -> Iterator[str]:
+    """All files below `folder`, in no order; caches of Python and Jupyter are left out."""
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if name not in _IGNORED]
+        for name in files:
+            yield os.path.join(parent, name)
+
+
+def is_task_file(path: str) -> bool:
+    """Whether a path has the ending of a task file."""
+    return os.path.splitext(path)[1] in (".yaml", ".yml")
+
+
+def read_config(path: str, *, strict: bool = False, including: tuple[str, ...] = ()) -> Config:
+    """Returns a file's keys with those of its includes.
+
+    Args:
+        path: The file.
+        strict: Whether a key that stands twice in one file is an error; some of lm-eval's own files have such keys.
+        including: The files that include it, outermost first.
+
+    Raises:
+        LongEvalError: If a file is missing, no YAML or no mapping, or includes itself; names file and line.
+    """
+    path = os.path.realpath(path)
+    own = _parse(path, including, strict=strict)
+    config: Config = {}
+    unsafe: Any = False
+    includes = own.pop("include", [])
+    for included in includes if isinstance(includes, list) else [includes]:
+        target = os.path.realpath(os.path.join(os.path.dirname(path), str(included)))
+        if target in (*including, path):
+            raise LongEvalError(f"{place_of(path, 'include')}: include goes round in a circle", "Leave one out.")
+        inner = read_config(target, strict=strict, including=(*including, path))
+        inner.pop("task_list", None)
+        unsafe = unsafe or inner.get("unsafe_code", False)
+        config.update(inner)
+    config.update(own)
+    if unsafe:  # what is included runs code that a model writes, whatever the file says that includes it
+        config["unsafe_code"] = unsafe
+    return config
+
+
+def functions_in(value: Any) -> list[FunctionName]:
+    """All `!function`s in a config or a value of it, in order."""
+    if isinstance(value, FunctionName):
+        return [value]
+    if isinstance(value, dict):
+        return [name for inner in value.values() for name in functions_in(inner)]
+    if isinstance(value, list):
+        return [name for inner in value for name in functions_in(inner)]
+    return []
+
+
+def place_of(path: str, key: str) -> str:
+    """`FILE, line N` of a top-level key of a file, or of the include that it comes from; line 1 if it has none."""
+    for file in _chain(os.path.realpath(path)):
+        for key_node, _ in _nodes(file):
+            if key_node.value == key:
+                return f"{file}, line {key_node.start_mark.line + 1}"
+    return f"{path}, line 1"
+
+
+def _chain(path: str, seen: tuple[str, ...] = ()) -> list[str]:
+    """A file and its includes, the one whose keys win first."""
+    files = [path]
+    for key_node, value_node in _nodes(path):
+        if key_node.value == "include":
+            nodes = value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]
+            for node in reversed(nodes):
+                target = os.path.realpath(os.path.join(os.path.dirname(path), str(node.value)))
+                if target not in (*seen, path):
+                    files += _chain(target, (*seen, path))
+    return files
+
+
+def _nodes(path: str) -> list[tuple[yaml.Node, yaml.Node]]:
+    """The keys and values of a file with their places; none if it can't be read."""
+    try:
+        node = yaml.compose(read_text(path), Loader=_SafeLoader)
+    except (yaml.YAMLError, OSError, ValueError, RecursionError):
+        return []
+    return list(node.value) if isinstance(node, yaml.MappingNode) else []
+
+
+def _parse(path: str, including: tuple[str, ...], *, strict: bool) -> Config:
+    """The keys of one file, without its includes."""
+
+    class Loader(_SafeLoader):  # type: ignore[misc]  # one for each file: its constructor knows the path
+        pass
+
+    Loader.add_constructor("!function", lambda loader, node: FunctionName(loader.construct_scalar(node), path))
+    try:
+        text = read_text(path)
+    except (OSError, ValueError) as error:
+        said_by = f"{place_of(including[-1], 'include')}: include " if including else ""
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
+        raise LongEvalError(f"{said_by}{path}: can't be read ({reason})", "Give a YAML file of a task.") from error
+    try:
+        config = next(documents(text, Loader), None)
+    except UNREADABLE as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}, line {mark.line + 1 if mark else 1}"
+        raise LongEvalError(f"{where}: not valid YAML ({why_unreadable(error)})", "Repair the file.") from error
+    if not isinstance(config, dict):
+        raise LongEvalError(f"{path}, line 1: must be a mapping", "A task file has the keys task, dataset_path, …")
+    if strict:
+        _refuse_twice(path)
+    return config
+
+
+def _refuse_twice(path: str) -> None:
+    """YAML lets the later of two equal keys win silently."""
+    lines: dict[str, int] = {}
+    for key_node, _ in _nodes(path):
+        line = key_node.start_mark.line + 1
+        if key_node.value in lines:
+            raise LongEvalError(
+                f"{path}, line {line}: {key_node.value} stands in line {lines[key_node.value]} already",
+                "Leave one of them out.",
+            )
+        lines[key_node.value] = line

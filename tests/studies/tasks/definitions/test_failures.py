@@ -1,0 +1,53 @@
+"""Missing data of several tasks in one message, and what is kept off the terminal while tasks are built."""
+
+import sys
+
+from longeval.errors import MissingDataError
+from longeval.studies.tasks.definitions import ruler
+from longeval.studies.tasks.definitions.failures import causes, missing_together
+
+
+def lacks(data, reason="out of reach", remedy="Check the network."):
+    return MissingDataError(f"--tasks x: hub data set {data}: {reason}", remedy, data=data, reason=reason)
+
+
+def test_one_task_keeps_its_own_words():
+    error = lacks("who/a")
+    assert missing_together({"one": error}) is error
+
+
+def test_each_reason_is_told_once_with_all_data():
+    errors = {"one": lacks("who/a"), "two": lacks("who/b"), "three": lacks("who/c", "gated"), "four": lacks("who/a")}
+    assert causes(errors) == "who/a, who/b: out of reach; who/c: gated"
+    error = missing_together(errors)
+    assert error.problem == f"--tasks one, two, three, four: data is missing: {causes(errors)}"
+    assert error.remedy == "Check the network."
+
+
+def test_of_different_remedies_one_is_whole_and_of_many_reasons_three():
+    errors = {f"t{n}": MissingDataError(f"no file {n}", f"Get {n}.") for n in range(5)}
+    assert causes(errors) == "no file 0; no file 1; no file 2; and 2 more"
+    assert missing_together(errors).remedy == "Get 0. The others alike."
+
+
+def test_nltk_keeps_its_reasons_to_itself_and_is_asked_once(monkeypatch, capsys):
+    import nltk
+
+    asked = []
+
+    def find(name):
+        raise LookupError(name)
+
+    def download(name, *, quiet, print_error_to=None, **rest):
+        asked.append(name)
+        print("[nltk_data] Error loading", name, file=print_error_to or sys.stderr)
+        return False
+
+    monkeypatch.setattr(nltk.data, "find", find)
+    monkeypatch.setattr(nltk, "download", download)
+    ruler._fetch_punkt_tab.cache_clear()
+    for _ in range(3):
+        ruler._fetch_punkt_tab()
+    ruler._fetch_punkt_tab.cache_clear()
+    assert asked == ["punkt_tab"]
+    assert capsys.readouterr() == ("", "")
