@@ -14,12 +14,14 @@ from typing import TextIO
 
 import typer
 
-from longeval.cli import doctor, export, models, posgen, ppl, report, rope, serve, tasks
+from longeval.cli import doctor, export, models, posgen, report, rope, serve, tasks
 from longeval.cli import run as run_command
+from longeval.cli.command import study_command
 from longeval.cli.process import INTERRUPTED, leave, leave_on_interrupt, raise_on_interrupt
 from longeval.cli.terminal import say
 from longeval.errors import LongEvalError
 from longeval.printable import printable
+from longeval.request import PplRequest
 
 app = typer.Typer(
     name="longeval",
@@ -28,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-app.command("ppl")(ppl.ppl)
+app.command("ppl")(study_command(PplRequest))
 app.command("tasks")(tasks.tasks)
 app.add_typer(posgen.posgen, name="posgen")
 app.command("run")(run_command.run)

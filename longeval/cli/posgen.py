@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from longeval.cli.command import study_command
 from longeval.cli.json_output import check_json_path, write_output
 from longeval.cli.posgen_table import table
-from longeval.cli.posgen_train import train
 from longeval.cli.terminal import reader_is_gone, say
 from longeval.errors import LongEvalError
+from longeval.request import PosGenRequest
 
 if TYPE_CHECKING:
     from longeval.studies.posgen.data import DataSetting
@@ -135,5 +136,5 @@ def _check_memory(setting: DataSetting) -> None:
 
 
 posgen.command("generate")(generate)
-posgen.command("train")(train)
+posgen.command("train")(study_command(PosGenRequest))
 posgen.command("table")(table)

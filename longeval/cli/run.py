@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from longeval.cli import options
 from longeval.errors import LongEvalError
 
 if TYPE_CHECKING:
@@ -23,17 +24,15 @@ def run(
             help="Run folder.", show_default="the file's own folder if that is one, else runs/<date>-<digest>"
         ),
     ] = None,
-    json_path: Annotated[
-        str | None, typer.Option("--json", metavar="PATH", help="Records as a JSON array; - is stdout.")
-    ] = None,
+    json_path: options.Json = None,
     trust_remote_code: Annotated[
         bool,
         typer.Option("--trust-remote-code", help="Run code from models' repositories and the request's task files."),
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show cells, passes, time and memory.")] = False,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Compute stored cells again.")] = False,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Only errors.")] = False,
-    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="A line a window.")] = False,
+    dry_run: options.DryRun = False,
+    fresh: options.Fresh = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
 ) -> int:
     """Repeat a written-down request; only what is missing is computed.
 

@@ -101,7 +101,7 @@ def serve(
         prepared = prepare(
             model,
             revision=revision,
-            native=options.native(native),
+            native=options.read("native", native),
             scale_from=scale_from,
             layers=layers,
             bos=None,
@@ -114,7 +114,7 @@ def serve(
         )
     prepared = dataclasses.replace(prepared, trust_remote_code=trust_remote_code)
     engine_device(prepared.device, serving=True)  # refuses one that vLLM doesn't compute on
-    served = _served(prepared, pe, factor, length, pe_arg or [], options.pin_length(pin_length))
+    served = _served(prepared, pe, factor, length, pe_arg or [], options.read("pin_length", pin_length))
     # One more: vLLM generates at least one token, and a prompt that fills the window is scored too.
     engine = engine_arguments(prepared, served.table, served.length + 1, args, share_prefixes=True)
     del engine["worker_extension_cls"]  # nobody would ask it

@@ -217,8 +217,8 @@ def seeds_text(seeds: Sequence[int]) -> str:
 
 def _setting(request: PosGenRequest) -> str:
     """What requests of the same cells have in common."""
-    nothing: dict[str, Any] = {"tasks": ("",), "pe": ("",), "regimes": ("trained",), "seeds": 1, "first_seed": 0}
-    same = request.replaced(**nothing, device="", stack=None)
+    nothing: dict[str, Any] = {"tasks": ("any",), "pe": ("any",), "regimes": ("trained",), "seeds": 1, "first_seed": 0}
+    same = request.replaced(**nothing, device="any", stack=None)
     return repr(same)
 
 

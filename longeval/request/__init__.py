@@ -5,47 +5,29 @@ anything up (names of methods, models, data and tasks are looked up by the plan)
 it was understood.
 """
 
+from longeval.request.base import StudyRequest
 from longeval.request.model import LAYERS, SCALE_FROM, Layers, ModelRequest, ScaleFrom
-from longeval.request.posgen import (
-    HOW_ONLY,
-    INITS,
-    PRECISIONS,
-    PRESETS,
-    REGIMES,
-    Init,
-    PosGenRequest,
-    Precision,
-    Regime,
-    preset_fields,
-)
+from longeval.request.posgen import PosGenRequest, Regime
 from longeval.request.ppl import PplRequest
 from longeval.request.requests import Request, Spec, request_from_mapping, requests_from_yaml, requests_to_yaml
-from longeval.request.tasks import CHAT_TEMPLATES, OVERLONG, ChatTemplate, Overlong, TasksRequest
+from longeval.request.tasks import TasksRequest
+
+HOW_ONLY = PosGenRequest.how_only
 
 __all__ = [
-    "CHAT_TEMPLATES",
     "HOW_ONLY",
-    "INITS",
     "LAYERS",
-    "OVERLONG",
-    "PRECISIONS",
-    "PRESETS",
-    "REGIMES",
     "SCALE_FROM",
-    "ChatTemplate",
-    "Init",
     "Layers",
     "ModelRequest",
-    "Overlong",
     "PosGenRequest",
     "PplRequest",
-    "Precision",
     "Regime",
     "Request",
     "ScaleFrom",
     "Spec",
+    "StudyRequest",
     "TasksRequest",
-    "preset_fields",
     "request_from_mapping",
     "requests_from_yaml",
     "requests_to_yaml",

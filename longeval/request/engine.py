@@ -6,8 +6,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
-
 from longeval.errors import LongEvalError
 
 OWNED = {
@@ -75,6 +73,8 @@ def parse_vllm_args(texts: Sequence[str], owned: Mapping[str, str] = OWNED) -> d
     Raises:
         LongEvalError: No name, no value, a name given twice, one that another flag decides, or a count that is none.
     """
+    import yaml  # here, because --help imports this module
+
     found: dict[str, Any] = {}
     for text in texts:
         name, equals, value = text.partition("=")

@@ -1,18 +1,21 @@
-"""What every request says of models, methods, lengths and the machine: the part that `ppl` and `tasks` share."""
+"""What `ppl` and `tasks` both ask: models, methods and lengths, and the machine to run them on."""
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
 import urllib.parse
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Self, get_args
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import Field
 
 from longeval.errors import LongEvalError
-from longeval.plain import canonical_json
-from longeval.request.engine import check_counts, check_first_gpu
-from longeval.values import check_word, format_length
+from longeval.request import readers
+from longeval.request.base import StudyRequest
+from longeval.request.engine import check_counts, check_first_gpu, check_owned
+from longeval.request.setting import MACHINE, METHODS, OUTPUT, Setting
+from longeval.values import check_word
+
+TOKENS = "Tokens"
+"""Panel of what becomes of texts before a model reads them."""
 
 ScaleFrom = Literal["plain", "shipped"]
 SCALE_FROM: tuple[ScaleFrom, ...] = get_args(ScaleFrom)
@@ -39,94 +42,151 @@ _BACKEND_SETTINGS: dict[str, tuple[BackendName, ...]] = {
 }
 """Settings that only some backends heed."""
 
-_FLAGS = {"vllm_args": "--vllm-arg"}
-"""Flags that aren't called like their field."""
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ModelRequest:
+class ModelRequest(StudyRequest, frozen=True):
     """Models, methods and lengths, every combination of which is tried, and the machine to do it on."""
 
-    command: ClassVar[str]
-    """The command that makes such requests."""
+    model: Annotated[
+        tuple[str, ...],
+        Setting(readers.paths, "Short name, hub id, folder or .gguf file; comma list.", example="smollm2-135m-q4"),
+    ]
+    pe: Annotated[
+        tuple[str, ...],
+        Setting(readers.names, "Methods: none, yarn, resonance_yarn, …; comma list.", example="none,yarn"),
+    ]
+    lengths: Annotated[
+        tuple[int, ...],
+        Setting(
+            readers.lengths, "Window lengths in tokens: 4k,8k,16k.", example="4k,8k", write=readers.lengths_as_written
+        ),
+    ]
+    factor: Annotated[
+        float | Literal["each"] | None,
+        Setting(
+            readers.either("each", readers.factor),
+            "s = target / native length for all lengths; each: every length its own.",
+            unset="longest length / native length, at least 1",
+            panel=METHODS,
+        ),
+    ] = None
+    pe_args: Annotated[
+        dict[str, dict[str, Any]],
+        Setting(
+            readers.method_parameters,
+            "A method's parameter, yarn.beta_fast=16; may be repeated.",
+            flag="--pe-arg",
+            metavar="METHOD.PARAM=VALUE",
+            repeated=True,
+            panel=METHODS,
+        ),
+    ] = Field(default_factory=dict)
+    bos: Annotated[
+        bool | None,
+        Setting(
+            readers.switch,
+            "Start every input with BOS, or what else the tokenizer puts in front.",
+            unset="as the tokenizer does",
+            panel=TOKENS,
+        ),
+    ] = None
+    parse_special: Annotated[
+        bool,
+        Setting(readers.switch, "Special tokens that texts spell (</s>) are control tokens, not text.", panel=TOKENS),
+    ] = False
+    native: Annotated[
+        int | None, Setting(readers.length(), "Native length in tokens.", unset="the model's own", panel=METHODS)
+    ] = None
+    scale_from: Annotated[
+        ScaleFrom,
+        Setting(
+            readers.words(ScaleFrom),
+            "On a model that comes already scaled: plain (methods replace that) or shipped (they build on it).",
+            panel=METHODS,
+        ),
+    ] = "plain"
+    layers: Annotated[
+        Layers,
+        Setting(
+            readers.words(Layers),
+            "Where a model rotates by layer type (Gemma 3): scale the global layers, or all.",
+            panel=METHODS,
+        ),
+    ] = "global"
+    backend: Annotated[
+        str, Setting(readers.text, "What runs the model: hf (transformers), vllm, openai (any server).", panel=MACHINE)
+    ] = "hf"
+    vllm_args: Annotated[
+        dict[str, Any],
+        Setting(
+            readers.engine_options,
+            "An option of vLLM's engine, tensor_parallel_size=2; may be repeated.",
+            flag="--vllm-arg",
+            metavar="NAME=VALUE",
+            repeated=True,
+            panel=MACHINE,
+        ),
+    ] = Field(default_factory=dict)
+    pin_length: Annotated[
+        int | None,
+        Setting(
+            readers.length(),
+            "vllm: the one length whose table a length-dependent method has at all lengths.",
+            panel=METHODS,
+        ),
+    ] = None
+    base_url: Annotated[
+        str | None,
+        Setting(
+            readers.text,
+            "openai: the server, http://127.0.0.1:8000/v1; its key is read from LONGEVAL_API_KEY.",
+            panel=MACHINE,
+        ),
+    ] = None
+    served_model: Annotated[
+        str | None, Setting(readers.text, "openai: the model's name there.", unset="its only one", panel=MACHINE)
+    ] = None
+    dtype: Annotated[str, Setting(readers.text, "auto, float32, bfloat16, float16.", panel=MACHINE)] = "auto"
+    device: Annotated[str, Setting(readers.text, "auto, cpu, cuda, cuda:1, mps.", panel=MACHINE)] = "auto"
+    device_map: Annotated[
+        str | None, Setting(readers.text, "Spread over devices: auto, balanced, …", panel=MACHINE)
+    ] = None
+    attn: Annotated[
+        str | None, Setting(readers.text, "Attention: sdpa, eager, flash_attention_2, …", panel=MACHINE)
+    ] = None
+    revision: Annotated[str | None, Setting(readers.text, "Hub revision of the model.", panel=MACHINE)] = None
+    trust_remote_code: Annotated[
+        bool,
+        Setting(
+            readers.switch,
+            "Run code from the model's repository, and functions that your task files name.",
+            panel=MACHINE,
+        ),
+    ] = False
+    seed: Annotated[
+        int,
+        Setting(readers.count(least=0), "Seed of all that is drawn: the bootstrap, synthetic samples.", panel=OUTPUT),
+    ] = 0
 
-    model: tuple[str, ...]
-    """Short names, hub ids, folders, .gguf files."""
-    pe: tuple[str, ...]
-    """Method names."""
-    lengths: tuple[int, ...]
-    """Window lengths in tokens, ascending."""
-    factor: float | Literal["each"] | None = None
-    """s for all lengths; `each`: every length its own; None: longest length / native length, at least 1."""
-    pe_args: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Method parameters by method: {"yarn": {"beta_fast": 16}}."""
-    bos: bool | None = None
-    """Whether every window starts with a BOS, or what else the tokenizer puts in front of a text; None: if it would
-    itself."""
-    parse_special: bool = False
-    """Whether special tokens that texts spell (`</s>`) are control tokens; otherwise they are text."""
-    native: int | None = None
-    """Native length L in tokens; None: the model's own."""
-    scale_from: ScaleFrom = "plain"
-    """On a model that comes already scaled, methods replace that scaling (plain) or build on it (shipped)."""
-    layers: Layers = "global"
-    """Where a model rotates by layer type: scale its global layers only, or all."""
-    backend: str = "hf"
-    """What runs the model: one of BACKENDS."""
-    vllm_args: dict[str, Any] = field(default_factory=dict)
-    """Options of vLLM's engine, by name: {"tensor_parallel_size": 2}."""
-    pin_length: int | None = None
-    """For engines that hold one table: the length, in tokens, whose table methods that depend on length have at all
-    lengths."""
-    base_url: str | None = None
-    """Where an OpenAI-compatible server is: http://127.0.0.1:8000/v1."""
-    served_model: str | None = None
-    """The model's name at that server; None: the only one it has."""
-    dtype: str = "auto"
-    """Precision; auto: bfloat16 where the device multiplies it natively, else float32."""
-    device: str = "auto"
-    """cpu, cuda, cuda:1, mps; auto: the first GPU, else the CPU. vLLM takes no other GPU than the first it sees."""
-    device_map: str | None = None
-    """Spread over several devices: auto, balanced, …"""
-    attn: str | None = None
-    """Attention implementation: sdpa, eager, flash_attention_2, …; None: the model's default."""
-    revision: str | None = None
-    """Hub revision of the model."""
-    trust_remote_code: bool = False
-    """Run code from the model's repository, and functions that users' task files name."""
-    seed: int = 0
-    """Seed of the bootstrap, and of everything that is drawn."""
-
-    def __post_init__(self) -> None:
-        for flag, items in (("--model", self.model), ("--pe", self.pe)):
-            if not items:
-                raise LongEvalError(f"{flag}: nothing named", "Give at least one.")
-        if not self.lengths:
-            raise LongEvalError("--lengths: nothing named", "Give at least one, such as 4k,8k,16k.")
-        if self.native is not None and self.native < 2:
-            raise LongEvalError(f"--native {self.native}: must be at least 2 tokens", "Llama 2 has 4096.")
-        check_word("--scale-from", self.scale_from, SCALE_FROM)
-        check_word("--layers", self.layers, LAYERS)
-        self._check_backend()
+    def check(self) -> None:
+        """See `StudyRequest.check`."""
         if self.device_map is not None and self.device != "auto":
             raise LongEvalError(
                 f"--device {self.device}: would be ignored beside --device-map {self.device_map}",
                 "Give one of the two.",
             )
+        self._check_backend()
 
     def _check_backend(self) -> None:
         """Raises LongEvalError for an unknown backend, and for settings that the chosen one would ignore."""
         check_word("--backend", self.backend, BACKENDS)
-        for field_name, backends in _BACKEND_SETTINGS.items():
-            default = next(item.default for item in dataclasses.fields(ModelRequest) if item.name == field_name)
-            value = getattr(self, field_name)
-            if self.backend not in backends and value not in (default, {}):
-                flag = _FLAGS.get(field_name, f"--{field_name.replace('_', '-')}")
+        for name, backends in _BACKEND_SETTINGS.items():
+            if self.backend not in backends and not self.is_default(name):
                 raise LongEvalError(
-                    f"{flag}: would be ignored with --backend {self.backend}",
+                    f"{self.flag(name)}: would be ignored with --backend {self.backend}",
                     f"It belongs to --backend {' and '.join(backends)}; leave it out.",
                 )
         if self.backend == "vllm":
+            check_owned(self.vllm_args)
             check_counts(self.vllm_args)
             check_first_gpu(self.device)
         if self.backend == "openai" and self.base_url is None:
@@ -135,27 +195,6 @@ class ModelRequest:
             )
         if self.base_url is not None:
             _check_base_url(self.base_url)
-
-    def replaced(self, **changes: Any) -> Self:
-        """The same request with other values in some fields, checked again."""
-        return dataclasses.replace(self, **changes)
-
-    def to_mapping(self) -> dict[str, Any]:
-        """As plain YAML: every field that says something, lengths as users write them."""
-        plain: dict[str, Any] = {"command": self.command}
-        for item in dataclasses.fields(self):
-            value = getattr(self, item.name)
-            if value is None or value in ({}, ()):
-                continue
-            if item.name == "lengths":
-                value = [int(text) if text.isdigit() else text for text in map(format_length, value)]
-            plain[item.name] = value
-        untyped: dict[str, Any] = json.loads(canonical_json(plain))  # tuples to lists, also within pe_args
-        return {key: untyped[key] for key in plain}
-
-    def digest(self) -> str:
-        """A short digest of the request, for naming its run folder."""
-        return hashlib.sha256(canonical_json(self.to_mapping()).encode()).hexdigest()[:8]
 
 
 def _check_base_url(url: str) -> None:

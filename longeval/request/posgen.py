@@ -6,75 +6,29 @@ those of the preset `full`: the sizes, data and schedule of Wang et al. 2024 (ar
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import json
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal
 
-from longeval.errors import LongEvalError, did_you_mean
+from pydantic import Field
+
+from longeval.errors import LongEvalError
 from longeval.plain import canonical_json
-from longeval.values import check_word
+from longeval.request import readers
+from longeval.request.base import StudyRequest
+from longeval.request.setting import MACHINE, METHODS, Setting
+
+DATA, MODEL, TRAINING = "Data", "Model", "Training"
 
 Regime = Literal["trained", "swapped"]
-REGIMES: tuple[Regime, ...] = get_args(Regime)
 """trained: a method is on while training. swapped: its base is off while training (`yarn` trains as `none`,
 `resonance_yarn` as `resonance`), and the method is switched on for evaluation."""
 
 Precision = Literal["float32", "tf32", "bf16"]
-PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 """How matrix products are taken; weights, moments and sums are float32 in all of them."""
 
 Init = Literal["t5", "normal"]
-INITS: tuple[Init, ...] = get_args(Init)
 """Initial weights: by each matrix's own scale as in T5, or all with one standard deviation."""
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "full": {},
-    "smoke": {
-        "tasks": ("cot",),
-        "regimes": ("trained", "swapped"),
-        "seeds": 1,
-        "num_valid": 200,
-        "num_test": 500,
-        "d_model": 128,
-        "d_ff": 512,
-        "heads": 2,
-        "epochs": 7,
-        "lr": 1e-3,
-        "validate_every": 1,
-    },
-}
-"""What each preset has other than the fields' defaults: `full` nothing, `smoke` what two CPU cores do in minutes."""
-
-_LEAST: dict[str, int] = {
-    "seeds": 1,
-    "first_seed": 0,
-    "data_seed": 0,
-    "num_train": 1,
-    "num_valid": 1,
-    "num_test": 1,
-    "modulus": 2,
-    "j": 0,
-    "k": 0,
-    "length": 2,
-    "test_length": 2,
-    "native": 2,
-    "layers": 1,
-    "d_model": 1,
-    "d_ff": 1,
-    "heads": 1,
-    "head_dim": 2,
-    "epochs": 1,
-    "batch_size": 1,
-    "validate_every": 1,
-}
-"""The least value of each whole number."""
-
-HOW_ONLY = frozenset({"stack"})
-"""Fields that say how to compute, not what: requests that differ in nothing else are one, in one run folder."""
 
 LARGEST_SEED = 2**63
 """Where seeds end: what torch takes."""
@@ -83,134 +37,172 @@ _NO_SETTING = ("tasks", "pe", "pe_args", "regimes", "seeds", "first_seed", "devi
 """What may differ between the requests of one run folder (parameters of the same method may not)."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PosGenRequest:
-    """A request of `longeval posgen train`. Every combination of task, method, regime and seed is a cell."""
+class PosGenRequest(StudyRequest, frozen=True):
+    """Train on short sequences, test on longer ones, by RoPE method.
+
+    Every combination of task, method, regime and seed is a cell; methods that
+    share a training share it. Finished cells and checkpoints are stored; the
+    same command goes on where it stopped.
+
+    [bold]Examples[/bold]
+
+    longeval posgen train --preset smoke
+
+    longeval posgen train --task cot --pe none,yarn --regime trained,swapped --pe-arg yarn.beta_fast=2 --dry-run
+
+    longeval posgen train --task recursive,cot,semi_recursive --seeds 5 --tf32 --out runs/posgen
+    """
 
     command: ClassVar[str] = "posgen"
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "full": {},
+        "smoke": {
+            "tasks": ("cot",),
+            "regimes": ("trained", "swapped"),
+            "seeds": 1,
+            "num_valid": 200,
+            "num_test": 500,
+            "d_model": 128,
+            "d_ff": 512,
+            "heads": 2,
+            "epochs": 7,
+            "lr": 1e-3,
+            "validate_every": 1,
+        },
+    }
+    how_only: ClassVar[frozenset[str]] = frozenset({"stack"})
 
-    tasks: tuple[str, ...] = ("recursive", "cot", "semi_recursive")
-    """Names of rules."""
-    pe: tuple[str, ...] = ("none", "resonance", "yarn", "resonance_yarn")
-    """Method names."""
-    regimes: tuple[Regime, ...] = ("trained",)
-    """Whether methods are on while training."""
-    seeds: int = 5
-    """How many seeds."""
-    first_seed: int = 0
-    """The first of them."""
-    data_seed: int | None = None
-    """Seed of everybody's data; None: each seed has data of its own."""
-    num_train: int = 10000
-    """Sequences to train on."""
-    num_valid: int = 1000
-    """Sequences for the losses by epoch."""
-    num_test: int = 1000
-    """Sequences for the accuracies."""
-    modulus: int = 17
-    """m."""
-    j: int = 1
-    """Tokens that are summed at the rule's own place."""
-    k: int = 3
-    """Tokens that are summed right before the new one; the first j + k are random."""
-    length: int = 64
-    """Tokens of a training sequence."""
-    test_length: int = 256
-    """Tokens of a validation or test sequence."""
-    factor: float | None = None
-    """s; None: longest window / native length, at least 1."""
-    native: int | None = None
-    """Native length L in tokens, which methods scale from; None: that of the training windows."""
-    pe_args: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Method parameters by method: {"yarn": {"beta_fast": 2}}."""
-    layers: int = 2
-    """Layers of the model."""
-    d_model: int = 512
-    """Its width."""
-    d_ff: int = 2048
-    """Width of its feed-forward layers."""
-    heads: int = 8
-    """Attention heads."""
-    head_dim: int = 64
-    """Rotary dimensions of each."""
-    theta: float = 10000.0
-    """RoPE's base."""
-    tied: bool = True
-    """Whether the output layer is the embedding."""
-    attention_scale: bool = False
-    """Whether attention logits are divided by √head_dim; T5 doesn't."""
-    init: Init = "t5"
-    """How weights start."""
-    start_token: bool = False
-    """Whether one more token stands in front of every sequence, which shifts positions by one."""
-    dropout: float = 0.0
-    """Share of activations dropped while training."""
-    frozen_mlp: bool = False
-    """Whether the feed-forward layers stay as they were drawn, as in the paper's published code."""
-    epochs: int = 150
-    """Times that every training sequence is seen."""
-    batch_size: int = 128
-    """Sequences of a step."""
-    lr: float = 2e-4
-    """Highest learning rate of the one-cycle schedule."""
-    weight_decay: float = 0.01
-    """AdamW's."""
-    warmup: float = 0.1
-    """Share of the steps in which the rate rises."""
-    validate_every: int = 2
-    """Epochs between validation losses."""
-    precision: Precision = "float32"
-    """How matrix products are taken."""
-    device: str = "auto"
-    """cpu, cuda, cuda:1, mps; auto: the first GPU, else the CPU."""
-    stack: bool | None = None
-    """Whether all seeds of a setting train together as one stacked model, or one after another. None: together on a
-    GPU, one after another on a CPU, where that is faster. It decides rounding alone."""
+    tasks: Annotated[
+        tuple[str, ...],
+        Setting(readers.names, "Rules: recursive, cot, semi_recursive; comma list.", flag="--task", example="cot"),
+    ] = ("recursive", "cot", "semi_recursive")
+    pe: Annotated[
+        tuple[str, ...],
+        Setting(readers.names, "Methods: none, yarn, resonance_yarn, …; comma list.", example="none,yarn"),
+    ] = ("none", "resonance", "yarn", "resonance_yarn")
+    regimes: Annotated[
+        tuple[Regime, ...],
+        Setting(
+            readers.several(Regime),
+            "trained: the method is on while training; swapped: only in evaluation (resonance in both); or both.",
+            flag="--regime",
+            example="trained",
+        ),
+    ] = ("trained",)
+    seeds: Annotated[int, Setting(readers.count(), "How many seeds.")] = 5
+    first_seed: Annotated[int, Setting(readers.count(least=0), "The first seed.")] = 0
+    data_seed: Annotated[
+        int | None,
+        Setting(readers.count(least=0), "One data set for all seeds.", unset="each seed its own", panel=DATA),
+    ] = None
+    num_train: Annotated[int, Setting(readers.count(), "Sequences to train on.", panel=DATA)] = 10000
+    num_valid: Annotated[int, Setting(readers.count(), "Sequences for losses by epoch.", panel=DATA)] = 1000
+    num_test: Annotated[int, Setting(readers.count(), "Sequences for accuracies.", panel=DATA)] = 1000
+    modulus: Annotated[int, Setting(readers.count(least=2), "m: tokens are 0 … m−1.", panel=DATA)] = 17
+    j: Annotated[int, Setting(readers.count(least=0), "Tokens summed at the rule's place.", panel=DATA)] = 1
+    k: Annotated[
+        int, Setting(readers.count(least=0), "Last tokens summed; the first j + k are random.", panel=DATA)
+    ] = 3
+    length: Annotated[int, Setting(readers.length(), "Tokens of a training sequence.", panel=DATA)] = 64
+    test_length: Annotated[int, Setting(readers.length(), "Tokens of a validation or test sequence.", panel=DATA)] = 256
+    factor: Annotated[
+        float | None,
+        Setting(readers.factor, "s = target / native length.", unset="test length / native, at least 1", panel=METHODS),
+    ] = None
+    native: Annotated[
+        int | None, Setting(readers.length(), "Native length in tokens.", unset="the training length", panel=METHODS)
+    ] = None
+    pe_args: Annotated[
+        dict[str, dict[str, Any]],
+        Setting(
+            readers.method_parameters,
+            "A method's parameter, yarn.beta_fast=16; may be repeated.",
+            flag="--pe-arg",
+            metavar="METHOD.PARAM=VALUE",
+            repeated=True,
+            panel=METHODS,
+        ),
+    ] = Field(default_factory=dict)
+    layers: Annotated[int, Setting(readers.count(), "Layers.", panel=MODEL)] = 2
+    d_model: Annotated[int, Setting(readers.count(), "Width.", panel=MODEL)] = 512
+    d_ff: Annotated[int, Setting(readers.count(), "Width of feed-forward layers.", panel=MODEL)] = 2048
+    heads: Annotated[int, Setting(readers.count(), "Attention heads.", panel=MODEL)] = 8
+    head_dim: Annotated[int, Setting(readers.count(least=2), "Dimensions of a head, all rotated.", panel=MODEL)] = 64
+    theta: Annotated[
+        float, Setting(readers.number("greater than 0", lambda base: base > 0), "RoPE's base.", panel=MODEL)
+    ] = 10000.0
+    tied: Annotated[bool, Setting(readers.switch, "Output layer = embedding.", off="--untied", panel=MODEL)] = True
+    attention_scale: Annotated[
+        bool, Setting(readers.switch, "Divide attention logits by √head_dim, which T5 doesn't.", panel=MODEL)
+    ] = False
+    init: Annotated[
+        Init, Setting(readers.words(Init), "t5: each matrix by its own scale; normal: one for all.", panel=MODEL)
+    ] = "t5"
+    start_token: Annotated[
+        bool, Setting(readers.switch, "One more token in front: positions shift by one.", panel=MODEL)
+    ] = False
+    dropout: Annotated[
+        float,
+        Setting(
+            readers.number("at least 0 and below 1", lambda share: 0 <= share < 1),
+            "Share dropped in training.",
+            panel=MODEL,
+        ),
+    ] = 0.0
+    frozen_mlp: Annotated[
+        bool, Setting(readers.switch, "Leave feed-forward layers as drawn, as the paper's code does.", panel=MODEL)
+    ] = False
+    epochs: Annotated[int, Setting(readers.count(), "Passes over the training data.", panel=TRAINING)] = 150
+    batch_size: Annotated[int, Setting(readers.count(), "Sequences of a step.", panel=TRAINING)] = 128
+    lr: Annotated[
+        float,
+        Setting(
+            readers.number("greater than 0", lambda rate: rate > 0),
+            "Highest learning rate of the one-cycle schedule.",
+            panel=TRAINING,
+        ),
+    ] = 2e-4
+    weight_decay: Annotated[
+        float, Setting(readers.number("at least 0", lambda decay: decay >= 0), "AdamW's weight decay.", panel=TRAINING)
+    ] = 0.01
+    warmup: Annotated[
+        float,
+        Setting(
+            readers.number("between 0 and 1", lambda share: 0 < share < 1),
+            "Share of steps in which the rate rises.",
+            panel=TRAINING,
+        ),
+    ] = 0.1
+    validate_every: Annotated[int, Setting(readers.count(), "Epochs between validation losses.", panel=TRAINING)] = 2
+    precision: Annotated[
+        Precision,
+        Setting(
+            readers.words(Precision),
+            "How matrix products are taken.",
+            switches={"tf32": "Matrix products in TF32 (NVIDIA GPUs).", "bf16": "Matrix products in bfloat16."},
+            panel=MACHINE,
+        ),
+    ] = "float32"
+    device: Annotated[str, Setting(readers.text, "auto, cpu, cuda, cuda:1, mps.", panel=MACHINE)] = "auto"
+    stack: Annotated[
+        bool | None,
+        Setting(
+            readers.switch,
+            "Train all seeds of a setting together as one stacked model, or one after another.",
+            unset="stacked on a GPU, not on a CPU, where that is slower",
+            panel=MACHINE,
+        ),
+    ] = None
 
-    def __post_init__(self) -> None:
-        for flag, items in (("--task", self.tasks), ("--pe", self.pe), ("--regime", self.regimes)):
-            if not items:
-                raise LongEvalError(f"{flag}: nothing named", "Give at least one.")
-            if repeated := [item for place, item in enumerate(items) if item in items[:place]]:
-                raise LongEvalError(f"{flag} {','.join(items)}: {repeated[0]} is named twice", "Name each once.")
-        for regime in self.regimes:
-            check_word("--regime", regime, REGIMES)
-        check_word("--precision", self.precision, PRECISIONS)
-        check_word("--init", self.init, INITS)
-        for name, least in _LEAST.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise LongEvalError(
-                    f"{flag_of(name)} {value}: must be at least {least}", f"Give a whole number of at least {least}."
-                )
-        self._check_ranges()
-        self._check_steps()
-
-    def _check_ranges(self) -> None:
-        """Raises LongEvalError for numbers that no training can have."""
+    def check(self) -> None:
+        """See `StudyRequest.check`."""
         if self.test_length <= self.length:
             raise LongEvalError(
                 f"--test-length {self.test_length}: must be longer than the training length {self.length}",
                 "PosGen tests on positions that training didn't see: 4 × --length is usual.",
             )
-        for name in ("lr", "theta"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise LongEvalError(f"{flag_of(name)} {value:g}: must be a finite number greater than 0", "Mend it.")
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise LongEvalError(f"--weight-decay {self.weight_decay:g}: must be 0 or more", "0.01 is the paper's.")
-        if not 0 < self.warmup < 1:
-            raise LongEvalError(f"--warmup {self.warmup:g}: must be between 0 and 1", "0.1 is a tenth of the steps.")
-        if not 0 <= self.dropout < 1:
-            raise LongEvalError(f"--dropout {self.dropout:g}: must be at least 0 and below 1", "0 is none.")
-        if self.factor is not None and not (math.isfinite(self.factor) and self.factor >= 1):
-            raise LongEvalError(
-                f"--factor {self.factor:g}: must be a finite number of at least 1",
-                "It is target length / native length: 4 stretches 64 to 256.",
-            )
-
-    def _check_steps(self) -> None:
-        """Raises LongEvalError where a schedule has no room, or a stack no second seed."""
+        if self.head_dim % 2:
+            raise LongEvalError(f"--head-dim {self.head_dim}: must be even", "RoPE rotates pairs; 64 is usual.")
         if self.epochs == 1 and self.num_train <= self.batch_size:
             raise LongEvalError(
                 f"--epochs 1, --num-train {self.num_train}, --batch-size {self.batch_size}: that is one step, and the "
@@ -220,7 +212,7 @@ class PosGenRequest:
         for name, last in (("first_seed", self.first_seed + self.seeds - 1), ("data_seed", self.data_seed or 0)):
             if last >= LARGEST_SEED:
                 raise LongEvalError(
-                    f"{flag_of(name)} {getattr(self, name)}: seeds end at {LARGEST_SEED - 1}", "Choose a smaller one."
+                    f"{self.flag(name)} {getattr(self, name)}: seeds end at {LARGEST_SEED - 1}", "Choose a smaller one."
                 )
         if self.stack and self.seeds == 1:
             raise LongEvalError("--stack: would be ignored, there is one seed", "Leave it out or give more --seeds.")
@@ -259,57 +251,21 @@ class PosGenRequest:
         """The seeds."""
         return tuple(range(self.first_seed, self.first_seed + self.seeds))
 
-    def replaced(self, **changes: Any) -> Self:
-        """The same request with other values in some fields, checked again."""
-        return dataclasses.replace(self, **changes)
-
-    def to_mapping(self) -> dict[str, Any]:
-        """As plain YAML: every field that says something."""
-        plain = {"command": self.command}
-        for item in dataclasses.fields(self):
-            value = getattr(self, item.name)
-            if value is not None and value != {}:
-                plain[item.name] = value
-        untyped: dict[str, Any] = json.loads(canonical_json(plain))  # tuples to lists, also within pe_args
-        return {key: untyped[key] for key in plain}
-
-    def digest(self) -> str:
-        """A short digest of the request, for naming its run folder; stacked or not, it is the same one."""
-        named = {name: value for name, value in self.to_mapping().items() if name not in HOW_ONLY}
-        return hashlib.sha256(canonical_json(named).encode()).hexdigest()[:8]
-
     def differences(self, other: PosGenRequest) -> list[str]:
         """In what two requests differ that one run folder can't hold both of, each as `--lr 0.001, not 0.0002`."""
         found = []
-        for item in dataclasses.fields(self):
-            if item.name in _NO_SETTING:
+        for field in type(self).model_fields:
+            if field in _NO_SETTING:
                 continue
-            name = {"factor": "scaling_factor", "native": "native_length"}.get(item.name, item.name)
+            name = {"factor": "scaling_factor", "native": "native_length"}.get(field, field)
             own, others = getattr(self, name), getattr(other, name)
             if own != others:
-                found.append(f"{flag_of(item.name)} {shown(own)}, not {shown(others)}")
+                found.append(f"{self.flag(field)} {shown(own)}, not {shown(others)}")
         for base in sorted(_bases(self.pe) & _bases(other.pe)):
             own, others = _plain(self.pe_args.get(base, {})), _plain(other.pe_args.get(base, {}))
             if own != others:
                 found.append(f"--pe-arg {base}: {shown(own)}, not {shown(others)}")
         return found
-
-
-def preset_fields(preset: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a request that starts from a preset, with what is `given` in place of the preset's.
-
-    Raises:
-        LongEvalError: There is no such preset.
-    """
-    if preset not in PRESETS:
-        raise LongEvalError(f"--preset {preset}: unknown", did_you_mean(preset, PRESETS))
-    return PRESETS[preset] | dict(given)
-
-
-def flag_of(name: str) -> str:
-    """The flag that sets a field: `--batch-size`."""
-    own = {"tasks": "task", "regimes": "regime"}
-    return f"--{own.get(name, name).replace('_', '-')}"
 
 
 def shown(value: Any) -> str:

@@ -2,39 +2,65 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from longeval.errors import LongEvalError
+from longeval.request import readers
 from longeval.request.model import ModelRequest
+from longeval.request.setting import Setting
+
+DOCUMENTS = "Documents"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PplRequest(ModelRequest):
-    """A request of `longeval ppl`. Every combination of model, method, length and data set is a cell."""
+class PplRequest(ModelRequest, frozen=True):
+    """Perplexity at growing context lengths, by RoPE method.
+
+    Every combination of model, method, length and data set is a cell. Finished
+    cells are stored at once; the same command goes on where it stopped.
+
+    [bold]Examples[/bold]
+
+    longeval ppl --model llama2-7b --pe resonance_yarn --lengths 4k,8k,16k
+
+    longeval ppl --model smollm2-135m-q4 --pe none,yarn,resonance_yarn --lengths 4k,8k,12k --data stdlib --docs 2
+
+    longeval ppl --model ./my-model --pe yarn --factor 4 --lengths 32k --data book.txt --protocol sliding --dry-run
+    """
 
     command: ClassVar[str] = "ppl"
 
-    data: tuple[str, ...] = ("gov_report",)
-    """Corpora, `leval:NAME`, `stdlib`, files and folders."""
-    protocol: str = "prefix"
-    """Which tokens are scored with how much context."""
-    stride: int | None = None
-    """Tokens between windows (sliding, sliding_window_mean, stream); None: 256."""
-    min_tokens: int | None = None
-    """Documents with fewer tokens (BOS not counted) are skipped. None: the longest length under prefix, else 2."""
-    docs: int | Literal["all"] | None = None
-    """At most this many documents; None: what the data set suggests."""
-    text_field: str | None = None
-    """The field of JSON, CSV, parquet and Arrow files that holds the text."""
-
-    def __post_init__(self) -> None:
-        ModelRequest.__post_init__(self)  # by name: super() knows the class as it was before it got slots
-        if not self.data:
-            raise LongEvalError("--data: nothing named", "Give at least one.")
-        if self.stride is not None and self.stride < 1:
-            raise LongEvalError(f"--stride {self.stride}: must be at least 1", "256 is usual.")
-        if self.min_tokens is not None and self.min_tokens < 2:
-            raise LongEvalError(f"--min-tokens {self.min_tokens}: must be at least 2", "Leave it out for the default.")
-        if isinstance(self.docs, int) and self.docs < 1:
-            raise LongEvalError(f"--docs {self.docs}: must be at least 1", "Give a number, or all.")
+    data: Annotated[
+        tuple[str, ...],
+        Setting(
+            readers.paths,
+            "gov_report, pg19, proof_pile, leval:NAME, stdlib, files, folders; comma list (\\, for one in a path).",
+            example="gov_report",
+        ),
+    ] = ("gov_report",)
+    protocol: Annotated[str, Setting(readers.text, "What is scored: prefix, sliding, sliding_window_mean, stream.")] = (
+        "prefix"
+    )
+    stride: Annotated[
+        int | None,
+        Setting(readers.length(least=1), "Tokens between windows (not under prefix).", unset="256", panel=DOCUMENTS),
+    ] = None
+    min_tokens: Annotated[
+        int | None,
+        Setting(
+            readers.length(),
+            "Skip documents with fewer tokens, BOS not counted.",
+            unset="the longest length under prefix, else 2",
+            panel=DOCUMENTS,
+        ),
+    ] = None
+    docs: Annotated[
+        int | Literal["all"] | None,
+        Setting(
+            readers.either("all", readers.count()),
+            "At most so many documents, or all.",
+            unset="what the data set says",
+            panel=DOCUMENTS,
+        ),
+    ] = None
+    text_field: Annotated[
+        str | None, Setting(readers.text, "Field of JSON, CSV, parquet files with the text.", panel=DOCUMENTS)
+    ] = None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import Annotated, ClassVar, Literal, get_args
 
 from longeval.errors import LongEvalError
+from longeval.request import readers
 from longeval.request.model import ModelRequest
-from longeval.values import check_word
+from longeval.request.setting import Setting
+
+SAMPLES = "Samples and prompts"
 
 Overlong = Literal["middle", "left", "right", "skip", "error"]
 OVERLONG: tuple[Overlong, ...] = get_args(Overlong)
@@ -19,45 +21,80 @@ CHAT_TEMPLATES: tuple[ChatTemplate, ...] = get_args(ChatTemplate)
 """Whether prompts go through the tokenizer's chat template; auto: if it has one."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TasksRequest(ModelRequest):
-    """A request of `longeval tasks`. Every combination of model, method, length and task is a cell."""
+class TasksRequest(ModelRequest, frozen=True):
+    """Downstream long-text tasks, by RoPE method and window length.
+
+    Every combination of model, method, length and task is a cell. Finished
+    cells are stored at once; the same command goes on where it stopped.
+
+    [bold]Examples[/bold]
+
+    longeval tasks --list
+
+    longeval tasks --model smollm2-135m-q4 --pe none,yarn --tasks passkey,niah --lengths 4k,8k,12k --limit 20
+
+    longeval tasks --model llama2-7b-chat --pe ntk,yarn,resonance_yarn --tasks leval --lengths 8k,16k,32k
+    """
 
     command: ClassVar[str] = "tasks"
 
-    tasks: tuple[str, ...]
-    """Names of tasks and groups, files of tasks."""
-    include: tuple[str, ...] = ()
-    """Folders with more tasks."""
-    limit: int | None = None
-    """At most this many samples of each task; None: all, for synthetic tasks as many as they suggest."""
-    overlong: Overlong = "middle"
-    """What becomes of a sample that is longer than the window."""
-    same_samples: bool = False
-    """Whether a sample that is left out at one length is left out at every length."""
-    chat_template: ChatTemplate = "auto"
-    """Whether prompts go through the tokenizer's chat template."""
-    num_fewshot: int | None = None
-    """Examples in front of each question; None: what the task says."""
-    max_new_tokens: int | None = None
-    """Most tokens of an answer; None: what the task says."""
-    haystack: str | None = None
-    """What needles are hidden in: `noise`, `stdlib`, or any documents; None: noise."""
+    tasks: Annotated[
+        tuple[str, ...],
+        Setting(
+            readers.paths,
+            "Tasks, groups (leval, niah, longbench, …), patterns ('arc*') or .yaml files; comma list.",
+            example="passkey",
+        ),
+    ]
+    include: Annotated[
+        tuple[str, ...],
+        Setting(readers.paths, "Folder with task files of your own; may be repeated.", repeated=True, panel=SAMPLES),
+    ] = ()
+    limit: Annotated[
+        int | None,
+        Setting(
+            readers.count(),
+            "At most so many samples of each task; synthetic tasks make as many.",
+            unset="all; 100 of synthetic tasks",
+            panel=SAMPLES,
+        ),
+    ] = None
+    overlong: Annotated[
+        Overlong,
+        Setting(
+            readers.words(Overlong),
+            "A sample longer than the window: cut its document's middle, left (its beginning), right (its end), "
+            "skip the sample, or error.",
+            panel=SAMPLES,
+        ),
+    ] = "middle"
+    same_samples: Annotated[
+        bool, Setting(readers.switch, "Skip a sample at every length if it is at one.", panel=SAMPLES)
+    ] = False
+    chat_template: Annotated[
+        ChatTemplate, Setting(readers.words(ChatTemplate), "on, off, or auto: if the tokenizer has one.", panel=SAMPLES)
+    ] = "auto"
+    num_fewshot: Annotated[
+        int | None, Setting(readers.count(least=0), "Examples before each question.", unset="the task's", panel=SAMPLES)
+    ] = None
+    max_new_tokens: Annotated[
+        int | None, Setting(readers.count(), "Most tokens of an answer.", unset="the task's", panel=SAMPLES)
+    ] = None
+    haystack: Annotated[
+        str | None,
+        Setting(
+            readers.text,
+            "What needles are hidden in: noise, stdlib, or any --data of ppl.",
+            unset="noise",
+            panel=SAMPLES,
+        ),
+    ] = None
 
-    def __post_init__(self) -> None:
-        ModelRequest.__post_init__(self)  # by name: super() knows the class as it was before it got slots
-        if not self.tasks:
-            raise LongEvalError("--tasks: nothing named", "`longeval tasks --list` shows what there is.")
-        if self.limit is not None and self.limit < 1:
-            raise LongEvalError(f"--limit {self.limit}: must be at least 1", "Leave it out for all samples.")
-        if self.num_fewshot is not None and self.num_fewshot < 0:
-            raise LongEvalError(f"--num-fewshot {self.num_fewshot}: must be at least 0", "0 is none.")
-        if self.max_new_tokens is not None and self.max_new_tokens < 1:
-            raise LongEvalError(f"--max-new-tokens {self.max_new_tokens}: must be at least 1", "Leave it out.")
-        check_word("--overlong", self.overlong, OVERLONG)
+    def check(self) -> None:
+        """See `StudyRequest.check`."""
+        ModelRequest.check(self)
         if self.same_samples and self.overlong != "skip":
             raise LongEvalError(
                 f"--same-samples: would do nothing under --overlong {self.overlong}, which leaves no sample out",
                 "Leave it out, or use --overlong skip.",
             )
-        check_word("--chat-template", self.chat_template, CHAT_TEMPLATES)

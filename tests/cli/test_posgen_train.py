@@ -15,7 +15,7 @@ import pytest
 
 from longeval.cli.app import run_app
 from longeval.report.collect import collect
-from longeval.request import PosGenRequest, preset_fields, request_from_mapping, requests_from_yaml
+from longeval.request import PosGenRequest, request_from_mapping, requests_from_yaml
 from longeval.store.folder import Store
 from longeval.studies.posgen import trainer as train_posgen
 from longeval.studies.posgen.checkpoint import from_bytes
@@ -75,7 +75,9 @@ def test_a_run_shows_a_table_and_leaves_a_repeatable_folder(capsys, tmp_path):
         assert f"cot, trained with none · seed {seed}, epochs 1 … 4 (14 steps)" in shown.err
     assert "posgen-1x12 yarn 20 on posgen_cot (swapped, seed 1): accuracy_ood" in shown.err
     assert "8 cells computed; records in run" in shown.err
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["cells", "curves", "spec.yaml", "weights"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        "cells", "curves", "plan.json", "spec.yaml", "weights",
+    ]  # fmt: skip
     assert [len(list((tmp_path / "run" / kind).iterdir())) for kind in ("cells", "curves", "weights")] == [8, 8, 4]
     assert run_app(["run", "run/spec.yaml"]) == 0
     assert "0 cells computed, 8 stored already" in capsys.readouterr().err
@@ -134,13 +136,13 @@ def test_flags_override_the_preset_and_the_folder_says_all(tmp_path, monkeypatch
     flags += " --no-stack --pe yarn --pe-arg yarn.beta_fast=2 --regime swapped --native 257 --factor 3.95 --data-seed 4"
     assert run_app(["posgen", "train", "--preset", "smoke", *flags.split()]) == 0
     smoke, changed = seen
-    assert smoke == PosGenRequest(**preset_fields("smoke", {}))
+    assert smoke == PosGenRequest.read({"preset": "smoke"})
     given = {
         "tasks": ("recursive",), "epochs": 3, "tied": False, "attention_scale": True, "start_token": True,
         "frozen_mlp": True, "precision": "bf16", "init": "normal", "pe": ("yarn",), "regimes": ("swapped",),
         "pe_args": {"yarn": {"beta_fast": 2.0}}, "native": 257, "factor": 3.95, "data_seed": 4, "stack": False,
     }  # fmt: skip
-    assert changed == PosGenRequest(**preset_fields("smoke", given))
+    assert changed == PosGenRequest.read({"preset": "smoke"} | given)
 
 
 @pytest.mark.parametrize(

@@ -134,9 +134,9 @@ def train_setting(spec: PosGenRequest) -> TrainSetting:
 
 
 def _named(spec: PosGenRequest, kind: type[DataSetting | ModelConfig | TrainSetting]) -> dict[str, Any]:
-    """What a request calls as `kind` does."""
-    known = {item.name for item in dataclasses.fields(spec)}
-    return {item.name: getattr(spec, item.name) for item in dataclasses.fields(kind) if item.name in known}
+    """The fields that a request and `kind` have in common."""
+    known = [item.name for item in dataclasses.fields(kind) if item.name in PosGenRequest.model_fields]
+    return {name: getattr(spec, name) for name in known}
 
 
 def _check_native(spec: PosGenRequest, names: list[MethodName]) -> None:

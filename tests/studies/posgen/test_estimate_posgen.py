@@ -7,7 +7,7 @@ import torch
 from posgen_requests import carry_out, tiny_request
 from torch.utils.flop_counter import FlopCounterMode
 
-from longeval.request import PosGenRequest, preset_fields
+from longeval.request import PosGenRequest
 from longeval.studies.posgen.estimate import (
     RUNTIME_BYTES,
     estimate,
@@ -55,7 +55,7 @@ def test_training_operations_are_about_those_that_torch_counts(frozen_mlp):
 
 
 def test_the_full_table_is_what_the_request_says():
-    plan = plan_posgen(PosGenRequest(**preset_fields("full", {"device": "cpu"})))
+    plan = plan_posgen(PosGenRequest(device="cpu"))
     config = plan.config
     assert config == ModelConfig()
     # 60 trainings · 150 epochs · 10,000 sequences of 64 tokens · 6 operations a weight of 6.3 million, attention on top

@@ -10,7 +10,7 @@ import pytest
 from posgen_requests import tiny_request
 
 from longeval.errors import LongEvalError
-from longeval.request import PosGenRequest, preset_fields
+from longeval.request import PosGenRequest
 from longeval.studies.posgen import plan as plan_module
 from longeval.studies.posgen.data import DataSetting
 from longeval.studies.posgen.model import ModelConfig
@@ -267,6 +267,6 @@ def test_a_note_says_where_nothing_is_stretched():
 
 @pytest.mark.parametrize("preset", ["full", "smoke"])
 def test_presets_can_be_planned(preset):
-    plan = plan_posgen(PosGenRequest(**preset_fields(preset, {"device": "cpu"})))
+    plan = plan_posgen(PosGenRequest.read({"preset": preset, "device": "cpu"}))
     assert len(plan.stacks) == {"full": 60, "smoke": 4}[preset]
     assert len(plan.cells) == {"full": 60, "smoke": 8 * plan.spec.seeds}[preset]

@@ -1,0 +1,143 @@
+"""Commands made from the classes of requests: a field becomes a flag, the docstring becomes the text of `--help`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from inspect import Parameter
+from typing import Annotated, Any
+
+import typer
+
+from longeval.cli import options
+from longeval.errors import LongEvalError
+from longeval.request import StudyRequest, readers
+from longeval.request.setting import MACHINE, OUTPUT
+
+Given = dict[str, Any]
+"""What was given on the command line, by field or parameter."""
+
+
+def run_flags(
+    *,
+    out: options.Out = None,
+    json_path: options.Json = None,
+    dry_run: options.DryRun = False,
+    fresh: options.Fresh = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Declares the flags of every command that carries out requests: how it is done, not what."""
+
+
+RUN_FLAGS = inspect.signature(run_flags, eval_str=True).parameters
+
+
+def study_command(
+    kind: type[StudyRequest],
+    *,
+    more: Sequence[Parameter] = (),
+    instead: Callable[[Given, Given], int | None] | None = None,
+) -> Callable[..., int]:
+    """Returns the function of a command that makes a request and carries it out, for `typer.Typer.command`.
+
+    Args:
+        kind: The class of the request.
+        more: Flags of the command besides its settings and `RUN_FLAGS`.
+        instead: (what was given of the settings, all other flags) → None, or the exit status if it has done something
+            else than a request, as `--list` does. With it, typer requires no setting.
+    """
+
+    def command(**given: Any) -> int:
+        from longeval.cli.request import carry_out
+
+        how = {name: given.pop(name) for name in RUN_FLAGS}
+        others = {parameter.name: given.pop(parameter.name) for parameter in more}
+        asked = {name: value for name, value in given.items() if value is not None}
+        status = None if instead is None else instead(asked, how | others)
+        return carry_out([_request(kind, asked)], **how) if status is None else status
+
+    parameters = [*_settings(kind, required=instead is None), *more, *RUN_FLAGS.values()]
+    command.__doc__ = kind.__doc__
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters} | {"return": int}
+    command.__signature__ = inspect.Signature(parameters, return_annotation=int)  # type: ignore[attr-defined]
+    return command
+
+
+def parameter(name: str, kind: Any, option: Any, default: Any) -> Parameter:
+    """A parameter that typer makes a flag of."""
+    return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
+
+
+def _request(kind: type[StudyRequest], asked: Given) -> Any:
+    """The request that flags ask for."""
+    for name in kind.model_fields:
+        words = [word for word in kind.setting(name).switches if asked.pop(word, False)]
+        if len(words) > 1:
+            raise LongEvalError(f"--{words[0]} and --{words[1]}: contradict each other", "Give one of them, or none.")
+        if words:
+            asked[name] = words[0]
+    if "pe_args" in asked:
+        from longeval.rope.build import parse_pe_args
+
+        methods = readers.names(asked.get("pe", kind.default("pe")), kind.flag("pe"))
+        asked["pe_args"] = parse_pe_args(asked["pe_args"], methods)
+    if "vllm_args" in asked:
+        from longeval.request.engine import parse_vllm_args
+
+        asked["vllm_args"] = parse_vllm_args(asked["vllm_args"])
+    return kind.read(asked)
+
+
+def _settings(kind: type[StudyRequest], *, required: bool) -> list[Parameter]:
+    """The parameters of all settings; those of the panels that other commands have too come last."""
+    found: list[tuple[str | None, Parameter]] = []
+    for name in kind.model_fields:
+        found += [(kind.setting(name).panel, one) for one in _parameters(kind, name, required)]
+    if kind.presets:
+        told = f"{', '.join(kind.presets)}: where defaults come from. Flags override it."
+        found.append((None, parameter("preset", str, typer.Option("--preset", help=told), next(iter(kind.presets)))))
+    last = {MACHINE: 1, OUTPUT: 2}
+    return [one for _, one in sorted(found, key=lambda item: last.get(item[0] or "", 0))]
+
+
+def _parameters(kind: type[StudyRequest], name: str, required: bool) -> Iterator[Parameter]:
+    """The parameters of a setting: one, or one for each of its switches."""
+    setting, default = kind.setting(name), _shown(kind, name)
+    for word, told in setting.switches.items():
+        yield parameter(word, bool, options.option(kind, name, flags=f"--{word}", help=told), False)
+    if setting.switches:
+        return
+    if kind.model_fields[name].is_required():
+        missing = Parameter.empty if required else None
+        yield parameter(name, str if required else str | None, options.option(kind, name), missing)
+    elif setting.repeated:
+        yield parameter(name, list[str] | None, options.option(kind, name), None)
+    elif setting.read is readers.switch and kind.default(name) is False and not kind.presets:
+        yield parameter(name, bool, options.option(kind, name), False)
+    elif setting.read is readers.switch:
+        flag = kind.flag(name)
+        both = f"{flag}/{setting.off or flag.replace('--', '--no-')}"
+        changes = {} if default is None else {"show_default": both.split("/")[0 if kind.default(name) else 1][2:]}
+        yield parameter(name, bool | None, options.option(kind, name, flags=both, **changes), None)
+    elif kind.presets:  # which decides what is not given
+        changes = {} if default is None else {"show_default": default}
+        yield parameter(name, str | None, options.option(kind, name, **changes), None)
+    else:
+        yield parameter(name, str if default is not None else str | None, options.option(kind, name), default)
+
+
+def _shown(kind: type[StudyRequest], name: str) -> str | None:
+    """The default of a field as a user would give it, and after it that of each preset that has another."""
+    default = kind.default(name)
+    if default is None or kind.model_fields[name].is_required():
+        return None
+    others = [f"; {preset}: {_as_given(values[name])}" for preset, values in kind.presets.items() if name in values]
+    return _as_given(default) + "".join(others)
+
+
+def _as_given(value: Any) -> str:
+    """A value as a user would give it."""
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
