@@ -8,7 +8,7 @@ import re
 import sys
 from typing import Any
 
-from longeval.errors import LongEvalError, WriteError
+from longeval.errors import LongEvalError, WriteError, reason
 
 
 def check_json_path(path: str) -> None:
@@ -29,8 +29,8 @@ def check_writable(flag: str, path: str) -> None:
         return
     from longeval.files import why_unwritable
 
-    if (reason := why_unwritable(folder, os.path.basename(path))) is not None:
-        raise LongEvalError(f"{flag} {path}: can't write there ({reason})", "Choose a folder you may write to.")
+    if (why := why_unwritable(folder, os.path.basename(path))) is not None:
+        raise LongEvalError(f"{flag} {path}: can't write there ({why})", "Choose a folder you may write to.")
 
 
 def write_output(flag: str, path: str, content: bytes) -> None:
@@ -51,7 +51,7 @@ def write_output(flag: str, path: str, content: bytes) -> None:
             write_whole(real, content)
     except OSError as error:
         raise WriteError(
-            f"{flag} {path}: can't write there ({error.strerror or error})", "Choose a folder you may write to."
+            f"{flag} {path}: can't write there ({reason(error)})", "Choose a folder you may write to."
         ) from error
 
 

@@ -13,7 +13,7 @@ import sys
 from types import FrameType
 from typing import NoReturn
 
-from longeval.errors import WriteError
+from longeval.errors import WriteError, reason
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C."""
@@ -57,7 +57,7 @@ class GuardedStream(io.TextIOWrapper):
             self.reader_gone = True
         elif self.fileno() == 1:
             raise WriteError(
-                f"standard output can't be written ({error.strerror or error})",
+                f"standard output can't be written ({reason(error)})",
                 "Make room and repeat the command; cells that were computed are stored.",
             ) from error
 

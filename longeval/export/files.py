@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from longeval.errors import reason
 from longeval.models.files import local_folder
 from longeval.models.folder import weight_files
 from longeval.models.hub import HubSnapshot, cached_weights, open_hub, unreachable_hub
@@ -85,8 +86,7 @@ def _fetch(ref: ModelRef, snapshot: HubSnapshot) -> None:
             for name in names:
                 hf_hub_download(snapshot.hub_id, name, revision=snapshot.commit)
     except (errors.HfHubHTTPError, errors.EntryNotFoundError, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise unreachable_hub(snapshot.hub_id, ref.name, reason) from error
+        raise unreachable_hub(snapshot.hub_id, ref.name, reason(error)) from error
 
 
 def raised_limit(name: str, settings: dict[str, Any], *, native: int, target: int) -> dict[str, Any] | None:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from longeval.errors import LongEvalError
+from longeval.errors import LongEvalError, reason
 from longeval.export.encoding import Encoding
 from longeval.export.files import LIMITS, file_names, raised_limit, source_folder
 from longeval.export.form import new_config
@@ -63,8 +63,8 @@ def check_folder(path: str) -> None:
         )
     if not os.path.isdir(parent):
         raise LongEvalError(f"--out {path}: there is no folder {parent}", "Name a folder in one that exists.")
-    if (reason := why_unwritable(parent)) is not None:
-        raise LongEvalError(f"--out {path}: can't write there ({reason})", "Choose a folder you may write to.")
+    if (why := why_unwritable(parent)) is not None:
+        raise LongEvalError(f"--out {path}: can't write there ({why})", "Choose a folder you may write to.")
 
 
 def write_folder(ref: ModelRef, config: Any, encoding: Encoding, path: str, progress: Progress) -> WrittenFolder:
@@ -106,7 +106,7 @@ def write_folder(ref: ModelRef, config: Any, encoding: Encoding, path: str, prog
             os.rename(work, place)
     except OSError as error:
         raise LongEvalError(
-            f"--out {path}: {error.strerror or error}", "Make room, or choose a folder you may write to."
+            f"--out {path}: {reason(error)}", "Make room, or choose a folder you may write to."
         ) from error
     return written
 
@@ -176,7 +176,7 @@ def _open_source(path: str, model: str) -> BinaryIO:
         return open(path, "rb")
     except OSError as error:
         raise LongEvalError(
-            f"--model {model}: {os.path.basename(path)}: {error.strerror or error}", "Check the model's folder."
+            f"--model {model}: {os.path.basename(path)}: {reason(error)}", "Check the model's folder."
         ) from error
 
 

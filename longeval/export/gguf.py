@@ -60,8 +60,8 @@ def check_file(path: str) -> None:
         )
     if not os.path.isdir(folder := os.path.dirname(os.path.abspath(path))):
         raise LongEvalError(f"--out {path}: there is no folder {folder}", "Name a file in a folder that exists.")
-    if (reason := why_unwritable(folder)) is not None:
-        raise LongEvalError(f"--out {path}: can't write there ({reason})", "Choose a folder you may write to.")
+    if (why := why_unwritable(folder)) is not None:
+        raise LongEvalError(f"--out {path}: can't write there ({why})", "Choose a folder you may write to.")
 
 
 def check_source(ref: ModelRef, path: str) -> None:
@@ -140,7 +140,7 @@ def write_gguf(ref: ModelRef, encoding: Encoding, path: str, progress: Progress)
             os.rename(work, place)
     except OSError as error:
         raise LongEvalError(
-            f"--out {path}: {error.strerror or error}", "Make room, or choose a folder you may write to."
+            f"--out {path}: {reason(error)}", "Make room, or choose a folder you may write to."
         ) from error
     return written
 

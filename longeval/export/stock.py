@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from huggingface_hub.errors import StrictDataclassError
 
-from longeval.errors import LongEvalError
+from longeval.errors import LongEvalError, reason
 from longeval.export.encoding import Encoding
 from longeval.export.error import StockError, multiplied, stock_error
 from longeval.export.form import GLOBAL_LAYERS
@@ -87,10 +87,7 @@ def check_stock(folder: str, encoding: Encoding, original: Any) -> Stock:
             module = _rotary_module(config, encoding)
             errors = _check_module(module, encoding, original)
     except _FAILURES as error:
-        reason = (str(error).strip().splitlines() or [""])[
-            -1
-        ].strip()  # where there are several, the first are a heading
-        raise _refused(encoding, f"{type(error).__name__}: {reason.rstrip('.')}") from error
+        raise _refused(encoding, reason(error)) from error
     worst = max(errors, key=lambda error: error.largest)
     return Stock(transformers=transformers.__version__, error=worst)
 
@@ -165,12 +162,12 @@ def _frequencies(module: Any, kind: str | None) -> npt.NDArray[np.float32]:
     return frequencies
 
 
-def _refused(encoding: Encoding, reason: str) -> LongEvalError:
+def _refused(encoding: Encoding, why: str) -> LongEvalError:
     import transformers
 
     return LongEvalError(
         f"--model {encoding.rope.model}: stock transformers {transformers.__version__} doesn't give a "
-        f"{encoding.rope.model_type} model these frequencies from its configuration ({reason})",
+        f"{encoding.rope.model_type} model these frequencies from its configuration ({why})",
         "Such a model can't be exported; longeval itself measures it with any method.",
     )
 

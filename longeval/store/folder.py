@@ -29,7 +29,7 @@ from typing import Any, Literal, TypeVar
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from longeval.errors import LongEvalError, WriteError
+from longeval.errors import LongEvalError, WriteError, reason
 from longeval.files import sweep, write_whole
 from longeval.plain import read_json
 from longeval.store.artefact import ARTEFACTS, Artefact, agree, artefact_of, check_artefact, check_records, digest
@@ -38,7 +38,7 @@ from longeval.store.nll import NLL, TokenNll
 from longeval.store.plan import PlannedRequest, StoredPlan, plan_from_json
 from longeval.store.records import SCHEMA_VERSION, Record, record_from_json
 from longeval.store.samples import SAMPLES, Sample
-from longeval.store.writable import check_local, check_remote, reason
+from longeval.store.writable import check_local, check_remote
 
 logger = logging.getLogger(__name__)
 
@@ -358,7 +358,7 @@ class Store:
                 self._fs.pipe_file(path, content)
         except OSError as error:
             raise WriteError(
-                f"run folder {self.path}: can't be written ({error.strerror or error})",
+                f"run folder {self.path}: can't be written ({reason(error)})",
                 "Finished cells are stored; mend that, and the same command goes on from there.",
             ) from error
 

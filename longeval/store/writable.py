@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
-from longeval.errors import LongEvalError
+from longeval.errors import LongEvalError, reason
 from longeval.files import why_unwritable
 
 
@@ -68,9 +68,3 @@ def check_remote(path: str, root: str, files: Any) -> None:
         raise LongEvalError(
             f"--out {path}: can't write there ({reason(error)})", "Choose a folder you may write to."
         ) from error
-
-
-def reason(error: Exception) -> str:
-    """Why something can't be read or written, in a line."""
-    text = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
-    return " ".join(str(text).split())[:200]

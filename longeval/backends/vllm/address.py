@@ -9,7 +9,7 @@ from http import HTTPStatus
 
 import psutil
 
-from longeval.errors import LongEvalError
+from longeval.errors import LongEvalError, reason
 
 _ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (nothing is bound by it)
 """Hosts that mean all addresses of a machine: the one at which it reaches itself."""
@@ -29,9 +29,8 @@ def check_address(host: str, port: int) -> None:
         except OSError as error:
             if error.errno == errno.EADDRNOTAVAIL:
                 raise _no_address(host) from error
-            reason = (error.strerror or str(error)).lower()
             raise LongEvalError(
-                f"--port {port}: can't be listened on at {host} ({reason})",
+                f"--port {port}: can't be listened on at {host} ({reason(error).lower()})",
                 f"Use another, such as --port {port + 1 if port < 65535 else 8000}, or end what listens there.",
             ) from error
 

@@ -65,31 +65,13 @@ class Rule(NamedTuple):
 
 _RULES: tuple[tuple[Rule, str], ...] = (
     (Rule((_GPT2,)), "gpt-2 phi-2 gigachat a.x-4.0 mellum mpt olmo jais trillion granite-docling exaone4"),
-    (
-        Rule((r"\p{N}", _GPT2)),
-        "smollm starcoder refact command-r codeshell exaone minerva-7b mellum2",
-    ),
-    (
-        Rule((_LLAMA3,), whole_words=True),
-        "llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral midm-2.0 lfm2",
-    ),
+    (Rule((r"\p{N}", _GPT2)), "smollm starcoder refact command-r codeshell exaone minerva-7b mellum2"),
+    (Rule((_LLAMA3,), whole_words=True), "llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral midm-2.0 lfm2"),
     (Rule((_LLAMA3,)), "dbrx smaug-bpe chatglm-bpe glm4"),
-    (
-        Rule((_QWEN2,), composes=True),
-        "qwen2",
-    ),
-    (
-        Rule((_QWEN2,)),
-        "deepseek-r1-qwen kormo megrez stablelm2 hunyuan solar-open grok-2",
-    ),
-    (
-        Rule((_QWEN35,), composes=True),
-        "qwen35",
-    ),
-    (
-        Rule((rf"{_CAPITALISED}|{_CAPITALS}|\p{{N}}{_SLASHES}",), whole_words=True),
-        "tekken",
-    ),
+    (Rule((_QWEN2,), composes=True), "qwen2"),
+    (Rule((_QWEN2,)), "deepseek-r1-qwen kormo megrez stablelm2 hunyuan solar-open grok-2"),
+    (Rule((_QWEN35,), composes=True), "qwen35"),
+    (Rule((rf"{_CAPITALISED}|{_CAPITALS}|\p{{N}}{_SLASHES}",), whole_words=True), "tekken"),
     (Rule((_GPT4O,)), "gpt-4o llama4 kanana2 talkie minimax-m2"),
     (Rule((r"\d{1,3}(?=(?:\d{3})*\b)", _GPT4O)), "tiny_aya cohere2moe"),
     (
@@ -118,10 +100,7 @@ _RULES: tuple[tuple[Rule, str], ...] = (
         Rule((rf"'(?i:[sdmt]|ll|ve|re)|{_WORD}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+",)),
         "bailingmoe bailingmoe2 llada-moe",
     ),
-    (
-        Rule((rf"{_CONTRACTION}|{_WORD}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+",)),
-        "seed-coder",
-    ),
+    (Rule((rf"{_CONTRACTION}|{_WORD}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+",)), "seed-coder"),
 )
 
 RULES: Mapping[str, Rule] = {name: rule for rule, names in _RULES for name in names.split()}
