@@ -7,8 +7,9 @@ Bugs are not `LongEvalError`s: they keep their traceback and end with status 1.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class LongEvalError(Exception):
@@ -48,6 +49,22 @@ class MissingDataError(LongEvalError):
         super().__init__(problem, remedy)
         self.data = data
         self.reason = self.problem if reason is None else reason.rstrip(".")
+
+
+@contextlib.contextmanager
+def said_of(subject: str, *, unless: tuple[str, ...]) -> Iterator[None]:
+    """Puts `subject` in front of the problems of LongEvalErrors that are raised inside the block.
+
+    Args:
+        subject: What the block is about: ``--model NAME``.
+        unless: Beginnings of problems that stay as they are.
+    """
+    try:
+        yield
+    except LongEvalError as error:
+        if error.problem.startswith(unless):
+            raise
+        raise LongEvalError(f"{subject}: {error.problem}", error.remedy) from error
 
 
 _LONGEST_REASON = 400

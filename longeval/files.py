@@ -79,6 +79,29 @@ def working_folder(parent: str | None = None) -> Iterator[str]:
         os.close(handle)
 
 
+def put_folder(made: str, folder: str, *, aside: str, is_whole: Callable[[str], bool]) -> None:
+    """Renames a complete folder to its place, where a damaged one makes room and a whole one of others stays.
+
+    Args:
+        made: The complete folder.
+        folder: Its place, on the same file system.
+        aside: Where a damaged folder that is in its place goes.
+        is_whole: Whether a folder is there and complete.
+
+    Raises:
+        OSError: If it can't be renamed.
+    """
+    if is_whole(folder):
+        return
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(folder, aside)
+    try:
+        os.rename(made, folder)
+    except OSError:
+        if not is_whole(folder):  # else another process was first: its folder is as good
+            raise
+
+
 def lasting_folder() -> str:
     """Makes a working folder in the system's folder for temporary files; it lasts as long as this process."""
     stack = contextlib.ExitStack()

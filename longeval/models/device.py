@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import os
 import platform
 import re
 
-from longeval.errors import LongEvalError, did_you_mean
+from longeval.errors import LongEvalError, did_you_mean, reason
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
@@ -67,10 +66,8 @@ def resolve_dtype(name: str, device: str) -> str:
         raise LongEvalError(f"--dtype {name}: unknown", did_you_mean(name, DTYPES))
     if name == "auto":
         return "bfloat16" if native_bfloat16(device) else "float32"
-    if name != "float32" and (reason := unusable(name, device)):
-        raise LongEvalError(
-            f"--dtype {name}: {device} can't compute with it ({reason})", "Use --dtype auto or float32."
-        )
+    if name != "float32" and (why := unusable(name, device)):
+        raise LongEvalError(f"--dtype {name}: {device} can't compute with it ({why})", "Use --dtype auto or float32.")
     return name
 
 
@@ -114,19 +111,21 @@ def device_name(device: str) -> str:
     kind = torch.device(device).type
     if kind == "cuda":
         return f"cuda ({torch.cuda.get_device_name(torch.device(device))})"
-    return f"{kind} ({_processor_name()}, {torch.get_num_threads()} threads)"
+    name = _processor("model name") or platform.processor() or platform.machine()
+    return f"{kind} ({name}, {torch.get_num_threads()} threads)"
 
 
-def _processor_name() -> str:
-    """The processor's name as Linux tells it, else what Python knows."""
+def _processor(*names: str) -> str:
+    """The first processor's entry of one of these names in Linux's /proc/cpuinfo; empty where there is none."""
     try:
-        with open("/proc/cpuinfo") as file:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
             for line in file:
-                if line.startswith("model name"):
-                    return line.split(":", 1)[1].strip()
+                key, _, value = line.partition(":")
+                if key.strip().lower() in names:
+                    return value.strip()
     except OSError:
         pass
-    return platform.processor() or platform.machine()
+    return ""
 
 
 def native_bfloat16(device: str) -> bool:
@@ -137,32 +136,10 @@ def native_bfloat16(device: str) -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device == "mps":
         return False  # Apple GPUs before the M3 emulate it, and torch doesn't tell
-    return _cpu_native_bfloat16()
-
-
-@functools.cache
-def _cpu_native_bfloat16() -> bool:
-    """CPU flags as Linux lists them, else what torch knows."""
-    flags = cpu_flags()
-    if flags:
-        return bool(flags & {"avx512_bf16", "amx_bf16", "bf16", "svebf16"})
-    import torch
-
-    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return any(bool(known.get(flag)) for flag in ("avx512_bf16", "amx_bf16", "bf16", "arm_bf16"))
-
-
-def cpu_flags() -> frozenset[str]:
-    """The first processor's feature flags from /proc/cpuinfo; empty where there is none."""
-    path = "/proc/cpuinfo"
-    if not os.path.exists(path):
-        return frozenset()
-    with open(path, encoding="utf-8", errors="replace") as file:
-        for line in file:
-            key, _, value = line.partition(":")
-            if key.strip().lower() in ("flags", "features"):
-                return frozenset(value.split())
-    return frozenset()
+    flags = set(_processor("flags", "features").split())
+    if not flags and hasattr(torch.cpu, "get_capabilities"):
+        flags = {flag for flag, has in torch.cpu.get_capabilities().items() if has}
+    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16", "svebf16", "arm_bf16"})
 
 
 @functools.cache
@@ -176,5 +153,5 @@ def unusable(dtype: str, device: str) -> str | None:
         attended = functional.scaled_dot_product_attention(x @ x.mT @ x, x, x, is_causal=True)
         finite = bool(torch.isfinite(functional.log_softmax(attended, dim=-1)).all())
     except (RuntimeError, TypeError) as error:
-        return (str(error).splitlines() or [type(error).__name__])[0]
+        return reason(error)
     return None if finite else "a small product comes out as not a number"

@@ -99,7 +99,7 @@ def _standard_parameters(text: Any) -> tuple[dict[str, Any], bool]:
             raise LongEvalError(
                 f"{key} in its rope_parameters would be ignored: those of a {text.model_type} model are "
                 + (f"by layer type ({', '.join(kinds)})" if kinds else "one flat dictionary"),
-                "Mend rope_parameters in its config.json.",
+                "Correct rope_parameters in its config.json.",
             )
     for settings in by_kind.values() if kinds else (parameters,):
         _settle_part(text, settings or {})
@@ -123,7 +123,7 @@ def _settle_part(text: Any, settings: dict[str, Any]) -> None:
         heads = "" if heeded else f"{text.model_type} models rotate whole heads, and "
         raise LongEvalError(
             f"partial_rotary_factor in its rope_parameters is {_short(part)}: {heads}stock transformers can't run it",
-            "Remove it from its config.json." if not heeded else "Mend it in its config.json.",
+            "Remove it from its config.json." if not heeded else "Correct it in its config.json.",
         )
 
 
@@ -132,6 +132,7 @@ _PARTS = ("partial_rotary_factor", "rotary_pct")
 _LENGTHS = (NATIVE, "max_position_embeddings")
 _POSITIVE = ("attention_factor", "beta_fast", "beta_slow", "low_freq_factor", "high_freq_factor")
 _FROM_ZERO = ("mscale", "mscale_all_dim")
+_MEND = "Correct it in its config.json."
 
 
 def check_numbers(settings: Mapping[str, Any]) -> None:
@@ -142,34 +143,37 @@ def check_numbers(settings: Mapping[str, Any]) -> None:
     """
     rope_type = settings.get("rope_type", settings.get("type", "default"))
     if not isinstance(rope_type, str):
-        raise LongEvalError(f"rope_type {_short(rope_type)}: not a name", "Mend rope_parameters in its config.json.")
+        raise LongEvalError(f"rope_type {_short(rope_type)}: not a name", _MEND)
     for key in ("short_factor", "long_factor"):
         value = settings.get(key)
         if value is not None and not (isinstance(value, list | tuple) and all(_number(one) > 0 for one in value)):
             raise LongEvalError(
-                f"{key} in its rope_parameters is {_short(value)}, not a list of numbers above 0",
-                "Mend it in its config.json.",
+                f"{key} in its rope_parameters is {_short(value)}, not a list of numbers above 0", _MEND
             )
     for key in (*_BASES, *_PARTS, *_LENGTHS, "factor", *_POSITIVE, *_FROM_ZERO):
         value = settings.get(key)
-        if value is None:
-            continue
-        number = _number(value)
-        fits, wanted = 1e-30 < number < 1e30, "a number that float32 can hold" if number > 0 else "a number above 0"
-        if key in _PARTS:
-            fits, wanted = 0 < number <= 1, "a number above 0 and at most 1"
-        elif key in _LENGTHS:
-            fits, wanted = 2 <= number < 2**31 and number.is_integer(), "a number of whole tokens, 2 or more"
-        elif key == "factor":
-            fits, wanted = 1 <= number < 2**31, "a number of at least 1"
-        elif key in _FROM_ZERO:
-            fits, wanted = number >= 0, "a number of at least 0"
-        if fits:
+        if value is None or (wanted := _wanted(key, _number(value))) is None:
             continue
         of = "" if rope_type == "default" else f" of its {rope_type} scaling"
-        text = "the text " if isinstance(value, str) else ""
-        remedy = "Write it without quotes in its config.json." if text else "Mend it in its config.json."
-        raise LongEvalError(f"{key}{of} is {text}{_short(value)}, not {wanted}", remedy)
+        if isinstance(value, str):
+            problem = f"{key}{of} is the text {_short(value)}, not {wanted}"
+            raise LongEvalError(problem, "Write it without quotes in its config.json.")
+        raise LongEvalError(f"{key}{of} is {_short(value)}, not {wanted}", _MEND)
+
+
+def _wanted(key: str, number: float) -> str | None:
+    """What a setting must be instead; None where it is that."""
+    if key in _PARTS:
+        return None if 0 < number <= 1 else "a number above 0 and at most 1"
+    if key in _LENGTHS:
+        return None if 2 <= number < 2**31 and number.is_integer() else "a number of whole tokens, 2 or more"
+    if key == "factor":
+        return None if 1 <= number < 2**31 else "a number of at least 1"
+    if key in _FROM_ZERO:
+        return None if number >= 0 else "a number of at least 0"
+    if 1e-30 < number < 1e30:
+        return None
+    return "a number that float32 can hold" if number > 0 else "a number above 0"
 
 
 def check_raw(raw: Mapping[str, Any]) -> None:
@@ -192,7 +196,7 @@ def check_raw(raw: Mapping[str, Any]) -> None:
             if given is None:
                 continue
             if not isinstance(given, Mapping):
-                raise LongEvalError(f"{key} is {_short(given)}, not a JSON object", "Mend it in its config.json.")
+                raise LongEvalError(f"{key} is {_short(given)}, not a JSON object", _MEND)
             for settings in (given, *given.values()):
                 if isinstance(settings, Mapping):
                     check_numbers(settings)

@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Iterator
 from typing import Any
 
-from longeval.errors import LongEvalError, reason
+from longeval.errors import LongEvalError, reason, said_of
 from longeval.models.device import resolve_attention, resolve_device_map
 from longeval.models.files import QUANTISATION_FILE, config_path, local_folder
 from longeval.models.folder import check_adapter, read_config
@@ -248,13 +248,11 @@ def _reading(ref: ModelRef, part: str) -> Iterator[None]:
     They may hold anything, and transformers checks little: any class of exception may be what it fails with.
     """
     try:
-        with quiet_transformers():
+        # A rope type of ours doesn't know which model it is about.
+        with quiet_transformers(), said_of(f"--model {ref.name}", unless=("--model",)):
             yield
-    except LongEvalError as error:
-        if error.problem.startswith("--model"):
-            raise
-        # of a rope type of ours: it doesn't know which model it is about
-        raise LongEvalError(f"--model {ref.name}: {error.problem}", error.remedy) from error
+    except LongEvalError:
+        raise
     except Exception as error:
         if _is_bug(error):
             raise
@@ -298,12 +296,10 @@ def _check_config(ref: ModelRef, trust_remote_code: bool) -> None:
             if isinstance(settings, dict) and isinstance(n := settings.get(key), int) and n > _MOST:
                 raise LongEvalError(
                     f"--model {ref.name}: {key} in its config.json is {n}, and no model has so many",
-                    "Fetch the model again, or mend its config.json.",
+                    "Fetch the model again, or correct its config.json.",
                 )
-    try:
+    with said_of(f"--model {ref.name}", unless=()):
         check_raw(config)
-    except LongEvalError as error:
-        raise LongEvalError(f"--model {ref.name}: {error.problem}", error.remedy) from error
     _check_type(ref, config, trust_remote_code)
 
 

@@ -208,7 +208,7 @@ def prepare(
     if rows is not None and max(prepared.prefix, default=0) >= rows:  # an id that the vocabulary doesn't know either
         raise LongEvalError(
             f"--model {name}: windows start with the token {max(prepared.prefix)}, and its embedding has {rows} rows",
-            "Mend the post_processor in its tokenizer.json, or use --no-bos.",
+            "Correct the post_processor in its tokenizer.json, or use --no-bos.",
         )
     return prepared
 
@@ -286,8 +286,7 @@ def check_for_vllm(name: str, config: Any) -> None:
     remedy = "Use another model, or --backend hf (ppl and tasks)."
     if text is not config:
         raise LongEvalError(
-            f"--model {name}: can also see or hear, and vLLM can't be given the table of such a model",
-            remedy,
+            f"--model {name}: can also see or hear, and vLLM can't be given the table of such a model", remedy
         )
     given = getattr(text, "rope_parameters", None) or {}
     for settings in (given, *given.values()):

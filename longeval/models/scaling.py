@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from longeval.errors import LongEvalError
+from longeval.errors import LongEvalError, said_of
 from longeval.models.geometry import ConfigRope, native_length, rope_geometry
 from longeval.models.shipped import Shipped, read_shipped
 from longeval.request import LAYERS, SCALE_FROM, Layers, ScaleFrom
@@ -161,21 +161,17 @@ def model_rope(
         LongEvalError: No RoPE, one that our methods can't say, or a setting that would be ignored on this model.
     """
     assert scale_from in SCALE_FROM and layers in LAYERS
-    try:
+    with said_of(f"--model {name}", unless=("--native",)):
         rope = rope_geometry(config)
-        own = native_length(config, None) if native is None else _own_native_length(config)
         before = native_length(config, native)
-    except LongEvalError as error:
-        if error.problem.startswith("--native"):
-            raise
-        raise LongEvalError(f"--model {name}: {error.problem}", error.remedy) from error
+    own = before if native is None else _own_native_length(config)
     try:
         geometry = Geometry(head_dim=rope.head_dim, theta=rope.theta, native_length=before)
     except LongEvalError as error:
-        reason = error.problem.removeprefix("--head-dim ")
+        why = error.problem.removeprefix("--head-dim ")
         raise LongEvalError(
-            f"--model {name}: its config gives impossible rotary dimensions ({reason})",
-            "Mend head_dim, or hidden_size and num_attention_heads, in its config.json.",
+            f"--model {name}: its config gives impossible rotary dimensions ({why})",
+            "Correct head_dim, or hidden_size and num_attention_heads, in its config.json.",
         ) from error
     shipped = read_shipped(name, config, rope, before)
     if scale_from == "shipped":

@@ -103,7 +103,7 @@ def read_shipped(name: str, config: Any, rope: ConfigRope, native_length: int) -
             raise
         raise LongEvalError(
             f"--model {name}: its {rope.rope_type} scaling is impossible ({error.problem.removeprefix('--pe-arg ')})",
-            "Mend rope_parameters in its config.json.",
+            "Correct rope_parameters in its config.json.",
         ) from error
     return shipped
 
@@ -161,7 +161,7 @@ def _read(
     if missing := [key for key in _NEEDED.get(rope_type, ()) if given.get(key) is None]:
         raise LongEvalError(
             f"--model {name}: its {rope_type} scaling has no {missing[0]}",
-            "Mend rope_parameters, or what stands beside them, in its config.json.",
+            "Correct rope_parameters, or what stands beside them, in its config.json.",
         )
     if rope_type == "yarn":
         given = _yarn_settings(name, given, positions, native_length)

@@ -10,14 +10,13 @@ which hold as in transformers.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import os
 from typing import Any
 
 from longeval.cache import cache_dir, files_digest
-from longeval.files import lasting_folder, working_folder, write_whole
+from longeval.files import lasting_folder, put_folder, working_folder, write_whole
 from longeval.models.folder import read_config
 from longeval.models.sentencepiece import backend_of, read_pieces
 
@@ -246,11 +245,12 @@ def _save(tokenizer: Any, parent: str) -> str:
         _remove_code(made)
         digest = files_digest(made, os.listdir(made))
         folder = os.path.join(parent, digest[:16])
-        if os.path.isdir(folder) and files_digest(folder, os.listdir(folder)) != digest:  # damaged
-            os.rename(folder, os.path.join(work, "damaged"))
-        if not os.path.isdir(folder):
-            with contextlib.suppress(OSError):  # another process has just put the same there
-                os.rename(made, folder)
+        put_folder(
+            made,
+            folder,
+            aside=os.path.join(work, "damaged"),
+            is_whole=lambda place: os.path.isdir(place) and files_digest(place, os.listdir(place)) == digest,
+        )
         return folder
 
 

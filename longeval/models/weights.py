@@ -73,7 +73,7 @@ def _compare(name: str, folder: str, config: Any) -> None:
     if isinstance(num_layers, int) and num_layers > len(stored):  # before a model of so many layers is built
         raise LongEvalError(
             f"--model {name}: its config says {num_layers} layers, and its files hold {len(stored)} weights",
-            "Mend num_hidden_layers in its config.json.",
+            "Correct num_hidden_layers in its config.json.",
         )
     model = empty_model(config)
     renamed = _renamed(name, model, stored)

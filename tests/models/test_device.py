@@ -8,11 +8,9 @@ from longeval.models import device
 
 
 def test_auto_dtype_follows_the_processor(monkeypatch):
-    for flags, dtype in (({"avx2"}, "float32"), ({"avx512_bf16"}, "bfloat16"), ({"asimd", "bf16"}, "bfloat16")):
-        device._cpu_native_bfloat16.cache_clear()
-        monkeypatch.setattr(device, "cpu_flags", lambda flags=flags: frozenset(flags))
+    for flags, dtype in (("avx2", "float32"), ("sse avx512_bf16", "bfloat16"), ("asimd bf16", "bfloat16")):
+        monkeypatch.setattr(device, "_processor", lambda *_, flags=flags: flags)
         assert device.resolve_dtype("auto", "cpu") == dtype
-    device._cpu_native_bfloat16.cache_clear()
 
 
 def test_auto_dtype_ignores_a_gpu_that_only_emulates(monkeypatch):

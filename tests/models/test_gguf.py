@@ -61,7 +61,7 @@ def test_nothing_is_left_of_a_conversion_that_failed(write_gguf, own_cache, monk
 
 def test_the_first_of_two_conversions_wins(write_gguf, own_cache, monkeypatch):
     ref = resolve(str(write_gguf()))
-    real = conversion._put
+    real = conversion.put_folder
 
     def overtaken(made, folder, **options):
         theirs = Path(shutil.copytree(made, folder))
@@ -70,7 +70,7 @@ def test_the_first_of_two_conversions_wins(write_gguf, own_cache, monkeypatch):
         conversion._note_files(folder, {})
         real(made, folder, **options)
 
-    monkeypatch.setattr(conversion, "_put", overtaken)
+    monkeypatch.setattr(conversion, "put_folder", overtaken)
     folder = local_folder(ref)
     assert [entry.name for entry in (own_cache / "models").iterdir()] == [folder.rsplit("/", 1)[-1]]
     assert Path(folder, "theirs").exists()

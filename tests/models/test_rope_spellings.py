@@ -284,7 +284,7 @@ def test_the_reason_is_told(spell):
         ({"rope_parameters": {"rope_type": 3}}, "rope_type 3: not a name"),
         ({"rope_theta": 1e4, "rope_scaling": {"type": "linear", "factor": None}}, "linear scaling has no factor"),
         ({"rope_theta": 1e4, "rope_scaling": {"type": "yarn", "factor": 2.0}, NATIVE: None}, f"yarn .*has no {NATIVE}"),
-        ({"rope_theta": 1e4, "head_dim": -2}, "impossible rotary dimensions .-2.*Mend head_dim"),
+        ({"rope_theta": 1e4, "head_dim": -2}, "impossible rotary dimensions .-2.*Correct head_dim"),
     ):
         with pytest.raises(LongEvalError, match=f"--model .*{said}"):
             read(spell(**changes))

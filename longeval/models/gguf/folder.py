@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from longeval.cache import cache_dir, file_digest, sha256_of
 from longeval.errors import LongEvalError, reason
-from longeval.files import working_folder
+from longeval.files import put_folder, working_folder
 from longeval.models.gguf.config import complete_config
 from longeval.models.gguf.header import read_header
 from longeval.models.gguf.shards import gguf_shards, whole_gguf
@@ -89,7 +89,7 @@ def converted_folder(
             for kept, source in (beside or {}).items():
                 shutil.copyfile(source, os.path.join(building, kept))
             _note_files(building, {"gguf": os.path.basename(path), "sha256": sha256})
-            _put(building, folder, aside=os.path.join(work, "damaged"))
+            put_folder(building, folder, aside=os.path.join(work, "damaged"), is_whole=is_whole)
     except OSError as error:
         raise unwritable(error) from error
     _log.info("converted in %.0f s", time.monotonic() - started)
@@ -140,19 +140,6 @@ def _note_files(folder: str, origin: Mapping[str, str]) -> None:
         json.dump({**origin, "transformers": transformers.__version__, "files": files}, file, indent=1)
     for entry in os.scandir(folder):  # safetensors are written for their owner only; a cache may be shared
         os.chmod(entry.path, os.stat(folder).st_mode & 0o666)
-
-
-def _put(made: str, folder: str, *, aside: str) -> None:
-    """Renames a complete folder to its place, where a damaged one makes room and a whole one of others stays."""
-    if is_whole(folder):
-        return
-    with contextlib.suppress(FileNotFoundError):
-        os.rename(folder, aside)
-    try:
-        os.rename(made, folder)
-    except OSError:
-        if not is_whole(folder):  # else another process was first: its folder is as good
-            raise
 
 
 def _convert(path: str, folder: str) -> None:
