@@ -2,14 +2,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import time
 
 import pytest
 from tiny import save_tiny_llama
 
-from longeval import cache
 from longeval.models.files import tokenizer_files, weights_digest
 from longeval.models.resolve import resolve
 
@@ -65,55 +62,6 @@ def test_gguf_and_embedded_are_their_files(write_gguf):
     assert weights_digest(resolve(str(path))) == f"gguf:{hashlib.sha256(path.read_bytes()).hexdigest()}"
     assert weights_digest(resolve("smollm2-135m-q4")).startswith("gguf:b179c9523d0e")
     assert weights_digest(resolve("gemma3-270m-q4")).startswith("gguf:a5fd3b62230a")
-
-
-@pytest.fixture
-def later(monkeypatch):
-    """Every file is older than the time in which it may still change unseen."""
-    monkeypatch.setattr(cache, "_now_ns", lambda: time.time_ns() + 10**10)
-
-
-def test_a_digest_is_remembered_until_the_file_changes(tmp_path, monkeypatch, later):
-    path = tmp_path / "weights"
-    path.write_bytes(b"one")
-    first = cache.file_digest(str(path))
-    assert first == hashlib.sha256(b"one").hexdigest()
-    reads = []
-    real = cache.sha256_of
-    monkeypatch.setattr(cache, "sha256_of", lambda name: reads.append(name) or real(name))
-    assert cache.file_digest(str(path)) == first
-    assert reads == []
-    monkeypatch.setattr(cache, "_known", {})  # as in another process
-    assert cache.file_digest(str(path)) == first
-    assert reads == []
-    monkeypatch.setattr(cache, "_remembered", lambda: pytest.fail("the memory is read once"))
-    assert cache.file_digest(str(path)) == first
-    monkeypatch.setattr(cache, "_remembered", dict)
-    before = os.stat(path)
-    path.write_bytes(b"two")
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert cache.file_digest(str(path)) == hashlib.sha256(b"two").hexdigest()
-    assert len(reads) == 1
-
-
-def test_a_file_of_this_moment_is_not_remembered(tmp_path, own_cache):
-    path = tmp_path / "weights"
-    path.write_bytes(b"one")
-    cache.file_digest(str(path))
-    assert not (own_cache / "cache.json").exists()
-
-
-def test_a_damaged_memory_is_an_empty_one(tmp_path, own_cache, monkeypatch, later):
-    monkeypatch.setattr(cache, "_known", {})
-    path = tmp_path / "weights"
-    path.write_bytes(b"one")
-    own_cache.mkdir()
-    stamp = cache.file_stamp(str(path))
-    entries = ("x", [], [*stamp, 7], [*stamp, "not a digest"], [*stamp[:-1], 0, "0" * 64])
-    for damage in ("{", "[]", "[" * 100_000, *(json.dumps({str(path): entry}) for entry in entries)):
-        cache._known.clear()
-        (own_cache / "cache.json").write_text(damage)
-        assert cache.file_digest(str(path)) == hashlib.sha256(b"one").hexdigest()
 
 
 @pytest.mark.parametrize("name", ["tf_model.h5", "flax_model.msgpack", "model.onnx", "rust_model.ot", "x.ckpt"])
