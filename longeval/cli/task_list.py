@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from longeval.cli.terminal import console, show
-from longeval.errors import LongEvalError
 from longeval.printable import as_markup, printable
 
 if TYPE_CHECKING:
     from longeval.studies.tasks.definitions.entries import TaskEntry
+    from longeval.studies.tasks.definitions.index import Index
 
 
 def list_tasks(json_path: str | None, names: str | None, include: Sequence[str]) -> int:
@@ -29,36 +28,32 @@ def list_tasks(json_path: str | None, names: str | None, include: Sequence[str])
 
     if json_path is not None:
         check_json_path(json_path)
-    entries = Index(include).listed()
-    chosen = entries if names is None else _matching(entries, split_paths(names, flag="--tasks"))
+    index = Index(include)
+    chosen = index.listed() if names is None else _matching(index, split_paths(names, flag="--tasks"))
     if json_path is not None:
         write_json([_plain(entry) for entry in chosen], json_path)
     elif names is not None:
         _show(chosen)
     else:
-        shown = [entry for entry in entries if entry.source != "lm_eval" or entry.name in LONG_CONTEXT]
+        shown = [entry for entry in chosen if entry.source != "lm_eval" or entry.name in LONG_CONTEXT]
         _show(shown)
         show("")
         show(
-            f"And {len(entries) - len(shown):,} tasks and groups of lm-eval, all by their own names: "
+            f"And {len(chosen) - len(shown):,} tasks and groups of lm-eval, all by their own names: "
             "longeval tasks --list --tasks 'arc*' finds some, --list --json - shows all."
         )
     return 0
 
 
-def _matching(entries: Sequence[TaskEntry], patterns: Sequence[str]) -> list[TaskEntry]:
-    """Entries whose names match, each group followed by its members."""
-    by_name = {entry.name: entry for entry in reversed(entries)}
+def _matching(index: Index, patterns: Sequence[str]) -> list[TaskEntry]:
+    """Entries whose names match, each group followed by those of its members that have a name of their own."""
     found: dict[str, TaskEntry] = {}
     for pattern in patterns:
-        matching = [entry for entry in entries if fnmatch.fnmatchcase(entry.name, pattern)]
-        if not matching:
-            raise LongEvalError(f"--tasks {pattern}: no task or group has such a name", "Leave it out to see more.")
-        for entry in matching:
-            found.setdefault(entry.name, entry)
-            for member in entry.members:
-                if member in by_name:
-                    found.setdefault(member, by_name[member])
+        for entry in index.matching(pattern):
+            members = [index.find(index.scoped(entry, member)) for member in entry.members]
+            for each in (entry, *members):
+                if each is not None and each.within is None:
+                    found.setdefault(each.name, each)
     return list(found.values())
 
 

@@ -28,7 +28,7 @@ _BYPASS = "bypass"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answers:
-    """What a model with one method made of a task."""
+    """A model's answers to a task under one method, with their scores."""
 
     samples: tuple[Sample, ...]
     """In the order of the prepared ones."""
@@ -120,7 +120,7 @@ Raw = dict[tuple[str, str], list[tuple[int, Any]]]
 
 
 def _processed(task: Any, prepared: PreparedTask, instances: Sequence[Sequence[Any]]) -> Raw:
-    """What the task's `process_results` says, filter by filter."""
+    """Values of the task's `process_results`, by metric and filter."""
     raw: Raw = {}
     for filter_name in instances[0][0].filtered_resps:
         for number, (sample, group) in enumerate(zip(prepared.samples, instances, strict=True)):

@@ -78,7 +78,7 @@ class TaskLM:
                     yield asked[place][0], answer
 
     def _partitions(self, requests: Sequence[Request]) -> list[_Part]:
-        """Requests by equal tables, those with the longest first."""
+        """Groups requests by equal tables; the group with the longest request comes first."""
         if not requests:
             return []
         if self._static:

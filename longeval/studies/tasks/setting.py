@@ -45,7 +45,7 @@ class Setting:
     cache: str | None
     """Cache folder (`longeval.cache.cache_dir()`); null: nothing is cached."""
     on_sample: Callable[[int], None] = lambda number: None
-    """Told how many samples are made."""
+    """Called with the number of samples made so far."""
 
     def indices(self) -> Iterator[int]:
         """The numbers of all samples, from 0; a generator that goes by them tells how far it is."""

@@ -26,7 +26,7 @@ class GroupAverage:
     weight_by_size: bool
     """Whether a member counts as often as it has samples; otherwise all members count alike."""
     members: tuple[str, ...]
-    """Leaves that it is over."""
+    """The tasks that are averaged."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

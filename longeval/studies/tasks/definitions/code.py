@@ -35,7 +35,7 @@ def said(functions: Sequence[FunctionName]) -> str:
 
 
 def refuse(task: str, functions: Sequence[FunctionName]) -> LongEvalError:
-    """The error for a task that runs code without the user's word for it."""
+    """The error for a task that runs a user's code without --trust-remote-code."""
     return LongEvalError(
         f"--tasks {task}: runs Python that its file names: !function {said(functions)}",
         "Read that code, and if you trust it add --trust-remote-code.",

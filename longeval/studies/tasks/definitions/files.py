@@ -13,6 +13,7 @@ import functools
 import importlib.metadata
 import importlib.util
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,9 @@ NOT_TASKS = frozenset({"perplexity"})
 """Folders below tasks/ that hold something else: perplexity has corpora (`longeval.data.corpora`)."""
 
 _IGNORED = frozenset({"__pycache__", ".ipynb_checkpoints"})
+_KEY = re.compile(r"""(["']?)([^\s"'#:{\[-][^"'#:]*?)\1\s*:(?:\s|$)""")
+"""A line that begins with a top-level key."""
+
 _SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -54,17 +58,10 @@ class FunctionName:
 
     @property
     def place(self) -> str:
-        """`FILE, line N` of the first such `!function` in its file, wherever it is nested."""
-        pending = [node for pair in _nodes(self.file) for node in pair]
-        while pending:
-            node = pending.pop(0)
-            if node.tag == "!function" and node.value == self.qualified:
-                return f"{self.file}, line {node.start_mark.line + 1}"
-            if isinstance(node, yaml.SequenceNode):
-                pending += node.value
-            elif isinstance(node, yaml.MappingNode):
-                pending += [inner for pair in node.value for inner in pair]
-        return f"{self.file}, line 1"
+        """`FILE, line N` of the first such `!function` in its file."""
+        said = re.compile(rf"!function\s+[\"']?{re.escape(self.qualified)}(?![\w.])")
+        lines = (number for number, line in enumerate(_lines(self.file), start=1) if said.search(line))
+        return f"{self.file}, line {next(lines, 1)}"
 
 
 def tasks_dir() -> str:
@@ -131,7 +128,9 @@ def read_config(path: str, *, strict: bool = False, including: tuple[str, ...] =
         LongEvalError: If a file is missing, no YAML or no mapping, or includes itself; names file and line.
     """
     path = os.path.realpath(path)
-    own = _parse(path, including, strict=strict)
+    own = _parse(path, including)
+    if strict:
+        _refuse_twice(path)
     config: Config = {}
     unsafe: Any = False
     includes = own.pop("include", [])
@@ -162,36 +161,40 @@ def functions_in(value: Any) -> list[FunctionName]:
 
 def place_of(path: str, key: str) -> str:
     """`FILE, line N` of a top-level key of a file, or of the include that it comes from; line 1 if it has none."""
-    for file in _chain(os.path.realpath(path)):
-        for key_node, _ in _nodes(file):
-            if key_node.value == key:
-                return f"{file}, line {key_node.start_mark.line + 1}"
+    for file in _chain(os.path.realpath(path), ()):
+        for name, line in _keys(file):
+            if name == key:
+                return f"{file}, line {line}"
     return f"{path}, line 1"
 
 
-def _chain(path: str, seen: tuple[str, ...] = ()) -> list[str]:
+def _chain(path: str, including: tuple[str, ...]) -> Iterator[str]:
     """A file and its includes, the one whose keys win first."""
-    files = [path]
-    for key_node, value_node in _nodes(path):
-        if key_node.value == "include":
-            nodes = value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]
-            for node in reversed(nodes):
-                target = os.path.realpath(os.path.join(os.path.dirname(path), str(node.value)))
-                if target not in (*seen, path):
-                    files += _chain(target, (*seen, path))
-    return files
-
-
-def _nodes(path: str) -> list[tuple[yaml.Node, yaml.Node]]:
-    """The keys and values of a file with their places; none if it can't be read."""
+    yield path
     try:
-        node = yaml.compose(read_text(path), Loader=_SafeLoader)
-    except (yaml.YAMLError, OSError, ValueError, RecursionError):
+        includes = _parse(path, including).get("include", [])
+    except LongEvalError:
+        return
+    for included in reversed(includes if isinstance(includes, list) else [includes]):
+        target = os.path.realpath(os.path.join(os.path.dirname(path), str(included)))
+        if target not in (*including, path):
+            yield from _chain(target, (*including, path))
+
+
+def _keys(path: str) -> list[tuple[str, int]]:
+    """The top-level keys of a file with their lines."""
+    found = ((_KEY.match(line), number) for number, line in enumerate(_lines(path), start=1))
+    return [(match[2], number) for match, number in found if match is not None]
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return read_text(path).splitlines()
+    except (OSError, ValueError):
         return []
-    return list(node.value) if isinstance(node, yaml.MappingNode) else []
 
 
-def _parse(path: str, including: tuple[str, ...], *, strict: bool) -> Config:
+def _parse(path: str, including: tuple[str, ...]) -> Config:
     """The keys of one file, without its includes."""
 
     class Loader(_SafeLoader):  # type: ignore[misc]  # one for each file: its constructor knows the path
@@ -212,19 +215,15 @@ def _parse(path: str, including: tuple[str, ...], *, strict: bool) -> Config:
         raise LongEvalError(f"{where}: not valid YAML ({why_unreadable(error)})", "Repair the file.") from error
     if not isinstance(config, dict):
         raise LongEvalError(f"{path}, line 1: must be a mapping", "A task file has the keys task, dataset_path, …")
-    if strict:
-        _refuse_twice(path)
     return config
 
 
 def _refuse_twice(path: str) -> None:
     """YAML lets the later of two equal keys win silently."""
     lines: dict[str, int] = {}
-    for key_node, _ in _nodes(path):
-        line = key_node.start_mark.line + 1
-        if key_node.value in lines:
+    for key, line in _keys(path):
+        if key in lines:
             raise LongEvalError(
-                f"{path}, line {line}: {key_node.value} stands in line {lines[key_node.value]} already",
-                "Leave one of them out.",
+                f"{path}, line {line}: {key} stands in line {lines[key]} already", "Leave one of them out."
             )
-        lines[key_node.value] = line
+        lines[key] = line

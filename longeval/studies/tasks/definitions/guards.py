@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.abc
-import importlib.util
 import random
 import sys
 from collections.abc import Iterator
@@ -40,34 +38,11 @@ def forbid_metric_scripts() -> None:
     """Makes `evaluate.load` refuse, for the rest of the process: it downloads Python from the hub and runs it.
 
     Task code calls it when it is imported, while a task is built, or at the first score. The package takes seconds to
-    import, so it is only changed once something else imports it.
+    import and nothing else of it is used, so a stand-in takes its place where it isn't imported yet.
     """
-    if "evaluate" in sys.modules:
-        vars(sys.modules["evaluate"])["load"] = _refuse
-    elif not any(isinstance(finder, _EvaluateFinder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _EvaluateFinder())
-
-
-class _EvaluateFinder(importlib.abc.MetaPathFinder):
-    """Finds `evaluate` as all others do, and changes it once it is loaded."""
-
-    def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
-        """See `importlib.abc.MetaPathFinder`."""
-        if name != "evaluate":
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        if spec is None or spec.loader is None:
-            return spec
-        loader: Any = spec.loader
-        execute = loader.exec_module
-
-        def exec_module(module: ModuleType) -> None:
-            execute(module)
-            vars(module)["load"] = _refuse
-
-        loader.exec_module = exec_module
-        return spec
+    stand_in = ModuleType("evaluate", "A stand-in for the package, whose scripts aren't run.")
+    stand_in.__spec__ = ModuleSpec("evaluate", None)  # who looks for the package finds it
+    vars(sys.modules.setdefault("evaluate", stand_in))["load"] = _refuse
 
 
 def _refuse(path: str, *args: Any, **kwargs: Any) -> Any:

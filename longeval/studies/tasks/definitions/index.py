@@ -244,7 +244,7 @@ class Index:
         return self._files[path]
 
     def _suggest(self, name: str) -> str:
-        """Near names, ours first."""
+        """A remedy for an unknown name: near names, ours first."""
         if os.path.isdir(name):
             return f"It is a folder: add --include {name}, and name tasks of it after --tasks."
         wanted = name.removeprefix(_PREFIX).lower()

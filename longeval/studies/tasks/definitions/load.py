@@ -116,7 +116,7 @@ def task_config(leaf: str, index: Index) -> Config:
 
 
 def check_code(leaf: str, index: Index, *, trusted: bool, dry_run: bool) -> None:
-    """Python that users' task files name runs only where they say so, and they are told what it is."""
+    """Refuses a task whose Python may not run; logs which Python it is where it may."""
     functions = own_functions(task_config(leaf, index))
     if functions and not trusted:
         raise refuse(leaf, functions)

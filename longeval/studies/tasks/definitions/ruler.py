@@ -1,4 +1,4 @@
-"""Makes lm-eval's RULER generators fit for a run: as many samples as asked for, no endless search, no download in vain.
+"""Makes lm-eval's RULER generators fit for a run: as many samples as asked for, no endless search, few downloads.
 
 As they are (lm-eval 0.4.13, tasks/ruler) they make 500 samples for each length whatever the limit; for a window that is
 too short for their shortest text, ruler_vt, ruler_cwe and ruler_fwe search forever, in a loop that even Ctrl-C doesn't

@@ -52,7 +52,7 @@ def prepare(
         max_new_tokens: Most tokens of an answer; None: the task's own number.
         seed: For the draw of examples. With lm-eval's, 1234, they are lm-eval's. A sample's don't depend on `limit` or
             `indices`.
-        on_sample: Told how many samples are done, and of how many.
+        on_sample: Called with the number of samples that are done, and the number of all.
 
     Raises:
         LongEvalError: The task is of a kind that isn't run here, its prompts can't be made, or a sample doesn't fit and
@@ -99,9 +99,9 @@ class _Cutter(NamedTuple):
     """Makes a sample's document shorter."""
 
     num_units: int
-    """In which it can be cut."""
+    """Number of units in which the document can be cut."""
     keep: Callable[[int], tuple[Any, ...]]
-    """Units that stay → instances."""
+    """Number of units to keep → lm-eval's instances of the shortened sample."""
 
 
 class _Preparer:
@@ -200,7 +200,7 @@ class _Preparer:
             length -= over  # another choice has become the longest
 
     def _cutter(self, index: int, doc: Any, instances: tuple[Any, ...], side: Side) -> _Cutter | None:
-        """What makes a sample shorter; None where it has no document."""
+        """A function that shortens the sample's document; None if it has none."""
         field = self._document(index, doc, instances, side)
         if field is None:
             return None
@@ -255,7 +255,7 @@ class _Preparer:
 
 
 def _side(overlong: Overlong) -> Side | None:
-    """What is cut out of a document; None where none is cut."""
+    """Which part of a document is cut out; None if documents aren't cut."""
     match overlong:
         case "skip" | "error":
             return None
@@ -280,7 +280,7 @@ def _reach_of(built: Built, number: int) -> int:
 
 
 def _digest(samples: list[PreparedSample]) -> str:
-    """Of what is asked and of what answers are held against: the whole uncut sample, which scoring may look at."""
+    """SHA-256 of all requests and of the whole uncut samples, which scoring may look at."""
     whole = hashlib.sha256()
     for sample in samples:
         held = json.dumps(sample.doc, sort_keys=True, default=str, ensure_ascii=True)
@@ -297,7 +297,7 @@ def _digest(samples: list[PreparedSample]) -> str:
 
 
 def _notes(name: str, samples: list[PreparedSample]) -> Iterator[str]:
-    """What is not done as the task says."""
+    """Lines on what is done differently from what the task asks for."""
     instances = [instance for sample in samples for instance in sample.instances]
     generated = [instance for instance in instances if instance.request_type == "generate_until"]
     for unheeded in dict.fromkeys(decoding(instance.args[1]).unheeded for instance in generated[:1]):

@@ -34,11 +34,11 @@ _BETWEEN_WORDS = re.compile(r"(?<=[^\W\d_]) (?=[^\W\d_])")
 
 
 TEMPLATE_DATE = datetime.date(2025, 1, 1)
-"""What chat templates that ask for the date are told, on any day."""
+"""The date that chat templates get, on any day."""
 
 
 class Pair(NamedTuple):
-    """A context and what is scored after it."""
+    """A context and the continuation that is scored after it."""
 
     context: list[int]
     """Token ids, prefix included; never empty."""
@@ -66,7 +66,7 @@ class Encoder:
 
     @property
     def prefix_id(self) -> int:
-        """What stands in for an empty context where inputs have no prefix: BOS, or EOS where there is none.
+        """The token in place of an empty context where inputs have no prefix: BOS, or EOS where there is none.
 
         Raises:
             LongEvalError: The tokenizer has neither.

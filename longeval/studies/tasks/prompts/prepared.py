@@ -16,7 +16,7 @@ from longeval.studies.tasks.prompts.requests import Place, Request, longest_inpu
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Window:
-    """What inputs of a model look like at one length."""
+    """How samples become inputs of a model at one length."""
 
     tokenizer: Any
     """transformers' tokenizer of the model."""
@@ -27,7 +27,7 @@ class Window:
     chat: bool
     """Whether prompts go through the tokenizer's chat template."""
     overlong: Overlong
-    """What becomes of a sample that is longer."""
+    """What is done with a sample that doesn't fit."""
     parse_special: bool = False
     """Whether special tokens that texts spell are control tokens."""
 
@@ -43,7 +43,7 @@ class PreparedSample:
     index: int
     """Which of the task's samples, counted from 0 over all that it has."""
     doc: Any
-    """The sample as the task has it, uncut; what it is scored by."""
+    """The sample as the task has it, uncut; the task scores answers by it."""
     instances: tuple[Any, ...]
     """lm-eval's, with their final texts; without answers, and never given any."""
     requests: tuple[Request, ...]
@@ -57,13 +57,13 @@ class PreparedSample:
     truncated: bool
     """Whether the document was cut."""
     cut_tokens: int
-    """By how many tokens the longest input became shorter."""
+    """By how many tokens cutting shortened the longest input."""
     target: str
-    """What would be right."""
+    """The right answer, as text."""
     cluster: str | None
-    """The document that it shares with others, where the task says so."""
+    """Name of the document that several samples share, where the task names a field for it."""
     depth: float | None
-    """Where its needle lies, 0 to 1, where the task says so."""
+    """Place of its needle in the context, 0 to 1, where the task names a field for it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -71,7 +71,7 @@ class PreparedTask:
     """A task, ready to be asked of a model at one length under any method."""
 
     name: str
-    """As lm-eval knows it."""
+    """Its name in lm-eval."""
     samples: tuple[PreparedSample, ...]
     """In the order of the task."""
     skipped: Mapping[int, int]
@@ -89,7 +89,7 @@ class PreparedTask:
     digest: str
     """SHA-256 over all samples in order: token ids, what ends an answer, and what answers are held against."""
     notes: tuple[str, ...]
-    """What a user should know of how the task is run, a line each."""
+    """Lines that tell the user how the task is run."""
 
     @property
     def num_truncated(self) -> int:

@@ -87,7 +87,7 @@ class Renderer:
             yield index, doc, self._rendered(index, doc)
 
     def target(self, index: int, doc: Any) -> str:
-        """What would be right, as text: the right choice where the task has choices."""
+        """The right answer, as text: the right choice where the task has choices."""
         return self._guarded(index, lambda: _target(self._task, doc))
 
     def instances(self, index: int, doc: Any) -> tuple[Any, ...]:
