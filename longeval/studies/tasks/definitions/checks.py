@@ -17,6 +17,7 @@ from typing import Any
 from longeval.errors import LongEvalError
 from longeval.studies.tasks.definitions.entries import TaskEntry
 from longeval.studies.tasks.definitions.files import Config, FunctionName, place_of
+from longeval.studies.tasks.definitions.needs import NO_TEXT, WRITES_CODE
 
 MOST_NEW_TOKENS = 1_000_000
 """More tokens than any model answers with."""
@@ -57,11 +58,19 @@ def check_task_file(path: str, config: Config) -> None:
     _check_filters(path, config)
 
 
-def check_metrics(entry: TaskEntry, task: Any) -> None:
-    """Raises LongEvalError for a task, as lm-eval built it, none of whose metrics comes to a number."""
+def check_built(entry: TaskEntry, task: Any) -> None:
+    """Checks a task as lm-eval built it.
+
+    Raises:
+        LongEvalError: If it isn't run here, which a class may say that its file doesn't; or if none of its metrics
+            comes to a number.
+    """
     from lm_eval.api.registry import aggregation_registry, metric_registry
     from lm_eval.api.task import ConfigurableTask
 
+    for flag, reason in (("UNSAFE_CODE", WRITES_CODE), ("MULTIMODAL", NO_TEXT)):
+        if getattr(task, flag, False):
+            raise LongEvalError(f"--tasks {entry.name}: not run: {reason}", "Leave it out.")
     functions = getattr(task, "_metric_fn_list", {})
     if getattr(task.config, "process_results", None) is not None:
         return
@@ -197,7 +206,7 @@ def _check_metric_list(path: str, config: Config) -> None:
         if metric is None:
             raise _wrong(path, "metric_list", "has an entry without the key metric", "Write metric: NAME.")
         own = isinstance(metric, FunctionName)
-        name = metric.qualified.rpartition(".")[2] if isinstance(metric, FunctionName) else str(metric)
+        name = metric.name if isinstance(metric, FunctionName) else str(metric)
         if not processed and not own:
             _check_name(path, "metric_list", "metric", name, metric_registry)
         if isinstance(aggregation, str):

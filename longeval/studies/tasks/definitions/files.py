@@ -57,6 +57,11 @@ class FunctionName:
     """The YAML file that says it; `module` is looked for beside it first."""
 
     @property
+    def name(self) -> str:
+        """`name`."""
+        return self.qualified.rpartition(".")[2]
+
+    @property
     def place(self) -> str:
         """`FILE, line N` of the first such `!function` in its file."""
         said = re.compile(rf"!function\s+[\"']?{re.escape(self.qualified)}(?![\w.])")

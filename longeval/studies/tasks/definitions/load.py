@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from longeval.errors import LongEvalError
-from longeval.studies.tasks.definitions.checks import check_metrics, check_task_file
+from longeval.studies.tasks.definitions.checks import check_built, check_task_file
 from longeval.studies.tasks.definitions.code import Code, own_functions, refuse, said, with_functions
 from longeval.studies.tasks.definitions.entries import LM_EVAL, OURS
 from longeval.studies.tasks.definitions.failures import explain
@@ -81,7 +81,7 @@ def load_task(
         try:
             with hub_offline(unreachable is not None), seeded(seed), _generator(config, metadata):
                 task = _build(config, code, _adapted(config, metadata))
-                check_metrics(entry, task)
+                check_built(entry, task)
         except LongEvalError:
             raise
         except Exception as error:

@@ -54,6 +54,11 @@ _PACKAGES = {"longbench": "jieba fuzzywuzzy rouge"}
 """Groups that need packages beyond longeval's, by the beginning of their tasks' names."""
 
 
+WRITES_CODE = "it executes code that the model writes"
+NO_TEXT = "it shows images or plays sound, and longeval runs language models"
+"""Why longeval doesn't run a task."""
+
+
 def refusal_of(config: Config) -> str | None:
     """Why longeval doesn't run a task; None if it does.
 
@@ -61,16 +66,16 @@ def refusal_of(config: Config) -> str | None:
     """
     name = str(config.get("task"))
     if config.get("unsafe_code"):
-        return "it executes code that the model writes"
+        return WRITES_CODE
     if any(os.path.dirname(function.file).endswith(_EVALUATED) for function in functions_in(config)):
         return "its scoring evaluates what the model writes as Python"
     if config.get("dataset_path") == "pandas":
         return "its data are pickles, which execute code when they are read"
     if config.get("doc_to_image") or config.get("doc_to_audio"):
-        return "it shows images or plays sound, and longeval runs language models"
+        return NO_TEXT
     klass = config.get("class")
     if isinstance(klass, FunctionName) and klass.qualified.endswith("MultiModal"):
-        return "it shows images, and longeval runs language models"
+        return NO_TEXT
     if name.startswith("scrolls_") and klass is not None:
         return "its scoring script is downloaded from the hub (tau/scrolls) and executed"
     metrics = config.get("metric_list")

@@ -26,7 +26,7 @@ from longeval.studies.tasks.prompts.overlong import (
     too_long,
 )
 from longeval.studies.tasks.prompts.prepared import PreparedSample, PreparedTask, Window
-from longeval.studies.tasks.prompts.rendering import Renderer, check_task, task_name
+from longeval.studies.tasks.prompts.rendering import Renderer, task_name
 from longeval.studies.tasks.prompts.requests import Built, Request, build, decoding, digest, input_tokens, reach
 
 
@@ -55,10 +55,9 @@ def prepare(
         on_sample: Called with the number of samples that are done, and the number of all.
 
     Raises:
-        LongEvalError: The task is of a kind that isn't run here, its prompts can't be made, or a sample doesn't fit and
-            isn't allowed to, or can't be made to.
+        LongEvalError: The task's prompts can't be made, or a sample doesn't fit and isn't allowed to, or can't be made
+            to.
     """
-    check_task(task, window.chat, window.tokenizer)
     preparer = _Preparer(task, window, num_fewshot=num_fewshot, max_new_tokens=max_new_tokens, seed=seed)
 
     def need(index: int, examples: int) -> Need:

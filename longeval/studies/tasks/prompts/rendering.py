@@ -23,20 +23,6 @@ def task_name(task: Any) -> str:
     return str(task.config.task or type(task).__name__)
 
 
-def check_task(task: Any, chat: bool, tokenizer: Any) -> None:
-    """Raises LongEvalError for a task that isn't run here, or a chat template that isn't there."""
-    name = task_name(task)
-    if getattr(task, "MULTIMODAL", False):
-        raise LongEvalError(f"task {name}: asks about images or sounds; longeval's models read text only")
-    if getattr(task, "UNSAFE_CODE", False):
-        raise LongEvalError(
-            f"task {name}: runs code that the model has written, which is not done here",
-            "lm-eval runs it, in a sandbox of your own, with --confirm_run_unsafe_code.",
-        )
-    if chat and not getattr(tokenizer, "chat_template", None):
-        raise LongEvalError("--chat-template on: the tokenizer has none", "Leave it out.")
-
-
 class Renderer:
     """Renders samples of one task.
 

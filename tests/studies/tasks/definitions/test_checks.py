@@ -5,7 +5,8 @@ import math
 import pytest
 
 from longeval.errors import LongEvalError
-from longeval.studies.tasks.definitions.checks import SCORED, check_task_file, is_scored, remedy
+from longeval.studies.tasks.definitions.checks import SCORED, check_built, check_task_file, is_scored, remedy
+from longeval.studies.tasks.definitions.entries import TaskEntry
 from longeval.studies.tasks.definitions.files import read_config
 
 ANSWERS = {
@@ -112,3 +113,10 @@ def test_a_metric_that_does_not_fit_is_refused_with_its_line(tmp_path, text):
 )
 def test_what_works_is_left_alone(tmp_path, text):
     check(tmp_path, text)
+
+
+@pytest.mark.parametrize("flag", ["UNSAFE_CODE", "MULTIMODAL"])
+def test_what_only_a_class_says_of_itself_is_refused_too(flag):
+    built = type("Built", (), {flag: True})()
+    with pytest.raises(LongEvalError, match="--tasks own: not run"):
+        check_built(TaskEntry(name="own", kind="task", source="lm_eval", needs="nothing"), built)

@@ -149,20 +149,6 @@ def test_sampling_is_told(settings, unheeded, window):
     assert notes == ((f"answering asks for {unheeded}; answers are decoded greedily instead",) if unheeded else ())
 
 
-def test_what_is_not_run_here_is_refused(window, tiny_tokenizer):
-    task = reading()
-    task.MULTIMODAL = True
-    with pytest.raises(LongEvalError, match="task reading: asks about images or sounds"):
-        prepare(task, window(), limit=None)
-    with pytest.raises(LongEvalError, match="task reading: runs code that the model has written"):
-        prepare(reading(unsafe_code=True), window(), limit=None)
-    from transformers import AutoTokenizer
-
-    plain = AutoTokenizer.from_pretrained(tiny_tokenizer.name_or_path)
-    with pytest.raises(LongEvalError, match="--chat-template on: the tokenizer has none"):
-        prepare(reading(), window(tokenizer=plain, chat=True), limit=None)
-
-
 def test_a_template_that_fails_names_the_sample(window):
     rows = [reading_row(0), {**reading_row(1), "document": None}]
     with pytest.raises(LongEvalError, match=r"task reading: the prompt of sample 1 can't be made: .*None"):
