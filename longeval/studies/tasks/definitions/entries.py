@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from longeval.errors import LongEvalError
-from longeval.studies.tasks.definitions.files import Config, place_of, read_config
+from longeval.studies.tasks.definitions.files import Config, FunctionName, place_of, read_config
 from longeval.studies.tasks.definitions.needs import NOTHING, group_needs, needs_of, own_needs, refusal_of
 
 OURS = "longeval"
@@ -315,9 +315,9 @@ def _aggregate(item: Any, path: str) -> Aggregate:
             f"{place_of(path, 'aggregate_metric_list')}: each entry needs a metric",
             "Write {metric: acc, weight_by_size: true}.",
         )
-    filters = item.get("filter_list")
+    metric, filters = item["metric"], item.get("filter_list")
     return Aggregate(
-        metric=str(item["metric"]),
+        metric=metric.name if isinstance(metric, FunctionName) else str(metric),
         filters=None if filters is None else tuple(_texts(filters)),
         weight_by_size=bool(item.get("weight_by_size", True)),
         over=None,

@@ -23,7 +23,7 @@ from longeval.studies.tasks.quiet import quiet
 
 _log = logging.getLogger(__name__)
 
-_FORMAT = 5
+_FORMAT = 6
 """Raised when entries of the same files change: older files are then not found."""
 
 LONG_CONTEXT = {

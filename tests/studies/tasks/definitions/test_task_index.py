@@ -106,6 +106,12 @@ def test_averages_of_groups_and_of_groups_inside(root):
     assert (own.metric, own.weight_by_size, own.members) == (None, False, ("reading",))
 
 
+def test_an_average_of_a_tasks_own_metric_has_the_name_of_its_function(root, tmp_path):
+    group = "group: own\ntask: [reading]\naggregate_metric_list: [{metric: !function code.bleu_4}]\n"
+    folder = write(tmp_path / "own", own=group)
+    assert [average.metric for average in resolve(root, "own", include=[str(folder)])[0].averages] == ["bleu_4"]
+
+
 def test_a_path_is_a_file(root, tmp_path, monkeypatch):
     write(
         tmp_path / "work",
