@@ -50,7 +50,7 @@ def measure_engines(request: Request, dtype: str, text: Text, hf: Backend) -> li
     from longeval.backends.vllm.backend import VLLMBackend
 
     # Both compute the same plain rotation; share_prefixes as `longeval tasks` has it.
-    vllm = VLLMBackend(text.job.model, length=request.longest, share_prefixes=True)
+    vllm = VLLMBackend(text.work.model, length=request.longest, share_prefixes=True)
     try:
         serve_shipped(hf, text)
         serve_shipped(vllm, text)
@@ -88,7 +88,7 @@ def measure_answers(request: Request, dtype: str, text: Text, hf: Backend, vllm:
     answers: dict[str, dict[int, Generation]] = {}
 
     def answer(backend: Backend) -> None:
-        answers[backend.name] = dict(backend.generate(asked, text.job.model.tokenizer))
+        answers[backend.name] = dict(backend.generate(asked, text.work.model.tokenizer))
 
     timed = alternate(lambda: answer(hf), lambda: answer(vllm), repeats=request.repeats, warm_up=True)
     agreement, tokens = "–", 0

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from longeval.backends.base import Backend
-    from longeval.studies.ppl.plan import Plan
+    from longeval.studies.ppl.plan import PplPlan
 
 CURVE_LIMIT = 1.3
 """What a curve of four lengths may cost, as a multiple of its longest length alone."""
@@ -117,7 +117,7 @@ def _at_length(
 
 
 def measure_curve(request: Request, dtype: str, backend: Backend) -> Curve:
-    """Times `run.run` from plan to stored records, with a loaded model, on a store of its own each time."""
+    """Times `engine.run` from plan to stored records, with a loaded model, on a store of its own each time."""
     from longeval.studies.ppl.plan import plan_ppl
 
     longest = request.longest
@@ -137,11 +137,11 @@ def measure_curve(request: Request, dtype: str, backend: Backend) -> Curve:
     return Curve(dtype=dtype, lengths=lengths, pe=CURVE_PE, timed=timed)
 
 
-def carry_out(plan: Plan, backend: Backend, folder: str) -> None:
+def carry_out(plan: PplPlan, backend: Backend, folder: str) -> None:
     """Runs a plan with a loaded model into a new store under `folder`; a failed cell raises RuntimeError."""
     from longeval.cli.progress import RunProgress
+    from longeval.run.engine import run
     from longeval.store.folder import Store
-    from longeval.studies.ppl.run import run
 
     store = Store(os.path.join(tempfile.mkdtemp(dir=folder), "run"))
     with RunProgress(quiet=True) as progress:

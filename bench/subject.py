@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from longeval.backends.base import Backend
     from longeval.request import PplRequest
-    from longeval.studies.ppl.plan import Job
+    from longeval.studies.ppl.work import PplWork
 
 SHORTEST_LONGEST = 16
 """The longest length must be at least this: a curve of its quarters has to make sense."""
@@ -67,8 +67,8 @@ class Request:
 class Text:
     """The text, and the prepared model (without weights) that it was tokenised for."""
 
-    job: Job
-    """The one job of a plan with the one cell (none, longest)."""
+    work: PplWork
+    """The one work of a plan with the one cell (none, longest)."""
     tokens_T: npt.NDArray[np.int32]
     """The longest window, BOS included where the model has one."""
 
@@ -93,17 +93,19 @@ def open_text(request: Request, dtype: str) -> Text:
     """Plans the longest window and reads its tokens; raises LongEvalError for what a user can mend."""
     from longeval.studies.ppl.plan import plan_ppl
     from longeval.studies.ppl.texts import Texts
+    from longeval.studies.ppl.work import PplWork
 
-    job = plan_ppl(request_spec(request, dtype, pe="none", lengths=(request.longest,))).jobs[0]
-    texts = Texts(job.corpus.selection, joined=False, prefix=job.model.prefix)
-    return Text(job=job, tokens_T=texts.window(job.passes()[0]))
+    (work,) = plan_ppl(request_spec(request, dtype, pe="none", lengths=(request.longest,))).work
+    assert isinstance(work, PplWork)
+    texts = Texts(work.corpus.selection, joined=False, prefix=work.model.prefix)
+    return Text(work=work, tokens_T=texts.window(work.passes()[0]))
 
 
 def open_ours(text: Text) -> Backend:
     """Loads the model as a run does, and serves the table that it came with for the whole text."""
-    from longeval.run.session import load_backend
+    from longeval.run.host import load_backend
 
-    backend = load_backend(text.job.model)
+    backend = load_backend(text.work.model)
     serve_shipped(backend, text)
     return backend
 
@@ -111,12 +113,12 @@ def open_ours(text: Text) -> Backend:
 def serve_shipped(backend: Backend, text: Text) -> None:
     """Makes the model rotate as it was shipped, as the plain one does."""
     length = len(text.tokens_T)
-    backend.serve(text.job.groups[0].table(length), length)
+    backend.serve(text.work.table(length), length)
 
 
 def open_plain(text: Text) -> Any:
     """Loads the same weights as an untouched transformers model."""
-    return text.job.model.load()
+    return text.work.model.load()
 
 
 def plain_loss(model: Any, tokens_T: npt.NDArray[np.int32]) -> float:

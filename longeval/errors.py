@@ -28,6 +28,10 @@ class LongEvalError(Exception):
         self.remedy = remedy
         super().__init__(f"{self.problem}. {remedy}".rstrip())
 
+    def __reduce__(self) -> tuple[type[LongEvalError], tuple[str, str]]:
+        """It travels between processes with its two parts."""
+        return type(self), (self.problem, self.remedy)
+
 
 class WriteError(LongEvalError):
     """Results that can't be written, found while computing or afterwards: a full disk, a folder that went away."""

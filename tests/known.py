@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from longeval.cli.progress import RunProgress
-from longeval.run.session import load_backend
+from longeval.run.engine import run
+from longeval.run.host import load_backend
 from longeval.studies.ppl.plan import plan_ppl
-from longeval.studies.ppl.run import run
 
 
 def log_position(tokens_S, positions_S, table):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from longeval.request import PosGenRequest
+from longeval.run.engine import run
 from longeval.studies.posgen.checkpoint import from_bytes
 from longeval.studies.posgen.plan import plan_posgen
-from longeval.studies.posgen.run import run_posgen
 
 ALL = ("none", "resonance", "yarn", "resonance_yarn")
 BOTH = ("trained", "swapped")
@@ -44,7 +44,7 @@ def tiny_request(**changes):
 
 
 def carry_out(spec, store, told=None, **options):
-    return run_posgen(plan_posgen(spec), store, told or Told(), **options)
+    return run(plan_posgen(spec), store, told or Told(), **options)
 
 
 class Told:

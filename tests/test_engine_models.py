@@ -62,7 +62,7 @@ def test_queries_that_grow_with_their_position_are_refused_when_planned(request_
 def test_models_that_engines_refuse_by_themselves(request_spec):
     """Where nothing was planned, as for a server."""
     plan = plan_ppl(request_spec(backend="vllm"))
-    model, table = plan.jobs[0].model, plan.jobs[0].groups[0].table(64)
+    model, table = plan.work[0].model, plan.work[0].table(64)
     growing = transformers.Ministral3Config(**SMALL, rope_parameters=ROPE | {"llama_4_scaling_beta": 0.1})
     for change, said in (({"config": growing}, "llama_4_scaling_beta"), ({"device": "cuda:1"}, "--device cuda:1")):
         with pytest.raises(LongEvalError, match=said):

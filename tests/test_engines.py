@@ -25,9 +25,9 @@ from longeval.models.resolve import ModelRef
 from longeval.request import PplRequest, request_from_mapping, requests_from_yaml, requests_to_yaml
 from longeval.request.engine import OWNED, parse_vllm_args
 from longeval.run import setups
-from longeval.run.session import backend_of, by_engine
+from longeval.run.engine import run
+from longeval.run.host import backend_of, by_engine
 from longeval.studies.ppl.plan import plan_ppl
-from longeval.studies.ppl.run import run
 
 
 @pytest.fixture(autouse=True)
@@ -147,8 +147,8 @@ def test_a_method_that_depends_on_length_has_to_be_pinned(request_spec):
     assert "--pin-length" in caught.value.remedy
     plan = plan_ppl(request_spec(pe=("none", "dynamic_ntk"), backend="vllm", pin_length=96))
     free = plan_ppl(request_spec(pe=("none", "dynamic_ntk")))
-    at_96 = next(group.table(96) for job in free.jobs for group in job.groups if not group.static)
-    pinned = [group for job in plan.jobs for group in job.groups if group.cells[-1].pe.canonical == "dynamic_ntk"]
+    at_96 = next(group.table(96) for group in free.work if not group.static)
+    pinned = [group for group in plan.work if group.cells[-1].pe.canonical == "dynamic_ntk"]
     assert all(group.static for group in pinned)
     by_length = {cell.length: (group, cell) for group in pinned for cell in group.cells}
     assert set(by_length) == {32, 64, 128}
@@ -160,7 +160,7 @@ def test_a_method_that_depends_on_length_has_to_be_pinned(request_spec):
 
 def test_up_to_the_native_length_no_pin_is_needed(request_spec):
     plan = plan_ppl(request_spec(pe=("none", "dynamic_ntk"), lengths=(32, 64), backend="vllm"))
-    (group,) = plan.jobs[0].groups
+    (group,) = plan.work
     assert group.static
     assert all(cell.params["pin_length"] is None for cell in plan.cells)
 
@@ -234,10 +234,10 @@ def test_one_engine_serves_all_cells_of_a_method(request_spec, store, tmp_path, 
 
 def test_the_start_of_an_engine_is_no_part_of_a_cells_time(request_spec, store, monkeypatch):
     backend = SlowStart(log_position)
-    monkeypatch.setattr("longeval.studies.ppl.run.time", backend.clock)
+    monkeypatch.setattr("longeval.studies.ppl.work.time", backend.clock)
     plan = plan_ppl(request_spec(pe=("none", "yarn"), lengths=(64, 128), factor=2.0, backend="vllm"))
     result = run(plan, store, backend.progress(), load=lambda model: backend)
-    groups = {id(group): group for job in plan.jobs for group in job.groups}.values()
+    groups = {id(group): group for group in plan.work}.values()
     passes = {cell.id: len(group.passes()) for group in groups for cell in group.cells}
     assert {record.cell: record.elapsed_s for record in result.records} == {
         cell: number * PASS_S for cell, number in passes.items()
@@ -252,13 +252,18 @@ def test_the_start_of_an_engine_is_no_part_of_a_cells_time(request_spec, store, 
 
 def test_the_order_is_kept_otherwise(request_spec):
     plan = plan_ppl(request_spec(pe=("none", "yarn"), lengths=(32, 64), factor=2.0))
-    model = plan.jobs[0].model
-    tables = {group.cells[0].pe.canonical: group.table(64) for group in plan.jobs[0].groups}
+    model = plan.work[0].model
+    tables = {group.cells[0].pe.canonical: group.table(64) for group in plan.work}
     turns = [("yarn", 1), ("none", 1), ("yarn", 2), ("none", 2)]
-    assert by_engine(turns, lambda pe, _: (model, tables[pe])) == [("yarn", 1), ("yarn", 2), ("none", 1), ("none", 2)]
+    assert by_engine(turns, lambda turn: (model, tables[turn[0]])) == [
+        ("yarn", 1),
+        ("yarn", 2),
+        ("none", 1),
+        ("none", 2),
+    ]
     other = dataclasses.replace(model)
     models = {1: model, 2: other}
-    assert by_engine(turns, lambda pe, number: (models[number], tables[pe])) == turns
+    assert by_engine(turns, lambda turn: (models[turn[1]], tables[turn[0]])) == turns
 
 
 class Broken(FakeBackend):
@@ -288,7 +293,7 @@ def test_an_engine_that_doesnt_start_ends_the_run_before_anything_is_computed(re
 
 def test_later_it_is_a_failed_record(request_spec, store):
     plan = plan_ppl(request_spec(pe=("none", "yarn"), backend="vllm"))
-    backend = Broken(plan.jobs[0].groups[0].table(64))
+    backend = Broken(plan.work[0].table(64))
     result = run(plan, store, RunProgress(quiet=True, verbose=False), load=lambda model: backend)
     status = {(r.pe, r.status) for r in result.records}
     assert status == {("none", "ok"), ("yarn", "failed")}
@@ -362,8 +367,8 @@ def test_models_of_the_hub_are_read_at_the_commit_that_the_record_names(request_
     plan = plan_ppl(request_spec(backend="vllm"))
     for revision in (None, "main"):
         ref = ModelRef(name="b", kind="hub", location="a/b", revision=revision)
-        model = dataclasses.replace(plan.jobs[0].model, ref=ref)
-        table = plan.jobs[0].groups[0].table(64)
+        model = dataclasses.replace(plan.work[0].model, ref=ref)
+        table = plan.work[0].table(64)
         engine = vllm_options.engine_arguments(model, table, 65, {}, share_prefixes=False)
         assert (engine["model"], engine["tokenizer"]) == ("a/b", "a/b")
         assert engine["revision"] == engine["tokenizer_revision"] == snapshot.commit
@@ -378,16 +383,16 @@ def test_an_engine_gets_a_tokenizer_of_ours_where_transformers_would_make_anothe
         (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"tokenizer_class": named}))
         assert (transformers.AutoTokenizer.from_pretrained(folder)(text).input_ids != expected) is is_own
         plan = plan_ppl(request_spec(model=(str(folder),), backend="vllm"))
-        table = plan.jobs[0].groups[0].table(64)
-        engine = vllm_options.engine_arguments(plan.jobs[0].model, table, 65, {}, share_prefixes=False)
+        table = plan.work[0].table(64)
+        engine = vllm_options.engine_arguments(plan.work[0].model, table, 65, {}, share_prefixes=False)
         assert (engine["model"], engine["tokenizer"] != engine["model"]) == (str(folder), is_own)
         assert transformers.AutoTokenizer.from_pretrained(engine["tokenizer"])(text).input_ids == expected
 
 
 def test_engine_arguments(request_spec):
     plan = plan_ppl(request_spec(backend="vllm"))
-    model = plan.jobs[0].model
-    table = plan.jobs[0].groups[0].table(64)
+    model = plan.work[0].model
+    table = plan.work[0].table(64)
     engine = vllm_options.engine_arguments(model, table, 129, {"max_num_seqs": 3}, share_prefixes=False)
     assert (engine["max_model_len"], engine["dtype"], engine["max_num_seqs"]) == (129, model.dtype, 3)
     assert engine["load_format"] == "safetensors"

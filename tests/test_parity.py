@@ -101,7 +101,7 @@ def by_token(slope):
 @pytest.mark.parametrize(("gap", "verdict"), [(0.0, "same"), (4e-4, "same"), (6e-4, "different"), (2.0, "different")])
 @pytest.mark.parametrize("answers", [("says so", "says no"), ("says no", "says so"), ("says", "says a"), ("a", "")])
 def test_continuations_part_only_at_near_ties(plan, answers, gap, verdict):
-    tokenizer = plan.jobs[0].model.tokenizer
+    tokenizer = plan.work[0].model.tokenizer
     hf_ids, vllm_ids = ([*tokenizer.encode(answer), 0] for answer in answers)  # 0 ends an answer
     place = next(i for i, (a, b) in enumerate(zip(hf_ids, vllm_ids, strict=False)) if a != b)
     nll = by_token(gap / (vllm_ids[place] - hf_ids[place]))
@@ -122,9 +122,10 @@ def test_a_gap_that_is_no_number_is_a_difference(plan):
 
 
 def test_in_bfloat16_continuations_may_part(plan):
-    jobs = [dataclasses.replace(job, model=dataclasses.replace(job.model, dtype="bfloat16")) for job in plan.jobs]
+    model = dataclasses.replace(plan.models[0], dtype="bfloat16")
+    work = tuple(dataclasses.replace(one, model=model) for one in plan.work)
     nll = by_token(-0.1)
-    found = compared(dataclasses.replace(plan, jobs=tuple(jobs)), Fake(nll, "says no"), Fake(nll, "says so"))
+    found = compared(dataclasses.replace(plan, models=(model,), work=work), Fake(nll, "says no"), Fake(nll, "says so"))
     assert [one.verdict for one in found] == ["same"] * 2
     assert found[0].answer_gap > 0.1  # more than the mean may differ
 
@@ -136,7 +137,7 @@ def test_vllm_reads_the_window_in_chunks(tiny_llama):
     assert module.in_chunks(1024, given) == given
     plan, notes = planned(tiny_llama, length="300", vllm_arg=["enforce_eager=true"])
     assert notes == []
-    assert plan.spec.vllm_args == {"max_num_seqs": 8, "max_num_batched_tokens": 100, "enforce_eager": True}
+    assert plan.request.vllm_args == {"max_num_seqs": 8, "max_num_batched_tokens": 100, "enforce_eager": True}
 
 
 @pytest.mark.parametrize(
@@ -153,11 +154,11 @@ def test_what_depends_on_length_is_compared_at_the_one_that_is_asked(tmp_path, p
         rope["original_max_position_embeddings"] = 64
     folder = save_tiny_llama(tmp_path / "tiny", rope_parameters=rope, max_position_embeddings=256 if settings else 64)
     plan, notes = planned(folder, pe=pe, length="200")
-    assert plan.spec.pin_length == pinned
+    assert plan.request.pin_length == pinned
     assert notes == (
         [] if pinned is None else [f"{pe}: another table at every length; both have that at 200 tokens here"]
     )
-    assert all(group.static for job in plan.jobs for group in job.groups)
+    assert all(group.static for group in plan.work)
 
 
 def test_every_flag_reaches_the_comparison(tiny_llama):
@@ -189,14 +190,14 @@ def test_every_flag_reaches_the_comparison(tiny_llama):
         shown._plan(dataclasses.replace(asked, revision=None))
     plan, notes = shown._plan(dataclasses.replace(asked, revision=None, scale_from=None, layers=None))
     assert notes == ["dynamic_yarn: another table at every length; both have that at 100 tokens here"]
-    (group,) = [group for job in plan.jobs for group in job.groups if group.cells[0].pe.base == "dynamic_yarn"]
+    (group,) = [group for group in plan.work if group.cells[0].pe.base == "dynamic_yarn"]
     params = group.cells[0].params
     assert (params["native_length"], params["pin_length"], params["method"]["beta_fast"]) == (32, 100, 16)
 
 
 def test_methods_that_nothing_stretches_have_no_factor(tiny_llama):
-    assert planned(tiny_llama, pe="none", length="200")[0].spec.factor is None
-    assert planned(tiny_llama, pe="none,yarn", length="200")[0].spec.factor == 4.0
+    assert planned(tiny_llama, pe="none", length="200")[0].request.factor is None
+    assert planned(tiny_llama, pe="none,yarn", length="200")[0].request.factor == 4.0
 
 
 def test_a_pin_that_nothing_heeds(tiny_llama):

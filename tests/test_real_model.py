@@ -8,9 +8,9 @@ import pytest
 
 from longeval.cli.progress import RunProgress
 from longeval.request import PplRequest
+from longeval.run.engine import run
 from longeval.store.folder import Store
 from longeval.studies.ppl.plan import plan_ppl
-from longeval.studies.ppl.run import run
 
 NEEDS_DOCUMENT = pytest.mark.skipif(
     not os.path.isfile(os.path.join(os.environ.get("LONGEVAL_DATA", ""), "leval", "gov_report_summ.jsonl")),
@@ -85,7 +85,6 @@ def test_a_stock_task_of_lm_eval_scores_as_with_its_own_model(tmp_path):
     from longeval.request import TasksRequest
     from longeval.studies.tasks.plan import plan_tasks
     from longeval.studies.tasks.quiet import quiet
-    from longeval.studies.tasks.run import run_tasks
 
     spec = TasksRequest(
         model=("smollm2-135m-q4",),
@@ -98,7 +97,7 @@ def test_a_stock_task_of_lm_eval_scores_as_with_its_own_model(tmp_path):
     )
     plan = plan_tasks(spec)
     store = Store(str(tmp_path / "run"))
-    (record,) = run_tasks(plan, store, RunProgress(quiet=True)).records
+    (record,) = run(plan, store, RunProgress(quiet=True)).records
     assert (record.metric, record.n, record.truncated, record.skipped) == ("recall", 3, 0, 0)
     (job,) = plan.jobs
     with quiet():
@@ -118,12 +117,11 @@ def test_a_stock_task_of_lm_eval_scores_as_with_its_own_model(tmp_path):
 def test_the_embedded_model_finds_a_passkey_in_a_short_text(tmp_path):
     from longeval.request import TasksRequest
     from longeval.studies.tasks.plan import plan_tasks
-    from longeval.studies.tasks.run import run_tasks
 
     spec = TasksRequest(
         model=("smollm2-135m-q4",), pe=("none", "resonance_yarn"), lengths=(512,), tasks=("passkey",), limit=4
     )
-    result = run_tasks(plan_tasks(spec), Store(str(tmp_path / "run")), RunProgress(quiet=True))
+    result = run(plan_tasks(spec), Store(str(tmp_path / "run")), RunProgress(quiet=True))
     assert [record.value for record in result.records] == [1.0, 1.0]
     assert len({record.rope_digest for record in result.records}) == 2
     assert all(record.params["chat_template"] for record in result.records)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from longeval.doctor.parity import Parity
     from longeval.models.scaling import ModelRope
     from longeval.request import Layers, PplRequest, ScaleFrom
-    from longeval.studies.ppl.plan import Plan
+    from longeval.studies.ppl.plan import PplPlan
 
 DIFFERENT = 3
 """Exit status where the two differ by more than rounding."""
@@ -77,7 +77,7 @@ def show_parity(asked: Asked, json_path: str | None) -> int:
     return 0 if all(one.verdict == "same" for one in found) else DIFFERENT
 
 
-def _plan(asked: Asked) -> tuple[Plan, list[str]]:
+def _plan(asked: Asked) -> tuple[PplPlan, list[str]]:
     """One window of real text for each method, and what to know of its table."""
     from longeval.backends.vllm.options import check_installed
     from longeval.studies.ppl.plan import plan_ppl

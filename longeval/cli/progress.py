@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from longeval.cli.terminal import console
 from longeval.printable import printable
+from longeval.run.overview import format_duration
 from longeval.values import format_length
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ PLAIN_EVERY_S = 30.0
 
 
 class RunProgress(AbstractContextManager["RunProgress"]):
-    """Implements `session.Progress`.
+    """Implements `run.host.Progress` and, before a run, `run.study.Tell`.
 
     Args:
         quiet: Nothing at all.
@@ -65,8 +66,12 @@ class RunProgress(AbstractContextManager["RunProgress"]):
         if self._live is not None:
             self._live.stop()
 
+    def note(self, text: str) -> None:
+        """See `Tell`."""
+        self.say(f"longeval: {text}")
+
     def preparing(self, what: str, done: int, total: int) -> None:
-        """Before a run begins: so many of the samples of `what` are made or read."""
+        """See `Tell`."""
         now = time.monotonic()
         if what != self._prepared:  # the time that came before it, with imports and downloads, isn't its own
             self._prepared, self._last_line = what, now
@@ -78,14 +83,14 @@ class RunProgress(AbstractContextManager["RunProgress"]):
             self.say(f"  {what}: {done:,} of {total:,}")
 
     def begin(self, costs: Sequence[float]) -> None:
-        """See `session.Progress`."""
+        """See `Progress`."""
         self._total, self._num_passes = sum(costs), len(costs)
         self._last_pass = time.monotonic()
         if self._live is not None and costs:
             self._task = self._live.add_task("loading the model", total=self._total, rate="")
 
     def stage(self, what: str, num_passes: int, noun: str) -> None:
-        """See `session.Progress`."""
+        """See `Progress`."""
         self._noun = noun
         self._last_pass = time.monotonic()
         if self._live is not None:
@@ -94,7 +99,7 @@ class RunProgress(AbstractContextManager["RunProgress"]):
             self.say(f"{what} ({num_passes} {noun}{'' if num_passes == 1 else 's'})")
 
     def advance(self, tokens: int, cost: float, detail: str) -> None:
-        """See `session.Progress`."""
+        """See `Progress`."""
         now = time.monotonic()
         seconds, self._last_pass = now - self._last_pass, now
         self._busy_s += seconds
@@ -113,10 +118,10 @@ class RunProgress(AbstractContextManager["RunProgress"]):
             self.say(f"  {self._noun} of {tokens} tokens, {detail}: {seconds:.1f} s")
 
     def finished(self, record: Record) -> None:
-        """See `session.Progress`."""
+        """See `Progress`."""
         self.num_finished += 1
         cell = f"{record.model} {record.pe} {format_length(record.length)} on {record.task or record.data}"
-        if record.backend == "posgen":
+        if "regime" in record.params:
             cell += f" ({record.params['regime']}, seed {record.params['seed']})"
         if record.status == "ok":
             assert record.value is not None
@@ -139,13 +144,3 @@ class RunProgress(AbstractContextManager["RunProgress"]):
             return ""
         seconds = self._busy_s * (self._total - self._done) / self._done
         return f"{format_duration(seconds)} left"
-
-
-def format_duration(seconds: float) -> str:
-    """`42 s`, `3 min 05 s`, `2 h 10 min`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

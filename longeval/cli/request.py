@@ -1,4 +1,4 @@
-"""One way to carry out requests, for `ppl`, `tasks`, `posgen train` and `run`: plan, then show or run."""
+"""One way to carry out requests, whatever their study: plan all of them, then show or run them, then sum up."""
 
 from __future__ import annotations
 
@@ -6,26 +6,23 @@ import datetime
 import logging
 import shlex
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from longeval.cli.json_output import check_json_path, write_json
 from longeval.cli.terminal import console, say, show
 from longeval.errors import LongEvalError
+from longeval.printable import as_markup
+from longeval.run.overview import Overview, count
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from longeval.cli.progress import RunProgress
     from longeval.request import Request
-    from longeval.run.session import RunResult
+    from longeval.run.engine import RunResult
+    from longeval.run.study import Plan, Study
     from longeval.store.folder import Store
     from longeval.store.records import Record
-    from longeval.studies.posgen.plan import PosGenPlan
-    from longeval.studies.ppl.plan import Plan
-    from longeval.studies.tasks.plan import TaskPlan
-
-    AnyPlan = Plan | TaskPlan | PosGenPlan
 
 SOME_FAILED = 3
 """Exit status when some cells failed."""
@@ -50,6 +47,8 @@ def carry_out(
     """
     from longeval.cache import sweep_temporary
     from longeval.cli.progress import RunProgress
+    from longeval.run.engine import run
+    from longeval.run.study import find_study
     from longeval.store.folder import Store
 
     if quiet and verbose:
@@ -62,39 +61,39 @@ def carry_out(
         raise LongEvalError("--out '': an empty name", "Name a folder, or leave it out.")
     logging.getLogger("longeval").setLevel(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
     store = Store(out or default_out(specs[0]))
-    _check_settings(specs, store)
-    store.check_usable()
-    plans = _plan_all(specs, quiet, dry_run=dry_run)
+    studies = {spec.command: find_study(spec.command) for spec in specs}
+    _check_folder(specs, studies, store)
+    plans = _plan_all(specs, studies, quiet, dry_run=dry_run)
     for note in dict.fromkeys(note for plan in plans for note in plan.notes):
         _say(note, quiet)
     if dry_run:
-        _show(specs, plans, store, fresh)
+        _show_plans(plans, store, fresh)
         return 0
     store.sweep()
     sweep_temporary()
-    found: dict[tuple[str, str], Record] = {}
+    found: dict[tuple[str, str], tuple[str, Record]] = {}
+    """(cell, metric) → the command and its record: requests of one folder may overlap, and a cell counts once."""
     for spec, plan in zip(specs, plans, strict=True):
-        passes_told = verbose and spec.command != "posgen"  # whose passes are steps: thousands of lines
-        with RunProgress(quiet=quiet, verbose=passes_told) as progress:
+        with RunProgress(quiet=quiet, verbose=verbose and studies[spec.command].tells_passes) as progress:
             try:
-                result = _run(spec, plan, store, progress, fresh=fresh, under_way=bool(found))
+                result = run(plan, store, progress, fresh=fresh, under_way=bool(found))
             except KeyboardInterrupt:
                 anything = progress.num_finished or store.has_checkpoints()
                 stored = f"{count(progress.num_finished, 'cell')} stored in {store.path}"
                 _say(f"{stored}; the same command goes on from there" if anything else "nothing is stored yet", quiet)
                 raise
         _say(f"{_outcome(result)}; records in {store.path}", quiet)
-        # Requests of one folder may overlap: a cell counts once.
-        found |= {(record.cell, record.metric): record for record in result.records}
-    records = list(found.values())
+        found |= {(record.cell, record.metric): (spec.command, record) for record in result.records}
+    records = [record for _, record in found.values()]
     failed = len({record.cell for record in records if record.status == "failed"})
     if json_path is not None:
         write_json([record.to_json() for record in records], json_path)
     if json_path != "-" and not quiet:
-        show_summary(records)
-        for command in dict.fromkeys(_report_command(spec) for spec in specs):
+        for command, study in studies.items():
+            show_summary(study, [record for other, record in found.values() if other == command])
+        for line in dict.fromkeys(study.report_command for study in studies.values()):
             show("")
-            show(f"For a report: {command} {shlex.quote(store.path)}")
+            show(f"For a report: {line} {shlex.quote(store.path)}")
     if failed:
         say(f"{count(failed, 'cell')} failed; the records say why")
         return SOME_FAILED
@@ -110,92 +109,61 @@ def _outcome(result: RunResult) -> str:
     return ", ".join(parts)
 
 
-def _report_command(spec: Request) -> str:
-    """What shows the records of such a request."""
-    return "longeval posgen table" if spec.command == "posgen" else "longeval report"
-
-
-def _check_settings(specs: Sequence[Request], store: Store) -> None:
-    """Raises LongEvalError for a damaged spec.yaml, and where a folder would hold PosGen cells of several settings."""
-    from longeval.request import PosGenRequest
-    from longeval.run.session import stored_requests
+def _check_folder(specs: Sequence[Request], studies: Mapping[str, Study], store: Store) -> None:
+    """Raises LongEvalError for a damaged spec.yaml, for requests that the folder can't hold, and if it isn't usable."""
+    from longeval.store.plan import stored_requests
 
     stored_requests(store)
     store.plan()  # a damaged one is told before anything is computed
-    posgen = [spec for spec in specs if isinstance(spec, PosGenRequest)]
-    if posgen:
-        from longeval.studies.posgen.run import check_settings
-
-        check_settings(posgen, store)
+    for command, study in studies.items():
+        study.check([spec for spec in specs if spec.command == command], store)
+    store.check_usable()
 
 
-def _plan_all(specs: Sequence[Request], quiet: bool, *, dry_run: bool) -> list[AnyPlan]:
+def _plan_all(specs: Sequence[Request], studies: Mapping[str, Study], quiet: bool, *, dry_run: bool) -> list[Plan]:
     """The plans of requests, each checked; for a dry run without running code of models and of task files."""
     from longeval.cli.progress import RunProgress
-    from longeval.request import PosGenRequest, TasksRequest
 
-    if not all(isinstance(spec, PosGenRequest) for spec in specs):
-        _say("reading model configuration and documents …", quiet)
-    plans: list[AnyPlan] = []
+    for planning in dict.fromkeys(study.planning for study in studies.values()):
+        if planning is not None:
+            _say(planning, quiet)
+    plans = []
     for spec in specs:
-        if isinstance(spec, TasksRequest):
-            from longeval.studies.tasks.plan import plan_tasks  # lm-eval, which takes seconds to import
-
-            with RunProgress(quiet=quiet) as progress:
-                plans.append(
-                    plan_tasks(
-                        spec, lambda line: progress.say(f"longeval: {line}"), progress.preparing, dry_run=dry_run
-                    )
-                )
-        elif isinstance(spec, PosGenRequest):
-            from longeval.studies.posgen.plan import plan_posgen
-
-            plans.append(plan_posgen(spec))
-        else:
-            from longeval.studies.ppl.plan import plan_ppl
-
-            plans.append(plan_ppl(spec, dry_run=dry_run))
+        with RunProgress(quiet=quiet) as progress:
+            plans.append(studies[spec.command].plan(spec, progress, dry_run=dry_run))
     return plans
 
 
-def _run(
-    spec: Request, plan: AnyPlan, store: Store, progress: RunProgress, *, fresh: bool, under_way: bool
-) -> RunResult:
-    """Runs what is missing of a plan."""
-    from longeval.request import PosGenRequest, TasksRequest
-
-    if isinstance(spec, TasksRequest):
-        from longeval.studies.tasks.run import run_tasks
-
-        return run_tasks(cast("TaskPlan", plan), store, progress, fresh=fresh, under_way=under_way)
-    if isinstance(spec, PosGenRequest):
-        from longeval.studies.posgen.run import run_posgen
-
-        return run_posgen(cast("PosGenPlan", plan), store, progress, fresh=fresh, under_way=under_way)
-    from longeval.studies.ppl.run import run
-
-    return run(cast("Plan", plan), store, progress, fresh=fresh, under_way=under_way)
-
-
-def _show(specs: Sequence[Request], plans: Sequence[AnyPlan], store: Store, fresh: bool) -> None:
+def _show_plans(plans: Sequence[Plan], store: Store, fresh: bool) -> None:
     """What runs would do, on stdout."""
-    from longeval.cli.dry_run import show_plan, show_posgen_plan, show_task_plan
-    from longeval.request import PosGenRequest, TasksRequest
+    from longeval.run.engine import stored_cells
+    from longeval.run.host import Silent, open_host
 
     screen = wide_console()
     screen.print("Dry run: nothing is computed.\n")
-    for spec, plan in zip(specs, plans, strict=True):
-        if isinstance(spec, TasksRequest):
-            show_task_plan(cast("TaskPlan", plan), store, screen, fresh=fresh)
-        elif isinstance(spec, PosGenRequest):
-            show_posgen_plan(cast("PosGenPlan", plan), store, screen, fresh=fresh)
-        else:
-            show_plan(cast("Plan", plan), store, screen, fresh=fresh)
+    for plan in plans:
+        stored = {} if fresh else stored_cells(plan, store)
+        host = open_host(plan.request, store, Silent(), fresh=fresh)
+        _show_overview(plan.overview(host, plan.left(stored), stored), screen)
 
 
-def count(number: int, noun: str) -> str:
-    """`1 cell`, `2 cells`."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+def _show_overview(overview: Overview, screen: Console) -> None:
+    """One plan: the table of its cells, and what they cost."""
+    from rich.table import Table
+
+    table = Table(title="Cells", title_justify="left")
+    for column in overview.columns:
+        table.add_column(column, justify="left" if column in overview.words else "right")
+    for section in overview.sections:
+        table.add_section()
+        if section.title is not None:
+            table.add_row(f"[bold]{as_markup(section.title)}[/bold]")
+        for row in section.rows:
+            table.add_row(*map(as_markup, row))
+    screen.print(table)
+    screen.print()
+    for line in overview.costs:
+        screen.print(line, highlight=False, markup=False)
 
 
 def _say(text: str, quiet: bool) -> None:
@@ -213,16 +181,9 @@ def wide_console() -> Console:
     return console() if sys.stdout.isatty() else console(width=WIDTH)
 
 
-def show_summary(records: Sequence[Record]) -> None:
-    """The tables of a run on stdout."""
-    from longeval.cli.posgen_summary import posgen_tables
-    from longeval.cli.report import study_reports
-    from longeval.report.formats.terminal import terminal_table
-
+def show_summary(study: Study, records: Sequence[Record]) -> None:
+    """The tables of a study's records on stdout."""
     screen = wide_console()
-    posgen = [record for record in records if record.backend == "posgen"]
-    others = [record for record in records if record.backend != "posgen"]
-    tables = [table for study in study_reports() for table in study.summary(others)]
-    for shown in (*(terminal_table(table, screen.width) for table in tables), *posgen_tables(posgen)):
+    for table in study.summary(records, screen.width):
         screen.print()
-        screen.print(shown)
+        screen.print(table)

@@ -19,10 +19,10 @@ import numpy.typing as npt
 from longeval.backends.base import Backend, GenerateRequest
 from longeval.backends.ending import end_tokens
 from longeval.models.prepare import PreparedModel
-from longeval.run.session import Progress, backend_of, load_backend
-from longeval.studies.ppl.cells import Group
-from longeval.studies.ppl.plan import Job, Plan
+from longeval.run.host import Progress, backend_of, load_backend
+from longeval.studies.ppl.plan import PplPlan
 from longeval.studies.ppl.texts import Texts
+from longeval.studies.ppl.work import PplWork
 
 NEW_TOKENS = 32
 """Of the greedy continuation."""
@@ -90,13 +90,13 @@ class Parity:
 
 
 def parity(
-    plan: Plan,
+    plan: PplPlan,
     progress: Progress,
     *,
     load_hf: Callable[[PreparedModel], Backend] | None = None,
     load_vllm: Callable[[PreparedModel], Backend] | None = None,
 ) -> Iterator[Parity]:
-    """Compares the two backends on every group of a plan, one model in memory at a time, vLLM's first.
+    """Compares the two backends on all work of a plan, one model in memory at a time, vLLM's first.
 
     Args:
         plan: Of a request of one length and data set with `backend: vllm`.
@@ -107,41 +107,40 @@ def parity(
     Raises:
         LongEvalError: One of the two can't run the model.
     """
-    loads = (load_hf or load_backend, load_vllm or backend_of(plan.spec))
-    progress.begin([float(group.cells[0].length) for job in plan.jobs for group in job.groups for _ in loads])
-    for job in plan.jobs:
-        groups = [group for group in job.groups if group.cells[0].windows]
-        vllm = _run(loads[1], job, groups, progress)
-        hf = _run(loads[0], job, groups, progress, others=vllm)
-        for group, a, b in zip(groups, hf, vllm, strict=True):
-            for cell in group.cells:
-                yield compare(a, b, job=job, pe=cell.pe.canonical, factor=cell.factor, length=cell.length)
+    loads = (load_hf or load_backend, load_vllm or backend_of(plan.request))
+    every = [work for work in plan.work if isinstance(work, PplWork)]
+    progress.begin([float(work.longest) for work in every for _ in loads])
+    for model in plan.models:
+        own = [work for work in every if work.model is model]
+        vllm = _run(loads[1], model, own, progress)
+        hf = _run(loads[0], model, own, progress, others=vllm)
+        for work, a, b in zip(own, hf, vllm, strict=True):
+            for cell in work.cells:
+                yield compare(a, b, model=model, pe=cell.pe.canonical, factor=cell.factor, length=cell.length)
 
 
-def compare(a: Side, b: Side, *, job: Job, pe: str, factor: float | None, length: int) -> Parity:
+def compare(a: Side, b: Side, *, model: PreparedModel, pe: str, factor: float | None, length: int) -> Parity:
     """What the sides `a` (hf) and `b` (vllm) amount to."""
     difference_S = np.abs(a.nll_S.astype(np.float64) - b.nll_S.astype(np.float64))
     mean = float(difference_S.mean())
-    bound = TOLERANCE[job.model.dtype]
+    bound = TOLERANCE[model.dtype]
     reasons = []
     if a.digest != b.digest:
         reasons.append("the tables of cosines and sines are not the same")
     if not mean <= bound:  # also where one of them is NaN
-        reasons.append(
-            f"log-probabilities differ by {mean:.2g} nats a token; {job.model.dtype} explains {bound:g} at most"
-        )
+        reasons.append(f"log-probabilities differ by {mean:.2g} nats a token; {model.dtype} explains {bound:g} at most")
     # Not in bfloat16 and float16, where rounding moves single tokens by far more than their mean.
-    if a.gap is not None and job.model.dtype == "float32" and not a.gap <= bound:
+    if a.gap is not None and model.dtype == "float32" and not a.gap <= bound:
         reasons.append(
             f"the continuations part where hf's own token is {a.gap:.2g} nats likelier to it than vllm's; at most "
             f"{bound:g} is a tie"
         )
     return Parity(
-        model=job.model.name,
+        model=model.name,
         pe=pe,
         factor=factor,
         length=length,
-        dtype=job.model.dtype,
+        dtype=model.dtype,
         tokens=len(difference_S),
         digest_hf=a.digest,
         digest_vllm=b.digest,
@@ -173,32 +172,32 @@ def in_chunks(tokens: int, args: Mapping[str, Any]) -> dict[str, Any]:
 
 def _run(
     load: Callable[[PreparedModel], Backend],
-    job: Job,
-    groups: Sequence[Group],
+    model: PreparedModel,
+    every_work: Sequence[PplWork],
     progress: Progress,
     *,
     others: Sequence[Side] = (),
 ) -> list[Side]:
-    """One backend's side of every group, with its word on where `others` part; the model is let go afterwards."""
-    texts = Texts(job.corpus.selection, joined=False, prefix=job.model.prefix)
-    backend = load(job.model)
+    """One backend's side of every work, with its word on where `others` part; the model is let go afterwards."""
+    backend = load(model)
     sides = []
     try:
-        for number, group in enumerate(groups):
-            window = group.cells[0].windows[0]
-            methods = ",".join(cell.pe.canonical for cell in group.cells)
-            backend.serve(group.table(window.length), window.length)  # an engine's start is no part of a pass
-            progress.stage(f"{methods} · {job.model.name} on {backend.name}", 1, "window")
+        for number, work in enumerate(every_work):
+            texts = Texts(work.corpus.selection, joined=False, prefix=model.prefix)
+            window = work.cells[0].windows[0]
+            methods = ",".join(cell.pe.canonical for cell in work.cells)
+            backend.serve(work.table(window.length), window.length)  # an engine's start is no part of a pass
+            progress.stage(f"{methods} · {model.name} on {backend.name}", 1, "window")
             tokens_T = texts.window(window)
             nll_S = backend.score(tokens_T, window.context)
             prompt_T = tokens_T[: len(tokens_T) // 2]
             asked = GenerateRequest(prompt_T=prompt_T, max_new_tokens=NEW_TOKENS, stop=())
-            recorder = _Recorder(job.model.tokenizer)
+            recorder = _Recorder(model.tokenizer)
             ((_, answer),) = backend.generate([asked], recorder)
             assert recorder.text == answer.text, "an answer was decoded in another way"
             side = Side(backend.rope_digest(window.length), nll_S, answer.text, recorder.last)
             if others:
-                ends = end_tokens(job.model.generation_settings(), job.model.tokenizer)
+                ends = end_tokens(model.generation_settings(), model.tokenizer)
                 gap = _gap(backend, prompt_T, side.answer_tokens, others[number].answer_tokens, ends)
                 side = side._replace(gap=gap)
             sides.append(side)

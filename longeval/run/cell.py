@@ -1,13 +1,17 @@
-"""Ids of cells: a digest of everything that decides a cell's result."""
+"""A cell, the unit of storage and resume, and its id: a digest of everything that decides its result."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from longeval.plain import canonical_json
-from longeval.store.records import SCHEMA_VERSION
+from longeval.rope.build import MethodName
+from longeval.store.plan import PlannedCell
+from longeval.store.provenance import provenance
+from longeval.store.records import SCHEMA_VERSION, Record, Status
 
 ID_DIGITS = 16
 """Hex digits of a cell id: 64 bits, no collision to fear among a study's cells."""
@@ -22,3 +26,69 @@ def cell_id(kind: str, fields: Mapping[str, Any], params: Mapping[str, Any]) -> 
     decides = {"kind": kind, "schema": SCHEMA_VERSION, **fields}
     decides |= {key: value for key, value in params.items() if key not in FOR_READERS}
     return hashlib.sha256(canonical_json(decides).encode()).hexdigest()[:ID_DIGITS]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cell:
+    """One (model, method, length, data or task, protocol). Studies add what only they need."""
+
+    told_apart_by: ClassVar[tuple[str, ...]] = ()
+    """Parameters that tell apart cells of one table, which the stored plan keeps."""
+
+    id: str
+    model: str
+    pe: MethodName
+    factor: float | None
+    """None for methods that don't use it."""
+    length: int
+    """Window length in tokens."""
+    data: str | None = None
+    task: str | None = None
+    protocol: str | None = None
+    backend: str
+    """What runs it."""
+    dtype: str
+    """The precision, as far as it is known."""
+    params: dict[str, Any]
+    """Everything else that decides the value, as the record shows it."""
+    metric: str
+    """The main metric, which the record of a failure names."""
+    skipped: int | None = None
+    """Documents or samples that were looked at and left out."""
+
+    def fields(self) -> dict[str, Any]:
+        """The fields that a plan knows of the cell's records."""
+        return {
+            "cell": self.id,
+            "model": self.model,
+            "pe": self.pe.canonical,
+            "factor": self.factor,
+            "length": self.length,
+            "data": self.data,
+            "task": self.task,
+            "protocol": self.protocol,
+            "params": self.params,
+            "backend": self.backend,
+            "dtype": self.dtype,
+            "skipped": self.skipped,
+        }
+
+    def without_value(self, status: Status, reason: str, device: str) -> Record:
+        """The record of a cell that failed or was skipped."""
+        why = {"metric": self.metric, "value": None, "status": status, "error": reason}
+        return Record(**self.fields() | why, provenance=provenance(device))
+
+    def planned(self) -> PlannedCell:
+        """The cell as the stored plan keeps it."""
+        return PlannedCell(
+            cell=self.id,
+            model=self.model,
+            pe=self.pe.canonical,
+            factor=self.factor,
+            length=self.length,
+            data=self.data,
+            task=self.task,
+            protocol=self.protocol,
+            backend=self.backend,
+            params={name: self.params[name] for name in self.told_apart_by},
+        )

@@ -18,6 +18,7 @@ from longeval.backends.prompt_order import order_prompts
 from longeval.errors import LongEvalError
 from longeval.models.library import empty_model
 from longeval.models.prepare import PreparedModel
+from longeval.request import ModelRequest
 from longeval.run.window import Window
 from longeval.values import format_length
 
@@ -150,6 +151,21 @@ def _time(work: Callable[[], Any], device: Any, repeats: int = 5) -> float:
 def seconds(model: PreparedModel, size: ModelSize, flops: float) -> float:
     """About how long so many operations take, at the rate of a matrix product on this model's shapes."""
     return flops / rates(model, size)[0]
+
+
+def windows_seconds(model: PreparedModel, size: ModelSize, windows: Sequence[Window]) -> float:
+    """About how long passes take: operations over the rates of a matrix product and of attention, measured now."""
+    if not windows:
+        return 0.0
+    matmul_rate, attention_rate = rates(model, size)
+    linear = sum(size.flops_per_token * window.length + size.head_flops(window.num_scored) for window in windows)
+    attention = sum(size.attention_flops(window.length) for window in windows)
+    return linear / matmul_rate + attention / attention_rate
+
+
+def precision(request: ModelRequest, model: PreparedModel) -> str:
+    """What a model computes in, as a dry run shows it; a server's own isn't known."""
+    return "precision unknown" if request.backend == "openai" else model.dtype
 
 
 def sample_costs(size: ModelSize, inputs: Sequence[npt.NDArray[np.int32]]) -> list[float]:

@@ -51,7 +51,7 @@ MAX_NAMED = 5
 """More damaged cells than this are not named one by one on stderr."""
 
 _LARGEST_CELL, _LARGEST_SPEC = 64 << 20, 4 << 20
-"""Bytes of a cell's JSON and of a spec.yaml, thousands of times what any has."""
+"""Bytes of a cell's JSON or a plan.json, and of a spec.yaml, thousands of times what any has."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,7 +114,7 @@ class Store:
     def check_writable(self) -> None:
         """Raises LongEvalError if the run folder can't be written, leaving nothing behind (for local paths)."""
         if isinstance(self._fs, LocalFileSystem):
-            check_local(self.path, self._root, _folders())
+            check_local(self.path, self._root, folders=_folders(), files=("spec.yaml", "plan.json"))
         else:
             check_remote(self.path, self._root, self._fs)
 
@@ -274,9 +274,9 @@ class Store:
         It isn't for a folder of an earlier version, and where the file is damaged (a warning says so).
         """
         try:
-            text = self.read_text("plan.json")
-            return None if text is None else plan_from_json(text)
-        except (LongEvalError, ValueError) as error:
+            content = self._read(self._at("plan.json"), _LARGEST_CELL)
+            return None if content is None else plan_from_json(content.decode())
+        except (OSError, ValueError) as error:
             logger.warning("%s: damaged, not used (%s)", self._at("plan.json"), reason(error))
             return None
 

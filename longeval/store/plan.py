@@ -1,7 +1,7 @@
-"""The stored plan of a run folder, `plan.json`: which cells each request asked for, in which order.
+"""What was asked of a run folder: `spec.yaml` holds the requests, `plan.json` the cells of each, in their order.
 
-A run writes it before its first cell, so that a report knows what is unfinished and in which order rows were asked
-for, instead of guessing both from `spec.yaml` and the records:
+A run writes both before its first cell. From the plan a report knows what is unfinished and in which order rows were
+asked for:
 
     {"schema_version": 1, "requests": [{"command": "ppl", "digest": "…", "cells": [{"cell": id, "model", …}, …]}]}
 """
@@ -10,10 +10,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from longeval.plain import made_from, read_json
+from longeval.errors import LongEvalError
+from longeval.plain import canonical_json, made_from, read_json
+from longeval.request import HOW_ONLY, Request, requests_from_yaml, requests_to_yaml
+
+if TYPE_CHECKING:
+    from longeval.store.folder import Store
 
 PLAN_SCHEMA = 1
 
@@ -102,3 +108,38 @@ def _items(plain: dict[str, Any], name: str) -> list[Any]:
     if not isinstance(items, list):
         raise ValueError(f"{name} is not a list")
     return items
+
+
+def stored_requests(store: Store) -> list[dict[str, Any]]:
+    """The requests in the folder's spec.yaml, none where it has no such file.
+
+    Raises:
+        LongEvalError: It is damaged, and could not be gone on with.
+    """
+    text, origin = store.read_text("spec.yaml"), f"{store.path}/spec.yaml"
+    requests = [] if text is None else requests_from_yaml(text, origin=origin)
+    try:
+        canonical_json(requests)
+    except (TypeError, ValueError):  # dates, sets, NaN: nothing that longeval wrote
+        raise LongEvalError(f"{origin}: holds no requests", "Mend or remove it; cells stay.") from None
+    return requests
+
+
+def remember_request(store: Store, request: Request, planned: PlannedRequest) -> None:
+    """Writes the request into the folder's spec.yaml and its cells into plan.json.
+
+    It goes after those that are there, or in the place of one that asks for the same.
+    """
+    store.remember_plan(planned)
+    requests = stored_requests(store)
+    asked = request.to_mapping()
+    new = [asked if _what(one) == _what(asked) else one for one in requests]
+    if asked not in new:
+        new.append(asked)
+    if canonical_json(new) != canonical_json(requests):
+        store.write_text("spec.yaml", requests_to_yaml(new))
+
+
+def _what(request: Mapping[str, Any]) -> str:
+    """What a written request asks for, without how it is to be computed."""
+    return canonical_json({name: value for name, value in request.items() if name not in HOW_ONLY})

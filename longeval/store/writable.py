@@ -11,13 +11,14 @@ from longeval.errors import LongEvalError, reason
 from longeval.files import why_unwritable
 
 
-def check_local(path: str, root: str, folders: Sequence[str]) -> None:
+def check_local(path: str, root: str, *, folders: Sequence[str], files: Sequence[str]) -> None:
     """Raises LongEvalError if a local run folder can't be written.
 
     Args:
         path: The folder as the user named it.
         root: The same as a path of the file system.
         folders: Names of the folders in it.
+        files: Names of the files in it.
     """
     _check_name(path, root)
     folder = os.path.abspath(root)
@@ -30,6 +31,9 @@ def check_local(path: str, root: str, folders: Sequence[str]) -> None:
             raise LongEvalError(f"--out {path}: {part} is {what}", "Choose another folder.")
         if (why := why_unwritable(part)) is not None:
             raise LongEvalError(f"--out {path}: can't write there ({why})", "Choose a folder you may write to.")
+    for part in (f"{root}/{name}" for name in files):
+        if os.path.lexists(part) and not os.path.isfile(part):
+            raise LongEvalError(f"--out {path}: {part} is no file", "Remove it, or choose another folder.")
     try:
         os.lstat(os.path.join(os.path.abspath(root), "cells", ".a-name-as-long-as-those-of-temporary-files"))
     except FileNotFoundError:

@@ -14,10 +14,9 @@ from longeval.backends.openai.plan import Server, ask_server, check_reads, check
 from longeval.cli.progress import RunProgress
 from longeval.errors import LongEvalError
 from longeval.request import PplRequest
+from longeval.run.engine import run
 from longeval.studies.ppl.plan import plan_ppl
-from longeval.studies.ppl.run import run
 from longeval.studies.tasks.plan import plan_tasks
-from longeval.studies.tasks.run import run_tasks
 
 
 @pytest.fixture
@@ -52,21 +51,21 @@ def ids(plan):
 def test_records_are_to_name_the_model_that_is_there(server, model, documents):
     request = ppl(server, model, documents)
     plan = plan_ppl(request)
-    assert (request.served_model, plan.spec.served_model) == (None, "bigram")
+    assert (request.served_model, plan.request.served_model) == (None, "bigram")
     assert [cell.params["served_model"] for cell in plan.cells] == ["bigram", "bigram"]
     assert ids(plan_ppl(ppl(server, model, documents, served_model="bigram"))) == ids(plan)
     assert ids(plan_ppl(ppl(server, model, documents, base_url=f"{server.url}/"))) == ids(plan)
-    assert ids(plan_ppl(plan.spec)) == ids(plan) and plan_ppl(plan.spec).spec == plan.spec
+    assert ids(plan_ppl(plan.request)) == ids(plan) and plan_ppl(plan.request).request == plan.request
     serve(server, "another")
     other = plan_ppl(request)
-    assert other.spec.served_model == "another" and not ids(other) & ids(plan)
+    assert other.request.served_model == "another" and not ids(other) & ids(plan)
 
 
 def test_tasks_name_it_too(server, model, tmp_path):
     request = tasks(server, model, write_task(tmp_path, "generate_until"))
     plan = plan_tasks(request)
     (cell,) = plan.cells
-    assert cell.params["served_model"] == plan.spec.served_model == "bigram"
+    assert cell.params["served_model"] == plan.request.served_model == "bigram"
     serve(server, "another")
     assert not ids(plan_tasks(request)) & ids(plan)
 
@@ -122,19 +121,19 @@ def test_the_key_comes_from_the_environment(server, model, documents, monkeypatc
     lock(server)
     monkeypatch.setenv("LONGEVAL_API_KEY", "secret")
     plan = plan_ppl(ppl(server, model, documents))
-    assert plan.spec.served_model == "bigram"
-    assert "secret" not in json.dumps(plan.spec.to_mapping()) + json.dumps([cell.params for cell in plan.cells])
+    assert plan.request.served_model == "bigram"
+    assert "secret" not in json.dumps(plan.request.to_mapping()) + json.dumps([cell.params for cell in plan.cells])
 
 
 def test_what_this_machine_would_compute_in_decides_nothing(server, model, documents, tmp_path, monkeypatch):
     request, task = ppl(server, model, documents), tasks(server, model, write_task(tmp_path, "generate_until"))
     plans = plan_ppl(request), plan_tasks(task)
     assert {cell.dtype for plan in plans for cell in plan.cells} == {"unknown"}
-    here = plans[0].jobs[0].model.dtype
+    here = plans[0].work[0].model.dtype
     other = "float32" if here == "bfloat16" else "bfloat16"
     monkeypatch.setattr("longeval.models.prepare.resolve_dtype", lambda name, device: other)
     again = plan_ppl(request), plan_tasks(task)
-    assert again[0].jobs[0].model.dtype == other
+    assert again[0].work[0].model.dtype == other
     assert [ids(plan) for plan in again] == [ids(plan) for plan in plans]
 
 
@@ -198,7 +197,7 @@ def test_what_tasks_really_send_has_to_fit(server, model, tmp_path, store, kind,
     # Just that much room is enough, and it is needed: the server itself refuses one token less.
     for room, says, status in ((needed, True, "ok"), (needed - 1, False, "failed")):
         serve(server, room=room, says=says)
-        result = run_tasks(plan_tasks(request), store, RunProgress(quiet=True), fresh=True)
+        result = run(plan_tasks(request), store, RunProgress(quiet=True), fresh=True)
         assert {record.status for record in result.records} == {status}
 
 

@@ -11,7 +11,7 @@ import typer.main
 
 from longeval.cli.app import app, run_app
 from longeval.report.formats.json import records_json
-from longeval.run.session import RunResult
+from longeval.run.engine import RunResult
 from longeval.store.records import SCHEMA_VERSION, Provenance, Record, record_from_json
 
 
@@ -173,7 +173,7 @@ def planned(tmp_path, monkeypatch):
                 raise outcome
             return RunResult(records=tuple(outcome), computed=len(outcome), reused=0)
 
-        monkeypatch.setattr("longeval.studies.ppl.run.run", run)
+        monkeypatch.setattr("longeval.run.engine.run", run)
 
     return end_with
 

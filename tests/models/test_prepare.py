@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from longeval.errors import LongEvalError
 from longeval.models.prepare import prepare
 from longeval.request import PplRequest
-from longeval.run.session import load_backend
+from longeval.run.host import load_backend
 from longeval.studies.ppl.plan import plan_ppl
 
 OPTIONS = {

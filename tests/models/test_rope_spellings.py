@@ -25,7 +25,7 @@ from longeval.models.prepare import prepare
 from longeval.models.resolve import resolve
 from longeval.models.scaling import model_rope
 from longeval.rope.build import parse_method_name
-from longeval.run.session import load_backend
+from longeval.run.host import load_backend
 
 NATIVE = "original_max_position_embeddings"
 REACH = 1024

@@ -18,7 +18,7 @@ from longeval.models.prepare import prepare
 from longeval.models.scaling import model_rope
 from longeval.rope.base import Geometry
 from longeval.rope.build import build_table, parse_method_name
-from longeval.run.session import load_backend
+from longeval.run.host import load_backend
 
 OPTIONS = {
     "revision": None,

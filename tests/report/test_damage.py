@@ -293,7 +293,7 @@ def test_many_damaged_cells_are_few_lines(tmp_path, caplog):
 
 
 def test_a_damaged_spec_is_said_in_a_report_and_refused_before_a_run(run, tmp_path):
-    from longeval.run.session import stored_requests
+    from longeval.store.plan import stored_requests
 
     for content in (
         b"\xff\xfe",

@@ -9,44 +9,54 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
-from longeval.request import Regime
+from longeval.request import PosGenRequest, Regime
 from longeval.rope.base import RopeTable
 from longeval.rope.build import MethodName
+from longeval.run.cell import Cell
+from longeval.store.records import Record, Status
 from longeval.studies.posgen.data import DataSetting
+from longeval.studies.posgen.model import ModelConfig
+from longeval.studies.posgen.train import TrainSetting
 
 PREFIX = "posgen_"
 """In front of a rule's name, it is what records and reports call the data."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Experiment:
+    """What all trainings of a request share."""
+
+    request: PosGenRequest
+    config: ModelConfig
+    setting: TrainSetting
+    device: str
+    """As `resolve_device` returns it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Training:
-    """What gives one seed's weights."""
+    """One training run of one seed."""
 
     id: str
-    """A digest of everything that decides them."""
+    """A digest of everything that decides its weights."""
     seed: int
     data: DataSetting
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PosGenCell:
-    """One (task, method, regime, seed): the unit of storage and resume."""
+class PosGenCell(Cell):
+    """One (task, method, regime, seed)."""
 
-    id: str
+    told_apart_by: ClassVar[tuple[str, ...]] = ("regime", "seed")
+
     training: Training
-    pe: MethodName
     regime: Regime
-    factor: float | None
-    """None for methods that don't use it."""
-    params: dict[str, Any]
-    """Everything else that decides the values, as the record shows it."""
 
-    @property
-    def data(self) -> str:
-        """The data's name in records: `posgen_cot`."""
-        return PREFIX + self.training.data.task
+    def without_value(self, status: Status, reason: str, device: str) -> Record:
+        """The record of a cell that failed: of its main metric, which has a protocol of its own."""
+        return dataclasses.replace(Cell.without_value(self, status, reason, device), protocol="teacher_forced")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,7 +86,7 @@ class Stack:
     trained_with: tuple[MethodName, ...]
     """Methods that have this table while training."""
     table: RopeTable
-    """It."""
+    """The table while training."""
     trainings: tuple[Training, ...]
     """One a seed."""
     evaluations: tuple[Evaluation, ...]

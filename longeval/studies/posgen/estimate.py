@@ -9,29 +9,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from longeval.studies.posgen.cells import Stack
+from longeval.request import PosGenRequest
+from longeval.run.cost import RUNTIME_BYTES
+from longeval.studies.posgen.cells import Experiment, Stack
 from longeval.studies.posgen.model import ModelConfig
-from longeval.studies.posgen.plan import PosGenPlan
 from longeval.studies.posgen.train import steps_per_epoch
 
-RUNTIME_BYTES = 400 * 1024 * 1024
-"""Python and torch themselves (measured, CPU build)."""
-
 _WARM_UP, _REPEATS = 2, 5
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Work:
-    """What is left to do of a stack."""
-
-    stack: Stack
-    """With its missing cells, and the trainings that these need, only."""
-    epochs_done: Mapping[str, int | None]
-    """Training id → epochs done; None where its weights are there."""
 
 
 class Phase(NamedTuple):
@@ -69,78 +56,48 @@ class PassCosts(NamedTuple):
     """Accuracies on the test sequences with one table, generation included."""
 
 
-def pass_costs(plan: PosGenPlan, seeds: int, tables: int) -> PassCosts:
+def pass_costs(experiment: Experiment, seeds: int, tables: int) -> PassCosts:
     """What passes cost.
 
     Args:
-        plan: Sizes.
+        experiment: Sizes.
         seeds: Models in the stack.
         tables: Tables to validate with.
     """
-    spec, config = plan.spec, plan.config
-    steps = steps_per_epoch(spec.num_train, spec.batch_size)
-    forward = forward_flops(config, spec.test_length)
+    request, config = experiment.request, experiment.config
+    steps = steps_per_epoch(request.num_train, request.batch_size)
+    forward = forward_flops(config, request.test_length)
     return PassCosts(
-        step=seeds * spec.num_train * train_flops(config, spec.length) / steps,
-        validation=seeds * tables * spec.num_valid * forward,
-        evaluation=seeds * spec.num_test * evaluation_flops(config, spec.test_length),
+        step=seeds * request.num_train * train_flops(config, request.length) / steps,
+        validation=seeds * tables * request.num_valid * forward,
+        evaluation=seeds * request.num_test * evaluation_flops(config, request.test_length),
     )
 
 
-def costs(plan: PosGenPlan, work: Work) -> Iterator[float]:
-    """The operations of each pass of a stack: steps and validations of every phase, then evaluations."""
-    spec, tables = plan.spec, len(work.stack.tables)
-    steps = steps_per_epoch(spec.num_train, spec.batch_size)
-    under_way = [done for done in work.epochs_done.values() if done is not None]
-    for phase in phases(under_way, spec.epochs) if under_way else ():
-        cost = pass_costs(plan, phase.seeds, tables)
+def costs(experiment: Experiment, stack: Stack, epochs_done: Mapping[str, int | None]) -> Iterator[float]:
+    """The operations of each pass of a stack: steps and validations of every phase, then evaluations.
+
+    Args:
+        experiment: Sizes.
+        stack: What is to be computed.
+        epochs_done: Training id → epochs done; None where its weights are there.
+    """
+    request, tables = experiment.request, len(stack.tables)
+    steps = steps_per_epoch(request.num_train, request.batch_size)
+    under_way = [done for done in epochs_done.values() if done is not None]
+    for phase in phases(under_way, request.epochs) if under_way else ():
+        cost = pass_costs(experiment, phase.seeds, tables)
         for epoch in range(phase.first + 1, phase.until + 1):
             yield from [cost.step] * steps
-            if validates(plan, epoch):
+            if validates(request, epoch):
                 yield cost.validation
-    for same in work.stack.alike():
-        yield pass_costs(plan, len(same[0].cells), tables).evaluation
+    for same in stack.alike():
+        yield pass_costs(experiment, len(same[0].cells), tables).evaluation
 
 
-def validates(plan: PosGenPlan, epoch: int) -> bool:
+def validates(request: PosGenRequest, epoch: int) -> bool:
     """Whether losses are taken after so many epochs."""
-    return epoch % plan.spec.validate_every == 0 or epoch == plan.spec.epochs
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PosGenEstimate:
-    """The cost of what is left of a plan."""
-
-    cells: int
-    trainings: int
-    stacks: int
-    """Trainings that are made together count as one."""
-    flops: float
-    rate: float
-    """Operations per second of a matrix product on these shapes, measured now."""
-    memory_bytes: int
-    """Peak of the largest stack."""
-
-    @property
-    def seconds(self) -> float:
-        """Operations over the rate."""
-        return self.flops / self.rate
-
-
-def estimate(plan: PosGenPlan, work: Sequence[Work]) -> PosGenEstimate:
-    """Estimates what is left to do, with a rate that is measured now."""
-    spec, config = plan.spec, plan.config
-    seeds = [sum(done is not None for done in one.epochs_done.values()) for one in work]
-    largest = max(seeds, default=0) or 1
-    rate = matmul_rate(config, largest, spec.batch_size * spec.length, spec.precision, plan.device)
-    return PosGenEstimate(
-        cells=sum(len(list(one.stack.cells)) for one in work),
-        trainings=sum(seeds),
-        stacks=sum(number > 0 for number in seeds),
-        flops=sum(cost for one in work for cost in costs(plan, one)),
-        rate=rate,
-        memory_bytes=memory_bytes(config, largest, spec.batch_size, spec.length),
-    )
+    return epoch % request.validate_every == 0 or epoch == request.epochs
 
 
 def token_flops(config: ModelConfig) -> float:

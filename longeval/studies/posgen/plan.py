@@ -11,151 +11,208 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from longeval.errors import LongEvalError
+from longeval.metrics.accuracy import ACCURACY_OOD
 from longeval.models.device import resolve_device
 from longeval.plain import canonical_json
-from longeval.request import PosGenRequest, Regime
+from longeval.request import PosGenRequest, Regime, request_from_mapping
 from longeval.rope.base import Geometry, RopeTable, table_digest
 from longeval.rope.build import MethodName, build_table, make_parameters
 from longeval.run.cell import ID_DIGITS, cell_id
+from longeval.run.host import Host
+from longeval.run.overview import Overview, Section, count, format_duration, format_gib
 from longeval.run.setups import method_names
-from longeval.store.plan import PlannedCell, PlannedRequest
+from longeval.run.study import Plan, Work
+from longeval.store.folder import Store, TrainingFile
+from longeval.store.plan import stored_requests
 from longeval.store.records import SCHEMA_VERSION
-from longeval.studies.posgen.cells import PREFIX, Evaluation, PosGenCell, Stack, Training
+from longeval.studies.posgen.cells import PREFIX, Evaluation, Experiment, PosGenCell, Stack, Training
 from longeval.studies.posgen.data import DataSetting
+from longeval.studies.posgen.estimate import costs, matmul_rate, memory_bytes
 from longeval.studies.posgen.model import ModelConfig
 from longeval.studies.posgen.train import ALGORITHM, TrainSetting
+from longeval.studies.posgen.trainer import Trainer
+from longeval.studies.posgen.work import PosGenWork
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PosGenPlan:
-    """A checked request: what will be computed, in this order."""
+class PosGenPlan(Plan):
+    """A plan of PosGen's trainings."""
 
-    spec: PosGenRequest
-    config: ModelConfig
-    setting: TrainSetting
-    device: str
+    experiment: Experiment
     stacked: bool
-    """Whether seeds train together."""
-    stacks: tuple[Stack, ...]
-    """Of one seed each if not."""
-    notes: tuple[str, ...]
-    """What a user should know before it starts."""
+    """Whether seeds train together; a stack is of one seed each if not."""
+
+    @property
+    def stacks(self) -> tuple[Stack, ...]:
+        """All stacks, in the order in which they train."""
+        return tuple(work.stack for work in self.work if isinstance(work, PosGenWork))
 
     @property
     def trainings(self) -> list[Training]:
         """All trainings, stack by stack."""
         return [training for stack in self.stacks for training in stack.trainings]
 
-    @property
-    def cells(self) -> list[PosGenCell]:
-        """All cells in the order in which they were asked for: task, regime, method, seed."""
-        spec = self.spec
-        order = [(task, regime, pe) for task in spec.tasks for regime in spec.regimes for pe in spec.pe]
-        place = {key: index for index, key in enumerate(order)}
-        cells = [cell for stack in self.stacks for cell in stack.cells]
-        return sorted(
-            cells,
-            key=lambda cell: (place[cell.training.data.task, cell.regime, cell.pe.canonical], cell.training.seed),
+    def clear(self, store: Store) -> None:
+        """Removes the trainings of an earlier run.
+
+        All at once: whoever goes on with a killed fresh start finds its own weights and checkpoints alone.
+        """
+        for training in self.trainings:
+            for kind in get_args(TrainingFile):
+                store.remove_training(kind, training.id)
+
+    def overview(self, host: Host, left: Sequence[Work], stored: Container[str]) -> Overview:
+        """See `Plan`."""
+        rows: dict[tuple[str, ...], list[str]] = {}
+        for cell in self.cells:
+            assert isinstance(cell, PosGenCell)
+            factor = "–" if cell.factor is None else f"{cell.factor:g}"
+            place = (cell.training.data.task, cell.regime, cell.pe.canonical, cell.params["trained_with"], factor)
+            rows.setdefault(place, []).append(cell.id)
+        told = [
+            (*row, str(len(ids)), f"{sum(cell in stored for cell in ids)} of {len(ids)}") for row, ids in rows.items()
+        ]
+        return Overview(
+            columns=("task", "regime", "method", "trained with", "s", "seeds", "stored"),
+            words=frozenset({"task", "regime", "method", "trained with"}),
+            sections=(Section(title=None, rows=tuple(told)),),
+            costs=(self._cost(host, left),),
         )
 
-    def planned(self) -> PlannedRequest:
-        """Its cells as the run folder keeps them."""
-        cells = tuple(_planned(self.spec, cell) for cell in self.cells)
-        return PlannedRequest(command=self.spec.command, digest=self.spec.digest(), cells=cells)
+    def _cost(self, host: Host, left: Sequence[Work]) -> str:
+        """What is left to do, with a rate that is measured now."""
+        request, config, device = self.request, self.experiment.config, self.experiment.device
+        trainer = Trainer(experiment=self.experiment, host=host)
+        stacks = [work.stack for work in left if isinstance(work, PosGenWork)]
+        done = [trainer.epochs_done(stack.trainings) for stack in stacks]
+        flops = sum(sum(costs(self.experiment, *one)) for one in zip(stacks, done, strict=True))
+        seeds = [sum(epochs is not None for epochs in one.values()) for one in done]
+        largest, trainings = max(seeds, default=0) or 1, sum(seeds)
+        num_stacks = sum(number > 0 for number in seeds)
+        together = f" in {count(num_stacks, 'stack')}" if self.stacked else ", one after another" * (trainings > 1)
+        rate = matmul_rate(config, largest, request.batch_size * request.length, request.precision, device)
+        memory = memory_bytes(config, largest, request.batch_size, request.length)
+        return (
+            f"{request.model_name} ({request.dtype}, {device}): "
+            f"{count(sum(len(work.cells) for work in left), 'cell')} to compute from "
+            f"{count(trainings, 'training')} of {count(request.epochs, 'epoch')}{together}; "
+            f"{flops:.2g} operations, estimated {format_duration(flops / rate)} at {rate / 1e9:,.0f} GFLOP/s "
+            f"(a matrix product, measured now) and {format_gib(memory)}"
+        )
 
 
-def _planned(spec: PosGenRequest, cell: PosGenCell) -> PlannedCell:
-    """A cell as the run folder's plan keeps it."""
-    return PlannedCell(
-        cell=cell.id,
-        model=spec.model_name,
-        pe=cell.pe.canonical,
-        factor=cell.factor,
-        length=spec.test_length,
-        data=cell.data,
-        task=None,
-        protocol=None,
-        backend="posgen",
-        params={"regime": cell.regime, "seed": cell.training.seed},
-    )
+def check_settings(requests: Sequence[PosGenRequest], store: Store) -> None:
+    """Refuses to put PosGen cells of two settings into one run folder, where nobody could tell them apart.
+
+    Args:
+        requests: Requests that are to go into it.
+        store: The folder.
+
+    Raises:
+        LongEvalError: They differ, from each other or from a request of the folder, in more than tasks, methods,
+            regimes and seeds.
+    """
+    plain, origin = stored_requests(store), f"{store.path}/spec.yaml"
+    there = [request_from_mapping(one, origin=origin) for one in plain if one.get("command") == "posgen"]
+    for place, request in enumerate(requests):
+        for other in (*there, *requests[:place]):
+            assert isinstance(other, PosGenRequest)
+            if found := request.differences(other):
+                raise LongEvalError(
+                    f"--out {store.path}: is a run folder of other settings ({'; '.join(found)})",
+                    "Choose another --out, or the settings that are there.",
+                )
 
 
-def plan_posgen(spec: PosGenRequest) -> PosGenPlan:
+def plan_posgen(request: PosGenRequest) -> PosGenPlan:
     """Checks a request and lays out its cells; raises LongEvalError for anything that is wrong with it."""
-    names = method_names(spec)
-    _check_native(spec, names)
-    device = resolve_device(spec.device)
-    _check_precision(spec, device)
-    config = model_config(spec)
+    names = method_names(request)
+    _check_native(request, names)
+    device = resolve_device(request.device)
+    _check_precision(request, device)
+    config = model_config(request)
     stacks: list[Stack] = []
-    for task in spec.tasks:
-        data = [data_setting(spec, task, seed) for seed in spec.seed_values()]
-        for regime in spec.regimes:
+    for task in request.tasks:
+        data = [data_setting(request, task, seed) for seed in request.seed_values()]
+        for regime in request.regimes:
             for name in names:
-                _add(stacks, _stack(spec, config, name, regime, data, device))
+                _add(stacks, _stack(request, config, name, regime, data, device))
     # On two CPU cores a small stack took longer than its seeds one after another. On a GPU neither was measured: there
     # one small model alone is not expected to fill the device.
-    stacked = device != "cpu" if spec.stack is None else spec.stack
+    stacked = device != "cpu" if request.stack is None else request.stack
     if not stacked:
         stacks = [alone for stack in stacks for alone in stack.by_seed()]
+    experiment = Experiment(request=request, config=config, setting=train_setting(request), device=device)
     return PosGenPlan(
-        spec=spec,
-        config=config,
-        setting=train_setting(spec),
-        device=device,
+        request=request,
+        cells=tuple(_in_order(request, [cell for stack in stacks for cell in stack.cells])),
+        work=tuple(PosGenWork(experiment=experiment, stack=stack) for stack in stacks),
+        notes=tuple(_notes(request, names)),
+        experiment=experiment,
         stacked=stacked,
-        stacks=tuple(stacks),
-        notes=tuple(_notes(spec, names)),
     )
 
 
-def data_setting(spec: PosGenRequest, task: str, seed: int) -> DataSetting:
+def _in_order(request: PosGenRequest, cells: Sequence[PosGenCell]) -> list[PosGenCell]:
+    """The cells in the order in which they were asked for: task, regime, method, seed."""
+    order = [(task, regime, pe) for task in request.tasks for regime in request.regimes for pe in request.pe]
+    place = {key: index for index, key in enumerate(order)}
+    return sorted(
+        cells,
+        key=lambda cell: (place[cell.training.data.task, cell.regime, cell.pe.canonical], cell.training.seed),
+    )
+
+
+def data_setting(request: PosGenRequest, task: str, seed: int) -> DataSetting:
     """The data of one seed."""
-    named = _named(spec, DataSetting) | {"task": task, "seed": seed if spec.data_seed is None else spec.data_seed}
+    named = _named(request, DataSetting) | {
+        "task": task,
+        "seed": seed if request.data_seed is None else request.data_seed,
+    }
     return DataSetting(**named)
 
 
-def model_config(spec: PosGenRequest) -> ModelConfig:
+def model_config(request: PosGenRequest) -> ModelConfig:
     """The model of a request."""
-    return ModelConfig(**_named(spec, ModelConfig))
+    return ModelConfig(**_named(request, ModelConfig))
 
 
-def train_setting(spec: PosGenRequest) -> TrainSetting:
+def train_setting(request: PosGenRequest) -> TrainSetting:
     """The schedule of a request."""
     # The run chooses among checkpoints by the clock.
-    return TrainSetting(**(_named(spec, TrainSetting) | {"checkpoint_every": 1}))
+    return TrainSetting(**(_named(request, TrainSetting) | {"checkpoint_every": 1}))
 
 
-def _named(spec: PosGenRequest, kind: type[DataSetting | ModelConfig | TrainSetting]) -> dict[str, Any]:
+def _named(request: PosGenRequest, kind: type[DataSetting | ModelConfig | TrainSetting]) -> dict[str, Any]:
     """The fields that a request and `kind` have in common."""
     known = [item.name for item in dataclasses.fields(kind) if item.name in PosGenRequest.model_fields]
-    return {name: getattr(spec, name) for name in known}
+    return {name: getattr(request, name) for name in known}
 
 
-def _check_native(spec: PosGenRequest, names: list[MethodName]) -> None:
+def _check_native(request: PosGenRequest, names: list[MethodName]) -> None:
     """Raises LongEvalError for a native length that no method reads, whatever it is."""
-    if spec.native is not None and not any(_reads_native(spec, name) for name in names):
+    if request.native is not None and not any(_reads_native(request, name) for name in names):
         raise LongEvalError(
-            f"--native {spec.native}: would be ignored, it changes nothing under --pe {', '.join(spec.pe)}"
-            f"{'' if spec.factor is None else f' with --factor {spec.factor:g}'}",
+            f"--native {request.native}: would be ignored, it changes nothing under --pe {', '.join(request.pe)}"
+            f"{'' if request.factor is None else f' with --factor {request.factor:g}'}",
             "Leave it out.",
         )
 
 
-def _reads_native(spec: PosGenRequest, name: MethodName) -> bool:
+def _reads_native(request: PosGenRequest, name: MethodName) -> bool:
     """Whether a method's table depends on L, itself or through the factor that follows from it."""
-    assert spec.native is not None
-    own = _widest_table(spec, name)
-    for native in (2 * spec.native, 8 * spec.native, max(2, spec.native // 2), 2):
+    assert request.native is not None
+    own = _widest_table(request, name)
+    for native in (2 * request.native, 8 * request.native, max(2, request.native // 2), 2):
         try:
-            other = _widest_table(spec.replaced(native=native), name)
+            other = _widest_table(request.replaced(native=native), name)
         except LongEvalError:  # a length that a method refuses is one that it reads
             return True
         if not own.same_as(other):
@@ -163,22 +220,25 @@ def _reads_native(spec: PosGenRequest, name: MethodName) -> bool:
     return False
 
 
-def _widest_table(spec: PosGenRequest, name: MethodName) -> RopeTable:
+def _widest_table(request: PosGenRequest, name: MethodName) -> RopeTable:
     """A method's table for the window of evaluation."""
-    parameters = make_parameters(name.base, spec.pe_args.get(name.base, {}))
-    return build_table(name.canonical, _geometry(spec), parameters, spec.test_window)
+    parameters = make_parameters(name.base, request.pe_args.get(name.base, {}))
+    return build_table(name.canonical, _geometry(request), parameters, request.test_window)
 
 
-def _geometry(spec: PosGenRequest) -> Geometry:
+def _geometry(request: PosGenRequest) -> Geometry:
     """What methods compute their tables from."""
     return Geometry(
-        head_dim=spec.head_dim, theta=spec.theta, native_length=spec.native_length, factor=spec.scaling_factor
+        head_dim=request.head_dim,
+        theta=request.theta,
+        native_length=request.native_length,
+        factor=request.scaling_factor,
     )
 
 
-def _check_precision(spec: PosGenRequest, device: str) -> None:
+def _check_precision(request: PosGenRequest, device: str) -> None:
     """Raises LongEvalError for a precision that the device would ignore or can't compute with."""
-    if spec.precision == "tf32" and not _has_tf32(device):
+    if request.precision == "tf32" and not _has_tf32(device):
         raise LongEvalError(
             f"--tf32: would be ignored, {device} has no TF32 units",
             "They are in NVIDIA GPUs since Ampere; leave it out for float32.",
@@ -198,25 +258,25 @@ def _trained_as(name: MethodName, regime: Regime) -> MethodName:
 
 
 def _stack(
-    spec: PosGenRequest, config: ModelConfig, name: MethodName, regime: Regime, data: list[DataSetting], device: str
+    request: PosGenRequest, config: ModelConfig, name: MethodName, regime: Regime, data: list[DataSetting], device: str
 ) -> Stack:
     """One method and regime on one task, all seeds."""
-    parameters = make_parameters(name.base, spec.pe_args.get(name.base, {}))
-    geometry = _geometry(spec)
+    parameters = make_parameters(name.base, request.pe_args.get(name.base, {}))
+    geometry = _geometry(request)
     trained_with = _trained_as(name, regime)
     own = parameters if trained_with.base == name.base else None
-    train_table = build_table(trained_with.canonical, geometry, own, spec.train_window)
+    train_table = build_table(trained_with.canonical, geometry, own, request.train_window)
     factor = geometry.factor if name.method.uses_factor else None
     trainings = tuple(
-        _training(spec, config, train_table, one, seed, device)
-        for one, seed in zip(data, spec.seed_values(), strict=True)
+        _training(request, config, train_table, one, seed, device)
+        for one, seed in zip(data, request.seed_values(), strict=True)
     )
     cells = tuple(
-        _cell(spec, name, regime, factor, training, dataclasses.asdict(parameters), trained_with)
+        _cell(request, name, regime, factor, training, dataclasses.asdict(parameters), trained_with)
         for training in trainings
     )
-    table = _widest_table(spec, name)
-    digest = table_digest(table.cos_sin(np.arange(spec.test_window, dtype=np.int64)))
+    table = _widest_table(request, name)
+    digest = table_digest(table.cos_sin(np.arange(request.test_window, dtype=np.int64)))
     evaluation = Evaluation(
         pe=name, regime=regime, table=table, name=f"{name.canonical} {digest[:ID_DIGITS]}", cells=cells
     )
@@ -230,10 +290,10 @@ def _stack(
 
 
 def _training(
-    spec: PosGenRequest, config: ModelConfig, table: RopeTable, data: DataSetting, seed: int, device: str
+    request: PosGenRequest, config: ModelConfig, table: RopeTable, data: DataSetting, seed: int, device: str
 ) -> Training:
     """One seed's training and its id."""
-    positions_T = np.arange(spec.train_window, dtype=np.int64)
+    positions_T = np.arange(request.train_window, dtype=np.int64)
     schedule = ("epochs", "batch_size", "lr", "weight_decay", "warmup", "precision")
     decides = {
         "kind": "posgen_training",
@@ -241,7 +301,7 @@ def _training(
         "algorithm": ALGORITHM,
         "data": dataclasses.asdict(data),
         "model": dataclasses.asdict(config),
-        "schedule": {name: getattr(spec, name) for name in schedule},
+        "schedule": {name: getattr(request, name) for name in schedule},
         "table": table_digest(table.cos_sin(positions_T)),
         "seed": seed,
     }
@@ -252,7 +312,7 @@ def _training(
 
 
 def _cell(
-    spec: PosGenRequest,
+    request: PosGenRequest,
     name: MethodName,
     regime: Regime,
     factor: float | None,
@@ -267,7 +327,7 @@ def _cell(
         "seed": training.seed,
         "trained_with": trained_with.canonical,
         "training": training.id,
-        "native_length": spec.native_length,
+        "native_length": request.native_length,
         "method": method,
         "modulus": data.modulus,
         "j": data.j,
@@ -282,18 +342,23 @@ def _cell(
     model = ("layers", "d_model", "d_ff", "heads", "head_dim", "theta", "tied", "attention_scale", "init")
     schedule = ("epochs", "batch_size", "lr", "weight_decay", "warmup")
     for field in (*model, "start_token", "dropout", "frozen_mlp", *schedule):
-        params[field] = getattr(spec, field)
-    decides = {
-        "model": spec.model_name,
-        "pe": name.canonical,
+        params[field] = getattr(request, field)
+    fields: dict[str, Any] = {
+        "model": request.model_name,
         "factor": factor,
-        "length": spec.test_length,
+        "length": request.test_length,
         "data": PREFIX + data.task,
         "backend": "posgen",
-        "dtype": spec.dtype,
+        "dtype": request.dtype,
     }
     return PosGenCell(
-        id=cell_id("posgen", decides, params), training=training, pe=name, regime=regime, factor=factor, params=params
+        id=cell_id("posgen", fields | {"pe": name.canonical}, params),
+        pe=name,
+        params=params,
+        metric=ACCURACY_OOD.name,
+        training=training,
+        regime=regime,
+        **fields,
     )
 
 
@@ -309,8 +374,8 @@ def _add(stacks: list[Stack], new: Stack) -> None:
     stacks.append(new)
 
 
-def _notes(spec: PosGenRequest, names: list[MethodName]) -> Iterator[str]:
+def _notes(request: PosGenRequest, names: list[MethodName]) -> Iterator[str]:
     """What a user should know of the settings before anything starts."""
     stretched = [name.canonical for name in names if name.method.uses_factor]
-    if stretched and spec.scaling_factor == 1:
+    if stretched and request.scaling_factor == 1:
         yield f"{', '.join(stretched)}: s = 1, nothing is stretched (--factor or a longer --test-length would)"

@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from longeval.run.session import Progress
+from longeval.run.host import Host
 from longeval.store.folder import Store, TrainingFile
-from longeval.studies.posgen.cells import Stack, Training
+from longeval.studies.posgen.cells import Experiment, Stack, Training
 from longeval.studies.posgen.checkpoint import from_bytes, to_bytes
 from longeval.studies.posgen.data import DataSetting, PosGenData
-from longeval.studies.posgen.estimate import Work, pass_costs, validates
-from longeval.studies.posgen.plan import PosGenPlan
+from longeval.studies.posgen.estimate import pass_costs, validates
 from longeval.studies.posgen.state import TrainState, initial_state, stack
 from longeval.studies.posgen.train import Watch, steps_per_epoch, train
 
@@ -45,37 +44,33 @@ def read_state(store: Store, kind: TrainingFile, training: Training) -> TrainSta
 class Trainer:
     """Gives the weights of stacks."""
 
-    plan: PosGenPlan
-    store: Store
-    progress: Progress
-    fresh: bool
-    """Whether stored weights and checkpoints are passed over."""
-    before_write: Callable[[], None]
-    """Called before each file."""
+    experiment: Experiment
+    host: Host
+    """Where weights and checkpoints are stored; where it starts afresh, those that are there are passed over."""
 
-    def states(self, work: Work, data: Mapping[DataSetting, PosGenData]) -> dict[int, TrainState]:
+    def states(self, whole: Stack, data: Mapping[DataSetting, PosGenData]) -> dict[int, TrainState]:
         """The last state of every seed of a stack, on the CPU: stored, or trained now and then stored.
 
         One that diverged (`TrainState.failure`) is returned too, and leaves no file.
 
         Args:
-            work: The stack.
+            whole: The stack.
             data: Of all its trainings.
         """
         found: dict[int, TrainState] = {}
-        for training in work.stack.trainings:
-            state = None if self.fresh else read_state(self.store, "weights", training)
+        for training in whole.trainings:
+            state = self.stored("weights", training)
             if state is not None:
                 found[training.seed] = state
-        missing = {training.seed: training for training in work.stack.trainings if training.seed not in found}
+        missing = {training.seed: training for training in whole.trainings if training.seed not in found}
         if missing:
-            for trained in self.train(work.stack, missing, data):
+            for trained in self.train(whole, missing, data):
                 for index, seed in enumerate(trained.seeds):
                     content = to_bytes(trained, index, moments=False)
                     found[seed] = from_bytes(content)
                     if found[seed].failure() is None:
                         self.save("weights", missing[seed], content)
-                    self.store.remove_training("checkpoints", missing[seed].id)
+                    self.host.store.remove_training("checkpoints", missing[seed].id)
         return found
 
     def train(
@@ -95,17 +90,19 @@ class Trainer:
         groups = [stack(list(group)) for _, group in groupby(states, key=lambda state: state.epoch)]
         ended: list[TrainState] = []
         while groups:
-            behind, until = groups.pop(0), groups[0].epoch if groups else self.plan.spec.epochs
+            behind, until = groups.pop(0), groups[0].epoch if groups else self.experiment.request.epochs
             watch = _Watch(self, [trainings[seed] for seed in behind.seeds], len(whole.tables))
             seeds, epochs = name_seeds(behind.seeds), f"epochs {behind.epoch + 1} … {until}"
-            self.progress.stage(f"{whole.title} · {seeds}, {epochs}", watch.num_passes(behind.epoch, until), "step")
+            self.host.progress.stage(
+                f"{whole.title} · {seeds}, {epochs}", watch.num_passes(behind.epoch, until), "step"
+            )
             state = train(
-                self.plan.config,
-                self.plan.setting,
+                self.experiment.config,
+                self.experiment.setting,
                 [data[trainings[seed].data] for seed in behind.seeds],
                 behind.seeds,
                 whole.table,
-                device=self.plan.device,
+                device=self.experiment.device,
                 valid_tables=whole.tables,
                 state=behind,
                 watch=watch,
@@ -117,15 +114,30 @@ class Trainer:
                 groups[0] = stack([state, groups[0]])
         return ended
 
+    def stored(self, kind: TrainingFile, training: Training) -> TrainState | None:
+        """A training's stored state, unless all is to be made afresh."""
+        return None if self.host.fresh else read_state(self.host.store, kind, training)
+
+    def epochs_done(self, trainings: Sequence[Training]) -> dict[str, int | None]:
+        """Training id → epochs done; None where its weights are there."""
+        done: dict[str, int | None] = {}
+        for training in trainings:
+            if not self.host.fresh and self.host.store.has_training("weights", training.id):
+                done[training.id] = None
+            else:
+                state = self.stored("checkpoints", training)
+                done[training.id] = 0 if state is None else state.epoch
+        return done
+
     def begun(self, training: Training) -> TrainState:
         """Where a training stands."""
-        state = None if self.fresh else read_state(self.store, "checkpoints", training)
-        return initial_state(self.plan.config, (training.seed,), "cpu") if state is None else state
+        state = self.stored("checkpoints", training)
+        return initial_state(self.experiment.config, (training.seed,), "cpu") if state is None else state
 
     def save(self, kind: TrainingFile, training: Training, content: bytes) -> None:
         """Stores a training's file."""
-        self.before_write()
-        self.store.save_training(kind, training.id, content)
+        self.host.before_write()
+        self.host.store.save_training(kind, training.id, content)
 
 
 class _Watch(Watch):
@@ -139,28 +151,28 @@ class _Watch(Watch):
 
     def __init__(self, trainer: Trainer, trainings: Sequence[Training], tables: int) -> None:
         self._trainer, self._trainings = trainer, trainings
-        spec = trainer.plan.spec
-        self._costs = pass_costs(trainer.plan, len(trainings), tables)
-        self._steps = steps_per_epoch(spec.num_train, spec.batch_size)
-        self._step_tokens = len(trainings) * spec.num_train * spec.length // self._steps
-        self._valid_tokens = len(trainings) * tables * spec.num_valid * spec.test_length
+        request = trainer.experiment.request
+        self._costs = pass_costs(trainer.experiment, len(trainings), tables)
+        self._steps = steps_per_epoch(request.num_train, request.batch_size)
+        self._step_tokens = len(trainings) * request.num_train * request.length // self._steps
+        self._valid_tokens = len(trainings) * tables * request.num_valid * request.test_length
         self._saved = time.monotonic()
 
     def num_passes(self, first: int, until: int) -> int:
         """Steps and validations from one epoch to another."""
         epochs = range(first + 1, until + 1)
-        return self._steps * len(epochs) + sum(validates(self._trainer.plan, epoch) for epoch in epochs)
+        return self._steps * len(epochs) + sum(validates(self._trainer.experiment.request, epoch) for epoch in epochs)
 
     def step(self) -> None:
         """See `Watch`."""
-        self._trainer.progress.advance(self._step_tokens, self._costs.step, "step")
+        self._trainer.host.progress.advance(self._step_tokens, self._costs.step, "step")
 
     def epoch(self, state: TrainState) -> None:
         """See `Watch`."""
         losses = ", ".join(f"{history.train_loss[-1]:.4f}" for history in state.history)
-        logger.debug("epoch %d of %d: loss %s", state.epoch, self._trainer.plan.spec.epochs, losses)
-        if validates(self._trainer.plan, state.epoch):
-            self._trainer.progress.advance(self._valid_tokens, self._costs.validation, "validation")
+        logger.debug("epoch %d of %d: loss %s", state.epoch, self._trainer.experiment.request.epochs, losses)
+        if validates(self._trainer.experiment.request, state.epoch):
+            self._trainer.host.progress.advance(self._valid_tokens, self._costs.validation, "validation")
 
     def checkpoint(self, state: TrainState) -> None:
         """See `Watch`; comes after every epoch, and heeds one a minute."""

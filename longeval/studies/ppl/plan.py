@@ -1,4 +1,4 @@
-"""A spec becomes cells with stable ids, and cells become groups that share forward passes.
+"""A request becomes cells with stable ids, and cells become work that shares forward passes.
 
 Everything a request can have wrong is found here, before the first cell: names are looked up, documents are read and
 tokenised, tables are built. Weights are not loaded.
@@ -6,10 +6,13 @@ tokenised, tables are built. Weights are not loaded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import dataclasses
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import numpy as np
 
 from longeval.backends.openai.plan import Server, ask_server, check_reads, check_room
 from longeval.cache import cache_dir
@@ -18,101 +21,206 @@ from longeval.data.sources import Source, open_source
 from longeval.data.special import spelt_note
 from longeval.data.tokens import tokenise
 from longeval.errors import LongEvalError
+from longeval.metrics.perplexity import PERPLEXITY
 from longeval.models.prepare import PreparedModel, prepare_all
 from longeval.request import PplRequest
 from longeval.rope.build import MethodName
-from longeval.run.setups import check_backend, check_pin, method_names, setting_notes
+from longeval.run.cell import cell_id
+from longeval.run.cost import memory_bytes, precision, windows_seconds
+from longeval.run.host import Host, by_engine
+from longeval.run.overview import Overview, Section, count, format_duration, format_gib
+from longeval.run.setups import Setup, check_backend, check_pin, dtype_of, method_names, setting_notes, setups
+from longeval.run.study import Plan, SkippedWork, Work
 from longeval.run.window import Window
-from longeval.store.plan import PlannedRequest
-from longeval.studies.ppl.cells import Cell, Corpus, Group, build_groups, stride_of
 from longeval.studies.ppl.protocols import PROTOCOLS, Protocol, check_stride
+from longeval.studies.ppl.work import Corpus, PplCell, PplWork
 from longeval.values import format_length
+
+DEFAULT_STRIDE = 256
+"""Tokens between windows where nothing else is asked for, as in YaRN's and LongLoRA's runs."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Job:
-    """Everything that one model has to do on one data set."""
+class PplPlan(Plan):
+    """A plan of perplexities."""
 
-    model: PreparedModel
-    corpus: Corpus
-    protocol: Protocol
-    groups: tuple[Group, ...]
+    models: tuple[PreparedModel, ...]
 
-    @property
-    def cells(self) -> Iterator[Cell]:
-        """All cells, group by group."""
-        return (cell for group in self.groups for cell in group.cells)
+    def overview(self, host: Host, left: Sequence[Work], stored: Container[str]) -> Overview:
+        """See `Plan`."""
+        sections: dict[str, list[tuple[str, ...]]] = {}
+        for cell in self.cells:
+            assert isinstance(cell, PplCell)
+            row = (
+                cell.pe.canonical,
+                "–" if cell.factor is None else f"{cell.factor:g}",
+                format_length(cell.length),
+                str(len({window.document for window in cell.windows})),
+                str(cell.skipped),
+                f"{len(cell.windows):,}",
+                "yes" if cell.id in stored else "–",
+            )
+            sections.setdefault(f"{cell.model} on {cell.data}", []).append(row)
+        return Overview(
+            columns=("method", "s", "length", "documents", "skipped", "windows", "stored"),
+            words=frozenset({"method"}),
+            sections=tuple(Section(title=title, rows=tuple(rows)) for title, rows in sections.items()),
+            costs=tuple(self._cost(host, model, left) for model in self.models),
+        )
 
-    def passes(self) -> list[Window]:
-        """All windows to run, group by group."""
-        return [window for group in self.groups for window in group.passes()]
+    def _cost(self, host: Host, model: PreparedModel, left: Sequence[Work]) -> str:
+        """What is left to do with a model."""
+        cells = [cell for work in left for cell in work.cells if cell.model == model.name]
+        windows = [
+            window for work in left if isinstance(work, PplWork) and work.model is model for window in work.passes()
+        ]
+        said = (
+            f"{model.name} ({precision(self.request, model)}): {count(len(cells), 'cell')} in {len(windows)} forward "
+            f"{'pass' if len(windows) == 1 else 'passes'}, {sum(window.length for window in windows):,} tokens"
+        )
+        if self.request.backend != "hf":  # what an engine or a server takes, only it knows
+            return said
+        size = host.size(model)
+        memory = memory_bytes(model, size, max((window.length for window in windows), default=0))
+        duration = format_duration(windows_seconds(model, size, windows))
+        return f"{said}; estimated {duration} and {format_gib(memory)}"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Plan:
-    """A checked request: what will be computed, in this order."""
-
-    spec: PplRequest
-    """With the name of the model that is served, where a server was asked."""
-    jobs: tuple[Job, ...]
-    notes: tuple[str, ...]
-    """What a user should know before it starts."""
-
-    @property
-    def cells(self) -> list[Cell]:
-        """All cells of all jobs, in the order in which they were asked for."""
-        return [cell for job in self.jobs for cell in self.cells_of(job)]
-
-    def cells_of(self, job: Job) -> list[Cell]:
-        """A job's cells in the order in which they were asked for."""
-        order = {name: index for index, name in enumerate(self.spec.pe)}
-        return sorted(job.cells, key=lambda cell: (order[cell.pe.canonical], cell.length))
-
-    def planned(self) -> PlannedRequest:
-        """Its cells as the run folder keeps them."""
-        cells = tuple(cell.planned() for cell in self.cells)
-        return PlannedRequest(command=self.spec.command, digest=self.spec.digest(), cells=cells)
-
-
-def plan_ppl(spec: PplRequest, *, dry_run: bool = False) -> Plan:
+def plan_ppl(request: PplRequest, *, dry_run: bool = False) -> PplPlan:
     """Checks a request and lays out its cells; raises LongEvalError for anything that is wrong with it.
 
     With `dry_run` no code of models runs.
     """
-    check_backend(spec)
-    protocol = PROTOCOLS.lookup(spec.protocol)
-    if spec.stride is not None and not protocol.strided:
+    check_backend(request)
+    protocol = PROTOCOLS.lookup(request.protocol)
+    if request.stride is not None and not protocol.strided:
         strided = [name for name, other in PROTOCOLS.items() if other.strided]
         raise LongEvalError(
-            f"--stride {spec.stride}: would be ignored under --protocol {spec.protocol}",
+            f"--stride {request.stride}: would be ignored under --protocol {request.protocol}",
             f"Leave it out, or use --protocol {' or '.join(strided)}.",
         )
-    names = method_names(spec)
-    spec, server = ask_server(spec)
-    _check_room(spec, server)
-    opened = [_with_flag("--data", partial(open_source, name, text_field=spec.text_field)) for name in spec.data]
+    names = method_names(request)
+    request, server = ask_server(request)
+    _check_room(request, server)
+    opened = [_with_flag("--data", partial(open_source, name, text_field=request.text_field)) for name in request.data]
     sources = list({source.name: source for source in opened}.values())  # two aliases are one data set
-    models = prepare_all(spec, dry_run=dry_run)
-    check_pin(spec, names, models)
-    check_reads(spec, [model.tokenizer for model in models], scores=True)
-    jobs, notes = [], [source.note for source in sources if source.note is not None]
+    models = prepare_all(request, dry_run=dry_run)
+    check_pin(request, names, models)
+    check_reads(request, [model.tokenizer for model in models], scores=True)
+    cells: list[PplCell] = []
+    work: list[PplWork] = []
+    skipped: list[SkippedWork] = []
+    notes = [source.note for source in sources if source.note is not None]
     for model in models:
-        _check_prefix(spec, model)
-        check_stride(protocol, stride_of(spec), spec.lengths[0], len(model.prefix))
-        corpora = [_corpus(source, spec, model) for source in sources]
-        _check_lengths(spec, protocol, model, corpora)
-        notes += _notes(spec, names, model, corpora)
+        _check_prefix(request, model)
+        check_stride(protocol, stride_of(request), request.lengths[0], len(model.prefix))
+        corpora = [_corpus(source, request, model) for source in sources]
+        _check_lengths(request, protocol, model, corpora)
+        notes += _notes(request, names, model, corpora)
         for corpus in corpora:
-            groups = build_groups(spec, protocol, model, corpus, names)
-            jobs.append(Job(model=model, corpus=corpus, protocol=protocol, groups=groups))
-    return Plan(spec=spec, jobs=tuple(jobs), notes=tuple(notes))
+            alone = [_alone(request, protocol, model, corpus, setup) for setup in setups(request, model, names)]
+            cells += [one.cells[0] for one in alone]
+            work += together([one for one in alone if one.cells[0].windows])
+            skipped += [
+                SkippedWork(cells=one.cells, reason=_why_skipped(one)) for one in alone if not one.cells[0].windows
+            ]
+    if request.backend == "vllm":
+        work = by_engine(work, lambda one: (one.model, one.table(one.longest)))
+    return PplPlan(
+        request=request,
+        cells=tuple(cells),
+        work=(*work, *skipped),
+        notes=tuple(notes),
+        models=tuple(models),
+    )
 
 
-def _check_room(spec: PplRequest, server: Server | None) -> None:
+def stride_of(request: PplRequest) -> int:
+    """Tokens between windows, as asked or 256."""
+    return DEFAULT_STRIDE if request.stride is None else request.stride
+
+
+def together(alone: Sequence[PplWork]) -> list[PplWork]:
+    """Puts each cell to the first work whose passes can serve it: equal tables, and nested or equal windows.
+
+    Args:
+        alone: Work of one cell each, of one model and data set.
+    """
+    work: list[PplWork] = []
+    for new in alone:
+        for index, one in enumerate(work):
+            if one.serves(new):
+                cells = sorted((*one.cells, *new.cells), key=lambda cell: cell.length)
+                work[index] = dataclasses.replace(one, cells=tuple(cells))
+                break
+        else:
+            work.append(new)
+    return work
+
+
+def _alone(request: PplRequest, protocol: Protocol, model: PreparedModel, corpus: Corpus, setup: Setup) -> PplWork:
+    """The work of one cell: one method and length on one data set."""
+    lengths = corpus.selection.lengths
+    windows = tuple(protocol.windows(lengths, setup.length, stride_of(request), len(model.prefix)))
+    scored = len({window.document for window in windows})
+    too_short = 0 if protocol.joined or not windows else len(lengths) - scored
+    params = setup.params | {
+        "stride": stride_of(request) if protocol.strided else None,
+        "min_tokens": corpus.min_tokens,
+        "data_digest": corpus.selection.digest,
+        "data_origin": corpus.source.origin,
+    }
+    fields: dict[str, Any] = {
+        "model": model.name,
+        "factor": setup.factor,
+        "length": setup.length,
+        "data": corpus.source.name,
+        "protocol": protocol.name,
+        "backend": request.backend,
+        "dtype": dtype_of(request, model),
+        "skipped": corpus.selection.skipped + (too_short if windows else len(lengths)),
+    }
+    cell = PplCell(
+        id=cell_id("ppl", fields | {"pe": setup.pe.canonical}, params),
+        pe=setup.pe,
+        params=params,
+        windows=windows,
+        truncated=_truncated(protocol, lengths, windows),
+        metric=PERPLEXITY.name,
+        **fields,
+    )
+    return PplWork(cells=(cell,), model=model, corpus=corpus, protocol=protocol, table=setup.table, static=setup.static)
+
+
+def _truncated(protocol: Protocol, lengths: Sequence[int], windows: Sequence[Window]) -> int:
+    """Documents of which tokens after the last scored one are left out."""
+    if not windows:
+        return 0
+    if protocol.joined:
+        last = max(window.stop for window in windows)
+        return int(np.sum(np.cumsum(lengths) > last))
+    ends: dict[int, int] = {}
+    for window in windows:
+        ends[window.document] = max(window.stop, ends.get(window.document, 0))
+    return sum(end < lengths[document] for document, end in ends.items())
+
+
+def _why_skipped(work: PplWork) -> str:
+    """Why a cell has nothing to score."""
+    selection = work.corpus.selection
+    if work.protocol.joined:
+        return f"the stream has {sum(selection.lengths)} tokens, fewer than {work.longest}"
+    return (
+        f"no document of {work.longest} tokens among those of at least {work.corpus.min_tokens} "
+        f"(longest looked at: {selection.longest_tokens})"
+    )
+
+
+def _check_room(request: PplRequest, server: Server | None) -> None:
     """A server generates at least one token after the window that it scores."""
-    longest = spec.lengths[-1]
+    longest = request.lengths[-1]
     what = f"a window of {longest} tokens takes {longest + 1} there, since a server generates one at least"
     check_room(server, longest, longest + 1, what)
 
@@ -127,27 +235,31 @@ def _with_flag(flag: str, work: Callable[[], T]) -> T:
         raise LongEvalError(f"{flag} {error.problem}", error.remedy) from error
 
 
-def _check_prefix(spec: PplRequest, model: PreparedModel) -> None:
+def _check_prefix(request: PplRequest, model: PreparedModel) -> None:
     """A window must have room for a token behind the prefix."""
-    if spec.lengths[0] > len(model.prefix):
+    if request.lengths[0] > len(model.prefix):
         return
     raise LongEvalError(
-        f"--lengths {spec.lengths[0]}: has no room for a token behind the {len(model.prefix)} that the tokenizer of "
+        f"--lengths {request.lengths[0]}: has no room for a token behind the {len(model.prefix)} that the tokenizer of "
         f"{model.name} puts in front of a text",
         f"Ask for {len(model.prefix) + 1} or more, or leave them out with --no-bos.",
     )
 
 
-def _corpus(source: Source, spec: PplRequest, model: PreparedModel) -> Corpus:
-    default_min = spec.lengths[-1] if spec.protocol == "prefix" else 2
-    min_tokens = default_min if spec.min_tokens is None else spec.min_tokens
-    docs = spec.docs if spec.docs is not None else source.default_docs or "all"
+def _corpus(source: Source, request: PplRequest, model: PreparedModel) -> Corpus:
+    default_min = request.lengths[-1] if request.protocol == "prefix" else 2
+    min_tokens = default_min if request.min_tokens is None else request.min_tokens
+    docs = request.docs if request.docs is not None else source.default_docs or "all"
     selection = _with_flag(
         "--data",
         lambda: select(
             source.documents(),
             lambda document: tokenise(
-                document, model.tokenizer, model.tokenizer_digest, cache_dir(), parse_special=spec.parse_special
+                document,
+                model.tokenizer,
+                model.tokenizer_digest,
+                cache_dir(),
+                parse_special=request.parse_special,
             ),
             min_tokens=min_tokens,
             docs=docs,
@@ -159,19 +271,19 @@ def _corpus(source: Source, spec: PplRequest, model: PreparedModel) -> Corpus:
     return Corpus(source=source, selection=selection, min_tokens=min_tokens)
 
 
-def _check_lengths(spec: PplRequest, protocol: Protocol, model: PreparedModel, corpora: Sequence[Corpus]) -> None:
+def _check_lengths(request: PplRequest, protocol: Protocol, model: PreparedModel, corpora: Sequence[Corpus]) -> None:
     """Every length needs a document (or a stream) that fills a window, in at least one data set."""
-    for length in reversed(spec.lengths):
+    for length in reversed(request.lengths):
         if any(_fillable(protocol, corpus, length - len(model.prefix)) for corpus in corpora):
             continue
         found = "; ".join(_what_is_there(protocol, corpus) for corpus in corpora)
         raise LongEvalError(
             f"--lengths {format_length(length)} ({length} tokens): longer than every document of {found}",
-            _how_to_fill(spec, protocol, corpora, length, len(model.prefix)),
+            _how_to_fill(request, protocol, corpora, length, len(model.prefix)),
         )
 
 
-def _how_to_fill(spec: PplRequest, protocol: Protocol, corpora: Sequence[Corpus], length: int, prefix: int) -> str:
+def _how_to_fill(request: PplRequest, protocol: Protocol, corpora: Sequence[Corpus], length: int, prefix: int) -> str:
     """The remedy: only what would help with the documents that are there; `prefix` is in tokens."""
     chosen = [corpus.selection for corpus in corpora]
     ways = []
@@ -183,14 +295,14 @@ def _how_to_fill(spec: PplRequest, protocol: Protocol, corpora: Sequence[Corpus]
         ways.append(f"lower --min-tokens to {length - prefix}")
     else:
         if most >= 2:
-            too_high = not protocol.joined and spec.min_tokens is not None and spec.min_tokens > most
+            too_high = not protocol.joined and request.min_tokens is not None and request.min_tokens > most
             both = f" and --min-tokens of {most} or less" if too_high else ""
             ways.append(f"ask for shorter lengths, --lengths of {most + prefix} or less{both}")
         if protocol.joined and any(selection.skipped for selection in chosen):
             ways.append("lower --min-tokens")
-    if any(len(one.selection.documents) == (spec.docs or one.source.default_docs) for one in corpora):
+    if any(len(one.selection.documents) == (request.docs or one.source.default_docs) for one in corpora):
         ways.append("give more --docs")
-    ways.append("use longer --data" + ("" if "stdlib" in spec.data else " (such as stdlib)"))
+    ways.append("use longer --data" + ("" if "stdlib" in request.data else " (such as stdlib)"))
     remedy = ", or ".join(ways)
     return f"{remedy[0].upper()}{remedy[1:]}."
 
@@ -210,9 +322,11 @@ def _what_is_there(protocol: Protocol, corpus: Corpus) -> str:
     )
 
 
-def _notes(spec: PplRequest, names: Sequence[MethodName], model: PreparedModel, corpora: Sequence[Corpus]) -> list[str]:
+def _notes(
+    request: PplRequest, names: Sequence[MethodName], model: PreparedModel, corpora: Sequence[Corpus]
+) -> list[str]:
     notes = list(model.notes)
-    notes += setting_notes(spec, names, model)
+    notes += setting_notes(request, names, model)
     for corpus in corpora:
         chosen, skipped = len(corpus.selection.documents), corpus.selection.skipped
         if skipped:
@@ -220,7 +334,9 @@ def _notes(spec: PplRequest, names: Sequence[MethodName], model: PreparedModel, 
                 f"{corpus.source.name}: {chosen} documents; {skipped} of fewer than {corpus.min_tokens} tokens skipped"
             )
         if corpus.selection.spelt:
-            notes.append(spelt_note(corpus.source.name, model.name, corpus.selection.spelt, parsed=spec.parse_special))
+            notes.append(
+                spelt_note(corpus.source.name, model.name, corpus.selection.spelt, parsed=request.parse_special)
+            )
         if corpus.selection.identical:
             notes.append(
                 f"{corpus.source.name}: {corpus.selection.identical} of {chosen} documents repeat another one; "

@@ -6,7 +6,8 @@ import dataclasses
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,10 +16,9 @@ from longeval.backends.base import GenerateRequest
 from longeval.backends.ending import Ending, end_tokens
 from longeval.models.prepare import PreparedModel
 from longeval.request import TasksRequest
-from longeval.rope.build import MethodName
-from longeval.run.cell import cell_id
+from longeval.run.cell import Cell, cell_id
+from longeval.run.cost import ModelSize, sample_costs
 from longeval.run.setups import Setup, dtype_of
-from longeval.store.plan import PlannedCell
 from longeval.studies.tasks.definitions.averages import GroupAverage
 from longeval.studies.tasks.definitions.metadata import TaskMetadata, task_digest
 from longeval.studies.tasks.prompts.prepared import PreparedTask
@@ -26,39 +26,20 @@ from longeval.studies.tasks.prompts.requests import Request, reach
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TaskCell:
-    """One (model, method, length, task): the unit of work, storage and resume."""
+class TaskCell(Cell):
+    """One (model, method, length, task)."""
 
-    id: str
-    model: str
     setup: Setup
     """The method at the cell's length."""
-    task: str
-    backend: str
-    dtype: str
-    params: dict[str, Any]
-    """Everything else that decides the value, as the record shows it."""
-
-    @property
-    def pe(self) -> MethodName:
-        """The method."""
-        return self.setup.pe
-
-    @property
-    def length(self) -> int:
-        """Window length in tokens."""
-        return self.setup.length
-
-    def planned(self) -> PlannedCell:
-        """The cell as the run folder's plan keeps it."""
-        return _planned(self, self.task, {})
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class TaskJob:
-    """One task at one length on one model: prompts that every method answers."""
+    """One task at one length on one model: prompts that every method answers. It has no slots, to keep its costs."""
 
     model: PreparedModel
+    size: ModelSize
+    """The model's."""
     name: str
     """By which it is found: that of a task, or the path of its file."""
     title: str
@@ -75,6 +56,11 @@ class TaskJob:
     cells: tuple[TaskCell, ...]
     """One per method."""
 
+    @cached_property
+    def costs(self) -> list[float]:
+        """Operations of each sample's prompts; common beginnings are read once."""
+        return sample_costs(self.size, self.inputs())
+
     def inputs(self) -> list[npt.NDArray[np.int32]]:
         """Token ids of each sample's longest input, (T,) each."""
         nothing_T = np.zeros(0, dtype=np.int32)  # of an empty text, which is scored whole
@@ -82,49 +68,15 @@ class TaskJob:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class GroupCell:
+class GroupCell(Cell):
     """The average of a group's tasks for one (model, method, length)."""
 
-    id: str
-    model: str
-    setup: Setup
+    told_apart_by: ClassVar[tuple[str, ...]] = ("members",)
+
     average: GroupAverage
     """What is averaged, and how."""
     members: dict[str, str | None]
     """Task → cell id; None where the task's data is missing."""
-    backend: str
-    dtype: str
-    params: dict[str, Any]
-
-    @property
-    def pe(self) -> MethodName:
-        """The method."""
-        return self.setup.pe
-
-    @property
-    def length(self) -> int:
-        """Window length in tokens."""
-        return self.setup.length
-
-    def planned(self) -> PlannedCell:
-        """The average as the run folder's plan keeps it."""
-        return _planned(self, self.average.group, {"members": list(self.members)})
-
-
-def _planned(cell: TaskCell | GroupCell, task: str, params: dict[str, Any]) -> PlannedCell:
-    """A cell of a task or of a group as the run folder's plan keeps it."""
-    return PlannedCell(
-        cell=cell.id,
-        model=cell.model,
-        pe=cell.pe.canonical,
-        factor=cell.setup.factor,
-        length=cell.length,
-        data=None,
-        task=task,
-        protocol=None,
-        backend=cell.backend,
-        params=params,
-    )
 
 
 def longest_reach(prepared: PreparedTask) -> int:
@@ -144,11 +96,11 @@ def _input(request: Request) -> npt.NDArray[np.int32]:
     return np.concatenate([request.context_T, max(request.continuations, key=len)])
 
 
-def task_cell(spec: TasksRequest, job: TaskJob, setup: Setup, source: str) -> TaskCell:
+def task_cell(request: TasksRequest, job: TaskJob, setup: Setup, source: str) -> TaskCell:
     """The cell of one method.
 
     Args:
-        spec: The request.
+        request: What was asked.
         job: The task with its prompts (its own cells are not looked at).
         setup: The method at the job's length.
         source: Where the task is defined.
@@ -161,35 +113,37 @@ def task_cell(spec: TasksRequest, job: TaskJob, setup: Setup, source: str) -> Ta
         "prompts": prepared.digest,
         "own_prompts": metadata.own_prompts,
         "chat_template": job.chat,
-        "overlong": spec.overlong,
-        "limit": spec.limit,
-        "same_samples": spec.same_samples,
+        "overlong": request.overlong,
+        "limit": request.limit,
+        "same_samples": request.same_samples,
         "num_fewshot": prepared.num_fewshot,
         "max_new_tokens": prepared.max_new_tokens,
         "decoding": "greedy" if prepared.max_new_tokens is not None else None,
-        "haystack": (spec.haystack or "noise") if metadata.haystack else None,
+        "haystack": (request.haystack or "noise") if metadata.haystack else None,
         "chance": metadata.chance,
     }
     if prepared.max_new_tokens is not None:
-        params |= {"end_tokens": _end_tokens(spec, job)}
+        params |= {"end_tokens": _end_tokens(request, job)}
         if getattr(job.model.tokenizer, "clean_up_tokenization_spaces", False):
             params |= {"clean_up_spaces": True}
-    decides = _fields(spec, job.model, setup) | {"task": _identity(job.name), "skipped": job.skipped}
+    fields = _fields(request, job.model, setup)
+    decides = {"pe": setup.pe.canonical, "task": _identity(job.name), "skipped": job.skipped}
     decides |= {"primary": metadata.primary}
     return TaskCell(
-        id=cell_id("task", decides, params),
-        model=job.model.name,
+        id=cell_id("task", fields | decides, params),
+        pe=setup.pe,
         setup=setup,
         task=job.title,
-        backend=spec.backend,
-        dtype=dtype_of(spec, job.model),
         params=params,
+        metric=metadata.primary or "accuracy",
+        skipped=job.skipped,
+        **fields,
     )
 
 
-def _end_tokens(spec: TasksRequest, job: TaskJob) -> list[int]:
+def _end_tokens(request: TasksRequest, job: TaskJob) -> list[int]:
     """Ids that end an answer: by the model's own settings (a server keeps those to itself), and by the task's."""
-    settings = None if spec.backend == "openai" else job.model.generation_settings()
+    settings = None if request.backend == "openai" else job.model.generation_settings()
     ends = end_tokens(settings, job.model.tokenizer)
     requests = (one for sample in job.prepared.samples for one in sample.requests)
     by_stop = {one.stop: one for one in requests if isinstance(one, GenerateRequest)}
@@ -197,7 +151,7 @@ def _end_tokens(spec: TasksRequest, job: TaskJob) -> list[int]:
 
 
 def group_cell(
-    spec: TasksRequest,
+    request: TasksRequest,
     model: PreparedModel,
     setup: Setup,
     average: GroupAverage,
@@ -209,7 +163,7 @@ def group_cell(
     """The average of cells of one method and length.
 
     Args:
-        spec: The request.
+        request: What was asked.
         model: The model.
         setup: Method and length.
         average: What is averaged, and how.
@@ -218,28 +172,30 @@ def group_cell(
         title: Name of a task or group → what it is shown as.
     """
     settings: dict[str, Any] = {
-        "overlong": spec.overlong,
-        "limit": spec.limit,
-        "same_samples": spec.same_samples,
+        "overlong": request.overlong,
+        "limit": request.limit,
+        "same_samples": request.same_samples,
         "chat_template": chat,
-        "num_fewshot": spec.num_fewshot,
-        "max_new_tokens": spec.max_new_tokens,
-        "haystack": spec.haystack,
+        "num_fewshot": request.num_fewshot,
+        "max_new_tokens": request.max_new_tokens,
+        "haystack": request.haystack,
     }
     params = setup.params | {"weight_by_size": average.weight_by_size, **settings}
     # Not the members' ids: data that was missing and is there later makes the same cell whole.
-    decides = _fields(spec, model, setup) | {"task": _identity(average.group), "metric": average.metric, **settings}
+    fields = _fields(request, model, setup)
+    decides = {"pe": setup.pe.canonical, "task": _identity(average.group), "metric": average.metric, **settings}
+    decides |= {"filters": average.filters}
     return GroupCell(
-        id=cell_id("group", decides | {"filters": average.filters}, params | {"members": list(members)}),
-        model=model.name,
-        setup=setup,
+        id=cell_id("group", fields | decides, params | {"members": list(members)}),
+        pe=setup.pe,
+        task=title(average.group),
         average=dataclasses.replace(
             average, group=title(average.group), members=tuple(title(task) for task in average.members)
         ),
         members={title(task): cell for task, cell in members.items()},
-        backend=spec.backend,
-        dtype=dtype_of(spec, model),
         params=params | {"members": [title(task) for task in members]},
+        metric="average",
+        **fields,
     )
 
 
@@ -248,12 +204,12 @@ def _identity(name: str) -> str:
     return os.path.normpath(name) if name.endswith((".yaml", ".yml")) or os.sep in name else name
 
 
-def _fields(spec: TasksRequest, model: PreparedModel, setup: Setup) -> dict[str, Any]:
+def _fields(request: TasksRequest, model: PreparedModel, setup: Setup) -> dict[str, Any]:
+    """Fields that the cells of tasks and of groups have."""
     return {
         "model": model.name,
-        "pe": setup.pe.canonical,
         "factor": setup.factor,
         "length": setup.length,
-        "backend": spec.backend,
-        "dtype": dtype_of(spec, model),
+        "backend": request.backend,
+        "dtype": dtype_of(request, model),
     }

@@ -9,8 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -22,10 +21,11 @@ from longeval.models.prepare import PreparedModel, prepare_all
 from longeval.models.tokenizer import tokenizer_folder
 from longeval.request import TasksRequest
 from longeval.rope.build import MethodName
-from longeval.run.cost import ModelSize, check_memory, model_size
+from longeval.run.cost import check_memory, model_size
+from longeval.run.host import Silent
 from longeval.run.setups import check_backend, check_pin, method_names, setting_notes, setups
-from longeval.store.plan import PlannedRequest
-from longeval.studies.tasks.cells import GroupCell, TaskCell, TaskJob, group_cell, longest_reach, most_sent, task_cell
+from longeval.run.study import Tell
+from longeval.studies.tasks.cells import GroupCell, TaskJob, group_cell, longest_reach, most_sent, task_cell
 from longeval.studies.tasks.definitions.averages import GroupAverage
 from longeval.studies.tasks.definitions.code import Code, NotRunError, is_lm_evals
 from longeval.studies.tasks.definitions.failures import causes, explain, missing_together
@@ -41,98 +41,62 @@ from longeval.studies.tasks.prompts.overlong import emptied, nothing_left
 from longeval.studies.tasks.prompts.prepared import PreparedTask, Window
 from longeval.studies.tasks.prompts.requests import all_inputs
 from longeval.studies.tasks.setting import Setting, check_samples_fit, prompt_counter
+from longeval.studies.tasks.work import TaskPlan, task_plan
 from longeval.values import format_length
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TaskPlan:
-    """A checked request: what will be computed, in this order."""
-
-    spec: TasksRequest
-    """With the name of the model that is served, where a server was asked."""
-    jobs: tuple[TaskJob, ...]
-    groups: tuple[GroupCell, ...]
-    sizes: dict[str, ModelSize]
-    """Of each model."""
-    notes: tuple[str, ...]
-    """What a user should know before it starts."""
-
-    @property
-    def cells(self) -> list[TaskCell]:
-        """All cells of tasks, in the order in which they were asked for."""
-        order = {name: index for index, name in enumerate(self.spec.pe)}
-        cells = [cell for job in self.jobs for cell in job.cells]
-        tasks = {name: index for index, name in enumerate(dict.fromkeys(cell.task for cell in cells))}
-        models = {name: index for index, name in enumerate(self.spec.model)}
-        return sorted(
-            cells, key=lambda cell: (models[cell.model], tasks[cell.task], order[cell.pe.canonical], cell.length)
-        )
-
-    def planned(self) -> PlannedRequest:
-        """Its cells as the run folder keeps them, averages last."""
-        cells = (*(cell.planned() for cell in self.cells), *(cell.planned() for cell in self.groups))
-        return PlannedRequest(command=self.spec.command, digest=self.spec.digest(), cells=cells)
-
-
-def plan_tasks(
-    spec: TasksRequest,
-    say: Callable[[str], None] = lambda line: None,
-    watch: Callable[[str, int, int], None] = lambda what, done, total: None,
-    *,
-    dry_run: bool = False,
-) -> TaskPlan:
+def plan_tasks(request: TasksRequest, tell: Tell | None = None, *, dry_run: bool = False) -> TaskPlan:
     """Checks a request and lays out its cells; raises LongEvalError for anything that is wrong with it.
 
     Args:
-        spec: The request.
-        say: Told at once what a user should know before something is fetched.
-        watch: Told what is being prepared, how many samples of it are, and of how many.
+        request: What was asked.
+        tell: Told what a user should know before something is fetched, and how samples are prepared; None: nobody.
         dry_run: Whether this is only to be shown: no code of models and of users' task files runs.
     """
-    check_backend(spec)
-    names = method_names(spec)
-    spec, server = ask_server(spec)
-    index = Index(spec.include)
-    chosen = index.resolve(spec.tasks)
+    tell = tell or Silent()
+    check_backend(request)
+    names = method_names(request)
+    request, server = ask_server(request)
+    index = Index(request.include)
+    chosen = index.resolve(request.tasks)
     for leaf in all_leaves(chosen):
         check_runs(leaf, index)
     data = f"LONGEVAL_DATA={os.environ.get('LONGEVAL_DATA', '')}".removesuffix("=")
     for item in chosen:
         if item.needs != NOTHING and not item.needs.startswith("file"):
-            say(f"{item.title} needs {item.needs.replace('LONGEVAL_DATA', data)}")
+            tell.note(f"{item.title} needs {item.needs.replace('LONGEVAL_DATA', data)}")
     _check_titles(all_leaves(chosen), index)
     for leaf in all_leaves(chosen):
-        check_code(leaf, index, trusted=spec.trust_remote_code, dry_run=dry_run)
-    models = prepare_all(spec, dry_run=dry_run)
-    check_pin(spec, names, models)
-    check_reads(spec, [model.tokenizer for model in models], scores=False)
-    code: Code = "named" if dry_run else "run" if spec.trust_remote_code else "refused"
-    plans = [_ModelPlan(spec, model, names, index, watch, code) for model in models]
+        check_code(leaf, index, trusted=request.trust_remote_code, dry_run=dry_run)
+    models = prepare_all(request, dry_run=dry_run)
+    check_pin(request, names, models)
+    check_reads(request, [model.tokenizer for model in models], scores=False)
+    code: Code = "named" if dry_run else "run" if request.trust_remote_code else "refused"
+    plans = [_ModelPlan(request, model, names, index, tell, code) for model in models]
     for plan in plans:
         plan.add_tasks(chosen)
-    _check_heeded(spec, [job for plan in plans for job in plan.jobs])
+    _check_heeded(request, [job for plan in plans for job in plan.jobs])
     _check_room(server, [job for plan in plans for job in plan.jobs])
     if not any(job.prepared.samples for plan in plans for job in plan.jobs):
-        raise nothing_left([need for plan in plans for need in plan.left_out], same_samples=spec.same_samples)
-    return TaskPlan(
-        spec=spec,
-        jobs=tuple(job for plan in plans for job in plan.jobs),
-        groups=tuple(cell for plan in plans for cell in plan.groups(chosen)),
-        sizes={plan.model.name: plan.size for plan in plans},
-        notes=tuple(dict.fromkeys(note for plan in plans for note in plan.notes)),
+        raise nothing_left([need for plan in plans for need in plan.left_out], same_samples=request.same_samples)
+    return task_plan(
+        request,
+        [job for plan in plans for job in plan.jobs],
+        [cell for plan in plans for cell in plan.groups(chosen)],
+        [note for plan in plans for note in plan.notes],
     )
 
 
-def _check_heeded(spec: TasksRequest, jobs: Sequence[TaskJob]) -> None:
+def _check_heeded(request: TasksRequest, jobs: Sequence[TaskJob]) -> None:
     """Settings that no task of the request heeds are errors."""
-    if spec.haystack is not None and not any(job.metadata.haystack for job in jobs):
+    if request.haystack is not None and not any(job.metadata.haystack for job in jobs):
         raise LongEvalError(
-            f"--haystack {spec.haystack}: would be ignored, none of these tasks hides needles in a choice of text",
+            f"--haystack {request.haystack}: would be ignored, none of these tasks hides needles in a choice of text",
             "Leave it out, or add --tasks niah.",
         )
-    if spec.max_new_tokens is not None and all(job.prepared.request_type != "generate_until" for job in jobs):
+    if request.max_new_tokens is not None and all(job.prepared.request_type != "generate_until" for job in jobs):
         raise LongEvalError(
-            f"--max-new-tokens {spec.max_new_tokens}: would be ignored, none of these tasks generates an answer",
+            f"--max-new-tokens {request.max_new_tokens}: would be ignored, none of these tasks generates an answer",
             "Leave it out.",
         )
 
@@ -167,23 +131,23 @@ class _ModelPlan:
 
     def __init__(
         self,
-        spec: TasksRequest,
+        request: TasksRequest,
         model: PreparedModel,
         names: Sequence[MethodName],
         index: Index,
-        watch: Callable[[str, int, int], None],
+        tell: Tell,
         code: Code,
     ) -> None:
         self.model = model
         self.size = model_size(model)
         self.jobs: list[TaskJob] = []
-        self.notes = [*model.notes, *setting_notes(spec, names, model)]
-        self._spec = spec
+        self.notes = [*model.notes, *setting_notes(request, names, model)]
+        self._request = request
         self._index = index
         self._code = code
-        self._chat = _chat(spec, model)
-        self._setups = list(setups(spec, model, names))
-        self._watch = watch
+        self._chat = _chat(request, model)
+        self._setups = list(setups(request, model, names))
+        self._tell = tell
         self._missing: dict[str, MissingDataError] = {}
         """Tasks without data, and why."""
         self.left_out: list[int] = []
@@ -198,7 +162,7 @@ class _ModelPlan:
                     self.jobs += self._jobs(leaf)
                 elif self._index.entry(leaf).needs != NOTHING:  # what else is missing is said along with it
                     config = task_config(leaf, self._index)
-                    self._load(leaf, config, read_metadata(config.get("metadata")), self._spec.lengths[0])
+                    self._load(leaf, config, read_metadata(config.get("metadata")), self._request.lengths[0])
             except MissingDataError as error:
                 self._missing[leaf] = error
                 ends = ends or leaf in named
@@ -218,7 +182,7 @@ class _ModelPlan:
 
     def _check_memory(self, length: int, tokens: int) -> None:
         """An engine knows its own memory, and a server is elsewhere."""
-        if self._spec.backend == "hf":
+        if self._request.backend == "hf":
             check_memory(self.model, self.size, length, tokens)
 
     def groups(self, chosen: Sequence[Resolved]) -> list[GroupCell]:
@@ -227,7 +191,7 @@ class _ModelPlan:
         averages = dict.fromkeys(_by_length(average) for item in chosen for average in item.averages)
         return [
             group_cell(
-                self._spec,
+                self._request,
                 self.model,
                 setup,
                 average,
@@ -251,7 +215,7 @@ class _ModelPlan:
         config = task_config(leaf, self._index)
         metadata = read_metadata(config.get("metadata"))
         jobs = []
-        for length in self._spec.lengths:
+        for length in self._request.lengths:
             # Samples are made, or at least read, for this length.
             if task is None or metadata.synthetic or "custom_dataset" in config:
                 task = self._load(leaf, config, metadata, length)
@@ -273,14 +237,14 @@ class _ModelPlan:
             indices = {sample.index for sample in prepared.samples}
             shared = indices if shared is None else shared & indices
         if spelt:
-            self.notes.append(spelt_note(self._title(leaf), self.model.name, spelt, parsed=self._spec.parse_special))
+            self.notes.append(spelt_note(self._title(leaf), self.model.name, spelt, parsed=self._request.parse_special))
         return self._alike(jobs, shared or set())
 
     def _alike(self, jobs: list[TaskJob], shared: set[int]) -> list[TaskJob]:
         """The jobs with the same samples at every length, where that was asked for; a note where they differ."""
         if all(len(job.prepared.samples) == len(shared) for job in jobs):
             return jobs
-        if not self._spec.same_samples:
+        if not self._request.same_samples:
             if shared:  # otherwise the flag would leave nothing
                 counts = ", ".join(f"{len(job.prepared.samples)} at {format_length(job.length)}" for job in jobs)
                 self.notes.append(
@@ -297,18 +261,19 @@ class _ModelPlan:
     def _job(self, leaf: str, task: Any, metadata: TaskMetadata, length: int, prepared: PreparedTask) -> TaskJob:
         job = TaskJob(
             model=self.model,
+            size=self.size,
             name=leaf,
             title=self._title(leaf),
             length=length,
             task=task,
             metadata=metadata,
             prepared=prepared,
-            skipped=min(prepared.num_docs, self._spec.limit or prepared.num_docs) - len(prepared.samples),
+            skipped=min(prepared.num_docs, self._request.limit or prepared.num_docs) - len(prepared.samples),
             chat=self._chat,
             cells=(),
         )
         source = self._index.entry(leaf).source
-        cells = tuple(task_cell(self._spec, job, setup, source) for setup in self._setups if setup.length == length)
+        cells = tuple(task_cell(self._request, job, setup, source) for setup in self._setups if setup.length == length)
         return dataclasses.replace(job, cells=cells)
 
     def _prepare(self, task: Any, length: int, leaf: str, indices: set[int] | None = None) -> PreparedTask:
@@ -317,11 +282,11 @@ class _ModelPlan:
             return prepare(
                 task,
                 self._window(length),
-                limit=self._spec.limit,
+                limit=self._request.limit,
                 indices=indices,
-                num_fewshot=self._spec.num_fewshot,
-                max_new_tokens=self._spec.max_new_tokens,
-                on_sample=lambda done, total: self._watch(what, done, total),
+                num_fewshot=self._request.num_fewshot,
+                max_new_tokens=self._request.max_new_tokens,
+                on_sample=lambda done, total: self._tell.preparing(what, done, total),
             )
         except (NotRunError, TemplateError) as error:
             raise explain(self._index.entry(leaf), task_config(leaf, self._index), error, None) from error
@@ -332,13 +297,13 @@ class _ModelPlan:
             prefix=self.model.prefix,
             length=length,
             chat=self._chat,
-            overlong=self._spec.overlong,
-            parse_special=self._spec.parse_special,
+            overlong=self._request.overlong,
+            parse_special=self._request.parse_special,
         )
 
     def _load(self, leaf: str, config: Mapping[str, Any], metadata: TaskMetadata, length: int) -> Any:
         """The lm-eval task with its samples; those that are made are made for this window."""
-        num_samples = metadata.samples if self._spec.limit is None else self._spec.limit
+        num_samples = metadata.samples if self._request.limit is None else self._request.limit
         if metadata.synthetic:
             self._check_memory(length, length)
             check_samples_fit(num_samples, length)
@@ -347,20 +312,20 @@ class _ModelPlan:
         measure = prompt_counter(window, config)
         template = measure("x") - len(window.encoder().plain(["x"])[0])
         # What decides the tokens of a prompt beside tokenizer and template.
-        how_read = f"{list(self.model.prefix)}{' parse_special' if self._spec.parse_special else ''}"
+        how_read = f"{list(self.model.prefix)}{' parse_special' if self._request.parse_special else ''}"
         setting = Setting(
             length=length,
             num_samples=num_samples,
-            seed=self._spec.seed,
-            haystack=self._spec.haystack or "noise",
+            seed=self._request.seed,
+            haystack=self._request.haystack or "noise",
             measure=measure,
             digest=f"{self.model.tokenizer_digest}:{how_read}:{self._template_digest()}",
             cache=cache_dir(),
-            on_sample=lambda done: self._watch(what, done, num_samples),
+            on_sample=lambda done: self._tell.preparing(what, done, num_samples),
         )
         extra: dict[str, Any] = {"setting": setting}
-        if metadata.synthetic and self._spec.max_new_tokens is not None:
-            extra["max_new_tokens"] = self._spec.max_new_tokens  # samples leave room for that many
+        if metadata.synthetic and self._request.max_new_tokens is not None:
+            extra["max_new_tokens"] = self._request.max_new_tokens  # samples leave room for that many
         function = config.get("custom_dataset")
         lm_evals = isinstance(function, FunctionName) and is_lm_evals(function.file)
         if lm_evals or (function is not None and not metadata.synthetic):
@@ -368,9 +333,9 @@ class _ModelPlan:
             # RULER's generators know nothing of a chat template: what it takes is not theirs to fill.
             extra |= {"tokenizer": tokenizer_folder(self.model.tokenizer), "max_seq_lengths": [length - template]}
         try:
-            return load_task(leaf, metadata=extra, include=self._spec.include, index=self._index, code=self._code)
+            return load_task(leaf, metadata=extra, include=self._request.include, index=self._index, code=self._code)
         except LongEvalError as error:
-            if self._spec.haystack is None or not error.problem.startswith("--data "):
+            if self._request.haystack is None or not error.problem.startswith("--data "):
                 raise
             problem = f"--haystack {error.problem.removeprefix('--data ')}"
             raise LongEvalError(problem, error.remedy.replace("--data", "--haystack")) from error
@@ -387,11 +352,11 @@ def _by_length(average: GroupAverage) -> GroupAverage:
     return dataclasses.replace(average, metric="recall") if numbered else average
 
 
-def _chat(spec: TasksRequest, model: PreparedModel) -> bool:
+def _chat(request: TasksRequest, model: PreparedModel) -> bool:
     """Whether prompts go through the chat template; asked for where there is none raises LongEvalError."""
     has_one = bool(getattr(model.tokenizer, "chat_template", None))
-    if spec.chat_template == "on" and not has_one:
+    if request.chat_template == "on" and not has_one:
         raise LongEvalError(
             f"--chat-template on: the tokenizer of {model.name} has none", "Leave it out, or use a chat model."
         )
-    return has_one and spec.chat_template != "off"
+    return has_one and request.chat_template != "off"

@@ -8,9 +8,9 @@ from posgen_requests import carry_out, tiny_request
 from torch.utils.flop_counter import FlopCounterMode
 
 from longeval.request import PosGenRequest
+from longeval.run.engine import stored_cells
+from longeval.run.host import Silent, open_host
 from longeval.studies.posgen.estimate import (
-    RUNTIME_BYTES,
-    estimate,
     forward_flops,
     memory_bytes,
     num_parameters,
@@ -19,7 +19,6 @@ from longeval.studies.posgen.estimate import (
 )
 from longeval.studies.posgen.model import ModelConfig, forward, initial_weights, model_inputs
 from longeval.studies.posgen.plan import model_config, plan_posgen
-from longeval.studies.posgen.run import pending
 from longeval.studies.posgen.tables import cos_sin
 
 TOKENS = 21
@@ -56,7 +55,7 @@ def test_training_operations_are_about_those_that_torch_counts(frozen_mlp):
 
 def test_the_full_table_is_what_the_request_says():
     plan = plan_posgen(PosGenRequest(device="cpu"))
-    config = plan.config
+    config = plan.experiment.config
     assert config == ModelConfig()
     # 60 trainings · 150 epochs · 10,000 sequences of 64 tokens · 6 operations a weight of 6.3 million, attention on top
     total = 60 * 150 * 10000 * train_flops(config, 64)
@@ -84,20 +83,24 @@ def test_seeds_that_are_behind_catch_up_first(done, expected):
 
 
 def test_an_estimate_counts_what_is_left(store):
+    def left(plan):
+        """What a dry run says of it, and the operations."""
+        stored = stored_cells(plan, store)
+        host, work = open_host(plan.request, store, Silent()), plan.left(stored)
+        return plan.overview(host, work, stored).costs[0], sum(sum(one.costs(host)) for one in work)
+
     spec = tiny_request(pe=("none", "resonance", "yarn", "resonance_yarn"), regimes=("trained", "swapped"))
-    plan = plan_posgen(spec)
-    whole = estimate(plan, pending(plan, store).work)
-    assert (whole.cells, whole.trainings, whole.stacks) == (16, 8, 4)
-    assert whole.seconds == pytest.approx(whole.flops / whole.rate) and whole.rate > 1e6
-    apart = plan_posgen(spec.replaced(stack=False))
-    alone = estimate(apart, pending(apart, store).work)
-    assert (alone.cells, alone.trainings, alone.stacks) == (16, 8, 8)
-    assert alone.flops == pytest.approx(whole.flops)
-    assert 2 * (alone.memory_bytes - RUNTIME_BYTES) == whole.memory_bytes - RUNTIME_BYTES
+    plan, apart = plan_posgen(spec), plan_posgen(spec.replaced(stack=False))
+    told, whole = left(plan)
+    assert "16 cells to compute from 8 trainings of 4 epochs in 4 stacks; " in told
+    told, alone = left(apart)
+    assert "16 cells to compute from 8 trainings of 4 epochs, one after another; " in told
+    assert alone == pytest.approx(whole)
     carry_out(tiny_request(pe=("none",)), store)
-    rest = estimate(plan, pending(plan, store).work)
-    assert (rest.cells, rest.trainings, rest.stacks) == (14, 6, 3)
-    assert rest.flops < 0.8 * whole.flops
+    told, rest = left(plan)
+    assert "14 cells to compute from 6 trainings of 4 epochs in 3 stacks; " in told
+    assert rest < 0.8 * whole
     carry_out(spec, store)
-    done = estimate(plan, pending(plan, store).work)
-    assert (done.cells, done.trainings, done.stacks, done.flops) == (0, 0, 0, 0)
+    told, done = left(plan)
+    assert "0 cells to compute from 0 trainings of 4 epochs in 0 stacks; 0 operations, estimated 0 s" in told
+    assert done == 0

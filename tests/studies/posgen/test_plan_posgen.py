@@ -269,4 +269,4 @@ def test_a_note_says_where_nothing_is_stretched():
 def test_presets_can_be_planned(preset):
     plan = plan_posgen(PosGenRequest.read({"preset": preset, "device": "cpu"}))
     assert len(plan.stacks) == {"full": 60, "smoke": 4}[preset]
-    assert len(plan.cells) == {"full": 60, "smoke": 8 * plan.spec.seeds}[preset]
+    assert len(plan.cells) == {"full": 60, "smoke": 8 * plan.request.seeds}[preset]

@@ -6,9 +6,9 @@ import dataclasses
 
 from longeval.models.prepare import prepare
 from longeval.request import PplRequest
-from longeval.run.cost import model_size
+from longeval.run.cost import memory_bytes, model_size
+from longeval.run.host import Silent, open_host
 from longeval.run.window import Window
-from longeval.studies.ppl.estimate import estimate
 from longeval.studies.ppl.plan import plan_ppl
 
 
@@ -37,29 +37,23 @@ def test_a_tied_head_is_counted_where_tokens_are_scored_only(tmp_path):
     assert untied.num_parameters - tied.num_parameters == 300 * 32
 
 
-def test_a_plan_counts_shared_passes_once(tiny_llama, documents):
-    spec = PplRequest(
-        model=(str(tiny_llama),),
-        pe=("none", "yarn", "dynamic_ntk"),
-        lengths=(32, 64, 128),
-        data=(str(documents),),
-        dtype="float32",
-    )
-    (part,) = estimate(plan_ppl(spec).jobs)
+def test_a_plan_counts_shared_passes_once(tiny_llama, documents, store):
+    plan = plan_ppl(request(tiny_llama, documents, pe=("none", "yarn", "dynamic_ntk"), lengths=(32, 64, 128)))
+    host = open_host(plan.request, store, Silent())
+    (told,) = plan.overview(host, plan.left(()), ()).costs
     # Two documents reach 128 tokens; none (with dynamic_ntk to 64), yarn, and dynamic_ntk at 128.
-    assert (part.cells, part.passes, part.tokens) == (9, 6, 6 * 128)
-    assert part.seconds > 0
-    assert part.memory_bytes > 4 * model_size(prepared(tiny_llama)).num_parameters
+    assert f"9 cells in 6 forward passes, {6 * 128} tokens; estimated " in told
+    assert len([cost for work in plan.work for cost in work.costs(host)]) == 6
+    (told,) = plan.overview(host, [], {cell.id for cell in plan.cells}).costs
+    assert "0 cells in 0 forward passes, 0 tokens; estimated 0 s" in told
 
 
-def test_eager_attention_holds_matrices_of_tokens_by_tokens(tiny_llama, documents):
-    spec = PplRequest(model=(str(tiny_llama),), pe=("none",), lengths=(128,), data=(str(documents),), dtype="float32")
-    lean, eager = (estimate(plan_ppl(spec.replaced(attn=attn)).jobs)[0].memory_bytes for attn in (None, "eager"))
+def test_eager_attention_holds_matrices_of_tokens_by_tokens(tiny_llama):
+    model, size = prepared(tiny_llama), model_size(prepared(tiny_llama))
+    lean, eager = (memory_bytes(dataclasses.replace(model, attn=attn), size, 128) for attn in (None, "eager"))
     assert eager - lean == 4 * 128**2 * (3 * 4 + 4)
+    assert lean > 4 * size.num_parameters
 
 
-def test_nothing_to_do_costs_nothing(tiny_llama, documents):
-    spec = PplRequest(model=(str(tiny_llama),), pe=("none",), lengths=(32,), data=(str(documents),), dtype="float32")
-    (job,) = plan_ppl(spec).jobs
-    (part,) = estimate([dataclasses.replace(job, groups=())])
-    assert (part.cells, part.passes, part.seconds) == (0, 0, 0.0)
+def request(folder, documents, **changes):
+    return PplRequest(model=(str(folder),), data=(str(documents),), dtype="float32", **changes)

@@ -13,9 +13,8 @@ from known import carry_out, log_position
 from longeval.backends.fake import FakeBackend
 from longeval.cli.progress import RunProgress
 from longeval.errors import LongEvalError
-from longeval.store.folder import Store
+from longeval.run.engine import run
 from longeval.studies.ppl.plan import plan_ppl
-from longeval.studies.ppl.run import run
 
 
 def test_out_of_memory_fails_the_longest_and_the_others_go_on(request_spec, store):
@@ -41,7 +40,7 @@ def test_a_nan_fails_only_the_cells_that_hold_it(request_spec, store):
 
 def test_documents_that_vanish_after_planning_fail_their_cells(request_spec, store):
     plan = plan_ppl(request_spec())
-    os.unlink(plan.jobs[0].corpus.selection.documents[1].path)
+    os.unlink(plan.work[0].corpus.selection.documents[1].path)
     result = run(plan, store, RunProgress(quiet=True), load=lambda model: FakeBackend(log_position))
     assert {r.status for r in result.records} == {"failed"}
     assert "FileNotFoundError" in result.records[0].error
@@ -49,7 +48,7 @@ def test_documents_that_vanish_after_planning_fail_their_cells(request_spec, sto
 
 def test_documents_that_vanish_after_their_pass_fail_their_cells_too(request_spec, store):
     plan = plan_ppl(request_spec(lengths=(64, 128)))
-    paths = [document.path for document in plan.jobs[0].corpus.selection.documents]
+    paths = [document.path for document in plan.work[0].corpus.selection.documents]
 
     def vanish(tokens_S, positions_S, table):
         for path in paths:
@@ -60,66 +59,6 @@ def test_documents_that_vanish_after_their_pass_fail_their_cells_too(request_spe
     result = run(plan, store, RunProgress(quiet=True), load=lambda model: FakeBackend(vanish))
     assert {r.status for r in result.records} == {"failed"}
     assert "FileNotFoundError" in result.records[0].error
-
-
-@pytest.mark.parametrize("error", [IndexError("index out of range in self"), MemoryError()])
-def test_whatever_a_model_raises_fails_its_cells_and_the_others_go_on(request_spec, store, error):
-    def broken(tokens_S, positions_S, table):
-        if table.attention_factor > 1:
-            raise error
-        return np.ones(len(tokens_S))
-
-    result = carry_out(request_spec(pe=("yarn", "none"), lengths=(128,)), store, FakeBackend(broken))
-    assert [(r.pe, r.status) for r in result.records if r.metric == "perplexity"] == [
-        ("yarn", "failed"),
-        ("none", "ok"),
-    ]
-    assert type(error).__name__ in result.records[0].error
-
-
-def test_a_model_that_cannot_be_loaded_ends_the_run_only_where_nothing_is_computed(
-    request_spec, store, tiny_llama, tiny_llama_bos
-):
-    def load(model):
-        if model.name == str(tiny_llama_bos):
-            raise LongEvalError("damaged")
-        return FakeBackend(log_position)
-
-    both = request_spec(model=(str(tiny_llama), str(tiny_llama_bos)), lengths=(64,))
-    for _ in range(2):  # the second time, the first model's cells are stored
-        result = run(plan_ppl(both), store, RunProgress(quiet=True), load=load)
-        assert [r.status for r in result.records] == ["ok", "ok", "failed"]
-        assert "damaged" in result.records[2].error
-    alone = plan_ppl(request_spec(model=(str(tiny_llama_bos),), lengths=(64,)))
-    with pytest.raises(LongEvalError, match="damaged"):
-        run(alone, Store(store.path + "-other"), RunProgress(quiet=True), load=load)
-    assert not os.path.exists(store.path + "-other")
-    later = run(alone, store, RunProgress(quiet=True), load=load, under_way=True)
-    assert later.failed == 1
-
-
-def test_the_failed_passs_memory_is_free_when_shorter_lengths_are_tried(request_spec, store):
-    import gc
-    import weakref
-
-    class Tensors:
-        """Stands for what a pass holds."""
-
-    held, alive = [], []
-
-    class Backend(FakeBackend):
-        def score(self, tokens_T, first_scored):
-            alive.append([ref() is not None for ref in held])
-            tensors = Tensors()
-            held.append(weakref.ref(tensors))
-            return super().score(tokens_T, first_scored)
-
-    gc.disable()
-    try:
-        carry_out(request_spec(docs=1), store, Backend(log_position, max_tokens=40))
-    finally:
-        gc.enable()
-    assert alive == [[], [False], [False, False]]
 
 
 def test_a_length_that_one_data_set_cannot_fill_is_skipped_there(request_spec, store, tmp_path):

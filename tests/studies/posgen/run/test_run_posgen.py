@@ -13,14 +13,14 @@ import torch
 from posgen_requests import ALL, BOTH, Told, carry_out, same_weights, tiny_request, value, weights_of
 
 from longeval.request import requests_from_yaml
+from longeval.run.engine import stored_cells
 from longeval.store.folder import Store
-from longeval.studies.posgen import run as run_module
 from longeval.studies.posgen import trainer as train_posgen
+from longeval.studies.posgen import work as work_module
 from longeval.studies.posgen.data import generate
 from longeval.studies.posgen.evaluate import evaluate
 from longeval.studies.posgen.model import forward, model_inputs
-from longeval.studies.posgen.plan import plan_posgen
-from longeval.studies.posgen.run import check_settings
+from longeval.studies.posgen.plan import check_settings, plan_posgen
 from longeval.studies.posgen.tables import cos_sin
 from longeval.studies.posgen.train import train
 
@@ -35,9 +35,9 @@ def test_values_are_what_the_stored_weights_say_under_the_evaluation_table(whole
     weights, table = weights_of(store, cell.training.id), cos_sin(own, 20)
 
     def predict(tokens_NT):
-        inputs = model_inputs(torch.from_numpy(tokens_NT)[None], plan.config)
+        inputs = model_inputs(torch.from_numpy(tokens_NT)[None], plan.experiment.config)
         with torch.no_grad():
-            return forward(weights, inputs, table.cos_TF[:19], table.sin_TF[:19], plan.config)[0].numpy()
+            return forward(weights, inputs, table.cos_TF[:19], table.sin_TF[:19], plan.experiment.config)[0].numpy()
 
     right_NP = predict(test_NT).argmax(-1)[:, 3:] == test_NT[:, 4:]  # row i is of token i + 1; four tokens are given
     inside, ood = right_NP[:, :8].mean(), right_NP[:, 8:].mean()
@@ -98,8 +98,8 @@ def test_validation_losses_are_those_of_the_validation_sequences_at_the_end(whol
     valid_NT = generate(stack.trainings[0].data).valid_NT
     table = cos_sin(stack.evaluations[0].table, 19)
     weights = weights_of(store, stack.trainings[0].id)
-    inputs = model_inputs(torch.from_numpy(valid_NT)[None], plan.config)
-    logits = forward(weights, inputs, table.cos_TF, table.sin_TF, plan.config)[0, :, 3:].double()
+    inputs = model_inputs(torch.from_numpy(valid_NT)[None], plan.experiment.config)
+    logits = forward(weights, inputs, table.cos_TF, table.sin_TF, plan.experiment.config)[0, :, 3:].double()
     nll_NP = -torch.log_softmax(logits, -1).gather(-1, torch.from_numpy(valid_NT[:, 4:, None]))[..., 0].numpy()
     curves = store.curves(value(result, "yarn", "accuracy_ood", "swapped").cell)
     assert curves.valid_loss_in_distribution[-1] == pytest.approx(nll_NP[:, :8].mean(), rel=1e-5)
@@ -142,7 +142,9 @@ def test_weights_are_those_of_the_seed_alone(whole):
     plan = plan_posgen(tiny_request(pe=("yarn",), seeds=1, first_seed=1))
     (stack,) = plan.stacks
     (training,) = stack.trainings
-    alone = train(plan.config, plan.setting, [generate(training.data)], (1,), stack.table, device="cpu")
+    alone = train(
+        plan.experiment.config, plan.experiment.setting, [generate(training.data)], (1,), stack.table, device="cpu"
+    )
     assert same_weights(weights_of(store, training.id), alone.weights, rtol=1e-4, atol=1e-5)
 
 
@@ -162,9 +164,9 @@ def test_time_is_that_of_the_passes_that_served_a_cell(store, monkeypatch):
         clock[0] += 1
         return evaluate(*arguments, **options)
 
-    monkeypatch.setattr(run_module, "time", Clock)
+    monkeypatch.setattr(work_module, "time", Clock)
     monkeypatch.setattr(train_posgen, "train", slow)
-    monkeypatch.setattr(run_module, "evaluate", timed)
+    monkeypatch.setattr(work_module, "evaluate", timed)
 
     def seconds(spec, folder):
         return {(r.pe, r.params["seed"]): r.elapsed_s for r in carry_out(spec, Store(f"{store.path}-{folder}")).records}
@@ -207,7 +209,7 @@ def test_other_commands_may_share_the_folder(store):
 
 
 def test_a_run_needs_nothing_of_what_loads_models_and_text():
-    code = "import sys, longeval.studies.posgen.run, longeval.cli.request\n"
+    code = "import sys, longeval.studies.posgen.work, longeval.cli.request\n"
     code += "print(*{name.split('.')[0] for name in sys.modules})"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     heavy = {
@@ -232,4 +234,5 @@ def test_cells_are_json_of_the_contract(whole):
         "accuracy_ood",
         "accuracy_generated",
     ]
-    assert run_module.pending(plan_posgen(tiny_request(pe=ALL, regimes=BOTH)), store).work == []
+    plan = plan_posgen(tiny_request(pe=ALL, regimes=BOTH))
+    assert plan.left(stored_cells(plan, store)) == []

@@ -11,32 +11,13 @@ from posgen_requests import BOTH, Told, carry_out, tiny_request
 
 from longeval.errors import LongEvalError
 from longeval.store.folder import Store
-from longeval.studies.posgen import run as run_module
 from longeval.studies.posgen import trainer as train_posgen
+from longeval.studies.posgen import work as work_module
 from longeval.studies.posgen.checkpoint import to_bytes
 from longeval.studies.posgen.evaluate import evaluate
-from longeval.studies.posgen.plan import plan_posgen
-from longeval.studies.posgen.run import check_settings
+from longeval.studies.posgen.plan import check_settings, plan_posgen
 from longeval.studies.posgen.state import initial_state
 from longeval.studies.posgen.train import train
-
-
-def test_a_stack_that_fails_is_recorded_and_the_others_go_on(store, monkeypatch):
-    def break_yarn(config, setting, data, seeds, table, **options):
-        if table.attention_factor > 1:
-            raise RuntimeError("no luck")
-        return train(config, setting, data, seeds, table, **options)
-
-    monkeypatch.setattr(train_posgen, "train", break_yarn)
-    result = carry_out(tiny_request(pe=("yarn", "none")), store)
-    failed = [record for record in result.records if record.status == "failed"]
-    assert [(r.pe, r.metric, r.value, r.error) for r in failed] == [
-        ("yarn", "accuracy_ood", None, "RuntimeError: no luck")
-    ] * 2
-    assert result.failed == 2 and len([r for r in result.records if r.status == "ok"]) == 6
-    monkeypatch.setattr(train_posgen, "train", train)
-    mended = carry_out(tiny_request(pe=("yarn", "none")), store)
-    assert (mended.failed, mended.computed, mended.reused) == (0, 2, 2)
 
 
 def test_a_cell_that_failed_after_it_had_been_done_is_done_again(store, monkeypatch):
@@ -107,7 +88,7 @@ def test_a_test_loss_that_is_no_number_is_said_of_sound_weights(store, monkeypat
     def overflow(*arguments, **options):
         return [dataclasses.replace(one, loss_P=one.loss_P * math.inf) for one in evaluate(*arguments, **options)]
 
-    monkeypatch.setattr(run_module, "evaluate", overflow)
+    monkeypatch.setattr(work_module, "evaluate", overflow)
     result = carry_out(tiny_request(pe=("none",), seeds=1), store)
     assert result.records[0].error == "the loss is inf at position 4 of the test"
 
@@ -128,7 +109,7 @@ def test_a_seed_that_diverges_while_it_catches_up_leaves_the_others_alone(store,
     monkeypatch.setattr(train_posgen, "CHECKPOINT_EVERY_S", 0.0)
     with pytest.raises(KeyboardInterrupt):
         carry_out(request, store, Told(interrupt=9))
-    broken = initial_state(plan_posgen(request).config, (behind.seed,), "cpu")
+    broken = initial_state(plan_posgen(request).experiment.config, (behind.seed,), "cpu")
     broken.weights["embedding"][0, 0, 0] = math.inf
     store.save_training("checkpoints", behind.id, to_bytes(broken))
     result = carry_out(request, store)

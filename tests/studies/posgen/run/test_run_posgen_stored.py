@@ -59,13 +59,6 @@ def test_a_training_goes_on_stacked_or_alone_whichever_way_it_began(store, often
         assert same_weights(weights_of(store, training.id), weights_of(whole[0], training.id), rtol=1e-4, atol=1e-5)
 
 
-def test_what_is_stored_is_not_computed_again(store, trained):
-    first = carry_out(tiny_request(), store)
-    again = carry_out(tiny_request(), store)
-    assert (again.computed, again.reused) == (0, 4) and again.records == first.records
-    assert len(trained) == 2
-
-
 def test_only_what_is_missing_is_trained(store, trained):
     carry_out(tiny_request(pe=("none",)), store)
     more = carry_out(tiny_request(pe=("none", "yarn"), regimes=BOTH, seeds=3), store)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from longeval.backends.fake import FakeBackend
 from longeval.cli.progress import RunProgress
-from longeval.run.session import load_backend
+from longeval.run.engine import run
+from longeval.run.host import load_backend
 from longeval.studies.tasks.plan import plan_tasks
-from longeval.studies.tasks.run import run_tasks
 
 
 def carry_out(spec, store, backend=None, **options):
     load = load_backend if backend is None else lambda model: backend
-    return run_tasks(plan_tasks(spec), store, RunProgress(quiet=True), load=load, **options)
+    return run(plan_tasks(spec), store, RunProgress(quiet=True), load=load, **options)
 
 
 def prefers_report(tokenizer, table_counts=False):

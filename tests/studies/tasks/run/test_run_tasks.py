@@ -15,10 +15,11 @@ from own_tasks import CHOICE, GROUP, write_data, write_task
 from slow_start import PASS_S, SlowStart
 
 from longeval.errors import LongEvalError
+from longeval.run.engine import run
+from longeval.run.host import Silent
 from longeval.stats.scores import score
 from longeval.studies.ppl.plan import plan_ppl
 from longeval.studies.tasks.plan import plan_tasks
-from longeval.studies.tasks.run import run_tasks
 
 
 def test_scores_are_what_the_answers_make_them(spec, choice_task, store, tokenizer):
@@ -40,9 +41,9 @@ def test_scores_are_what_the_answers_make_them(spec, choice_task, store, tokeniz
 
 def test_the_start_of_an_engine_is_no_part_of_a_cells_time(spec, choice_task, store, monkeypatch):
     backend = SlowStart(lambda t, p, _: 0.0 * p, choice=lambda context_T, tokens_S, table: -1.0)
-    monkeypatch.setattr("longeval.studies.tasks.run.time", backend.clock)
+    monkeypatch.setattr("longeval.studies.tasks.work.time", backend.clock)
     plan = plan_tasks(spec(choice_task, pe=("none", "yarn"), lengths=(512,)))
-    result = run_tasks(plan, store, backend.progress(), load=lambda model: backend)
+    result = run(plan, store, backend.progress(), load=lambda model: backend)
     assert [record.elapsed_s for record in result.records] == [12 * PASS_S, 12 * PASS_S]
     assert [event if event == "start" else event.split()[0] for event in backend.events] == [
         "start",
@@ -155,28 +156,18 @@ def test_what_a_path_names_keeps_its_cell_and_is_shown_by_name(spec, files, choi
 
 def test_what_is_prepared_is_told_sample_by_sample(spec, choice_task):
     told = []
-    plan_tasks(spec(choice_task, "passkey", lengths=(512,), limit=3), watch=lambda *said: told.append(said))
+
+    class Told(Silent):
+        def preparing(self, what, done, total):
+            told.append((what, done, total))
+
+    plan_tasks(spec(choice_task, "passkey", lengths=(512,), limit=3), Told())
     for what in (
         "which_word at 512: reading prompts",
         "passkey at 512: making samples",
         "passkey at 512: reading prompts",
     ):
         assert [said for said in told if said[0] == what] == [(what, done, 3) for done in (1, 2, 3)]
-
-
-def test_what_is_stored_is_not_asked_again(spec, choice_task, store, tokenizer):
-    backend = prefers_report(tokenizer)
-    first = carry_out(spec(choice_task, pe=("none", "yarn")), store, backend)
-    asked = len(backend.asked)
-    assert (first.computed, first.reused, asked) == (4, 0, 48)
-    again = carry_out(spec(choice_task, pe=("none", "yarn")), store, backend)
-    assert (again.computed, again.reused, len(backend.asked)) == (0, 4, asked)
-    assert again.records == first.records
-    lost = first.records[0].cell
-    store._fs.rm(f"{store.path}/samples/{lost}.jsonl")  # killed between … can't be: samples go first; but a user may
-    assert carry_out(spec(choice_task, pe=("none", "yarn")), store, backend).computed == 1
-    more = carry_out(spec(choice_task, pe=("none", "yarn"), limit=3), store, backend)
-    assert more.computed == 4, "other samples, other cells"
 
 
 def test_cells_know_what_decides_them(spec, choice_task):

@@ -9,12 +9,9 @@ import torch
 from carried_out import Failing, carry_out, prefers_report
 from own_tasks import CHOICE, GROUP, write_data, write_task
 
-from longeval.backends.base import OutOfMemoryError
-from longeval.backends.fake import FakeBackend
-from longeval.cli.progress import RunProgress
 from longeval.errors import LongEvalError
+from longeval.run.host import Silent
 from longeval.studies.tasks.plan import plan_tasks
-from longeval.studies.tasks.run import run_tasks
 
 
 @pytest.mark.parametrize("same_samples", [False, True])
@@ -29,8 +26,12 @@ def test_a_request_that_leaves_out_everything_is_refused(spec, files, same_sampl
 
 
 def test_more_samples_than_memory_holds_are_refused_before_one_is_made(spec):
+    class Told(Silent):
+        def preparing(self, what, done, total):
+            pytest.fail("made one")
+
     with pytest.raises(LongEvalError, match=r"--limit 1000000000: .* GiB"):
-        plan_tasks(spec("passkey", lengths=(512,), limit=10**9), watch=lambda *said: pytest.fail("made one"))
+        plan_tasks(spec("passkey", lengths=(512,), limit=10**9), Told())
 
 
 def test_an_average_tells_what_is_missing_from_what_failed(spec, files, store, tokenizer):
@@ -48,46 +49,6 @@ def test_an_average_tells_what_is_missing_from_what_failed(spec, files, store, t
     assert (whole.task, whole.value, whole.status, mended.failed) == ("both_tasks", None, "skipped", 0)
     assert whole.error == "no average: long_task has no sample that fits"
     assert store.load(whole.cell).status == "skipped"
-
-
-@pytest.mark.parametrize(
-    ("error", "reason"),
-    [
-        (OutOfMemoryError("no room"), "out of memory in a window of 512 tokens: no room"),
-        (ZeroDivisionError("a bug"), "ZeroDivisionError: a bug"),
-    ],
-)
-def test_a_cell_that_fails_says_why_and_the_others_go_on(spec, choice_task, store, error, reason):
-    result = carry_out(spec(choice_task, pe=("none", "yarn")), store, Failing(error))
-    assert [(record.length, record.status) for record in result.records] == [(64, "ok"), (512, "failed")] * 2
-    assert {record.error for record in result.records if record.status == "failed"} == {reason}
-    assert result.failed == 2
-
-
-def test_ctrl_c_loses_no_finished_cell(spec, choice_task, store, tokenizer):
-    class Interrupted(FakeBackend):
-        def choices(self, requests):
-            if len(self.asked) >= 12:
-                raise KeyboardInterrupt
-            yield from super().choices(requests)
-
-    backend = Interrupted(lambda t, p, _: 0.0 * p, choice=lambda context_T, tokens_S, table: -1.0)
-    with pytest.raises(KeyboardInterrupt):
-        carry_out(spec(choice_task), store, backend)
-    kept = list(store.cells())
-    assert [cell.status for cell in kept] == ["ok"]
-    assert len(store.samples(kept[0].cell)) == 12
-    result = carry_out(spec(choice_task), store, prefers_report(tokenizer))
-    assert (result.computed, result.reused) == (1, 1)
-
-
-def test_a_model_that_cannot_be_loaded_leaves_nothing(spec, choice_task, store):
-    def refuse(model):
-        raise LongEvalError("no weights")
-
-    with pytest.raises(LongEvalError, match="no weights"):
-        run_tasks(plan_tasks(spec(choice_task)), store, RunProgress(quiet=True), load=refuse)
-    assert not store.is_run_folder()
 
 
 def test_lengths_beyond_memory_are_refused_before_weights_are_loaded(spec, monkeypatch):

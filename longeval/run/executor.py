@@ -1,0 +1,120 @@
+"""Where work runs: an executor gives it to workers and yields what comes out; `local` is this process.
+
+Work holds models and texts, which don't travel. An executor with other processes sends an `Order`: the request and
+the ids of the cells. Whoever gets it plans the same request and takes the work of these cells.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from longeval.backends.base import BackendError, OutOfMemoryError
+from longeval.errors import LongEvalError, WriteError
+from longeval.request import request_from_mapping
+from longeval.run.host import Host, Progress, Silent, open_host
+from longeval.run.study import Outcome, Plan, Work, failed, find_study
+from longeval.store.folder import Store
+
+logger = logging.getLogger(__name__)
+
+
+class Executor(Protocol):
+    """Gives work to workers."""
+
+    def outcomes(self, plan: Plan, work: Sequence[Work], host: Host) -> Iterator[Outcome]:
+        """Carries out work of a plan; yields an outcome for every cell, as they are done, in any order."""
+        ...
+
+
+class LocalExecutor:
+    """This process, one work after another."""
+
+    def outcomes(self, plan: Plan, work: Sequence[Work], host: Host) -> Iterator[Outcome]:
+        """See `Executor`."""
+        for one in work:
+            yield from attempt(one, host)
+
+
+def attempt(work: Work, host: Host) -> Iterator[Outcome]:
+    """Carries out one work; a cell that can't be computed gets a failed record with the reason.
+
+    Where memory runs out, what is smaller goes on without the rest.
+
+    Raises:
+        WriteError: The run folder can't be written.
+    """
+    left: Work | None = work
+    while left is not None:
+        done: set[str] = set()
+        reason, error, rest = "", None, None
+        try:
+            for outcome in left.run(host):
+                done.add(outcome.cell)
+                yield outcome
+        except WriteError:
+            raise
+        except BackendError as problem:
+            reason, error = str(problem), problem
+        except (OutOfMemoryError, MemoryError) as problem:
+            rest = left.smaller()
+            reason = left.no_memory(str(problem) or type(problem).__name__)
+        except Exception as problem:
+            # A file that went away, a model that breaks at this length, a bug: its reason is kept, the others go on.
+            logger.debug("%s", problem, exc_info=True)
+            reason = f"{type(problem).__name__}: {problem}"
+        # Only here, after the except blocks: the exception holds the failed pass's tensors.
+        kept = done | {cell.id for cell in (rest.cells if rest else ())}
+        for cell in left.cells:
+            if cell.id not in kept:
+                yield failed(cell, reason, host.device, error)
+        left = rest
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Order:
+    """A work for another process: plain values, which travel."""
+
+    request: dict[str, Any]
+    """As spec.yaml holds it."""
+    cells: tuple[str, ...]
+    """Ids of the cells to compute."""
+    out: str
+    """The run folder."""
+    fresh: bool
+    """Whether stored results are passed over."""
+
+
+def order_of(plan: Plan, work: Work, host: Host) -> Order:
+    """The order of a work."""
+    return Order(
+        request=plan.request.to_mapping(),
+        cells=tuple(cell.id for cell in work.cells),
+        out=host.store.path,
+        fresh=host.fresh,
+    )
+
+
+def carry_out(order: Order, progress: Progress | None = None) -> Iterator[Outcome]:
+    """Plans the request of an order again and carries out its cells; needs nothing of the process that sent it.
+
+    Raises:
+        LongEvalError: The request has other cells here: texts, weights or task files aren't the same.
+    """
+    request = request_from_mapping(order.request, origin="order")
+    plan = find_study(request.command).plan(request, Silent())
+    wanted = set(order.cells)
+    others = {cell.id for cell in plan.cells} - wanted
+    if len(others) + len(wanted) != len(plan.cells):
+        raise LongEvalError(
+            f"{request.command}: the same request has other cells in this process",
+            "Give every process the same models, data and task files.",
+        )
+    host = open_host(plan.request, Store(order.out), progress or Silent(), fresh=order.fresh)
+    try:
+        for work in plan.left(others):
+            yield from attempt(work, host)
+    finally:
+        host.close()

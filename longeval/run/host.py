@@ -1,0 +1,214 @@
+"""What a run gives to its work: the loaded model, the run folder, progress, and what a study keeps between works."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import numpy as np
+
+from longeval.backends.base import Backend, BackendError
+from longeval.errors import LongEvalError, WriteError
+from longeval.request import ModelRequest
+from longeval.rope.base import RopeTable
+from longeval.store.folder import Store
+from longeval.store.records import Record
+
+if TYPE_CHECKING:
+    from longeval.models.prepare import PreparedModel
+    from longeval.run.cost import ModelSize
+
+Kept = TypeVar("Kept")
+OneWork = TypeVar("OneWork")
+
+
+class Progress(Protocol):
+    """Told how a run gets on."""
+
+    def begin(self, costs: Sequence[float]) -> None:
+        """The operations of each pass that is to be made."""
+        ...
+
+    def stage(self, what: str, num_passes: int, noun: str) -> None:
+        """Passes over `what` start; `noun` is what one pass serves: window, sample."""
+        ...
+
+    def advance(self, tokens: int, cost: float, detail: str) -> None:
+        """A pass over so many tokens is over."""
+        ...
+
+    def finished(self, record: Record) -> None:
+        """A cell is stored."""
+        ...
+
+
+class Silent:
+    """A `Progress`, and a `Tell` while planning, that says nothing."""
+
+    def note(self, text: str) -> None:
+        """See `Tell`."""
+
+    def preparing(self, what: str, done: int, total: int) -> None:
+        """See `Tell`."""
+
+    def begin(self, costs: Sequence[float]) -> None:
+        """See `Progress`."""
+
+    def stage(self, what: str, num_passes: int, noun: str) -> None:
+        """See `Progress`."""
+
+    def advance(self, tokens: int, cost: float, detail: str) -> None:
+        """See `Progress`."""
+
+    def finished(self, record: Record) -> None:
+        """See `Progress`."""
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class Host:
+    """Where work runs: one process with at most one loaded model."""
+
+    store: Store
+    progress: Progress
+    load: Callable[[PreparedModel], Backend]
+    """Brings a model's weights."""
+    fresh: bool = False
+    """Whether stored results are passed over."""
+    before_write: Callable[[], None] = lambda: None
+    """To be called before a file other than a cell's is written into the run folder."""
+    device: str = ""
+    """What computes, as records name it; empty before anything is loaded."""
+    _loaded: tuple[PreparedModel, Backend] | None = None
+    _kept: dict[type[Any], Any] = field(default_factory=dict)
+    _sizes: dict[str, ModelSize] = field(default_factory=dict)
+
+    def backend(self, model: PreparedModel) -> Backend:
+        """The loaded model; the one before it is let go first.
+
+        Raises:
+            BackendError: It can't be loaded.
+        """
+        if self._loaded is None or self._loaded[0] is not model:
+            self.close()
+            try:
+                self._loaded = (model, self.load(model))
+            except (WriteError, BackendError):
+                raise
+            except LongEvalError as error:
+                raise BackendError(error.problem, error.remedy) from error
+            self.device = self._loaded[1].device
+        return self._loaded[1]
+
+    def size(self, model: PreparedModel) -> ModelSize:
+        """The model's sizes, found out once."""
+        from longeval.run.cost import model_size
+
+        if model.name not in self._sizes:
+            self._sizes[model.name] = model_size(model)
+        return self._sizes[model.name]
+
+    def kept(self, kind: type[Kept]) -> Kept:
+        """The run's one instance of a class: what a study keeps from one work to the next."""
+        if kind not in self._kept:
+            self._kept[kind] = kind()
+        kept: Kept = self._kept[kind]
+        return kept
+
+    def close(self) -> None:
+        """Lets the loaded model go."""
+        if self._loaded is not None:
+            self._loaded[1].close()
+            self._loaded, self.device = None, ""
+
+
+def open_host(
+    request: Any,
+    store: Store,
+    progress: Progress,
+    *,
+    fresh: bool = False,
+    load: Callable[[PreparedModel], Backend] | None = None,
+    before_write: Callable[[], None] = lambda: None,
+) -> Host:
+    """A host in this process for the work of a request; no model is loaded yet.
+
+    Args:
+        request: It names the backend.
+        store: The run folder.
+        progress: Told about every pass.
+        fresh: Whether stored results are passed over.
+        load: Brings a model's weights; None: into the request's backend.
+        before_write: See `Host`.
+    """
+
+    def load_into_backend(model: PreparedModel) -> Backend:
+        return backend_of(request)(model)
+
+    return Host(store=store, progress=progress, load=load or load_into_backend, fresh=fresh, before_write=before_write)
+
+
+def by_engine(work: Sequence[OneWork], engine: Callable[[OneWork], tuple[PreparedModel, RopeTable]]) -> list[OneWork]:
+    """Brings together what one engine that holds one table can serve, otherwise in the given order.
+
+    Args:
+        work: Pieces of work.
+        engine: A piece of work → the model and the table that it needs.
+    """
+    engines: list[tuple[PreparedModel, RopeTable]] = []
+
+    def number(one: OneWork) -> int:
+        model, table = engine(one)
+        for place, (known, held) in enumerate(engines):
+            if known is model and held.same_as(table):
+                return place
+        engines.append((model, table))
+        return len(engines) - 1
+
+    return sorted(work, key=number)
+
+
+def backend_of(spec: ModelRequest) -> Callable[[PreparedModel], Backend]:
+    """What loads a prepared model into the backend that a request names."""
+    if spec.backend == "vllm":
+        from longeval.backends.vllm.backend import VLLMBackend
+
+        return functools.partial(
+            VLLMBackend, length=spec.lengths[-1], args=spec.vllm_args, share_prefixes=spec.command == "tasks"
+        )
+    if spec.backend == "openai":
+        return functools.partial(_server, spec)
+    return load_backend
+
+
+def _server(spec: ModelRequest, model: PreparedModel) -> Backend:
+    """The server of a request, which the plan has asked before."""
+    from longeval.backends.openai.backend import OpenAIBackend
+    from longeval.backends.openai.key import own_key
+
+    assert spec.base_url is not None
+    return OpenAIBackend(
+        base_url=spec.base_url,
+        api_key=own_key(),
+        model=spec.served_model,
+        tokenizer=model.tokenizer,
+    )
+
+
+def load_backend(model: PreparedModel) -> Backend:
+    """Loads a prepared model into the `hf` backend, and makes sure that its frequencies are what its config says."""
+    from longeval.backends.hf.backend import HFBackend  # torch and transformers only once there is something to compute
+
+    backend = HFBackend(model.load())
+    for length in model.rope.shipped.probes():
+        held, planned = backend.shipped.table(length), model.rope.shipped_table(length)
+        same = held.inv_freq_F.shape == planned.inv_freq_F.shape and np.allclose(
+            held.inv_freq_F, planned.inv_freq_F, rtol=1e-5, atol=0
+        )
+        if not same or abs(held.attention_factor - planned.attention_factor) > 1e-5:
+            raise LongEvalError(
+                f"--model {model.name}: its rotary embedding doesn't hold the frequencies that its configuration says",
+                "Its RoPE is of a kind that longeval doesn't know; use a model of another family.",
+            )
+    return backend

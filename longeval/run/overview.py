@@ -1,0 +1,45 @@
+"""What a plan would compute, as `--dry-run` shows it: a table of cells, and lines about what they cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Section:
+    """Rows of the table that belong together."""
+
+    title: str | None
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Overview:
+    """A dry run, whatever the study."""
+
+    columns: tuple[str, ...]
+    words: frozenset[str]
+    """Columns of words, which stand left; all others hold numbers."""
+    sections: tuple[Section, ...]
+    costs: tuple[str, ...]
+    """One line for each model: cells, passes, time, memory."""
+
+
+def count(number: int, noun: str) -> str:
+    """`1 cell`, `2 cells`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def format_gib(num_bytes: int) -> str:
+    """`1.5 GiB`."""
+    return f"{num_bytes / 2**30:.1f} GiB"
+
+
+def format_duration(seconds: float) -> str:
+    """`42 s`, `3 min 05 s`, `2 h 10 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -1,0 +1,282 @@
+"""The work of downstream tasks, laid out: a cell's samples are answered, and the answers become records.
+
+Averages of groups follow from the records of their members.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from longeval.backends.base import Backend
+from longeval.metrics import Value, derived
+from longeval.request import TasksRequest
+from longeval.run.cost import memory_bytes, precision, seconds
+from longeval.run.host import Host, by_engine
+from longeval.run.overview import Overview, Section, count, format_duration, format_gib
+from longeval.run.study import Outcome, Plan, SkippedWork, Work
+from longeval.stats.scores import score
+from longeval.store.plan import PlannedRequest
+from longeval.store.provenance import provenance
+from longeval.store.records import Record, Status
+from longeval.store.samples import SAMPLES
+from longeval.studies.tasks.answers import Answers, answer
+from longeval.studies.tasks.cells import GroupCell, TaskCell, TaskJob, longest_reach
+from longeval.studies.tasks.definitions.averages import average
+from longeval.studies.tasks.lm import TaskLM
+from longeval.studies.tasks.metrics import TaskMetric, metric_name
+from longeval.values import format_length
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskWork:
+    """One cell: the samples of a task under one method."""
+
+    job: TaskJob
+    cell: TaskCell
+
+    @property
+    def cells(self) -> tuple[TaskCell, ...]:
+        """See `Work`."""
+        return (self.cell,)
+
+    def costs(self, host: Host) -> Sequence[float]:
+        """See `Work`."""
+        return self.job.costs
+
+    def without(self, ids: Container[str]) -> TaskWork | None:
+        """See `Work`."""
+        return None if self.cell.id in ids else self
+
+    def smaller(self) -> None:
+        """See `Work`: there is only one cell."""
+
+    def no_memory(self, reason: str) -> str:
+        """See `Work`."""
+        return f"out of memory in a window of {self.cell.length} tokens: {reason}"
+
+    def run(self, host: Host) -> Iterator[Outcome]:
+        """Answers the samples, and says what the answers amount to."""
+        cell, job = self.cell, self.job
+        backend = host.backend(job.model)
+        backend.reset_peak_memory()
+        if cell.setup.static:  # an engine that starts with the table has the time it takes for itself
+            backend.serve(cell.setup.table(cell.length), cell.length)
+        what = f"{cell.pe.canonical} {job.title} at {format_length(cell.length)} · {job.model.name}"
+        host.progress.stage(what, len(job.prepared.samples), "sample")
+        started = time.perf_counter()
+        lm = TaskLM(
+            backend,
+            tokenizer=job.model.tokenizer,
+            length=job.length,
+            table=cell.setup.table,
+            static=cell.setup.static,
+        )
+
+        def on_sample(place: int) -> None:
+            sample = job.prepared.samples[place]
+            host.progress.advance(sample.tokens, job.costs[place], f"sample {sample.index}")
+
+        answers = answer(job.task, job.prepared, lm, on_sample)
+        elapsed_s = time.perf_counter() - started
+        backend.serve(cell.setup.table(cell.length), cell.length)
+        digest = backend.rope_digest(cell.length)
+        records = task_records(cell, job, answers, backend, elapsed_s=elapsed_s, rope_digest=digest)
+        yield Outcome(records=tuple(records), found=answers.samples)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskPlan(Plan):
+    """A plan of downstream tasks."""
+
+    jobs: tuple[TaskJob, ...]
+    groups: tuple[GroupCell, ...]
+
+    def planned(self) -> PlannedRequest:
+        """The cells as the run folder keeps them, averages last."""
+        asked = Plan.planned(self)
+        return dataclasses.replace(asked, cells=(*asked.cells, *(cell.planned() for cell in self.groups)))
+
+    def derived(self, records: Mapping[str, Sequence[Record]]) -> list[Record]:
+        """Averages of groups."""
+        return [group_record(cell, records) for cell in self.groups]
+
+    def overview(self, host: Host, left: Sequence[Work], stored: Container[str]) -> Overview:
+        """See `Plan`."""
+        own = {name: [job for job in self.jobs if job.model.name == name] for name in self.request.model}
+        return Overview(
+            columns=("task", "length", "methods", "samples", "cut", "skipped", "longest prompt", "stored"),
+            words=frozenset({"task", "methods"}),
+            sections=tuple(Section(title=name, rows=tuple(_row(job, stored) for job in own[name])) for name in own),
+            costs=tuple(_cost(self.request, own[name], left) for name in own),
+        )
+
+
+def task_plan(
+    request: TasksRequest, jobs: Sequence[TaskJob], groups: Sequence[GroupCell], notes: Sequence[str]
+) -> TaskPlan:
+    """Lays out the work of a request's jobs."""
+    return TaskPlan(
+        request=request,
+        cells=tuple(_in_order(request, [cell for job in jobs for cell in job.cells])),
+        work=_work(request, jobs),
+        notes=tuple(dict.fromkeys(notes)),
+        jobs=tuple(jobs),
+        groups=tuple(groups),
+    )
+
+
+def _in_order(request: TasksRequest, cells: Sequence[TaskCell]) -> list[TaskCell]:
+    """The cells in the order in which they were asked for: model, task, method, length."""
+    tasks = list(dict.fromkeys(cell.task for cell in cells))
+
+    def place(cell: TaskCell) -> tuple[int, int, int, int]:
+        model, method = request.model.index(cell.model), request.pe.index(cell.pe.canonical)
+        return model, tasks.index(cell.task), method, cell.length
+
+    return sorted(cells, key=place)
+
+
+def _work(request: TasksRequest, jobs: Sequence[TaskJob]) -> tuple[Work, ...]:
+    """A work for each cell; those without samples last."""
+    work = [TaskWork(job=job, cell=cell) for job in jobs if job.prepared.samples for cell in job.cells]
+    if request.backend == "vllm":
+        work = by_engine(work, lambda one: (one.job.model, one.cell.setup.table(one.cell.length)))
+    skipped = [SkippedWork(cells=job.cells, reason=_why_skipped(job)) for job in jobs if not job.prepared.samples]
+    return (*work, *skipped)
+
+
+def _why_skipped(job: TaskJob) -> str:
+    """Why a task has nothing to ask."""
+    if job.skipped == 1:
+        return "its one sample is longer than the window and was left out"
+    return f"none of its {job.skipped} samples could be asked: longer than the window, and left out"
+
+
+def _row(job: TaskJob, stored: Container[str]) -> tuple[str, ...]:
+    """One task at one length."""
+    samples = job.prepared.samples
+    return (
+        job.title,
+        format_length(job.length),
+        ", ".join(cell.pe.canonical for cell in job.cells),
+        str(len(samples)),
+        str(sum(sample.truncated for sample in samples)),
+        str(job.skipped),
+        f"{max((sample.tokens for sample in samples), default=0):,}",
+        f"{sum(cell.id in stored for cell in job.cells)} of {len(job.cells)}",
+    )
+
+
+def _cost(request: TasksRequest, jobs: Sequence[TaskJob], left: Sequence[Work]) -> str:
+    """What is left to do with one model."""
+    size, model = jobs[0].size, jobs[0].model
+    own = [work for work in left if isinstance(work, TaskWork) and work.job.model is model]
+    said = (
+        f"{model.name} ({precision(request, model)}): {count(len(own), 'cell')} to compute, "
+        f"{sum(len(work.job.prepared.samples) for work in own):,} samples"
+    )
+    if request.backend != "hf":  # what an engine or a server takes, only it knows
+        return said
+    took = seconds(model, size, sum(sum(work.job.costs) for work in own))
+    longest = max(longest_reach(job.prepared) for job in jobs)
+    memory = format_gib(memory_bytes(model, size, longest, cached=longest))
+    return (
+        f"{said}; estimated {format_duration(took)} for reading the prompts (answers that are generated come on top) "
+        f"and {memory}"
+    )
+
+
+def task_records(
+    cell: TaskCell, job: TaskJob, answers: Answers, backend: Backend, *, elapsed_s: float, rope_digest: str | None
+) -> list[Record]:
+    """One record per metric, the task's main one first."""
+    samples = answers.samples
+    clusters = {sample.cluster for sample in samples}
+    common = cell.fields() | {
+        "n": len(samples),
+        "documents": None if None in clusters else len(clusters),
+        "truncated": sum(sample.truncated for sample in samples),
+        "status": "ok",
+        "elapsed_s": round(elapsed_s, 3),
+        "peak_memory_bytes": backend.peak_memory_bytes(),
+        "rope_digest": rope_digest,
+        "backend": backend.name,
+        "dtype": backend.dtype,
+        "provenance": provenance(backend.device),
+    }
+    records: list[Record] = []
+    for metric in metric_order(answers.metrics, job.metadata.primary):
+        params = cell.params | {
+            "primary": not records,
+            "higher_is_better": metric.higher_is_better,
+            "filter": metric.filter,
+        }
+        value = _value(answers, metric.name, cell.params["seed"])
+        records.append(value.record(metric.name, common | {"params": params}))
+    for further, value in derived(SAMPLES, samples, None, cell.params):
+        params = cell.params | {"primary": False, "higher_is_better": further.higher_is_better, "filter": None}
+        records.append(value.record(further.name, common | {"params": params}))
+    return records
+
+
+def _value(answers: Answers, metric: str, seed: int) -> Value:
+    """One of the task's own metrics: the mean over samples, or the task's value for all samples together."""
+    whole = answers.aggregates.get(metric)
+    if whole is not None:
+        return Value(value=whole.value, fields={"n": whole.n}, params={"stderr": whole.stderr, "ci": None})
+    found = score(answers.samples, metric, seed=seed)
+    params = {"stderr": found.stderr, "ci": found.how}
+    return Value(value=found.value, low=found.ci_low, high=found.ci_high, fields={"n": found.n}, params=params)
+
+
+def metric_order(metrics: Sequence[TaskMetric], primary: str | None) -> list[TaskMetric]:
+    """A task's metrics, the main one first; without a main one, in the task's own order."""
+    return sorted(metrics, key=lambda metric: metric.name != primary)
+
+
+def group_record(cell: GroupCell, records: Mapping[str, Sequence[Record]]) -> Record:
+    """The average of a group from its members' records (by cell id); null where a member is missing or failed."""
+    found = {task: _member_record(cell, records.get(cell_id or "", ())) for task, cell_id in cell.members.items()}
+    kept = {task: record for task, record in found.items() if record is not None}
+    averaged = average(
+        cell.average,
+        {task: record.value for task, record in kept.items()},
+        sizes={task: record.n or 0 for task, record in kept.items()},
+        stderrs={task: record.params.get("stderr") for task, record in kept.items()},
+    )
+    reasons = [f"{task} {_why_absent(records.get(cell.members[task] or ''))}" for task in averaged.missing]
+    failed = any(
+        record.status == "failed" for cell_id in cell.members.values() for record in records.get(cell_id or "", ())
+    )
+    metrics = {record.metric for record in kept.values()}
+    status: Status = "ok" if not reasons else "failed" if failed else "skipped"
+    averaged_fields = {
+        "metric": metrics.pop() if len(metrics) == 1 else "average",
+        "value": averaged.value,
+        "status": status,
+        "error": f"no average: {'; '.join(reasons)}" if reasons else None,
+        "provenance": provenance(next((record.provenance.device for record in kept.values()), "")),
+        "params": cell.params | {"primary": True, "stderr": averaged.stderr},
+    }
+    return Record(**cell.fields() | averaged_fields)
+
+
+def _why_absent(records: Sequence[Record] | None) -> str:
+    """Why a member of a group has nothing to average."""
+    if records is None:
+        return "is missing (no data)"
+    return {"failed": "failed", "skipped": "has no sample that fits", "ok": "lacks the metric"}[records[0].status]
+
+
+def _member_record(cell: GroupCell, records: Sequence[Record]) -> Record | None:
+    """The record of a member that is averaged: of the group's metric, else of the member's main one."""
+    if cell.average.metric is None:
+        return records[0] if records else None
+    names = {
+        metric_name(cell.average.metric, name, only_filter=name == "none")
+        for name in (cell.average.filters or ("none",))
+    } | {metric_name(cell.average.metric, "none", only_filter=True)}
+    return next((record for record in records if record.metric in names), None)

@@ -1,0 +1,45 @@
+"""The studies, each held to the contract."""
+
+from __future__ import annotations
+
+import pytest
+from contract_study import Made, StudyContract
+from known import log_position
+from own_tasks import ANSWER, CHOICE, GROUP, write_data, write_task
+from posgen_requests import tiny_request
+
+from longeval.backends.fake import FakeBackend
+from longeval.request import TasksRequest
+
+
+class TestPpl(StudyContract):
+    @pytest.fixture
+    def made(self, request_spec):
+        return Made(request_spec(pe=("none", "yarn")), lambda model: FakeBackend(log_position))
+
+
+class TestTasks(StudyContract):
+    @pytest.fixture
+    def made(self, tiny_llama, tmp_path):
+        files = tmp_path / "files"
+        files.mkdir()
+        data = write_data(files, words=(20, 60), questions=2)
+        write_task(files, CHOICE, data, "which_word")
+        write_task(files, ANSWER, data, "what_word")
+        (files / "both.yaml").write_text(GROUP.format(name="both", members="which_word"))
+        request = TasksRequest(
+            model=(str(tiny_llama),),
+            pe=("none", "yarn"),
+            lengths=(256,),
+            tasks=("both", "what_word"),
+            include=(str(files),),
+            dtype="float32",
+        )
+        answers = FakeBackend(log_position, choice=lambda *_: -1.0, answer=lambda *_: "report.")
+        return Made(request, lambda model: answers)
+
+
+class TestPosGen(StudyContract):
+    @pytest.fixture
+    def made(self):
+        return Made(tiny_request(regimes=("trained", "swapped")))
