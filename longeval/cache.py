@@ -138,7 +138,7 @@ def file_digest(path: str) -> str:
 
 
 def file_stamp(path: str) -> list[int]:
-    """Returns what changes when a file does; last the time of its change, which the system alone sets."""
+    """Returns size, inode and times of a file, which tell whether it changed; only the system sets the last."""
     stat = os.stat(path)
     return [stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns]
 

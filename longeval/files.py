@@ -54,7 +54,7 @@ def write_whole(path: str, content: bytes) -> None:
 
 @contextlib.contextmanager
 def working_folder(parent: str | None = None) -> Iterator[str]:
-    """A new folder, gone with all that is in it afterwards; it may be renamed meanwhile, and stays then.
+    """Makes a folder that is removed after the block; one that the block renames stays.
 
     What killed runs left in the same place is removed first.
 
@@ -80,7 +80,7 @@ def working_folder(parent: str | None = None) -> Iterator[str]:
 
 
 def put_folder(made: str, folder: str, *, aside: str, is_whole: Callable[[str], bool]) -> None:
-    """Renames a complete folder to its place, where a damaged one makes room and a whole one of others stays.
+    """Renames a complete folder to its place; a damaged one there is moved aside, a complete one stays.
 
     Args:
         made: The complete folder.

@@ -29,7 +29,7 @@ _PIECE = 2**20
 
 
 class Readable(Protocol):
-    """What is read here of a binary stream."""
+    """A binary stream."""
 
     def read(self, size: int, /) -> bytes:
         """At most `size` bytes; none at the end."""
@@ -70,7 +70,7 @@ class Growth:
             )
 
     def check(self, size: int, where: str, *, whole: bool = False) -> None:
-        """Raises LongEvalError where a record (`whole`: a text that is one document) is longer than any may be."""
+        """Raises LongEvalError where a record, or with `whole` a text that is one document, is too long."""
         most = self.MOST_TEXT if whole else self.MOST_RECORD
         if self._size is not None:
             most = min(most, max(self.FREE_RECORD, self.MOST_TIMES * self._size))
@@ -157,7 +157,7 @@ class TextField:
         return value
 
     def no_string(self, where: str, kind: str) -> LongEvalError:
-        """The field holds something else."""
+        """The message for a field that holds no string."""
         return LongEvalError(
             f"{self._path}, {where}: field {self._name!r} is {kind}, not a string",
             "Choose the field that holds the whole text with --text-field NAME.",
@@ -175,7 +175,7 @@ def parse_json(content: bytes, path: str, *, first_line: int) -> Any:
 
 
 def wrong_json(error: Exception, path: str, first_line: int, *, record_line: int) -> LongEvalError:
-    """What is wrong with JSON.
+    """The message for JSON that can't be parsed.
 
     Args:
         error: Of the parser.

@@ -121,7 +121,7 @@ def open_bytes(path: str, compression: str) -> BinaryIO:
 
 
 def foreign_beginning(content: bytes | bytearray) -> str | None:
-    """Whose beginning a file has that isn't UTF-8 text, and what helps; None where it may be text."""
+    """Tells the format of content that isn't UTF-8 text by its first bytes, and what helps; None for text."""
     return next((whose for beginning, whose in _BEGINNINGS.items() if content.startswith(beginning)), None)
 
 
@@ -235,13 +235,13 @@ def _roots(folder: str) -> tuple[str, ...]:
 
 
 def _is_about(file: str) -> bool:
-    """Whether a file tells of a data set and is no part of it."""
+    """Whether a file describes a data set (card, licence) and is no part of it."""
     name = os.path.basename(file)
     return bool(_ABOUT.fullmatch(name) or (format_of(file).kind == "text" and _ABOUT_TEXT.fullmatch(name)))
 
 
 def _one_kind(files: Sequence[str]) -> list[str]:
-    """Data files alone, or text alone: a data set has scripts beside it, a folder of books a table of them."""
+    """Keeps data files or texts, not both: data sets come with scripts, folders of books with a table of them."""
     records = [file for file in files if format_of(file).kind == "records"]
     texts = [file for file in files if format_of(file).kind == "text"]
     prose = sum(os.path.getsize(file) for file in texts if format_of(file).is_prose)

@@ -18,7 +18,7 @@ _CLIENTS = {"aiohttp", "datasets", "fsspec", "httpx", "httpx2", "huggingface_hub
 
 
 class HubUnavailableError(Exception):
-    """The hub can't serve a data set; `str()` is the reason, `remedy` what might mend it on the hub's side."""
+    """The hub can't serve a data set; `str()` is the reason, `remedy` what may help."""
 
     def __init__(self, reason: str, remedy: str) -> None:
         self.remedy = remedy

@@ -249,7 +249,7 @@ class _JsonBuffer:
         return error.msg.startswith("Unterminated string") or error.pos + 16 > len(self._text)
 
     def wrong(self, what: str) -> LongEvalError:
-        """What is wrong where it stands."""
+        """The message for an error at the present place."""
         error = json.JSONDecodeError(what, self._text, self._at)
         return wrong_json(error, self._path, self._line, record_line=self._line)
 
@@ -361,7 +361,7 @@ def _parquet_columns(path: str, field: TextField) -> Iterator[Any]:
 
 
 def _arrow_columns(path: str, field: TextField) -> Iterator[Any]:
-    """The same of Arrow's file format, and of its stream format, which the library `datasets` writes."""
+    """The column with the texts of Arrow's file format, or of its stream format, which `datasets` writes."""
     import pyarrow.ipc
 
     with pyarrow.memory_map(path) as source:

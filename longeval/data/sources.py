@@ -128,7 +128,7 @@ def _open_path(path: str, text_field: str | None) -> Source:
 
 
 def _files(path: str, text_field: str | None, *, name: str, origin: str, default_docs: int | None) -> Source:
-    """The source of local files, whose first document is read at once: what is wrong from the start is said then."""
+    """The source of local files; the first document is read at once, so that errors in it are told early."""
     note = check_path(path).note
     read = partial(read_documents, path, text_field=text_field)
     next(read(), None)
@@ -154,7 +154,7 @@ def _data_root() -> str | None:
 
 
 def _no_copy(corpus: Corpus) -> str:
-    """That there is no local copy, and where one was looked for."""
+    """Says that there is no local copy, and where one was looked for."""
     root = _data_root()
     if root is None:
         return "no local copy (LONGEVAL_DATA is not set)"

@@ -40,7 +40,7 @@ def special_tokens(tokenizer: Any) -> SpecialTokens:
 
 
 def prefix_ids(tokenizer: Any) -> tuple[int, ...]:
-    """What inputs with a prefix start with: what the tokenizer puts there itself, else its BOS if it has one."""
+    """The prefix of inputs that have one: what the tokenizer puts there itself, else its BOS if it has one."""
     bos_id = tokenizer.bos_token_id
     return own_prefix(tokenizer) or (() if bos_id is None else (int(bos_id),))
 
@@ -198,7 +198,7 @@ class SpecialTokens:
 
 
 def spelt_note(what: str, model: str, found: Mapping[str, int], *, parsed: bool) -> str:
-    """What a user should know of texts that spell special tokens.
+    """Returns the note for the user on texts that spell special tokens.
 
     Args:
         what: Data set or task.
@@ -223,7 +223,7 @@ def _any_of(texts: Collection[str]) -> re.Pattern[str]:
 
 
 def _forget(model: dict[str, Any], marks: Mapping[str, str]) -> None:
-    """Takes special tokens out of reach of a model's vocabulary, where it would find them in a text without merges."""
+    """Renames special tokens in the vocabulary of a model that would find them in a text without merges."""
     if model["type"] == "BPE":
         return
     if isinstance(model["vocab"], list):  # Unigram: in sentencepiece, pieces that no text has have a score of 0

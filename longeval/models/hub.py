@@ -44,7 +44,7 @@ def is_offline() -> bool:
 
 @functools.cache
 def hub_reachable(timeout_s: float = _PROBE_S) -> str | None:
-    """Asks the hub for a sign of life, once per process.
+    """Checks once per process whether the hub answers.
 
     Returns:
         None if it answered (whatever it said), else the reason in a few words.
@@ -133,7 +133,7 @@ def cached_weights(hub_id: str, revision: str | None = None) -> bool:
 
 
 def unreachable_hub(hub_id: str, name: str, why: str) -> LongEvalError:
-    """The message for a hub that can't be asked: which ways remain."""
+    """The message for a hub that can't be reached; it names the other ways to get a model."""
     from huggingface_hub import constants
 
     return LongEvalError(

@@ -75,7 +75,7 @@ def load_config(ref: ModelRef, *, trust_remote_code: bool = False) -> Any:
 
 
 def _config(ref: ModelRef, trust_remote_code: bool) -> Any:
-    """What `load_config` returns; the model's code, where it has any, was told of before."""
+    """Does what `load_config` does, without telling of the model's code."""
     import_transformers_lean()
     import transformers
 
@@ -128,7 +128,7 @@ def load_generation_settings(ref: ModelRef, config: Any) -> Any:
 
 
 def check_weights(ref: ModelRef, config: Any, *, backend: str = "hf") -> bool:
-    """Holds the model's files against its configuration, as far as they are on this machine; nothing is loaded.
+    """Compares the model's files on this machine with its configuration; no weights are loaded.
 
     Quantised files are left to `load_model`, because their names and types are those of the method; and so are models
     with code of their own. vLLM, but not transformers, also reads a quantisation from a file of its own.
@@ -243,7 +243,7 @@ def _source(ref: ModelRef) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _reading(ref: ModelRef, part: str) -> Iterator[None]:
-    """Inside the block, transformers reads files of the user's: whatever it raises over them becomes a message.
+    """Turns whatever transformers raises over a model's files inside the block into a LongEvalError.
 
     They may hold anything, and transformers checks little: any class of exception may be what it fails with.
     """
@@ -260,7 +260,7 @@ def _reading(ref: ModelRef, part: str) -> Iterator[None]:
 
 
 def _is_bug(error: Exception) -> bool:
-    """Whether a mistake in our own code raised this, and no library over a file.
+    """Whether this is a bug of longeval, and no library's complaint about a file.
 
     Libraries written in other languages have no frame of their own: only what they don't raise over a file counts.
     """
@@ -271,7 +271,7 @@ def _is_bug(error: Exception) -> bool:
 
 
 def _damaged(ref: ModelRef) -> LongEvalError | None:
-    """The message for the first of a model's JSON files that is none: clearer than what transformers makes of it."""
+    """The message for the first of a model's JSON files that is broken, clearer than that of transformers."""
     folder = local_folder(ref)
     for name in () if folder is None else sorted(os.listdir(folder)):
         if name in _READ or name.endswith(".safetensors.index.json"):
@@ -336,7 +336,7 @@ def tell_code(ref: ModelRef, does: str) -> None:
 
 
 def _quantisation(ref: ModelRef) -> str | None:
-    """How a model's weights are quantised, as its config.json says; None where they aren't."""
+    """The quantisation method that config.json names; None where the weights aren't quantised."""
     settings = read_config(config_path(ref), ref.name).get("quantization_config")
     return str(settings.get("quant_method", "by an unknown method")) if isinstance(settings, dict) else None
 

@@ -63,7 +63,7 @@ class PreparedModel:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a user should know, a line each."""
+        """Notes for the user, one line each."""
         notes = (*self.rope.notes, *(f"{self.name}: {note}" for note in tokenizer_notes(self.tokenizer)))
         if _soft_cap(self.config) is None or self.attn != "eager":
             return notes
@@ -80,7 +80,7 @@ class PreparedModel:
 
     @property
     def native_length(self) -> int:
-        """L in tokens."""
+        """The native length L in tokens."""
         return self.geometry.native_length
 
     def check_embedded(self, inputs: Iterable[npt.NDArray[np.int32]], what: str) -> None:
@@ -112,7 +112,7 @@ class PreparedModel:
 
 
 def prepare_all(spec: ModelRequest, *, dry_run: bool = False) -> list[PreparedModel]:
-    """The models of a request, prepared as it says; with `dry_run` none of their code runs."""
+    """Prepares the models of a request; with `dry_run` none of their own code runs."""
     with needing_code(dry_run and spec.trust_remote_code):
         prepared = [
             prepare(
@@ -139,7 +139,7 @@ def prepare_all(spec: ModelRequest, *, dry_run: bool = False) -> list[PreparedMo
 
 @contextlib.contextmanager
 def needing_code(allowed: bool) -> Iterator[None]:
-    """Inside the block, a model that needs code of its own is refused with what helps.
+    """Inside the block, the error for a model that needs its own code gets a remedy that fits the command.
 
     Args:
         allowed: Whether its code may run, and doesn't because this is a dry run.

@@ -44,7 +44,7 @@ class ModelRope:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a user should know, a line each."""
+        """Notes for the user, one line each."""
         notes = []
         if self.shipped.base != "none":
             others = "other methods replace it (--scale-from shipped builds on it)"
@@ -92,7 +92,7 @@ class ModelRope:
         return make_parameters(name.base, own | dict(arguments))
 
     def tables(self, name: MethodName, geometry: Geometry, arguments: Mapping[str, Any]) -> Callable[[int], RopeTable]:
-        """A method of this model as a function from window length to table; checks the parameters at once.
+        """Returns a function from window length to a method's table for this model; checks the parameters at once.
 
         Args:
             name: The method.

@@ -73,7 +73,7 @@ def backend_of(pieces: Pieces) -> Any:
 
 
 def add_special(tokenizer: Any, tokens: Sequence[str], kinds: Sequence[int]) -> None:
-    """Makes control tokens special, and those that are defined by the user ones that no rule divides."""
+    """Adds control tokens as special tokens, and a user's own symbols as tokens that no rule divides."""
     from tokenizers import AddedToken
 
     for kind in (CONTROL, USER_DEFINED):
@@ -114,7 +114,7 @@ def read_pieces(model: bytes) -> Pieces:
 
 
 def _merges_by_score(pieces: Pieces) -> list[tuple[str, str]]:
-    """The merges that scores stand for: every way to a piece from two, best piece first."""
+    """The merges that the scores imply: every pair of pieces that makes a piece, best piece first."""
     normal = {
         token: score
         for token, kind, score in zip(pieces.tokens, pieces.kinds, pieces.scores, strict=True)

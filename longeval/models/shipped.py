@@ -64,11 +64,11 @@ class Shipped:
         return resonate(table) if self.resonance else table
 
     def probes(self) -> tuple[int, ...]:
-        """Lengths at which a loaded model is held against this: 2, and beyond L where that makes a difference."""
+        """Lengths at which a loaded model's table is compared with this one: 2, and more where length matters."""
         return (2, self.native_length + 1, 4 * self.native_length) if self.length_dependent else (2,)
 
     def describe(self) -> str:
-        """In a message: `llama3 scaling from 8k to 128k (s = 8)`."""
+        """Describes it for messages: `llama3 scaling from 8k to 128k (s = 8)`."""
         lengths = f"from {format_length(self.native_length)} to {format_length(self.reach)}"
         if self.reach == self.native_length:
             lengths = f"to {format_length(self.reach)}"

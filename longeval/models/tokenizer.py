@@ -60,7 +60,7 @@ def open_tokenizer(source: dict[str, Any], *, trust_remote_code: bool, config: A
 
 
 def _opened(source: dict[str, Any], trust_remote_code: bool, config: Any) -> Any:
-    """What `open_tokenizer` returns, as its file splits texts, at random if it says so."""
+    """Does what `open_tokenizer` does, but leaves the dropout of merges in, which splits texts at random."""
     import transformers
 
     generic = transformers.PreTrainedTokenizerFast
@@ -94,7 +94,7 @@ def is_stock(tokenizer: Any) -> bool:
 
 
 def tokenizer_notes(tokenizer: Any) -> tuple[str, ...]:
-    """What a user should know of a tokenizer, a line each."""
+    """Returns notes for the user on a tokenizer, one line each."""
     if not getattr(tokenizer, "init_kwargs", {}).get(UNSTATED):
         return ()
     return (
@@ -145,7 +145,7 @@ def _file(source: dict[str, Any], name: str) -> str | None:
 
 
 def _like(by_class: Any, tokenizer: Any) -> Any:
-    """The tokenizer of the file, with what a class adds to it that isn't about splitting."""
+    """Gives the file's tokenizer the settings and special tokens of a class, which don't change how it splits."""
     for name in _KEPT:
         setattr(tokenizer, name, getattr(by_class, name, getattr(tokenizer, name)))
     vocabulary = tokenizer.get_vocab()
@@ -160,7 +160,7 @@ def _like(by_class: Any, tokenizer: Any) -> Any:
 
 
 def _alike(one: Any, other: Any) -> bool:
-    """Whether two tokenizers make the same of the probe, both ways, and end a text with the same token."""
+    """Whether two tokenizers encode and decode the probe alike, and end a text with the same token."""
 
     def made(tokenizer: Any) -> list[Any]:
         ids = [tokenizer(text, add_special_tokens=special).input_ids for text in PROBE for special in (True, False)]
@@ -173,7 +173,7 @@ def _alike(one: Any, other: Any) -> bool:
 
 
 def _as_sentencepiece(by_class: Any, path: str) -> Any:
-    """The tokenizer if its ids are sentencepiece's own, else one whose ids are.
+    """Returns the tokenizer if its ids are those of sentencepiece, else a new one with those ids.
 
     Raises:
         ValueError: If none here has them.
@@ -208,7 +208,7 @@ def _as_sentencepiece(by_class: Any, path: str) -> Any:
 
 
 def _ids(tokenizer: Any) -> list[list[int]]:
-    """What a tokenizer makes of the probe."""
+    """The token ids that a tokenizer gives the texts of the probe."""
     return [tokenizer(text, add_special_tokens=False).input_ids for text in PROBE]
 
 

@@ -67,7 +67,7 @@ _fitting: set[tuple[Any, ...]] = set()
 
 
 def _compare(name: str, folder: str, config: Any) -> None:
-    """What `check_stored` does, without its memory."""
+    """Compares the files with the configuration, as `check_stored` says."""
     stored = stored_tensors(name, folder)
     num_layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
     if isinstance(num_layers, int) and num_layers > len(stored):  # before a model of so many layers is built
@@ -135,7 +135,7 @@ def check_complete(
 
 
 def zero_biases(folder: str, keys: Iterable[str], method: str | None) -> set[str]:
-    """Returns those of the unexpected weights that are biases of nothing but zeros, which AutoGPTQ gave every layer.
+    """Returns the unexpected weights that are biases full of zeros, which AutoGPTQ stores for every layer.
 
     Args:
         folder: Where the safetensors are.
@@ -153,7 +153,7 @@ def zero_biases(folder: str, keys: Iterable[str], method: str | None) -> set[str
 
 
 def _renamed(name: str, model: Any, stored: Mapping[str, Stored]) -> dict[str, Any]:
-    """The model's own tensor for each stored one that has a single one; LongEvalError where two are for the same."""
+    """Maps stored names to the model's own tensors; LongEvalError where two stored ones are the same weight."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
@@ -178,7 +178,7 @@ def _renamed(name: str, model: Any, stored: Mapping[str, Stored]) -> dict[str, A
 
 
 def _load(model: Any, stored: Mapping[str, Stored]) -> dict[str, Any]:
-    """Transformers' loading info of a model on the meta device, before it drops what it ignores in the family."""
+    """Returns transformers' loading info on the meta device, with the names that the family would ignore."""
     import torch
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import convert_and_load_state_dict_in_model

@@ -27,7 +27,7 @@ _PIP_TIMEOUT_S = 900
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Wheel:
-    """A pinned wheel and what is of use in it."""
+    """A pinned wheel, and which of its members are used."""
 
     requirement: str
     """`name==version`."""

@@ -39,7 +39,7 @@ def check_local(path: str, root: str, *, folders: Sequence[str], files: Sequence
     except FileNotFoundError:
         pass
     except OSError as error:  # a part of it is too long, or all of it
-        raise LongEvalError(f"--out {path}: {error.strerror}", "Choose another folder.") from error
+        raise LongEvalError(f"--out {path}: {reason(error)}", "Choose another folder.") from error
 
 
 def _check_name(path: str, root: str) -> None:

@@ -22,7 +22,7 @@ import yaml
 
 import longeval
 from longeval.bounded_yaml import UNREADABLE, documents, read_text, why_unreadable
-from longeval.errors import LongEvalError
+from longeval.errors import LongEvalError, reason
 
 Config = dict[str, Any]
 """Keys and values of a task file, includes merged; a `!function` is a `FunctionName`."""
@@ -210,8 +210,8 @@ def _parse(path: str, including: tuple[str, ...]) -> Config:
         text = read_text(path)
     except (OSError, ValueError) as error:
         said_by = f"{place_of(including[-1], 'include')}: include " if including else ""
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
-        raise LongEvalError(f"{said_by}{path}: can't be read ({reason})", "Give a YAML file of a task.") from error
+        problem = f"{said_by}{path}: can't be read ({reason(error)})"
+        raise LongEvalError(problem, "Give a YAML file of a task.") from error
     try:
         config = next(documents(text, Loader), None)
     except UNREADABLE as error:
