@@ -97,15 +97,18 @@ class Named:
     config: Config = field(default_factory=dict)
     tasks: list[str] = field(default_factory=list)
     """Tasks of a tag."""
+    own_name: str | None = None
+    """What its file calls it, where it goes by another name; null: the same."""
 
 
-def scan(files: Iterable[str], *, source: str | None, outer: Lookup) -> Entries:
+def scan(files: Iterable[str], *, source: str | None, outer: Lookup, name: str | None = None) -> Entries:
     """Returns the entries of our own or a user's task files by name, those of members within groups included.
 
     Args:
         files: Paths.
         source: `longeval`; None: a user's files, each is its own source.
         outer: Looks up names that members may refer to beyond these files.
+        name: Of a single file: what its task or group is called in place of its own name.
 
     Raises:
         LongEvalError: If a file is no YAML, has a name that another has, or a group has a member that is unknown;
@@ -115,18 +118,19 @@ def scan(files: Iterable[str], *, source: str | None, outer: Lookup) -> Entries:
     for path in files:
         config = read_config(path, strict=True)
         kind: Literal["task", "group"] = "task" if "class" in config or "group" not in config else "group"
-        name = config.get(kind)
-        if not isinstance(name, str):
+        own = config.get(kind)
+        if not isinstance(own, str):
             continue
-        if name in names and names[name].path is not None:
+        key = name or own
+        if key in names and names[key].path is not None:
             raise LongEvalError(
-                f"{place_of(path, kind)}: {name} is the name of {names[name].path} already", "Give it another."
+                f"{place_of(path, kind)}: {key} is the name of {names[key].path} already", "Give it another."
             )
-        if name in names:  # a tag of an earlier file
+        if key in names:  # a tag of an earlier file
             continue
-        names[name] = Named(kind, path, config)
+        names[key] = Named(kind, path, config, own_name=own if name else None)
         for tag in _texts(config.get("tag")) if kind == "task" else ():
-            names.setdefault(tag, Named("tag", None)).tasks.append(name)
+            names.setdefault(tag, Named("tag", None)).tasks.append(key)
     return lay_out(names, source=source, outer=outer, strict=True)
 
 
@@ -169,7 +173,13 @@ class _Layout:
         for name, named in self._names.items():
             if named.kind != "task":
                 self._settle_needs(name, ())
-        return self._entries
+        return {name: self._titled(entry) for name, entry in self._entries.items()}
+
+    def _titled(self, entry: TaskEntry) -> TaskEntry:
+        """An entry with the name that results are shown under."""
+        outer = entry.within or entry.name
+        own = self._names[outer].own_name
+        return entry if own is None else replace(entry, own_name=f"{own}{entry.name.removeprefix(outer)}")
 
     def _task(self, name: str, config: Config, path: str | None) -> TaskEntry:
         refusal = refusal_of(config)

@@ -229,18 +229,18 @@ class Index:
                 )
             if not os.path.isfile(full):
                 raise LongEvalError(f"--tasks {path}: no such file", "A folder of task files goes to --include.")
-            entries = scan([full], source=None, outer=self._beyond)
-            own = next((entry.name for entry in entries.values() if entry.within is None), None)
-            if own is None:
+            entries = scan([full], source=None, outer=self._beyond, name=path)
+            if path not in entries:
                 raise LongEvalError(
                     f"--tasks {path}: the file has neither the key task nor the key group", "Give it a name."
                 )
+            own = entries[path].title
             if own in self._ours:
                 raise LongEvalError(
                     f"--tasks {path}: {own} is the name of a {self._ours[own].kind} of longeval",
                     f"Give it another, or say --tasks {own}.",
                 )
-            self._files[path] = _renamed(entries, own, path)
+            self._files[path] = entries
         return self._files[path]
 
     def _suggest(self, name: str) -> str:
@@ -259,25 +259,6 @@ class Index:
 def all_leaves(resolved: Iterable[Resolved]) -> tuple[str, ...]:
     """The tasks of a whole request, in order, each once."""
     return tuple(dict.fromkeys(leaf for item in resolved for leaf in item.leaves))
-
-
-def _renamed(entries: Entries, own: str, path: str) -> Entries:
-    """Calls a file's task or group, and what is written inside it, after its path."""
-
-    def new(name: str) -> str:
-        inside = name == own or name.startswith(f"{own}::")
-        return f"{path}{name.removeprefix(own)}" if inside and name in entries else name
-
-    return {
-        new(name): replace(
-            entry,
-            name=new(name),
-            own_name=name if new(name) != name else None,
-            members=tuple(new(member) for member in entry.members),
-            within=None if entry.within is None else new(entry.within),
-        )
-        for name, entry in entries.items()
-    }
 
 
 def is_pattern(name: str) -> bool:
