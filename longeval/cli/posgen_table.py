@@ -35,15 +35,19 @@ def table(
 
     longeval posgen table runs/trained runs/swapped --out reports/posgen.md --title "PosGen in two regimes"
     """
-    from longeval.report.document import Preface
-    from longeval.report.posgen_write import write_posgen_table
+    from longeval.report.write import write_report
+    from longeval.studies.posgen.report.cells import collect_posgen
+    from longeval.studies.posgen.report.sections import REPORT, introduced
 
     given = {"--out": out, "--title": title, "--preface": preface, "--json": json}
-    written = write_posgen_table(
+    written = write_report(
         runs,
+        studies=(REPORT,),
+        read=collect_posgen,
+        name="posgen",
         out=out,
         json_path=None if json == "-" else json,
         command=shlex.join(["longeval", "posgen", "table", *runs, *given_flags(given)]),
-        preface=Preface(title=title or "", text="" if preface is None else read_preface(preface)),
+        preface=introduced(title or "", "" if preface is None else read_preface(preface)),
     )
     tell(written, json, quiet=quiet)

@@ -17,6 +17,7 @@ from longeval.store.artefact import artefact_of
 from longeval.store.curves import CURVES
 from longeval.store.folder import Store, StoredCell
 from longeval.store.nll import TokenNll
+from longeval.store.plan import PlannedRequest
 from longeval.store.records import Record
 from longeval.store.samples import Sample
 from longeval.values import format_length
@@ -46,6 +47,8 @@ class Collection:
     """Ids of cells that tables leave out, since newer ones differ from them in the program's version alone."""
     stores: dict[str, Store]
     """Cell id to the run folder that it was taken from."""
+    planned: tuple[PlannedRequest, ...] = ()
+    """The requests that were made of the folders, as far as their plans are stored."""
     read_samples: dict[str, tuple[Sample, ...] | None] = field(default_factory=dict)
     """Samples that have been read."""
 

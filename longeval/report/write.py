@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import os
-from collections.abc import Collection as Container
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 
 import matplotlib.style
@@ -14,7 +13,7 @@ import matplotlib.style
 from longeval.errors import LongEvalError
 from longeval.files import working_folder
 from longeval.report.build import StudyReport, build_document
-from longeval.report.collect import collect
+from longeval.report.collect import Collection, collect
 from longeval.report.document import Document, Preface
 from longeval.report.formats import formats
 from longeval.report.formats.csv import csv_text
@@ -37,6 +36,8 @@ def write_report(
     runs: Sequence[str],
     *,
     studies: Sequence[StudyReport],
+    read: Callable[[Sequence[str]], Collection] = collect,
+    name: str = "report",
     out: str | None = None,
     json_path: str | None = None,
     command: str = "longeval report",
@@ -48,8 +49,10 @@ def write_report(
     Args:
         runs: Run folders (or fsspec URLs).
         studies: Who says something of their cells, in the order of their sections.
+        read: Reads the cells of the run folders.
+        name: Name of the Markdown file in the first run folder, where `out` is not given.
         out: The Markdown file, `reports/demo.md`; its siblings are demo.csv, demo.json, demo.tex and the folder
-            demo_files. Default: report.md in the first run folder.
+            demo_files.
         json_path: One more file for the JSON array of records.
         command: The command line, for the report's own provenance.
         preface: A title and text of the author's own.
@@ -58,12 +61,12 @@ def write_report(
     Raises:
         LongEvalError: No run folder, no cells, or a place that can't be written. Nothing has been written then.
     """
-    markdown_file = markdown_path(runs, out)
+    markdown_file = markdown_path(runs, out, f"{name}.md")
     if json_path is not None and os.path.isdir(json_path):
         raise LongEvalError(f"--json {json_path}: is a folder", "Name a file, or - for standard output.")
-    collection = collect(runs)
+    collection = read(runs)
     stem = markdown_file.removesuffix(".md")
-    name = os.path.basename(stem)
+    base = os.path.basename(stem)
     known = formats()
     with matplotlib.style.context("default"):  # not that of a matplotlibrc in the current folder
         document = build_document(
@@ -72,8 +75,8 @@ def write_report(
             command=command,
             preface=preface or Preface(),
             published=published,
-            files=tuple(f"{name}.{suffix}" for suffix in known if suffix != "md"),
-            folder=f"{name}_files",
+            files=tuple(f"{base}.{suffix}" for suffix in known if suffix != "md"),
+            folder=f"{base}_files",
         )
     files = {f"{stem}.{suffix}": render(document).encode() for suffix, render in known.items()}
     files |= _own_files(f"{stem}_files", document)
@@ -96,7 +99,7 @@ def _own_files(folder: str, document: Document) -> dict[str, bytes]:
     return files
 
 
-def markdown_path(runs: Sequence[str], out: str | None, default: str = "report.md") -> str:
+def markdown_path(runs: Sequence[str], out: str | None, default: str) -> str:
     """Where the Markdown goes: `out`, or `default` in the first run folder; LongEvalError for a place that can't be."""
     if out is None:
         if "://" in runs[0]:

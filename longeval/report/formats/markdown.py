@@ -65,7 +65,8 @@ def block_text(block: Block, folder: str) -> str:
 
 def inline(text: Prose) -> str:
     """A text in its styles."""
-    return "".join(_STYLES[style](piece) for piece, style in spans(text)).strip()
+    line = "".join(_STYLES[style](piece) for piece, style in spans(text)).strip()
+    return f"\\{line}" if line.startswith(">") else line
 
 
 def escape_markdown(text: object) -> str:
@@ -73,7 +74,7 @@ def escape_markdown(text: object) -> str:
 
     `<` and `&` mean nothing before a space or a digit, so that `p < 0.05` stays legible.
     """
-    return re.sub(r"[\\`*_>|\[\]#~$]|<(?=[A-Za-z/!?])|&(?=[A-Za-z#])", r"\\\g<0>", _one_line(text))
+    return re.sub(r"[\\`*_|\[\]#~$]|<(?=[A-Za-z/!?])|&(?=[A-Za-z#])", r"\\\g<0>", _one_line(text))
 
 
 def code(text: object) -> str:

@@ -1,15 +1,17 @@
 """PosGen's figures: accuracy by position, and validation losses by epoch; one panel a task, one line a method.
 
 Lines are means over seeds, bands reach from the lowest to the highest seed; methods look as in all other figures (see
-plots.py).
+`report.plots`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -19,8 +21,9 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocat
 from longeval.report import plots
 from longeval.report.document import Picture
 from longeval.report.plots import line_style
-from longeval.report.posgen_curves import BY_EPOCH, Band, RowCurves, of_task
-from longeval.report.posgen_tables import PosGenTable
+from longeval.stats.units import FloatArray
+from longeval.store.curves import Curves
+from longeval.studies.posgen.report.tables import PosGenRow, PosGenTable
 
 _ROW_TITLES = {
     "accuracy": "teacher-forced",
@@ -35,6 +38,86 @@ _GUESS: dict[str, Any] = {"color": "#888888", "linewidth": 1, "linestyle": (0, (
 SMOOTHED = 4
 """A point of a curve by position is the mean of so many: single ones differ by the luck of the test sequences."""
 
+Along = Literal["positions", "epochs"]
+
+BY_POSITION = ("accuracy", "generated", "loss")
+"""Curves along positions, as `Curves` names them."""
+
+BY_EPOCH = ("valid_loss_in_distribution", "valid_loss_ood")
+"""Curves along epochs."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Band:
+    """A curve over seeds. K points."""
+
+    x_K: FloatArray
+    """Positions or epochs that all seeds have, ascending."""
+    mean_K: FloatArray
+    low_K: FloatArray
+    """Lowest value of any seed."""
+    high_K: FloatArray
+    """Highest value of any seed."""
+    seeds: int
+    """How many there are."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class RowCurves:
+    """Curves of one method on one task, one a seed."""
+
+    row: PosGenRow
+    task: str
+    curves: tuple[Curves, ...]
+
+    def band(self, name: str, *, width: int = 1, edge: int = 0) -> Band | None:
+        """A curve over seeds, NaN where a seed has no number; None where there is none at all.
+
+        Args:
+            name: A field of `Curves`.
+            width: So many neighbouring points of each seed become one, their mean.
+            edge: None of them holds points on both sides of this one.
+        """
+        along: Along = "epochs" if name in BY_EPOCH else "positions"
+        points = [dict(zip(getattr(one, along), getattr(one, name), strict=True)) for one in self.curves]
+        if along == "epochs" and any(len(found) > 1 for found in points):
+            # Weights that were trained without this table have a loss at their end only, which is no curve.
+            points = [found for found in points if len(found) > 1]
+        x = sorted(set.intersection(*(set(found) for found in points)))
+        values_SK = np.array([[found[at] for at in x] for found in points], dtype=np.float64)
+        if not values_SK.size or np.isnan(values_SK).all():
+            return None
+        starts = np.unique([0, *range((edge - x[0]) % width, len(x), width)])
+        sizes = np.diff(np.append(starts, len(x)))
+        x_K, values_SK = (
+            np.add.reduceat(values, starts, axis=-1) / sizes for values in (np.array(x, dtype=np.float64), values_SK)
+        )
+        return Band(
+            x_K=x_K,
+            mean_K=values_SK.mean(axis=0),
+            low_K=values_SK.min(axis=0),
+            high_K=values_SK.max(axis=0),
+            seeds=len(points),
+        )
+
+
+def row_curves(table: PosGenTable, curves: Callable[[str], Curves | None]) -> list[RowCurves]:
+    """Curves of every method and task with any, task by task.
+
+    Args:
+        table: The table.
+        curves: Cell id to its curves.
+    """
+    found = []
+    for task in table.tasks:
+        for row in table.rows:
+            first = [next(iter(records.values())) for records in row.runs[task].cells.values()]
+            ids = [record.cell for record in first if record.status == "ok"]
+            read = tuple(one for one in map(curves, ids) if one is not None)
+            if read:
+                found.append(RowCurves(row=row, task=task, curves=read))
+    return found
+
 
 def position_figure(table: PosGenTable, curves: Sequence[RowCurves]) -> Picture | None:
     """Accuracy in % by position: with the true tokens before it above, with the model's own below; None without any."""
@@ -47,7 +130,7 @@ def position_figure(table: PosGenTable, curves: Sequence[RowCurves]) -> Picture 
     for line, name in enumerate(names):
         for column, task in enumerate(tasks):
             axes = panels[line][column]
-            for one in of_task(curves, task):
+            for one in _of_task(curves, task):
                 if (band := one.band(name, width=SMOOTHED, edge=train_length or 0)) is not None:
                     _draw(axes, band, line_style(one.row.row, _rows(curves), with_marker=False), scale=100)
             axes.set_ylim(-3, 103)
@@ -75,7 +158,7 @@ def loss_figure(table: PosGenTable, curves: Sequence[RowCurves]) -> Picture | No
         shown: list[float] = []
         for column, task in enumerate(tasks):
             axes = panels[line][column]
-            for one in of_task(curves, task):
+            for one in _of_task(curves, task):
                 if (band := one.band(name)) is not None:
                     _draw(axes, band, line_style(one.row.row, _rows(curves), with_marker=False))
                     shown += [value for value in band.mean_K.tolist() if math.isfinite(value) and value > 0]
@@ -88,6 +171,10 @@ def loss_figure(table: PosGenTable, curves: Sequence[RowCurves]) -> Picture | No
     for axes in panels[-1]:
         axes.set_xlabel("Epoch", fontsize=8)
     return _finish(figure, table, curves, f"Validation loss by epoch, {table.title}")
+
+
+def _of_task(curves: Sequence[RowCurves], task: str) -> list[RowCurves]:
+    return [one for one in curves if one.task == task]
 
 
 def _panels(names: Sequence[str], curves: Sequence[RowCurves], *, shared_y: Any) -> tuple[Figure, Any, list[str]]:

@@ -7,12 +7,11 @@ import pytest
 from fabricated_posgen import full_run, make_cell, make_curves, make_posgen_run
 
 from longeval.report import plots
-from longeval.report.posgen_cells import collect_posgen
-from longeval.report.posgen_curves import row_curves
-from longeval.report.posgen_plots import loss_figure, position_figure
-from longeval.report.posgen_tables import build_tables
 from longeval.request import PosGenRequest
 from longeval.store.curves import Curves
+from longeval.studies.posgen.report.cells import collect_posgen
+from longeval.studies.posgen.report.figures import loss_figure, position_figure, row_curves
+from longeval.studies.posgen.report.tables import build_tables
 
 SPEC = PosGenRequest(tasks=("cot", "recursive"), pe=("none", "resonance"), seeds=2)
 OOD = {(task, pe): [0.5, 0.7] for task in SPEC.tasks for pe in SPEC.pe}
@@ -29,7 +28,7 @@ def drawn(monkeypatch):
 def section_of(path):
     found = collect_posgen([str(path)])
     (table,) = build_tables(found)
-    return table, row_curves(table, found.curves)
+    return table, row_curves(table, lambda cell: found.stores[cell].curves(cell))
 
 
 def panels(figure):

@@ -12,19 +12,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from longeval.report.posgen_cells import PosGenCollection, meets, place_of
-from longeval.report.rows import (
-    GridRow,
-    base_method,
-    base_row,
-    is_resonance,
-    method_of,
-    method_rows,
-    row_name,
-)
+from longeval.report.collect import Collection
+from longeval.report.rows import GridRow, base_method, base_row, is_resonance, method_of, method_rows, row_name
 from longeval.report.settings import split
 from longeval.stats.seeds import SeedMean, over_seeds, paired_over_seeds
+from longeval.store.plan import PlannedRequest
 from longeval.store.records import Record
+from longeval.studies.posgen.report.cells import place_of
 
 OOD, IN_DISTRIBUTION, GENERATED = "accuracy_ood", "accuracy_in_distribution", "accuracy_generated"
 METRICS = (OOD, IN_DISTRIBUTION, GENERATED)
@@ -37,7 +31,7 @@ _PER_CELL = frozenset(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Runs:
-    """One method on one task: a cell a seed."""
+    """One method on one task: a cell a seed, or none."""
 
     cells: dict[int, dict[str, Record]]
     """Seed to records by metric, seeds ascending; a failed cell has one record, without a value."""
@@ -66,7 +60,11 @@ class PosGenRow:
     name: str
     """Label, with the factor where several rows have the same label."""
     runs: dict[str, Runs]
-    """Task to cells."""
+    """Task to cells, for every task of the table."""
+
+    def values(self, task: str) -> dict[int, float]:
+        """Seed to OOD accuracy in percent."""
+        return self.runs[task].values(OOD)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,19 +119,14 @@ class PosGenTable:
     def pairs(self) -> Iterator[PosGenPair]:
         """Resonance forms whose base is in the table with the same parameters and factor."""
         for row in self.rows:
-            base = base_row(row.row, [other.row for other in self.rows])
+            base_of_row = base_row(row.row, [other.row for other in self.rows])
+            base = next((other for other in self.rows if other.row is base_of_row), None)
             if base is None:
                 continue
-            found = next(other for other in self.rows if other.row is base)
-            differences = {
-                task: difference
-                for task in self.tasks
-                if task in row.runs
-                and task in found.runs
-                and (difference := paired_over_seeds(found.runs[task].values(OOD), row.runs[task].values(OOD)))
-            }
+            found = {task: paired_over_seeds(base.values(task), row.values(task)) for task in self.tasks}
+            differences = {task: difference for task, difference in found.items() if difference is not None}
             if differences:
-                yield PosGenPair(base=found, resonance=row, differences=differences)
+                yield PosGenPair(base=base, resonance=row, differences=differences)
 
 
 def _is_pair(a: GridRow, b: GridRow) -> bool:
@@ -144,13 +137,13 @@ def _is_pair(a: GridRow, b: GridRow) -> bool:
 
 def _shown_mean(row: PosGenRow, task: str, metric: str) -> float | None:
     """A mean as tables show it."""
-    mean = row.runs[task].mean(metric) if task in row.runs else None
+    mean = row.runs[task].mean(metric)
     return None if mean is None else round(mean.mean, 2)
 
 
-def build_tables(found: PosGenCollection) -> list[PosGenTable]:
+def build_tables(collection: Collection) -> list[PosGenTable]:
     """Sorts all records into tables, in the order of their first records."""
-    records = found.collection.records
+    records = collection.records
     names = sorted({name for record in records for name in record.params} - _PER_CELL)
     tables: list[PosGenTable] = []
     for part in split(records, names, None):
@@ -158,7 +151,7 @@ def build_tables(found: PosGenCollection) -> list[PosGenTable]:
             for regime in dict.fromkeys(place_of(record).regime for record in same_data):
                 own = [record for record in same_data if place_of(record).regime == regime]
                 differs = ", ".join(filter(None, (part.differs, suffix)))
-                tables.append(_table(regime, differs, own, found))
+                tables.append(_table(regime, differs, own, collection.planned))
     return tables
 
 
@@ -173,7 +166,7 @@ def _by_data(records: Sequence[Record]) -> list[tuple[str, list[Record]]]:
     return parts
 
 
-def _table(regime: str, differs: str, records: list[Record], found: PosGenCollection) -> PosGenTable:
+def _table(regime: str, differs: str, records: list[Record], planned: Sequence[PlannedRequest]) -> PosGenTable:
     by_row: dict[tuple[str, str, float | None], dict[str, dict[int, dict[str, Record]]]] = defaultdict(dict)
     replaced = 0
     for record in sorted(records, key=_later_and_ok_last):
@@ -184,32 +177,27 @@ def _table(regime: str, differs: str, records: list[Record], found: PosGenCollec
             cells[place.seed] = {}
             replaced += before is not None
         cells[place.seed][record.metric] = record
+    tasks = tuple(dict.fromkeys(place_of(record).task for record in records))
     grid_rows = method_rows(records)
-    rows = tuple(
-        PosGenRow(
-            row=row,
-            name=row_name(row, grid_rows),
-            runs={
-                task: Runs(cells=dict(sorted(cells.items())))
-                for task, cells in by_row[row.pe, row.method, _number(row.factor)].items()
-            },
-        )
-        for row in grid_rows
-    )
-    seeds = {place_of(record).seed for record in records}
-    for request in found.requests:
-        if regime in request.regimes and any(meets(record, request) for record in records):
-            seeds |= set(request.seed_values())
-    tasks = dict.fromkeys(place_of(record).task for record in records)
+    rows = []
+    for row in grid_rows:
+        assert not isinstance(row.factor, str)  # all cells of a table have one length
+        found = by_row[row.pe, row.method, row.factor]
+        runs = {task: Runs(cells=dict(sorted(found.get(task, {}).items()))) for task in tasks}
+        rows.append(PosGenRow(row=row, name=row_name(row, grid_rows), runs=runs))
+    seeds = {place_of(record).seed for record in records} | _planned_seeds(regime, records, planned)
     return PosGenTable(
-        regime=regime, differs=differs, tasks=tuple(tasks), seeds=tuple(sorted(seeds)), rows=rows, replaced=replaced
+        regime=regime, differs=differs, tasks=tasks, seeds=tuple(sorted(seeds)), rows=tuple(rows), replaced=replaced
     )
+
+
+def _planned_seeds(regime: str, records: Sequence[Record], planned: Sequence[PlannedRequest]) -> set[int]:
+    """Seeds that the requests of these cells ask for."""
+    ids = {record.cell for record in records}
+    requests = [request.cells for request in planned if any(cell.cell in ids for cell in request.cells)]
+    places = [place_of(cell) for cells in requests for cell in cells]
+    return {place.seed for place in places if place.regime == regime}
 
 
 def _later_and_ok_last(record: Record) -> tuple[bool, str, str]:
     return record.status == "ok", record.provenance.date, record.cell
-
-
-def _number(factor: float | str | None) -> float | None:
-    assert not isinstance(factor, str)  # all cells of a table have one length
-    return factor

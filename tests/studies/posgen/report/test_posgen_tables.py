@@ -6,14 +6,14 @@ import pytest
 from fabricated_posgen import full_run, make_cell, make_curves, make_posgen_run
 
 from longeval.errors import LongEvalError
-from longeval.report.document import Preface
-from longeval.report.posgen_cells import collect_posgen
-from longeval.report.posgen_markdown import PosGenNames, posgen_markdown
-from longeval.report.posgen_tables import GENERATED, IN_DISTRIBUTION, OOD, build_tables
-from longeval.report.posgen_write import posgen_sections
+from longeval.report.build import build_document
+from longeval.report.formats.markdown import markdown_report
 from longeval.request import PosGenRequest, requests_to_yaml
 from longeval.stats.seeds import over_seeds
 from longeval.store.folder import Store
+from longeval.studies.posgen.report.cells import collect_posgen
+from longeval.studies.posgen.report.sections import REPORT, introduced
+from longeval.studies.posgen.report.tables import GENERATED, IN_DISTRIBUTION, OOD, build_tables
 
 OOD_BY_METHOD = {
     ("cot", "none"): [0.60, 0.62, 0.64],
@@ -29,15 +29,14 @@ def tables_of(*paths):
 
 def markdown_of(*paths):
     found = collect_posgen([str(path) for path in paths])
-    names = PosGenNames(folder="x_files", beside=("x.csv",))
-    sections = [dataclasses.replace(section, by_position=None, by_epoch=None) for section in posgen_sections(found)]
-    return posgen_markdown(found.collection, sections, names, "longeval posgen table", Preface())
+    preface = introduced("", "")
+    return markdown_report(build_document(found, [REPORT], command="table", preface=preface, published=False))
 
 
 @pytest.fixture(autouse=True)
 def no_figures(monkeypatch):
     for name in ("position_figure", "loss_figure"):
-        monkeypatch.setattr(f"longeval.report.posgen_write.{name}", lambda *_: None)
+        monkeypatch.setattr(f"longeval.studies.posgen.report.sections.{name}", lambda *_: None)
 
 
 def cells_of(text):
@@ -169,7 +168,7 @@ def test_cells_of_other_settings_never_share_a_table(tmp_path, change, said):
     first, second = tables_of(one, other)
     assert [table.rows[0].runs["cot"].mean(OOD).mean for table in (first, second)] == pytest.approx([60, 80])
     text = markdown_of(one, other)
-    assert "Not all cells have the same settings." in text
+    assert "Not all cells were asked with the same settings." in text
     assert said in text.split("## ")[0]
     headings = [line for line in text.splitlines() if line.startswith("## Regime")]
     assert len(set(headings)) == 2
@@ -207,12 +206,12 @@ def test_a_cell_in_two_folders_counts_once_and_an_ok_one_wins(tmp_path):
     other = make_posgen_run(tmp_path / "b", spec, [(done, make_curves(spec, (0.9, 0.6, 0.3)))])
     for order in ((one, other), (other, one)):
         found = collect_posgen(list(order))
-        assert len(found.collection.cells) == 1
-        assert found.collection.cells[0].status == "ok"
-        assert found.curves(found.collection.cells[0].cell) is not None
-        (note,) = found.collection.notes
+        assert len(found.cells) == 1
+        assert found.cells[0].status == "ok"
+        assert found.stores[found.cells[0].cell].curves(found.cells[0].cell) is not None
+        (note,) = found.notes
         assert "different outcomes" in note and f"the one of {other} is shown" in note
-    assert collect_posgen([other, other]).collection.notes == ()
+    assert collect_posgen([other, other]).notes == ()
 
 
 def test_of_two_cells_in_one_place_the_newer_is_shown_and_it_is_said(tmp_path):
@@ -234,18 +233,15 @@ def test_what_one_folder_lacks_another_may_have(tmp_path):
         make_posgen_run(tmp_path / name, spec, [(make_cell(spec, "none", seed, (0.9, 0.6, 0.3)), None)])
         for seed, name in enumerate("ab")
     ]
-    assert (
-        "1 of 2 cells has no record yet: none on cot, trained, seed 1."
-        in collect_posgen(halves[:1]).collection.notes[0]
-    )
-    assert collect_posgen(halves).collection.notes == ()
+    assert "1 of 2 cells has no record yet: none on cot, trained, seed 1." in collect_posgen(halves[:1]).notes[0]
+    assert collect_posgen(halves).notes == ()
 
 
 def test_missing_cells_are_counted_once_however_often_they_were_asked_for(tmp_path):
     run = make_posgen_run(tmp_path / "run", SPEC, [(make_cell(SPEC, "none", 0, (0.9, 0.6, 0.3)), None)])
     other = SPEC.replaced(pe=("none",), seeds=4)
     again = make_posgen_run(tmp_path / "again", other, [(make_cell(SPEC, "none", 1, (0.9, 0.6, 0.3)), None)])
-    assert "8 of 10 cells have no record yet" in collect_posgen([run, again]).collection.notes[0]
+    assert "8 of 10 cells have no record yet" in collect_posgen([run, again]).notes[0]
 
 
 def test_cells_of_other_settings_do_not_stand_for_missing_ones(tmp_path):
@@ -253,7 +249,7 @@ def test_cells_of_other_settings_do_not_stand_for_missing_ones(tmp_path):
     run = make_posgen_run(
         tmp_path / "run", spec, [(make_cell(spec.replaced(epochs=10), "none", 0, (0.9, 0.6, 0.3)), None)]
     )
-    assert "1 of 1 cells has no record yet" in collect_posgen([run]).collection.notes[0]
+    assert "1 of 1 cells has no record yet" in collect_posgen([run]).notes[0]
 
 
 def test_a_folder_without_posgen_cells_is_refused_with_the_right_command(tmp_path):
@@ -265,7 +261,7 @@ def test_a_folder_without_posgen_cells_is_refused_with_the_right_command(tmp_pat
         collect_posgen([other])
     assert f"longeval report {other}" in caught.value.remedy
     run = full_run(tmp_path / "run", SPEC.replaced(seeds=1), {("cot", "none"): [0.6]})
-    assert any("1 cell that is not PosGen's left out" in note for note in collect_posgen([run, other]).collection.notes)
+    assert any("1 cell that is not PosGen's left out" in note for note in collect_posgen([run, other]).notes)
 
 
 def test_models_that_did_not_learn_the_rule_are_named(tmp_path):
@@ -287,5 +283,5 @@ def test_seeds_that_were_stacked_and_seeds_alone_stand_in_one_table(tmp_path):
     Store(path).write_text("spec.yaml", requests_to_yaml(requests))
     (table,) = tables_of(path)
     assert (table.differs, table.seeds) == ("", (0, 1, 2))
-    (note,) = collect_posgen([path]).collection.notes
+    (note,) = collect_posgen([path]).notes
     assert note.startswith("Not finished: 1 of 3 cells has no record yet: none on cot, trained, seed 2.")

@@ -7,11 +7,10 @@ import re
 from pathlib import Path
 
 import pytest
-from fabricated_posgen import full_run, make_cell, make_curves, make_posgen_run
+from fabricated_posgen import full_run, make_cell, make_curves, make_posgen_run, write_posgen_table
 
 from longeval.errors import LongEvalError
 from longeval.report import plots
-from longeval.report.posgen_write import write_posgen_table
 from longeval.request import PosGenRequest
 
 SPEC = PosGenRequest(tasks=("cot",), pe=("none", "resonance", "yarn"), seeds=3)

@@ -1,0 +1,259 @@
+"""PosGen's published numbers beside a table: differences, where the order is another, and which settings are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations, pairwise
+from typing import NamedTuple
+
+from longeval.report.document import (
+    Block,
+    Bullets,
+    Cell,
+    Heading,
+    Paragraph,
+    Prose,
+    Span,
+    Table,
+    code,
+    joined,
+    prose,
+)
+from longeval.report.numbers import format_factor
+from longeval.report.published import PublishedRow, PublishedSet, published_sets
+from longeval.report.tables import DASH, method_row
+from longeval.stats.seeds import SeedMean, paired_over_seeds
+from longeval.studies.posgen.report.means import columns, interval_text, mean_cell, points_text
+from longeval.studies.posgen.report.tables import OOD, PosGenRow, PosGenTable
+
+_LEFT_OPEN = ("tied", "attention_scale", "init", "start_token", "dropout", "frozen_mlp")
+"""Settings of the records that the paper's text says nothing of."""
+
+_OF_METHODS = ("factor", "native_length")
+"""Settings that only methods with a factor have."""
+
+
+class Published(NamedTuple):
+    """A published number."""
+
+    mean: float
+    variance: float
+
+    @property
+    def text(self) -> str:
+        """`98.71 ± 0.00`."""
+        return f"{self.mean:.2f} ± {self.variance:.2f}"
+
+
+class Both(NamedTuple):
+    """A method on one task with both numbers."""
+
+    row: PosGenRow
+    ours: float
+    """OOD accuracy in percent, mean over seeds."""
+    theirs: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparison:
+    """A table beside the paper's."""
+
+    published: PublishedSet
+    table: PosGenTable
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Columns that both have."""
+        return tuple(task for task in self.table.tasks if task in self.published.columns)
+
+    @property
+    def rows(self) -> tuple[PosGenRow, ...]:
+        """Methods that both have."""
+        return tuple(row for row in self.table.rows if self._row(row) is not None)
+
+    def number(self, row: PosGenRow, task: str) -> Published | None:
+        """The paper's number."""
+        found = self._row(row)
+        if found is None or task not in found.values:
+            return None
+        return Published(found.values[task], found.variances[task])
+
+    def both(self, task: str) -> list[Both]:
+        """Methods that have both numbers on a task, in the order of the rows."""
+        found = [(row, row.runs[task].mean(OOD), self.number(row, task)) for row in self.rows]
+        return [Both(row, ours.mean, theirs.mean) for row, ours, theirs in found if ours is not None and theirs]
+
+    def differences(self) -> Iterator[tuple[str, str, str]]:
+        """Settings that the paper states and this table has otherwise: name, theirs, ours."""
+        params = self.table.params | {"dtype": self.table.records[0].dtype, "seeds": len(self.table.seeds)}
+        for name, theirs in self.published.params.items():
+            if name in _OF_METHODS:
+                found = self._of_methods(name)
+            else:
+                found = [params[name]] if params.get(name) is not None else []
+            if any(not _equal(theirs, ours) for ours in found):
+                yield name, _text(theirs), " and ".join(map(_text, found))
+
+    def left_open(self) -> Iterator[tuple[str, str]]:
+        """Settings that the paper's text doesn't state, with ours."""
+        for name in _LEFT_OPEN:
+            if name in self.table.params:
+                yield name, _text(self.table.params[name])
+
+    def _of_methods(self, name: str) -> list[object]:
+        """Values of a setting among methods with a factor that the paper has too, each once."""
+        found: dict[object, None] = {}
+        for row in self.rows:
+            for runs in row.runs.values():
+                for record in runs.records:
+                    value = record.factor if name == "factor" else record.params.get(name)
+                    if record.factor is not None and value is not None:
+                        found[value] = None
+        return list(found)
+
+    def _row(self, row: PosGenRow) -> PublishedRow | None:
+        return next((theirs for theirs in self.published.rows if theirs.method == row.row.pe), None)
+
+
+def comparison(table: PosGenTable) -> Comparison | None:
+    """The table beside the published one; None where they share no method or no task."""
+    (published,) = [found for found in published_sets() if found.kind == "posgen"]
+    found = Comparison(published=published, table=table)
+    return found if found.rows and found.tasks else None
+
+
+def _lead(above: PosGenRow, below: PosGenRow, task: str) -> SeedMean | None:
+    """How much one method is above another, over the seeds that both have."""
+    return paired_over_seeds(below.values(task), above.values(task))
+
+
+def _equal(a: object, b: object) -> bool:
+    if isinstance(a, int | float) and isinstance(b, int | float):
+        return math.isclose(a, b, rel_tol=1e-9)
+    return a == b
+
+
+def _text(value: object) -> str:
+    """`150`, `0.0002`, `10000`, `on`."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return format_factor(value) if isinstance(value, float) else str(value)
+
+
+def published_blocks(beside: Comparison) -> list[Block]:
+    """A table of OOD accuracies, then a list on order and settings."""
+    what, *setting = beside.published.setting
+    intro = f"Published: {beside.published.source}. {what} Difference: here − published."
+    names = [name for task in beside.tasks for name in (f"{task}, here", "published", "difference")]
+    rows = tuple(
+        method_row(row.row, [cell for task in beside.tasks for cell in _cells(beside, row, task)])
+        for row in beside.rows
+    )
+    items = [item for task in beside.tasks for item in _order_items(task, beside.both(task))]
+    return [
+        Heading(text="Beside the published numbers"),
+        Paragraph(text=intro),
+        Table(columns=columns(names), rows=rows),
+        Bullets(items=(*items, *_setting_items(beside), *setting)),
+    ]
+
+
+def _cells(beside: Comparison, row: PosGenRow, task: str) -> list[Cell]:
+    """Our mean, theirs, and the difference."""
+    mean, theirs = row.runs[task].mean(OOD), beside.number(row, task)
+    ours = mean_cell(mean, with_interval=False)
+    if theirs is None:
+        return [ours, DASH, DASH]
+    difference = DASH if mean is None else Cell(text=points_text(mean.mean - theirs.mean))
+    return [ours, Cell(text=theirs.text), difference]
+
+
+def _order_items(task: str, methods: Sequence[Both]) -> list[Prose | Bullets]:
+    """Whether the means are in the published order, each pair that isn't, and what the seeds can tell."""
+    if len(methods) < 2:
+        return []
+    inverted = list(_inverted(methods))
+    ours = sorted(methods, key=lambda one: -one.ours)
+    ties = [round(one.ours, 2) == round(other.ours, 2) for one, other in pairwise(ours)]
+    here = [Span(ours[0].row.name, "code")]
+    for one, is_tie in zip(ours[1:], ties, strict=True):
+        here += [Span(" = " if is_tie else " > "), Span(one.row.name, "code")]
+    if inverted:
+        theirs = joined(" > ", (code(one.row.name) for one in sorted(methods, key=lambda one: -one.theirs)))
+        template = "{}: the means are not in the published order. Here {}; published {}."
+        said = prose(template, task, tuple(here), theirs)
+    elif any(ties):
+        said = prose("{}: no mean is above one that it is below there, {}.", task, tuple(here))
+    else:
+        said = prose("{}: the means are in the published order, {}.", task, tuple(here))
+    inner = [_inversion(task, above, below) for above, below in inverted]
+    inner += _certainty(task, [one.row for one in ours])
+    return [said, Bullets(items=tuple(inner))]
+
+
+def _inverted(methods: Sequence[Both]) -> Iterator[tuple[Both, Both]]:
+    """Pairs that stand in the other order here than in the paper, the better one here first."""
+    for one, other in combinations(methods, 2):
+        above, below = (one, other) if one.ours > other.ours else (other, one)
+        if round(above.ours, 2) > round(below.ours, 2) and above.theirs < below.theirs:  # equal as shown is no order
+            yield above, below
+
+
+def _inversion(task: str, above: Both, below: Both) -> Prose:
+    """Which two methods are the other way round, by how much, and whether the seeds can tell."""
+    points = above.ours - below.ours
+    difference = _lead(above.row, below.row, task)
+    if difference is None:
+        known = "; no seed has both"
+    elif difference.n == 1:
+        known = "; one seed has both"
+    else:
+        by_seed = points_text(difference.mean)
+        also = "" if by_seed == points_text(points) else f", over the seeds that both have {by_seed}"
+        certain = "lies on one side of 0" if difference.excludes_zero else "holds 0"
+        known = f"{also}; the paired interval {interval_text(difference)} of {difference.n} seeds {certain}"
+    published = f"{below.theirs - above.theirs:.2f}"
+    template = "`{}` is {} points above `{}`{}. Published: {} points below."
+    return prose(template, above.row.name, f"{points:.2f}", below.row.name, known, published)
+
+
+def _certainty(task: str, rows: Sequence[PosGenRow]) -> Iterator[Prose]:
+    """Of which neighbours in the order here the seeds can tell that one is above the other."""
+    told: list[Prose] = []
+    open_: list[Prose] = []
+    untold: list[Prose] = []
+    for above, below in pairwise(rows):
+        lead = _lead(above, below, task)
+        if lead is None or lead.n == 1:
+            untold.append(prose("`{}` and `{}`", above.name, below.name))
+        else:
+            numbers = f"({points_text(lead.mean)}, interval {interval_text(lead)}, {lead.n} seeds)"
+            pair = prose("`{}` and `{}` {}", above.name, below.name, numbers)
+            (told if lead.excludes_zero else open_).append(pair)
+    if told:
+        template = "Neighbours that the seeds tell apart (the paired interval excludes 0): {}."
+        yield prose(template, joined(", ", told))
+    if open_:
+        template = "Neighbours that the seeds don't tell apart (the paired interval holds 0): {}."
+        yield prose(template, joined(", ", open_))
+    if untold and not (told or open_):
+        yield "One seed, which can't tell whether another would give the same order."
+    elif untold:
+        template = "Neighbours that fewer than two seeds have both: {}; nothing can be told of them."
+        yield prose(template, joined(", ", untold))
+
+
+def _setting_items(beside: Comparison) -> list[Prose]:
+    """Settings that the paper states and that are others here, and those that it leaves open."""
+    named = [f"{name} {ours} (theirs {theirs})" for name, theirs, ours in beside.differences()]
+    items: list[Prose] = ["All settings that the paper states are the same here."]
+    if named:
+        items = [f"Other settings here than the paper states: {', '.join(named)}."]
+    if beside.table.regime != "trained":
+        items.append("The regime here is not the one of the paper's text, but the one of its published code.")
+    left_open = [f"{name} {ours}" for name, ours in beside.left_open()]
+    if left_open:
+        items.append(f"What the paper's text leaves open is here: {', '.join(left_open)}.")
+    return items

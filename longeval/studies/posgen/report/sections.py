@@ -1,0 +1,255 @@
+"""What a report says of PosGen: accuracies with their spread over seeds, published numbers beside them, figures."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+from longeval.report.build import StudyReport
+from longeval.report.collect import Collection
+from longeval.report.document import (
+    Block,
+    Cell,
+    Figure,
+    Heading,
+    Paragraph,
+    Picture,
+    Preface,
+    Section,
+    Table,
+    prose,
+)
+from longeval.report.numbers import counted
+from longeval.report.tables import method_row
+from longeval.studies.posgen.report.data import csv_data
+from longeval.studies.posgen.report.facts import REGIMES, seeds_phrase, setting_facts
+from longeval.studies.posgen.report.figures import (
+    SMOOTHED,
+    RowCurves,
+    loss_figure,
+    position_figure,
+    row_curves,
+)
+from longeval.studies.posgen.report.means import columns, difference_cell, mean_cell
+from longeval.studies.posgen.report.paper import paper_tables
+from longeval.studies.posgen.report.published import comparison, published_blocks
+from longeval.studies.posgen.report.tables import (
+    GENERATED,
+    IN_DISTRIBUTION,
+    OOD,
+    PosGenRow,
+    PosGenTable,
+    build_tables,
+)
+
+INTRODUCTION = (
+    "PosGen (Wang et al. 2024, arXiv 2403.00071) asks whether a model can read positions that it never saw, and "
+    "nothing else: small models are trained on short sequences and tested on longer ones, in which each next token is "
+    "as easy as before, the sum of a few earlier ones modulo m. What a model loses beyond the training length, it "
+    "loses to the positions."
+)
+
+_LEARNED = 90
+"""In-distribution accuracy in % from which a model can be said to know the rule."""
+
+
+def introduced(title: str, text: str) -> Preface:
+    """The author's own title and text, with what PosGen is behind them."""
+    parts = [text.strip(), INTRODUCTION]
+    return Preface(title=title or "PosGen: accuracy beyond the training length", text="\n\n".join(filter(None, parts)))
+
+
+def posgen_sections(collection: Collection) -> list[Section]:
+    """One section for each table, in the order of their first cells."""
+    tables = build_tables(collection)
+    same_title = Counter(table.title for table in tables)
+    sections: list[Section] = []
+    slugs: set[str] = set()
+    for number, table in enumerate(tables, start=1):
+        heading = table.title + (f" ({table.differs})" if same_title[table.title] > 1 and table.differs else "")
+        slug = re.sub(r"[^a-z0-9]+", "-", heading.removeprefix("regime ").lower()).strip("-")[:80]
+        slug = f"{slug}-{number}" if slug in slugs else slug
+        slugs.add(slug)
+        sections.append(_section(table, _capital(heading), slug, collection))
+    return sections
+
+
+def _section(table: PosGenTable, title: str, slug: str, collection: Collection) -> Section:
+    """One table with what belongs to it."""
+    curves = row_curves(table, lambda cell: collection.stores[cell].curves(cell))
+    beside = comparison(table)
+    meaning = REGIMES.get(table.regime)
+    blocks: list[Block] = [] if meaning is None else [Paragraph(text=f"{_capital(meaning)}.")]
+    blocks.append(_main_table(table))
+    blocks += [] if beside is None else published_blocks(beside)
+    blocks += _pair_blocks(table)
+    text = f"Each point is the mean of {SMOOTHED} neighbouring positions{_bands(curves)}."
+    description, picture = "Accuracy by position of the predicted token", position_figure(table, curves)
+    blocks += _figure_blocks("Accuracy by position", text, f"accuracy-{slug}", description, picture)
+    blocks += _generated_blocks(table)
+    text = (
+        "Mean negative log-likelihood of the validation sequences' tokens after each epoch that was validated, under "
+        f"the table of evaluation (the paper's Figure 3){_bands(curves)}."
+    )
+    description, picture = "Validation loss by epoch", loss_figure(table, curves)
+    blocks += _figure_blocks("Validation loss", text, f"loss-{slug}", description, picture)
+    blocks += [Heading(text="What was trained"), setting_facts(table)]
+    return Section(
+        title=title,
+        blocks=tuple(blocks),
+        paper=tuple(paper_tables(table, beside, slug)),
+        data=tuple(csv_data(table, beside, curves)),
+        differs=(table.differs,),
+    )
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _bands(curves: Sequence[RowCurves]) -> str:
+    """What a line and its band are, where there are several seeds."""
+    several = any(len(one.curves) > 1 for one in curves)
+    return "; lines are means over seeds, bands reach from the lowest to the highest seed" if several else ""
+
+
+def _figure_blocks(heading: str, text: str, name: str, description: str, picture: Picture | None) -> list[Block]:
+    """A figure under its heading; nothing where there is nothing to draw."""
+    if picture is None:
+        return []
+    figure = Figure(name=name, description=description, picture=picture)
+    return [Heading(text=heading), Paragraph(text=text), figure]
+
+
+def _main_table(table: PosGenTable) -> Table:
+    """OOD and in-distribution accuracy, how to read them, and what failed or is missing."""
+    params = table.params
+    first, length, end = int(params["j"]) + int(params["k"]), int(params["train_length"]), int(params["test_length"])
+    spread = (
+        f"Mean ± variance over {seeds_phrase(table)} and 95% t-interval of the mean; the variance is that of a sample "
+        "(n − 1), in squared points."
+    )
+    if len(table.seeds) == 1:
+        spread = (
+            f"One seed ({table.seeds[0]}), so there is no variance and no interval: whether another seed would give "
+            "the same order is not known."
+        )
+    text = (
+        "Accuracy in % of the next token, given the true ones before it. OOD: at positions "
+        f"{length} to {end - 1}, which training never saw; seen (in distribution): at {first} to {length - 1}. "
+        f"{spread} Bold: the higher mean of a method and its resonance form (whether seeds can tell them apart: "
+        f"below). Guessing gives {100 / int(params['modulus']):.1f}."
+    )
+    names = [column for task in table.tasks for column in (f"{task}, OOD", "seen")]
+    rows = []
+    for row in table.rows:
+        cells = []
+        for task in table.tasks:
+            cells += [
+                _cell(table, row, task, OOD),
+                mean_cell(row.runs[task].mean(IN_DISTRIBUTION), with_interval=False),
+            ]
+        rows.append(method_row(row.row, cells))
+    return Table(columns=columns(names), rows=tuple(rows), caption=text, notes=tuple(_outcomes(table)))
+
+
+def _cell(table: PosGenTable, row: PosGenRow, task: str, metric: str) -> Cell:
+    """`**98.30 ± 0.04** [98.05, 98.55] (3 of 5 seeds)`."""
+    runs = row.runs[task]
+    mean = runs.mean(metric)
+    if mean is None and any(record.status != "ok" for record in runs.records):
+        return Cell(text="failed", is_failure=True)
+    return mean_cell(mean, num_seeds=len(table.seeds), is_strong=table.is_best(row, task, metric))
+
+
+def _outcomes(table: PosGenTable) -> list[str]:
+    """Failed cells with their reasons, seeds that a mean lacks, rules not learned, and cells replaced by newer ones."""
+    failed: dict[tuple[str, str], list[str]] = {}
+    missing: dict[tuple[int, ...], list[str]] = {}
+    not_learned = []
+    for task in table.tasks:
+        for row in table.rows:
+            runs = row.runs[task]
+            for seed, records in runs.cells.items():
+                record = next(iter(records.values()))
+                if record.status != "ok":
+                    reason = " ".join((record.error or "no reason was recorded").split())
+                    failed.setdefault((record.status, reason), []).append(f"{row.name} on {task}, seed {seed}")
+            absent = tuple(seed for seed in table.seeds if seed not in runs.cells)
+            if absent:
+                missing.setdefault(absent, []).append(f"{row.name} on {task}")
+            mean = runs.mean(IN_DISTRIBUTION)
+            if mean is not None and mean.mean < _LEARNED:
+                not_learned.append(f"{row.name} on {task} ({mean.mean:.1f})")
+    said = [f"{status}: {'; '.join(where)}: {reason}" for (status, reason), where in failed.items()]
+    for seeds, where in missing.items():
+        shown = ", ".join(map(str, seeds))
+        said.append(f"no cell of {'seed' if len(seeds) == 1 else 'seeds'} {shown}: {'; '.join(where)}")
+    if not_learned:
+        said.append(
+            f"not learned: below {_LEARNED}% even at positions that training saw, so that errors beyond them can't be "
+            f"put down to the positions: {', '.join(not_learned)}"
+        )
+    if table.replaced:
+        said.append(f"{counted(table.replaced, 'cell')} left out for newer ones of the same settings")
+    return said
+
+
+def _pair_blocks(table: PosGenTable) -> list[Block]:
+    """Differences of each method's resonance form from it, seed by seed."""
+    pairs = list(table.pairs())
+    if not pairs:
+        return []
+    text = (
+        "Change of OOD accuracy when the wavelengths of a method are rounded, in points (above 0: resonance is better)"
+    )
+    if any(difference.n > 1 for pair in pairs for difference in pair.differences.values()):
+        text += (
+            ": mean over seeds of the differences seed by seed, with the paired 95% t-interval. Both forms of a seed "
+            "have the same data, initial weights and order of training. Bold: the interval excludes 0; intervals are "
+            "not corrected for how many there are"
+        )
+    rows = tuple(
+        method_row(
+            pair.base.row,
+            [difference_cell(pair.differences.get(task), num_seeds=len(table.seeds)) for task in table.tasks],
+            [prose("`{}` vs `{}`", pair.resonance.row.label, pair.base.row.label)],
+        )
+        for pair in pairs
+    )
+    return [
+        Heading(text="Resonance against its base"),
+        Table(columns=columns(table.tasks, "pair"), rows=rows, caption=f"{text}."),
+    ]
+
+
+def _generated_blocks(table: PosGenTable) -> list[Block]:
+    """The table of free-running accuracy."""
+    if not any(row.runs[task].values(GENERATED) for row in table.rows for task in table.tasks):
+        return []
+    text = (
+        f"Accuracy in % at the same OOD positions when the model is given the first "
+        f"{int(table.params['j']) + int(table.params['k'])} tokens alone and goes on from its own (greedy): one wrong "
+        "token spoils all that depend on it. Not in the paper."
+    )
+    rows = [method_row(row.row, [_cell(table, row, task, GENERATED) for task in table.tasks]) for row in table.rows]
+    shown = Table(columns=columns(table.tasks), rows=tuple(rows))
+    return [Heading(text="Free-running generation"), Paragraph(text=text), shown]
+
+
+REPORT = StudyReport(
+    subject="PosGen",
+    sections=posgen_sections,
+    summary=lambda records: (),
+    files=(
+        "accuracy-*.png",
+        "accuracy-*.svg",
+        "loss-*.png",
+        "loss-*.svg",
+        "means.csv",
+        "pairs.csv",
+        "positions.csv",
+        "losses.csv",
+    ),
+)
