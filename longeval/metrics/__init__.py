@@ -8,9 +8,9 @@ import importlib
 import pkgutil
 
 from longeval.metrics import accuracy, perplexity  # noqa: F401  (records list these first, further ones behind)
-from longeval.metrics.base import Metric, Value, derived, higher_is_better, metric_of, metrics_of, register
+from longeval.metrics.base import METRICS, Metric, Value, derived, higher_is_better, metric_of, metrics_of, register
 
-__all__ = ["Metric", "Value", "derived", "higher_is_better", "metric_of", "metrics_of", "register"]
+__all__ = ["METRICS", "Metric", "Value", "derived", "higher_is_better", "metric_of", "metrics_of", "register"]
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")

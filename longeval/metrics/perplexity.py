@@ -36,7 +36,7 @@ PERPLEXITY = register(
         artefact=NLL,
         higher_is_better=False,
         number="significant",
-        definition="exp of the mean negative log-likelihood of the scored tokens.",
+        definition="Exponential of the mean negative log-likelihood of the scored tokens.",
         function=_perplexity,
     )
 )
@@ -47,7 +47,7 @@ BITS_PER_BYTE = register(
         artefact=NLL,
         higher_is_better=False,
         number="significant",
-        definition="Total negative log-likelihood of the scored tokens in bits, over their UTF-8 bytes.",
+        definition="Bits of all scored tokens over their UTF-8 bytes, a unit that does not depend on the tokenizer.",
         function=_bits_per_byte,
     )
 )

@@ -11,7 +11,8 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from longeval.report.numbers import format_perplexity
+from longeval.metrics import higher_is_better
+from longeval.report.numbers import format_value
 from longeval.report.rows import GridRow, method_rows
 from longeval.report.settings import split
 from longeval.report.versions import current
@@ -72,16 +73,18 @@ class Grid:
         return values.pop() if len(values) == 1 else None
 
     def best(self, length: int) -> float | None:
-        """The lowest value of a column that may be shown as best, or None where fewer than two have values."""
-        values = [r.value for row in self.rows if (r := row.cells.get(length)) is not None and r.value is not None]
-        return min(values) if len(values) > 1 else None
+        """The best value of a column, or None where fewer than two have values or nobody says what is better."""
+        found = [r for row in self.rows if (r := row.cells.get(length)) is not None and r.value is not None]
+        values = [record.value for record in found if record.value is not None]
+        better = higher_is_better(found[0]) if len(found) > 1 else None
+        return None if better is None else max(values) if better else min(values)
 
     def is_best(self, record: Record) -> bool:
         """Whether a record reads the same as the best of its column: ties at the displayed precision are all best."""
         best = self.best(record.length)
         if best is None or record.value is None:
             return False
-        return format_perplexity(record.value) == format_perplexity(best)
+        return format_value(record.value, record) == format_value(best, record)
 
 
 def build_grids(records: Iterable[Record], metric: str = "perplexity") -> list[Grid]:

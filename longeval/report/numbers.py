@@ -8,6 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from longeval.metrics import metric_of
+from longeval.store.records import Record
+
 MISSING = "–"
 """A cell that no run folder holds."""
 
@@ -22,6 +25,15 @@ def format_perplexity(value: float) -> str:
         return f"{value:.0f}"
     mantissa, exponent = f"{value:.3e}".split("e")
     return f"{mantissa}e{int(exponent)}"
+
+
+def format_value(value: float, record: Record) -> str:
+    """A value in the way of its metric: four significant digits, hundredths, or a score's decimals."""
+    metric = metric_of(record)
+    number = "score" if metric is None else metric.number
+    if number == "percent":
+        return f"{100 * value:.2f}"
+    return format_perplexity(value) if number == "significant" else format_score(value, record.params.get("stderr"))
 
 
 def format_percent(ratio: float) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from longeval.report.document import Cell, Prose, Row, code, symbol
-from longeval.report.numbers import MISSING, format_perplexity
+from longeval.report.numbers import MISSING, format_value
 from longeval.report.rows import GridRow, factor_text
 from longeval.store.records import Record
 from longeval.values import format_length
@@ -32,14 +32,14 @@ def method_rows_of(
     return tuple(method_row(row, [cell(row.cells.get(length)) for length in lengths]) for row in rows)
 
 
-def perplexity_cell(record: Record | None, *, is_best: bool = False, with_interval: bool = True) -> Cell:
-    """What stands in a place of perplexity: value and interval, `failed`, `skipped`, or a dash without a record."""
+def value_cell(record: Record | None, *, is_best: bool = False, with_interval: bool = True) -> Cell:
+    """What stands in the place of a record: value and interval, `failed`, `skipped`, or a dash without one."""
     if record is None:
         return DASH
     if record.status != "ok":
         return Cell(text=record.status, is_failure=record.status == "failed")
     interval = None
     if with_interval and record.ci_low is not None and record.ci_high is not None:
-        interval = format_perplexity(record.ci_low), format_perplexity(record.ci_high)
-    text = "∞" if record.value is None else format_perplexity(record.value)
+        interval = format_value(record.ci_low, record), format_value(record.ci_high, record)
+    text = "∞" if record.value is None else format_value(record.value, record)
     return Cell(text=text, interval=interval, is_strong=is_best)

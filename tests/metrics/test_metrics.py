@@ -9,14 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fabricated_runs import make_nll, make_records
+from fabricated_runs import make_nll, make_records, write_report
 from fabricated_tasks import make_samples, make_task_records
 from known import carry_out, log_position
 
 from longeval.backends.fake import FakeBackend
 from longeval.metrics import Metric, Value, derived, higher_is_better, metric_of, metrics_of, register
 from longeval.metrics.base import METRICS
-from longeval.report.write import write_report
 from longeval.store.curves import CURVES, Curves
 from longeval.store.folder import Store
 from longeval.store.nll import NLL

@@ -38,9 +38,8 @@ def test_a_template_takes_one_value_for_each_place(values):
 
 
 def test_markdown_escapes_what_would_be_read_as_markup_and_nothing_else():
-    assert inline("p < 0.05 & q, <b> &lt; a_b [c](d)") == r"p < 0.05 & q, \<b> \&lt; a\_b \[c\](d)".replace(
-        "b>", r"b\>"
-    )
+    assert inline("p < 0.05 & q > 1, <b> &lt; a_b [c](d)") == r"p < 0.05 & q > 1, \<b> \&lt; a\_b \[c\](d)"
+    assert inline("> no quotation") == r"\> no quotation"
 
 
 def test_a_table_reads_alike_in_all_formats():

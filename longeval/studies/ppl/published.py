@@ -17,7 +17,7 @@ from longeval.report.published import (
     published_row,
     published_sets,
 )
-from longeval.report.tables import DASH, perplexity_cell
+from longeval.report.tables import DASH, value_cell
 from longeval.store.records import Record
 from longeval.values import format_length, parse_length
 
@@ -45,7 +45,7 @@ def _table(published: PublishedSet, grid: Grid) -> Table:
 def _own_cell(record: Record | None) -> Cell:
     if record is None or record.value is None:
         return DASH
-    cell = perplexity_cell(record)
+    cell = value_cell(record)
     note = "" if record.documents is None else f"(n {record.documents:,})"
     return Cell(text=cell.text, interval=cell.interval, note=note)
 

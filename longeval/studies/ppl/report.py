@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from longeval.metrics import METRICS, metrics_of
+from longeval.metrics.perplexity import PERPLEXITY
 from longeval.report.build import MAX_DRAWN, StudyReport
 from longeval.report.collect import Collection
 from longeval.report.document import (
@@ -28,8 +30,9 @@ from longeval.report.facts import codes, method_facts, model_fact, server_notes
 from longeval.report.grid import Grid, build_grids
 from longeval.report.numbers import count_range, format_percent
 from longeval.report.rows import GridRow, outcome_lines
-from longeval.report.tables import DASH, length_columns, method_row, method_rows_of, perplexity_cell
+from longeval.report.tables import DASH, length_columns, method_row, method_rows_of, value_cell
 from longeval.stats.bootstrap import PositionCurve, by_position, position_edges
+from longeval.store.nll import NLL
 from longeval.store.records import Record
 from longeval.studies.ppl.pairs import PairCell, PairRow, pair_rows
 from longeval.studies.ppl.published import published_blocks
@@ -55,14 +58,16 @@ _PROTOCOLS = {
 def sections(collection: Collection) -> list[Section]:
     """One section for each table, in the order of their first cells."""
     grids = build_grids(collection.records)
-    bits = build_grids(collection.records, "bits_per_byte")
+    further = [metric for metric in metrics_of(NLL) if metric is not PERPLEXITY]
+    others = {metric.name: build_grids(collection.records, metric.name) for metric in further}
     found: list[Section] = []
     slugs: set[str] = set()
     for number, grid in enumerate(grids, start=1):
         slug = re.sub(r"[^a-z0-9]+", "-", grid.title.lower()).strip("-")[:80] or "table"
         slug = f"{slug}-{number}" if slug in slugs else slug
         slugs.add(slug)
-        found.append(_section(grid, slug, _bits_of(grid, bits), collection, is_drawn=number <= MAX_DRAWN))
+        same_cells = [other for grids_of in others.values() if (other := _same_cells(grid, grids_of)) is not None]
+        found.append(_section(grid, slug, same_cells, collection, is_drawn=number <= MAX_DRAWN))
     return found
 
 
@@ -71,7 +76,7 @@ def summary(records: Sequence[Record]) -> list[Table]:
     return [replace(perplexity_table(grid), title=f"Perplexity: {grid.title}") for grid in build_grids(records)]
 
 
-def _section(grid: Grid, slug: str, bits: Grid | None, collection: Collection, *, is_drawn: bool) -> Section:
+def _section(grid: Grid, slug: str, further: Sequence[Grid], collection: Collection, *, is_drawn: bool) -> Section:
     from longeval.studies.ppl.curves import length_curve  # matplotlib takes its time to import
 
     pairs = pair_rows(grid, collection.nll)
@@ -85,8 +90,8 @@ def _section(grid: Grid, slug: str, bits: Grid | None, collection: Collection, *
         paper.append(_pair_table(grid, pairs))
         blocks += [Heading(text="Resonance against its base"), paper[-1]]
     blocks += [Heading(text="Perplexity by position"), *_position_blocks(grid, positions, slug, is_drawn=is_drawn)]
-    if bits is not None:
-        blocks += [Heading(text="Bits per byte"), _bits_table(bits)]
+    for other in further:
+        blocks += [Heading(text=other.metric.replace("_", " ").capitalize()), _further_table(other)]
     documents = () if positions is None else positions.documents
     blocks += [Heading(text="What was scored"), *scored_blocks(grid, documents)]
     return Section(
@@ -100,10 +105,10 @@ def _section(grid: Grid, slug: str, bits: Grid | None, collection: Collection, *
     )
 
 
-def _bits_of(grid: Grid, bits: Iterable[Grid]) -> Grid | None:
-    """The table in bits per byte that holds cells of `grid`, if any has a value."""
+def _same_cells(grid: Grid, others: Iterable[Grid]) -> Grid | None:
+    """The table of another metric that holds cells of `grid`, if any has a value."""
     cells = {record.cell for record in grid.records}
-    for other in bits:
+    for other in others:
         if any(record.cell in cells and record.value is not None for record in other.records):
             return other
     return None
@@ -121,9 +126,8 @@ def perplexity_table(grid: Grid) -> Table:
     )
 
 
-def _cell(grid: Grid, record: Record | None, *, with_interval: bool = True) -> Cell:
-    is_best = record is not None and grid.is_best(record)
-    return perplexity_cell(record, is_best=is_best, with_interval=with_interval)
+def _cell(grid: Grid, record: Record | None) -> Cell:
+    return value_cell(record, is_best=record is not None and grid.is_best(record))
 
 
 def _label(kind: str, grid: Grid) -> str:
@@ -143,12 +147,14 @@ def _caption(grid: Grid) -> Prose:
     return prose(f"{text}.")
 
 
-def _bits_table(bits: Grid) -> Table:
+def _further_table(grid: Grid) -> Table:
+    """The same cells by another metric of token values."""
+    metric = METRICS[grid.metric]
+    better = {True: " (higher is better)", False: " (lower is better)", None: ""}[metric.higher_is_better]
     return Table(
-        columns=length_columns(["method"], bits.lengths),
-        rows=method_rows_of(bits.rows, bits.lengths, lambda record: _cell(bits, record, with_interval=False)),
-        caption="The same cells in a unit that does not depend on the tokenizer (lower is better); – where there is no "
-        "value.",
+        columns=length_columns(["method"], grid.lengths),
+        rows=method_rows_of(grid.rows, grid.lengths, lambda record: _cell(grid, record)),
+        caption=f"{metric.definition.rstrip('.')}{better}; – where there is no value.",
     )
 
 

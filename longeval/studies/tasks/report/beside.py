@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from longeval.report.document import Table, symbol
 from longeval.report.grid import Grid
 from longeval.report.rows import GridRow, ordered_rows
-from longeval.report.tables import method_row, perplexity_cell
+from longeval.report.tables import method_row, value_cell
 from longeval.store.records import Record
 from longeval.studies.tasks.report.scores import marked_cell
 from longeval.studies.tasks.report.tables import TaskSet, TaskTable
@@ -106,7 +106,7 @@ def beside_tables(tasks: TaskSet, grids: Sequence[Grid]) -> Iterator[Table]:
         rows = []
         for row in found.rows:
             scores = zip(found.tables, row.scores, strict=True)
-            cells = [perplexity_cell(record, with_interval=False) for record in row.perplexity]
+            cells = [value_cell(record, with_interval=False) for record in row.perplexity]
             cells += [marked_cell(table, record, "none") for table, record in scores]
             rows.append(method_row(row.row, cells))
         yield Table(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
+from longeval.metrics import higher_is_better
 from longeval.report.document import Cell, Prose, Row, Table, code, emphasis, joined, prose
 from longeval.report.facts import codes
 from longeval.report.numbers import format_score
@@ -165,7 +166,7 @@ def caption(tasks: TaskSet, unstored: Sequence[str]) -> Prose:
         tasks: The set.
         unstored: Tasks whose samples are not stored in full.
     """
-    all_higher = all(record.params.get("higher_is_better") is not False for record in tasks.records)
+    all_higher = all(higher_is_better(record) is not False for record in tasks.records)
     text = "Higher is better" if all_higher else "Scores; not of every metric is higher better"
     notations = {score_error(table.records) for table in (*tasks.tasks, *tasks.groups)}
     notations.add(score_error(record for table in tasks.further for record in table.records))
