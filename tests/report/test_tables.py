@@ -3,14 +3,14 @@
 from fabricated_runs import make_nll, make_records
 
 from longeval.report.document import Cell
-from longeval.report.tables import DASH, perplexity_cell
+from longeval.report.tables import DASH, value_cell
 
 
 def test_perplexities_and_what_stands_for_missing_ones():
     (ok, _) = make_records(nll=make_nll([[1.0] * 4] * 10))
-    assert perplexity_cell(ok) == Cell(text="2.718", interval=("2.718", "2.718"))
-    assert perplexity_cell(ok, is_best=True, with_interval=False) == Cell(text="2.718", is_strong=True)
+    assert value_cell(ok) == Cell(text="2.718", interval=("2.718", "2.718"))
+    assert value_cell(ok, is_best=True, with_interval=False) == Cell(text="2.718", is_strong=True)
     (failed,), (skipped,) = (make_records(status=status, error="x") for status in ("failed", "skipped"))
-    assert perplexity_cell(failed) == Cell(text="failed", is_failure=True)
-    assert perplexity_cell(skipped) == Cell(text="skipped")
-    assert perplexity_cell(None) == DASH
+    assert value_cell(failed) == Cell(text="failed", is_failure=True)
+    assert value_cell(skipped) == Cell(text="skipped")
+    assert value_cell(None) == DASH
