@@ -103,28 +103,33 @@ def _settings(kind: type[StudyRequest], *, required: bool) -> list[Parameter]:
 
 def _parameters(kind: type[StudyRequest], name: str, required: bool) -> Iterator[Parameter]:
     """The parameters of a setting: one, or one for each of its switches."""
-    setting, default = kind.setting(name), _shown(kind, name)
-    for word, told in setting.switches.items():
-        yield parameter(word, bool, options.option(kind, name, flags=f"--{word}", help=told), False)
+    setting = kind.setting(name)
     if setting.switches:
-        return
-    if kind.model_fields[name].is_required():
-        missing = Parameter.empty if required else None
-        yield parameter(name, str if required else str | None, options.option(kind, name), missing)
+        for word, told in setting.switches.items():
+            yield parameter(word, bool, options.option(kind, name, flags=f"--{word}", help=told), False)
+    elif setting.read is readers.switch:
+        yield _yes_or_no(kind, name)
     elif setting.repeated:
         yield parameter(name, list[str] | None, options.option(kind, name), None)
-    elif setting.read is readers.switch and kind.default(name) is False and not kind.presets:
-        yield parameter(name, bool, options.option(kind, name), False)
-    elif setting.read is readers.switch:
-        flag = kind.flag(name)
-        both = f"{flag}/{setting.off or flag.replace('--', '--no-')}"
-        changes = {} if default is None else {"show_default": both.split("/")[0 if kind.default(name) else 1][2:]}
-        yield parameter(name, bool | None, options.option(kind, name, flags=both, **changes), None)
-    elif kind.presets:  # which decides what is not given
-        changes = {} if default is None else {"show_default": default}
-        yield parameter(name, str | None, options.option(kind, name, **changes), None)
+    elif required and kind.model_fields[name].is_required():
+        yield parameter(name, str, options.option(kind, name), Parameter.empty)
     else:
-        yield parameter(name, str if default is not None else str | None, options.option(kind, name), default)
+        default = _shown(kind, name)
+        if default is not None and kind.presets:  # what is not given is the preset's: the default is only shown
+            yield parameter(name, str | None, options.option(kind, name, show_default=default), None)
+        else:
+            yield parameter(name, str if default is not None else str | None, options.option(kind, name), default)
+
+
+def _yes_or_no(kind: type[StudyRequest], name: str) -> Parameter:
+    """The parameter of a setting that is true or false: `--x` if it is false by default, otherwise `--x/--no-x`."""
+    default = kind.default(name)
+    if default is False and not kind.presets:
+        return parameter(name, bool, options.option(kind, name), False)
+    yes = kind.flag(name)
+    no = kind.setting(name).off or yes.replace("--", "--no-", 1)
+    told = {} if default is None else {"show_default": (yes if default else no).removeprefix("--")}
+    return parameter(name, bool | None, options.option(kind, name, flags=f"{yes}/{no}", **told), None)
 
 
 def _shown(kind: type[StudyRequest], name: str) -> str | None:
