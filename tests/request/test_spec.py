@@ -160,6 +160,48 @@ def test_requests_survive_yaml():
     assert len({request.digest() for request in requests}) == 3
 
 
+def test_python_values_are_read_as_flags_are():
+    given = {"model": "a,b", "pe": ["none", "yarn"], "lengths": [8192, "4k"], "text-field": "body", "factor": 2}
+    assert PplRequest.read(given) == PplRequest(
+        model=("a", "b"), pe=("none", "yarn"), lengths=(4096, 8192), text_field="body", factor=2.0
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lengths": True}, "--lengths"),
+        ({"lengths": [4096, None]}, "--lengths"),
+        ({"lengths": 4096.0}, "--lengths"),
+        ({"docs": True}, "--docs 'True'"),
+        ({"docs": 16**5000}, "--docs 'a number of too many digits'"),
+        ({"pe": []}, "--pe: nothing named"),
+        ({"factor": "each "}, "--factor"),
+        ({"bos": "yes"}, "--bos yes"),
+        ({"layers": "some"}, "--layers some"),
+        ({"pe_args": {"yarn": {1: 2}}}, "--pe-arg"),
+        ({"vllm_args": {1: 2}}, "--vllm-arg"),
+        ({"strid": 3}, "unknown key strid.*stride"),
+    ],
+)
+def test_python_values_are_refused_as_flags_are(changes, message):
+    with pytest.raises(LongEvalError, match=message) as caught:
+        PplRequest.read({"model": "m", "pe": "none", "lengths": "4k"} | changes)
+    assert caught.value.remedy
+
+
+def test_a_missing_setting_is_named_with_an_example():
+    with pytest.raises(LongEvalError, match="--lengths: missing") as caught:
+        PplRequest.read({"model": "m", "pe": "none"})
+    assert "--lengths 4k,8k" in caught.value.remedy
+
+
+def test_a_copy_is_checked_again():
+    assert spec().replaced(stride="1k", docs=3) == spec(stride=1024, docs=3)
+    with pytest.raises(LongEvalError, match="--stride 0"):
+        spec().replaced(stride=0)
+
+
 def test_yaml_understands_what_flags_do():
     text = "model: a,b\npe: [none, yarn]\nlengths: 4k,8k\nmin-tokens: 1k\ndocs: all\nfactor: 4\n"
     (plain,) = requests_from_yaml(text, origin="f")
