@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 from longeval.errors import LongEvalError
 from longeval.report.collect import Collection, but_damaged, damaged_notes, run_folders
 from longeval.report.rows import base_method, is_resonance, method_of, method_sort_key
-from longeval.request.posgen import REGIMES
+from longeval.request.posgen import Regime
 from longeval.store.artefact import artefact_of
 from longeval.store.curves import CURVES
 from longeval.store.folder import Store, StoredCell
@@ -131,7 +131,7 @@ def _in_order(kept: dict[str, tuple[StoredCell, Store]], planned: Sequence[Plann
     asked = [place_of(cell) for cell in planned]
     found = [place_of(cell.records[0]) for cell, _ in kept.values()]
     tasks = [*(place.task for place in asked), *RULES, *sorted(place.task for place in found)]
-    regimes = [*(place.regime for place in asked), *REGIMES, *sorted(place.regime for place in found)]
+    regimes = [*(place.regime for place in asked), *get_args(Regime), *sorted(place.regime for place in found)]
     bases = [base_method(place.pe) for place in asked]
     bases += sorted({base_method(place.pe) for place in found}, key=method_sort_key)
     folders = list(dict.fromkeys(store.path for _, store in kept.values()))
