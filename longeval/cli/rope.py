@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 N = TypeVar("N", int, float)
 Describe = Callable[["MethodName", Mapping[str, Any], int], dict[str, Any]]
-"""From a method, its parameters as given, and a sequence length to what `analysis.describe` returns."""
+"""From a method, its parameters as given, and a sequence length to what `describe` returns."""
 
 
 def rope(
@@ -131,9 +131,9 @@ def rope(
         _refuse_ignored("--list", {"NAME": names} | geometry_flags | others | of_model, remedy)
         _list_methods(json_path)
         return
+    from longeval.rope.analysis.gaps import check_target
     from longeval.rope.build import parse_method_name, parse_pe_args
-    from longeval.rope.gaps import check_target
-    from longeval.rope.plot import draw, plot_format
+    from longeval.rope.plot.figure import draw, plot_format
     from longeval.rope.text import show
     from longeval.values import parse_factor, parse_length, split_list
 
@@ -204,7 +204,7 @@ def _number(kind: Callable[[str], N], flag: str, text: str, what: str, remedy: s
 
 def _plain(geometry: Geometry) -> Describe:
     """Describes methods of plain RoPE."""
-    from longeval.rope.analysis import describe
+    from longeval.rope.analysis.description import describe
     from longeval.rope.build import make_parameters
 
     def describe_method(name: MethodName, arguments: Mapping[str, Any], length: int) -> dict[str, Any]:
@@ -261,7 +261,7 @@ def _introduce(read: ModelRope, geometry: Geometry) -> None:
 
 def _of_model(read: ModelRope, geometry: Geometry) -> Describe:
     """Describes methods of a model; `none` is what it ships with."""
-    from longeval.rope.analysis import describe_tables
+    from longeval.rope.analysis.description import describe_tables
     from longeval.rope.build import MethodName
 
     # As the model would be without rounding, where it was shipped with that.

@@ -1,6 +1,6 @@
 """What `longeval rope` prints: one method feature by feature, several side by side, or the list of methods.
 
-Only what `analysis.describe` returned is read. Below every table stands what its columns mean, for readers who meet
+Only what `describe` returned is read. Below every table stands what its columns mean, for readers who meet
 them for the first time.
 """
 
@@ -43,7 +43,7 @@ _ERRORS = (
 
 
 def show(descriptions: Sequence[Mapping[str, Any]]) -> None:
-    """Prints what `analysis.describe` returned: every feature of one method, or a line for each of several."""
+    """Prints what `describe` returned: every feature of one method, or a line for each of several."""
     console = Console(highlight=False)
     # A narrow terminal shall break lines rather than cut digits off.
     console.width = max(console.width, _LEAST_WIDTH)

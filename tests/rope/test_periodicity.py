@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from longeval.backends.hf.rotary import TableRotaryEmbedding
-from longeval.rope.analysis import pre_critical
+from longeval.rope.analysis.description import pre_critical
 from longeval.rope.base import Geometry
 from longeval.rope.build import build_table
 

@@ -9,7 +9,7 @@ from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from longeval.rope.analysis import describe
+from longeval.rope.analysis.description import describe
 from longeval.rope.base import Geometry
 from longeval.rope.build import build_table, make_parameters
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from longeval.rope.analysis import describe
+from longeval.rope.analysis.description import describe
 from longeval.rope.base import Geometry
 from longeval.rope.text import short_integer, show
 
@@ -118,7 +118,7 @@ def test_without_a_longer_target_the_zeros_are_explained(capsys):
 
 
 def test_what_could_not_be_counted_is_a_dash(capsys, monkeypatch):
-    monkeypatch.setattr("longeval.rope.collisions._MOST_VALUES", 10)
+    monkeypatch.setattr("longeval.rope.analysis.collisions._MOST_VALUES", 10)
     none, rounded = describe("none", SMALL), describe("resonance", SMALL)
     assert rest(shown(capsys, none), "collisions") == "– (300 positions are too many to compare)"
     assert cells(shown(capsys, none, rounded), "none")[4] == "–"

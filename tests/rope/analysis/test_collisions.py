@@ -8,11 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longeval.rope import collisions
+from longeval.rope.analysis import collisions
+from longeval.rope.analysis.collisions import Collisions, count_collisions, decimal, unique_positions
+from longeval.rope.analysis.precision import bfloat16_bits, round_to_bfloat16
 from longeval.rope.base import Geometry, RopeTable
-from longeval.rope.bfloat16 import bfloat16_bits, round_to_bfloat16
 from longeval.rope.build import build_table
-from longeval.rope.collisions import Collisions, count_collisions, decimal, unique_positions
 
 
 def repeats_by_definition(table, length):

@@ -11,10 +11,10 @@ from matplotlib.text import Text
 from plot_panels import SMALL, description, headline, panels
 
 from longeval.errors import LongEvalError
-from longeval.rope.analysis import describe
+from longeval.rope.analysis.description import describe
 from longeval.rope.base import METHODS, Geometry
 from longeval.rope.build import method_names
-from longeval.rope.plot import _LOOKS, draw, make_figure, plot_format
+from longeval.rope.plot.figure import _LOOKS, draw, make_figure, plot_format
 
 
 def curves(axes):

@@ -16,8 +16,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from longeval.rope.analysis.precision import bfloat16_bits
 from longeval.rope.base import IntArray, RopeTable
-from longeval.rope.bfloat16 import bfloat16_bits
 
 Words = tuple[npt.NDArray[np.uint32], ...]
 """A column of cos and sin as bit patterns, each of shape (T,)."""

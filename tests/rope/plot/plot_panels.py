@@ -1,7 +1,7 @@
 """For tests of the page of plots: made-up descriptions, and the panels that are drawn of them."""
 
 from longeval.rope.base import Geometry
-from longeval.rope.plot import make_figure
+from longeval.rope.plot.figure import make_figure
 
 SMALL = Geometry(head_dim=16, theta=10000.0, native_length=64, factor=4.0)
 WAVELENGTHS = [6.4, 20.3, 90.7, 700.0]

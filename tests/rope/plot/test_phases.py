@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from plot_panels import SMALL, description, headline, panels
 
-from longeval.rope import phases
-from longeval.rope.analysis import describe
+from longeval.rope.analysis import phases
+from longeval.rope.analysis.description import describe
 from longeval.rope.base import Geometry
 
 LLAMA2 = Geometry(head_dim=128, theta=10000.0, native_length=4096, factor=8.0)
@@ -117,8 +117,8 @@ def test_only_rounded_methods_are_shown_before_rounding():
 
 
 def test_unseen_positions_are_all_or_a_sample():
-    assert phases._unseen(64, 68, 4).tolist() == [64, 65, 66, 67]
-    sample = phases._unseen(64, 4064, 300)
+    assert phases.unseen_positions(64, 68, 4).tolist() == [64, 65, 66, 67]
+    sample = phases.unseen_positions(64, 4064, 300)
     assert (
         250 < len(set(sample.tolist())) == len(sample) <= 300
         and 64 <= sample.min() < 164
@@ -126,7 +126,7 @@ def test_unseen_positions_are_all_or_a_sample():
     )
     # No regular steps: each remainder comes about as often.
     assert min(np.bincount(sample % 7)) > 20
-    assert phases._unseen(64, 64, 4).size == 0
+    assert phases.unseen_positions(64, 64, 4).size == 0
 
 
 @pytest.mark.parametrize("wavelength", [6.3, 7, 19.87, 0.9])

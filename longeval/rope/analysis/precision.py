@@ -10,72 +10,58 @@ Shapes: F features, T positions.
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
 from longeval.rope.base import CosSin, FloatArray, IntArray, RopeTable
-from longeval.rope.bfloat16 import round_to_bfloat16
 
 ENDS = (131072, 1048576)
-"""Errors are told for the positions just before these, tokens."""
+"""Errors are given for the positions just before these, tokens."""
 
 _NUM_POSITIONS = 4096
-# Positions below 2^20 times the upper 33 of 53 bits, or the lower 20, is exact in float64.
 _LOWER_BITS = 20
-# Positions whose angles exist at once.
+"""A position below 2^20 times the upper 33 of a float64's 53 bits, or times the lower 20, is exact in float64."""
 _ROWS = 512
+"""Positions whose angles are in memory at once."""
+_HALF_WORD = np.uint32(16)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class FloatErrors:
-    """Largest absolute errors of cos or sin, attention factor left out, over all features and some positions."""
+def float_errors(table: RopeTable, end: int) -> dict[str, float]:
+    """The largest absolute errors of cos and sin over all features and the last 4,096 positions before `end`.
 
-    positions: int
-    """N: the last 4,096 positions before it are looked at."""
-    float32_product: float
-    """Angle as float32(m)·float32(θ̃), as stock engines do."""
-    bfloat16_inv_freq: float
-    """The same after θ̃ was cast to bfloat16, which `model.to(bfloat16)` does to the buffer."""
-    longeval: float
-    """longeval's own float32 table."""
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain JSON types."""
-        return dataclasses.asdict(self)
-
-
-def float_errors(table: RopeTable, end: int) -> FloatErrors:
-    """The errors at the last positions before `end`.
+    The attention factor is left out.
 
     Args:
-        table: A method's table; its float64 frequencies, or exact periods, are taken for the truth.
+        table: A method's table; its float64 frequencies, or exact periods, count as the truth.
         end: N, tokens, at least 1 and at most 2^20.
+
+    Returns:
+        `positions` is N. `float32_product` takes the angle as float32(m)·float32(θ̃), as stock engines do.
+        `bfloat16_inv_freq` does so after θ̃ was cast to bfloat16, as `model.to(bfloat16)` casts the buffer. `longeval`
+        is our own float32 table.
     """
     assert 1 <= end <= 2**_LOWER_BITS
-    ours = dataclasses.replace(table, attention_factor=1.0)
+    ours = RopeTable(inv_freq_F=table.inv_freq_F, attention_factor=1.0, period_F=table.period_F)
     inv_freq_F = table.inv_freq_F.astype(np.float32)
     cast_F = round_to_bfloat16(inv_freq_F)
-    product = cast = own = 0.0
+    errors = {"float32_product": 0.0, "bfloat16_inv_freq": 0.0, "longeval": 0.0}
     for first in range(max(0, end - _NUM_POSITIONS), end, _ROWS):
         position_T = np.arange(first, min(first + _ROWS, end), dtype=np.int64)
         truth = exact_cos_sin(table, position_T)
-        product = max(product, _largest_error(_stock(inv_freq_F, position_T), truth))
-        cast = max(cast, _largest_error(_stock(cast_F, position_T), truth))
-        own = max(own, _largest_error(ours.cos_sin(position_T), truth))
-    return FloatErrors(positions=end, float32_product=product, bfloat16_inv_freq=cast, longeval=own)
+        computed = (_stock(inv_freq_F, position_T), _stock(cast_F, position_T), ours.cos_sin(position_T))
+        for way, found in zip(errors, computed, strict=True):
+            errors[way] = max(errors[way], _largest_error(found, truth))
+    return {"positions": end, **errors}
 
 
 def exact_cos_sin(table: RopeTable, position_T: IntArray) -> tuple[FloatArray, FloatArray]:
-    """Exact cos(m·θ̃) and sin(m·θ̃), each (T, F), right to about 1e-16; m below 2^20; no attention factor.
+    """cos(m·θ̃) and sin(m·θ̃) without the attention factor, each (T, F), exact to about 1e-16 for m below 2^20.
 
     A float64 product m·θ̃ alone would be off by up to m·θ̃·1.1e-16 (1e-10 at a million tokens). θ̃ is split into an upper
     part whose product with m is exact and a small lower part, and the two are put together by the addition theorem.
     """
     if table.period_F is not None:
-        # The angle of less than one turn has no product to lose bits in.
+        # The angle is below one turn: there is no large product that could lose bits.
         angle_TF = table.angles(position_T)
         return np.cos(angle_TF), np.sin(angle_TF)
     upper_F = (table.inv_freq_F.view(np.uint64) >> _LOWER_BITS << _LOWER_BITS).view(np.float64)
@@ -95,3 +81,18 @@ def _stock(inv_freq_F: npt.NDArray[np.float32], position_T: IntArray) -> CosSin:
 def _largest_error(table: CosSin, truth: tuple[FloatArray, FloatArray]) -> float:
     """The largest absolute difference."""
     return max(float(np.abs(part_TF - true_TF).max()) for part_TF, true_TF in zip(table, truth, strict=True))
+
+
+def bfloat16_bits(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint32]:
+    """Bit patterns of the nearest bfloat16 numbers, 0 … 65535, in the shape of `values`, which must be finite.
+
+    numpy has no bfloat16. It is the upper 16 bits of a float32; this rounds as torch's `.to(torch.bfloat16)` does.
+    """
+    bits = values.view(np.uint32)
+    # Just under a half of the last bit that stays, or exactly a half where that bit is odd: ties go to even.
+    return (bits + np.uint32(0x7FFF) + ((bits >> _HALF_WORD) & np.uint32(1))) >> _HALF_WORD
+
+
+def round_to_bfloat16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """The nearest bfloat16 numbers, held as float32, in the shape of `values`, which must be finite."""
+    return (bfloat16_bits(values) << _HALF_WORD).view(np.float32)

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longeval.errors import LongEvalError
-from longeval.rope import gaps
+from longeval.rope.analysis import gaps
+from longeval.rope.analysis.gaps import check_target, feature_gaps
 from longeval.rope.base import Geometry, RopeTable
 from longeval.rope.build import build_table
-from longeval.rope.gaps import check_target, feature_gaps
 
 LLAMA2 = Geometry(head_dim=128, theta=10000.0, native_length=4096, factor=8.0)
 

@@ -1,4 +1,4 @@
-"""What the panels of the page of plots share: the methods that are drawn, their styles, and the look of an axis."""
+"""What all panels share: the methods that are drawn, their styles, and the look of an axis."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SHADE = "#EEF3F8"
-"""Behind what is pre-critical."""
+"""Background of what is pre-critical."""
 GUIDE = "#777777"
-"""Of lines that mark a length or a factor."""
+"""Colour of lines that mark a length or a factor."""
+SMALL_TEXT: dict[str, Any] = {"fontsize": 8.5, "color": "#555555"}
 _HEADLINE_CHARACTERS = 58
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Page:
-    """What the panels of a page share."""
+    """The methods of one page."""
 
     descriptions: Sequence[Mapping[str, Any]]
-    """Of `analysis.describe`, all for one geometry."""
+    """What `describe` returned for each method, all on one geometry."""
     styles: Sequence[Mapping[str, Any]]
-    """matplotlib's line properties of each."""
+    """matplotlib's line properties for each method."""
 
     @property
     def native(self) -> int:
@@ -53,7 +54,7 @@ class Page:
         return [all(feature) for feature in zip(*fits, strict=True)]
 
     def curves(self, key: str) -> Iterator[tuple[Sequence[float], dict[str, Any]]]:
-        """A per-feature key of every method with its style, markers on at most about 20 features."""
+        """Yields a per-feature key of every method with its style; at most about 20 features have markers."""
         for index, (description, style) in enumerate(zip(self.descriptions, self.styles, strict=True)):
             step = max(1, len(description[key]) // 20)
             # One feature alone makes no line.
@@ -67,12 +68,12 @@ class Page:
 
 
 def headline(axes: Axes, number: int, text: str, *, room: float = 0) -> None:
-    """Numbers a panel and says above it what to see; `room` points are left between."""
+    """Writes a panel's number and headline above it, with `room` points between."""
     axes.set_title(textwrap.fill(f"{number}. {text}", _HEADLINE_CHARACTERS), loc="left", fontsize=10, pad=7 + room)
 
 
 def finish(axes: Axes, x_label: str, y_label: str) -> None:
-    """What all panels look like."""
+    """Labels the axes and gives them the look of all panels."""
     axes.set_xlabel(x_label, fontsize=9.5)
     axes.set_ylabel(y_label, fontsize=9.5)
     axes.tick_params(labelsize=8.5)
@@ -82,5 +83,5 @@ def finish(axes: Axes, x_label: str, y_label: str) -> None:
 
 
 def short(number: float) -> str:
-    """Two digits, and 3e-8 rather than 3e-08."""
+    """A number with two digits, as 3e-8 rather than 3e-08."""
     return f"{number:.2g}".replace("e-0", "e-")

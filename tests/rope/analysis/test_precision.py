@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from longeval.rope.analysis.precision import ENDS, exact_cos_sin, float_errors
 from longeval.rope.base import Geometry, RopeTable
 from longeval.rope.build import build_table
-from longeval.rope.precision import ENDS, exact_cos_sin, float_errors
 
 LLAMA2 = Geometry(head_dim=128, theta=10000.0, native_length=4096, factor=8.0)
 PI = Fraction("3.14159265358979323846264338327950288419716939937510582097494459")
@@ -63,7 +63,7 @@ def test_errors_of_stock_engines_are_those_of_transformers(name, end):
     positions = np.arange(end - 4096, end)
     truth = exact_cos_sin(table, positions)
     errors = float_errors(table, end)
-    for dtype, stated in ((torch.float32, errors.float32_product), (torch.bfloat16, errors.bfloat16_inv_freq)):
+    for dtype, stated in ((torch.float32, errors["float32_product"]), (torch.bfloat16, errors["bfloat16_inv_freq"])):
         module = stock_module(table.inv_freq_F).to(dtype)
         assert module.inv_freq.dtype == dtype
         parts = module(torch.zeros(1, dtype=torch.float32), torch.from_numpy(positions)[None])
@@ -71,22 +71,22 @@ def test_errors_of_stock_engines_are_those_of_transformers(name, end):
             np.abs(part[0, :, :64].double().numpy() - true).max() for part, true in zip(parts, truth, strict=True)
         )
         assert stated == pytest.approx(measured, abs=2e-7)
-    assert errors.positions == end
+    assert errors["positions"] == end
 
 
 def test_drift_of_plain_rope_grows_with_the_position():
     # The angle of feature 0 is the position itself, exact in float32; the largest error is that of θ_1's 24 bits.
     near, far = (float_errors(build_table("none", LLAMA2), end) for end in ENDS)
-    assert (near.float32_product, far.float32_product) == pytest.approx((0.00772, 0.06184), abs=5e-6)
-    assert far.float32_product / near.float32_product == pytest.approx(8.0, rel=0.05)
-    assert near.bfloat16_inv_freq > 1.99 and far.bfloat16_inv_freq > 1.99
+    assert (near["float32_product"], far["float32_product"]) == pytest.approx((0.00772, 0.06184), abs=5e-6)
+    assert far["float32_product"] / near["float32_product"] == pytest.approx(8.0, rel=0.05)
+    assert near["bfloat16_inv_freq"] > 1.99 and far["bfloat16_inv_freq"] > 1.99
 
 
 @pytest.mark.parametrize("name", ["none", "resonance", "yarn", "resonance_yarn", "dynamic_ntk"])
 @pytest.mark.parametrize("end", ENDS)
 def test_ours_is_within_half_a_unit_of_float32_at_any_position(name, end):
     # 2^-25 is half a float32 step below 1; it is reached almost, so nothing less than the rounding is told.
-    assert 2.9e-8 < float_errors(build_table(name, LLAMA2), end).longeval < 2.0**-25 * 1.01
+    assert 2.9e-8 < float_errors(build_table(name, LLAMA2), end)["longeval"] < 2.0**-25 * 1.01
 
 
 def test_errors_by_their_definition_over_the_last_positions():
@@ -101,8 +101,8 @@ def test_errors_by_their_definition_over_the_last_positions():
             angle = float(np.float32(m) * frequency)
             off = max(abs(math.cos(angle) - truth[0]), abs(math.sin(angle) - truth[1]))
             worst[key] = max(worst[key], off)
-    assert errors.float32_product == pytest.approx(worst["float32_product"], abs=1e-7)
-    assert errors.bfloat16_inv_freq == pytest.approx(worst["bfloat16_inv_freq"], abs=1e-7)
+    assert errors["float32_product"] == pytest.approx(worst["float32_product"], abs=1e-7)
+    assert errors["bfloat16_inv_freq"] == pytest.approx(worst["bfloat16_inv_freq"], abs=1e-7)
 
 
 def test_the_attention_factor_is_left_out():
@@ -117,5 +117,4 @@ def test_fewer_positions_than_are_looked_at():
     errors = float_errors(table, 5)
     worst = max(abs(float(np.float32(math.cos(m * 0.1))) - math.cos(m * 0.1)) for m in range(5))
     worst = max(worst, *(abs(float(np.float32(math.sin(m * 0.1))) - math.sin(m * 0.1)) for m in range(5)))
-    assert errors.longeval == pytest.approx(worst, rel=1e-6)
-    assert errors.to_json() == dataclasses.asdict(errors)
+    assert errors["longeval"] == pytest.approx(worst, rel=1e-6)

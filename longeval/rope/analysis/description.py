@@ -1,9 +1,11 @@
-"""What a frequency table is worth beyond the native length, in one dictionary: what `longeval rope` shows of a method.
+"""One method's numbers in one dictionary: what `longeval rope` prints, draws, and writes as JSON.
 
-Feature gaps, pre-critical features and unique positions are ideas of Wang et al. 2024, arXiv 2403.00071; each module
-that is called here (gaps, collisions, decay, precision) defines its own number.
+Feature gaps, pre-critical features and unique positions are ideas of Wang et al. 2024, arXiv 2403.00071. Decay is the
+mean over features of cos(Δ·θ̃_j): the logit of a query and an equal key, Δ tokens apart, whose features all have the
+same length (Su et al. 2021, arXiv 2104.09864, section 3.4.3). It leaves the attention factor out, because its square
+multiplies the logits at every distance.
 
-Shapes: F features.
+Shapes: F features, K distances.
 """
 
 from __future__ import annotations
@@ -12,23 +14,27 @@ from typing import Any
 
 import numpy as np
 
-from longeval.rope.base import Geometry, RopeTable
+from longeval.rope.analysis.collisions import count_collisions, decimal, unique_positions
+from longeval.rope.analysis.gaps import check_target, feature_gaps
+from longeval.rope.analysis.precision import ENDS, float_errors
+from longeval.rope.base import FloatArray, Geometry, IntArray, RopeTable
 from longeval.rope.build import build_table, parse_method_name
-from longeval.rope.collisions import count_collisions, decimal, unique_positions
-from longeval.rope.decay import decay_distances, mean_cosines
-from longeval.rope.gaps import check_target, feature_gaps
-from longeval.rope.precision import ENDS, float_errors
 from longeval.rope.resonance import resonate
+
+_NUM_SPACED = 370
+"""Log-spaced distances of a decay curve; with the round ones added and repeats removed there are at most about 400."""
+_ROWS = 1024
+"""Distances whose angles are in memory at once."""
 
 
 def pre_critical(table: RopeTable, geometry: Geometry) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Which features have a wavelength of at most L tokens, shape (F,); give it the table before rounding."""
+    """Which features have a wavelength of at most L tokens, shape (F,); `table` is the one before rounding."""
     critical_F: np.ndarray[Any, np.dtype[np.bool_]] = table.wavelengths_F <= geometry.native_length
     return critical_F
 
 
 def describe(name: str, geometry: Geometry, parameters: Any = None, seq_len: int | None = None) -> dict[str, Any]:
-    """As `describe_tables`, for a method of plain RoPE by its name.
+    """Describes a method on a plain geometry, as `describe_tables` does.
 
     Args:
         name: Canonical method name.
@@ -50,7 +56,7 @@ def describe(name: str, geometry: Geometry, parameters: Any = None, seq_len: int
 def describe_tables(
     name: str, geometry: Geometry, *, unrounded: RopeTable, table: RopeTable, length: int
 ) -> dict[str, Any]:
-    """One method's table and what it is worth, as plain JSON types: the contract of `longeval rope --json`.
+    """Describes one method's table in plain JSON types.
 
     Args:
         name: Canonical method name.
@@ -66,7 +72,11 @@ def describe_tables(
     critical_F = pre_critical(unrounded, geometry)
     gaps_F = feature_gaps(table, geometry)
     unique = unique_positions(None if table.period_F is None else table.period_F[critical_F])
+    counted = count_collisions(table, geometry.target_length)
     distance_K = decay_distances(geometry)
+    rounding_errors_F = np.zeros(geometry.num_features)
+    if table.period_F is not None:
+        rounding_errors_F = table.wavelengths_F / unrounded.wavelengths_F - 1.0
     return {
         "name": name,
         "head_dim": geometry.head_dim,
@@ -82,27 +92,36 @@ def describe_tables(
         "feature_gap": float(gaps_F[critical_F].max(initial=0.0)),
         "feature_gaps": gaps_F.tolist(),
         "rotations": (geometry.native_length / table.wavelengths_F).tolist(),
-        "rounding_errors": _rounding_errors(unrounded, table),
+        "rounding_errors": rounding_errors_F.tolist(),
         "interpolation": (geometry.base_inv_freq() / table.inv_freq_F).tolist(),
         "decay": {"distances": distance_K.tolist(), "mean_cos": mean_cosines(table, distance_K).tolist()},
-        "collisions": _collisions(table, geometry.target_length, unique),
-        "precision": [float_errors(table, end).to_json() for end in ENDS],
+        "collisions": {
+            "pre_critical": None if unique is None else max(0, geometry.target_length - unique),
+            "float32": None if counted is None else counted.float32,
+            "bfloat16": None if counted is None else counted.bfloat16,
+        },
+        "precision": [float_errors(table, end) for end in ENDS],
     }
 
 
-def _rounding_errors(unrounded: RopeTable, table: RopeTable) -> list[float]:
-    """λ̃_j/λ_j − 1 for every feature; exactly 0 where nothing is rounded."""
-    if table.period_F is None:
-        return [0.0] * len(table.inv_freq_F)
-    errors: list[float] = (table.wavelengths_F / unrounded.wavelengths_F - 1.0).tolist()
-    return errors
+def decay_distances(geometry: Geometry) -> IntArray:
+    """Distances of a decay curve, shape (K,): 0, then about log-spaced up to L'−1, tokens.
+
+    They include all powers of two and the native length L, so that tables can name round distances.
+    """
+    last = geometry.target_length - 1
+    if last < 1:
+        return np.zeros(1, dtype=np.int64)
+    spaced_K = np.rint(np.geomspace(1, last, _NUM_SPACED)).astype(np.int64)
+    round_K = 2 ** np.arange(last.bit_length(), dtype=np.int64)
+    distance_K = np.unique(np.concatenate(([0, geometry.native_length, last], round_K, spaced_K)))
+    return distance_K[distance_K <= last]
 
 
-def _collisions(table: RopeTable, length: int, unique: int | None) -> dict[str, int | None]:
-    """Of the positions 0 … length−1, how many are no different from an earlier one, by what tells them apart."""
-    counted = count_collisions(table, length)
-    return {
-        "pre_critical": None if unique is None else max(0, length - unique),
-        "float32": None if counted is None else counted.float32,
-        "bfloat16": None if counted is None else counted.bfloat16,
-    }
+def mean_cosines(table: RopeTable, distance_K: IntArray) -> FloatArray:
+    """Mean over features of cos(Δ·θ̃_j) for every distance Δ, shape (K,); exact periods are reduced first."""
+    mean_K = np.empty(len(distance_K))
+    for first in range(0, len(distance_K), _ROWS):
+        rows = slice(first, first + _ROWS)
+        mean_K[rows] = np.cos(table.angles(distance_K[rows])).mean(axis=1)
+    return mean_K

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from longeval.errors import LongEvalError
-from longeval.rope.analysis import describe, describe_tables
+from longeval.rope.analysis.description import describe, describe_tables
 from longeval.rope.base import Geometry
 from longeval.rope.build import build_table
 
@@ -118,7 +118,7 @@ def test_collisions_are_counted_up_to_the_target():
 
 
 def test_too_many_positions_to_compare_are_null(monkeypatch):
-    monkeypatch.setattr("longeval.rope.collisions._MOST_VALUES", 100)
+    monkeypatch.setattr("longeval.rope.analysis.collisions._MOST_VALUES", 100)
     geometry = Geometry(head_dim=4, theta=1e4, native_length=17, factor=3.0)
     assert describe("none", geometry)["collisions"] == {"pre_critical": None, "float32": None, "bfloat16": None}
 
@@ -141,6 +141,6 @@ def test_the_sequence_length_reaches_dynamic_methods_only():
 
 
 def test_targets_out_of_reach_are_refused_before_any_work(monkeypatch):
-    monkeypatch.setattr("longeval.rope.analysis.build_table", None)
+    monkeypatch.setattr("longeval.rope.analysis.description.build_table", None)
     with pytest.raises(LongEvalError, match=r"--factor 1e\+306: a target length of"):
         describe("none", dataclasses.replace(LLAMA2, factor=1e306))

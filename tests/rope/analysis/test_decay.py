@@ -6,9 +6,9 @@ import math
 import numpy as np
 import pytest
 
-from longeval.rope import decay
+from longeval.rope.analysis import description
+from longeval.rope.analysis.description import decay_distances, mean_cosines
 from longeval.rope.base import Geometry, RopeTable
-from longeval.rope.decay import decay_distances, mean_cosines
 
 
 def geometry(native=4096, factor=8.0):
@@ -50,5 +50,5 @@ def test_rounded_features_come_back_exactly_however_far(monkeypatch):
     assert mean[:3].tolist() == [1.0, 1.0, 1.0]
     expected = (math.cos(math.pi) + math.cos(2 * math.pi * 3 / 35) + math.cos(2 * math.pi * 3 / 100)) / 3
     assert mean[3] == pytest.approx(expected, abs=1e-15)
-    monkeypatch.setattr(decay, "_ROWS", 3)
+    monkeypatch.setattr(description, "_ROWS", 3)
     assert mean_cosines(table, distances).tolist() == mean.tolist()

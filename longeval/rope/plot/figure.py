@@ -1,9 +1,9 @@
 """One page of plots: what methods do to the features of RoPE, and what rounding their wavelengths is good for.
 
-Each panel has a sentence that says what to see, worded from the numbers at hand. matplotlib is imported inside, and its
-object API is used, so that a program that plots itself is not disturbed; equal descriptions give equal bytes. A colour
-and a marker belong to a base method, the same as in the figures of a report; its resonance form has them too, dashed,
-and where both are drawn the base is a wide pale line that the dashes can be seen on.
+Equal descriptions give equal bytes. matplotlib is imported inside the functions, and only its object interface is used,
+so that a program that makes its own plots is not disturbed. Each base method has a colour and a marker, the same as in
+the figures of a report. Its resonance form has them too, as a dashed line; where both are drawn, the base method is a
+wide pale line on which the dashes can be seen.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from longeval.errors import LongEvalError
-from longeval.rope import feature_panels, phases, position_panels
-from longeval.rope.page import Page
+from longeval.rope.plot import panels
+from longeval.rope.plot.page import Page
 from longeval.values import format_length
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def draw(descriptions: Sequence[Mapping[str, Any]], image_format: str) -> bytes:
     """Draws methods of one geometry.
 
     Args:
-        descriptions: What `analysis.describe` returns, at least one, all with the same native length and factor.
+        descriptions: What `describe` returns, at least one, all with the same native length and factor.
         image_format: `png` or `svg`.
 
     Returns:
@@ -70,7 +70,7 @@ def draw(descriptions: Sequence[Mapping[str, Any]], image_format: str) -> bytes:
 
 
 def make_figure(descriptions: Sequence[Mapping[str, Any]]) -> Figure:
-    """The page as matplotlib's figure: title, legend, and six panels in reading order; `draw` is what saves it."""
+    """The page as matplotlib's figure: title, legend, and six panels in reading order."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -79,15 +79,15 @@ def make_figure(descriptions: Sequence[Mapping[str, Any]]) -> Figure:
     layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.06, hspace=0.05, wspace=0.02)
     figure = Figure(figsize=(_WIDTH_INCHES, 11.4 + 0.19 * rows), layout=layout)
     grid = figure.add_gridspec(3, 2)
-    feature_panels.draw_wavelengths(figure.add_subplot(grid[0, 0]), page)
-    feature_panels.draw_interpolation(figure.add_subplot(grid[0, 1]), page)
-    feature_panels.draw_gaps(figure.add_subplot(grid[1, 0]), page)
+    panels.draw_wavelengths(figure.add_subplot(grid[0, 0]), page)
+    panels.draw_interpolation(figure.add_subplot(grid[0, 1]), page)
+    panels.draw_gaps(figure.add_subplot(grid[1, 0]), page)
     halves = grid[1, 1].subgridspec(2, 1, hspace=0)
     above = figure.add_subplot(halves[0])
     below = figure.add_subplot(halves[1], sharex=above)
-    phases.draw_phases(above, below, descriptions)
-    position_panels.draw_decay(figure.add_subplot(grid[2, 0]), page)
-    position_panels.draw_precision(figure.add_subplot(grid[2, 1]), page)
+    panels.draw_phases(above, below, page)
+    panels.draw_decay(figure.add_subplot(grid[2, 0]), page)
+    panels.draw_precision(figure.add_subplot(grid[2, 1]), page)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(
         handles,
@@ -104,7 +104,7 @@ def make_figure(descriptions: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def _title(description: Mapping[str, Any]) -> str:
-    """The geometry that all methods share."""
+    """The title: the geometry that all methods share."""
     native, factor = description["native_length"], description["factor"]
     target = round(factor * native)
     text = (
@@ -115,7 +115,7 @@ def _title(description: Mapping[str, Any]) -> str:
 
 
 def _styles(names: Sequence[str]) -> list[dict[str, Any]]:
-    """Line style of every method."""
+    """Line properties of every method, for matplotlib."""
     bases = [_base(name) for name in names]
     unknown = sorted(set(bases) - set(_LOOKS))
     styles = []
@@ -141,7 +141,7 @@ def _styles(names: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def _base(name: str) -> str:
-    """The method that resonance rounds; a base method itself."""
+    """The method that a resonance method rounds, or a base method itself."""
     return "none" if name == "resonance" else name.removeprefix("resonance_")
 
 

@@ -1,0 +1,375 @@
+"""The six panels of the page: wavelength, interpolation, feature gap, phases, attention decay, floating-point error.
+
+Every panel draws keys of `describe` as they are, and its headline says what to see in these numbers.
+
+Shapes: P positions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from longeval.rope.analysis.phases import (
+    LONGEST_NATIVE,
+    Example,
+    choose_example,
+    distances_to_seen,
+    phases,
+    seen_intervals,
+    shown_end,
+    unseen_positions,
+)
+from longeval.rope.base import IntArray
+from longeval.rope.plot.page import GUIDE, SHADE, SMALL_TEXT, Page, finish, headline, short
+from longeval.values import format_length
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_SEEN = "#4D5A66"
+_BAND = "#C9D2DA"
+_UNSEEN = "#E0001B"
+_MOST_REPEATS = 3.0
+_HOLE_SHARES = 30.0
+"""The phase panel shows at most so many repeats of the rounded feature, and at most so many times the distance from the
+worst unseen phase to the nearest seen one."""
+_MOST_UNSEEN = 2**18
+"""Unseen positions that are looked at; of more, a sample."""
+_MOST_DOTS = 1200
+"""Dots of each colour, so that an SVG stays small."""
+_NOISE_TURNS = 1e-9
+"""A distance below this is rounding of float64, not a hole."""
+_NAME_CHARACTERS = 38
+_WAYS = {"float32_product": "float32 product", "bfloat16_inv_freq": "bfloat16 inv_freq", "longeval": "longeval"}
+_LEAST_POWER = -12
+"""Of ten, on the axis of errors; what is smaller, and an exact 0, is drawn on a linear part below."""
+
+
+def draw_wavelengths(axes: Axes, page: Page) -> None:
+    """λ̃ by feature, with the native and the target length; wavelengths up to the native length are shaded."""
+    for wavelengths_F, style in page.curves("wavelengths"):
+        axes.plot(wavelengths_F, **style)
+    values = page.values("wavelengths")
+    axes.set_yscale("log")
+    axes.set_ylim(min(*values, page.native) / 2, max(*values, page.target) * 2)
+    axes.axhspan(axes.get_ylim()[0], page.native, color=SHADE, zorder=0)
+    _feature_axis(axes, page)
+    finish(axes, "feature j", "wavelength (tokens)")
+    axes.axhline(page.native, color=GUIDE, linewidth=1, linestyle=":")
+    # Below and above their lines, so that close lengths don't write on each other.
+    _say(axes, f"native {format_length(page.native)}", (0.015, page.native), (0, -2), "top")
+    if page.target > page.native:
+        axes.axhline(page.target, color=GUIDE, linewidth=1, linestyle="-.")
+        _say(axes, f"target {format_length(page.target)}", (0.015, page.target), (0, 2), "bottom")
+    counts = [description["pre_critical"] for description in page.descriptions]
+    few, many = min(counts), max(counts)
+    number = str(few) if few == many else f"{few} to {many}"
+    headline(
+        axes,
+        1,
+        f"Shaded: wavelengths that fit into the native {format_length(page.native)} tokens; "
+        f"pre-critical features: {number} of {len(page.descriptions[0]['wavelengths'])}.",
+    )
+
+
+def draw_interpolation(axes: Axes, page: Page) -> None:
+    """θ/θ̃ by feature: 1 where a method leaves a feature alone, s where it interpolates fully."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    for interpolation_F, style in page.curves("interpolation"):
+        axes.plot(interpolation_F, **style)
+    values = [*page.values("interpolation"), 1.0, page.factor]
+    low, high = min(values), max(values)
+    if high > 2 * low:
+        axes.set_yscale("log")
+        step = max(1, math.ceil(math.log2(high / low) / 8))
+        powers = range(math.floor(math.log2(low)), math.ceil(math.log2(high)) + 1)
+        axes.yaxis.set_major_locator(FixedLocator([2.0**power for power in powers if power % step == 0]))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+        axes.set_ylim(low / 1.15, high * 1.15)
+    else:
+        room = max(0.1 * (high - low), 0.02)
+        axes.set_ylim(low - room, high + room)
+    _feature_axis(axes, page)
+    finish(axes, "feature j", "interpolation (λ after / before)")
+    axes.axhline(1, color=GUIDE, linewidth=1, linestyle=":")
+    text = "How far each method stretches each wavelength: 1 leaves it as it is"
+    if page.factor > 1:
+        axes.axhline(page.factor, color=GUIDE, linewidth=1, linestyle="-.")
+        text += f", {page.factor:g} is the whole factor s"
+    headline(axes, 2, f"{text}.")
+
+
+def draw_gaps(axes: Axes, page: Page) -> None:
+    """Feature gap by feature, linear near 0 so that an exact 0 has a place."""
+    for gaps_F, style in page.curves("feature_gaps"):
+        axes.plot(gaps_F, **style, clip_on=False)
+    positive = [gap for gap in page.values("feature_gaps") if gap > 0]
+    for first, last in _runs(page.pre_critical_in_all()):
+        axes.axvspan(first - 0.5, last + 0.5, color=SHADE, zorder=0)
+    _feature_axis(axes, page)
+    finish(axes, "feature j", "feature gap")
+    if positive:
+        decade = max(-6, min(-2, math.floor(math.log10(min(positive)))))
+        axes.set_yscale("symlog", linthresh=10.0**decade)
+        axes.set_ylim(-(10.0**decade) / 3, 4)
+        axes.set_yticks([0, *(10.0**power for power in range(decade, 1))])
+        axes.set_yticks([], minor=True)
+    else:
+        axes.set_ylim(-0.05, 1)
+        axes.set_yticks([0, 1])
+    headline(axes, 3, _gap_headline(page))
+
+
+def _gap_headline(page: Page) -> str:
+    """Says how large the gaps of pre-critical features are, without and with rounding."""
+    if page.target <= page.native:
+        return "No gaps: the target is the native length, so no position is unseen."
+    told = [description for description in page.descriptions if description["pre_critical"]]
+    if not told:
+        return "No feature is pre-critical: no wavelength fits into the native length."
+    plain = [description["feature_gap"] for description in told if description["unique_positions"] is None]
+    rounded = [description["feature_gap"] for description in told if description["unique_positions"] is not None]
+    text = f"Past {format_length(page.native)}, pre-critical features miss what training showed by"
+    amounts = ([_amount(max(plain))] if plain else []) + ([f"{_amount(max(rounded))} if rounded"] if rounded else [])
+    return f"{text} {', by '.join(amounts)}."
+
+
+def _runs(flags: Sequence[bool]) -> list[tuple[int, int]]:
+    """First and last index of every run of true values."""
+    indices = [index for index, flag in enumerate(flags) if flag]
+    firsts = [index for index in indices if index == 0 or not flags[index - 1]]
+    lasts = [index for index in indices if index + 1 == len(flags) or not flags[index + 1]]
+    return list(zip(firsts, lasts, strict=True))
+
+
+def _amount(gap: float) -> str:
+    """A largest gap in words; only a gap of 0.0 is called exact."""
+    return "exactly 0" if gap == 0 else f"up to {short(gap)}"
+
+
+def _feature_axis(axes: Axes, page: Page) -> None:
+    """Draws the horizontal axis of a panel by feature."""
+    from matplotlib.ticker import MaxNLocator
+
+    num_features = len(page.descriptions[0]["wavelengths"])
+    room = max(0.5, 0.02 * num_features)
+    axes.set_xlim(-room, num_features - 1 + room)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=9, integer=True, min_n_ticks=1, steps=[1, 2, 4, 5, 8, 10]))
+
+
+def _say(axes: Axes, text: str, place: tuple[float, float], offset: tuple[float, float], va: Any) -> None:
+    """Writes a few words by the left edge of the axes, at a height of the data."""
+    axes.annotate(
+        text,
+        place,
+        xycoords=("axes fraction", "data"),
+        xytext=offset,
+        textcoords="offset points",
+        ha="left",
+        va=va,
+        **SMALL_TEXT,
+    )
+
+
+def draw_phases(above: Axes, below: Axes, page: Page) -> None:
+    """Phase by position of one feature: unrounded above, rounded below.
+
+    The middle of the upper half is the unseen phase that is farthest from all seen ones; that of the lower half is the
+    nearest rounded phase. Both are equally wide.
+    """
+    native, end = page.native, shown_end(page.descriptions[0])
+    example = choose_example(page.descriptions)
+    if example is None:
+        _draw_nothing(above, below, native)
+        return
+    unseen_P = unseen_positions(native, end, _MOST_UNSEEN)
+    distances_P = distances_to_seen(example.wavelength, native, unseen_P)
+    farthest = float(distances_P.max(initial=0.0))
+    worst_P = unseen_P[[distances_P.argmax()]] if unseen_P.size else np.array([0])
+    centre = float(phases(example.wavelength, worst_P)[0])
+    falls_between = farthest > _NOISE_TURNS
+    width = min(1.0, _MOST_REPEATS / example.period, _HOLE_SHARES * farthest if falls_between else 1.0)
+    for axes, wavelength, middle, name in (
+        (above, example.wavelength, centre, example.name),
+        (below, example.period, round(centre * example.period) / example.period, example.rounded_name or "rounded"),
+    ):
+        _draw_half(axes, wavelength, unseen_P, native, middle, width)
+        _finish_half(axes, native, end)
+        _label_half(axes, f"{_fitting(name)}: wavelength {wavelength:.6g} tokens", under_headline=axes is above)
+    _finish_phase_axis(below, width)
+    above.tick_params(labelbottom=False)
+    headline(above, 4, _headline(example, native, end, falls_between=falls_between), room=15)
+
+
+def _draw_half(axes: Axes, wavelength: float, unseen_P: IntArray, native: int, middle: float, width: float) -> None:
+    """Draws dots at (phase from the middle, position), and the seen phases as bands over all positions."""
+    random = np.random.default_rng(0)
+    for positions_P, colour in ((np.arange(native), _SEEN), (unseen_P, _UNSEEN)):
+        x_P = (phases(wavelength, positions_P) - middle + 0.5) % 1 - 0.5
+        shown_P = np.flatnonzero(np.abs(x_P) <= width / 2)
+        if colour == _SEEN:
+            for start, stop in seen_intervals(x_P[shown_P], width / 300):
+                axes.axvspan(start, stop, facecolor=_BAND, edgecolor=_BAND, linewidth=2, zorder=1)
+        if shown_P.size > _MOST_DOTS:
+            shown_P = np.sort(random.choice(shown_P, _MOST_DOTS, replace=False))
+        size = 2 if shown_P.size > 100 else 3.5
+        dots: dict[str, Any] = {"linestyle": "", "marker": "o", "markersize": size, "markeredgewidth": 0, "zorder": 3}
+        axes.plot(x_P[shown_P], positions_P[shown_P], color=colour, **dots)
+
+
+def _finish_half(axes: Axes, native: int, end: int) -> None:
+    """Draws the vertical axis, and a line at the native length."""
+    finish(axes, "", "position")
+    axes.grid(visible=False)
+    # Unseen positions get at least a quarter of the height; the bands still show all of the seen phases.
+    start = max(0, native - 3 * (end - native)) if end > native else 0
+    axes.set_ylim(start, end)
+    axes.axhline(native, color=_SEEN, linewidth=1, linestyle=":")
+    ticks = sorted({start, native, end})
+    axes.set_yticks(ticks, [format_length(tick) if tick else "0" for tick in ticks])
+
+
+def _label_half(axes: Axes, text: str, *, under_headline: bool) -> None:
+    """Writes what is shown above the axes; the title of the upper half is the headline, which leaves room."""
+    if not under_headline:
+        axes.set_title(text, loc="left", **SMALL_TEXT, pad=4)
+        return
+    label = axes.annotate(
+        text, (0, 1), xycoords="axes fraction", xytext=(0, 4), textcoords="offset points", **SMALL_TEXT
+    )
+    # A long one must not make the axes narrower.
+    label.set_in_layout(False)
+
+
+def _finish_phase_axis(axes: Axes, width: float) -> None:
+    """Draws the horizontal axis, which both halves share."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_xlim(-width / 2, width / 2)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel("phase, counted from the middle (fraction of a turn)", fontsize=9.5)
+
+
+def _fitting(name: str) -> str:
+    """A name short enough for a line."""
+    return name if len(name) <= _NAME_CHARACTERS else name[: _NAME_CHARACTERS - 1] + "…"
+
+
+def _headline(example: Example, native: int, end: int, *, falls_between: bool) -> str:
+    """Says where the unseen positions of the example lie."""
+    feature = f"feature {example.feature} of {_fitting(example.name)}"
+    if end <= native:
+        return f"All positions of {feature} up to the target are seen in training."
+    if not falls_between:
+        return f"Past {format_length(native)}, {feature} (red) falls on phases seen in training (grey)."
+    return (
+        f"Why: past {format_length(native)}, {feature} (red) falls between phases seen in training (grey); "
+        "rounded, it falls on them."
+    )
+
+
+def _draw_nothing(above: Axes, below: Axes, native: int) -> None:
+    """Says why there are no phases to draw."""
+    for axes in (above, below):
+        axes.set_axis_off()
+    if native > LONGEST_NATIVE:
+        text = f"A native length of {format_length(native)} has too many phases to draw."
+    else:
+        text = f"No feature turns once within the native {format_length(native)} tokens: none could repeat itself."
+    headline(above, 4, text)
+
+
+def draw_decay(axes: Axes, page: Page) -> None:
+    """Mean over features of cos(distance · θ̃) by distance; distance 0, where it is 1, has no place on a log axis."""
+    from matplotlib.ticker import NullLocator
+
+    longest, lowest = 1, 0.0
+    for description, style in zip(page.descriptions, page.styles, strict=True):
+        decay = description["decay"]
+        points = [point for point in zip(decay["distances"], decay["mean_cos"], strict=True) if point[0] > 0]
+        distances, means = [distance for distance, _ in points], [mean for _, mean in points]
+        # Thinner than elsewhere: these curves go up and down a lot.
+        axes.plot(distances, means, **dict(style) | {"marker": None, "linewidth": style["linewidth"] / 1.6})
+        longest, lowest = max([longest, *distances]), min([lowest, *means])
+    axes.set_xscale("log", base=2)
+    # Room on the right for the length that is written along its line.
+    axes.set_xlim(0.9, longest * 2)
+    axes.set_ylim(lowest - 0.05, 1.04)
+    powers = range(0, math.floor(math.log2(longest)) + 1, max(1, math.ceil(math.log2(longest) / 9)))
+    axes.set_xticks([2**power for power in powers], [format_length(2**power) for power in powers])
+    axes.xaxis.set_minor_locator(NullLocator())
+    finish(axes, "distance (tokens)", "mean cos over features")
+    axes.axhline(0, color=GUIDE, linewidth=0.8)
+    _mark_length(axes, page.native, "native", left=True)
+    if page.target > page.native:
+        _mark_length(axes, page.target, "target", left=False)
+    headline(axes, 5, "How distance alone changes the attention between equal vectors (1 at distance 0).")
+
+
+def draw_precision(axes: Axes, page: Page) -> None:
+    """Largest error of cos and sin for three ways to compute them, each at growing positions."""
+    positions = [point["positions"] for point in page.descriptions[0]["precision"]]
+    width = len(positions) + 0.8
+    errors: list[float] = []
+    for description, style in zip(page.descriptions, page.styles, strict=True):
+        for group, way in enumerate(_WAYS):
+            y = [point[way] for point in description["precision"]]
+            visible = {"markersize": 5.5, "label": f"{description['name']} {way}"}
+            axes.plot([group * width + index for index in range(len(y))], y, **dict(style) | visible)
+            errors += y
+    positive = [error for error in errors if error > 0]
+    lowest = max(_LEAST_POWER, math.floor(math.log10(min(positive, default=1.0))))
+    ticks = [10.0**power for power in range(lowest, 1)]
+    if min(errors) >= ticks[0]:
+        axes.set_yscale("log")
+        axes.set_ylim(ticks[0] / 2, 80)
+    else:
+        axes.set_yscale("symlog", linthresh=ticks[0])
+        axes.set_ylim(-ticks[0] / 3, 80)
+        ticks.insert(0, 0.0)
+    axes.set_yticks(ticks)
+    axes.set_yticks([], minor=True)
+    places = [group * width + index for group in range(len(_WAYS)) for index in range(len(positions))]
+    axes.set_xticks(places, [format_length(position) for position in positions] * len(_WAYS))
+    axes.set_xlim(-0.6, places[-1] + 0.6)
+    finish(axes, "position", "largest error of cos and sin")
+    for group, text in enumerate(_WAYS.values()):
+        middle = group * width + (len(positions) - 1) / 2
+        axes.text(middle, 30, text, ha="center", va="center", fontsize=9.5)
+        if group:
+            axes.axvline(group * width - 0.9, color="#CCCCCC", linewidth=0.8)
+    headline(axes, 6, _precision_headline(page))
+
+
+def _precision_headline(page: Page) -> str:
+    """Says how large the errors are at the last position."""
+    last = [description["precision"][-1] for description in page.descriptions]
+    product, ours = (max(point[way] for point in last) for way in ("float32_product", "longeval"))
+    return (
+        f"Just before position {format_length(last[0]['positions'])}, the usual float32 product errs by up to "
+        f"{short(product)}, longeval by {short(ours)}."
+    )
+
+
+def _mark_length(axes: Axes, length: int, what: str, *, left: bool) -> None:
+    """Marks a length by a line with its name on the outer side, so that close lengths have room."""
+    axes.axvline(length, color=GUIDE, linewidth=1, linestyle=":" if what == "native" else "-.")
+    axes.annotate(
+        f"{what} {format_length(length)}",
+        (length, 0.99),
+        xycoords=("data", "axes fraction"),
+        xytext=(-3 if left else 3, 0),
+        textcoords="offset points",
+        rotation=90,
+        ha="right" if left else "left",
+        va="top",
+        **SMALL_TEXT,
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
+    )
