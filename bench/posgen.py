@@ -18,8 +18,7 @@ from bench.timing import Timed, alternate
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from longeval.studies.posgen.model import ModelConfig
-    from longeval.studies.posgen.precision import Precision
+    from longeval.studies.posgen.config import ModelConfig, Precision
 
 NUM_SEEDS = 5
 BATCH_SIZE = 128
@@ -71,7 +70,7 @@ def measure_stacking(request: Request, config: ModelConfig | None = None) -> lis
 
 def default_config(device: str) -> ModelConfig:
     """The published sizes; on a CPU, where their steps take seconds, those of the smoke preset."""
-    from longeval.studies.posgen.model import ModelConfig
+    from longeval.studies.posgen.config import ModelConfig
 
     return ModelConfig(d_model=128, d_ff=512, heads=2) if device == "cpu" else ModelConfig()
 
@@ -109,11 +108,10 @@ def stepping(config: ModelConfig, num_seeds: int, precision: Precision, device: 
     from longeval.rope.base import Geometry
     from longeval.rope.build import build_table
     from longeval.studies.posgen.data import DataSetting, generate
-    from longeval.studies.posgen.precision import matmul_precision
-    from longeval.studies.posgen.schedule import Rate
+    from longeval.studies.posgen.model import matmul_precision
+    from longeval.studies.posgen.rotation import cos_sin
     from longeval.studies.posgen.state import initial_state
-    from longeval.studies.posgen.steps import Stepper
-    from longeval.studies.posgen.tables import cos_sin
+    from longeval.studies.posgen.steps import Rate, Stepper
 
     sizes = DataSetting(
         task="cot", modulus=config.modulus, length=LENGTH, num_train=BATCH_SIZE, num_valid=0, num_test=0

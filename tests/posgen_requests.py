@@ -6,8 +6,8 @@ import torch
 
 from longeval.request import PosGenRequest
 from longeval.run.engine import run
-from longeval.studies.posgen.checkpoint import from_bytes
 from longeval.studies.posgen.plan import plan_posgen
+from longeval.studies.posgen.state import from_bytes
 
 ALL = ("none", "resonance", "yarn", "resonance_yarn")
 BOTH = ("trained", "swapped")

@@ -18,7 +18,7 @@ from longeval.report.collect import collect
 from longeval.request import PosGenRequest, request_from_mapping, requests_from_yaml
 from longeval.store.folder import Store
 from longeval.studies.posgen import trainer as train_posgen
-from longeval.studies.posgen.checkpoint import from_bytes
+from longeval.studies.posgen.state import from_bytes
 
 TINY = {
     "task": "cot",

@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 import pytest
-import rope_reference as reference
 from hypothesis import given
 from hypothesis import strategies as st
+from rope import rope_reference as reference
 
 from longeval.errors import LongEvalError
 from longeval.rope.base import METHODS, Geometry

@@ -16,9 +16,8 @@ from longeval.rope.base import RopeTable
 from longeval.rope.build import MethodName
 from longeval.run.cell import Cell
 from longeval.store.records import Record, Status
+from longeval.studies.posgen.config import ModelConfig, TrainSetting
 from longeval.studies.posgen.data import DataSetting
-from longeval.studies.posgen.model import ModelConfig
-from longeval.studies.posgen.train import TrainSetting
 
 PREFIX = "posgen_"
 """In front of a rule's name, it is what records and reports call the data."""

@@ -1,8 +1,8 @@
-"""How well trained models predict each position: teacher-forced, and generating freely from the first tokens.
+"""How well trained models predict each position, teacher-forced and in free-running generation.
 
-Teacher-forced accuracy, as the paper has it, gives the model the true tokens before each one that it predicts
-(greedily); free-running generation feeds it its own, so that one mistake spoils what follows. Predicted positions below
-the training length are in distribution, those from there on are out of it (OOD).
+Teacher-forced accuracy, which the paper reports, gives the model the true tokens before each one that it predicts
+greedily. Free-running generation gives it its own tokens, so that one mistake can spoil all that follow. Positions
+below the training length are in distribution (ID), later ones are out of distribution (OOD).
 
 Shapes: S seeds, N sequences, B of them at once, T tokens of a sequence, P predicted tokens (those after the first j+k),
 V vocabulary.
@@ -20,12 +20,12 @@ import torch
 from torch.nn import functional
 
 from longeval.rope.base import RopeTable
-from longeval.studies.posgen.model import Cache, ModelConfig, Weights, forward, model_inputs
-from longeval.studies.posgen.precision import Precision, check_precision, matmul_precision, product_dtype
-from longeval.studies.posgen.tables import TorchTable, cos_sin
+from longeval.studies.posgen.config import ModelConfig, Precision
+from longeval.studies.posgen.model import Cache, Weights, forward, matmul_precision, model_inputs, product_dtype
+from longeval.studies.posgen.rotation import TorchTable, cos_sin
 
 BATCH_BYTES = 2**30
-"""About what the activations (or keys and values) of a batch may take."""
+"""Approximate limit for the activations, or the keys and values, of a batch."""
 
 FloatArray = npt.NDArray[np.float64]
 TokenArray = npt.NDArray[np.int64]
@@ -33,10 +33,10 @@ TokenArray = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Evaluation:
-    """One seed's model on its test sequences, by position of the predicted token."""
+    """The results of one seed's model on its test sequences, by position of the predicted token."""
 
     first: int
-    """Position of the first predicted token, j+k; those before it are random."""
+    """Position of the first predicted token, j+k; the tokens before it are random."""
     accuracy_P: FloatArray
     """Teacher-forced: share of sequences whose token is predicted."""
     loss_P: FloatArray
@@ -44,6 +44,7 @@ class Evaluation:
     generated_P: FloatArray | None
     """Free-running: share of sequences whose token is generated; None where that was not asked for."""
     num_sequences: int
+    """Number of test sequences."""
 
     @property
     def positions_P(self) -> TokenArray:
@@ -81,19 +82,18 @@ def evaluate(
     """Evaluates the model of every seed on its own sequences.
 
     Args:
-        config: Sizes.
+        config: Sizes of the model.
         weights: Name → (S, …), on any device.
-        test_SNT: Sequences of each seed.
-        table: The RoPE table to read with; one for sequences of T tokens if its method depends on length.
+        test_SNT: The test sequences of each seed.
+        table: The RoPE table; that of sequences of T tokens if its method depends on length.
         first: j+k: how many tokens are given.
         device: Where to compute.
-        precision: Of the matrix products.
-        generate: Whether to generate freely too.
+        precision: Precision of the matrix products.
+        generate: Whether to test free-running generation too.
 
     Returns:
         One evaluation per seed.
     """
-    check_precision(precision, device)
     weights = {name: tensor.detach().to(device) for name, tensor in weights.items()}
     held = cos_sin(table, config.num_positions(test_SNT.shape[-1]), device)
     tokens_SNT = torch.from_numpy(np.ascontiguousarray(test_SNT)).to(device)
@@ -122,7 +122,7 @@ def range_losses(
     length: int,
     precision: Precision,
 ) -> dict[str, list[RangeLoss]]:
-    """Mean losses in and out of distribution, by table and seed; everything is on the device already."""
+    """Computes mean losses in and out of distribution, by table and seed, of tensors that are on the device already."""
     losses: dict[str, list[RangeLoss]] = {}
     with torch.inference_mode():
         for name, table in tables.items():
@@ -141,7 +141,7 @@ def teacher_forced(
     first: int,
     precision: Precision,
 ) -> tuple[FloatArray, FloatArray]:
-    """(accuracy, mean loss) by predicted position, (S, P) each; every token is predicted from the true ones before."""
+    """Accuracy and mean loss by predicted position, (S, P) each; each token is predicted from the true ones before."""
     num_seeds, num_sequences, num_tokens = tokens_SNT.shape
     correct_SP, nll_SP = np.zeros((2, num_seeds, num_tokens - first))
     per_token = 2 * config.d_ff + 8 * config.d_model + 8 * config.width + 4 * config.vocabulary
@@ -174,7 +174,7 @@ def free_running(
             tokens_SBT.device,
             dtype or weights["embedding"].dtype,
         )
-        # `model_inputs` leaves the last token out: what is read first are the tokens given.
+        # `model_inputs` leaves out the last token, so this reads just the tokens that are given.
         read_SBT = model_inputs(tokens_SBT[..., : first + 1], config)
         answers = []
         for _ in range(first, num_tokens):
@@ -198,7 +198,7 @@ def token_nll(logits_SBTV: torch.Tensor, tokens_SBT: torch.Tensor, first: int, c
 
 
 def _batches(tokens_SNT: torch.Tensor, bytes_each: int) -> Iterator[torch.Tensor]:
-    """Parts along the sequences, as many at once as memory is allowed for."""
+    """Yields batches of sequences that stay within the limit of memory."""
     size = max(1, BATCH_BYTES // bytes_each)
     for start in range(0, tokens_SNT.shape[1], size):
         yield tokens_SNT[:, start : start + size]

@@ -2,8 +2,8 @@
 
 Pre-norm RMSNorm, causal attention, a ReLU feed-forward layer, no biases: T5's block without cross-attention, at the
 sizes of T5-Small and with two layers, as Wang et al. 2024 (arXiv 2403.00071, section 6.1) train it. What the paper
-leaves open is a field of `ModelConfig`. Every product is one batched matrix product over the seeds, so a seed computes
-the same alone as stacked.
+leaves open is a field of `ModelConfig`. Every product is one batched matrix product over the seeds, so a seed gives the
+same result alone and stacked.
 
 Shapes: S seeds stacked, B sequences, T positions, N = B·T, R = S·B, F = head_dim/2 features, H heads, d head_dim,
 D d_model, V vocabulary.
@@ -11,15 +11,14 @@ D d_model, V vocabulary.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch.nn import functional
 
-from longeval.errors import LongEvalError
+from longeval.studies.posgen.config import ModelConfig, Precision
 from longeval.studies.posgen.rotation import rotate_queries_and_keys
 
 Weights = dict[str, torch.Tensor]
@@ -29,109 +28,21 @@ Drop = Callable[[torch.Tensor], torch.Tensor]
 """Dropout of a tensor whose first axis is seeds (or seeds × sequences)."""
 
 NORM_EPS = 1e-6
-"""T5's."""
+"""The ε of T5's RMSNorm."""
 NORMAL_STD = 0.02
-"""Of the `normal` initialisation (GPT-2's)."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ModelConfig:
-    """Sizes, and what the paper leaves open."""
-
-    modulus: int = 17
-    """m: tokens are 0 … m−1."""
-    layers: int = 2
-    d_model: int = 512
-    d_ff: int = 2048
-    heads: int = 8
-    head_dim: int = 64
-    theta: float = 10000.0
-    """RoPE's base b; decides the table, which is made outside and handed over."""
-    tied: bool = True
-    """Whether the output layer is the embedding; with `t5` it reads hidden states times d_model^−0.5 then, as in T5."""
-    attention_scale: bool = False
-    """Whether attention logits are divided by √head_dim; T5 puts that into the queries' initialisation instead."""
-    init: Literal["t5", "normal"] = "t5"
-    """`t5`: normal with T5's standard deviations (embedding 1, matrices 1/√inputs, queries as attention_scale needs);
-    `normal`: 0.02 everywhere."""
-    start_token: bool = False
-    """One more token in front, id m, which shifts positions by one."""
-    dropout: float = 0.0
-    """While training, of embeddings, of each part's output, inside the feed-forward layer and before the output layer;
-    attention weights are left alone."""
-    frozen_mlp: bool = False
-    """Whether the feed-forward layers, norms included, stay as initialised."""
-
-    def __post_init__(self) -> None:
-        sizes = {"modulus": 2, "layers": 1, "d_model": 1, "d_ff": 1, "heads": 1, "head_dim": 2}
-        for name, least in sizes.items():
-            if getattr(self, name) < least:
-                flag = "--" + name.replace("_", "-")
-                raise LongEvalError(
-                    f"{flag} {getattr(self, name)}: must be at least {least}", "See --help for usual values."
-                )
-        if self.head_dim % 2:
-            raise LongEvalError(f"--head-dim {self.head_dim}: must be even", "RoPE rotates pairs; 64 is usual.")
-        if not (math.isfinite(self.theta) and self.theta > 0):
-            raise LongEvalError(f"--theta {self.theta}: must be a positive number", "10000 is the paper's base.")
-        if not 0 <= self.dropout < 1:
-            raise LongEvalError(f"--dropout {self.dropout}: must be at least 0 and below 1", "0 turns it off.")
-        if self.init not in ("t5", "normal"):
-            raise LongEvalError(f"--init {self.init}: unknown", "Use t5 or normal.")
-
-    @property
-    def vocabulary(self) -> int:
-        """V: m, and the start token where there is one."""
-        return self.modulus + int(self.start_token)
-
-    @property
-    def width(self) -> int:
-        """Heads × head_dim."""
-        return self.heads * self.head_dim
-
-    @property
-    def offset(self) -> int:
-        """The first token that is predicted: 1, or 0 with a start token; logits at row i are of token i + offset."""
-        return 1 - int(self.start_token)
-
-    def num_positions(self, length: int) -> int:
-        """Positions that the model reads to predict sequences of `length` tokens: all tokens but the last."""
-        return length - self.offset
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every weight by name, without the seeds' axis, in the order in which they are drawn."""
-        shapes: dict[str, tuple[int, ...]] = {"embedding": (self.vocabulary, self.d_model)}
-        for layer in range(self.layers):
-            shapes |= {
-                f"{layer}.attention.norm": (self.d_model,),
-                f"{layer}.attention.qkv": (self.d_model, 3 * self.width),
-                f"{layer}.attention.out": (self.width, self.d_model),
-                f"{layer}.mlp.norm": (self.d_model,),
-                f"{layer}.mlp.in": (self.d_model, self.d_ff),
-                f"{layer}.mlp.out": (self.d_ff, self.d_model),
-            }
-        shapes["norm"] = (self.d_model,)
-        if not self.tied:
-            shapes["head"] = (self.d_model, self.vocabulary)
-        return shapes
-
-    @property
-    def trainable(self) -> tuple[str, ...]:
-        """Names of the weights that training changes."""
-        return tuple(name for name in self.shapes if not (self.frozen_mlp and ".mlp." in name))
+"""The standard deviation of the `normal` initialisation, GPT-2's."""
 
 
 def initial_weights(
     config: ModelConfig, seeds: Sequence[int], device: str | torch.device, dtype: torch.dtype = torch.float32
 ) -> Weights:
-    """Draws weights: those of seed s depend on (config, s) alone, whatever is stacked with it and wherever it runs.
+    """Draws the initial weights; those of a seed depend on `config` and the seed, not on other seeds or the device.
 
     Args:
         config: Sizes and initialisation.
-        seeds: One model each, at least one.
+        seeds: One model for each, at least one.
         device: Where the weights go; they are drawn on the CPU, in float32.
-        dtype: What they are cast to.
+        dtype: The dtype that they are cast to.
 
     Returns:
         Name → (S, …).
@@ -164,11 +75,11 @@ class Cache:
     """Keys (rotated) and values of the positions read so far, for generation.
 
     Args:
-        config: Sizes.
+        config: Sizes of the model.
         num_sequences: R = seeds × sequences.
-        num_positions: The most that will be read.
-        device: Where.
-        dtype: Of keys and values.
+        num_positions: The largest number of positions that will be read.
+        device: Device of the keys and values.
+        dtype: Their dtype.
     """
 
     def __init__(
@@ -177,7 +88,7 @@ class Cache:
         shape = (config.layers, 2, num_sequences, num_positions, config.heads, config.head_dim)
         self._held = torch.empty(shape, device=device, dtype=dtype)
         self.length = 0
-        """Positions read."""
+        """Number of positions read so far."""
 
     def extend(self, layer: int, key_RTHd: torch.Tensor, value_RTHd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Adds the keys and values of the next T positions in one layer; returns those of all positions up to there."""
@@ -199,22 +110,22 @@ def forward(
     drop: Drop | None = None,
     cache: Cache | None = None,
 ) -> torch.Tensor:
-    """Logits of every seed's model for its own sequences.
+    """Computes the logits of every seed's model for its own sequences.
 
     Args:
         weights: As `initial_weights` gives them.
-        tokens_SBT: What the model reads (`model_inputs`), integers.
+        tokens_SBT: The model's input, integers; see `model_inputs`.
         cos_TF: The RoPE table's cosines, attention factor included, for at least the positions read.
         sin_TF: Its sines.
-        config: Sizes.
-        dtype: Precision of the matrix products and of attention; the weights' own if None. The residual stream, the
-            norms and the logits keep the weights'.
+        config: Sizes of the model.
+        dtype: Dtype of the matrix products and of attention; the weights' own if None. The residual stream, the norms
+            and the logits keep the weights' dtype.
         drop: Dropout, while training.
-        cache: For generation: the tokens continue what it holds, and it is extended. From an empty one any number of
-            tokens, after that one at a time.
+        cache: For generation: the tokens follow those in the cache, which is extended. The first call may read any
+            number of tokens, every later call reads one.
 
     Returns:
-        (S, B, T, V): row i is of the token after the i-th one read.
+        (S, B, T, V): row i predicts the token after the i-th one read.
     """
     num_seeds, num_sequences, num_tokens = tokens_SBT.shape
     first = 0 if cache is None else cache.length
@@ -240,7 +151,7 @@ def forward(
 
 
 def model_inputs(tokens_SBT: torch.Tensor, config: ModelConfig) -> torch.Tensor:
-    """What the model reads to predict tokens `config.offset` … T−1: all but the last, after the start token if any."""
+    """The model's input for predicting tokens `config.offset` … T−1: all but the last, after the start token if any."""
     read_SBT = tokens_SBT[..., :-1]
     if not config.start_token:
         return read_SBT
@@ -249,7 +160,7 @@ def model_inputs(tokens_SBT: torch.Tensor, config: ModelConfig) -> torch.Tensor:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class _Run:
-    """One pass: what its parts have in common."""
+    """One forward pass: the settings that its layers share."""
 
     config: ModelConfig
     dtype: torch.dtype | None
@@ -259,10 +170,11 @@ class _Run:
     sin_TF: torch.Tensor
 
     def dropped(self, x: torch.Tensor) -> torch.Tensor:
+        """The tensor after dropout, while training."""
         return x if self.drop is None else self.drop(x)
 
     def product(self, x_SNI: torch.Tensor, weight_SIO: torch.Tensor) -> torch.Tensor:
-        """Matrix product in the pass's precision."""
+        """Matrix product in the dtype of the pass."""
         return torch.bmm(x_SNI.to(self.dtype or x_SNI.dtype), weight_SIO.to(self.dtype or weight_SIO.dtype))
 
     def attention(self, x_SND: torch.Tensor, weights: Weights, layer: int, num_sequences: int) -> torch.Tensor:
@@ -295,3 +207,19 @@ class _Run:
 def _normed(x_SND: torch.Tensor) -> torch.Tensor:
     """RMSNorm without its gain."""
     return functional.rms_norm(x_SND, (x_SND.shape[-1],), eps=NORM_EPS)
+
+
+def product_dtype(precision: Precision) -> torch.dtype | None:
+    """The dtype that `forward` casts to for its products; None leaves the weights' own."""
+    return torch.bfloat16 if precision == "bf16" else None
+
+
+@contextmanager
+def matmul_precision(precision: Precision) -> Iterator[None]:
+    """Lets float32 products be TF32 or not inside the block, and restores the process's own setting afterwards."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -1,21 +1,44 @@
-"""RoPE's rotation of queries and keys, with a gradient of its own: fewer passes over memory, and nothing kept for it.
+"""RoPE in the PosGen model: the frequency table as torch tensors, and the rotation of queries and keys.
 
-Source: Su et al. 2021, arXiv 2104.09864. Pairs are laid out as in Llama: feature j is dimensions (j, j+F) of a head.
+The rows are those of `RopeTable.cos_sin`, which every backend of longeval serves too. The rotation has its own
+gradient, which takes fewer passes over memory and keeps no activations. Source: Su et al. 2021, arXiv 2104.09864.
+Pairs are laid out as in Llama: feature j is dimensions (j, j+F) of a head.
 
 Shapes: R sequences of all seeds, T positions, H heads, d head_dim, F = d/2 features.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+
+from longeval.rope.base import CosSin, RopeTable, table_digest
+
+
+class TorchTable(NamedTuple):
+    """Rows of a table, float32, (T, F) each, attention factor included."""
+
+    cos_TF: torch.Tensor
+    sin_TF: torch.Tensor
+
+
+def cos_sin(table: RopeTable, num_positions: int, device: str | torch.device = "cpu") -> TorchTable:
+    """The rows 0 … num_positions−1 of a table on a device."""
+    rows = table.cos_sin(np.arange(num_positions, dtype=np.int64))
+    return TorchTable(*(torch.from_numpy(part_TF).to(device) for part_TF in rows))
+
+
+def digest(table: RopeTable, num_positions: int) -> str:
+    """The `rope_digest` of a record: SHA-256 of the rows as the model reads them, brought back from torch."""
+    return table_digest(CosSin(*(part_TF.numpy() for part_TF in cos_sin(table, num_positions))))
 
 
 def rotate_queries_and_keys(
     qkv_RT3Hd: torch.Tensor, cos_TF: torch.Tensor, sin_TF: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Queries and keys rotated, values as they are; feature j sits at dimensions (j, j+F) of a head, as in Llama.
+    """Rotates queries and keys; values stay as they are.
 
     Args:
         qkv_RT3Hd: Queries, keys and values.

@@ -1,43 +1,60 @@
-"""A training as it stands after an epoch: weights, AdamW's moments and losses of all seeds that are stacked.
+"""The state of a training after an epoch: weights, AdamW's moments and losses of all stacked seeds; and its files.
+
+A file is one `.npz` for each seed, never a pickle, with everything that a resumed training needs:
+
+about             JSON: format, model, seed, epoch, losses
+weights/<name>    (1, …) as in `TrainState`
+first/<name>, second/<name>    AdamW's moments; finished weights, which are only evaluated, have none
 
 Shapes: S seeds.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import io
+import json
 import math
+import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 
-from longeval.studies.posgen.model import ModelConfig, Weights, initial_weights
+from longeval.studies.posgen.config import ModelConfig
+from longeval.studies.posgen.model import Weights, initial_weights
+
+FORMAT = 2
+"""The version of the files; files of another version are not read."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ValidLoss:
-    """Mean loss on the validation sequences, nats per token, after an epoch, read with one table."""
+    """Mean losses on the validation sequences after an epoch, read with one table, nats per token."""
 
     epoch: int
     """Epochs done."""
     table: str
     """The table's name."""
     in_distribution: float
-    """Of predicted positions below the training length."""
+    """Mean over the predicted positions below the training length."""
     ood: float
-    """Of those from the training length on."""
+    """Mean over the positions from the training length on."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class History:
-    """The losses of one seed."""
+    """The losses of one seed during training."""
 
     train_loss: tuple[float, ...] = ()
-    """Mean over the sequences of each epoch, each as its batch found it, nats per token."""
+    """Mean loss of each epoch's sequences, measured as they were trained on, nats per token."""
     valid: tuple[ValidLoss, ...] = ()
-    """In the order of epochs."""
+    """The validation losses in the order of epochs."""
     stacked: int = 1
-    """The most seeds that trained together with it, itself included."""
+    """The largest number of seeds that trained together, this one included."""
 
     def curve(self, table: str) -> tuple[ValidLoss, ...]:
         """The validation losses under one table, by epoch."""
@@ -46,24 +63,26 @@ class History:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class TrainState:
-    """All that a training needs to go on as if it had never stopped."""
+    """Everything that a training needs to go on as if it had never stopped."""
 
     config: ModelConfig
+    """The model."""
     seeds: tuple[int, ...]
+    """The seeds in the order of the tensors' first axis."""
     epoch: int
     """Epochs done."""
     weights: Weights
     """Name → (S, …)."""
     first: Weights
-    """AdamW's mean of gradients, of trained weights; empty in a state that is there to be evaluated only."""
+    """AdamW's mean of gradients, for trained weights; empty in a state that is only evaluated."""
     second: Weights
     """AdamW's mean of squared gradients."""
     history: tuple[History, ...]
-    """By seed."""
+    """The losses of each seed."""
 
     @property
     def diverged(self) -> tuple[int, ...]:
-        """Seeds with a loss that was no finite number; the others are untouched by that."""
+        """Seeds with a loss that is no finite number; the other seeds are not affected by them."""
         return tuple(
             seed
             for seed, history in zip(self.seeds, self.history, strict=True)
@@ -71,7 +90,7 @@ class TrainState:
         )
 
     def failure(self, index: int = 0) -> str | None:
-        """Why the index-th seed's weights are of no use, or None."""
+        """The reason why the index-th seed's weights can't be used, or None."""
         for epoch, loss in enumerate(self.history[index].train_loss, start=1):
             if not math.isfinite(loss):
                 return f"the training diverged: its loss is {loss} in epoch {epoch}"
@@ -80,12 +99,11 @@ class TrainState:
         return None
 
     def alone(self, index: int) -> TrainState:
-        """The state of the index-th seed; its tensors are views of these."""
+        """The state of the index-th seed alone; its tensors are views of these."""
         one = slice(index, index + 1)
-        return TrainState(
-            config=self.config,
+        return dataclasses.replace(
+            self,
             seeds=self.seeds[one],
-            epoch=self.epoch,
             weights={name: tensor[one] for name, tensor in self.weights.items()},
             first={name: tensor[one] for name, tensor in self.first.items()},
             second={name: tensor[one] for name, tensor in self.second.items()},
@@ -110,24 +128,97 @@ def initial_state(
 
 
 def stack(states: Sequence[TrainState]) -> TrainState:
-    """One state of all the seeds of several, in their order; on the device of the first.
+    """Joins the seeds of several states into one, in their order, on the device of the first.
 
     Raises:
-        ValueError: They are not the same model after the same epoch.
+        ValueError: The states are not of the same model after the same epoch.
     """
-    config, epoch = states[0].config, states[0].epoch
-    if any((state.config, state.epoch) != (config, epoch) for state in states):
+    first = states[0]
+    if any((state.config, state.epoch) != (first.config, first.epoch) for state in states):
         raise ValueError("only states of the same model and the same epoch can be stacked")
 
     def joined(parts: Sequence[Weights]) -> Weights:
         return {name: torch.cat([part[name].to(tensor.device) for part in parts]) for name, tensor in parts[0].items()}
 
-    return TrainState(
-        config=config,
+    return dataclasses.replace(
+        first,
         seeds=tuple(seed for state in states for seed in state.seeds),
-        epoch=epoch,
         weights=joined([state.weights for state in states]),
         first=joined([state.first for state in states]),
         second=joined([state.second for state in states]),
         history=tuple(history for state in states for history in state.history),
+    )
+
+
+def to_bytes(state: TrainState, index: int = 0, *, moments: bool = True) -> bytes:
+    """Writes one seed's state as the content of a file.
+
+    Args:
+        state: The state of any number of seeds.
+        index: Which of its seeds.
+        moments: False leaves AdamW's moments out of finished weights, which makes the file a third as large.
+    """
+    alone = state.alone(index)
+    about = {
+        "format": FORMAT,
+        "config": dataclasses.asdict(alone.config),
+        "seed": alone.seeds[0],
+        "epoch": alone.epoch,
+        "history": dataclasses.asdict(alone.history[0]),
+    }
+    arrays = {"about": np.frombuffer(json.dumps(about).encode(), dtype=np.uint8)}
+    parts = {"weights": alone.weights} | ({"first": alone.first, "second": alone.second} if moments else {})
+    for part, tensors in parts.items():
+        arrays |= {f"{part}/{name}": tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]  # no array is called like numpy's own keyword
+    return buffer.getvalue()
+
+
+def from_bytes(content: bytes) -> TrainState:
+    """Reads the file of one seed into a state on the CPU; without moments if the file has none. Never unpickles.
+
+    Raises:
+        ValueError: The file is of another kind or damaged, or its arrays don't fit its model.
+    """
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            about = json.loads(arrays["about"].tobytes())
+            if about["format"] != FORMAT:
+                raise ValueError(f"format {about['format']}, and {FORMAT} is known")
+            config = ModelConfig(**about["config"])
+            weights = _read(arrays, "weights", config, tuple(config.shapes))
+            has_moments = any(name.startswith("first/") for name in arrays.files)
+            first, second = (
+                _read(arrays, part, config, config.trainable) if has_moments else {} for part in ("first", "second")
+            )
+        return TrainState(
+            config=config,
+            seeds=(int(about["seed"]),),
+            epoch=int(about["epoch"]),
+            weights=weights,
+            first=first,
+            second=second,
+            history=(_history(about["history"]),),
+        )
+    except (KeyError, ValueError, TypeError, EOFError, OSError, zlib.error, zipfile.BadZipFile) as error:
+        raise ValueError(f"not a PosGen checkpoint: {error}") from error
+
+
+def _read(arrays: Any, part: str, config: ModelConfig, names: tuple[str, ...]) -> Weights:
+    """Reads the arrays of one part, and checks them against the model's shapes."""
+    tensors = {}
+    for name in names:
+        array = arrays[f"{part}/{name}"]
+        if array.shape != (1, *config.shapes[name]) or array.dtype.kind != "f":
+            raise ValueError(f"{part}/{name} is {array.dtype} {array.shape}, which doesn't fit the model")
+        tensors[name] = torch.from_numpy(array)
+    return tensors
+
+
+def _history(plain: dict[str, Any]) -> History:
+    return History(
+        train_loss=tuple(float(loss) for loss in plain["train_loss"]),
+        valid=tuple(ValidLoss(**loss) for loss in plain["valid"]),
+        stacked=int(plain["stacked"]),
     )

@@ -1,8 +1,12 @@
-"""One optimiser step of all stacked seeds: batch, loss, gradients, AdamW; on a GPU captured once as a CUDA graph.
+"""One optimiser step of all stacked seeds: rates, batch, loss, gradients, AdamW. On a GPU it becomes a CUDA graph.
 
 AdamW works element by element, so the gradient of the sum of the seeds' losses gives each seed the step that it would
 make alone. All that changes from step to step (indices, weights of sequences, rates) lies in fixed buffers, so that a
 captured step can be replayed. AdamW: Loshchilov and Hutter 2019, arXiv 1711.05101; its numbers are torch's defaults.
+
+The learning rate and β1 follow the one-cycle schedule (Smith and Topin 2018, arXiv 1708.07120) as a closed form of the
+step, so that resuming needs no state. The numbers are those of torch's OneCycleLR with cosine annealing, which the
+paper's published code uses.
 
 Shapes: S seeds, N sequences, B of them in a batch, T tokens, P predicted tokens, K steps of an epoch.
 """
@@ -12,17 +16,24 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from longeval.studies.posgen.config import ModelConfig, Precision
 from longeval.studies.posgen.evaluate import token_nll
-from longeval.studies.posgen.model import ModelConfig, Weights, forward, model_inputs
-from longeval.studies.posgen.precision import Precision, product_dtype
-from longeval.studies.posgen.schedule import Rate
-from longeval.studies.posgen.tables import TorchTable
+from longeval.studies.posgen.model import Weights, forward, model_inputs, product_dtype
+from longeval.studies.posgen.rotation import TorchTable
 
+DIVISOR = 25.0
+"""The peak of the learning rate, divided by its first value."""
+FINAL_DIVISOR = 1e4
+"""The first learning rate, divided by the last."""
+LARGEST_BETA1 = 0.95
+SMALLEST_BETA1 = 0.85
+"""β1 falls from the largest to the smallest value while the learning rate rises, and rises while it falls."""
 BETA2 = 0.999
 EPS = 1e-8
 
@@ -32,21 +43,56 @@ _EAGER_STEPS = 3
 _log = logging.getLogger(__name__)
 
 
-class Stepper:
-    """Makes steps; updates `weights`, `first` and `second` in place.
+class Rate(NamedTuple):
+    """The learning rate and AdamW's β1 of one step."""
+
+    learning_rate: float
+    beta1: float
+
+
+def one_cycle(step: int, total_steps: int, *, peak: float, warmup: float) -> Rate:
+    """Computes the learning rate and β1 of a step.
+
+    Where the peak is at step 0, torch divides by zero, and the peak is the first rate here. The only step of a training
+    has the last rate, as in torch, or the peak where all steps are warm-up.
 
     Args:
-        config: Sizes.
-        seeds: For dropout only.
+        step: 0 … total_steps−1.
+        total_steps: Steps of the whole training.
+        peak: The largest learning rate.
+        warmup: Fraction of the steps in which the rate rises, 0 … 1; the peak is at step warmup·total_steps − 1.
+    """
+    assert 0 <= step < total_steps
+    first, last = peak / DIVISOR, peak / DIVISOR / FINAL_DIVISOR
+    top = warmup * total_steps - 1
+    if step <= top:
+        part = step / top if top > 0 else 1.0
+        return Rate(_anneal(first, peak, part), _anneal(LARGEST_BETA1, SMALLEST_BETA1, part))
+    # Where the warm-up is shorter than a step, the peak lies before the first step; the formula holds all the same.
+    part = (step - top) / (total_steps - 1 - top)
+    return Rate(_anneal(peak, last, part), _anneal(SMALLEST_BETA1, LARGEST_BETA1, part))
+
+
+def _anneal(start: float, end: float, part: float) -> float:
+    """Goes from start (part 0) to end (part 1) along half a cosine."""
+    return end + (start - end) / 2 * (1 + math.cos(math.pi * part))
+
+
+class Stepper:
+    """Makes optimiser steps, which update `weights`, `first` and `second` in place.
+
+    Args:
+        config: Sizes of the model.
+        seeds: Seeds of the dropout.
         weights: Name → (S, …) on the device.
-        first: AdamW's mean of gradients, of the weights to train.
+        first: AdamW's mean of gradients, for the weights that are trained.
         second: AdamW's mean of squared gradients.
         tokens_SNT: Training sequences on the device.
-        table: What the model reads with while training.
+        table: The RoPE table while training.
         first_predicted: j+k: tokens before it are random and left out of the loss.
         batch_size: B.
-        weight_decay: AdamW's.
-        precision: Of the matrix products.
+        weight_decay: Weight decay of AdamW.
+        precision: Precision of the matrix products.
     """
 
     def __init__(
@@ -87,13 +133,13 @@ class Stepper:
     def buffers(
         self, batches_SKB: npt.NDArray[np.int64], counts_K: Sequence[int], rates_K: Sequence[Rate], first_step: int
     ) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """What `step` takes for each of K steps, sent to the device at once.
+        """Prepares the arguments of `step` for K steps, and sends them to the device at once.
 
         Args:
-            batches_SKB: Indices of sequences; in a batch that isn't full, anything after the sequences that count.
+            batches_SKB: Indices of sequences; a batch that isn't full ends with indices that don't count.
             counts_K: How many sequences of each batch count.
-            rates_K: Learning rate and β1.
-            first_step: How many steps came before.
+            rates_K: Learning rate and β1 of each step.
+            first_step: How many steps were made before.
         """
         device, dtype = self._tokens_SNT.device, self._rates.dtype
         places_B = np.arange(batches_SKB.shape[-1])
@@ -108,13 +154,13 @@ class Stepper:
         return list(zip(*(part.unbind(0) for part in parts), strict=True))
 
     def _scalars(self, rate: Rate, step: int) -> tuple[float, float, float, float]:
-        """What AdamW's update needs: decay, 1−β1, −size, ε; the last two take the bias corrections in."""
+        """The numbers of AdamW's update: decay, 1−β1, −size, ε; the last two include the bias corrections."""
         root = math.sqrt(1 - BETA2 ** (step + 1))
         size = rate.learning_rate * root / (1 - rate.beta1 ** (step + 1))
         return 1 - rate.learning_rate * self._weight_decay, 1 - rate.beta1, -size, EPS * root
 
     def step(self, buffer: tuple[torch.Tensor, torch.Tensor, torch.Tensor], number: int) -> None:
-        """One step; on a GPU it is only handed over. `number`: how many steps came before in the whole training."""
+        """Makes one step; on a GPU it is only queued. `number` is how many steps the training has made before."""
         for held, new in zip((self._batch_SB, self._share_B, self._rates), buffer, strict=True):
             held.copy_(new)
         for seed, generator in zip(self._seeds, self._generators, strict=False):
@@ -130,7 +176,7 @@ class Stepper:
             self._capture()
 
     def _on_side_stream(self) -> None:
-        """A step as the capture wants its forerunners: on another stream than the usual one."""
+        """Makes a step on a stream of its own, as the steps before a capture must be."""
         assert self._side is not None
         usual = torch.cuda.current_stream(self._tokens_SNT.device)
         self._side.wait_stream(usual)
@@ -139,7 +185,7 @@ class Stepper:
         usual.wait_stream(self._side)
 
     def _capture(self) -> None:
-        """Captures a step, which doesn't run it, and replays it; makes it eagerly, from now on, where that fails."""
+        """Captures a step without running it, then replays it; where that fails, makes this and later steps eagerly."""
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph, stream=self._side):  # the default one may be another device's
@@ -153,7 +199,7 @@ class Stepper:
         graph.replay()
 
     def _step(self) -> None:
-        """Loss, gradients, AdamW, all on the buffers."""
+        """Computes loss and gradients of the batch in the buffers, and updates the weights."""
         tokens_SBT = self._tokens_SNT[self._seed_index_S1, self._batch_SB]
         logits_SBTV = forward(
             self._weights,
@@ -172,7 +218,7 @@ class Stepper:
             self._update(gradients)
 
     def _update(self, gradients: Sequence[torch.Tensor]) -> None:
-        """AdamW."""
+        """Updates weights and moments by AdamW."""
         decay, rest1, minus_size, eps = self._rates.unbind()
         for weight, gradient, (first, second) in zip(self._trained, gradients, self._moments, strict=True):
             first.lerp_(gradient, rest1)
@@ -181,7 +227,7 @@ class Stepper:
             weight.mul_(decay).addcmul_(direction, minus_size)
 
     def _drop(self, x: torch.Tensor) -> torch.Tensor:
-        """Dropout with a generator per seed, so that a seed is dropped alike alone and stacked."""
+        """Dropout with one generator per seed, so that a seed gets the same dropout alone and stacked."""
         rate = self._config.dropout
         kept = [torch.rand(x.shape[1:], generator=one, device=x.device) >= rate for one in self._generators]
         return x * (torch.stack(kept) / (1 - rate)).to(x.dtype)

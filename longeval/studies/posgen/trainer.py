@@ -16,10 +16,9 @@ from itertools import groupby
 from longeval.run.host import Host
 from longeval.store.folder import Store, TrainingFile
 from longeval.studies.posgen.cells import Experiment, Stack, Training
-from longeval.studies.posgen.checkpoint import from_bytes, to_bytes
 from longeval.studies.posgen.data import DataSetting, PosGenData
 from longeval.studies.posgen.estimate import pass_costs, validates
-from longeval.studies.posgen.state import TrainState, initial_state, stack
+from longeval.studies.posgen.state import TrainState, from_bytes, initial_state, stack, to_bytes
 from longeval.studies.posgen.train import Watch, steps_per_epoch, train
 
 logger = logging.getLogger(__name__)

@@ -17,9 +17,9 @@ from longeval.studies.posgen.estimate import (
     phases,
     train_flops,
 )
-from longeval.studies.posgen.model import ModelConfig, forward, initial_weights, model_inputs
+from longeval.studies.posgen.model import forward, initial_weights, model_inputs
 from longeval.studies.posgen.plan import model_config, plan_posgen
-from longeval.studies.posgen.tables import cos_sin
+from longeval.studies.posgen.rotation import cos_sin
 
 TOKENS = 21
 

@@ -7,10 +7,9 @@ import pytest
 import tiny_posgen as tiny
 import torch
 
-from longeval.errors import LongEvalError
 from longeval.studies.posgen.evaluate import Evaluation, evaluate
 from longeval.studies.posgen.model import forward, initial_weights
-from longeval.studies.posgen.tables import cos_sin
+from longeval.studies.posgen.rotation import cos_sin
 
 TEST_SNT = np.stack([tiny.DATA.test_NT, tiny.DATA.test_NT[::-1]])
 
@@ -67,9 +66,3 @@ def test_ranges():
     one = Evaluation(first=4, accuracy_P=values_P, loss_P=values_P, generated_P=None, num_sequences=3)
     assert (one.in_distribution(values_P, 6), one.ood(values_P, 6)) == (0.75, 0.25)
     assert np.isnan(one.ood(values_P, 7))
-
-
-def test_tf32_needs_a_gpu():
-    weights = initial_weights(tiny.config(), (0, 1), "cpu")
-    with pytest.raises(LongEvalError, match="--tf32"):
-        evaluate(tiny.config(), weights, TEST_SNT, tiny.table(), first=4, device="cpu", precision="tf32")

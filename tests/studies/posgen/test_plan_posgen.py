@@ -12,10 +12,9 @@ from posgen_requests import tiny_request
 from longeval.errors import LongEvalError
 from longeval.request import PosGenRequest
 from longeval.studies.posgen import plan as plan_module
+from longeval.studies.posgen.config import ModelConfig, TrainSetting
 from longeval.studies.posgen.data import DataSetting
-from longeval.studies.posgen.model import ModelConfig
 from longeval.studies.posgen.plan import data_setting, model_config, plan_posgen, train_setting
-from longeval.studies.posgen.train import TrainSetting
 
 ALL = ("none", "resonance", "yarn", "resonance_yarn")
 

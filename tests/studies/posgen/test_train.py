@@ -13,14 +13,12 @@ import tiny_posgen as tiny
 import torch
 from tiny_posgen import SEEDS, distance, trained
 
-from longeval.errors import LongEvalError
-from longeval.studies.posgen.checkpoint import from_bytes, to_bytes
 from longeval.studies.posgen.data import generate
 from longeval.studies.posgen.evaluate import evaluate
 from longeval.studies.posgen.model import forward, initial_weights
-from longeval.studies.posgen.state import initial_state, stack
-from longeval.studies.posgen.tables import cos_sin
-from longeval.studies.posgen.train import TrainSetting, Watch, epoch_order, train
+from longeval.studies.posgen.rotation import cos_sin
+from longeval.studies.posgen.state import from_bytes, initial_state, stack, to_bytes
+from longeval.studies.posgen.train import Watch, epoch_order, train
 
 
 def by_torch(config, setting, data, seed):
@@ -248,37 +246,6 @@ def test_bfloat16_trains_about_as_float32():
         assert one.train_loss == pytest.approx(other.train_loss, abs=0.02)
 
 
-@pytest.mark.parametrize(
-    ("changes", "flag"),
-    [
-        ({"epochs": 0}, "--epochs 0"),
-        ({"batch_size": 0}, "--batch-size 0"),
-        ({"lr": 0.0}, "--lr 0"),
-        ({"lr": float("nan")}, "--lr nan"),
-        ({"weight_decay": -1.0}, "--weight-decay -1"),
-        ({"warmup": 1.5}, "--warmup 1.5"),
-        ({"validate_every": 0}, "--validate-every 0"),
-    ],
-)
-def test_senseless_settings_are_refused(changes, flag):
-    with pytest.raises(LongEvalError, match=flag):
-        TrainSetting(**changes)
-
-
-def test_what_cannot_be_trained_is_refused():
-    with pytest.raises(LongEvalError, match="--tf32: needs an NVIDIA GPU"):
-        trained(tiny.config(), setting=tiny.setting(precision="tf32"))
-    with pytest.raises(LongEvalError, match="--precision half"):
-        trained(tiny.config(), setting=tiny.setting(precision="half"))
-    nothing = generate(dataclasses.replace(tiny.SIZES, num_train=0))
-    with pytest.raises(LongEvalError, match="--num-train 0"):
-        trained(tiny.config(), (0,), data=[nothing])
-    without = generate(dataclasses.replace(tiny.SIZES, num_valid=0))
-    assert trained(tiny.config(), (0,), data=[without]).epoch == 4
-    with pytest.raises(LongEvalError, match="--num-valid 0"):
-        trained(tiny.config(), (0,), data=[without], valid_tables={"none": tiny.table()})
-
-
 def test_the_processs_own_matmul_precision_comes_back():
     torch.set_float32_matmul_precision("high")
     try:
@@ -304,12 +271,12 @@ assert not allowed & {"transformers", "datasets", "yaml", "rich", "fsspec", "typ
 sys.meta_path.insert(0, Wall())
 import tiny_posgen as tiny
 from tiny_posgen import SEEDS, distance, trained
-from longeval.studies.posgen import checkpoint
+from longeval.studies.posgen import state as files
 from longeval.studies.posgen.evaluate import evaluate
 from longeval.studies.posgen.train import train
 tables = {"resonance_yarn": tiny.table("resonance_yarn")}
 state = train(tiny.config(), tiny.setting(), [tiny.DATA], (0,), tiny.table(), device="cpu", valid_tables=tables)
-checkpoint.from_bytes(checkpoint.to_bytes(state))
+files.from_bytes(files.to_bytes(state))
 evaluate(tiny.config(), state.weights, tiny.DATA.test_NT[None], tiny.table(), first=4, device="cpu")
 print(state.epoch)
 """

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from longeval.rope.base import Geometry
 from longeval.rope.build import build_table
+from longeval.studies.posgen.config import ModelConfig, TrainSetting
 from longeval.studies.posgen.data import DataSetting, generate
-from longeval.studies.posgen.model import ModelConfig
-from longeval.studies.posgen.train import TrainSetting, train
+from longeval.studies.posgen.train import train
 
 SIZES = DataSetting(task="cot", modulus=5, length=12, test_length=20, num_train=40, num_valid=6, num_test=7)
 DATA = generate(SIZES)

@@ -21,7 +21,7 @@ from longeval.studies.posgen.data import generate
 from longeval.studies.posgen.evaluate import evaluate
 from longeval.studies.posgen.model import forward, model_inputs
 from longeval.studies.posgen.plan import check_settings, plan_posgen
-from longeval.studies.posgen.tables import cos_sin
+from longeval.studies.posgen.rotation import cos_sin
 from longeval.studies.posgen.train import train
 
 

@@ -13,10 +13,9 @@ from longeval.errors import LongEvalError
 from longeval.store.folder import Store
 from longeval.studies.posgen import trainer as train_posgen
 from longeval.studies.posgen import work as work_module
-from longeval.studies.posgen.checkpoint import to_bytes
 from longeval.studies.posgen.evaluate import evaluate
 from longeval.studies.posgen.plan import check_settings, plan_posgen
-from longeval.studies.posgen.state import initial_state
+from longeval.studies.posgen.state import initial_state, to_bytes
 from longeval.studies.posgen.train import train
 
 

@@ -11,8 +11,7 @@ import pytest
 import tiny_posgen as tiny
 import torch
 
-from longeval.studies.posgen.checkpoint import from_bytes, to_bytes
-from longeval.studies.posgen.state import History, ValidLoss, initial_state, stack
+from longeval.studies.posgen.state import History, ValidLoss, from_bytes, initial_state, stack, to_bytes
 from longeval.studies.posgen.train import train
 
 
@@ -101,7 +100,7 @@ def test_files_that_do_not_fit_are_value_errors(state):
     for broken, message in (
         (about(content, format=1), "format 1"),
         (about(content, config={"modulus": 5, "colour": 1}), "colour"),
-        (about(content, config={"modulus": 1}), "--modulus 1"),
+        (about(content, config={"modulus": 1}), "weights/embedding"),
         (rewritten(content, **{norm: None}), norm),
         (rewritten(content, **{norm: np.ones((1, 3), np.float32)}), norm),
         (rewritten(content, **{norm: np.ones((1, 12), np.int64)}), norm),

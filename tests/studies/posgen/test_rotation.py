@@ -10,7 +10,7 @@ import torch
 from longeval.backends.hf.rotary import TableRotaryEmbedding
 from longeval.rope.base import Geometry
 from longeval.rope.build import build_table
-from longeval.studies.posgen.tables import cos_sin, digest
+from longeval.studies.posgen.rotation import cos_sin, digest
 
 
 @pytest.mark.parametrize("pe", ["none", "resonance", "yarn", "resonance_yarn"])
