@@ -12,7 +12,7 @@ from longeval.cli.terminal import console
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from longeval.doctor import Check
+    from longeval.doctor.checks import Check
 
 PARITY = "With --parity"
 
@@ -20,6 +20,7 @@ _STYLES = {"ok": "green", "warn": "yellow", "missing": "bold red"}
 
 
 def doctor(
+    context: typer.Context,
     parity: Annotated[
         bool, typer.Option("--parity", help="Instead: does vLLM compute what transformers computes? Needs --model.")
     ] = False,
@@ -76,39 +77,30 @@ def doctor(
     import dataclasses
 
     from longeval.cli.json_output import check_json_path, write_json
-    from longeval.cli.parity import Asked, show_parity
+    from longeval.cli.parity import show_parity
     from longeval.errors import LongEvalError
 
     if json_path is not None:
         check_json_path(json_path)
-    asked = Asked(
-        model=model,
-        pe=pe,
-        length=length,
-        factor=factor,
-        native=native,
-        pe_arg=pe_arg,
-        scale_from=scale_from,
-        layers=layers,
-        pin_length=pin_length,
-        vllm_arg=vllm_arg,
-        dtype=dtype,
-        device=device,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-    )
+    # The flags of a comparison by name, as far as they were given.
+    asked = {
+        name: value
+        for name, value in context.params.items()
+        if name not in ("parity", "json_path") and value not in (None, False, [], ())
+    }
     if parity:
         return show_parity(asked, json_path)
-    for flag in asked.given():
+    for name in asked:
+        flag = f"--{name.replace('_', '-')}"
         raise LongEvalError(f"{flag}: would be ignored without --parity", "Add --parity, or leave it out.")
-    from longeval.doctor import examine
+    from longeval.doctor import checks
 
     if json_path is not None:
-        write_json([dataclasses.asdict(check) for check in examine()], json_path)
+        write_json([dataclasses.asdict(check) for check in checks.examine()], json_path)
         return 0
     screen = console(highlight=False, soft_wrap=True)
     counts = {"ok": 0, "warn": 0, "missing": 0}
-    for check in examine():
+    for check in checks.examine():
         counts[check.status] += 1
         _show(screen, check)
     screen.print(f"{counts['ok']} ok, {counts['warn']} to know, {counts['missing']} missing", style="bold")
@@ -116,7 +108,7 @@ def doctor(
 
 
 def _show(screen: Console, check: Check) -> None:
-    """One line, and a second one with the remedy."""
+    """Prints a finding in one line, and its remedy in a second."""
     from rich.text import Text
 
     line = Text.assemble((f"{check.status:<8}", _STYLES[check.status]), f"{check.name:<15}", check.detail)

@@ -1,11 +1,10 @@
-"""`longeval doctor --parity`: what was asked, the comparison, and how it reads."""
+"""`longeval doctor --parity`: runs the comparison of vLLM with transformers, and prints it."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from longeval.cli.terminal import console, say
 from longeval.errors import LongEvalError
@@ -13,54 +12,19 @@ from longeval.errors import LongEvalError
 if TYPE_CHECKING:
     from longeval.doctor.parity import Parity
     from longeval.models.scaling import ModelRope
-    from longeval.request import Layers, PplRequest, ScaleFrom
+    from longeval.request import PplRequest
     from longeval.studies.ppl.plan import PplPlan
 
 DIFFERENT = 3
-"""Exit status where the two differ by more than rounding."""
+"""The exit status where the two differ by more than rounding."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Asked:
-    """The flags of a comparison as they were typed, None where they weren't; each is called like its flag."""
-
-    model: str | None = None
-    """Comma list."""
-    pe: str | None = None
-    """Comma list; None: none, yarn and resonance_yarn."""
-    length: str | None = None
-    """Tokens to compare on; None: 1k."""
-    factor: str | None = None
-    """None: 4."""
-    native: str | None = None
-    """None: the model's own."""
-    pe_arg: Sequence[str] | None = None
-    """METHOD.PARAM=VALUE each."""
-    scale_from: str | None = None
-    """None: plain."""
-    layers: str | None = None
-    """None: global."""
-    pin_length: str | None = None
-    """None: `length`, where a method needs one."""
-    vllm_arg: Sequence[str] | None = None
-    """NAME=VALUE each."""
-    dtype: str | None = None
-    """None: float32."""
-    device: str | None = None
-    """None: auto."""
-    revision: str | None = None
-    """Of the model on the hub."""
-    trust_remote_code: bool = False
-    """Run code from the model's repository."""
-
-    def given(self) -> list[str]:
-        """The flags that were given."""
-        values = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
-        return [f"--{name.replace('_', '-')}" for name, value in values.items() if value not in (None, False, [])]
+Asked = Mapping[str, Any]
+"""The flags of a comparison that were given, by name: `{"model": "a,b", "pe_arg": ["yarn.beta_fast=16"]}`."""
 
 
 def show_parity(asked: Asked, json_path: str | None) -> int:
-    """Compares, shows, and returns the exit status."""
+    """Compares the two backends, prints the result, and returns the exit status."""
     from longeval.cli.json_output import write_json
     from longeval.cli.progress import RunProgress
     from longeval.doctor.parity import parity
@@ -78,14 +42,14 @@ def show_parity(asked: Asked, json_path: str | None) -> int:
 
 
 def _plan(asked: Asked) -> tuple[PplPlan, list[str]]:
-    """One window of real text for each method, and what to know of its table."""
+    """Plans one window of real text for each method; also returns notes on methods whose table depends on length."""
     from longeval.backends.vllm.options import check_installed
     from longeval.studies.ppl.plan import plan_ppl
     from longeval.values import format_length
 
-    if asked.model is None:
+    if "model" not in asked:
         raise LongEvalError("--parity: no model is named", "Add --model smollm2-135m-q4, or any other.")
-    spec = _spec(asked, asked.model)
+    spec = _spec(asked)
     check_installed("--parity")  # before a model is fetched
     tokens = spec.lengths[0]
     dependent = _length_dependent(spec)
@@ -98,8 +62,8 @@ def _plan(asked: Asked) -> tuple[PplPlan, list[str]]:
     return plan_ppl(spec), notes
 
 
-def _spec(asked: Asked, model: str) -> PplRequest:
-    """The comparison as a request."""
+def _spec(asked: Asked) -> PplRequest:
+    """The comparison as a request of `longeval ppl`."""
     from longeval.cli import options
     from longeval.doctor.parity import NEW_TOKENS, in_chunks
     from longeval.request import PplRequest
@@ -107,32 +71,32 @@ def _spec(asked: Asked, model: str) -> PplRequest:
     from longeval.rope.build import parse_method_name, parse_pe_args
     from longeval.values import parse_length, split_list, split_paths
 
-    tokens = parse_length(asked.length or "1k", flag="--length", least=2 * NEW_TOKENS)  # half of it is continued
-    methods = split_list(asked.pe or "none,yarn,resonance_yarn", flag="--pe")
+    tokens = parse_length(asked.get("length", "1k"), flag="--length", least=2 * NEW_TOKENS)  # half of it is continued
+    methods = split_list(asked.get("pe", "none,yarn,resonance_yarn"), flag="--pe")
     stretched = any(parse_method_name(name).method.uses_factor for name in methods)
     return PplRequest(
-        model=split_paths(model, flag="--model"),
+        model=split_paths(asked["model"], flag="--model"),
         pe=methods,
         lengths=(tokens,),
         data=("stdlib",),
         docs=1,
-        factor=options.read("factor", asked.factor or ("4" if stretched else None)),
-        native=options.read("native", asked.native),
-        pe_args=parse_pe_args(list(asked.pe_arg or ()), methods),
-        scale_from=cast("ScaleFrom", asked.scale_from or "plain"),  # the spec refuses other words
-        layers=cast("Layers", asked.layers or "global"),
+        factor=options.read("factor", asked.get("factor", "4" if stretched else None)),
+        native=options.read("native", asked.get("native")),
+        pe_args=parse_pe_args(asked.get("pe_arg", ()), methods),
+        scale_from=asked.get("scale_from", "plain"),
+        layers=asked.get("layers", "global"),
         backend="vllm",
-        vllm_args=in_chunks(tokens, parse_vllm_args(asked.vllm_arg or ())),
-        pin_length=options.read("pin_length", asked.pin_length),
-        dtype=asked.dtype or "float32",
-        device=asked.device or "auto",
-        revision=asked.revision,
-        trust_remote_code=asked.trust_remote_code,
+        vllm_args=in_chunks(tokens, parse_vllm_args(asked.get("vllm_arg", ()))),
+        pin_length=options.read("pin_length", asked.get("pin_length")),
+        dtype=asked.get("dtype", "float32"),
+        device=asked.get("device", "auto"),
+        revision=asked.get("revision"),
+        trust_remote_code=asked.get("trust_remote_code", False),
     )
 
 
 def _length_dependent(spec: PplRequest) -> list[str]:
-    """The methods that have another table at every length, on one of the models at least."""
+    """The methods that have another table at every length on at least one of the models."""
     from longeval.rope.build import parse_method_name
 
     ropes = [_rope(name, spec) for name in spec.model]
@@ -140,7 +104,7 @@ def _length_dependent(spec: PplRequest) -> list[str]:
 
 
 def _rope(model: str, spec: PplRequest) -> ModelRope:
-    """A model's position encoding: a scaling that it came with may depend on the length too."""
+    """A model's position encoding; the scaling that it comes with may depend on the length too."""
     from longeval.models.load import load_config
     from longeval.models.resolve import resolve
     from longeval.models.scaling import model_rope
@@ -150,7 +114,7 @@ def _rope(model: str, spec: PplRequest) -> ModelRope:
 
 
 def _show(found: Sequence[Parity]) -> None:
-    """A paragraph for each comparison."""
+    """Prints a paragraph for each comparison."""
     from rich.text import Text
 
     from longeval.values import format_length
@@ -181,7 +145,7 @@ def _show(found: Sequence[Parity]) -> None:
 
 
 def _answers(one: Parity) -> str:
-    """Whether both continue alike, or where they part."""
+    """Says whether both continue the text in the same way, or where they part."""
     a, b = one.answer_hf, one.answer_vllm
     if a == b:
         return "the same, greedily"

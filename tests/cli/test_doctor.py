@@ -8,9 +8,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from longeval import doctor as checks
 from longeval.cli.doctor import doctor
-from longeval.doctor import hardware, places, software
+from longeval.doctor import checks
 from longeval.errors import LongEvalError
 
 app = typer.Typer()
@@ -24,7 +23,7 @@ def own_places(tmp_path, monkeypatch):
     monkeypatch.setenv("LONGEVAL_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("LONGEVAL_DATA", raising=False)
     monkeypatch.setattr(hub, "hub_reachable", lambda timeout_s=0: "no network in tests")
-    monkeypatch.setattr(hardware, "_MATRIX", 64)
+    monkeypatch.setattr(checks, "_MATRIX", 64)
 
 
 def by_name(findings):
@@ -67,9 +66,9 @@ def test_unwritable_json_is_found_before_anything_is_examined(monkeypatch, tmp_p
 
 
 def test_versions_outside_the_supported_range(monkeypatch):
-    monkeypatch.setattr(software, "_wanted", lambda package: {"transformers": ">=5.16.1,<5.20"}.get(package, ""))
-    monkeypatch.setattr(software.importlib.metadata, "version", lambda _: "5.20.1")
-    findings = by_name(software.packages())
+    monkeypatch.setattr(checks, "_wanted", lambda package: {"transformers": ">=5.16.1,<5.20"}.get(package, ""))
+    monkeypatch.setattr(checks.importlib.metadata, "version", lambda _: "5.20.1")
+    findings = by_name(checks.packages())
     assert findings["transformers"].status == "warn"
     assert "<5.20" in findings["transformers"].remedy
     assert findings["torch"].status == "ok"
@@ -77,16 +76,14 @@ def test_versions_outside_the_supported_range(monkeypatch):
 
 def test_supported_range_comes_from_the_package_itself(monkeypatch):
     declared = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
-    monkeypatch.setattr(
-        software.importlib.metadata, "requires", {declared["name"]: declared["dependencies"]}.__getitem__
-    )
-    assert "<" in software._wanted("transformers")
+    monkeypatch.setattr(checks.importlib.metadata, "requires", {declared["name"]: declared["dependencies"]}.__getitem__)
+    assert "<" in checks._wanted("transformers")
 
 
 def test_unwritable_cache(monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setenv("LONGEVAL_CACHE", str(tmp_path / "file"))
-    (check,) = places.cache()
+    (check,) = checks.cache()
     assert check.status == "missing"
     assert "LONGEVAL_CACHE" in check.remedy
 
@@ -95,14 +92,14 @@ def test_cache_size_and_nothing_left_behind(tmp_path):
     (tmp_path / "cache").mkdir()
     with open(tmp_path / "cache" / "big", "wb") as file:
         file.truncate(2**30)
-    (check,) = places.cache()
+    (check,) = checks.cache()
     assert "1.00 GiB" in check.detail
     assert [entry.name for entry in (tmp_path / "cache").iterdir()] == ["big"]
 
 
 def test_data_folder_that_is_none(monkeypatch, tmp_path):
     monkeypatch.setenv("LONGEVAL_DATA", str(tmp_path / "nothing"))
-    (check,) = places.data()
+    (check,) = checks.data()
     assert check.status == "missing"
     assert "LONGEVAL_DATA" in check.detail
 
@@ -111,7 +108,7 @@ def test_local_corpora_are_named(monkeypatch, tmp_path):
     (tmp_path / "leval").mkdir()
     (tmp_path / "leval" / "gov_report_summ.jsonl").touch()
     monkeypatch.setenv("LONGEVAL_DATA", str(tmp_path))
-    (check,) = places.data()
+    (check,) = checks.data()
     assert check.status == "ok"
     assert "gov_report" in check.detail
 
@@ -122,8 +119,8 @@ def test_a_slow_dtype_is_told(monkeypatch):
     monkeypatch.setattr(device, "resolve_device", lambda _: "cpu")
     monkeypatch.setattr(device, "native_bfloat16", lambda _: False)
     monkeypatch.setattr(
-        hardware, "_multiply_s", lambda dtype, _: {"float32": 1.0, "bfloat16": 2.0, "float16": 100.0}[dtype]
+        checks, "_multiply_s", lambda dtype, _: {"float32": 1.0, "bfloat16": 2.0, "float16": 100.0}[dtype]
     )
-    findings = by_name(hardware.dtypes())
+    findings = by_name(checks.dtypes())
     assert [findings[dtype].status for dtype in ("float32", "bfloat16", "float16")] == ["ok", "ok", "warn"]
     assert "--dtype float32 is quicker" in findings["float16"].remedy

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from longeval.request import PosGenRequest
 from longeval.run.engine import stored_cells
 from longeval.run.host import Silent, open_host
+from longeval.studies.posgen.config import ModelConfig
 from longeval.studies.posgen.estimate import (
     forward_flops,
     memory_bytes,
