@@ -14,10 +14,16 @@ from typing import Any
 import numpy as np
 
 from longeval.errors import LongEvalError
+from longeval.models.files import weights_digest
+from longeval.models.resolve import ModelRef
 from longeval.models.scaling import ModelRope
-from longeval.rope.base import METHODS, RopeTable
+from longeval.rope.base import METHODS, RopeTable, table_digest
 from longeval.rope.build import MethodName, parse_method_name
+from longeval.store.provenance import provenance
 from longeval.values import format_length
+
+NOTE_VERSION = 1
+"""The version of the note in an export; it is raised when a key changes its meaning."""
 
 _FURTHEST = 2**24
 """Up to here float32 has every whole number."""
@@ -25,11 +31,12 @@ _FURTHEST = 2**24
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Encoding:
-    """A position encoding that is to be written into a model."""
+    """A position encoding that will be written into a model."""
 
     rope: ModelRope
-    """The model's own."""
+    """The model's own position encoding."""
     name: MethodName
+    """The method."""
     arguments: dict[str, Any]
     """The method's parameters, defaults included."""
     factor: float
@@ -37,6 +44,7 @@ class Encoding:
     target_length: int
     """L' in tokens: the `max_position_embeddings` that is written."""
     table: RopeTable
+    """The method's table for all lengths up to L'."""
 
     @property
     def native_length(self) -> int:
@@ -49,13 +57,13 @@ class Encoding:
         return self.rope.geometry.theta
 
     def describe(self) -> str:
-        """In a message: `resonance_yarn, s = 2 (8k to 16k)`."""
+        """Method and lengths for a message: `resonance_yarn, s = 2 (8k to 16k)`."""
         lengths = f"{format_length(self.native_length)} to {format_length(self.target_length)}"
         return f"{self.name.canonical}, s = {self.factor:g} ({lengths})"
 
 
 def encode(rope: ModelRope, pe: str, *, factor: float | None, arguments: Mapping[str, Any]) -> Encoding:
-    """The table of a method on a model.
+    """Computes the table of a method on a model.
 
     Args:
         rope: The model's position encoding.
@@ -64,8 +72,8 @@ def encode(rope: ModelRope, pe: str, *, factor: float | None, arguments: Mapping
         arguments: The method's parameters as the user gave them.
 
     Raises:
-        LongEvalError: A method that follows the length, one that needs a factor and has none, impossible parameters,
-            or frequencies that the model has already.
+        LongEvalError: The method follows the length, or needs a factor and has none; the parameters are impossible; or
+            the model has these frequencies already.
     """
     name = parse_method_name(pe)
     _check_static(rope, name)
@@ -107,7 +115,7 @@ def _check_static(rope: ModelRope, name: MethodName) -> None:
 
 
 def _target_length(rope: ModelRope, name: MethodName, factor: float | None) -> int:
-    """L' = s·L; without s, what the model reaches already, for methods that s doesn't decide."""
+    """L' = s·L; without s, the length that the model reaches already, for methods that don't use s."""
     native = rope.geometry.native_length
     if factor is not None:
         if factor * native > _FURTHEST:
@@ -134,3 +142,50 @@ def _check_new(rope: ModelRope, name: MethodName, table: RopeTable) -> None:
             f"--pe {name.canonical}: nothing to export, {rope.model} has these frequencies already",
             "Name a method that changes them, such as --pe resonance_yarn --factor 4.",
         )
+
+
+def export_note(ref: ModelRef, encoding: Encoding, engine: dict[str, Any]) -> dict[str, Any]:
+    """What an export holds and how it was made, as JSON: `longeval.json` of a folder, `longeval.export` of a GGUF.
+
+    `rope_digest` is that of our own exact table at the target length, as `longeval ppl` records it. With scaled local
+    layers it covers their table too.
+
+    Args:
+        ref: The model.
+        encoding: What is exported.
+        engine: Name and largest error of the engine that the export is for.
+    """
+    origin = provenance("none")
+    table, positions_T = encoding.table, np.arange(encoding.target_length, dtype=np.int64)
+    tables = [table] if table.local is None else [table, table.local]
+    return {
+        "schema_version": NOTE_VERSION,
+        "model": ref.name,
+        "weights": weights_digest(ref),
+        "pe": encoding.name.canonical,
+        "params": encoding.arguments,
+        "factor": encoding.factor,
+        "native_length": encoding.native_length,
+        "target_length": encoding.target_length,
+        "scale_from": encoding.rope.scale_from,
+        "layers": encoding.rope.layers,
+        "theta": encoding.theta,
+        **_table_note(table),
+        "local": None if table.local is None else _table_note(table.local),
+        "rope_digest": table_digest(*(part.cos_sin(positions_T) for part in tables)),
+        "versions": origin.versions,
+        "commit": origin.commit,
+        "dirty": origin.dirty,
+        "command": origin.command,
+        "date": origin.date,
+        "engine": engine,
+    }
+
+
+def _table_note(table: RopeTable) -> dict[str, Any]:
+    """A table as plain JSON; exact periods are integers."""
+    return {
+        "inv_freq": table.inv_freq_F.tolist(),
+        "periods": None if table.period_F is None else table.period_F.tolist(),
+        "attention_factor": float(table.attention_factor),
+    }

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +24,7 @@ StockAngles = Callable[[Float32Array], Float32Array]
 """Positions (T,) to angles (T, F) in radians, both float32, as an engine computes them."""
 
 _ROWS = 4096
-"""Positions looked at together."""
+"""Positions compared at once."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,10 +32,15 @@ class StockError:
     """The largest absolute error of a stock engine's cos or sin, attention factor included."""
 
     largest: float
+    """The error."""
     position: int
-    """Where it occurs, tokens."""
+    """The position where it occurs, tokens."""
     feature: int
-    """Its j."""
+    """The feature j where it occurs."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The keys of an export's note."""
+        return {"largest_error": self.largest, "position": self.position, "feature": self.feature}
 
 
 def multiplied(inv_freq_F: Float32Array) -> StockAngles:
@@ -43,7 +49,7 @@ def multiplied(inv_freq_F: Float32Array) -> StockAngles:
 
 
 def running(theta: float, divisor_F: Float32Array) -> StockAngles:
-    """Angles as llama.cpp computes them: m, then each feature's by one more factor b^(−2/d); divided at the end."""
+    """Angles as llama.cpp computes them: m times one more factor b^(−2/d) for each feature, divided at the end."""
     ratio = np.power(np.float32(theta), np.float32(-1.0 / len(divisor_F)), dtype=np.float32)
 
     def angles(positions_T: Float32Array) -> Float32Array:
@@ -58,13 +64,13 @@ def running(theta: float, divisor_F: Float32Array) -> StockAngles:
 
 
 def stock_error(stock: StockAngles, attention_factor: float, table: RopeTable, length: int) -> StockError:
-    """Holds a stock engine's float32 cosines and sines against ours at positions 0 … length−1.
+    """Compares a stock engine's float32 cosines and sines with ours at positions 0 … length−1.
 
     Args:
         stock: The engine's angles.
-        attention_factor: What it multiplies cos and sin with.
-        table: Ours.
-        length: Tokens, at least 1.
+        attention_factor: The engine's attention factor.
+        table: Our table.
+        length: Number of positions, at least 1.
     """
     worst = StockError(largest=0.0, position=0, feature=0)
     factor = np.float32(attention_factor)

@@ -1,7 +1,9 @@
-"""`--out FOLDER`: a model folder that stock engines load with the encoding's frequencies, and no longeval installed.
+"""`--out FOLDER`: a model folder that stock engines load with the encoding's frequencies, without longeval.
 
-It is written beside its place and renamed when it is complete, so that it is there whole or not at all. Weights are
-copied byte for byte.
+The folder is written under another name and renamed when it is complete, so that it is there whole or not at all.
+Weights are copied byte for byte; tokenizer and other plain data come along. Nothing that can run does: no Python files
+and no pickles. Files that would make an engine read something else than `config.json` stay behind too: adapters, and
+Mistral's `params.json` and consolidated weights, which vLLM prefers.
 """
 
 from __future__ import annotations
@@ -15,28 +17,39 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from longeval.errors import LongEvalError, reason
-from longeval.export.encoding import Encoding
-from longeval.export.files import LIMITS, file_names, raised_limit, source_folder
+from longeval.export.encoding import Encoding, export_note
 from longeval.export.form import new_config
-from longeval.export.note import export_note
 from longeval.export.stock import Stock, check_stock
 from longeval.files import why_unwritable, working_folder
-from longeval.models.files import config_path
-from longeval.models.folder import read_config
+from longeval.models.files import config_path, local_folder
+from longeval.models.folder import read_config, weight_files
+from longeval.models.hub import HubSnapshot, cached_weights, open_hub, unreachable_hub
 from longeval.models.library import quiet_transformers
 from longeval.models.load import check_weights
 from longeval.models.resolve import ModelRef
 from longeval.models.tokenizer import class_that_splits_otherwise
 
 Progress = Callable[[int, int], None]
-"""Told the bytes copied so far and all there are."""
+"""Gets the bytes copied so far, and the bytes in all."""
+
+WRITTEN = ("config.json", "longeval.json")
+"""Files that the export writes itself."""
+
+LIMITS = ("tokenizer_config.json", "generation_config.json")
+"""Files that may hold a limit on length; see `raised_limit`."""
+
+_DATA = (".json", ".jinja", ".md", ".model", ".tiktoken", ".txt", ".vocab", ".bpe")
+_RUNS = (".py", ".pyc", ".pkl", ".pickle", ".bin", ".pt", ".pth", ".ckpt", ".so", ".sh")
+_OTHER_PATHS = ("params.json", "adapter_config.json", "origin.json")
+_TERMS = ("license", "licence", "notice", "copying", "terms", "use_policy")
+_INDEX = "model.safetensors.index.json"
 
 _BLOCK_BYTES = 1 << 24
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WrittenFolder:
-    """An export that is done."""
+    """A finished export."""
 
     path: str
     num_files: int
@@ -73,7 +86,7 @@ def write_folder(ref: ModelRef, config: Any, encoding: Encoding, path: str, prog
     Args:
         ref: The model.
         config: transformers' PreTrainedConfig of it.
-        encoding: What its configuration shall say.
+        encoding: What its configuration shall hold.
         path: Where the folder goes; absent or empty.
         progress: Called while files are copied.
 
@@ -93,7 +106,7 @@ def write_folder(ref: ModelRef, config: Any, encoding: Encoding, path: str, prog
             _check_room(source, names, parent, path)
             changed = _copy(source, names, work, encoding, progress)
             other_class, is_replaced = _name_class(work, encoding.rope.model)
-            _write_json(os.path.join(work, "longeval.json"), export_note(ref, encoding, stock))
+            _write_json(os.path.join(work, "longeval.json"), export_note(ref, encoding, stock.to_json()))
             written = WrittenFolder(
                 path=place,
                 num_files=len(os.listdir(work)),
@@ -130,7 +143,7 @@ def _check_room(source: str, names: list[str], parent: str, path: str) -> None:
 
 
 def _copy(source: str, names: list[str], work: str, encoding: Encoding, progress: Progress) -> tuple[str, ...]:
-    """Copies the files; returns those that got a longer limit on the way."""
+    """Copies the files; returns the names of those in which a limit was raised."""
     total = sum(os.path.getsize(os.path.join(source, name)) for name in names)
     done = 0
     changed = []
@@ -171,7 +184,7 @@ def _name_class(work: str, model: str) -> tuple[str | None, bool]:
 
 
 def _open_source(path: str, model: str) -> BinaryIO:
-    """Opens a model's file for reading; what is wrong with it is no fault of `--out`."""
+    """Opens a model's file for reading; an error names `--model` and not `--out`."""
     try:
         return open(path, "rb")
     except OSError as error:
@@ -181,6 +194,75 @@ def _open_source(path: str, model: str) -> BinaryIO:
 
 
 def _write_json(path: str, value: Any) -> None:
-    """Writes JSON as model folders have it; NaN is a bug."""
+    """Writes JSON in the form that model folders have; NaN is a bug."""
     with open(path, "x", encoding="utf-8") as file:
         file.write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def travels(name: str) -> bool:
+    """Whether a file at the top of a model's folder is plain data that belongs to it; weights aside."""
+    lower = name.lower()
+    if name in (*WRITTEN, *_OTHER_PATHS, _INDEX) or lower.endswith(_RUNS) or name.startswith("."):
+        return False
+    return lower.endswith(_DATA) or lower.startswith("tokenizer") or any(word in lower for word in _TERMS)
+
+
+def source_folder(ref: ModelRef) -> str:
+    """Returns a local folder with all of a model's files; those of a hub model are downloaded where they are missing.
+
+    Raises:
+        LongEvalError: They can't be downloaded.
+    """
+    folder = local_folder(ref)
+    if folder is not None:
+        return folder
+    snapshot = open_hub(ref)
+    folder = os.path.dirname(snapshot.config_path)
+    if not snapshot.local_only:
+        _fetch(ref, snapshot)
+    elif not cached_weights(snapshot.hub_id, snapshot.commit):
+        raise unreachable_hub(snapshot.hub_id, ref.name, "its weights were never downloaded")
+    return folder
+
+
+def file_names(folder: str) -> list[str]:
+    """Names of the files of a model's folder that travel, sorted."""
+    weights = weight_files(folder)
+    names = {name for name in os.listdir(folder) if travels(name) and os.path.isfile(os.path.join(folder, name))}
+    if weights != ["model.safetensors"]:
+        names.add(_INDEX)
+    return sorted(names | set(weights))
+
+
+def _fetch(ref: ModelRef, snapshot: HubSnapshot) -> None:
+    """Downloads the files of a hub model that travel into the hub's cache."""
+    from huggingface_hub import HfApi, errors, hf_hub_download
+
+    try:
+        with quiet_transformers():
+            listed = HfApi().list_repo_files(snapshot.hub_id, revision=snapshot.commit)
+            names = [name for name in listed if "/" not in name and travels(name)]
+            if "model.safetensors" in listed:
+                names.append("model.safetensors")
+            else:
+                index = hf_hub_download(snapshot.hub_id, _INDEX, revision=snapshot.commit)
+                names += weight_files(os.path.dirname(index))
+            for name in names:
+                hf_hub_download(snapshot.hub_id, name, revision=snapshot.commit)
+    except (errors.HfHubHTTPError, errors.EntryNotFoundError, OSError) as error:
+        raise unreachable_hub(snapshot.hub_id, ref.name, reason(error)) from error
+
+
+def raised_limit(name: str, settings: dict[str, Any], *, native: int, target: int) -> dict[str, Any] | None:
+    """Settings of a tokenizer or of generation with the target length in place of a smaller limit; None if none is.
+
+    vLLM serves no more than the tokenizer's `model_max_length`. `generate` stops at `max_length`, which some models
+    (Llama 2) set to their native length; a smaller one is somebody's choice and stays.
+    """
+    key, least = {"tokenizer_config.json": ("model_max_length", 1), "generation_config.json": ("max_length", native)}[
+        name
+    ]
+    limit = settings.get(key)
+    if isinstance(limit, bool) or not isinstance(limit, int | float) or not least <= limit < target:
+        return None
+    return settings | {key: target}

@@ -19,11 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from longeval.errors import LongEvalError, reason
-from longeval.export.encoding import Encoding
+from longeval.export.encoding import Encoding, export_note
 from longeval.export.error import StockError, running, stock_error
 from longeval.export.form import divisors
 from longeval.export.gguf_copy import Changes, Progress, open_gguf, read_back, write_copy
-from longeval.export.note import common_note, error_note
 from longeval.files import why_unwritable, working_folder
 from longeval.models import load
 from longeval.models.files import is_present
@@ -43,7 +42,7 @@ _NOTE = "longeval.export"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WrittenGguf:
-    """An export that is done."""
+    """A finished export."""
 
     path: str
     num_tensors: int
@@ -112,7 +111,7 @@ def write_gguf(ref: ModelRef, encoding: Encoding, path: str, progress: Progress)
 
     Args:
         ref: A model that comes as GGUF; see `check_source`.
-        encoding: What it shall say.
+        encoding: What the copy shall hold.
         path: Where the file goes; absent.
         progress: Told the bytes copied so far and all there are.
 
@@ -130,7 +129,7 @@ def write_gguf(ref: ModelRef, encoding: Encoding, path: str, progress: Progress)
             _check_geometry(header, encoding)
             divisor_F = divisors(encoding.table.inv_freq_F, encoding.theta).astype(np.float32)
             error = _error(encoding, divisor_F)
-            note = common_note(ref, encoding) | {"engine": {"name": "llama.cpp", **error_note(error)}}
+            note = export_note(ref, encoding, {"name": "llama.cpp", **error.to_json()})
             changes = _changes(architecture, encoding, divisor_F, note)
             source = open_gguf(original)
             write_copy(source, changes, work, progress)
@@ -147,7 +146,7 @@ def write_gguf(ref: ModelRef, encoding: Encoding, path: str, progress: Progress)
 
 @contextmanager
 def _original(ref: ModelRef) -> Iterator[str]:
-    """The model's GGUF: the user's file, or the embedded model's, unpacked for as long as it is needed."""
+    """Yields the path of the model's GGUF: the user's file, or the embedded model's, unpacked for the time being."""
     if ref.kind == "gguf":
         yield ref.location
         return
@@ -209,7 +208,7 @@ def _error(encoding: Encoding, divisor_F: npt.NDArray[np.float32]) -> StockError
 def _changes(
     architecture: str, encoding: Encoding, divisor_F: npt.NDArray[np.float32], note: dict[str, Any]
 ) -> Changes:
-    """What the copy says anew."""
+    """The fields and the tensor that the copy has instead of the original's."""
     scaling = f"{architecture}.rope.scaling"
     return Changes(
         architecture=architecture,

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from longeval.errors import LongEvalError
 
 Progress = Callable[[int, int], None]
-"""Told the bytes copied so far and all there are."""
+"""Gets the bytes copied so far, and the bytes in all."""
 
 FREQUENCIES = "rope_freqs.weight"
 """The tensor of divisors, one a feature."""
@@ -25,7 +25,7 @@ _OTHER_FACTORS = (FREQUENCIES, "rope_factors_long.weight", "rope_factors_short.w
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Changes:
-    """What a copy has that its original hasn't."""
+    """The differences of a copy from its original."""
 
     architecture: str
     numbers: Mapping[str, int | float]

@@ -1,8 +1,8 @@
 """Asks the installed transformers, before anything is written, what it makes of an exported configuration.
 
-The family's own rotary module is built from the new `config.json` and run at positions near and far, more than once:
-some modules choose frequencies when they see a long sequence. A family that reads the longrope form in another way is
-refused here, whatever the reason.
+The family's own rotary module is built from the new `config.json` and run at near and far positions, more than once,
+because some modules choose their frequencies when they see a long sequence. A family that reads the longrope form in
+another way is refused here, whatever the reason.
 
 Shapes: F features, T positions, D rotary dimensions = 2F.
 """
@@ -51,6 +51,10 @@ class Stock:
     error: StockError
     """Its largest error up to the target length."""
 
+    def to_json(self) -> dict[str, Any]:
+        """The engine in an export's note."""
+        return {"name": "transformers", "version": self.transformers, **self.error.to_json()}
+
 
 def check_stock_type(ref: ModelRef) -> None:
     """Raises LongEvalError for a model that comes with code of its own, which an export doesn't hold.
@@ -69,7 +73,7 @@ def check_stock_type(ref: ModelRef) -> None:
 
 
 def check_stock(folder: str, encoding: Encoding, original: Any) -> Stock:
-    """Holds stock transformers' rotary module for `folder/config.json` against the encoding.
+    """Compares the rotary module that stock transformers builds from `folder/config.json` with the encoding.
 
     Args:
         folder: A folder with the new `config.json`.
@@ -93,7 +97,7 @@ def check_stock(folder: str, encoding: Encoding, original: Any) -> Stock:
 
 
 def _rotary_module(config: Any, encoding: Encoding) -> Any:
-    """The family's rotary module, alone, on the CPU; the model around it is never filled with weights."""
+    """The family's rotary module alone, on the CPU; the model around it gets no weights."""
     modules = [
         module
         for module in empty_model(config).modules()
@@ -105,7 +109,7 @@ def _rotary_module(config: Any, encoding: Encoding) -> Any:
 
 
 def _check_module(module: Any, encoding: Encoding, original: Any) -> list[StockError]:
-    """The errors of each kind of layer that the export scales; LongEvalError where a kind isn't as it should be."""
+    """The errors of each kind of layer that the export scales; LongEvalError where a kind has other frequencies."""
     if not isinstance(module.rope_type, dict):
         return [_check_kind(module, None, encoding.table, encoding)]
     before = _rotary_module(original, encoding)
@@ -120,7 +124,7 @@ def _check_module(module: Any, encoding: Encoding, original: Any) -> list[StockE
 
 
 def _check_kind(module: Any, kind: str | None, table: RopeTable, encoding: Encoding) -> StockError:
-    """The error of one kind of layer, once its frequencies and attention factor have proved to be ours."""
+    """Checks that one kind of layer has our frequencies and attention factor; returns its error."""
     far = encoding.target_length - 1
     probes = sorted({0, 1, min(encoding.native_length, far), far})
     for positions in ([far], probes, [0, 1]):  # the second long pass, and the short one after it, differ in some
@@ -163,6 +167,7 @@ def _frequencies(module: Any, kind: str | None) -> npt.NDArray[np.float32]:
 
 
 def _refused(encoding: Encoding, why: str) -> LongEvalError:
+    """The message for a family that doesn't read the configuration as it must."""
     import transformers
 
     return LongEvalError(

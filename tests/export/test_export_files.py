@@ -9,7 +9,7 @@ import pytest
 from tiny_families import save_family
 
 from longeval.errors import LongEvalError
-from longeval.export.files import file_names, raised_limit, source_folder, travels
+from longeval.export.folder import file_names, raised_limit, source_folder, travels
 from longeval.models import hub
 from longeval.models.resolve import resolve
 
