@@ -38,7 +38,7 @@ class Engines:
     """How alike the two results are."""
 
     def tokens_per_s(self, side: int) -> float | None:
-        """Of hf (0) or vllm (1)."""
+        """Tokens per second of hf (0) or vllm (1)."""
         median_s = self.timed[side].median_s
         return None if median_s is None else self.tokens / median_s
 

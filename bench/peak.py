@@ -18,7 +18,7 @@ from bench.subject import Request, open_ours, open_plain, open_text, plain_loss
 Which = Literal["ours", "plain"]
 
 WARM_UP_TOKENS = 16
-"""Of the untimed first pass: it touches every weight, which loading only maps."""
+"""Tokens of the untimed first pass; it touches every weight, which loading only maps into memory."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,7 +29,7 @@ class Peak:
     dtype: str
     length: int
     loaded_bytes: int | None
-    """In use before the pass, the model loaded; None where the device doesn't tell."""
+    """Memory in use before the pass, with the model loaded; None where the device has no such number."""
     peak_bytes: int | None
     """The most in use during the pass."""
     import_s: float | None

@@ -24,7 +24,7 @@ NUM_SEEDS = 5
 BATCH_SIZE = 128
 LENGTH = 64
 NUM_STEPS = {"cpu": 2, "cuda": 100}
-"""Of all seeds stacked, in one timing; a seed alone makes NUM_SEEDS times as many."""
+"""Steps of all stacked seeds in one timing; a seed alone makes NUM_SEEDS times as many."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,10 +37,10 @@ class Stacking:
     batch_size: int
     num_seeds: int
     num_steps: int
-    """Of all stacked seeds; the one seed makes num_seeds times as many."""
+    """Steps of all stacked seeds; the seed alone makes num_seeds times as many."""
     timed: Timed
     flops: float
-    """Of one seed's step."""
+    """Operations of one seed's step."""
     rate: float
     """Operations per second of the stack's largest matrix product."""
     alone_rate: float
@@ -61,7 +61,7 @@ class Stacking:
 
 
 def measure_stacking(request: Request, config: ModelConfig | None = None) -> list[Stacking]:
-    """In float32, and in TF32 where there is a GPU."""
+    """Measures in float32, and in TF32 where there is a GPU."""
     kind = "cpu" if request.device == "cpu" else "cuda"
     precisions: tuple[Precision, ...] = ("float32", "tf32") if request.device.startswith("cuda") else ("float32",)
     sizes = config or default_config(request.device)

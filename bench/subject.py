@@ -38,7 +38,7 @@ class Request:
     """The curve and the sliding window are measured in the first only."""
     repeats: int
     device: str
-    """As `models.device.resolve_device` returns it."""
+    """The device, as `models.device.resolve_device` returns it."""
 
     def __post_init__(self) -> None:
         if self.longest < SHORTEST_LONGEST:

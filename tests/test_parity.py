@@ -188,9 +188,9 @@ def test_every_flag_reaches_the_comparison(tiny_llama):
     assert (spec.scale_from, spec.layers, spec.pin_length) == ("shipped", "all", 100)
     assert (spec.dtype, spec.device, spec.revision, spec.trust_remote_code) == ("bfloat16", "cpu", "v2", True)
     assert spec.vllm_args["enforce_eager"] is True
-    with pytest.raises(LongEvalError, match=r"--revision v2: .* is not on the hub"):
+    with pytest.raises(LongEvalError, match="--revision v2"):
         shown._plan(asked)
-    with pytest.raises(LongEvalError, match="--scale-from shipped: would be ignored"):
+    with pytest.raises(LongEvalError, match="--scale-from shipped"):
         shown._plan(without("revision"))
     plan, notes = shown._plan(without("revision", "scale_from", "layers"))
     assert notes == ["dynamic_yarn: another table at every length; both have that at 100 tokens here"]
@@ -205,7 +205,7 @@ def test_methods_that_nothing_stretches_have_no_factor(tiny_llama):
 
 
 def test_a_pin_that_nothing_heeds(tiny_llama):
-    with pytest.raises(LongEvalError, match="--pin-length 100: would be ignored"):
+    with pytest.raises(LongEvalError, match="--pin-length 100"):
         planned(tiny_llama, pe="yarn", pin_length="100")
 
 

@@ -1,4 +1,4 @@
-"""`longeval doctor`: what works on this machine, and how to mend what doesn't."""
+"""`longeval doctor`: what works on this machine, and remedies for what doesn't."""
 
 from __future__ import annotations
 

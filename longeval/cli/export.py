@@ -8,7 +8,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from longeval.export.error import StockError
     from longeval.export.folder import WrittenFolder
     from longeval.export.gguf import WrittenGguf
-    from longeval.models.resolve import ModelRef
 
 
 def export(
@@ -64,9 +63,13 @@ def export(
 
     longeval export --model ./my-model --pe yarn --factor 8 --pe-arg yarn.beta_fast=16 --out my-model-8x
     """
+    from longeval.export.encoding import encode
     from longeval.export.folder import check_folder, write_folder
-    from longeval.export.gguf import check_file, check_source, write_gguf
+    from longeval.export.gguf import check_file, check_source, config_of, write_gguf
+    from longeval.export.stock import check_stock_type
+    from longeval.models.load import load_config
     from longeval.models.resolve import resolve
+    from longeval.models.scaling import model_rope
     from longeval.request import LAYERS, SCALE_FROM
     from longeval.rope.build import parse_method_name, parse_pe_args
     from longeval.values import check_word, parse_factor, parse_length
@@ -79,8 +82,8 @@ def export(
             raise LongEvalError(f"{flag} {value}: an export is of one model with one method", "Export them one by one.")
     if "://" in out:
         raise LongEvalError(f"--out {out}: an export goes to a local folder or file", "Copy it from there.")
-    name = parse_method_name(pe).canonical
-    arguments = parse_pe_args(pe_arg or [], [name])
+    name = parse_method_name(pe)
+    arguments = parse_pe_args(pe_arg or [], [name.canonical])
     s = None if factor is None else parse_factor(factor)
     own_native = None if native is None else parse_length(native, flag="--native")
     to_gguf = out.lower().endswith(".gguf")
@@ -88,7 +91,12 @@ def export(
     ref = resolve(model, revision=revision)
     if to_gguf:
         check_source(ref, out)
-    config, encoding = _encoding(ref, out if to_gguf else None, name, s, own_native, arguments, scale_from, layers)
+        config = config_of(ref, out)
+    else:
+        check_stock_type(ref)
+        config = load_config(ref)
+    rope = model_rope(ref.name, config, native=own_native, scale_from=scale_from, layers=layers)
+    encoding = encode(rope, name.canonical, factor=s, arguments=arguments.get(name.base, {}))
     if not quiet:
         for note in encoding.rope.notes:
             say(note)
@@ -105,36 +113,9 @@ def export(
         _tell_folder(folder, encoding, out)
 
 
-def _encoding(
-    ref: ModelRef,
-    gguf: str | None,
-    name: str,
-    factor: float | None,
-    native: int | None,
-    arguments: dict[str, dict[str, Any]],
-    scale_from: str,
-    layers: str,
-) -> tuple[Any, Encoding]:
-    """The model's configuration, and what shall be written into it (or into a GGUF, where that is asked for)."""
-    from longeval.export.encoding import encode
-    from longeval.export.gguf import config_of
-    from longeval.export.stock import check_stock_type
-    from longeval.models import load
-    from longeval.models.scaling import model_rope
-    from longeval.rope.build import parse_method_name
-
-    if gguf is not None:
-        config = config_of(ref, gguf)
-    else:
-        check_stock_type(ref)
-        config = load.load_config(ref)
-    rope = model_rope(ref.name, config, native=native, scale_from=scale_from, layers=layers)
-    return config, encode(rope, name, factor=factor, arguments=arguments.get(parse_method_name(name).base, {}))
-
-
 @contextlib.contextmanager
 def _bar(quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    """Yields what is told the bytes copied so far and all there are: a bar on a terminal, nothing elsewhere."""
+    """Yields a callback for the bytes copied so far and in all; it draws a bar if stderr is a terminal."""
     if quiet or not sys.stderr.isatty():
         yield lambda done, total: None
         return
@@ -147,7 +128,7 @@ def _bar(quiet: bool) -> Iterator[Callable[[int, int], None]]:
 
 
 def _tell_folder(written: WrittenFolder, encoding: Encoding, out: str) -> None:
-    """What a folder holds, how exact it is, and how to load it."""
+    """Prints what a folder holds, how exact it is, and how to load it."""
     from longeval.export.stock import vllm_reason
 
     for name in written.changed:
@@ -175,7 +156,7 @@ def _tell_folder(written: WrittenFolder, encoding: Encoding, out: str) -> None:
 
 
 def _tell_gguf(written: WrittenGguf, encoding: Encoding, out: str) -> None:
-    """What a GGUF holds, how exact it is, and how to load it."""
+    """Prints what a GGUF holds, how exact it is, and how to load it."""
     say(
         "llama.cpp computes angles by a running float32 product, without longeval's exact periods: "
         + _error(written.error, encoding)

@@ -43,7 +43,7 @@ def models(
 
 
 def _plain(entry: CatalogEntry, cached: bool) -> dict[str, Any]:
-    """An entry as JSON."""
+    """A model of the catalogue in plain JSON types."""
     return {
         "name": entry.name,
         "hub_id": entry.hub_id,
@@ -57,7 +57,7 @@ def _plain(entry: CatalogEntry, cached: bool) -> dict[str, Any]:
 
 
 def _show(rows: list[tuple[CatalogEntry, bool]]) -> None:
-    """A table on a terminal; tab-separated columns for other programs."""
+    """Prints a table on a terminal, and tab-separated columns elsewhere."""
     from rich.table import Table
 
     from longeval.values import format_length
@@ -90,5 +90,5 @@ def _show(rows: list[tuple[CatalogEntry, bool]]) -> None:
 
 
 def _size(parameters: int) -> str:
-    """`6.74B`, `135M`."""
+    """A number of weights as `6.74B` or `135M`."""
     return f"{parameters / 1e9:.3g}B" if parameters >= 10**9 else f"{parameters / 1e6:.3g}M"

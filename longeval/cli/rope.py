@@ -1,7 +1,7 @@
 """`longeval rope`: the frequency tables of methods, for a geometry or for a model, as a table, JSON or a picture.
 
-Of a model only the configuration is read (of a GGUF, its header), neither weights nor tokenizer; an embedded model is
-fetched first where that hasn't happened yet.
+Of a model only the configuration is read (of a GGUF, the header), not the weights or the tokenizer. An embedded model
+is fetched first if it isn't there yet.
 """
 
 from __future__ import annotations
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 
 N = TypeVar("N", int, float)
-Describe = Callable[["MethodName", Mapping[str, Any], int], dict[str, Any]]
-"""From a method, its parameters as given, and a sequence length to what `describe` returns."""
 
 
 def rope(
@@ -153,15 +151,15 @@ def rope(
     if model is None:
         _refuse_ignored("without --model", of_model, "Name the model with --model.")
         geometry = _geometry(head_dim, theta, native, stretch)
-        describe = _plain(geometry)
     else:
         remedy = "The model's configuration says it; leave one of the two out."
         _refuse_ignored(f"--model {model}", {"--head-dim": head_dim, "--theta": theta}, remedy)
         read = _read_model(model, native, revision, trust_remote_code, scale_from)
         geometry = dataclasses.replace(read.geometry, factor=stretch)
-        describe = _of_model(read, geometry)
     check_target(geometry)
-    descriptions = [describe(name, values.get(name.base, {}), current or geometry.target_length) for name in parsed]
+    descriptions = [
+        _describe(name, values.get(name.base, {}), current or geometry.target_length, geometry, read) for name in parsed
+    ]
     if read is not None:
         _introduce(read, geometry)
     if plot is not None and image_format is not None:
@@ -176,7 +174,7 @@ def rope(
 
 
 def _geometry(head_dim: str | None, theta: str | None, native: str | None, factor: float) -> Geometry:
-    """The geometry from the options' texts; what is missing or unreadable raises LongEvalError."""
+    """Reads the geometry from the flags; raises LongEvalError for a missing or unreadable one."""
     from longeval.rope.base import Geometry
     from longeval.values import parse_length
 
@@ -195,28 +193,17 @@ def _geometry(head_dim: str | None, theta: str | None, native: str | None, facto
 
 
 def _number(kind: Callable[[str], N], flag: str, text: str, what: str, remedy: str) -> N:
-    """A number from an option's text."""
+    """Reads a number from a flag."""
     try:
         return kind(text)
     except ValueError:
         raise LongEvalError(f"{flag} {text!r}: not {what}", remedy) from None
 
 
-def _plain(geometry: Geometry) -> Describe:
-    """Describes methods of plain RoPE."""
-    from longeval.rope.analysis.description import describe
-    from longeval.rope.build import make_parameters
-
-    def describe_method(name: MethodName, arguments: Mapping[str, Any], length: int) -> dict[str, Any]:
-        return describe(name.canonical, geometry, make_parameters(name.base, arguments), length)
-
-    return describe_method
-
-
 def _read_model(
     name: str, native: str | None, revision: str | None, trust_remote_code: bool, scale_from: str | None
 ) -> ModelRope:
-    """The position encoding of a model, from its configuration alone."""
+    """Reads the position encoding of a model from its configuration."""
     from longeval.request import SCALE_FROM
     from longeval.values import check_word, parse_length
 
@@ -239,7 +226,7 @@ def _read_model(
 
 
 def _introduce(read: ModelRope, geometry: Geometry) -> None:
-    """Says on stderr what was read of a model, and what to know about it."""
+    """Says on stderr what was read of a model, and notes about it."""
     from longeval.values import format_length
 
     native, shipped = geometry.native_length, read.shipped
@@ -259,36 +246,39 @@ def _introduce(read: ModelRope, geometry: Geometry) -> None:
         )
 
 
-def _of_model(read: ModelRope, geometry: Geometry) -> Describe:
-    """Describes methods of a model; `none` is what it ships with."""
-    from longeval.rope.analysis.description import describe_tables
-    from longeval.rope.build import MethodName
+def _describe(
+    name: MethodName, arguments: Mapping[str, Any], length: int, geometry: Geometry, read: ModelRope | None
+) -> dict[str, Any]:
+    """Describes a method with the given parameters at a sequence length.
 
-    # As the model would be without rounding, where it was shipped with that.
+    On a model, `none` is the encoding that the model ships with.
+    """
+    from longeval.rope.analysis.description import describe, describe_tables
+    from longeval.rope.build import MethodName, make_parameters
+
+    if read is None:
+        return describe(name.canonical, geometry, make_parameters(name.base, arguments), length)
+    # A model may be shipped with rounded wavelengths; this is the same model without rounding.
     unrounded = dataclasses.replace(read, shipped=dataclasses.replace(read.shipped, resonance=False))
-
-    def describe_method(name: MethodName, arguments: Mapping[str, Any], length: int) -> dict[str, Any]:
-        base = MethodName(base=name.base, resonance=False)
-        return describe_tables(
-            name.canonical,
-            geometry,
-            unrounded=unrounded.tables(base, geometry, arguments)(length),
-            table=read.tables(name, geometry, arguments)(length),
-            length=length,
-        )
-
-    return describe_method
+    base = MethodName(base=name.base, resonance=False)
+    return describe_tables(
+        name.canonical,
+        geometry,
+        unrounded=unrounded.tables(base, geometry, arguments)(length),
+        table=read.tables(name, geometry, arguments)(length),
+        length=length,
+    )
 
 
 def _refuse_ignored(beside: str, settings: Mapping[str, object], remedy: str) -> None:
-    """Raises LongEvalError for a setting that was given and has no effect `beside` something."""
+    """Raises LongEvalError for a setting that was given, but has no effect together with `beside`."""
     for flag, value in settings.items():
         if value not in (None, False, []):
             raise LongEvalError(f"{beside}: {flag} would be ignored", remedy)
 
 
 def _list_methods(json_path: str | None) -> None:
-    """`--list`: all methods with parameters, defaults and source."""
+    """Prints or writes all methods with parameters, defaults and source."""
     from longeval.rope.text import list_methods, show_methods
 
     if json_path is None:

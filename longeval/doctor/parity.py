@@ -1,7 +1,8 @@
-"""Does vLLM compute what transformers computes, under the same method? Compares tables, log-probabilities, answers.
+"""Compares vLLM with transformers under the same method: tables, log-probabilities and greedy continuations.
 
 Both run the same window of real text (Python's own standard library, which every machine has) and continue it. Greedy
-continuations may part where two tokens are as good as equally probable: hf, which runs second, is asked how near.
+continuations may part where two tokens are almost equally probable. So hf, which runs second, computes by how much it
+prefers its own token there.
 
 Shapes: T tokens of a window or a prompt, S scored tokens.
 """
@@ -25,27 +26,27 @@ from longeval.studies.ppl.texts import Texts
 from longeval.studies.ppl.work import PplWork
 
 NEW_TOKENS = 32
-"""Of the greedy continuation."""
+"""Tokens of the greedy continuation."""
 
 TOLERANCE = {"float32": 5e-4, "bfloat16": 0.1, "float16": 0.02}
-"""Largest mean difference of a token's log-probability, nats, that rounding explains. Equal tables in float32 differ by
-5e-6, other orders of summing alone; bfloat16 by 0.03, as much as rounding all wavelengths does. Measured on CPUs; a GPU
-whose float32 products are TF32 may differ by more."""
+"""The largest mean difference of a token's log-probability that rounding explains, nats. With equal tables, float32
+differs by 5e-6 because sums are taken in another order; bfloat16 differs by 0.03, as much as rounding all wavelengths
+changes. Measured on CPUs; a GPU whose float32 products are TF32 may differ by more."""
 
 CHUNKS = 3
-"""Steps at least in which vLLM reads the window, so that chunked prefill is compared too."""
+"""The least number of steps in which vLLM reads the window, so that chunked prefill is compared too."""
 
 SEQUENCES = 8
-"""Of vLLM's at a time, of which it takes no more than a chunk has tokens; parity asks one."""
+"""vLLM's `max_num_seqs`, which must not exceed the tokens of a chunk; parity sends one sequence at a time."""
 
 Tokens = npt.NDArray[np.int32]
 
 
 class Side(NamedTuple):
-    """What one backend computed."""
+    """The results of one backend."""
 
     digest: str | None
-    """Of the table that it holds."""
+    """Digest of the table that it holds."""
     nll_S: npt.NDArray[np.float32]
     """Negative log-likelihoods of the window's tokens, nats."""
     answer: str
@@ -53,35 +54,35 @@ class Side(NamedTuple):
     answer_tokens: tuple[int, ...]
     """The same as tokens, without the one that ended it."""
     gap: float | None = None
-    """Where the continuation parts from another one: how much more probable its own token is to it than the other's,
-    log-probabilities, nats. None where it doesn't part, or there was no other yet."""
+    """Where its continuation parts from the other backend's: by how many nats it prefers its own token. None where both
+    are the same, or where the other backend has not run yet."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Parity:
-    """One comparison, and what it amounts to."""
+    """One comparison and its verdict."""
 
     model: str
     pe: str
     factor: float | None
     length: int
-    """Window, tokens."""
+    """Length of the window, tokens."""
     dtype: str
     tokens: int
-    """Scored ones."""
+    """Scored tokens."""
     digest_hf: str | None
     digest_vllm: str | None
     mean_difference: float
-    """Of |log-probability|, nats a token."""
+    """Mean absolute difference of a token's log-probability, nats."""
     max_difference: float
     perplexity_hf: float
     perplexity_vllm: float
     answer_hf: str
     answer_vllm: str
     answer_gap: float | None
-    """Where the continuations part: how much more probable hf's token is to hf than vllm's, nats; None: they don't."""
+    """Where the continuations part: by how many nats hf prefers its own token. None where they are the same."""
     reasons: tuple[str, ...]
-    """What differs by more than rounding; empty if nothing does."""
+    """The differences that rounding does not explain; empty if there are none."""
 
     @property
     def verdict(self) -> Literal["same", "different"]:
@@ -99,13 +100,13 @@ def parity(
     """Compares the two backends on all work of a plan, one model in memory at a time, vLLM's first.
 
     Args:
-        plan: Of a request of one length and data set with `backend: vllm`.
-        progress: Told about each window.
-        load_hf: Brings the model into transformers; None: as always.
-        load_vllm: Into vLLM; None: as the request says.
+        plan: The plan of a request with one length, one data set and `backend: vllm`.
+        progress: Shows each window.
+        load_hf: Loads the model into transformers; None for the usual function.
+        load_vllm: Loads the model into vLLM; None for the request's function.
 
     Raises:
-        LongEvalError: One of the two can't run the model.
+        LongEvalError: One of the two backends can't run the model.
     """
     loads = (load_hf or load_backend, load_vllm or backend_of(plan.request))
     every = [work for work in plan.work if isinstance(work, PplWork)]
@@ -120,7 +121,7 @@ def parity(
 
 
 def compare(a: Side, b: Side, *, model: PreparedModel, pe: str, factor: float | None, length: int) -> Parity:
-    """What the sides `a` (hf) and `b` (vllm) amount to."""
+    """Compares the sides `a` (hf) and `b` (vllm)."""
     difference_S = np.abs(a.nll_S.astype(np.float64) - b.nll_S.astype(np.float64))
     mean = float(difference_S.mean())
     bound = TOLERANCE[model.dtype]
@@ -156,11 +157,12 @@ def compare(a: Side, b: Side, *, model: PreparedModel, pe: str, factor: float | 
 
 
 def _perplexity(side: Side) -> float:
+    """Perplexity over all scored tokens."""
     return math.exp(float(side.nll_S.astype(np.float64).mean()))
 
 
 def in_chunks(tokens: int, args: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of vLLM's engine with which it reads a window in several steps, unless `args` decide that.
+    """Adds options with which vLLM reads a window in several steps, unless `args` have them already.
 
     Args:
         tokens: Length of the window.
@@ -178,7 +180,7 @@ def _run(
     *,
     others: Sequence[Side] = (),
 ) -> list[Side]:
-    """One backend's side of every work, with its word on where `others` part; the model is let go afterwards."""
+    """Runs one backend on all work, compares its continuations with `others`, and unloads the model."""
     backend = load(model)
     sides = []
     try:
@@ -208,7 +210,7 @@ def _run(
 
 
 class _Recorder:
-    """A tokenizer that remembers what it decoded last: the tokens of an answer, of which backends hand out the text."""
+    """A tokenizer that keeps the tokens it decoded last, because backends return only the text of an answer."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -219,7 +221,7 @@ class _Recorder:
         return getattr(self._tokenizer, name)
 
     def decode(self, tokens: Sequence[int], **options: Any) -> str:
-        """As the tokenizer's own."""
+        """Decodes with the wrapped tokenizer, and keeps tokens and text."""
         self.last = tuple(int(token) for token in tokens)
         self.text = self._tokenizer.decode(tokens, **options)
         return self.text
@@ -231,11 +233,11 @@ def _gap(
     """By how many nats the backend prefers its own token where two continuations part; None where they are the same.
 
     Args:
-        backend: It serves the table under which it gave `own`.
-        prompt_T: What both continue.
-        own: Its continuation.
-        other: The other one's.
-        ends: Tokens one of which ended a continuation that is only the beginning of the other.
+        backend: The backend, which still serves the table under which it generated `own`.
+        prompt_T: The prompt of both continuations.
+        own: The backend's continuation.
+        other: The other backend's continuation.
+        ends: End tokens; where one continuation is the beginning of the other, one of these ended it.
     """
     if tuple(own) == tuple(other):
         return None

@@ -1,12 +1,12 @@
-"""Any frequency table in a model's `config.json`: the standard `longrope` form, its two lists equal.
+"""Writes any frequency table into a model's `config.json`, in the standard `longrope` form with two equal lists.
 
 θ̃_j = θ_j / F_j with F_j in `short_factor` and in `long_factor`, so that it doesn't matter which of them an engine
 picks for a sequence. transformers reads `attention_factor`; vLLM (and transformers' Phi-MoE) read `short_mscale` and
 `long_mscale` instead. Sources: transformers 5.19 `modeling_rope_utils`, vLLM 0.32 `phi3_long_rope_scaled_rope`.
 
-On disk it stands twice, as transformers 5 (`rope_parameters`) and as transformers 4 (`rope_theta`, `rope_scaling`)
-want it; transformers 5 takes `rope_scaling` first where it is there, so both are the same. transformers 4.57 reads it
-in most families; Phi-3 and OLMo 2 refuse its keys there, and Nemotron heeds no scaling at all.
+The table is written twice: as transformers 5 reads it (`rope_parameters`) and as transformers 4 does (`rope_theta`,
+`rope_scaling`). transformers 5 prefers `rope_scaling` where it exists, so both have the same contents. transformers
+4.57 reads it in most families; Phi-3 and OLMo 2 refuse its keys there, and Nemotron ignores any scaling.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _READ_ELSEWHERE = {
     "mscale_all_dim": "the scale of its attention",
     "mrope_section": "which features rotate by which axis",
 }
-"""Keys of rope_parameters from which a model takes more than frequencies, and what: they would be lost."""
+"""Keys of rope_parameters that decide more than frequencies, with what they decide; it would be lost."""
 
 _FLAT_TOO = ("gemma3_text",)
 """Model types by layer type whose `rope_scaling`, in transformers 4 and 5, is that of the global layers."""
@@ -44,10 +44,10 @@ def longrope_form(table: RopeTable, *, theta: float, original: int, factor: floa
     """A table as `rope_parameters` of rope type longrope.
 
     Args:
-        table: Frequencies and attention factor; periods can't be said.
+        table: Frequencies and attention factor; the form has no place for exact periods.
         theta: The base in the configuration.
         original: `original_max_position_embeddings`, tokens.
-        factor: s, at least 1; engines use it only where the attention factor is missing.
+        factor: s, at least 1; engines use it only where there is no attention factor.
     """
     lists = [float(divisor) for divisor in divisors(table.inv_freq_F, theta)]
     attention = float(table.attention_factor)
@@ -93,7 +93,7 @@ def new_config(raw: Mapping[str, Any], config: Any, encoding: Encoding) -> dict[
     if partial is not None:
         (parameters[GLOBAL_LAYERS] if own.by_layer_type else parameters)["partial_rotary_factor"] = partial
     else:
-        part.pop("partial_rotary_factor", None)  # of a family that doesn't heed it, unlike the longrope form
+        part.pop("partial_rotary_factor", None)  # the family ignores it, but the longrope form would not
     part["rope_parameters"] = parameters
     part.pop("rope_scaling", None)
     if flat is not None:

@@ -113,7 +113,7 @@ def write_gguf(ref: ModelRef, encoding: Encoding, path: str, progress: Progress)
         ref: A model that comes as GGUF; see `check_source`.
         encoding: What the copy shall hold.
         path: Where the file goes; absent.
-        progress: Told the bytes copied so far and all there are.
+        progress: Gets the bytes copied so far, and the bytes in all.
 
     Raises:
         LongEvalError: If the GGUF doesn't fit the encoding, or can't be written. Nothing is left at `path` then.

@@ -1,4 +1,4 @@
-"""What `rope_parameters` of our rope types may say, read and checked; knows neither torch nor transformers.
+"""Reads and checks the `rope_parameters` of our rope types; needs neither torch nor transformers.
 
 Every message names the rope type and the key. A value of None counts as not given, as in transformers.
 """
@@ -18,7 +18,7 @@ from longeval.rope.base import METHODS
 from longeval.rope.build import MethodName, make_parameters, method_names, parse_method_name
 
 STOCK = ("yarn", "llama3", "longrope")
-"""Our names that are transformers' own as well, and stay so."""
+"""Our names that transformers has too; they stay its own functions."""
 
 REFUSED = {
     "none": "Use default, transformers' name for plain RoPE.",
@@ -29,7 +29,7 @@ REFUSED = {
         if "dynamic" in name
     },
 }
-"""Names with which no model can be built, and what to do instead."""
+"""Names with which no model can be built, each with a remedy."""
 
 ROPE_TYPES: tuple[str, ...] = tuple(name for name in method_names() if name not in {*STOCK, *REFUSED})
 """The rope types that models can be built with once `longeval.hf` is imported."""
@@ -42,11 +42,11 @@ _COMMON = ("rope_type", "type", "rope_theta", "partial_rotary_factor", NATIVE)
 
 
 class RopeSettings(NamedTuple):
-    """What `rope_parameters` of one of our types say."""
+    """The contents of `rope_parameters` of one of our types."""
 
     name: MethodName
     arguments: dict[str, Any]
-    """The method's parameters that were given, in their types."""
+    """The method's parameters that were given, converted to their types."""
     factor: float
     """s; 1 for methods that don't use it."""
     native_length: int | None
@@ -90,7 +90,7 @@ def read_parameters(rope_type: str, given: Mapping[str, Any], *, ignore: Collect
 
 
 def rotates_part(config: Any) -> bool:
-    """Whether models of a config's family heed `partial_rotary_factor`; Llama and many others rotate whole heads."""
+    """Whether models of a config's family read `partial_rotary_factor`; Llama and many others rotate whole heads."""
     return _mentions_part(type(config).__module__)
 
 
@@ -109,7 +109,7 @@ def _mentions_part(module: str) -> bool:
 
 
 def missing_key(rope_type: str, key: str) -> LongEvalError:
-    """The message for a key that must be there."""
+    """The message for a required key that is missing."""
     remedy = {
         "rope_theta": "Give the model's own base, config.rope_parameters['rope_theta'] of the unchanged model; "
         "transformers would silently take its default, often 10000.",
@@ -122,7 +122,7 @@ def missing_key(rope_type: str, key: str) -> LongEvalError:
 
 
 def in_config_words(name: MethodName, error: LongEvalError) -> LongEvalError:
-    """A message of `longeval.rope`, which speaks of flags, in the keys of `rope_parameters`."""
+    """Replaces the flags in a message of `longeval.rope` by keys of `rope_parameters`."""
     words = {
         f"--pe-arg {name.base}.": "",
         "--pe ": "",
@@ -157,7 +157,7 @@ def _check_keys(name: MethodName, values: Mapping[str, Any], fields: Mapping[str
 
 
 def _check_number(rope_type: str, key: str, value: Any) -> None:
-    """Raises LongEvalError for what is no number or out of the range of `key`."""
+    """Raises LongEvalError unless `value` is a number in the range of `key`."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     number = float(value) if is_number else math.nan  # which is in no range
     fits, range_ = {
@@ -167,11 +167,11 @@ def _check_number(rope_type: str, key: str, value: Any) -> None:
         NATIVE: (number >= 1 and number.is_integer(), "a whole number of tokens, at least 1"),
     }[key]
     if not fits:
-        raise LongEvalError(f"rope_type {rope_type}: {key} {value!r} must be {range_}", "Mend rope_parameters.")
+        raise LongEvalError(f"rope_type {rope_type}: {key} {value!r} must be {range_}", "Correct rope_parameters.")
 
 
 def _make_parameters(name: MethodName, arguments: Mapping[str, Any]) -> Any:
-    """The method's parameters. Text is no number in a config, and above all it names no file to read."""
+    """Makes the method's parameters. Text is refused where a number is needed: it must not name a file to read."""
     hints = get_type_hints(name.method.parameters)
     for key, value in arguments.items():
         if isinstance(value, str) and get_origin(hints[key]) is not Literal:

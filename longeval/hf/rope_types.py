@@ -1,10 +1,10 @@
 """The functions and checks that transformers calls for our rope types, and their registration.
 
-transformers looks frequencies up by name when a model is built (ROPE_INIT_FUNCTIONS) and checks `rope_parameters` when
-a config is built or saved (`_validate_<name>_rope_parameters`). Both are open to new names. One more place is needed:
-before a config is checked, transformers fills in defaults, after which nobody can tell that a base wasn't given, or
-that the form was that of another family, so that the whole dictionary is ignored. `PreTrainedConfig.__post_init__` is
-wrapped for dictionaries that name our types, and leaves others to transformers.
+When a model is built, transformers looks its frequencies up by name in ROPE_INIT_FUNCTIONS. When a config is built or
+saved, it checks `rope_parameters` by `_validate_<name>_rope_parameters`. Both are open to new names. But before a
+config is checked, transformers fills in defaults. These hide that a base wasn't given, or that the dictionary has the
+form of another family and is ignored as a whole. So `PreTrainedConfig.__post_init__` is wrapped too, for dictionaries
+that name our types; others go to transformers as they are.
 
 Source: transformers 5, `modeling_rope_utils` and `configuration_utils`.
 """
@@ -38,14 +38,14 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _REGISTERED = (*ROPE_TYPES, *REFUSED)
-"""Names that are refused are registered too: the refusal tells more than transformers' KeyError."""
+"""Refused names are registered too, because our message says more than transformers' KeyError."""
 
 _OLD_BASES = ("rope_theta", "rotary_emb_base", "rope_local_base_freq", "global_rope_theta", "local_rope_theta")
-"""Where configs of older forms say the base, outside `rope_parameters`."""
+"""The keys of the base in configs of older forms, outside `rope_parameters`."""
 
 
 def register() -> None:
-    """Makes our methods known to transformers in this process. Importing `longeval.hf` does it; again is harmless.
+    """Registers our methods with transformers in this process; importing `longeval.hf` calls it. Repeating is harmless.
 
     Raises:
         LongEvalError: Another package has registered one of our names. Nothing is changed then.
@@ -147,7 +147,7 @@ def _rotary_dim(rope_type: str, config: Any, given: dict[str, Any], layer_type: 
 
 
 def _validate(config: Any, rope_parameters: dict[str, Any], ignore_keys: Collection[str] | None = None) -> RopeSettings:
-    """The validator of all our types, a method of the config; writes L where it isn't given. The result has it too."""
+    """Validates our types, as a method of the config; writes L into `rope_parameters` where it isn't given."""
     rope_type = str(rope_parameters["rope_type"])
     settings = read_parameters(rope_type, rope_parameters, ignore=ignore_keys or ())
     if settings.native_length is not None:
@@ -167,7 +167,7 @@ def _validate(config: Any, rope_parameters: dict[str, Any], ignore_keys: Collect
 
 
 def _checking(original: Callable[..., None]) -> Callable[..., None]:
-    """`PreTrainedConfig.__post_init__`, with checks of what names our types before defaults hide a mistake."""
+    """Wraps `PreTrainedConfig.__post_init__` in checks that must come before transformers fills in defaults."""
 
     @functools.wraps(original)
     def post_init(self: Any, **kwargs: Any) -> None:
@@ -207,7 +207,7 @@ def _checking(original: Callable[..., None]) -> Callable[..., None]:
 
 
 def _check_heeded(config: Any, loose: Any) -> None:
-    """Raises LongEvalError where our types are given to a family of transformers whose RoPE no setting changes."""
+    """Raises LongEvalError where a family of transformers gets one of our types and would ignore it."""
     own = type(config).__module__.startswith("transformers.") and not hasattr(type(config), "rope_parameters")
     if own and (ours := next(_of_ours(loose), None)):
         raise LongEvalError(
@@ -217,7 +217,7 @@ def _check_heeded(config: Any, loose: Any) -> None:
 
 
 def _of_ours(given: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The rope types in `rope_parameters`, flat or by layer type, that are ours, each with its dictionary."""
+    """Yields our rope types in `rope_parameters`, flat or by layer type, each with its dictionary."""
     if not isinstance(given, dict):
         return
     for parameters in (given, *given.values()):

@@ -1,4 +1,4 @@
-"""What a RoPE scaling method is: a pure function from geometry, parameters and sequence length to a RopeTable.
+"""The interface of a RoPE scaling method: a pure function from geometry, parameters and length to a RopeTable.
 
 Shapes: F features (rotary dimensions / 2), T positions. Everything is float64 numpy; torch and the models come later,
 in the backends. Source of the words: Su et al. 2021 (arXiv 2104.09864) for RoPE, Wang et al. 2024 (arXiv 2403.00071)
@@ -23,13 +23,13 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
 _LARGEST_HEAD = 8192
-"""Rotary dimensions, far beyond any model's; more would only keep a command busy for hours."""
+"""Rotary dimensions; no model comes near, and more would keep a command busy for hours."""
 
 _LONGEST = 2.0**53
-"""Tokens, and radians: float64 tells neighbouring ones no longer apart beyond it."""
+"""Tokens, and radians: beyond it, float64 can't distinguish neighbouring whole numbers."""
 
 _ROWS = 8192
-"""Positions whose float64 angles exist at once: a table for a million positions needs little more than itself."""
+"""Positions whose float64 angles are in memory at once, so that a long table needs little more than its own memory."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,9 +45,9 @@ class Geometry:
     factor: float = 1.0
     """s = target length / native length, at least 1."""
     start: tuple[float, ...] | None = None
-    """θ_j that methods scale where it isn't b^(−2j/d), rad/token: those of a model that comes already scaled."""
+    """Frequencies that methods scale instead of b^(−2j/d), rad/token: those of a model that is already scaled."""
     start_attention_factor: float = 1.0
-    """The attention factor that goes with `start`; a method's own multiplies it."""
+    """The attention factor that belongs to `start`; a method's own factor multiplies it."""
 
     def __post_init__(self) -> None:
         assert self.start is None or len(self.start) * 2 == self.head_dim
@@ -89,7 +89,7 @@ class Geometry:
         return round(self.factor * self.native_length)
 
     def base_inv_freq(self) -> FloatArray:
-        """What methods scale: `start`, or else θ_j = b^(−2j/d) for j = 0 … F−1, rad/token, shape (F,)."""
+        """The frequencies that methods scale: `start`, else θ_j = b^(−2j/d) for j = 0 … F−1, rad/token, shape (F,)."""
         if self.start is not None:
             return np.array(self.start, dtype=np.float64)
         return self.plain_inv_freq(self.theta)
@@ -102,7 +102,7 @@ class Geometry:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class RopeTable:
-    """What a method computes: frequencies, attention factor, and for rounded wavelengths the exact periods."""
+    """The result of a method: frequencies, attention factor, and for rounded wavelengths the exact periods."""
 
     inv_freq_F: FloatArray
     """θ̃_j in rad/token, shape (F,)."""
@@ -111,8 +111,8 @@ class RopeTable:
     period_F: IntArray | None = None
     """Integer wavelengths in tokens where resonance rounded them, shape (F,); then inv_freq is 2π/period."""
     local: RopeTable | None = None
-    """What layers with a sliding window rotate by, in models that rotate by layer type and where those layers are
-    scaled too; None leaves them as they are."""
+    """The table of the layers with a sliding window, in models that rotate by layer type; None leaves these layers as
+    they are."""
 
     @property
     def wavelengths_F(self) -> FloatArray:
@@ -143,15 +143,15 @@ class RopeTable:
 
     def same_as(self, other: RopeTable) -> bool:
         """True if both give the same angles and the same attention factor, bit for bit, in all layers."""
-        periods = (self.period_F, other.period_F)
-        if (periods[0] is None) != (periods[1] is None):
-            return False
+        if self.local is None or other.local is None:
+            same_local = self.local is other.local
+        else:
+            same_local = self.local.same_as(other.local)
         return (
-            self.attention_factor == other.attention_factor
+            same_local
+            and self.attention_factor == other.attention_factor
             and np.array_equal(self.inv_freq_F, other.inv_freq_F)
-            and (periods[0] is None or periods[1] is None or np.array_equal(periods[0], periods[1]))
-            and (self.local is None) == (other.local is None)
-            and (self.local is None or other.local is None or self.local.same_as(other.local))
+            and (self.period_F is None) == (other.period_F is None)  # equal frequencies have equal periods
         )
 
 
@@ -159,9 +159,9 @@ def check_table(table: RopeTable, length: int, settings: str) -> None:
     """Raises LongEvalError unless a table's frequencies and attention factor can be served up to a length.
 
     Args:
-        table: What a method computed.
-        length: The longest sequence that it is for, tokens.
-        settings: What led to it, as a user writes it.
+        table: A method's table.
+        length: The longest sequence that the table is for, tokens.
+        settings: The flags that led to it, for the message.
     """
     inv_freq_F = table.inv_freq_F
     with np.errstate(all="ignore"):

@@ -1,4 +1,4 @@
-"""From names and settings as users write them to a RopeTable: the one way to a table, for every command and backend."""
+"""Builds a RopeTable from names and settings as users write them, for every command and backend."""
 
 from __future__ import annotations
 
@@ -74,11 +74,11 @@ def parse_pe_args(items: Sequence[str], names: Sequence[str]) -> dict[str, dict[
         names: The methods asked for; a setting of `yarn` goes to `yarn` and `resonance_yarn` alike.
 
     Returns:
-        Base method to parameter name to value (float, tuple of floats, word or None), only what was given.
+        The given values: base method → parameter name → value (float, tuple of floats, word or None).
 
     Raises:
-        LongEvalError: Not of that form, a method that is unknown or not asked for, an unknown parameter, an unreadable
-            value, or two values for one parameter.
+        LongEvalError: An item has another form, an unknown method, one that was not asked for, an unknown parameter, or
+            an unreadable value; or a parameter has two values.
     """
     asked = {parse_method_name(name).base for name in names}
     values: dict[str, dict[str, Any]] = {}
@@ -135,7 +135,7 @@ def build_table(name: str, geometry: Geometry, parameters: Any = None, seq_len: 
 
 
 def _settings(name: str, geometry: Geometry, parameters: Any, seq_len: int) -> str:
-    """What leads to a table, as a user writes it: parameters that are not the defaults, then the geometry."""
+    """The flags that lead to a table: parameters that differ from their defaults, then the geometry."""
     base = parse_method_name(name).base
     own = [
         f"--pe-arg {base}.{item.name}={getattr(parameters, item.name)}"[:100]

@@ -47,7 +47,7 @@ def ntk(geometry: Geometry, parameters: NtkParameters, seq_len: int) -> RopeTabl
     length_dependent=True,
 )
 def dynamic_ntk(geometry: Geometry, parameters: NtkParameters, seq_len: int) -> RopeTable:
-    """As `ntk` with s = max(1, seq_len/L); `geometry.factor` is not used."""
+    """Computes `ntk` with s = max(1, seq_len/L); `geometry.factor` is not used."""
     return _table(geometry, parameters, max(1.0, seq_len / geometry.native_length))
 
 

@@ -1,4 +1,4 @@
-"""From written values to a method's parameters: one conversion for flags (`--pe-arg`, text) and YAML (typed).
+"""Converts written values to a method's parameters, from flags (`--pe-arg`, text) and from YAML (typed).
 
 The dataclass of a method is the only place that knows its fields, their types and defaults; messages name the field
 as a user would set it.
@@ -20,7 +20,7 @@ def check_positive(name: str, value: float) -> None:
     """Raises LongEvalError, naming the field, unless `value` is finite and greater than 0."""
     if not (math.isfinite(value) and value > 0):
         raise LongEvalError(
-            f"{name} {value:g}: must be a finite number greater than 0", "Mend or leave out this setting."
+            f"{name} {value:g}: must be a finite number greater than 0", "Correct this setting or leave it out."
         )
 
 
@@ -111,6 +111,6 @@ def _read_json(label: str, path: str) -> Any:
 
 
 def _shown(value: Any) -> str:
-    """A value as a message shows it: one line, not longer than a glance."""
+    """A value for a message: one line of at most 40 characters."""
     text = " ".join(str(value).split())
     return text if len(text) <= 40 else f"{text[:37]}..."

@@ -1,8 +1,8 @@
 """Resonance: every wavelength rounded to a whole number of tokens. Source: Wang et al. 2024, arXiv 2403.00071.
 
-A feature with an integer wavelength λ̃ ≤ L takes, at positions never seen in training, only values it took there. It
-is a transform of another method's table, applied last: rounding first and scaling afterwards gives other wavelengths,
-most of which are no integers.
+At positions never seen in training, a feature with an integer wavelength λ̃ ≤ L takes only values that it took in
+training. Resonance transforms another method's table and is applied last: rounding first and scaling afterwards would
+give other wavelengths, most of them not integers.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import numpy as np
 from longeval.errors import LongEvalError
 from longeval.rope.base import RopeTable
 
-# From here on float64 has no fractions, and positions that long don't exist.
 _LONGEST_WAVELENGTH = 2.0**53
+"""Tokens; from here on float64 has no fractions."""
 
 
 def resonate(table: RopeTable) -> RopeTable:

@@ -1,7 +1,6 @@
-"""What `longeval rope` prints: one method feature by feature, several side by side, or the list of methods.
+"""The terminal output of `longeval rope`: one method feature by feature, several side by side, or the list of methods.
 
-Only what `describe` returned is read. Below every table stands what its columns mean, for readers who meet
-them for the first time.
+It shows what `describe` returned. A legend below every table says what the columns mean.
 """
 
 from __future__ import annotations
@@ -39,13 +38,13 @@ _ERRORS = (
     ("bfloat16_inv_freq", "bfloat16", "the same, after model.to(bfloat16) has cast θ"),
     ("longeval", "longeval", "float64 angles or exact periods, float32 at the end"),
 )
-"""Key of `precision`, its name, and what is computed."""
+"""Key of `precision`, the name that is shown, and how the angle is computed."""
 
 
 def show(descriptions: Sequence[Mapping[str, Any]]) -> None:
-    """Prints what `describe` returned: every feature of one method, or a line for each of several."""
+    """Prints every feature of one method, or a line for each of several methods."""
     console = Console(highlight=False)
-    # A narrow terminal shall break lines rather than cut digits off.
+    # A narrow terminal breaks lines, but never cuts digits off.
     console.width = max(console.width, _LEAST_WIDTH)
     if len(descriptions) == 1:
         _show_one(console, descriptions[0])
@@ -86,7 +85,7 @@ def show_methods() -> None:
 
 
 def short_integer(digits: str) -> str:
-    """A long decimal integer as 7.058e51; digits are counted, because it may be too large for a float."""
+    """A long decimal integer as 7.058e51, made from its digits because it may be too large for a float."""
     if len(digits) <= 7:
         return digits
     exponent = len(digits) - 1
@@ -97,7 +96,7 @@ def short_integer(digits: str) -> str:
 
 
 def _show_one(console: Console, description: Mapping[str, Any]) -> None:
-    """One method: every feature, what they amount to, and the floating-point error."""
+    """Prints one method: every feature, a summary, and the floating-point error."""
     rounded = description["unique_positions"] is not None
     table = _table(("j", *(name for name, _ in _FEATURE_COLUMNS)))
     keys = ("inv_freq", "wavelengths", "rotations", "interpolation", "rounding_errors", "feature_gaps")
@@ -124,7 +123,7 @@ def _show_one(console: Console, description: Mapping[str, Any]) -> None:
 
 
 def _summary(description: Mapping[str, Any]) -> list[str]:
-    """What all features of a method amount to, a line each."""
+    """The summary of a method, one line for each number."""
     factor = description["attention_factor"]
     rows = {
         "pre-critical": f"{description['pre_critical']} of {len(description['wavelengths'])} features: "
@@ -139,7 +138,7 @@ def _summary(description: Mapping[str, Any]) -> list[str]:
 
 
 def _show_several(console: Console, descriptions: Sequence[Mapping[str, Any]]) -> None:
-    """Several methods side by side, and their floating-point errors."""
+    """Prints several methods side by side, and their floating-point errors."""
     first = descriptions[0]
     table = _table(("method", *(name.replace("longest ", "longest\n") for name, _ in _METHOD_COLUMNS)), left=1)
     for description in descriptions:
@@ -165,7 +164,7 @@ def _show_several(console: Console, descriptions: Sequence[Mapping[str, Any]]) -
 
 
 def _title(name: str, description: Mapping[str, Any]) -> str:
-    """What the numbers are for."""
+    """The title: the method and its geometry."""
     native, factor = description["native_length"], description["factor"]
     target = round(factor * native)
     text = (
@@ -176,7 +175,7 @@ def _title(name: str, description: Mapping[str, Any]) -> str:
 
 
 def _without_unseen(description: Mapping[str, Any]) -> str:
-    """Why every gap is 0 where the target is no longer than L; else nothing."""
+    """Says why every gap is 0 where the target is no longer than L; empty otherwise."""
     native = description["native_length"]
     if round(description["factor"] * native) > native:
         return ""
@@ -184,12 +183,12 @@ def _without_unseen(description: Mapping[str, Any]) -> str:
 
 
 def _gap(gap: float) -> str:
-    """A gap; an exact 0 is told apart from a small one."""
+    """A gap; only an exact 0 is written as 0."""
     return "0" if gap == 0 else f"{gap:.4g}"
 
 
 def _count(count: int | None) -> str:
-    """A count, or a dash where there were too many positions to count."""
+    """A count, or a dash where there are too many positions to count."""
     return "–" if count is None else str(count)
 
 
@@ -222,25 +221,25 @@ def _decay(description: Mapping[str, Any]) -> str:
 
 
 def _end(row: Mapping[str, Any]) -> str:
-    """The position just below which errors were looked at."""
+    """The position before which errors were measured."""
     return format_length(row["positions"])
 
 
 def _default(value: Any) -> str:
-    """A default as the list shows it."""
+    """A default value in the list of methods."""
     if value is None:
         return "formula"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _legend(columns: Sequence[tuple[str, str]]) -> list[str]:
-    """What each column means, a line each."""
+    """The legend, one line for each column."""
     width = max(len(name) for name, _ in columns)
     return [f"{name:<{width}}  {meaning}" for name, meaning in columns]
 
 
 def _table(columns: Sequence[str], *, left: int = 0) -> Table:
-    """An empty table in the command's look; the first `left` columns are names, the others numbers, to the right."""
+    """An empty table; the first `left` columns hold names and are aligned left, the others hold numbers."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for index, column in enumerate(columns):
         whole = column in ("method", "parameters")
@@ -249,7 +248,7 @@ def _table(columns: Sequence[str], *, left: int = 0) -> Table:
 
 
 def _print(console: Console, table: Table, *lines: str) -> None:
-    """The table, and lines below it."""
+    """Prints a table and the lines below it."""
     console.print(table)
     for index, line in enumerate(lines):
         console.print(("\n" if index == 0 else "") + line, markup=False, soft_wrap=True)

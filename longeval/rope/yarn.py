@@ -55,7 +55,7 @@ def yarn(geometry: Geometry, parameters: YarnParameters, seq_len: int) -> RopeTa
     length_dependent=True,
 )
 def dynamic_yarn(geometry: Geometry, parameters: YarnParameters, seq_len: int) -> RopeTable:
-    """As `yarn` with s = max(1, seq_len/L); `geometry.factor` is not used."""
+    """Computes `yarn` with s = max(1, seq_len/L); `geometry.factor` is not used."""
     return _table(geometry, parameters, max(1.0, seq_len / geometry.native_length))
 
 

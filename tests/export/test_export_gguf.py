@@ -160,7 +160,7 @@ def test_a_copy_that_is_not_what_it_should_be_never_gets_its_name(exported, tmp_
 @pytest.mark.parametrize("architecture", ["gemma3", "qwen2", "phi3", "falcon"])
 def test_architectures_without_such_frequencies_are_refused_by_name(write_gguf, architecture):
     path = write_gguf(architecture=architecture)
-    with pytest.raises(LongEvalError, match=f"llama.cpp reads no frequencies of their own for {architecture} models"):
+    with pytest.raises(LongEvalError, match=f"--out .*{architecture}"):
         check_source(resolve(str(path)), "x.gguf")
 
 
@@ -234,7 +234,7 @@ def test_an_embedded_model_of_another_architecture_is_not_fetched_again(monkeypa
 
     ref = resolve("smollm2-135m-q4")
     monkeypatch.setattr(load, "load_config", lambda _: Gemma3TextConfig())
-    with pytest.raises(LongEvalError, match=r"--out x\.gguf: llama\.cpp reads no .* gemma3_text models"):
+    with pytest.raises(LongEvalError, match=r"--out x\.gguf: .*gemma3_text"):
         export.config_of(ref, "x.gguf")
     monkeypatch.setattr(load, "load_config", lambda _: LlamaConfig())
     assert export.config_of(ref, "x.gguf").model_type == "llama"

@@ -56,7 +56,7 @@ def test_an_edited_config_is_checked_and_completed_when_the_model_is_built():
     assert "original_max_position_embeddings" not in rope
     assert torch.equal(rotary(model).inv_freq, torch.tensor([x / 4 for x in base_frequencies(32, 1e4)]))
     config.rope_parameters = {"rope_type": "pi", "rope_theta": 1e4}
-    with pytest.raises(LongEvalError, match="rope_type pi: rope_parameters have no factor"):
+    with pytest.raises(LongEvalError, match=r"rope_type pi: .*factor"):
         AutoModelForCausalLM.from_config(config)
 
 
@@ -228,7 +228,7 @@ def test_settings_are_read_in_our_terms():
 @pytest.mark.parametrize("family", ["gpt2", "gptj", "mpt", "bloom", "opt"])
 def test_a_family_that_would_ignore_it_refuses(family):
     rope = {"rope_type": "resonance_yarn", "rope_theta": 1e4, "factor": 4, "original_max_position_embeddings": 64}
-    with pytest.raises(LongEvalError, match=f"rope_type resonance_yarn: would be ignored, {family} models"):
+    with pytest.raises(LongEvalError, match=f"rope_type resonance_yarn: .*{family}"):
         transformers.AutoConfig.for_model(family, rope_parameters=rope)
     assert transformers.AutoConfig.for_model(family).model_type == family
 

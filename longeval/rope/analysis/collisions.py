@@ -1,4 +1,4 @@
-"""How many positions a frequency table tells apart: by its exact periods, and in the numbers of a dtype.
+"""How many positions a frequency table distinguishes: by its exact periods, and in the numbers of a dtype.
 
 With integer wavelengths the pre-critical features as a whole repeat after the least common multiple of those
 wavelengths: so many positions are unique (Wang et al. 2024, arXiv 2403.00071). In finite precision positions can
@@ -22,21 +22,21 @@ from longeval.rope.base import IntArray, RopeTable
 Words = tuple[npt.NDArray[np.uint32], ...]
 """A column of cos and sin as bit patterns, each of shape (T,)."""
 
-# L'·F at most: 1m positions of 64 features, which take about half a second.
 _MOST_VALUES = 2**26
-# Wavelengths, in tokens, from which on a feature has about as many values as bfloat16 can show.
+"""The largest L'·F: 1m positions of 64 features, which take about half a second."""
 _MANY_VALUES = 128
+"""From this wavelength on, in tokens, a feature has about as many values as bfloat16 can show."""
 
 
 class Collisions(NamedTuple):
-    """Of the positions 0 … n−1, how many have the same row of cos and sin as an earlier one."""
+    """How many of the positions 0 … n−1 have the same row of cos and sin as an earlier one, in two dtypes."""
 
     float32: int
     bfloat16: int
 
 
 def unique_positions(periods: IntArray | None) -> int | None:
-    """How many positions the pre-critical features tell apart: the lcm of their periods.
+    """The number of positions that the pre-critical features distinguish: the lcm of their periods.
 
     Args:
         periods: Integer wavelengths of the pre-critical features, tokens; None where they aren't integers.
@@ -73,17 +73,17 @@ def count_collisions(table: RopeTable, length: int) -> Collisions | None:
         return None
     groups = _Groups(np.arange(length, dtype=np.int64), np.zeros(length, dtype=np.int64))
     bfloat16 = _split(groups, table, _bfloat16_words)
-    # Rows that are equal in float32 are so in bfloat16: only those can be.
+    # Rows that are equal in float32 are equal in bfloat16 too, so that only these groups are left to compare.
     float32 = _split(bfloat16, table, _float32_words)
     return Collisions(float32=float32.repeats, bfloat16=bfloat16.repeats)
 
 
 class _Groups(NamedTuple):
-    """Positions that nothing has told apart from some other one yet."""
+    """Positions that share their values with another position, in all columns that were compared so far."""
 
     position_T: IntArray
     label_T: IntArray
-    """Positions with the same label are still the same; labels are below 2^31."""
+    """Positions with the same label are still equal; labels are below 2^31."""
 
     @property
     def repeats(self) -> int:
@@ -92,10 +92,10 @@ class _Groups(NamedTuple):
 
 
 def _split(groups: _Groups, table: RopeTable, words: Callable[[RopeTable, IntArray], Words]) -> _Groups:
-    """Splits groups by the columns of a table, and drops whom a column leaves alone.
+    """Splits groups by the columns of a table, and drops positions that are alone in their group.
 
     The order of the columns decides only how soon that happens: a feature with a period of a hundred tokens or more
-    has many values, and two or three of those tell nearly all positions apart.
+    has many values, and two or three such features distinguish nearly all positions.
     """
     position_T, label_T = groups
     for j in np.argsort(table.wavelengths_F < _MANY_VALUES, kind="stable"):

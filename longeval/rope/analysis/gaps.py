@@ -1,4 +1,4 @@
-"""The feature gap: how far a feature can be, at a position never seen in training, from what it was at any seen one.
+"""The feature gap: how far a feature's value at an unseen position can be from its values at all seen positions.
 
 Source of the idea: Wang et al. 2024, arXiv 2403.00071. It is defined here in its strong reading, for each feature j,
 with L the native and L' the target length:
@@ -20,9 +20,10 @@ import numpy as np
 from longeval.errors import LongEvalError
 from longeval.rope.base import FloatArray, Geometry, RopeTable
 
-# Positions held at once (a block is never shorter than the native length), and evaluations at most (about a minute).
 _CHUNK = 2**18
+"""Positions in memory at once; a block is never shorter than the native length."""
 _MOST_EVALUATIONS = 2**32
+"""The largest L'·F, which takes about a minute."""
 
 
 def feature_gaps(table: RopeTable, geometry: Geometry) -> FloatArray:

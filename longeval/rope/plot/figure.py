@@ -20,7 +20,7 @@ from longeval.values import format_length
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours without the yellow, and three more, told apart by colour-blind readers too.
+# Okabe and Ito's colours without the yellow, and three more; colour-blind readers can distinguish them too.
 _LOOKS = {
     "none": ("#000000", "o"),
     "pi": ("#E69F00", "s"),

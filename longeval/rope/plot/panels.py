@@ -46,7 +46,7 @@ _NOISE_TURNS = 1e-9
 _NAME_CHARACTERS = 38
 _WAYS = {"float32_product": "float32 product", "bfloat16_inv_freq": "bfloat16 inv_freq", "longeval": "longeval"}
 _LEAST_POWER = -12
-"""Of ten, on the axis of errors; what is smaller, and an exact 0, is drawn on a linear part below."""
+"""The lowest power of ten on the axis of errors; smaller errors and an exact 0 are on a linear part below it."""
 
 
 def draw_wavelengths(axes: Axes, page: Page) -> None:
@@ -130,11 +130,11 @@ def _gap_headline(page: Page) -> str:
     """Says how large the gaps of pre-critical features are, without and with rounding."""
     if page.target <= page.native:
         return "No gaps: the target is the native length, so no position is unseen."
-    told = [description for description in page.descriptions if description["pre_critical"]]
-    if not told:
+    counted = [item for item in page.descriptions if item["pre_critical"]]
+    if not counted:
         return "No feature is pre-critical: no wavelength fits into the native length."
-    plain = [description["feature_gap"] for description in told if description["unique_positions"] is None]
-    rounded = [description["feature_gap"] for description in told if description["unique_positions"] is not None]
+    plain = [item["feature_gap"] for item in counted if item["unique_positions"] is None]
+    rounded = [item["feature_gap"] for item in counted if item["unique_positions"] is not None]
     text = f"Past {format_length(page.native)}, pre-critical features miss what training showed by"
     amounts = ([_amount(max(plain))] if plain else []) + ([f"{_amount(max(rounded))} if rounded"] if rounded else [])
     return f"{text} {', by '.join(amounts)}."

@@ -1,12 +1,12 @@
-"""PosGen's sequences: made from a seed, the same bytes on every machine, no two with the same start.
+"""PosGen's sequences: made from a seed, the same on every machine, no two with the same start.
 
-Wang et al. 2024 (arXiv 2403.00071), section 5 and C.1, where sequences of different splits may start alike; here none
-of any split do, so that a model can't know a test sequence by heart.
+Source: Wang et al. 2024 (arXiv 2403.00071), section 5 and C.1. There, sequences of different splits may start alike.
+Here no two sequences do, so that a model can't know a test sequence by heart.
 
-Starts are read off the 64-bit numbers of numpy's PCG64, whose stream numpy promises never to change (unlike that of its
-`Generator`): each token is one number modulo m, each start the next j + k tokens, and a start that was there before is
-passed over. Starts go to the test split first, then to the validation, then to the training split: test data stay as
-they are when there is more to train on, which begins with the less. The rule plays no part, so that tasks of one seed
+Starts come from the 64-bit numbers of numpy's PCG64, because numpy promises never to change its stream (unlike that of
+`Generator`). Each token is one number modulo m, and each start is the next j + k tokens; a repeated start is skipped.
+The test split gets its starts first, then the validation split, then the training split. So the test data stay the same
+when `num_train` grows, and the training data only get longer. The starts don't depend on the rule: tasks of one seed
 differ in their rules only.
 
 N sequences, T tokens, K = j + k tokens of a start.
@@ -32,18 +32,18 @@ SPLITS = ("train", "valid", "test")
 """Names of the splits, in the order in which they are written."""
 
 _MOST_MODULUS = 2**31
-"""So that a sum of tokens stays within 64 bits whatever a rule sums."""
+"""The largest m; a sum of tokens stays within 64 bits, whatever a rule sums."""
 _RULE_TRIED = 1024
-"""Tokens for which a rule is tried before anything is made; `generate` asks it for all."""
+"""Tokens for which a rule is tried when the setting is checked; `generate` uses it for all."""
 _MOST_DRAWN = 2**20
-"""Starts that are drawn at once."""
+"""The largest number of starts that are drawn at once."""
 
 Number = TypeVar("Number", bound=np.integer[Any])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataSetting:
-    """What PosGen data is made from; a setting that can't be met raises LongEvalError."""
+    """The settings of PosGen data; impossible ones raise LongEvalError."""
 
     task: str
     """Name of a rule (`longeval.studies.posgen.rules.RULES`)."""
@@ -64,7 +64,7 @@ class DataSetting:
     num_test: int = 1000
     """Sequences for the test."""
     seed: int = 0
-    """Of the starts."""
+    """Seed of the starts."""
 
     def __post_init__(self) -> None:
         RULES.lookup(self.task)
@@ -135,7 +135,7 @@ class PosGenData:
     """The sequences of a setting, as tokens 0 … m − 1."""
 
     setting: DataSetting
-    """What they were made from."""
+    """The settings that they were made with."""
     train_NT: npt.NDArray[np.int64]
     """[num_train, length]."""
     valid_NT: npt.NDArray[np.int64]
@@ -166,7 +166,7 @@ def generate(setting: DataSetting) -> PosGenData:
 
 
 def draw_starts(*, modulus: int, width: int, num: int, seed: int) -> npt.NDArray[np.int64]:
-    """Draws starts, no two of them the same; more of them begin with the fewer.
+    """Draws different starts; a larger `num` gives the same starts, followed by more.
 
     A token's bias, from taking 64 bits modulo m, is below m / 2^64.
 
@@ -184,7 +184,7 @@ def draw_starts(*, modulus: int, width: int, num: int, seed: int) -> npt.NDArray
     bits = np.random.PCG64(seed)
     found: dict[tuple[int, ...], None] = {}
     while (missing := num - len(found)) > 0:
-        # About as many as it takes where most were there before; how many at once doesn't change what is found.
+        # About as many as are needed when many repeat earlier ones; the number doesn't change the result.
         rows = min(missing * there // (there - len(found)) + 64, _MOST_DRAWN)
         drawn_NK = bits.random_raw((rows, width)) % np.uint64(modulus)
         found |= dict.fromkeys(map(tuple, drawn_NK.tolist()))
@@ -192,7 +192,7 @@ def draw_starts(*, modulus: int, width: int, num: int, seed: int) -> npt.NDArray
 
 
 def summed_indices(task: str, *, j: int, k: int, length: int) -> list[list[int]]:
-    """The rule's answer for each token after the start: entry i is for index j + k + i, up to index `length` − 1.
+    """The indices that a rule sums for each token after the start; entry i is for token j + k + i, up to `length` − 1.
 
     Raises:
         LongEvalError: If the rule is unknown, refuses j or k, or sums nothing or tokens that aren't there yet.
@@ -212,11 +212,11 @@ def summed_indices(task: str, *, j: int, k: int, length: int) -> list[list[int]]
 
 
 def extend(starts_NK: npt.NDArray[Number], summed: Sequence[Sequence[int]], *, modulus: int) -> npt.NDArray[Number]:
-    """Goes on from starts by a rule.
+    """Continues starts by a rule.
 
     Args:
         starts_NK: The first tokens of each sequence.
-        summed: For each token after them, the indices of the tokens it is the sum of (see `summed_indices`).
+        summed: For each token after them, the indices of the tokens that are summed (see `summed_indices`).
         modulus: m.
 
     Returns:

@@ -1,7 +1,7 @@
 """The rules of PosGen: which earlier tokens are summed, modulo m, to give the next one.
 
-Wang et al. 2024 (arXiv 2403.00071), section 5. A sequence starts with j + k random tokens; each token after them is the
-sum of some earlier ones. A rule is one function, and what holds for the three here holds for any that is registered.
+Source: Wang et al. 2024 (arXiv 2403.00071), section 5. A sequence starts with j + k random tokens; each token after
+them is the sum of some earlier ones. A rule is one function; `register_rule` adds another one.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ from longeval.registry import Registry
 
 Rule = Callable[[int, int, int], Sequence[int]]
 """(index l of the new token, j, k) → indices of the earlier tokens that are summed. Indices count from 0, and l is at
-least j + k. An index that is given twice counts twice. A rule that can't do with some j or k raises LongEvalError."""
+least j + k. An index that is given twice counts twice. A rule raises LongEvalError for values of j or k that it can't
+use."""
 
 RULES: Registry[Rule] = Registry("--task")
 """Rules by the name that users type."""
 
 
 def register_rule(name: str, rule: Rule) -> Rule:
-    """Makes a rule known as a task: `DataSetting(task=name)` takes it from then on.
+    """Registers a rule as a task, for `DataSetting(task=name)`.
 
     Args:
         name: What users type.
@@ -51,7 +52,7 @@ def semi_recursive(index: int, j: int, k: int) -> Sequence[int]:
 
 
 def _check_both(name: str, far: str, j: int, k: int) -> None:
-    """Raises LongEvalError for 0 of either: without j nothing is far, without k nothing is near."""
+    """Raises LongEvalError for j = 0, where nothing far is summed, and for k = 0, where nothing near is."""
     for flag, value in (("--j", j), ("--k", k)):
         if value < 1:
             raise LongEvalError(

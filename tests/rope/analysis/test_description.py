@@ -142,5 +142,5 @@ def test_the_sequence_length_reaches_dynamic_methods_only():
 
 def test_targets_out_of_reach_are_refused_before_any_work(monkeypatch):
     monkeypatch.setattr("longeval.rope.analysis.description.build_table", None)
-    with pytest.raises(LongEvalError, match=r"--factor 1e\+306: a target length of"):
+    with pytest.raises(LongEvalError, match=r"--factor 1e\+306"):
         describe("none", dataclasses.replace(LLAMA2, factor=1e306))

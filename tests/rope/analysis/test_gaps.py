@@ -77,5 +77,5 @@ def test_gaps_out_of_reach_are_refused_before_any_work():
     for factor in (1e6, 1e9):
         geometry = Geometry(head_dim=128, theta=10000.0, native_length=4096, factor=factor)
         for work in (check_target, lambda geometry: feature_gaps(table, geometry)):
-            with pytest.raises(LongEvalError, match=r"--factor 1e\+(06|09): a target length of.*At 128 rotary dim"):
+            with pytest.raises(LongEvalError, match=r"--factor 1e\+(06|09)"):
                 work(geometry)
