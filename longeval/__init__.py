@@ -1,10 +1,31 @@
-"""longeval: how well does a RoPE model work once its context is stretched?
+"""longeval measures how well a RoPE model works when its context is longer than in training.
 
-The package follows one direction (see README, "Map"): a request becomes a spec, a spec becomes cells, cells become
-records, records become reports. Importing `longeval` itself imports nothing heavy.
+The Python interface: `longeval.ppl(…)`, `longeval.tasks(…)` and `longeval.posgen(…)` carry out a request, and
+`longeval.load(path)` opens a run folder; all of them give `Results`. They are imported when they are first used:
+importing `longeval` alone imports nothing heavy. CONTRIBUTING.md says how the package is built.
 """
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from longeval.results import Results, load, posgen, ppl, tasks
+
+__all__ = ["DISTRIBUTION", "Results", "__version__", "load", "posgen", "ppl", "tasks"]
 
 __version__ = "0.1.0"
 
 DISTRIBUTION = "longeval-rope"
 """What pip calls this package; `longeval` on the index is somebody else's."""
+
+
+def __getattr__(name: str) -> Any:
+    """The Python interface, imported when it is first used."""
+    if name not in __all__:
+        raise AttributeError(f"module 'longeval' has no attribute {name!r}")
+    from longeval import results
+
+    return getattr(results, name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

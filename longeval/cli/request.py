@@ -62,7 +62,7 @@ def carry_out(
     logging.getLogger("longeval").setLevel(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
     store = Store(out or default_out(specs[0]))
     studies = {spec.command: find_study(spec.command) for spec in specs}
-    _check_folder(specs, studies, store)
+    check_folder(specs, studies, store)
     plans = _plan_all(specs, studies, quiet, dry_run=dry_run)
     for note in dict.fromkeys(note for plan in plans for note in plan.notes):
         _say(note, quiet)
@@ -109,7 +109,7 @@ def _outcome(result: RunResult) -> str:
     return ", ".join(parts)
 
 
-def _check_folder(specs: Sequence[Request], studies: Mapping[str, Study], store: Store) -> None:
+def check_folder(specs: Sequence[Request], studies: Mapping[str, Study], store: Store) -> None:
     """Raises LongEvalError for a damaged spec.yaml, for requests that the folder can't hold, and if it isn't usable."""
     from longeval.store.plan import stored_requests
 

@@ -1,0 +1,241 @@
+"""The Python interface: studies as functions, and their results as data frames.
+
+    import longeval
+
+    results = longeval.ppl(model="smollm2-135m-q4", pe=["none", "yarn"], lengths=["1k", "2k"], data="stdlib", docs=1)
+    results.frame                       # one row a record
+    results.nll(results.frame.cell[0])  # one row a scored token
+    results.report("report.md")
+
+The functions take the settings of the command of the same name and do what it does: they check the request, compute
+only what the run folder lacks, and store each cell as soon as it is whole.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import html
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from longeval.errors import LongEvalError
+from longeval.store.folder import Store
+from longeval.store.records import Record
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from longeval.report.document import Document
+
+
+class Results:
+    """The records of a run folder; see `load` and the functions of studies."""
+
+    def __init__(self, path: str, cells: Sequence[str] | None = None) -> None:
+        """Opens a run folder.
+
+        Args:
+            path: The folder.
+            cells: Ids of the cells that belong to these results, in order; None: all cells of the folder.
+
+        Raises:
+            LongEvalError: There is no run folder.
+        """
+        self._store = Store(path, create=False)
+        self._cells = None if cells is None else tuple(cells)
+        if not self._store.is_run_folder():
+            raise LongEvalError(f"{path}: not a run folder", "Name one that longeval wrote, such as runs/demo.")
+
+    @property
+    def path(self) -> str:
+        """The run folder."""
+        return self._store.path
+
+    @functools.cached_property
+    def records(self) -> tuple[Record, ...]:
+        """All records, cell by cell in the order in which the cells were asked for."""
+        stored = {cell.cell: cell.records for cell in self._store.cells()}
+        plan = self._store.plan()
+        planned = [cell.cell for request in plan.requests for cell in request.cells] if plan is not None else []
+        order = dict.fromkeys((*planned, *sorted(stored))) if self._cells is None else self._cells
+        return tuple(record for cell in order for record in stored.get(cell, ()))
+
+    @functools.cached_property
+    def frame(self) -> pd.DataFrame:
+        """One row a record. Columns are the fields of records; those of `params` and `provenance` have that in front.
+
+        A nested parameter has its own column, such as `params.method.beta_fast`. Cells that failed or were skipped have
+        rows too: `status` and `error` say why they have no value.
+        """
+        import pandas as pd
+
+        return pd.json_normalize([record.to_json() for record in self.records])
+
+    def nll(self, cell: str) -> pd.DataFrame:
+        """The scored tokens of a perplexity cell, one row each, in the order in which they were scored.
+
+        Args:
+            cell: Its id, from the column `cell` of `frame`.
+
+        Returns:
+            Columns `document` (name), `window` (number of the window in the cell), `position` (in the window, prefix
+            included, which is the length of the context that the model saw) and `nll` (nats).
+
+        Raises:
+            LongEvalError: The cell has no token values.
+        """
+        import numpy as np
+        import pandas as pd
+
+        nll = self._store.nll(cell)
+        if nll is None:
+            raise LongEvalError(f"cell {cell}: has no token values in {self.path}", "Take a finished cell of ppl.")
+        window_S = np.repeat(np.arange(len(nll.tokens_W)), nll.tokens_W)
+        documents = np.array(nll.documents, dtype=object)[nll.document_W]
+        columns = {"document": documents[window_S], "window": window_S, "position": nll.positions_S(), "nll": nll.nll_S}
+        return pd.DataFrame(columns)
+
+    def samples(self, cell: str) -> pd.DataFrame:
+        """The samples of a cell of downstream tasks, one row each: prompt digest, answer, scores, tokens cut.
+
+        Raises:
+            LongEvalError: The cell has no samples.
+        """
+        import dataclasses
+
+        import pandas as pd
+
+        samples = self._store.samples(cell)
+        if samples is None:
+            raise LongEvalError(f"cell {cell}: has no samples in {self.path}", "Take a finished cell of tasks.")
+        return pd.json_normalize([dataclasses.asdict(sample) for sample in samples])
+
+    def report(self, path: str | None = None) -> str:
+        """Writes the report of the whole run folder, in every format, as `longeval report` does.
+
+        Args:
+            path: The Markdown file; its siblings get the same name. None: `report.md` in the run folder.
+
+        Returns:
+            The path of the Markdown file.
+
+        Raises:
+            LongEvalError: The folder holds no cells, or the files can't be written.
+        """
+        from longeval.cli.report import study_reports
+        from longeval.report.write import write_report
+
+        written = write_report([self.path], studies=study_reports(), out=path, command="longeval.Results.report")
+        return written.files[0]
+
+    def __repr__(self) -> str:
+        """How many cells there are, and where."""
+        cells = {record.cell: record.status for record in self.records}
+        failed = sum(status == "failed" for status in cells.values())
+        return f"Results({self.path!r}: {len(cells)} cells, {failed} failed)"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: values by method and length, and the figures of the report."""
+        return "\n".join((self._table(), *self._figures()))
+
+    def _table(self) -> str:
+        """The values as an HTML table: a row for each model, data or task, metric and method; a column for each length."""
+        import pandas as pd
+
+        rows = [
+            {
+                "model": record.model,
+                "data": record.task or record.data,
+                "metric": record.metric,
+                "method": record.pe,
+                "length": record.length,
+                "value": record.value,
+            }
+            for record in self.records
+        ]
+        if not rows:
+            return f"<p>{html.escape(self.path)}: no cells</p>"
+        index = ["model", "data", "metric", "method"]
+        table = pd.DataFrame(rows).pivot_table(index=index, columns="length", values="value", sort=False, dropna=False)
+        return str(table.dropna(how="all").sort_index(axis="columns").to_html(na_rep="–", float_format="{:.4g}".format))
+
+    def _figures(self) -> list[str]:
+        """The report's figures as HTML."""
+        figures = (figure for section in self._document().sections for figure in section.figures)
+        return [
+            f'<img src="data:image/png;base64,{base64.b64encode(figure.picture.png).decode()}" '
+            f'alt="{html.escape(figure.name)}" style="max-width: 640px">'
+            for figure in figures
+        ]
+
+    def _document(self) -> Document:
+        """The report of these results."""
+        from longeval.cli.report import study_reports
+        from longeval.report.build import build_document
+        from longeval.report.collect import collect
+        from longeval.report.document import Preface
+
+        return build_document(
+            collect([self.path]), study_reports(), command="", preface=Preface(), published=False, files=(), folder=""
+        )
+
+
+def load(path: str) -> Results:
+    """The results that a run folder holds, of all its requests.
+
+    Raises:
+        LongEvalError: It is no run folder.
+    """
+    return Results(path)
+
+
+def carry_out(
+    command: str, settings: dict[str, Any], *, out: str | None = None, fresh: bool = False, quiet: bool = False
+) -> Results:
+    """Carries out a request of a study, as the command of the same name does.
+
+    Args:
+        command: `ppl`, `tasks` or `posgen`.
+        settings: By name of the flag with underscores. Values are as Python has them, `[1024, 2048]`, or as users type
+            them, `"1k,2k"`.
+        out: Run folder; None: `runs/<date>-<digest>`.
+        fresh: Compute stored cells again.
+        quiet: No progress on stderr.
+
+    Returns:
+        The results of this request. Cells that failed are among them, with the reason.
+
+    Raises:
+        LongEvalError: The request is wrong; nothing has been computed or written.
+    """
+    from longeval.cli.progress import RunProgress
+    from longeval.cli.request import check_folder, default_out
+    from longeval.request.requests import REQUESTS
+    from longeval.run.engine import run
+    from longeval.run.study import find_study
+
+    request = REQUESTS[command].read(settings)
+    study, store = find_study(command), Store(out or default_out(request))
+    check_folder([request], {command: study}, store)
+    with RunProgress(quiet=quiet) as progress:
+        plan = study.plan(request, progress)
+        for note in plan.notes:
+            progress.say(f"longeval: {note}")
+        run(plan, store, progress, fresh=fresh)
+    return Results(store.path, [cell.id for cell in plan.cells])
+
+
+def ppl(*, out: str | None = None, fresh: bool = False, quiet: bool = False, **settings: Any) -> Results:
+    """Measures perplexity; settings are those of `longeval ppl`, and see `carry_out`."""
+    return carry_out("ppl", settings, out=out, fresh=fresh, quiet=quiet)
+
+
+def tasks(*, out: str | None = None, fresh: bool = False, quiet: bool = False, **settings: Any) -> Results:
+    """Runs downstream tasks; settings are those of `longeval tasks`, and see `carry_out`."""
+    return carry_out("tasks", settings, out=out, fresh=fresh, quiet=quiet)
+
+
+def posgen(*, out: str | None = None, fresh: bool = False, quiet: bool = False, **settings: Any) -> Results:
+    """Trains and tests PosGen's models; settings are those of `longeval posgen train`, and see `carry_out`."""
+    return carry_out("posgen", settings, out=out, fresh=fresh, quiet=quiet)

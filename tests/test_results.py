@@ -1,0 +1,114 @@
+"""The Python interface: requests as functions, results as data frames."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import longeval
+from longeval.errors import LongEvalError
+
+EXAMPLE = re.search(r"```python\n(.*?)```", (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8"), re.S)
+
+
+@pytest.fixture(scope="module")
+def measured(tiny_llama, tmp_path_factory):
+    """A run of two methods at two lengths on two data sets, one of which has no document of the longer length."""
+    folder = tmp_path_factory.mktemp("results")
+    for name, words in (("a.txt", 100), ("b.txt", 400)):
+        (folder / name).write_text(" ".join(f"w{number % 90}" for number in range(words)))
+    return longeval.ppl(
+        model=str(tiny_llama),
+        pe=["none", "yarn"],
+        lengths=["64", 1024],
+        data=[str(folder / "a.txt"), str(folder / "b.txt")],
+        dtype="float32",
+        out=str(folder / "run"),
+        quiet=True,
+    )
+
+
+def test_a_frame_has_a_row_for_each_record(measured):
+    frame = measured.frame
+    assert list(frame.pe.unique()) == ["none", "yarn"] and set(frame.length) == {64, 1024}
+    assert set(frame[frame.status == "ok"].metric) == {"perplexity", "bits_per_byte"}
+    skipped = frame.query("status == 'skipped'")
+    assert list(skipped.length) == [64, 1024] * 2 and skipped.data.str.endswith("a.txt").all()
+    assert frame["params.method.beta_fast"].dropna().unique().tolist() == [32]
+    assert len(frame) == len(measured.records) and list(frame.cell) == [record.cell for record in measured.records]
+
+
+def test_the_perplexity_is_the_exponential_of_the_mean_token_value(measured):
+    row = measured.frame.query("status == 'ok' and length == 1024 and metric == 'perplexity' and pe == 'yarn'").iloc[0]
+    nll = measured.nll(row.cell)
+    assert list(nll.columns) == ["document", "window", "position", "nll"] and len(nll) == row.tokens
+    assert np.exp(nll.nll.astype("float64").mean()) == pytest.approx(row.value, rel=1e-6)
+    assert list(nll.position) == list(range(1024 - len(nll), 1024)) and set(nll.document) == {"b.txt"}
+
+
+def test_what_has_no_token_values_is_named(measured):
+    skipped = measured.frame.query("status == 'skipped'").cell.iloc[0]
+    with pytest.raises(LongEvalError) as error:
+        measured.nll(skipped)
+    assert skipped in error.value.problem
+    with pytest.raises(LongEvalError) as error:
+        measured.samples(skipped)
+    assert skipped in error.value.problem
+
+
+def test_a_folder_is_loaded_as_it_was_made(measured):
+    pd.testing.assert_frame_equal(longeval.load(measured.path).frame, measured.frame)
+
+
+def test_results_of_a_request_are_its_own_cells_alone(measured):
+    frame = measured.frame
+    model, data = frame.model.iloc[0], frame.data.iloc[-1]
+    other = longeval.ppl(
+        model=model, pe="pi", lengths=64, factor=2, data=data, dtype="float32", out=measured.path, quiet=True
+    )
+    assert set(other.frame.pe) == {"pi"} and set(other.frame.factor) == {2}
+    assert set(longeval.load(measured.path).frame.pe) == {"none", "yarn", "pi"}
+    assert set(measured.frame.pe) == {"none", "yarn"}
+
+
+def test_a_report_is_written_where_it_is_asked_for(measured, tmp_path):
+    path = measured.report(str(tmp_path / "out.md"))
+    assert path == str(tmp_path / "out.md") and "yarn" in Path(path).read_text()
+    assert {".csv", ".json", ".tex", ".md"} <= {os.path.splitext(name)[1] for name in os.listdir(tmp_path)}
+
+
+def test_a_notebook_shows_a_table_and_a_figure(measured):
+    shown = measured._repr_html_()
+    assert shown.count("<table") == 1 and "<img" in shown
+    row = measured.frame.query("status == 'ok' and length == 64 and metric == 'perplexity' and pe == 'none'").iloc[0]
+    assert f"{row.value:.4g}" in shown and "<th>yarn</th>" in shown
+    assert repr(measured) == f"Results({measured.path!r}: 8 cells, 0 failed)"
+
+
+def test_a_wrong_request_computes_and_writes_nothing(tiny_llama, tmp_path):
+    with pytest.raises(LongEvalError) as error:
+        longeval.ppl(model=str(tiny_llama), pe="yearn", lengths="64", out=str(tmp_path / "run"), quiet=True)
+    assert "--pe" in error.value.problem and "yearn" in error.value.problem
+    with pytest.raises(LongEvalError) as error:
+        longeval.ppl(model=str(tiny_llama), pe="yarn", lengths="64", widths=3, out=str(tmp_path / "run"), quiet=True)
+    assert "widths" in error.value.problem
+    with pytest.raises(LongEvalError):
+        longeval.load(str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_the_example_of_the_readme_runs(user_cache, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert EXAMPLE is not None
+    names: dict[str, object] = {}
+    exec(EXAMPLE[1], names)  # the project's own page
+    results = names["results"]
+    assert isinstance(results, longeval.Results)
+    assert len(results.frame) == 8 and set(results.frame.status) == {"ok"}
+    assert "perplexity" in capsys.readouterr().out and (tmp_path / "report.md").exists()
