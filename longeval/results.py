@@ -140,7 +140,7 @@ class Results:
         return "\n".join((self._table(), *self._figures()))
 
     def _table(self) -> str:
-        """The values as an HTML table: a row for each model, data or task, metric and method; a column for each length."""
+        """The values as an HTML table: a row for each model, data, metric and method; a column for each length."""
         import pandas as pd
 
         rows = [
