@@ -15,8 +15,6 @@ from longeval.errors import LongEvalError
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 EXAMPLE = re.search(r"```python\n(.*?)```", README, re.DOTALL)
-    r"```python\n(.*?)```", (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8"), re.DOTALL
-)
 
 
 @pytest.fixture(scope="module")
