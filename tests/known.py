@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from longeval.backends.hf.backend import load_backend
 from longeval.cli.progress import RunProgress
 from longeval.run.engine import run
-from longeval.run.host import load_backend
 from longeval.studies.ppl.plan import plan_ppl
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from longeval.backends.fake import FakeBackend
+from fake import FakeBackend
+
 from longeval.cli.progress import RunProgress
 
 START_S = 1000.0

@@ -10,13 +10,12 @@ import transformers
 
 from longeval.backends.vllm import options as vllm_options
 from longeval.errors import LongEvalError
-from longeval.run import setups
 from longeval.studies.ppl.plan import plan_ppl
 
 
 @pytest.fixture(autouse=True)
 def as_if_installed(monkeypatch):
-    monkeypatch.setattr(setups, "check_installed", lambda: None)
+    monkeypatch.setattr(vllm_options, "check_installed", lambda *_: None)
 
 
 ROPE = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 2.0, "original_max_position_embeddings": 64}

@@ -8,10 +8,10 @@ import json
 import numpy as np
 import pytest
 import typer.main
+from fake import FakeBackend
 from known import log_position
 from tiny import save_tiny_llama
 
-from longeval.backends.fake import FakeBackend
 from longeval.backends.vllm import options as vllm_options
 from longeval.cli import parity as shown
 from longeval.cli.app import app, run_app
@@ -19,14 +19,12 @@ from longeval.cli.progress import RunProgress
 from longeval.doctor import parity as module
 from longeval.doctor.parity import parity
 from longeval.errors import LongEvalError
-from longeval.run import setups
 from longeval.studies.ppl.plan import plan_ppl
 
 
 @pytest.fixture(autouse=True)
 def as_if_installed(monkeypatch):
-    monkeypatch.setattr(setups, "check_installed", lambda: None)
-    monkeypatch.setattr(vllm_options, "check_installed", lambda needed_by: None)
+    monkeypatch.setattr(vllm_options, "check_installed", lambda *_: None)
 
 
 def planned(folder, **asked):

@@ -1,19 +1,32 @@
 """What a backend is: it holds a model, serves a RoPE table to it, scores tokens, and answers.
 
+A backend is a folder beside this file. Its `__init__.py` registers a `Capabilities`, which says by what the backend
+differs from others; nothing else in the package asks for a backend by name. This module and those declarations import
+neither torch nor an engine, so that a command line can be checked in no time.
+
 T tokens, S scored tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar
 
 from longeval.errors import LongEvalError
-from longeval.rope.base import RopeTable
+from longeval.registry import Registry
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from longeval.models.prepare import PreparedModel
+    from longeval.request import ModelRequest
+    from longeval.rope.base import RopeTable
+
+AnyRequest = TypeVar("AnyRequest", bound="ModelRequest")
 
 
 class OutOfMemoryError(Exception):
@@ -137,3 +150,114 @@ class Backend(Protocol):
     def close(self) -> None:
         """Lets the model go, with all that was started for it; nothing else may be called afterwards."""
         ...
+
+
+class Server(Protocol):
+    """A server that runs the model elsewhere, as a plan sees it: it was asked once, and can be asked more."""
+
+    def check_room(self, length: int, needed: int, what: str) -> None:
+        """Refuses a window that the server has no room for, where it says how much it has.
+
+        Args:
+            length: The window in tokens.
+            needed: Tokens of the longest prompt with what is generated, at most `length` and one more.
+            what: A clause that says what takes so many.
+
+        Raises:
+            LongEvalError: It doesn't fit.
+        """
+        ...
+
+    def check_reads(self, tokenizers: Sequence[Any], *, scores: bool) -> None:
+        """Makes sure that the server reads token ids as our tokenizers write them, where it shows that.
+
+        Args:
+            tokenizers: transformers' tokenizers of the request's models.
+            scores: Whether log-probabilities of prompts are needed; a server without them is refused then.
+
+        Raises:
+            LongEvalError: It serves another model, or doesn't understand what is to be asked.
+        """
+        ...
+
+
+class Connect(Protocol):
+    """Asks the server of a request what it serves."""
+
+    def __call__(self, spec: AnyRequest) -> tuple[AnyRequest, Server]:
+        """Returns the request with the model's name at the server, and the server; LongEvalError if it can't be had."""
+        ...
+
+
+def _no_check(spec: ModelRequest) -> None:
+    """Nothing can be wrong."""
+
+
+def _no_config_check(name: str, config: Any) -> None:
+    """Every model can be run."""
+
+
+def _no_params(spec: ModelRequest, length_dependent: bool) -> dict[str, Any]:
+    """Nothing of the backend's decides a value."""
+    return {}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Capabilities:
+    """What a backend can do, and by what it differs from others."""
+
+    load: Callable[[ModelRequest, PreparedModel], Backend]
+    """Loads a model of a request. What is heavy (torch, an engine) is imported here, not before."""
+    heeds: frozenset[str]
+    """Settings of a request that this backend heeds, of those that not every backend does. Another backend's are
+    refused instead of ignored."""
+    one_table: bool = False
+    """Whether a loaded model holds one table, so that each further one takes a new start: cells of one table run
+    together, and methods with another table at every length need `--pin-length`."""
+    remote: bool = False
+    """Whether somebody else has started the model: its weights, precision and rotation can't be set or seen."""
+    estimates: bool = False
+    """Whether time and memory can be told before the start, by the cost of passes in this process."""
+    transformers_attention: bool = False
+    """Whether attention is transformers', which `--attn` chooses."""
+    own_quantised_weights: bool = False
+    """Whether it reads quantised weights that transformers doesn't know."""
+    check: Callable[[ModelRequest], None] = _no_check
+    """Raises LongEvalError where the backend isn't installed, or can't do what the request says."""
+    check_config: Callable[[str, Any], None] = _no_config_check
+    """(the model's name, its transformers configuration): raises LongEvalError for a model that it can't run."""
+    params: Callable[[ModelRequest, bool], dict[str, Any]] = _no_params
+    """(request, whether the method depends on length) → what the backend adds to the parameters of a cell."""
+    connect: Connect | None = None
+    """Asks the server where the model runs; None where it is run here."""
+
+
+BACKENDS: Registry[Capabilities] = Registry("--backend")
+"""What is registered so far; `capabilities` registers the backends of this package before it looks one up."""
+
+
+def capabilities(name: str) -> Capabilities:
+    """Returns what the backend called `name` can do; raises LongEvalError with suggestions if there is none."""
+    _register_own()
+    return BACKENDS.lookup(name)
+
+
+def check_request(spec: ModelRequest) -> None:
+    """Raises LongEvalError for an unknown backend, or settings that it would ignore or can't do."""
+    chosen = capabilities(spec.backend)
+    for setting in sorted({setting for backend in BACKENDS.values() for setting in backend.heeds} - chosen.heeds):
+        if not spec.is_default(setting):
+            heeding = [name for name, backend in BACKENDS.items() if setting in backend.heeds]
+            raise LongEvalError(
+                f"{spec.flag(setting)}: would be ignored with --backend {spec.backend}",
+                f"It belongs to --backend {' and '.join(heeding)}; leave it out.",
+            )
+    chosen.check(spec)
+
+
+def _register_own() -> None:
+    """Imports the folders beside this file, each of which registers its backend."""
+    package = importlib.import_module(__package__)
+    for module in pkgutil.iter_modules(package.__path__):
+        if module.ispkg:
+            importlib.import_module(f"{__package__}.{module.name}")

@@ -83,7 +83,7 @@ def _request(kind: type[StudyRequest], asked: Given) -> Any:
         methods = readers.names(asked.get("pe", kind.default("pe")), kind.flag("pe"))
         asked["pe_args"] = parse_pe_args(asked["pe_args"], methods)
     if "vllm_args" in asked:
-        from longeval.request.engine import parse_vllm_args
+        from longeval.backends.vllm.arguments import parse_vllm_args
 
         asked["vllm_args"] = parse_vllm_args(asked["vllm_args"])
     return kind.read(asked)

@@ -64,10 +64,10 @@ def _plan(asked: Asked) -> tuple[PplPlan, list[str]]:
 
 def _spec(asked: Asked) -> PplRequest:
     """The comparison as a request of `longeval ppl`."""
+    from longeval.backends.vllm.arguments import parse_vllm_args
     from longeval.cli import options
     from longeval.doctor.parity import NEW_TOKENS, in_chunks
     from longeval.request import PplRequest
-    from longeval.request.engine import parse_vllm_args
     from longeval.rope.build import parse_method_name, parse_pe_args
     from longeval.values import parse_length, split_list, split_paths
 

@@ -83,12 +83,12 @@ def serve(
     """
     import dataclasses
 
+    from longeval.backends.base import capabilities
     from longeval.backends.openai.key import own_key
-    from longeval.backends.vllm.address import base_url, check_address
+    from longeval.backends.vllm.arguments import OWNED_BY_SERVE, parse_vllm_args
     from longeval.backends.vllm.options import check_installed, check_known, engine_arguments, engine_device
-    from longeval.backends.vllm.server import run_server
+    from longeval.backends.vllm.server import base_url, check_address, run_server
     from longeval.models.prepare import needing_code, prepare
-    from longeval.request.engine import OWNED_BY_SERVE, parse_vllm_args
 
     check_installed("serve")
     args = parse_vllm_args(vllm_arg or [], OWNED_BY_SERVE)
@@ -110,7 +110,7 @@ def serve(
             device_map=None,
             attn=None,
             trust_remote_code=trust_remote_code and not dry_run,
-            backend="vllm",
+            backend=capabilities("vllm"),
         )
     prepared = dataclasses.replace(prepared, trust_remote_code=trust_remote_code)
     engine_device(prepared.device, serving=True)  # refuses one that vLLM doesn't compute on

@@ -19,8 +19,9 @@ import numpy.typing as npt
 
 from longeval.backends.base import Backend, GenerateRequest
 from longeval.backends.ending import end_tokens
+from longeval.backends.hf.backend import load_backend
 from longeval.models.prepare import PreparedModel
-from longeval.run.host import Progress, backend_of, load_backend
+from longeval.run.host import Progress, backend_of
 from longeval.studies.ppl.plan import PplPlan
 from longeval.studies.ppl.texts import Texts
 from longeval.studies.ppl.work import PplWork

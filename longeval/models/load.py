@@ -127,7 +127,7 @@ def load_generation_settings(ref: ModelRef, config: Any) -> Any:
     return settings
 
 
-def check_weights(ref: ModelRef, config: Any, *, backend: str = "hf") -> bool:
+def check_weights(ref: ModelRef, config: Any, *, own_quantised: bool = False) -> bool:
     """Compares the model's files on this machine with its configuration; no weights are loaded.
 
     Quantised files are left to `load_model`, because their names and types are those of the method; and so are models
@@ -146,7 +146,7 @@ def check_weights(ref: ModelRef, config: Any, *, backend: str = "hf") -> bool:
     check_adapter(ref.name, files)
     if ref.kind == "hub" and not cached_weights(ref.location, open_hub(ref).commit):
         return False
-    if backend == "vllm" and QUANTISATION_FILE in files:
+    if own_quantised and QUANTISATION_FILE in files:
         return False
     if getattr(config, "quantization_config", None) is not None:
         return False

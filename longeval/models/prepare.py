@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,9 @@ from longeval.models.scaling import ModelRope, model_rope
 from longeval.models.tokenizer import tokenizer_notes
 from longeval.request import ModelRequest
 from longeval.rope.base import Geometry
+
+if TYPE_CHECKING:
+    from longeval.backends.base import Capabilities
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,8 +114,8 @@ class PreparedModel:
         return load.load_generation_settings(self.ref, self.config)
 
 
-def prepare_all(spec: ModelRequest, *, dry_run: bool = False) -> list[PreparedModel]:
-    """Prepares the models of a request; with `dry_run` none of their own code runs."""
+def prepare_all(spec: ModelRequest, backend: Capabilities, *, dry_run: bool = False) -> list[PreparedModel]:
+    """Prepares the models of a request for its backend; with `dry_run` none of their own code runs."""
     with needing_code(dry_run and spec.trust_remote_code):
         prepared = [
             prepare(
@@ -127,7 +130,7 @@ def prepare_all(spec: ModelRequest, *, dry_run: bool = False) -> list[PreparedMo
                 device_map=spec.device_map,
                 attn=spec.attn,
                 trust_remote_code=spec.trust_remote_code and not dry_run,
-                backend=spec.backend,
+                backend=backend,
             )
             for name in spec.model
         ]
@@ -166,25 +169,26 @@ def prepare(
     trust_remote_code: bool,
     scale_from: str = "plain",
     layers: str = "global",
-    backend: str = "hf",
+    backend: Capabilities | None = None,
 ) -> PreparedModel:
     """Finds a model, reads its configuration and tokenizer; for the errors see `models.load` and `models.scaling`.
 
     With `backend` vllm, a model that vLLM can't run as transformers does is an error too.
     """
+    remote = backend is not None and backend.remote
     device = resolve_device(device)
     dtype = resolve_dtype(dtype, device)
     attn = resolve_attention(attn, device)
     device_map = resolve_device_map(device_map)
     ref = resolve(name, revision=revision)
     config = load.load_config(ref, trust_remote_code=trust_remote_code)
-    if backend == "vllm":
-        check_for_vllm(name, config)
-    if backend == "hf":  # others have attention of their own, with the cap
+    if backend is not None:
+        backend.check_config(name, config)
+    if backend is None or backend.transformers_attention:  # others have attention of their own, with the cap
         attn = _with_soft_cap(name, config, attn)
     rope = model_rope(name, config, native=native, scale_from=scale_from, layers=layers)
-    if backend != "openai":  # a server has weights of its own
-        load.check_weights(ref, config, backend=backend)
+    if not remote:  # a server has weights of its own
+        load.check_weights(ref, config, own_quantised=backend is not None and backend.own_quantised_weights)
         load.load_generation_settings(ref, config)  # so that all models are checked first
     tokenizer = load.load_tokenizer(ref, trust_remote_code=trust_remote_code)
     prepared = PreparedModel(
@@ -201,7 +205,7 @@ def prepare(
         device_map=device_map,
         attn=attn,
         trust_remote_code=trust_remote_code,
-        unembedded={} if backend == "openai" else _unembedded(name, tokenizer, config),
+        unembedded={} if remote else _unembedded(name, tokenizer, config),
     )
     prepared.check_embedded([np.array(prepared.prefix, dtype=np.int32)], "what its windows start with")
     rows = getattr(config.get_text_config(), "vocab_size", None)
@@ -265,34 +269,3 @@ def _prefix(name: str, tokenizer: Any, asked: bool | None) -> tuple[int, ...]:
     if asked and not prefix:
         raise LongEvalError(f"--bos: the tokenizer of {name} has no BOS token", "Leave --bos out.")
     return prefix
-
-
-_QUERY_SCALING = "llama_4_scaling_beta"
-"""Grows queries with their position. transformers reads it from `rope_parameters` (Ministral 3, Mistral 4), vLLM 0.32
-from a key of Mistral's own format, `llama_4_scaling`, which such configurations lack: it leaves the growth out."""
-
-
-def check_for_vllm(name: str, config: Any) -> None:
-    """Raises LongEvalError for a model that vLLM can't run under a table of ours, or doesn't run as transformers does.
-
-    It is told from the configuration. Families whose code in vLLM doesn't take a table can only be told by the vLLM
-    that is installed: see `remedy_for_family` of its backend.
-
-    Args:
-        name: As the user named the model.
-        config: transformers' PreTrainedConfig.
-    """
-    text = config.get_text_config()
-    remedy = "Use another model, or --backend hf (ppl and tasks)."
-    if text is not config:
-        raise LongEvalError(
-            f"--model {name}: can also see or hear, and vLLM can't be given the table of such a model", remedy
-        )
-    given = getattr(text, "rope_parameters", None) or {}
-    for settings in (given, *given.values()):
-        if isinstance(settings, Mapping) and settings.get(_QUERY_SCALING):
-            raise LongEvalError(
-                f"--model {name}: scales its queries by position ({_QUERY_SCALING}), which vLLM leaves out for "
-                "models in this format: it would be another model beyond its original length",
-                remedy,
-            )

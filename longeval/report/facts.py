@@ -38,13 +38,18 @@ def model_fact(model: str, native_length: int | None, record: Record) -> Prose:
     return prose(template, model, record.backend, precision_text(record.dtype), attention)
 
 
+def _is_servers(record: Record) -> bool:
+    """Whether a server computed the record's value, which rotates as it was started."""
+    return "served_model" in record.params
+
+
 def server_notes(records: Sequence[Record]) -> list[Note]:
     """A note on results of servers, which do what they were started with; none for those of other backends.
 
     Args:
         records: Of one section, which all have one backend.
     """
-    if not records or records[0].backend != "openai":
+    if not records or not _is_servers(records[0]):
         return []
     methods: dict[Prose, list[str]] = {}
     for record in records:
@@ -67,7 +72,7 @@ def method_facts(rows: Sequence[GridRow]) -> list[Prose]:
     """The scaling that the model came with, factors and parameters of methods."""
     facts: list[Prose] = []
     first = next(iter(rows[0].cells.values()))
-    settings = {} if first.backend == "openai" else first.params  # a server's scaling is its own
+    settings = {} if _is_servers(first) else first.params  # a server's scaling is its own
     if settings.get("shipped_rope"):
         does = "build on" if settings.get("scale_from") == "shipped" else "replace"
         template = f"RoPE scaling that the model came with: {{}}; `none` keeps it, other methods {does} it."

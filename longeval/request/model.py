@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import urllib.parse
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field
@@ -10,9 +9,7 @@ from pydantic import Field
 from longeval.errors import LongEvalError
 from longeval.request import readers
 from longeval.request.base import StudyRequest
-from longeval.request.engine import check_counts, check_first_gpu, check_owned
 from longeval.request.setting import MACHINE, METHODS, OUTPUT, Setting
-from longeval.values import check_word
 
 TOKENS = "Tokens"
 """Panel of what becomes of texts before a model reads them."""
@@ -24,23 +21,6 @@ SCALE_FROM: tuple[ScaleFrom, ...] = get_args(ScaleFrom)
 Layers = Literal["global", "all"]
 LAYERS: tuple[Layers, ...] = get_args(Layers)
 """Which layers are scaled where a model rotates by layer type: those that see the whole context, or all."""
-
-
-BackendName = Literal["hf", "vllm", "openai"]
-BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
-"""What can run a model: transformers, vLLM, or a server that somebody else started."""
-
-_BACKEND_SETTINGS: dict[str, tuple[BackendName, ...]] = {
-    "vllm_args": ("vllm",),
-    "pin_length": ("vllm",),
-    "base_url": ("openai",),
-    "served_model": ("openai",),
-    "device_map": ("hf",),
-    "attn": ("hf",),
-    "device": ("hf", "vllm"),
-    "dtype": ("hf", "vllm"),
-}
-"""Settings that only some backends heed."""
 
 
 class ModelRequest(StudyRequest, frozen=True):
@@ -174,40 +154,3 @@ class ModelRequest(StudyRequest, frozen=True):
                 f"--device {self.device}: would be ignored beside --device-map {self.device_map}",
                 "Give one of the two.",
             )
-        self._check_backend()
-
-    def _check_backend(self) -> None:
-        """Raises LongEvalError for an unknown backend, and for settings that the chosen one would ignore."""
-        check_word("--backend", self.backend, BACKENDS)
-        for name, backends in _BACKEND_SETTINGS.items():
-            if self.backend not in backends and not self.is_default(name):
-                raise LongEvalError(
-                    f"{self.flag(name)}: would be ignored with --backend {self.backend}",
-                    f"It belongs to --backend {' and '.join(backends)}; leave it out.",
-                )
-        if self.backend == "vllm":
-            check_owned(self.vllm_args)
-            check_counts(self.vllm_args)
-            check_first_gpu(self.device)
-        if self.backend == "openai" and self.base_url is None:
-            raise LongEvalError(
-                "--backend openai: no server named", "Give its address: --base-url http://127.0.0.1:8000/v1."
-            )
-        if self.base_url is not None:
-            _check_base_url(self.base_url)
-
-
-def _check_base_url(url: str) -> None:
-    """Raises LongEvalError for what is no address, or holds what records and reports must not show."""
-    try:
-        parts = urllib.parse.urlsplit(url)
-        _ = parts.port  # read for its check
-    except ValueError:  # unpaired brackets, a port that is none
-        parts = urllib.parse.urlsplit("")
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise LongEvalError("--base-url: not an address of a server", "It looks like http://127.0.0.1:8000/v1.")
-    if parts.username or parts.password or parts.query or parts.fragment:
-        raise LongEvalError(
-            "--base-url: has a name, a password or a query in it, which every record would show",
-            "Leave it out; a key goes into LONGEVAL_API_KEY.",
-        )

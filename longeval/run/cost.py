@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from longeval.backends.base import capabilities
 from longeval.backends.prompt_order import order_prompts
 from longeval.errors import LongEvalError
 from longeval.models.library import empty_model
@@ -165,7 +166,7 @@ def windows_seconds(model: PreparedModel, size: ModelSize, windows: Sequence[Win
 
 def precision(request: ModelRequest, model: PreparedModel) -> str:
     """What a model computes in, as a dry run shows it; a server's own isn't known."""
-    return "precision unknown" if request.backend == "openai" else model.dtype
+    return "precision unknown" if capabilities(request.backend).remote else model.dtype
 
 
 def sample_costs(size: ModelSize, inputs: Sequence[npt.NDArray[np.int32]]) -> list[float]:

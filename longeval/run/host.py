@@ -7,9 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-import numpy as np
-
-from longeval.backends.base import Backend, BackendError
+from longeval.backends.base import Backend, BackendError, capabilities
 from longeval.errors import LongEvalError, WriteError
 from longeval.request import ModelRequest
 from longeval.rope.base import RopeTable
@@ -171,44 +169,4 @@ def by_engine(work: Sequence[OneWork], engine: Callable[[OneWork], tuple[Prepare
 
 def backend_of(spec: ModelRequest) -> Callable[[PreparedModel], Backend]:
     """What loads a prepared model into the backend that a request names."""
-    if spec.backend == "vllm":
-        from longeval.backends.vllm.backend import VLLMBackend
-
-        return functools.partial(
-            VLLMBackend, length=spec.lengths[-1], args=spec.vllm_args, share_prefixes=spec.command == "tasks"
-        )
-    if spec.backend == "openai":
-        return functools.partial(_server, spec)
-    return load_backend
-
-
-def _server(spec: ModelRequest, model: PreparedModel) -> Backend:
-    """The server of a request, which the plan has asked before."""
-    from longeval.backends.openai.backend import OpenAIBackend
-    from longeval.backends.openai.key import own_key
-
-    assert spec.base_url is not None
-    return OpenAIBackend(
-        base_url=spec.base_url,
-        api_key=own_key(),
-        model=spec.served_model,
-        tokenizer=model.tokenizer,
-    )
-
-
-def load_backend(model: PreparedModel) -> Backend:
-    """Loads a prepared model into the `hf` backend, and makes sure that its frequencies are what its config says."""
-    from longeval.backends.hf.backend import HFBackend  # torch and transformers only once there is something to compute
-
-    backend = HFBackend(model.load())
-    for length in model.rope.shipped.probes():
-        held, planned = backend.shipped.table(length), model.rope.shipped_table(length)
-        same = held.inv_freq_F.shape == planned.inv_freq_F.shape and np.allclose(
-            held.inv_freq_F, planned.inv_freq_F, rtol=1e-5, atol=0
-        )
-        if not same or abs(held.attention_factor - planned.attention_factor) > 1e-5:
-            raise LongEvalError(
-                f"--model {model.name}: its rotary embedding doesn't hold the frequencies that its configuration says",
-                "Its RoPE is of a kind that longeval doesn't know; use a model of another family.",
-            )
-    return backend
+    return functools.partial(capabilities(spec.backend).load, spec)

@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from longeval.backends.vllm.options import check_installed
+from longeval.backends.base import AnyRequest, Server, capabilities
 from longeval.errors import LongEvalError
 from longeval.request import ModelRequest
-from longeval.request.engine import DECIDE_NOTHING
 from longeval.rope.base import METHODS, RopeTable
 from longeval.rope.build import MethodName, parse_method_name
 from longeval.values import format_length
@@ -24,10 +23,14 @@ if TYPE_CHECKING:
     from longeval.request import PosGenRequest
 
 
-def check_backend(spec: ModelRequest) -> None:
-    """Raises LongEvalError for a backend that isn't installed."""
-    if spec.backend == "vllm":
-        check_installed()
+def ask_server(spec: AnyRequest) -> tuple[AnyRequest, Server | None]:
+    """The request with what its server says of itself, and the server; as it is and None where the model runs here.
+
+    Raises:
+        LongEvalError: The server can't be reached, or doesn't have what the request names.
+    """
+    connect = capabilities(spec.backend).connect
+    return (spec, None) if connect is None else connect(spec)
 
 
 def check_pin(spec: ModelRequest, names: Sequence[MethodName], models: Sequence[PreparedModel]) -> None:
@@ -60,7 +63,7 @@ def method_names(spec: ModelRequest | PosGenRequest) -> list[MethodName]:
 def setting_notes(spec: ModelRequest, names: Sequence[MethodName], model: PreparedModel) -> list[str]:
     """What a user should know of the settings before anything starts."""
     notes = _stretch_note(spec, names, model) + _pin_note(spec, names, model)
-    if spec.backend == "openai":
+    if capabilities(spec.backend).remote:
         notes.append(_server_note(spec, names, model))
     return notes
 
@@ -81,15 +84,15 @@ def _server_note(spec: ModelRequest, names: Sequence[MethodName], model: Prepare
     stretch = ", ".join(f"{s:g}" for s in sorted(set(factors(spec, model.native_length).values())))
     labels = [f"{name.canonical} (s = {stretch})" if model.rope.uses_factor(name) else name.canonical for name in names]
     return (
-        f"--backend openai: {spec.served_model} at {spec.base_url} rotates as it was started. longeval applies nothing "
-        f"of --pe there and can't check what is: {', '.join(labels)} only labels the results, right or wrong"
+        f"--backend {spec.backend}: {spec.served_model} at {spec.base_url} rotates as it was started. longeval applies "
+        f"nothing of --pe there and can't check what is: {', '.join(labels)} only labels the results, right or wrong"
     )
 
 
 def _stretch_note(spec: ModelRequest, names: Sequence[MethodName], model: PreparedModel) -> list[str]:
     """A note where methods that stretch have nothing to stretch."""
     stretched = [name.canonical for name in names if name.method.uses_factor]
-    if spec.backend == "openai":  # a server's own stretch isn't known
+    if capabilities(spec.backend).remote:  # a server's own stretch isn't known
         return []
     if not stretched or set(factors(spec, model.native_length).values()) != {1.0}:
         return []
@@ -101,7 +104,7 @@ def _stretch_note(spec: ModelRequest, names: Sequence[MethodName], model: Prepar
 
 def dtype_of(spec: ModelRequest, model: PreparedModel) -> str:
     """The precision that results are recorded with: a server's own isn't known, and this machine's decides nothing."""
-    return "unknown" if spec.backend == "openai" else model.dtype
+    return "unknown" if capabilities(spec.backend).remote else model.dtype
 
 
 def factors(spec: ModelRequest, native_length: int) -> dict[int, float]:
@@ -131,7 +134,7 @@ class Setup:
 
 def setups(spec: ModelRequest, model: PreparedModel, names: Sequence[MethodName]) -> Iterator[Setup]:
     """Every method at every length, in this order; LongEvalError where a method can't have its parameters."""
-    factor_of = factors(spec, model.native_length)
+    factor_of, backend = factors(spec, model.native_length), capabilities(spec.backend)
     for name in names:
         for length in spec.lengths:
             arguments = spec.pe_args.get(name.base, {})
@@ -141,7 +144,7 @@ def setups(spec: ModelRequest, model: PreparedModel, names: Sequence[MethodName]
             # Their tables change with n in one direction only: equal at both ends is equal in between.
             static = not dependent or table(length).same_as(table(2))
             # A pin holds at every length, also where the method alone would still be what it is at short ones.
-            if spec.backend == "vllm" and dependent and (spec.pin_length is not None or not static):
+            if backend.one_table and dependent and (spec.pin_length is not None or not static):
                 table, static = _pinned(spec, name, length, table), True
             yield Setup(
                 pe=name,
@@ -150,7 +153,7 @@ def setups(spec: ModelRequest, model: PreparedModel, names: Sequence[MethodName]
                 table=table,
                 static=static,
                 params=_model_params(spec, model, dataclasses.asdict(model.rope.parameters(name, arguments)))
-                | _backend_params(spec, dependent),
+                | backend.params(spec, dependent),
             )
 
 
@@ -160,23 +163,13 @@ def _pinned(
     """The one table that an engine can hold of a method that has another one at every length."""
     if spec.pin_length is None:
         raise LongEvalError(
-            f"--pe {name.canonical}: has another table at every length, and a vLLM engine holds one "
+            f"--pe {name.canonical}: has another table at every length, and --backend {spec.backend} holds one "
             f"(asked for up to {format_length(length)})",
             "Pin it to one length, --pin-length 16k (recorded; other windows then get that table too), or use "
             "--backend hf.",
         )
     pin = spec.pin_length
     return lambda _: table(pin)
-
-
-def _backend_params(spec: ModelRequest, length_dependent: bool) -> dict[str, Any]:
-    """What the backend adds to the parameters of a cell; nothing for `hf`."""
-    if spec.backend == "vllm":
-        deciding = {name: value for name, value in spec.vllm_args.items() if name not in DECIDE_NOTHING}
-        return {"pin_length": spec.pin_length if length_dependent else None, "vllm_args": deciding}
-    if spec.backend == "openai":
-        return {"base_url": spec.base_url, "served_model": spec.served_model}
-    return {}
 
 
 def _model_params(spec: ModelRequest, model: PreparedModel, method: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import pytest
 from completions_server import VOCABULARY, WORDS, CompletionsServer
 from server_requests import A, answer, asked, connect
 
-from longeval.backends.openai.answers import first_stop
+from longeval.backends.openai.backend import first_stop
 from longeval.backends.openai.client import ServerError
 
 

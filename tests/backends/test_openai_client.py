@@ -112,10 +112,15 @@ def test_a_key_that_no_header_holds_is_not_shown(server, key):
         ("ftp://127.0.0.1/v1", "not an address of http or https"),
         ("", "not an address"),
         ("http://", "not an address"),
+        ("//h", "not an address of http or https"),
+        ("http://[::1", "not an address"),
+        ("http://[x]/v1", "not an address"),
+        ("http://h:99999/v1", "not an address"),
         ("http://host:port/v1", "--base-url http://host:port/v1: not an address"),
         ("http://me:secret@host:port/v1", "--base-url: not an address"),
         ("http://me:secret@127.0.0.1:8000/v1", "http://127.0.0.1:8000/v1: has a name or password in it"),
         ("http://127.0.0.1:8000/v1?key=secret", "http://127.0.0.1:8000/v1: has a query in it"),
+        ("http://127.0.0.1:8000/v1#secret", "http://127.0.0.1:8000/v1: has a fragment in it"),
     ],
 )
 def test_addresses_that_are_none_or_hold_a_secret(url, said):

@@ -10,7 +10,7 @@ from tiny import save_tiny_llama
 
 from longeval.backends.base import GenerateRequest
 from longeval.backends.ending import Ending
-from longeval.backends.vllm.answers import choice_score, is_answered, log_likelihoods
+from longeval.backends.vllm.backend import choice_score, is_answered, log_likelihoods
 from longeval.backends.vllm.log import cause_of, is_memory, remedy_of
 
 PROMPT = (3, 1, 4, 1, 5, 9, 2, 6)

@@ -16,7 +16,7 @@ import pytest
 from ports import free_port
 
 from longeval.backends.vllm import server as vllm_server
-from longeval.backends.vllm.address import base_url, check_address, is_up
+from longeval.backends.vllm.server import base_url, check_address, is_up
 from longeval.errors import LongEvalError
 
 pytestmark = pytest.mark.timeout(60)

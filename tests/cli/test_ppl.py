@@ -161,7 +161,7 @@ def test_a_folder_that_cannot_be_written_gives_what_is_stored(arguments, capsys,
     assert run_app([*arguments(), "--json", "first.json"]) == 0
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     monkeypatch.setattr("longeval.store.writable.why_unwritable", lambda folder: "Read-only file system")
-    monkeypatch.setattr("longeval.run.host.load_backend", lambda model: pytest.fail("loaded"))
+    monkeypatch.setattr("longeval.backends.hf.backend.load_backend", lambda model: pytest.fail("loaded"))
     capsys.readouterr()
     assert run_app([*arguments(), "--json", "-"]) == 0
     assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "first.json").read_text())

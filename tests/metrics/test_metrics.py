@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from fabricated_runs import make_nll, make_records, write_report
 from fabricated_tasks import make_samples, make_task_records
+from fake import FakeBackend
 from known import carry_out, log_position
 
-from longeval.backends.fake import FakeBackend
 from longeval.metrics import Metric, Value, derived, higher_is_better, metric_of, metrics_of, register
 from longeval.metrics.base import METRICS
 from longeval.store.curves import CURVES, Curves

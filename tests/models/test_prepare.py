@@ -13,10 +13,11 @@ from safetensors.torch import load_file, save_file
 from tiny import make_text, save_tiny_llama
 from transformers import AutoModelForCausalLM
 
+from longeval.backends.base import capabilities
+from longeval.backends.hf.backend import load_backend
 from longeval.errors import LongEvalError
 from longeval.models.prepare import prepare
 from longeval.request import PplRequest
-from longeval.run.host import load_backend
 from longeval.studies.ppl.plan import plan_ppl
 
 OPTIONS = {
@@ -111,7 +112,7 @@ def test_a_vocabulary_larger_than_the_embedding_is_another_models(tiny_llama, tm
     resized.save_pretrained(folder)
     with pytest.raises(LongEvalError, match=f"vocabulary of {rows + 10} tokens, and its embedding {rows} rows"):
         prepare(str(folder), **OPTIONS)
-    prepare(str(folder), **(OPTIONS | {"backend": "openai"}))  # a server has weights of its own
+    prepare(str(folder), **(OPTIONS | {"backend": capabilities("openai")}))  # a server has weights of its own
     resized.resize_token_embeddings(rows + 50)
     resized.save_pretrained(folder)
     assert prepare(str(folder), **OPTIONS).unembedded == {}
@@ -138,8 +139,8 @@ def test_what_is_wrong_with_weights_is_known_to_a_plan(tiny_llama, tmp_path):
     edit_config(folder, num_hidden_layers=1)
     for backend in ("hf", "vllm"):
         with pytest.raises(LongEvalError, match=r"unexpected, .*model\.layers\.1\."):
-            prepare(str(folder), **(OPTIONS | {"backend": backend}))
-    prepare(str(folder), **(OPTIONS | {"backend": "openai"}))
+            prepare(str(folder), **(OPTIONS | {"backend": capabilities(backend)}))
+    prepare(str(folder), **(OPTIONS | {"backend": capabilities("openai")}))
 
 
 def test_a_quantisation_that_only_vllm_reads_is_left_to_it(tiny_llama, tmp_path):
@@ -151,23 +152,23 @@ def test_a_quantisation_that_only_vllm_reads_is_left_to_it(tiny_llama, tmp_path)
     name = "model.layers.0.self_attn.q_proj.weight"
     weights |= {name: weights[name].to(torch.float8_e4m3fn), f"{name}_scale": torch.ones(1)}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    assert prepare(str(folder), **(OPTIONS | {"backend": "vllm"})).native_length == 64
+    assert prepare(str(folder), **(OPTIONS | {"backend": capabilities("vllm")})).native_length == 64
     with pytest.raises(LongEvalError, match=rf"unexpected, .*{name}_scale"):
         prepare(str(folder), **OPTIONS)
     (folder / "hf_quant_config.json").unlink()
     with pytest.raises(LongEvalError, match=rf"unexpected, .*{name}_scale"):
-        prepare(str(folder), **(OPTIONS | {"backend": "vllm"}))
+        prepare(str(folder), **(OPTIONS | {"backend": capabilities("vllm")}))
 
 
 def test_what_kind_of_model_it_is_is_said_before_what_its_weights_lack(tiny_llama, tmp_path):
     folder = shutil.copytree(tiny_llama, tmp_path / "other")
     (folder / "config.json").write_text(json.dumps(transformers.Mistral3Config().to_dict()))
     with pytest.raises(LongEvalError, match="can also see or hear"):
-        prepare(str(folder), **(OPTIONS | {"backend": "vllm"}))
+        prepare(str(folder), **(OPTIONS | {"backend": capabilities("vllm")}))
     (folder / "config.json").write_text(json.dumps(transformers.BertConfig().to_dict()))
     for backend in ("hf", "vllm"):
         with pytest.raises(LongEvalError, match="bert: no rotary position embedding"):
-            prepare(str(folder), **(OPTIONS | {"backend": backend}))
+            prepare(str(folder), **(OPTIONS | {"backend": capabilities(backend)}))
 
 
 def test_a_prefix_without_a_row_in_the_embedding_is_refused(tmp_path):

@@ -16,6 +16,8 @@ from transformers.models.gemma3.modeling_gemma3 import Gemma3RotaryEmbedding
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 import longeval.hf  # noqa: F401  # registers our types
+from longeval.backends.base import capabilities
+from longeval.backends.hf.backend import load_backend
 from longeval.backends.vllm.options import engine_arguments
 from longeval.errors import LongEvalError
 from longeval.export.encoding import encode
@@ -25,7 +27,6 @@ from longeval.models.prepare import prepare
 from longeval.models.resolve import resolve
 from longeval.models.scaling import model_rope
 from longeval.rope.build import parse_method_name
-from longeval.run.host import load_backend
 
 NATIVE = "original_max_position_embeddings"
 REACH = 1024
@@ -86,7 +87,7 @@ def read(folder):
     return model_rope("m", load_config(resolve(folder, weights=False)))
 
 
-def prepared(folder, backend="hf"):
+def prepared(folder, backend=None):
     return prepare(
         folder, revision=None, native=None, bos=None, dtype="float32", device="cpu", device_map=None, attn=None,
         trust_remote_code=False, backend=backend,
@@ -114,7 +115,7 @@ def test_tables_are_those_of_stock_transformers(spell, kind, place, spelling):
 @pytest.mark.parametrize("kind", TYPES)
 def test_engines_and_exports_get_the_same(spell, tmp_path, kind, place):
     folder = spell(**spelt(kind, place, OLD))
-    model = prepared(folder, backend="vllm")
+    model = prepared(folder, backend=capabilities("vllm"))
     name = parse_method_name("none")
     table = model.rope.tables(name, model.geometry, {})(300)
     engine = engine_arguments(model, table, 301, {}, share_prefixes=False)["hf_overrides"]["rope_parameters"]

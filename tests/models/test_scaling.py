@@ -12,13 +12,12 @@ from scaled_configs import LONG, SHIPPED, SHORT, THETA_F, config_of, gemma_confi
 from tiny import save_tiny_llama
 from transformers import AutoModelForCausalLM
 
-from longeval.backends.hf.backend import HFBackend
+from longeval.backends.hf.backend import HFBackend, load_backend
 from longeval.errors import LongEvalError
 from longeval.models.prepare import prepare
 from longeval.models.scaling import model_rope
 from longeval.rope.base import Geometry
 from longeval.rope.build import build_table, parse_method_name
-from longeval.run.host import load_backend
 
 OPTIONS = {
     "revision": None,

@@ -265,14 +265,6 @@ def test_yaml_may_name_a_value_once_and_use_it_twice():
     assert plain["pe_args"]["ntk_by_parts"] == {"beta_fast": 16}
 
 
-@pytest.mark.parametrize(
-    "url", ["http://[::1", "http://[x]/v1", "http://h:99999/v1", "http://h:x/v1", "http://", "//h"]
-)
-def test_an_address_that_is_none_is_refused(url):
-    with pytest.raises(LongEvalError, match="--base-url"):
-        PplRequest(model=("m",), pe=("none",), lengths=(64,), data=("d",), backend="openai", base_url=url)
-
-
 def test_yaml_builds_no_objects():
     with pytest.raises(LongEvalError, match="not YAML"):
         requests_from_yaml("model: !!python/object/apply:os.system ['true']\n", origin="f")

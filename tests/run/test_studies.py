@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 from contract_study import Made, StudyContract
+from fake import FakeBackend
 from known import log_position
 from own_tasks import ANSWER, CHOICE, GROUP, write_data, write_task
 from posgen_requests import tiny_request
 
-from longeval.backends.fake import FakeBackend
 from longeval.request import TasksRequest
 
 

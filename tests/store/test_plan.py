@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
+from fake import FakeBackend
 from known import carry_out, log_position
 
-from longeval.backends.fake import FakeBackend
 from longeval.store.plan import PlannedCell, PlannedRequest, StoredPlan, plan_from_json
 
 

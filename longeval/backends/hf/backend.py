@@ -8,21 +8,25 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from longeval.backends.base import ChoiceScore, ChoicesRequest, GenerateRequest, Generation
+from longeval.backends.base import Backend, ChoiceScore, ChoicesRequest, GenerateRequest, Generation
 from longeval.backends.hf import answers as hf_answers
 from longeval.backends.hf import memory
 from longeval.backends.hf.parts import LOGITS_BYTES, ModelParts, memory_told
 from longeval.backends.hf.rotary import replace_rotary
+from longeval.errors import LongEvalError
 from longeval.models.device import device_name
 from longeval.rope.base import RopeTable
 
-__all__ = ["LOGITS_BYTES", "HFBackend"]
+if TYPE_CHECKING:
+    from longeval.models.prepare import PreparedModel
+
+__all__ = ["LOGITS_BYTES", "HFBackend", "load_backend"]
 
 
 class HFBackend:
@@ -91,3 +95,19 @@ class HFBackend:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def load_backend(model: PreparedModel) -> Backend:
+    """Loads a prepared model into the `hf` backend, and makes sure that its frequencies are what its config says."""
+    backend = HFBackend(model.load())
+    for length in model.rope.shipped.probes():
+        held, planned = backend.shipped.table(length), model.rope.shipped_table(length)
+        same = held.inv_freq_F.shape == planned.inv_freq_F.shape and np.allclose(
+            held.inv_freq_F, planned.inv_freq_F, rtol=1e-5, atol=0
+        )
+        if not same or abs(held.attention_factor - planned.attention_factor) > 1e-5:
+            raise LongEvalError(
+                f"--model {model.name}: its rotary embedding doesn't hold the frequencies that its configuration says",
+                "Its RoPE is of a kind that longeval doesn't know; use a model of another family.",
+            )
+    return backend

@@ -19,7 +19,6 @@ import torch
 from transformers.cache_utils import DynamicCache
 
 from longeval.backends.hf import cache_layers
-from longeval.backends.hf.branches import Branches, takes_branches
 from longeval.backends.hf.parts import ModelParts
 from longeval.backends.prompt_order import common_prefix
 
@@ -57,7 +56,7 @@ class PrefixCache:
         self._copies: list[_Copy] = []
         self._forgets = not all(type(layer) is cache_layers.BufferLayer for layer in self._cache.layers)
         self._windows = [window for layer in self._cache.layers if (window := cache_layers.window_of(layer))]
-        self.takes_branches = takes_branches(self._config, self._cache.layers)
+        self.takes_branches = cache_layers.takes_branches(self._config, self._cache.layers)
         """Whether `branch` takes several continuations in one pass."""
 
     @property
@@ -134,7 +133,9 @@ class PrefixCache:
             passes = list(self.extend(tokens_Q))
         else:
             assert self.takes_branches
-            branches = Branches.of([len(tokens_S) for tokens_S in continuations], self._length, self._parts.device)
+            branches = cache_layers.Branches.of(
+                [len(tokens_S) for tokens_S in continuations], self._length, self._parts.device
+            )
             ids_Q = torch.from_numpy(tokens_Q.astype(np.int64)).to(self._parts.device)
             masks = branches.masks(self._config, self._cache.layers, self._parts.model.dtype)
             passes = [self._run(ids_Q, branches.position_Q, attention_mask=masks)]

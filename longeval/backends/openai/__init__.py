@@ -1,1 +1,37 @@
 """Models run by an OpenAI-compatible server that somebody else started."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from longeval.backends.base import BACKENDS, Backend, Capabilities
+from longeval.backends.openai.server import ask_server, check_named
+
+if TYPE_CHECKING:
+    from longeval.models.prepare import PreparedModel
+    from longeval.request import ModelRequest
+
+
+def _load(spec: ModelRequest, model: PreparedModel) -> Backend:
+    from longeval.backends.openai.backend import OpenAIBackend
+    from longeval.backends.openai.key import own_key
+
+    assert spec.base_url is not None
+    return OpenAIBackend(base_url=spec.base_url, api_key=own_key(), model=spec.served_model, tokenizer=model.tokenizer)
+
+
+def _params(spec: ModelRequest, length_dependent: bool) -> dict[str, Any]:
+    return {"base_url": spec.base_url, "served_model": spec.served_model}
+
+
+BACKENDS.register(
+    "openai",
+    Capabilities(
+        load=_load,
+        heeds=frozenset({"base_url", "served_model"}),
+        remote=True,
+        check=check_named,
+        params=_params,
+        connect=ask_server,
+    ),
+)

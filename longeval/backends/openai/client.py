@@ -276,14 +276,14 @@ def _checked(base_url: str) -> httpx2.URL:
         shown = "" if "@" in base_url or "?" in base_url else f" {base_url.strip()}"  # no secret, and no line of one
         raise LongEvalError(f"--base-url{shown}: not an address", remedy) from None
     plain = url.copy_with(username="", password="", query=None, fragment=None) if url.host else url
-    if url.userinfo or url.query:
-        # Neither is shown: both are places where keys are put.
-        what = "a name or password" if url.userinfo else "a query"
+    if url.userinfo or url.query or url.fragment:
+        # None is shown: all are places where keys are put, and every record holds the address.
+        what = "a name or password" if url.userinfo else "a query" if url.query else "a fragment"
         raise LongEvalError(
             f"--base-url {plain}: has {what} in it",
             "Leave it out; a key goes into the environment as LONGEVAL_API_KEY.",
         )
-    if url.scheme not in ("http", "https") or not url.host:
+    if url.scheme not in ("http", "https") or not url.host or (url.port or 0) > 65535:
         raise LongEvalError(f"--base-url {base_url.strip()}: not an address of http or https", remedy)
     return plain
 

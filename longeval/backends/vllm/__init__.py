@@ -1,1 +1,47 @@
 """Models run by vLLM: an engine in this process, and the server of `longeval serve`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from longeval.backends.base import BACKENDS, Backend, Capabilities
+from longeval.backends.vllm.arguments import DECIDE_NOTHING, check_counts, check_first_gpu, check_owned
+from longeval.backends.vllm.family import check_family
+
+if TYPE_CHECKING:
+    from longeval.models.prepare import PreparedModel
+    from longeval.request import ModelRequest
+
+
+def _load(spec: ModelRequest, model: PreparedModel) -> Backend:
+    from longeval.backends.vllm.backend import VLLMBackend
+
+    return VLLMBackend(model, length=spec.lengths[-1], args=spec.vllm_args, share_prefixes=spec.command == "tasks")
+
+
+def _check(spec: ModelRequest) -> None:
+    from longeval.backends.vllm.options import check_installed
+
+    check_owned(spec.vllm_args)
+    check_counts(spec.vllm_args)
+    check_first_gpu(spec.device)
+    check_installed()
+
+
+def _params(spec: ModelRequest, length_dependent: bool) -> dict[str, Any]:
+    deciding = {name: value for name, value in spec.vllm_args.items() if name not in DECIDE_NOTHING}
+    return {"pin_length": spec.pin_length if length_dependent else None, "vllm_args": deciding}
+
+
+BACKENDS.register(
+    "vllm",
+    Capabilities(
+        load=_load,
+        heeds=frozenset({"vllm_args", "pin_length", "device", "dtype"}),
+        one_table=True,
+        own_quantised_weights=True,
+        check=_check,
+        check_config=check_family,
+        params=_params,
+    ),
+)

@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,9 +16,11 @@ import psutil
 
 from longeval.backends.base import BackendError
 from longeval.backends.vllm.log import EngineLog, cause_of, engine_log, remedy_of
-from longeval.backends.vllm.watch import EngineWatch
 
 logger = logging.getLogger(__name__)
+
+_EVERY_S = 0.5
+"""How often is looked whether an engine still lives."""
 
 
 class Engine:
@@ -32,7 +35,7 @@ class Engine:
         self.llm = llm
         self._log = log
         self._begin = log.position()
-        self._watch = EngineWatch(llm.llm_engine.engine_core)
+        self._watch = _Watch(llm.llm_engine.engine_core)
 
     def cause_of_death(self, error: BaseException) -> str:
         """Why it died, as far as its log says."""
@@ -133,3 +136,43 @@ def _quiet_bars() -> Iterator[None]:
             del os.environ["TQDM_DISABLE"]
         else:
             os.environ["TQDM_DISABLE"] = before
+
+
+class _Watch:
+    """A thread that waits for an engine's death, and then wakes whoever waits for the engine's answer.
+
+    vLLM 0.32 notices that the engine's process was killed (by the kernel, when memory runs out), marks the engine as
+    dead, and leaves its synchronous client waiting for the next answer for ever.
+
+    Args:
+        core: vLLM's client of the engine (`LLM.llm_engine.engine_core`); one that runs in this process isn't watched.
+    """
+
+    def __init__(self, core: Any) -> None:
+        self._core = core
+        self._over = threading.Event()
+        if hasattr(core, "resources") and hasattr(core, "outputs_queue"):
+            threading.Thread(target=self._watch, name="longeval-engine-watch", daemon=True).start()
+
+    def stop(self) -> None:
+        """The engine is being ended on purpose."""
+        self._over.set()
+
+    def _watch(self) -> None:
+        while not self._over.wait(_EVERY_S):
+            if self._core.resources.engine_dead:
+                self._wake()
+                return
+
+    def _wake(self) -> None:
+        """Answers everything that is waited for, now and by calls that are on their way, with the engine's death."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        self._core.outputs_queue.put_nowait(EngineDeadError())
+        end = time.monotonic() + 2 * _EVERY_S
+        while time.monotonic() < end:
+            for future in list(self._core.utility_results.values()):
+                if not future.done():
+                    with contextlib.suppress(Exception):  # it was answered meanwhile
+                        future.set_exception(EngineDeadError())
+            self._over.wait(_EVERY_S)

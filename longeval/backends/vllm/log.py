@@ -10,7 +10,7 @@ import logging
 import os
 import re
 
-from longeval.backends.vllm.options import remedy_for_family
+from longeval.backends.vllm.family import remedy_for_family
 from longeval.backends.vllm.plugin import LOG_VARIABLE
 from longeval.files import lasting_folder
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from longeval.backends.vllm.kinds import check_kinds
+from longeval.backends.vllm.arguments import OWNED, check_first_gpu
+from longeval.backends.vllm.family import PLUGINS_VARIABLE, check_family
 from longeval.backends.vllm.rope import to_parameters
 from longeval.errors import LongEvalError, did_you_mean
-from longeval.models.prepare import check_for_vllm
 from longeval.models.tokenizer import is_stock, tokenizer_folder
-from longeval.request.engine import OWNED, check_first_gpu
 from longeval.rope.base import RopeTable
 
 if TYPE_CHECKING:
@@ -31,9 +29,6 @@ PROMPT_CHUNK = 2048
 PLUGIN = "longeval"
 """What our entry point in vLLM's group of plugins is called."""
 
-_PLUGINS_VARIABLE = "VLLM_PLUGINS"
-"""Where it is set, vLLM loads only the plugins that it names, separated by commas."""
-
 
 def check_installed(needed_by: str = "--backend vllm") -> None:
     """Raises LongEvalError where vLLM, or our plugin for it, isn't installed; imports nothing of it.
@@ -47,10 +42,10 @@ def check_installed(needed_by: str = "--backend vllm") -> None:
     if importlib.util.find_spec("vllm") is None:
         instead = " Or use --backend hf." if needed_by == "--backend vllm" else ""
         raise LongEvalError(f"{needed_by}: vLLM isn't installed", INSTALL + instead)
-    allowed = os.environ.get(_PLUGINS_VARIABLE)
+    allowed = os.environ.get(PLUGINS_VARIABLE)
     if allowed is not None and PLUGIN not in allowed.split(","):
         raise LongEvalError(
-            f"{needed_by}: {_PLUGINS_VARIABLE}={allowed} keeps longeval's plugin from vLLM, without which it knows "
+            f"{needed_by}: {PLUGINS_VARIABLE}={allowed} keeps longeval's plugin from vLLM, without which it knows "
             "no table of ours",
             f"Unset it, or name {PLUGIN} in it too.",
         )
@@ -62,16 +57,12 @@ def check_installed(needed_by: str = "--backend vllm") -> None:
 
 
 def check_known(args: Mapping[str, Any]) -> None:
-    """Raises LongEvalError for options that the installed vLLM doesn't have, and for values of another kind.
-
-    Imports vLLM (seconds).
-    """
+    """Raises LongEvalError for options that the installed vLLM doesn't have. Imports vLLM (seconds)."""
     if not args:
         return
     from vllm.engine.arg_utils import EngineArgs
 
-    annotations = {field.name: field.type for field in dataclasses.fields(EngineArgs)}
-    known = annotations.keys() - OWNED.keys()
+    known = {field.name for field in dataclasses.fields(EngineArgs)} - OWNED.keys()
     for name in args:
         if name not in known:
             near = did_you_mean(name, known).partition(" Known:")[0]
@@ -80,7 +71,6 @@ def check_known(args: Mapping[str, Any]) -> None:
                 f"--vllm-arg {name}: vLLM's engine has no such option",
                 f"{hint} vLLM's documentation of EngineArgs lists them.".strip(),
             )
-    check_kinds(args, annotations)
 
 
 def engine_device(device: str, *, serving: bool = False) -> str:
@@ -108,33 +98,6 @@ def engine_device(device: str, *, serving: bool = False) -> str:
     return f"{kind} (vLLM)" if name == kind else f"{kind} ({name}, vLLM)"
 
 
-_NO_TABLE = re.compile(r"KeyError: '?longeval_table")
-"""How transformers' code says that it doesn't know our type: its functions of rope types are in a dictionary."""
-
-_NO_PLUGIN = re.compile(r"Unknown RoPE scaling type '?longeval_table")
-"""How vLLM's own `get_rope` says it, where ours didn't take its place."""
-
-
-def remedy_for_family(problem: str, *, serving: bool = False) -> str | None:
-    """What to do about an engine that didn't start because it doesn't take our table; None for any other reason.
-
-    Args:
-        problem: Its own reason, as `vllm_log.cause_of` finds it.
-        serving: Whether it is a server's, for which there is no other backend.
-    """
-    if _NO_TABLE.search(problem):
-        return (
-            "vLLM runs this family through transformers' code, which doesn't take our table (docs/vllm.md lists such "
-            f"families): {'serve a model of another one' if serving else 'use --backend hf'}."
-        )
-    if _NO_PLUGIN.search(problem):
-        return (
-            "longeval's plugin wasn't loaded, or failed, in vLLM's process: -v shows its log; install longeval into "
-            f"the same Python, and unset {_PLUGINS_VARIABLE}."
-        )
-    return None
-
-
 def engine_arguments(
     model: PreparedModel, table: RopeTable, length: int, args: Mapping[str, Any], *, share_prefixes: bool
 ) -> dict[str, Any]:
@@ -151,7 +114,7 @@ def engine_arguments(
         LongEvalError: A model that can't be handed to vLLM under a table of ours, or a GPU that vLLM doesn't take.
     """
     check_first_gpu(model.device)
-    check_for_vllm(model.name, model.config)
+    check_family(model.name, model.config)
     rope = model.rope.config
     overrides = {
         "rope_parameters": to_parameters(
@@ -168,7 +131,7 @@ def engine_arguments(
         "trust_remote_code": model.trust_remote_code,
         "load_format": "safetensors",
         "enable_prefix_caching": share_prefixes,
-        "worker_extension_cls": "longeval.backends.vllm.worker.RopeWitness",
+        "worker_extension_cls": "longeval.backends.vllm.rotary.RopeWitness",
         "disable_log_stats": True,
     }
     defaults: dict[str, Any] = {"max_num_batched_tokens": max(PROMPT_CHUNK, int(args.get("max_num_seqs") or 0))}

@@ -10,19 +10,22 @@ is built differently our types stay unknown, and `--backend vllm` says so when i
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import logging
 import multiprocessing
 import os
+import signal
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
-
-from longeval.backends.vllm.parent import die_with_parent
 
 logger = logging.getLogger(__name__)
 
 _PLACE = "vllm.model_executor.layers.rotary_embedding"
 
+_DIE_WITH_PARENT = 1
+"""PR_SET_PDEATHSIG of prctl(2), which only Linux has."""
 
 LOG_VARIABLE = "LONGEVAL_ENGINE_LOG"
 """Names the log of the engines that longeval itself starts; inherited by all their processes."""
@@ -45,16 +48,28 @@ def register() -> None:
 
 
 def _belong_to_parent(log: str) -> None:
-    """An engine's process writes into the log, not over our progress and results, and ends when its parent does.
-
-    vLLM's processes outlive a parent that is killed, holding all the memory that they were given.
-    """
+    """An engine's process writes into the log, not over our progress and results, and ends when its parent does."""
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)
     parent = multiprocessing.parent_process()
     die_with_parent(None if parent is None else parent.pid)
+
+
+def die_with_parent(parent: int | None) -> None:
+    """Has the system kill this process when its parent ends; does nothing where the system isn't Linux.
+
+    vLLM's processes outlive a parent that is killed, holding all the memory that they were given.
+
+    Args:
+        parent: The parent's process id, to notice that it ended before this was asked for; None: not known.
+    """
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
+    if parent is not None and os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _get_rope(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,6 +1,6 @@
 """The rotary module of ours that vLLM's models get: one float32 table, from float64 angles, cast to the model's dtype.
 
-Imported only inside vLLM's processes, through `vllm_plugin`.
+Imported only inside vLLM's processes, through the plugin and as the extension of vLLM's worker.
 
 Shapes: T positions, F features, D = 2F rotated dimensions.
 """
@@ -8,7 +8,7 @@ Shapes: T positions, F features, D = 2F rotated dimensions.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
 
 from longeval.backends.vllm.rope import ROPE_TYPE, EngineTable, from_parameters
 from longeval.hf.parameters import NATIVE, ROPE_TYPES, read_parameters
-from longeval.rope.base import CosSin, Geometry
+from longeval.rope.base import CosSin, Geometry, table_digest
 from longeval.rope.build import build_table, make_parameters
 
 
@@ -92,3 +92,40 @@ class TableRotaryEmbedding(RotaryEmbedding):  # type: ignore[misc]  # vLLM may n
             cos_TF, sin_TF = cache.numpy()[:, : self.rotary_dim // 2], cache.numpy()[:, self.rotary_dim // 2 :]
             return CosSin(cos_TF, sin_TF)
         return self.longeval_table
+
+
+class HeldTables(TypedDict):
+    """What one worker's model holds."""
+
+    digests: list[str]
+    """Of the tables of our rotary modules for the asked positions, each once."""
+    others: list[str]
+    """Classes of rotary modules that aren't ours."""
+    error: str | None
+    """What is wrong with a table."""
+
+
+class RopeWitness:
+    """What the backend asks of vLLM's worker processes, by `collective_rpc`: which tables their models rotate by.
+
+    vLLM mixes this class into its worker class (`worker_extension_cls`).
+    """
+
+    def longeval_held_tables(self, length: int) -> HeldTables:
+        """The tables that this worker's part of the model holds for positions 0 … length−1."""
+        model: Any = self.get_model()  # type: ignore[attr-defined]  # vLLM's worker has it
+        digests: set[str] = set()
+        others: set[str] = set()
+        for module in model.modules():  # each once, however many layers share it
+            if isinstance(module, TableRotaryEmbedding):
+                try:
+                    held = module.held()
+                except ValueError as error:
+                    return HeldTables(digests=[], others=[], error=str(error))
+                if len(held.cos_TF) < length:
+                    reason = f"the engine holds {len(held.cos_TF)} positions, not {length}"
+                    return HeldTables(digests=[], others=[], error=reason)
+                digests.add(table_digest(CosSin(held.cos_TF[:length], held.sin_TF[:length])))
+            elif hasattr(module, "cos_sin_cache"):
+                others.add(type(module).__name__)
+        return HeldTables(digests=sorted(digests), others=sorted(others), error=None)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 
-from longeval.backends.vllm.parent import die_with_parent
+from longeval.backends.vllm.plugin import die_with_parent
 
 PARENT_VARIABLE = "LONGEVAL_SERVER_PARENT"
 """Tells a process that is started who its parent is: each one writes its own id there for those that it starts."""

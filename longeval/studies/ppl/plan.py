@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from longeval.backends.openai.plan import Server, ask_server, check_reads, check_room
+from longeval.backends.base import Server, capabilities, check_request
 from longeval.cache import cache_dir
 from longeval.data.selection import select
 from longeval.data.sources import Source, open_source
@@ -29,7 +29,7 @@ from longeval.run.cell import cell_id
 from longeval.run.cost import memory_bytes, precision, windows_seconds
 from longeval.run.host import Host, by_engine
 from longeval.run.overview import Overview, Section, count, format_duration, format_gib
-from longeval.run.setups import Setup, check_backend, check_pin, dtype_of, method_names, setting_notes, setups
+from longeval.run.setups import Setup, ask_server, check_pin, dtype_of, method_names, setting_notes, setups
 from longeval.run.study import Plan, SkippedWork, Work
 from longeval.run.window import Window
 from longeval.studies.ppl.protocols import PROTOCOLS, Protocol, check_stride
@@ -80,7 +80,7 @@ class PplPlan(Plan):
             f"{model.name} ({precision(self.request, model)}): {count(len(cells), 'cell')} in {len(windows)} forward "
             f"{'pass' if len(windows) == 1 else 'passes'}, {sum(window.length for window in windows):,} tokens"
         )
-        if self.request.backend != "hf":  # what an engine or a server takes, only it knows
+        if not capabilities(self.request.backend).estimates:  # what an engine or a server takes, only it knows
             return said
         size = host.size(model)
         memory = memory_bytes(model, size, max((window.length for window in windows), default=0))
@@ -93,7 +93,7 @@ def plan_ppl(request: PplRequest, *, dry_run: bool = False) -> PplPlan:
 
     With `dry_run` no code of models runs.
     """
-    check_backend(request)
+    check_request(request)
     protocol = PROTOCOLS.lookup(request.protocol)
     if request.stride is not None and not protocol.strided:
         strided = [name for name, other in PROTOCOLS.items() if other.strided]
@@ -103,12 +103,14 @@ def plan_ppl(request: PplRequest, *, dry_run: bool = False) -> PplPlan:
         )
     names = method_names(request)
     request, server = ask_server(request)
-    _check_room(request, server)
+    if server is not None:
+        _check_room(request, server)
     opened = [_with_flag("--data", partial(open_source, name, text_field=request.text_field)) for name in request.data]
     sources = list({source.name: source for source in opened}.values())  # two aliases are one data set
-    models = prepare_all(request, dry_run=dry_run)
+    models = prepare_all(request, capabilities(request.backend), dry_run=dry_run)
     check_pin(request, names, models)
-    check_reads(request, [model.tokenizer for model in models], scores=True)
+    if server is not None:
+        server.check_reads([model.tokenizer for model in models], scores=True)
     cells: list[PplCell] = []
     work: list[PplWork] = []
     skipped: list[SkippedWork] = []
@@ -126,7 +128,7 @@ def plan_ppl(request: PplRequest, *, dry_run: bool = False) -> PplPlan:
             skipped += [
                 SkippedWork(cells=one.cells, reason=_why_skipped(one)) for one in alone if not one.cells[0].windows
             ]
-    if request.backend == "vllm":
+    if capabilities(request.backend).one_table:
         work = by_engine(work, lambda one: (one.model, one.table(one.longest)))
     return PplPlan(
         request=request,
@@ -218,11 +220,11 @@ def _why_skipped(work: PplWork) -> str:
     )
 
 
-def _check_room(request: PplRequest, server: Server | None) -> None:
+def _check_room(request: PplRequest, server: Server) -> None:
     """A server generates at least one token after the window that it scores."""
     longest = request.lengths[-1]
     what = f"a window of {longest} tokens takes {longest + 1} there, since a server generates one at least"
-    check_room(server, longest, longest + 1, what)
+    server.check_room(longest, longest + 1, what)
 
 
 def _with_flag(flag: str, work: Callable[[], T]) -> T:

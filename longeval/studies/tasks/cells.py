@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from longeval.backends.base import GenerateRequest
+from longeval.backends.base import GenerateRequest, capabilities
 from longeval.backends.ending import Ending, end_tokens
 from longeval.models.prepare import PreparedModel
 from longeval.request import TasksRequest
@@ -143,7 +143,7 @@ def task_cell(request: TasksRequest, job: TaskJob, setup: Setup, source: str) ->
 
 def _end_tokens(request: TasksRequest, job: TaskJob) -> list[int]:
     """Ids that end an answer: by the model's own settings (a server keeps those to itself), and by the task's."""
-    settings = None if request.backend == "openai" else job.model.generation_settings()
+    settings = None if capabilities(request.backend).remote else job.model.generation_settings()
     ends = end_tokens(settings, job.model.tokenizer)
     requests = (one for sample in job.prepared.samples for one in sample.requests)
     by_stop = {one.stop: one for one in requests if isinstance(one, GenerateRequest)}

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
-from longeval.backends.openai.plan import Server, ask_server, check_reads, check_room
+from longeval.backends.base import Server, capabilities, check_request
 from longeval.cache import cache_dir
 from longeval.data.special import spelt_note
 from longeval.errors import LongEvalError, MissingDataError
@@ -23,7 +23,7 @@ from longeval.request import TasksRequest
 from longeval.rope.build import MethodName
 from longeval.run.cost import check_memory, model_size
 from longeval.run.host import Silent
-from longeval.run.setups import check_backend, check_pin, method_names, setting_notes, setups
+from longeval.run.setups import ask_server, check_pin, method_names, setting_notes, setups
 from longeval.run.study import Tell
 from longeval.studies.tasks.cells import GroupCell, TaskJob, group_cell, longest_reach, most_sent, task_cell
 from longeval.studies.tasks.definitions.averages import GroupAverage
@@ -54,7 +54,7 @@ def plan_tasks(request: TasksRequest, tell: Tell | None = None, *, dry_run: bool
         dry_run: Whether this is only to be shown: no code of models and of users' task files runs.
     """
     tell = tell or Silent()
-    check_backend(request)
+    check_request(request)
     names = method_names(request)
     request, server = ask_server(request)
     index = Index(request.include)
@@ -68,17 +68,19 @@ def plan_tasks(request: TasksRequest, tell: Tell | None = None, *, dry_run: bool
     _check_titles(all_leaves(chosen), index)
     for leaf in all_leaves(chosen):
         check_code(leaf, index, trusted=request.trust_remote_code, dry_run=dry_run)
-    models = prepare_all(request, dry_run=dry_run)
+    models = prepare_all(request, capabilities(request.backend), dry_run=dry_run)
     check_pin(request, names, models)
-    check_reads(request, [model.tokenizer for model in models], scores=False)
+    if server is not None:
+        server.check_reads([model.tokenizer for model in models], scores=False)
     code: Code = "named" if dry_run else "run" if request.trust_remote_code else "refused"
     plans = [_ModelPlan(request, model, names, index, tell, code) for model in models]
     for plan in plans:
         plan.add_tasks(chosen)
     _check_heeded(request, [job for plan in plans for job in plan.jobs])
-    _check_room(server, [job for plan in plans for job in plan.jobs])
     if not any(job.prepared.samples for plan in plans for job in plan.jobs):
         raise nothing_left([need for plan in plans for need in plan.left_out], same_samples=request.same_samples)
+    if server is not None:
+        _check_room(server, [job for plan in plans for job in plan.jobs])
     return task_plan(
         request,
         [job for plan in plans for job in plan.jobs],
@@ -101,16 +103,14 @@ def _check_heeded(request: TasksRequest, jobs: Sequence[TaskJob]) -> None:
         )
 
 
-def _check_room(server: Server | None, jobs: Sequence[TaskJob]) -> None:
+def _check_room(server: Server, jobs: Sequence[TaskJob]) -> None:
     """What takes most, so that a server with the room that is asked for then has room for all."""
-    if not jobs:
-        return
     job = max(jobs, key=lambda job: most_sent(job.prepared))
     tokens = most_sent(job.prepared)
     answer = "an answer of at least one token"
     if job.prepared.max_new_tokens is not None:
         answer = f"its answer of up to {job.prepared.max_new_tokens} (--max-new-tokens)"
-    check_room(server, job.length, tokens, f"the longest prompt of {job.title} with {answer} takes {tokens} tokens")
+    server.check_room(job.length, tokens, f"the longest prompt of {job.title} with {answer} takes {tokens} tokens")
 
 
 def _check_titles(leaves: Sequence[str], index: Index) -> None:
@@ -182,7 +182,7 @@ class _ModelPlan:
 
     def _check_memory(self, length: int, tokens: int) -> None:
         """An engine knows its own memory, and a server is elsewhere."""
-        if self._request.backend == "hf":
+        if capabilities(self._request.backend).estimates:
             check_memory(self.model, self.size, length, tokens)
 
     def groups(self, chosen: Sequence[Resolved]) -> list[GroupCell]:

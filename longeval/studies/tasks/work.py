@@ -10,7 +10,7 @@ import time
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from longeval.backends.base import Backend
+from longeval.backends.base import Backend, capabilities
 from longeval.metrics import Value, derived
 from longeval.request import TasksRequest
 from longeval.run.cost import memory_bytes, precision, seconds
@@ -142,7 +142,7 @@ def _in_order(request: TasksRequest, cells: Sequence[TaskCell]) -> list[TaskCell
 def _work(request: TasksRequest, jobs: Sequence[TaskJob]) -> tuple[Work, ...]:
     """A work for each cell; those without samples last."""
     work = [TaskWork(job=job, cell=cell) for job in jobs if job.prepared.samples for cell in job.cells]
-    if request.backend == "vllm":
+    if capabilities(request.backend).one_table:
         work = by_engine(work, lambda one: (one.job.model, one.cell.setup.table(one.cell.length)))
     skipped = [SkippedWork(cells=job.cells, reason=_why_skipped(job)) for job in jobs if not job.prepared.samples]
     return (*work, *skipped)
@@ -178,7 +178,7 @@ def _cost(request: TasksRequest, jobs: Sequence[TaskJob], left: Sequence[Work]) 
         f"{model.name} ({precision(request, model)}): {count(len(own), 'cell')} to compute, "
         f"{sum(len(work.job.prepared.samples) for work in own):,} samples"
     )
-    if request.backend != "hf":  # what an engine or a server takes, only it knows
+    if not capabilities(request.backend).estimates:  # what an engine or a server takes, only it knows
         return said
     took = seconds(model, size, sum(sum(work.job.costs) for work in own))
     longest = max(longest_reach(job.prepared) for job in jobs)

@@ -10,15 +10,15 @@ import shutil
 
 import numpy as np
 import pytest
+from fake import FakeBackend
 from known import carry_out, log_position, values
 from tiny import make_text, save_tiny_llama
 from tokenizers import Tokenizer
 
-from longeval.backends.fake import FakeBackend
+from longeval.backends.hf.backend import load_backend
 from longeval.cli.progress import RunProgress
 from longeval.errors import LongEvalError
 from longeval.run.engine import run
-from longeval.run.host import load_backend
 from longeval.store.folder import Store
 from longeval.studies.ppl.plan import plan_ppl
 

@@ -8,9 +8,9 @@ import re
 
 import numpy as np
 import pytest
+from fake import FakeBackend
 from known import carry_out, log_position
 
-from longeval.backends.fake import FakeBackend
 from longeval.cli.progress import RunProgress
 from longeval.errors import LongEvalError
 from longeval.run.engine import run

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from longeval.backends.fake import FakeBackend
+from fake import FakeBackend
+
+from longeval.backends.hf.backend import load_backend
 from longeval.cli.progress import RunProgress
 from longeval.run.engine import run
-from longeval.run.host import load_backend
 from longeval.studies.tasks.plan import plan_tasks
 
 

@@ -1,4 +1,4 @@
-"""Options of vLLM's engine as a user passes them through: `--vllm-arg NAME=VALUE`. Knows nothing of vLLM itself."""
+"""Options of vLLM's engine as a user passes them through, `--vllm-arg NAME=VALUE`; vLLM itself is not imported."""
 
 from __future__ import annotations
 

@@ -10,11 +10,12 @@ from completions_server import WORDS, CompletionsServer, make_tokenizer
 from words_model import ppl, save_words_model, tasks, write_documents, write_task
 
 from longeval.backends.base import BackendError
-from longeval.backends.openai.plan import Server, ask_server, check_reads, check_room
+from longeval.backends.openai.server import OpenAIServer
 from longeval.cli.progress import RunProgress
 from longeval.errors import LongEvalError
 from longeval.request import PplRequest
 from longeval.run.engine import run
+from longeval.run.setups import ask_server
 from longeval.studies.ppl.plan import plan_ppl
 from longeval.studies.tasks.plan import plan_tasks
 
@@ -73,7 +74,6 @@ def test_tasks_name_it_too(server, model, tmp_path):
 def test_no_other_backend_is_asked(server, model, documents):
     request = PplRequest(model=(str(model),), pe=("none",), lengths=(32,), data=(str(documents),))
     assert ask_server(request) == (request, None)
-    check_reads(request, [None], scores=True)
     assert server.paths == []
 
 
@@ -219,10 +219,10 @@ def test_a_server_that_does_not_say_is_found_out_while_it_runs(server, model, do
 
 
 def test_room_is_looked_at_where_there_is_a_server_that_tells():
-    for server in (None, Server("x at y", None), Server("x at y", 9)):
-        check_room(server, 9, 9, "it")
+    for room in (None, 9):
+        OpenAIServer(base_url="y", model="x", max_length=room).check_room(9, 9, "it")
     with pytest.raises(LongEvalError):
-        check_room(Server("x at y", 8), 9, 9, "it")
+        OpenAIServer(base_url="y", model="x", max_length=8).check_room(9, 9, "it")
 
 
 # Its tokens.
