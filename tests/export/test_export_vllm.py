@@ -54,7 +54,7 @@ def vllm_python():
 SIZES = {"hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma3"])
+@pytest.mark.parametrize("name", ["llama", pytest.param("gemma3", marks=pytest.mark.weekly)])
 def test_stock_vllm_computes_what_our_injection_computes(vllm_python, tmp_path, name):
     model = save_family(name, tmp_path / "model", **SIZES, head_dim=32)
     ref, config, encoding = encoding_of(model, "resonance_yarn", 4.0)

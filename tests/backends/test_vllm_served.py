@@ -1,8 +1,11 @@
-"""The openai backend against a real server, vLLM's: its numbers must be those of the hf backend on the same folder."""
+"""`longeval serve` and the openai backend, with vLLM's real server: the method that was served is what is measured.
+
+One server for all tests; its numbers must be those of the hf backend on the same folder under the same table.
+"""
 
 from __future__ import annotations
 
-import importlib.util
+import json
 import logging
 import os
 import signal
@@ -12,16 +15,20 @@ import time
 from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 from answer_reference import greedy
 from completions_server import VOCABULARY, WORDS, make_tokenizer
+from contract import check_backend
 from ports import free_port
+from words_model import write_documents, write_task
 
 from longeval.backends.base import ChoicesRequest, GenerateRequest
 from longeval.backends.hf.backend import HFBackend
 from longeval.backends.openai import dialect as openai_dialect
 from longeval.backends.openai.backend import OpenAIBackend
 from longeval.backends.openai.client import RefusedError
+from longeval.cli.app import run_app
 from longeval.errors import LongEvalError
 from longeval.models import load
 from longeval.models.resolve import resolve
@@ -30,18 +37,17 @@ from longeval.rope.build import build_table
 
 logger = logging.getLogger(__name__)
 
-pytestmark = [
-    pytest.mark.vllm,
-    pytest.mark.timeout(900),
-    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM isn't installed here"),
-]
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
 KEY = "tests-only"
-LENGTH = 128
-UP_S = 240
+ENVIRONMENT = os.environ | {"LONGEVAL_API_KEY": KEY, "VLLM_CPU_KVCACHE_SPACE": "1"}
+NATIVE = 128
+LENGTH = 256
+ROOM = LENGTH + 1
+"""One more token than the longest prompt: a server generates one at least."""
 RNG = np.random.default_rng(3)
 DOCUMENT_T = RNG.integers(3, VOCABULARY, 70)
-TABLE = build_table("none", Geometry(head_dim=32, theta=10000.0, native_length=LENGTH, factor=1.0))
+TABLE = build_table("resonance_yarn", Geometry(head_dim=32, theta=10000.0, native_length=NATIVE, factor=2.0))
 
 
 def save_model(folder):
@@ -54,7 +60,7 @@ def save_model(folder):
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
     config = LlamaConfig(
         vocab_size=VOCABULARY,
-        max_position_embeddings=LENGTH,
+        max_position_embeddings=NATIVE,
         initializer_range=0.2,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
         bos_token_id=0,
@@ -71,40 +77,46 @@ def save_model(folder):
     return folder
 
 
+def start(folder, log, *flags):
+    """`longeval serve` under a port of its own; what it says goes to the file `log`."""
+    served = [sys.executable, "-m", "longeval", "serve", "--model", str(folder), "--pe", "resonance_yarn"]
+    served += ["--factor", "2", "--dtype", "float32", "--served-model", "tiny", *flags]
+    with log.open("wb") as file:
+        return subprocess.Popen(
+            served, stdout=file, stderr=subprocess.STDOUT, env=ENVIRONMENT, cwd=log.parent, start_new_session=True,
+            # A shell's background processes ignore Ctrl-C, and their children with them.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )  # fmt: skip
+
+
+def wait_for(server, log, seen):
+    """Waits until something is seen; what the server said is shown if it never is."""
+    until = time.monotonic() + 400
+    while not seen():
+        assert server.poll() is None and time.monotonic() < until, log.read_text(errors="replace")[-3000:]
+        time.sleep(0.2)
+
+
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    """A folder, and vLLM's server for it, which is always taken down with all its processes."""
+    """A folder, and vLLM's server for it, which Ctrl-C ends with all its processes."""
     folder = save_model(tmp_path_factory.mktemp("served") / "model")
-    port = free_port()
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
-    command += ["--served-model-name", "tiny", "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"]
-    command += ["--max-model-len", str(LENGTH), "--max-num-seqs", "4", "--enforce-eager"]
-    environment = os.environ | {"VLLM_API_KEY": KEY, "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
-    log = folder.parent / "log"
-    with log.open("wb") as file:
-        process = subprocess.Popen(
-            command, stdout=file, stderr=subprocess.STDOUT, env=environment, cwd=folder.parent, start_new_session=True
-        )
+    port, log = free_port(), folder.parent / "log"
+    server = start(folder, log, "--port", str(port), "--vllm-arg", "max_num_seqs=4")
+    url = f"http://127.0.0.1:{port}/v1"
     try:
-        url = f"http://127.0.0.1:{port}/v1"
+        wait_for(server, log, lambda: "longeval: ready:" in log.read_text())
         tokenizer = load.load_tokenizer(resolve(str(folder)))
-        until = time.monotonic() + UP_S
-        while True:
-            try:
-                OpenAIBackend(base_url=url, tokenizer=tokenizer, api_key=KEY, model="tiny").close()
-                break
-            except LongEvalError as error:
-                said = log.read_text(errors="replace")[-3000:]
-                assert process.poll() is None and time.monotonic() < until, f"{error}\n{said}"
-                time.sleep(0.5)
-        yield SimpleNamespace(folder=folder, url=url, tokenizer=tokenizer)
+        yield SimpleNamespace(folder=folder, url=url, tokenizer=tokenizer, log=log)
     finally:
-        for number, wait_s in ((signal.SIGTERM, 20), (signal.SIGKILL, 5)):
-            try:
-                os.killpg(process.pid, number)
-                process.wait(wait_s)
-            except (ProcessLookupError, subprocess.TimeoutExpired):
-                continue
+        below = psutil.Process(server.pid).children(recursive=True) if server.poll() is None else []
+        if server.poll() is None:
+            os.killpg(server.pid, signal.SIGINT)
+        status = server.wait(timeout=60)
+        _, alive = psutil.wait_procs(below, timeout=30)
+        for process in alive:
+            process.kill()
+    assert (status, alive) == (0, [])
 
 
 @pytest.fixture(scope="module")
@@ -135,11 +147,19 @@ def join(*parts):
     return np.concatenate([np.asarray(part) for part in parts]).astype(np.int32)
 
 
-def test_it_says_what_it_is(server):
-    assert (server.served_model, server.max_length) == ("tiny", LENGTH)
+def test_it_says_what_it_is(served, server):
+    first, last = served.log.read_text().splitlines()  # and nothing of vLLM's
+    assert first.startswith("longeval: starting vLLM's server: model with resonance_yarn, s = 2, up to 256 tokens")
+    assert last.startswith(f"longeval: ready: {served.url} serves tiny with resonance_yarn, s = 2, up to 256 tokens")
+    assert KEY not in served.log.read_text()
+    assert (server.served_model, server.max_length) == ("tiny", ROOM)
     form = server._dialect.form()
     assert form.as_ids and form.returns_ids
     assert server._dialect.route().name == "prompt_logprobs"
+
+
+def test_it_keeps_the_contract(served, server):
+    check_backend(server, served.tokenizer, TABLE, LENGTH, ids=range(VOCABULARY), remote=True, atol=5e-4)
 
 
 @pytest.mark.parametrize("route", ["prompt_logprobs", "echo"])
@@ -199,8 +219,9 @@ def test_another_vocabulary_is_told(served):
 
 
 def test_what_does_not_fit_is_told(server, monkeypatch):
-    window_T = join(some(LENGTH))
-    said = f"--lengths {LENGTH}: {LENGTH} tokens and 1 to generate, and the server's model length is {LENGTH}"
+    window_T = join(some(ROOM))
+    server.serve(TABLE, ROOM)
+    said = f"--lengths {ROOM}: {ROOM} tokens and 1 to generate, and the server's model length is {ROOM}"
     with pytest.raises(LongEvalError, match=said):
         server.score(window_T, 1)
     monkeypatch.setattr(server, "max_length", None)
@@ -218,3 +239,66 @@ def test_what_it_refuses_is_told(served, server):
         server.score(join([3, 99999]), 1)
     with pytest.raises(LongEvalError, match=r"LONGEVAL_API_KEY: .* refuses the key \(401\)"):
         OpenAIBackend(base_url=served.url, tokenizer=served.tokenizer, api_key="wrong")
+
+
+def carry_out(name, **plain):
+    """Exit status, and records by (length, metric), of a request in the current folder."""
+    with open(f"{name}.yaml", "w") as file:
+        json.dump(plain, file)
+    status = run_app(["run", f"{name}.yaml", "--out", name, "--json", f"{name}.json"])
+    if status:
+        return status, {}
+    with open(f"{name}.json") as file:
+        return status, {(r["length"], r["metric"]): r for r in json.load(file)}
+
+
+@pytest.mark.parametrize("command", ["ppl", "tasks"])
+def test_what_is_served_is_what_is_measured(served, tmp_path, monkeypatch, capsys, command):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LONGEVAL_API_KEY", KEY)
+    kind = {"data": [str(write_documents(tmp_path / "documents.jsonl", words=(300, 280)))]}
+    if command == "tasks":
+        tasks = [str(write_task(tmp_path, name)) for name in ("generate_until", "multiple_choice")]
+        kind = {"command": "tasks", "tasks": tasks}
+    common = {"model": [str(served.folder)], "pe": ["resonance_yarn"], "factor": 2, "lengths": [64, LENGTH], **kind}
+    status, expected = carry_out("hf", **common, dtype="float32")
+    assert status == 0
+    capsys.readouterr()
+    openai = {"backend": "openai", "base_url": served.url, "served_model": "tiny"}
+    status, found = carry_out("openai", **common, **openai)
+    said = capsys.readouterr().err
+    assert status == 0, said
+    assert "only labels the results" in said and KEY not in said
+    assert found.keys() == expected.keys()
+    for key, record in found.items():
+        assert record["value"] == pytest.approx(expected[key]["value"], rel=1e-4)
+        assert (record["backend"], record["rope_digest"]) == ("openai", None)
+    monkeypatch.setenv("LONGEVAL_API_KEY", "another")
+    assert carry_out("wrong", **common, **openai) == (2, {})
+    said = capsys.readouterr().err
+    assert "LONGEVAL_API_KEY" in said and "another" not in said
+
+
+@pytest.mark.weekly
+@pytest.mark.skipif(sys.platform != "linux", reason="the system ends no processes with their parent")
+def test_no_process_outlives_a_longeval_that_is_killed(served, tmp_path):
+    server = start(served.folder, tmp_path / "log", "--port", str(free_port()))
+    below = []
+
+    def engines():
+        below = psutil.Process(server.pid).children(recursive=True)
+        return [process for process in below if "EngineCore" in " ".join(process.cmdline())]
+
+    try:
+        wait_for(server, tmp_path / "log", engines)
+        below = psutil.Process(server.pid).children(recursive=True)
+        server.kill()
+        server.wait(timeout=60)
+        _, alive = psutil.wait_procs(below, timeout=30)
+        assert alive == []
+        assert len(below) >= 2
+    finally:
+        for process in below:
+            if process.is_running():
+                process.kill()
+        server.kill()
