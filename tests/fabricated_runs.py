@@ -10,6 +10,7 @@ from longeval.stats.bootstrap import interval
 from longeval.stats.units import resampling_units
 from longeval.store.folder import Store
 from longeval.store.nll import TokenNll
+from longeval.store.plan import PlannedCell, PlannedRequest
 from longeval.store.records import Provenance, Record
 
 SPEC = "model: toy\npe: [none, yarn]\nlengths: [64, 128]\n"
@@ -110,10 +111,27 @@ def make_records(pe="none", length=64, nll=None, *, protocol="prefix", status="o
     ]
 
 
+def planned(records, **changes):
+    """The cells of a plan that these records fulfil."""
+    names = ("cell", "model", "pe", "factor", "length", "data", "task", "protocol", "backend")
+    found = {}
+    for record in records:
+        members = record.params.get("members")
+        params = {} if members is None else {"members": members}
+        found[record.cell] = PlannedCell(params=params, **{name: getattr(record, name) for name in names} | changes)
+    return tuple(found.values())
+
+
+def remember_plan(store, records, command="ppl", digest="0" * 16):
+    """Stores a plan that these records fulfil."""
+    store.remember_plan(PlannedRequest(command=command, digest=digest, cells=planned(records)))
+
+
 def make_run(path, cells):
     """Writes a run folder: `cells` are (records, nll) pairs."""
     store = Store(str(path))
     store.write_text("spec.yaml", SPEC)
+    remember_plan(store, [record for records, _ in cells for record in records])
     for records, nll in cells:
         store.save(records, nll)
     return str(path)

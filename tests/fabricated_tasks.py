@@ -3,7 +3,7 @@
 import hashlib
 import random
 
-from fabricated_runs import SPEC, make_nll, make_provenance, make_records
+from fabricated_runs import SPEC, make_nll, make_provenance, make_records, remember_plan
 
 from longeval.stats.scores import score
 from longeval.store.folder import Store
@@ -120,6 +120,7 @@ def make_task_run(path, cells):
     """Writes a run folder: `cells` are (records, samples) of tasks, or (records, nll, None) of perplexity."""
     store = Store(str(path))
     store.write_text("spec.yaml", SPEC)
+    remember_plan(store, [record for cell in cells for record in cell[0]])
     for cell in cells:
         store.save(cell[0], cell[1])
     return str(path)

@@ -10,14 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from longeval.errors import LongEvalError
-from longeval.report.asked import ReadingOrder, understood
-from longeval.report.unfinished import MAX_NAMED, unfinished_note
+from longeval.report.asked import MAX_NAMED, ReadingOrder, planned_names, unfinished_note, written_names
 from longeval.report.versions import older_cells, older_note
 from longeval.store.artefact import artefact_of
 from longeval.store.curves import CURVES
 from longeval.store.folder import Store, StoredCell
 from longeval.store.nll import TokenNll
-from longeval.store.plan import PlannedRequest
+from longeval.store.plan import PlannedCell, PlannedRequest
 from longeval.store.records import Record
 from longeval.store.samples import Sample
 from longeval.values import format_length
@@ -56,6 +55,11 @@ class Collection:
     def records(self) -> list[Record]:
         """All records of all cells, older ones too."""
         return [record for cell in self.cells for record in cell.records]
+
+    @property
+    def current(self) -> list[Record]:
+        """Records that tables show: all but those of older cells."""
+        return [record for record in self.records if record.cell not in self.older]
 
     def nll(self, cell: str) -> TokenNll | None:
         """Token NLLs of a cell, or None where none are stored."""
@@ -112,12 +116,14 @@ def collect(paths: Sequence[str]) -> Collection:
             "Run the request first: `longeval run RUN/spec.yaml` computes what is missing.",
         )
     runs, unread = run_folders(stores)
-    requests, misunderstood = understood((run.path, run.spec) for run in runs)
+    planned, unplanned = _planned(stores)
+    names = [planned_names(cells) or written_names(run.spec) for run, cells in zip(runs, planned, strict=True)]
     records = [record for cell, _ in kept.values() for record in cell.records]
-    order = ReadingOrder(requests, records)
+    order = ReadingOrder(names, records)
     ids = sorted(kept, key=lambda cell: order.key(kept[cell][0].records[0]))
     older = older_cells(records)
-    notes = [unfinished_note(requests, records), *unread, *misunderstood, older_note(records, older), *notes]
+    every = {cell.cell: cell for cells in planned for cell in cells}
+    notes = [unfinished_note([*every.values()], kept), *unplanned, *unread, older_note(records, older), *notes]
     return Collection(
         cells=tuple(kept[cell][0] for cell in ids),
         runs=runs,
@@ -125,6 +131,20 @@ def collect(paths: Sequence[str]) -> Collection:
         older=older,
         stores={cell: kept[cell][1] for cell in ids},
     )
+
+
+def _planned(stores: Sequence[Store]) -> tuple[list[list[PlannedCell]], list[str]]:
+    """The cells that were asked of each folder, PosGen's left out, and a sentence on folders that don't say."""
+    plans = [store.plan() for store in stores]
+    planned = [
+        [cell for request in plan.requests if request.command != "posgen" for cell in request.cells] if plan else []
+        for plan in plans
+    ]
+    without = [store.path for store, plan in zip(stores, plans, strict=True) if plan is None]
+    if not without:
+        return planned, []
+    have = "has" if len(without) == 1 else "have"
+    return planned, [f"Whether cells are missing is not known: {', '.join(without)} {have} no plan.json."]
 
 
 def run_folders(stores: Sequence[Store]) -> tuple[tuple[RunFolder, ...], list[str]]:
@@ -135,7 +155,7 @@ def run_folders(stores: Sequence[Store]) -> tuple[tuple[RunFolder, ...], list[st
         try:
             text = (store.read_text("spec.yaml") or "").strip()
         except LongEvalError as error:
-            notes.append(f"Whether cells are missing is not known: {error.problem}.")
+            notes.append(f"The request of {store.path} can't be shown: {error.problem}.")
         folders.append(RunFolder(path=store.path, spec=text))
     return tuple(folders), notes
 

@@ -15,7 +15,6 @@ from longeval.metrics import higher_is_better
 from longeval.report.numbers import format_value
 from longeval.report.rows import GridRow, method_rows
 from longeval.report.settings import split
-from longeval.report.versions import current
 from longeval.store.records import Record
 
 _TABLE_PARAMS = (
@@ -88,12 +87,12 @@ class Grid:
 
 
 def build_grids(records: Iterable[Record], metric: str = "perplexity") -> list[Grid]:
-    """Sorts the records of one metric into tables; left out are records of tasks (`task` set) and of older cells.
+    """Sorts the records of one metric into tables; left out are records of tasks (`task` set).
 
     Tables and rows are in the order of their first records.
     """
     families: dict[tuple[str, str, str], list[Record]] = defaultdict(list)
-    for record in current(list(records)):
+    for record in records:
         if record.metric == metric and record.task is None:
             families[record.model, record.data or "", record.protocol or ""].append(record)
     grids: list[Grid] = []

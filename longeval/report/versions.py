@@ -40,12 +40,6 @@ def older_cells(records: Iterable[Record]) -> frozenset[str]:
     return frozenset(older)
 
 
-def current(records: Sequence[Record]) -> list[Record]:
-    """The records without those of older cells."""
-    older = older_cells(records)
-    return [record for record in records if record.cell not in older]
-
-
 def code_of(record: Record) -> str:
     """What computed a cell: `code 5b563c5`, or the release where no commit is known."""
     provenance = record.provenance

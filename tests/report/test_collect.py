@@ -12,7 +12,7 @@ def test_a_cell_in_two_folders_counts_once(tmp_path):
     a = make_run(tmp_path / "a", [(make_records("none", 64, NLL), NLL), (make_records("pi", 64, NLL), NLL)])
     b = make_run(tmp_path / "b", [(make_records("none", 64, NLL), NLL), (make_records("yarn", 64, NLL), NLL)])
     found = collect([a, b, a + "/"])
-    assert [cell.records[0].pe for cell in found.cells] == ["none", "yarn", "pi"], "asked-for methods first"
+    assert [cell.records[0].pe for cell in found.cells] == ["none", "pi", "yarn"], "as asked, folder by folder"
     assert [run.path for run in found.runs] == [a, b]
     assert not any("different outcomes" in note for note in found.notes)
     assert len(found.records) == 6

@@ -10,8 +10,6 @@ from longeval.report.facts import server_notes
 from longeval.report.formats.markdown import block_text
 from longeval.report.grid import build_grids
 from longeval.report.settings import comparable
-from longeval.report.unfinished import unfinished_note
-from longeval.request import PplRequest, TasksRequest
 from longeval.studies.tasks.report.tables import build_task_sets
 
 NLL = make_nll([[1.0] * 63] * 12)
@@ -101,19 +99,3 @@ def test_one_method_of_two_servers_makes_two_tables(other, differs):
     assert len(grids) == 2 and grids[1].differs == differs
     (found,) = build_task_sets([*task(), *task(**other)])
     assert len(found.tasks) == 2 and found.tasks[1].differs == differs
-
-
-@pytest.mark.parametrize(
-    ("asked", "met"),
-    [
-        ({}, True),
-        ({"served_model": "small"}, True),
-        ({"served_model": "large"}, False),
-        ({"base_url": THERE}, False),
-    ],
-)
-def test_a_request_is_met_by_cells_of_its_own_server(asked, met):
-    common = {"model": ("toy",), "pe": ("none",), "lengths": (64,), "backend": "openai"} | {"base_url": HERE} | asked
-    ppl, tasks = PplRequest(data=("texts",), **common), TasksRequest(tasks=("passkey",), limit=20, **common)
-    notes = unfinished_note([ppl], cell()), unfinished_note([tasks], task())
-    assert [note == "" for note in notes] == [met, met], notes

@@ -57,9 +57,10 @@ _PROTOCOLS = {
 
 def sections(collection: Collection) -> list[Section]:
     """One section for each table, in the order of their first cells."""
-    grids = build_grids(collection.records)
+    records = collection.current
+    grids = build_grids(records)
     further = [metric for metric in metrics_of(NLL) if metric is not PERPLEXITY]
-    others = {metric.name: build_grids(collection.records, metric.name) for metric in further}
+    others = {metric.name: build_grids(records, metric.name) for metric in further}
     found: list[Section] = []
     slugs: set[str] = set()
     for number, grid in enumerate(grids, start=1):

@@ -27,8 +27,9 @@ _BARS = (
 
 def sections(collection: Collection) -> list[Section]:
     """One section for each model and way of asking, in the order of their first cells."""
-    sets = build_task_sets(collection.records)
-    grids = build_grids(collection.records) if sets else []
+    records = collection.current
+    sets = build_task_sets(records)
+    grids = build_grids(records) if sets else []
     found: list[Section] = []
     slugs: set[str] = set()
     for number, tasks in enumerate(sets, start=1):

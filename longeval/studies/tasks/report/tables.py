@@ -14,7 +14,7 @@ from typing import Literal
 
 from longeval.report.rows import GridRow, is_group, method_rows
 from longeval.report.settings import split
-from longeval.report.versions import DEFINITION, OUTCOMES, current
+from longeval.report.versions import DEFINITION, OUTCOMES
 from longeval.store.records import Record
 
 _SET_PARAMS = (
@@ -134,13 +134,13 @@ def slug_of(title: str) -> str:
 
 
 def build_task_sets(records: Iterable[Record]) -> list[TaskSet]:
-    """Sorts the records of downstream tasks into sections and tables; left out: perplexities, and older cells.
+    """Sorts the records of downstream tasks into sections and tables; left out: perplexities.
 
     Sections, tables and rows are in the order of their first records.
     """
     tasks: dict[str, list[Record]] = defaultdict(list)
     groups: dict[str, list[Record]] = defaultdict(list)
-    for record in current(list(records)):
+    for record in records:
         if record.task is not None:
             (groups if is_group(record) else tasks)[record.model].append(record)
     sets = []
