@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GroupAverage:
-    """One average that a report shows for a group."""
+    """One average of a group: `aggregate_metric_list` in lm-eval's YAML, or our `average_over`."""
 
     group: str
     """Name of the group, which may be nested in the one that was asked for."""
@@ -26,7 +26,7 @@ class GroupAverage:
     weight_by_size: bool
     """Whether a member counts as often as it has samples; otherwise all members count alike."""
     members: tuple[str, ...]
-    """The tasks that are averaged."""
+    """The tasks that are averaged; in a group's entry: none where all of its tasks are."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from longeval.errors import LongEvalError
-from longeval.studies.tasks.definitions.files import Config, FunctionName, find_lm_eval, functions_in, tasks_dir
+from longeval.studies.tasks.definitions.files import Config, FunctionName, functions_in, lm_eval_folder, tasks_dir
 
 Code = Literal["refused", "named", "run"]
 """What becomes of functions of users' files: the task is refused; it is built, but may not call them; they run."""
@@ -62,7 +62,7 @@ def with_functions(value: Any, code: Code) -> Any:
 
 def is_lm_evals(path: str) -> bool:
     """Whether a task file is one of lm-eval's own."""
-    return _is_below(path, find_lm_eval().folder)
+    return _is_below(path, lm_eval_folder())
 
 
 def _is_shipped(path: str) -> bool:

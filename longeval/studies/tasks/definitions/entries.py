@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from longeval.errors import LongEvalError
+from longeval.studies.tasks.definitions.averages import GroupAverage
 from longeval.studies.tasks.definitions.files import Config, FunctionName, place_of, read_config
 from longeval.studies.tasks.definitions.needs import NOTHING, group_needs, needs_of, own_needs, refusal_of
 
@@ -31,20 +32,6 @@ _GROUP_KEYS = frozenset({"group", "group_alias", "task", "aggregate_metric_list"
 """Keys of a group itself; all others are changes for its tasks."""
 _NO_CHANGE = frozenset({"task", "task_alias", "group", "group_alias", "tag", "task_list", "aggregate_metric_list"})
 """Keys beside a member's name that change nothing of what is computed."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Aggregate:
-    """One average that a group asks for (`aggregate_metric_list` in lm-eval's YAML, or our `average_over`)."""
-
-    metric: str | None
-    """lm-eval's name of the metric, `acc`; null: the main metric of each member."""
-    filters: tuple[str, ...] | None
-    """Filters whose results are averaged, one average each; null: every filter that the members have."""
-    weight_by_size: bool
-    """Whether a member counts as often as it has samples; otherwise all members count alike."""
-    over: tuple[str, ...] | None
-    """Members that it is over; null: all leaves of the group."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,7 +60,7 @@ class TaskEntry:
     """Task that a group changes; null: the task is written where `path` says."""
     changes: Config = field(default_factory=dict)
     """Of a task within a group's file: the keys that differ from those of `base`, or all keys."""
-    aggregates: tuple[Aggregate, ...] = ()
+    averages: tuple[GroupAverage, ...] = ()
     """Averages that a group asks for."""
     own_name: str | None = None
     """What its file calls it, where `name` is the path that the user typed; null: `name`."""
@@ -213,7 +200,7 @@ class _Layout:
             description=_description(config) or str(config.get("group_alias") or ""),
             members=members,
             path=path,
-            aggregates=_aggregates(config, str(path)),
+            averages=_averages(name, config, str(path)),
         )
 
     def _members(self, group: str, config: Config, changes: Config, file_group: str) -> tuple[str, ...]:
@@ -306,31 +293,32 @@ class _Layout:
         return needs
 
 
-def _aggregates(config: Config, path: str) -> tuple[Aggregate, ...]:
+def _averages(group: str, config: Config, path: str) -> tuple[GroupAverage, ...]:
     """The averages that a group's keys ask for."""
     metadata = config.get("metadata")
     over = metadata.get("average_over") if isinstance(metadata, dict) else None
     if over is not None:
         if not (isinstance(over, list) and over and all(isinstance(name, str) for name in over)):
             raise LongEvalError(f"{place_of(path, 'metadata')}: average_over must be a list of tasks", "Name some.")
-        return (Aggregate(metric=None, filters=None, weight_by_size=False, over=tuple(over)),)
+        return (GroupAverage(group=group, metric=None, filters=None, weight_by_size=False, members=tuple(over)),)
     asked = config.get("aggregate_metric_list")
     asked = asked if isinstance(asked, list) else [] if asked is None else [asked]
-    return tuple(_aggregate(item, path) for item in asked)
+    return tuple(_average(group, item, path) for item in asked)
 
 
-def _aggregate(item: Any, path: str) -> Aggregate:
+def _average(group: str, item: Any, path: str) -> GroupAverage:
     if not isinstance(item, dict) or "metric" not in item:
         raise LongEvalError(
             f"{place_of(path, 'aggregate_metric_list')}: each entry needs a metric",
             "Write {metric: acc, weight_by_size: true}.",
         )
     metric, filters = item["metric"], item.get("filter_list")
-    return Aggregate(
+    return GroupAverage(
+        group=group,
         metric=metric.name if isinstance(metric, FunctionName) else str(metric),
         filters=None if filters is None else tuple(_texts(filters)),
         weight_by_size=bool(item.get("weight_by_size", True)),
-        over=None,
+        members=(),
     )
 
 

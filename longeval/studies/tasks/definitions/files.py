@@ -10,7 +10,6 @@ win over those of its includes, later includes over earlier ones; `!function` is
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import importlib.util
 import os
 import re
@@ -35,16 +34,6 @@ _KEY = re.compile(r"""(["']?)([^\s"'#:{\[-][^"'#:]*?)\1\s*:(?:\s|$)""")
 """A line that begins with a top-level key."""
 
 _SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LmEval:
-    """The installed lm-eval."""
-
-    version: str
-    """Its version, `0.4.13`."""
-    folder: str
-    """Its folder of task files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +79,8 @@ def task_folders(root: str | None = None) -> tuple[str, ...]:
 
 
 @functools.cache
-def find_lm_eval() -> LmEval:
-    """Finds the installed lm-eval without importing it.
+def lm_eval_folder() -> str:
+    """The folder of task files of the installed lm-eval, found without importing it.
 
     Raises:
         LongEvalError: If it isn't installed.
@@ -99,8 +88,7 @@ def find_lm_eval() -> LmEval:
     spec = importlib.util.find_spec("lm_eval")
     if spec is None or not spec.submodule_search_locations:
         raise LongEvalError("lm-eval isn't installed", "pip install 'lm-eval>=0.4.13'")
-    folder = os.path.join(next(iter(spec.submodule_search_locations)), "tasks")
-    return LmEval(version=importlib.metadata.version("lm_eval"), folder=folder)
+    return os.path.join(next(iter(spec.submodule_search_locations)), "tasks")
 
 
 def yaml_files(folder: str) -> list[str]:

@@ -154,7 +154,7 @@ class Index:
         entry = self.entry(name)
         if entry.kind == "task":
             return ()
-        own = [self._average(entry, number) for number in range(len(entry.aggregates))]
+        own = [self._average(entry, asked) for asked in entry.averages]
         inner = [average for member in entry.members for average in self.averages(self.scoped(entry, member))]
         return tuple(dict.fromkeys([*own, *inner]))
 
@@ -183,22 +183,15 @@ class Index:
             for leaf in self._leaves(self.entry(self.scoped(entry, member)), (*within, entry.name))
         ]
 
-    def _average(self, entry: TaskEntry, number: int) -> GroupAverage:
-        asked = entry.aggregates[number]
+    def _average(self, entry: TaskEntry, asked: GroupAverage) -> GroupAverage:
+        """An average with its tasks, by names that are known from outside."""
         leaves = self.leaves(entry.name)
-        members = leaves if asked.over is None else asked.over
-        strangers = [name for name in members if name not in leaves]
+        strangers = [name for name in asked.members if name not in leaves]
         if strangers:
             raise LongEvalError(
                 f"{entry.path}: average_over names {', '.join(strangers)}, no task of {entry.name}", "Correct the file."
             )
-        return GroupAverage(
-            group=entry.name,
-            metric=asked.metric,
-            filters=asked.filters,
-            weight_by_size=asked.weight_by_size,
-            members=members,
-        )
+        return replace(asked, group=entry.name, members=asked.members or leaves)
 
     def scoped(self, group: TaskEntry, member: str) -> str:
         """The name by which a group's member is found from outside: lm-eval's members are lm-eval's."""

@@ -1,8 +1,8 @@
 """lm-eval's 14,683 names: from its own index, which takes 10 s to build, then from a file in the cache folder (JSON).
 
-The file is called after lm-eval's version, its folder and the newest change of any file in it, so that an lm-eval that
-is edited or installed anew is read anew. Only then is lm-eval imported, and no code of its tasks runs. A cache that
-can't be read or written costs time, never a result.
+The file is called after the state of lm-eval's folder: an lm-eval that is edited or installed anew is read anew.
+Only then is lm-eval imported, and no code of its tasks runs. A cache that can't be read or written costs time, never a
+result.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from typing import Any, Literal
 
 from longeval.cache import cache_dir, write_if_possible
 from longeval.studies.tasks.definitions.entries import LM_EVAL, Entries, Named, TaskEntry, lay_out
-from longeval.studies.tasks.definitions.files import FunctionName, find_lm_eval, walk
+from longeval.studies.tasks.definitions.files import FunctionName, lm_eval_folder, walk
 from longeval.studies.tasks.quiet import quiet
 
 _log = logging.getLogger(__name__)
 
-_FORMAT = 6
+_FORMAT = 7
 """Raised when entries of the same files change: older files are then not found."""
 
 LONG_CONTEXT = {
@@ -43,15 +43,15 @@ def lm_eval_entries() -> Entries:
     Raises:
         LongEvalError: If lm-eval isn't installed.
     """
-    return _entries(find_lm_eval().folder, find_lm_eval().version, cache_dir())
+    return _entries(lm_eval_folder(), cache_dir())
 
 
 @functools.cache
-def _entries(folder: str, version: str, cache: str) -> Entries:
-    path = os.path.join(cache, "tasks", f"lm_eval-{version}-{_digest(folder)}.json")
+def _entries(folder: str, cache: str) -> Entries:
+    path = os.path.join(cache, "tasks", f"lm_eval-{_digest(folder)}.json")
     entries = _read(path)
     if entries is None:
-        _log.info("reading the task files of lm-eval %s (once)", version)
+        _log.info("reading the task files of lm-eval (once)")
         entries = read_index(folder)
         rows = [{key: value for key, value in asdict(entry).items() if value} for entry in entries.values()]
         write_if_possible(path, json.dumps(rows, ensure_ascii=False).encode())

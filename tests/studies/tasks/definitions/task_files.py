@@ -6,7 +6,6 @@ import textwrap
 import pytest
 
 from longeval.studies.tasks.definitions import lm_eval_index
-from longeval.studies.tasks.definitions.files import LmEval
 
 ROWS = [{"text": f"Say {n}.", "answer": str(n)} for n in range(4)]
 
@@ -81,5 +80,5 @@ def small_lm_eval(tmp_path, monkeypatch):
               - letters
             """,
     )
-    monkeypatch.setattr(lm_eval_index, "find_lm_eval", lambda: LmEval(version="0", folder=str(folder)))
+    monkeypatch.setattr(lm_eval_index, "lm_eval_folder", lambda: str(folder))
     return folder

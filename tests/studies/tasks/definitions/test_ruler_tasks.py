@@ -9,7 +9,7 @@ import pytest
 from longeval.errors import LongEvalError
 from longeval.models.tokenizer import tokenizer_folder
 from longeval.studies.tasks.definitions import lm_eval_index
-from longeval.studies.tasks.definitions.files import LmEval, find_lm_eval
+from longeval.studies.tasks.definitions.files import lm_eval_folder
 from longeval.studies.tasks.definitions.load import load_task
 from longeval.studies.tasks.setting import Setting
 
@@ -19,9 +19,8 @@ pytestmark = pytest.mark.usefixtures("no_downloads", "only_ruler")
 @pytest.fixture
 def only_ruler(monkeypatch):
     """An index of RULER's folder alone: the whole takes seconds."""
-    lm_eval = find_lm_eval()
-    folder = os.path.join(lm_eval.folder, "ruler")
-    monkeypatch.setattr(lm_eval_index, "find_lm_eval", lambda: LmEval(version=lm_eval.version, folder=folder))
+    folder = os.path.join(lm_eval_folder(), "ruler")
+    monkeypatch.setattr(lm_eval_index, "lm_eval_folder", lambda: folder)
 
 
 @pytest.fixture

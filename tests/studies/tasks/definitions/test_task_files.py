@@ -7,8 +7,8 @@ from task_files import write
 from longeval.errors import LongEvalError
 from longeval.studies.tasks.definitions.files import (
     FunctionName,
-    find_lm_eval,
     functions_in,
+    lm_eval_folder,
     place_of,
     read_config,
 )
@@ -59,7 +59,7 @@ def test_a_broken_file_is_named_with_its_line(tmp_path, content, message):
 
 @pytest.mark.parametrize("name", ["ruler/vt.yaml", "longbench/qasper.yaml", "babilong/babilong_qa1.yaml"])
 def test_files_of_lm_eval_read_as_lm_eval_reads_them(name):
-    path = f"{find_lm_eval().folder}/{name}"
+    path = f"{lm_eval_folder()}/{name}"
     ours, theirs = read_config(path), load_yaml(path, resolve_func=False)
     for config in (ours, theirs):  # functions: names here, paths there
         for key in ("custom_dataset", "process_results", "metric_list"):

@@ -11,8 +11,8 @@ from task_files import small_lm_eval, task, write  # noqa: F401  # a fixture
 from longeval.cache import cache_dir
 from longeval.errors import LongEvalError
 from longeval.studies.tasks.definitions import lm_eval_index
-from longeval.studies.tasks.definitions.entries import Aggregate
-from longeval.studies.tasks.definitions.files import find_lm_eval, task_folders
+from longeval.studies.tasks.definitions.averages import GroupAverage
+from longeval.studies.tasks.definitions.files import lm_eval_folder, task_folders
 from longeval.studies.tasks.definitions.index import Index, all_leaves
 from longeval.studies.tasks.definitions.needs import group_needs
 
@@ -145,7 +145,7 @@ def test_unknown_names_are_answered_with_near_ones(root, name, hint):
 
 
 def test_our_names_need_no_index_of_lm_eval(root, monkeypatch):
-    monkeypatch.setattr(lm_eval_index, "find_lm_eval", lambda: pytest.fail("asked for lm-eval"))
+    monkeypatch.setattr(lm_eval_index, "lm_eval_folder", lambda: pytest.fail("asked for lm-eval"))
     assert leaves(root, "both", "passkey") == ("reading", "passkey")
 
 
@@ -238,8 +238,8 @@ def test_the_cache_is_read_and_follows_changes(small_lm_eval, monkeypatch):  # n
         return lm_eval_index.lm_eval_entries()
 
     first = entries()
-    assert first["nest"].aggregates[1] == Aggregate(
-        metric="f1", filters=("strict", "loose"), weight_by_size=True, over=None
+    assert first["nest"].averages[1] == GroupAverage(
+        group="nest", metric="f1", filters=("strict", "loose"), weight_by_size=True, members=()
     )
     with monkeypatch.context() as patch:
         patch.setattr(lm_eval_index, "read_index", lambda folder: pytest.fail("read again"))
@@ -260,8 +260,7 @@ def test_our_names_and_the_cached_ones_need_no_import_of_lm_eval(small_lm_eval):
     lm_eval_index.lm_eval_entries()  # is in the cache now
     program = (
         "import sys; from longeval.studies.tasks.definitions import index, lm_eval_index\n"
-        "from longeval.studies.tasks.definitions.files import LmEval\n"
-        f"lm_eval_index.find_lm_eval = lambda: LmEval(version='0', folder={str(small_lm_eval)!r})\n"
+        f"lm_eval_index.lm_eval_folder = lambda: {str(small_lm_eval)!r}\n"
         "index.Index().listed(); index.Index().resolve(['letters'])\n"
         "print([name for name in ('lm_eval', 'torch', 'transformers', 'datasets') if name in sys.modules])"
     )
@@ -273,4 +272,4 @@ def test_folders(root, tmp_path):
     assert [os.path.basename(folder) for folder in task_folders(root)] == ["kind"]
     with pytest.raises(LongEvalError, match="the folder of the tasks is missing"):
         task_folders(str(tmp_path / "absent"))
-    assert os.path.isdir(find_lm_eval().folder)
+    assert os.path.isdir(lm_eval_folder())
