@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import math
@@ -326,7 +325,7 @@ def test_a_request_can_build_on_the_scaling_a_model_came_with(tmp_path, document
     rope = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
     folder = save_tiny_llama(tmp_path / "scaled", rope_parameters=rope)
     plain = request_spec(model=(str(folder),), pe=("none", "pi"), lengths=(128,))
-    on_top = dataclasses.replace(plain, scale_from="shipped")
+    on_top = plain.replaced(scale_from="shipped")
     records = {}
     for spec in (plain, on_top):
         for record in carry_out(spec, store).records:
