@@ -114,8 +114,3 @@ def table_source(caption: str, label: str, columns: Sequence[str], rows: Sequenc
         r"\end{table}",
     ]
     return "\n".join(lines) + "\n"
-
-
-def latex_document(tables: Sequence[str]) -> str:
-    """The source of tables behind the header."""
-    return "\n".join([HEADER, *tables])
