@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 
 import pytest
@@ -112,7 +111,7 @@ def test_a_server_that_cannot_be_used_is_told_before_anything_is_read(server, mo
 
 def test_a_server_has_one_model(server):
     for make, plan in ((ppl, plan_ppl), (tasks, plan_tasks)):
-        request = dataclasses.replace(make(server, "nothing-here", "nothing.yaml"), model=("nothing-here", "nor-here"))
+        request = make(server, "nothing-here", "nothing.yaml").replaced(model=("nothing-here", "nor-here"))
         with pytest.raises(LongEvalError, match=r"--model nothing-here,nor-here: a server computes with one model"):
             plan(request)
 
