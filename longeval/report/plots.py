@@ -101,6 +101,7 @@ def render(figure: Figure) -> Picture:
             text.set(text=printable(text.get_text(), keep="\n"), parse_math=False)
     png, svg = io.BytesIO(), io.BytesIO()
     figure.savefig(png, format="png", dpi=160)
+    figure.set_layout_engine("none")  # the same places in both; finding them takes long
     with mpl.rc_context({"svg.hashsalt": "longeval"}):
         figure.savefig(svg, format="svg", metadata={"Date": None})
     return Picture(png=png.getvalue(), svg=svg.getvalue())

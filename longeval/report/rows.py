@@ -6,6 +6,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 from longeval.report.numbers import format_factor
@@ -182,4 +183,11 @@ def _short(value: Any) -> str:
 
 def canonical(value: Any) -> str:
     """JSON with sorted keys: equal texts for equal values."""
-    return json.dumps(value, sort_keys=True)
+    plain = value is None or isinstance(value, str | int | float)
+    return _canonical_plain(value) if plain else json.dumps(value, sort_keys=True)
+
+
+@lru_cache(maxsize=1 << 14, typed=True)
+def _canonical_plain(value: Any) -> str:
+    """The same of a value that isn't nested; reports ask for few of them, each very often."""
+    return json.dumps(value)
