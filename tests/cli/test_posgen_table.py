@@ -6,7 +6,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "report"))
 
-from fabricated_posgen import full_run
+
+from records import full_run
 
 from longeval.cli.app import run_app
 from longeval.report import plots

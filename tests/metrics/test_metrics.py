@@ -9,10 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fabricated_runs import make_nll, make_records, write_report
-from fabricated_tasks import make_samples, make_task_records
 from fake import FakeBackend
 from known import carry_out, log_position
+from records import make_nll, make_records, make_samples, make_task_records, write_report
 
 from longeval.metrics import Metric, Value, derived, higher_is_better, metric_of, metrics_of, register
 from longeval.metrics.base import METRICS

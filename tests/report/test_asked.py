@@ -3,8 +3,17 @@
 from pathlib import Path
 
 import pytest
-from fabricated_runs import make_nll, make_provenance, make_records, planned
-from fabricated_tasks import make_failed_task, make_group, make_samples, make_task_records, make_task_run
+from records import (
+    make_failed_task,
+    make_group,
+    make_nll,
+    make_provenance,
+    make_records,
+    make_samples,
+    make_task_records,
+    make_task_run,
+    planned,
+)
 
 from longeval.report.asked import Names, ReadingOrder, unfinished_note, written_names
 from longeval.report.collect import collect

@@ -1,5 +1,5 @@
 import pytest
-from fabricated_runs import make_nll, make_records, make_run
+from records import make_nll, make_records, make_run
 
 from longeval.errors import LongEvalError
 from longeval.report.collect import collect

@@ -8,9 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fabricated_posgen import make_cell, make_curves
-from fabricated_runs import make_nll, make_records, make_run, write_report
-from fabricated_tasks import make_samples, make_task_records
+from records import (
+    make_cell,
+    make_curves,
+    make_nll,
+    make_records,
+    make_run,
+    make_samples,
+    make_task_records,
+    write_report,
+)
 
 from longeval.errors import LongEvalError
 from longeval.report.collect import collect

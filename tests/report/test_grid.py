@@ -1,5 +1,5 @@
 import pytest
-from fabricated_runs import make_nll, make_records
+from records import make_nll, make_records
 
 from longeval.report.formats.markdown import block_text
 from longeval.report.grid import build_grids

@@ -7,9 +7,8 @@ from xml.etree import ElementTree
 
 import matplotlib as mpl
 import pytest
-from fabricated_runs import make_nll, make_records, write_report
-from fabricated_tasks import make_samples, make_task_records, make_task_run
 from markdown_it import MarkdownIt
+from records import make_nll, make_records, make_samples, make_task_records, make_task_run, write_report
 
 from longeval.report.formats.latex import escape_latex
 from longeval.report.formats.markdown import code, code_block, escape_markdown

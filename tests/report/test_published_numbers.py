@@ -2,8 +2,7 @@
 
 import pytest
 import yaml
-from fabricated_runs import make_nll, make_records, make_run, write_report
-from fabricated_tasks import make_group, make_samples, make_task_records
+from records import make_group, make_nll, make_records, make_run, make_samples, make_task_records, write_report
 
 from longeval.report.formats.markdown import block_text
 from longeval.report.grid import build_grids

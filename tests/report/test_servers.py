@@ -3,8 +3,7 @@
 import re
 
 import pytest
-from fabricated_runs import make_nll, make_records, make_run, write_report
-from fabricated_tasks import make_samples, make_task_records, make_task_run
+from records import make_nll, make_records, make_run, make_samples, make_task_records, make_task_run, write_report
 
 from longeval.report.facts import server_notes
 from longeval.report.formats.markdown import block_text

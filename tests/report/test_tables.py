@@ -1,6 +1,6 @@
 """What stands in the places of a table."""
 
-from fabricated_runs import make_nll, make_records
+from records import make_nll, make_records
 
 from longeval.report.document import Cell
 from longeval.report.tables import DASH, value_cell

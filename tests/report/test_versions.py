@@ -4,8 +4,7 @@ import csv
 import json
 
 import pytest
-from fabricated_runs import make_provenance, write_report
-from fabricated_tasks import make_group, make_samples, make_task_records, make_task_run
+from records import make_group, make_provenance, make_samples, make_task_records, make_task_run, write_report
 
 from longeval.report import plots
 from longeval.report.document import without_style

@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 import pytest
-from fabricated_runs import SPEC, make_nll, make_records, make_run, write_report
+from records import SPEC, make_nll, make_records, make_run, write_report
 
 from longeval.errors import LongEvalError
 from longeval.report import plots

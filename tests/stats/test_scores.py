@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from fabricated_tasks import make_sample, make_samples
+from records import make_sample, make_samples
 from scipy import stats as scipy_stats
 
 from longeval.stats import scores

@@ -3,7 +3,7 @@ import math
 
 import numpy as np
 import pytest
-from fabricated_runs import make_nll
+from records import make_nll
 
 from longeval.stats import bootstrap as stats
 from longeval.stats.bootstrap import by_position, interval, paired, position_edges

@@ -2,7 +2,7 @@ import math
 
 import numpy as np
 import pytest
-from fabricated_runs import make_nll
+from records import make_nll
 
 from longeval.stats.units import resampling_units
 

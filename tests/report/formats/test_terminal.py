@@ -1,8 +1,7 @@
 import io
 import re
 
-from fabricated_runs import make_nll, make_records
-from fabricated_tasks import demo_task_cells
+from records import demo_task_cells, make_nll, make_records
 from rich.console import Console
 
 from longeval.cli.report import study_reports

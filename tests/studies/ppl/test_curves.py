@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
-from fabricated_runs import make_nll, make_records
 from matplotlib.figure import Figure
+from records import make_nll, make_records
 
 from longeval.report import plots
 from longeval.report.grid import build_grids

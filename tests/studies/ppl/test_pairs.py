@@ -1,7 +1,7 @@
 import math
 
 import pytest
-from fabricated_runs import make_nll, make_records
+from records import make_nll, make_records
 
 from longeval.report.grid import build_grids
 from longeval.studies.ppl.pairs import pair_rows

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from fabricated_posgen import full_run, make_cell, make_curves, make_posgen_run
+from records import full_run, make_cell, make_curves, make_posgen_run
 
 from longeval.report import plots
 from longeval.request import PosGenRequest
@@ -165,7 +165,10 @@ def test_a_value_that_is_none_leaves_a_gap(tmp_path, drawn):
 
 def test_without_curves_there_is_no_figure(tmp_path, drawn):
     spec = SPEC.replaced(tasks=("cot",), seeds=1)
-    cells = [(make_cell(spec, "none", 0, (0.9, 0.5, 0.1)), None), (make_cell(spec, "resonance", 0, error="x"), None)]
+    cells = [
+        (make_cell(spec, "none", 0, (0.9, 0.5, 0.1)), None),
+        (make_cell(spec, "resonance", 0, error="x"), None),
+    ]
     table, curves = section_of(make_posgen_run(tmp_path / "run", spec, cells))
     assert curves == []
     assert (position_figure(table, curves), loss_figure(table, curves), drawn) == (None, None, [])

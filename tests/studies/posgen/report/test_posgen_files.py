@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from fabricated_posgen import full_run, make_cell, make_curves, make_posgen_run, write_posgen_table
+from records import full_run, make_cell, make_curves, make_posgen_run, write_posgen_table
 
 from longeval.errors import LongEvalError
 from longeval.report import plots

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from fabricated_posgen import full_run
+from records import full_run
 
 from longeval.report.formats.markdown import block_text
 from longeval.report.published import published_sets

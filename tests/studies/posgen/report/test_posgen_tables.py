@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from fabricated_posgen import full_run, make_cell, make_curves, make_posgen_run
+from records import full_run, make_cell, make_curves, make_posgen_run
 
 from longeval.errors import LongEvalError
 from longeval.report.build import build_document
@@ -217,7 +217,10 @@ def test_a_cell_in_two_folders_counts_once_and_an_ok_one_wins(tmp_path):
 def test_of_two_cells_in_one_place_the_newer_is_shown_and_it_is_said(tmp_path):
     spec = SPEC.replaced(pe=("none",), seeds=1)
     cells = [
-        (make_cell(spec, "none", 0, (0.9, value, 0.3), params={"training": name}, provenance={"date": date}), None)
+        (
+            make_cell(spec, "none", 0, (0.9, value, 0.3), params={"training": name}, provenance={"date": date}),
+            None,
+        )
         for name, value, date in (("a", 0.7, "2026-02-01"), ("b", 0.6, "2026-01-01"))
     ]
     run = make_posgen_run(tmp_path / "run", spec, cells)
@@ -253,7 +256,7 @@ def test_cells_of_other_settings_do_not_stand_for_missing_ones(tmp_path):
 
 
 def test_a_folder_without_posgen_cells_is_refused_with_the_right_command(tmp_path):
-    from fabricated_runs import make_nll, make_records, make_run
+    from records import make_nll, make_records, make_run
 
     nll = make_nll([[2.0] * 31] * 12)
     other = make_run(tmp_path / "ppl", [(make_records("none", 32, nll), nll)])

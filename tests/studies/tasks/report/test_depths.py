@@ -1,6 +1,6 @@
 import pytest
-from fabricated_tasks import make_samples, make_task_records
 from matplotlib.figure import Figure
+from records import make_samples, make_task_records
 
 from longeval.report import plots
 from longeval.studies.tasks.report.depths import depth_table

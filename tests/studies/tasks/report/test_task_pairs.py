@@ -1,4 +1,4 @@
-from fabricated_tasks import make_group, make_samples, make_task_records
+from records import make_group, make_samples, make_task_records
 
 from longeval.studies.tasks.report.pairs import FEWEST_DISCORDANT, pair_notes, task_pairs
 from longeval.studies.tasks.report.tables import build_task_sets

@@ -1,7 +1,7 @@
 """Which task cells stand in which table."""
 
 import pytest
-from fabricated_tasks import demo_task_cells, make_failed_task, make_group, make_samples, make_task_records
+from records import demo_task_cells, make_failed_task, make_group, make_samples, make_task_records
 
 from longeval.studies.tasks.report.notes import count_rows, is_chance, table_notes
 from longeval.studies.tasks.report.tables import build_task_sets

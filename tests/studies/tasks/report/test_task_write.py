@@ -5,13 +5,15 @@ import json
 import re
 
 import pytest
-from fabricated_runs import make_nll, make_records, write_report
-from fabricated_tasks import (
+from records import (
     demo_task_cells,
     make_failed_task,
+    make_nll,
+    make_records,
     make_samples,
     make_task_records,
     make_task_run,
+    write_report,
 )
 
 from longeval.report import plots
