@@ -103,7 +103,7 @@ def open_text(request: Request, dtype: str) -> Text:
 
 def open_ours(text: Text) -> Backend:
     """Loads the model as a run does, and serves the table that it came with for the whole text."""
-    from longeval.run.host import load_backend
+    from longeval.backends.hf.backend import load_backend
 
     backend = load_backend(text.work.model)
     serve_shipped(backend, text)

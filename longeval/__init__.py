@@ -5,8 +5,9 @@ The Python interface: `longeval.ppl(…)`, `longeval.tasks(…)` and `longeval.p
 importing `longeval` alone imports nothing heavy. CONTRIBUTING.md says how the package is built.
 """
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = (
+    False  # not from typing: a typing.py in the current folder would be imported before __main__ shuts it out
+)
 if TYPE_CHECKING:
     from longeval.results import Results, load, posgen, ppl, tasks
 
@@ -18,7 +19,7 @@ DISTRIBUTION = "longeval-rope"
 """What pip calls this package; `longeval` on the index is somebody else's."""
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """The Python interface, imported when it is first used."""
     if name not in __all__:
         raise AttributeError(f"module 'longeval' has no attribute {name!r}")

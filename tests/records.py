@@ -18,7 +18,7 @@ from longeval.store.nll import TokenNll
 from longeval.store.plan import PlannedCell, PlannedRequest
 from longeval.store.records import Provenance, Record
 from longeval.store.samples import Sample
-from longeval.studies.posgen.report.cells import Place, collect_posgen, place_of
+from longeval.studies.posgen.report.cells import PosGenPlace, collect_posgen, place_of
 from longeval.studies.posgen.report.sections import REPORT as POSGEN_REPORT
 from longeval.studies.posgen.report.sections import introduced
 
@@ -425,7 +425,7 @@ def planned_posgen(spec, records):
     for task, regime, pe, seed in itertools.product(spec.tasks, spec.regimes, spec.pe, spec.seed_values()):
         (record,) = make_cell(spec, pe, seed, task=task, regime=regime)
         known = {name: getattr(record, name) for name in ("model", "pe", "factor", "length", "data", "task", "backend")}
-        cell = ids.get(Place(task, regime, pe, seed), record.cell)
+        cell = ids.get(PosGenPlace(task, regime, pe, seed), record.cell)
         cells.append(PlannedCell(cell=cell, protocol=None, params={"regime": regime, "seed": seed}, **known))
     return PlannedRequest(command="posgen", digest=spec.digest(), cells=tuple(cells))
 

@@ -16,7 +16,7 @@ from longeval.errors import LongEvalError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Document:
+class Text:
     """One text, as it stands in its source: nothing stripped, no line ends changed."""
 
     name: str

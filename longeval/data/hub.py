@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from longeval.data.corpora import HubDataset
-from longeval.data.documents import Document, Growth, TextField
+from longeval.data.documents import Growth, Text, TextField
 from longeval.data.readers import json_line_texts
 from longeval.errors import LongEvalError, reason
 
@@ -41,7 +41,7 @@ def resolve_revision(hub: HubDataset) -> str:
     return str(commit)
 
 
-def read_hub_documents(hub: HubDataset, commit: str) -> Iterator[Document]:
+def read_hub_documents(hub: HubDataset, commit: str) -> Iterator[Text]:
     """Yields a data set's documents in its order, at `commit` (see `resolve_revision`).
 
     Raises:
@@ -56,24 +56,24 @@ def read_hub_documents(hub: HubDataset, commit: str) -> Iterator[Document]:
         raise LongEvalError(f"hub data set {hub.id}: {unavailable}", f"Run it again. {unavailable.remedy}") from error
 
 
-def _read_split(hub: HubDataset, commit: str) -> Iterator[Document]:
+def _read_split(hub: HubDataset, commit: str) -> Iterator[Text]:
     import datasets
 
     datasets.disable_progress_bars()
     rows = datasets.load_dataset(hub.id, name=hub.config, split=hub.split, revision=commit, streaming=True)
     field = TextField(f"hub data set {hub.id}", hub.field)
     for number, row in enumerate(rows, start=1):
-        yield Document(name=f"{hub.split}#{number}", text=field.text_of(row, f"row {number}"))
+        yield Text(name=f"{hub.split}#{number}", text=field.text_of(row, f"row {number}"))
 
 
-def _read_file(hub: HubDataset, commit: str) -> Iterator[Document]:
+def _read_file(hub: HubDataset, commit: str) -> Iterator[Text]:
     from huggingface_hub import HfFileSystem
 
     assert hub.file is not None
     with HfFileSystem().open(f"datasets/{hub.id}/{hub.file}", "rb", revision=commit) as lines:
         path, name = f"hub data set {hub.id}, {hub.file}", hub.file.rsplit("/", 1)[-1]
         for number, text in json_line_texts(lines, path, TextField(path, hub.field), Growth(path, None)):
-            yield Document(name=f"{name}#{number}", text=text)
+            yield Text(name=f"{name}#{number}", text=text)
 
 
 def _explain(hub: HubDataset, error: Exception) -> HubUnavailableError:

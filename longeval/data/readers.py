@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from longeval.data.documents import Document, Growth, Readable, TextField, json_kind, parse_json, read_lines, wrong_json
+from longeval.data.documents import Growth, Readable, Text, TextField, json_kind, parse_json, read_lines, wrong_json
 from longeval.data.files import (
     COLUMNS,
     FORMATS_REMEDY,
@@ -56,7 +56,7 @@ def check_path(path: str) -> Chosen:
     return chosen
 
 
-def read_documents(path: str, *, text_field: str | None = None) -> Iterator[Document]:
+def read_documents(path: str, *, text_field: str | None = None) -> Iterator[Text]:
     """Yields the documents of a file or folder.
 
     Args:
@@ -73,11 +73,11 @@ def read_documents(path: str, *, text_field: str | None = None) -> Iterator[Docu
         kind = format_of(file)
         try:
             if kind.kind == "text":
-                yield Document(name=name, text=_read_text(file, kind, may_be_empty=is_folder))
+                yield Text(name=name, text=_read_text(file, kind, may_be_empty=is_folder))
                 continue
             number = None
             for number, text in _record_texts(file, text_field, kind):
-                yield Document(name=f"{name}#{number}", text=text)
+                yield Text(name=f"{name}#{number}", text=text)
             if number is None:
                 raise LongEvalError(f"{file}: no records in it", "There is nothing to score in it.")
         except _UNREADABLE as error:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from longeval.data.documents import Document
+from longeval.data.documents import Text
 from longeval.data.tokens import TokenisedDocument
 
 
@@ -39,8 +39,8 @@ class Selection:
 
 
 def select(
-    documents: Iterable[Document],
-    tokenise: Callable[[Document], TokenisedDocument],
+    documents: Iterable[Text],
+    tokenise: Callable[[Text], TokenisedDocument],
     *,
     min_tokens: int,
     docs: int | Literal["all"],

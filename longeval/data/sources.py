@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from longeval.data.corpora import Catalogue, Corpus, LocalCandidate, load_catalogue
-from longeval.data.documents import Document
+from longeval.data.documents import Text
 from longeval.data.files import format_of
 from longeval.data.hub import HubUnavailableError, read_hub_documents, resolve_revision
 from longeval.data.readers import check_path, read_documents
@@ -49,7 +49,7 @@ class Source:
     """Documents to take where the user doesn't say; null: all."""
     note: str | None = None
     """What is read of a folder and what isn't, where that may surprise."""
-    documents: Callable[[], Iterator[Document]]
+    documents: Callable[[], Iterator[Text]]
     """Yields the documents, lazily, in an order that is always the same. Raises LongEvalError at a document that can't
     be read (see `readers`, `hub`)."""
 
@@ -211,12 +211,12 @@ def list_modules(folder: str | None = None) -> list[str]:
     return [name for _, name in sorted(found)[:NUM_MODULES]]
 
 
-def read_stdlib(folder: str | None = None) -> Iterator[Document]:
+def read_stdlib(folder: str | None = None) -> Iterator[Text]:
     """Yields the modules of `list_modules` in its order."""
     folder = folder or sysconfig.get_path("stdlib")
     for name in list_modules(folder):
         with open(os.path.join(folder, name), encoding="utf-8", newline="") as file:
-            yield Document(name=name, text=file.read())
+            yield Text(name=name, text=file.read())
 
 
 def _is_library(folder: str) -> bool:

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from longeval.cache import read_sealed, write_sealed
-from longeval.data.documents import Document
+from longeval.data.documents import Text
 from longeval.data.special import special_tokens
 from longeval.plain import canonical_json
 
@@ -104,7 +104,7 @@ def tokenizer_digest(tokenizer: Any, files: Callable[[], str] = lambda: "") -> s
 
 
 def tokenise(
-    document: Document, tokenizer: Any, tokenizer_digest: str, cache: str | None, *, parse_special: bool = False
+    document: Text, tokenizer: Any, tokenizer_digest: str, cache: str | None, *, parse_special: bool = False
 ) -> TokenisedDocument:
     """Tokenises a document, or finds it in the cache.
 

@@ -99,7 +99,7 @@ def _bare(value: object) -> str:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Cell:
+class TableCell:
     """One place of a table."""
 
     text: Prose
@@ -118,7 +118,7 @@ class Cell:
 class Row:
     """One row of a table."""
 
-    cells: tuple[Cell, ...]
+    cells: tuple[TableCell, ...]
     is_heading: bool = False
     """The first cell is the heading of the rows below it, the others are counts."""
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal
 
-from longeval.report.document import Block, Bullets, Cell, Heading, Paragraph, Prose, Row, Table, code, symbol
+from longeval.report.document import Block, Bullets, Heading, Paragraph, Prose, Row, Table, TableCell, code, symbol
 from longeval.report.numbers import MISSING, format_factor
 from longeval.report.rows import GridRow, base_method, factor_text
 from longeval.values import format_length
@@ -140,19 +140,19 @@ def published_columns(columns: Iterable[str]) -> tuple[Prose, ...]:
     return ("whose", "model", "method", symbol("s"), "window", "trained on", *columns)
 
 
-def published_row(row: PublishedRow, cells: Iterable[Cell]) -> Row:
+def published_row(row: PublishedRow, cells: Iterable[TableCell]) -> Row:
     """A row of the paper."""
     factor = MISSING if row.factor is None else format_factor(row.factor)
     method = code(row.method) if re.fullmatch("[a-z_0-9]+", row.method) else row.method
     start: list[Prose] = ["published", row.model, method, factor, row.context or MISSING, row.tuning or "no"]
-    return Row(cells=(*(Cell(text=text) for text in start), *cells))
+    return Row(cells=(*(TableCell(text=text) for text in start), *cells))
 
 
-def own_row(model: str, row: GridRow, length: int | None, cells: Iterable[Cell]) -> Row:
+def own_row(model: str, row: GridRow, length: int | None, cells: Iterable[TableCell]) -> Row:
     """A row of ours; `length` is the window where all its cells have one."""
     window = MISSING if length is None else format_length(length)
     start: list[Prose] = ["ours", model, code(row.label), factor_text(row), window, "no"]
-    return Row(cells=(*(Cell(text=text) for text in start), *cells))
+    return Row(cells=(*(TableCell(text=text) for text in start), *cells))
 
 
 def model_differences(published: PublishedSet, model: str) -> list[str]:

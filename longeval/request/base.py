@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationInfo, field_validator, model_validator
 
 from longeval.errors import LongEvalError, did_you_mean
 from longeval.plain import canonical_json
-from longeval.request.setting import Setting
+from longeval.request.setting import Declare
 
 
 class StudyRequest(BaseModel, frozen=True, extra="forbid"):
@@ -62,9 +62,9 @@ class StudyRequest(BaseModel, frozen=True, extra="forbid"):
         return cls.model_validate(values, context=origin)
 
     @classmethod
-    def setting(cls, name: str) -> Setting:
+    def setting(cls, name: str) -> Declare:
         """What the field called `name` declares."""
-        (found,) = (item for item in cls.model_fields[name].metadata if isinstance(item, Setting))
+        (found,) = (item for item in cls.model_fields[name].metadata if isinstance(item, Declare))
         return found
 
     @classmethod

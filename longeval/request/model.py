@@ -9,7 +9,7 @@ from pydantic import Field
 from longeval.errors import LongEvalError
 from longeval.request import readers
 from longeval.request.base import StudyRequest
-from longeval.request.setting import MACHINE, METHODS, OUTPUT, Setting
+from longeval.request.setting import MACHINE, METHODS, OUTPUT, Declare
 
 TOKENS = "Tokens"
 """Panel of what becomes of texts before a model reads them."""
@@ -28,21 +28,21 @@ class ModelRequest(StudyRequest, frozen=True):
 
     model: Annotated[
         tuple[str, ...],
-        Setting(readers.paths, "Short name, hub id, folder or .gguf file; comma list.", example="smollm2-135m-q4"),
+        Declare(readers.paths, "Short name, hub id, folder or .gguf file; comma list.", example="smollm2-135m-q4"),
     ]
     pe: Annotated[
         tuple[str, ...],
-        Setting(readers.names, "Methods: none, yarn, resonance_yarn, …; comma list.", example="none,yarn"),
+        Declare(readers.names, "Methods: none, yarn, resonance_yarn, …; comma list.", example="none,yarn"),
     ]
     lengths: Annotated[
         tuple[int, ...],
-        Setting(
+        Declare(
             readers.lengths, "Window lengths in tokens: 4k,8k,16k.", example="4k,8k", write=readers.lengths_as_written
         ),
     ]
     factor: Annotated[
         float | Literal["each"] | None,
-        Setting(
+        Declare(
             readers.either("each", readers.factor),
             "s = target / native length for all lengths; each: every length its own.",
             unset="longest length / native length, at least 1",
@@ -51,7 +51,7 @@ class ModelRequest(StudyRequest, frozen=True):
     ] = None
     pe_args: Annotated[
         dict[str, dict[str, Any]],
-        Setting(
+        Declare(
             readers.method_parameters,
             "A method's parameter, yarn.beta_fast=16; may be repeated.",
             flag="--pe-arg",
@@ -62,7 +62,7 @@ class ModelRequest(StudyRequest, frozen=True):
     ] = Field(default_factory=dict)
     bos: Annotated[
         bool | None,
-        Setting(
+        Declare(
             readers.switch,
             "Start every input with BOS, or what else the tokenizer puts in front.",
             unset="as the tokenizer does",
@@ -71,14 +71,14 @@ class ModelRequest(StudyRequest, frozen=True):
     ] = None
     parse_special: Annotated[
         bool,
-        Setting(readers.switch, "Special tokens that texts spell (</s>) are control tokens, not text.", panel=TOKENS),
+        Declare(readers.switch, "Special tokens that texts spell (</s>) are control tokens, not text.", panel=TOKENS),
     ] = False
     native: Annotated[
-        int | None, Setting(readers.length(), "Native length in tokens.", unset="the model's own", panel=METHODS)
+        int | None, Declare(readers.length(), "Native length in tokens.", unset="the model's own", panel=METHODS)
     ] = None
     scale_from: Annotated[
         ScaleFrom,
-        Setting(
+        Declare(
             readers.words(ScaleFrom),
             "On a model that comes already scaled: plain (methods replace that) or shipped (they build on it).",
             panel=METHODS,
@@ -86,18 +86,18 @@ class ModelRequest(StudyRequest, frozen=True):
     ] = "plain"
     layers: Annotated[
         Layers,
-        Setting(
+        Declare(
             readers.words(Layers),
             "Where a model rotates by layer type (Gemma 3): scale the global layers, or all.",
             panel=METHODS,
         ),
     ] = "global"
     backend: Annotated[
-        str, Setting(readers.text, "What runs the model: hf (transformers), vllm, openai (any server).", panel=MACHINE)
+        str, Declare(readers.text, "What runs the model: hf (transformers), vllm, openai (any server).", panel=MACHINE)
     ] = "hf"
     vllm_args: Annotated[
         dict[str, Any],
-        Setting(
+        Declare(
             readers.engine_options,
             "An option of vLLM's engine, tensor_parallel_size=2; may be repeated.",
             flag="--vllm-arg",
@@ -108,7 +108,7 @@ class ModelRequest(StudyRequest, frozen=True):
     ] = Field(default_factory=dict)
     pin_length: Annotated[
         int | None,
-        Setting(
+        Declare(
             readers.length(),
             "vllm: the one length whose table a length-dependent method has at all lengths.",
             panel=METHODS,
@@ -116,27 +116,27 @@ class ModelRequest(StudyRequest, frozen=True):
     ] = None
     base_url: Annotated[
         str | None,
-        Setting(
+        Declare(
             readers.text,
             "openai: the server, http://127.0.0.1:8000/v1; its key is read from LONGEVAL_API_KEY.",
             panel=MACHINE,
         ),
     ] = None
     served_model: Annotated[
-        str | None, Setting(readers.text, "openai: the model's name there.", unset="its only one", panel=MACHINE)
+        str | None, Declare(readers.text, "openai: the model's name there.", unset="its only one", panel=MACHINE)
     ] = None
-    dtype: Annotated[str, Setting(readers.text, "auto, float32, bfloat16, float16.", panel=MACHINE)] = "auto"
-    device: Annotated[str, Setting(readers.text, "auto, cpu, cuda, cuda:1, mps.", panel=MACHINE)] = "auto"
+    dtype: Annotated[str, Declare(readers.text, "auto, float32, bfloat16, float16.", panel=MACHINE)] = "auto"
+    device: Annotated[str, Declare(readers.text, "auto, cpu, cuda, cuda:1, mps.", panel=MACHINE)] = "auto"
     device_map: Annotated[
-        str | None, Setting(readers.text, "Spread over devices: auto, balanced, …", panel=MACHINE)
+        str | None, Declare(readers.text, "Spread over devices: auto, balanced, …", panel=MACHINE)
     ] = None
     attn: Annotated[
-        str | None, Setting(readers.text, "Attention: sdpa, eager, flash_attention_2, …", panel=MACHINE)
+        str | None, Declare(readers.text, "Attention: sdpa, eager, flash_attention_2, …", panel=MACHINE)
     ] = None
-    revision: Annotated[str | None, Setting(readers.text, "Hub revision of the model.", panel=MACHINE)] = None
+    revision: Annotated[str | None, Declare(readers.text, "Hub revision of the model.", panel=MACHINE)] = None
     trust_remote_code: Annotated[
         bool,
-        Setting(
+        Declare(
             readers.switch,
             "Run code from the model's repository, and functions that your task files name.",
             panel=MACHINE,
@@ -144,7 +144,7 @@ class ModelRequest(StudyRequest, frozen=True):
     ] = False
     seed: Annotated[
         int,
-        Setting(readers.count(least=0), "Seed of all that is drawn: the bootstrap, synthetic samples.", panel=OUTPUT),
+        Declare(readers.count(least=0), "Seed of all that is drawn: the bootstrap, synthetic samples.", panel=OUTPUT),
     ] = 0
 
     def check(self) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from longeval.request import readers
 from longeval.request.model import ModelRequest
-from longeval.request.setting import Setting
+from longeval.request.setting import Declare
 
 DOCUMENTS = "Documents"
 
@@ -30,22 +30,22 @@ class PplRequest(ModelRequest, frozen=True):
 
     data: Annotated[
         tuple[str, ...],
-        Setting(
+        Declare(
             readers.paths,
             "gov_report, pg19, proof_pile, leval:NAME, stdlib, files, folders; comma list (\\, for one in a path).",
             example="gov_report",
         ),
     ] = ("gov_report",)
-    protocol: Annotated[str, Setting(readers.text, "What is scored: prefix, sliding, sliding_window_mean, stream.")] = (
+    protocol: Annotated[str, Declare(readers.text, "What is scored: prefix, sliding, sliding_window_mean, stream.")] = (
         "prefix"
     )
     stride: Annotated[
         int | None,
-        Setting(readers.length(least=1), "Tokens between windows (not under prefix).", unset="256", panel=DOCUMENTS),
+        Declare(readers.length(least=1), "Tokens between windows (not under prefix).", unset="256", panel=DOCUMENTS),
     ] = None
     min_tokens: Annotated[
         int | None,
-        Setting(
+        Declare(
             readers.length(),
             "Skip documents with fewer tokens, BOS not counted.",
             unset="the longest length under prefix, else 2",
@@ -54,7 +54,7 @@ class PplRequest(ModelRequest, frozen=True):
     ] = None
     docs: Annotated[
         int | Literal["all"] | None,
-        Setting(
+        Declare(
             readers.either("all", readers.count()),
             "At most so many documents, or all.",
             unset="what the data set says",
@@ -62,5 +62,5 @@ class PplRequest(ModelRequest, frozen=True):
         ),
     ] = None
     text_field: Annotated[
-        str | None, Setting(readers.text, "Field of JSON, CSV, parquet files with the text.", panel=DOCUMENTS)
+        str | None, Declare(readers.text, "Field of JSON, CSV, parquet files with the text.", panel=DOCUMENTS)
     ] = None

@@ -1,6 +1,6 @@
 """How a setting of a request is declared, once.
 
-A field of a request class carries a `Setting`:
+A field of a request class carries a `Declare`:
 
     stride: Annotated[int | None, Setting(length(least=1), "Tokens between windows.", unset="256")] = None
 
@@ -22,7 +22,7 @@ Reader = Callable[[Any, str], Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
+class Declare:
     """What a field of a request is called, says and accepts. The field itself has the type and the default."""
 
     read: Reader

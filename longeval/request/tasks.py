@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal, get_args
 from longeval.errors import LongEvalError
 from longeval.request import readers
 from longeval.request.model import ModelRequest
-from longeval.request.setting import Setting
+from longeval.request.setting import Declare
 
 SAMPLES = "Samples and prompts"
 
@@ -40,7 +40,7 @@ class TasksRequest(ModelRequest, frozen=True):
 
     tasks: Annotated[
         tuple[str, ...],
-        Setting(
+        Declare(
             readers.paths,
             "Tasks, groups (leval, niah, longbench, …), patterns ('arc*') or .yaml files; comma list.",
             example="passkey",
@@ -48,11 +48,11 @@ class TasksRequest(ModelRequest, frozen=True):
     ]
     include: Annotated[
         tuple[str, ...],
-        Setting(readers.paths, "Folder with task files of your own; may be repeated.", repeated=True, panel=SAMPLES),
+        Declare(readers.paths, "Folder with task files of your own; may be repeated.", repeated=True, panel=SAMPLES),
     ] = ()
     limit: Annotated[
         int | None,
-        Setting(
+        Declare(
             readers.count(),
             "At most so many samples of each task; synthetic tasks make as many.",
             unset="all; 100 of synthetic tasks",
@@ -61,7 +61,7 @@ class TasksRequest(ModelRequest, frozen=True):
     ] = None
     overlong: Annotated[
         Overlong,
-        Setting(
+        Declare(
             readers.words(Overlong),
             "A sample longer than the window: cut its document's middle, left (its beginning), right (its end), "
             "skip the sample, or error.",
@@ -69,20 +69,20 @@ class TasksRequest(ModelRequest, frozen=True):
         ),
     ] = "middle"
     same_samples: Annotated[
-        bool, Setting(readers.switch, "Skip a sample at every length if it is at one.", panel=SAMPLES)
+        bool, Declare(readers.switch, "Skip a sample at every length if it is at one.", panel=SAMPLES)
     ] = False
     chat_template: Annotated[
-        ChatTemplate, Setting(readers.words(ChatTemplate), "on, off, or auto: if the tokenizer has one.", panel=SAMPLES)
+        ChatTemplate, Declare(readers.words(ChatTemplate), "on, off, or auto: if the tokenizer has one.", panel=SAMPLES)
     ] = "auto"
     num_fewshot: Annotated[
-        int | None, Setting(readers.count(least=0), "Examples before each question.", unset="the task's", panel=SAMPLES)
+        int | None, Declare(readers.count(least=0), "Examples before each question.", unset="the task's", panel=SAMPLES)
     ] = None
     max_new_tokens: Annotated[
-        int | None, Setting(readers.count(), "Most tokens of an answer.", unset="the task's", panel=SAMPLES)
+        int | None, Declare(readers.count(), "Most tokens of an answer.", unset="the task's", panel=SAMPLES)
     ] = None
     haystack: Annotated[
         str | None,
-        Setting(
+        Declare(
             readers.text,
             "What needles are hidden in: noise, stdlib, or any --data of ppl.",
             unset="noise",

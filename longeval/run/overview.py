@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Section:
+class CellList:
     """Rows of the table that belong together."""
 
     title: str | None
@@ -20,7 +20,7 @@ class Overview:
     columns: tuple[str, ...]
     words: frozenset[str]
     """Columns of words, which stand left; all others hold numbers."""
-    sections: tuple[Section, ...]
+    sections: tuple[CellList, ...]
     costs: tuple[str, ...]
     """One line for each model: cells, passes, time, memory."""
 

@@ -79,8 +79,8 @@ import signal
 import sys
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell starts in the background
-from longeval.backends.openai_client import Client
-from longeval.backends.openai_pool import in_flight
+from longeval.backends.openai.client import Client
+from longeval.backends.openai.pool import in_flight
 
 client = Client(sys.argv[1], None, timeout_s=60, connections=4)
 post = lambda body, stop: client.post("completions", body, stop)

@@ -116,7 +116,7 @@ def test_a_report_asks_each_model_for_its_own_cells(server, command, tmp_path):
     ]
     (tmp_path / "run" / "cells" / f"{kept.cell}.json").unlink()
     (note,) = [note for note in collect(["run"]).notes if "Not finished" in note]
-    assert "1 of 4 cells has no record yet (served_model another): none at 32" in note
+    assert "1 of 4 cells has no record yet: none at 32" in note
 
 
 @pytest.mark.parametrize("dry_run", [False, True])

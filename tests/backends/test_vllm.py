@@ -194,13 +194,13 @@ def test_a_killed_engine_is_told_and_replaced(hf, vllm, model):
 def test_the_table_goes_where_the_model_is_built():
     import torch
 
-    from longeval.backends.vllm.rotary import TableRotaryEmbedding
+    from longeval.backends.vllm.rotary import VLLMTableRotaryEmbedding
 
     table = CosSin(np.ones((4, 2), dtype=np.float32), np.zeros((4, 2), dtype=np.float32))
     module = SimpleNamespace(longeval_table=table)
     with torch.device("meta"):
-        assert TableRotaryEmbedding._compute_cos_sin_cache(module).device.type == "meta"
-    found = TableRotaryEmbedding._compute_cos_sin_cache(module)
+        assert VLLMTableRotaryEmbedding._compute_cos_sin_cache(module).device.type == "meta"
+    found = VLLMTableRotaryEmbedding._compute_cos_sin_cache(module)
     assert found.device.type == "cpu" and found.tolist() == [[1.0, 1.0, 0.0, 0.0]] * 4
 
 

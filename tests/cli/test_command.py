@@ -11,7 +11,7 @@ import typer.main
 from longeval.cli.command import parameter, study_command
 from longeval.errors import LongEvalError
 from longeval.request import StudyRequest, readers
-from longeval.request.setting import Setting
+from longeval.request.setting import Declare
 
 Style = Literal["plain", "loud"]
 
@@ -26,16 +26,16 @@ class ToyRequest(StudyRequest, frozen=True):
 
     command: ClassVar[str] = "toy"
 
-    sheep: Annotated[tuple[str, ...], Setting(readers.names, "Their names.", example="dolly")]
-    nights: Annotated[int, Setting(readers.count(), "How many nights.")] = 7
-    share: Annotated[float | None, Setting(readers.number(), "How much of each.", unset="all")] = None
-    asleep: Annotated[bool, Setting(readers.switch, "Whether they sleep.")] = False
-    counted: Annotated[bool | None, Setting(readers.switch, "Whether it is said.", off="--quietly")] = None
+    sheep: Annotated[tuple[str, ...], Declare(readers.names, "Their names.", example="dolly")]
+    nights: Annotated[int, Declare(readers.count(), "How many nights.")] = 7
+    share: Annotated[float | None, Declare(readers.number(), "How much of each.", unset="all")] = None
+    asleep: Annotated[bool, Declare(readers.switch, "Whether they sleep.")] = False
+    counted: Annotated[bool | None, Declare(readers.switch, "Whether it is said.", off="--quietly")] = None
     style: Annotated[
-        Style, Setting(readers.words(Style), "How it is said.", switches={"loud": "Loudly.", "plain": "Plainly."})
+        Style, Declare(readers.words(Style), "How it is said.", switches={"loud": "Loudly.", "plain": "Plainly."})
     ] = "plain"
     dogs: Annotated[
-        tuple[str, ...], Setting(readers.paths, "Their dogs.", flag="--dog", repeated=True, panel="Others")
+        tuple[str, ...], Declare(readers.paths, "Their dogs.", flag="--dog", repeated=True, panel="Others")
     ] = ()
 
 
@@ -45,8 +45,8 @@ class PresetRequest(StudyRequest, frozen=True):
     command: ClassVar[str] = "preset"
     presets: ClassVar = {"day": {}, "night": {"wolves": 9, "awake": False}}
 
-    wolves: Annotated[int, Setting(readers.count(least=0), "How many.")] = 0
-    awake: Annotated[bool, Setting(readers.switch, "Whether they hunt.")] = True
+    wolves: Annotated[int, Declare(readers.count(least=0), "How many.")] = 0
+    awake: Annotated[bool, Declare(readers.switch, "Whether they hunt.")] = True
 
 
 @pytest.fixture

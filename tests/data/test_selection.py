@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from longeval.data.documents import Document
+from longeval.data.documents import Text
 from longeval.data.selection import select
 from longeval.data.tokens import TokenisedDocument, TokenTable
 
@@ -16,7 +16,7 @@ def tokenise(document):
 
 
 def documents(*lengths):
-    return [Document(name=str(index), text="x" * length) for index, length in enumerate(lengths)]
+    return [Text(name=str(index), text="x" * length) for index, length in enumerate(lengths)]
 
 
 def test_documents_of_exactly_the_least_length_are_taken():

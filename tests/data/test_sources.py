@@ -6,7 +6,7 @@ import os
 import pytest
 
 from longeval.data import sources
-from longeval.data.documents import Document
+from longeval.data.documents import Text
 from longeval.data.hub import HubUnavailableError
 from longeval.data.sources import list_modules, local_sources, open_source, read_stdlib
 from longeval.errors import LongEvalError
@@ -51,8 +51,8 @@ def test_a_folder_of_books(data):
     (data / "pg19" / "b.txt").write_text("second")
     (data / "pg19" / "a.txt").write_text("first")
     assert list(open_source("pg19").documents()) == [
-        Document(name="a.txt", text="first"),
-        Document(name="b.txt", text="second"),
+        Text(name="a.txt", text="first"),
+        Text(name="b.txt", text="second"),
     ]
 
 
@@ -74,10 +74,10 @@ def test_without_copy_and_hub_every_way_is_named(data, monkeypatch):
 
 def test_the_hub_is_next_and_its_commit_is_in_the_origin(data, monkeypatch):
     monkeypatch.setattr(sources, "resolve_revision", lambda hub: "c0ffee")
-    monkeypatch.setattr(sources, "read_hub_documents", lambda hub, commit: iter([Document(name=hub.id, text=commit)]))
+    monkeypatch.setattr(sources, "read_hub_documents", lambda hub, commit: iter([Text(name=hub.id, text=commit)]))
     source = open_source("pg19")
     assert source.origin == "hub emozilla/pg19-test@c0ffee"
-    assert list(source.documents()) == [Document(name="emozilla/pg19-test", text="c0ffee")]
+    assert list(source.documents()) == [Text(name="emozilla/pg19-test", text="c0ffee")]
 
 
 def test_a_data_folder_that_is_none_is_not_ignored(monkeypatch, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from longeval.data.documents import Document
+from longeval.data.documents import Text
 from longeval.data.tokens import _read_table, tokenise, tokenizer_digest
 
 TEXT = "Once upon a time, naïve 日本語 text — with emoji 👩‍🚀🙂 and\ttabs,\n\nnew lines…  and   blanks. "
@@ -60,7 +60,7 @@ class SlowTokenizer:
 
 
 def tokenised(text, tokenizer, cache=None):
-    return tokenise(Document(name="d", text=text), tokenizer, tokenizer_digest(tokenizer), cache)
+    return tokenise(Text(name="d", text=text), tokenizer, tokenizer_digest(tokenizer), cache)
 
 
 @pytest.mark.parametrize("tokenizer", [byte_level(), byte_level(trim_offsets=True), metaspace()])
@@ -105,7 +105,7 @@ def test_a_token_that_stands_for_no_text_takes_no_bytes_back():
         def __call__(self, text, **_):
             return {"input_ids": [1, 2, 3, 4], "offset_mapping": [(0, 2), (0, 0), (2, 4), (3, 3)]}
 
-    document = tokenise(Document(name="d", text="éaébc"), WithOffsets(), "digest", None)
+    document = tokenise(Text(name="d", text="éaébc"), WithOffsets(), "digest", None)
     assert document.byte_ends().tolist() == [3, 3, 6, 7]
 
 
@@ -142,7 +142,7 @@ def test_the_second_time_comes_from_the_cache(tmp_path):
         raise AssertionError("tokenised again")
 
     digest = tokenizer_digest(byte_level())
-    second = tokenise(Document(name="other name", text=TEXT), never, digest, str(tmp_path))
+    second = tokenise(Text(name="other name", text=TEXT), never, digest, str(tmp_path))
     assert (second.digest, second.path, second.num_tokens) == (first.digest, first.path, first.num_tokens)
     assert first.path == str(tmp_path / "tokens" / first.digest[:2] / f"{first.digest}.tokens")
     fresh = tokenised(TEXT, byte_level())

@@ -6,7 +6,7 @@ import pytest
 
 from longeval.registry import Registry
 from longeval.report import formats
-from longeval.report.document import Bullets, Cell, Data, Document, Row, Section, Span, Table, joined, prose
+from longeval.report.document import Bullets, Data, Document, Row, Section, Span, Table, TableCell, joined, prose
 from longeval.report.formats.latex import latex_report
 from longeval.report.formats.markdown import block_text, inline
 
@@ -43,8 +43,11 @@ def test_markdown_escapes_what_would_be_read_as_markup_and_nothing_else():
 
 
 def test_a_table_reads_alike_in_all_formats():
-    cells = (Cell(text=prose("`{}`", "a_b")), Cell(text="1.5e4", interval=("1", "2"), is_strong=True, mark="†"))
-    heading = Row(cells=(Cell(text="task"), Cell(text="n 3")), is_heading=True)
+    cells = (
+        TableCell(text=prose("`{}`", "a_b")),
+        TableCell(text="1.5e4", interval=("1", "2"), is_strong=True, mark="†"),
+    )
+    heading = Row(cells=(TableCell(text="task"), TableCell(text="n 3")), is_heading=True)
     table = Table(
         columns=("method", "4k"), rows=(heading, Row(cells=cells)), title="T", caption="C.", notes=("N",), label="x"
     )

@@ -2,15 +2,15 @@
 
 from records import make_nll, make_records
 
-from longeval.report.document import Cell
+from longeval.report.document import TableCell
 from longeval.report.tables import DASH, value_cell
 
 
 def test_perplexities_and_what_stands_for_missing_ones():
     (ok, _) = make_records(nll=make_nll([[1.0] * 4] * 10))
-    assert value_cell(ok) == Cell(text="2.718", interval=("2.718", "2.718"))
-    assert value_cell(ok, is_best=True, with_interval=False) == Cell(text="2.718", is_strong=True)
+    assert value_cell(ok) == TableCell(text="2.718", interval=("2.718", "2.718"))
+    assert value_cell(ok, is_best=True, with_interval=False) == TableCell(text="2.718", is_strong=True)
     (failed,), (skipped,) = (make_records(status=status, error="x") for status in ("failed", "skipped"))
-    assert value_cell(failed) == Cell(text="failed", is_failure=True)
-    assert value_cell(skipped) == Cell(text="skipped")
+    assert value_cell(failed) == TableCell(text="failed", is_failure=True)
+    assert value_cell(skipped) == TableCell(text="skipped")
     assert value_cell(None) == DASH

@@ -86,7 +86,7 @@ def _get_rope(original: Callable[..., Any]) -> Callable[..., Any]:
     ) -> Any:
         import torch
 
-        from longeval.backends.vllm.rotary import TableRotaryEmbedding, table_of
+        from longeval.backends.vllm.rotary import VLLMTableRotaryEmbedding, table_of
 
         found = table_of(rope_parameters or {}, head_size, max_position)
         if found is None:
@@ -97,7 +97,7 @@ def _get_rope(original: Callable[..., Any]) -> Callable[..., Any]:
         # One module for all layers that rotate alike, as in vLLM.
         key = (head_size, is_neox_style, dtype, found.length, _frozen(rope_parameters or {}))
         if key not in held:
-            held[key] = TableRotaryEmbedding(head_size, found, is_neox_style=is_neox_style, dtype=dtype)
+            held[key] = VLLMTableRotaryEmbedding(head_size, found, is_neox_style=is_neox_style, dtype=dtype)
         return held[key]
 
     get_rope.longeval_original = original  # type: ignore[attr-defined]  # functions take attributes

@@ -58,7 +58,7 @@ def _engine_length() -> int:
     return 0 if config is None or config.model_config is None else int(config.model_config.max_model_len)
 
 
-class TableRotaryEmbedding(RotaryEmbedding):  # type: ignore[misc]  # vLLM may not be installed where types are checked
+class VLLMTableRotaryEmbedding(RotaryEmbedding):  # type: ignore[misc]  # vLLM may not be installed where types are checked
     """Drop-in for vLLM's `RotaryEmbedding`, whose kernels only read `cos_sin_cache` (T, 2F), cosines then sines.
 
     Args:
@@ -117,7 +117,7 @@ class RopeWitness:
         digests: set[str] = set()
         others: set[str] = set()
         for module in model.modules():  # each once, however many layers share it
-            if isinstance(module, TableRotaryEmbedding):
+            if isinstance(module, VLLMTableRotaryEmbedding):
                 try:
                     held = module.held()
                 except ValueError as error:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from longeval.printable import printable
-from longeval.report.document import Cell, Document, Prose, Row, Style, Table, spans
+from longeval.report.document import Document, Prose, Row, Style, Table, TableCell, spans
 from longeval.report.formats import register
 
 HEADER = r"""% Written by longeval. Needs \usepackage{booktabs}.
@@ -79,7 +79,7 @@ def _row(row: Row, num_columns: int, indent: str) -> list[str]:
     return [f"{indent}{first}", *others]
 
 
-def _cell(cell: Cell) -> str:
+def _cell(cell: TableCell) -> str:
     text = _number(cell.text) if isinstance(cell.text, str) else inline(cell.text)
     text = rf"\textbf{{{text}}}" if cell.is_strong else text
     if cell.interval is not None:

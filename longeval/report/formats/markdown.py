@@ -10,7 +10,6 @@ from longeval.printable import printable
 from longeval.report.document import (
     Block,
     Bullets,
-    Cell,
     Document,
     Figure,
     Heading,
@@ -21,6 +20,7 @@ from longeval.report.document import (
     Row,
     Style,
     Table,
+    TableCell,
     spans,
 )
 from longeval.report.formats import register
@@ -129,7 +129,7 @@ def _row(row: Row) -> list[str]:
     return [f"*{cells[0]}*", *cells[1:]] if row.is_heading else cells
 
 
-def _cell(cell: Cell) -> str:
+def _cell(cell: TableCell) -> str:
     """`**6.050** [6.047, 6.053] (n 20) †`."""
     text = inline(cell.text)
     text = f"**{text}**" if cell.is_strong else text

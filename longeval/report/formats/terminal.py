@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from longeval.printable import as_markup
-from longeval.report.document import Cell, Row, Table, without_style
+from longeval.report.document import Row, Table, TableCell, without_style
 
 if TYPE_CHECKING:
     import rich.table
@@ -59,7 +59,7 @@ def _texts(row: Row, indent: str) -> list[Text]:
     return [Text(indent) + texts[0], *texts[1:]]
 
 
-def _lines(cell: Cell) -> list[str]:
+def _lines(cell: TableCell) -> list[str]:
     """The number with its mark, and its interval below."""
     text = " ".join(filter(None, (without_style(cell.text), cell.note, cell.mark)))
     return [text] if cell.interval is None else [text, f"[{', '.join(cell.interval)}]"]

@@ -32,7 +32,7 @@ TokenArray = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Evaluation:
+class SeedEvaluation:
     """The results of one seed's model on its test sequences, by position of the predicted token."""
 
     first: int
@@ -78,7 +78,7 @@ def evaluate(
     device: str,
     precision: Precision = "float32",
     generate: bool = True,
-) -> list[Evaluation]:
+) -> list[SeedEvaluation]:
     """Evaluates the model of every seed on its own sequences.
 
     Args:
@@ -101,7 +101,7 @@ def evaluate(
         accuracy_SP, loss_SP = teacher_forced(config, weights, tokens_SNT, held, first, precision)
         generated_SP = free_running(config, weights, tokens_SNT, held, first, precision) if generate else None
     return [
-        Evaluation(
+        SeedEvaluation(
             first=first,
             accuracy_P=accuracy_SP[seed],
             loss_P=loss_SP[seed],

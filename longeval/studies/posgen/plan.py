@@ -26,7 +26,7 @@ from longeval.rope.base import Geometry, RopeTable, table_digest
 from longeval.rope.build import MethodName, build_table, make_parameters
 from longeval.run.cell import ID_DIGITS, cell_id
 from longeval.run.host import Host
-from longeval.run.overview import Overview, Section, count, format_duration, format_gib
+from longeval.run.overview import CellList, Overview, count, format_duration, format_gib
 from longeval.run.setups import method_names
 from longeval.run.study import Plan, Work
 from longeval.store.folder import Store, TrainingFile
@@ -81,7 +81,7 @@ class PosGenPlan(Plan):
         return Overview(
             columns=("task", "regime", "method", "trained with", "s", "seeds", "stored"),
             words=frozenset({"task", "regime", "method", "trained with"}),
-            sections=(Section(title=None, rows=tuple(told)),),
+            sections=(CellList(title=None, rows=tuple(told)),),
             costs=(self._cost(host, left),),
         )
 

@@ -28,8 +28,7 @@ from longeval.store.provenance import provenance
 from longeval.studies.posgen.cells import Evaluation, Experiment, PosGenCell, Stack
 from longeval.studies.posgen.data import DataSetting, PosGenData, generate
 from longeval.studies.posgen.estimate import costs, pass_costs
-from longeval.studies.posgen.evaluate import Evaluation as SeedEvaluation
-from longeval.studies.posgen.evaluate import TokenArray, evaluate
+from longeval.studies.posgen.evaluate import SeedEvaluation, TokenArray, evaluate
 from longeval.studies.posgen.rotation import digest
 from longeval.studies.posgen.state import History, TrainState, ValidLoss, stack
 from longeval.studies.posgen.trainer import Trainer, name_seeds

@@ -28,12 +28,12 @@ from longeval.rope.build import MethodName
 from longeval.run.cell import cell_id
 from longeval.run.cost import memory_bytes, precision, windows_seconds
 from longeval.run.host import Host, by_engine
-from longeval.run.overview import Overview, Section, count, format_duration, format_gib
+from longeval.run.overview import CellList, Overview, count, format_duration, format_gib
 from longeval.run.setups import Setup, ask_server, check_pin, dtype_of, method_names, setting_notes, setups
 from longeval.run.study import Plan, SkippedWork, Work
 from longeval.run.window import Window
 from longeval.studies.ppl.protocols import PROTOCOLS, Protocol, check_stride
-from longeval.studies.ppl.work import Corpus, PplCell, PplWork
+from longeval.studies.ppl.work import DataSet, PplCell, PplWork
 from longeval.values import format_length
 
 DEFAULT_STRIDE = 256
@@ -66,7 +66,7 @@ class PplPlan(Plan):
         return Overview(
             columns=("method", "s", "length", "documents", "skipped", "windows", "stored"),
             words=frozenset({"method"}),
-            sections=tuple(Section(title=title, rows=tuple(rows)) for title, rows in sections.items()),
+            sections=tuple(CellList(title=title, rows=tuple(rows)) for title, rows in sections.items()),
             costs=tuple(self._cost(host, model, left) for model in self.models),
         )
 
@@ -162,7 +162,7 @@ def together(alone: Sequence[PplWork]) -> list[PplWork]:
     return work
 
 
-def _alone(request: PplRequest, protocol: Protocol, model: PreparedModel, corpus: Corpus, setup: Setup) -> PplWork:
+def _alone(request: PplRequest, protocol: Protocol, model: PreparedModel, corpus: DataSet, setup: Setup) -> PplWork:
     """The work of one cell: one method and length on one data set."""
     lengths = corpus.selection.lengths
     windows = tuple(protocol.windows(lengths, setup.length, stride_of(request), len(model.prefix)))
@@ -248,7 +248,7 @@ def _check_prefix(request: PplRequest, model: PreparedModel) -> None:
     )
 
 
-def _corpus(source: Source, request: PplRequest, model: PreparedModel) -> Corpus:
+def _corpus(source: Source, request: PplRequest, model: PreparedModel) -> DataSet:
     default_min = request.lengths[-1] if request.protocol == "prefix" else 2
     min_tokens = default_min if request.min_tokens is None else request.min_tokens
     docs = request.docs if request.docs is not None else source.default_docs or "all"
@@ -270,10 +270,10 @@ def _corpus(source: Source, request: PplRequest, model: PreparedModel) -> Corpus
     for document in selection.documents:
         if model.unembedded:
             model.check_embedded([document.tokens()], f"--data {source.name}: {document.name}")
-    return Corpus(source=source, selection=selection, min_tokens=min_tokens)
+    return DataSet(source=source, selection=selection, min_tokens=min_tokens)
 
 
-def _check_lengths(request: PplRequest, protocol: Protocol, model: PreparedModel, corpora: Sequence[Corpus]) -> None:
+def _check_lengths(request: PplRequest, protocol: Protocol, model: PreparedModel, corpora: Sequence[DataSet]) -> None:
     """Every length needs a document (or a stream) that fills a window, in at least one data set."""
     for length in reversed(request.lengths):
         if any(_fillable(protocol, corpus, length - len(model.prefix)) for corpus in corpora):
@@ -285,7 +285,7 @@ def _check_lengths(request: PplRequest, protocol: Protocol, model: PreparedModel
         )
 
 
-def _how_to_fill(request: PplRequest, protocol: Protocol, corpora: Sequence[Corpus], length: int, prefix: int) -> str:
+def _how_to_fill(request: PplRequest, protocol: Protocol, corpora: Sequence[DataSet], length: int, prefix: int) -> str:
     """The remedy: only what would help with the documents that are there; `prefix` is in tokens."""
     chosen = [corpus.selection for corpus in corpora]
     ways = []
@@ -309,12 +309,12 @@ def _how_to_fill(request: PplRequest, protocol: Protocol, corpora: Sequence[Corp
     return f"{remedy[0].upper()}{remedy[1:]}."
 
 
-def _fillable(protocol: Protocol, corpus: Corpus, payload: int) -> bool:
+def _fillable(protocol: Protocol, corpus: DataSet, payload: int) -> bool:
     lengths = corpus.selection.lengths
     return bool(lengths) and (sum(lengths) if protocol.joined else max(lengths)) >= payload
 
 
-def _what_is_there(protocol: Protocol, corpus: Corpus) -> str:
+def _what_is_there(protocol: Protocol, corpus: DataSet) -> str:
     chosen = len(corpus.selection.documents)
     if protocol.joined:
         return f"{corpus.source.name} ({sum(corpus.selection.lengths)} tokens in {chosen} documents)"
@@ -325,7 +325,7 @@ def _what_is_there(protocol: Protocol, corpus: Corpus) -> str:
 
 
 def _notes(
-    request: PplRequest, names: Sequence[MethodName], model: PreparedModel, corpora: Sequence[Corpus]
+    request: PplRequest, names: Sequence[MethodName], model: PreparedModel, corpora: Sequence[DataSet]
 ) -> list[str]:
     notes = list(model.notes)
     notes += setting_notes(request, names, model)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from longeval.report.document import Block, Cell, Row, Table
+from longeval.report.document import Block, Row, Table, TableCell
 from longeval.report.grid import Grid
 from longeval.report.numbers import counted, format_perplexity
 from longeval.report.published import (
@@ -35,19 +35,21 @@ def _table(published: PublishedSet, grid: Grid) -> Table:
     rows: list[Row] = []
     for theirs in published.rows:
         values = (theirs.values.get(format_length(length)) for length in lengths)
-        rows.append(published_row(theirs, [DASH if v is None else Cell(text=format_perplexity(v)) for v in values]))
+        rows.append(
+            published_row(theirs, [DASH if v is None else TableCell(text=format_perplexity(v)) for v in values])
+        )
     rows += [
         own_row(grid.model, row, None, [_own_cell(row.cells.get(length)) for length in lengths]) for row in grid.rows
     ]
     return Table(columns=published_columns(map(format_length, lengths)), rows=tuple(rows), left=3)
 
 
-def _own_cell(record: Record | None) -> Cell:
+def _own_cell(record: Record | None) -> TableCell:
     if record is None or record.value is None:
         return DASH
     cell = value_cell(record)
     note = "" if record.documents is None else f"(n {record.documents:,})"
-    return Cell(text=cell.text, interval=cell.interval, note=note)
+    return TableCell(text=cell.text, interval=cell.interval, note=note)
 
 
 def _differences(published: PublishedSet, grid: Grid) -> Iterator[str]:

@@ -15,7 +15,6 @@ from longeval.report.collect import Collection
 from longeval.report.document import (
     Block,
     Bullets,
-    Cell,
     Data,
     Figure,
     Heading,
@@ -24,6 +23,7 @@ from longeval.report.document import (
     Row,
     Section,
     Table,
+    TableCell,
     prose,
 )
 from longeval.report.facts import codes, method_facts, model_fact, server_notes
@@ -127,7 +127,7 @@ def perplexity_table(grid: Grid) -> Table:
     )
 
 
-def _cell(grid: Grid, record: Record | None) -> Cell:
+def _cell(grid: Grid, record: Record | None) -> TableCell:
     return value_cell(record, is_best=record is not None and grid.is_best(record))
 
 
@@ -189,13 +189,13 @@ def _pair_table(grid: Grid, pairs: Sequence[PairRow]) -> Table:
     )
 
 
-def _pair_cell(cell: PairCell | None) -> Cell:
+def _pair_cell(cell: PairCell | None) -> TableCell:
     if cell is None:
         return DASH
     found = cell.difference
     interval = None if found is None else (format_percent(found.low), format_percent(found.high))
     is_different = found is not None and found.excludes_zero
-    return Cell(text=format_percent(cell.ratio), interval=interval, is_strong=is_different)
+    return TableCell(text=format_percent(cell.ratio), interval=interval, is_strong=is_different)
 
 
 def _pair_data(grid: Grid, pairs: Iterable[PairRow]) -> Data:
@@ -376,7 +376,7 @@ def _count_table(grid: Grid) -> Table:
     for length in grid.lengths:
         records = [r for row in grid.rows if (r := row.cells.get(length)) is not None and r.status == "ok"]
         counts = [count_range([count(record) for record in records]) for count in _COUNTS.values()]
-        rows.append(Row(cells=tuple(Cell(text=text) for text in (format_length(length), *counts))))
+        rows.append(Row(cells=tuple(TableCell(text=text) for text in (format_length(length), *counts))))
     return Table(columns=("length", *_COUNTS), rows=tuple(rows))
 
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Corpus:
+class DataSet:
     """A data set as one model sees it."""
 
     source: Source
@@ -67,7 +67,7 @@ class PplWork:
     cells: tuple[PplCell, ...]
     """Ascending in length (all of one length unless the protocol's windows are nested); each has windows."""
     model: PreparedModel
-    corpus: Corpus
+    corpus: DataSet
     protocol: Protocol
     table: Callable[[int], RopeTable]
     """Window length → table."""

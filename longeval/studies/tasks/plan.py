@@ -38,7 +38,7 @@ from longeval.studies.tasks.definitions.templates import TemplateError
 from longeval.studies.tasks.metrics import is_length
 from longeval.studies.tasks.prompts.build import prepare
 from longeval.studies.tasks.prompts.overlong import emptied, nothing_left
-from longeval.studies.tasks.prompts.prepared import PreparedTask, Window
+from longeval.studies.tasks.prompts.prepared import PreparedTask, PromptWindow
 from longeval.studies.tasks.prompts.requests import all_inputs
 from longeval.studies.tasks.setting import Setting, check_samples_fit, prompt_counter
 from longeval.studies.tasks.work import TaskPlan, task_plan
@@ -291,8 +291,8 @@ class _ModelPlan:
         except (NotRunError, TemplateError) as error:
             raise explain(self._index.entry(leaf), task_config(leaf, self._index), error, None) from error
 
-    def _window(self, length: int) -> Window:
-        return Window(
+    def _window(self, length: int) -> PromptWindow:
+        return PromptWindow(
             tokenizer=self.model.tokenizer,
             prefix=self.model.prefix,
             length=length,

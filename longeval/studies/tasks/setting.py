@@ -16,7 +16,7 @@ from longeval.errors import LongEvalError
 from longeval.values import format_length
 
 if TYPE_CHECKING:
-    from longeval.studies.tasks.prompts.prepared import Window
+    from longeval.studies.tasks.prompts.prepared import PromptWindow
 
 DEFAULT_SAMPLES = 100
 """Samples that a synthetic task makes where neither the user nor its YAML says how many."""
@@ -54,7 +54,7 @@ class Setting:
             self.on_sample(index + 1)
 
 
-def prompt_counter(window: Window, config: Mapping[str, Any]) -> Callable[[str], int]:
+def prompt_counter(window: PromptWindow, config: Mapping[str, Any]) -> Callable[[str], int]:
     """Text of the user's message → tokens of the whole prompt: BOS, chat template, beginning of the answer included.
 
     Args:

@@ -15,7 +15,7 @@ from longeval.metrics import Value, derived
 from longeval.request import TasksRequest
 from longeval.run.cost import memory_bytes, precision, seconds
 from longeval.run.host import Host, by_engine
-from longeval.run.overview import Overview, Section, count, format_duration, format_gib
+from longeval.run.overview import CellList, Overview, count, format_duration, format_gib
 from longeval.run.study import Outcome, Plan, SkippedWork, Work
 from longeval.stats.scores import score
 from longeval.store.plan import PlannedRequest
@@ -109,7 +109,7 @@ class TaskPlan(Plan):
         return Overview(
             columns=("task", "length", "methods", "samples", "cut", "skipped", "longest prompt", "stored"),
             words=frozenset({"task", "methods"}),
-            sections=tuple(Section(title=name, rows=tuple(_row(job, stored) for job in own[name])) for name in own),
+            sections=tuple(CellList(title=name, rows=tuple(_row(job, stored) for job in own[name])) for name in own),
             costs=tuple(_cost(self.request, own[name], left) for name in own),
         )
 

@@ -7,7 +7,7 @@ import pytest
 import tiny_posgen as tiny
 import torch
 
-from longeval.studies.posgen.evaluate import Evaluation, evaluate
+from longeval.studies.posgen.evaluate import SeedEvaluation, evaluate
 from longeval.studies.posgen.model import forward, initial_weights
 from longeval.studies.posgen.rotation import cos_sin
 
@@ -63,6 +63,6 @@ def test_without_generation():
 def test_ranges():
     """Positions 4, 5, 6 with a training length of 6: two in distribution, one out of it."""
     values_P = np.array([1.0, 0.5, 0.25])
-    one = Evaluation(first=4, accuracy_P=values_P, loss_P=values_P, generated_P=None, num_sequences=3)
+    one = SeedEvaluation(first=4, accuracy_P=values_P, loss_P=values_P, generated_P=None, num_sequences=3)
     assert (one.in_distribution(values_P, 6), one.ood(values_P, 6)) == (0.75, 0.25)
     assert np.isnan(one.ood(values_P, 7))

@@ -24,7 +24,7 @@ _MAX_NAMED = 6
 """More missing seeds of methods than this are counted and not named."""
 
 
-class Place(NamedTuple):
+class PosGenPlace(NamedTuple):
     """What a cell is about, apart from settings."""
 
     task: str
@@ -33,11 +33,11 @@ class Place(NamedTuple):
     seed: int
 
 
-def place_of(cell: Record | PlannedCell) -> Place:
+def place_of(cell: Record | PlannedCell) -> PosGenPlace:
     """Where a cell belongs."""
     regime, seed = cell.params.get("regime"), cell.params.get("seed")
     task = (cell.data or "").removeprefix(PREFIX)
-    return Place(task=task, regime=str(regime), pe=cell.pe, seed=seed if isinstance(seed, int) else 0)
+    return PosGenPlace(task=task, regime=str(regime), pe=cell.pe, seed=seed if isinstance(seed, int) else 0)
 
 
 def collect_posgen(paths: Sequence[str]) -> Collection:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from longeval.report.document import Cell, Prose, symbol
+from longeval.report.document import Prose, TableCell, symbol
 from longeval.report.numbers import counted
 from longeval.report.tables import DASH
 from longeval.stats.seeds import SeedMean
@@ -17,7 +17,7 @@ def mean_cell(
     num_seeds: int = 0,
     is_strong: bool = False,
     with_interval: bool = True,
-) -> Cell:
+) -> TableCell:
     """`98.30 ± 0.04 [98.05, 98.55] (3 of 5 seeds)`; `98.30` from one seed, a dash for none.
 
     Args:
@@ -30,7 +30,7 @@ def mean_cell(
     if mean is None:
         return DASH
     shown = f"{mean.mean:.2f}" if mean.variance is None else f"{mean.mean:.2f} ± {mean.variance:.2f}"
-    return Cell(
+    return TableCell(
         text=shown if text is None else text,
         interval=_interval(mean) if with_interval else None,
         note=f"({mean.n} of {counted(num_seeds, 'seed')})" if mean.n < num_seeds else "",
@@ -43,7 +43,7 @@ def columns(names: Sequence[str], first: str = "method") -> tuple[Prose, ...]:
     return (first, symbol("s"), *names)
 
 
-def difference_cell(difference: SeedMean | None, num_seeds: int = 0, *, for_paper: bool = False) -> Cell:
+def difference_cell(difference: SeedMean | None, num_seeds: int = 0, *, for_paper: bool = False) -> TableCell:
     """A difference in points with its interval; in bold where the interval excludes 0, not in a paper."""
     if difference is None:
         return DASH

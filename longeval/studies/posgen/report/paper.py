@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from longeval.report.document import Cell, Row, Table, prose, symbol
+from longeval.report.document import Row, Table, TableCell, prose, symbol
 from longeval.report.tables import DASH, method_row
 from longeval.studies.posgen.report.facts import REGIMES, seeds_phrase
 from longeval.studies.posgen.report.means import columns, difference_cell, mean_cell
@@ -79,8 +79,8 @@ def _mean_table(table: PosGenTable, metric: str, what: str, beside: Comparison |
 
 def _published_row(beside: Comparison, row: PosGenRow) -> Row:
     numbers = [beside.number(row, task) for task in beside.table.tasks]
-    cells = [DASH if number is None else Cell(text=number.text) for number in numbers]
-    return Row(cells=(Cell(text=f"{row.row.pe}, published"), Cell(text=""), *cells))
+    cells = [DASH if number is None else TableCell(text=number.text) for number in numbers]
+    return Row(cells=(TableCell(text=f"{row.row.pe}, published"), TableCell(text=""), *cells))
 
 
 def _setting(table: PosGenTable) -> str:

@@ -11,12 +11,12 @@ from typing import NamedTuple
 from longeval.report.document import (
     Block,
     Bullets,
-    Cell,
     Heading,
     Paragraph,
     Prose,
     Span,
     Table,
+    TableCell,
     code,
     joined,
     prose,
@@ -160,14 +160,14 @@ def published_blocks(beside: Comparison) -> list[Block]:
     ]
 
 
-def _cells(beside: Comparison, row: PosGenRow, task: str) -> list[Cell]:
+def _cells(beside: Comparison, row: PosGenRow, task: str) -> list[TableCell]:
     """Our mean, theirs, and the difference."""
     mean, theirs = row.runs[task].mean(OOD), beside.number(row, task)
     ours = mean_cell(mean, with_interval=False)
     if theirs is None:
         return [ours, DASH, DASH]
-    difference = DASH if mean is None else Cell(text=points_text(mean.mean - theirs.mean))
-    return [ours, Cell(text=theirs.text), difference]
+    difference = DASH if mean is None else TableCell(text=points_text(mean.mean - theirs.mean))
+    return [ours, TableCell(text=theirs.text), difference]
 
 
 def _order_items(task: str, methods: Sequence[Both]) -> list[Prose | Bullets]:

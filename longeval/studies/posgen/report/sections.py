@@ -10,7 +10,6 @@ from longeval.report.build import StudyReport
 from longeval.report.collect import Collection
 from longeval.report.document import (
     Block,
-    Cell,
     Figure,
     Heading,
     Paragraph,
@@ -18,6 +17,7 @@ from longeval.report.document import (
     Preface,
     Section,
     Table,
+    TableCell,
     prose,
 )
 from longeval.report.numbers import counted
@@ -154,12 +154,12 @@ def _main_table(table: PosGenTable) -> Table:
     return Table(columns=columns(names), rows=tuple(rows), caption=text, notes=tuple(_outcomes(table)))
 
 
-def _cell(table: PosGenTable, row: PosGenRow, task: str, metric: str) -> Cell:
+def _cell(table: PosGenTable, row: PosGenRow, task: str, metric: str) -> TableCell:
     """`**98.30 ± 0.04** [98.05, 98.55] (3 of 5 seeds)`."""
     runs = row.runs[task]
     mean = runs.mean(metric)
     if mean is None and any(record.status != "ok" for record in runs.records):
-        return Cell(text="failed", is_failure=True)
+        return TableCell(text="failed", is_failure=True)
     return mean_cell(mean, num_seeds=len(table.seeds), is_strong=table.is_best(row, task, metric))
 
 

@@ -25,14 +25,14 @@ from longeval.studies.tasks.prompts.overlong import (
     most_that_fits,
     too_long,
 )
-from longeval.studies.tasks.prompts.prepared import PreparedSample, PreparedTask, Window
+from longeval.studies.tasks.prompts.prepared import PreparedSample, PreparedTask, PromptWindow
 from longeval.studies.tasks.prompts.rendering import Renderer, task_name
 from longeval.studies.tasks.prompts.requests import Built, Request, build, decoding, digest, input_tokens, reach
 
 
 def prepare(
     task: Any,
-    window: Window,
+    window: PromptWindow,
     *,
     limit: int | None,
     indices: Collection[int] | None = None,
@@ -107,7 +107,7 @@ class _Preparer:
     """Makes samples of one task for one window."""
 
     def __init__(
-        self, task: Any, window: Window, *, num_fewshot: int | None, max_new_tokens: int | None, seed: int
+        self, task: Any, window: PromptWindow, *, num_fewshot: int | None, max_new_tokens: int | None, seed: int
     ) -> None:
         self.name = task_name(task)
         self.encoder = window.encoder()

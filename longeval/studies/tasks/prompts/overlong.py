@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from longeval.errors import LongEvalError
-from longeval.studies.tasks.prompts.prepared import PreparedTask, Window
+from longeval.studies.tasks.prompts.prepared import PreparedTask, PromptWindow
 from longeval.values import format_length
 
 Side = Literal["middle", "left", "right"]
@@ -135,7 +135,7 @@ class Need(NamedTuple):
 
 
 def too_long(
-    name: str, window: Window, failures: Mapping[int, int], *, need: Callable[[int, int], Need], num_fewshot: int
+    name: str, window: PromptWindow, failures: Mapping[int, int], *, need: Callable[[int, int], Need], num_fewshot: int
 ) -> LongEvalError:
     """One error for all samples that don't fit; the longest of them says what would do.
 

@@ -11,11 +11,11 @@ import numpy.typing as npt
 
 from longeval.request.tasks import Overlong
 from longeval.studies.tasks.prompts.encoding import Encoder
-from longeval.studies.tasks.prompts.requests import Place, Request, longest_input
+from longeval.studies.tasks.prompts.requests import Request, SamplePlace, longest_input
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Window:
+class PromptWindow:
     """How samples become inputs of a model at one length."""
 
     tokenizer: Any
@@ -48,7 +48,7 @@ class PreparedSample:
     """lm-eval's, with their final texts; without answers, and never given any."""
     requests: tuple[Request, ...]
     """The same as token ids."""
-    places: tuple[tuple[Place, ...], ...]
+    places: tuple[tuple[SamplePlace, ...], ...]
     """Where in the requests' results the answer to each instance is found."""
     prompt_digest: str
     """SHA-256 (first 16 hex digits) of the token ids of everything the model is given."""

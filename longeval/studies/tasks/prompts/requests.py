@@ -1,7 +1,7 @@
 """What lm-eval's tasks ask of a model, as token ids for a backend, and the way back from answers to responses.
 
 lm-eval has an `Instance` for each choice of a question; a backend is asked once for each context, so that the choices
-of one document share its pass. `Place` says where each instance's answer is found.
+of one document share its pass. `SamplePlace` says where each instance's answer is found.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _HARMLESS = {"do_sample", "temperature", "top_p", "top_k", "until", "max_gen_tok
 """Settings of a generation that are dealt with, or mean nothing once decoding is greedy."""
 
 
-class Place(NamedTuple):
+class SamplePlace(NamedTuple):
     """Where one part of an instance's answer stands."""
 
     request: int
@@ -43,7 +43,7 @@ class Built(NamedTuple):
     """Requests, and where the answer of each instance is found in their results."""
 
     requests: tuple[Request, ...]
-    places: tuple[tuple[Place, ...], ...]
+    places: tuple[tuple[SamplePlace, ...], ...]
     """For each instance: one place, or those of all windows of a text that is scored whole."""
 
 
@@ -95,7 +95,7 @@ def build(instances: Sequence[Any], encoder: Encoder, *, length: int, max_new_to
     contexts = _Contexts()
     requests: list[GenerateRequest] = []
     generated: dict[int, int] = {}
-    places: list[tuple[Place, ...]] = []
+    places: list[tuple[SamplePlace, ...]] = []
     for index, instance in enumerate(instances):
         kind = instance.request_type
         if kind == "loglikelihood":
@@ -112,11 +112,11 @@ def build(instances: Sequence[Any], encoder: Encoder, *, length: int, max_new_to
             raise LongEvalError(f"lm-eval's request type {kind!r} is unknown here")
     first = len(contexts.pairs)
     for index, request in generated.items():
-        places[index] = (Place(first + request, 0),)
+        places[index] = (SamplePlace(first + request, 0),)
     return Built((*contexts.requests(), *requests), tuple(places))
 
 
-def response(instance: Any, places: Sequence[Place], results: Sequence[Result]) -> Any:
+def response(instance: Any, places: Sequence[SamplePlace], results: Sequence[Result]) -> Any:
     """What lm-eval expects as the answer to an instance: (log-likelihood, greedy), their sum over windows, or text."""
     found = [results[place.request] for place in places]
     if instance.request_type == "generate_until":
@@ -179,7 +179,7 @@ class _Contexts:
         self.pairs: list[tuple[list[int], list[list[int]]]] = []
         self._shared: dict[tuple[int, ...], int] = {}
 
-    def add(self, pair: Pair, *, shared: bool = True) -> Place:
+    def add(self, pair: Pair, *, shared: bool = True) -> SamplePlace:
         """A continuation's place: beside those of the same context, or, not `shared`, in a request of its own."""
         assert pair.context
         if not pair.continuation:
@@ -188,7 +188,7 @@ class _Contexts:
         if index == len(self.pairs):
             self.pairs.append((pair.context, []))
         self.pairs[index][1].append(pair.continuation)
-        return Place(index, len(self.pairs[index][1]) - 1)
+        return SamplePlace(index, len(self.pairs[index][1]) - 1)
 
     def requests(self) -> tuple[ChoicesRequest, ...]:
         return tuple(

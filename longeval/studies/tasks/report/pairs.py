@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from longeval.report.document import Cell, Data, Prose, Row, Table, prose, symbol
+from longeval.report.document import Data, Prose, Row, Table, TableCell, prose, symbol
 from longeval.report.numbers import MISSING, counted, format_change, format_p, format_score
 from longeval.report.rows import GridRow, base_row, factor_text
 from longeval.report.settings import comparable
@@ -138,28 +138,28 @@ def _caption(pairs: Sequence[TaskPair]) -> str:
     return f"{text}. Bold: p < {ALPHA}, or without p an interval that excludes 0."
 
 
-def _pair_cells(pair: TaskPair) -> Iterator[Cell]:
-    yield Cell(text=f"{pair.task}: {pair.metric}")
-    yield Cell(text=prose("`{}` vs `{}`", pair.resonance.label, pair.base.label))
-    yield Cell(text=factor_text(pair.base))
-    yield Cell(text=format_length(pair.length))
+def _pair_cells(pair: TaskPair) -> Iterator[TableCell]:
+    yield TableCell(text=f"{pair.task}: {pair.metric}")
+    yield TableCell(text=prose("`{}` vs `{}`", pair.resonance.label, pair.base.label))
+    yield TableCell(text=factor_text(pair.base))
+    yield TableCell(text=format_length(pair.length))
     found = pair.found
     if found is None:
         a, b = pair.record_base.value or 0.0, pair.record_resonance.value or 0.0
         difference = MISSING if pair.why_not == INCOMPARABLE else format_change(b - a)
-        yield from (Cell(text=text) for text in (MISSING, format_score(a), format_score(b), difference))
+        yield from (TableCell(text=text) for text in (MISSING, format_score(a), format_score(b), difference))
         yield from (DASH, DASH, DASH)
         return
-    yield Cell(text=f"{found.n:,}")
-    yield Cell(text=format_score(found.value_a, found.stderr))
-    yield Cell(text=format_score(found.value_b, found.stderr))
+    yield TableCell(text=f"{found.n:,}")
+    yield TableCell(text=format_score(found.value_a, found.stderr))
+    yield TableCell(text=format_score(found.value_b, found.stderr))
     interval = None
     if found.ci_low is not None and found.ci_high is not None:
         interval = format_change(found.ci_low, found.stderr), format_change(found.ci_high, found.stderr)
-    yield Cell(text=format_change(found.difference, found.stderr), interval=interval, is_strong=pair.is_different)
-    yield Cell(text=str(found.a_only))
-    yield Cell(text=str(found.b_only))
-    yield DASH if found.p is None else Cell(text=format_p(found.p))
+    yield TableCell(text=format_change(found.difference, found.stderr), interval=interval, is_strong=pair.is_different)
+    yield TableCell(text=str(found.a_only))
+    yield TableCell(text=str(found.b_only))
+    yield DASH if found.p is None else TableCell(text=format_p(found.p))
 
 
 def pair_notes(pairs: Sequence[TaskPair]) -> list[str]:

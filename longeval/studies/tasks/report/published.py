@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from longeval.report.document import Block, Cell, Table
+from longeval.report.document import Block, Table, TableCell
 from longeval.report.published import (
     AVERAGE,
     PublishedSet,
@@ -59,11 +59,11 @@ def _own_rows(tables: Sequence[TaskTable], length: int) -> list[GridRow]:
     return list(rows.values())
 
 
-def _percent_cell(value: float | None) -> Cell:
-    return DASH if value is None else Cell(text=f"{value:.2f}")
+def _percent_cell(value: float | None) -> TableCell:
+    return DASH if value is None else TableCell(text=f"{value:.2f}")
 
 
-def _own_cell(table: TaskTable | None, row: GridRow, length: int) -> Cell:
+def _own_cell(table: TaskTable | None, row: GridRow, length: int) -> TableCell:
     """The score of the row with the same label and factor."""
     record = None if table is None else _record(table, row, length)
     if table is None or record is None or record.value is None:
@@ -71,7 +71,7 @@ def _own_cell(table: TaskTable | None, row: GridRow, length: int) -> Cell:
     interval = None
     if record.ci_low is not None and record.ci_high is not None:
         interval = f"{100 * record.ci_low:.1f}", f"{100 * record.ci_high:.1f}"
-    return Cell(
+    return TableCell(
         text=f"{100 * record.value:.2f}",
         interval=interval,
         note="" if record.n is None else f"(n {record.n:,})",

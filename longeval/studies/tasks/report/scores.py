@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from longeval.metrics import higher_is_better
-from longeval.report.document import Cell, Prose, Row, Table, code, emphasis, joined, prose
+from longeval.report.document import Prose, Row, Table, TableCell, code, emphasis, joined, prose
 from longeval.report.facts import codes
 from longeval.report.numbers import format_score
 from longeval.report.rows import outcome_lines
@@ -28,12 +28,12 @@ def score_error(records: Iterable[Record]) -> ScoreError:
     return "stderr" if any(record.params.get("stderr") is not None for record in every) else "none"
 
 
-def score_cell(record: Record | None, error: ScoreError, mark: str = "") -> Cell:
+def score_cell(record: Record | None, error: ScoreError, mark: str = "") -> TableCell:
     """`0.45 [0.26, 0.66]`, `0.45 ± 0.05`, `failed`, `skipped`, or a dash where no run folder holds it."""
     if record is None:
         return DASH
     if record.status != "ok" or record.value is None:
-        return Cell(text=record.status, is_failure=record.status == "failed")
+        return TableCell(text=record.status, is_failure=record.status == "failed")
     stderr = record.params.get("stderr")
     text = format_score(record.value, stderr)
     interval = None
@@ -41,10 +41,10 @@ def score_cell(record: Record | None, error: ScoreError, mark: str = "") -> Cell
         interval = format_score(record.ci_low, stderr), format_score(record.ci_high, stderr)
     if error == "stderr" and stderr is not None:
         text += f" ± {format_score(stderr, stderr) if record.value < 10 else f'{stderr:.1f}'}"
-    return Cell(text=text, interval=interval, mark=mark)
+    return TableCell(text=text, interval=interval, mark=mark)
 
 
-def marked_cell(table: TaskTable, record: Record | None, error: ScoreError) -> Cell:
+def marked_cell(table: TaskTable, record: Record | None, error: ScoreError) -> TableCell:
     """A score of a task, with a mark where it can't be told from guessing."""
     return score_cell(record, error, CHANCE_MARK if is_chance(table, record) else "")
 
@@ -55,7 +55,9 @@ def task_table(table: TaskTable) -> Table:
     rows = method_rows_of(table.rows, table.lengths, lambda record: marked_cell(table, record, error))
     if table.members is None:
         rows += tuple(
-            Row(cells=(Cell(text=emphasis(name)), Cell(text=""), *(Cell(text=count) for count in counts)))
+            Row(
+                cells=(TableCell(text=emphasis(name)), TableCell(text=""), *(TableCell(text=count) for count in counts))
+            )
             for name, counts in count_rows(table)
         )
     return Table(
@@ -114,8 +116,8 @@ def _all_tasks(tasks: TaskSet, tables: Sequence[TaskTable], *, caption: str, not
     rows: list[Row] = []
     for table in tables:
         error = score_error(table.records)
-        counts = [Cell(text=_count(table, length)) for length in tasks.lengths]
-        rows.append(Row(cells=(Cell(text=heading(table)), Cell(text=""), *counts), is_heading=True))
+        counts = [TableCell(text=_count(table, length)) for length in tasks.lengths]
+        rows.append(Row(cells=(TableCell(text=heading(table)), TableCell(text=""), *counts), is_heading=True))
         rows += _method_rows(table, tasks.lengths, error)
     return Table(
         columns=length_columns(["task, method"], tasks.lengths),

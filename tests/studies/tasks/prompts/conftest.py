@@ -6,7 +6,7 @@ import pytest
 from local_tasks import CHAT_TEMPLATE
 
 from longeval.data.special import prefix_ids
-from longeval.studies.tasks.prompts.prepared import Window
+from longeval.studies.tasks.prompts.prepared import PromptWindow
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +41,7 @@ def window(tiny_tokenizer):
     def make(**changes):
         bos = changes.pop("bos", False)
         fields = {"tokenizer": tiny_tokenizer, "length": 512, "chat": False, "overlong": "middle"} | changes
-        return Window(**fields, prefix=prefix_ids(fields["tokenizer"]) if bos else ())
+        return PromptWindow(**fields, prefix=prefix_ids(fields["tokenizer"]) if bos else ())
 
     return make
 

@@ -136,12 +136,12 @@ def test_for_any_text_nothing_is_longer_than_the_window(document, length, side, 
     from unittest import mock
 
     from longeval.studies.tasks.prompts.encoding import Encoder
-    from longeval.studies.tasks.prompts.prepared import Window
+    from longeval.studies.tasks.prompts.prepared import PromptWindow
 
     if not document.strip():
         return
     task = reading(rows=[reading_row(0, document=document)], metadata={"document": "document"})
-    window = Window(
+    window = PromptWindow(
         tokenizer=tiny_tokenizer, prefix=prefix_ids(tiny_tokenizer), length=length, chat=False, overlong=side
     )
     if slow:  # as a slow tokenizer, which can't tell where tokens end
