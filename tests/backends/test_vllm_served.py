@@ -149,7 +149,7 @@ def join(*parts):
 
 def test_it_says_what_it_is(served, server):
     first, last = served.log.read_text().splitlines()  # and nothing of vLLM's
-    assert first.startswith("longeval: starting vLLM's server: model with resonance_yarn, s = 2, up to 256 tokens")
+    assert first.startswith("longeval: starting vLLM's server: tiny with resonance_yarn, s = 2, up to 256 tokens")
     assert last.startswith(f"longeval: ready: {served.url} serves tiny with resonance_yarn, s = 2, up to 256 tokens")
     assert KEY not in served.log.read_text()
     assert (server.served_model, server.max_length) == ("tiny", ROOM)
