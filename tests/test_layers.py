@@ -162,6 +162,16 @@ def test_modules_keep_the_rules():
         )
 
 
+def test_a_public_class_name_exists_once():
+    names = [
+        node.name
+        for module in MODULES
+        for node in ast.walk(ast.parse(module.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    ]
+    assert sorted(name for name in set(names) if names.count(name) > 1) == []
+
+
 def test_the_checks_themselves_see_what_they_look_for():
     lazily = "def f():\n    from longeval.run.cell import cell_id\n"
     assert upward("models", lazily) == {"run"}
