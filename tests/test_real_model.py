@@ -49,6 +49,7 @@ LLAMA_CPP = {1024: 20.0185, 2048: 19.4165}
 """Gemma 3 270M on the first GovReport document, prefix: llama.cpp on the dequantised weights, cache in float32."""
 
 
+@pytest.mark.weekly
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @NEEDS_DOCUMENT
@@ -74,6 +75,7 @@ def test_perplexity_of_the_embedded_gemma_is_that_of_llama_cpp(tmp_path):
         assert r.value == pytest.approx(LLAMA_CPP[r.length], rel=0.02)
 
 
+@pytest.mark.weekly
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.usefixtures("user_cache")

@@ -282,5 +282,5 @@ def test_smollm2_cuts_numbers_into_digits(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     tokenizer = load_tokenizer(resolve(embedded.EMBEDDED))
     assert tokenizer("Hello world! 123").input_ids == [19556, 905, 17, 216, 33, 34, 35]
-    documents = open_source("gov_report").read()
+    documents = open_source("gov_report").documents()
     assert max(len(tokenizer(document.text).input_ids) for document in documents) == 24280
