@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from longeval.report.document import Document
 
 
+_OF_RESULTS = ("params.ci", "params.stderr", "params.primary", "params.higher_is_better", "params.filter")
+"""Columns that follow from a result, and tell no two cells apart."""
+
+
 class Results:
     """The records of a run folder; see `load` and the functions of studies."""
 
@@ -140,25 +144,19 @@ class Results:
         return "\n".join((self._table(), *self._figures()))
 
     def _table(self) -> str:
-        """The values as an HTML table: a row for each model, data, metric and method; a column for each length."""
-        import pandas as pd
-
-        rows = [
-            {
-                "model": record.model,
-                "data": record.task or record.data,
-                "metric": record.metric,
-                "method": record.pe,
-                "length": record.length,
-                "value": record.value,
-            }
-            for record in self.records
-        ]
-        if not rows:
+        """The values as an HTML table: a column for each length, a row for each combination of what else differs."""
+        if not self.records:
             return f"<p>{html.escape(self.path)}: no cells</p>"
-        index = ["model", "data", "metric", "method"]
-        table = pd.DataFrame(rows).pivot_table(index=index, columns="length", values="value", sort=False, dropna=False)
-        return str(table.dropna(how="all").sort_index(axis="columns").to_html(na_rep="–", float_format="{:.4g}".format))
+        frame = self.frame.assign(data=self.frame["task"].fillna(self.frame["data"]))
+        always = ["model", "data", "metric", "pe"]
+        others = [name for name in frame if name.startswith("params.") and not name.startswith(_OF_RESULTS)]
+        for name in ("protocol", "factor", "backend", "dtype", *others, "cell"):
+            if not frame.duplicated([*always, "length"]).any():
+                break
+            if frame[name].map(str).nunique() > 1:
+                always.append(name)
+        wide = frame.pivot(index=always, columns="length", values="value").dropna(how="all").sort_index(axis="columns")
+        return str(wide.to_html(na_rep="–", float_format="{:.4g}".format))
 
     def _figures(self) -> list[str]:
         """The report's figures as HTML."""

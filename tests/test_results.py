@@ -91,6 +91,23 @@ def test_a_notebook_shows_a_table_and_a_figure(measured):
     assert repr(measured) == f"Results({measured.path!r}: 8 cells, 0 failed)"
 
 
+def test_a_notebook_never_averages_cells_that_differ(tiny_llama, measured):
+    data = measured.frame.data.iloc[-1]
+    folder = f"{measured.path}-both"
+    for settings in (
+        {"protocol": "prefix"},
+        {"protocol": "sliding", "stride": 32},
+        {"protocol": "sliding", "stride": 48},
+    ):
+        longeval.ppl(model=str(tiny_llama), pe="none", lengths=64, data=data, out=folder, quiet=True, **settings)
+    results = longeval.load(folder)
+    values = results.frame.query("metric == 'perplexity'").value
+    shown = results._repr_html_()
+    assert len(values) == values.nunique() == 3
+    assert all(f"{value:.4g}" in shown for value in values)
+    assert "sliding" in shown and "params.stride" in shown
+
+
 def test_a_wrong_request_computes_and_writes_nothing(tiny_llama, tmp_path):
     with pytest.raises(LongEvalError) as error:
         longeval.ppl(model=str(tiny_llama), pe="yearn", lengths="64", out=str(tmp_path / "run"), quiet=True)

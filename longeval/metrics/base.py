@@ -4,7 +4,7 @@ A metric is one function over an artefact of a cell, with a name, a direction an
 
     register(
         Metric(
-            name="median_nll",
+            name="median_token_nll",
             artefact=NLL,
             higher_is_better=False,
             number="significant",

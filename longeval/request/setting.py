@@ -2,7 +2,7 @@
 
 A field of a request class carries a `Declare`:
 
-    stride: Annotated[int | None, Setting(length(least=1), "Tokens between windows.", unset="256")] = None
+    stride: Annotated[int | None, Declare(readers.length(least=1), "Tokens between windows.")] = None
 
 From that come the flag `--stride` with its help, the key `stride` in YAML, the check of both, and the name that
 messages use. `request/base.py` reads values with it, `cli/command.py` makes flags of it.

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import longeval.metrics  # noqa: F401  (registers all metrics: stored cells are checked against them)
 from longeval.backends.base import Backend
 from longeval.run.executor import Executor, LocalExecutor
 from longeval.run.host import Progress, open_host

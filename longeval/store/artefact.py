@@ -47,6 +47,10 @@ class Artefact(Generic[T]):
     other: Callable[[T, Record], float | None] | None = None
     """The same for all metrics that are not among `values`; None where there are no others."""
 
+    def __reduce__(self) -> tuple[Callable[[str], Artefact[Any]], tuple[str]]:
+        """An outcome that goes to another process names its kind of artefact: functions of metrics can't be pickled."""
+        return _registered, (self.folder,)
+
     def path(self, cell: str) -> str:
         """Name of a cell's file, with its folder."""
         return f"{self.folder}/{cell}.{self.suffix}"
@@ -54,6 +58,11 @@ class Artefact(Generic[T]):
 
 ARTEFACTS: Registry[Artefact[Any]] = Registry("artefact")
 """Kinds of artefacts by folder."""
+
+
+def _registered(folder: str) -> Artefact[Any]:
+    """The kind of artefact with this folder."""
+    return ARTEFACTS[folder]
 
 
 def artefact_of(record: Record) -> Artefact[Any] | None:

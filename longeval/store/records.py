@@ -40,7 +40,7 @@ class Provenance:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Record:
-    """One metric of one cell. See the contract in the README; every field is plain JSON."""
+    """One metric of one cell. Every field is plain JSON; docs/guide.md shows them all."""
 
     schema_version: int = SCHEMA_VERSION
     cell: str
