@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -160,6 +161,34 @@ def test_modules_keep_the_rules():
         assert module.stem not in ("utils", "util", "helpers", "common", "misc"), (
             "a function lives where its noun lives"
         )
+
+
+def circle(imports: dict[str, set[str]]) -> list[str]:
+    """Modules that import one another, as far as one circle goes; empty where there is none.
+
+    Args:
+        imports: Module → full names of what it imports.
+    """
+    known = {
+        module: {name if name in imports else name.rpartition(".")[0] for name in names} & imports.keys()
+        for module, names in imports.items()
+    }
+    try:
+        TopologicalSorter({module: names - {module} for module, names in known.items()}).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_no_modules_import_one_another():
+    def name(module: Path) -> str:
+        parts = module.relative_to(PACKAGE.parent).with_suffix("").parts
+        return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+    inner = [module for module in MODULES if module != PACKAGE / "__init__.py"]  # it shows what modules below it make
+    assert circle({name(module): imported(module.read_text(encoding="utf-8")) for module in inner}) == []
+    assert set(circle({"a.b": {"a.c.f"}, "a.c": {"a.d"}, "a.d": {"a.b"}})) == {"a.b", "a.c", "a.d"}
+    assert circle({"a.b": {"a.c.f"}, "a.c": {"a.d"}, "a.d": {"e"}}) == []
 
 
 def test_a_public_class_name_exists_once():
