@@ -16,8 +16,8 @@ from __future__ import annotations
 import base64
 import functools
 import html
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from longeval.errors import LongEvalError
 from longeval.store.folder import Store
@@ -26,7 +26,9 @@ from longeval.store.records import Record
 if TYPE_CHECKING:
     import pandas as pd
 
-    from longeval.report.document import Document
+    from longeval.report.build import StudyReport
+    from longeval.report.collect import Collection
+    from longeval.report.document import Preface
 
 
 _OF_RESULTS = ("params.ci", "params.stderr", "params.primary", "params.higher_is_better", "params.filter")
@@ -118,8 +120,10 @@ class Results:
     def report(self, path: str | None = None) -> str:
         """Writes the report of the whole run folder, in every format, as `longeval report` does.
 
+        A folder that holds PosGen cells alone gets the report of `longeval posgen table`.
+
         Args:
-            path: The Markdown file; its siblings get the same name. None: `report.md` in the run folder.
+            path: The Markdown file; its siblings get the same name. None: `report.md` (`posgen.md`) in the run folder.
 
         Returns:
             The path of the Markdown file.
@@ -127,10 +131,18 @@ class Results:
         Raises:
             LongEvalError: The folder holds no cells, or the files can't be written.
         """
-        from longeval.cli.report import study_reports
         from longeval.report.write import write_report
 
-        written = write_report([self.path], studies=study_reports(), out=path, command="longeval.Results.report")
+        kind = self._kind_of_report()
+        written = write_report(
+            [self.path],
+            studies=kind.studies,
+            read=kind.read,
+            name=kind.name,
+            out=path,
+            command="longeval.Results.report",
+            preface=kind.preface,
+        )
         return written.files[0]
 
     def __repr__(self) -> str:
@@ -140,13 +152,13 @@ class Results:
         return f"Results({self.path!r}: {len(cells)} cells, {failed} failed)"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: values by method and length, and the figures of the report."""
+        """What a notebook shows: the values of these results, and the figures of the run folder's report."""
+        if not self.records:
+            return f"<p>{html.escape(self.path)}: no cells</p>"
         return "\n".join((self._table(), *self._figures()))
 
     def _table(self) -> str:
         """The values as an HTML table: a column for each length, a row for each combination of what else differs."""
-        if not self.records:
-            return f"<p>{html.escape(self.path)}: no cells</p>"
         frame = self.frame.assign(data=self.frame["task"].fillna(self.frame["data"]))
         always = ["model", "data", "metric", "pe"]
         others = [name for name in frame if name.startswith("params.") and not name.startswith(_OF_RESULTS)]
@@ -159,24 +171,50 @@ class Results:
         return str(wide.to_html(na_rep="–", float_format="{:.4g}".format))
 
     def _figures(self) -> list[str]:
-        """The report's figures as HTML."""
-        figures = (figure for section in self._document().sections for figure in section.figures)
+        """The figures of the run folder's report, as HTML."""
+        from longeval.report.build import build_document
+
+        kind = self._kind_of_report()
+        document = build_document(
+            kind.read([self.path]),
+            kind.studies,
+            command="",
+            preface=kind.preface,
+            published=False,
+            files=(),
+            folder="",
+        )
         return [
             f'<img src="data:image/png;base64,{base64.b64encode(figure.picture.png).decode()}" '
             f'alt="{html.escape(figure.name)}" style="max-width: 640px">'
-            for figure in figures
+            for section in document.sections
+            for figure in section.figures
         ]
 
-    def _document(self) -> Document:
-        """The report of these results."""
+    def _kind_of_report(self) -> _KindOfReport:
+        """How the run folder's report is made."""
         from longeval.cli.report import study_reports
-        from longeval.report.build import build_document
         from longeval.report.collect import collect
         from longeval.report.document import Preface
 
-        return build_document(
-            collect([self.path]), study_reports(), command="", preface=Preface(), published=False, files=(), folder=""
-        )
+        if any(record.backend != "posgen" for cell in self._store.cells() for record in cell.records):
+            return _KindOfReport("report", study_reports(), collect, Preface())
+        from longeval.studies.posgen.report.cells import collect_posgen
+        from longeval.studies.posgen.report.sections import REPORT, introduced
+
+        return _KindOfReport("posgen", (REPORT,), collect_posgen, introduced("", ""))
+
+
+class _KindOfReport(NamedTuple):
+    """What `longeval report` and `longeval posgen table` differ in."""
+
+    name: str
+    """Of the Markdown file, without suffix."""
+    studies: Sequence[StudyReport]
+    """Who says something of the cells."""
+    read: Callable[[Sequence[str]], Collection]
+    """Reads the cells of run folders."""
+    preface: Preface
 
 
 def load(path: str) -> Results:

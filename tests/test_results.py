@@ -108,6 +108,34 @@ def test_a_notebook_never_averages_cells_that_differ(tiny_llama, measured):
     assert "sliding" in shown and "params.stride" in shown
 
 
+def test_tasks_have_samples_and_posgen_a_report_of_its_own(tmp_path, monkeypatch):
+    golden = Path(__file__).parent / "golden"
+    monkeypatch.chdir(golden)  # the task's data lie there
+    answers = longeval.tasks(
+        model=str(golden / "model"),
+        pe="none",
+        tasks=str(golden / "tasks" / "answer.yaml"),
+        lengths=96,
+        limit=3,
+        dtype="float32",
+        out=str(tmp_path / "tasks"),
+        quiet=True,
+    )
+    row = answers.frame.iloc[0]
+    samples = answers.samples(row.cell)
+    assert (row.metric, len(samples)) == ("exact_match", 3)
+    assert samples["scores.exact_match"].mean() == row.value
+    small = {"num_train": 8, "num_valid": 4, "num_test": 4, "length": 16, "test_length": 24, "batch_size": 4}
+    model = {"layers": 1, "d_model": 16, "d_ff": 16, "heads": 1, "head_dim": 16}
+    trained = longeval.posgen(
+        task="cot", pe="none", seeds=2, epochs=1, **small, **model, out=str(tmp_path / "posgen"), quiet=True
+    )
+    assert set(trained.frame["params.seed"]) == {0, 1}
+    shown = trained._repr_html_()
+    assert "params.seed" in shown and "<img" in shown
+    assert Path(trained.report()) == tmp_path / "posgen" / "posgen.md"
+
+
 def test_a_wrong_request_computes_and_writes_nothing(tiny_llama, tmp_path):
     with pytest.raises(LongEvalError) as error:
         longeval.ppl(model=str(tiny_llama), pe="yearn", lengths="64", out=str(tmp_path / "run"), quiet=True)

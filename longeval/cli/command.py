@@ -60,7 +60,7 @@ def study_command(
     parameters = [*_settings(kind, required=instead is None), *more, *RUN_FLAGS.values()]
     command.__doc__ = kind.__doc__
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters} | {"return": int}
-    command.__signature__ = inspect.Signature(parameters, return_annotation=int)  # type: ignore[attr-defined]
+    command.__signature__ = inspect.Signature(parameters, return_annotation=int)  # type: ignore[attr-defined]  # typer reads it
     return command
 
 
