@@ -120,9 +120,9 @@ def _reset_peak(device: str) -> int | None:
 
         torch.cuda.reset_peak_memory_stats(device)
     else:
-        from longeval.backends.hf import memory
+        from longeval.backends.hf import backend
 
-        memory.reset_peak()
+        backend.reset_peak()
     return _peak_bytes(device)
 
 
@@ -132,6 +132,6 @@ def _peak_bytes(device: str) -> int | None:
         import torch
 
         return int(torch.cuda.max_memory_allocated(device))
-    from longeval.backends.hf import memory
+    from longeval.backends.hf import backend
 
-    return memory.peak_bytes() if device == "cpu" else None
+    return backend.peak_bytes() if device == "cpu" else None

@@ -18,7 +18,7 @@ from bench.timing import Timed, alternate
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from longeval.studies.posgen.config import ModelConfig, Precision
+    from longeval.studies.posgen.cells import ModelConfig, Precision
 
 NUM_SEEDS = 5
 BATCH_SIZE = 128
@@ -70,7 +70,7 @@ def measure_stacking(request: Request, config: ModelConfig | None = None) -> lis
 
 def default_config(device: str) -> ModelConfig:
     """The published sizes; on a CPU, where their steps take seconds, those of the smoke preset."""
-    from longeval.studies.posgen.config import ModelConfig
+    from longeval.studies.posgen.cells import ModelConfig
 
     return ModelConfig(d_model=128, d_ff=512, heads=2) if device == "cpu" else ModelConfig()
 
@@ -108,10 +108,9 @@ def stepping(config: ModelConfig, num_seeds: int, precision: Precision, device: 
     from longeval.rope.base import Geometry
     from longeval.rope.build import build_table
     from longeval.studies.posgen.data import DataSetting, generate
-    from longeval.studies.posgen.model import matmul_precision
-    from longeval.studies.posgen.rotation import cos_sin
+    from longeval.studies.posgen.model import cos_sin, matmul_precision
     from longeval.studies.posgen.state import initial_state
-    from longeval.studies.posgen.steps import Rate, Stepper
+    from longeval.studies.posgen.train import Rate, Stepper
 
     sizes = DataSetting(
         task="cot", modulus=config.modulus, length=LENGTH, num_train=BATCH_SIZE, num_valid=0, num_test=0

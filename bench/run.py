@@ -148,7 +148,7 @@ def measure(request: Request) -> tuple[Results, str]:
 
 def raw_numbers(request: Request, results: Results, device_name: str, elapsed_s: float) -> dict[str, Any]:
     """All that was measured as plain JSON types: every repeat's seconds, the figures made of them, the provenance."""
-    from longeval.store.provenance import provenance
+    from longeval.store.records import provenance
 
     def row(
         part: Throughput | Curve | Sliding | Sharing | Engines | Stacking, first: str, second: str, **figures: object

@@ -92,8 +92,7 @@ def request_spec(request: Request, dtype: str, *, pe: str, lengths: tuple[int, .
 def open_text(request: Request, dtype: str) -> Text:
     """Plans the longest window and reads its tokens; raises LongEvalError for what a user can mend."""
     from longeval.studies.ppl.plan import plan_ppl
-    from longeval.studies.ppl.texts import Texts
-    from longeval.studies.ppl.work import PplWork
+    from longeval.studies.ppl.work import PplWork, Texts
 
     (work,) = plan_ppl(request_spec(request, dtype, pe="none", lengths=(request.longest,))).work
     assert isinstance(work, PplWork)

@@ -131,7 +131,7 @@ class Results:
         Raises:
             LongEvalError: The folder holds no cells, or the files can't be written.
         """
-        from longeval.report.write import write_report
+        from longeval.report.build import write_report
 
         kind = self._kind_of_report()
         written = write_report(
@@ -246,7 +246,7 @@ def carry_out(
         LongEvalError: The request is wrong; nothing has been computed or written.
     """
     from longeval.cli.progress import RunProgress
-    from longeval.cli.request import check_folder, default_out
+    from longeval.cli.run import check_folder, default_out
     from longeval.request.requests import REQUESTS
     from longeval.run.engine import run
     from longeval.run.study import find_study

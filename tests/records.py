@@ -7,11 +7,10 @@ import random
 import numpy as np
 
 from longeval.cli.report import study_reports
-from longeval.report import write
+from longeval.report import build
 from longeval.request import PosGenRequest, requests_to_yaml
-from longeval.stats.bootstrap import interval
+from longeval.stats.bootstrap import interval, resampling_units
 from longeval.stats.scores import score
-from longeval.stats.units import resampling_units
 from longeval.store.curves import Curves
 from longeval.store.folder import Store
 from longeval.store.nll import TokenNll
@@ -148,7 +147,7 @@ def make_run(path, cells):
 
 def write_report(runs, **options):
     """A report with what all studies say, as `longeval report` writes it."""
-    return write.write_report(runs, studies=study_reports(), **options)
+    return build.write_report(runs, studies=study_reports(), **options)
 
 
 # Downstream tasks.
@@ -436,7 +435,7 @@ def _meets(record, spec):
 
 def write_posgen_table(runs, *, out=None, json_path=None, command="longeval posgen table"):
     """The report of PosGen, as `longeval posgen table` writes it."""
-    return write.write_report(
+    return build.write_report(
         runs,
         studies=(POSGEN_REPORT,),
         read=collect_posgen,

@@ -292,7 +292,7 @@ def test_steps_per_second_and_floor():
 @pytest.fixture
 def small_steps(monkeypatch):
     """Batches of 8, and a model to go with them."""
-    from longeval.studies.posgen.config import ModelConfig
+    from longeval.studies.posgen.cells import ModelConfig
 
     monkeypatch.setattr("bench.posgen.BATCH_SIZE", 8)
     return ModelConfig(d_model=16, d_ff=32, heads=2, head_dim=8)

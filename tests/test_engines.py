@@ -18,8 +18,7 @@ from slow_start import PASS_S, SlowStart
 
 from longeval.backends.base import BackendError, check_request
 from longeval.backends.vllm import options as vllm_options
-from longeval.backends.vllm.arguments import OWNED, parse_vllm_args
-from longeval.backends.vllm.family import remedy_for_family
+from longeval.backends.vllm.options import OWNED, parse_vllm_args, remedy_for_family
 from longeval.cli.progress import RunProgress
 from longeval.errors import LongEvalError
 from longeval.models import hub

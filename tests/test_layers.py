@@ -157,7 +157,7 @@ def test_modules_keep_the_rules():
     for module in MODULES:
         source = module.read_text(encoding="utf-8")
         assert forbidden(source) == [], module
-        assert source.count("\n") <= 400, f"{module} has two jobs"
+        assert source.count("\n") <= 500, f"{module} has two jobs"
         assert module.stem not in ("utils", "util", "helpers", "common", "misc"), (
             "a function lives where its noun lives"
         )

@@ -13,7 +13,7 @@ from known import log_position
 from tiny import save_tiny_llama
 
 from longeval.backends.vllm import options as vllm_options
-from longeval.cli import parity as shown
+from longeval.cli import doctor as shown
 from longeval.cli.app import app, run_app
 from longeval.cli.progress import RunProgress
 from longeval.doctor import parity as module

@@ -85,8 +85,8 @@ def test_a_stock_task_of_lm_eval_scores_as_with_its_own_model(tmp_path):
     from lm_eval.models.huggingface import HFLM
 
     from longeval.request import TasksRequest
+    from longeval.studies.tasks.definitions.guards import quiet
     from longeval.studies.tasks.plan import plan_tasks
-    from longeval.studies.tasks.quiet import quiet
 
     spec = TasksRequest(
         model=("smollm2-135m-q4",),

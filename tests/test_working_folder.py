@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from longeval.backends.vllm import server as vllm_server
-from longeval.models import wheels
+from longeval.models import embedded
 
 OWN = {"longeval", "vllm"}
 """Found where they are installed; `python -m longeval` in a folder with another `longeval` means that one."""
@@ -60,7 +60,7 @@ def test_the_files_would_be_imported(planted):
 
 
 def test_pip(start):
-    pip = wheels._pip((), "model")
+    pip = embedded._pip((), "model")
     assert start(*pip, "--version").returncode == 0
     # Far enough to read its configuration, and to look for a package.
     assert "No matching distribution" in start(*pip, "download", "--no-index", "no-such-package").stderr

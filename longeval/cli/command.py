@@ -11,8 +11,8 @@ import typer
 
 from longeval.cli import options
 from longeval.errors import LongEvalError
-from longeval.request import StudyRequest, readers
-from longeval.request.setting import MACHINE, OUTPUT
+from longeval.request import StudyRequest
+from longeval.request.setting import MACHINE, OUTPUT, names, switch
 
 Given = dict[str, Any]
 """What was given on the command line, by field or parameter."""
@@ -49,7 +49,7 @@ def study_command(
     """
 
     def command(**given: Any) -> int:
-        from longeval.cli.request import carry_out
+        from longeval.cli.run import carry_out
 
         how = {name: given.pop(name) for name in RUN_FLAGS}
         others = {parameter.name: given.pop(parameter.name) for parameter in more}
@@ -80,10 +80,10 @@ def _request(kind: type[StudyRequest], asked: Given) -> Any:
     if "pe_args" in asked:
         from longeval.rope.build import parse_pe_args
 
-        methods = readers.names(asked.get("pe", kind.default("pe")), kind.flag("pe"))
+        methods = names(asked.get("pe", kind.default("pe")), kind.flag("pe"))
         asked["pe_args"] = parse_pe_args(asked["pe_args"], methods)
     if "vllm_args" in asked:
-        from longeval.backends.vllm.arguments import parse_vllm_args
+        from longeval.backends.vllm.options import parse_vllm_args
 
         asked["vllm_args"] = parse_vllm_args(asked["vllm_args"])
     return kind.read(asked)
@@ -107,7 +107,7 @@ def _parameters(kind: type[StudyRequest], name: str, required: bool) -> Iterator
     if setting.switches:
         for word, told in setting.switches.items():
             yield parameter(word, bool, options.option(kind, name, flags=f"--{word}", help=told), False)
-    elif setting.read is readers.switch:
+    elif setting.read is switch:
         yield _yes_or_no(kind, name)
     elif setting.repeated:
         yield parameter(name, list[str] | None, options.option(kind, name), None)

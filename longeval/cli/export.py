@@ -16,8 +16,7 @@ from longeval.cli.terminal import console, say, show
 from longeval.errors import LongEvalError
 
 if TYPE_CHECKING:
-    from longeval.export.encoding import Encoding
-    from longeval.export.error import StockError
+    from longeval.export.encoding import Encoding, StockError
     from longeval.export.folder import WrittenFolder
     from longeval.export.gguf import WrittenGguf
 

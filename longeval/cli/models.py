@@ -31,7 +31,7 @@ def models(
 
     longeval ppl --model smollm2-135m-q4 --pe none,yarn --data stdlib --lengths 2k,4k
     """
-    from longeval.cli.json_output import write_json
+    from longeval.cli.terminal import write_json
     from longeval.models.files import is_present
     from longeval.models.resolve import CATALOG, resolve
 

@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from longeval.cli.json_output import write_text
-from longeval.cli.terminal import say
+from longeval.cli.terminal import say, write_text
 from longeval.errors import LongEvalError
 from longeval.printable import printable
 
 if TYPE_CHECKING:
-    from longeval.report.build import StudyReport
-    from longeval.report.write import WrittenReport
+    from longeval.report.build import StudyReport, WrittenReport
 
 RecordsFile = Annotated[
     str | None,
@@ -58,8 +56,8 @@ def report(
 
     longeval report runs/demo --title "YaRN on our model" --preface notes.md --json records.json
     """
+    from longeval.report.build import write_report
     from longeval.report.document import Preface
-    from longeval.report.write import write_report
 
     given = {"--out": out, "--title": title, "--preface": preface, "--json": json}
     flags = ["--published"] * published + given_flags(given)

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from longeval.cli.json_output import check_json_path, check_writable, write_json, write_output
-from longeval.cli.terminal import say
+from longeval.cli.terminal import check_json_path, check_writable, say, write_json, write_output
 from longeval.errors import LongEvalError
 
 if TYPE_CHECKING:

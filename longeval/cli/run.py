@@ -2,17 +2,197 @@
 
 from __future__ import annotations
 
+import datetime
+import logging
 import os
-from collections.abc import Sequence
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from longeval.cli import options
+from longeval.cli.terminal import check_json_path, console, say, show, write_json
 from longeval.errors import LongEvalError
+from longeval.printable import as_markup
+from longeval.run.overview import Overview, count
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from longeval.request import Request
+    from longeval.run.engine import RunResult
+    from longeval.run.study import Plan, Study
+    from longeval.store.folder import Store
+    from longeval.store.records import Record
+
+
+# One way to carry out requests, whatever their study: plan all of them, then show or run them, then sum up.
+
+SOME_FAILED = 3
+"""Exit status when some cells failed."""
+
+WIDTH = 200
+"""Columns of tables that go into a file or a pipe."""
+
+
+def carry_out(
+    specs: Sequence[Request],
+    *,
+    out: str | None,
+    json_path: str | None,
+    dry_run: bool,
+    fresh: bool,
+    quiet: bool,
+    verbose: bool,
+) -> int:
+    """Plans requests and runs them (or shows what they would do); returns the exit status.
+
+    Every request is planned, and so checked, before the first one runs.
+    """
+    from longeval.cache import sweep_temporary
+    from longeval.cli.progress import RunProgress
+    from longeval.run.engine import run
+    from longeval.run.study import find_study
+    from longeval.store.folder import Store
+
+    if quiet and verbose:
+        raise LongEvalError("-q and -v: contradict each other", "Give one of them.")
+    if json_path is not None:
+        if dry_run:
+            raise LongEvalError(f"--json {json_path}: a dry run has no records", "Leave one of the two out.")
+        check_json_path(json_path)
+    if out is not None and not out.strip():
+        raise LongEvalError("--out '': an empty name", "Name a folder, or leave it out.")
+    logging.getLogger("longeval").setLevel(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
+    store = Store(out or default_out(specs[0]))
+    studies = {spec.command: find_study(spec.command) for spec in specs}
+    check_folder(specs, studies, store)
+    plans = _plan_all(specs, studies, quiet, dry_run=dry_run)
+    for note in dict.fromkeys(note for plan in plans for note in plan.notes):
+        _say(note, quiet)
+    if dry_run:
+        _show_plans(plans, store, fresh)
+        return 0
+    store.sweep()
+    sweep_temporary()
+    found: dict[tuple[str, str], tuple[str, Record]] = {}
+    """(cell, metric) → the command and its record: requests of one folder may overlap, and a cell counts once."""
+    for spec, plan in zip(specs, plans, strict=True):
+        with RunProgress(quiet=quiet, verbose=verbose and studies[spec.command].tells_passes) as progress:
+            try:
+                result = run(plan, store, progress, fresh=fresh, under_way=bool(found))
+            except KeyboardInterrupt:
+                anything = progress.num_finished or store.has_checkpoints()
+                stored = f"{count(progress.num_finished, 'cell')} stored in {store.path}"
+                _say(f"{stored}; the same command goes on from there" if anything else "nothing is stored yet", quiet)
+                raise
+        _say(f"{_outcome(result)}; records in {store.path}", quiet)
+        found |= {(record.cell, record.metric): (spec.command, record) for record in result.records}
+    records = [record for _, record in found.values()]
+    failed = len({record.cell for record in records if record.status == "failed"})
+    if json_path is not None:
+        write_json([record.to_json() for record in records], json_path)
+    if json_path != "-" and not quiet:
+        for name, study in studies.items():
+            show_summary(study, [record for command, record in found.values() if command == name])
+        for line in dict.fromkeys(study.report_command for study in studies.values()):
+            show("")
+            show(f"For a report: {line} {shlex.quote(store.path)}")
+    if failed:
+        say(f"{count(failed, 'cell')} failed; the records say why")
+        return SOME_FAILED
+    return 0
+
+
+def _outcome(result: RunResult) -> str:
+    """`3 cells computed, 1 skipped, 2 stored already`; averages of groups are no cells that are computed."""
+    skipped = {r.cell for r in result.records if r.status == "skipped" and r.params.get("members") is None}
+    parts = [f"{count(result.computed - len(skipped), 'cell')} computed"]
+    parts += [f"{len(skipped)} skipped"] if skipped else []
+    parts += [f"{result.reused} stored already"] if result.reused else []
+    return ", ".join(parts)
+
+
+def check_folder(specs: Sequence[Request], studies: Mapping[str, Study], store: Store) -> None:
+    """Raises LongEvalError for a damaged spec.yaml, for requests that the folder can't hold, and if it isn't usable."""
+    from longeval.store.plan import stored_requests
+
+    stored_requests(store)
+    store.plan()  # a damaged one is told before anything is computed
+    for name, study in studies.items():
+        study.check([spec for spec in specs if spec.command == name], store)
+    store.check_usable()
+
+
+def _plan_all(specs: Sequence[Request], studies: Mapping[str, Study], quiet: bool, *, dry_run: bool) -> list[Plan]:
+    """The plans of requests, each checked; for a dry run without running code of models and of task files."""
+    from longeval.cli.progress import RunProgress
+
+    for planning in dict.fromkeys(study.planning for study in studies.values()):
+        if planning is not None:
+            _say(planning, quiet)
+    plans = []
+    for spec in specs:
+        with RunProgress(quiet=quiet) as progress:
+            plans.append(studies[spec.command].plan(spec, progress, dry_run=dry_run))
+    return plans
+
+
+def _show_plans(plans: Sequence[Plan], store: Store, fresh: bool) -> None:
+    """What runs would do, on stdout."""
+    from longeval.run.engine import stored_cells
+    from longeval.run.host import Silent, open_host
+
+    screen = wide_console()
+    screen.print("Dry run: nothing is computed.\n")
+    for plan in plans:
+        stored = {} if fresh else stored_cells(plan, store)
+        host = open_host(plan.request, store, Silent(), fresh=fresh)
+        _show_overview(plan.overview(host, plan.left(stored), stored), screen)
+
+
+def _show_overview(overview: Overview, screen: Console) -> None:
+    """One plan: the table of its cells, and what they cost."""
+    from rich.table import Table
+
+    table = Table(title="Cells", title_justify="left")
+    for column in overview.columns:
+        table.add_column(column, justify="left" if column in overview.words else "right")
+    for section in overview.sections:
+        table.add_section()
+        if section.title is not None:
+            table.add_row(f"[bold]{as_markup(section.title)}[/bold]")
+        for row in section.rows:
+            table.add_row(*map(as_markup, row))
+    screen.print(table)
+    screen.print()
+    for line in overview.costs:
+        screen.print(line, highlight=False, markup=False)
+
+
+def _say(text: str, quiet: bool) -> None:
+    if not quiet:
+        say(text)
+
+
+def default_out(spec: Request) -> str:
+    """`runs/<date>-<short digest>`: the same request on the same day finds its folder again."""
+    return f"runs/{datetime.date.today().isoformat()}-{spec.digest()}"
+
+
+def wide_console() -> Console:
+    """Stdout; wide enough for every column where no terminal sets the width."""
+    return console() if sys.stdout.isatty() else console(width=WIDTH)
+
+
+def show_summary(study: Study, records: Sequence[Record]) -> None:
+    """The tables of a study's records on stdout."""
+    screen = wide_console()
+    for table in study.summary(records, screen.width):
+        screen.print()
+        screen.print(table)
 
 
 def run(
@@ -45,7 +225,6 @@ def run(
     longeval run request.yaml --dry-run
     """
     from longeval.bounded_yaml import read_text
-    from longeval.cli.request import carry_out
     from longeval.request import request_from_mapping, requests_from_yaml
     from longeval.values import split_list
 

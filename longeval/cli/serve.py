@@ -12,7 +12,7 @@ from longeval.cli import options
 from longeval.cli.terminal import say, show
 
 if TYPE_CHECKING:
-    from longeval.backends.vllm.served import Served
+    from longeval.backends.vllm.server import Served
     from longeval.models.prepare import PreparedModel
 
 SERVER = "Server"
@@ -84,9 +84,15 @@ def serve(
     import dataclasses
 
     from longeval.backends.base import capabilities
-    from longeval.backends.openai.key import own_key
-    from longeval.backends.vllm.arguments import OWNED_BY_SERVE, parse_vllm_args
-    from longeval.backends.vllm.options import check_installed, check_known, engine_arguments, engine_device
+    from longeval.backends.openai.client import own_key
+    from longeval.backends.vllm.options import (
+        OWNED_BY_SERVE,
+        check_installed,
+        check_known,
+        engine_arguments,
+        engine_device,
+        parse_vllm_args,
+    )
     from longeval.backends.vllm.server import base_url, check_address, run_server
     from longeval.models.prepare import needing_code, prepare
 
@@ -157,7 +163,7 @@ def _environment(own: str | None, no_api_key: bool) -> tuple[dict[str, str], str
     import os
     import secrets
 
-    from longeval.backends.openai.key import KEY_VARIABLE
+    from longeval.backends.openai.client import KEY_VARIABLE
 
     environment = dict(os.environ)
     environment.pop("VLLM_API_KEY", None)
@@ -185,7 +191,7 @@ def _served(
     model: PreparedModel, pe: str, factor: str | None, length: str | None, pe_arg: list[str], pin: int | None
 ) -> Served:
     """The method as a server has it."""
-    from longeval.backends.vllm.served import served_method
+    from longeval.backends.vllm.server import served_method
     from longeval.rope.build import parse_method_name, parse_pe_args
     from longeval.values import parse_factor, parse_length
 

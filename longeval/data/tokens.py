@@ -12,9 +12,10 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -182,3 +183,61 @@ def _read_table(path: str) -> TokenTable | None:
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
         bytes_T = arrays.get("bytes")
         return TokenTable(arrays["tokens"], None if bytes_T is None else np.cumsum(bytes_T, dtype=np.int64))
+
+
+# Which documents of a source a request uses: long enough, and at most so many; the others are counted.
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Selection:
+    """The documents of one data set, as tokenised for one model."""
+
+    documents: tuple[TokenisedDocument, ...]
+    """The chosen ones, in the source's order."""
+    skipped: int
+    """Documents that were looked at and have fewer tokens than asked for."""
+    longest_tokens: int
+    """Tokens of the longest document that was looked at."""
+    identical: int
+    """How many of the chosen documents repeat an earlier one's text."""
+    digest: str
+    """SHA-256 over the chosen documents' digests (text and tokenizer)."""
+
+    @property
+    def spelt(self) -> Counter[str]:
+        """How often the chosen documents spell each special token of the tokenizer."""
+        return sum((Counter(document.spelt) for document in self.documents), Counter())
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each chosen document, BOS not counted."""
+        return [document.num_tokens for document in self.documents]
+
+
+def select(
+    documents: Iterable[Text],
+    tokenise: Callable[[Text], TokenisedDocument],
+    *,
+    min_tokens: int,
+    docs: int | Literal["all"],
+) -> Selection:
+    """Takes documents of at least `min_tokens` tokens in order until `docs` are found; reads no further than that."""
+    chosen: list[TokenisedDocument] = []
+    skipped = longest = 0
+    for document in documents:
+        tokenised = tokenise(document)
+        longest = max(longest, tokenised.num_tokens)
+        if tokenised.num_tokens < min_tokens:
+            skipped += 1
+            continue
+        chosen.append(tokenised)
+        if len(chosen) == docs:
+            break
+    digests = [document.digest for document in chosen]
+    return Selection(
+        documents=tuple(chosen),
+        skipped=skipped,
+        longest_tokens=longest,
+        identical=len(digests) - len(set(digests)),
+        digest=hashlib.sha256("\n".join(digests).encode()).hexdigest(),
+    )

@@ -17,14 +17,13 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from longeval.backends.answering import end_tokens
 from longeval.backends.base import Backend, GenerateRequest
-from longeval.backends.ending import end_tokens
 from longeval.backends.hf.backend import load_backend
 from longeval.models.prepare import PreparedModel
 from longeval.run.host import Progress, backend_of
 from longeval.studies.ppl.plan import PplPlan
-from longeval.studies.ppl.texts import Texts
-from longeval.studies.ppl.work import PplWork
+from longeval.studies.ppl.work import PplWork, Texts
 
 NEW_TOKENS = 32
 """Tokens of the greedy continuation."""

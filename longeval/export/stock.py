@@ -17,8 +17,7 @@ import numpy.typing as npt
 from huggingface_hub.errors import StrictDataclassError
 
 from longeval.errors import LongEvalError, reason
-from longeval.export.encoding import Encoding
-from longeval.export.error import StockError, multiplied, stock_error
+from longeval.export.encoding import Encoding, StockError, multiplied, stock_error
 from longeval.export.form import GLOBAL_LAYERS
 from longeval.models.files import config_path
 from longeval.models.folder import read_config

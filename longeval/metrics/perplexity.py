@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from longeval.metrics.base import Metric, Value, register
-from longeval.stats.bootstrap import interval
-from longeval.stats.units import resampling_units
+from longeval.stats.bootstrap import interval, resampling_units
 from longeval.store.nll import LARGEST_EXPONENT, NLL, TokenNll
 
 

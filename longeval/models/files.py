@@ -12,7 +12,7 @@ from longeval.cache import files_digest
 from longeval.models.embedded import EMBEDDED_MODELS, embedded_folder, embedded_path
 from longeval.models.folder import CONFIG, INDEX, WHOLE, weight_files
 from longeval.models.gguf.folder import cached_folder, converted_folder, is_whole
-from longeval.models.gguf.shards import gguf_digest
+from longeval.models.gguf.header import gguf_digest
 from longeval.models.hub import cached_weights, open_hub
 from longeval.models.resolve import ModelRef
 

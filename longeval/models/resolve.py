@@ -15,7 +15,7 @@ import yaml
 
 from longeval.errors import LongEvalError, did_you_mean
 from longeval.models.folder import check_folder
-from longeval.models.gguf.shards import gguf_shards
+from longeval.models.gguf.header import gguf_shards
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*")
 

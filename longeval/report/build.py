@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import contextlib
+import glob
+import os
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from longeval.report.collect import Collection
+import matplotlib.style
+
+from longeval.errors import LongEvalError
+from longeval.files import working_folder
+from longeval.report.collect import Collection, collect
 from longeval.report.document import Block, Document, Paragraph, Preface, Prose, Section, Table, code, joined, prose
 from longeval.report.facts import provenance_facts, repeat_blocks, unique
+from longeval.report.formats import formats
+from longeval.report.formats.csv import csv_text
 from longeval.report.numbers import counted
 from longeval.report.rows import is_group
 from longeval.store.records import Record
@@ -142,3 +151,161 @@ def _published_section(sections: Sequence[Section]) -> Section:
         return Section(title="Published numbers", blocks=(Paragraph(text=_PUBLISHED), *found))
     nothing = prose("None of the tables kept in `published.yaml` is about the tasks or data of this report.")
     return Section(title="Published numbers", blocks=(Paragraph(text=nothing),))
+
+
+# Makes a whole report from run folders, or nothing: every file is written beside its name, then all are renamed.
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WrittenReport:
+    """What `write_report` made."""
+
+    files: tuple[str, ...]
+    """Paths, the Markdown first."""
+    records: tuple[Record, ...]
+    """All records of the report."""
+    notes: tuple[str, ...]
+    """What the reader must know about cells found twice."""
+
+
+def write_report(
+    runs: Sequence[str],
+    *,
+    studies: Sequence[StudyReport],
+    read: Callable[[Sequence[str]], Collection] = collect,
+    name: str = "report",
+    out: str | None = None,
+    json_path: str | None = None,
+    command: str = "longeval report",
+    preface: Preface | None = None,
+    published: bool = False,
+) -> WrittenReport:
+    """Writes the report of one or several run folders; files of an earlier report are overwritten.
+
+    Args:
+        runs: Run folders (or fsspec URLs).
+        studies: Who says something of their cells, in the order of their sections.
+        read: Reads the cells of the run folders.
+        name: Name of the Markdown file in the first run folder, where `out` is not given.
+        out: The Markdown file, `reports/demo.md`; its siblings are demo.csv, demo.json, demo.tex and the folder
+            demo_files.
+        json_path: One more file for the JSON array of records.
+        command: The command line, for the report's own provenance.
+        preface: A title and text of the author's own.
+        published: Add a section of numbers from papers about the same tasks and data.
+
+    Raises:
+        LongEvalError: No run folder, no cells, or a place that can't be written. Nothing has been written then.
+    """
+    markdown_file = markdown_path(runs, out, f"{name}.md")
+    if json_path is not None and os.path.isdir(json_path):
+        raise LongEvalError(f"--json {json_path}: is a folder", "Name a file, or - for standard output.")
+    collection = read(runs)
+    stem = markdown_file.removesuffix(".md")
+    base = os.path.basename(stem)
+    known = formats()
+    with matplotlib.style.context("default"):  # not that of a matplotlibrc in the current folder
+        document = build_document(
+            collection,
+            studies,
+            command=command,
+            preface=preface or Preface(),
+            published=published,
+            files=tuple(f"{base}.{suffix}" for suffix in known if suffix != "md"),
+            folder=f"{base}_files",
+        )
+    files = {f"{stem}.{suffix}": render(document).encode() for suffix, render in known.items()}
+    files |= _own_files(f"{stem}_files", document)
+    flags = dict.fromkeys(files, "--out")
+    if json_path is not None and os.path.abspath(json_path) not in {os.path.abspath(path) for path in files}:
+        files[json_path], flags[json_path] = files[f"{stem}.json"], "--json"
+    write_all(files, flags)
+    remove_stale(f"{stem}_files", files, [pattern for study in studies for pattern in study.files])
+    return WrittenReport(files=tuple(files), records=document.records, notes=collection.notes)
+
+
+def _own_files(folder: str, document: Document) -> dict[str, bytes]:
+    """Figures and data, which lie in the report's own folder."""
+    files: dict[str, bytes] = {}
+    for figure in (figure for section in document.sections for figure in section.figures):
+        files[f"{folder}/{figure.name}.png"] = figure.picture.png
+        files[f"{folder}/{figure.name}.svg"] = figure.picture.svg
+    for data in document.data:
+        files[f"{folder}/{data.name}.csv"] = csv_text(data.columns, data.rows).encode()
+    return files
+
+
+def markdown_path(runs: Sequence[str], out: str | None, default: str) -> str:
+    """Where the Markdown goes: `out`, or `default` in the first run folder; LongEvalError for a place that can't be."""
+    if out is None:
+        if "://" in runs[0]:
+            raise LongEvalError(
+                f"--out: {runs[0]} is not a local folder to put the report into", "Name a local file: --out report.md."
+            )
+        return os.path.join(runs[0], default)
+    if os.path.isdir(out):
+        raise LongEvalError(f"--out {out}: is a folder", f"Name a file in it: {os.path.join(out, default)}.")
+    if not out.endswith(".md") or os.path.basename(out) == ".md":
+        raise LongEvalError(
+            f"--out {out}: must end in .md",
+            "The report is Markdown; CSV, JSON, LaTeX and figures are written beside it under the same name.",
+        )
+    return out
+
+
+def remove_stale(folder: str, files: Container[str], patterns: Iterable[str]) -> None:
+    """Removes what an earlier report left in its own folder (names that fit `patterns`) and is not among `files`."""
+    for pattern in patterns:
+        for path in glob.glob(os.path.join(glob.escape(folder), pattern)):
+            if path not in files:
+                os.unlink(path)
+
+
+def write_all(files: dict[str, bytes], flags: dict[str, str]) -> None:
+    """Writes all files or none: on any error, temporary files and folders made on the way are removed again."""
+    beside: dict[str, str] = {}
+    working: dict[str, str] = {}
+    made: list[str] = []
+    try:
+        with contextlib.ExitStack() as stack:
+            for path, content in files.items():
+                folder = os.path.dirname(os.path.abspath(path))
+                try:
+                    made += _make_folders(folder)
+                    if folder not in working:
+                        working[folder] = stack.enter_context(working_folder(folder))
+                    beside[path] = os.path.join(working[folder], os.path.basename(path))
+                    _write(path, beside[path], content)
+                except OSError as error:
+                    raise LongEvalError(
+                        f"{flags[path]}: can't write {path} ({error.strerror})", "Choose a place that you may write to."
+                    ) from error
+            for path, temporary in beside.items():
+                os.replace(temporary, path)
+    except BaseException:
+        for folder in reversed(made):
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)
+        raise
+
+
+def _make_folders(folder: str) -> list[str]:
+    """Makes a folder with its parents; returns those that were not there, outermost first."""
+    missing = []
+    while not os.path.isdir(folder):
+        missing.append(folder)
+        folder = os.path.dirname(folder)
+    made = missing[::-1]
+    for path in made:
+        os.mkdir(path)
+    return made
+
+
+def _write(path: str, temporary: str, content: bytes) -> None:
+    """Writes what shall become `path` under another name; a folder called `path` is refused."""
+    if os.path.isdir(path):
+        raise IsADirectoryError(21, "it is a folder", path)
+    with open(temporary, "xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field
 
 from longeval.errors import LongEvalError
-from longeval.request import readers
+from longeval.request import setting
 from longeval.request.base import StudyRequest
 from longeval.request.setting import MACHINE, METHODS, OUTPUT, Declare
 
@@ -28,22 +28,22 @@ class ModelRequest(StudyRequest, frozen=True):
 
     model: Annotated[
         tuple[str, ...],
-        Declare(readers.paths, "Short name, hub id, folder or .gguf file; comma list.", example="smollm2-135m-q4"),
+        Declare(setting.paths, "Short name, hub id, folder or .gguf file; comma list.", example="smollm2-135m-q4"),
     ]
     pe: Annotated[
         tuple[str, ...],
-        Declare(readers.names, "Methods: none, yarn, resonance_yarn, …; comma list.", example="none,yarn"),
+        Declare(setting.names, "Methods: none, yarn, resonance_yarn, …; comma list.", example="none,yarn"),
     ]
     lengths: Annotated[
         tuple[int, ...],
         Declare(
-            readers.lengths, "Window lengths in tokens: 4k,8k,16k.", example="4k,8k", write=readers.lengths_as_written
+            setting.lengths, "Window lengths in tokens: 4k,8k,16k.", example="4k,8k", write=setting.lengths_as_written
         ),
     ]
     factor: Annotated[
         float | Literal["each"] | None,
         Declare(
-            readers.either("each", readers.factor),
+            setting.either("each", setting.factor),
             "s = target / native length for all lengths; each: every length its own.",
             unset="longest length / native length, at least 1",
             panel=METHODS,
@@ -52,7 +52,7 @@ class ModelRequest(StudyRequest, frozen=True):
     pe_args: Annotated[
         dict[str, dict[str, Any]],
         Declare(
-            readers.method_parameters,
+            setting.method_parameters,
             "A method's parameter, yarn.beta_fast=16; may be repeated.",
             flag="--pe-arg",
             metavar="METHOD.PARAM=VALUE",
@@ -63,7 +63,7 @@ class ModelRequest(StudyRequest, frozen=True):
     bos: Annotated[
         bool | None,
         Declare(
-            readers.switch,
+            setting.switch,
             "Start every input with BOS, or what else the tokenizer puts in front.",
             unset="as the tokenizer does",
             panel=TOKENS,
@@ -71,15 +71,15 @@ class ModelRequest(StudyRequest, frozen=True):
     ] = None
     parse_special: Annotated[
         bool,
-        Declare(readers.switch, "Special tokens that texts spell (</s>) are control tokens, not text.", panel=TOKENS),
+        Declare(setting.switch, "Special tokens that texts spell (</s>) are control tokens, not text.", panel=TOKENS),
     ] = False
     native: Annotated[
-        int | None, Declare(readers.length(), "Native length in tokens.", unset="the model's own", panel=METHODS)
+        int | None, Declare(setting.length(), "Native length in tokens.", unset="the model's own", panel=METHODS)
     ] = None
     scale_from: Annotated[
         ScaleFrom,
         Declare(
-            readers.words(ScaleFrom),
+            setting.words(ScaleFrom),
             "On a model that comes already scaled: plain (methods replace that) or shipped (they build on it).",
             panel=METHODS,
         ),
@@ -87,18 +87,18 @@ class ModelRequest(StudyRequest, frozen=True):
     layers: Annotated[
         Layers,
         Declare(
-            readers.words(Layers),
+            setting.words(Layers),
             "Where a model rotates by layer type (Gemma 3): scale the global layers, or all.",
             panel=METHODS,
         ),
     ] = "global"
     backend: Annotated[
-        str, Declare(readers.text, "What runs the model: hf (transformers), vllm, openai (any server).", panel=MACHINE)
+        str, Declare(setting.text, "What runs the model: hf (transformers), vllm, openai (any server).", panel=MACHINE)
     ] = "hf"
     vllm_args: Annotated[
         dict[str, Any],
         Declare(
-            readers.engine_options,
+            setting.engine_options,
             "An option of vLLM's engine, tensor_parallel_size=2; may be repeated.",
             flag="--vllm-arg",
             metavar="NAME=VALUE",
@@ -109,7 +109,7 @@ class ModelRequest(StudyRequest, frozen=True):
     pin_length: Annotated[
         int | None,
         Declare(
-            readers.length(),
+            setting.length(),
             "vllm: the one length whose table a length-dependent method has at all lengths.",
             panel=METHODS,
         ),
@@ -117,34 +117,34 @@ class ModelRequest(StudyRequest, frozen=True):
     base_url: Annotated[
         str | None,
         Declare(
-            readers.text,
+            setting.text,
             "openai: the server, http://127.0.0.1:8000/v1; its key is read from LONGEVAL_API_KEY.",
             panel=MACHINE,
         ),
     ] = None
     served_model: Annotated[
-        str | None, Declare(readers.text, "openai: the model's name there.", unset="its only one", panel=MACHINE)
+        str | None, Declare(setting.text, "openai: the model's name there.", unset="its only one", panel=MACHINE)
     ] = None
-    dtype: Annotated[str, Declare(readers.text, "auto, float32, bfloat16, float16.", panel=MACHINE)] = "auto"
-    device: Annotated[str, Declare(readers.text, "auto, cpu, cuda, cuda:1, mps.", panel=MACHINE)] = "auto"
+    dtype: Annotated[str, Declare(setting.text, "auto, float32, bfloat16, float16.", panel=MACHINE)] = "auto"
+    device: Annotated[str, Declare(setting.text, "auto, cpu, cuda, cuda:1, mps.", panel=MACHINE)] = "auto"
     device_map: Annotated[
-        str | None, Declare(readers.text, "Spread over devices: auto, balanced, …", panel=MACHINE)
+        str | None, Declare(setting.text, "Spread over devices: auto, balanced, …", panel=MACHINE)
     ] = None
     attn: Annotated[
-        str | None, Declare(readers.text, "Attention: sdpa, eager, flash_attention_2, …", panel=MACHINE)
+        str | None, Declare(setting.text, "Attention: sdpa, eager, flash_attention_2, …", panel=MACHINE)
     ] = None
-    revision: Annotated[str | None, Declare(readers.text, "Hub revision of the model.", panel=MACHINE)] = None
+    revision: Annotated[str | None, Declare(setting.text, "Hub revision of the model.", panel=MACHINE)] = None
     trust_remote_code: Annotated[
         bool,
         Declare(
-            readers.switch,
+            setting.switch,
             "Run code from the model's repository, and functions that your task files name.",
             panel=MACHINE,
         ),
     ] = False
     seed: Annotated[
         int,
-        Declare(readers.count(least=0), "Seed of all that is drawn: the bootstrap, synthetic samples.", panel=OUTPUT),
+        Declare(setting.count(least=0), "Seed of all that is drawn: the bootstrap, synthetic samples.", panel=OUTPUT),
     ] = 0
 
     def check(self) -> None:

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from longeval.errors import LongEvalError
 from longeval.plain import canonical_json
-from longeval.request import readers
+from longeval.request import setting
 from longeval.request.base import StudyRequest
 from longeval.request.setting import MACHINE, METHODS, Declare
 
@@ -74,48 +74,48 @@ class PosGenRequest(StudyRequest, frozen=True):
 
     tasks: Annotated[
         tuple[str, ...],
-        Declare(readers.names, "Rules: recursive, cot, semi_recursive; comma list.", flag="--task", example="cot"),
+        Declare(setting.names, "Rules: recursive, cot, semi_recursive; comma list.", flag="--task", example="cot"),
     ] = ("recursive", "cot", "semi_recursive")
     pe: Annotated[
         tuple[str, ...],
-        Declare(readers.names, "Methods: none, yarn, resonance_yarn, …; comma list.", example="none,yarn"),
+        Declare(setting.names, "Methods: none, yarn, resonance_yarn, …; comma list.", example="none,yarn"),
     ] = ("none", "resonance", "yarn", "resonance_yarn")
     regimes: Annotated[
         tuple[Regime, ...],
         Declare(
-            readers.several(Regime),
+            setting.several(Regime),
             "trained: the method is on while training; swapped: only in evaluation (resonance in both); or both.",
             flag="--regime",
             example="trained",
         ),
     ] = ("trained",)
-    seeds: Annotated[int, Declare(readers.count(), "How many seeds.")] = 5
-    first_seed: Annotated[int, Declare(readers.count(least=0), "The first seed.")] = 0
+    seeds: Annotated[int, Declare(setting.count(), "How many seeds.")] = 5
+    first_seed: Annotated[int, Declare(setting.count(least=0), "The first seed.")] = 0
     data_seed: Annotated[
         int | None,
-        Declare(readers.count(least=0), "One data set for all seeds.", unset="each seed its own", panel=DATA),
+        Declare(setting.count(least=0), "One data set for all seeds.", unset="each seed its own", panel=DATA),
     ] = None
-    num_train: Annotated[int, Declare(readers.count(), "Sequences to train on.", panel=DATA)] = 10000
-    num_valid: Annotated[int, Declare(readers.count(), "Sequences for losses by epoch.", panel=DATA)] = 1000
-    num_test: Annotated[int, Declare(readers.count(), "Sequences for accuracies.", panel=DATA)] = 1000
-    modulus: Annotated[int, Declare(readers.count(least=2), "m: tokens are 0 … m−1.", panel=DATA)] = 17
-    j: Annotated[int, Declare(readers.count(least=0), "Tokens summed at the rule's place.", panel=DATA)] = 1
+    num_train: Annotated[int, Declare(setting.count(), "Sequences to train on.", panel=DATA)] = 10000
+    num_valid: Annotated[int, Declare(setting.count(), "Sequences for losses by epoch.", panel=DATA)] = 1000
+    num_test: Annotated[int, Declare(setting.count(), "Sequences for accuracies.", panel=DATA)] = 1000
+    modulus: Annotated[int, Declare(setting.count(least=2), "m: tokens are 0 … m−1.", panel=DATA)] = 17
+    j: Annotated[int, Declare(setting.count(least=0), "Tokens summed at the rule's place.", panel=DATA)] = 1
     k: Annotated[
-        int, Declare(readers.count(least=0), "Last tokens summed; the first j + k are random.", panel=DATA)
+        int, Declare(setting.count(least=0), "Last tokens summed; the first j + k are random.", panel=DATA)
     ] = 3
-    length: Annotated[int, Declare(readers.length(), "Tokens of a training sequence.", panel=DATA)] = 64
-    test_length: Annotated[int, Declare(readers.length(), "Tokens of a validation or test sequence.", panel=DATA)] = 256
+    length: Annotated[int, Declare(setting.length(), "Tokens of a training sequence.", panel=DATA)] = 64
+    test_length: Annotated[int, Declare(setting.length(), "Tokens of a validation or test sequence.", panel=DATA)] = 256
     factor: Annotated[
         float | None,
-        Declare(readers.factor, "s = target / native length.", unset="test length / native, at least 1", panel=METHODS),
+        Declare(setting.factor, "s = target / native length.", unset="test length / native, at least 1", panel=METHODS),
     ] = None
     native: Annotated[
-        int | None, Declare(readers.length(), "Native length in tokens.", unset="the training length", panel=METHODS)
+        int | None, Declare(setting.length(), "Native length in tokens.", unset="the training length", panel=METHODS)
     ] = None
     pe_args: Annotated[
         dict[str, dict[str, Any]],
         Declare(
-            readers.method_parameters,
+            setting.method_parameters,
             "A method's parameter, yarn.beta_fast=16; may be repeated.",
             flag="--pe-arg",
             metavar="METHOD.PARAM=VALUE",
@@ -123,71 +123,71 @@ class PosGenRequest(StudyRequest, frozen=True):
             panel=METHODS,
         ),
     ] = Field(default_factory=dict)
-    layers: Annotated[int, Declare(readers.count(), "Layers.", panel=MODEL)] = 2
-    d_model: Annotated[int, Declare(readers.count(), "Width.", panel=MODEL)] = 512
-    d_ff: Annotated[int, Declare(readers.count(), "Width of feed-forward layers.", panel=MODEL)] = 2048
-    heads: Annotated[int, Declare(readers.count(), "Attention heads.", panel=MODEL)] = 8
-    head_dim: Annotated[int, Declare(readers.count(least=2), "Dimensions of a head, all rotated.", panel=MODEL)] = 64
+    layers: Annotated[int, Declare(setting.count(), "Layers.", panel=MODEL)] = 2
+    d_model: Annotated[int, Declare(setting.count(), "Width.", panel=MODEL)] = 512
+    d_ff: Annotated[int, Declare(setting.count(), "Width of feed-forward layers.", panel=MODEL)] = 2048
+    heads: Annotated[int, Declare(setting.count(), "Attention heads.", panel=MODEL)] = 8
+    head_dim: Annotated[int, Declare(setting.count(least=2), "Dimensions of a head, all rotated.", panel=MODEL)] = 64
     theta: Annotated[
-        float, Declare(readers.number("greater than 0", lambda base: base > 0), "RoPE's base.", panel=MODEL)
+        float, Declare(setting.number("greater than 0", lambda base: base > 0), "RoPE's base.", panel=MODEL)
     ] = 10000.0
-    tied: Annotated[bool, Declare(readers.switch, "Output layer = embedding.", off="--untied", panel=MODEL)] = True
+    tied: Annotated[bool, Declare(setting.switch, "Output layer = embedding.", off="--untied", panel=MODEL)] = True
     attention_scale: Annotated[
-        bool, Declare(readers.switch, "Divide attention logits by √head_dim, which T5 doesn't.", panel=MODEL)
+        bool, Declare(setting.switch, "Divide attention logits by √head_dim, which T5 doesn't.", panel=MODEL)
     ] = False
     init: Annotated[
-        Init, Declare(readers.words(Init), "t5: each matrix by its own scale; normal: one for all.", panel=MODEL)
+        Init, Declare(setting.words(Init), "t5: each matrix by its own scale; normal: one for all.", panel=MODEL)
     ] = "t5"
     start_token: Annotated[
-        bool, Declare(readers.switch, "One more token in front: positions shift by one.", panel=MODEL)
+        bool, Declare(setting.switch, "One more token in front: positions shift by one.", panel=MODEL)
     ] = False
     dropout: Annotated[
         float,
         Declare(
-            readers.number("at least 0 and below 1", lambda share: 0 <= share < 1),
+            setting.number("at least 0 and below 1", lambda share: 0 <= share < 1),
             "Share dropped in training.",
             panel=MODEL,
         ),
     ] = 0.0
     frozen_mlp: Annotated[
-        bool, Declare(readers.switch, "Leave feed-forward layers as drawn, as the paper's code does.", panel=MODEL)
+        bool, Declare(setting.switch, "Leave feed-forward layers as drawn, as the paper's code does.", panel=MODEL)
     ] = False
-    epochs: Annotated[int, Declare(readers.count(), "Passes over the training data.", panel=TRAINING)] = 150
-    batch_size: Annotated[int, Declare(readers.count(), "Sequences of a step.", panel=TRAINING)] = 128
+    epochs: Annotated[int, Declare(setting.count(), "Passes over the training data.", panel=TRAINING)] = 150
+    batch_size: Annotated[int, Declare(setting.count(), "Sequences of a step.", panel=TRAINING)] = 128
     lr: Annotated[
         float,
         Declare(
-            readers.number("greater than 0", lambda rate: rate > 0),
+            setting.number("greater than 0", lambda rate: rate > 0),
             "Highest learning rate of the one-cycle schedule.",
             panel=TRAINING,
         ),
     ] = 2e-4
     weight_decay: Annotated[
-        float, Declare(readers.number("at least 0", lambda decay: decay >= 0), "AdamW's weight decay.", panel=TRAINING)
+        float, Declare(setting.number("at least 0", lambda decay: decay >= 0), "AdamW's weight decay.", panel=TRAINING)
     ] = 0.01
     warmup: Annotated[
         float,
         Declare(
-            readers.number("between 0 and 1", lambda share: 0 < share < 1),
+            setting.number("between 0 and 1", lambda share: 0 < share < 1),
             "Share of steps in which the rate rises.",
             panel=TRAINING,
         ),
     ] = 0.1
-    validate_every: Annotated[int, Declare(readers.count(), "Epochs between validation losses.", panel=TRAINING)] = 2
+    validate_every: Annotated[int, Declare(setting.count(), "Epochs between validation losses.", panel=TRAINING)] = 2
     precision: Annotated[
         Precision,
         Declare(
-            readers.words(Precision),
+            setting.words(Precision),
             "How matrix products are taken.",
             switches={"tf32": "Matrix products in TF32 (NVIDIA GPUs).", "bf16": "Matrix products in bfloat16."},
             panel=MACHINE,
         ),
     ] = "float32"
-    device: Annotated[str, Declare(readers.text, "auto, cpu, cuda, cuda:1, mps.", panel=MACHINE)] = "auto"
+    device: Annotated[str, Declare(setting.text, "auto, cpu, cuda, cuda:1, mps.", panel=MACHINE)] = "auto"
     stack: Annotated[
         bool | None,
         Declare(
-            readers.switch,
+            setting.switch,
             "Train all seeds of a setting together as one stacked model, or one after another.",
             unset="stacked on a GPU, not on a CPU, where that is slower",
             panel=MACHINE,

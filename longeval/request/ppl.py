@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from longeval.request import readers
+from longeval.request import setting
 from longeval.request.model import ModelRequest
 from longeval.request.setting import Declare
 
@@ -31,22 +31,22 @@ class PplRequest(ModelRequest, frozen=True):
     data: Annotated[
         tuple[str, ...],
         Declare(
-            readers.paths,
+            setting.paths,
             "gov_report, pg19, proof_pile, leval:NAME, stdlib, files, folders; comma list (\\, for one in a path).",
             example="gov_report",
         ),
     ] = ("gov_report",)
-    protocol: Annotated[str, Declare(readers.text, "What is scored: prefix, sliding, sliding_window_mean, stream.")] = (
+    protocol: Annotated[str, Declare(setting.text, "What is scored: prefix, sliding, sliding_window_mean, stream.")] = (
         "prefix"
     )
     stride: Annotated[
         int | None,
-        Declare(readers.length(least=1), "Tokens between windows (not under prefix).", unset="256", panel=DOCUMENTS),
+        Declare(setting.length(least=1), "Tokens between windows (not under prefix).", unset="256", panel=DOCUMENTS),
     ] = None
     min_tokens: Annotated[
         int | None,
         Declare(
-            readers.length(),
+            setting.length(),
             "Skip documents with fewer tokens, BOS not counted.",
             unset="the longest length under prefix, else 2",
             panel=DOCUMENTS,
@@ -55,12 +55,12 @@ class PplRequest(ModelRequest, frozen=True):
     docs: Annotated[
         int | Literal["all"] | None,
         Declare(
-            readers.either("all", readers.count()),
+            setting.either("all", setting.count()),
             "At most so many documents, or all.",
             unset="what the data set says",
             panel=DOCUMENTS,
         ),
     ] = None
     text_field: Annotated[
-        str | None, Declare(readers.text, "Field of JSON, CSV, parquet files with the text.", panel=DOCUMENTS)
+        str | None, Declare(setting.text, "Field of JSON, CSV, parquet files with the text.", panel=DOCUMENTS)
     ] = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, ClassVar, Literal, get_args
 
 from longeval.errors import LongEvalError
-from longeval.request import readers
+from longeval.request import setting
 from longeval.request.model import ModelRequest
 from longeval.request.setting import Declare
 
@@ -41,19 +41,19 @@ class TasksRequest(ModelRequest, frozen=True):
     tasks: Annotated[
         tuple[str, ...],
         Declare(
-            readers.paths,
+            setting.paths,
             "Tasks, groups (leval, niah, longbench, …), patterns ('arc*') or .yaml files; comma list.",
             example="passkey",
         ),
     ]
     include: Annotated[
         tuple[str, ...],
-        Declare(readers.paths, "Folder with task files of your own; may be repeated.", repeated=True, panel=SAMPLES),
+        Declare(setting.paths, "Folder with task files of your own; may be repeated.", repeated=True, panel=SAMPLES),
     ] = ()
     limit: Annotated[
         int | None,
         Declare(
-            readers.count(),
+            setting.count(),
             "At most so many samples of each task; synthetic tasks make as many.",
             unset="all; 100 of synthetic tasks",
             panel=SAMPLES,
@@ -62,28 +62,28 @@ class TasksRequest(ModelRequest, frozen=True):
     overlong: Annotated[
         Overlong,
         Declare(
-            readers.words(Overlong),
+            setting.words(Overlong),
             "A sample longer than the window: cut its document's middle, left (its beginning), right (its end), "
             "skip the sample, or error.",
             panel=SAMPLES,
         ),
     ] = "middle"
     same_samples: Annotated[
-        bool, Declare(readers.switch, "Skip a sample at every length if it is at one.", panel=SAMPLES)
+        bool, Declare(setting.switch, "Skip a sample at every length if it is at one.", panel=SAMPLES)
     ] = False
     chat_template: Annotated[
-        ChatTemplate, Declare(readers.words(ChatTemplate), "on, off, or auto: if the tokenizer has one.", panel=SAMPLES)
+        ChatTemplate, Declare(setting.words(ChatTemplate), "on, off, or auto: if the tokenizer has one.", panel=SAMPLES)
     ] = "auto"
     num_fewshot: Annotated[
-        int | None, Declare(readers.count(least=0), "Examples before each question.", unset="the task's", panel=SAMPLES)
+        int | None, Declare(setting.count(least=0), "Examples before each question.", unset="the task's", panel=SAMPLES)
     ] = None
     max_new_tokens: Annotated[
-        int | None, Declare(readers.count(), "Most tokens of an answer.", unset="the task's", panel=SAMPLES)
+        int | None, Declare(setting.count(), "Most tokens of an answer.", unset="the task's", panel=SAMPLES)
     ] = None
     haystack: Annotated[
         str | None,
         Declare(
-            readers.text,
+            setting.text,
             "What needles are hidden in: noise, stdlib, or any --data of ppl.",
             unset="noise",
             panel=SAMPLES,

@@ -10,8 +10,7 @@ from typing import Any, ClassVar
 from longeval.plain import canonical_json
 from longeval.rope.build import MethodName
 from longeval.store.plan import PlannedCell
-from longeval.store.provenance import provenance
-from longeval.store.records import SCHEMA_VERSION, Record, Status
+from longeval.store.records import SCHEMA_VERSION, Record, Status, provenance
 
 ID_DIGITS = 16
 """Hex digits of a cell id: 64 bits, no collision to fear among a study's cells."""

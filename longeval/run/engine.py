@@ -18,8 +18,7 @@ from longeval.run.host import Progress, open_host
 from longeval.run.study import Outcome, Plan
 from longeval.store.folder import Store
 from longeval.store.plan import remember_request
-from longeval.store.provenance import running_commit
-from longeval.store.records import Record
+from longeval.store.records import Record, running_commit
 
 if TYPE_CHECKING:
     from longeval.models.prepare import PreparedModel

@@ -22,8 +22,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from longeval.stats.bootstrap import MIN_UNITS, percentiles, resampled_means
-from longeval.stats.units import FloatArray, IntArray
+from longeval.stats.bootstrap import MIN_UNITS, FloatArray, IntArray, percentiles, resampled_means
 from longeval.store.samples import Sample
 
 ScoreUnit = Literal["sample", "document"]

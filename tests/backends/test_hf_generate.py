@@ -12,8 +12,8 @@ from answer_reference import FORGETFUL, MODELS, Counted, greedy, join, make_back
 from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from longeval.backends.answering import Ending
 from longeval.backends.base import ChoicesRequest, GenerateRequest, OutOfMemoryError
-from longeval.backends.ending import Ending
 from longeval.backends.hf import answers as hf_answers
 from longeval.backends.hf import prefix_cache
 

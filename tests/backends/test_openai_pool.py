@@ -11,8 +11,7 @@ import time
 import pytest
 from completions_server import CompletionsServer
 
-from longeval.backends.openai.client import ServerError
-from longeval.backends.openai.pool import in_flight
+from longeval.backends.openai.client import ServerError, in_flight
 from longeval.errors import LongEvalError
 
 
@@ -80,7 +79,7 @@ import sys
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell starts in the background
 from longeval.backends.openai.client import Client
-from longeval.backends.openai.pool import in_flight
+from longeval.backends.openai.client import in_flight
 
 client = Client(sys.argv[1], None, timeout_s=60, connections=4)
 post = lambda body, stop: client.post("completions", body, stop)

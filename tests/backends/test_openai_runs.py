@@ -10,7 +10,7 @@ from completions_server import WORDS, CompletionsServer
 from words_model import save_words_model, write_documents, write_task
 
 from longeval.cli.app import run_app
-from longeval.cli.request import default_out
+from longeval.cli.run import default_out
 from longeval.report.collect import collect
 from longeval.request import PplRequest
 from longeval.store.folder import Store

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from longeval.backends.prompt_order import common_prefix, order_prompts
+from longeval.backends.answering import common_prefix, order_prompts
 
 RNG = np.random.default_rng(1)
 

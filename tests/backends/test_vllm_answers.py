@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from tiny import save_tiny_llama
 
+from longeval.backends.answering import Ending
 from longeval.backends.base import GenerateRequest
-from longeval.backends.ending import Ending
 from longeval.backends.vllm.backend import choice_score, is_answered, log_likelihoods
-from longeval.backends.vllm.log import cause_of, is_memory, remedy_of
+from longeval.backends.vllm.engine import cause_of, is_memory, remedy_of
 
 PROMPT = (3, 1, 4, 1, 5, 9, 2, 6)
 

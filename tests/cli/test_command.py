@@ -10,7 +10,7 @@ import typer.main
 
 from longeval.cli.command import parameter, study_command
 from longeval.errors import LongEvalError
-from longeval.request import StudyRequest, readers
+from longeval.request import StudyRequest, setting
 from longeval.request.setting import Declare
 
 Style = Literal["plain", "loud"]
@@ -26,16 +26,16 @@ class ToyRequest(StudyRequest, frozen=True):
 
     command: ClassVar[str] = "toy"
 
-    sheep: Annotated[tuple[str, ...], Declare(readers.names, "Their names.", example="dolly")]
-    nights: Annotated[int, Declare(readers.count(), "How many nights.")] = 7
-    share: Annotated[float | None, Declare(readers.number(), "How much of each.", unset="all")] = None
-    asleep: Annotated[bool, Declare(readers.switch, "Whether they sleep.")] = False
-    counted: Annotated[bool | None, Declare(readers.switch, "Whether it is said.", off="--quietly")] = None
+    sheep: Annotated[tuple[str, ...], Declare(setting.names, "Their names.", example="dolly")]
+    nights: Annotated[int, Declare(setting.count(), "How many nights.")] = 7
+    share: Annotated[float | None, Declare(setting.number(), "How much of each.", unset="all")] = None
+    asleep: Annotated[bool, Declare(setting.switch, "Whether they sleep.")] = False
+    counted: Annotated[bool | None, Declare(setting.switch, "Whether it is said.", off="--quietly")] = None
     style: Annotated[
-        Style, Declare(readers.words(Style), "How it is said.", switches={"loud": "Loudly.", "plain": "Plainly."})
+        Style, Declare(setting.words(Style), "How it is said.", switches={"loud": "Loudly.", "plain": "Plainly."})
     ] = "plain"
     dogs: Annotated[
-        tuple[str, ...], Declare(readers.paths, "Their dogs.", flag="--dog", repeated=True, panel="Others")
+        tuple[str, ...], Declare(setting.paths, "Their dogs.", flag="--dog", repeated=True, panel="Others")
     ] = ()
 
 
@@ -45,8 +45,8 @@ class PresetRequest(StudyRequest, frozen=True):
     command: ClassVar[str] = "preset"
     presets: ClassVar = {"day": {}, "night": {"wolves": 9, "awake": False}}
 
-    wolves: Annotated[int, Declare(readers.count(least=0), "How many.")] = 0
-    awake: Annotated[bool, Declare(readers.switch, "Whether they hunt.")] = True
+    wolves: Annotated[int, Declare(setting.count(least=0), "How many.")] = 0
+    awake: Annotated[bool, Declare(setting.switch, "Whether they hunt.")] = True
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def made(monkeypatch):
             found["request"], found["how"] = requests[0], how
             return 0
 
-        monkeypatch.setattr("longeval.cli.request.carry_out", carry_out)
+        monkeypatch.setattr("longeval.cli.run.carry_out", carry_out)
         app = typer.Typer()
         app.command()(study_command(kind, **options))
         status = typer.main.get_command(app)(args=list(arguments), standalone_mode=False)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from longeval.cli.app import run_app
-from longeval.export.error import multiplied, stock_error
+from longeval.export.encoding import multiplied, stock_error
 from longeval.models import load
 from longeval.models.resolve import resolve
 from longeval.models.scaling import model_rope

@@ -17,7 +17,7 @@ from longeval.cli.app import run_app
 from longeval.report.collect import collect
 from longeval.request import PosGenRequest, request_from_mapping, requests_from_yaml
 from longeval.store.folder import Store
-from longeval.studies.posgen import trainer as train_posgen
+from longeval.studies.posgen import work as train_posgen
 from longeval.studies.posgen.state import from_bytes
 
 TINY = {
@@ -130,7 +130,7 @@ def test_a_dry_run_computes_and_writes_nothing(capsys, tmp_path):
 
 def test_flags_override_the_preset_and_the_folder_says_all(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr("longeval.cli.request.carry_out", lambda specs, **options: seen.extend(specs) or 0)
+    monkeypatch.setattr("longeval.cli.run.carry_out", lambda specs, **options: seen.extend(specs) or 0)
     assert run_app(["posgen", "train", "--preset", "smoke"]) == 0
     flags = "--task recursive --epochs 3 --untied --attention-scale --start-token --frozen-mlp --bf16 --init normal"
     flags += " --no-stack --pe yarn --pe-arg yarn.beta_fast=2 --regime swapped --native 257 --factor 3.95 --data-seed 4"
@@ -222,7 +222,7 @@ def test_ctrl_c_says_that_checkpoints_are_there(capsys, monkeypatch):
     assert "0 cells stored in run; the same command goes on from there" in capsys.readouterr().err
 
 
-EAGER = "import longeval.studies.posgen.trainer as t; t.CHECKPOINT_EVERY_S = 0.0\n"
+EAGER = "import longeval.studies.posgen.work as t; t.CHECKPOINT_EVERY_S = 0.0\n"
 MAIN = EAGER + "import sys; from longeval.cli.app import run_app; sys.exit(run_app(sys.argv[1:]))"
 
 

@@ -160,7 +160,7 @@ def test_a_pipe_stays_a_pipe(arguments, tmp_path):
 def test_a_folder_that_cannot_be_written_gives_what_is_stored(arguments, capsys, monkeypatch, tmp_path):
     assert run_app([*arguments(), "--json", "first.json"]) == 0
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    monkeypatch.setattr("longeval.store.writable.why_unwritable", lambda folder: "Read-only file system")
+    monkeypatch.setattr("longeval.store.folder.why_unwritable", lambda folder: "Read-only file system")
     monkeypatch.setattr("longeval.backends.hf.backend.load_backend", lambda model: pytest.fail("loaded"))
     capsys.readouterr()
     assert run_app([*arguments(), "--json", "-"]) == 0

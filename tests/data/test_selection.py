@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from longeval.data.documents import Text
-from longeval.data.selection import select
-from longeval.data.tokens import TokenisedDocument, TokenTable
+from longeval.data.tokens import TokenisedDocument, TokenTable, select
 
 
 def tokenise(document):

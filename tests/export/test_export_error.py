@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from longeval.export.error import multiplied, running, stock_error
+from longeval.export.encoding import multiplied, running, stock_error
 from longeval.rope.base import Geometry, RopeTable
 from longeval.rope.build import build_table
 

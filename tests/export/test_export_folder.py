@@ -21,7 +21,7 @@ from longeval.models import load
 from longeval.models.files import weights_digest
 from longeval.models.resolve import resolve
 from longeval.models.scaling import model_rope
-from longeval.store.provenance import PACKAGES
+from longeval.store.records import PACKAGES
 
 FACTOR = 8.0
 NUM_TOKENS = 300

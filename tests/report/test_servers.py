@@ -7,8 +7,8 @@ from records import make_nll, make_records, make_run, make_samples, make_task_re
 
 from longeval.report.facts import server_notes
 from longeval.report.formats.markdown import block_text
-from longeval.report.grid import build_grids
 from longeval.report.settings import comparable
+from longeval.report.tables import build_grids
 from longeval.studies.tasks.report.tables import build_task_sets
 
 NLL = make_nll([[1.0] * 63] * 12)

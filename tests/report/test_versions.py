@@ -8,9 +8,8 @@ from records import make_group, make_provenance, make_samples, make_task_records
 
 from longeval.report import plots
 from longeval.report.document import without_style
-from longeval.report.settings import comparable
-from longeval.report.versions import code_of, older_cells, older_note
-from longeval.studies.tasks.report.depths import depth_table
+from longeval.report.settings import code_of, comparable, older_cells, older_note
+from longeval.studies.tasks.report.figures import depth_table
 from longeval.studies.tasks.report.notes import same_samples, table_notes
 from longeval.studies.tasks.report.pairs import INCOMPARABLE, task_pairs
 from longeval.studies.tasks.report.scores import chance_sentence

@@ -231,7 +231,7 @@ def test_reports_know_neither_models_nor_torch(run, tmp_path):
     code = (
         "import sys\n"
         "from longeval.cli.report import study_reports\n"
-        "from longeval.report.write import write_report\n"
+        "from longeval.report.build import write_report\n"
         "studies = study_reports()\n"
         f"written = write_report([{run!r}], studies=studies, out={str(tmp_path / 'r.md')!r})\n"
         "[study.summary(written.records) for study in studies]\n"

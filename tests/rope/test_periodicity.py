@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from longeval.backends.hf.rotary import TableRotaryEmbedding
+from longeval.backends.hf.parts import TableRotaryEmbedding
 from longeval.rope.analysis.description import pre_critical
 from longeval.rope.base import Geometry
 from longeval.rope.build import build_table

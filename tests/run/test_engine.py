@@ -19,8 +19,7 @@ from longeval.run.cell import Cell
 from longeval.run.engine import run
 from longeval.run.host import Host, Silent
 from longeval.run.study import Outcome, Plan, SkippedWork
-from longeval.store.provenance import provenance
-from longeval.store.records import Record
+from longeval.store.records import Record, provenance
 
 REQUEST = PplRequest(model=("m",), pe=("none",), lengths=(8,))
 

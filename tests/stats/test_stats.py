@@ -6,8 +6,7 @@ import pytest
 from records import make_nll
 
 from longeval.stats import bootstrap as stats
-from longeval.stats.bootstrap import by_position, interval, paired, position_edges
-from longeval.stats.units import Units, resampling_units
+from longeval.stats.bootstrap import Units, by_position, interval, paired, position_edges, resampling_units
 
 
 def units_of(numerator, denominator, kind="document"):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from records import make_nll
 
-from longeval.stats.units import resampling_units
+from longeval.stats.bootstrap import resampling_units
 
 PROTOCOLS = ["prefix", "sliding", "sliding_window_mean", "stream"]
 

@@ -161,7 +161,7 @@ def test_a_run_folder_that_cannot_be_written_is_read_and_stays_as_it_is(tmp_path
     store.write_text("spec.yaml", "x")
     store.save([record()], nll())
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    monkeypatch.setattr("longeval.store.writable.why_unwritable", lambda folder: "Read-only file system")
+    monkeypatch.setattr("longeval.store.folder.why_unwritable", lambda folder: "Read-only file system")
     store.check_usable()
     store.write_text("spec.yaml", "y")
     store.save([record("other")], nll())

@@ -14,11 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from longeval.backends.answering import Ending, end_tokens, order_prompts
 from longeval.backends.base import ChoiceScore, ChoicesRequest, GenerateRequest, Generation
-from longeval.backends.ending import Ending, end_tokens
 from longeval.backends.hf.parts import ModelParts, memory_told
 from longeval.backends.hf.prefix_cache import PrefixCache
-from longeval.backends.prompt_order import order_prompts
 
 Tokens = npt.NDArray[np.int32]
 

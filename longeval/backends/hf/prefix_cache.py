@@ -9,18 +9,194 @@ Shapes: B batch (1), T tokens of a prompt, R new ones, Q tokens of all branches,
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
 
-from longeval.backends.hf import cache_layers
+from longeval.backends.answering import common_prefix
 from longeval.backends.hf.parts import ModelParts
-from longeval.backends.prompt_order import common_prefix
+
+# The layers of a key/value cache that can go back to an earlier length, exactly or not at all.
+#
+# transformers' `DynamicCache` copies a layer's keys and values with every token, and its sliding-window layers forget
+# what falls out of the window, so they can't go back (transformers 5.19, `cache_utils.py`). Here layers that see the
+# whole context live in buffers that are written in place, and going back is a shorter view of the buffer; layers that
+# forget are copied at a length that somebody will return to.
+#
+# Several continuations of one prompt can go through the layers in one pass, side by side in one sequence (`Branches`):
+# each token sees the prompt and its own branch up to itself, nothing of the other branches; its position is the one
+# that it has in its own continuation. The prompt's keys and values are thus there once, whatever the number of
+# branches.
+#
+# Shapes: B batch (1), N heads, T tokens, D features of a head; Q tokens of all branches, K keys (those of the prompt
+# that a layer holds, then Q).
+
+MASKED_ATTENTION = ("eager", "sdpa")
+"""Implementations that take any mask (1, 1, Q, K) that is added to the logits of attention."""
+
+
+class BufferLayer(DynamicLayer):  # type: ignore[misc]  # transformers has no types
+    """Keys and values (B, N, T, D) of a layer that sees the whole context, as views of buffers with room to grow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.room = 0
+        """Tokens that a buffer made from now on holds at least."""
+        self._buffers: list[torch.Tensor | None] = [None, None]
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Appends keys and values; returns all."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        start = self.get_seq_length()
+        self.keys = self._append(0, key_states, start)
+        self.values = self._append(1, value_states, start)
+        return self.keys, self.values
+
+    def _append(self, which: int, new_BNTD: torch.Tensor, start: int) -> torch.Tensor:
+        end = start + new_BNTD.shape[-2]
+        buffer = self._buffers[which]
+        if buffer is None or buffer.shape[-2] < end:
+            larger = new_BNTD.new_empty(*new_BNTD.shape[:-2], max(end, self.room), new_BNTD.shape[-1])
+            if buffer is not None:
+                larger[..., :start, :] = buffer[..., :start, :]
+            self._buffers[which] = buffer = larger
+        buffer[..., start:end, :] = new_BNTD
+        return buffer[..., :end, :]
+
+    def keep(self, length: int) -> None:
+        """Goes back to the first `length` tokens."""
+        if self.is_initialized and length < self.get_seq_length():
+            self.keys, self.values = self.keys[..., :length, :], self.values[..., :length, :]
+
+
+def new_layers(config: Any) -> list[Any]:
+    """The layers of an empty cache for a model, one per layer that keeps something."""
+    layers = DynamicCache(config=config).layers
+    return [BufferLayer() if type(layer) is DynamicLayer or _stray(layer, config) else layer for layer in layers]
+
+
+def _stray(layer: Any, config: Any) -> bool:
+    """Whether a window comes from a field that is in the file of a model whose family has none, and doesn't use it."""
+    text_config = type(config.get_text_config())
+    return type(layer) is DynamicSlidingWindowLayer and not any(
+        hasattr(text_config, field) for field in ("sliding_window", "attention_chunk_size", "layer_types")
+    )
+
+
+def window_of(layer: Any) -> int | None:
+    """Tokens that a layer with a sliding window sees, the present one included; None for a layer without."""
+    return layer.sliding_window if isinstance(layer, DynamicSlidingWindowLayer) else None
+
+
+def can_keep(layer: Any, length: int) -> bool:
+    """Whether a layer can go back to its first `length` tokens by dropping the others."""
+    if type(layer) is BufferLayer:
+        return True
+    # A sliding layer that has not reached its window has forgotten nothing.
+    return type(layer) is DynamicSlidingWindowLayer and layer.cumulative_length < layer.sliding_window
+
+
+def keep(layer: Any, length: int) -> None:
+    """Makes a layer that can (`can_keep`) go back to its first `length` tokens."""
+    if type(layer) is BufferLayer:
+        layer.keep(length)
+    elif layer.cumulative_length > length:
+        layer.crop(length - layer.cumulative_length)
+
+
+def copied(layer: Any) -> Any:
+    """A copy of a layer that later updates of the layer leave alone; None for one that needs none (BufferLayer)."""
+    if type(layer) is BufferLayer:
+        return None
+    if type(layer) is DynamicSlidingWindowLayer:
+        return copy.copy(layer)  # its tensors are replaced, never written to
+    if isinstance(layer, LinearAttentionLayer):  # and, in hybrids, keys and values, which are replaced as well
+        twin = copy.copy(layer)
+        for name, value in vars(layer).items():
+            if isinstance(value, dict):
+                states = {key: state.clone() if torch.is_tensor(state) else state for key, state in value.items()}
+                setattr(twin, name, states)
+        return twin
+    return copy.deepcopy(layer)
+
+
+def takes_branches(config: Any, layers: Sequence[Any]) -> bool:
+    """Whether all masks of a model can be made here: full attention, and sliding windows of one size."""
+    kinds = _kinds(config)
+    windows = [window_of(layer) for layer in layers]
+    return (
+        config._attn_implementation in MASKED_ATTENTION
+        and all(type(layer) in (BufferLayer, DynamicSlidingWindowLayer) for layer in layers)
+        and kinds <= {"full_attention", "sliding_attention"}
+        and len(set(windows) - {None} if kinds else set(windows)) <= 1
+    )
+
+
+def _kinds(config: Any) -> set[str]:
+    """Types of layers, where masks go by them."""
+    return set(getattr(config.get_text_config(), "layer_types", None) or ())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Branches:
+    """Continuations of a prompt of `start` tokens."""
+
+    start: int
+    branch_Q: torch.Tensor
+    """Which branch each token belongs to."""
+    position_Q: torch.Tensor
+    """Its position, counted from the prompt's first token."""
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], start: int, device: torch.device) -> Branches:
+        """Branches of given lengths."""
+        offsets = [torch.arange(length, device=device) for length in lengths]
+        return cls(
+            start=start,
+            branch_Q=torch.cat([torch.full_like(part, number) for number, part in enumerate(offsets)]),
+            position_Q=start + torch.cat(offsets),
+        )
+
+    def mask(self, window: int | None, dtype: torch.dtype) -> torch.Tensor:
+        """What is added to the logits of attention, (1, 1, Q, K): 0, or the lowest number where nothing is seen.
+
+        Args:
+            window: Tokens that are seen, the present one included, and of the prompt no more than that is held; None
+                for a layer that sees and holds everything.
+            dtype: The model's.
+        """
+        held = self.start if window is None else min(self.start, window - 1)
+        device = self.branch_Q.device
+        position_K = torch.cat([torch.arange(self.start - held, self.start, device=device), self.position_Q])
+        branch_K = torch.cat([torch.full((held,), -1, device=device), self.branch_Q])
+        seen_QK = (branch_K == self.branch_Q[:, None]) | (branch_K == -1)
+        seen_QK &= position_K <= self.position_Q[:, None]
+        if window is not None:
+            seen_QK &= position_K > self.position_Q[:, None] - window
+        mask_QK = torch.zeros(seen_QK.shape, dtype=dtype, device=device)
+        return mask_QK.masked_fill_(~seen_QK, torch.finfo(dtype).min)[None, None]
+
+    def masks(self, config: Any, layers: Sequence[Any], dtype: torch.dtype) -> torch.Tensor | dict[str, torch.Tensor]:
+        """The decoder's `attention_mask`: one, or one per type of layer.
+
+        In the form that transformers' `create_masks_for_generate` gives, which every decoder that `generate` serves
+        takes: by type if the configuration has `layer_types`, else one for all.
+        """
+        window = next((window for layer in layers if (window := window_of(layer)) is not None), None)
+        if kinds := _kinds(config):
+            return {kind: self.mask(window if kind == "sliding_attention" else None, dtype) for kind in kinds}
+        return self.mask(window, dtype)
+
 
 CHUNK = 2048
 """Tokens of one pass where attention needs a mask of new × all tokens."""
@@ -50,13 +226,13 @@ class PrefixCache:
         self._parts = parts
         self._config = parts.model.config
         self._cache = DynamicCache()
-        self._cache.layers = cache_layers.new_layers(self._config)
+        self._cache.layers = new_layers(self._config)
         self._prompt_T: Tokens = np.empty(0, dtype=np.int32)
         self._length = 0
         self._copies: list[_Copy] = []
-        self._forgets = not all(type(layer) is cache_layers.BufferLayer for layer in self._cache.layers)
-        self._windows = [window for layer in self._cache.layers if (window := cache_layers.window_of(layer))]
-        self.takes_branches = cache_layers.takes_branches(self._config, self._cache.layers)
+        self._forgets = not all(type(layer) is BufferLayer for layer in self._cache.layers)
+        self._windows = [window for layer in self._cache.layers if (window := window_of(layer))]
+        self.takes_branches = takes_branches(self._config, self._cache.layers)
         """Whether `branch` takes several continuations in one pass."""
 
     @property
@@ -80,7 +256,7 @@ class PrefixCache:
         self._go_back(shared)
         self._prompt_T = prompt_T
         for layer in self._cache.layers:
-            if type(layer) is cache_layers.BufferLayer:
+            if type(layer) is BufferLayer:
                 layer.room = room
         stops = [length for length in returns if length > self._length] if self._forgets else []
         last: deque[Any] = deque(maxlen=1)
@@ -133,9 +309,7 @@ class PrefixCache:
             passes = list(self.extend(tokens_Q))
         else:
             assert self.takes_branches
-            branches = cache_layers.Branches.of(
-                [len(tokens_S) for tokens_S in continuations], self._length, self._parts.device
-            )
+            branches = Branches.of([len(tokens_S) for tokens_S in continuations], self._length, self._parts.device)
             ids_Q = torch.from_numpy(tokens_Q.astype(np.int64)).to(self._parts.device)
             masks = branches.masks(self._config, self._cache.layers, self._parts.model.dtype)
             passes = [self._run(ids_Q, branches.position_Q, attention_mask=masks)]
@@ -147,7 +321,7 @@ class PrefixCache:
         return min(CHUNK, max(MIN_CHUNK, MASK_ELEMENTS // (self._length + CHUNK)))
 
     def _copy(self) -> _Copy:
-        return _Copy(self._length, [cache_layers.copied(layer) for layer in self._cache.layers])
+        return _Copy(self._length, [copied(layer) for layer in self._cache.layers])
 
     def _restore(self, copy: _Copy) -> None:
         """Goes back to a copy, which can be gone back to again."""
@@ -155,7 +329,7 @@ class PrefixCache:
             if twin is None:
                 layer.keep(copy.length)
             else:
-                self._cache.layers[number] = cache_layers.copied(twin)
+                self._cache.layers[number] = copied(twin)
         self._length = copy.length
 
     def _go_back(self, length: int) -> None:
@@ -163,14 +337,14 @@ class PrefixCache:
         self._copies = [copy for copy in self._copies if copy.length <= length]
         if length == self._length:
             return
-        if all(cache_layers.can_keep(layer, length) for layer in self._cache.layers):
+        if all(can_keep(layer, length) for layer in self._cache.layers):
             for layer in self._cache.layers:
-                cache_layers.keep(layer, length)
+                keep(layer, length)
             self._length = length
         elif self._copies:
             self._restore(self._copies[-1])
         else:
-            self._restore(_Copy(0, [cache_layers.copied(layer) for layer in cache_layers.new_layers(self._config)]))
+            self._restore(_Copy(0, [copied(layer) for layer in new_layers(self._config)]))
 
     def release(self) -> None:
         """Lets go of everything."""

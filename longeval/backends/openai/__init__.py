@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def _load(spec: ModelRequest, model: PreparedModel) -> Backend:
     from longeval.backends.openai.backend import OpenAIBackend
-    from longeval.backends.openai.key import own_key
+    from longeval.backends.openai.client import own_key
 
     assert spec.base_url is not None
     return OpenAIBackend(base_url=spec.base_url, api_key=own_key(), model=spec.served_model, tokenizer=model.tokenizer)

@@ -19,13 +19,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from longeval.backends.answering import Ending, order_prompts
 from longeval.backends.base import ChoiceScore, ChoicesRequest, GenerateRequest, Generation
-from longeval.backends.ending import Ending
-from longeval.backends.openai.client import ANSWER_S, Client, RefusedError
+from longeval.backends.openai.client import ANSWER_S, Client, RefusedError, in_flight
 from longeval.backends.openai.dialect import COMPLETIONS, Body, Dialect, UnreadableError, answer_ids, choice_of
-from longeval.backends.openai.pool import in_flight
 from longeval.backends.openai.server import find_model
-from longeval.backends.prompt_order import order_prompts
 from longeval.errors import LongEvalError
 from longeval.rope.base import RopeTable
 from longeval.values import format_length

@@ -10,18 +10,44 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple, TypeVar, cast
 
 import httpx2
 
-from longeval.backends.openai.key import checked_key
 from longeval.errors import LongEvalError
+
+# The key of an OpenAI-compatible server: where it is read from, and what one may consist of.
+
+KEY_VARIABLE = "LONGEVAL_API_KEY"
+"""Where the key is read from: on a command line, in a spec or in a record somebody could read it."""
+
+
+def own_key() -> str | None:
+    """The key that the environment holds, fit for a header; None for none.
+
+    Raises:
+        LongEvalError: It can't be sent. It is not shown, since it may be nearly right.
+    """
+    return checked_key(os.environ.get(KEY_VARIABLE))
+
+
+def checked_key(key: str | None) -> str | None:
+    """See `own_key`."""
+    stripped = (key or "").strip()
+    if not (stripped.isascii() and stripped.isprintable() and " " not in stripped):
+        raise LongEvalError(
+            f"{KEY_VARIABLE}: has characters in it that no header can hold",
+            "Use ASCII letters and digits, without blanks and line breaks.",
+        )
+    return stripped or None
+
 
 PATIENCE_S = 60.0
 """How long one request is tried again after its first failure, all waits and tries together."""
@@ -334,3 +360,65 @@ def _retry_after_s(headers: Mapping[str, str]) -> float | None:
     except (ValueError, OverflowError):
         return None
     return max(0.0, ((moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - datetime.now(UTC)).total_seconds())
+
+
+# Several requests to a server at once, so that it can batch them; a new one starts as soon as one is done.
+
+Key = TypeVar("Key")
+Body = dict[str, Any]
+Post = Callable[[Body, threading.Event], Body]
+
+
+def in_flight(post: Post, bodies: Iterable[tuple[Key, Body]], concurrency: int) -> Iterator[tuple[Key, Body]]:
+    """Yields (key, answer) as answers come.
+
+    Bodies are taken from `bodies` only when they can be sent, in the consumer's thread: long prompts never lie about
+    by the hundred. Threads are daemons: Ctrl-C doesn't wait for what a server still computes.
+
+    Args:
+        post: Sends a body; the event says that the answer is no longer wanted.
+        bodies: (key, body) of each request.
+        concurrency: Most at once.
+
+    Raises:
+        Exception: The first that `post` or `bodies` raises; nothing new is sent then.
+    """
+    stop = threading.Event()
+    asked: queue.SimpleQueue[tuple[Key, Body] | None] = queue.SimpleQueue()
+    done: queue.SimpleQueue[tuple[Key, Body | Exception]] = queue.SimpleQueue()
+
+    def work() -> None:
+        while (job := asked.get()) is not None:
+            if stop.is_set():
+                return
+            key, body = job
+            try:
+                answer: Body | Exception = post(body, stop)
+            except Exception as error:
+                answer = error
+            done.put((key, answer))
+
+    waiting = iter(bodies)
+    threads = started = 0
+    try:
+        while True:
+            while started < concurrency and (job := next(waiting, None)) is not None:
+                if started == threads:
+                    threading.Thread(target=work, daemon=True, name=f"longeval-request-{threads}").start()
+                    threads += 1
+                asked.put(job)
+                started += 1
+            if not started:
+                return
+            try:
+                key, answer = done.get(timeout=LOOK_UP_S)
+            except queue.Empty:
+                continue
+            started -= 1
+            if isinstance(answer, Exception):
+                raise answer
+            yield key, answer
+    finally:
+        stop.set()
+        for _ in range(threads):
+            asked.put(None)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from longeval.backends.base import AnyRequest
-from longeval.backends.openai.key import own_key
+from longeval.backends.openai.client import own_key
 from longeval.errors import LongEvalError, did_you_mean
 from longeval.values import format_length
 

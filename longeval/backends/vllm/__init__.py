@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from longeval.backends.base import BACKENDS, Backend, Capabilities
-from longeval.backends.vllm.arguments import DECIDE_NOTHING, check_counts, check_first_gpu, check_owned
-from longeval.backends.vllm.family import check_family
+from longeval.backends.vllm.options import DECIDE_NOTHING, check_counts, check_family, check_first_gpu, check_owned
 
 if TYPE_CHECKING:
     from longeval.models.prepare import PreparedModel

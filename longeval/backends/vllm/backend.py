@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from longeval.backends.answering import Ending, end_tokens, order_prompts
 from longeval.backends.base import (
     BackendError,
     ChoiceScore,
@@ -25,10 +26,7 @@ from longeval.backends.base import (
     Generation,
     OutOfMemoryError,
 )
-from longeval.backends.ending import Ending, end_tokens
-from longeval.backends.prompt_order import order_prompts
-from longeval.backends.vllm.engine import Engine, start_engine
-from longeval.backends.vllm.log import is_memory
+from longeval.backends.vllm.engine import Engine, is_memory, start_engine
 from longeval.backends.vllm.options import check_installed, check_known, engine_arguments, engine_device
 from longeval.rope.base import CosSin, RopeTable, table_digest
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from longeval.backends.vllm.arguments import OWNED, check_first_gpu
-from longeval.backends.vllm.family import PLUGINS_VARIABLE, check_family
 from longeval.backends.vllm.rope import to_parameters
 from longeval.errors import LongEvalError, did_you_mean
 from longeval.models.tokenizer import is_stock, tokenizer_folder
@@ -16,6 +15,185 @@ from longeval.rope.base import RopeTable
 
 if TYPE_CHECKING:
     from longeval.models.prepare import PreparedModel
+
+
+# Model families that vLLM can't run under a table of ours, or doesn't run as transformers does.
+#
+# Most are recognised by the model's configuration. Families whose code in vLLM doesn't take a table are recognised only
+# by the error with which the installed vLLM ends (`remedy_for_family`).
+
+_QUERY_SCALING = "llama_4_scaling_beta"
+"""Grows queries with their position. transformers reads it from `rope_parameters` (Ministral 3, Mistral 4), vLLM 0.32
+from a key of Mistral's own format, `llama_4_scaling`, which such configurations lack: it leaves the growth out."""
+
+_REMEDY = "Use another model, or --backend hf (ppl and tasks)."
+
+
+def check_family(name: str, config: Any) -> None:
+    """Raises LongEvalError for a model that `--backend vllm` would refuse, or make another one of.
+
+    Args:
+        name: As the user named the model.
+        config: transformers' PreTrainedConfig.
+    """
+    text = config.get_text_config()
+    if text is not config:
+        raise LongEvalError(
+            f"--model {name}: can also see or hear, and vLLM can't be given the table of such a model",
+            _REMEDY,
+        )
+    given = getattr(text, "rope_parameters", None) or {}
+    for settings in (given, *given.values()):
+        if isinstance(settings, Mapping) and settings.get(_QUERY_SCALING):
+            raise LongEvalError(
+                f"--model {name}: scales its queries by position ({_QUERY_SCALING}), which vLLM leaves out for "
+                "models in this format: it would be another model beyond its original length",
+                _REMEDY,
+            )
+
+
+PLUGINS_VARIABLE = "VLLM_PLUGINS"
+"""Where it is set, vLLM loads only the plugins that it names, separated by commas."""
+
+_NO_TABLE = re.compile(r"KeyError: '?longeval_table")
+"""How transformers' code says that it doesn't know our type: its functions of rope types are in a dictionary."""
+
+_NO_PLUGIN = re.compile(r"Unknown RoPE scaling type '?longeval_table")
+"""How vLLM's own `get_rope` says it, where ours didn't take its place."""
+
+
+def remedy_for_family(problem: str, *, serving: bool = False) -> str | None:
+    """What to do about an engine that didn't start because it doesn't take our table; None for any other reason.
+
+    Args:
+        problem: Its own reason, as `log.cause_of` finds it.
+        serving: Whether it is a server's, for which there is no other backend.
+    """
+    if _NO_TABLE.search(problem):
+        return (
+            "vLLM runs this family through transformers' code, which doesn't take our table (docs/vllm.md lists such "
+            f"families): {'serve a model of another one' if serving else 'use --backend hf'}."
+        )
+    if _NO_PLUGIN.search(problem):
+        return (
+            "longeval's plugin wasn't loaded, or failed, in vLLM's process: -v shows its log; install longeval into "
+            f"the same Python, and unset {PLUGINS_VARIABLE}."
+        )
+    return None
+
+
+# Options of vLLM's engine as a user passes them through, `--vllm-arg NAME=VALUE`; vLLM itself is not imported.
+
+OWNED = {
+    "model": "--model",
+    "model_weights": "--model",
+    "tokenizer": "--model",
+    "hf_config_path": "--model",
+    "revision": "--revision",
+    "tokenizer_revision": "--revision",
+    "code_revision": "--revision",
+    "dtype": "--dtype",
+    "max_model_len": "--lengths",
+    "hf_overrides": "--pe, --factor and --pe-arg",
+    "trust_remote_code": "--trust-remote-code",
+    "seed": "--seed",
+    "hf_token": "HF_TOKEN in the environment: records would show it",
+    "enable_prefix_caching": "nothing: tasks share beginnings of prompts, ppl doesn't",
+    "worker_extension_cls": "nothing: longeval reads the engine's table through it",
+    "skip_tokenizer_init": "nothing",
+    "runner": "nothing: longeval scores and generates",
+    "convert": "nothing: longeval scores and generates",
+    "task": "nothing: longeval scores and generates",
+    "logprobs_mode": "nothing: log-probabilities are those of the model",
+    "max_logprobs": "nothing",
+    "disable_log_stats": "nothing: longeval reads no statistics of the engine",
+    "load_format": "nothing: weights are read from safetensors",
+}
+"""Engine options that other flags decide."""
+
+OWNED_BY_SERVE = OWNED | {
+    "max_model_len": "--length",
+    "seed": "nothing: requests to a server bring their own",
+    "enable_prefix_caching": "nothing: prompts that begin alike share their cache",
+    "served_model_name": "--served-model",
+    "host": "--host",
+    "port": "--port",
+    "api_key": "LONGEVAL_API_KEY",
+    "uvicorn_log_level": "-v",
+    "disable_uvicorn_access_log": "-v",
+}
+"""Options of vLLM's server that flags of `longeval serve` decide."""
+
+DECIDE_NOTHING = frozenset(
+    {
+        "gpu_memory_utilization", "kv_cache_memory_bytes", "swap_space", "cpu_offload_gb", "max_num_seqs",
+        "max_parallel_loading_workers", "enable_log_requests", "download_dir", "distributed_executor_backend",
+        "num_gpu_blocks_override", "block_size", "enable_log_outputs",
+    }
+)  # fmt: skip
+"""Options of memory and logging, that no result depends on: they are no part of a cell."""
+
+COUNTS = ("max_num_seqs", "max_num_batched_tokens")
+"""Options that longeval computes with: whole numbers of at least 1."""
+
+_KEY = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+
+
+def parse_vllm_args(texts: Sequence[str], owned: Mapping[str, str] = OWNED) -> dict[str, Any]:
+    """The values of `--vllm-arg NAME=VALUE`: names with underscores, values as YAML reads them.
+
+    Args:
+        texts: As given.
+        owned: Options that other flags of the command decide.
+
+    Raises:
+        LongEvalError: No name, no value, a name given twice, one that another flag decides, or a count that is none.
+    """
+    import yaml  # here, because --help imports this module
+
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        name = name.strip().removeprefix("--").replace("-", "_")
+        if not equals or not value.strip() or not _KEY.fullmatch(name):
+            raise LongEvalError(f"--vllm-arg {text}: must be NAME=VALUE", "Such as tensor_parallel_size=2.")
+        if name in found:
+            raise LongEvalError(f"--vllm-arg {name}: given twice", "Give it once.")
+        try:
+            found[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise LongEvalError(f"--vllm-arg {text}: {value} can't be read", "It is read as YAML.") from error
+    check_owned(found, owned)
+    check_counts(found)
+    return found
+
+
+def check_owned(args: Mapping[str, Any], owned: Mapping[str, str] = OWNED) -> None:
+    """Raises LongEvalError for engine options that longeval sets itself."""
+    for name in args:
+        if name in owned:
+            flag, _, why = owned[name].partition(": ")
+            decided = "can't be changed" if flag == "nothing" else f"is set by {flag}"
+            raise LongEvalError(f"--vllm-arg {name}: {decided}{f' ({why})' if why else ''}", "Leave it out.")
+
+
+def check_counts(args: Mapping[str, Any]) -> None:
+    """Raises LongEvalError for counts that aren't whole numbers of at least 1."""
+    for name in COUNTS:
+        value = args.get(name)
+        if name in args and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise LongEvalError(f"--vllm-arg {name}={value}: not a whole number of at least 1", "Such as 64.")
+
+
+def check_first_gpu(device: str) -> None:
+    """Raises LongEvalError for a `--device` that names another GPU than the first: vLLM always starts at that one."""
+    match = re.fullmatch(r"cuda:(\d+)", device)
+    if match and int(match[1]) > 0:
+        raise LongEvalError(
+            f"--device {device}: vLLM takes the first GPU that it sees",
+            f"Show it only that one: CUDA_VISIBLE_DEVICES={int(match[1])} longeval …, without --device.",
+        )
+
 
 INSTALL = (
     "Install it: on a machine with a GPU pip install -e '.[vllm]' in a checkout (or 'longeval_rope-….whl[vllm]'), "

@@ -27,8 +27,7 @@ from longeval.cache import cache_dir, file_digest, sha256_of
 from longeval.errors import LongEvalError, reason
 from longeval.files import put_folder, working_folder
 from longeval.models.gguf.config import complete_config
-from longeval.models.gguf.header import read_header
-from longeval.models.gguf.shards import gguf_shards, whole_gguf
+from longeval.models.gguf.header import gguf_shards, read_header, whole_gguf
 from longeval.models.gguf.tokenizer import build_tokenizer
 from longeval.models.library import empty_model, quiet_transformers
 from longeval.models.weights import check_complete

@@ -17,8 +17,7 @@ from typing import Any, NamedTuple
 
 from longeval.models.gguf.config import adds_bos
 from longeval.models.gguf.header import GgufHeader
-from longeval.models.sentencepiece import NORMAL, Pieces, add_special, backend_of
-from longeval.models.tokenizer import UNSTATED
+from longeval.models.tokenizer import NORMAL, UNSTATED, Pieces, add_special, backend_of
 
 _KEY = "tokenizer.ggml."
 _SPECIAL = {"bos_token": ("bos", 1), "eos_token": ("eos", 2), "unk_token": ("unknown", 0), "pad_token": ("padding", -1)}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from longeval.errors import LongEvalError
 from longeval.rope.plot import panels
-from longeval.rope.plot.page import Page
+from longeval.rope.plot.panels import Page
 from longeval.values import format_length
 
 if TYPE_CHECKING:

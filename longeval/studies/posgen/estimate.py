@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 
 from longeval.request import PosGenRequest
 from longeval.run.cost import RUNTIME_BYTES
-from longeval.studies.posgen.cells import Experiment, Stack
-from longeval.studies.posgen.config import ModelConfig
+from longeval.studies.posgen.cells import Experiment, ModelConfig, Stack
 from longeval.studies.posgen.train import steps_per_epoch
 
 _WARM_UP, _REPEATS = 2, 5

@@ -20,9 +20,17 @@ import torch
 from torch.nn import functional
 
 from longeval.rope.base import RopeTable
-from longeval.studies.posgen.config import ModelConfig, Precision
-from longeval.studies.posgen.model import Cache, Weights, forward, matmul_precision, model_inputs, product_dtype
-from longeval.studies.posgen.rotation import TorchTable, cos_sin
+from longeval.studies.posgen.cells import ModelConfig, Precision
+from longeval.studies.posgen.model import (
+    Cache,
+    TorchTable,
+    Weights,
+    cos_sin,
+    forward,
+    matmul_precision,
+    model_inputs,
+    product_dtype,
+)
 
 BATCH_BYTES = 2**30
 """Approximate limit for the activations, or the keys and values, of a batch."""

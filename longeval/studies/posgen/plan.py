@@ -32,12 +32,20 @@ from longeval.run.study import Plan, Work
 from longeval.store.folder import Store, TrainingFile
 from longeval.store.plan import stored_requests
 from longeval.store.records import SCHEMA_VERSION
-from longeval.studies.posgen.cells import PREFIX, Evaluation, Experiment, PosGenCell, Stack, Training
-from longeval.studies.posgen.config import ALGORITHM, ModelConfig, TrainSetting
+from longeval.studies.posgen.cells import (
+    ALGORITHM,
+    PREFIX,
+    Evaluation,
+    Experiment,
+    ModelConfig,
+    PosGenCell,
+    Stack,
+    Training,
+    TrainSetting,
+)
 from longeval.studies.posgen.data import DataSetting
 from longeval.studies.posgen.estimate import costs, matmul_rate, memory_bytes
-from longeval.studies.posgen.trainer import Trainer
-from longeval.studies.posgen.work import PosGenWork
+from longeval.studies.posgen.work import PosGenWork, Trainer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from longeval.studies.posgen.config import ModelConfig
+from longeval.studies.posgen.cells import ModelConfig
 from longeval.studies.posgen.model import Weights, initial_weights
 
 FORMAT = 2

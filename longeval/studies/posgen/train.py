@@ -11,23 +11,249 @@ Shapes: S seeds, N sequences, T tokens, K steps of an epoch, B sequences of a ba
 from __future__ import annotations
 
 import dataclasses
+import logging
+import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from longeval.rope.base import RopeTable
-from longeval.studies.posgen.config import ModelConfig, TrainSetting
-from longeval.studies.posgen.evaluate import RangeLoss, range_losses
-from longeval.studies.posgen.model import Weights, matmul_precision
-from longeval.studies.posgen.rotation import cos_sin
+from longeval.studies.posgen.cells import ModelConfig, Precision, TrainSetting
+from longeval.studies.posgen.evaluate import RangeLoss, range_losses, token_nll
+from longeval.studies.posgen.model import (
+    TorchTable,
+    Weights,
+    cos_sin,
+    forward,
+    matmul_precision,
+    model_inputs,
+    product_dtype,
+)
 from longeval.studies.posgen.state import History, TrainState, ValidLoss, initial_state
-from longeval.studies.posgen.steps import Stepper, one_cycle
 
 if TYPE_CHECKING:
     from longeval.studies.posgen.data import PosGenData
+
+
+# One optimiser step of all stacked seeds: rates, batch, loss, gradients, AdamW. On a GPU it becomes a CUDA graph.
+#
+# AdamW works element by element, so the gradient of the sum of the seeds' losses gives each seed the step that it would
+# make alone. All that changes from step to step (indices, weights of sequences, rates) lies in fixed buffers, so that a
+# captured step can be replayed. AdamW: Loshchilov and Hutter 2019, arXiv 1711.05101; its numbers are torch's defaults.
+#
+# The learning rate and β1 follow the one-cycle schedule (Smith and Topin 2018, arXiv 1708.07120) as a closed form of
+# the step, so that resuming needs no state. The numbers are those of torch's OneCycleLR with cosine annealing, which
+# the paper's published code uses.
+#
+# Shapes: S seeds, N sequences, B of them in a batch, T tokens, P predicted tokens, K steps of an epoch.
+
+DIVISOR = 25.0
+"""The peak of the learning rate, divided by its first value."""
+FINAL_DIVISOR = 1e4
+"""The first learning rate, divided by the last."""
+LARGEST_BETA1 = 0.95
+SMALLEST_BETA1 = 0.85
+"""β1 falls from the largest to the smallest value while the learning rate rises, and rises while it falls."""
+BETA2 = 0.999
+EPS = 1e-8
+
+_EAGER_STEPS = 3
+"""Steps before the capture, in which libraries choose kernels and set up their memory."""
+
+_log = logging.getLogger(__name__)
+
+
+class Rate(NamedTuple):
+    """The learning rate and AdamW's β1 of one step."""
+
+    learning_rate: float
+    beta1: float
+
+
+def one_cycle(step: int, total_steps: int, *, peak: float, warmup: float) -> Rate:
+    """Computes the learning rate and β1 of a step.
+
+    Where the peak is at step 0, torch divides by zero, and the peak is the first rate here. The only step of a training
+    has the last rate, as in torch, or the peak where all steps are warm-up.
+
+    Args:
+        step: 0 … total_steps−1.
+        total_steps: Steps of the whole training.
+        peak: The largest learning rate.
+        warmup: Fraction of the steps in which the rate rises, 0 … 1; the peak is at step warmup·total_steps − 1.
+    """
+    assert 0 <= step < total_steps
+    first, last = peak / DIVISOR, peak / DIVISOR / FINAL_DIVISOR
+    top = warmup * total_steps - 1
+    if step <= top:
+        part = step / top if top > 0 else 1.0
+        return Rate(_anneal(first, peak, part), _anneal(LARGEST_BETA1, SMALLEST_BETA1, part))
+    # Where the warm-up is shorter than a step, the peak lies before the first step; the formula holds all the same.
+    part = (step - top) / (total_steps - 1 - top)
+    return Rate(_anneal(peak, last, part), _anneal(SMALLEST_BETA1, LARGEST_BETA1, part))
+
+
+def _anneal(start: float, end: float, part: float) -> float:
+    """Goes from start (part 0) to end (part 1) along half a cosine."""
+    return end + (start - end) / 2 * (1 + math.cos(math.pi * part))
+
+
+class Stepper:
+    """Makes optimiser steps, which update `weights`, `first` and `second` in place.
+
+    Args:
+        config: Sizes of the model.
+        seeds: Seeds of the dropout.
+        weights: Name → (S, …) on the device.
+        first: AdamW's mean of gradients, for the weights that are trained.
+        second: AdamW's mean of squared gradients.
+        tokens_SNT: Training sequences on the device.
+        table: The RoPE table while training.
+        first_predicted: j+k: tokens before it are random and left out of the loss.
+        batch_size: B.
+        weight_decay: Weight decay of AdamW.
+        precision: Precision of the matrix products.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        seeds: Sequence[int],
+        weights: Weights,
+        first: Weights,
+        second: Weights,
+        tokens_SNT: torch.Tensor,
+        table: TorchTable,
+        first_predicted: int,
+        batch_size: int,
+        weight_decay: float,
+        precision: Precision,
+    ) -> None:
+        self._config, self._seeds, self._weights = config, tuple(seeds), weights
+        self._trained = [weights[name].requires_grad_() for name in config.trainable]
+        self._moments = [(first[name], second[name]) for name in config.trainable]
+        self._tokens_SNT, self._table, self._first_predicted = tokens_SNT, table, first_predicted
+        self._weight_decay, self._dtype = weight_decay, product_dtype(precision)
+        device, dtype = tokens_SNT.device, weights["embedding"].dtype
+        num_seeds = len(tokens_SNT)
+        self._seed_index_S1 = torch.arange(num_seeds, device=device)[:, None]
+        self._batch_SB = torch.zeros(num_seeds, batch_size, dtype=torch.int64, device=device)
+        self._share_B = torch.zeros(batch_size, dtype=dtype, device=device)
+        self._rates = torch.zeros(4, dtype=dtype, device=device)
+        self.loss_S = torch.zeros(num_seeds, dtype=dtype, device=device)
+        """Mean loss of the last step's batch, by seed."""
+        self._generators = [torch.Generator(device) for _ in seeds] if config.dropout else []
+        self._graph: torch.cuda.CUDAGraph | None = None
+        # Dropout draws from generators that are set anew at each step, which a graph can't do.
+        self._capturable = device.type == "cuda" and not config.dropout
+        self._side = torch.cuda.Stream(device) if self._capturable else None  # type: ignore[no-untyped-call]  # torch's
+        self._eager_steps = 0
+
+    def buffers(
+        self, batches_SKB: npt.NDArray[np.int64], counts_K: Sequence[int], rates_K: Sequence[Rate], first_step: int
+    ) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """Prepares the arguments of `step` for K steps, and sends them to the device at once.
+
+        Args:
+            batches_SKB: Indices of sequences; a batch that isn't full ends with indices that don't count.
+            counts_K: How many sequences of each batch count.
+            rates_K: Learning rate and β1 of each step.
+            first_step: How many steps were made before.
+        """
+        device, dtype = self._tokens_SNT.device, self._rates.dtype
+        places_B = np.arange(batches_SKB.shape[-1])
+        shares_KB = np.stack([np.where(places_B < count, 1.0 / count, 0.0) for count in counts_K])
+        scalars = [self._scalars(rate, first_step + step) for step, rate in enumerate(rates_K)]
+        parts = (
+            torch.from_numpy(np.ascontiguousarray(batches_SKB.swapaxes(0, 1))).to(device),
+            # Cast first: not every accelerator has float64.
+            torch.from_numpy(shares_KB).to(dtype).to(device),
+            torch.tensor(scalars, dtype=torch.float64).to(dtype).to(device),
+        )
+        return list(zip(*(part.unbind(0) for part in parts), strict=True))
+
+    def _scalars(self, rate: Rate, step: int) -> tuple[float, float, float, float]:
+        """The numbers of AdamW's update: decay, 1−β1, −size, ε; the last two include the bias corrections."""
+        root = math.sqrt(1 - BETA2 ** (step + 1))
+        size = rate.learning_rate * root / (1 - rate.beta1 ** (step + 1))
+        return 1 - rate.learning_rate * self._weight_decay, 1 - rate.beta1, -size, EPS * root
+
+    def step(self, buffer: tuple[torch.Tensor, torch.Tensor, torch.Tensor], number: int) -> None:
+        """Makes one step; on a GPU it is only queued. `number` is how many steps the training has made before."""
+        for held, new in zip((self._batch_SB, self._share_B, self._rates), buffer, strict=True):
+            held.copy_(new)
+        for seed, generator in zip(self._seeds, self._generators, strict=False):
+            generator.manual_seed(int(np.random.SeedSequence((seed, number)).generate_state(1, np.uint64)[0] >> 1))
+        if self._graph is not None:
+            self._graph.replay()
+        elif not self._capturable:
+            self._step()
+        elif self._eager_steps < _EAGER_STEPS:
+            self._eager_steps += 1
+            self._on_side_stream()
+        else:
+            self._capture()
+
+    def _on_side_stream(self) -> None:
+        """Makes a step on a stream of its own, as the steps before a capture must be."""
+        assert self._side is not None
+        usual = torch.cuda.current_stream(self._tokens_SNT.device)
+        self._side.wait_stream(usual)
+        with torch.cuda.stream(self._side):
+            self._step()
+        usual.wait_stream(self._side)
+
+    def _capture(self) -> None:
+        """Captures a step without running it, then replays it; where that fails, makes this and later steps eagerly."""
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, stream=self._side):  # the default one may be another device's
+                self._step()
+        except RuntimeError as error:
+            self._capturable = False
+            _log.warning("training without a CUDA graph, which is slower: %s", str(error).splitlines()[0])
+            self._step()
+            return
+        self._graph = graph
+        graph.replay()
+
+    def _step(self) -> None:
+        """Computes loss and gradients of the batch in the buffers, and updates the weights."""
+        tokens_SBT = self._tokens_SNT[self._seed_index_S1, self._batch_SB]
+        logits_SBTV = forward(
+            self._weights,
+            model_inputs(tokens_SBT, self._config),
+            self._table.cos_TF,
+            self._table.sin_TF,
+            self._config,
+            dtype=self._dtype,
+            drop=self._drop if self._generators else None,
+        )
+        nll_SBP = token_nll(logits_SBTV, tokens_SBT, self._first_predicted, self._config)
+        loss_S = (nll_SBP.mean(-1) * self._share_B).sum(-1)
+        gradients = torch.autograd.grad(loss_S.sum(), self._trained)
+        with torch.no_grad():
+            self.loss_S.copy_(loss_S)
+            self._update(gradients)
+
+    def _update(self, gradients: Sequence[torch.Tensor]) -> None:
+        """Updates weights and moments by AdamW."""
+        decay, rest1, minus_size, eps = self._rates.unbind()
+        for weight, gradient, (first, second) in zip(self._trained, gradients, self._moments, strict=True):
+            first.lerp_(gradient, rest1)
+            second.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
+            direction = torch.div(first, second.sqrt().add_(eps))
+            weight.mul_(decay).addcmul_(direction, minus_size)
+
+    def _drop(self, x: torch.Tensor) -> torch.Tensor:
+        """Dropout with one generator per seed, so that a seed gets the same dropout alone and stacked."""
+        rate = self._config.dropout
+        kept = [torch.rand(x.shape[1:], generator=one, device=x.device) >= rate for one in self._generators]
+        return x * (torch.stack(kept) / (1 - rate)).to(x.dtype)
 
 
 class Watch:

@@ -11,10 +11,10 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
 from longeval.report import plots
 from longeval.report.document import Picture
-from longeval.report.grid import Grid
 from longeval.report.numbers import format_perplexity
 from longeval.report.plots import length_axis, line_style, native_line, new_figure
 from longeval.report.rows import GridRow
+from longeval.report.tables import Grid
 from longeval.stats.bootstrap import PositionCurve
 from longeval.values import format_length
 

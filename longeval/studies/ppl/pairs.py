@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from longeval.report.grid import Grid
 from longeval.report.rows import GridRow, base_row
+from longeval.report.tables import Grid
 from longeval.stats.bootstrap import PairedDifference, paired
 from longeval.store.nll import TokenNll
 from longeval.store.records import Record

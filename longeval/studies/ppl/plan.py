@@ -16,22 +16,20 @@ import numpy as np
 
 from longeval.backends.base import Server, capabilities, check_request
 from longeval.cache import cache_dir
-from longeval.data.selection import select
 from longeval.data.sources import Source, open_source
 from longeval.data.special import spelt_note
-from longeval.data.tokens import tokenise
+from longeval.data.tokens import select, tokenise
 from longeval.errors import LongEvalError
 from longeval.metrics.perplexity import PERPLEXITY
 from longeval.models.prepare import PreparedModel, prepare_all
 from longeval.request import PplRequest
 from longeval.rope.build import MethodName
 from longeval.run.cell import cell_id
-from longeval.run.cost import memory_bytes, precision, windows_seconds
+from longeval.run.cost import Window, memory_bytes, precision, windows_seconds
 from longeval.run.host import Host, by_engine
 from longeval.run.overview import CellList, Overview, count, format_duration, format_gib
 from longeval.run.setups import Setup, ask_server, check_pin, dtype_of, method_names, setting_notes, setups
 from longeval.run.study import Plan, SkippedWork, Work
-from longeval.run.window import Window
 from longeval.studies.ppl.protocols import PROTOCOLS, Protocol, check_stride
 from longeval.studies.ppl.work import DataSet, PplCell, PplWork
 from longeval.values import format_length

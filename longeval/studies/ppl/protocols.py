@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from longeval.errors import LongEvalError
 from longeval.registry import Registry
-from longeval.run.window import Window
+from longeval.run.cost import Window
 
 WindowFunction = Callable[[Sequence[int], int, int, int], list[Window]]
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from longeval.studies.tasks.quiet import quiet
+from longeval.studies.tasks.definitions.guards import quiet
 
 RESAMPLES = 200
 """Draws of a bootstrap; lm-eval's own default of 100,000 takes minutes and changes nothing in two digits."""

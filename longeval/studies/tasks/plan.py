@@ -26,10 +26,9 @@ from longeval.run.host import Silent
 from longeval.run.setups import ask_server, check_pin, method_names, setting_notes, setups
 from longeval.run.study import Tell
 from longeval.studies.tasks.cells import GroupCell, TaskJob, group_cell, longest_reach, most_sent, task_cell
-from longeval.studies.tasks.definitions.averages import GroupAverage
-from longeval.studies.tasks.definitions.code import Code, NotRunError, is_lm_evals
-from longeval.studies.tasks.definitions.failures import causes, explain, missing_together
-from longeval.studies.tasks.definitions.files import FunctionName
+from longeval.studies.tasks.definitions.checks import causes, explain, missing_together
+from longeval.studies.tasks.definitions.entries import GroupAverage
+from longeval.studies.tasks.definitions.files import Code, FunctionName, NotRunError, is_lm_evals
 from longeval.studies.tasks.definitions.index import Index, Resolved, all_leaves
 from longeval.studies.tasks.definitions.load import check_code, check_runs, load_task, task_config
 from longeval.studies.tasks.definitions.metadata import TaskMetadata, read_metadata

@@ -19,13 +19,11 @@ from longeval.run.overview import CellList, Overview, count, format_duration, fo
 from longeval.run.study import Outcome, Plan, SkippedWork, Work
 from longeval.stats.scores import score
 from longeval.store.plan import PlannedRequest
-from longeval.store.provenance import provenance
-from longeval.store.records import Record, Status
+from longeval.store.records import Record, Status, provenance
 from longeval.store.samples import SAMPLES
-from longeval.studies.tasks.answers import Answers, answer
+from longeval.studies.tasks.answers import Answers, TaskLM, answer
 from longeval.studies.tasks.cells import GroupCell, TaskCell, TaskJob, longest_reach
-from longeval.studies.tasks.definitions.averages import average
-from longeval.studies.tasks.lm import TaskLM
+from longeval.studies.tasks.definitions.entries import average
 from longeval.studies.tasks.metrics import TaskMetric, metric_name
 from longeval.values import format_length
 

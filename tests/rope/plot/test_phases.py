@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from plot_panels import SMALL, description, headline, panels
 
-from longeval.rope.analysis import phases
+from longeval.rope.analysis import gaps
 from longeval.rope.analysis.description import describe
 from longeval.rope.base import Geometry
 
@@ -88,7 +88,7 @@ def test_short_unseen_stretches_get_a_quarter_of_the_height_and_long_ones_eight_
 
 def test_llama2_shows_feature_12():
     descriptions = [describe(name, LLAMA2) for name in ("none", "resonance", "resonance_yarn")]
-    example = phases.choose_example(descriptions)
+    example = gaps.choose_example(descriptions)
     assert (example.name, example.rounded_name, example.feature, example.period) == ("none", "resonance", 12, 35)
     assert example.wavelength == pytest.approx(2 * math.pi * 10000 ** (24 / 128))
     assert example.gap == pytest.approx(0.0257, abs=5e-5)
@@ -96,7 +96,7 @@ def test_llama2_shows_feature_12():
 
 def test_example_prefers_a_pair_then_what_is_there():
     wide, plain, paired = description("pi", scale=1.4), description("yarn"), description("resonance_yarn")
-    choose = phases.choose_example
+    choose = gaps.choose_example
     assert choose([wide, plain]).name == "pi" and choose([wide, plain]).rounded_name is None
     assert choose([wide, plain, paired]).name == "yarn"
     # A pair without a pre-critical feature is no example.
@@ -108,7 +108,7 @@ def test_example_prefers_a_pair_then_what_is_there():
 
 def test_only_rounded_methods_are_shown_before_rounding():
     unrounded, rounded = describe("yarn", SMALL), describe("resonance_yarn", SMALL)
-    example = phases.choose_example([rounded])
+    example = gaps.choose_example([rounded])
     worst = int(np.argmax(unrounded["feature_gaps"][: unrounded["pre_critical"]]))
     assert (example.name, example.rounded_name) == ("resonance_yarn before rounding", "resonance_yarn")
     assert example.feature == worst
@@ -117,8 +117,8 @@ def test_only_rounded_methods_are_shown_before_rounding():
 
 
 def test_unseen_positions_are_all_or_a_sample():
-    assert phases.unseen_positions(64, 68, 4).tolist() == [64, 65, 66, 67]
-    sample = phases.unseen_positions(64, 4064, 300)
+    assert gaps.unseen_positions(64, 68, 4).tolist() == [64, 65, 66, 67]
+    sample = gaps.unseen_positions(64, 4064, 300)
     assert (
         250 < len(set(sample.tolist())) == len(sample) <= 300
         and 64 <= sample.min() < 164
@@ -126,7 +126,7 @@ def test_unseen_positions_are_all_or_a_sample():
     )
     # No regular steps: each remainder comes about as often.
     assert min(np.bincount(sample % 7)) > 20
-    assert phases.unseen_positions(64, 64, 4).size == 0
+    assert gaps.unseen_positions(64, 64, 4).size == 0
 
 
 @pytest.mark.parametrize("wavelength", [6.3, 7, 19.87, 0.9])
@@ -136,13 +136,13 @@ def test_distances_to_seen_phases(wavelength, native):
     expected = [
         min(abs((m - n) / wavelength - round((m - n) / wavelength)) for n in range(native)) for m in unseen.tolist()
     ]
-    np.testing.assert_allclose(phases.distances_to_seen(wavelength, native, unseen), expected, atol=1e-12)
+    np.testing.assert_allclose(gaps.distances_to_seen(wavelength, native, unseen), expected, atol=1e-12)
 
 
 def test_close_seen_phases_are_one_band():
-    bands = phases.seen_intervals(np.array([0.5, 0.1, 0.11, 0.3, 0.105]), 0.05)
+    bands = gaps.seen_intervals(np.array([0.5, 0.1, 0.11, 0.3, 0.105]), 0.05)
     assert bands == [(0.1, 0.11), (0.3, 0.3), (0.5, 0.5)]
-    assert phases.seen_intervals(np.array([]), 0.05) == []
+    assert gaps.seen_intervals(np.array([]), 0.05) == []
 
 
 def test_phase_headline_says_what_is_there(pair):

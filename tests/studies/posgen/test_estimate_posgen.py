@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from longeval.request import PosGenRequest
 from longeval.run.engine import stored_cells
 from longeval.run.host import Silent, open_host
-from longeval.studies.posgen.config import ModelConfig
+from longeval.studies.posgen.cells import ModelConfig
 from longeval.studies.posgen.estimate import (
     forward_flops,
     memory_bytes,
@@ -18,9 +18,8 @@ from longeval.studies.posgen.estimate import (
     phases,
     train_flops,
 )
-from longeval.studies.posgen.model import forward, initial_weights, model_inputs
+from longeval.studies.posgen.model import cos_sin, forward, initial_weights, model_inputs
 from longeval.studies.posgen.plan import model_config, plan_posgen
-from longeval.studies.posgen.rotation import cos_sin
 
 TOKENS = 21
 

@@ -8,8 +8,7 @@ import tiny_posgen as tiny
 import torch
 
 from longeval.studies.posgen.evaluate import SeedEvaluation, evaluate
-from longeval.studies.posgen.model import forward, initial_weights
-from longeval.studies.posgen.rotation import cos_sin
+from longeval.studies.posgen.model import cos_sin, forward, initial_weights
 
 TEST_SNT = np.stack([tiny.DATA.test_NT, tiny.DATA.test_NT[::-1]])
 

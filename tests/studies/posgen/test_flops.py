@@ -7,10 +7,9 @@ import tiny_posgen as tiny
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from longeval.studies.posgen.config import ModelConfig
+from longeval.studies.posgen.cells import ModelConfig
 from longeval.studies.posgen.estimate import forward_flops, train_flops
-from longeval.studies.posgen.model import forward, initial_weights
-from longeval.studies.posgen.rotation import cos_sin
+from longeval.studies.posgen.model import cos_sin, forward, initial_weights
 
 
 @pytest.mark.parametrize("choices", [{}, {"tied": False}, {"frozen_mlp": True}])

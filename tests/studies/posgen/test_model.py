@@ -8,9 +8,15 @@ import pytest
 import tiny_posgen as tiny
 import torch
 
-from longeval.studies.posgen.config import ModelConfig
-from longeval.studies.posgen.model import Cache, forward, initial_weights, model_inputs
-from longeval.studies.posgen.rotation import cos_sin, rotate_queries_and_keys
+from longeval.studies.posgen.cells import ModelConfig
+from longeval.studies.posgen.model import (
+    Cache,
+    cos_sin,
+    forward,
+    initial_weights,
+    model_inputs,
+    rotate_queries_and_keys,
+)
 
 OPEN_CHOICES = (
     {},

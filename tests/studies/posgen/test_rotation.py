@@ -7,10 +7,10 @@ import pytest
 import tiny_posgen as tiny
 import torch
 
-from longeval.backends.hf.rotary import TableRotaryEmbedding
+from longeval.backends.hf.parts import TableRotaryEmbedding
 from longeval.rope.base import Geometry
 from longeval.rope.build import build_table
-from longeval.studies.posgen.rotation import cos_sin, digest
+from longeval.studies.posgen.model import cos_sin, digest
 
 
 @pytest.mark.parametrize("pe", ["none", "resonance", "yarn", "resonance_yarn"])

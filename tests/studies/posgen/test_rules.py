@@ -5,8 +5,7 @@ import itertools
 import pytest
 
 from longeval.errors import LongEvalError
-from longeval.studies.posgen.data import DataSetting, generate, summed_indices
-from longeval.studies.posgen.rules import RULES, register_rule
+from longeval.studies.posgen.data import RULES, DataSetting, generate, register_rule, summed_indices
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from tiny_posgen import distance, trained
 
 from longeval.studies.posgen.evaluate import evaluate
 from longeval.studies.posgen.state import from_bytes, stack, to_bytes
-from longeval.studies.posgen.steps import Stepper, one_cycle
+from longeval.studies.posgen.train import Stepper, one_cycle
 
 
 # 100 steps have their peak at a whole step, 37 between two; 5 have it before the first.
@@ -115,7 +115,7 @@ def test_a_captured_step_is_replayed_once_for_each_step(monkeypatch, eager):
     plain = trained(tiny.config())
     monkeypatch.setattr("torch.cuda.CUDAGraph", Graph)
     monkeypatch.setattr("torch.cuda.graph", capture)
-    monkeypatch.setattr("longeval.studies.posgen.steps._EAGER_STEPS", eager)
+    monkeypatch.setattr("longeval.studies.posgen.train._EAGER_STEPS", eager)
     monkeypatch.setattr("longeval.studies.posgen.train.Stepper", AsOnAGpu)
     assert distance(plain, trained(tiny.config())) == 0
     assert len(graphs) == 1

@@ -15,8 +15,7 @@ from tiny_posgen import SEEDS, distance, trained
 
 from longeval.studies.posgen.data import generate
 from longeval.studies.posgen.evaluate import evaluate
-from longeval.studies.posgen.model import forward, initial_weights
-from longeval.studies.posgen.rotation import cos_sin
+from longeval.studies.posgen.model import cos_sin, forward, initial_weights
 from longeval.studies.posgen.state import from_bytes, initial_state, stack, to_bytes
 from longeval.studies.posgen.train import Watch, epoch_order, train
 
@@ -132,7 +131,7 @@ def test_dropout_differs_by_seed_and_step_and_keeps_the_mean(monkeypatch):
         dropped.append(drop(torch.ones(3, 10_000)))
         return forward(*arguments, drop=drop, **keywords)
 
-    monkeypatch.setattr("longeval.studies.posgen.steps.forward", recording)
+    monkeypatch.setattr("longeval.studies.posgen.train.forward", recording)
     trained(tiny.config(dropout=0.2), until=1)
     rows = torch.cat(dropped)
     assert len(rows) == len({tuple(row.tolist()) for row in rows}) == 9

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from longeval.rope.base import Geometry
 from longeval.rope.build import build_table
-from longeval.studies.posgen.config import ModelConfig, TrainSetting
+from longeval.studies.posgen.cells import ModelConfig, TrainSetting
 from longeval.studies.posgen.data import DataSetting, generate
 from longeval.studies.posgen.train import train
 

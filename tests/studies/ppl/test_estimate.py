@@ -6,9 +6,8 @@ import dataclasses
 
 from longeval.models.prepare import prepare
 from longeval.request import PplRequest
-from longeval.run.cost import memory_bytes, model_size
+from longeval.run.cost import Window, memory_bytes, model_size
 from longeval.run.host import Silent, open_host
-from longeval.run.window import Window
 from longeval.studies.ppl.plan import plan_ppl
 
 

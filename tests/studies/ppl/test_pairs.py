@@ -3,7 +3,7 @@ import math
 import pytest
 from records import make_nll, make_records
 
-from longeval.report.grid import build_grids
+from longeval.report.tables import build_grids
 from longeval.studies.ppl.pairs import pair_rows
 
 BASE = make_nll([[2.0] * 8] * 10)

@@ -4,7 +4,7 @@ from matplotlib.figure import Figure
 from records import make_nll, make_records
 
 from longeval.report import plots
-from longeval.report.grid import build_grids
+from longeval.report.tables import build_grids
 from longeval.stats.bootstrap import by_position, position_edges
 from longeval.studies.ppl.curves import length_curve, position_curve
 

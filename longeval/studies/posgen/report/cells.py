@@ -15,7 +15,7 @@ from longeval.store.curves import CURVES
 from longeval.store.folder import Store, StoredCell
 from longeval.store.plan import PlannedCell, PlannedRequest
 from longeval.store.records import Record
-from longeval.studies.posgen.rules import RULES
+from longeval.studies.posgen.data import RULES
 
 PREFIX = "posgen_"
 """In front of a rule's name, it is what records call the data."""

@@ -21,7 +21,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocat
 from longeval.report import plots
 from longeval.report.document import Picture
 from longeval.report.plots import line_style
-from longeval.stats.units import FloatArray
+from longeval.stats.bootstrap import FloatArray
 from longeval.store.curves import Curves
 from longeval.studies.posgen.report.tables import PosGenRow, PosGenTable
 

@@ -25,8 +25,15 @@ from longeval.report.numbers import format_factor
 from longeval.report.published import PublishedRow, PublishedSet, published_sets
 from longeval.report.tables import DASH, method_row
 from longeval.stats.seeds import SeedMean, paired_over_seeds
-from longeval.studies.posgen.report.means import columns, interval_text, mean_cell, points_text
-from longeval.studies.posgen.report.tables import OOD, PosGenRow, PosGenTable
+from longeval.studies.posgen.report.tables import (
+    OOD,
+    PosGenRow,
+    PosGenTable,
+    columns,
+    interval_text,
+    mean_cell,
+    points_text,
+)
 
 _LEFT_OPEN = ("tied", "attention_scale", "init", "start_token", "dropout", "frozen_mlp")
 """Settings of the records that the paper's text says nothing of."""

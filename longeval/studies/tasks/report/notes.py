@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-from longeval.report.numbers import format_score
+from longeval.report.document import Bullets, Prose, joined, prose
+from longeval.report.facts import codes, method_facts, model_fact, unique
+from longeval.report.numbers import counted, format_score
 from longeval.report.rows import GridRow, outcome_lines, row_name
-from longeval.report.versions import code_of
+from longeval.report.settings import code_of
 from longeval.stats.bootstrap import MIN_UNITS
 from longeval.store.records import Record
-from longeval.studies.tasks.report.tables import FEW_SAMPLES, CountField, TaskTable
+from longeval.studies.tasks.report.figures import MAX_LEVELS
+from longeval.studies.tasks.report.tables import FEW_SAMPLES, CountField, TaskSet, TaskTable
 from longeval.values import format_length
 
 CHANCE_MARK = "†"
@@ -139,3 +143,156 @@ def _named(table: TaskTable, records: Sequence[Record]) -> str:
 
 def _lengths(row: GridRow, chosen: set[int]) -> list[int]:
     return [length for length, record in sorted(row.cells.items()) if id(record) in chosen]
+
+
+# Exactly what was scored in a set of tasks and how, in sentences: prompts, decoding, samples, metrics, intervals.
+
+METRICS = {
+    "accuracy": "mean credit of a sample, 0 to 1, by the task's own rule of right and wrong",
+    "accuracy_norm": "accuracy where the choice with the highest log-likelihood per character wins",
+    "accuracy_bytes": "accuracy where the choice with the highest log-likelihood per byte wins",
+    "recall": "mean share of the expected strings that the answer contains",
+    "exact_match": "share of answers that equal the reference",
+    "f1": "harmonic mean of precision and recall over the words of answer and reference",
+    "rouge1": "ROUGE-1: overlap of single words with the reference",
+    "rouge2": "ROUGE-2: overlap of word pairs with the reference",
+    "rouge_l": "ROUGE-L: longest common subsequence of words with the reference",
+}
+"""What a metric's name means, where it means the same in every task."""
+
+_OVERLONG = {
+    "middle": "its document lost its middle (head and tail stay)",
+    "left": "its document lost its beginning (the tail stays)",
+    "right": "its document lost its end (the head stays)",
+    "skip": "it was left out",
+    "error": "nothing would have been computed",
+}
+
+
+def scored_facts(tasks: TaskSet, *, has_depths: bool, has_pairs: bool) -> Bullets:
+    """A list for one set of tasks; every sentence holds for all tasks or names those it holds for."""
+    tables = tasks.tasks
+    records = [record for table in tables for record in table.records]
+    if not records:
+        return Bullets(items=("Averages only: the cells of their tasks are not in these run folders.",))
+    facts: list[Prose] = [model_fact(tasks.model, tasks.native_length, records[0])]
+    facts += method_facts([row for table in tables for row in table.rows])
+    facts += _prompt_facts(tables, records[0].params)
+    facts += _sample_facts(tables, records[0].params)
+    for metric in dict.fromkeys(table.metric for table in (*tables, *tasks.further)):
+        meaning = METRICS.get(metric, "as the task defines it; of samples, their mean")
+        facts.append(prose(f"`{{}}`: {meaning}.", metric))
+    if has_depths:
+        facts.append(
+            f"Depth: where in the context the (first) needle lies, 0% is the start; more than {MAX_LEVELS} different "
+            "depths are put into ten bins."
+        )
+    if tasks.groups:
+        facts.append(
+            "Averages: every task counts once, unless the group counts samples; one task without a value, and there "
+            "is no average. They have no error of their own."
+        )
+    facts += _error_facts(records)
+    if has_pairs:
+        facts.append(
+            "Intervals of paired differences: Bonett and Price (2012) for right-or-wrong samples that are independent, "
+            "else percentile bootstrap of the differences, over samples or over the documents that they share."
+        )
+    return Bullets(items=tuple(facts))
+
+
+def _prompt_facts(tables: Sequence[TaskTable], params: dict[str, Any]) -> Iterator[Prose]:
+    own = [table.title for table in tables if any(record.params.get("own_prompts") is True for record in table.records)]
+    if own:
+        yield prose(
+            "Prompts in longeval's own words, not those of the published benchmark: {}. Scores under another wording "
+            "can differ.",
+            codes(own),
+        )
+    template = params.get("chat_template")
+    if template is not None:
+        through = (
+            "went through the tokenizer's chat template" if template else "were given as plain text, no chat template"
+        )
+        yield f"Chat template: {'on' if template else 'off'}; prompts {through}."
+    if shots := _by_value(tables, "num_fewshot"):
+        yield prose("Examples in front of the question: {}.", shots)
+    if greedy := _by_value(tables, "max_new_tokens"):
+        yield prose(
+            "Answers are generated greedily (the most likely token each time, no sampling), at most so many new "
+            "tokens, which count in the window: {}.",
+            greedy,
+        )
+    chosen = [table.title for table in tables if all(_is_choice(record) for record in table.records)]
+    if chosen:
+        yield prose("Choices are scored by log-likelihood, nothing is generated: {}.", codes(chosen))
+
+
+def _is_choice(record: Record) -> bool:
+    return "max_new_tokens" in record.params and record.params["max_new_tokens"] is None
+
+
+def _sample_facts(tables: Sequence[TaskTable], params: dict[str, Any]) -> Iterator[Prose]:
+    if (policy := params.get("overlong")) is not None:
+        cut = sum(record.truncated or 0 for table in tables for record in table.records)
+        left_out = sum(record.skipped or 0 for table in tables for record in table.records)
+        what = _OVERLONG.get(policy, "not described here")
+        yield prose(
+            f"A sample longer than the window (`--overlong {{}}`): {what}; instructions, question and choices are "
+            f"never cut. Over all cells here {counted(cut, 'sample')} {'was' if cut == 1 else 'were'} cut and "
+            f"{left_out:,} left out; the tables have the counts by length.",
+            policy,
+        )
+    if limits := _by_value(tables, "limit", none="no limit"):
+        same = "; a sample left out at one length is left out at all" if params.get("same_samples") else ""
+        yield prose(f"Samples of each task (`--limit`): {{}}{same}. {{}}", limits, _same_samples(tables))
+    if haystack := _by_value(tables, "haystack"):
+        yield prose("Needles are hidden in: {}.", haystack)
+    if versions := _by_value(tables, "task_version"):
+        yield prose("Version of the task: {}. Seed {}.", versions, params.get("seed", "not recorded"))
+
+
+def _same_samples(tables: Sequence[TaskTable]) -> Prose:
+    """Whether methods were asked the same: claimed only where the digests of the prompts show it."""
+    others = [table.title for table in tables if not same_samples(table)]
+    text = "At each length all methods got the same samples with the same prompts"
+    return prose(f"{text}, but not (or not as far as is recorded) in {{}}.", codes(others)) if others else f"{text}."
+
+
+def _error_facts(records: Sequence[Record]) -> list[Prose]:
+    drawn = [how for record in records if (how := record.params.get("ci"))]
+    methods = {(how.get("method"), how.get("kind")) for how in drawn}
+    said = []
+    if ("wilson", "sample") in methods:
+        said.append("Wilson's for right-or-wrong samples that are independent")
+    if ("bootstrap", "sample") in methods:
+        said.append("percentile bootstrap over samples where credit is graded")
+    if ("bootstrap", "document") in methods:
+        said.append("percentile bootstrap over whole documents where samples share them")
+    if ("wilson", "document") in methods:
+        said.append("Wilson's with documents as samples where all samples scored alike")
+    facts: list[Prose] = [
+        "Standard errors: of a mean over samples; clustered by document where samples share one (Miller 2024). They "
+        "speak of other samples of this kind, not of other prompts or models."
+    ]
+    resamples = next(
+        (f", {how['resamples']} resamples, seed {how.get('seed')}" for how in drawn if "resamples" in how),
+        "",
+    )
+    facts.append(
+        f"95% intervals: {'; '.join(said)}{resamples}." if said else "Intervals: none (too few independent samples)."
+    )
+    return facts
+
+
+def _by_value(tables: Sequence[TaskTable], key: str, none: str | None = None) -> Prose:
+    """`0`, or `64 (passkey, kv_retrieval), 512 (leval_quality)`; nothing where no task has it."""
+    found: dict[str, list[str]] = {}
+    for table in tables:
+        for value in dict.fromkeys(str(r.params[key]) for r in table.records if r.params.get(key) is not None):
+            found.setdefault(value, []).append(table.title)
+        if none is not None and any(key in r.params and r.params[key] is None for r in table.records):
+            found.setdefault(none, []).append(table.title)
+    if len(found) == 1 and len(next(iter(found.values()))) == len(tables):
+        return next(iter(found))
+    return joined(", ", (prose("{} ({})", value, codes(unique(names))) for value, names in found.items()))

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from longeval.report.rows import GridRow, is_group, method_rows
-from longeval.report.settings import split
-from longeval.report.versions import DEFINITION, OUTCOMES
+from longeval.report.settings import DEFINITION, OUTCOMES, split
 from longeval.store.records import Record
 
 _SET_PARAMS = (

@@ -6,7 +6,7 @@ import pytest
 from posgen_requests import ALL, BOTH, Told, carry_out, tiny_request
 
 from longeval.store.folder import Store
-from longeval.studies.posgen import trainer as train_posgen
+from longeval.studies.posgen import work as train_posgen
 from longeval.studies.posgen.train import train
 
 

@@ -15,13 +15,12 @@ from posgen_requests import ALL, BOTH, Told, carry_out, same_weights, tiny_reque
 from longeval.request import requests_from_yaml
 from longeval.run.engine import stored_cells
 from longeval.store.folder import Store
-from longeval.studies.posgen import trainer as train_posgen
+from longeval.studies.posgen import work as train_posgen
 from longeval.studies.posgen import work as work_module
 from longeval.studies.posgen.data import generate
 from longeval.studies.posgen.evaluate import evaluate
-from longeval.studies.posgen.model import forward, model_inputs
+from longeval.studies.posgen.model import cos_sin, forward, model_inputs
 from longeval.studies.posgen.plan import check_settings, plan_posgen
-from longeval.studies.posgen.rotation import cos_sin
 from longeval.studies.posgen.train import train
 
 
@@ -209,7 +208,7 @@ def test_other_commands_may_share_the_folder(store):
 
 
 def test_a_run_needs_nothing_of_what_loads_models_and_text():
-    code = "import sys, longeval.studies.posgen.work, longeval.cli.request\n"
+    code = "import sys, longeval.studies.posgen.work, longeval.cli.run\n"
     code += "print(*{name.split('.')[0] for name in sys.modules})"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     heavy = {

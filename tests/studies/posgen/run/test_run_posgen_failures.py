@@ -11,7 +11,7 @@ from posgen_requests import BOTH, Told, carry_out, tiny_request
 
 from longeval.errors import LongEvalError
 from longeval.store.folder import Store
-from longeval.studies.posgen import trainer as train_posgen
+from longeval.studies.posgen import work as train_posgen
 from longeval.studies.posgen import work as work_module
 from longeval.studies.posgen.evaluate import evaluate
 from longeval.studies.posgen.plan import check_settings, plan_posgen

@@ -11,7 +11,7 @@ from posgen_requests import ALL, BOTH, Told, carry_out, same_weights, tiny_reque
 
 from longeval.request import request_from_mapping, requests_from_yaml
 from longeval.store.folder import Store
-from longeval.studies.posgen import trainer as train_posgen
+from longeval.studies.posgen import work as train_posgen
 from longeval.studies.posgen.plan import plan_posgen
 from longeval.studies.posgen.state import from_bytes
 

@@ -5,7 +5,7 @@ import textwrap
 
 import pytest
 
-from longeval.studies.tasks.definitions import lm_eval_index
+from longeval.studies.tasks.definitions import index
 
 ROWS = [{"text": f"Say {n}.", "answer": str(n)} for n in range(4)]
 
@@ -80,5 +80,5 @@ def small_lm_eval(tmp_path, monkeypatch):
               - letters
             """,
     )
-    monkeypatch.setattr(lm_eval_index, "lm_eval_folder", lambda: str(folder))
+    monkeypatch.setattr(index, "lm_eval_folder", lambda: str(folder))
     return folder

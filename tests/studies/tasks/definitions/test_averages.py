@@ -6,7 +6,7 @@ import pytest
 from lm_eval.api.group import Group
 from lm_eval.config.group import AggMetricConfig
 
-from longeval.studies.tasks.definitions.averages import GroupAverage, average
+from longeval.studies.tasks.definitions.entries import GroupAverage, average
 
 NAMES = ("a", "b", "c", "d", "e")
 

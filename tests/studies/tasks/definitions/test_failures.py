@@ -3,8 +3,8 @@
 import sys
 
 from longeval.errors import MissingDataError
-from longeval.studies.tasks.definitions import ruler
-from longeval.studies.tasks.definitions.failures import causes, missing_together
+from longeval.studies.tasks.definitions import load
+from longeval.studies.tasks.definitions.checks import causes, missing_together
 
 
 def lacks(data, reason="out of reach", remedy="Check the network."):
@@ -45,9 +45,9 @@ def test_nltk_keeps_its_reasons_to_itself_and_is_asked_once(monkeypatch, capsys)
 
     monkeypatch.setattr(nltk.data, "find", find)
     monkeypatch.setattr(nltk, "download", download)
-    ruler._fetch_punkt_tab.cache_clear()
+    load._fetch_punkt_tab.cache_clear()
     for _ in range(3):
-        ruler._fetch_punkt_tab()
-    ruler._fetch_punkt_tab.cache_clear()
+        load._fetch_punkt_tab()
+    load._fetch_punkt_tab.cache_clear()
     assert asked == ["punkt_tab"]
     assert capsys.readouterr() == ("", "")

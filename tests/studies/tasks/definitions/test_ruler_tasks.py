@@ -8,7 +8,7 @@ import pytest
 
 from longeval.errors import LongEvalError
 from longeval.models.tokenizer import tokenizer_folder
-from longeval.studies.tasks.definitions import lm_eval_index
+from longeval.studies.tasks.definitions import index
 from longeval.studies.tasks.definitions.files import lm_eval_folder
 from longeval.studies.tasks.definitions.load import load_task
 from longeval.studies.tasks.setting import Setting
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("no_downloads", "only_ruler")
 def only_ruler(monkeypatch):
     """An index of RULER's folder alone: the whole takes seconds."""
     folder = os.path.join(lm_eval_folder(), "ruler")
-    monkeypatch.setattr(lm_eval_index, "lm_eval_folder", lambda: folder)
+    monkeypatch.setattr(index, "lm_eval_folder", lambda: folder)
 
 
 @pytest.fixture

@@ -5,8 +5,7 @@ import pytest
 from longeval.studies.tasks.definitions.checks import check_task_file
 from longeval.studies.tasks.definitions.entries import scan
 from longeval.studies.tasks.definitions.files import task_folders, yaml_files
-from longeval.studies.tasks.definitions.index import Index
-from longeval.studies.tasks.definitions.lm_eval_index import LONG_CONTEXT
+from longeval.studies.tasks.definitions.index import LONG_CONTEXT, Index
 from longeval.studies.tasks.definitions.load import task_config
 
 

@@ -10,8 +10,8 @@ from task_files import small_lm_eval, task, write  # noqa: F401  # a fixture
 
 from longeval.cache import cache_dir
 from longeval.errors import LongEvalError
-from longeval.studies.tasks.definitions import lm_eval_index
-from longeval.studies.tasks.definitions.averages import GroupAverage
+from longeval.studies.tasks.definitions import index
+from longeval.studies.tasks.definitions.entries import GroupAverage
 from longeval.studies.tasks.definitions.files import lm_eval_folder, task_folders
 from longeval.studies.tasks.definitions.index import Index, all_leaves
 from longeval.studies.tasks.definitions.needs import group_needs
@@ -145,7 +145,7 @@ def test_unknown_names_are_answered_with_near_ones(root, name, hint):
 
 
 def test_our_names_need_no_index_of_lm_eval(root, monkeypatch):
-    monkeypatch.setattr(lm_eval_index, "lm_eval_folder", lambda: pytest.fail("asked for lm-eval"))
+    monkeypatch.setattr(index, "lm_eval_folder", lambda: pytest.fail("asked for lm-eval"))
     assert leaves(root, "both", "passkey") == ("reading", "passkey")
 
 
@@ -234,15 +234,15 @@ def test_what_a_path_names_is_shown_by_its_own_name(root, tmp_path, monkeypatch)
 
 def test_the_cache_is_read_and_follows_changes(small_lm_eval, monkeypatch):  # noqa: F811
     def entries():
-        lm_eval_index._entries.cache_clear()
-        return lm_eval_index.lm_eval_entries()
+        index._entries.cache_clear()
+        return index.lm_eval_entries()
 
     first = entries()
     assert first["nest"].averages[1] == GroupAverage(
         group="nest", metric="f1", filters=("strict", "loose"), weight_by_size=True, members=()
     )
     with monkeypatch.context() as patch:
-        patch.setattr(lm_eval_index, "read_index", lambda folder: pytest.fail("read again"))
+        patch.setattr(index, "read_index", lambda folder: pytest.fail("read again"))
         assert entries() == first
     (small_lm_eval / "gamma.yaml").write_text("task: gamma\n")
     assert set(entries()) - set(first) == {"gamma"}
@@ -257,7 +257,7 @@ def test_the_cache_is_read_and_follows_changes(small_lm_eval, monkeypatch):  # n
 
 
 def test_our_names_and_the_cached_ones_need_no_import_of_lm_eval(small_lm_eval):  # noqa: F811
-    lm_eval_index.lm_eval_entries()  # is in the cache now
+    index.lm_eval_entries()  # is in the cache now
     program = (
         "import sys; from longeval.studies.tasks.definitions import index, lm_eval_index\n"
         f"lm_eval_index.lm_eval_folder = lambda: {str(small_lm_eval)!r}\n"

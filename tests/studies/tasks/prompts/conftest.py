@@ -49,7 +49,7 @@ def window(tiny_tokenizer):
 @pytest.fixture
 def lm():
     """A backend under one table, for a window."""
-    from longeval.studies.tasks.lm import TaskLM
+    from longeval.studies.tasks.answers import TaskLM
 
     def make(backend, window, table=lambda length: None, static=True):
         return TaskLM(backend, tokenizer=window.tokenizer, length=window.length, table=table, static=static)

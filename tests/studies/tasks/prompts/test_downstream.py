@@ -32,7 +32,7 @@ def evaluated(lm, task, chat, **options):
     from lm_eval import evaluator, simple_evaluate
     from lm_eval.tasks import TaskManager
 
-    from longeval.studies.tasks.quiet import quiet
+    from longeval.studies.tasks.definitions.guards import quiet
 
     slow = mock.patch.multiple(evaluator, add_env_info=lambda results: None, get_git_commit_hash=lambda: None)
     with quiet(), slow:  # what it collects about the machine takes seconds
@@ -49,7 +49,7 @@ def evaluated(lm, task, chat, **options):
 def hflm(model, tokenizer, max_length, **options):
     from lm_eval.models.huggingface import HFLM
 
-    from longeval.studies.tasks.quiet import quiet
+    from longeval.studies.tasks.definitions.guards import quiet
 
     with quiet():
         return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1, max_length=max_length, **options)

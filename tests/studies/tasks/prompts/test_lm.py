@@ -13,8 +13,7 @@ from tiny import make_text
 
 from longeval.backends.base import ChoicesRequest, GenerateRequest
 from longeval.rope.base import RopeTable
-from longeval.studies.tasks.answers import answer
-from longeval.studies.tasks.lm import TooLongError
+from longeval.studies.tasks.answers import TooLongError, answer
 from longeval.studies.tasks.prompts.build import prepare
 
 FIRST = 5

@@ -3,8 +3,7 @@ from matplotlib.figure import Figure
 from records import make_samples, make_task_records
 
 from longeval.report import plots
-from longeval.studies.tasks.report.depths import depth_table
-from longeval.studies.tasks.report.figures import depth_figure, score_figure
+from longeval.studies.tasks.report.figures import depth_figure, depth_table, score_figure
 from longeval.studies.tasks.report.tables import build_task_sets
 
 

@@ -17,8 +17,8 @@ from records import (
 )
 
 from longeval.report import plots
-from longeval.report.grid import build_grids
-from longeval.studies.tasks.report.beside import beside
+from longeval.report.tables import build_grids
+from longeval.studies.tasks.report.scores import beside
 from longeval.studies.tasks.report.tables import build_task_sets
 
 HALF = make_samples([1.0, 0.0] * 10)

@@ -88,7 +88,7 @@ def test_averages_of_a_folder_that_cannot_be_written(spec, files, choice_task, s
     group.write_text(GROUP.format(name="both", members="which_word"))
     carry_out(spec("which_word", lengths=(512,), include=(str(files),)), store, prefers_report(tokenizer))
     before = sorted(path.name for path in (files.parent / "run" / "cells").iterdir())
-    monkeypatch.setattr("longeval.store.writable.why_unwritable", lambda folder: "Read-only file system")
+    monkeypatch.setattr("longeval.store.folder.why_unwritable", lambda folder: "Read-only file system")
     store.check_usable()
     result = carry_out(spec("both", lengths=(512,), include=(str(files),)), store)
     assert [(record.task, record.value) for record in result.records] == [("which_word", 0.5), ("both", 0.5)]
@@ -291,7 +291,7 @@ def test_a_real_tiny_model_scores_as_lm_evals_own_model_does(spec, choice_task, 
     from lm_eval.tasks import TaskManager
     from transformers import AutoModelForCausalLM
 
-    from longeval.studies.tasks.quiet import quiet
+    from longeval.studies.tasks.definitions.guards import quiet
 
     result = carry_out(spec(choice_task, lengths=(512,)), store)
     (record,) = result.records
