@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from longeval.backends.base import Backend
-    from longeval.request import PplRequest
+    from longeval.studies.ppl.request import PplRequest
     from longeval.studies.ppl.work import PplWork
 
 SHORTEST_LONGEST = 16
@@ -75,7 +75,7 @@ class Text:
 
 def request_spec(request: Request, dtype: str, *, pe: str, lengths: tuple[int, ...]) -> PplRequest:
     """The perplexity request of one method on one document of the standard library, under `prefix`."""
-    from longeval.request import PplRequest
+    from longeval.studies.ppl.request import PplRequest
 
     return PplRequest(
         model=(request.model,),

@@ -247,12 +247,12 @@ def carry_out(
     """
     from longeval.cli.progress import RunProgress
     from longeval.cli.run import check_folder, default_out
-    from longeval.request.requests import REQUESTS
     from longeval.run.engine import run
     from longeval.run.study import find_study
 
-    request = REQUESTS[command].read(settings)
-    study, store = find_study(command), Store(out or default_out(request))
+    study = find_study(command)
+    request = study.Request.read(settings)
+    store = Store(out or default_out(request))
     check_folder([request], {command: study}, store)
     with RunProgress(quiet=quiet) as progress:
         plan = study.plan(request, progress)

@@ -61,7 +61,7 @@ def request_spec(tiny_llama, documents):
             "data": (str(documents),),
             "dtype": "float32",
         }
-        from longeval.request import PplRequest
+        from longeval.studies.ppl.request import PplRequest
 
         return PplRequest(**(fields | changes))
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from longeval.request import PosGenRequest
 from longeval.run.engine import run
 from longeval.studies.posgen.plan import plan_posgen
+from longeval.studies.posgen.request import PosGenRequest
 from longeval.studies.posgen.state import from_bytes
 
 ALL = ("none", "resonance", "yarn", "resonance_yarn")

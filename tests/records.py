@@ -8,7 +8,7 @@ import numpy as np
 
 from longeval.cli.report import study_reports
 from longeval.report import build
-from longeval.request import PosGenRequest, requests_to_yaml
+from longeval.request import requests_to_yaml
 from longeval.stats.bootstrap import interval, resampling_units
 from longeval.stats.scores import score
 from longeval.store.curves import Curves
@@ -20,6 +20,7 @@ from longeval.store.samples import Sample
 from longeval.studies.posgen.report.cells import PosGenPlace, collect_posgen, place_of
 from longeval.studies.posgen.report.sections import REPORT as POSGEN_REPORT
 from longeval.studies.posgen.report.sections import introduced
+from longeval.studies.posgen.request import PosGenRequest
 
 SPEC = "model: toy\npe: [none, yarn]\nlengths: [64, 128]\n"
 

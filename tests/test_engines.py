@@ -23,10 +23,12 @@ from longeval.cli.progress import RunProgress
 from longeval.errors import LongEvalError
 from longeval.models import hub
 from longeval.models.resolve import ModelRef
-from longeval.request import PplRequest, request_from_mapping, requests_from_yaml, requests_to_yaml
+from longeval.request import requests_from_yaml, requests_to_yaml
 from longeval.run.engine import run
 from longeval.run.host import backend_of, by_engine
+from longeval.run.study import request_from_mapping
 from longeval.studies.ppl.plan import plan_ppl
+from longeval.studies.ppl.request import PplRequest
 
 check_installed = vllm_options.check_installed
 

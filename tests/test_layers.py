@@ -14,12 +14,13 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "longeval"
 MODULES = sorted(PACKAGE.rglob("*.py"))
+STUDIES = {f"studies.{folder.parent.name}" for folder in PACKAGE.glob("studies/*/__init__.py")}
 
 LAYERS = (
     {"__main__", "results"},
     {"cli"},
     {"doctor"},
-    {"studies.ppl", "studies.tasks", "studies.posgen"},
+    STUDIES,
     {"run"},
     {"backends", "export"},
     {"models"},
@@ -32,7 +33,7 @@ LAYERS = (
     {"request"},
     {"cache", "registry", "values"},
     {"files"},
-    {"bounded_yaml", "errors", "plain", "printable"},
+    {"bounded_yaml", "errors", "plain", "printable", "studies"},  # `studies` alone is the empty package
 )
 """From the top down: a module or package imports only from layers below its own. A new one is placed here first.
 
@@ -113,7 +114,7 @@ def forbidden(source: str) -> list[str]:
 
 
 def test_every_module_has_a_place():
-    assert {unit_of_file(module) for module in MODULES} - {"__init__", "studies"} == set(RANKS)
+    assert {unit_of_file(module) for module in MODULES} - {"__init__"} == set(RANKS)
 
 
 def test_imports_go_downward_only():

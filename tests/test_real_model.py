@@ -7,10 +7,10 @@ import os
 import pytest
 
 from longeval.cli.progress import RunProgress
-from longeval.request import PplRequest
 from longeval.run.engine import run
 from longeval.store.folder import Store
 from longeval.studies.ppl.plan import plan_ppl
+from longeval.studies.ppl.request import PplRequest
 
 NEEDS_DOCUMENT = pytest.mark.skipif(
     not os.path.isfile(os.path.join(os.environ.get("LONGEVAL_DATA", ""), "leval", "gov_report_summ.jsonl")),
@@ -84,9 +84,9 @@ def test_a_stock_task_of_lm_eval_scores_as_with_its_own_model(tmp_path):
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
-    from longeval.request import TasksRequest
     from longeval.studies.tasks.definitions.guards import quiet
     from longeval.studies.tasks.plan import plan_tasks
+    from longeval.studies.tasks.request import TasksRequest
 
     spec = TasksRequest(
         model=("smollm2-135m-q4",),
@@ -117,8 +117,8 @@ def test_a_stock_task_of_lm_eval_scores_as_with_its_own_model(tmp_path):
 @pytest.mark.timeout(1200)
 @pytest.mark.usefixtures("user_cache")
 def test_the_embedded_model_finds_a_passkey_in_a_short_text(tmp_path):
-    from longeval.request import TasksRequest
     from longeval.studies.tasks.plan import plan_tasks
+    from longeval.studies.tasks.request import TasksRequest
 
     spec = TasksRequest(
         model=("smollm2-135m-q4",), pe=("none", "resonance_yarn"), lengths=(512,), tasks=("passkey",), limit=4

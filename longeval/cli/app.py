@@ -21,7 +21,7 @@ from longeval.cli.process import INTERRUPTED, leave, leave_on_interrupt, raise_o
 from longeval.cli.terminal import say
 from longeval.errors import LongEvalError
 from longeval.printable import printable
-from longeval.request import PplRequest
+from longeval.run.study import find_study, study_names
 
 app = typer.Typer(
     name="longeval",
@@ -30,7 +30,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-app.command("ppl")(study_command(PplRequest))
+for name in study_names():
+    if name not in ("tasks", "posgen"):  # they do more than carry out a request
+        app.command(name)(study_command(find_study(name).Request))
 app.command("tasks")(tasks.tasks)
 app.add_typer(posgen.posgen, name="posgen")
 app.command("run")(run_command.run)

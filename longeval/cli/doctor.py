@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from longeval.doctor.checks import Check
     from longeval.doctor.parity import Parity
     from longeval.models.scaling import ModelRope
-    from longeval.request import PplRequest
     from longeval.studies.ppl.plan import PplPlan
+    from longeval.studies.ppl.request import PplRequest
 
 
 # `longeval doctor --parity`: runs the comparison of vLLM with transformers, and prints it.
@@ -76,8 +76,8 @@ def _spec(asked: Asked) -> PplRequest:
     from longeval.backends.vllm.options import parse_vllm_args
     from longeval.cli import options
     from longeval.doctor.parity import NEW_TOKENS, in_chunks
-    from longeval.request import PplRequest
     from longeval.rope.build import parse_method_name, parse_pe_args
+    from longeval.studies.ppl.request import PplRequest
     from longeval.values import parse_length, split_list, split_paths
 
     tokens = parse_length(asked.get("length", "1k"), flag="--length", least=2 * NEW_TOKENS)  # half of it is continued

@@ -13,7 +13,7 @@ from longeval.cli.command import study_command
 from longeval.cli.report import PrefaceFile, QuietFiles, RecordsFile, Title, given_flags, read_preface, tell
 from longeval.cli.terminal import check_json_path, reader_is_gone, say, write_output
 from longeval.errors import LongEvalError
-from longeval.request import PosGenRequest
+from longeval.studies.posgen.request import PosGenRequest
 
 if TYPE_CHECKING:
     from longeval.studies.posgen.data import DataSetting

@@ -74,11 +74,11 @@ def report(
 
 
 def study_reports() -> tuple[StudyReport, ...]:
-    """The studies that have sections in a report, in this order."""
-    from longeval.studies.ppl.report import REPORT as PPL
-    from longeval.studies.tasks.report.sections import REPORT as TASKS
+    """What each study says of its cells in `longeval report`, without those that have a command of their own."""
+    from longeval.run.study import find_study, study_names
 
-    return (PPL, TASKS)
+    found = map(find_study, study_names())
+    return tuple(study.report() for study in found if study.report_command == "longeval report")
 
 
 def given_flags(values: Mapping[str, str | None]) -> list[str]:

@@ -21,7 +21,7 @@ from longeval.run.overview import Overview, count
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from longeval.request import Request
+    from longeval.request import StudyRequest
     from longeval.run.engine import RunResult
     from longeval.run.study import Plan, Study
     from longeval.store.folder import Store
@@ -38,7 +38,7 @@ WIDTH = 200
 
 
 def carry_out(
-    specs: Sequence[Request],
+    specs: Sequence[StudyRequest],
     *,
     out: str | None,
     json_path: str | None,
@@ -115,7 +115,7 @@ def _outcome(result: RunResult) -> str:
     return ", ".join(parts)
 
 
-def check_folder(specs: Sequence[Request], studies: Mapping[str, Study], store: Store) -> None:
+def check_folder(specs: Sequence[StudyRequest], studies: Mapping[str, Study], store: Store) -> None:
     """Raises LongEvalError for a damaged spec.yaml, for requests that the folder can't hold, and if it isn't usable."""
     from longeval.store.plan import stored_requests
 
@@ -126,7 +126,7 @@ def check_folder(specs: Sequence[Request], studies: Mapping[str, Study], store: 
     store.check_usable()
 
 
-def _plan_all(specs: Sequence[Request], studies: Mapping[str, Study], quiet: bool, *, dry_run: bool) -> list[Plan]:
+def _plan_all(specs: Sequence[StudyRequest], studies: Mapping[str, Study], quiet: bool, *, dry_run: bool) -> list[Plan]:
     """The plans of requests, each checked; for a dry run without running code of models and of task files."""
     from longeval.cli.progress import RunProgress
 
@@ -177,7 +177,7 @@ def _say(text: str, quiet: bool) -> None:
         say(text)
 
 
-def default_out(spec: Request) -> str:
+def default_out(spec: StudyRequest) -> str:
     """`runs/<date>-<short digest>`: the same request on the same day finds its folder again."""
     return f"runs/{datetime.date.today().isoformat()}-{spec.digest()}"
 
@@ -225,7 +225,8 @@ def run(
     longeval run request.yaml --dry-run
     """
     from longeval.bounded_yaml import read_text
-    from longeval.request import request_from_mapping, requests_from_yaml
+    from longeval.request import requests_from_yaml
+    from longeval.run.study import request_from_mapping
     from longeval.values import split_list
 
     try:
@@ -253,7 +254,7 @@ def run(
     )
 
 
-def _trusted(specs: Sequence[Request], flag: bool, file: str) -> list[Request]:
+def _trusted(specs: Sequence[StudyRequest], flag: bool, file: str) -> list[StudyRequest]:
     """The requests with the user's word that code may run: a file alone can't say so."""
     from longeval.request import ModelRequest
 
@@ -264,22 +265,25 @@ def _trusted(specs: Sequence[Request], flag: bool, file: str) -> list[Request]:
             f"If you trust that code: longeval run {file} --trust-remote-code.",
         )
     if flag and not own:
-        raise LongEvalError("--trust-remote-code: would be ignored, posgen runs no such code", "Leave it out.")
+        raise LongEvalError(
+            f"--trust-remote-code: would be ignored, no request of {file} runs such code", "Leave it out."
+        )
     return [spec.replaced(trust_remote_code=flag) if isinstance(spec, ModelRequest) else spec for spec in specs]
 
 
-def _only(specs: Sequence[Request], methods: tuple[str, ...], file: str) -> list[Request]:
+def _only(specs: Sequence[StudyRequest], methods: tuple[str, ...], file: str) -> list[StudyRequest]:
     """The requests with only some of their methods; a factor that followed from the lengths stays the same."""
-    asked = {name for spec in specs for name in spec.pe}
+    asked = {name for spec in specs for name in dict(spec).get("pe", ())}
     missing = [name for name in methods if name not in asked]
     if missing:
         raise LongEvalError(f"--pe {missing[0]}: not in {file}", f"It has {', '.join(sorted(asked))}.")
-    chosen: list[Request] = []
+    chosen: list[StudyRequest] = []
     for spec in specs:
-        kept = tuple(name for name in spec.pe if name in methods)
+        settings = dict(spec)
+        kept = tuple(name for name in settings.get("pe", ()) if name in methods)
         bases = {name.removeprefix("resonance_") for name in kept}
         if kept:
-            pe_args = {base: values for base, values in spec.pe_args.items() if base in bases}
+            pe_args = {base: values for base, values in settings["pe_args"].items() if base in bases}
             chosen.append(spec.replaced(pe=kept, pe_args=pe_args))
     return chosen
 

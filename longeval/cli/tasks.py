@@ -11,7 +11,7 @@ from longeval.cli.command import Given, parameter, study_command
 from longeval.cli.terminal import console, show
 from longeval.errors import LongEvalError
 from longeval.printable import as_markup, printable
-from longeval.request import TasksRequest
+from longeval.studies.tasks.request import TasksRequest
 
 if TYPE_CHECKING:
     from longeval.studies.tasks.definitions.entries import TaskEntry

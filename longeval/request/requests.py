@@ -1,38 +1,10 @@
-"""Requests as YAML: one document each, in the words of the flags; what `spec.yaml` holds and `longeval run` reads."""
+"""Requests as YAML: one document each, in the words of the flags, as in the `spec.yaml` of a run folder."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from longeval.errors import LongEvalError
-from longeval.request.posgen import PosGenRequest
-from longeval.request.ppl import PplRequest
-from longeval.request.tasks import TasksRequest
-
-Spec = PplRequest | TasksRequest
-"""Requests about a user's models."""
-
-Request = Spec | PosGenRequest
-"""All requests that can be written down."""
-
-REQUESTS: dict[str, type[PplRequest] | type[TasksRequest] | type[PosGenRequest]] = {
-    kind.command: kind for kind in (PplRequest, TasksRequest, PosGenRequest)
-}
-"""Commands whose requests can be written down."""
-
-
-def request_from_mapping(plain: Mapping[str, Any], *, origin: str) -> Request:
-    """A request from YAML; flags' spellings (`4k,8k`, `text-field`) are understood too.
-
-    Args:
-        plain: The mapping; without `command` it is a request of `ppl`.
-        origin: File name for messages.
-    """
-    command = str(plain.get("command", "ppl"))
-    if command not in REQUESTS:
-        raise LongEvalError(f"{origin}: command {command}: unknown", f"Known: {', '.join(REQUESTS)}.")
-    return REQUESTS[command].read(plain, origin)
 
 
 def requests_to_yaml(requests: list[dict[str, Any]]) -> str:

@@ -13,9 +13,8 @@ from typing import Any, Protocol
 
 from longeval.backends.base import BackendError, OutOfMemoryError
 from longeval.errors import LongEvalError, WriteError
-from longeval.request import request_from_mapping
 from longeval.run.host import Host, Progress, Silent, open_host
-from longeval.run.study import Outcome, Plan, Work, failed, find_study
+from longeval.run.study import Outcome, Plan, Work, failed, find_study, request_from_mapping
 from longeval.store.folder import Store
 
 logger = logging.getLogger(__name__)

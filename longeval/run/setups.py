@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from longeval.backends.base import AnyRequest, Server, capabilities
 from longeval.errors import LongEvalError
@@ -20,7 +20,25 @@ from longeval.values import format_length
 
 if TYPE_CHECKING:
     from longeval.models.prepare import PreparedModel
-    from longeval.request import PosGenRequest
+
+
+class MethodsAsked(Protocol):
+    """What a request says of methods."""
+
+    @property
+    def pe(self) -> tuple[str, ...]:
+        """Names of methods."""
+        ...
+
+    @property
+    def pe_args(self) -> dict[str, dict[str, Any]]:
+        """Their parameters, by method without resonance."""
+        ...
+
+    @property
+    def factor(self) -> float | Literal["each"] | None:
+        """The factor s, where it is given."""
+        ...
 
 
 def ask_server(spec: AnyRequest) -> tuple[AnyRequest, Server | None]:
@@ -43,7 +61,7 @@ def check_pin(spec: ModelRequest, names: Sequence[MethodName], models: Sequence[
         )
 
 
-def method_names(spec: ModelRequest | PosGenRequest) -> list[MethodName]:
+def method_names(spec: MethodsAsked) -> list[MethodName]:
     """The methods of a request; a factor or parameters that none of them takes would be ignored: an error."""
     names = [parse_method_name(name) for name in spec.pe]
     asked = {name.base for name in names}

@@ -7,22 +7,27 @@ out, and knows nothing else of a study. A study is a folder of `longeval/studies
 from __future__ import annotations
 
 import importlib
+import pkgutil
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from longeval.backends.base import BackendError
-from longeval.run.cell import Cell
-from longeval.store.artefact import Artefact
+from longeval import studies
+from longeval.errors import LongEvalError
+from longeval.request import StudyRequest
 from longeval.store.plan import PlannedRequest
-from longeval.store.records import Record
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the program's --help looks for studies, and must not import what they need
     from rich.table import Table
 
+    from longeval.backends.base import BackendError
+    from longeval.report.build import StudyReport
+    from longeval.run.cell import Cell
     from longeval.run.host import Host
     from longeval.run.overview import Overview
+    from longeval.store.artefact import Artefact
     from longeval.store.folder import Store
+    from longeval.store.records import Record
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -158,12 +163,14 @@ class Study(Protocol):
 
     name: str
     """Name of the command and of the folder."""
+    Request: type[StudyRequest]
+    """What can be asked of it; its fields are the flags of the command."""
     planning: str | None
     """What is said before a request is planned."""
     tells_passes: bool
     """Whether `--verbose` says a line a pass."""
     report_command: str
-    """The command that makes a report of its records."""
+    """The command that makes a report of its records: `longeval report`, or one of its own."""
 
     def check(self, requests: Sequence[Any], store: Store) -> None:
         """Raises LongEvalError where requests can't go into a run folder, with each other or with what is there."""
@@ -180,11 +187,36 @@ class Study(Protocol):
         """Tables for the terminal, which has so many columns."""
         ...
 
+    def report(self) -> StudyReport:
+        """What it says of its cells in a report."""
+        ...
+
+
+def study_names() -> tuple[str, ...]:
+    """The names of all studies: the folders in longeval/studies."""
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(studies.__path__)))
+
 
 def find_study(name: str) -> Study:
     """The study of a command."""
     study: Study = importlib.import_module(f"longeval.studies.{name}").STUDY
     return study
+
+
+def request_from_mapping(plain: Mapping[str, Any], *, origin: str) -> StudyRequest:
+    """A request from YAML; flags' spellings (`4k,8k`, `text-field`) are understood too.
+
+    Args:
+        plain: The mapping; without `command` it is a request of `ppl`.
+        origin: File name for messages.
+
+    Raises:
+        LongEvalError: No such study, or a value that is refused.
+    """
+    command = str(plain.get("command", "ppl"))
+    if command not in study_names():
+        raise LongEvalError(f"{origin}: command {command}: unknown", f"Known: {', '.join(study_names())}.")
+    return find_study(command).Request.read(plain, origin)
 
 
 def failed(cell: Cell, reason: str, device: str, error: BackendError | None = None) -> Outcome:

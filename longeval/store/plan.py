@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from longeval.errors import LongEvalError
 from longeval.plain import canonical_json, made_from, read_json
-from longeval.request import HOW_ONLY, Request, requests_from_yaml, requests_to_yaml
+from longeval.request import StudyRequest, requests_from_yaml, requests_to_yaml
 
 if TYPE_CHECKING:
     from longeval.store.folder import Store
@@ -125,7 +125,7 @@ def stored_requests(store: Store) -> list[dict[str, Any]]:
     return requests
 
 
-def remember_request(store: Store, request: Request, planned: PlannedRequest) -> None:
+def remember_request(store: Store, request: StudyRequest, planned: PlannedRequest) -> None:
     """Writes the request into the folder's spec.yaml and its cells into plan.json.
 
     It goes after those that are there, or in the place of one that asks for the same.
@@ -133,13 +133,14 @@ def remember_request(store: Store, request: Request, planned: PlannedRequest) ->
     store.remember_plan(planned)
     requests = stored_requests(store)
     asked = request.to_mapping()
-    new = [asked if _what(one) == _what(asked) else one for one in requests]
+    what = _what(asked, request.how_only)
+    new = [asked if _what(one, request.how_only) == what else one for one in requests]
     if asked not in new:
         new.append(asked)
     if canonical_json(new) != canonical_json(requests):
         store.write_text("spec.yaml", requests_to_yaml(new))
 
 
-def _what(request: Mapping[str, Any]) -> str:
+def _what(request: Mapping[str, Any], how_only: Container[str]) -> str:
     """What a written request asks for, without how it is to be computed."""
-    return canonical_json({name: value for name, value in request.items() if name not in HOW_ONLY})
+    return canonical_json({name: value for name, value in request.items() if name not in how_only})

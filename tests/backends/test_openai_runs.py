@@ -12,8 +12,8 @@ from words_model import save_words_model, write_documents, write_task
 from longeval.cli.app import run_app
 from longeval.cli.run import default_out
 from longeval.report.collect import collect
-from longeval.request import PplRequest
 from longeval.store.folder import Store
+from longeval.studies.ppl.request import PplRequest
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ from longeval.backends.base import BackendError
 from longeval.backends.openai.server import OpenAIServer
 from longeval.cli.progress import RunProgress
 from longeval.errors import LongEvalError
-from longeval.request import PplRequest
 from longeval.run.engine import run
 from longeval.run.setups import ask_server
 from longeval.studies.ppl.plan import plan_ppl
+from longeval.studies.ppl.request import PplRequest
 from longeval.studies.tasks.plan import plan_tasks
 
 

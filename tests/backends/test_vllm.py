@@ -383,8 +383,8 @@ def test_parity_tells_a_wrong_table_from_the_right_one(folder):
     from longeval.backends.vllm.backend import VLLMBackend
     from longeval.cli.progress import RunProgress
     from longeval.doctor.parity import parity
-    from longeval.request import PplRequest
     from longeval.studies.ppl.plan import plan_ppl
+    from longeval.studies.ppl.request import PplRequest
 
     plan = plan_ppl(
         PplRequest(

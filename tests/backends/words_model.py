@@ -8,7 +8,8 @@ import random
 from completions_server import VOCABULARY, WORDS, make_tokenizer
 from tiny import save_tiny_llama
 
-from longeval.request import PplRequest, TasksRequest
+from longeval.studies.ppl.request import PplRequest
+from longeval.studies.tasks.request import TasksRequest
 
 TASK = """\
 task: {name}

@@ -11,7 +11,7 @@ from records import full_run
 
 from longeval.cli.app import run_app
 from longeval.report import plots
-from longeval.request import PosGenRequest
+from longeval.studies.posgen.request import PosGenRequest
 
 SPEC = PosGenRequest(tasks=("cot",), pe=("none", "resonance"), seeds=2)
 

@@ -15,9 +15,11 @@ import pytest
 
 from longeval.cli.app import run_app
 from longeval.report.collect import collect
-from longeval.request import PosGenRequest, request_from_mapping, requests_from_yaml
+from longeval.request import requests_from_yaml
+from longeval.run.study import request_from_mapping
 from longeval.store.folder import Store
 from longeval.studies.posgen import work as train_posgen
+from longeval.studies.posgen.request import PosGenRequest
 from longeval.studies.posgen.state import from_bytes
 
 TINY = {

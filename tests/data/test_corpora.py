@@ -5,7 +5,7 @@ import os
 import pytest
 
 from longeval.data import sources
-from longeval.data.sources import load_catalogue
+from longeval.data.corpora import load_catalogue
 from longeval.errors import LongEvalError
 
 GOOD = """\

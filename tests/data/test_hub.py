@@ -9,7 +9,8 @@ import pyarrow.parquet
 import pytest
 from huggingface_hub import errors
 
-from longeval.data.sources import HubDataset, HubUnavailableError, read_hub_documents, resolve_revision
+from longeval.data.corpora import HubDataset
+from longeval.data.hub import HubUnavailableError, read_hub_documents, resolve_revision
 from longeval.errors import LongEvalError
 
 

@@ -7,7 +7,8 @@ import pytest
 
 from longeval.data import sources
 from longeval.data.documents import Text
-from longeval.data.sources import HubUnavailableError, list_modules, local_sources, open_source, read_stdlib
+from longeval.data.hub import HubUnavailableError
+from longeval.data.sources import list_modules, local_sources, open_source, read_stdlib
 from longeval.errors import LongEvalError
 
 

@@ -17,8 +17,8 @@ from longeval.backends.base import capabilities
 from longeval.backends.hf.backend import load_backend
 from longeval.errors import LongEvalError
 from longeval.models.prepare import prepare
-from longeval.request import PplRequest
 from longeval.studies.ppl.plan import plan_ppl
+from longeval.studies.ppl.request import PplRequest
 
 OPTIONS = {
     "revision": None,

@@ -21,9 +21,9 @@ from records import (
 
 from longeval.errors import LongEvalError
 from longeval.report.collect import collect
-from longeval.request import PosGenRequest
 from longeval.store.folder import Store
 from longeval.store.records import record_from_json
+from longeval.studies.posgen.request import PosGenRequest
 
 NLL = make_nll([[2.0, 1.0, 0.5, 1.5] * 8] * 12)
 SAMPLES = make_samples([1, 0, 1, 1, 0, 1, 1, 1])

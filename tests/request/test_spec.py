@@ -7,7 +7,9 @@ from itertools import pairwise
 import pytest
 
 from longeval.errors import LongEvalError
-from longeval.request import PplRequest, request_from_mapping, requests_from_yaml, requests_to_yaml
+from longeval.request import requests_from_yaml, requests_to_yaml
+from longeval.run.study import request_from_mapping
+from longeval.studies.ppl.request import PplRequest
 from longeval.values import format_length, parse_count, parse_factor, parse_length, parse_lengths, split_paths
 
 

@@ -13,13 +13,13 @@ import pytest
 
 from longeval.backends.base import BackendError, OutOfMemoryError
 from longeval.errors import LongEvalError, WriteError
-from longeval.request import PplRequest
 from longeval.rope.build import parse_method_name
 from longeval.run.cell import Cell
 from longeval.run.engine import run
 from longeval.run.host import Host, Silent
 from longeval.run.study import Outcome, Plan, SkippedWork
 from longeval.store.records import Record, provenance
+from longeval.studies.ppl.request import PplRequest
 
 REQUEST = PplRequest(model=("m",), pe=("none",), lengths=(8,))
 

@@ -9,7 +9,7 @@ from known import log_position
 from own_tasks import ANSWER, CHOICE, GROUP, write_data, write_task
 from posgen_requests import tiny_request
 
-from longeval.request import TasksRequest
+from longeval.studies.tasks.request import TasksRequest
 
 
 class TestPpl(StudyContract):

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from longeval.studies.posgen.request import PosGenRequest
+
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from longeval.request import PosGenRequest
+    from longeval.report.build import StudyReport
     from longeval.run.study import Tell
     from longeval.store.folder import Store
     from longeval.store.records import Record
@@ -23,6 +25,7 @@ class PosGenStudy:
     """The study of `longeval posgen train`."""
 
     name = "posgen"
+    Request = PosGenRequest
     planning: str | None = None
     tells_passes = False  # they are steps: thousands of lines
     report_command = "longeval posgen table"
@@ -44,6 +47,12 @@ class PosGenStudy:
         from longeval.studies.posgen.summary import posgen_tables
 
         return posgen_tables(records)
+
+    def report(self) -> StudyReport:
+        """See `Study`."""
+        from longeval.studies.posgen.report.sections import REPORT
+
+        return REPORT
 
 
 STUDY = PosGenStudy()

@@ -11,12 +11,12 @@ from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from longeval.request import PosGenRequest, Regime
 from longeval.rope.base import RopeTable
 from longeval.rope.build import MethodName
 from longeval.run.cell import Cell
 from longeval.store.records import Record, Status
 from longeval.studies.posgen.data import DataSetting
+from longeval.studies.posgen.request import PosGenRequest, Regime
 
 # The settings of a PosGen model and of its training.
 #

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from longeval.request import PosGenRequest
 from longeval.run.cost import RUNTIME_BYTES
 from longeval.studies.posgen.cells import Experiment, ModelConfig, Stack
+from longeval.studies.posgen.request import PosGenRequest
 from longeval.studies.posgen.train import steps_per_epoch
 
 _WARM_UP, _REPEATS = 2, 5

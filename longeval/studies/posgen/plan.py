@@ -21,14 +21,13 @@ from longeval.errors import LongEvalError
 from longeval.metrics.accuracy import ACCURACY_OOD
 from longeval.models.device import resolve_device
 from longeval.plain import canonical_json
-from longeval.request import PosGenRequest, Regime, request_from_mapping
 from longeval.rope.base import Geometry, RopeTable, table_digest
 from longeval.rope.build import MethodName, build_table, make_parameters
 from longeval.run.cell import ID_DIGITS, cell_id
 from longeval.run.host import Host
 from longeval.run.overview import CellList, Overview, count, format_duration, format_gib
 from longeval.run.setups import method_names
-from longeval.run.study import Plan, Work
+from longeval.run.study import Plan, Work, request_from_mapping
 from longeval.store.folder import Store, TrainingFile
 from longeval.store.plan import stored_requests
 from longeval.store.records import SCHEMA_VERSION
@@ -45,6 +44,7 @@ from longeval.studies.posgen.cells import (
 )
 from longeval.studies.posgen.data import DataSetting
 from longeval.studies.posgen.estimate import costs, matmul_rate, memory_bytes
+from longeval.studies.posgen.request import PosGenRequest, Regime
 from longeval.studies.posgen.work import PosGenWork, Trainer
 
 

@@ -22,7 +22,6 @@ from longeval.data.tokens import select, tokenise
 from longeval.errors import LongEvalError
 from longeval.metrics.perplexity import PERPLEXITY
 from longeval.models.prepare import PreparedModel, prepare_all
-from longeval.request import PplRequest
 from longeval.rope.build import MethodName
 from longeval.run.cell import cell_id
 from longeval.run.cost import Window, memory_bytes, precision, windows_seconds
@@ -31,6 +30,7 @@ from longeval.run.overview import CellList, Overview, count, format_duration, fo
 from longeval.run.setups import Setup, ask_server, check_pin, dtype_of, method_names, setting_notes, setups
 from longeval.run.study import Plan, SkippedWork, Work
 from longeval.studies.ppl.protocols import PROTOCOLS, Protocol, check_stride
+from longeval.studies.ppl.request import PplRequest
 from longeval.studies.ppl.work import DataSet, PplCell, PplWork
 from longeval.values import format_length
 

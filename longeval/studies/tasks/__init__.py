@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from longeval.studies.tasks.request import TasksRequest
+
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from longeval.request import TasksRequest
+    from longeval.report.build import StudyReport
     from longeval.run.study import Tell
     from longeval.store.folder import Store
     from longeval.store.records import Record
@@ -19,6 +21,7 @@ class TasksStudy:
     """The study of `longeval tasks`."""
 
     name = "tasks"
+    Request = TasksRequest
     planning: str | None = "reading model configuration and documents …"
     tells_passes = True
     report_command = "longeval report"
@@ -35,9 +38,14 @@ class TasksStudy:
     def summary(self, records: Sequence[Record], width: int) -> list[Table]:
         """See `Study`."""
         from longeval.report.formats.terminal import terminal_table
+
+        return [terminal_table(table, width) for table in self.report().summary(records)]
+
+    def report(self) -> StudyReport:
+        """See `Study`."""
         from longeval.studies.tasks.report.sections import REPORT
 
-        return [terminal_table(table, width) for table in REPORT.summary(records)]
+        return REPORT
 
 
 STUDY = TasksStudy()

@@ -15,7 +15,6 @@ import numpy.typing as npt
 from longeval.backends.answering import Ending, end_tokens
 from longeval.backends.base import GenerateRequest, capabilities
 from longeval.models.prepare import PreparedModel
-from longeval.request import TasksRequest
 from longeval.run.cell import Cell, cell_id
 from longeval.run.cost import ModelSize, sample_costs
 from longeval.run.setups import Setup, dtype_of
@@ -23,6 +22,7 @@ from longeval.studies.tasks.definitions.entries import GroupAverage
 from longeval.studies.tasks.definitions.metadata import TaskMetadata, task_digest
 from longeval.studies.tasks.prompts.prepared import PreparedTask
 from longeval.studies.tasks.prompts.requests import Request, reach
+from longeval.studies.tasks.request import TasksRequest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

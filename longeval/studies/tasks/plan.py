@@ -19,7 +19,6 @@ from longeval.data.special import spelt_note
 from longeval.errors import LongEvalError, MissingDataError
 from longeval.models.prepare import PreparedModel, prepare_all
 from longeval.models.tokenizer import tokenizer_folder
-from longeval.request import TasksRequest
 from longeval.rope.build import MethodName
 from longeval.run.cost import check_memory, model_size
 from longeval.run.host import Silent
@@ -39,6 +38,7 @@ from longeval.studies.tasks.prompts.build import prepare
 from longeval.studies.tasks.prompts.overlong import emptied, nothing_left
 from longeval.studies.tasks.prompts.prepared import PreparedTask, PromptWindow
 from longeval.studies.tasks.prompts.requests import all_inputs
+from longeval.studies.tasks.request import TasksRequest
 from longeval.studies.tasks.setting import Setting, check_samples_fit, prompt_counter
 from longeval.studies.tasks.work import TaskPlan, task_plan
 from longeval.values import format_length

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 from longeval.backends.base import Backend, capabilities
 from longeval.metrics import Value, derived
-from longeval.request import TasksRequest
 from longeval.run.cost import memory_bytes, precision, seconds
 from longeval.run.host import Host, by_engine
 from longeval.run.overview import CellList, Overview, count, format_duration, format_gib
@@ -25,6 +24,7 @@ from longeval.studies.tasks.answers import Answers, TaskLM, answer
 from longeval.studies.tasks.cells import GroupCell, TaskCell, TaskJob, longest_reach
 from longeval.studies.tasks.definitions.entries import average
 from longeval.studies.tasks.metrics import TaskMetric, metric_name
+from longeval.studies.tasks.request import TasksRequest
 from longeval.values import format_length
 
 

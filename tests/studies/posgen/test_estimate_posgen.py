@@ -7,7 +7,6 @@ import torch
 from posgen_requests import carry_out, tiny_request
 from torch.utils.flop_counter import FlopCounterMode
 
-from longeval.request import PosGenRequest
 from longeval.run.engine import stored_cells
 from longeval.run.host import Silent, open_host
 from longeval.studies.posgen.cells import ModelConfig
@@ -20,6 +19,7 @@ from longeval.studies.posgen.estimate import (
 )
 from longeval.studies.posgen.model import cos_sin, forward, initial_weights, model_inputs
 from longeval.studies.posgen.plan import model_config, plan_posgen
+from longeval.studies.posgen.request import PosGenRequest
 
 TOKENS = 21
 

@@ -10,11 +10,11 @@ import pytest
 from posgen_requests import tiny_request
 
 from longeval.errors import LongEvalError
-from longeval.request import PosGenRequest
 from longeval.studies.posgen import plan as plan_module
 from longeval.studies.posgen.cells import ModelConfig, TrainSetting
 from longeval.studies.posgen.data import DataSetting
 from longeval.studies.posgen.plan import data_setting, model_config, plan_posgen, train_setting
+from longeval.studies.posgen.request import PosGenRequest
 
 ALL = ("none", "resonance", "yarn", "resonance_yarn")
 

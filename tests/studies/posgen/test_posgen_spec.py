@@ -5,12 +5,9 @@ from __future__ import annotations
 import pytest
 
 from longeval.errors import LongEvalError
-from longeval.request import (
-    PosGenRequest,
-    request_from_mapping,
-    requests_from_yaml,
-    requests_to_yaml,
-)
+from longeval.request import requests_from_yaml, requests_to_yaml
+from longeval.run.study import request_from_mapping
+from longeval.studies.posgen.request import PosGenRequest
 
 
 def read(text):

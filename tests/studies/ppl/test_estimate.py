@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 
 from longeval.models.prepare import prepare
-from longeval.request import PplRequest
 from longeval.run.cost import Window, memory_bytes, model_size
 from longeval.run.host import Silent, open_host
 from longeval.studies.ppl.plan import plan_ppl
+from longeval.studies.ppl.request import PplRequest
 
 
 def prepared(folder):

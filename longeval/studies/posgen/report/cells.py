@@ -9,13 +9,13 @@ from typing import NamedTuple, get_args
 from longeval.errors import LongEvalError
 from longeval.report.collect import Collection, but_damaged, damaged_notes, run_folders
 from longeval.report.rows import base_method, is_resonance, method_of, method_sort_key
-from longeval.request.posgen import Regime
 from longeval.store.artefact import artefact_of
 from longeval.store.curves import CURVES
 from longeval.store.folder import Store, StoredCell
 from longeval.store.plan import PlannedCell, PlannedRequest
 from longeval.store.records import Record
 from longeval.studies.posgen.data import RULES
+from longeval.studies.posgen.request import Regime
 
 PREFIX = "posgen_"
 """In front of a rule's name, it is what records call the data."""

@@ -29,7 +29,7 @@ Config = dict[str, Any]
 """Keys and values of a task file, includes merged; a `!function` is a `FunctionName`."""
 
 NOT_TASKS = frozenset({"perplexity"})
-"""Folders below tasks/ that hold something else: perplexity has corpora (`longeval.data.sources`)."""
+"""Folders below tasks/ that hold something else: perplexity has corpora (`longeval.data.corpora`)."""
 
 _IGNORED = frozenset({"__pycache__", ".ipynb_checkpoints"})
 _KEY = re.compile(r"""(["']?)([^\s"'#:{\[-][^"'#:]*?)\1\s*:(?:\s|$)""")

@@ -14,7 +14,8 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-from longeval.data.sources import HubDataset, HubUnavailableError, resolve_revision
+from longeval.data.corpora import HubDataset
+from longeval.data.hub import HubUnavailableError, resolve_revision
 from longeval.errors import LongEvalError
 
 # Keeps what lm-eval and the code of its tasks say off the user's terminal while they work for us.

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple, TypeVar
 
 from longeval.backends.base import GenerateRequest
 from longeval.errors import LongEvalError
-from longeval.request.tasks import Overlong
 from longeval.studies.tasks.definitions.files import NotRunError
 from longeval.studies.tasks.definitions.guards import quiet, seeded
 from longeval.studies.tasks.definitions.metadata import read_metadata
@@ -30,6 +29,7 @@ from longeval.studies.tasks.prompts.overlong import (
 )
 from longeval.studies.tasks.prompts.prepared import PreparedSample, PreparedTask, PromptWindow
 from longeval.studies.tasks.prompts.requests import Built, Request, build, decoding, digest, input_tokens, reach
+from longeval.studies.tasks.request import Overlong
 
 # Prompts as lm-eval's tasks write them, sample by sample, in the way of its `Task.build_all_requests` (0.4.13).
 #

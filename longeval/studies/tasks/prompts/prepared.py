@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from longeval.request.tasks import Overlong
 from longeval.studies.tasks.prompts.encoding import Encoder
 from longeval.studies.tasks.prompts.requests import Request, SamplePlace, longest_input
+from longeval.studies.tasks.request import Overlong
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

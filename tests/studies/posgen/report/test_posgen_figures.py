@@ -7,11 +7,11 @@ import pytest
 from records import full_run, make_cell, make_curves, make_posgen_run
 
 from longeval.report import plots
-from longeval.request import PosGenRequest
 from longeval.store.curves import Curves
 from longeval.studies.posgen.report.cells import collect_posgen
 from longeval.studies.posgen.report.figures import loss_figure, position_figure, row_curves
 from longeval.studies.posgen.report.tables import build_tables
+from longeval.studies.posgen.request import PosGenRequest
 
 SPEC = PosGenRequest(tasks=("cot", "recursive"), pe=("none", "resonance"), seeds=2)
 OOD = {(task, pe): [0.5, 0.7] for task in SPEC.tasks for pe in SPEC.pe}

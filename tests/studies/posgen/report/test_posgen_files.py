@@ -11,7 +11,7 @@ from records import full_run, make_cell, make_curves, make_posgen_run, write_pos
 
 from longeval.errors import LongEvalError
 from longeval.report import plots
-from longeval.request import PosGenRequest
+from longeval.studies.posgen.request import PosGenRequest
 
 SPEC = PosGenRequest(tasks=("cot",), pe=("none", "resonance", "yarn"), seeds=3)
 OOD = {("cot", "none"): [0.60, 0.62, 0.64], ("cot", "resonance"): [0.65, 0.66, 0.70], ("cot", "yarn"): [0.9, 0.9, 0.9]}

@@ -6,10 +6,10 @@ from records import full_run
 
 from longeval.report.formats.markdown import block_text
 from longeval.report.published import published_sets
-from longeval.request import PosGenRequest
 from longeval.studies.posgen.report.cells import collect_posgen
 from longeval.studies.posgen.report.published import comparison, published_blocks
 from longeval.studies.posgen.report.tables import build_tables
+from longeval.studies.posgen.request import PosGenRequest
 
 # Wang et al. 2024 (arXiv 2403.00071), Table 1: recursive, cot, semi_recursive.
 TABLE_1 = """

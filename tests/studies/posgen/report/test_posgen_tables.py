@@ -8,12 +8,13 @@ from records import full_run, make_cell, make_curves, make_posgen_run
 from longeval.errors import LongEvalError
 from longeval.report.build import build_document
 from longeval.report.formats.markdown import markdown_report
-from longeval.request import PosGenRequest, requests_to_yaml
+from longeval.request import requests_to_yaml
 from longeval.stats.seeds import over_seeds
 from longeval.store.folder import Store
 from longeval.studies.posgen.report.cells import collect_posgen
 from longeval.studies.posgen.report.sections import REPORT, introduced
 from longeval.studies.posgen.report.tables import GENERATED, IN_DISTRIBUTION, OOD, build_tables
+from longeval.studies.posgen.request import PosGenRequest
 
 OOD_BY_METHOD = {
     ("cot", "none"): [0.60, 0.62, 0.64],

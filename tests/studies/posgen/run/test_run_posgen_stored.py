@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from posgen_requests import ALL, BOTH, Told, carry_out, same_weights, tiny_request, value, weights_of
 
-from longeval.request import request_from_mapping, requests_from_yaml
+from longeval.request import requests_from_yaml
+from longeval.run.study import request_from_mapping
 from longeval.store.folder import Store
 from longeval.studies.posgen import work as train_posgen
 from longeval.studies.posgen.plan import plan_posgen

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from task_files import small_lm_eval, task, write  # noqa: F401  # a fixture
 
-from longeval.data.sources import HubUnavailableError
+from longeval.data.hub import HubUnavailableError
 from longeval.errors import LongEvalError, MissingDataError
 from longeval.studies.tasks.definitions import guards
 from longeval.studies.tasks.definitions.index import Index

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from own_tasks import ANSWER, CHOICE, write_data, write_task
 
-from longeval.request import TasksRequest
+from longeval.studies.tasks.request import TasksRequest
 
 
 @pytest.fixture

@@ -276,7 +276,8 @@ def test_the_average_of_a_group_follows_its_members(spec, files, store, tokenize
 
 
 def test_a_request_repeats_itself_from_its_spec(spec, answer_task, store, tokenizer):
-    from longeval.request import request_from_mapping, requests_from_yaml
+    from longeval.request import requests_from_yaml
+    from longeval.run.study import request_from_mapping
 
     asked = spec(answer_task, limit=5, overlong="left", chat_template="off", max_new_tokens=3)
     carry_out(asked, store, prefers_report(tokenizer))

@@ -1,0 +1,171 @@
+"""Corpora by name: each is a YAML file in tasks/perplexity/, read here; adding one adds no Python.
+
+    description, source, license    one line each
+    docs                            documents taken by default; left out: all
+    local                           candidates under $LONGEVAL_DATA, tried in this order: path, and field if it has any
+    hub                             id, field, revision (optional), and split with config (optional), or file
+    members, aliases                make it a family, `leval:NAME`: {name}, and each member's own keys, are filled into
+                                    the paths of local and hub
+
+A corpus is called after its file: pg19.yaml is `pg19`. The files lie in the checkout, or in the installed package.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from longeval.bounded_yaml import why_unreadable
+from longeval.errors import LongEvalError, reason
+
+
+class _Part(BaseModel):
+    """What stands in a YAML file: keys that aren't known are refused, because a typing error would pass unseen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LocalCandidate(_Part):
+    """A place under $LONGEVAL_DATA where a copy of the corpus may lie."""
+
+    path: str
+    """File or folder, relative to $LONGEVAL_DATA."""
+    field: str | None = None
+    """Field that holds the text; plain text files have none, and none is needed for them."""
+
+
+class HubDataset(_Part):
+    """A data set on the Hugging Face hub: a split of plain data files (never a loading script), or one file."""
+
+    id: str
+    """Owner and name."""
+    field: str
+    """Field that holds the text."""
+    split: str | None = None
+    """Split, for data sets that `datasets` reads itself."""
+    config: str | None = None
+    """Configuration, where there are several."""
+    file: str | None = None
+    """A .jsonl file of the repository, instead of a split."""
+    revision: str | None = None
+    """Commit, tag or branch; default: main. What it stood for is in the source's origin."""
+
+    @model_validator(mode="after")
+    def _is_one_of_two(self) -> HubDataset:
+        if (self.split is None) == (self.file is None):
+            raise ValueError("needs either a split or a file")
+        return self
+
+
+class Corpus(_Part):
+    """A named set of long documents."""
+
+    name: str
+    """What the user types: `pg19`, `leval:sci_fi`."""
+    description: str
+    """One line for listings."""
+    source: str
+    """Who made it: paper or project."""
+    license: str
+    """Licence of the texts, as far as their source states one."""
+    docs: Annotated[int, Field(ge=1, strict=True)] | None = None
+    """Documents taken by default; null: all."""
+    local: tuple[LocalCandidate, ...] = ()
+    """Where a copy may lie; the first that exists is read."""
+    hub: HubDataset | None = None
+    """Where it is read from otherwise."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Catalogue:
+    """All corpora that have a YAML file."""
+
+    corpora: Mapping[str, Corpus]
+    """By name, in alphabetical order of their files."""
+    aliases: Mapping[str, str]
+    """Other names, `leval:toefl`, to the names in `corpora`."""
+
+
+def corpora_dir() -> str:
+    """The folder of the YAML files: inside the package where it is installed, tasks/perplexity in a checkout."""
+    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    installed = os.path.join(package, "_tasks", "perplexity")
+    return installed if os.path.isdir(installed) else os.path.join(os.path.dirname(package), "tasks", "perplexity")
+
+
+def load_catalogue(folder: str | None = None) -> Catalogue:
+    """Reads all YAML files of `folder` (default: `corpora_dir()`).
+
+    Raises:
+        LongEvalError: If one is no YAML or isn't as this module's docstring says; names file and key.
+    """
+    folder = corpora_dir() if folder is None else folder
+    if not os.path.isdir(folder):
+        raise LongEvalError(f"{folder}: the folder of the corpora is missing", "Install longeval again.")
+    corpora: dict[str, Corpus] = {}
+    aliases: dict[str, str] = {}
+    for file in sorted(os.listdir(folder)):
+        if file.endswith(".yaml"):
+            try:
+                _load_file(os.path.join(folder, file), corpora, aliases)
+            except (yaml.YAMLError, ValueError, OSError) as error:
+                raise LongEvalError(
+                    f"{os.path.join(folder, file)}: {_why(error)}",
+                    "Another file of that folder shows how it is written.",
+                ) from error
+    return Catalogue(corpora=corpora, aliases=aliases)
+
+
+def _load_file(path: str, corpora: dict[str, Corpus], aliases: dict[str, str]) -> None:
+    """Adds a file's corpora and aliases: one corpus, or a family's members.
+
+    Raises:
+        yaml.YAMLError, ValueError, OSError: See `_why`.
+    """
+    name = os.path.splitext(os.path.basename(path))[0]
+    with open(path, encoding="utf-8") as file:
+        plain = yaml.safe_load(file)
+    if not isinstance(plain, dict):
+        raise ValueError("must be a mapping")
+    if "members" not in plain:
+        corpora[name] = Corpus.model_validate(plain | {"name": name})
+        return
+    members, other_names = plain.pop("members"), plain.pop("aliases", {})
+    if not isinstance(members, dict) or not isinstance(other_names, dict):
+        raise ValueError("members and aliases must be mappings")
+    for member, own in members.items():
+        full = f"{name}:{member}"
+        filled = _filled(plain, {"name": member} | (own or {}))
+        corpora[full] = Corpus.model_validate(filled | {"name": full})
+    for alias, target in other_names.items():
+        if target not in members or alias in members:
+            raise ValueError(f"aliases.{alias} must be a new name for one of {', '.join(members)}")
+        aliases[f"{name}:{alias}"] = f"{name}:{target}"
+
+
+def _filled(value: Any, keys: Mapping[str, str]) -> Any:
+    """A value of a family's file, with a member's keys filled into its texts."""
+    if isinstance(value, dict):
+        return {key: _filled(item, keys) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_filled(item, keys) for item in value]
+    if isinstance(value, str):
+        for key, text in keys.items():
+            value = value.replace("{" + key + "}", str(text))
+    return value
+
+
+def _why(error: Exception) -> str:
+    """What is wrong with a corpus's file, with the line or the key."""
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+    if isinstance(error, yaml.MarkedYAMLError):
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        return f"line {line}: not valid YAML ({why_unreadable(error)})"
+    return reason(error)
