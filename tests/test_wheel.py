@@ -96,7 +96,7 @@ def test_the_installed_package_is_the_wheels(installed, tmp_path):
 
 def test_the_corpora_are_found_in_the_installed_package(installed, tmp_path):
     code = (
-        "import json; from longeval.data.sources import corpora_dir, load_catalogue;"
+        "import json; from longeval.data.corpora import corpora_dir, load_catalogue;"
         "print(json.dumps([corpora_dir(), sorted(load_catalogue().corpora)]))"
     )
     folder, names = ask(installed, code, tmp_path)

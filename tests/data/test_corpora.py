@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from longeval.data import sources
+from longeval.data import corpora
 from longeval.data.corpora import load_catalogue
 from longeval.errors import LongEvalError
 
@@ -78,9 +78,9 @@ def test_a_broken_file_is_named_with_its_key(tmp_path, old, new, expected):
 
 def test_the_installed_folder_wins_over_the_checkout(monkeypatch, tmp_path):
     package = tmp_path / "site-packages" / "longeval"
-    monkeypatch.setattr(sources, "__file__", str(package / "data" / "corpora.py"))
-    assert sources.corpora_dir() == str(tmp_path / "site-packages" / "tasks" / "perplexity")
+    monkeypatch.setattr(corpora, "__file__", str(package / "data" / "corpora.py"))
+    assert corpora.corpora_dir() == str(tmp_path / "site-packages" / "tasks" / "perplexity")
     with pytest.raises(LongEvalError, match="folder of the corpora is missing"):
         load_catalogue()
     os.makedirs(package / "_tasks" / "perplexity")
-    assert sources.corpora_dir() == str(package / "_tasks" / "perplexity")
+    assert corpora.corpora_dir() == str(package / "_tasks" / "perplexity")
