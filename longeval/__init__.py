@@ -20,12 +20,14 @@ DISTRIBUTION = "longeval-rope"
 
 
 def __getattr__(name: str) -> object:
-    """The Python interface, imported when it is first used."""
-    if name not in __all__:
-        raise AttributeError(f"module 'longeval' has no attribute {name!r}")
-    from longeval import results
+    """The Python interface, imported when it is first used; a study that is not named above has its function too."""
+    import importlib.util
 
-    return getattr(results, name)
+    if name in __all__:
+        return getattr(importlib.import_module("longeval.results"), name)
+    if not name.startswith("_") and importlib.util.find_spec(f"longeval.studies.{name}") is not None:
+        return importlib.import_module("longeval.results").function_of(name)
+    raise AttributeError(f"module 'longeval' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -227,17 +227,17 @@ def load(path: str) -> Results:
 
 
 def carry_out(
-    command: str, settings: dict[str, Any], *, out: str | None = None, fresh: bool = False, quiet: bool = False
+    command: str, /, *, out: str | None = None, fresh: bool = False, quiet: bool = False, **settings: Any
 ) -> Results:
     """Carries out a request of a study, as the command of the same name does.
 
     Args:
-        command: `ppl`, `tasks` or `posgen`.
-        settings: By name of the flag with underscores. Values are as Python has them, `[1024, 2048]`, or as users type
-            them, `"1k,2k"`.
+        command: `ppl`, `tasks`, `posgen`, or another study's name.
         out: Run folder; None: `runs/<date>-<digest>`.
         fresh: Compute stored cells again.
         quiet: No progress on stderr.
+        settings: By name of the flag with underscores. Values are as Python has them, `[1024, 2048]`, or as users type
+            them, `"1k,2k"`.
 
     Returns:
         The results of this request. Cells that failed are among them, with the reason.
@@ -262,16 +262,21 @@ def carry_out(
     return Results(store.path, [cell.id for cell in plan.cells])
 
 
+def function_of(study: str) -> Callable[..., Results]:
+    """What `longeval.NAME` is for a study that has no function below."""
+    return functools.partial(carry_out, study)
+
+
 def ppl(*, out: str | None = None, fresh: bool = False, quiet: bool = False, **settings: Any) -> Results:
     """Measures perplexity; settings are those of `longeval ppl`, and see `carry_out`."""
-    return carry_out("ppl", settings, out=out, fresh=fresh, quiet=quiet)
+    return carry_out("ppl", out=out, fresh=fresh, quiet=quiet, **settings)
 
 
 def tasks(*, out: str | None = None, fresh: bool = False, quiet: bool = False, **settings: Any) -> Results:
     """Runs downstream tasks; settings are those of `longeval tasks`, and see `carry_out`."""
-    return carry_out("tasks", settings, out=out, fresh=fresh, quiet=quiet)
+    return carry_out("tasks", out=out, fresh=fresh, quiet=quiet, **settings)
 
 
 def posgen(*, out: str | None = None, fresh: bool = False, quiet: bool = False, **settings: Any) -> Results:
     """Trains and tests PosGen's models; settings are those of `longeval posgen train`, and see `carry_out`."""
-    return carry_out("posgen", settings, out=out, fresh=fresh, quiet=quiet)
+    return carry_out("posgen", out=out, fresh=fresh, quiet=quiet, **settings)

@@ -120,7 +120,9 @@ class RunProgress(AbstractContextManager["RunProgress"]):
     def finished(self, record: Record) -> None:
         """See `Progress`."""
         self.num_finished += 1
-        cell = f"{record.model} {record.pe} {format_length(record.length)} on {record.task or record.data}"
+        cell = f"{record.model} {record.pe} {format_length(record.length)}"
+        if record.task or record.data:
+            cell += f" on {record.task or record.data}"
         if "regime" in record.params:
             cell += f" ({record.params['regime']}, seed {record.params['seed']})"
         if record.status == "ok":

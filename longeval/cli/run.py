@@ -8,7 +8,7 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -282,9 +282,11 @@ def _only(specs: Sequence[StudyRequest], methods: tuple[str, ...], file: str) ->
         settings = dict(spec)
         kept = tuple(name for name in settings.get("pe", ()) if name in methods)
         bases = {name.removeprefix("resonance_") for name in kept}
+        changes: dict[str, Any] = {"pe": kept}
+        if "pe_args" in settings:
+            changes["pe_args"] = {base: values for base, values in settings["pe_args"].items() if base in bases}
         if kept:
-            pe_args = {base: values for base, values in settings["pe_args"].items() if base in bases}
-            chosen.append(spec.replaced(pe=kept, pe_args=pe_args))
+            chosen.append(spec.replaced(**changes))
     return chosen
 
 

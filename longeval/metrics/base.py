@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
 
 from longeval.registry import Registry
-from longeval.store.artefact import Artefact, artefact_of
+from longeval.store.artefact import Artefact
 from longeval.store.records import Record
 
 T = TypeVar("T")
@@ -120,8 +120,7 @@ def metrics_of(artefact: Artefact[T]) -> list[Metric[T]]:
 
 def metric_of(record: Record) -> Metric[Any] | None:
     """The registered metric of a record; None for those that a downstream task defines itself."""
-    found = METRICS.get(record.metric)
-    return found if found is not None and found.artefact is artefact_of(record) else None
+    return METRICS.get(record.metric) if record.task is None else None
 
 
 def higher_is_better(record: Record) -> bool | None:

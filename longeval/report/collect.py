@@ -15,7 +15,7 @@ from longeval.errors import LongEvalError
 from longeval.report.rows import base_method, is_group, is_resonance, method_of, method_sort_key
 from longeval.report.settings import older_cells, older_note
 from longeval.request import requests_from_yaml
-from longeval.store.artefact import artefact_of
+from longeval.store.artefact import Artefact
 from longeval.store.curves import CURVES
 from longeval.store.folder import Store, StoredCell
 from longeval.store.nll import TokenNll
@@ -198,6 +198,11 @@ class Collection:
         """Records that tables show: all but those of older cells."""
         return [record for record in self.records if record.cell not in self.older]
 
+    def made_from(self, artefact: Artefact[Any]) -> list[Record]:
+        """Those of them whose cells leave a kind of artefact: what one study may speak of."""
+        cells = (cell for cell in self.cells if cell.artefact is artefact and cell.cell not in self.older)
+        return [record for cell in cells for record in cell.records]
+
     def nll(self, cell: str) -> TokenNll | None:
         """Token NLLs of a cell, or None where none are stored."""
         return self.stores[cell].nll(cell)
@@ -224,7 +229,7 @@ def collect(paths: Sequence[str]) -> Collection:
     posgen: dict[str, int] = {}
     for store in stores:
         for cell in store.cells():
-            if artefact_of(cell.records[0]) is CURVES:
+            if cell.artefact is CURVES:
                 posgen[store.path] = posgen.get(store.path, 0) + 1
                 continue
             if cell.cell not in kept:

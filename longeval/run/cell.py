@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from longeval.plain import canonical_json
 from longeval.rope.build import MethodName
+from longeval.store.artefact import Artefact
 from longeval.store.plan import PlannedCell
 from longeval.store.records import SCHEMA_VERSION, Record, Status, provenance
 
@@ -33,6 +34,8 @@ class Cell:
 
     told_apart_by: ClassVar[tuple[str, ...]] = ()
     """Parameters that tell apart cells of one table, which the stored plan keeps."""
+    artefact: ClassVar[Artefact[Any] | None] = None
+    """The kind of artefact that it leaves; None: the one that its record tells (`store.artefact.artefact_of`)."""
 
     id: str
     model: str

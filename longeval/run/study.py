@@ -97,7 +97,7 @@ class SkippedWork:
     def run(self, host: Host) -> Iterator[Outcome]:
         """A record with the reason for each cell."""
         for cell in self.cells:
-            yield Outcome(records=(cell.without_value("skipped", self.reason, ""),))
+            yield Outcome(records=(cell.without_value("skipped", self.reason, ""),), artefact=cell.artefact)
 
     def without(self, ids: Container[str]) -> SkippedWork | None:
         """See `Work`."""
@@ -221,4 +221,4 @@ def request_from_mapping(plain: Mapping[str, Any], *, origin: str) -> StudyReque
 
 def failed(cell: Cell, reason: str, device: str, error: BackendError | None = None) -> Outcome:
     """The outcome of a cell that failed."""
-    return Outcome(records=(cell.without_value("failed", reason, device),), error=error)
+    return Outcome(records=(cell.without_value("failed", reason, device),), artefact=cell.artefact, error=error)

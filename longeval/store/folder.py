@@ -127,8 +127,10 @@ class StoredCell:
     cell: str
     status: str
     records: tuple[Record, ...]
+    artefact: Artefact[Any] | None = None
+    """The kind of artefact that its records are made from, also where it failed; None where they are made from none."""
     with_artefact: bool = True
-    """Whether the artefact that its records are made from is stored; true where they are made from none."""
+    """Whether this artefact is stored; true where there is none to store."""
 
 
 class Store:
@@ -382,7 +384,8 @@ class Store:
         records = tuple(map(record_from_json, plain["records"]))
         status = str(plain.get("status"))
         check_records(records, cell, status)
-        artefact = _artefact_of(plain, records[0]) if status == "ok" else None
+        kind = _artefact_of(plain, records[0])
+        artefact = kind if status == "ok" else None
         held = None if artefact is None else self._read(self._at(artefact.path(cell)))
         if artefact is not None and held is not None and plain.get("digest") != digest(plain["records"], held):
             try:
@@ -390,7 +393,7 @@ class Store:
             except ValueError as error:
                 raise ValueError(f"{artefact.path(cell)}: {error}") from error
         whole = artefact is None or held is not None
-        return StoredCell(cell=cell, status=status, records=records, with_artefact=whole)
+        return StoredCell(cell=cell, status=status, records=records, artefact=kind, with_artefact=whole)
 
     def _read(self, path: str, largest: int | None = None) -> bytes | None:
         """Content of a file, or None where there is none.
@@ -435,7 +438,7 @@ def _folders() -> tuple[str, ...]:
 
 
 def _artefact_of(plain: dict[str, Any], record: Record) -> Artefact[Any] | None:
-    """The kind of a finished cell's artefact: as its file says, else as its record tells."""
+    """The kind of a cell's artefact: as its file says, else as its record tells."""
     if "artefact" not in plain:
         return artefact_of(record)
     name = plain["artefact"]

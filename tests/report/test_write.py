@@ -236,7 +236,7 @@ def test_reports_know_neither_models_nor_torch(run, tmp_path):
         f"written = write_report([{run!r}], studies=studies, out={str(tmp_path / 'r.md')!r})\n"
         "[study.summary(written.records) for study in studies]\n"
         "heavy = ['torch', 'transformers', 'datasets', 'vllm']\n"
-        "heavy += [f'longeval.{name}' for name in ('models', 'backends', 'data', 'run', 'studies.ppl.plan')]\n"
+        "heavy += [f'longeval.{name}' for name in ('models', 'backends', 'data', 'run.engine', 'studies.ppl.plan')]\n"
         "print([name for name in heavy if name in sys.modules])\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

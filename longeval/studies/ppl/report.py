@@ -117,7 +117,7 @@ _PROTOCOLS = {
 
 def sections(collection: Collection) -> list[Section]:
     """One section for each table, in the order of their first cells."""
-    records = collection.current
+    records = collection.made_from(NLL)
     grids = build_grids(records)
     further = [metric for metric in metrics_of(NLL) if metric is not PERPLEXITY]
     others = {metric.name: build_grids(records, metric.name) for metric in further}

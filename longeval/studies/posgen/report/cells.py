@@ -9,7 +9,6 @@ from typing import NamedTuple, get_args
 from longeval.errors import LongEvalError
 from longeval.report.collect import Collection, but_damaged, damaged_notes, run_folders
 from longeval.report.rows import base_method, is_resonance, method_of, method_sort_key
-from longeval.store.artefact import artefact_of
 from longeval.store.curves import CURVES
 from longeval.store.folder import Store, StoredCell
 from longeval.store.plan import PlannedCell, PlannedRequest
@@ -58,7 +57,7 @@ def collect_posgen(paths: Sequence[str]) -> Collection:
     others = 0
     for store in stores:
         for cell in store.cells():
-            if artefact_of(cell.records[0]) is not CURVES:
+            if cell.artefact is not CURVES:
                 others += 1
             elif cell.cell in kept:
                 notes += _keep_one(kept, cell, store)
