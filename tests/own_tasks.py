@@ -68,3 +68,10 @@ def write_task(folder: Path, kind: str, data: Path, name: str) -> Path:
     path = folder / f"{name}.yaml"
     path.write_text(kind.format(name=name, data=data))
     return path
+
+
+def write_group(folder: Path, name: str, members: str) -> Path:
+    """A group file `NAME.yaml` of tasks, with commas between them."""
+    path = folder / f"{name}.yaml"
+    path.write_text(GROUP.format(name=name, members=members))
+    return path

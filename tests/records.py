@@ -1,5 +1,6 @@
 """Made-up records of every study, with artefacts they could come from, and run folders and reports of them."""
 
+import csv
 import hashlib
 import itertools
 import random
@@ -7,7 +8,7 @@ import random
 import numpy as np
 
 from longeval.cli.report import study_reports
-from longeval.report import build
+from longeval.report import build, plots
 from longeval.request import requests_to_yaml
 from longeval.stats.bootstrap import interval, resampling_units
 from longeval.stats.scores import score
@@ -149,6 +150,28 @@ def make_run(path, cells):
 def write_report(runs, **options):
     """A report with what all studies say, as `longeval report` writes it."""
     return build.write_report(runs, studies=study_reports(), **options)
+
+
+def without_figures(monkeypatch):
+    """Leaves figures out of reports: to render them takes longest."""
+    monkeypatch.setattr(plots, "render", lambda figure: plots.Picture(png=b"png", svg=b"svg"))
+
+
+def table_under(text, heading):
+    """Header and rows of the first table of a Markdown text under a heading."""
+    rows = []
+    for line in text.split(f"{heading}\n", 1)[1].splitlines():
+        if line.startswith("|"):
+            rows.append([cell.strip() for cell in line.strip("|").split(" | ")])
+        elif rows:
+            break
+    return rows[0], rows[2:]
+
+
+def csv_rows(path):
+    """The lines of a CSV file, by column."""
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 # Downstream tasks.

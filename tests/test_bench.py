@@ -16,9 +16,9 @@ from bench.measure import Curve, carry_out, measure_curve, measure_sliding, meas
 from bench.peak import Peak, peak_in_own_process, peak_of
 from bench.posgen import NUM_SEEDS, Stacking, measure_stacking, stepping
 from bench.run import check_json_path, make_request, measure, raw_numbers
-from bench.sharing import NUM_CHOICES, NUM_QUESTIONS, measure_sharing, questions
+from bench.sharing import NUM_CHOICES, NUM_QUESTIONS, measure_sharing
 from bench.show import Results, curve_verdict, show
-from bench.subject import Request, open_ours, open_plain, open_text, plain_loss
+from bench.subject import Request, open_ours, open_plain, open_text
 from bench.timing import Side, Timed, alternate
 from longeval.backends.base import OutOfMemoryError
 from longeval.backends.hf.backend import HFBackend
@@ -28,33 +28,8 @@ LENGTHS = (32, 96)
 
 
 @pytest.fixture(scope="module")
-def request_(tmp_path_factory):
-    """A request for a two-layer Llama of random weights, with a cache of this module's own."""
-    import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        intermediate_size=48,
-        vocab_size=8,
-        max_position_embeddings=64,
-        initializer_range=0.5,
-        rope_parameters={"rope_type": "default", "rope_theta": 500.0},
-    )
-    folder = tmp_path_factory.mktemp("bench")
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder / "llama")
-    words = {"<unk>": 0, "self": 1, "if": 2, "def": 3, "(": 4, ")": 5, ".": 6, ",": 7}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>").save_pretrained(folder / "llama")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LONGEVAL_CACHE", str(folder / "cache"))
-        yield Request(model=str(folder / "llama"), lengths=LENGTHS, dtypes=("float32",), repeats=2, device="cpu")
+def request_(tiny_llama):
+    return Request(model=str(tiny_llama), lengths=LENGTHS, dtypes=("float32",), repeats=2, device="cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -84,6 +59,7 @@ def test_alternate_takes_turns_and_leaves_the_warm_up_out():
     assert [len(side.seconds) for side in result] == [3, 3]
     alternate(lambda: calls.append("c"), lambda: calls.append("d"), repeats=1, warm_up=False)
     assert "".join(calls[8:]) == "cd"
+    assert timed([1.0, 9.0, 3.0], [2.0, 2.0, 50.0]).ratio == 1.5  # of medians
 
 
 def test_alternate_goes_on_without_the_side_that_has_no_memory():
@@ -95,14 +71,9 @@ def test_alternate_goes_on_without_the_side_that_has_no_memory():
             raise OutOfMemoryError("9 GiB")
 
     result = alternate(lambda: None, too_long, repeats=4, warm_up=False)
-    assert len(result.first.seconds) == 4
+    assert (len(result.first.seconds), len(tried)) == (4, 2)
     assert result.second == Side(seconds=(), error="out of memory: 9 GiB")
-    assert len(tried) == 2
     assert result.ratio is None
-
-
-def test_ratio_is_of_medians():
-    assert timed([1.0, 9.0, 3.0], [2.0, 2.0, 50.0]).ratio == 1.5
 
 
 def test_both_sides_score_the_same_tokens(request_, text, backend):
@@ -114,12 +85,6 @@ def test_both_sides_score_the_same_tokens(request_, text, backend):
         assert row.tokens_per_s == row.length / row.timed.first.median_s
         assert row.speedup == pytest.approx(row.tokens_per_s / row.plain_tokens_per_s)
     assert rows[0].mean_nll != pytest.approx(rows[1].mean_nll, rel=1e-3)
-
-
-def test_plain_loss_is_the_mean_over_all_tokens_but_the_first(text, backend):
-    nll_S = backend.score(text.tokens_T, 1)
-    assert len(nll_S) == len(text.tokens_T) - 1
-    assert plain_loss(open_plain(text), text.tokens_T) == pytest.approx(nll_S.mean(dtype=float), rel=1e-5)
 
 
 def test_tail_only_values_equal_the_full_ones(request_, text, backend):
@@ -159,14 +124,6 @@ def test_sharing_scores_the_same_choices_with_less_work(request_, text, backend)
     assert sum(passes[len(alone) :]) < 64 + NUM_QUESTIONS * (24 + 4 * 7) + 1
 
 
-def test_questions_share_their_document_and_differ(text):
-    asked = questions(text.tokens_T)
-    contexts = [one.context_T for one in asked]
-    assert len({context_T.tobytes() for context_T in contexts}) == NUM_QUESTIONS
-    assert {len(context_T) + len(tokens_S) for context_T in contexts for tokens_S in asked[0].continuations} == {96}
-    assert all((context_T[:64] == text.tokens_T[:64]).all() for context_T in contexts)
-
-
 def test_failed_cell_stops_the_curve(request_, backend, monkeypatch, tmp_path):
     from bench.subject import request_spec
     from longeval.studies.ppl.plan import plan_ppl
@@ -177,11 +134,10 @@ def test_failed_cell_stops_the_curve(request_, backend, monkeypatch, tmp_path):
         carry_out(plan, backend, str(tmp_path))
 
 
-@pytest.mark.parametrize(("curve_s", "verdict"), [(1.29, "limit of 1.3 holds"), (1.31, "limit of 1.3 BROKEN")])
+@pytest.mark.parametrize(("curve_s", "verdict"), [(1.29, "holds"), (1.31, "BROKEN")])
 def test_verdict(curve_s, verdict):
-    curve = Curve(dtype="float32", lengths=(1, 2, 3, 4), pe="yarn", timed=timed([curve_s], [1.0]))
-    assert f"{curve_s:.2f} times" in curve_verdict(curve)
-    assert verdict in curve_verdict(curve)
+    said = curve_verdict(Curve(dtype="float32", lengths=(1, 2, 3, 4), pe="yarn", timed=timed([curve_s], [1.0])))
+    assert f"{curve_s:.2f} times" in said and verdict in said
 
 
 @pytest.mark.parametrize("which", ["ours", "plain"])
@@ -216,11 +172,8 @@ def test_process_that_is_killed_is_reported(request_, monkeypatch):
     assert "killed" in peak.error
 
 
-def test_without_vllm_there_is_nothing_to_compare(request_, text, backend):
-    assert measure_engines(request_, "float32", text, backend) == []
-
-
 def test_tables_and_raw_numbers(request_, text, backend, monkeypatch):
+    assert measure_engines(request_, "float32", text, backend) == [], "without vLLM there is nothing to compare"
     # The place of vLLM is taken by the same model on transformers: the two must agree.
     monkeypatch.setattr("bench.engines.vllm_installed", lambda: True)
     monkeypatch.setattr("longeval.backends.vllm.backend.VLLMBackend", lambda model, **_: HFBackend(model.load()))
@@ -241,13 +194,20 @@ def test_tables_and_raw_numbers(request_, text, backend, monkeypatch):
     console = Console(width=110, file=io.StringIO(), record=True)
     show(results, console)
     shown = console.export_text()
-    assert "the plain loop's pass takes 4.0 times" in shown
-    assert "take 1.10 times the longest alone" in shown
-    assert "200 MiB" in shown
-    assert "4 questions on a document of 96" in shown
-    assert f"{throughputs[1].tokens_per_s:,.0f}" in shown
-    assert "0.25 s" in shown
-    assert "2.50×" in shown and "40 %" in shown and "3.0 GFLOP a step" in shown
+    for part in (
+        "pass takes 4.0 times",
+        "take 1.10 times the longest alone",
+        "200 MiB",
+        "4 questions on a document of 96",
+        f"{throughputs[1].tokens_per_s:,.0f}",
+        "0.25 s",
+        "2.50×",
+        "40 %",
+        "3.0 GFLOP a step",
+        "8 of 8 answers are equal",
+        "log-probabilities differ by 0.0e+00",
+    ):
+        assert part in shown
 
     numbers = json.loads(json.dumps(raw_numbers(request_, results, "cpu", 1.0), allow_nan=False))
     assert [row["length"] for row in numbers["throughput"]] == list(LENGTHS)
@@ -256,12 +216,8 @@ def test_tables_and_raw_numbers(request_, text, backend, monkeypatch):
     assert (numbers["curve"]["curve_s"], numbers["curve"]["longest_s"]) == ([1.1, 1.1], [1.0, 1.0])
     assert numbers["curve"]["within_limit"] is True
     assert [row["questions"] for row in numbers["sharing"]] == [1, 4]
-    assert [(row["what"], row["length"], len(row["vllm_s"])) for row in numbers["engines"]] == [
-        ("ppl", 96, 2),
-        ("tasks", 24, 2),
-    ]
-    assert "8 of 8 answers are equal" in shown
-    assert "log-probabilities differ by 0.0e+00" in shown
+    engines = [(row["what"], row["length"], len(row["vllm_s"])) for row in numbers["engines"]]
+    assert engines == [("ppl", 96, 2), ("tasks", 24, 2)]
     assert (numbers["stacking"][0]["ratio"], numbers["stacking"][0]["stacked_steps_per_s"]) == (2.5, 1.0)
     assert (numbers["stacking"][0]["alone_s"], numbers["stacking"][0]["stacked_s"]) == ([5.0, 5.0], [2.0, 2.0])
     assert numbers["peak"][1]["extra_bytes"] == 200 * 2**20
@@ -281,12 +237,6 @@ def stacking():
         rate=37.5e9,
         alone_rate=15e9,
     )
-
-
-def test_steps_per_second_and_floor():
-    row = stacking()
-    assert (row.steps_per_s(0), row.steps_per_s(1), row.timed.ratio) == (2.0, 1.0, 2.5)
-    assert (row.of_floor(0), row.of_floor(1)) == pytest.approx((2 * 3 / 15, 5 * 3 / 37.5))
 
 
 @pytest.fixture
@@ -330,10 +280,10 @@ def test_flags():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"lengths": "8"}, r"--lengths 8: the longest must have at least 16"),
-        ({"lengths": "1k,x"}, r"--lengths 'x'"),
-        ({"dtypes": "float64"}, r"--dtype float64: unknown"),
-        ({"repeats": 0}, r"--repeats 0: must be at least 1"),
+        ({"lengths": "8"}, "--lengths 8"),
+        ({"lengths": "1k,x"}, "--lengths 'x'"),
+        ({"dtypes": "float64"}, "--dtype float64"),
+        ({"repeats": 0}, "--repeats 0"),
     ],
 )
 def test_bad_flags(flags, message):
@@ -342,9 +292,8 @@ def test_bad_flags(flags, message):
 
 
 def test_json_path_is_checked_first(tmp_path):
-    check_json_path("-")
-    check_json_path(str(tmp_path / "new.json"))
-    with pytest.raises(LongEvalError, match="--json"):
-        check_json_path(str(tmp_path / "no" / "new.json"))
-    with pytest.raises(LongEvalError, match="--json"):
-        check_json_path(str(tmp_path))
+    for path in ("-", tmp_path / "new.json"):
+        check_json_path(str(path))
+    for path in (tmp_path / "no" / "new.json", tmp_path):
+        with pytest.raises(LongEvalError, match="--json"):
+            check_json_path(str(path))

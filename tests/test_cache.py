@@ -87,11 +87,10 @@ def test_a_digest_is_remembered_until_the_file_changes(tmp_path, monkeypatch, la
     reads = []
     real = cache.sha256_of
     monkeypatch.setattr(cache, "sha256_of", lambda name: reads.append(name) or real(name))
-    assert cache.file_digest(str(path)) == first
-    assert reads == []
-    monkeypatch.setattr(cache, "_known", {})  # as in another process
-    assert cache.file_digest(str(path)) == first
-    assert reads == []
+    for known in (cache._known, {}):  # the second as in another process
+        monkeypatch.setattr(cache, "_known", known)
+        assert cache.file_digest(str(path)) == first
+        assert reads == []
     monkeypatch.setattr(cache, "_remembered", lambda: pytest.fail("the memory is read once"))
     assert cache.file_digest(str(path)) == first
     monkeypatch.setattr(cache, "_remembered", dict)

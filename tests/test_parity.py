@@ -27,10 +27,6 @@ def as_if_installed(monkeypatch):
     monkeypatch.setattr(vllm_options, "check_installed", lambda *_: None)
 
 
-def planned(folder, **asked):
-    return shown._plan({"model": str(folder), **asked})
-
-
 @pytest.fixture
 def plan(request_spec):
     return plan_ppl(request_spec(pe=("none", "yarn"), lengths=(128,), docs=1, backend="vllm", factor=2.0))
@@ -53,12 +49,13 @@ class Fake(FakeBackend):
 
 
 def compared(plan, vllm, hf=None):
+    """The comparisons, whose verdicts are all the same."""
     hf = hf or Fake()
     found = list(
         parity(plan, RunProgress(quiet=True, verbose=False), load_hf=lambda model: hf, load_vllm=lambda model: vllm)
     )
-    assert hf.closed
-    assert vllm.closed
+    assert hf.closed and vllm.closed
+    assert len({one.verdict for one in found}) == 1
     return found
 
 
@@ -71,24 +68,21 @@ def test_equal_sides_are_the_same(plan):
     assert all(one.mean_difference == one.max_difference == 0 for one in found)
     assert found[0].tokens == 127
     assert found[0].perplexity_hf == pytest.approx(found[0].perplexity_vllm)
-    assert found[0].answer_hf == "says so"
-    assert found[0].answer_gap is None
+    assert (found[0].answer_hf, found[0].answer_gap) == ("says so", None)
 
 
 def test_another_table_is_told_even_where_nothing_else_differs(plan):
-    found = compared(plan, Fake(swap=True))
-    assert [one.verdict for one in found] == ["different", "different"]
-    assert all("tables" in one.reasons[0] and len(one.reasons) == 1 for one in found)
+    for one in compared(plan, Fake(swap=True)):
+        (reason,) = one.reasons
+        assert "tables" in reason
 
 
 @pytest.mark.parametrize(("shift", "verdict"), [(1e-4, "same"), (1e-3, "different"), (np.nan, "different")])
 def test_log_probabilities_may_differ_by_rounding_only(plan, shift, verdict):
-    found = compared(plan, Fake(lambda t, p, table: log_position(t, p, table) + shift))
-    assert [one.verdict for one in found] == [verdict] * 2
-    if verdict == "different":
-        assert "log-probabilities" in found[0].reasons[0]
-    else:
-        assert found[0].mean_difference == pytest.approx(1e-4, rel=1e-2)
+    one, _ = compared(plan, Fake(lambda t, p, table: log_position(t, p, table) + shift))
+    assert one.verdict == verdict
+    assert one.mean_difference == pytest.approx(shift, rel=2e-2, nan_ok=True)
+    assert ["log-probabilities" in reason for reason in one.reasons] == [True] * (verdict == "different")
 
 
 def by_token(slope):
@@ -96,7 +90,7 @@ def by_token(slope):
     return lambda tokens_S, positions_S, table: slope * tokens_S
 
 
-@pytest.mark.parametrize(("gap", "verdict"), [(0.0, "same"), (4e-4, "same"), (6e-4, "different"), (2.0, "different")])
+@pytest.mark.parametrize(("gap", "verdict"), [(0.0, "same"), (4e-4, "same"), (6e-4, "different")])
 @pytest.mark.parametrize("answers", [("says so", "says no"), ("says no", "says so"), ("says", "says a"), ("a", "")])
 def test_continuations_part_only_at_near_ties(plan, answers, gap, verdict):
     tokenizer = plan.work[0].model.tokenizer
@@ -104,38 +98,45 @@ def test_continuations_part_only_at_near_ties(plan, answers, gap, verdict):
     place = next(i for i, (a, b) in enumerate(zip(hf_ids, vllm_ids, strict=False)) if a != b)
     nll = by_token(gap / (vllm_ids[place] - hf_ids[place]))
     hf = Fake(nll, answers[0])
-    found = compared(plan, Fake(nll, answers[1]), hf)
-    assert [one.verdict for one in found] == [verdict] * 2
-    assert found[0].answer_gap == pytest.approx(gap, rel=1e-3, abs=1e-7)
-    assert found[0].mean_difference == 0
-    if verdict == "different":
-        assert "continuations part" in found[0].reasons[0] and len(found[0].reasons) == 1
+    one, _ = compared(plan, Fake(nll, answers[1]), hf)
+    assert (one.verdict, one.mean_difference) == (verdict, 0)
+    assert one.answer_gap == pytest.approx(gap, rel=1e-3, abs=1e-7)
+    assert ["continuations part" in reason for reason in one.reasons] == [True] * (verdict == "different")
     # The window, then one token after what both say after its first half, twice.
     assert hf.windows[:3] == [(128, 1), (64 + place + 1, 64 + place), (64 + place + 1, 64 + place)]
 
 
 def test_a_gap_that_is_no_number_is_a_difference(plan):
     hf = Fake(lambda t, p, table: np.where(len(t) == 1, np.nan, log_position(t, p, table)), "says so")
-    assert [one.verdict for one in compared(plan, Fake(answer="says no"), hf)] == ["different"] * 2
+    assert compared(plan, Fake(answer="says no"), hf)[0].verdict == "different"
 
 
 def test_in_bfloat16_continuations_may_part(plan):
     model = dataclasses.replace(plan.models[0], dtype="bfloat16")
     work = tuple(dataclasses.replace(one, model=model) for one in plan.work)
     nll = by_token(-0.1)
-    found = compared(dataclasses.replace(plan, models=(model,), work=work), Fake(nll, "says no"), Fake(nll, "says so"))
-    assert [one.verdict for one in found] == ["same"] * 2
-    assert found[0].answer_gap > 0.1  # more than the mean may differ
+    one, _ = compared(dataclasses.replace(plan, models=(model,), work=work), Fake(nll, "says no"), Fake(nll, "says so"))
+    assert one.verdict == "same"
+    assert one.answer_gap > 0.1  # more than the mean may differ
 
 
-def test_vllm_reads_the_window_in_chunks(tiny_llama):
-    assert module.in_chunks(1024, {}) == {"max_num_seqs": 8, "max_num_batched_tokens": 342}
-    assert module.in_chunks(1024, {"max_num_seqs": 512})["max_num_batched_tokens"] == 512
-    given = {"max_num_batched_tokens": 2048, "max_num_seqs": 2, "enforce_eager": True}
-    assert module.in_chunks(1024, given) == given
-    plan, notes = planned(tiny_llama, length="300", vllm_arg=["enforce_eager=true"])
-    assert notes == []
-    assert plan.request.vllm_args == {"max_num_seqs": 8, "max_num_batched_tokens": 100, "enforce_eager": True}
+# The request that is compared.
+
+
+def planned(folder, **asked):
+    return shown._plan({"model": str(folder), **asked})
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, {"max_num_seqs": 8, "max_num_batched_tokens": 342}),
+        ({"max_num_seqs": 512}, {"max_num_seqs": 512, "max_num_batched_tokens": 512}),
+        ({"max_num_batched_tokens": 2048, "max_num_seqs": 2}, {"max_num_batched_tokens": 2048, "max_num_seqs": 2}),
+    ],
+)
+def test_vllm_reads_the_window_in_chunks(given, expected):
+    assert module.in_chunks(1024, given) == expected
 
 
 @pytest.mark.parametrize(
@@ -153,9 +154,7 @@ def test_what_depends_on_length_is_compared_at_the_one_that_is_asked(tmp_path, p
     folder = save_tiny_llama(tmp_path / "tiny", rope_parameters=rope, max_position_embeddings=256 if settings else 64)
     plan, notes = planned(folder, pe=pe, length="200")
     assert plan.request.pin_length == pinned
-    assert notes == (
-        [] if pinned is None else [f"{pe}: another table at every length; both have that at 200 tokens here"]
-    )
+    assert [note.startswith(f"{pe}: ") and "200" in note for note in notes] == [True] * (pinned is not None)
     assert all(group.static for group in plan.work)
 
 
@@ -176,24 +175,20 @@ def test_every_flag_reaches_the_comparison(tiny_llama):
         "revision": "v2",
         "trust_remote_code": True,
     }
-
-    def without(*names):
-        return {name: value for name, value in asked.items() if name not in names}
-
     spec = shown._spec(asked)
     assert (spec.pe, spec.lengths, spec.factor, spec.native) == (("dynamic_yarn", "pi"), (200,), 3.0, 32)
     assert spec.pe_args == {"dynamic_yarn": {"beta_fast": 16}}
     assert (spec.scale_from, spec.layers, spec.pin_length) == ("shipped", "all", 100)
     assert (spec.dtype, spec.device, spec.revision, spec.trust_remote_code) == ("bfloat16", "cpu", "v2", True)
-    assert spec.vllm_args["enforce_eager"] is True
-    with pytest.raises(LongEvalError, match="--revision v2"):
-        shown._plan(asked)
-    with pytest.raises(LongEvalError, match="--scale-from shipped"):
-        shown._plan(without("revision"))
-    plan, notes = shown._plan(without("revision", "scale_from", "layers"))
-    assert notes == ["dynamic_yarn: another table at every length; both have that at 100 tokens here"]
-    (group,) = [group for group in plan.work if group.cells[0].pe.base == "dynamic_yarn"]
-    params = group.cells[0].params
+    assert spec.vllm_args == {"max_num_seqs": 8, "max_num_batched_tokens": 67, "enforce_eager": True}
+    for name, said in (("revision", "--revision v2"), ("scale_from", "--scale-from shipped")):
+        with pytest.raises(LongEvalError, match=said):
+            shown._plan(asked)
+        del asked[name]
+    del asked["layers"]
+    plan, (note,) = shown._plan(asked)
+    assert note.startswith("dynamic_yarn: ") and "100" in note
+    (params,) = [cell.params for work in plan.work for cell in work.cells if cell.pe.base == "dynamic_yarn"]
     assert (params["native_length"], params["pin_length"], params["method"]["beta_fast"]) == (32, 100, 16)
 
 
@@ -202,55 +197,48 @@ def test_methods_that_nothing_stretches_have_no_factor(tiny_llama):
     assert planned(tiny_llama, pe="none,yarn", length="200")[0].request.factor == 4.0
 
 
-def test_a_pin_that_nothing_heeds(tiny_llama):
-    with pytest.raises(LongEvalError, match="--pin-length 100"):
-        planned(tiny_llama, pe="yarn", pin_length="100")
+# The command.
 
 
-def test_what_a_table_is_of_is_said_on_stderr(monkeypatch, capsys, tiny_llama):
-    monkeypatch.setattr(module, "load_backend", lambda model: Fake())
-    monkeypatch.setattr(module, "backend_of", lambda spec: lambda model: Fake())
-    line = ["doctor", "--parity", "--model", str(tiny_llama), "--pe", "dynamic_ntk", "--length", "200", "--json", "-"]
-    assert run_app(line) == 0
+@pytest.fixture
+def command(monkeypatch, tiny_llama):
+    """`longeval doctor --parity` with fake backends, of which vLLM's may be another: the exit status."""
+
+    def carry_out(*arguments, vllm=None):
+        monkeypatch.setattr(module, "load_backend", lambda model: Fake())
+        monkeypatch.setattr(module, "backend_of", lambda spec: lambda model: vllm or Fake())
+        return run_app(["doctor", "--parity", "--model", str(tiny_llama), *arguments])
+
+    return carry_out
+
+
+def test_json_and_what_a_table_is_of(command, capsys):
+    assert command("--pe", "none,dynamic_ntk", "--length", "200", "--json", "-") == 0
     out, err = capsys.readouterr()
-    assert len(json.loads(out)) == 1
-    assert "longeval: dynamic_ntk: another table at every length; both have that at 200 tokens here" in err
+    assert [(one["pe"], one["verdict"]) for one in json.loads(out)] == [("none", "same"), ("dynamic_ntk", "same")]
+    assert "dynamic_ntk: another table at every length" in err
 
 
-def test_a_window_whose_half_can_be_continued(plan, monkeypatch, capsys, tiny_llama):
-    line = ["doctor", "--parity", "--model", str(tiny_llama), "--pe", "none", "--length"]
-    assert run_app([*line, "63"]) == 2
+def test_a_window_whose_half_can_be_continued(command, capsys):
+    assert command("--pe", "none", "--length", "63") == 2
     assert "--length 63" in capsys.readouterr().err
-    monkeypatch.setattr(module, "load_backend", lambda model: Fake())
-    monkeypatch.setattr(module, "backend_of", lambda spec: lambda model: Fake())
-    assert run_app([*line, "64"]) == 0
+    assert command("--pe", "none", "--length", "64") == 0
 
 
-def test_what_is_printed(plan, monkeypatch, capsys, tiny_llama):
-    monkeypatch.setattr(module, "load_backend", lambda model: Fake())
-    monkeypatch.setattr(shown, "_plan", lambda asked: (plan, []))
-    for backend, status, said in ((Fake(), 0, "the same within"), (Fake(swap=True, answer="says no"), 3, "different:")):
-        monkeypatch.setattr(module, "backend_of", lambda spec, backend=backend: lambda model: backend)
-        assert run_app(["doctor", "--parity", "--model", str(tiny_llama)]) == status
-        out = capsys.readouterr().out
-        assert said in out
-        assert ("parts after 5 characters" in out) == (status == 3)
-        assert ("to hf its own is 0.0e+00 nats likelier" in out) == (status == 3)
-
-
-def test_json(plan, monkeypatch, capsys, tiny_llama):
-    monkeypatch.setattr(module, "load_backend", lambda model: Fake())
-    monkeypatch.setattr(shown, "_plan", lambda asked: (plan, []))
-    monkeypatch.setattr(module, "backend_of", lambda spec: lambda model: Fake())
-    assert run_app(["doctor", "--parity", "--model", str(tiny_llama), "--json", "-"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert [(one["pe"], one["verdict"]) for one in found] == [("none", "same"), ("yarn", "same")]
+@pytest.mark.parametrize("is_same", [True, False])
+def test_what_is_printed(command, capsys, is_same):
+    backend = Fake() if is_same else Fake(swap=True, answer="says no")
+    assert command("--length", "128", vllm=backend) == (0 if is_same else 3)
+    out = capsys.readouterr().out
+    assert ("the same within" in out) == is_same
+    for said in ("different:", "parts after 5 characters", "0.0e+00 nats likelier"):
+        assert (said in out) == (not is_same)
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--parity"], "--parity: no model is named. Add --model"),
+        (["--parity"], "Add --model"),
         (["--parity", "--model", "m"], "m"),
         *(
             ([flag, *value], f"{flag}: would be ignored without --parity")
@@ -281,10 +269,9 @@ def test_no_model_is_looked_at_where_vllm_is_missing(monkeypatch, capsys, tiny_l
 
 
 def test_shared_options_stand_in_a_panel_of_their_own_here_alone():
-    here = {parameter.name: parameter for parameter in typer.main.get_command(app).commands["doctor"].params}
-    assert {parameter.rich_help_panel for name, parameter in here.items() if name not in ("parity", "json_path")} == {
-        "With --parity"
-    }
+    commands = typer.main.get_command(app).commands
+    here, there = ({option.name: option for option in commands[name].params} for name in ("doctor", "ppl"))
+    panels = {option.rich_help_panel for name, option in here.items() if name not in ("parity", "json_path")}
+    assert panels == {"With --parity"}
     assert here["scale_from"].show_default == "plain"
-    there = {parameter.name: parameter for parameter in typer.main.get_command(app).commands["ppl"].params}
     assert (there["scale_from"].rich_help_panel, there["scale_from"].show_default) == ("Methods", True)

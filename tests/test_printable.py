@@ -10,26 +10,17 @@ from rich.table import Table
 from longeval.cli.terminal import console, say, show
 from longeval.printable import as_markup, printable
 
+DIRECTIONS = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
+INVISIBLE = {0x61C, 0x200B, 0x200E, 0x200F, 0x2060, 0xFEFF}
+
 
 def test_every_control_character_and_mark_of_direction_is_escaped():
     for number in range(0x11000):
         character = chr(number)
         obeyed = unicodedata.category(character) in ("Cc", "Zl", "Zp", "Cs")
-        obeyed |= unicodedata.bidirectional(character) in (
-            "LRE",
-            "RLE",
-            "LRO",
-            "RLO",
-            "PDF",
-            "LRI",
-            "RLI",
-            "FSI",
-            "PDI",
-        )
+        obeyed |= unicodedata.bidirectional(character) in DIRECTIONS
         shown = printable(character)
-        assert (shown != character) == (obeyed or number in (0x61C, 0x200B, 0x200E, 0x200F, 0x2060, 0xFEFF)), hex(
-            number
-        )
+        assert (shown != character) == (obeyed or number in INVISIBLE), hex(number)
         assert shown.encode().decode("unicode_escape" if shown != character else "utf-8") == character
 
 

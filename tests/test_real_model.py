@@ -8,30 +8,26 @@ import pytest
 
 from longeval.cli.progress import RunProgress
 from longeval.run.engine import run
-from longeval.store.folder import Store
 from longeval.studies.ppl.plan import plan_ppl
 from longeval.studies.ppl.request import PplRequest
+from longeval.studies.tasks.definitions.guards import quiet
+from longeval.studies.tasks.plan import plan_tasks
+from longeval.studies.tasks.request import TasksRequest
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200), pytest.mark.usefixtures("user_cache")]
 
 NEEDS_DOCUMENT = pytest.mark.skipif(
     not os.path.isfile(os.path.join(os.environ.get("LONGEVAL_DATA", ""), "leval", "gov_report_summ.jsonl")),
     reason="needs LONGEVAL_DATA with leval/gov_report_summ.jsonl",
 )
 
-MEASURED = {
-    ("none", 2048): 11.18,
-    ("none", 4096): 11.75,
-    ("yarn", 2048): 11.50,
-    ("yarn", 4096): 12.06,
-}
+MEASURED = {("none", 2048): 11.18, ("none", 4096): 11.75, ("yarn", 2048): 11.50, ("yarn", 4096): 12.06}
 """GovReport document of 24,280 tokens, prefix, yarn with s = 2, in bfloat16; with other tokens for numbers, which moves
 them by less than 0.1%."""
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
 @NEEDS_DOCUMENT
-@pytest.mark.usefixtures("user_cache")
-def test_perplexity_of_the_embedded_model_is_what_was_measured(tmp_path):
+def test_perplexity_of_the_embedded_model_is_what_was_measured(store):
     spec = PplRequest(
         model=("smollm2-135m-q4",),
         pe=("none", "yarn"),
@@ -40,7 +36,7 @@ def test_perplexity_of_the_embedded_model_is_what_was_measured(tmp_path):
         min_tokens=16384,
         factor=2.0,
     )
-    result = run(plan_ppl(spec), Store(str(tmp_path / "run")), RunProgress(quiet=True))
+    result = run(plan_ppl(spec), store, RunProgress(quiet=True))
     found = {(r.pe, r.length): r.value for r in result.records if r.metric == "perplexity"}
     assert found == {cell: pytest.approx(value, rel=0.01) for cell, value in MEASURED.items()}
 
@@ -50,11 +46,8 @@ LLAMA_CPP = {1024: 20.0185, 2048: 19.4165}
 
 
 @pytest.mark.weekly
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
 @NEEDS_DOCUMENT
-@pytest.mark.usefixtures("user_cache")
-def test_perplexity_of_the_embedded_gemma_is_that_of_llama_cpp(tmp_path):
+def test_perplexity_of_the_embedded_gemma_is_that_of_llama_cpp(store):
     spec = PplRequest(
         model=("gemma3-270m-q4",),
         pe=("none", "yarn"),
@@ -64,7 +57,7 @@ def test_perplexity_of_the_embedded_gemma_is_that_of_llama_cpp(tmp_path):
         factor=2.0,
         dtype="float32",
     )
-    result = run(plan_ppl(spec), Store(str(tmp_path / "run")), RunProgress(quiet=True))
+    result = run(plan_ppl(spec), store, RunProgress(quiet=True))
     records = [r for r in result.records if r.metric == "perplexity"]
     assert {r.length: r.value for r in records if r.pe == "none"} == {
         length: pytest.approx(value, rel=1e-4) for length, value in LLAMA_CPP.items()
@@ -76,17 +69,10 @@ def test_perplexity_of_the_embedded_gemma_is_that_of_llama_cpp(tmp_path):
 
 
 @pytest.mark.weekly
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
-@pytest.mark.usefixtures("user_cache")
-def test_a_stock_task_of_lm_eval_scores_as_with_its_own_model(tmp_path):
+def test_a_stock_task_of_lm_eval_scores_as_with_its_own_model(store):
     """RULER's niah_single_1 as lm-eval has it, offline: HFLM on the plain model, and ours with `none`."""
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
-
-    from longeval.studies.tasks.definitions.guards import quiet
-    from longeval.studies.tasks.plan import plan_tasks
-    from longeval.studies.tasks.request import TasksRequest
 
     spec = TasksRequest(
         model=("smollm2-135m-q4",),
@@ -98,7 +84,6 @@ def test_a_stock_task_of_lm_eval_scores_as_with_its_own_model(tmp_path):
         chat_template="off",
     )
     plan = plan_tasks(spec)
-    store = Store(str(tmp_path / "run"))
     (record,) = run(plan, store, RunProgress(quiet=True)).records
     assert (record.metric, record.n, record.truncated, record.skipped) == ("recall", 3, 0, 0)
     (job,) = plan.jobs
@@ -113,17 +98,11 @@ def test_a_stock_task_of_lm_eval_scores_as_with_its_own_model(tmp_path):
     assert record.value > 0.5, "a model that finds nothing would agree too"
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
-@pytest.mark.usefixtures("user_cache")
-def test_the_embedded_model_finds_a_passkey_in_a_short_text(tmp_path):
-    from longeval.studies.tasks.plan import plan_tasks
-    from longeval.studies.tasks.request import TasksRequest
-
+def test_the_embedded_model_finds_a_passkey_in_a_short_text(store):
     spec = TasksRequest(
         model=("smollm2-135m-q4",), pe=("none", "resonance_yarn"), lengths=(512,), tasks=("passkey",), limit=4
     )
-    result = run(plan_tasks(spec), Store(str(tmp_path / "run")), RunProgress(quiet=True))
+    result = run(plan_tasks(spec), store, RunProgress(quiet=True))
     assert [record.value for record in result.records] == [1.0, 1.0]
     assert len({record.rope_digest for record in result.records}) == 2
     assert all(record.params["chat_template"] for record in result.records)

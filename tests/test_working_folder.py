@@ -85,12 +85,8 @@ def test_the_server_and_what_it_spawns(start, tmp_path):
 
 def test_python_dash_m_longeval(start, planted):
     """All but what Python itself needs for `-m`, before it reads a line of any program."""
-    needed = subprocess.run(
-        [sys.executable, "-P", "-c", "import runpy, sys; print(*sys.modules)"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    command = [sys.executable, "-P", "-c", "import runpy, sys; print(*sys.modules)"]
+    needed = subprocess.run(command, capture_output=True, text=True, check=True)
     for name in needed.stdout.split():
         (planted / f"{name}.py").unlink(missing_ok=True)
     flags = ["--head-dim", "16", "--theta", "10000", "--native", "64", "--factor", "2", "--json", "-"]

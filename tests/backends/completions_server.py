@@ -20,6 +20,8 @@ from transformers import PreTrainedTokenizerFast
 
 SENTENCE = ["The", "quick", "brown", "fox", "jumps", "over", "the", "lazy", "dog"]
 WORDS = ["<s>", "<end>", "<unk>", *SENTENCE, *"abcdefghijklmnopqrstuvwx"]
+SHUFFLED = [*WORDS[:3], *reversed(WORDS[3:])]
+"""The same words at other ids."""
 VOCABULARY = len(WORDS)
 TIED = 20
 OTHER = VOCABULARY + 4

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from completions_server import VOCABULARY, CompletionsServer, make_tokenizer
+from completions_server import VOCABULARY
 from contract import check_backend
 from fake import FakeBackend
 from transformers import AutoTokenizer
@@ -42,20 +42,11 @@ def test_hf(tiny_llama, attn):
 
 
 @pytest.mark.parametrize("scoring", ["prompt_logprobs", "echo", "echo, one more"])
-def test_openai(scoring):
-    server = CompletionsServer()
+def test_openai(server, scoring):
     server.scoring = scoring
-    try:
-        tokenizer = make_tokenizer()
-        backend = OpenAIBackend(base_url=server.url, tokenizer=tokenizer)
-        check_backend(backend, tokenizer, TABLE, 60, ids=range(VOCABULARY), remote=True)
-        backend.close()
-    finally:
-        server.close()
-
-
-class Toy(FakeBackend):
-    name = "toy"
+    backend = OpenAIBackend(base_url=server.url, tokenizer=server.tokenizer)
+    check_backend(backend, server.tokenizer, TABLE, 60, ids=range(VOCABULARY), remote=True)
+    backend.close()
 
 
 @pytest.fixture
@@ -63,8 +54,9 @@ def toy(monkeypatch):
     """A backend that is registered here and known nowhere else."""
     capabilities("hf")  # the package's own are registered at the first question
     monkeypatch.setattr(BACKENDS, "_things", dict(BACKENDS))
+    monkeypatch.setattr(FakeBackend, "name", "toy")
     can = Capabilities(
-        load=lambda spec, model: Toy(cheap),
+        load=lambda spec, model: FakeBackend(cheap),
         heeds=frozenset({"dtype"}),
         one_table=True,
         params=lambda spec, length_dependent: {"toy": len(spec.pe)},
@@ -82,14 +74,12 @@ def test_a_new_backend_is_one_registration(toy, request_spec, store):
 
 
 def test_it_declares_what_it_heeds_and_how_many_tables_it_holds(toy, request_spec):
-    with pytest.raises(LongEvalError, match=r"^--attn: would be ignored with --backend toy") as caught:
+    with pytest.raises(LongEvalError, match=r"^--attn: .*--backend toy.*--backend hf;"):
         check_request(request_spec(backend="toy", attn="eager"))
-    assert "--backend hf;" in caught.value.remedy
-    with pytest.raises(LongEvalError, match=r"--pe dynamic_ntk: .*--backend toy holds one"):
+    with pytest.raises(LongEvalError, match=r"--pe dynamic_ntk: .*--backend toy"):
         plan_ppl(request_spec(backend="toy", pe=("dynamic_ntk",)))
 
 
 def test_an_unknown_backend_is_refused_with_the_known_ones(toy):
-    with pytest.raises(LongEvalError, match="--backend tyo") as caught:
+    with pytest.raises(LongEvalError, match=r"--backend tyo.*toy"):
         capabilities("tyo")
-    assert "toy" in caught.value.remedy

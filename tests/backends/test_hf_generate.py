@@ -147,22 +147,23 @@ TEXTS = ["The", " ans", "wer", ".\n", "\nNe", "xt", ": ", "two"]
 
 
 @pytest.mark.parametrize(
-    ("stop", "expected"),
+    ("limit", "stop", "expected"),
     [
-        ((), ("The answer.\n\nNext: two", 8, "length")),
-        (("Next",), ("The answer.\n\n", 6, "stop")),
-        (("\n\n",), ("The answer.", 5, "stop")),
-        (("\n\nN", "ans"), ("The ", 2, "stop")),
-        (("wer", "ans", "answer"), ("The ", 2, "stop")),
-        (("xt", "\nN"), ("The answer.\n", 5, "stop")),
-        (("two",), ("The answer.\n\nNext: ", 8, "stop")),
-        (("The",), ("", 1, "stop")),
-        (("three", "<7>"), ("The answer.\n\nNext: two", 8, "length")),
+        (8, (), ("The answer.\n\nNext: two", 8, "length")),
+        (1, (), ("The", 1, "length")),
+        (3, (), ("The answer", 3, "length")),
+        (8, ("Next",), ("The answer.\n\n", 6, "stop")),
+        (8, ("\n\nN", "ans"), ("The ", 2, "stop")),
+        (8, ("wer", "ans", "answer"), ("The ", 2, "stop")),
+        (8, ("xt", "\nN"), ("The answer.\n", 5, "stop")),
+        (8, ("two",), ("The answer.\n\nNext: ", 8, "stop")),
+        (8, ("The",), ("", 1, "stop")),
+        (8, ("three", "<7>"), ("The answer.\n\nNext: two", 8, "length")),
     ],
 )
-def test_stop_texts_end_and_cut_the_answer(spoken, stop, expected):
+def test_the_limit_ends_the_answer_and_stop_texts_end_and_cut_it(spoken, limit, stop, expected):
     backend, prompt_T, tokens = spoken
-    assert answer(backend, prompt_T, spell(tokens, TEXTS), stop=stop) == expected
+    assert answer(backend, prompt_T, spell(tokens, TEXTS), limit=limit, stop=stop) == expected
 
 
 def test_of_two_stop_texts_in_one_token_the_first_in_the_text_cuts(spoken):
@@ -171,26 +172,26 @@ def test_of_two_stop_texts_in_one_token_the_first_in_the_text_cuts(spoken):
     assert answer(backend, prompt_T, tokenizer, stop=(".", ";")) == ("ab", 2, "stop")
 
 
-def test_max_new_tokens_ends_the_answer(spoken):
+@pytest.mark.parametrize(
+    ("models", "tokenizers", "expected"),
+    [
+        ([3], None, ("The answer", 4, "eos")),
+        ([None, 3], None, ("The answer", 4, "eos")),
+        ([3], 1, ("The", 2, "eos")),
+        ([], 0, ("", 1, "eos")),
+    ],
+)
+def test_end_tokens_of_model_and_tokenizer_end_the_answer_and_are_no_part_of_it(spoken, models, tokenizers, expected):
+    """Both are given as places in the answer; None is a token that isn't in it."""
     backend, prompt_T, tokens = spoken
-    assert answer(backend, prompt_T, spell(tokens, TEXTS), limit=1) == ("The", 1, "length")
-    assert answer(backend, prompt_T, spell(tokens, TEXTS), limit=3) == ("The answer", 3, "length")
-
-
-@pytest.mark.parametrize("configured", ["int", "list"])
-def test_the_models_end_tokens_end_the_answer_and_are_no_part_of_it(spoken, configured):
-    backend, prompt_T, tokens = spoken
-    backend.model.generation_config.eos_token_id = tokens[3] if configured == "int" else [299, tokens[3]]
-    assert answer(backend, prompt_T, spell(tokens, TEXTS)) == ("The answer", 4, "eos")
-    assert answer(backend, prompt_T, spell(tokens, TEXTS, eos=tokens[1])) == ("The", 2, "eos")
-    assert answer(backend, prompt_T, spell(tokens, TEXTS), limit=4) == ("The answer", 4, "eos")
-
-
-def test_the_tokenizers_end_token_ends_the_answer(spoken):
-    backend, prompt_T, tokens = spoken
-    assert answer(backend, prompt_T, spell(tokens, TEXTS, eos=tokens[0])) == ("", 1, "eos")
-    backend.model.generation_config = None
-    assert answer(backend, prompt_T, spell(tokens, TEXTS, eos=tokens[2])) == ("The ans", 3, "eos")
+    ends = [299 if place is None else tokens[place] for place in models]
+    if models:
+        backend.model.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
+    else:
+        backend.model.generation_config = None
+    tokenizer = spell(tokens, TEXTS, eos=None if tokenizers is None else tokens[tokenizers])
+    assert answer(backend, prompt_T, tokenizer) == expected
+    assert answer(backend, prompt_T, tokenizer, limit=expected[1]) == expected
 
 
 def test_a_special_token_without_a_role_may_be_a_stop_text_too():
@@ -212,24 +213,45 @@ def test_special_tokens_are_left_out_and_may_be_stop_texts(spoken):
     assert answer(backend, prompt_T, tokenizer, stop=("x", "<|end|>")) == ("The ans", 3, "stop")
 
 
-def test_a_table_that_is_too_short_is_an_error(tokenizer):
+def choose(context_T, *continuations):
+    return ChoicesRequest(context_T=join(context_T), continuations=tuple(join(tokens_S) for tokens_S in continuations))
+
+
+@pytest.mark.parametrize(
+    ("kind", "good", "bad"),
+    [
+        ("generate", request(some(20), 10), request(some(20), 11)),
+        ("choices", choose(some(20), some(10), some(2)), choose(some(20), some(11), some(2))),
+    ],
+)
+def test_a_table_that_is_too_short_is_an_error(kind, good, bad, tokenizer):
     backend = make_backend(length=30)
-    assert len(list(backend.generate([request(some(20), 10)], tokenizer))) == 1
+    assert len(list(ask(backend, kind, tokenizer, [good]))) == 1
     with pytest.raises(AssertionError, match="too short"):
-        list(backend.generate([request(some(10), 5), request(some(20), 11)], tokenizer))
+        list(ask(backend, kind, tokenizer, [good, bad]))
 
 
-def test_what_cannot_be_asked_is_an_error(tokenizer):
-    for bad in (request([], 3), request([1], 0), request([1], 3, ("", "x"))):
-        with pytest.raises(AssertionError, match="empty"):
-            list(make_backend().generate([bad], tokenizer))
+@pytest.mark.parametrize(
+    ("kind", "bad"),
+    [
+        ("generate", request([], 3)),
+        ("generate", request([1], 0)),
+        ("generate", request([1], 3, ("", "x"))),
+        ("choices", choose([], [1])),
+        ("choices", choose([1], [2], [])),
+    ],
+)
+def test_what_cannot_be_asked_is_an_error(kind, bad, tokenizer):
+    with pytest.raises(AssertionError, match="empty"):
+        list(ask(make_backend(), kind, tokenizer, [bad]))
 
 
-def ask(backend, kind, tokenizer):
+def ask(backend, kind, tokenizer, requests=None):
+    """The answers, to three questions that share nothing unless others are given."""
     prompts = [join([n], some(20)) for n in (1, 2, 3)]
     if kind == "generate":
-        return backend.generate([request(prompt_T, 5) for prompt_T in prompts], tokenizer)
-    return backend.choices([ChoicesRequest(context_T=prompt_T, continuations=(some(3),)) for prompt_T in prompts])
+        return backend.generate(requests or [request(prompt_T, 5) for prompt_T in prompts], tokenizer)
+    return backend.choices(requests or [choose(prompt_T, some(3)) for prompt_T in prompts])
 
 
 @pytest.mark.parametrize("name", ["llama", *FORGETFUL])
@@ -261,15 +283,3 @@ def test_memory_that_runs_out_is_told_and_given_back(kind, name, tokenizer, monk
     cache = caches[0]()
     assert cache is None or cache.layers == []
     assert len(done) == (0 if kind == "generate" else 1)
-
-
-@pytest.mark.parametrize("kind", ["choices", "generate"])
-def test_bugs_are_not_taken_for_memory_that_runs_out(kind, tokenizer):
-    backend = make_backend()
-
-    def fail(*_):
-        raise RuntimeError("shape mismatch")
-
-    backend.model.get_submodule("model").layers[-1].register_forward_pre_hook(fail)
-    with pytest.raises(RuntimeError, match="shape mismatch"):
-        list(ask(backend, kind, tokenizer))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.server
 import os
 import signal
 import socket
@@ -25,19 +24,29 @@ SERVER = """
 import http.server, os, signal, subprocess, sys, threading, time
 
 port, mode = int(sys.argv[1]), sys.argv[2]
-if mode in ("well", "deaf", "slow", "dies", "loses its engine"):
+CORE, DEAD = "(EngineCore pid=7) ERROR", "EngineDeadError: EngineCore encountered an issue. See stack trace (above)."
+BEFORE_START = {
+    "broken": [
+        "(APIServer pid=6) WARNING 01-01 [ulimit.py:1] OSError: too many files; it goes on",
+        f"{CORE} 01-01 [core.py:1] ValueError: no memory for the KV cache",
+        "RuntimeError: Engine core initialization failed. See root cause above.",
+    ],
+    "refuses": ["entry.py: error: argument --x: invalid int value: 'two'", ""],
+    "dies": ["ValueError: of the start"],
+}
+AT_THE_END = {
+    "dies": ["KeyError: of the run"],
+    "loses its engine": [DEAD],
+    "loses a worker": [f"{CORE} RuntimeError: Executor failed.", DEAD],
+    "is killed": ["ERROR ValueError: of a request that was refused"],
+}
+if mode in ("well", "deaf", "slow", *AT_THE_END):
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     with open(__file__ + ".child", "w") as file:
         file.write(str(child.pid))
-print("log line", flush=True)
-if mode == "broken":
-    print("(APIServer pid=6) WARNING 01-01 [ulimit.py:1] OSError: too many files; it goes on", flush=True)
-    print("(EngineCore pid=7) ERROR 01-01 [core.py:1] ValueError: no memory for the KV cache", flush=True)
-    print("RuntimeError: Engine core initialization failed. See root cause above.", flush=True)
-    sys.exit(1)
-if mode == "refuses":
-    print("entry.py: error: argument --x: invalid int value: 'two'\\n", flush=True)
-    sys.exit(2)
+print("log line", *BEFORE_START.get(mode, []), sep="\\n", flush=True)
+if mode in ("broken", "refuses"):
+    sys.exit(1 if mode == "broken" else 2)
 if mode == "killed":
     os.kill(os.getpid(), signal.SIGKILL)
 if mode == "slow":
@@ -58,34 +67,17 @@ def end(number, _):
         print("ended by", number, flush=True)
         os._exit(0)
 
+def die():
+    time.sleep(1)
+    print(*AT_THE_END[mode], sep="\\n", flush=True)
+    if mode == "is killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    os._exit(0)
+
 signal.signal(signal.SIGINT, end)
 signal.signal(signal.SIGTERM, end)
 server = http.server.HTTPServer(("127.0.0.1", port), Handler)
-if mode == "dies":
-    print("ValueError: of the start", flush=True)
-    def die():
-        time.sleep(1)
-        print("KeyError: of the run", flush=True)
-        os._exit(0)
-    threading.Thread(target=die).start()
-if mode == "loses its engine":
-    def die():
-        time.sleep(1)
-        print("EngineDeadError: EngineCore encountered an issue. See stack trace (above).", flush=True)
-        os._exit(0)
-    threading.Thread(target=die).start()
-if mode == "is killed":
-    def die():
-        time.sleep(1)
-        print("ERROR ValueError: of a request that was refused", flush=True)
-        os.kill(os.getpid(), signal.SIGKILL)
-    threading.Thread(target=die).start()
-if mode == "loses a worker":
-    def die():
-        time.sleep(1)
-        print("(EngineCore pid=7) ERROR RuntimeError: Executor failed.", flush=True)
-        print("EngineDeadError: EngineCore encountered an issue. See stack trace (above).", flush=True)
-        os._exit(0)
+if mode in AT_THE_END:
     threading.Thread(target=die).start()
 server.serve_forever()
 """
@@ -102,39 +94,34 @@ def as_in_a_terminal():
 
 
 @pytest.fixture
-def start(tmp_path, monkeypatch, capfd):
-    """Runs such a server: exit status, what was announced and the processes that it left alive."""
+def start(tmp_path, monkeypatch):
+    """Runs such a server: its exit status; `announced` and `left`: what was announced, the processes still alive."""
     (tmp_path / "server.py").write_text(SERVER)
     monkeypatch.setattr(vllm_server, "_OURS", (str(tmp_path / "server.py"),))
     begun = set(psutil.Process().children(recursive=True))
+    child = tmp_path / "server.py.child"
 
-    def run(mode, announce=lambda: None, *, port=None, show_log=False):
-        port = port or free_port()
-        announced = []
+    def run(mode, announce=lambda: None, *, show_log=False):
+        port = free_port()
+        run.announced = []
 
         def told():
             pid = next(child.pid for child in psutil.Process().children() if child not in begun)
             assert os.getpgid(pid) == pid  # a terminal's Ctrl-C comes to longeval alone
-            announced.append(is_up(pid, "127.0.0.1", port))
+            run.announced.append(is_up(pid, "127.0.0.1", port))
             announce()
 
         try:
-            status = vllm_server.run_server(
+            return vllm_server.run_server(
                 [str(port), mode], dict(os.environ), name="tiny", host="127.0.0.1", port=port, show_log=show_log,
                 drain_s=0, announce=told,
             )  # fmt: skip
         finally:
-            child = tmp_path / "server.py.child"
-            orphan = [psutil.Process(int(child.read_text()))] if child.exists() and _alive(child.read_text()) else []
-            run.left = (set(psutil.Process().children(recursive=True)) - begun) | set(orphan)
-            run.announced = announced
-        return status
+            run.left = set(psutil.Process().children(recursive=True)) - begun
+            if child.exists() and psutil.pid_exists(int(child.read_text())):
+                run.left.add(psutil.Process(int(child.read_text())))
 
     return run
-
-
-def _alive(pid):
-    return psutil.pid_exists(int(pid))
 
 
 def send(*numbers, every_s=0.0):
@@ -148,18 +135,19 @@ def send(*numbers, every_s=0.0):
     return announce
 
 
+def handlers():
+    return [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_is_handed_on_and_the_servers_status_is_ours(start, capfd, number):
-    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGHUP)
+    before = handlers()
     assert start("well", send(number), show_log=True) == 0
-    assert start.announced == [True]
-    assert start.left == set()
+    assert (start.announced, start.left) == ([True], set())
     handed = signal.SIGINT if number == signal.SIGINT else signal.SIGTERM
     err = capfd.readouterr().err
-    assert f"ended by {int(handed)}" in err
-    assert "log line" in err
-    after = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGHUP)
-    assert after == before
+    assert f"ended by {int(handed)}" in err and "log line" in err
+    assert handlers() == before
 
 
 def test_its_log_is_not_shown_unless_asked_for(start, capfd):
@@ -195,18 +183,17 @@ def test_time_ends_a_server_that_doesnt_listen(start, monkeypatch):
     assert start.left == set()
 
 
-def test_ctrl_c_and_sigterm_end_a_start_at_once(start):
-    for number, status in ((signal.SIGINT, None), (signal.SIGTERM, 143)):
-        threading.Timer(1.0, os.kill, (os.getpid(), number)).start()
-        begin = time.monotonic()
-        if status is None:
-            with pytest.raises(KeyboardInterrupt):
-                start("slow")
-        else:
-            assert start("slow") == status
-        assert time.monotonic() - begin < 10
-        assert start.announced == []
-        assert start.left == set()
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_end_a_start_at_once(start, number):
+    threading.Timer(1.0, os.kill, (os.getpid(), number)).start()
+    begin = time.monotonic()
+    if number == signal.SIGTERM:
+        assert start("slow") == 143
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            start("slow")
+    assert time.monotonic() - begin < 10
+    assert (start.announced, start.left) == ([], set())
 
 
 def test_a_signal_that_was_ignored_stays_so(start, capfd):
@@ -222,16 +209,15 @@ def test_a_signal_that_was_ignored_stays_so(start, capfd):
 @pytest.mark.parametrize(
     ("mode", "said"),
     [
-        ("broken", "didn't start: ValueError: no memory for the KV cache. Give it more room:"),
-        ("refuses", "it ended with status 2: entry.py: error: argument --x: invalid int value: 'two'. -v shows"),
-        ("killed", "it was killed (SIGKILL), perhaps because the machine ran out of memory. Let it take less:"),
+        ("broken", "ValueError: no memory for the KV cache. Give it more room:"),
+        ("refuses", "status 2: entry.py: error: argument --x: invalid int value: 'two'. -v"),
+        ("killed", "(SIGKILL), perhaps because the machine ran out of memory. Let it take less:"),
     ],
 )
 def test_a_server_that_doesnt_start(start, mode, said):
-    with pytest.raises(LongEvalError, match="--model tiny: vLLM's server didn't start") as caught:
+    with pytest.raises(LongEvalError, match="--model tiny: ") as caught:
         start(mode)
-    assert said in str(caught.value)
-    assert "--backend" not in str(caught.value)
+    assert said in str(caught.value) and "--backend" not in str(caught.value)
     assert start.announced == []
 
 
@@ -239,55 +225,40 @@ def test_a_server_that_doesnt_start(start, mode, said):
     ("mode", "said"),
     [
         ("dies", "KeyError: of the run"),
-        ("loses its engine", "its engine ended without a word (killed, perhaps"),
-        ("loses a worker", "its engine ended without a word (killed, perhaps"),
-        ("is killed", "it was killed (SIGKILL), perhaps"),
+        ("loses its engine", "its engine ended without a word"),
+        ("loses a worker", "its engine ended without a word"),
+        ("is killed", "it was killed (SIGKILL)"),
     ],
 )
 def test_a_server_that_dies_is_told_with_the_reason(start, caplog, mode, said):
     assert start(mode) == 1  # though it says 0 itself
-    assert start.announced == [True]
-    assert start.left == set()
+    assert (start.announced, start.left) == ([True], set())
     assert f"ended by itself: {said}" in caplog.text
 
 
-class Well(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.send_response(200)
-        self.end_headers()
-
-    def log_message(self, *_):
-        pass
-
-
-def test_another_server_at_the_port_isnt_ours():
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Well) as other:
-        threading.Thread(target=other.serve_forever, daemon=True).start()
-        port = other.server_address[1]
-        assert is_up(os.getpid(), "127.0.0.1", port)
-        assert not is_up(os.getpid() + 10_000_000, "127.0.0.1", port)
-        server = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-        try:
-            assert not is_up(server.pid, "127.0.0.1", port)
-        finally:
-            server.kill()
-            server.wait()
-            other.shutdown()
+def test_another_server_at_the_port_isnt_ours(server):
+    server._proper = lambda handler, body: (200, {}, "")
+    assert is_up(os.getpid(), "127.0.0.1", server.port)
+    assert not is_up(os.getpid() + 10_000_000, "127.0.0.1", server.port)
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        assert not is_up(other.pid, "127.0.0.1", server.port)
+    finally:
+        other.kill()
+        other.wait()
 
 
 def test_addresses():
     assert base_url("127.0.0.1", 80) == "http://127.0.0.1:80/v1"
     assert base_url("::", 80) == "http://[::1]:80/v1"
     assert base_url("0.0.0.0", 80) == "http://127.0.0.1:80/v1"
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         for host in ("127.0.0.1", "0.0.0.0", "localhost"):
-            with pytest.raises(LongEvalError, match=f"--port {port}: can't be listened on at {host}"):
+            with pytest.raises(LongEvalError, match=f"--port {port}: .*{host}"):
                 check_address(host, port)
     check_address("127.0.0.1", port)  # nothing is left there
-    with pytest.raises(LongEvalError, match=r"--host 192\.0\.2\.7: no address of this machine"):
+    with pytest.raises(LongEvalError, match=r"--host 192\.0\.2\.7"):
         check_address("192.0.2.7", port)
 
 

@@ -71,3 +71,8 @@ def ppl(server, model, documents, **changes):
 def tasks(server, model, *files, **changes):
     fields = {"model": (str(model),), "pe": ("none",), "lengths": (64,), "tasks": tuple(map(str, files))}
     return TasksRequest(**fields | {"backend": "openai", "base_url": server.url} | changes)
+
+
+def serve(server, name="bigram", room=64, *, says=True):
+    """Has the server serve a model with so much room, which it may not say."""
+    server.models = [{"id": name, "limit": room} | ({"max_model_len": room} if says else {})]

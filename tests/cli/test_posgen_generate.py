@@ -49,19 +49,16 @@ def test_a_file_has_the_same_bytes(tmp_path, capsys):
     path = tmp_path / "data.jsonl"
     path.write_text("what was there before")
     assert generate("--task", "cot", *SMALL, "--json", str(path)) == 0
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err == f"longeval: {path}: cot, 20 train, 3 valid, 7 test\n"
+    assert capsys.readouterr() == ("", f"longeval: {path}: cot, 20 train, 3 valid, 7 test\n")
     assert generate("--task", "cot", *SMALL, "--json", "-") == 0
     assert path.read_bytes() == capsys.readouterr().out.encode()
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_the_defaults_are_the_papers_setting(tmp_path):
-    path = tmp_path / "data.jsonl"
+    path, spelled = tmp_path / "data.jsonl", tmp_path / "spelled.jsonl"
     assert generate("--task", "cot", "--json", str(path)) == 0
     sizes = "--num-train 10000 --num-valid 1000 --num-test 1000 --length 64 --test-length 256 --modulus 17 --j 1 --k 3"
-    spelled = tmp_path / "spelled.jsonl"
     assert generate("--task", "cot", *sizes.split(), "--seed", "0", "--json", str(spelled)) == 0
     assert path.read_bytes() == spelled.read_bytes()
     # As published in the program's first version: other bytes are other data, for all who gave a seed.
@@ -73,41 +70,30 @@ def test_the_defaults_are_the_papers_setting(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "problem", "remedy"),
     [
-        ("--task nonsense", "--task nonsense: unknown", "Known: cot, recursive, semi_recursive"),
-        ("--task cot,recursive", "--task cot,recursive: one rule at a time", "once for each"),
-        ("--task cot --j 0", "--j 0: --task cot sums", "--j 1"),
-        ("--task semi_recursive --k 0", "--k 0: --task semi_recursive sums", "--k 1"),
-        ("--task recursive --j 0 --k 0", "--j 0, --k 0: no token would be summed", "at least 1"),
-        ("--task cot --modulus 1", "--modulus 1: must be at least 2", "2 or more"),
-        ("--task cot --modulus 3", "there are 81 ways to start (3^4), and 12,000 sequences", "--modulus 11 or more"),
-        ("--task cot --test-length 32", "--test-length 32: is shorter than the training length 64", "--length"),
-        ("--task cot --length 4", "--length 4: the first 4 tokens", "--length 5"),
-        ("--task cot --length x", "--length 'x': not a length", "4096"),
-        ("--task cot --num-train -1", "--num-train -1: must be at least 0", "whole number"),
-        ("--task cot --seed 1.5", "--seed '1.5': not a whole number", "at least 0"),
+        ("--task nonsense", "--task nonsense", "cot, recursive, semi_recursive"),
+        ("--task cot,recursive", "--task cot,recursive", "once for each"),
+        ("--task semi_recursive --k 0", "--k 0", "--k 1"),
+        ("--task recursive --j 0 --k 0", "--j 0, --k 0", "at least 1"),
+        ("--task cot --modulus 3", "81 ways to start (3^4)", "--modulus 11 or more"),
+        ("--task cot --test-length 32", "--test-length 32: is shorter", "--length"),
+        ("--task cot --length 4", "--length 4", "--length 5"),
+        ("--task cot --num-train -1", "--num-train -1", "at least 0"),
         ("--task cot --j 12 --num-train 99999999999999", "--num-train 99999999999999", "fewer"),
-        ("--task cot --json there/is/none.jsonl", "--json there/is/none.jsonl: there is no folder there/is", "exists"),
+        ("--task cot --json there/is/none.jsonl", "--json there/is/none.jsonl", "exists"),
         ("--json data.jsonl", "--task", "--help"),
     ],
 )
-def test_wrong_requests_get_one_message_and_write_nothing(tmp_path, monkeypatch, capsys, arguments, problem, remedy):
-    monkeypatch.chdir(tmp_path)
+def test_wrong_requests_get_one_message_and_write_nothing(refused, arguments, problem, remedy):
     arguments = arguments.split()
     if "--json" not in arguments:
         arguments += ["--json", "data.jsonl"]
-    assert generate(*arguments) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("longeval: ")
-    assert err.count("\n") == 1
-    assert problem in err
-    assert remedy in err
-    assert list(tmp_path.iterdir()) == []
+    message = refused(["posgen", "generate", *arguments])
+    assert problem in message and remedy in message
 
 
-def test_without_json_it_says_so(capsys):
-    assert generate("--task", "cot") == 2
-    assert "--json" in capsys.readouterr().err
+@pytest.mark.parametrize(("arguments", "said"), [(["generate", "--task", "cot"], "--json"), (["nonsense"], "nonsense")])
+def test_what_is_missing_or_unknown_is_named(refused, arguments, said):
+    assert said in refused(["posgen", *arguments])
 
 
 def test_a_reader_who_has_enough_is_no_error():
@@ -124,11 +110,3 @@ def test_the_group_alone_shows_its_help_as_a_message(capsys):
     out, err = capsys.readouterr()
     assert out == ""
     assert "longeval posgen generate --task cot --json data.jsonl" in err
-
-
-def test_an_unknown_sub_command_is_named(capsys):
-    assert run_app(["posgen", "nonsense"]) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.count("\n") == 1
-    assert "nonsense" in err

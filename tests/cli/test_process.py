@@ -10,22 +10,18 @@ import sys
 import time
 
 import pytest
+from command_lines import start_program
 
 PROGRAM = f"{sys.executable} -m longeval"
 ROPE = f"{PROGRAM} rope none,yarn --head-dim 64 --theta 10000 --native 4k --factor 2"
 
 
 def shell(line, **environment):
-    return subprocess.run(
-        ["bash", "-c", line],
-        capture_output=True,
-        env=os.environ | environment,
-        check=False,
-    )
+    return subprocess.run(["bash", "-c", line], capture_output=True, env=os.environ | environment, check=False)
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
-@pytest.mark.parametrize("line", [f"{PROGRAM} --help", ROPE, f"{PROGRAM} rope --list --json -"])
+@pytest.mark.parametrize("line", [ROPE, f"{PROGRAM} rope --list --json -"])
 def test_a_narrow_encoding_loses_no_output(encoding, line):
     done = shell(line, PYTHONIOENCODING=encoding, PYTHONUTF8="0")
     assert (done.returncode, done.stderr) == (0, b"")
@@ -33,10 +29,9 @@ def test_a_narrow_encoding_loses_no_output(encoding, line):
     if "--json" in line:
         wide = shell(line, PYTHONUTF8="1")
         assert json.loads(text) == json.loads(wide.stdout)
-        assert any("θ" in method["summary"] for method in json.loads(text)) or not text.isascii() or "\\u" in text
 
 
-@pytest.mark.parametrize("line", [f"{PROGRAM} --help", ROPE, f"{ROPE} --json -"])
+@pytest.mark.parametrize("line", [ROPE, f"{ROPE} --json -"])
 def test_a_full_disk_under_stdout_is_one_message(line):
     done = shell(f"{line} > /dev/full")
     assert done.returncode == 1
@@ -72,19 +67,9 @@ def test_arguments_that_are_no_text_and_a_folder_that_is_gone(tmp_path):
     assert done.stderr.count(b"\n") == 1 and b"folder" in done.stderr
 
 
-def start(arguments, *options):
-    return subprocess.Popen(
-        [sys.executable, *options, "-m", "longeval", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        # A shell that starts the tests in the background makes them, and so the child, deaf to Ctrl-C.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
-
-
-@pytest.mark.parametrize("again_s", [None, 0.0, 0.02])
+@pytest.mark.parametrize("again_s", [None, 0.02])
 def test_ctrl_c_once_or_twice_ends_with_130_and_no_traceback(again_s):
-    process = start(["posgen", "generate", "--task", "cot", "--json", "-", "--num-train", "60000"])
+    process = start_program(["posgen", "generate", "--task", "cot", "--json", "-", "--num-train", "60000"])
     assert process.stdout.readline().startswith(b"{")
     process.send_signal(signal.SIGINT)
     if again_s is not None:
@@ -97,7 +82,7 @@ def test_ctrl_c_once_or_twice_ends_with_130_and_no_traceback(again_s):
 
 def test_ctrl_c_while_the_program_is_imported():
     """After its first modules, which Python tells of, and while those of the command line come."""
-    process = start(["rope", "--list"], "-X", "importtime")
+    process = start_program(["rope", "--list"], "-X", "importtime")
     for line in process.stderr:
         if b"longeval.cli.process" in line:
             break

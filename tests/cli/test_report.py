@@ -1,70 +1,86 @@
+"""`longeval report` and `longeval posgen table`, which differ in what they read and how their files are called."""
+
 import json
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "report"))
-
-
-from records import make_nll, make_records, make_run
+from records import full_run, make_nll, make_records, make_run
 
 from longeval.cli.app import run_app
-from longeval.report import plots
+from longeval.studies.posgen.request import PosGenRequest
 
 NLL = make_nll([[2.0] * 31] * 12)
+RUN = "runs/demo"
 
 
-@pytest.fixture
-def run(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(plots, "render", lambda figure: plots.Picture(png=b"png", svg=b"svg"))
-    made = make_run("runs/demo", [(make_records("none", 32, NLL), NLL), (make_records("yarn", 32, NLL), NLL)])
-    Path(made, "spec.yaml").write_text("model: toy\npe: [none, yarn]\nlengths: [32]\ndata: texts\nfactor: 2\n")
-    return made
+def ppl_run():
+    make_run(RUN, [(make_records("none", 32, NLL), NLL), (make_records("yarn", 32, NLL), NLL)])
+    Path(RUN, "spec.yaml").write_text("model: toy\npe: [none, yarn]\nlengths: [32]\ndata: texts\nfactor: 2\n")
 
 
-def test_an_unfinished_run_is_told(run, capsys):
-    for path in list(Path(run, "cells").iterdir())[:1]:
-        path.unlink()
-    assert run_app(["report", run]) == 0
-    assert "Not finished: 1 of " in capsys.readouterr().err
+def posgen_run():
+    spec = PosGenRequest(tasks=("cot",), pe=("none", "resonance"), seeds=2)
+    full_run(RUN, spec, {("cot", "none"): [0.60, 0.62], ("cot", "resonance"): [0.65, 0.66]})
 
 
-def test_report_writes_and_names_its_files(run, capsys):
-    assert run_app(["report", run, "--out", "reports/demo.md"]) == 0
+KINDS = {
+    "report": (["report"], ppl_run, "report.md", 2 * 2),
+    "posgen": (["posgen", "table"], posgen_run, "posgen.md", 2 * 2 * 3),
+}
+
+
+@pytest.fixture(params=KINDS)
+def kind(request, here, quick_pictures):
+    """A command, the name of its report and the number of its records; its run is there."""
+    command, make, name, num_records = KINDS[request.param]
+    make()
+    return command, name, num_records
+
+
+def test_it_writes_and_names_its_files(kind, capsys):
+    command, *_ = kind
+    assert run_app([*command, RUN, "--out", "reports/demo.md"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
     files = out.split()
-    assert files[:4] == ["reports/demo.md", "reports/demo.csv", "reports/demo.json", "reports/demo.tex"]
+    assert files[:4] == [f"reports/demo.{suffix}" for suffix in ("md", "csv", "json", "tex")]
     assert all(Path(file).is_file() for file in files)
-    assert "longeval report runs/demo --out reports/demo.md" in Path("reports/demo.md").read_text()
+    assert f"longeval {' '.join(command)} {RUN} --out reports/demo.md" in Path(files[0]).read_text()
 
 
-def test_json_dash_leaves_only_json_on_stdout(run, capsys):
-    assert run_app(["report", run, "--json", "-"]) == 0
+def test_json_dash_leaves_only_json_on_stdout(kind, capsys):
+    command, name, num_records = kind
+    assert run_app([*command, RUN, "--json", "-"]) == 0
     out, err = capsys.readouterr()
-    records = json.loads(out)
-    assert sorted((r["pe"], r["metric"]) for r in records) == [
-        ("none", "bits_per_byte"),
-        ("none", "perplexity"),
-        ("yarn", "bits_per_byte"),
-        ("yarn", "perplexity"),
-    ]
-    assert "runs/demo/report.md" in err
+    assert len(json.loads(out)) == num_records
+    assert f"{RUN}/{name}" in err
 
 
-def test_json_file(run, capsys):
-    assert run_app(["report", run, "--json", "all.json", "-q"]) == 0
-    assert capsys.readouterr().out == ""
-    assert len(json.loads(Path("all.json").read_text())) == 4
+def test_an_unfinished_run_is_told_also_when_quiet(kind, capsys):
+    command, *_ = kind
+    next(Path(RUN, "cells").iterdir()).unlink()
+    assert run_app([*command, RUN, "-q"]) == 0
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "Not finished: 1 of " in err
 
 
-def test_notes_go_to_stderr(run, capsys):
+def test_an_authors_title_and_text_stand_in_front(kind, capsys, refused):
+    command, *_ = kind
+    Path("notes.md").write_text("What this shows, and *what not*.\n")
+    assert run_app([*command, RUN, "--out", "r.md", "--title", "A 10% test", "--preface", "notes.md"]) == 0
+    lines = Path("r.md").read_text().splitlines()
+    assert lines[:3] == ["# A 10% test", "", "What this shows, and *what not*."]
+    assert any("--title 'A 10% test' --preface notes.md" in line for line in lines)
+    assert "--preface missing.md" in refused([*command, RUN, "--out", "s.md", "--preface", "missing.md"])
+
+
+def test_of_a_cell_in_two_runs_it_is_said_which_is_shown(here, quick_pictures, capsys):
+    ppl_run()
     other = make_nll([[3.0] * 31] * 12)
     late = {"date": "2026-01-01T00:00:00+00:00"}
     make_run("runs/other", [(make_records("none", 32, other, provenance=late), other)])
-    assert run_app(["report", run, "runs/other", "-q"]) == 0
+    assert run_app(["report", RUN, "runs/other", "-q"]) == 0
     assert "the one of runs/other is shown" in capsys.readouterr().err
 
 
@@ -73,35 +89,19 @@ def test_notes_go_to_stderr(run, capsys):
     [
         (["nowhere"], "nowhere"),
         (["runs"], "runs"),
-        (["runs/demo", "--out", "runs"], "--out runs"),
-        (["runs/demo", "--out", "report.txt"], "--out report.txt"),
-        (["runs/demo", "--json", "runs"], "--json runs"),
-        (["runs/demo", "--json", "runs/demo/spec.yaml/x.json"], "--json"),
+        ([RUN, "--out", "runs"], "--out runs"),
+        ([RUN, "--out", "report.txt"], "--out report.txt"),
+        ([RUN, "--json", "runs"], "--json runs"),
+        ([RUN, "--json", f"{RUN}/spec.yaml/x.json"], "--json"),
         (["runs/empty"], "runs/empty"),
         (["runs/broken"], "broken"),
         ([], "RUN"),
     ],
 )
-def test_bad_requests_end_with_2_one_message_and_nothing_written(run, capsys, arguments, named):
+def test_bad_requests_are_one_message_and_nothing_is_written(kind, refused, arguments, named):
+    command, *_ = kind
     for name in ("empty", "broken"):
         Path("runs", name, "cells").mkdir(parents=True)
         Path("runs", name, "spec.yaml").write_text("model: toy\n")
     Path("runs/broken/cells/a.json").write_text("{}")
-    before = sorted(map(str, Path().rglob("*")))
-    assert run_app(["report", *arguments]) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.count("\n") == 1
-    assert named in err
-    assert sorted(map(str, Path().rglob("*"))) == before
-
-
-def test_an_authors_title_and_text_stand_in_front(run, capsys):
-    Path("notes.md").write_text("What this shows, and *what not*.\n")
-    assert run_app(["report", run, "--out", "r.md", "--title", "YaRN on toys", "--preface", "notes.md"]) == 0
-    lines = Path("r.md").read_text().splitlines()
-    assert lines[:3] == ["# YaRN on toys", "", "What this shows, and *what not*."]
-    assert any("--title 'YaRN on toys' --preface notes.md" in line for line in lines)
-    assert run_app(["report", run, "--out", "s.md", "--preface", "missing.md"]) == 2
-    assert "--preface missing.md: can't be read" in capsys.readouterr().err
-    assert not Path("s.md").exists()
+    assert named in refused([*command, *arguments])

@@ -6,6 +6,7 @@ from longeval.report.collect import collect
 
 NLL = make_nll([[1.0] * 8] * 10)
 OTHER = make_nll([[2.0] * 8] * 10)
+OLD, NEW = ({"date": f"2025-0{month}-01T00:00:00+00:00"} for month in (1, 6))
 
 
 def test_a_cell_in_two_folders_counts_once(tmp_path):
@@ -15,13 +16,12 @@ def test_a_cell_in_two_folders_counts_once(tmp_path):
     assert [cell.records[0].pe for cell in found.cells] == ["none", "pi", "yarn"], "as asked, folder by folder"
     assert [run.path for run in found.runs] == [a, b]
     assert not any("different outcomes" in note for note in found.notes)
-    assert len(found.records) == 6
 
 
 @pytest.mark.parametrize("newer_first", [True, False])
 def test_of_different_values_the_newest_is_kept_and_noted(tmp_path, newer_first):
-    old = make_records("none", 64, NLL, provenance={"date": "2025-01-01T00:00:00+00:00"})
-    new = make_records("none", 64, OTHER, provenance={"date": "2025-06-01T00:00:00+00:00"})
+    old = make_records("none", 64, NLL, provenance=OLD)
+    new = make_records("none", 64, OTHER, provenance=NEW)
     assert old[0].cell == new[0].cell
     a = make_run(tmp_path / "a", [(old, NLL)])
     b = make_run(tmp_path / "b", [(new, OTHER)])
@@ -33,11 +33,9 @@ def test_of_different_values_the_newest_is_kept_and_noted(tmp_path, newer_first)
 
 
 def test_a_finished_cell_is_kept_before_a_later_failure(tmp_path):
-    ok = make_records("none", 64, NLL, provenance={"date": "2025-01-01T00:00:00+00:00"})
-    failed = make_records("none", 64, status="failed", error="killed", provenance={"date": "2025-06-01T00:00:00+00:00"})
-    a = make_run(tmp_path / "a", [(ok, NLL)])
-    b = make_run(tmp_path / "b", [(failed, None)])
-    found = collect([a, b])
+    a = make_run(tmp_path / "a", [(make_records("none", 64, NLL, provenance=OLD), NLL)])
+    failed = make_records("none", 64, status="failed", error="killed", provenance=NEW)
+    found = collect([a, make_run(tmp_path / "b", [(failed, None)])])
     assert [cell.status for cell in found.cells] == ["ok"]
     assert "failed" in found.notes[-1]
 
@@ -49,8 +47,3 @@ def test_no_run_folder_no_cells(tmp_path):
     (tmp_path / "empty" / "spec.yaml").write_text("model: toy\n")
     with pytest.raises(LongEvalError, match="no cells"):
         collect([str(tmp_path / "empty")])
-
-
-def test_a_remote_folder_is_read(tmp_path):
-    make_run("memory://report-collect", [(make_records("none", 64, NLL), NLL)])
-    assert collect(["memory://report-collect"]).cells[0].records[0].pe == "none"

@@ -16,12 +16,14 @@ from records import (
     make_run,
     make_samples,
     make_task_records,
+    without_figures,
     write_report,
 )
 
 from longeval.errors import LongEvalError
 from longeval.report.collect import collect
 from longeval.store.folder import Store
+from longeval.store.plan import stored_requests
 from longeval.store.records import record_from_json
 from longeval.studies.posgen.request import PosGenRequest
 
@@ -59,82 +61,62 @@ def is_damaged(store, cell):
     return fresh.damaged[cell]
 
 
-def change(path, edit):
+GONE = object()
+
+
+def change(path, *changes):
+    """Sets values in a JSON file: `changes` are (place, value), a place is keys with dots between them."""
     plain = json.loads(path.read_text())
-    edit(plain)
+    for place, value in changes:
+        *parents, last = [int(key) if key.isdigit() else key for key in place.split(".")]
+        inner = plain
+        for key in parents:
+            inner = inner[key]
+        if value is GONE:
+            del inner[last]
+        else:
+            inner[last] = value
     path.write_text(json.dumps(plain))
 
 
-def of_record(field, value):
-    def edit(plain):
-        plain["records"][0][field] = value
-
-    return edit
-
-
-def of_params(field, value):
-    def edit(plain):
-        plain["records"][0]["params"][field] = value
-
-    return edit
-
-
-def of_file(field, value):
-    return lambda plain: plain.update({field: value})
-
-
-def without(field):
-    return lambda plain: plain["records"][0].pop(field)
-
-
 @pytest.mark.parametrize(
-    "edit",
+    ("place", "value"),
     [
-        of_file("schema_version", 2),
-        of_file("schema_version", None),
-        of_file("cell", "0" * 64),
-        of_file("status", "failed"),
-        of_file("artefact", []),
-        of_file("artefact", "other"),
-        of_file("records", []),
-        of_file("records", {}),
-        of_file("records", [3]),
-        of_record("schema_version", 99),
-        of_record("cell", "0" * 64),
-        of_record("model", "other"),
-        of_record("length", 128),
-        of_record("length", -64),
-        of_record("length", "64"),
-        of_record("length", True),
-        of_record("status", "finished"),
-        of_record("value", None),
-        of_record("value", "2.0"),
-        of_record("value", 9.0),
-        of_record("params", []),
-        of_record("provenance", {}),
-        of_record("provenance", None),
-        of_record("n", 11),
-        of_record("tokens", 383),
-        of_record("nll_sum", 500.0),
-        of_record("documents", 11),
-        of_record("metric", "bits_per_byte"),
-        of_record("metric", "accuracy"),
-        of_record("protocol", "other"),
-        of_record("protocol", None),
-        lambda plain: plain["records"][0].update(ci_low=5.0, ci_high=1.0),
-        lambda plain: plain["records"][0]["provenance"].pop("date"),
-        lambda plain: plain["records"][0]["provenance"].update(versions={"torch": 2}),
-        of_params("native_length", "64"),
-        of_params("method", 3),
-        of_params("ci", {"resamples": 10**12}),
-        of_params("ci", {"method": {}}),
-        without("pe"),
-        without("value"),
+        ("schema_version", 2),
+        ("cell", "0" * 64),
+        ("status", "failed"),
+        ("artefact", []),
+        ("artefact", "other"),
+        ("records", []),
+        ("records", [3]),
+        ("records.0.schema_version", 99),
+        ("records.0.cell", "0" * 64),
+        ("records.0.length", 128),
+        ("records.0.length", -64),
+        ("records.0.length", "64"),
+        ("records.0.status", "finished"),
+        ("records.0.value", None),
+        ("records.0.value", 9.0),
+        ("records.0.value", GONE),
+        ("records.0.ci_low", 5000.0),
+        ("records.0.n", 11),
+        ("records.0.nll_sum", 500.0),
+        ("records.0.documents", 11),
+        ("records.0.metric", "bits_per_byte"),
+        ("records.0.protocol", None),
+        ("records.0.pe", GONE),
+        ("records.0.params", []),
+        ("records.0.params.native_length", "64"),
+        ("records.0.params.method", 3),
+        ("records.0.params.ci", {"resamples": 10**12}),
+        ("records.0.params.ci", {"method": {}}),
+        ("records.0.provenance.date", GONE),
+        ("records.0.provenance.versions", {"torch": 2}),
     ],
 )
-def test_a_damaged_record_is_no_cell(run, edit):
+def test_a_damaged_record_is_no_cell(run, place, value):
     cell = cell_of(run)
-    change(Path(run.path, "cells", f"{cell}.json"), edit)
+    change(Path(run.path, "cells", f"{cell}.json"), (place, value))
     assert is_damaged(run, cell)
 
 
@@ -144,10 +126,7 @@ def test_a_damaged_record_is_no_cell(run, edit):
         b"",
         b"\xff\xfe{\x00}\x00",
         b"[" * 200_000,
-        b'{"a":' * 5000,
         b"null",
-        "{}".encode("utf-16"),
-        b'{"cell": 1e999}',
         b'{"cell": NaN}',
         b'{"cell": 1, "cell": 1}',
         b'{"cell": "\\ud800"}',
@@ -175,16 +154,8 @@ def test_what_is_no_file_is_no_cell_and_said_before_it_would_be_written(run, kin
 
 
 def arrays(**changes):
-    plain = {
-        "nll": NLL.nll_S,
-        "tokens": NLL.tokens_W,
-        "context": NLL.context_W,
-        "document": NLL.document_W,
-        "start": NLL.start_W,
-        "bytes": NLL.bytes_W,
-        "documents": np.array(NLL.documents),
-    }
-    return plain | changes
+    plain = {name: getattr(NLL, f"{name}_W") for name in ("tokens", "context", "document", "start", "bytes")}
+    return plain | {"nll": NLL.nll_S, "documents": np.array(NLL.documents)} | changes
 
 
 def nlls(place, value):
@@ -197,20 +168,16 @@ def nlls(place, value):
     "changes",
     [
         {"nll": nlls(3, np.nan)},
-        {"nll": nlls(3, np.inf)},
         {"nll": nlls(3, -1.0)},
-        {"nll": nlls(slice(0, 8), 1.25)[:-1]},
         {"nll": nlls(3, 1.75)},
         {"nll": NLL.nll_S.astype("f8")},
         {"nll": NLL.nll_S.reshape(2, -1)},
         {"tokens": NLL.tokens_W[:-1]},
         {"tokens": NLL.tokens_W.astype("i8")},
         {"document": NLL.document_W + 1},
-        {"document": NLL.document_W - 1},
         {"document": NLL.document_W * 0},
         {"context": NLL.context_W + 64},
         {"start": NLL.start_W - 2},
-        {"bytes": NLL.bytes_W[:-1]},
         {"documents": np.array(["one"])},
         {"documents": np.array([{}], dtype=object)},
     ],
@@ -221,24 +188,17 @@ def test_token_values_that_are_not_the_records_are_damaged(run, changes):
     assert f"nll/{cell}.npz" in is_damaged(run, cell)
 
 
-def test_equal_arrays_in_another_file_are_whole(run):
-    """As in folders of versions that stored no digest: nothing but the values counts."""
+def test_files_of_other_versions_are_whole(run):
+    """Without a digest nothing but the values counts, and keys that a later version adds are left out."""
     cell = cell_of(run)
     np.savez(Path(run.path, "nll", f"{cell}.npz"), **arrays())
-    change(Path(run.path, "cells", f"{cell}.json"), lambda plain: plain.pop("digest"))
+    change(Path(run.path, "cells", f"{cell}.json"), ("digest", GONE), ("records.0.energy_j", 3.5))
     assert Store(run.path).finished(cell) is not None
 
 
-def test_keys_that_a_later_version_adds_are_left_out(run):
-    cell = cell_of(run)
-    change(Path(run.path, "cells", f"{cell}.json"), of_record("energy_j", 3.5))
-    assert Store(run.path).finished(cell) is not None
-
-
-@pytest.mark.parametrize("cut", [0, 1, 200])
-def test_a_truncated_file_of_token_values_is_damaged(run, cut):
+def test_a_truncated_file_of_token_values_is_damaged(run):
     path = Path(run.path, "nll", f"{cell_of(run)}.npz")
-    path.write_bytes(path.read_bytes()[:cut])
+    path.write_bytes(path.read_bytes()[:200])
     assert is_damaged(run, path.stem)
 
 
@@ -248,9 +208,7 @@ def test_a_truncated_file_of_token_values_is_damaged(run, cut):
         lambda lines: lines[:-1],
         lambda lines: [*lines, lines[0]],
         lambda lines: [lines[0].replace('"accuracy": 1.0', '"accuracy": 0.0'), *lines[1:]],
-        lambda lines: [lines[0].replace('"accuracy": 1.0', '"accuracy": NaN'), *lines[1:]],
         lambda lines: [lines[0].replace('"index": 0', '"index": "0"'), *lines[1:]],
-        lambda lines: [lines[0][:-5], *lines[1:]],
         lambda lines: ["[" * 100_000],
         lambda lines: [],
     ],
@@ -263,25 +221,19 @@ def test_samples_that_are_not_the_records_are_damaged(run, edit):
 
 
 @pytest.mark.parametrize(
-    "edit",
-    [
-        lambda plain: plain["accuracy"].__setitem__(0, 0.1),
-        lambda plain: plain["accuracy"].__setitem__(0, 1.5),
-        lambda plain: plain["generated"].__setitem__(-1, None),
-        lambda plain: plain["positions"].reverse(),
-        lambda plain: [values.pop() for name, values in plain.items() if "valid" not in name and name != "epochs"],
-        lambda plain: plain.pop("loss"),
-    ],
+    ("place", "value"),
+    [("accuracy.0", 0.1), ("accuracy.0", 1.5), ("generated.0", None), ("positions.0", 10**6), ("loss", GONE)],
 )
-def test_curves_that_are_not_the_records_are_damaged(run, edit):
+def test_curves_that_are_not_the_records_are_damaged(run, place, value):
     cell = cell_of(run, pe="yarn", backend="posgen")
-    change(Path(run.path, "curves", f"{cell}.json"), edit)
+    change(Path(run.path, "curves", f"{cell}.json"), (place, value))
     assert f"curves/{cell}.json" in is_damaged(run, cell)
 
 
-def test_a_report_counts_and_names_damaged_cells_and_leaves_them_out(run, tmp_path):
+def test_a_report_counts_and_names_damaged_cells_and_leaves_them_out(run, tmp_path, monkeypatch):
+    without_figures(monkeypatch)
     cell = cell_of(run)
-    change(Path(run.path, "cells", f"{cell}.json"), of_record("value", "x"))
+    change(Path(run.path, "cells", f"{cell}.json"), ("records.0.value", "x"))
     collection = collect([run.path])
     assert cell not in collection.stores and len(collection.cells) == 2
     (note,) = (note for note in collection.notes if "damaged" in note)
@@ -299,29 +251,22 @@ def test_many_damaged_cells_are_few_lines(tmp_path, caplog):
     assert len(caplog.records) == 6 and len(store.damaged) == 40
 
 
-def test_a_damaged_spec_is_said_in_a_report_and_refused_before_a_run(run, tmp_path):
-    from longeval.store.plan import stored_requests
-
-    for content in (
-        b"\xff\xfe",
-        b"model: [" + b"[" * 5000,
-        b"? [1]\n: 2\n",
-        b"a: 2020-99-99\n",
-        b"!!python/object:os.x {}",
-    ):
-        Path(run.path, "spec.yaml").write_bytes(content)
-        assert any("can't be shown" in note for note in collect([run.path]).notes) is (content == b"\xff\xfe")
-        with pytest.raises(LongEvalError, match=r"spec\.yaml"):
-            stored_requests(Store(run.path))
+@pytest.mark.parametrize(
+    "content",
+    [b"\xff\xfe", b"model: [" + b"[" * 5000, b"? [1]\n: 2\n", b"a: 2020-99-99\n", b"!!python/object:os.x {}"],
+    ids=["encoding", "depth", "key", "date", "object"],
+)
+def test_a_damaged_spec_is_said_in_a_report_and_refused_before_a_run(run, content):
+    Path(run.path, "spec.yaml").write_bytes(content)
+    assert any("can't be shown" in note for note in collect([run.path]).notes) is (content == b"\xff\xfe")
+    with pytest.raises(LongEvalError, match=r"spec\.yaml"):
+        stored_requests(Store(run.path))
 
 
-def test_file_systems_that_cannot_be_had_or_written_are_refused():
-    for address in ("nosuch://x", "zip://x", "github://x/y", "s3-without-package://b"):
-        with pytest.raises(LongEvalError, match=r"no file system|can't write"):
-            Store(address).check_writable()
-    with pytest.raises(LongEvalError, match="can't write"):
-        Store("http://127.0.0.1:9/run").check_writable()
-    Store("memory://damage-check").check_writable()
+@pytest.mark.parametrize("address", ["nosuch://x", "zip://x", "s3-without-package://b", "http://127.0.0.1:9/run"])
+def test_file_systems_that_cannot_be_had_or_written_are_refused(address):
+    with pytest.raises(LongEvalError, match=r"no file system|can't write"):
+        Store(address).check_writable()
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,6 @@
 
 import dataclasses
 
-import pytest
-
 from longeval.registry import Registry
 from longeval.report import formats
 from longeval.report.document import Bullets, Data, Document, Row, Section, Span, Table, TableCell, joined, prose
@@ -31,15 +29,10 @@ def test_values_are_never_read_as_a_template():
     assert joined("; ", ["a", prose("`b`")]) == (Span("a"), Span("; "), Span("b", "code"))
 
 
-@pytest.mark.parametrize("values", [(), (1, 2)])
-def test_a_template_takes_one_value_for_each_place(values):
-    with pytest.raises((AssertionError, IndexError)):
-        prose("{}", *values)
-
-
 def test_markdown_escapes_what_would_be_read_as_markup_and_nothing_else():
     assert inline("p < 0.05 & q > 1, <b> &lt; a_b [c](d)") == r"p < 0.05 & q > 1, \<b> \&lt; a\_b \[c\](d)"
     assert inline("> no quotation") == r"\> no quotation"
+    assert block_text(Bullets(items=("a", Bullets(items=("b",)), "c")), "") == "- a\n  - b\n- c"
 
 
 def test_a_table_reads_alike_in_all_formats():
@@ -58,10 +51,6 @@ def test_a_table_reads_alike_in_all_formats():
     assert r"\quad a\_b & \textbf{$1.5{\times}10^{4}$}\ci{1}{2}$^\dagger$ \\" in latex
     assert r"\multicolumn{2}{l}{\textit{task}} \\" in latex
     assert r"\caption{T. C. N.}" in latex and r"\label{tab:x}" in latex
-
-
-def test_lists_nest():
-    assert block_text(Bullets(items=("a", Bullets(items=("b",)), "c")), "") == "- a\n  - b\n- c"
 
 
 def test_data_of_one_name_is_one_file():

@@ -79,28 +79,8 @@ def test_a_report_shows_hostile_text_as_text(tmp_path, text):
     written = write_report([run], out=str(tmp_path / "report.md"), published=True, command=f"longeval report {text}")
     headings = check_markdown((tmp_path / "report.md").read_text())
     assert len(headings) >= len(check_markdown((tmp_path / "plain" / "report.md").read_text()))
-    assert all(
-        heading.startswith(
-            (
-                "toy",
-                "passkey",
-                "Perplexity",
-                "How",
-                "What",
-                "Bits",
-                "Resonance",
-                "Tasks",
-                "Further",
-                "Provenance",
-                "Published",
-                "Beside",
-                "texts",
-                "1.",
-            )
-        )
-        or "toy" in heading
-        for heading in headings
-    ), headings
+    own = ("passkey", "Perplexity", "How", "What", "Bits", "Resonance", "Tasks", "Provenance", "Published", "texts")
+    assert [heading for heading in headings if not heading.startswith(own) and "toy" not in heading] == []
     svgs = [path for path in written.files if path.endswith(".svg")]
     assert svgs and len(written.files) == len(plain.files)
     for path in svgs:
@@ -110,9 +90,7 @@ def test_a_report_shows_hostile_text_as_text(tmp_path, text):
     for path in written.files:
         if path.endswith((".csv", ".tex")):
             assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", Path(path).read_text()), path
-    tex = (tmp_path / "report.tex").read_text()
-    assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f]", tex)
-    assert "\n\n#" not in tex
+    assert "\n\n#" not in (tmp_path / "report.tex").read_text()
     records = json.loads((tmp_path / "report.json").read_text())
     assert all(text in record["model"] for record in records)
 

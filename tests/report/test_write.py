@@ -1,6 +1,5 @@
 """The whole report from fabricated runs: its text, its figures, its tables for other programs, and that it is whole."""
 
-import csv
 import json
 import os
 import re
@@ -9,21 +8,16 @@ import sys
 
 import numpy as np
 import pytest
-from records import SPEC, make_nll, make_records, make_run, write_report
+from records import csv_rows, make_nll, make_records, make_run, table_under, without_figures, write_report
 
 from longeval.errors import LongEvalError
-from longeval.report import plots
 from longeval.report.build import MAX_DRAWN
 
 SIZES = {"none": 2.0, "resonance": 2.0, "yarn": 1.9, "resonance_yarn": 1.8}
 
 
-def toy_nll(pe, length, jitter=0.0):
-    window = np.full(length - 1, SIZES[pe]) + jitter * np.sin(np.arange(length - 1))
-    return make_nll([window] * 12)
-
-
-COMMAND = "longeval report runs/demo --out reports/demo.md"
+def toy_nll(pe, length):
+    return make_nll([[SIZES[pe]] * (length - 1)] * 12)
 
 
 def demo_cells():
@@ -44,66 +38,38 @@ def reports(tmp_path_factory):
     """Folder with the report of the demo run, made once with its real figures."""
     folder = tmp_path_factory.mktemp("written")
     run = make_run(folder / "runs" / "demo", demo_cells())
-    write_report([run], out=str(folder / "reports" / "demo.md"), json_path=str(folder / "all.json"), command=COMMAND)
+    write_report([run], out=str(folder / "reports" / "demo.md"))
     return folder / "reports"
 
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """A run folder of one's own; figures are not rendered, which takes longest."""
-    monkeypatch.setattr(plots, "render", lambda figure: plots.Picture(png=b"png", svg=b"svg"))
+    without_figures(monkeypatch)
     return make_run(tmp_path / "runs" / "demo", demo_cells())
-
-
-def table_under(text, heading):
-    lines = text.split(heading, 1)[1].splitlines()
-    start = next(i for i, line in enumerate(lines) if line.startswith("|"))
-    rows = []
-    for line in lines[start:]:
-        if not line.startswith("|"):
-            break
-        rows.append([cell.strip() for cell in line.strip("|").split(" | ")])
-    return rows[0], {row[0]: row[1:] for row in rows[2:]}
 
 
 def test_markdown_tables(reports):
     text = (reports / "demo.md").read_text()
-    header, rows = table_under(text, "## toy on texts, prefix")
-    assert header == ["method", "s", "32", "64"]
+    tables = {}
+    for heading in ("## toy on texts, prefix", "### Resonance against its base", "### Bits per byte"):
+        header, rows = table_under(text, heading)
+        tables[heading.split()[1]] = {row[0]: row[1:] for row in rows}
+        assert header[1:] == ["s", "32", "64"]
+    rows = tables["toy"]
     assert list(rows) == ["`none`", "`resonance`", "`yarn`", "`resonance_yarn`", "`pi`", "`ntk`"]
     assert rows["`none`"] == ["–", "7.389 [7.389, 7.389]", "7.389 [7.389, 7.389]"]
     assert rows["`resonance_yarn`"][1] == "**6.050** [6.050, 6.050]"
     assert rows["`pi`"] == ["2", "failed", "skipped"]
     assert rows["`ntk`"] == ["2", "8103 [8103, 8103]", "–"]
     assert "- failed: pi 32: out of memory \\| try less\n" in text
-    assert "- skipped: pi 64: no document of 64 tokens\n" in text
-
-    header, rows = table_under(text, "### Resonance against its base")
+    rows = tables["Resonance"]
     assert rows["`resonance` vs `none`"] == ["–", "0% [0%, 0%]", "0% [0%, 0%]"]
     assert rows["`resonance_yarn` vs `yarn`"][1] == "**−9.52%** [−9.52%, −9.52%]"
-
-    _, rows = table_under(text, "### Bits per byte")
-    assert rows["`none`"][1] == f"{2 / np.log(2) / 4:.4f}"
-    assert "`pi`" not in rows
-
+    rows = tables["Bits"]
+    assert rows["`none`"][1] == f"{2 / np.log(2) / 4:.4f}" and "`pi`" not in rows
     _, rows = table_under(text, "### What was scored")
-    assert rows["32"] == ["12", "372", "12", "1", "3", "12"]
-
-
-def test_markdown_says_how_to_repeat_it(reports):
-    text = (reports / "demo.md").read_text()
-    assert "longeval ppl --model toy --pe none,yarn --lengths 64,128\nlongeval report runs/demo --out" in text
-    assert SPEC.strip() in text
-    for needed in (
-        "`doc0`, `doc1`",
-        "native length 64 tokens",
-        "0123456789ab",
-        "cpu (test, 2 threads)",
-        "torch 2.13.0",
-    ):
-        assert needed in text
-    assert "200 resamples of documents, level 95%, seed 0" in text
-    assert "`yarn` 2" in text
+    assert rows[0] == ["32", "12", "372", "12", "1", "3", "12"]
 
 
 def test_every_link_leads_to_a_file(reports):
@@ -128,72 +94,41 @@ def test_figures_are_pictures_and_equal_data_give_equal_bytes(reports, tmp_path)
 def test_without_nlls_the_report_says_so(run, tmp_path):
     records = [make_records(pe, n, toy_nll(pe, n)) for pe in ("none", "resonance") for n in (32, 64)]
     bare = make_run(tmp_path / "bare", [(made, None) for made in records])
-    write_report([bare])
-    text = (tmp_path / "bare" / "report.md").read_text()
-    assert "No token-level NLLs are stored" in text
-    assert "Differences without an interval" in text
-    with open(tmp_path / "bare" / "report_files" / "pairs.csv", newline="") as file:
-        line = next(csv.DictReader(file))
+    written = write_report([bare])
+    assert written.files[0] == os.path.join(bare, "report.md"), "the default place"
+    assert len(write_report([bare]).records) == len(written.records), "a report in a run folder isn't read"
+    assert "No token-level NLLs" in (tmp_path / "bare" / "report.md").read_text()
+    line = csv_rows(tmp_path / "bare" / "report_files" / "pairs.csv")[0]
     assert (line["ratio"], line["ratio_low"], line["excludes_zero"]) == ("0.0", "", "")
     assert not list((tmp_path / "bare" / "report_files").glob("position*"))
 
 
 def test_records_for_other_programs(reports):
     array = json.loads((reports / "demo.json").read_text())
-    assert (reports.parent / "all.json").read_text() == (reports / "demo.json").read_text()
     assert len(array) == 9 * 2 + 2
-    with open(reports / "demo.csv", newline="") as file:
-        lines = list(csv.DictReader(file))
-    assert [line["cell"] for line in lines] == [record["cell"] for record in array]
-    for line, record in zip(lines, array, strict=True):
-        assert line["status"] == record["status"]
+    for line, record in zip(csv_rows(reports / "demo.csv"), array, strict=True):
+        assert (line["cell"], line["status"]) == (record["cell"], record["status"])
         assert line["value"] == ("" if record["value"] is None else repr(record["value"]))
-        assert line["params.native_length"] == "64"
-        assert json.loads(line["params.method"]) == {}
-    with open(reports / "demo_files" / "pairs.csv", newline="") as file:
-        pairs = list(csv.DictReader(file))
-    assert {(line["base"], line["length"], line["excludes_zero"]) for line in pairs} == {
-        ("none", "32", "false"),
-        ("none", "64", "false"),
-        ("yarn", "32", "true"),
-        ("yarn", "64", "true"),
-    }
+        assert (line["params.native_length"], line["params.method"]) == ("64", "{}")
+    pairs = csv_rows(reports / "demo_files" / "pairs.csv")
+    found = {(line["base"], line["length"]): line["excludes_zero"] for line in pairs}
+    assert found == {("none", "32"): "false", ("none", "64"): "false", ("yarn", "32"): "true", ("yarn", "64"): "true"}
     yarn = next(line for line in pairs if line["base"] == "yarn")
-    assert float(yarn["points"]) == pytest.approx(np.exp(1.8) - np.exp(1.9), rel=1e-6)
-    assert float(yarn["points_low"]) == pytest.approx(np.exp(1.8) - np.exp(1.9), rel=1e-6)
-    with open(reports / "demo_files" / "positions.csv", newline="") as file:
-        positions = list(csv.DictReader(file))
-    assert sum(int(line["tokens"]) for line in positions if line["pe"] == "yarn") == 12 * 63
-    assert {round(float(line["mean_nll"]), 5) for line in positions if line["pe"] == "yarn"} == {1.9}
-
-
-def test_latex(reports):
-    text = (reports / "demo.tex").read_text()
-    assert text.count(r"\begin{tabular}{lrrr}") == text.count(r"\end{tabular}") == 2
-    assert r"resonance\_yarn & 2 & \textbf{6.050}\ci{6.050}{6.050} & \textbf{6.050}\ci{6.050}{6.050} \\" in text
-    assert r"ntk & 2 & 8103\ci{8103}{8103} & -- \\" in text
-    assert r"resonance\_yarn vs yarn & 2 & \textbf{$-$9.52\%}\ci{$-$9.52\%}{$-$9.52\%}" in text
-    body = re.sub(r"(?m)^(%|\\providecommand).*$", "", text)
-    assert not re.search(r"(?<!\\)[%#~–−∞]", body)
-    assert body.count("{") == body.count("}")
-
-
-def test_default_place_is_the_first_run(run):
-    written = write_report([run])
-    assert written.files[0] == os.path.join(run, "report.md")
-    assert all(os.path.isfile(path) for path in written.files)
-    # A report inside a run folder doesn't disturb reading it again.
-    assert len(write_report([run]).records) == len(written.records)
+    for column in ("points", "points_low"):
+        assert float(yarn[column]) == pytest.approx(np.exp(1.8) - np.exp(1.9), rel=1e-6)
+    positions = [line for line in csv_rows(reports / "demo_files" / "positions.csv") if line["pe"] == "yarn"]
+    assert sum(int(line["tokens"]) for line in positions) == 12 * 63
+    assert {round(float(line["mean_nll"]), 5) for line in positions} == {1.9}
 
 
 def test_figures_of_an_earlier_report_go_and_other_files_stay(run, tmp_path):
     folder = tmp_path / "reports" / "demo_files"
     folder.mkdir(parents=True)
-    (folder / "perplexity-gone.png").write_text("old")
-    (folder / "notes.txt").write_text("mine")
+    for name in ("perplexity-gone.png", "depths.csv", "notes.txt"):
+        (folder / name).write_text("old")
     write_report([run], out=str(tmp_path / "reports" / "demo.md"))
-    assert not (folder / "perplexity-gone.png").exists()
-    assert (folder / "notes.txt").read_text() == "mine"
+    assert not (folder / "perplexity-gone.png").exists() and not (folder / "depths.csv").exists()
+    assert (folder / "notes.txt").read_text() == "old"
 
 
 @pytest.mark.parametrize(
@@ -212,14 +147,13 @@ def test_bad_places_are_refused_and_nothing_is_left(run, tmp_path, out, message)
 def test_a_late_failure_leaves_the_earlier_report_whole(run, tmp_path):
     reports = tmp_path / "reports"
     write_report([run], out=str(reports / "demo.md"))
+    (reports / "demo.md").write_text("earlier")
     (reports / "demo.tex").unlink()
     (reports / "demo.tex").mkdir()
     before = {path: path.read_bytes() for path in reports.rglob("*") if path.is_file()}
-    (reports / "demo.md").write_text("earlier")
-    with pytest.raises(LongEvalError, match=r"demo\.tex.*it is a folder"):
+    with pytest.raises(LongEvalError, match=r"demo\.tex.* folder"):
         write_report([run], out=str(reports / "demo.md"))
-    assert (reports / "demo.md").read_text() == "earlier"
-    assert {path for path in reports.rglob("*") if path.is_file()} == set(before)
+    assert {path: path.read_bytes() for path in reports.rglob("*") if path.is_file()} == before
 
 
 def test_a_remote_run_needs_a_place(run):
@@ -244,15 +178,11 @@ def test_reports_know_neither_models_nor_torch(run, tmp_path):
 
 
 def test_of_very_many_tables_the_first_ones_are_drawn(run, tmp_path):
+    names = [f"d{n:02d}" for n in range(MAX_DRAWN + 2)]
     nlls = {length: toy_nll("none", length) for length in (32, 64)}
-    cells = [
-        (make_records("none", length, nlls[length], data=f"d{n:02d}"), nlls[length])
-        for n in range(MAX_DRAWN + 2)
-        for length in nlls
-    ]
-    many = make_run(tmp_path / "many", cells)
-    files = write_report([many], out=str(tmp_path / "many.md")).files
+    cells = [(make_records("none", length, nll, data=name), nll) for name in names for length, nll in nlls.items()]
+    files = write_report([make_run(tmp_path / "many", cells)], out=str(tmp_path / "many.md")).files
     assert sum("perplexity-" in path and path.endswith(".png") for path in files) == MAX_DRAWN
     text = (tmp_path / "many.md").read_text()
     assert text.count("![") == 2 * MAX_DRAWN and text.count("## toy on d") == MAX_DRAWN + 2
-    assert f"Figures are drawn of the first {MAX_DRAWN} tables, not of the other 2" in text
+    assert f"the first {MAX_DRAWN} tables, not of the other 2" in text

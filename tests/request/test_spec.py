@@ -13,60 +13,13 @@ from longeval.studies.ppl.request import PplRequest
 from longeval.values import format_length, parse_count, parse_factor, parse_length, parse_lengths, split_paths
 
 
-@pytest.mark.parametrize(
-    ("text", "tokens"),
-    [("4k", 4096), ("128k", 131072), ("1m", 1048576), ("1000", 1000), (" 16K ", 16384), ("2M", 2097152)],
-)
-def test_lengths_are_binary_thousands(text, tokens):
-    assert parse_length(text) == tokens
-
-
-@pytest.mark.parametrize(("tokens", "text"), [(4096, "4k"), (1048576, "1m"), (1536 * 1024, "1536k"), (1000, "1000")])
-def test_lengths_are_shown_as_they_are_written(tokens, text):
+@pytest.mark.parametrize(("text", "tokens"), [("4k", 4096), ("1m", 1048576), ("1536k", 1536 * 1024), ("1000", 1000)])
+def test_lengths_are_binary_thousands_and_are_shown_so(text, tokens):
+    assert parse_length(text) == parse_length(f" {text.upper()} ") == tokens
     assert format_length(tokens) == text
-    assert parse_length(text) == tokens
 
 
-def test_a_comma_in_a_path(tmp_path, monkeypatch):
-    def split(text):
-        return split_paths(text, flag="--data")
-
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "data").mkdir()
-    for name in ("a,b.txt", "c,d,e.txt", " f, g.txt", "one", "two.txt", "one,two.txt"):
-        (tmp_path / "data" / name).touch()
-    (tmp_path / "none,yarn").touch()
-    assert split("data/a,b.txt") == ("data/a,b.txt",)
-    assert split("stdlib, data/a,b.txt ,data/c,d,e.txt,data/one") == (
-        "stdlib",
-        "data/a,b.txt",
-        "data/c,d,e.txt",
-        "data/one",
-    )
-    assert split(f"{tmp_path}/data/a,b.txt,pg19") == (f"{tmp_path}/data/a,b.txt", "pg19")
-    assert split("data/ f, g.txt") == ("data/ f, g.txt",)
-    assert split("data/x\\,y.txt,z") == ("data/x,y.txt", "z")
-    assert split("data/x,y.txt") == ("data/x", "y.txt")
-    assert request_from_mapping(
-        {"model": "m", "pe": "none", "lengths": "4k", "data": "data/a,b.txt"}, origin="x"
-    ).data == ("data/a,b.txt",)
-    monkeypatch.chdir(tmp_path / "data")
-    for text, names in (("one,two.txt", ("one", "two.txt")), ("two.txt,one", ("two.txt", "one"))):
-        if text == "one,two.txt":
-            with pytest.raises(LongEvalError, match=r"^--data one,two.txt: one path, or 2 names\?"):
-                split(text)
-            assert split("one\\,two.txt") == ("one,two.txt",)
-        else:
-            assert split(text) == names
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(LongEvalError, match="one path, or 2 names"):
-        split("none,yarn")
-    for empty in ("", ",", "a,,b", "a,"):
-        with pytest.raises(LongEvalError, match="an empty item"):
-            split(empty)
-
-
-@pytest.mark.parametrize("text", ["0", "-4k", "1", "4q", "", "4.5k", "k", "nan", "4 k", "1e4"])
+@pytest.mark.parametrize("text", ["0", "-4k", "1", "4q", "", "4.5k", "nan", "4 k", "1e4"])
 def test_unreadable_lengths_name_flag_and_value(text):
     with pytest.raises(LongEvalError, match=r"^--lengths ") as caught:
         parse_length(text)
@@ -74,31 +27,47 @@ def test_unreadable_lengths_name_flag_and_value(text):
     assert caught.value.remedy
 
 
-def test_length_lists_are_sorted_without_repeats():
-    assert parse_lengths("8k,4k,8192") == (4096, 8192)
-    with pytest.raises(LongEvalError, match="an empty item"):
-        parse_lengths("4k,,8k")
+@pytest.mark.parametrize("text", ["4,096", "4_096", "4.096", "4 096", "4'096"])
+def test_a_length_with_separators_is_told_without_them(text):
+    with pytest.raises(LongEvalError, match=r"^--length ") as caught:
+        parse_length(text, flag="--length")
+    assert "4096, without" in caught.value.remedy
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["4,096", "8,192", "16,384", "32,768", "65,536", "131,072", "128,000", "1,048,576", "40,960", "262,144", "2,500",
-     "12,500", "0,000", "8k,16,384", "4,096,8,192"],
-)  # fmt: skip
-def test_a_number_with_thousands_separators_is_no_list(text):
+    ("text", "lengths"),
+    [
+        ("8k,4k,8192", (4096, 8192)),
+        ("64,128,256,512,768", (64, 128, 256, 512, 768)),
+        ("512,1024", (512, 1024)),
+        ("16,512", (16, 512)),
+        ("100,500", (100, 500)),
+        ("96,4", (4, 96)),
+        ("768,32", (32, 768)),
+    ],
+)
+def test_length_lists_are_sorted_without_repeats(text, lengths):
+    assert parse_lengths(text) == lengths
+
+
+@pytest.mark.parametrize(
+    ("text", "whole"),
+    [
+        ("4,096", "4096"),
+        ("16,384", "16384"),
+        ("131,072", "131072"),
+        ("128,000", "128000"),
+        ("1,048,576", "1048576"),
+        ("2,500", "2500"),
+        ("0,000", "0000"),
+        ("8k,16,384", "16384"),
+        ("4,096,8,192", "4096"),
+    ],
+)
+def test_a_number_with_thousands_separators_is_no_list(text, whole):
     with pytest.raises(LongEvalError, match=f"--lengths {text}: one length or several") as caught:
         parse_lengths(text)
-    whole = {"8k,16,384": "16384", "4,096,8,192": "4096"}.get(text, text.replace(",", ""))
     assert f"write {whole}" in caught.value.remedy
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["128,256,512", "64,128,256,512,768", "512,1024", "16,512", "32,128", "64,512", "100,200,300", "100,500", "96,4",
-     "256,384", "200,400,800", "4k,8k", "768,32"],
-)  # fmt: skip
-def test_lists_of_three_digits_are_lists(text):
-    assert parse_lengths(text) == tuple(sorted({parse_length(part) for part in text.split(",")}))
 
 
 def test_lengths_in_a_file_are_apart_already():
@@ -108,11 +77,48 @@ def test_lengths_in_a_file_are_apart_already():
         request_from_mapping(asked | {"lengths": "16,384"}, origin="f")
 
 
-@pytest.mark.parametrize("text", ["4,096", "4_096", "4.096", "4 096", "4'096"])
-def test_a_length_with_separators_is_told_without_them(text):
-    with pytest.raises(LongEvalError, match=r"--length .*not a length") as caught:
-        parse_length(text, flag="--length")
-    assert "4096, without" in caught.value.remedy
+@pytest.fixture
+def files_with_commas(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    for name in ("a,b.txt", "c,d,e.txt", " f, g.txt", "one", "two.txt", "one,two.txt"):
+        (tmp_path / "data" / name).touch()
+    (tmp_path / "none,yarn").touch()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("text", "paths"),
+    [
+        ("data/a,b.txt", ("data/a,b.txt",)),
+        ("pg19, data/a,b.txt ,data/c,d,e.txt,data/one", ("pg19", "data/a,b.txt", "data/c,d,e.txt", "data/one")),
+        ("data/ f, g.txt", ("data/ f, g.txt",)),
+        ("data/x\\,y.txt,z", ("data/x,y.txt", "z")),
+        ("data/x,y.txt", ("data/x", "y.txt")),
+    ],
+)
+def test_a_comma_in_the_name_of_a_file_that_is_there_parts_nothing(files_with_commas, text, paths):
+    assert split_paths(text, flag="--data") == paths
+    request = {"model": "m", "pe": "none", "lengths": "4k", "data": text}
+    assert request_from_mapping(request, origin="x").data == paths
+
+
+def test_a_comma_that_may_part_names_or_not_is_asked_about(files_with_commas, monkeypatch):
+    with pytest.raises(LongEvalError, match=r"^--data none,yarn: one path, or 2 names"):
+        split_paths("none,yarn", flag="--data")
+    monkeypatch.chdir(files_with_commas / "data")
+    with pytest.raises(LongEvalError, match=r"^--data one,two.txt: one path, or 2 names"):
+        split_paths("one,two.txt", flag="--data")
+    assert split_paths("one\\,two.txt", flag="--data") == ("one,two.txt",)
+    assert split_paths("two.txt,one", flag="--data") == ("two.txt", "one")
+
+
+@pytest.mark.parametrize("empty", ["", ",", "a,,b", "a,"])
+def test_empty_items_of_lists_are_refused(empty):
+    with pytest.raises(LongEvalError, match="--data"):
+        split_paths(empty, flag="--data")
+    with pytest.raises(LongEvalError, match="--lengths"):
+        parse_lengths(empty.replace("a", "4k").replace("b", "8k"))
 
 
 @pytest.mark.parametrize("text", ["0", "0.5", "nan", "inf", "-2", "x", ""])
@@ -122,11 +128,11 @@ def test_bad_factors(text):
     assert parse_factor("1.5") == 1.5
 
 
-def test_counts():
+@pytest.mark.parametrize("text", ["0", "-1", "2.5", "x"])
+def test_bad_counts(text):
+    with pytest.raises(LongEvalError, match="--docs"):
+        parse_count(text, flag="--docs")
     assert parse_count("7", flag="--docs") == 7
-    for text in ("0", "-1", "2.5", "x"):
-        with pytest.raises(LongEvalError, match="--docs"):
-            parse_count(text, flag="--docs")
 
 
 def spec(**changes):
@@ -144,9 +150,12 @@ def spec(**changes):
         ({"device": "cpu", "device_map": "auto"}, "would be ignored"),
     ],
 )
-def test_specs_validate_themselves(changes, message):
+def test_requests_validate_themselves_and_so_do_copies(changes, message):
     with pytest.raises(LongEvalError, match=message):
         spec(**changes)
+    with pytest.raises(LongEvalError, match=message):
+        spec().replaced(**changes)
+    assert spec().replaced(stride="1k", docs=3) == spec(stride=1024, docs=3)
 
 
 def test_requests_survive_yaml():
@@ -162,11 +171,13 @@ def test_requests_survive_yaml():
     assert len({request.digest() for request in requests}) == 3
 
 
-def test_python_values_are_read_as_flags_are():
-    given = {"model": "a,b", "pe": ["none", "yarn"], "lengths": [8192, "4k"], "text-field": "body", "factor": 2}
-    assert PplRequest.read(given) == PplRequest(
-        model=("a", "b"), pe=("none", "yarn"), lengths=(4096, 8192), text_field="body", factor=2.0
-    )
+def test_python_and_yaml_values_are_read_as_flags_are():
+    expected = PplRequest(model=("a", "b"), pe=("none", "yarn"), lengths=(4096, 8192), min_tokens=1024, factor=2.0)
+    given = {"model": "a,b", "pe": ["none", "yarn"], "lengths": [8192, "4k"], "min-tokens": "1k", "factor": 2}
+    assert PplRequest.read(given) == expected
+    text = "model: a,b\npe: [none, yarn]\nlengths: 4k,8k\nmin-tokens: 1k\nfactor: 2\n"
+    (plain,) = requests_from_yaml(text, origin="f")
+    assert request_from_mapping(plain, origin="f") == expected
 
 
 @pytest.mark.parametrize(
@@ -176,14 +187,14 @@ def test_python_values_are_read_as_flags_are():
         ({"lengths": [4096, None]}, "--lengths"),
         ({"lengths": 4096.0}, "--lengths"),
         ({"docs": True}, "--docs 'True'"),
-        ({"docs": 16**5000}, "--docs 'a number of too many digits'"),
-        ({"pe": []}, "--pe: nothing named"),
+        ({"docs": 16**5000}, "--docs"),
+        ({"pe": []}, "--pe"),
         ({"factor": "each "}, "--factor"),
         ({"bos": "yes"}, "--bos yes"),
         ({"layers": "some"}, "--layers some"),
         ({"pe_args": {"yarn": {1: 2}}}, "--pe-arg"),
         ({"vllm_args": {1: 2}}, "--vllm-arg"),
-        ({"strid": 3}, "unknown key strid.*stride"),
+        ({"strid": 3}, "strid.*stride"),
     ],
 )
 def test_python_values_are_refused_as_flags_are(changes, message):
@@ -193,46 +204,35 @@ def test_python_values_are_refused_as_flags_are(changes, message):
 
 
 def test_a_missing_setting_is_named_with_an_example():
-    with pytest.raises(LongEvalError, match="--lengths: missing") as caught:
+    with pytest.raises(LongEvalError, match="--lengths") as caught:
         PplRequest.read({"model": "m", "pe": "none"})
     assert "--lengths 4k,8k" in caught.value.remedy
 
 
-def test_a_copy_is_checked_again():
-    assert spec().replaced(stride="1k", docs=3) == spec(stride=1024, docs=3)
-    with pytest.raises(LongEvalError, match="--stride 0"):
-        spec().replaced(stride=0)
-
-
-def test_yaml_understands_what_flags_do():
-    text = "model: a,b\npe: [none, yarn]\nlengths: 4k,8k\nmin-tokens: 1k\ndocs: all\nfactor: 4\n"
-    (plain,) = requests_from_yaml(text, origin="f")
-    assert request_from_mapping(plain, origin="f") == PplRequest(
-        model=("a", "b"), pe=("none", "yarn"), lengths=(4096, 8192), min_tokens=1024, docs="all", factor=4.0
-    )
-
-
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("rest", "message"),
     [
-        ("model: [a", "f, line 1"),
-        ("- a\n", "holds no request"),
-        ("", "holds no request"),
-        ("model: a\npe: none\n", "lengths is missing"),
-        ("model: a\npe: none\nlengths: 4k\nstrid: 3\n", "unknown key strid.*stride"),
-        ("model: a\npe: none\nlengths: 4q\n", "f: lengths '4q'"),
-        ("model: a\npe: none\nlengths: 4k\nfactor: .nan\n", "f: factor nan"),
-        ("model: a\npe: none\nlengths: 4k\nbos: 1\n", "f: bos 1"),
-        ("model: a\npe: none\nlengths: 4k\nparse_special: 'yes'\n", "f: parse_special yes"),
-        ("model: a\npe: none\nlengths: 4k\npe_args: {yarn: 3}\n", "f: pe_args"),
-        ("model: {a: 1}\npe: none\nlengths: 4k\n", "f: model"),
-        ("model: a\npe: none\nlengths: 4k\nprotocol: 3\n", "f: protocol 3"),
+        ("", "f: lengths"),
+        ("lengths: 4q", "f: lengths '4q'"),
+        ("lengths: [a", "f, line 4"),
+        ("lengths: 4k\nfactor: .nan", "f: factor nan"),
+        ("lengths: 4k\nbos: 1", "f: bos 1"),
+        ("lengths: 4k\npe_args: {yarn: 3}", "f: pe_args"),
+        ("lengths: 4k\ndata: {a: 1}", "f: data"),
+        ("lengths: 4k\nprotocol: 3", "f: protocol 3"),
+        ("lengths: 4k\nstrid: 3", "strid.*stride"),
     ],
 )
-def test_bad_yaml_names_file_and_key(text, message):
+def test_bad_yaml_names_file_and_key(rest, message):
     with pytest.raises(LongEvalError, match=message):
-        for plain in requests_from_yaml(text, origin="f"):
+        for plain in requests_from_yaml(f"model: a\npe: none\n{rest}\n", origin="f"):
             request_from_mapping(plain, origin="f")
+
+
+@pytest.mark.parametrize("text", ["- a\n", ""])
+def test_yaml_without_a_request_is_refused(text):
+    with pytest.raises(LongEvalError, match="no request"):
+        requests_from_yaml(text, origin="f")
 
 
 def nine_times(level):
@@ -245,7 +245,6 @@ def nine_times(level):
     "text",
     [
         "a: " + "[" * 20_000,
-        "a: " + "{b: " * 20_000,
         "a: &a [x, y]\n" + nine_times("[{}]"),
         "a: &a {x: 1, y: 2}\n" + nine_times("{{<<: [{}]}}"),
         "a: &a [*a]",
@@ -255,9 +254,10 @@ def nine_times(level):
         "model: 2020-99-99",
         "model: " + "9" * 5000,
         "a: " + "x" * (5 << 20),
+        "model: !!python/object/apply:os.system ['true']\n",
     ],
-)  # fmt: skip
-def test_yaml_that_nests_or_grows_without_end_is_refused_at_once(text):
+)
+def test_yaml_that_nests_or_grows_without_end_or_builds_objects_is_refused(text):
     with pytest.raises(LongEvalError, match=r"f.*: not YAML"):
         requests_from_yaml(text, origin="f")
 
@@ -265,8 +265,3 @@ def test_yaml_that_nests_or_grows_without_end_is_refused_at_once(text):
 def test_yaml_may_name_a_value_once_and_use_it_twice():
     (plain,) = requests_from_yaml("pe_args: {yarn: &b {beta_fast: 16}, ntk_by_parts: *b}\n", origin="f")
     assert plain["pe_args"]["ntk_by_parts"] == {"beta_fast": 16}
-
-
-def test_yaml_builds_no_objects():
-    with pytest.raises(LongEvalError, match="not YAML"):
-        requests_from_yaml("model: !!python/object/apply:os.system ['true']\n", origin="f")

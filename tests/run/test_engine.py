@@ -21,22 +21,10 @@ from longeval.run.study import Outcome, Plan, SkippedWork
 from longeval.store.records import Record, provenance
 from longeval.studies.ppl.request import PplRequest
 
-REQUEST = PplRequest(model=("m",), pe=("none",), lengths=(8,))
-
 
 def cell(name: str, length: int = 8) -> Cell:
-    return Cell(
-        id=name,
-        model="m",
-        pe=parse_method_name("none"),
-        factor=None,
-        length=length,
-        task=name,
-        backend="hf",
-        dtype="float32",
-        params={"seed": 0},
-        metric="accuracy",
-    )
+    fields = {"model": "m", "factor": None, "backend": "hf", "dtype": "float32", "metric": "accuracy"}
+    return Cell(id=name, task=name, length=length, pe=parse_method_name("none"), params={"seed": 0}, **fields)
 
 
 def whole(one: Cell, metric: str = "accuracy", value: float = 0.5) -> Record:
@@ -75,9 +63,14 @@ class CountedWork:
         return f"out of memory: {reason}"
 
 
-def plan_of(*work: Any, **changes: Any) -> Plan:
-    cells = tuple(one for part in work for one in part.cells)
-    return Plan(**{"request": REQUEST, "cells": cells, "work": tuple(work), "notes": ()} | changes)
+def plan_of(*work: Any, kind: type[Plan] = Plan, cells: tuple[Cell, ...] | None = None) -> Plan:
+    request = PplRequest(model=("m",), pe=("none",), lengths=(8,))
+    found = tuple(one for part in work for one in part.cells)
+    return kind(request=request, cells=cells or found, work=tuple(work), notes=())
+
+
+SIZES = (cell("a", 8), cell("b", 16), cell("c", 32))
+TWO = (cell("a"), cell("b"))
 
 
 @pytest.fixture(autouse=True)
@@ -101,20 +94,17 @@ def statuses(result):
 
 
 def test_records_come_in_the_plans_order_and_progress_hears_of_the_main_metric(store):
-    a, b = cell("a"), cell("b")
+    a, b = TWO
     heard = Heard()
     result = run(plan_of(CountedWork((b,)), CountedWork((a,)), cells=(a, b)), store, heard)
     assert [(r.cell, r.metric) for r in result.records] == [
-        ("a", "loss"),
-        ("a", "accuracy"),
-        ("b", "loss"),
-        ("b", "accuracy"),
+        (name, metric) for name in ("a", "b") for metric in ("loss", "accuracy")
     ]
     assert heard.metrics == [("b", "accuracy"), ("a", "accuracy")]
 
 
 def test_memory_runs_out_once_for_each_size_that_is_too_large(store):
-    work = CountedWork((cell("a", 8), cell("b", 16), cell("c", 32)), room=8)
+    work = CountedWork(SIZES, room=8)
     result = run(plan_of(work), store, Silent())
     assert statuses(result) == {"a": "ok", "b": "failed", "c": "failed"}
     assert work.ran == ["a", "a", "a"] and result.failed == 2
@@ -135,22 +125,20 @@ def test_what_a_failed_work_held_is_free_when_smaller_work_is_tried(store):
 
     gc.disable()
     try:
-        run(plan_of(Holding((cell("a", 8), cell("b", 16), cell("c", 32)), room=4)), store, Silent())
+        run(plan_of(Holding(SIZES, room=4)), store, Silent())
     finally:
         gc.enable()
     assert alive == [[], [False], [False, False]]
 
 
 def test_cells_that_are_done_before_an_error_stay_done(store):
-    work = CountedWork((cell("a"), cell("b")), error=BackendError("lost"))
-    result = run(plan_of(work), store, Silent())
+    result = run(plan_of(CountedWork(TWO, error=BackendError("lost"))), store, Silent())
     assert statuses(result) == {"a": "ok", "b": "failed"}
 
 
 def test_a_folder_that_cannot_be_written_ends_the_run_whatever_is_there(store):
-    work = CountedWork((cell("a"), cell("b")), error=WriteError("disk full"))
     with pytest.raises(WriteError):
-        run(plan_of(work), store, Silent(), under_way=True)
+        run(plan_of(CountedWork(TWO, error=WriteError("disk full"))), store, Silent(), under_way=True)
     assert store.finished("a") is not None and store.load("b") is None
 
 
@@ -168,8 +156,7 @@ def test_what_follows_from_cells_is_stored_once(store):
         def derived(self, records):
             return [whole(group, value=sum(found[-1].value for found in records.values()) / len(records))]
 
-    work = CountedWork((cell("a"), cell("b")))
-    plan = WithAverage(request=REQUEST, cells=work.cells, work=(work,), notes=())
+    plan = plan_of(CountedWork(TWO), kind=WithAverage)
     first, again = run(plan, store, Silent()), run(plan, store, Silent())
     assert first.records[-1].value == 0.5 and again.records == first.records
     assert (first.computed, again.computed) == (2, 0)
@@ -182,8 +169,7 @@ def test_a_fresh_start_clears_once_and_before_the_first_file(store):
         def clear(self, store):
             seen.append(sorted(found.cell for found in store.cells()))
 
-    work = CountedWork((cell("a"), cell("b")))
-    plan = Cleared(request=REQUEST, cells=work.cells, work=(work,), notes=())
+    plan = plan_of(CountedWork(TWO), kind=Cleared)
     run(plan, store, Silent())
     assert seen == []
     store._fs.rm(f"{store.path}/cells", recursive=True)
@@ -221,7 +207,7 @@ def test_a_model_that_cannot_be_loaded_is_an_error_of_the_backend(store):
     assert (caught.value.problem, caught.value.remedy) == ("--model x: damaged", "Get another one.")
 
 
-def test_errors_travel_between_processes_with_problem_and_remedy():
-    for kind in (LongEvalError, BackendError, WriteError):
-        error = pickle.loads(pickle.dumps(kind("--x 1: too small", "Give 2.")))
-        assert (type(error), error.problem, error.remedy) == (kind, "--x 1: too small", "Give 2.")
+@pytest.mark.parametrize("kind", [LongEvalError, BackendError, WriteError])
+def test_errors_travel_between_processes_with_problem_and_remedy(kind):
+    error = pickle.loads(pickle.dumps(kind("--x 1: too small", "Give 2.")))
+    assert (type(error), error.problem, error.remedy) == (kind, "--x 1: too small", "Give 2.")

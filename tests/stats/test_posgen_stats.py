@@ -8,27 +8,15 @@ import pytest
 from longeval.stats.seeds import over_seeds, paired_over_seeds, t_quantile
 
 # Two-sided 95% points as printed in tables of Student's t.
-PRINTED = {
-    1: 12.706,
-    2: 4.303,
-    3: 3.182,
-    4: 2.776,
-    5: 2.571,
-    6: 2.447,
-    9: 2.262,
-    10: 2.228,
-    30: 2.042,
-    60: 2.000,
-    120: 1.980,
-}
+PRINTED = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 9: 2.262, 30: 2.042, 120: 1.980}
 
 
-@pytest.mark.parametrize("degrees", sorted(PRINTED))
+@pytest.mark.parametrize("degrees", PRINTED)
 def test_quantiles_are_those_of_printed_tables(degrees):
     assert round(t_quantile(degrees), 3) == PRINTED[degrees]
 
 
-@pytest.mark.parametrize("degrees", [2, 3, 4, 7, 12, 31])
+@pytest.mark.parametrize("degrees", [2, 3, 12, 31])
 @pytest.mark.parametrize("level", [0.5, 0.95, 0.99])
 def test_the_density_holds_the_level_within_the_quantile(degrees, level):
     t = t_quantile(degrees, level)

@@ -24,22 +24,16 @@ def slow_clustered_stderr(values, clusters):
     return math.sqrt(total / n**2 * num / (num - 1))
 
 
-def test_independent_right_or_wrong_samples_have_wilsons_interval():
-    found = score(make_samples([1.0] * 9 + [0.0] * 11), "accuracy")
-    reference = scipy_stats.binomtest(9, 20).proportion_ci(method="wilson")
-    assert found.value == 0.45
-    assert found.stderr == pytest.approx(math.sqrt(0.45 * 0.55 / 19), rel=1e-12)  # = sample deviation / √n, as lm-eval
-    assert (found.ci_low, found.ci_high) == pytest.approx((reference.low, reference.high), rel=1e-12)
-    assert (found.n, found.clusters) == (20, None)
-    assert found.how == {"method": "wilson", "kind": "sample", "units": 20, "level": 0.95}
-
-
-@pytest.mark.parametrize("right", [0, 5])
-def test_all_alike_still_has_an_interval_with_a_width(right):
-    found = score(make_samples([1.0] * right + [0.0] * (5 - right)), "accuracy")
-    reference = scipy_stats.binomtest(right, 5).proportion_ci(method="wilson")
+@pytest.mark.parametrize(("right", "wrong"), [(9, 11), (0, 5), (5, 0)])
+def test_independent_right_or_wrong_samples_have_wilsons_interval(right, wrong):
+    n = right + wrong
+    found = score(make_samples([1.0] * right + [0.0] * wrong), "accuracy")
+    reference = scipy_stats.binomtest(right, n).proportion_ci(method="wilson")
+    assert found.value == right / n
+    assert found.stderr == pytest.approx(math.sqrt(right / n * wrong / n / (n - 1)), rel=1e-12)  # as lm-eval
     assert (found.ci_low, found.ci_high) == pytest.approx((reference.low, reference.high), abs=1e-12)
-    assert found.stderr == 0.0
+    assert (found.n, found.clusters) == (n, None)
+    assert found.how == {"method": "wilson", "kind": "sample", "units": n, "level": 0.95}
 
 
 def test_one_sample_has_no_standard_error():

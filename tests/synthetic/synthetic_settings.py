@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib
 import importlib.util
 from pathlib import Path
@@ -15,6 +14,7 @@ from longeval.data.sources import read_stdlib
 from longeval.studies.tasks.setting import Setting
 
 FOLDER = Path(__file__).parents[2] / "tasks" / "synthetic"
+POSGEN = FOLDER.parent / "posgen"
 TASKS = (
     "passkey",
     "niah_single",
@@ -29,14 +29,15 @@ DEPTHS = ("passkey", "niah_single", "niah_multi_key", "niah_multi_value", "niah_
 HAYSTACK = ("niah_single", "niah_multi_key", "niah_multi_value", "niah_multi_query")
 
 
-def _load():
-    spec = importlib.util.spec_from_file_location("synthetic_as_lm_eval_loads_it", FOLDER / "synthetic.py")
+def load(path):
+    """A file beside a task's YAML as lm-eval loads it: by its path, as no part of a package."""
+    spec = importlib.util.spec_from_file_location(f"{path.parent.name}_{path.stem}_as_lm_eval_loads_it", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-synthetic = _load()
+synthetic = load(FOLDER / "synthetic.py")
 filler = importlib.import_module("longeval_synthetic.filler")
 fitting = importlib.import_module("longeval_synthetic.fitting")
 
@@ -48,13 +49,13 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_constructor("!function", lambda loader, node: loader.construct_scalar(node))
 
 
-def read_yaml(name):
-    return yaml.load((FOLDER / name).read_text(encoding="utf-8"), _Loader)
+def read_yaml(path):
+    return yaml.load(path.read_text(encoding="utf-8"), _Loader)
 
 
 @functools.cache
 def max_new_tokens(task):
-    return read_yaml(f"{task}.yaml")["metadata"]["max_new_tokens"]
+    return read_yaml(FOLDER / f"{task}.yaml")["metadata"]["max_new_tokens"]
 
 
 @functools.cache
@@ -111,9 +112,21 @@ def make_setting(measure=None, *, length=1024, num_samples=4, seed=0, haystack="
 
 
 def make_rows(task, setting):
-    made = getattr(synthetic, task)(setting, max_new_tokens=max_new_tokens(task), version=1, description="ignored")
+    return rows_by(getattr(synthetic, task), setting, max_new_tokens(task))
+
+
+def rows_by(make, setting, num_new):
+    """The rows that a task's function makes, called as lm-eval does."""
+    made = make(setting, max_new_tokens=num_new, version=1, description="ignored")
     assert list(made) == ["test"]
     return made["test"].to_list()
+
+
+def check_filled(rows, counter, *, length, num_new):
+    """With their answers, prompts fill 99% of the window, never more than all of it."""
+    for row in rows:
+        assert counter(row["input"]) == row["tokens"]
+        assert 0.99 * length <= row["tokens"] + num_new <= length
 
 
 @functools.cache
@@ -126,7 +139,3 @@ def body_of(row):
     instruction, rest = row["input"].split("\n\n", 1)
     assert rest.endswith("\n\n" + row["question"])
     return instruction, rest.removesuffix("\n\n" + row["question"])
-
-
-def digest(value):
-    return hashlib.sha256(repr(value).encode()).hexdigest()

@@ -1,21 +1,17 @@
 """PosGen as a task for pretrained models: the prompts, their lengths, what is right, and what lm-eval makes of it."""
 
-import importlib.util
 import json
 import re
-from pathlib import Path
 
 import pytest
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from posgen_reference import wrong_tokens
-from synthetic_settings import Counter, make_setting
+from synthetic_settings import POSGEN, Counter, check_filled, load, make_setting, rows_by
 
 from longeval.cli.app import run_app
 from longeval.errors import LongEvalError
 
-FOLDER = Path(__file__).parents[2] / "tasks" / "posgen"
 RULES = ("recursive", "cot", "semi_recursive")
 MAX_NEW_TOKENS = 24
 ASKED = re.compile(r"Sequence: ([0-9 ]+)\nWhich four digits come next\?(?: The next four digits are ([0-9 ]+)\.)?")
@@ -29,32 +25,15 @@ TARGETS = {
 """What seed 0 asks for."""
 
 
-def _load(name):
-    """As lm-eval loads a file beside a task's YAML: by its path, as no part of a package."""
-    spec = importlib.util.spec_from_file_location(f"posgen_folder_{name}", FOLDER / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-posgen, scoring = _load("posgen"), _load("scoring")
-
-
-class _Loader(yaml.SafeLoader):
-    pass
-
-
-_Loader.add_constructor("!function", lambda loader, node: loader.construct_scalar(node))
-
-
-def read_yaml(name):
-    return yaml.load((FOLDER / name).read_text(encoding="utf-8"), _Loader)
+posgen, scoring = load(POSGEN / "posgen.py"), load(POSGEN / "scoring.py")
 
 
 def make_rows(rule, setting):
-    made = getattr(posgen, rule)(setting, max_new_tokens=MAX_NEW_TOKENS, version=1, description="ignored")
-    assert list(made) == ["test"]
-    return made["test"].to_list()
+    return rows_by(getattr(posgen, rule), setting, MAX_NEW_TOKENS)
+
+
+def digits_of(text):
+    return [int(digit) for digit in text.split()]
 
 
 def parts_of(row):
@@ -64,10 +43,6 @@ def parts_of(row):
     assert "\n\n".join(match.group() for match in ASKED.finditer(rest)) == rest, "nothing else is in the prompt"
     assert [len(answer) for _, answer in found] == [4] * (len(found) - 1) + [0]
     return instruction, [asked + answer for asked, answer in found[:-1]], found[-1][0]
-
-
-def digits_of(text):
-    return [int(digit) for digit in text.split()]
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -103,29 +78,29 @@ def test_prompts_fill_windows_of_any_tokenizer(rule, tokenizer, chat):
     for length in (1283, 4096):
         counter = Counter(tokenizer, chat=chat)
         rows = make_rows(rule, make_setting(counter, length=length, num_samples=3))
-        calls = len(counter.calls)
         assert len(rows) == 3
-        for row in rows:
-            assert counter(row["input"]) == row["tokens"]
-            assert 0.99 * length <= row["tokens"] + MAX_NEW_TOKENS <= length
-        assert calls <= 8, "all samples take the same number of digits"
+        assert len(counter.calls) <= 8, "all samples take the same number of digits"
+        check_filled(rows, counter, length=length, num_new=MAX_NEW_TOKENS)
 
 
 @given(length=st.integers(600, 3000), seed=st.integers(0, 2**40), rule=st.sampled_from(RULES))
 @settings(max_examples=10, deadline=None)
 def test_any_length_and_seed_is_met(length, seed, rule):
     (row,) = make_rows(rule, make_setting(length=length, num_samples=1, seed=seed))
-    assert 0.99 * length <= row["tokens"] + MAX_NEW_TOKENS <= length
+    check_filled([row], Counter(), length=length, num_new=MAX_NEW_TOKENS)
     assert wrong_tokens(parts_of(row)[2] + digits_of(row["target"]), rule, modulus=10, j=1, k=3) == []
 
 
-def test_a_window_too_short_for_the_frame_is_refused_with_what_it_takes():
-    with pytest.raises(LongEvalError, match=r"^--lengths 50: too short for posgen_cot.* need \d+ tokens") as caught:
+def test_a_window_too_short_and_too_many_samples_are_refused_with_what_there_can_be():
+    with pytest.raises(LongEvalError, match=r"^--lengths 50: .*posgen_cot.* need \d+ tokens") as caught:
         make_rows("cot", make_setting(length=50))
     needed = int(str(caught.value).split(" need ")[1].split()[0])
     (row,) = make_rows("cot", make_setting(length=needed, num_samples=1))
     assert row["tokens"] + MAX_NEW_TOKENS <= needed
     assert len(parts_of(row)[2]) == 16
+    with pytest.raises(LongEvalError, match=r"--limit 9998: posgen_cot") as caught:
+        make_rows("cot", make_setting(num_samples=9998))
+    assert "9997" in caught.value.remedy
 
 
 def test_no_two_sequences_start_alike_and_shots_are_shared():
@@ -140,7 +115,6 @@ def test_no_two_sequences_start_alike_and_shots_are_shared():
 def test_samples_depend_on_seed_and_index_alone(rule):
     rows = make_rows(rule, make_setting(length=700, num_samples=4))
     assert make_rows(rule, make_setting(length=700, num_samples=2)) == rows[:2]
-    assert make_rows(rule, make_setting(length=700, num_samples=4)) == rows
     others = make_rows(rule, make_setting(length=700, num_samples=4, seed=1))
     assert all(parts_of(row)[2][:4] != parts_of(other)[2][:4] for row, other in zip(rows, others, strict=True))
     for short, long in zip(rows, make_rows(rule, make_setting(length=1400, num_samples=4)), strict=True):
@@ -155,12 +129,6 @@ def test_a_seed_means_the_same_samples_on_every_machine():
     assert {rule: [row["target"] for row in rows] for rule, rows in starts.items()} == TARGETS
 
 
-def test_more_samples_than_starts_are_refused():
-    with pytest.raises(LongEvalError, match=r"--limit 9998: posgen_cot has 9,997 ways") as caught:
-        make_rows("cot", make_setting(num_samples=9998))
-    assert "at most 9997" in caught.value.remedy
-
-
 @pytest.mark.parametrize(
     ("answer", "accuracy", "exact_match"),
     [
@@ -170,7 +138,6 @@ def test_more_samples_than_starts_are_refused():
         ("0633", 1, 1),
         ("**0 6 3 3** and then 9", 1, 1),
         ("0 6 3 4", 1, 0),
-        ("0 6 3", 1, 0),
         ("0", 1, 0),
         ("6 0 3 3", 0, 0),
         ("6 3 3 0 6 3 3", 0, 0),
@@ -187,23 +154,11 @@ def test_which_answers_are_right(answer, accuracy, exact_match):
     assert scoring.score(doc, [answer]) == {"accuracy": accuracy, "exact_match": exact_match}
 
 
-def test_sums_repeat_where_the_docstring_says():
-    for modulus, rule, period in [(10, "recursive", 1560), (10, "cot", 124), (17, "recursive", 4912), (17, "cot", 96)]:
-        summed = posgen.summed_indices(rule, j=1, k=3, length=4 * period)
-        starts_NK = posgen.draw_starts(modulus=modulus, width=4, num=20, seed=0)
-        digits_NT = posgen.extend(starts_NK, summed, modulus=modulus)
-        late_NT = digits_NT[:, period:]  # the first random digits needn't come back
-        assert (late_NT[:, period:] == late_NT[:, :-period]).all()
-        for part in (number for number in range(1, period) if period % number == 0):
-            assert (late_NT[:, part:] != late_NT[:, :-part]).any()
-        assert f"{period:,}" in posgen.__doc__
-
-
 def test_lm_eval_loads_the_tasks_and_renders_their_prompts():
     from lm_eval.tasks import TaskManager
 
     setting = make_setting(length=700, num_samples=3)
-    manager = TaskManager(include_path=str(FOLDER), include_defaults=False, metadata={"setting": setting})
+    manager = TaskManager(include_path=str(POSGEN), include_defaults=False, metadata={"setting": setting})
     assert set(manager.all_groups) == {"posgen"}
     tasks = manager.load(["posgen"])["tasks"]
     assert sorted(tasks) == sorted(f"posgen_{rule}" for rule in RULES)
@@ -215,27 +170,12 @@ def test_lm_eval_loads_the_tasks_and_renders_their_prompts():
             prompt = task.fewshot_context(row, 0, gen_prefix=task.doc_to_prefix(row))
             assert prompt == f"{row['input']} The next four digits are"
             shown = prompt.rpartition("\n\n")[0].rpartition("\n")[2]
-            assert shown.startswith("Which four digits come next? The next four digits are "), (
-                "as it is asked, so shown"
-            )
+            asked = "Which four digits come next? The next four digits are "
+            assert shown.startswith(asked), "as it is asked, so shown"
             assert task.doc_to_target(row) == row["target"]
             assert task.process_results(row, [f" {row['target']}."]) == {"accuracy": 1, "exact_match": 1}
         assert list(task.aggregation()) == ["accuracy", "exact_match"]
         assert all(task.higher_is_better().values())
-
-
-@pytest.mark.parametrize("rule", RULES)
-def test_metadata_that_longeval_reads(rule):
-    common, own = read_yaml("_common_yaml"), read_yaml(f"posgen_{rule}.yaml")
-    metadata = own["metadata"]
-    assert own["task"] == f"posgen_{rule}"
-    assert metadata["synthetic"] is True
-    assert metadata["needs"] == "nothing"
-    assert metadata["samples"] == 100
-    assert (metadata["primary"], metadata["chance"]) == ("accuracy", 0.1)
-    assert metadata["max_new_tokens"] == common["generation_kwargs"]["max_gen_toks"] == MAX_NEW_TOKENS
-    assert common["generation_kwargs"]["until"] == []
-    assert "{" not in common["gen_prefix"], "the token count is made before there is a sample"
 
 
 def test_samples_are_made_once(tmp_path):
@@ -247,7 +187,6 @@ def test_samples_are_made_once(tmp_path):
     assert second.calls == [rows[0]["input"]], "one prompt is counted again, and none is made"
     assert make_rows("recursive", make_setting(cache=str(tmp_path))) != rows
     assert make_rows("cot", make_setting(cache=str(tmp_path), seed=1)) != rows
-    assert len(list((tmp_path / "synthetic").iterdir())) == 3
 
 
 def test_a_model_is_asked_and_scored(tiny_llama, tmp_path, monkeypatch, capsys):

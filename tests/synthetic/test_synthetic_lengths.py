@@ -6,7 +6,7 @@ import itertools
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from synthetic_settings import HAYSTACK, TASKS, Counter, fitting, make_rows, make_setting, max_new_tokens
+from synthetic_settings import HAYSTACK, TASKS, Counter, check_filled, fitting, make_rows, make_setting, max_new_tokens
 
 from longeval.errors import LongEvalError
 
@@ -17,13 +17,9 @@ LEAST = {"bytes": 2048, "bpe": 1024, "words": 512}
 def check_lengths(task, length, tokenizer, *, chat, seed=0, num_samples=3, haystack="noise"):
     counter = Counter(tokenizer, chat=chat)
     rows = make_rows(task, make_setting(counter, length=length, num_samples=num_samples, seed=seed, haystack=haystack))
-    calls = len(counter.calls)
     assert len(rows) == num_samples
-    for row in rows:
-        tokens = counter(row["input"])
-        assert tokens == row["tokens"]
-        assert 0.99 * length <= tokens + max_new_tokens(task) <= length
-    return rows, calls
+    check_filled(rows, counter, length=length, num_new=max_new_tokens(task))
+    return rows
 
 
 @pytest.mark.parametrize("chat", [False, True], ids=["plain", "chat"])
@@ -42,7 +38,7 @@ def test_any_length_and_seed_is_met(length, seed, chat, task):
 
 @pytest.mark.parametrize("task", HAYSTACK)
 def test_documents_fill_the_window_too(task):
-    rows, _ = check_lengths(task, 3000, "bpe", chat=True, haystack="stdlib")
+    rows = check_lengths(task, 3000, "bpe", chat=True, haystack="stdlib")
     assert all(row["haystack_repeats"] == 0 for row in rows)
 
 
@@ -58,18 +54,17 @@ def test_long_prompts_are_counted_a_few_times_only(task):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_a_window_too_short_for_the_frame_is_refused_with_what_it_takes(task):
-    with pytest.raises(LongEvalError, match=rf"^--lengths 50: too short for {task}.* need \d+ tokens") as caught:
+    with pytest.raises(LongEvalError, match=rf"^--lengths 50: .*{task}.* need \d+ tokens") as caught:
         make_rows(task, make_setting(length=50))
-    assert "--lengths" in caught.value.remedy
     needed = int(str(caught.value).split(" need ")[1].split()[0])
-    with pytest.raises(LongEvalError, match="too short"):
+    with pytest.raises(LongEvalError, match=f"--lengths {needed - 1}"):
         make_rows(task, make_setting(length=needed - 1, num_samples=1))
     (row,) = make_rows(task, make_setting(length=needed, num_samples=1))
     assert row["tokens"] + max_new_tokens(task) <= needed
 
 
 def test_filler_that_packs_too_many_characters_into_a_token_is_refused():
-    with pytest.raises(LongEvalError, match="passkey: the tokenizer makes only 2 tokens"):
+    with pytest.raises(LongEvalError, match=r"passkey: .* 2 tokens"):
         make_rows("passkey", make_setting(lambda text: 2, length=512))
 
 

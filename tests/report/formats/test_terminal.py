@@ -31,17 +31,9 @@ def test_one_table_per_data_with_best_failed_and_missing_cells():
     ]
     assert len(summaries(records)) == 2
     text = rendered(records)
-    assert "4k" in text
-    assert "8k" in text
-    assert "\x1b[1m2.718" in text
-    assert "\x1b[1m7.389" not in text
-    assert "\x1b[31mfailed" in text
-    assert "failed: yarn 8k: out of [memory]" in text
-    assert "[2.718, 2.718]" in text
-
-
-def test_nothing_to_show():
-    assert summaries([]) == []
+    assert "4k" in text and "8k" in text and "[2.718, 2.718]" in text
+    assert "\x1b[1m2.718" in text and "\x1b[1m7.389" not in text
+    assert "\x1b[31mfailed" in text and "failed: yarn 8k: out of [memory]" in text
 
 
 def test_intervals_are_left_out_rather_than_cut():
@@ -56,24 +48,17 @@ def test_intervals_are_left_out_rather_than_cut():
 
 def test_tasks_are_blocks_of_one_table():
     text = rendered([record for cell in demo_task_cells() for record in cell[0]], 80)
-    assert "toy, downstream tasks" in text
-    assert "passkey: accuracy" in text
-    assert "[0.58, 0.92]" in text
-    assert "0.00 †" in text
-    assert "±" not in text
-    assert "n 18" in text
-    assert "\x1b[31mfailed" in text
+    for shown in ("toy, downstream tasks", "passkey: accuracy", "[0.58, 0.92]", "0.00 †", "n 18", "\x1b[31mfailed"):
+        assert shown in text
     assert "passkey: failed: pi 64: out of memory | try less" in text
     assert "suite: skipped in every cell: no average: books is missing" in text
     assert "samples cut to fit: quality 32: 18, quality 64: 20" in text
 
 
 def test_errors_of_scores_are_left_out_rather_than_cut():
-    lengths = (32, 64, 128, 256, 512, 1024)
-    records = [record for cell in demo_task_cells(lengths=lengths) for record in cell[0]]
+    cells = demo_task_cells(lengths=(32, 64, 128, 256, 512, 1024))
+    records = [record for cell in cells for record in cell[0]]
     narrow = rendered(records, 80)
-    assert "[0.58, 0.92]" not in narrow
-    assert "…" not in narrow
-    assert "resonance_yarn" in narrow
+    assert "[0.58, 0.92]" not in narrow and "…" not in narrow and "resonance_yarn" in narrow
     assert max(len(line) for line in re.sub(r"\x1b\[[0-9;]*m", "", narrow).splitlines()) <= 80
     assert "[0.58, 0.92]" in rendered(records, 160)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+import tiny_posgen as tiny
 import torch
-from posgen_requests import carry_out, tiny_request
+from posgen_requests import ALL, BOTH, carry_out, tiny_request
 from torch.utils.flop_counter import FlopCounterMode
 
 from longeval.run.engine import stored_cells
@@ -17,55 +18,43 @@ from longeval.studies.posgen.estimate import (
     phases,
     train_flops,
 )
-from longeval.studies.posgen.model import cos_sin, forward, initial_weights, model_inputs
-from longeval.studies.posgen.plan import model_config, plan_posgen
-from longeval.studies.posgen.request import PosGenRequest
-
-TOKENS = 21
+from longeval.studies.posgen.model import cos_sin, forward, initial_weights
+from longeval.studies.posgen.plan import plan_posgen
 
 
-def counted(config, *, backward):
-    """Operations that torch counts in a pass over one sequence of 20 tokens read."""
+@pytest.mark.parametrize("choices", [{}, {"layers": 3}, {"tied": False}, {"frozen_mlp": True}], ids=str)
+def test_operations_are_those_that_torch_counts(choices):
+    """Torch counts attention as if nothing were masked, if at all: it is taken out and put in by hand.
+
+    The look-up of embeddings, here a product with one-hot rows, isn't counted by the estimate.
+    """
+    config = tiny.config(**choices)
     weights = initial_weights(config, (0,), "cpu")
     trained = [weights[name].requires_grad_() for name in config.trainable]
-    plan = plan_posgen(tiny_request())
-    table = cos_sin(plan.stacks[0].table, TOKENS - 1)
-    tokens_SBT = torch.zeros(1, 1, TOKENS, dtype=torch.int64)
-    with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-        logits = forward(weights, model_inputs(tokens_SBT, config), table.cos_TF, table.sin_TF, config)
-        if backward:
-            torch.autograd.grad(logits.sum(), trained)
-    return counter.get_total_flops()
+    tokens_SBT = torch.zeros(1, 1, 9, dtype=torch.int64)
+
+    def counted(counter):
+        return sum(flops for operator, flops in counter.get_flop_counts()["Global"].items() if "bmm" in str(operator))
+
+    with FlopCounterMode(display=False) as forwards:
+        logits = forward(weights, tokens_SBT, *cos_sin(tiny.table(), 9), config)
+    with FlopCounterMode(display=False) as backwards:
+        torch.autograd.grad(logits.sum(), trained)
+    attention = config.layers * 2 * config.width * 9**2
+    look_up = 9 * 2 * config.vocabulary * config.d_model
+    assert forward_flops(config, 9) == pytest.approx(counted(forwards) + attention - look_up)
+    assert train_flops(config, 9) == pytest.approx(counted(forwards) + counted(backwards) + 3 * attention - 2 * look_up)
 
 
-@pytest.mark.parametrize("changes", [{}, {"layers": 3}, {"tied": False}, {"heads": 1}], ids=str)
-def test_forward_operations_are_those_that_torch_counts(changes):
-    config = model_config(tiny_request(**changes))
-    # Counted besides: the look-up as a product with one-hot rows, and the half of attention that the mask hides.
-    look_up = 2 * config.vocabulary * config.d_model * (TOKENS - 1)
-    hidden = 2 * config.layers * config.width * (TOKENS - 1) ** 2
-    assert counted(config, backward=False) == forward_flops(config, TOKENS - 1) + look_up + hidden
+def test_the_published_table_is_about_2e17():
+    methods, tasks, seeds, epochs = 4, 3, 5, 150
+    trainings = methods * tasks * seeds * epochs
+    assert trainings * 10_000 * train_flops(ModelConfig(), 64) == pytest.approx(2.2e17, rel=0.03)
 
 
-@pytest.mark.parametrize("frozen_mlp", [False, True])
-def test_training_operations_are_about_those_that_torch_counts(frozen_mlp):
-    config = model_config(tiny_request(d_model=32, d_ff=256, frozen_mlp=frozen_mlp))
-    assert train_flops(config, TOKENS - 1) == pytest.approx(counted(config, backward=True), rel=0.1)
-
-
-def test_the_full_table_is_what_the_request_says():
-    plan = plan_posgen(PosGenRequest(device="cpu"))
-    config = plan.experiment.config
-    assert config == ModelConfig()
-    # 60 trainings · 150 epochs · 10,000 sequences of 64 tokens · 6 operations a weight of 6.3 million, attention on top
-    total = 60 * 150 * 10000 * train_flops(config, 64)
-    assert total == pytest.approx(2.2e17, rel=0.05)
-
-
-def test_parameters_and_memory(store):
-    config = model_config(tiny_request())
-    weights = initial_weights(config, (0, 1), "cpu")
-    assert 2 * num_parameters(config) == sum(tensor.numel() for tensor in weights.values())
+def test_parameters_and_memory():
+    weights = initial_weights(tiny.config(), (0, 1), "cpu")
+    assert 2 * num_parameters(tiny.config()) == sum(tensor.numel() for tensor in weights.values())
     one, five = (memory_bytes(ModelConfig(), seeds, 128, 64) for seeds in (1, 5))
     assert 4 * (one - memory_bytes(ModelConfig(), 0, 128, 64)) == five - one
 
@@ -74,7 +63,6 @@ def test_parameters_and_memory(store):
     ("done", "expected"),
     [
         ([0, 0, 0], [(3, 0, 10)]),
-        ([4], [(1, 4, 10)]),
         ([4, 0, 4, 7], [(1, 0, 4), (3, 4, 7), (4, 7, 10)]),
     ],
 )
@@ -89,7 +77,7 @@ def test_an_estimate_counts_what_is_left(store):
         host, work = open_host(plan.request, store, Silent()), plan.left(stored)
         return plan.overview(host, work, stored).costs[0], sum(sum(one.costs(host)) for one in work)
 
-    spec = tiny_request(pe=("none", "resonance", "yarn", "resonance_yarn"), regimes=("trained", "swapped"))
+    spec = tiny_request(pe=ALL, regimes=BOTH)
     plan, apart = plan_posgen(spec), plan_posgen(spec.replaced(stack=False))
     told, whole = left(plan)
     assert "16 cells to compute from 8 trainings of 4 epochs in 4 stacks; " in told
@@ -101,6 +89,4 @@ def test_an_estimate_counts_what_is_left(store):
     assert "14 cells to compute from 6 trainings of 4 epochs in 3 stacks; " in told
     assert rest < 0.8 * whole
     carry_out(spec, store)
-    told, done = left(plan)
-    assert "0 cells to compute from 0 trainings of 4 epochs in 0 stacks; 0 operations, estimated 0 s" in told
-    assert done == 0
+    assert left(plan)[1] == 0

@@ -53,12 +53,6 @@ def test_by_position_as_plain_loops_have_it(choices, batch_bytes, monkeypatch):
         np.testing.assert_allclose(one.generated_P, generated_SP[seed])
 
 
-def test_without_generation():
-    weights = initial_weights(tiny.config(), (0, 1), "cpu")
-    (one, _) = evaluate(tiny.config(), weights, TEST_SNT, tiny.table(), first=4, device="cpu", generate=False)
-    assert one.generated_P is None
-
-
 def test_ranges():
     """Positions 4, 5, 6 with a training length of 6: two in distribution, one out of it."""
     values_P = np.array([1.0, 0.5, 0.25])

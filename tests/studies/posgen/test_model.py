@@ -1,4 +1,4 @@
-"""The stacked model against a plain float64 one, its initial weights, generation with a cache."""
+"""The stacked model against a plain float64 one, its RoPE tables, its initial weights, generation with a cache."""
 
 from __future__ import annotations
 
@@ -8,22 +8,14 @@ import pytest
 import tiny_posgen as tiny
 import torch
 
+from longeval.backends.hf.parts import TableRotaryEmbedding
 from longeval.studies.posgen.cells import ModelConfig
-from longeval.studies.posgen.model import (
-    Cache,
-    cos_sin,
-    forward,
-    initial_weights,
-    model_inputs,
-    rotate_queries_and_keys,
-)
+from longeval.studies.posgen.model import Cache, cos_sin, digest, forward, initial_weights, model_inputs
 
 OPEN_CHOICES = (
     {},
-    {"tied": False},
     {"attention_scale": True},
     {"init": "normal"},
-    {"start_token": True, "layers": 1},
     {"tied": False, "init": "normal", "attention_scale": True, "start_token": True, "layers": 3},
 )
 
@@ -86,24 +78,6 @@ def test_gradients_are_those_of_the_plain_model_by_finite_differences():
             assert gradients[name].flatten()[place].item() == pytest.approx(difference, rel=1e-5, abs=1e-5), name
 
 
-def test_rotation_has_llamas_layout_and_leaves_values_alone():
-    generator = torch.Generator().manual_seed(0)
-    qkv_RT3Hd = torch.randn(2, 6, 3, 2, 8, generator=generator, dtype=torch.float64)
-    cos_TF, sin_TF = cos_sin(tiny.table("yarn"), 6)
-    query, key, value = rotate_queries_and_keys(qkv_RT3Hd, cos_TF, sin_TF)
-    for got, x_RTHd in ((query, qkv_RT3Hd[:, :, 0]), (key, qkv_RT3Hd[:, :, 1])):
-        cos_T1D, sin_T1D = (torch.cat([part, part], dim=-1)[:, None, :] for part in (cos_TF, sin_TF))
-        half_RTHd = torch.cat([-x_RTHd[..., 4:], x_RTHd[..., :4]], dim=-1)
-        torch.testing.assert_close(got, x_RTHd * cos_T1D + half_RTHd * sin_T1D)
-    assert torch.equal(value, qkv_RT3Hd[:, :, 2])
-
-
-def test_rotations_gradient():
-    qkv_RT3Hd = torch.randn(1, 3, 3, 2, 4, dtype=torch.float64, requires_grad=True)
-    cos_TF, sin_TF = torch.rand(2, 3, 2, dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda x: rotate_queries_and_keys(x, cos_TF, sin_TF), (qkv_RT3Hd,))
-
-
 def test_bfloat16_is_near_and_keeps_float32_logits():
     config = tiny.config(attention_scale=True)
     weights, tokens_SBT = initial_weights(config, (0, 1), "cpu"), drawn_tokens(config)
@@ -112,16 +86,6 @@ def test_bfloat16_is_near_and_keeps_float32_logits():
     )
     assert near.dtype == torch.float32
     assert 1e-5 < (exact - near).abs().max() < 0.1
-
-
-def test_no_logit_sees_what_comes_later():
-    config = tiny.config()
-    weights, tokens_SBT = initial_weights(config, (0, 1), "cpu"), drawn_tokens(config)
-    changed_SBT = tokens_SBT.clone()
-    changed_SBT[..., 5] = (changed_SBT[..., 5] + 1) % 5
-    first, second = (forward(weights, read, *cos_sin(tiny.table(), 9), config) for read in (tokens_SBT, changed_SBT))
-    assert torch.equal(first[:, :, :5], second[:, :, :5])
-    assert not torch.isclose(first[:, :, 5:], second[:, :, 5:]).all(-1).any()
 
 
 @pytest.mark.parametrize("start_token", [False, True])
@@ -135,6 +99,18 @@ def test_token_by_token_gives_the_logits_of_one_pass(start_token):
     parts += [forward(weights, tokens_SBT[..., i : i + 1], *table, config, cache=cache) for i in range(3, 8)]
     torch.testing.assert_close(torch.cat(parts, dim=2), whole_SBTV)
     assert cache.length == 8
+
+
+@pytest.mark.parametrize("pe", ["none", "resonance_yarn"])
+def test_rows_and_digest_are_those_that_a_backend_serves(pe):
+    served = TableRotaryEmbedding(torch.nn.Identity(), "halves")
+    served.serve(tiny.table(pe), 20)
+    cos_TD, sin_TD = served(torch.zeros(1), torch.arange(20)[None])
+    held = cos_sin(tiny.table(pe), 20)
+    assert held.cos_TF.dtype == held.sin_TF.dtype == torch.float32
+    assert torch.equal(torch.cat([held.cos_TF] * 2, dim=-1), cos_TD[0])
+    assert torch.equal(torch.cat([held.sin_TF] * 2, dim=-1), sin_TD[0])
+    assert digest(tiny.table(pe), 20) == served.digest(20) != digest(tiny.table(pe), 19)
 
 
 def test_initial_weights_of_a_seed_depend_on_it_alone():
@@ -164,9 +140,3 @@ def test_standard_deviations(choices, expected):
         found = dict(columns) if name == "query" else {}
         weights |= found
         assert float(weights[name].std()) == pytest.approx(std, rel=0.05), name
-
-
-def test_what_training_changes():
-    assert "1.mlp.in" in tiny.config().trainable
-    frozen = set(tiny.config().shapes) - set(tiny.config(frozen_mlp=True).trainable)
-    assert frozen == {f"{layer}.mlp.{name}" for layer in (0, 1) for name in ("norm", "in", "out")}

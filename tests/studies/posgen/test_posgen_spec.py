@@ -31,28 +31,24 @@ def test_the_full_preset_is_the_papers():
 
 def test_what_is_given_goes_before_a_preset_and_the_rest_is_the_presets():
     smoke = PosGenRequest.read({"preset": "smoke"})
-    assert smoke.tasks == ("cot",) and smoke.regimes == ("trained", "swapped") and smoke.model_name == "posgen-2x128"
+    assert (smoke.tasks, smoke.regimes, smoke.model_name) == (("cot",), ("trained", "swapped"), "posgen-2x128")
     changed = PosGenRequest.read({"preset": "smoke", "epochs": 3, "tasks": ("recursive",)})
-    assert changed == smoke.replaced(epochs=3, tasks=("recursive",))
-    assert smoke.epochs != 3
-    with pytest.raises(LongEvalError, match=r"--preset smok: unknown.*smoke"):
-        PosGenRequest.read({"preset": "smok"})
+    assert changed == smoke.replaced(epochs=3, tasks=("recursive",)) != smoke
 
 
 def test_requests_survive_yaml_with_every_number():
+    method = {"pe_args": {"yarn": {"beta_fast": 2.0}}, "data_seed": 3, "factor": 3.95}
     requests = [
         PosGenRequest(),
-        PosGenRequest.read(
-            {"preset": "smoke", "pe_args": {"yarn": {"beta_fast": 2.0}}, "data_seed": 3, "factor": 3.95}
-        ),
+        PosGenRequest.read({"preset": "smoke"} | method),
         PosGenRequest(native=257, start_token=True, tied=False, init="normal", precision="tf32", first_seed=7),
         PosGenRequest(stack=False),
     ]
     text = requests_to_yaml([request.to_mapping() for request in requests])
     assert "command: posgen" in text and "d_model: 128" in text and "preset" not in text
     assert [request_from_mapping(plain, origin="f") for plain in requests_from_yaml(text, origin="f")] == requests
-    assert [request.digest() for request in requests].count(requests[0].digest()) == 2, "stacked or not is one request"
-    assert len({request.digest() for request in requests}) == 3
+    digests = [request.digest() for request in requests]
+    assert digests[0] == digests[3] and len(set(digests)) == 3, "stacked or not is one request"
 
 
 def test_yaml_may_name_a_preset_and_understands_what_flags_do():
@@ -60,60 +56,47 @@ def test_yaml_may_name_a_preset_and_understands_what_flags_do():
         "command: posgen\npreset: smoke\ntask: cot,recursive\nregime: [swapped]\nlr: 2e-4\nd-model: 64\n"
         "data_seed: null\ntest_length: 1k\ntied: false\npe_args: {yarn: {beta_fast: 2}}\n"
     )
-    assert read(text) == PosGenRequest.read(
-        {
-            "preset": "smoke",
-            "tasks": ("cot", "recursive"),
-            "regimes": ("swapped",),
-            "lr": 2e-4,
-            "d_model": 64,
-            "test_length": 1024,
-            "tied": False,
-            "pe_args": {"yarn": {"beta_fast": 2}},
-        }
-    )
+    sizes = {"lr": 2e-4, "d_model": 64, "test_length": 1024, "tied": False, "pe_args": {"yarn": {"beta_fast": 2}}}
+    kinds = {"preset": "smoke", "tasks": ("cot", "recursive"), "regimes": ("swapped",)}
+    assert read(text) == PosGenRequest.read(kinds | sizes)
 
 
 @pytest.mark.parametrize(
-    ("line", "message"),
+    ("line", "named"),
     [
-        ("preset: smok", "--preset smok"),
-        ("epoch: 3", "unknown key epoch.*epochs"),
+        ("preset: smok", "--preset smok.*smoke"),
+        ("epoch: 3", "epoch.*epochs"),
         ("epochs: 1.5", "f: epochs '1.5'"),
         ("epochs: true", "f: epochs 'True'"),
-        ("lr: fast", "f: lr 'fast'"),
         ("lr: .nan", "f: lr 'nan'"),
         ("tied: 1", "f: tied 1"),
-        ("stack: 1", "f: stack 1"),
         ("factor: each", "f: factor each"),
         ("regimes: on", "f: regimes"),
         ("init: 3", "f: init 3"),
         ("modulus: null", "f: modulus 'None'"),
     ],
 )
-def test_bad_yaml_names_file_and_key(line, message):
-    with pytest.raises(LongEvalError, match=message):
+def test_bad_yaml_names_file_and_key(line, named):
+    with pytest.raises(LongEvalError, match=named):
         read(f"command: posgen\n{line}\n")
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "named"),
     [
-        ({"tasks": ()}, "--task: nothing"),
-        ({"pe": ()}, "--pe: nothing"),
+        ({"tasks": ()}, "--task"),
+        ({"pe": ()}, "--pe"),
         ({"regimes": ("on",)}, "--regime on"),
         ({"precision": "fp8"}, "--precision fp8"),
         ({"init": "xavier"}, "--init xavier"),
-        ({"modulus": 1}, "--modulus 1: must be at least 2"),
+        ({"modulus": 1}, "--modulus 1"),
         ({"seeds": 0}, "--seeds 0"),
         ({"first_seed": -1}, "--first-seed -1"),
-        ({"first_seed": 2**63 - 1, "seeds": 2}, "--first-seed 9223372036854775807: seeds end at 9223372036854775807"),
-        ({"data_seed": 2**63}, "--data-seed 9223372036854775808: seeds end at"),
+        ({"first_seed": 2**63 - 1, "seeds": 2}, "--first-seed 9223372036854775807"),
+        ({"data_seed": 2**63}, "--data-seed 9223372036854775808"),
         ({"num_valid": 0}, "--num-valid 0"),
-        ({"epochs": 0}, "--epochs 0"),
         ({"batch_size": 0}, "--batch-size 0"),
         ({"native": 1}, "--native 1"),
-        ({"length": 64, "test_length": 63}, "--test-length 63: must be longer than the training length 64"),
         ({"length": 64, "test_length": 64}, "--test-length 64"),
         ({"lr": 0.0}, "--lr 0"),
         ({"theta": float("inf")}, "--theta 'inf'"),
@@ -122,30 +105,47 @@ def test_bad_yaml_names_file_and_key(line, message):
         ({"warmup": 0.0}, "--warmup 0"),
         ({"dropout": 1.0}, "--dropout 1"),
         ({"factor": 0.5}, "--factor 0.5"),
-        ({"head_dim": 7}, "--head-dim 7: must be even"),
-        ({"epochs": 1, "num_train": 128}, "--epochs 1, --num-train 128, --batch-size 128: that is one step"),
-        ({"seeds": 1, "stack": True}, "--stack: would be ignored"),
+        ({"head_dim": 7}, "--head-dim 7"),
+        ({"epochs": 1, "num_train": 128}, "--epochs 1, --num-train 128, --batch-size 128"),
+        ({"seeds": 1, "stack": True}, "--stack"),
     ],
+    ids=str,
 )
-def test_requests_validate_themselves(changes, message):
-    with pytest.raises(LongEvalError, match=message) as caught:
+def test_requests_validate_themselves(changes, named):
+    with pytest.raises(LongEvalError, match=f"^{named}") as caught:
         PosGenRequest(**changes)
     assert caught.value.remedy
 
 
-def test_two_steps_are_a_schedule_and_one_seed_may_be_alone():
-    assert PosGenRequest(epochs=2, num_train=128).epochs == PosGenRequest(epochs=1, num_train=129).epochs + 1
-    assert PosGenRequest(seeds=1, stack=False).stack is False and PosGenRequest(seeds=2, stack=True).stack is True
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"epochs": 2, "num_train": 128},
+        {"epochs": 1, "num_train": 129},
+        {"seeds": 1, "stack": False},
+    ],
+    ids=str,
+)
+def test_what_is_just_enough_is_taken(changes):
+    spec = PosGenRequest(**changes)
+    assert {name: getattr(spec, name) for name in changes} == changes
 
 
-def test_windows_count_the_start_token_so_that_s_is_the_published_codes():
-    spec = PosGenRequest(start_token=True)
-    assert (spec.train_window, spec.test_window, spec.native_length) == (65, 257, 65)
-    assert spec.scaling_factor == 257 / 65
-    assert PosGenRequest(start_token=True, native=257).scaling_factor == 1.0
-    assert PosGenRequest(native=128).scaling_factor == 2.0
-    assert PosGenRequest(native=512).scaling_factor == 1.0
-    assert PosGenRequest(native=128, factor=3.0).scaling_factor == 3.0
+@pytest.mark.parametrize(
+    ("changes", "factor"),
+    [
+        ({"start_token": True}, 257 / 65),
+        ({"start_token": True, "native": 257}, 1.0),
+        ({"native": 128}, 2.0),
+        ({"native": 512}, 1.0),
+        ({"native": 128, "factor": 3.0}, 3.0),
+    ],
+    ids=str,
+)
+def test_s_is_that_of_the_published_code_whose_windows_count_the_start_token(changes, factor):
+    spec = PosGenRequest(**changes)
+    more = int(spec.start_token)
+    assert (spec.train_window, spec.test_window, spec.scaling_factor) == (64 + more, 256 + more, factor)
 
 
 @pytest.mark.parametrize("field", PosGenRequest.model_fields)
@@ -180,17 +180,9 @@ def test_requests_of_one_folder_may_differ_in_what_tells_cells_apart_and_in_noth
 
 
 def test_defaults_written_out_are_no_difference():
+    yarn = PosGenRequest(pe=("yarn",), pe_args={"yarn": {"beta_fast": 2.0}})
     assert PosGenRequest(factor=4.0, native=64).differences(PosGenRequest()) == []
-    assert (
-        read("command: posgen\npe_args: {yarn: {beta_fast: 2}}\n").differences(
-            PosGenRequest(pe_args={"yarn": {"beta_fast": 2.0}})
-        )
-        == []
-    )
+    assert read("command: posgen\npe: yarn\npe_args: {yarn: {beta_fast: 2}}\n").differences(yarn) == []
     # Parameters of a method that only one of them has can't be confused.
-    assert (
-        PosGenRequest(pe=("pi",)).differences(PosGenRequest(pe=("yarn",), pe_args={"yarn": {"beta_fast": 2.0}})) == []
-    )
-    assert PosGenRequest(pe=("resonance_yarn",)).differences(
-        PosGenRequest(pe=("yarn",), pe_args={"yarn": {"beta_fast": 2.0}})
-    ) == ["--pe-arg yarn: none, not beta_fast=2"]
+    assert PosGenRequest(pe=("pi",)).differences(yarn) == []
+    assert PosGenRequest(pe=("resonance_yarn",)).differences(yarn) == ["--pe-arg yarn: none, not beta_fast=2"]

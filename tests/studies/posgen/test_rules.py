@@ -39,30 +39,12 @@ def test_the_tokens_that_are_summed(task, j, k, summed):
     assert summed_indices(task, j=j, k=k, length=300)[next(iter(summed)) - j - k] == next(iter(summed.values()))
 
 
-def test_the_three_rules_in_their_order():
-    assert list(RULES) == ["recursive", "cot", "semi_recursive"]
-
-
-@pytest.mark.parametrize("task", ["cot", "semi_recursive"])
-@pytest.mark.parametrize(("j", "k", "flag"), [(0, 3, "--j 0"), (1, 0, "--k 0"), (0, 0, "--j 0")])
-def test_rules_with_a_far_and_a_near_part_need_both(task, j, k, flag):
-    with pytest.raises(LongEvalError, match=f"^{flag}: --task {task}") as caught:
-        RULES[task](4, j, k)
-    assert f"Give {flag.split()[0]} 1 or more" in caught.value.remedy
-
-
 def test_a_rule_of_ones_own_is_one_function(own_rule):
-    own_rule("fibonacci", lambda index, j, k: (index - 2, index - 1))
-    data = generate(DataSetting(task="fibonacci", j=1, k=1, num_train=5, num_valid=1, num_test=1))
-    for tokens in [*data.train_NT.tolist(), *data.test_NT.tolist()]:
-        for index in range(2, len(tokens)):
-            assert tokens[index] == (tokens[index - 1] + tokens[index - 2]) % 17
-
-
-def test_an_index_given_twice_counts_twice(own_rule):
     own_rule("double", lambda index, j, k: [index - 1, index - 1])
     tokens = generate(DataSetting(task="double", num_train=0, num_valid=0, num_test=1)).test_NT[0].tolist()
-    assert all(after == 2 * before % 17 for before, after in itertools.pairwise(tokens[3:]))
+    assert all(after == 2 * before % 17 for before, after in itertools.pairwise(tokens[3:])), "each index counts"
+    with pytest.raises(ValueError, match="'cot'"):
+        own_rule("cot", lambda index, j, k: [0])
 
 
 @pytest.mark.parametrize(
@@ -70,20 +52,11 @@ def test_an_index_given_twice_counts_twice(own_rule):
 )
 def test_a_rule_must_name_tokens_that_are_there(own_rule, indices, said):
     own_rule("seer", lambda index, j, k: indices)
-    with pytest.raises(LongEvalError, match=f"--task seer: for token 4 its rule {said}") as caught:
+    with pytest.raises(LongEvalError, match=f"--task seer: .*{said}"):
         DataSetting(task="seer")
-    assert "0 … 3" in caught.value.remedy
 
 
-def test_a_rule_that_errs_late_is_found_too(own_rule):
+def test_a_rule_that_errs_late_is_found_when_data_are_made(own_rule):
     own_rule("late", lambda index, j, k: [index if index == 2000 else 0])
-    setting = DataSetting(task="late", length=64, test_length=2001, num_train=1, num_valid=1, num_test=1)
-    with pytest.raises(LongEvalError, match="for token 2000 its rule sums 2000"):
-        generate(setting)
-
-
-def test_a_name_is_given_once(own_rule):
-    with pytest.raises(ValueError, match="'cot' is registered twice"):
-        own_rule("cot", lambda index, j, k: [0])
-    with pytest.raises(LongEvalError, match=r"--task semi: unknown.*semi_recursive"):
-        RULES.lookup("semi")
+    with pytest.raises(LongEvalError, match=r"--task late: .*sums 2000"):
+        generate(DataSetting(task="late", test_length=2001))

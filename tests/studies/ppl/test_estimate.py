@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
+from tiny import save_tiny_llama
+
 from longeval.models.prepare import prepare
 from longeval.run.cost import Window, memory_bytes, model_size
 from longeval.run.host import Silent, open_host
 from longeval.studies.ppl.plan import plan_ppl
-from longeval.studies.ppl.request import PplRequest
 
 
 def prepared(folder):
@@ -27,17 +28,15 @@ def test_operations_by_hand(tiny_llama):
     assert size.window_flops(window) == 100 * size.flops_per_token + 2 * 32 * 300 * 10 + 2 * 2 * 64 * 100**2
 
 
-def test_a_tied_head_is_counted_where_tokens_are_scored_only(tmp_path):
-    from tiny import save_tiny_llama
-
+def test_a_tied_head_is_counted_where_tokens_are_scored_only(tiny_llama, tmp_path):
     tied = model_size(prepared(save_tiny_llama(tmp_path / "tied", tie_word_embeddings=True)))
-    untied = model_size(prepared(save_tiny_llama(tmp_path / "untied")))
+    untied = model_size(prepared(tiny_llama))
     assert tied.flops_per_token == untied.flops_per_token
     assert untied.num_parameters - tied.num_parameters == 300 * 32
 
 
-def test_a_plan_counts_shared_passes_once(tiny_llama, documents, store):
-    plan = plan_ppl(request(tiny_llama, documents, pe=("none", "yarn", "dynamic_ntk"), lengths=(32, 64, 128)))
+def test_a_plan_counts_shared_passes_once(request_spec, store):
+    plan = plan_ppl(request_spec(pe=("none", "yarn", "dynamic_ntk")))
     host = open_host(plan.request, store, Silent())
     (told,) = plan.overview(host, plan.left(()), ()).costs
     # Two documents reach 128 tokens; none (with dynamic_ntk to 64), yarn, and dynamic_ntk at 128.
@@ -52,7 +51,3 @@ def test_eager_attention_holds_matrices_of_tokens_by_tokens(tiny_llama):
     lean, eager = (memory_bytes(dataclasses.replace(model, attn=attn), size, 128) for attn in (None, "eager"))
     assert eager - lean == 4 * 128**2 * (3 * 4 + 4)
     assert lean > 4 * size.num_parameters
-
-
-def request(folder, documents, **changes):
-    return PplRequest(model=(str(folder),), data=(str(documents),), dtype="float32", **changes)

@@ -61,8 +61,8 @@ def test_one_length_makes_no_curve():
 
 
 def test_every_known_method_has_its_own_look():
-    assert len({color for color, _ in plots._STYLES.values()}) == len(plots._STYLES)
-    assert len({marker for _, marker in plots._STYLES.values()}) == len(plots._STYLES)
+    colors, markers = zip(*plots._STYLES.values(), strict=True)
+    assert len(set(colors)) == len(set(markers)) == len(plots._STYLES)
 
 
 def test_position_curve(drawn):

@@ -14,56 +14,48 @@ def spans(windows):
     return [(w.document, w.start, w.stop, w.score_start, w.length, w.context) for w in windows]
 
 
-def test_prefix_scores_every_token_after_the_first_of_documents_that_fill_the_window():
-    assert spans(prefix_windows([10, 7, 8], 8, 256, False)) == [(0, 0, 8, 1, 8, 1), (2, 0, 8, 1, 8, 1)]
+@pytest.mark.parametrize(
+    ("lengths", "window", "num_prefix", "expected"),
+    [
+        ([10, 7, 8], 8, 0, [(0, 0, 8, 1, 8, 1), (2, 0, 8, 1, 8, 1)]),
+        # With a prefix, fewer tokens of the document, and all of them scored.
+        ([10, 7, 6], 8, 1, [(0, 0, 7, 0, 8, 1), (1, 0, 7, 0, 8, 1)]),
+        ([10, 6, 5], 8, 2, [(0, 0, 6, 0, 8, 2), (1, 0, 6, 0, 8, 2)]),
+        ([10], 2, 2, []),
+    ],
+)
+def test_prefix_by_hand(lengths, window, num_prefix, expected):
+    assert spans(prefix_windows(lengths, window, 256, num_prefix)) == expected
 
 
-def test_prefix_with_bos_holds_one_document_token_less_and_scores_all_of_them():
-    assert spans(prefix_windows([10, 7, 6], 8, 256, True)) == [(0, 0, 7, 0, 8, 1), (1, 0, 7, 0, 8, 1)]
+@pytest.mark.parametrize(
+    ("lengths", "num_prefix", "expected"),
+    [
+        # Windows of 6 every 3: the second scores 6, 7, 8 and the third ends with the document.
+        ([10], 0, [(0, 0, 6, 1, 6, 1), (0, 3, 9, 6, 6, 3), (0, 6, 10, 9, 4, 3)]),
+        # The first window that reaches the end is the last.
+        ([9], 0, [(0, 0, 6, 1, 6, 1), (0, 3, 9, 6, 6, 3)]),
+        ([4, 1], 0, [(0, 0, 4, 1, 4, 1)]),
+        ([1], 1, [(0, 0, 1, 0, 2, 1)]),
+        # 4 tokens of the document in a window; context is counted from the window's start.
+        ([10], 2, [(0, 0, 4, 0, 6, 2), (0, 3, 7, 4, 6, 3), (0, 6, 10, 7, 6, 3)]),
+    ],
+)
+def test_sliding_by_hand(lengths, num_prefix, expected):
+    assert spans(sliding_windows(lengths, 6, 3, num_prefix)) == expected
 
 
-def test_windows_with_a_prefix_of_two_tokens():
-    """Two tokens fewer of the document in each, none of the prefix scored, context counted from the window's start."""
-    assert spans(prefix_windows([10, 6, 5], 8, 256, 2)) == [(0, 0, 6, 0, 8, 2), (1, 0, 6, 0, 8, 2)]
-    assert prefix_windows([10], 2, 256, 2) == []
-    # 10 tokens, 4 of them in a window of 6, every 3.
-    expected = [(0, 0, 4, 0, 6, 2), (0, 3, 7, 4, 6, 3), (0, 6, 10, 7, 6, 3)]
-    assert spans(sliding_windows([10], 6, 3, 2)) == expected
-    assert spans(stream_windows([4, 7], 5, 3, 2)) == [
-        (0, 0, 3, 0, 5, 2),
-        (0, 3, 6, 3, 5, 2),
-        (1, 6, 9, 6, 5, 2),
-    ]
-    with pytest.raises(LongEvalError, match="--stride 7: longer than a window of 8"):
-        check_stride(PROTOCOLS.lookup("sliding"), 7, 8, 2)
-
-
-def test_sliding_by_hand():
-    # 10 tokens, windows of 6 every 3: the second scores 6, 7, 8 and the third ends with the document.
-    assert spans(sliding_windows([10], 6, 3, False)) == [
-        (0, 0, 6, 1, 6, 1),
-        (0, 3, 9, 6, 6, 3),
-        (0, 6, 10, 9, 4, 3),
-    ]
-
-
-def test_sliding_stops_with_the_first_window_that_reaches_the_end():
-    assert spans(sliding_windows([9], 6, 3, False)) == [(0, 0, 6, 1, 6, 1), (0, 3, 9, 6, 6, 3)]
-
-
-def test_sliding_short_document_is_one_window_and_a_single_token_none():
-    assert spans(sliding_windows([4, 1], 6, 3, False)) == [(0, 0, 4, 1, 4, 1)]
-    assert spans(sliding_windows([1], 6, 3, True)) == [(0, 0, 1, 0, 2, 1)]
-
-
-def test_stream_by_hand():
-    # Documents of 4 and 7 tokens joined to 11; full windows only, every token after each window's first.
-    assert spans(stream_windows([4, 7], 5, 3, False)) == [
-        (0, 0, 5, 1, 5, 1),
-        (1, 3, 8, 4, 5, 1),
-        (1, 6, 11, 7, 5, 1),
-    ]
-    assert spans(stream_windows([4, 7], 5, 3, True))[-1] == (1, 6, 10, 6, 5, 1)
+@pytest.mark.parametrize(
+    ("num_prefix", "expected"),
+    [
+        (0, [(0, 0, 5, 1, 5, 1), (1, 3, 8, 4, 5, 1), (1, 6, 11, 7, 5, 1)]),
+        (1, [(0, 0, 4, 0, 5, 1), (0, 3, 7, 3, 5, 1), (1, 6, 10, 6, 5, 1)]),
+        (2, [(0, 0, 3, 0, 5, 2), (0, 3, 6, 3, 5, 2), (1, 6, 9, 6, 5, 2)]),
+    ],
+)
+def test_stream_by_hand(num_prefix, expected):
+    """Documents of 4 and 7 tokens joined to 11, windows of 5 every 3; only full ones."""
+    assert spans(stream_windows([4, 7], 5, 3, num_prefix)) == expected
 
 
 @settings(max_examples=300, deadline=None)
@@ -102,8 +94,9 @@ def test_stream_windows_name_the_document_of_their_first_scored_token(lengths, l
     assert all(owner[window.score_start] == window.document for window in windows)
 
 
-def test_a_stride_that_leaves_tokens_out_is_refused_where_there_is_one():
-    check_stride(PROTOCOLS["sliding"], 8, 8, False)
-    with pytest.raises(LongEvalError, match=r"--stride 8: longer than a window"):
-        check_stride(PROTOCOLS["sliding"], 8, 8, True)
-    check_stride(PROTOCOLS["prefix"], 9999, 8, True)
+@pytest.mark.parametrize("num_prefix", [0, 1, 2])
+def test_a_stride_that_leaves_tokens_out_is_refused_where_there_is_one(num_prefix):
+    check_stride(PROTOCOLS["sliding"], 8 - num_prefix, 8, num_prefix)
+    with pytest.raises(LongEvalError, match=f"--stride {9 - num_prefix}: "):
+        check_stride(PROTOCOLS["sliding"], 9 - num_prefix, 8, num_prefix)
+    check_stride(PROTOCOLS["prefix"], 9999, 8, num_prefix)

@@ -17,6 +17,8 @@ from tokenizers import Tokenizer
 from longeval.backends.hf.backend import load_backend
 from longeval.cli.progress import RunProgress
 from longeval.errors import LongEvalError
+from longeval.models.prepare import prepare
+from longeval.rope.build import parse_method_name
 from longeval.run.engine import run
 from longeval.store.folder import Store
 from longeval.studies.ppl.plan import plan_ppl
@@ -40,21 +42,21 @@ def test_bits_per_byte_counts_the_bytes_of_the_scored_tokens(request_spec, store
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
     texts = [json.loads(line)["text"] for line in documents.read_text().splitlines()]
+    found = [ids for ids in (tokenizer(text).input_ids for text in texts) if len(ids) >= 64]
     result = carry_out(request_spec(lengths=(64,)), store, FakeBackend(lambda t, p, _: np.full(len(t), math.log(2))))
-    num_bytes = 0
-    for text in texts:
-        ids = tokenizer(text).input_ids
-        if len(ids) >= 64:
-            num_bytes += len(tokenizer.decode(ids[1:64]).encode())
-    scored = sum(len(tokenizer(text).input_ids) >= 64 for text in texts) * 63
+    num_bytes = sum(len(tokenizer.decode(ids[1:64]).encode()) for ids in found)
     assert values(result)["none", 64] == pytest.approx(2.0)
-    assert values(result, "bits_per_byte")["none", 64] == pytest.approx(scored / num_bytes)
+    assert values(result, "bits_per_byte")["none", 64] == pytest.approx(63 * len(found) / num_bytes)
 
 
 def test_one_pass_a_document_serves_all_lengths_of_a_static_method(request_spec, store):
     backend = FakeBackend(log_position)
     carry_out(request_spec(pe=("yarn", "resonance_yarn")), store, backend)
     assert backend.windows == [(128, 1)] * 4
+    # Of lengths that are asked for later, a shorter one shares the passes of the longest that is missing.
+    more = carry_out(request_spec(pe=("yarn", "none"), lengths=(96, 128), min_tokens=128), store, backend)
+    assert (more.computed, more.reused) == (3, 1)
+    assert sorted(backend.windows[4:]) == [(96, 1)] * 2 + [(128, 1)] * 2
 
 
 def test_length_dependent_methods_share_passes_only_where_their_table_is_the_same(request_spec, store):
@@ -78,122 +80,101 @@ def test_each_length_can_have_its_own_factor(request_spec, store):
 
 def test_sliding_protocols_differ_as_they_should(request_spec, store):
     spec = request_spec(lengths=(64,), stride=16, docs=1)
-    nll = {}
+    found = {}
     for protocol in ("sliding", "sliding_window_mean", "stream"):
-        changed = spec.replaced(protocol=protocol)
-        result = carry_out(changed, store, FakeBackend(log_position))
-        record = result.records[0]
-        nll[protocol] = (math.log(record.value), record.tokens, record.n)
-    plan = plan_ppl(spec.replaced(protocol="sliding"))
-    (num_tokens,) = plan.work[0].corpus.selection.lengths
+        record = carry_out(spec.replaced(protocol=protocol), store, FakeBackend(log_position)).records[0]
+        found[protocol] = (math.log(record.value), record.tokens, record.n)
+    (num_tokens,) = plan_ppl(spec.replaced(protocol="sliding")).work[0].corpus.selection.lengths
     # The first window scores positions 1 … 63; later ones 16 tokens at positions 48 … 63, the last one fewer.
-    first = [math.log(p + 1) for p in range(1, 64)]
-    later, scored = [], 64
-    while scored < num_tokens:
-        new = min(16, num_tokens - scored)
-        later.append([math.log(p + 1) for p in range(48, 48 + new)])
-        scored += new
-    tokens = first + [value for window in later for value in window]
-    assert nll["sliding"] == pytest.approx((sum(tokens) / len(tokens), num_tokens - 1, 1 + len(later)))
-    means = [sum(window) / len(window) for window in (first, *later)]
-    assert nll["sliding_window_mean"][0] == pytest.approx(sum(means) / len(means))
+    sizes = [min(16, num_tokens - scored) for scored in range(64, num_tokens, 16)]
+    windows = [range(1, 64), *(range(48, 48 + size) for size in sizes)]
+    nll = [[math.log(position + 1) for position in window] for window in windows]
+    tokens = [value for window in nll for value in window]
+    assert found["sliding"] == pytest.approx((np.mean(tokens), num_tokens - 1, len(windows)))
+    assert found["sliding_window_mean"][0] == pytest.approx(np.mean([np.mean(window) for window in nll]))
     num_full = (num_tokens - 64) // 16 + 1
-    assert nll["stream"] == pytest.approx((sum(first) / 63, 63 * num_full, num_full))
+    assert found["stream"] == pytest.approx((np.mean(nll[0]), 63 * num_full, num_full))
 
 
-def test_bos_stands_in_every_window_where_the_tokenizer_adds_it(request_spec, store, tiny_llama_bos):
-    windows = []
+class Spy(FakeBackend):
+    """Remembers (tokens, first scored) of every window."""
 
-    class Spy(FakeBackend):
-        def score(self, tokens_T, first_scored):
-            windows.append((tokens_T.tolist(), first_scored))
-            return super().score(tokens_T, first_scored)
+    def __init__(self):
+        super().__init__(log_position)
+        self.heard = []
 
-    spec = request_spec(model=(str(tiny_llama_bos),), lengths=(64,), docs=1)
-    record = carry_out(spec, store, Spy(log_position)).records[0]
-    without = carry_out(spec.replaced(bos=False), store, Spy(log_position)).records[0]
-    assert record.params["bos"] is True and without.params["bos"] is False
-    assert record.cell != without.cell
-    (with_bos, first), (plain, first_plain) = windows
-    # 63 scored tokens both ways; with BOS (id 0) they are the document's first 63, without its second to 64th.
-    assert (len(with_bos), len(plain), first, first_plain) == (64, 64, 1, 1)
-    assert with_bos[0] == 0 and with_bos[1:] == plain[:63] and 0 not in plain
+    def score(self, tokens_T, first_scored):
+        self.heard.append((tokens_T.tolist(), first_scored))
+        return super().score(tokens_T, first_scored)
 
 
-def test_a_prefix_of_two_tokens_starts_every_window_and_is_never_scored(request_spec, store, tmp_path):
-    windows = []
+@pytest.fixture
+def model_with(tmp_path, tiny_llama, tiny_llama_bos):
+    """Models whose tokenizers put nothing, BOS (id 0), or two tokens (1 and 2) in front of a text."""
+    two = save_tiny_llama(tmp_path / "glm", prefix=("[gMASK]", "<sop>"))
+    return {0: (str(tiny_llama),), 1: (str(tiny_llama_bos),), 2: (str(two),)}
 
-    class Spy(FakeBackend):
-        def score(self, tokens_T, first_scored):
-            windows.append((tokens_T.tolist(), first_scored))
-            return super().score(tokens_T, first_scored)
 
-    folder = save_tiny_llama(tmp_path / "glm", prefix=("[gMASK]", "<sop>"))
-    spec = request_spec(model=(str(folder),), lengths=(64,), docs=1)
-    record = carry_out(spec, store, Spy(log_position)).records[0]
-    carry_out(spec.replaced(bos=False), store, Spy(log_position))
-    (behind, first), (plain, _) = windows
-    assert (behind[:2], behind[2:], first) == ([1, 2], plain[:62], 2)
-    # The fake's loss of the token at position p is log(p + 1); 2 to 63 are scored.
-    assert record.value == pytest.approx(math.exp(sum(map(math.log, range(3, 65))) / 62)) and record.tokens == 62
-    assert (record.params["bos"], record.params["prefix"]) == (True, [1, 2])
-    windows.clear()
+@pytest.mark.parametrize(("num_prefix", "prefix"), [(1, [0]), (2, [1, 2])])
+def test_what_a_tokenizer_puts_in_front_starts_every_window_and_is_never_scored(
+    request_spec, store, model_with, num_prefix, prefix
+):
+    spec = request_spec(model=model_with[num_prefix], lengths=(64,), docs=1)
+    backend = Spy()
+    record = carry_out(spec, store, backend).records[0]
+    without = carry_out(spec.replaced(bos=False), store, backend).records[0]
+    (with_prefix, first), (plain, first_plain) = backend.heard
+    assert with_prefix == prefix + plain[: 64 - num_prefix] and not set(prefix) & set(plain)
+    assert (first, first_plain) == (num_prefix, 1)
+    assert record.cell != without.cell and (record.params["bos"], without.params["bos"]) == (True, False)
+    assert record.params.get("prefix") == (prefix if num_prefix > 1 else None)
+    # The fake's loss of the token at position p is log(p + 1).
+    scored = range(num_prefix, 64)
+    assert record.value == pytest.approx(math.exp(np.mean([math.log(p + 1) for p in scored])))
+    assert record.tokens == len(scored)
+    backend = Spy()
     sliding = spec.replaced(protocol="sliding", stride=16)
-    record = carry_out(sliding, store, Spy(log_position)).records[0]
-    assert all(tokens[:2] == [1, 2] and first >= 2 for tokens, first in windows) and len(windows) > 2
+    record = carry_out(sliding, store, backend).records[0]
+    assert len(backend.heard) > 2
+    assert all(tokens[:num_prefix] == prefix and first >= num_prefix for tokens, first in backend.heard)
     assert record.tokens == plan_ppl(sliding).work[0].corpus.selection.lengths[0]
-    with pytest.raises(LongEvalError, match="--lengths 2: has no room for a token behind the 2"):
-        plan_ppl(spec.replaced(lengths=(2, 64)))
 
 
-def test_another_bos_token_is_another_cell(request_spec, tmp_path, tiny_llama):
-    """What --bos puts in front is named in tokenizer_config.json alone, which the tokenizer's digest doesn't cover."""
-    folder = shutil.copytree(tiny_llama, tmp_path / "model")
-    ids = {}
-    for token in ("<s>", "a"):
-        config = json.loads((folder / "tokenizer_config.json").read_text())
-        (folder / "tokenizer_config.json").write_text(json.dumps(config | {"bos_token": token}))
-        for bos in (True, None):
-            ids[token, bos] = plan_ppl(request_spec(model=(str(folder),), bos=bos)).cells[0].id
-    assert ids["<s>", True] != ids["a", True]
-    assert "prefix" not in plan_ppl(request_spec()).cells[0].params
+def test_a_window_that_the_prefix_fills_is_refused(request_spec, model_with):
+    with pytest.raises(LongEvalError, match="--lengths 2"):
+        plan_ppl(request_spec(model=model_with[2], lengths=(2, 64)))
 
 
 def test_special_tokens_in_documents_are_text_unless_asked(request_spec, store, tmp_path, tiny_llama):
     text = make_text(60).replace("context", "<s>", 3)
     file = tmp_path / "spelt.txt"
     file.write_text(text)
-    windows = []
-
-    class Spy(FakeBackend):
-        def score(self, tokens_T, first_scored):
-            windows.append(tokens_T.tolist())
-            return super().score(tokens_T, first_scored)
-
-    spec = request_spec(model=(str(tiny_llama),), data=(str(file),), lengths=(64,))
+    backend = Spy()
+    spec = request_spec(data=(str(file),), lengths=(64,))
     parsing = spec.replaced(parse_special=True)
-    plain, parsed = (carry_out(one, store, Spy(log_position)).records[0] for one in (spec, parsing))
+    plain, parsed = (carry_out(one, store, backend).records[0] for one in (spec, parsing))
     tokenizer = Tokenizer.from_file(str(tiny_llama / "tokenizer.json"))
     as_stock = tokenizer.encode(text).ids
     tokenizer.encode_special_tokens = True
-    assert windows == [tokenizer.encode(text).ids[:64], as_stock[:64]] and as_stock.count(0) == 3
+    as_text = tokenizer.encode(text).ids
+    assert [tokens for tokens, _ in backend.heard] == [as_text[:64], as_stock[:64]] and as_stock.count(0) == 3
     assert plain.cell != parsed.cell and plain.params["data_digest"] != parsed.params["data_digest"]
     assert (plain.params.get("parse_special"), parsed.params["parse_special"]) == (None, True)
-    for one, words in ((spec, "read as plain text"), (parsing, "read as control tokens")):
+    for one, words in ((spec, "plain text"), (parsing, "control tokens")):
         assert [note for note in plan_ppl(one).notes if "3 times (<s>)" in note and words in note]
-    assert not [note for note in plan_ppl(request_spec()).notes if "spell" in note]
+    assert not [note for note in plan_ppl(request_spec()).notes if "<s>" in note]
 
 
 def test_documents_cut_short_are_counted_and_whole_ones_not(request_spec, store):
-    spec = request_spec(lengths=(64,), docs=2)
-    lengths = plan_ppl(spec).work[0].corpus.selection.lengths
-    whole = request_spec(lengths=(min(lengths),), docs=2)
-    sliding = request_spec(lengths=(64,), docs=2, protocol="sliding", stride=32)
-    stream = request_spec(lengths=(64,), docs=2, protocol="stream", stride=64)
-    found = [carry_out(each, store, FakeBackend(log_position)).records[0].truncated for each in (spec, sliding, stream)]
-    assert found == [2, 0, int(sum(lengths) % 64 != 0)]
-    assert lengths[0] != lengths[1]  # the shorter one fills its window exactly
-    assert carry_out(whole, store, FakeBackend(log_position)).records[0].truncated == 1
+    def truncated(**changes):
+        return carry_out(request_spec(docs=2, **changes), store, FakeBackend(log_position)).records[0].truncated
+
+    lengths = plan_ppl(request_spec(lengths=(64,), docs=2)).work[0].corpus.selection.lengths
+    assert lengths[0] != lengths[1]
+    assert truncated(lengths=(64,)) == 2
+    assert truncated(lengths=(min(lengths),)) == 1, "the shorter one fills its window exactly"
+    assert truncated(lengths=(64,), protocol="sliding", stride=32) == 0
+    assert truncated(lengths=(64,), protocol="stream", stride=64) == int(sum(lengths) % 64 != 0)
 
 
 def test_the_digest_is_of_the_cells_length_also_where_the_last_window_is_shorter(request_spec, store):
@@ -203,24 +184,6 @@ def test_the_digest_is_of_the_cells_length_also_where_the_last_window_is_shorter
     digests = [carry_out(spec, store, backend).records[0].rope_digest for spec in (sliding, prefix)]
     assert backend.windows[-2][0] != 128, "the last sliding window should be a shorter one"
     assert digests[0] == digests[1]
-
-
-def test_stored_cells_are_not_computed_again(request_spec, store):
-    carry_out(request_spec(lengths=(32, 64), min_tokens=128), store, FakeBackend(log_position))
-
-    def unexpected(model):
-        raise AssertionError("no weights needed")
-
-    again = run(
-        plan_ppl(request_spec(lengths=(32, 64), min_tokens=128)), store, RunProgress(quiet=True), load=unexpected
-    )
-    assert (again.computed, again.reused) == (0, 2)
-    backend = FakeBackend(log_position)
-    more = carry_out(request_spec(min_tokens=128, pe=("none", "yarn")), store, backend)
-    # none at 128 alone, and the three of yarn in one pass: two documents each
-    assert (more.computed, more.reused, len(backend.windows)) == (4, 2, 4)
-    fresh = carry_out(request_spec(lengths=(32, 64), min_tokens=128), store, FakeBackend(log_position), fresh=True)
-    assert (fresh.computed, fresh.reused) == (2, 0)
 
 
 @pytest.mark.parametrize(
@@ -243,60 +206,42 @@ def test_cell_ids_depend_on_what_decides_the_result(request_spec, change):
     assert [cell.id for cell in plan_ppl(request_spec(pe=("yarn",))).cells] == [cell.id for cell in before.cells]
 
 
-def test_cell_ids_depend_on_weights_and_texts(request_spec, tiny_llama, documents, tmp_path):
-    before = plan_ppl(request_spec())
-    documents.write_text(documents.read_text().replace("report", "letter"))
-    assert not {cell.id for cell in before.cells} & {cell.id for cell in plan_ppl(request_spec()).cells}
-    from tiny import save_tiny_llama
+def test_cell_ids_depend_on_weights_texts_and_tokenizers(request_spec, tiny_llama, tiny_llama_bos, documents, tmp_path):
+    def cell_of(folder, **changes):
+        return plan_ppl(request_spec(model=(str(folder),), lengths=(64,), **changes)).cells[0]
 
+    before = cell_of(tiny_llama)
+    text = documents.read_text()
+    documents.write_text(text.replace("report", "letter"))
+    assert cell_of(tiny_llama).id != before.id
+    documents.write_text(text)
+    assert cell_of(tiny_llama).id == before.id
     other = save_tiny_llama(tmp_path / "other", intermediate_size=40)
-    digests = [plan_ppl(request_spec(model=(str(path),))).work[0].model.weights_digest for path in (tiny_llama, other)]
-    assert digests[0] != digests[1]
+    assert cell_of(other).params["weights"] != before.params["weights"]
+    # What --bos puts in front is named in tokenizer_config.json alone, which the tokenizer's digest doesn't cover.
+    folder = shutil.copytree(tiny_llama, tmp_path / "named")
+    with_bos = cell_of(folder, bos=True).id
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"bos_token": "a"}))
+    assert cell_of(folder, bos=True).id != with_bos
+    # What the tokenizer puts there itself is.
+    folder = shutil.copytree(tiny_llama_bos, tmp_path / "own")
+    path = folder / "tokenizer.json"
+    plain = json.loads(path.read_text())
+    plain["post_processor"]["special_tokens"]["<s>"]["ids"] = [7]
+    path.write_text(json.dumps(plain))
+    own, shipped = cell_of(folder), cell_of(tiny_llama_bos)
+    assert (shipped.params.get("prefix"), own.params["prefix"]) == (None, [7])
+    assert shipped.params["tokenizer"] != own.params["tokenizer"]
 
 
-def test_aliases_of_one_data_set_are_one(request_spec, store, documents):
-    plan = plan_ppl(request_spec(data=(str(documents), str(documents))))
-    assert len(plan.work) == 1
-
-
-def test_requests_with_lists_of_factors_are_written_once(request_spec, store, tmp_path):
-    factors = {"short_factor": (1.0,) * 8, "long_factor": (2.0,) * 8}
-    spec = request_spec(pe=("longrope",), pe_args={"longrope": factors}, lengths=(128,))
-    for _ in range(2):
-        carry_out(spec, store, FakeBackend(log_position), fresh=True)
-    assert (tmp_path / "run" / "spec.yaml").read_text().count("command: ppl") == 1
-
-
-def test_attention_auto_is_the_same_as_none_named(request_spec):
-    ids = [[cell.id for cell in plan_ppl(request_spec(attn=attn)).cells] for attn in (None, "auto")]
-    assert ids[0] == ids[1]
-
-
-def test_length_dependent_methods_have_no_memory(request_spec, tmp_path):
-    spec = request_spec(pe=("dynamic_ntk", "dynamic_yarn"), lengths=(64, 96, 128))
-    both = [
-        carry_out(spec, Store(str(tmp_path / "a"))),
-        carry_out(spec.replaced(pe=("dynamic_yarn", "dynamic_ntk")), Store(str(tmp_path / "b"))),
-    ]
-    single = {
-        (pe, length): carry_out(
-            spec.replaced(pe=(pe,), lengths=(length,), min_tokens=128),
-            Store(str(tmp_path / f"{pe}{length}")),
-        ).records[0]
-        for pe in spec.pe
-        for length in (128, 64, 96)
-    }
-    for result in both:
-        for record in result.records:
-            if record.metric == "perplexity":
-                assert record.rope_digest == single[record.pe, record.length].rope_digest
-                assert record.value == pytest.approx(single[record.pe, record.length].value, rel=1e-6)
+def test_attention_auto_and_data_named_twice_make_no_other_cells(request_spec, documents):
+    ids = [cell.id for cell in plan_ppl(request_spec()).cells]
+    for changes in ({"attn": "auto"}, {"data": (str(documents), str(documents))}):
+        assert [cell.id for cell in plan_ppl(request_spec(**changes)).cells] == ids
 
 
 def test_long_then_short_equals_short_then_long_in_one_model(tiny_llama):
-    from longeval.models.prepare import prepare
-    from longeval.rope.build import parse_method_name
-
     options = dict.fromkeys(("revision", "native", "bos", "device_map", "attn"))
     model = prepare(str(tiny_llama), **options, dtype="float32", device="cpu", trust_remote_code=False)
     table = model.rope.tables(parse_method_name("dynamic_ntk"), model.geometry, {})
@@ -307,18 +252,17 @@ def test_long_then_short_equals_short_then_long_in_one_model(tiny_llama):
         backend.serve(table(length), length)
         return backend.score(tokens_T[:length], 1)
 
-    long_first = [score(256), score(80)]
-    short_first = [score(80), score(256)]
-    np.testing.assert_array_equal(long_first[0], short_first[1])
-    np.testing.assert_array_equal(long_first[1], short_first[0])
+    long, short, short_again, long_again = (score(length) for length in (256, 80, 80, 256))
+    np.testing.assert_array_equal(long, long_again)
+    np.testing.assert_array_equal(short, short_again)
 
 
-def test_the_request_is_written_once_and_repeatable(request_spec, store, tmp_path):
-    carry_out(request_spec(), store, FakeBackend(log_position))
-    carry_out(request_spec(), store, FakeBackend(log_position))
-    carry_out(request_spec(pe=("yarn",)), store, FakeBackend(log_position))
-    text = (tmp_path / "run" / "spec.yaml").read_text()
-    assert text.count("command: ppl") == 2
+def test_a_request_is_written_once_also_with_lists_of_factors(request_spec, store, tmp_path):
+    factors = {"short_factor": (1.0,) * 8, "long_factor": (2.0,) * 8}
+    longrope = request_spec(pe=("longrope",), pe_args={"longrope": factors}, lengths=(128,))
+    for spec in (longrope, longrope, request_spec(lengths=(64,))):
+        carry_out(spec, store, FakeBackend(log_position))
+    assert (tmp_path / "run" / "spec.yaml").read_text().count("command: ppl") == 2
 
 
 def test_a_request_can_build_on_the_scaling_a_model_came_with(tmp_path, documents, request_spec, store):
@@ -358,17 +302,3 @@ def test_a_run_folder_that_is_removed_meanwhile_is_whole_again(request_spec, sto
     assert "lengths" in again.read_text("spec.yaml")
     assert removed and removed[0] not in {cell.cell for cell in again.cells()}
     assert carry_out(request_spec(), store, FakeBackend(log_position)).computed == 1
-
-
-def test_the_bos_that_a_tokenizer_adds_itself_is_told_by_its_digest(request_spec, tmp_path):
-    folder = save_tiny_llama(tmp_path / "with-bos", bos=True)
-    path = folder / "tokenizer.json"
-    cells = []
-    for number in (0, 7):
-        plain = json.loads(path.read_text())
-        plain["post_processor"]["special_tokens"]["<s>"]["ids"] = [number]
-        path.write_text(json.dumps(plain))
-        cells.append(plan_ppl(request_spec(model=(str(folder),), pe=("none",), lengths=(64,))).cells[0])
-    assert "prefix" not in cells[0].params and cells[0].params["bos"]
-    assert cells[1].params["prefix"] == [7]
-    assert cells[0].params["tokenizer"] != cells[1].params["tokenizer"]

@@ -14,19 +14,12 @@ from longeval.studies.tasks.metrics import absent, aggregate, is_mean, metric_na
     [
         ("acc", "accuracy"),
         ("acc_norm", "accuracy_norm"),
-        ("acc_bytes", "accuracy_bytes"),
-        ("acc_mutual_info", "accuracy_mutual_info"),
         ("accordance", "accordance"),
-        ("exact_match", "exact_match"),
-        ("f1", "f1"),
         ("F1", "f1"),
-        ("EM", "em"),
-        ("rouge1", "rouge1"),
         ("rougeL", "rouge_l"),
         ("rougeLsum", "rouge_lsum"),
         ("qa_f1_score", "qa_f1_score"),
         ("4096", "recall"),
-        ("word_perplexity", "word_perplexity"),
     ],
 )
 def test_names(lm_eval_name, name):
@@ -40,15 +33,15 @@ def test_means_are_told_from_the_rest():
     from lm_eval.api import metrics
     from lm_eval.tasks.ruler.common_utils import aggregate_metrics
 
-    assert all(
-        map(is_mean, (None, metrics.mean, metrics.nanmean, aggregate_metrics, lambda values: sum(values) / len(values)))
+    for mean in (None, metrics.mean, metrics.nanmean, aggregate_metrics, lambda values: sum(values) / len(values)):
+        assert is_mean(mean)
+    own = (
+        lambda values: 100 * sum(values) / len(values),
+        lambda pairs: sum(first for first, _ in pairs),
+        lambda values: sum(values) / max(1, len([value for value in values if value])),
     )
-    others = (metrics.median, metrics.perplexity, metrics.f1_score, metrics.bypass_agg, metrics.brier_score, max)
-    assert not any(map(is_mean, others))
-    assert not is_mean(lambda values: 100 * sum(values) / len(values))
-    assert not is_mean(lambda pairs: sum(first for first, _ in pairs))
-    assert not is_mean(lambda values: sum(1 for value in values if value) / len(values))
-    assert not is_mean(lambda values: sum(values) / max(1, len([value for value in values if value])))
+    for other in (metrics.median, metrics.perplexity, metrics.f1_score, metrics.brier_score, max, *own):
+        assert not is_mean(other)
 
 
 def test_absent_values():
@@ -66,16 +59,11 @@ def test_aggregates_and_their_errors_are_lm_evals(monkeypatch, capsys):
     monkeypatch.setattr("longeval.studies.tasks.metrics.RESAMPLES", 30)
     pairs = [(seed % 2, (seed // 2) % 2) for seed in range(24)] + [(1, 1)] * 8
     likelihoods = [-0.1 * seed for seed in range(1, 20)]
-    for function, items in (
-        (metrics.f1_score, pairs),
-        (metrics.matthews_corrcoef, pairs),
-        (metrics.perplexity, likelihoods),
-    ):
+    for function, items in ((metrics.f1_score, pairs), (metrics.perplexity, likelihoods)):
         found = aggregate(function, items)
         assert capsys.readouterr() == ("", "")
-        assert found.value == pytest.approx(function(items))
+        assert (found.value, found.n) == (pytest.approx(function(items)), len(items))
         assert found.stderr == pytest.approx(metrics.bootstrap_stderr(function, items, 30))
-        assert found.n == len(items)
         capsys.readouterr()
 
 
@@ -96,14 +84,8 @@ def test_one_sample_has_no_error_and_unknown_aggregations_none():
     from lm_eval.api import metrics
 
     assert aggregate(metrics.perplexity, [-1.0]).stderr is None
-    assert aggregate(lambda items: 7.0, [1, 2, 3]).stderr is None
-    assert aggregate(lambda items: 7.0, [1, 2, 3]).value == 7.0
-
-
-def test_a_value_that_is_no_number_is_refused():
-    from lm_eval.api import metrics
-
-    with pytest.raises(ValueError, match="over 2 samples is inf"):
-        aggregate(metrics.perplexity, [-1e4, -1e4])
-    with pytest.raises(ValueError, match="over 1 samples is nan"):
-        aggregate(lambda items: math.nan, [1])
+    found = aggregate(lambda items: 7.0, [1, 2, 3])
+    assert (found.value, found.stderr) == (7.0, None)
+    for function, items in ((metrics.perplexity, [-1e4, -1e4]), (lambda items: math.nan, [1])):
+        with pytest.raises(ValueError, match=f"over {len(items)} samples is (inf|nan)"):
+            aggregate(function, items)

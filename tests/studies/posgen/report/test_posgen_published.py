@@ -18,7 +18,6 @@ resonance      62.64±0.15 75.25±0.10 29.78±0.07
 yarn           95.93±0.04 98.71±0.00 33.70±0.04
 resonance_yarn 98.30±0.00 99.58±0.00 48.46±0.03
 """
-ALL = ("none", "resonance", "yarn", "resonance_yarn")
 
 
 def the_set():
@@ -34,18 +33,19 @@ def compared(path, ood, **changes):
     return comparison(table)
 
 
-def published_lines(beside):
-    return "\n".join(block_text(block, "") for block in published_blocks(beside)).splitlines()
+def text_of(beside):
+    return "\n".join(block_text(block, "") for block in published_blocks(beside))
 
 
-def near(value, num_seeds=5):
-    """As many shares around a percentage, which have it as their mean."""
-    return [value / 100 + 0.0001 * (seed - (num_seeds - 1) / 2) for seed in range(num_seeds)]
+def cot(**shares):
+    return {("cot", pe): values for pe, values in shares.items()}
 
 
 def as_published(**changes):
-    tasks = {"cot": {"none": 69.56, "resonance": 75.25, "yarn": 98.71, "resonance_yarn": 99.58} | changes}
-    return {(task, pe): near(value) for task, by_method in tasks.items() for pe, value in by_method.items()}
+    """Shares of cot whose means are the published ones, each seed 0.01 points above the one before."""
+    means = {"none": 69.56, "resonance": 75.25, "yarn": 98.71, "resonance_yarn": 99.58} | changes
+    steps = [0.0001 * step for step in (-2, -1, 0, 1, 2)]
+    return cot(**{pe: [mean / 100 + step for step in steps] for pe, mean in means.items()})
 
 
 def test_table_1_is_as_printed():
@@ -62,22 +62,14 @@ def test_table_1_is_as_printed():
 def test_the_papers_settings_are_those_of_the_full_preset(tmp_path):
     found = compared(tmp_path / "run", as_published())
     assert list(found.differences()) == []
-    text = "\n".join(published_lines(found))
-    assert "All settings that the paper states are the same here." in text
-    assert "tied on, attention\\_scale off, init t5, start\\_token off" in text
-
-
-def test_every_setting_that_the_paper_states_is_recorded_by_that_name(tmp_path):
-    """A setting that no record has would never be found to differ."""
-    record = compared(tmp_path / "run", as_published()).table.records[0]
-    elsewhere = {"seeds", "dtype", "factor"}
-    assert set(the_set().params) - elsewhere <= set(record.params)
+    assert "tied on, attention\\_scale off, init t5, start\\_token off" in text_of(found)
+    # A setting that no record has would never be found to differ.
+    assert set(the_set().params) - {"seeds", "dtype", "factor"} <= set(found.table.records[0].params)
 
 
 def test_other_settings_are_named_with_both_values(tmp_path):
-    found = compared(
-        tmp_path / "run", {("cot", "yarn"): [0.9, 0.91]}, d_model=128, lr=1e-3, precision="tf32", start_token=True
-    )
+    changes = {"d_model": 128, "lr": 1e-3, "precision": "tf32", "start_token": True}
+    found = compared(tmp_path / "run", cot(yarn=[0.9, 0.91]), **changes)
     assert list(found.differences()) == [
         ("seeds", "5", "2"),
         ("dtype", "float32", "tf32"),
@@ -86,111 +78,70 @@ def test_other_settings_are_named_with_both_values(tmp_path):
         ("factor", "4", "3.95385"),
         ("native_length", "64", "65"),
     ]
-    assert "d\\_model 128 (theirs 512)" in "\n".join(published_lines(found))
+    assert "d\\_model 128 (theirs 512)" in text_of(found)
+    # A method without a factor doesn't read the lengths either.
+    assert list(compared(tmp_path / "none", cot(none=[0.7] * 5), start_token=True).differences()) == []
 
 
-def test_methods_without_a_factor_say_nothing_of_one(tmp_path):
-    found = compared(tmp_path / "run", {("cot", "none"): [0.7] * 5}, start_token=True)
-    assert list(found.differences()) == []
-
-
-def test_numbers_stand_side_by_side(tmp_path):
-    found = compared(tmp_path / "run", as_published(none=70.0))
-    lines = published_lines(found)
+def test_numbers_and_orders_stand_side_by_side(tmp_path):
+    lines = text_of(compared(tmp_path / "run", as_published(none=70.0))).splitlines()
     (row,) = [line for line in lines if line.startswith("| `none`")]
-    assert [cell.strip() for cell in row.strip("|").split("|")] == [
-        "`none`",
-        "–",
-        "70.00 ± 0.00",
-        "69.56 ± 0.33",
-        "+0.44",
-    ]
-    assert "- cot: the means are in the published order, `resonance_yarn` > `yarn` > `resonance` > `none`." in lines
+    assert [cell.strip() for cell in row.split("|")[2:-1]] == ["–", "70.00 ± 0.00", "69.56 ± 0.33", "+0.44"]
+    assert any("in the published order, `resonance_yarn` > `yarn` > `resonance` > `none`." in line for line in lines)
 
 
 def test_another_order_is_said_with_what_the_seeds_know(tmp_path):
-    found = compared(tmp_path / "run", as_published(none=76.0))
-    text = "\n".join(published_lines(found))
-    assert (
-        "- cot: the means are not in the published order. Here `resonance_yarn` > `yarn` > `none` > `resonance`; "
-        "published `resonance_yarn` > `yarn` > `resonance` > `none`." in text
-    )
-    assert (
-        "`none` is 0.75 points above `resonance`; the paired interval 0.75 to 0.75 of 5 seeds lies on one side of 0. "
-        in text
-    )
-    assert "Published: 5.69 points below." in text
-
-
-def test_an_order_that_the_seeds_cannot_tell_is_said_to_be_so(tmp_path):
-    ood = as_published() | {("cot", "none"): [0.7, 0.8, 0.72, 0.78, 0.78]}
-    text = "\n".join(published_lines(compared(tmp_path / "run", ood)))
-    assert "of 5 seeds holds 0." in text
+    text = text_of(compared(tmp_path / "a", as_published(none=76.0)))
+    assert "Here `resonance_yarn` > `yarn` > `none` > `resonance`" in text
+    assert "0.75 points above `resonance`; the paired interval 0.75 to 0.75 of 5 seeds lies on one side of 0" in text
+    assert "5.69 points below" in text
+    unsure = as_published() | cot(none=[0.7, 0.8, 0.72, 0.78, 0.78])
+    assert "of 5 seeds holds 0." in text_of(compared(tmp_path / "b", unsure))
 
 
 def test_seeds_that_only_one_method_has_do_not_enter_the_paired_difference(tmp_path):
-    ood = {("cot", "none"): [0.80, 0.80, 0.95], ("cot", "resonance"): [0.78, 0.79]}
-    text = "\n".join(published_lines(compared(tmp_path / "run", ood)))
-    assert "`none` is 6.50 points above `resonance`, over the seeds that both have +1.50; the paired interval" in text
-
-
-def test_one_seed_is_said_wherever_an_order_rests_on_it(tmp_path):
-    same = {key: values[:1] for key, values in as_published().items()}
-    sentence = "  - One seed, which can't tell whether another would give the same order."
-    assert sentence in published_lines(compared(tmp_path / "a", same))
-    other = {key: values[:1] for key, values in as_published(none=76.0).items()}
-    lines = published_lines(compared(tmp_path / "b", other))
-    assert "points above `resonance`; one seed has both. Published" in "\n".join(lines) and sentence in lines
+    text = text_of(compared(tmp_path / "run", cot(none=[0.80, 0.80, 0.95], resonance=[0.78, 0.79])))
+    assert "6.50 points above `resonance`, over the seeds that both have +1.50; the paired interval" in text
 
 
 def test_an_order_is_said_with_the_neighbours_that_seeds_can_tell(tmp_path):
     # Leads seed by seed, in points: 1, 2, 3 (s 1: ± 4.303/√3); −1, 1, 3 (s 2: twice that); 10, 10, 10.
-    ood = {
-        ("cot", "resonance_yarn"): [0.92, 0.93, 0.97],
-        ("cot", "yarn"): [0.91, 0.91, 0.94],
-        ("cot", "resonance"): [0.92, 0.90, 0.91],
-        ("cot", "none"): [0.82, 0.80, 0.81],
-    }
-    lines = published_lines(compared(tmp_path / "run", ood))
-    place = lines.index(
-        "- cot: the means are in the published order, `resonance_yarn` > `yarn` > `resonance` > `none`."
+    ood = cot(
+        resonance_yarn=[0.92, 0.93, 0.97],
+        yarn=[0.91, 0.91, 0.94],
+        resonance=[0.92, 0.90, 0.91],
+        none=[0.82, 0.80, 0.81],
     )
-    assert lines[place + 1 : place + 3] == [
-        "  - Neighbours that the seeds tell apart (the paired interval excludes 0): `resonance` and `none` "
-        "(+10.00, interval 10.00 to 10.00, 3 seeds).",
-        "  - Neighbours that the seeds don't tell apart (the paired interval holds 0): `resonance_yarn` and `yarn` "
-        "(+2.00, interval −0.48 to 4.48, 3 seeds), `yarn` and `resonance` (+1.00, interval −3.97 to 5.97, "
-        "3 seeds).",
-    ]
+    apart, unsure = [line for line in text_of(compared(tmp_path / "run", ood)).splitlines() if "  - Neighbours" in line]
+    assert apart.endswith(": `resonance` and `none` (+10.00, interval 10.00 to 10.00, 3 seeds).")
+    assert unsure.endswith(
+        ": `resonance_yarn` and `yarn` (+2.00, interval −0.48 to 4.48, 3 seeds), "
+        "`yarn` and `resonance` (+1.00, interval −3.97 to 5.97, 3 seeds)."
+    )
 
 
 def test_neighbours_without_two_common_seeds_are_named(tmp_path):
-    ood = {("cot", "yarn"): [0.90, 0.91], ("cot", "resonance"): [0.80, 0.81], ("cot", "none"): [0.70]}
-    lines = published_lines(compared(tmp_path / "run", ood))
-    sentence = "Neighbours that fewer than two seeds have both: `resonance` and `none`; nothing can be told of them."
-    assert f"  - {sentence}" in lines
-    assert not any("One seed" in line for line in lines)
+    text = text_of(compared(tmp_path / "run", cot(yarn=[0.90, 0.91], resonance=[0.80, 0.81], none=[0.70])))
+    assert "fewer than two seeds have both: `resonance` and `none`" in text
+    assert "One seed" not in text
 
 
 def test_what_the_paper_does_not_have_is_left_out(tmp_path):
-    ood = {("cot", "none"): [0.7], ("cot", "pi"): [0.9], ("mine", "none"): [0.5], ("mine", "pi"): [0.5]}
-    found = compared(tmp_path / "a", ood)
+    found = compared(tmp_path / "a", cot(none=[0.7], pi=[0.9]) | {("mine", "none"): [0.5], ("mine", "pi"): [0.5]})
     assert (found.tasks, [row.name for row in found.rows]) == (("cot",), ["none"])
-    assert not any("- cot:" in line for line in published_lines(found))
-    assert compared(tmp_path / "b", {("cot", "pi"): [0.9]}) is None
+    assert "- cot:" not in text_of(found)
+    assert compared(tmp_path / "b", cot(pi=[0.9])) is None
     assert compared(tmp_path / "c", {("mine", "none"): [0.9]}) is None
 
 
 def test_the_regime_of_the_published_code_is_named(tmp_path):
     found = compared(tmp_path / "run", as_published())
     swapped = dataclasses.replace(found, table=dataclasses.replace(found.table, regime="swapped"))
-    sentence = "The regime here is not the one of the paper's text, but the one of its published code."
-    assert sentence in "\n".join(published_lines(swapped))
-    assert sentence not in "\n".join(published_lines(found))
+    said = "The regime here is not the one of the paper's text"
+    assert said in text_of(swapped) and said not in text_of(found)
 
 
 def test_what_reads_the_same_is_neither_above_nor_below(tmp_path):
-    found = compared(tmp_path / "run", as_published(none=75.2501, resonance=75.2500))
-    assert not any("points above" in line for line in published_lines(found))
-    expected = "- cot: no mean is above one that it is below there, `resonance_yarn` > `yarn` > `none` = `resonance`."
-    assert expected in published_lines(found)
+    text = text_of(compared(tmp_path / "run", as_published(none=75.2501, resonance=75.2500)))
+    assert "points above" not in text
+    assert "`resonance_yarn` > `yarn` > `none` = `resonance`." in text

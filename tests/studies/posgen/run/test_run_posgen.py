@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import posgen_requests
 import pytest
 import torch
-from posgen_requests import ALL, BOTH, Told, carry_out, same_weights, tiny_request, value, weights_of
+from posgen_requests import ALL, BOTH, Told, carry_out, tiny_request, value, weights_of
 
 from longeval.request import requests_from_yaml
-from longeval.run.engine import stored_cells
 from longeval.store.folder import Store
 from longeval.studies.posgen import work as train_posgen
 from longeval.studies.posgen import work as work_module
@@ -90,21 +91,6 @@ def test_curves_are_what_the_records_are_means_of(whole):
             assert 7 * sum(curves.loss[part]) == pytest.approx(record.nll_sum)
 
 
-def test_validation_losses_are_those_of_the_validation_sequences_at_the_end(whole):
-    store, _, result = whole
-    plan = plan_posgen(tiny_request(pe=("yarn",), regimes=("swapped",), seeds=1))
-    (stack,) = plan.stacks
-    valid_NT = generate(stack.trainings[0].data).valid_NT
-    table = cos_sin(stack.evaluations[0].table, 19)
-    weights = weights_of(store, stack.trainings[0].id)
-    inputs = model_inputs(torch.from_numpy(valid_NT)[None], plan.experiment.config)
-    logits = forward(weights, inputs, table.cos_TF, table.sin_TF, plan.experiment.config)[0, :, 3:].double()
-    nll_NP = -torch.log_softmax(logits, -1).gather(-1, torch.from_numpy(valid_NT[:, 4:, None]))[..., 0].numpy()
-    curves = store.curves(value(result, "yarn", "accuracy_ood", "swapped").cell)
-    assert curves.valid_loss_in_distribution[-1] == pytest.approx(nll_NP[:, :8].mean(), rel=1e-5)
-    assert curves.valid_loss_ood[-1] == pytest.approx(nll_NP[:, 8:].mean(), rel=1e-5)
-
-
 def test_where_nothing_is_swapped_the_regimes_agree_and_elsewhere_they_share_no_value(whole):
     store, _, result = whole
     for pe in ALL:
@@ -122,12 +108,7 @@ def test_trainings_are_shared_and_stacked(whole):
     assert len(evaluations) == 6, "where nothing is swapped, one evaluation serves both regimes"
 
 
-def test_progress_is_told_as_much_as_was_announced(whole, store, often):
-    _, told, _ = whole
-    assert [cost for *_, cost in told.advanced] == pytest.approx(told.costs)
-    assert sum(num for _, num, _ in told.stages) == len(told.costs)
-    assert len(told.records) == 16 and {record.metric for record in told.records} == {"accuracy_ood"}
-    # A resumed run announces what is left: 3 of the steps and the validation of epoch 2 are done.
+def test_a_resumed_run_announces_what_is_left(store, often):
     with pytest.raises(KeyboardInterrupt):
         carry_out(tiny_request(pe=("none",)), store, Told(interrupt=8))
     resumed = Told()
@@ -136,24 +117,8 @@ def test_progress_is_told_as_much_as_was_announced(whole, store, often):
     assert resumed.steps() == 6
 
 
-def test_weights_are_those_of_the_seed_alone(whole):
-    store, _, _ = whole
-    plan = plan_posgen(tiny_request(pe=("yarn",), seeds=1, first_seed=1))
-    (stack,) = plan.stacks
-    (training,) = stack.trainings
-    alone = train(
-        plan.experiment.config, plan.experiment.setting, [generate(training.data)], (1,), stack.table, device="cpu"
-    )
-    assert same_weights(weights_of(store, training.id), alone.weights, rtol=1e-4, atol=1e-5)
-
-
 def test_time_is_that_of_the_passes_that_served_a_cell(store, monkeypatch):
     clock = [0.0]
-
-    class Clock:
-        @staticmethod
-        def perf_counter():
-            return clock[0]
 
     def slow(config, setting, data, seeds, *arguments, **options):
         clock[0] += 100 * len(seeds)
@@ -163,40 +128,33 @@ def test_time_is_that_of_the_passes_that_served_a_cell(store, monkeypatch):
         clock[0] += 1
         return evaluate(*arguments, **options)
 
-    monkeypatch.setattr(work_module, "time", Clock)
+    monkeypatch.setattr(work_module, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
     monkeypatch.setattr(train_posgen, "train", slow)
     monkeypatch.setattr(work_module, "evaluate", timed)
 
-    def seconds(spec, folder):
-        return {(r.pe, r.params["seed"]): r.elapsed_s for r in carry_out(spec, Store(f"{store.path}-{folder}")).records}
+    def seconds(folder, pe, *, stack):
+        result = carry_out(tiny_request(pe=pe, regimes=("swapped",), stack=stack), Store(f"{store.path}-{folder}"))
+        return {(r.pe, r.params["seed"]): r.elapsed_s for r in result.records}
 
-    both = {"pe": ("none", "yarn"), "regimes": ("swapped",)}
-    assert set(seconds(tiny_request(**both, stack=True), "together").values()) == {201.0}
-    assert set(seconds(tiny_request(**both, stack=False), "apart").values()) == {101.0}
-    assert set(seconds(tiny_request(**both | {"pe": ("none",)}, stack=False), "later").values()) == {101.0}
-    later = seconds(tiny_request(**both, stack=False), "later")
+    assert set(seconds("together", ("none", "yarn"), stack=True).values()) == {201.0}
+    assert set(seconds("apart", ("none",), stack=False).values()) == {101.0}
+    later = seconds("apart", ("none", "yarn"), stack=False)
     # From weights that were there; and once more on the validation sequences, which its training didn't see with it.
     assert later == {("none", 0): 101.0, ("none", 1): 101.0, ("yarn", 0): 2.0, ("yarn", 1): 2.0}
 
 
 def test_a_table_that_a_training_did_not_know_has_the_loss_of_its_end(store, whole):
-    carry_out(tiny_request(pe=("none",)), store)
-    later = carry_out(tiny_request(pe=("yarn",), regimes=("swapped",)), store)
-    known, known_store = whole[2], whole[0]
+    told = Told()
+    carry_out(tiny_request(pe=("none",), validate_every=3), store, told)
+    assert [cost for *_, cost in told.advanced] == pytest.approx(told.costs)
+    later = carry_out(tiny_request(pe=("yarn",), regimes=("swapped",), validate_every=3), store)
+    known_store, _, known = whole
     for seed in (0, 1):
         late = store.curves(value(later, "yarn", "accuracy_ood", "swapped", seed).cell)
         full = known_store.curves(value(known, "yarn", "accuracy_ood", "swapped", seed).cell)
         assert late.epochs == (4,) and full.epochs == (2, 4)
         assert late.valid_loss_ood == pytest.approx(full.valid_loss_ood[-1:], rel=1e-4)
         assert late.accuracy == full.accuracy
-
-
-def test_the_last_epoch_has_losses_whether_or_not_its_turn_comes(store):
-    told = Told()
-    result = carry_out(tiny_request(pe=("none",), seeds=1, validate_every=3), store, told)
-    assert store.curves(result.records[0].cell).epochs == (3, 4)
-    assert sum(detail == "validation" for detail, _, _ in told.advanced) == 2
-    assert [cost for *_, cost in told.advanced] == pytest.approx(told.costs)
 
 
 def test_other_commands_may_share_the_folder(store):
@@ -207,31 +165,34 @@ def test_other_commands_may_share_the_folder(store):
     assert commands == ["ppl", "posgen"]
 
 
-def test_a_run_needs_nothing_of_what_loads_models_and_text():
-    code = "import sys, longeval.studies.posgen.work, longeval.cli.run\n"
-    code += "print(*{name.split('.')[0] for name in sys.modules})"
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    heavy = {
-        "transformers",
-        "tokenizers",
-        "datasets",
-        "huggingface_hub",
-        "accelerate",
-        "safetensors",
-        "gguf",
-        "lm_eval",
-    }
-    assert "torch" in answer.stdout.split() and not heavy & set(answer.stdout.split())
+HEAVY = {"transformers", "tokenizers", "datasets", "huggingface_hub", "accelerate", "safetensors", "gguf", "lm_eval"}
+TRAIN = """
+import sys
+from posgen_requests import carry_out, tiny_request
+from longeval.store.folder import Store
+
+run, device, precision = sys.argv[1:]
+result = carry_out(tiny_request(device=device, precision=precision), Store(run))
+assert result.failed == 0 and result.computed == 4, result
+print(*{name.split('.')[0] for name in sys.modules})
+"""
 
 
-def test_cells_are_json_of_the_contract(whole):
-    store, _, result = whole
-    record = value(result, "resonance_yarn", "accuracy_ood", "trained", 1)
-    plain = json.loads(store._fs.cat_file(store._at("cells", f"{record.cell}.json")))
-    assert plain["cell"] == record.cell and [r["metric"] for r in plain["records"]] == [
-        "accuracy_in_distribution",
-        "accuracy_ood",
-        "accuracy_generated",
-    ]
-    plan = plan_posgen(tiny_request(pe=ALL, regimes=BOTH))
-    assert plan.left(stored_cells(plan, store)) == []
+def train_elsewhere(run, device, precision):
+    """The modules that a process has after a run."""
+    command = [sys.executable, "-c", TRAIN, str(run), device, precision]
+    tests = Path(posgen_requests.__file__).parent
+    answer = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tests)
+    assert answer.returncode == 0, answer.stderr
+    return set(answer.stdout.split())
+
+
+def test_a_run_needs_nothing_of_what_loads_models_and_text(tmp_path):
+    modules = train_elsewhere(tmp_path / "run", "cpu", "float32")
+    assert "torch" in modules and not HEAVY & modules
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["float32", "bf16"])  # with tf32 the plan has looked at the device before
+def test_a_run_is_the_first_in_its_process_to_use_the_gpu(tmp_path, precision):
+    assert "torch" in train_elsewhere(tmp_path / "run", "cuda:0", precision)

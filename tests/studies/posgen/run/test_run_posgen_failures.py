@@ -37,50 +37,29 @@ def test_out_of_memory_says_how_many_seeds_it_was(store, monkeypatch):
         raise torch.OutOfMemoryError("all gone")
 
     monkeypatch.setattr(train_posgen, "train", full)
-    result = carry_out(tiny_request(pe=("none",)), store)
-    assert result.records[0].error == (
-        "out of memory with 2 seeds at once (--no-stack trains them one after another): all gone"
-    )
-    alone = carry_out(tiny_request(pe=("yarn",), stack=False), store)
-    assert alone.records[0].error == "out of memory: all gone"
+    stacked, alone = (carry_out(tiny_request(pe=("none",), stack=stack), store).records for stack in (True, False))
+    assert "2 seeds" in stacked[0].error and "--no-stack" in stacked[0].error
+    assert alone[0].error == "out of memory: all gone"
 
 
-def test_a_seed_that_diverges_fails_alone(store, monkeypatch):
+def test_a_seed_that_diverges_fails_alone_and_its_weights_are_not_used_again(store, often, monkeypatch):
     def spoil_one(config, setting, data, seeds, table, **options):
         state = train(config, setting, data, seeds, table, **options)
         state.weights["embedding"][1] = math.nan
         return state
 
+    fine, lost = (training.id for training in plan_posgen(tiny_request(pe=("none",))).trainings)
     monkeypatch.setattr(train_posgen, "train", spoil_one)
     result = carry_out(tiny_request(pe=("none",)), store)
     assert [(r.params["seed"], r.status) for r in result.records] == [(0, "ok")] * 3 + [(1, "failed")]
-    assert result.records[-1].error == (
-        "the training diverged: its weights are no finite numbers after epoch 4; no weights of it are kept; "
-        "a lower --lr or a longer --warmup may help"
-    )
+    assert "weights are no finite numbers after epoch 4" in result.records[-1].error
     assert store.curves(result.records[-1].cell) is None
-
-
-def test_weights_of_a_training_that_diverged_are_not_used_again(store, monkeypatch):
-    fine, lost = (training.id for training in plan_posgen(tiny_request(pe=("none",))).trainings)
-
-    def spoil_one(config, setting, data, seeds, table, **options):
-        state = train(config, setting, data, seeds, table, **options)
-        state.weights["embedding"][1] = math.nan
-        return state
-
-    monkeypatch.setattr(train_posgen, "CHECKPOINT_EVERY_S", 0.0)
-    monkeypatch.setattr(train_posgen, "train", spoil_one)
-    carry_out(tiny_request(pe=("none",)), store)
     assert store.has_training("weights", fine) and not store.has_training("weights", lost)
     assert not store.has_checkpoints()
     monkeypatch.setattr(train_posgen, "train", train)
     told = Told()
     again = carry_out(tiny_request(pe=("none",)), store, told)
     assert (again.failed, again.computed, again.reused) == (0, 1, 1) and told.steps() == 12
-    assert [what for what, _, noun in told.stages if noun == "step"] == [
-        "cot, trained with none · seed 1, epochs 1 … 4"
-    ]
 
 
 def test_a_test_loss_that_is_no_number_is_said_of_sound_weights(store, monkeypatch):
@@ -96,16 +75,14 @@ def test_a_training_whose_loss_is_no_number_says_when(store):
     told = Told()
     result = carry_out(tiny_request(pe=("none",), regimes=BOTH, stack=False, lr=1e30), store, told)
     assert [(record.status, record.params["seed"]) for record in result.records] == [("failed", 0), ("failed", 1)] * 2
-    assert result.records[0].error.startswith("the training diverged: its loss is nan in epoch 1; no weights of it are")
+    assert "its loss is nan in epoch 1" in result.records[0].error
     assert told.steps() == 2 * 3, "there is no use in its other epochs"
     assert not list(store._fs.glob(f"{store._root}/weights/*")) and not store.has_checkpoints()
 
 
-def test_a_seed_that_diverges_while_it_catches_up_leaves_the_others_alone(store, monkeypatch):
+def test_a_seed_that_diverges_while_it_catches_up_leaves_the_others_alone(store, often):
     request = tiny_request(pe=("none",))
-    (whole,) = plan_posgen(request).stacks
-    ahead, behind = whole.trainings
-    monkeypatch.setattr(train_posgen, "CHECKPOINT_EVERY_S", 0.0)
+    ahead, behind = plan_posgen(request).trainings
     with pytest.raises(KeyboardInterrupt):
         carry_out(request, store, Told(interrupt=9))
     broken = initial_state(plan_posgen(request).experiment.config, (behind.seed,), "cpu")
@@ -117,25 +94,10 @@ def test_a_seed_that_diverges_while_it_catches_up_leaves_the_others_alone(store,
     assert store.has_training("weights", ahead.id) and not store.has_training("weights", behind.id)
 
 
-def test_a_request_that_cannot_run_ends_before_anything_is_written(tmp_path, monkeypatch):
-    def refuse(*_, **__):
-        raise LongEvalError("--device: gone", "Bring it back.")
-
-    monkeypatch.setattr(train_posgen, "train", refuse)
-    store = Store(str(tmp_path / "run"))
-    with pytest.raises(LongEvalError, match="gone"):
-        carry_out(tiny_request(), store)
-    assert not (tmp_path / "run").exists()
-    result = carry_out(tiny_request(), store, under_way=True)
-    assert result.failed == 4 and result.records[0].error == "--device: gone. Bring it back."
-
-
 def test_a_folder_of_other_settings_is_refused(store):
     carry_out(tiny_request(pe=("none",), seeds=1), store)
     check_settings([tiny_request(pe=("yarn",), regimes=BOTH, seeds=5, tasks=("recursive",))], store)
-    with pytest.raises(
-        LongEvalError, match=r"other settings \(--tied false, not true; --lr 0.001, not 0.01\)"
-    ) as caught:
+    with pytest.raises(LongEvalError, match=r"\(--tied false, not true; --lr 0.001, not 0.01\)") as caught:
         check_settings([tiny_request(lr=1e-3, tied=False)], store)
     assert "--out" in caught.value.remedy and caught.value.problem.startswith(f"--out {store.path}")
     with pytest.raises(LongEvalError, match="--epochs 5, not 4"):

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 from posgen_requests import ALL, BOTH, Told, carry_out, same_weights, tiny_request, value, weights_of
 
@@ -49,15 +45,20 @@ def test_a_seed_alone_is_stored_before_the_next_begins(store, often, trained):
     assert all(store.has_training("weights", training.id) for training in plan_posgen(request).trainings)
 
 
-def test_a_training_goes_on_stacked_or_alone_whichever_way_it_began(store, often, trained, whole):
-    request = {"pe": ("yarn",), "seeds": 2}
+@pytest.mark.parametrize("stack", [True, False])
+def test_a_training_that_began_stacked_goes_on_stacked_or_alone(store, often, trained, whole, stack):
+    request = tiny_request(pe=("yarn",))
     with pytest.raises(KeyboardInterrupt):
-        carry_out(tiny_request(**request, stack=True), store, Told(interrupt=9))
-    result = carry_out(tiny_request(**request, stack=False), store)
-    assert trained == [((0, 1), 0, 4), ((0,), 2, 4), ((1,), 2, 4)]
+        carry_out(request, store, Told(interrupt=9))  # in the third of four epochs
+    assert store.has_checkpoints() and store.read_text("spec.yaml") is not None and list(store.cells()) == []
+    result = carry_out(request.replaced(stack=stack), store)
+    assert trained == [((0, 1), 0, 4), *([((0, 1), 2, 4)] if stack else [((0,), 2, 4), ((1,), 2, 4)])]
+    assert not store.has_checkpoints()
     assert {record.params["stacked"] for record in result.records} == {2}, "of the first epochs"
-    for training in plan_posgen(tiny_request(**request)).trainings:
+    for training in plan_posgen(request).trainings:
         assert same_weights(weights_of(store, training.id), weights_of(whole[0], training.id), rtol=1e-4, atol=1e-5)
+    curves = [one.curves(value(result, "yarn", "accuracy_ood").cell) for one in (store, whole[0])]
+    assert curves[0].epochs == (2, 4) and curves[0].valid_loss_ood == pytest.approx(curves[1].valid_loss_ood, rel=1e-4)
 
 
 def test_only_what_is_missing_is_trained(store, trained):
@@ -66,21 +67,6 @@ def test_only_what_is_missing_is_trained(store, trained):
     assert (more.computed, more.reused) == (10, 2)
     assert trained == [((0, 1), 0, 4), ((2,), 0, 4), ((0, 1, 2), 0, 4)]
     assert [plain["seeds"] for plain in requests_from_yaml(store.read_text("spec.yaml"), origin="f")] == [2, 3]
-
-
-def test_a_killed_training_goes_on_to_the_same_weights(store, often, trained, whole):
-    with pytest.raises(KeyboardInterrupt):
-        carry_out(tiny_request(pe=("yarn",)), store, Told(interrupt=9))  # in the third of four epochs
-    training = plan_posgen(tiny_request(pe=("yarn",))).stacks[0].trainings[0].id
-    assert store.has_checkpoints() and not store.has_training("weights", training)
-    assert store.read_text("spec.yaml") is not None and list(store.cells()) == []
-    carry_out(tiny_request(pe=("yarn",)), store)
-    assert trained == [((0, 1), 0, 4), ((0, 1), 2, 4)]
-    assert not store.has_checkpoints()
-    assert same_weights(weights_of(store, training), weights_of(whole[0], training), rtol=1e-5, atol=1e-6)
-    curves = [s.curves(value(whole[2], "yarn", "accuracy_ood").cell) for s in (store, whole[0])]
-    assert curves[0].epochs == (2, 4) and curves[0].accuracy == curves[1].accuracy
-    assert curves[0].valid_loss_ood == pytest.approx(curves[1].valid_loss_ood, rel=1e-4)
 
 
 def test_seeds_that_are_behind_catch_up_and_go_on_together(store, often, trained, whole):
@@ -123,24 +109,6 @@ def test_a_damaged_file_is_made_again(store, trained, kind, caplog):
     assert from_bytes(store.training("weights", training.id)).epoch == 4
 
 
-def test_a_cell_without_its_curves_is_evaluated_again_from_its_weights(store, trained):
-    first = carry_out(tiny_request(pe=("none",), seeds=1), store)
-    cell = first.records[0].cell
-    store._fs.rm_file(store._at("curves", f"{cell}.json"))
-    again = carry_out(tiny_request(pe=("none",), seeds=1), store)
-    assert again.computed == 1 and store.curves(cell) is not None and len(trained) == 1
-    assert [r.value for r in again.records] == [r.value for r in first.records]
-
-
-def test_fresh_passes_over_what_is_stored(store, trained):
-    told = Told()
-    carry_out(tiny_request(pe=("none",), seeds=1), store)
-    again = carry_out(tiny_request(pe=("none",), seeds=1), store, told, fresh=True)
-    assert (again.computed, again.reused) == (1, 0)
-    assert trained == [((0,), 0, 4)] * 2
-    assert [cost for *_, cost in told.advanced] == pytest.approx(told.costs) and told.steps() == 12
-
-
 def test_a_fresh_start_that_was_killed_does_not_go_on_with_what_was_there_before(store, often, trained):
     request = tiny_request(pe=("none", "yarn"), stack=False)
     carry_out(request, store)
@@ -157,45 +125,8 @@ def test_a_fresh_start_that_was_killed_does_not_go_on_with_what_was_there_before
     assert trained == [((0,), 2, 4), ((1,), 0, 4), ((0,), 0, 4), ((1,), 0, 4)]
 
 
-def test_a_fresh_start_that_writes_nothing_leaves_all_as_it_was(store, monkeypatch):
-    request = tiny_request(pe=("none",), seeds=1)
-    carry_out(request, store)
-    (training,) = plan_posgen(request).trainings
-    with pytest.raises(KeyboardInterrupt):
-        carry_out(request, store, Told(interrupt=2), fresh=True)
-    assert store.has_training("weights", training.id)
-
-
 def test_the_request_is_written_down_once_as_it_was_asked_last(store):
-    request = {"pe": ("none",)}
     for stack in (None, True, False):
-        carry_out(tiny_request(**request, stack=stack), store)
+        carry_out(tiny_request(pe=("none",), stack=stack), store)
         (plain,) = requests_from_yaml(store.read_text("spec.yaml"), origin="spec.yaml")
-        assert request_from_mapping(plain, origin="spec.yaml") == tiny_request(**request, stack=stack)
-    carry_out(tiny_request(pe=("yarn",)), store)
-    assert [one["pe"] for one in requests_from_yaml(store.read_text("spec.yaml"), origin="spec.yaml")] == [
-        ["none"],
-        ["yarn"],
-    ]
-
-
-GPU_RUN = """
-import sys
-from posgen_requests import carry_out, tiny_request
-from longeval.store import Store
-
-result = carry_out(tiny_request(device="cuda:0", precision=sys.argv[2]), Store(sys.argv[1]))
-assert result.failed == 0 and result.computed == 4, result
-"""
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("precision", ["float32", "bf16"])  # with tf32 the plan has looked at the device before
-def test_a_run_is_the_first_in_its_process_to_use_the_gpu(tmp_path, precision):
-    ran = subprocess.run(
-        [sys.executable, "-c", GPU_RUN, str(tmp_path / "run"), precision],
-        cwd=Path(__file__).parents[1],
-        capture_output=True,
-        text=True,
-    )
-    assert ran.returncode == 0, ran.stderr
+        assert request_from_mapping(plain, origin="spec.yaml") == tiny_request(pe=("none",), stack=stack)

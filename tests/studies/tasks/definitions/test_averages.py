@@ -1,6 +1,7 @@
 """Group averages equal lm-eval's own, and are no number where a member is missing."""
 
 import random
+from types import SimpleNamespace
 
 import pytest
 from lm_eval.api.group import Group
@@ -11,45 +12,24 @@ from longeval.studies.tasks.definitions.entries import GroupAverage, average
 NAMES = ("a", "b", "c", "d", "e")
 
 
-class Leaf:
-    def __init__(self, name):
-        self.task_name = name
-
-
-def spec(*, weighted, members=NAMES):
-    return GroupAverage(group="g", metric="acc", filters=("none",), weight_by_size=weighted, members=members)
+def spec(*, weighted):
+    return GroupAverage(group="g", metric="acc", filters=("none",), weight_by_size=weighted, members=NAMES)
 
 
 @pytest.mark.parametrize("weighted", [True, False])
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 def test_averages_are_lm_evals(weighted, seed, monkeypatch):
     rng = random.Random(seed)
-    values = {name: rng.random() for name in NAMES}
+    values, stderrs = ({name: rng.random() for name in NAMES} for _ in range(2))
     sizes = {name: rng.randint(1, 500) for name in NAMES}
-    stderrs = {name: rng.random() / 10 for name in NAMES}
     group = Group("g", aggregate_metric_list=[AggMetricConfig(metric="acc", weight_by_size=weighted)])
-    monkeypatch.setattr(group, "get_all_tasks", lambda recursive=True: [Leaf(name) for name in NAMES])
-    theirs = group.aggregate(
-        {
-            name: {"acc,none": values[name], "acc_stderr,none": stderrs[name], "sample_len": sizes[name]}
-            for name in NAMES
-        }
-    )
+    monkeypatch.setattr(group, "get_all_tasks", lambda recursive=True: [SimpleNamespace(task_name=n) for n in NAMES])
+    results = {n: {"acc,none": values[n], "acc_stderr,none": stderrs[n], "sample_len": sizes[n]} for n in NAMES}
+    theirs = group.aggregate(results)
     ours = average(spec(weighted=weighted), values, sizes=sizes, stderrs=stderrs)
     assert ours.value == pytest.approx(theirs["acc,none"], rel=1e-12)
     if not weighted:  # lm-eval pools where it weights
         assert ours.stderr == pytest.approx(theirs["acc_stderr,none"], rel=1e-12)
-
-
-def test_standard_error_of_a_weighted_mean():
-    ours = average(
-        spec(weighted=True, members=("a", "b")),
-        {"a": 0.0, "b": 1.0},
-        sizes={"a": 30, "b": 10},
-        stderrs={"a": 0.2, "b": 0.4},
-    )
-    assert ours.value == pytest.approx(0.25)
-    assert ours.stderr == pytest.approx((0.15**2 + 0.1**2) ** 0.5)
 
 
 def test_a_missing_member_leaves_no_average():

@@ -11,23 +11,15 @@ def lacks(data, reason="out of reach", remedy="Check the network."):
     return MissingDataError(f"--tasks x: hub data set {data}: {reason}", remedy, data=data, reason=reason)
 
 
-def test_one_task_keeps_its_own_words():
-    error = lacks("who/a")
-    assert missing_together({"one": error}) is error
-
-
 def test_each_reason_is_told_once_with_all_data():
     errors = {"one": lacks("who/a"), "two": lacks("who/b"), "three": lacks("who/c", "gated"), "four": lacks("who/a")}
     assert causes(errors) == "who/a, who/b: out of reach; who/c: gated"
     error = missing_together(errors)
     assert error.problem == f"--tasks one, two, three, four: data is missing: {causes(errors)}"
     assert error.remedy == "Check the network."
-
-
-def test_of_different_remedies_one_is_whole_and_of_many_reasons_three():
-    errors = {f"t{n}": MissingDataError(f"no file {n}", f"Get {n}.") for n in range(5)}
-    assert causes(errors) == "no file 0; no file 1; no file 2; and 2 more"
-    assert missing_together(errors).remedy == "Get 0. The others alike."
+    alone = lacks("who/a")
+    assert missing_together({"one": alone}) is alone
+    assert causes({f"t{n}": MissingDataError(f"no file {n}", f"Get {n}.") for n in range(5)}).endswith("; and 2 more")
 
 
 def test_nltk_keeps_its_reasons_to_itself_and_is_asked_once(monkeypatch, capsys):

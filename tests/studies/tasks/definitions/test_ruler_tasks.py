@@ -81,28 +81,15 @@ def test_fewer_samples_are_the_first_of_more_and_follow_the_seed(words, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "length"), [("ruler_vt", 512), ("ruler_cwe", 256), ("ruler_fwe", 256)])
-def test_a_window_too_short_is_an_error_not_an_endless_loop(name, length, words):
-    with pytest.raises(LongEvalError, match=rf"--tasks {name}: a window of {length} tokens is too short.*at least \d+"):
-        build(name, words, length)
-
-
-@pytest.mark.slow
-def test_a_window_too_short_is_named_as_it_was_asked_for(words):
-    with pytest.raises(LongEvalError) as plain:
-        build("ruler_fwe", words, 256)
-    with pytest.raises(LongEvalError, match="a window of 291 tokens, less 35 for the chat template, is too") as caught:
-        build("ruler_fwe", words, 256, template=35)
-    shortest, with_template = (int(e.value.remedy.rstrip(".").split()[-1]) for e in (plain, caught))
-    assert with_template == shortest + 35
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ruler_vt", "ruler_cwe", "ruler_fwe"])
-def test_the_shortest_window_that_is_named_does(name, words):
-    with pytest.raises(LongEvalError) as caught:
+def test_a_window_too_short_is_an_error_and_the_shortest_that_it_names_does(name, words):
+    """No endless loop. Lengths are told as they were asked for: with the tokens of the chat template."""
+    with pytest.raises(LongEvalError, match=f"--tasks {name}: a window of 128 tokens") as plain:
         build(name, words, 128)
-    shortest = int(caught.value.remedy.rstrip(".").split()[-1])
+    with pytest.raises(LongEvalError, match="a window of 163 tokens, less 35") as templated:
+        build(name, words, 128, template=35)
+    shortest, with_template = (int(e.value.remedy.rstrip(".").split()[-1]) for e in (plain, templated))
+    assert with_template == shortest + 35
     assert len(build(name, words, shortest, num_samples=20).eval_docs) == 20
 
 
@@ -110,13 +97,10 @@ def test_a_tokenizer_folder_holds_no_code_and_is_made_once(words, tmp_path, monk
     class WithCode:
         def save_pretrained(self, folder):
             words.save_pretrained(folder)
-            with open(os.path.join(folder, "tokenizer_config.json")) as file:
-                config = json.load(file)
-            config["auto_map"] = {"AutoTokenizer": ["evil.Tokenizer", None]}
-            with open(os.path.join(folder, "tokenizer_config.json"), "w") as file:
-                json.dump(config, file)
-            with open(os.path.join(folder, "evil.py"), "w") as file:
-                file.write("raise SystemExit")
+            path = Path(folder, "tokenizer_config.json")
+            config = json.loads(path.read_text()) | {"auto_map": {"AutoTokenizer": ["evil.Tokenizer", None]}}
+            path.write_text(json.dumps(config))
+            Path(folder, "evil.py").write_text("raise SystemExit")
 
     monkeypatch.setenv("LONGEVAL_CACHE", str(tmp_path / "cache"))
     folder = tokenizer_folder(WithCode())
@@ -126,14 +110,10 @@ def test_a_tokenizer_folder_holds_no_code_and_is_made_once(words, tmp_path, monk
         Path(folder, name).write_bytes(content)
         assert tokenizer_folder(words) == folder  # made again where it was damaged
         assert {path.name: path.read_bytes() for path in Path(folder).iterdir()} == files
-    assert [path.name for path in Path(folder).parent.iterdir()] == [os.path.basename(folder)]
-    assert os.path.dirname(folder) == str(tmp_path / "cache" / "tokenizers")
-    assert os.listdir(os.path.dirname(folder)) == [os.path.basename(folder)]
-    assert not [name for name in os.listdir(folder) if name.endswith(".py")]
-    with open(os.path.join(folder, "tokenizer_config.json")) as file:
-        assert "auto_map" not in json.load(file)
+    assert list((tmp_path / "cache" / "tokenizers").iterdir()) == [Path(folder)]
+    assert not any(name.endswith(".py") for name in files)
+    assert "auto_map" not in json.loads(files["tokenizer_config.json"])
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("LONGEVAL_CACHE", str(tmp_path / "file"))
-    other = tokenizer_folder(words)
-    assert os.path.isfile(os.path.join(other, "tokenizer.json"))
-    assert not other.startswith(str(tmp_path / "file"))
+    other = Path(tokenizer_folder(words))
+    assert (other / "tokenizer.json").is_file() and not other.is_relative_to(tmp_path / "file")

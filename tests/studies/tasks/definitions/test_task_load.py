@@ -63,7 +63,6 @@ GENERATED = """\
     """
 MADE = """\
     import random
-    import sys
 
     import datasets
     import numpy as np
@@ -112,36 +111,28 @@ def test_tasks_that_a_group_changes(tmp_path, small_lm_eval):  # noqa: F811
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('doc_to_text: "{{text}}"\n', "", r"mine.yaml, line 1: doc_to_text is missing"),
-        ("doc_to_text:", "doc_to_txt:", r"mine.yaml, line 6: doc_to_txt is unknown. Did you mean doc_to_text\?"),
-        ("generate_until", "generate", r"mine.yaml, line 4: output_type generate is unknown. Known: loglikelihood, m"),
-        ("generate_until", "multiple_choice", r"mine.yaml, line 1: doc_to_choice is missing"),
-        ("test_split: test\n", "", r"mine.yaml, line 1: test_split is missing"),
-        ("dataset_path: json\n", "", r"mine.yaml, line 1: dataset_path is missing"),
-        ("exact_match", "exact_mach", r"mine.yaml, line 9: metric_list metric exact_mach is unknown. Did you mean ex"),
-        ("aggregation: mean", "aggregation: men", r"mine.yaml, line 9: metric_list aggregation men is unknown"),
-        ("- {metric: exact", "- {metrik: exact", r"mine.yaml, line 9: metric_list has an entry without the key metric"),
+        ('doc_to_text: "{{text}}"\n', "", r"mine.yaml, line 1: doc_to_text"),
+        ("doc_to_text:", "doc_to_txt:", r"mine.yaml, line 6: doc_to_txt .*Did you mean doc_to_text\?"),
+        ("generate_until", "generate", r"mine.yaml, line 4: output_type generate .*loglikelihood"),
+        ("dataset_path: json\n", "", r"mine.yaml, line 1: dataset_path"),
+        ("exact_match", "exact_mach", r"mine.yaml, line 9: metric_list metric exact_mach .*Did you mean exact_match"),
+        ("aggregation: mean", "aggregation: men", r"mine.yaml, line 9: metric_list aggregation men"),
+        ("- {metric: exact", "- {metrik: exact", r"mine.yaml, line 9: metric_list"),
         ("max_gen_toks: 4", "max_gen_toks: x", r"mine.yaml, line 8: generation_kwargs.max_gen_toks 'x'"),
-        ("max_gen_toks: 4", "max_gen_toks: -1", r"generation_kwargs.max_gen_toks -1"),
-        ("max_gen_toks: 4", "max_new_tokens: 1.5", r"generation_kwargs.max_new_tokens 1.5"),
+        ("max_gen_toks: 4", "max_gen_toks: 0", r"generation_kwargs.max_gen_toks 0"),
         ("max_gen_toks: 4", "max_gen_toks: 1e9", r"generation_kwargs.max_gen_toks '1e9'"),
-        ("max_gen_toks: 4", "max_gen_toks: .inf", r"generation_kwargs.max_gen_toks inf"),
-        ("max_gen_toks: 4", "max_gen_toks: true", r"generation_kwargs.max_gen_toks True"),
-        ("until: []", "until: 3", r"generation_kwargs.until 3"),
         ("until: []", "until: [a, 3]", r"generation_kwargs.until \['a', 3\]"),
         ("do_sample: false", "temperature: hot", r"generation_kwargs.temperature 'hot'"),
         ("do_sample: false", "do_sample: 'no'", r"generation_kwargs.do_sample 'no'"),
-        ("{version: 1}", "1.0", r"mine.yaml, line 11: metadata must be a mapping"),
-        ("metadata:", "num_fewshot: two\nmetadata:", r"mine.yaml, line 11: num_fewshot two must be a whole"),
+        ("{version: 1}", "1.0", r"mine.yaml, line 11: metadata"),
+        ("metadata:", "num_fewshot: two\nmetadata:", r"mine.yaml, line 11: num_fewshot two"),
         ("metadata:", "process_results: !function made.absent\nmetadata:", r"line 11: !function made.absent: .*no attribute 'absent'"),
         ("metadata:", "process_results: !function gone.x\nmetadata:", r"line 11: !function gone.x: there is no .*gone.py"),
         ("metadata:", "process_results: !function x\nmetadata:", r"line 11: !function x: has no module"),
         ("metadata:", "process_results: !function bad.x\nmetadata:", r"bad.py, line 2: not valid Python"),
         ("metadata:", "filter_list: [{name: a, filter: [{function: tak}]}]\nmetadata:", "line 11: filter_list function tak"),
-        ("metadata:", "filter_list: [{filter: []}]\nmetadata:", "line 11: filter_list has an entry without name"),
-        ('doc_to_target: "{{answer}}"', 'doc_to_target: "{{reply}}"', r"mine.yaml, line 7: doc_to_target: 'reply' is und"),
-        ('doc_to_text: "{{text}}"', 'doc_to_text: "{{text"', r"mine.yaml, line 6: doc_to_text: "),
-        ("task: mine", "task: mine\nunsafe_code: true", "--tasks mine: not run: it executes code that the model writes"),
+        ("metadata:", "filter_list: [{filter: []}]\nmetadata:", "line 11: filter_list"),
+        ("task: mine", "task: mine\nunsafe_code: true", "--tasks mine: not run: it executes code"),
         ("dataset_path: json", "dataset_path: pandas", "--tasks mine: not run: its data are pickles"),
         ("task: mine", "task: mine\ndoc_to_image: x", "--tasks mine: not run: it shows images or plays sound"),
         ("aggregation: mean,", "aggregation: mean, hf_evaluate: true,", "not run: its metric exact_match is a script"),
@@ -158,7 +149,9 @@ def test_mistakes_are_named_with_file_and_line(tmp_path, old, new, message):
 def test_code_that_a_model_writes_stays_refused_in_files_that_include_such_tasks(tmp_path):
     write(tmp_path / "tasks", theirs=task(tmp_path, "theirs") + "unsafe_code: true\n")
     folder = write(tmp_path / "tasks", mine="include: theirs.yaml\ntask: mine\nunsafe_code: false\n")
-    assert "not run: it executes code that the model writes" in refused(folder).problem
+    assert "not run: it executes code" in refused(folder).problem
+    with pytest.raises(LongEvalError, match="--tasks danger: not run: it executes code"):
+        load_task("danger", metadata={})
 
 
 def test_functions_of_users_files_are_refused_unless_they_may_run(tmp_path):
@@ -175,30 +168,29 @@ def test_functions_of_users_files_are_refused_unless_they_may_run(tmp_path):
     assert not (tmp_path / "marker").exists()
 
 
-def test_mistakes_in_an_included_file_name_that_file(tmp_path):
-    text = task(tmp_path, "mine").replace("generate_until", "generate")
-    folder = write(tmp_path / "tasks", mine="task: mine\ninclude: base.part\n")
-    (folder / "base.part").write_text(text)
-    assert "base.part, line 4: output_type generate" in str(refused(folder))
+OWN_ERROR = "from longeval.errors import LongEvalError\ndef rows(**r):\n    raise LongEvalError('--x: y', 'Do z.')\n"
+WRAPPED = """\
+    from longeval.errors import LongEvalError
+    def rows(**r):
+        try:
+            raise LongEvalError('--x: y', 'Do z.')
+        except LongEvalError as error:
+            raise OSError from error
+    """
 
 
-def test_a_bug_in_a_tasks_own_python(tmp_path):
-    made = MADE.replace('print("noise on stdout")', "raise ZeroDivisionError('oh no')").replace("setting, kind,", "")
-    error = refused(write(tmp_path / "tasks", mine=GENERATED, made_py=made))
-    assert "made.py, line 8: ZeroDivisionError: oh no" in error.problem
-    absent = refused(write(tmp_path / "tasks", made_py="import no_such_package\ndef rows(**rest):\n    pass\n"))
-    assert str(absent) == "--tasks mine: the Python package no_such_package is missing. pip install no_such_package"
-    asked = refused(
-        write(tmp_path / "tasks", made_py="def rows(**r):\n    raise ImportError('pip install jieba rouge')\n")
-    )
-    assert asked.remedy == "pip install jieba rouge"
-    own = "from longeval.errors import LongEvalError\ndef rows(**r):\n    raise LongEvalError('--x: y', 'Do z.')\n"
-    assert str(refused(write(tmp_path / "tasks", made_py=own))) == "--x: y. Do z."
-    wrapped = (
-        own.replace("    raise", "    try:\n        raise")
-        + "    except Exception as e:\n        raise OSError from e\n"
-    )
-    assert str(refused(write(tmp_path / "tasks", made_py=wrapped))) == "--x: y. Do z."
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        ("def rows(**r):\n    raise ZeroDivisionError('oh no')\n", "made.py, line 2: ZeroDivisionError: oh no"),
+        ("import no_such_package\n", "no_such_package is missing. pip install no_such_package"),
+        ("def rows(**r):\n    raise ImportError('pip install jieba rouge')\n", "pip install jieba rouge"),
+        (OWN_ERROR, "--x: y. Do z."),
+        (WRAPPED, "--x: y. Do z."),
+    ],
+)
+def test_errors_in_a_tasks_own_python(tmp_path, made, message):
+    assert message in str(refused(write(tmp_path / "tasks", mine=GENERATED, made_py=made)))
 
 
 HUB = """\
@@ -213,22 +205,15 @@ HUB = """\
 
 
 def test_missing_data_names_both_ways(tmp_path, no_hub):
-    folder = write(
-        tmp_path / "tasks", mine=HUB.format(name="mine", path="who/what"), two=HUB.format(name="two", path="who/what")
-    )
-    for name in ("mine", "two"):
+    texts = {name: HUB.format(name=name, path="who/what") for name in ("mine", "two")}
+    folder = write(tmp_path / "tasks", **texts)
+    for name in texts:
         error = refused(folder, name)
         assert isinstance(error, MissingDataError)
-        assert error.problem == (
-            f"--tasks {name}: hub data set who/what: the hub can't be reached (no route). Check the network"
-        )
-        assert "load_dataset('who/what', 'main')" in error.remedy
-        assert "HF_HOME" in error.remedy
-        assert "hf download --repo-type dataset who/what --local-dir DIR" in error.remedy
+        assert error.problem.startswith(f"--tasks {name}: hub data set who/what: ")
+        for way in ("load_dataset('who/what', 'main')", "hf download --repo-type dataset who/what --local-dir DIR"):
+            assert way in error.remedy
     assert no_hub == ["who/what"]  # once: half a minute for each of LongBench's 21 tasks would be ten
-    import huggingface_hub
-
-    assert not huggingface_hub.constants.HF_HUB_OFFLINE
 
 
 def test_a_local_folder_needs_no_hub(tmp_path, no_hub, monkeypatch):
@@ -246,14 +231,9 @@ def test_a_local_folder_needs_no_hub(tmp_path, no_hub, monkeypatch):
     ("error", "kind", "message"),
     [
         (datasets.exceptions.DatasetNotFoundError("it is gated"), MissingDataError, "data set who/what: it is gated"),
-        (ConnectionError("broke off"), MissingDataError, "data set who/what: broke off"),
-        (
-            RuntimeError("Dataset scripts are no longer supported, but found what.py"),
-            LongEvalError,
-            "nothing runs code",
-        ),
+        (RuntimeError("Dataset scripts are no longer supported, but found what.py"), LongEvalError, "runs code"),
         (FileNotFoundError("no rows.json"), MissingDataError, "no rows.json"),
-        (ValueError("odd"), LongEvalError, r"mine.yaml\): can't be built \(ValueError: odd\)"),
+        (ValueError("odd"), LongEvalError, "ValueError: odd"),
     ],
 )
 def test_what_reading_a_data_set_may_raise(tmp_path, monkeypatch, error, kind, message):
@@ -263,17 +243,13 @@ def test_what_reading_a_data_set_may_raise(tmp_path, monkeypatch, error, kind, m
     monkeypatch.setattr(guards, "resolve_revision", lambda hub: "c0ffee")
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     raised = refused(write(tmp_path / "tasks", mine=HUB.format(name="mine", path="who/what")))
-    assert type(raised) is kind
-    assert message.replace("\\", "") in raised.problem
+    assert type(raised) is kind and message in raised.problem
 
 
 def test_metric_scripts_of_the_hub_are_never_run(tmp_path):
     made = "from evaluate import load\n\ndef target(doc):\n    return load('rouge')\n"
     text = task(tmp_path, "mine").replace('"{{answer}}"', "!function made.target")
-    error = refused(write(tmp_path / "tasks", mine=text, made_py=made))
-    assert "metric rouge is a script of the hub" in error.problem
-    with pytest.raises(LongEvalError, match="metric bleu"):
-        sys.modules["evaluate"].load("bleu")
+    assert "metric rouge" in refused(write(tmp_path / "tasks", mine=text, made_py=made)).problem
 
 
 @pytest.mark.parametrize("imported", [False, True])
@@ -287,12 +263,5 @@ def test_the_refusal_reaches_evaluate_whenever_it_is_imported(imported, monkeypa
     import evaluate
 
     assert (evaluate is package) == imported
-    with pytest.raises(LongEvalError, match="metric bleu is a script of the hub"):
+    with pytest.raises(LongEvalError, match="metric bleu"):
         evaluate.load("bleu")
-
-
-def test_refused_tasks_of_lm_eval():
-    with pytest.raises(LongEvalError, match="--tasks danger: not run: it executes code that the model writes"):
-        load_task("danger", metadata={})
-    with pytest.raises(LongEvalError, match=r"--tasks alfha: unknown\. Did you mean alpha"):
-        load_task("alfha", metadata={})

@@ -4,29 +4,31 @@ from __future__ import annotations
 
 import pytest
 from local_tasks import CHAT_TEMPLATE
+from plain_backend import KnownBackend
 
 from longeval.data.special import prefix_ids
+from longeval.studies.tasks.answers import answer
+from longeval.studies.tasks.prompts.build import prepare
 from longeval.studies.tasks.prompts.prepared import PromptWindow
+
+
+def tokenizer_of(folder):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.eos_token = tokenizer.bos_token
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
 
 
 @pytest.fixture(scope="session")
 def tiny_tokenizer(tiny_llama):
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
-    tokenizer.eos_token = tokenizer.bos_token
-    tokenizer.chat_template = CHAT_TEMPLATE
-    return tokenizer
+    return tokenizer_of(tiny_llama)
 
 
 @pytest.fixture(scope="session")
 def tiny_tokenizer_bos(tiny_llama_bos):
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(tiny_llama_bos)
-    tokenizer.eos_token = tokenizer.bos_token
-    tokenizer.chat_template = CHAT_TEMPLATE
-    return tokenizer
+    return tokenizer_of(tiny_llama_bos)
 
 
 @pytest.fixture(scope="session")
@@ -53,5 +55,15 @@ def lm():
 
     def make(backend, window, table=lambda length: None, static=True):
         return TaskLM(backend, tokenizer=window.tokenizer, length=window.length, table=table, static=static)
+
+    return make
+
+
+@pytest.fixture
+def answered(window, lm):
+    """A task's answers, of a backend whose scores or texts are known, in the default window."""
+
+    def make(task, backend=None, limit=None, done=None):
+        return answer(task, prepare(task, window(), limit=limit), lm(backend or KnownBackend(), window()), done)
 
     return make

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import math
@@ -55,11 +54,6 @@ def hflm(model, tokenizer, max_length, **options):
         return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1, max_length=max_length, **options)
 
 
-def max_length(name, window):
-    """lm-eval doesn't count the last token of a rolling window."""
-    return window.length - (name == "wikitext")
-
-
 @pytest.mark.parametrize("bos", [False, True])
 @pytest.mark.parametrize("chat", [False, True])
 @pytest.mark.parametrize("name", STOCK)
@@ -72,7 +66,8 @@ def test_stock_tasks_give_what_hflm_gives(
     here = window(tokenizer=tokenizer, bos=bos, chat=chat, length=128 if name == "wikitext" else 1024)
     task = make()
     asked = tiny_tokenizer if name == "wikitext" else tokenizer  # lm-eval would score a BOS behind the BOS
-    theirs = evaluated(hflm(tiny_model, asked, max_length(name, here)), task, chat)
+    max_length = here.length - (name == "wikitext")  # lm-eval doesn't count the last token of a rolling window
+    theirs = evaluated(hflm(tiny_model, asked, max_length), task, chat)
     prepared = prepare(task, here, limit=None)
     ours = answer(task, prepared, lm(PlainBackend(tiny_model), here))
     filters = sorted({sample["filter"] for sample in theirs["samples"][name]})
@@ -87,23 +82,23 @@ def test_stock_tasks_give_what_hflm_gives(
                 assert sum(values) / len(values) == pytest.approx(value, abs=1e-12)
         own = [sample for sample in theirs["samples"][name] if sample["filter"] == filter_name]
         for mine, other in zip(ours.samples, sorted(own, key=lambda sample: sample["doc_id"]), strict=True):
-            assert mine.index == other["doc_id"]
             found = [resps[0] for resps in other["resps"]]
             if name == "gsm8k":
-                assert mine.output == found[0]
+                expected = found[0]
             elif name == "wikitext":
-                assert mine.output == [[pytest.approx(found[0], rel=1e-5)]]
+                expected = [[pytest.approx(found[0], rel=1e-5)]]
             else:
-                assert mine.output == [[pytest.approx(value, rel=1e-5), greedy] for value, greedy in found]
+                expected = [[pytest.approx(value, rel=1e-5), greedy] for value, greedy in found]
+            assert (mine.index, mine.output) == (other["doc_id"], expected)
 
 
-def test_the_main_metric_comes_first_and_knows_its_direction(window, lm):
-    task = arc_easy()
-    answers = answer(task, prepare(task, window(), limit=3), lm(KnownBackend(), window()))
-    assert [metric.name for metric in answers.metrics] == ["accuracy", "accuracy_norm"]
-    assert answers.higher_is_better == {"accuracy": True, "accuracy_norm": True}
-    assert answers.filters == {"accuracy": "none", "accuracy_norm": "none"}
-    assert answers.metrics[0].lm_eval_name == "acc"
+def test_the_main_metric_comes_first_and_knows_its_direction(answered):
+    metrics = answered(arc_easy(), limit=3).metrics
+    assert [(metric.name, metric.lm_eval_name) for metric in metrics] == [
+        ("accuracy", "acc"),
+        ("accuracy_norm", "acc_norm"),
+    ]
+    assert all(metric.higher_is_better and metric.filter == "none" for metric in metrics)
 
 
 def test_scores_go_to_their_own_samples(window, lm, tiny_tokenizer):
@@ -124,28 +119,16 @@ def test_scores_go_to_their_own_samples(window, lm, tiny_tokenizer):
     assert answers.samples[1].output == [[-2.0, False], [-2.0, False], [-1.0, False]]
 
 
-def test_samples_are_plain_json(window, lm):
+def test_samples_are_plain_json(answered):
     rows = [answering_row(seed, where=seed / 4, source=f"doc {seed // 2}") for seed in range(4)]
     task = answering(rows, metadata={"cluster": "source", "depth": "where"})
-    answers = answer(task, prepare(task, window(), limit=None), lm(KnownBackend(text=lambda prompt: "a2"), window()))
-    assert samples_from_jsonl(samples_to_jsonl(answers.samples).encode()) == answers.samples
-    third = answers.samples[2]
-    assert dataclasses.replace(third, prompt_digest="", tokens=0) == dataclasses.replace(
-        third,
-        prompt_digest="",
-        tokens=0,
-        index=2,
-        truncated=False,
-        cut_tokens=0,
-        target="a2",
-        output="a2",
-        scores={"exact_match": 1.0},
-        cluster="doc 1",
-        depth=0.5,
-        finish="stop",
-    )
-    assert [sample.scores["exact_match"] for sample in answers.samples] == [0.0, 0.0, 1.0, 0.0]
-    assert all(type(value) is float for sample in answers.samples for value in sample.scores.values())
+    samples = answered(task, KnownBackend(text=lambda prompt: "a2")).samples
+    assert samples_from_jsonl(samples_to_jsonl(samples).encode()) == samples
+    third = samples[2]
+    assert (third.index, third.target, third.output, third.finish) == (2, "a2", "a2", "stop")
+    assert (third.truncated, third.cut_tokens, third.cluster, third.depth) == (False, 0, "doc 1", 0.5)
+    assert [sample.scores for sample in samples] == [{"exact_match": value} for value in (0.0, 0.0, 1.0, 0.0)]
+    assert all(type(value) is float for sample in samples for value in sample.scores.values())
 
 
 def test_a_task_is_prepared_once_and_answered_by_every_method(window, lm):
@@ -185,7 +168,7 @@ def test_one_answer_stands_for_all_repeats(window, lm):
     assert prepared.notes == ("answering asks each question 5 times; greedy answers are equal, so it is asked once",)
 
 
-def test_lengths_as_metrics_become_recall(window, lm):
+def test_lengths_as_metrics_become_recall(answered):
     """As lm-eval's RULER tasks do it: the value under the sample's own length, −1 under 4096 and others."""
     from lm_eval.tasks.ruler import common_utils as ruler
 
@@ -204,7 +187,7 @@ def test_lengths_as_metrics_become_recall(window, lm):
         process_results=ruler.process_results,
         metric_list=metrics,
     )
-    answers = answer(task, prepare(task, window(), limit=None), lm(KnownBackend(text=lambda prompt: "17."), window()))
+    answers = answered(task, KnownBackend(text=lambda prompt: "17."))
     assert [sample.scores for sample in answers.samples] == [{"recall": 0.5}, {"recall": 0.5}]
     assert [(metric.name, metric.lm_eval_name) for metric in answers.metrics] == [("recall", "8192")]
     assert answers.aggregates == {}
@@ -226,55 +209,48 @@ def test_corpus_metrics_are_aggregated_by_the_task(window, lm, monkeypatch):
         return -1.0 if (continuation == no_T) != (tuple(context) in yes) else -2.0
 
     answers = answer(task, prepared, lm(KnownBackend(score), window()))
-    assert answers.aggregates["f1"].value == pytest.approx(0.5)
-    assert answers.aggregates["f1"].n == 4
-    assert answers.aggregates["f1"].stderr is not None
+    found = answers.aggregates["f1"]
+    assert (found.value, found.n) == (pytest.approx(0.5), 4) and found.stderr is not None
     assert [sample.scores for sample in answers.samples] == [{}] * 4
-    assert [metric.name for metric in answers.metrics] == ["f1"]
 
 
-def test_a_score_that_is_no_number_names_the_sample(window, lm):
-    def process(doc, results):
-        return {"exact_match": math.nan if doc["answer"] == "a1" else 1.0}
-
-    task = answering([answering_row(seed) for seed in range(3)], process_results=process)
-    with pytest.raises(ValueError, match="sample 1: exact_match is nan"):
-        answer(task, prepare(task, window(), limit=None), lm(KnownBackend(), window()))
+def score_with_nan(doc, results):
+    return {"exact_match": math.nan if doc["answer"] == "a1" else 1.0}
 
 
-def test_a_model_that_answers_nan_is_named(window, lm):
-    task = reading()
-    with pytest.raises(ValueError, match="sample 0: the model's log-likelihood is NaN"):
-        answer(task, prepare(task, window(), limit=None), lm(KnownBackend(lambda *_: math.nan), window()))
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        (
+            lambda: answering(list(map(answering_row, range(3))), process_results=score_with_nan),
+            "sample 1: exact_match",
+        ),
+        (reading, "sample 0: .*NaN"),
+    ],
+)
+def test_a_score_that_is_no_number_names_the_sample(task, message, answered):
+    with pytest.raises(ValueError, match=message):
+        answered(task(), KnownBackend(lambda *_: math.nan))
 
 
-def test_an_impossible_choice_is_null_in_the_output(window, lm):
-    task = reading()
+def test_an_impossible_choice_is_null_in_the_output(answered):
     backend = KnownBackend(lambda context, continuation: -math.inf if len(continuation) > 3 else -1.0)
-    samples = answer(task, prepare(task, window(), limit=1), lm(backend, window())).samples
+    samples = answered(reading(), backend, limit=1).samples
     assert [None, False] in samples[0].output
     json.loads(samples_to_jsonl(samples))
 
 
-def test_chance_in_scoring_is_the_same_each_time(window, lm):
+def test_chance_in_scoring_is_the_same_each_time(answered):
     task = answering([answering_row(0)], process_results=lambda doc, results: {"exact_match": random.random()})
-    prepared = prepare(task, window(), limit=None)
     random.seed(7)
-    first = answer(task, prepared, lm(KnownBackend(), window())).samples[0].scores
+    first = answered(task).samples[0].scores
     after = random.random()
-    assert answer(task, prepared, lm(KnownBackend(), window())).samples[0].scores == first
+    assert answered(task).samples[0].scores == first
     random.seed(7)
     assert random.random() == after, "the caller's own draws go on"
 
 
-def test_no_samples_no_scores(window, lm):
-    task = reading()
-    prepared = prepare(task, window(length=60, overlong="skip"), limit=None)
-    assert prepared.samples == ()
-    assert answer(task, prepared, lm(KnownBackend(), window())).samples == ()
-
-
-def test_nothing_reaches_the_terminal(window, lm, capfd, caplog):
+def test_nothing_reaches_the_terminal(answered, capfd, caplog):
     def process(doc, results):
         print("task code talks")  # noqa: T201  # as code of tasks does
         logging.getLogger("lm_eval.tasks").warning("and logs")
@@ -284,29 +260,6 @@ def test_nothing_reaches_the_terminal(window, lm, capfd, caplog):
     task = answering([answering_row(0)], process_results=process)
     capfd.readouterr()
     caplog.clear()
-    answer(task, prepare(task, window(), limit=None), lm(KnownBackend(), window()))
+    answered(task)
     assert capfd.readouterr() == ("", "")
     assert caplog.text == ""
-
-
-@pytest.mark.parametrize("name", ["arc_easy", "gsm8k"])
-def test_the_hf_backend_gives_what_hflm_gives(name, window, lm, tiny_llama, tiny_model, tiny_tokenizer):
-    """Plain RoPE served by longeval's own backend, choices over a shared prefix."""
-    from transformers import AutoModelForCausalLM
-
-    from longeval.backends.hf.backend import HFBackend
-    from longeval.rope.base import Geometry, RopeTable
-
-    geometry = Geometry(head_dim=16, theta=10000.0, native_length=64)
-    table = RopeTable(inv_freq_F=geometry.base_inv_freq(), attention_factor=1.0)
-    backend = HFBackend(AutoModelForCausalLM.from_pretrained(tiny_llama).eval())
-    task, here = STOCK[name][0](), window(chat=True, length=1024)
-    theirs = evaluated(hflm(tiny_model, tiny_tokenizer, 1024), task, True)
-    ours = answer(task, prepare(task, here, limit=None), lm(backend, here, table=lambda length: table))
-    expected = {sample["doc_id"]: [resps[0] for resps in sample["resps"]] for sample in theirs["samples"][name]}
-    for sample in ours.samples:
-        found = expected[sample.index]
-        if name == "gsm8k":
-            assert sample.output == found[0]
-        else:
-            assert sample.output == [[pytest.approx(value, abs=1e-4), greedy] for value, greedy in found]

@@ -6,7 +6,7 @@ import copy
 import math
 
 import pytest
-from local_tasks import answering, answering_row, reading, reading_row, task_of, wikitext
+from local_tasks import answering, answering_row, reading, reading_row, task_of
 from plain_backend import KnownBackend
 from tiny import make_text, save_tiny_llama
 from tokenizers import Tokenizer
@@ -53,12 +53,12 @@ def test_a_prefix_of_two_tokens_is_there_once(glm, as_text):
         ([1, 2], as_text(" a")),
         ([1, 2, *as_text("the")], as_text(" a")),
     ]
-    with pytest.raises(LongEvalError, match="has neither BOS nor EOS"):
+    with pytest.raises(LongEvalError, match="BOS"):
         Encoder(glm, prefix=()).pairs([("", " a")])
 
 
-@pytest.mark.parametrize("length", [3, 4, 7, 16, 64])
-@pytest.mark.parametrize("words", [1, 3, 40])
+@pytest.mark.parametrize("length", [3, 7, 64])
+@pytest.mark.parametrize("words", [1, 40])
 def test_a_whole_text_is_scored_once_behind_its_prefix(length, words, glm, as_text, tiny_tokenizer_bos):
     text = make_text(words)
     for encoder, prefix in (
@@ -79,20 +79,8 @@ def test_a_whole_text_is_scored_once_behind_its_prefix(length, words, glm, as_te
 
 
 def test_a_window_without_room_behind_the_prefix_is_refused(glm):
-    with pytest.raises(LongEvalError, match="--lengths 2: too short for a token and its context") as error:
+    with pytest.raises(LongEvalError, match=r"--lengths 2: .*3"):
         Encoder(glm, prefix=prefix_ids(glm)).windows("the", 2)
-    assert "3" in error.value.remedy
-
-
-def test_bos_is_not_scored_behind_bos(window, lm, tiny_tokenizer_bos):
-    """With one half for every token, the log-likelihood of a text counts its own tokens and no other."""
-    here = window(tokenizer=tiny_tokenizer_bos, bos=True, length=64)
-    task = wikitext(num=2)
-    prepared = prepare(task, here, limit=None)
-    found = answer(task, prepared, lm(KnownBackend(lambda context, ids: -math.log(2) * len(ids)), here))
-    for sample, own in zip(found.samples, prepared.samples, strict=True):
-        tokens = tiny_tokenizer_bos(own.instances[0].args[0], add_special_tokens=False)["input_ids"]
-        assert sample.output == [[pytest.approx(-math.log(2) * len(tokens))]]
 
 
 def test_an_empty_text_has_nothing_to_score(window, lm, tiny_tokenizer_bos):
@@ -158,8 +146,8 @@ def test_a_document_that_spells_special_tokens_is_cut_like_any_other(chat, windo
     sample = prepare(reading(rows), here, limit=None).samples[0]
     assert sample.truncated and 117 <= sample.tokens <= 120
     prompt = sample.instances[0].args[0]
-    assert "Read this.\n<s>the" in prompt or "Read this.\n<s>" in prompt
-    assert "<s>what?" in prompt and sample.requests[0].context_T.tolist().count(0) == 2 * chat
+    assert "Read this.\n<s>" in prompt and "<s>what?" in prompt
+    assert sample.requests[0].context_T.tolist().count(0) == 2 * chat
 
 
 @pytest.mark.parametrize("change", ["m['content'][:3]", "m['content'] | upper"])

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from local_tasks import answering, answering_row, reading, reading_row
+from local_tasks import answering, answering_row, reading
 from plain_backend import KnownBackend, PlainBackend
 from test_downstream import evaluated, hflm
 from tiny import make_text
@@ -62,15 +62,14 @@ def test_the_first_token_is_never_lost(window, lm, tiny_model, tiny_tokenizer):
 
     prepared = prepare(task, enough, limit=None)
     assert answer(task, prepared, lm(PlainBackend(model), enough)).samples[0].scores == {"accuracy": 1.0}
-    with pytest.raises(TooLongError, match=f"a request of {tokens} tokens doesn't fit into the window of {tokens - 1}"):
+    with pytest.raises(TooLongError, match=f"{tokens} tokens .* {tokens - 1}"):
         answer(task, prepared, lm(PlainBackend(model), short))
 
 
 def test_a_prompt_without_room_for_its_answer_is_refused(window, lm):
-    task = answering([answering_row(0)])
+    task, backend = answering([answering_row(0)]), KnownBackend()
     prepared = prepare(task, window(), limit=None)
     needed = prepared.samples[0].tokens + 8
-    backend = KnownBackend()
     assert answer(task, prepared, lm(backend, window(length=needed))).samples[0].tokens == needed - 8
     with pytest.raises(TooLongError):
         answer(task, prepared, lm(backend, window(length=needed - 1)))
@@ -100,16 +99,15 @@ REQUESTS = [choices(5, 2, 5), generate(30, 10), choices(14, 1), choices(39, 1), 
 def test_a_table_of_its_own_for_each_length_where_the_method_wants_it(lm, window):
     backend = KnownBackend()
     results = dict(lm(backend, window(), table=stepwise, static=False).run(REQUESTS))
-    assert sorted(results) == [0, 1, 2, 3, 4, 5]
     assert [(1 / table.inv_freq_F[0], length) for table, length in backend.served] == [
         pytest.approx((40, 40)),
         pytest.approx((21, 21)),
         pytest.approx((20, 20)),
     ]
-    asked = [
-        [next(i for i, own in enumerate(REQUESTS) if own is request) for request in call] for call in backend.asked
-    ]
-    assert asked == [[3], [1], [5], [0, 2], [4]] or asked == [[3], [1], [5], [2, 0], [4]]
+    places = {id(request): place for place, request in enumerate(REQUESTS)}
+    asked = [sorted(places[id(request)] for request in call) for call in backend.asked]
+    assert asked == [[3], [1], [5], [0, 2], [4]]
+    assert sorted(results) == [0, 1, 2, 3, 4, 5]
     assert [len(score) for score in (results[0], results[2])] == [2, 1]
 
 
@@ -119,18 +117,3 @@ def test_one_table_for_the_whole_window_else(lm, window):
     assert sorted(results) == [0, 1, 2, 3, 4, 5]
     assert [(1 / table.inv_freq_F[0], length) for table, length in backend.served] == [pytest.approx((512, 512))]
     assert [request.max_new_tokens for request in backend.asked[1]] == [10, 10]
-
-
-def test_contexts_that_are_equal_are_asked_once(lm, window):
-    task, backend = reading(rows=[reading_row(seed) for seed in range(3)]), KnownBackend()
-    answer(task, prepare(task, window(), limit=None), lm(backend, window()))
-    assert [[len(request.continuations) for request in asked] for asked in backend.asked] == [[3, 3, 3]]
-
-
-def test_windows_of_texts_are_requests_of_their_own(lm, window):
-    from local_tasks import wikitext
-
-    task, backend = wikitext(num=2), KnownBackend()
-    answer(task, prepare(task, window(length=40), limit=None), lm(backend, window(length=40)))
-    assert all(len(request.continuations) == 1 for request in backend.asked[0])
-    assert sum(len(request.context_T) == 1 for request in backend.asked[0]) >= 2

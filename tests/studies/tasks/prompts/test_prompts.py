@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from local_tasks import answering, answering_row, arc_easy, gsm8k, lambada, reading, reading_row
+from test_downstream import hflm
 from tiny import make_text
 
 from longeval.backends.base import ChoicesRequest, GenerateRequest
@@ -21,16 +23,18 @@ def contexts(prepared):
     return {sample.index: sample.instances[0].args[0] for sample in prepared.samples}
 
 
+def ids_of(text, tokenizer):
+    return tokenizer.encode(text, add_special_tokens=False)
+
+
 def test_limit_and_indices(window):
     task = arc_easy(num=6)
-    whole = prepare(task, window(), limit=None)
-    assert [sample.index for sample in whole.samples] == [0, 1, 2, 3, 4, 5]
-    assert [sample.index for sample in prepare(task, window(), limit=2).samples] == [0, 1]
-    assert [sample.index for sample in prepare(task, window(), limit=99).samples] == [0, 1, 2, 3, 4, 5]
+    whole = contexts(prepare(task, window(), limit=None))
+    assert list(whole) == [0, 1, 2, 3, 4, 5]
+    assert list(contexts(prepare(task, window(), limit=2))) == [0, 1]
+    assert contexts(prepare(task, window(), limit=99)) == whole
     some = prepare(task, window(), limit=5, indices={5, 4, 1})
-    assert [sample.index for sample in some.samples] == [1, 4]
-    assert some.num_docs == 6
-    assert contexts(some) == {index: text for index, text in contexts(whole).items() if index in (1, 4)}
+    assert contexts(some) == {index: whole[index] for index in (1, 4)} and some.num_docs == 6
 
 
 def test_examples_are_lm_evals_own_whatever_is_left_out(window):
@@ -55,13 +59,12 @@ def test_a_sample_that_is_cut_keeps_its_examples(window):
     cut = prepare(task, window(length=200), limit=None)
     assert cut.num_truncated == 3
     for index, text in contexts(cut).items():
-        assert text.split("what 1")[:3][0] == whole[index].split("what 1")[:3][0]
         assert text[: text.rindex("Read this.")] == whole[index][: whole[index].rindex("Read this.")]
 
 
 def test_a_task_that_takes_no_examples_is_given_none(window):
     task = reading(num_fewshot=0)
-    with pytest.raises(LongEvalError, match="--num-fewshot 2: task reading takes no examples"):
+    with pytest.raises(LongEvalError, match="--num-fewshot 2: task reading"):
         prepare(task, window(), limit=None, num_fewshot=2)
     assert prepare(task, window(), limit=None, num_fewshot=0).num_fewshot == 0
 
@@ -92,33 +95,18 @@ def test_digests_tell_prompts_and_settings_apart(window):
         prepare(answering(rows), window(bos=True), limit=None),
     ]
     assert len({base.digest, *(other.digest for other in others)}) == 6
-    assert [sample.prompt_digest for sample in others[2].samples] == [sample.prompt_digest for sample in base.samples]
-    assert len({sample.prompt_digest for sample in base.samples}) == 3
-    assert all(len(sample.prompt_digest) == 16 for sample in base.samples)
-    choices = [
-        prepare(reading(rows=[reading_row(0, choices=pair)]), window(), limit=None)
-        for pair in (["ab", "c"], ["a", "bc"])
-    ]
-    assert choices[0].samples[0].prompt_digest != choices[1].samples[0].prompt_digest
+    prompts = [sample.prompt_digest for sample in base.samples]
+    assert [sample.prompt_digest for sample in others[2].samples] == prompts and len(set(prompts)) == 3
 
 
 def test_tokens_are_those_of_the_longest_input(window, tiny_tokenizer):
-    sample = prepare(reading(), window(bos=True), limit=1).samples[0]
-    text = sample.instances[1].args[0] + " no it does not"
-    assert sample.tokens == 1 + len(tiny_tokenizer.encode(text, add_special_tokens=False))
+    prepared = prepare(reading(), window(bos=True), limit=1)
+    (sample,) = prepared.samples
+    longest = [0, *ids_of(sample.instances[1].args[0] + " no it does not", tiny_tokenizer)]
+    assert sample.tokens == len(longest) and prepared.inputs()[0].tolist() == longest
     prepared = prepare(answering([answering_row(0)]), window(), limit=1)
-    request = prepared.samples[0].requests[0]
-    assert prepared.samples[0].tokens == len(request.prompt_T)
-    assert prepared.inputs()[0].tolist() == request.prompt_T.tolist()
-    whole = prepare(reading(), window(bos=True), limit=1).inputs()[0]
-    assert whole.tolist() == [0, *tiny_tokenizer.encode(text, add_special_tokens=False)]
-
-
-def test_the_choices_of_a_question_are_one_request(window):
-    prepared = prepare(arc_easy(), window(), limit=None)
-    assert [len(sample.requests) for sample in prepared.samples] == [1] * 6
-    assert [len(sample.requests[0].continuations) for sample in prepared.samples] == [3] * 6
-    assert prepared.request_type == "multiple_choice" and prepared.max_new_tokens is None
+    prompt_T = prepared.samples[0].requests[0].prompt_T
+    assert prepared.samples[0].tokens == len(prompt_T) and prepared.inputs()[0].tolist() == prompt_T.tolist()
 
 
 def test_generation_is_set_up_as_in_hflm(window):
@@ -136,29 +124,31 @@ def test_generation_is_set_up_as_in_hflm(window):
 @pytest.mark.parametrize(
     ("settings", "unheeded"),
     [
-        ({"do_sample": True, "temperature": 0.7}, "do_sample=True, temperature=0.7"),
         ({"temperature": 0.5}, "do_sample=True, temperature=0.5"),
         ({"do_sample": False, "num_beams": 4}, "num_beams=4"),
-        ({"do_sample": False, "temperature": 1}, None),
         ({"do_sample": False, "temperature": 0.0, "top_p": 0.9}, None),
     ],
 )
-def test_sampling_is_told(settings, unheeded, window):
+def test_sampling_that_a_task_asks_for_is_told_once(settings, unheeded, window):
     task = answering([answering_row(0), answering_row(1)], generation_kwargs={"until": ["\n"], **settings})
     notes = prepare(task, window(), limit=None).notes
-    assert notes == ((f"answering asks for {unheeded}; answers are decoded greedily instead",) if unheeded else ())
+    assert len(notes) == (unheeded is not None) and all(f"answering asks for {unheeded};" in note for note in notes)
 
 
-def test_a_template_that_fails_names_the_sample(window):
-    rows = [reading_row(0), {**reading_row(1), "document": None}]
-    with pytest.raises(LongEvalError, match=r"task reading: the prompt of sample 1 can't be made: .*None"):
-        prepare(reading(rows=rows, doc_to_text=lambda doc: doc["document"] + "?"), window(), limit=None)
-
-
-def test_a_choice_without_tokens_names_the_sample(window):
-    rows = [reading_row(0), reading_row(1, choices=["a", "b", ""])]
-    with pytest.raises(LongEvalError, match="task reading, sample 1: a choice has no tokens"):
-        prepare(reading(rows=rows, target_delimiter=""), window(), limit=None)
+@pytest.mark.parametrize(
+    ("row", "changes", "message"),
+    [
+        ({"document": None}, {"doc_to_text": lambda doc: doc["document"] + "?"}, "the prompt of sample 1 .*None"),
+        ({"choices": ["a", "b", ""]}, {"target_delimiter": ""}, "sample 1: a choice has no tokens"),
+        ({}, {"metadata": {"cluster": "nowhere"}}, "cluster: nowhere.* sample 0"),
+        ({}, {"metadata": {"depth": "nowhere"}}, "depth: nowhere.* sample 0"),
+        ({}, {"metadata": {"document": "nowhere"}}, "document: nowhere.* sample 0"),
+    ],
+)
+def test_a_sample_that_cannot_be_made_is_named(row, changes, message, window):
+    rows = [reading_row(0), reading_row(1) | row]
+    with pytest.raises(LongEvalError, match=f"task reading.*{message}"):
+        prepare(reading(rows=rows, **changes), window(length=150 if row else 60), limit=None)
 
 
 def test_targets_are_texts(window):
@@ -175,18 +165,8 @@ def test_metadata_names_clusters_and_depths(window):
     assert [sample.depth for sample in samples] == [0.0, 0.5, 1.0]
     assert samples[0].cluster == samples[1].cluster != samples[2].cluster
     assert len(samples[0].cluster) == 16, "a document is not repeated in every sample"
-    for key in ("cluster", "depth"):
-        with pytest.raises(LongEvalError, match=f"metadata says {key}: nowhere, a field that sample 0 doesn't have"):
-            prepare(answering(rows, metadata={key: "nowhere"}), window(), limit=None)
     bare = prepare(answering(rows, metadata={"version": 1}), window(), limit=1).samples[0]
     assert (bare.cluster, bare.depth) == (None, None)
-
-
-def test_bos_is_there_once(window, tiny_tokenizer):
-    for bos, chat, first in ((False, False, 0), (True, False, 1), (False, True, 1), (True, True, 1)):
-        ids = prepare(reading(), window(bos=bos, chat=chat), limit=1).samples[0].requests[0].context_T.tolist()
-        assert ids.count(tiny_tokenizer.bos_token_id) == first, (bos, chat)
-        assert first == 0 or ids[0] == tiny_tokenizer.bos_token_id
 
 
 def test_the_chat_template_goes_around_the_question(window):
@@ -198,51 +178,35 @@ def test_the_chat_template_goes_around_the_question(window):
     assert open_turn[0].endswith("Answer:\n[assistant]") and open_turn[1] == "yes"
 
 
-def test_a_template_without_system_messages_gets_the_rest(tiny_tokenizer):
-    from unittest import mock
-
+def test_a_template_without_system_messages_gets_the_rest(tiny_tokenizer, monkeypatch):
     refusal = "{% if m['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}"
     template = f"{{% for m in messages %}}{refusal}<{{{{ m['content'] }}}}>{{% endfor %}}"
     messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hello"}]
-    with mock.patch.object(tiny_tokenizer, "chat_template", template):
-        assert Encoder(tiny_tokenizer, prefix=()).chat(messages) == "<hello>"
+    monkeypatch.setattr(tiny_tokenizer, "chat_template", template)
+    assert Encoder(tiny_tokenizer, prefix=()).chat(messages) == "<hello>"
 
 
 @pytest.mark.parametrize("bos", [False, True])
 @pytest.mark.parametrize("context", ["", " ", "a b", "a b ", "the model\n", "<s>the", "a  \n "])
 @pytest.mark.parametrize("continuation", [" report", "report", "<s> report", "\n"])
 def test_pairs_are_split_as_lm_eval_splits_them(
-    context, continuation, bos, tiny_model, tiny_tokenizer, tiny_tokenizer_bos
+    context, continuation, bos, tiny_model, tiny_tokenizer, tiny_tokenizer_bos, monkeypatch
 ):
-    from unittest import mock
-
-    from test_downstream import hflm
-
-    tokenizer = tiny_tokenizer_bos if bos else tiny_tokenizer
-    if not bos and not context.strip() and context:
+    if not bos and context == " ":
         return  # lm-eval has no context then, and fails
-    theirs = hflm(tiny_model, tokenizer, 64)
-    seen = []
-    with mock.patch.object(theirs, "_loglikelihood_tokens", lambda requests, **_: seen.extend(requests)):
-        theirs.loglikelihood([mock.Mock(args=(context, continuation))], disable_tqdm=True)
-    assert (
-        Encoder(tokenizer, prefix=prefix_ids(tokenizer) if bos else (), parse_special=True).pairs(
-            [(context, continuation)]
-        )[0]
-        == seen[0][1:]
-    )
-    if "<s>" not in context + continuation:
-        assert (
-            Encoder(tokenizer, prefix=prefix_ids(tokenizer) if bos else ()).pairs([(context, continuation)])[0]
-            == seen[0][1:]
-        )
+    tokenizer = tiny_tokenizer_bos if bos else tiny_tokenizer
+    prefix = prefix_ids(tokenizer) if bos else ()
+    theirs, seen = hflm(tiny_model, tokenizer, 64), []
+    monkeypatch.setattr(theirs, "_loglikelihood_tokens", lambda requests, **_: seen.extend(requests))
+    theirs.loglikelihood([SimpleNamespace(args=(context, continuation))], disable_tqdm=True)
+    for parse_special in (True, False) if "<s>" not in context + continuation else (True,):
+        encoder = Encoder(tokenizer, prefix=prefix, parse_special=parse_special)
+        assert encoder.pairs([(context, continuation)])[0] == seen[0][1:]
 
 
 @pytest.mark.parametrize("chained", [False, True])
-def test_the_end_of_a_long_context_stands_for_all_of_it(chained, tiny_tokenizer):
+def test_the_end_of_a_long_context_stands_for_all_of_it(chained, tiny_tokenizer, monkeypatch):
     """The same ids as encoding everything, of far fewer characters; a tokenizer that looks further back gets all."""
-    from unittest import mock
-
     context = make_text(600) + " Answer:"
     encoder = Encoder(tiny_tokenizer, prefix=prefix_ids(tiny_tokenizer))
     plain, seen = encoder.plain, []
@@ -252,14 +216,11 @@ def test_the_end_of_a_long_context_stands_for_all_of_it(chained, tiny_tokenizer)
         ids = plain(texts)
         return [[1 + len(text) % 200, *tokens] if chained else tokens for text, tokens in zip(texts, ids, strict=True)]
 
-    with mock.patch.object(encoder, "plain", counted):
-        pairs = encoder.pairs([(context, " yes"), (context + " ", "no"), (context, "er says")])
-        whole = [encoder.encode([context])[0], *encoder.encode([context + end for end in (" yes", " no", "er says")])]
-    assert [pair.context + pair.continuation for pair in pairs] == [
-        whole[0] + ids[len(whole[0]) :] for ids in whole[1:]
-    ]
-    long = [size for size in seen[:-4] if size >= len(context)]
-    assert len(long) == (4 if chained else 1)
+    monkeypatch.setattr(encoder, "plain", counted)
+    pairs = encoder.pairs([(context, " yes"), (context + " ", "no"), (context, "er says")])
+    assert sum(size >= len(context) for size in seen) == (4 if chained else 1)
+    start, *whole = encoder.encode([context, *(context + end for end in (" yes", " no", "er says"))])
+    assert [pair.context + pair.continuation for pair in pairs] == [start + ids[len(start) :] for ids in whole]
 
 
 def test_a_digest_knows_where_a_choice_ends():

@@ -28,16 +28,10 @@ def drawn(monkeypatch):
 
 
 def test_scores_by_depth_and_length():
-    found, _ = depths_of(
-        {
-            ("none", 64): ([1.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 1 / 3]),
-            ("yarn", 128): ([0.5], [1 / 3]),
-        }
-    )
+    values = {("none", 64): ([1.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 1 / 3]), ("yarn", 128): ([0.5], [1 / 3])}
+    found, _ = depths_of(values)
     assert (found.levels, found.binned, found.lengths) == ((0.0, 0.33, 1.0), False, (64, 128))
-    assert [row.label for row in found.rows] == ["none", "yarn"]
-    cells = {key: (cell.value, cell.n) for key, cell in found.cells.items()}
-    assert cells == {
+    assert {key: (cell.value, cell.n) for key, cell in found.cells.items()} == {
         ("none", 64, 0.0): (0.5, 2),
         ("none", 64, 0.33): (1.0, 1),
         ("none", 64, 1.0): (1.0, 1),
@@ -55,35 +49,33 @@ def test_many_depths_are_binned():
     assert found.label(0.9) == "90–100%"
 
 
-def test_no_depth_no_table():
-    assert depths_of({("none", 64): ([1.0], [None])})[0] is None
+def test_nothing_is_drawn_where_nothing_varies():
+    table, tasks = depths_of({("none", 64): ([1.0], [None])})
+    assert table is None, "no depths"
+    assert score_figure(tasks) is None, "one length makes no curve"
 
 
 def test_the_heat_map_says_every_number(drawn):
-    found, _ = depths_of(
-        {
-            ("none", 64): ([1.0, 0.0], [0.0, 1.0]),
-            ("none", 128): ([0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 0.0, 1.0]),
-            ("resonance", 64): ([0.25], [0.0]),
-        }
-    )
-    assert depth_figure(found).png.startswith(b"\x89PNG")
+    values = {
+        ("none", 64): ([1.0, 0.0], [0.0, 1.0]),
+        ("none", 128): ([0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 0.0, 1.0]),
+        ("resonance", 64): ([0.25], [0.0]),
+    }
+    assert depth_figure(depths_of(values)[0]).png.startswith(b"\x89PNG")
     first, second, bar = drawn[0].axes
     assert [axes.get_title(loc="left") for axes in (first, second)] == ["none", "resonance"]
-    texts = {(round(t.get_position()[0]), round(t.get_position()[1])): [] for t in first.texts}
+    texts = {}
     for text in first.texts:
-        texts[round(text.get_position()[0]), round(text.get_position()[1])].append(text.get_text())
+        texts.setdefault(tuple(map(round, text.get_position())), []).append(text.get_text())
     assert texts == {(0, 0): ["1.00", "n 1"], (1, 0): ["0.33", "n 3"], (0, 1): ["0.00", "n 1"], (1, 1): ["1.00", "n 1"]}
     (image,) = first.images
     assert image.get_array().tolist() == [[1.0, pytest.approx(1 / 3)], [0.0, 1.0]]
     assert image.get_clim() == (0.0, 1.0)
-    assert [label.get_text() for label in first.get_yticklabels()] == ["0%", "100%"]
     assert len(second.texts) == 2, "what was not asked stays empty"
     assert bar.get_ylabel() == "Mean accuracy"
 
 
-@pytest.mark.parametrize("rows", [1, 4, 6])
-@pytest.mark.parametrize("levels", [1, 10])
+@pytest.mark.parametrize(("rows", "levels"), [(1, 10), (6, 1)])
 def test_all_shapes_are_drawn(drawn, rows, levels):
     names = ["none", "resonance", "pi", "resonance_pi", "yarn", "resonance_yarn"][:rows]
     found, _ = depths_of({(pe, 64): ([1.0] * levels, [k / 10 for k in range(levels)]) for pe in names})
@@ -93,18 +85,12 @@ def test_all_shapes_are_drawn(drawn, rows, levels):
 
 
 def test_scores_by_length_have_error_bars(drawn):
-    values = {("none", 64): 18, ("none", 128): 2, ("resonance", 64): 17, ("resonance", 128): 0}
-    cells = {place: ([1.0] * n + [0.0] * (20 - n), [None] * 20) for place, n in values.items()}
-    _, tasks = depths_of(cells)
+    right = {("none", 64): 18, ("none", 128): 2, ("resonance", 64): 17, ("resonance", 128): 0}
+    _, tasks = depths_of({place: ([1.0] * n + [0.0] * (20 - n), [None] * 20) for place, n in right.items()})
     assert score_figure(tasks).svg
     (axes,) = drawn[0].axes
     lines = [line for line in axes.get_lines() if not line.get_label().startswith("_")]
-    assert [line.get_label() for line in lines] == ["none", "resonance"]
+    assert [(line.get_label(), line.get_linestyle()) for line in lines] == [("none", "-"), ("resonance", "--")]
     assert lines[0].get_ydata().tolist() == pytest.approx([0.9, 0.1])
-    assert lines[1].get_linestyle() == "--"
     record = tasks.tasks[0].rows[0].cells[64]
     assert axes.collections[0].get_segments()[0][:, 1].tolist() == [record.ci_low, record.ci_high]
-
-
-def test_one_length_makes_no_curve():
-    assert score_figure(depths_of({("none", 64): ([1.0], [None])})[1]) is None

@@ -15,7 +15,7 @@ def carry_out(spec, store, backend=None, **options):
     return run(plan_tasks(spec), store, RunProgress(quiet=True), load=load, **options)
 
 
-def prefers_report(tokenizer, table_counts=False):
+def prefers_report(tokenizer):
     """A model to which ` report` is always likelier than ` model`, and which answers so; right for even questions."""
     report = tokenizer.encode(" report", add_special_tokens=False)
     return FakeBackend(
