@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from byte_level import PLAIN, SPECIALS, byte_level
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
 
@@ -12,27 +13,10 @@ from longeval.data.special import SpecialTokens, own_prefix, prefix_ids, spelt_n
 from longeval.errors import LongEvalError
 
 TEXT = "<s>the model</s> reads <|im_end|>\n a long</s>report"
-PLAIN = "the model reads a long report that says / s < > | i m _ end again "
-SPECIALS = ["<s>", "</s>", "<|im_end|>"]
 
 
 def fast(tokenizer, **names):
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
-
-
-def byte_level(post_processor=None, **names):
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=290, special_tokens=SPECIALS, initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator([PLAIN * 10], trainer)
-    tokenizer.add_tokens([AddedToken("\n\n", normalized=False), AddedToken("</th>", normalized=False)])
-    if post_processor is not None:
-        tokenizer.post_processor = post_processor
-    return fast(tokenizer, **({"bos_token": "<s>", "eos_token": "</s>"} | names))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", **names)
 
 
 def metaspace(*, first=False):
@@ -45,7 +29,7 @@ def metaspace(*, first=False):
     tokenizer.decoder = decoders.Metaspace()
     trainer = trainers.BpeTrainer(vocab_size=80, special_tokens=["<unk>", *SPECIALS], show_progress=False)
     tokenizer.train_from_iterator([PLAIN * 10, "\n"], trainer)
-    return fast(tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    return fast(tokenizer, unk_token="<unk>")
 
 
 def unigram():
@@ -57,7 +41,7 @@ def unigram():
         vocab_size=70, special_tokens=["<unk>", *SPECIALS], unk_token="<unk>", show_progress=False
     )
     tokenizer.train_from_iterator([PLAIN * 10, "\n"], trainer)
-    return fast(tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    return fast(tokenizer, unk_token="<unk>")
 
 
 class Letters(PreTrainedTokenizer):
@@ -171,13 +155,9 @@ def test_parts_between_control_tokens_are_read_as_the_tokenizer_reads_them():
     special = SpecialTokens(tokenizer)
     text = special.rendered(lambda m: f"<s>{m[0]['content']}<|im_end|>a", [{"role": "user", "content": "the</s>"}])
     spelling = ids_of(tokenizer, "a</s>", split_special_tokens=True)[len(ids_of(tokenizer, "a")) :]
-    (start, end) = tokenizer.convert_tokens_to_ids(["<s>", "<|im_end|>"])
-    assert special.encode(text, parse=False).ids == [
-        *ids_of(tokenizer, "<s>the"),
-        *spelling,
-        *ids_of(tokenizer, "<s><|im_end|>a")[1:],
-    ]
-    assert ids_of(tokenizer, "<s>the")[0] == start and end in special.encode(text, parse=False).ids
+    front, back = ids_of(tokenizer, "<s>the"), ids_of(tokenizer, "<s><|im_end|>a")[1:]
+    assert special.encode(text, parse=False).ids == [*front, *spelling, *back]
+    assert [front[0], back[0]] == tokenizer.convert_tokens_to_ids(["<s>", "<|im_end|>"])
 
 
 def test_a_tokenizer_that_takes_no_advice_is_refused():
@@ -187,28 +167,27 @@ def test_a_tokenizer_that_takes_no_advice_is_refused():
 
     special = SpecialTokens(letters(Deaf))
     assert special.encode("a model", parse=False).ids == special.encode("a model", parse=True).ids
-    with pytest.raises(LongEvalError, match=r"--model: its tokenizer takes '</s>'") as error:
+    with pytest.raises(LongEvalError, match="'</s>'") as error:
         special.encode("a</s>", parse=False)
     assert "--parse-special" in error.value.remedy
 
 
-def template(single, *tokens):
-    return processors.TemplateProcessing(single=single, special_tokens=[*tokens])
-
-
-BOS, EOS, END = ("<s>", 0), ("</s>", 1), ("<|im_end|>", 2)
+def template(single):
+    return processors.TemplateProcessing(
+        single=single, special_tokens=[(name, place) for place, name in enumerate(SPECIALS)]
+    )
 
 
 @pytest.mark.parametrize(
     ("processor", "names", "own", "asked"),
     [
         (None, {}, (), (0,)),
-        (template("<s> $A", BOS), {}, (0,), (0,)),
-        (template("<s> $A </s>", BOS, EOS), {}, (0,), (0,)),  # a suffix is no part of it
-        (template("$A </s>", EOS), {}, (), (0,)),
-        (template("<|im_end|> </s> $A", END, EOS), {"bos_token": None}, (2, 1), (2, 1)),
-        (template("<|im_end|> $A", END), {}, (2,), (2,)),  # not what is called BOS
-        (processors.BertProcessing(EOS, END), {"bos_token": None}, (2,), (2,)),
+        (template("<s> $A"), {}, (0,), (0,)),
+        (template("<s> $A </s>"), {}, (0,), (0,)),  # a suffix is no part of it
+        (template("$A </s>"), {}, (), (0,)),
+        (template("<|im_end|> </s> $A"), {"bos_token": None}, (2, 1), (2, 1)),
+        (template("<|im_end|> $A"), {}, (2,), (2,)),  # not what is called BOS
+        (processors.BertProcessing(("</s>", 1), ("<|im_end|>", 2)), {"bos_token": None}, (2,), (2,)),
         (None, {"bos_token": None}, (), ()),
     ],
 )
@@ -235,7 +214,7 @@ def test_tokens_with_a_role_are_special_whatever_the_file_calls_them():
     plain = json.loads(tokenizer.backend_tokenizer.to_str())
     for token in plain["added_tokens"]:
         token["special"] = False
-    tokenizer = fast(Tokenizer.from_str(json.dumps(plain)), bos_token="<s>", eos_token="</s>")
+    tokenizer = fast(Tokenizer.from_str(json.dumps(plain)))
     tokenizer.added_tokens_decoder[1].special = False
     special = SpecialTokens(tokenizer)
     assert {"<s>", "</s>"} <= set(special.ids)
@@ -245,5 +224,5 @@ def test_tokens_with_a_role_are_special_whatever_the_file_calls_them():
 
 def test_a_note_counts_and_names():
     found = {"<s>": 1, "</s>": 1200, "<a>": 2, "<b>": 3}
-    assert "1,206 times (</s>, <b>, <a>, …), read as plain text" in spelt_note("book", "m", found, parsed=False)
-    assert "once (<s>), read as control tokens" in spelt_note("book", "m", {"<s>": 1}, parsed=True)
+    assert "1,206 times (</s>, <b>, <a>, …)" in spelt_note("book", "m", found, parsed=False)
+    assert "once (<s>)" in spelt_note("book", "m", {"<s>": 1}, parsed=True)

@@ -2,10 +2,12 @@
 
 import logging
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from byte_level import byte_level
+from tokenizers import AddedToken, Tokenizer, models, normalizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from longeval.data.documents import Text
@@ -14,16 +16,9 @@ from longeval.data.tokens import _read_table, tokenise, tokenizer_digest
 TEXT = "Once upon a time, naïve 日本語 text — with emoji 👩‍🚀🙂 and\ttabs,\n\nnew lines…  and   blanks. "
 
 
-def byte_level(*, trim_offsets=False, vocab_size=300):
-    """GPT-2-like: bytes, so that a rare character is split over several tokens."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.post_processor = processors.ByteLevel(trim_offsets=trim_offsets)
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator(["once upon a time with new lines and blanks"], trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=8)
+def trimming():
+    """Its offsets leave out blanks, so that they step back."""
+    return byte_level(processors.ByteLevel(trim_offsets=True))
 
 
 def metaspace():
@@ -31,10 +26,8 @@ def metaspace():
     bytes_ = [f"<0x{n:02X}>" for n in range(256)]
     letters = list("▁Onceuptimwhaldbk.,")
     vocab = {token: n for n, token in enumerate(["<unk>", "<s>", *bytes_, *letters, "▁u", "▁t"])}
-    model = models.BPE(
-        vocab=vocab, merges=[("▁", "u"), ("▁", "t")], unk_token="<unk>", byte_fallback=True, fuse_unk=True
-    )
-    tokenizer = Tokenizer(model)
+    merges = [("▁", "u"), ("▁", "t")]
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer.add_special_tokens([AddedToken("<s>", special=True)])
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
@@ -60,42 +53,30 @@ class SlowTokenizer:
 
 
 def tokenised(text, tokenizer, cache=None):
-    return tokenise(Text(name="d", text=text), tokenizer, tokenizer_digest(tokenizer), cache)
+    return tokenise(Text(name="d", text=text), tokenizer, tokenizer_digest(tokenizer), cache and str(cache))
 
 
-@pytest.mark.parametrize("tokenizer", [byte_level(), byte_level(trim_offsets=True), metaspace()])
+def same_tokens(document, other):
+    both = zip((document.tokens(), document.byte_ends()), (other.tokens(), other.byte_ends()), strict=True)
+    return all(np.array_equal(here, there) for here, there in both)
+
+
+@pytest.mark.parametrize("make", [byte_level, trimming, metaspace])
 @pytest.mark.parametrize("text", [TEXT, "日本", " ", "a", "👩‍🚀" * 3, "\n\n x \n\n", TEXT * 20])
-def test_byte_ends_never_step_back_and_end_with_the_text(tokenizer, text):
+def test_byte_ends_are_those_of_the_characters_and_never_step_back(make, text):
+    tokenizer = make()
     table = tokenised(text, tokenizer).load()
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     assert table.tokens_T.dtype == np.int32
-    assert len(table.tokens_T) == len(table.byte_ends_T) > 0
+    assert table.tokens_T.tolist() == encoded["input_ids"]
     assert np.all(np.diff(table.byte_ends_T, prepend=0) >= 0)
     assert table.byte_ends_T[-1] == len(text.encode())
-
-
-@pytest.mark.parametrize("tokenizer", [byte_level(), metaspace()])
-def test_byte_ends_agree_with_the_text_up_to_each_character(tokenizer):
-    """Where a token ends at a character's end, the bytes are those of the text so far, encoded."""
-    table = tokenised(TEXT, tokenizer).load()
-    char_ends = [
-        end for _, end in tokenizer(TEXT, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-    ]
-    expected = [len(TEXT[:end].encode()) for end in char_ends]
-    assert table.byte_ends_T.tolist() == expected
+    if make is not trimming:
+        assert table.byte_ends_T.tolist() == [len(text[:end].encode()) for _, end in encoded["offset_mapping"]]
 
 
 def test_a_character_split_over_tokens_counts_its_bytes_once():
-    table = tokenised("a🙂b", byte_level()).load()
-    assert len(table.tokens_T) == 6
-    assert table.byte_ends_T.tolist() == [1, 5, 5, 5, 5, 6]
-
-
-def test_trimmed_offsets_lose_no_bytes():
-    """Offsets trimmed of blanks step back; the bytes of a stretch still come to what the text has."""
-    plain = tokenised(TEXT, byte_level()).load()
-    trimmed = tokenised(TEXT, byte_level(trim_offsets=True)).load()
-    assert np.array_equal(plain.tokens_T, trimmed.tokens_T)
-    assert plain.byte_ends_T[-1] == trimmed.byte_ends_T[-1]
+    assert tokenised("a🙂b", byte_level()).byte_ends().tolist() == [1, 5, 5, 5, 5, 6]
 
 
 def test_a_token_that_stands_for_no_text_takes_no_bytes_back():
@@ -109,21 +90,16 @@ def test_a_token_that_stands_for_no_text_takes_no_bytes_back():
     assert document.byte_ends().tolist() == [3, 3, 6, 7]
 
 
-def test_no_special_tokens_are_added():
-    assert tokenised("time", metaspace()).tokens()[0] != 1
-    assert metaspace()("time")["input_ids"][0] == 1
-
-
 def test_a_slow_tokenizer_has_no_byte_ends(tmp_path):
     tokenizer = SlowTokenizer({"a": 5, "b": 7})
     for _ in range(2):
-        document = tokenised("abba", tokenizer, str(tmp_path))
+        document = tokenised("abba", tokenizer, tmp_path)
         assert document.tokens().tolist() == [5, 7, 7, 5]
         assert document.byte_ends() is None
 
 
 def test_an_empty_document_has_no_tokens(tmp_path):
-    document = tokenised("", byte_level(), str(tmp_path))
+    document = tokenised("", byte_level(), tmp_path)
     assert document.num_tokens == len(document.tokens()) == len(document.byte_ends()) == 0
 
 
@@ -135,87 +111,59 @@ def test_a_text_longer_than_the_model_is_no_warning(capfd, caplog):
 
 
 def test_the_second_time_comes_from_the_cache(tmp_path):
-    first = tokenised(TEXT, byte_level(), str(tmp_path))
+    first = tokenised(TEXT, byte_level(), tmp_path)
     assert first.held is None
 
     def never(*args, **kwargs):
         raise AssertionError("tokenised again")
 
-    digest = tokenizer_digest(byte_level())
-    second = tokenise(Text(name="other name", text=TEXT), never, digest, str(tmp_path))
+    second = tokenise(Text(name="other name", text=TEXT), never, tokenizer_digest(byte_level()), str(tmp_path))
     assert (second.digest, second.path, second.num_tokens) == (first.digest, first.path, first.num_tokens)
     assert first.path == str(tmp_path / "tokens" / first.digest[:2] / f"{first.digest}.tokens")
-    fresh = tokenised(TEXT, byte_level())
-    assert np.array_equal(second.tokens(), fresh.tokens())
-    assert np.array_equal(second.byte_ends(), fresh.byte_ends())
+    assert same_tokens(second, tokenised(TEXT, byte_level()))
 
 
-@pytest.mark.parametrize("damage", [b"", b"not a zip", "half", "flipped", "another document's"])
+@pytest.mark.parametrize("damage", ["empty", "half", "another document's", "gone"])
 def test_a_damaged_cache_file_is_made_again(tmp_path, damage):
-    document = tokenised(TEXT, byte_level(), str(tmp_path))
-    with open(document.path, "rb") as file:
-        whole = bytearray(file.read())
-    if damage == "half":
-        content = whole[: len(whole) // 2]
-    elif damage == "flipped":
-        content = whole[:60] + bytes(b ^ 0xFF for b in whole[60:90]) + whole[90:]
-    elif damage == "another document's":
-        other = tokenised("another", byte_level(), str(tmp_path))
-        with open(other.path, "rb") as file:
-            content = file.read()
-    else:
-        content = damage
-    with open(document.path, "wb") as file:
-        file.write(content)
-    again = tokenised(TEXT, byte_level(), str(tmp_path))
-    assert np.array_equal(again.tokens(), tokenised(TEXT, byte_level()).tokens())
-    with open(document.path, "rb") as file:
-        assert len(file.read()) == len(whole)
+    document = tokenised(TEXT, byte_level(), tmp_path)
+    path = Path(document.path)
+    whole = path.read_bytes()
+    other = Path(tokenised("another", byte_level(), tmp_path).path).read_bytes()
+    path.write_bytes({"empty": b"", "half": whole[: len(whole) // 2]}.get(damage, other))
+    if damage == "gone":
+        path.unlink()
+        with pytest.raises(FileNotFoundError, match=document.digest):
+            document.tokens()
+    assert same_tokens(tokenised(TEXT, byte_level(), tmp_path), tokenised(TEXT, byte_level()))
+    assert path.read_bytes() == whole
 
 
 def test_no_damaged_byte_of_a_cache_file_goes_unseen(tmp_path):
-    document = tokenised(TEXT, byte_level(), str(tmp_path))
-    with open(document.path, "rb") as file:
-        whole = file.read()
+    path = Path(tokenised(TEXT, byte_level(), tmp_path).path)
+    whole = path.read_bytes()
     for place in range(0, len(whole), 3):
-        with open(document.path, "wb") as file:
-            file.write(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-        assert _read_table(document.path) is None
-
-
-def test_a_cache_file_that_vanished_is_named(tmp_path):
-    document = tokenised(TEXT, byte_level(), str(tmp_path))
-    (tmp_path / "tokens" / document.digest[:2] / f"{document.digest}.tokens").unlink()
-    with pytest.raises(FileNotFoundError, match=document.digest):
-        document.tokens()
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        assert _read_table(str(path)) is None
 
 
 def test_without_a_cache_that_can_be_written_the_tokens_are_held(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    document = tokenised(TEXT, byte_level(), str(tmp_path / "file"))
+    document = tokenised(TEXT, byte_level(), tmp_path / "file")
     assert document.path is None
-    assert np.array_equal(document.tokens(), tokenised(TEXT, byte_level()).tokens())
+    assert same_tokens(document, tokenised(TEXT, byte_level()))
 
 
 def test_digests_change_with_text_and_tokenizer_and_nothing_else():
     tokenizer = byte_level()
-    digest = tokenizer_digest(tokenizer)
-    assert tokenizer_digest(byte_level()) == digest
-    assert tokenizer_digest(byte_level(vocab_size=270)) != digest
-    assert tokenizer_digest(byte_level(trim_offsets=True)) != digest
-    tokenizer(["a", "b"], truncation=True, max_length=4)
-    assert tokenizer_digest(tokenizer) == digest
-    assert tokenizer_digest(SlowTokenizer({"a": 1})) != tokenizer_digest(SlowTokenizer({"a": 2}))
+    digest, whole = tokenizer_digest(tokenizer), tokenised(TEXT, tokenizer)
+    tokenizer(["a", "b"], truncation=True, max_length=4)  # which tokenizers remember
+    assert tokenizer_digest(tokenizer) == tokenizer_digest(byte_level()) == digest
+    assert same_tokens(tokenised(TEXT, tokenizer), whole)
+    others = (byte_level(vocab_size=270), trimming(), SlowTokenizer({"a": 1}), SlowTokenizer({"a": 2}))
+    assert len({digest, *map(tokenizer_digest, others)}) == 5
     assert tokenised("a", tokenizer).digest == tokenised("a", byte_level()).digest
     assert tokenised("a", tokenizer).digest != tokenised("b", tokenizer).digest
     assert tokenised("a", tokenizer).digest != tokenised("a", metaspace()).digest
-
-
-def test_a_call_with_truncation_before_does_not_cut_documents():
-    tokenizer = byte_level()
-    whole = tokenised(TEXT, tokenizer).num_tokens
-    tokenizer([TEXT], truncation=True, max_length=4)
-    assert tokenised(TEXT, tokenizer).num_tokens == whole
 
 
 def test_a_megabyte_takes_seconds():

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
-from longeval.export.encoding import encode
+from longeval.export.encoding import Encoding, encode
+from longeval.export.folder import WrittenFolder, write_folder
 from longeval.models import load
-from longeval.models.resolve import resolve
+from longeval.models.resolve import ModelRef, resolve
 from longeval.models.scaling import model_rope
 
 NATIVE = 64
@@ -82,9 +85,27 @@ def save_family(name, folder, **overrides):
     return folder
 
 
+def silent(done, total):
+    """No progress."""
+
+
 def encoding_of(folder, pe, factor=4.0, *, layers="global", native=None, scale_from="plain", **arguments):
     """What `longeval export` would write into a folder's model: its ref, configuration and encoding."""
     ref = resolve(str(folder))
     config = load.load_config(ref)
     rope = model_rope(ref.name, config, native=native, scale_from=scale_from, layers=layers)
     return ref, config, encode(rope, pe, factor=factor, arguments=arguments)
+
+
+class Export(NamedTuple):
+    """An exported model."""
+
+    ref: ModelRef
+    encoding: Encoding
+    done: WrittenFolder
+
+
+def export_folder(model, out, pe="yarn", factor=4.0, *, progress=silent, **settings):
+    """Exports a folder's model as a folder."""
+    ref, config, encoding = encoding_of(model, pe, factor, **settings)
+    return Export(ref, encoding, write_folder(ref, config, encoding, str(out), progress))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import math
 import pickle
+import re
 import subprocess
 import sys
 
@@ -14,7 +16,6 @@ import pytest
 import torch
 from hf_models import (
     FAMILIES,
-    NATIVE,
     ROPE,
     build,
     global_buffer,
@@ -33,12 +34,15 @@ import longeval.hf
 from longeval.cli.app import run_app
 from longeval.errors import LongEvalError
 from longeval.hf import ROPE_TYPES
-from longeval.rope.base import METHODS, Geometry
-from longeval.rope.build import build_table, method_names
+from longeval.rope.base import METHODS
+from longeval.rope.build import method_names
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_turns_by_our_table(family, warned):
+def test_every_family_turns_by_our_table(family, monkeypatch):
+    warned = []
+    for name in ("warning", "warning_once"):
+        monkeypatch.setattr(logging.Logger, name, lambda self, text, *a, **k: warned.append(text), raising=False)
     stretched = build(family, rope_parameters=in_form_of(family, ROPE))
     assert warned == []
     expected_F = resonance_yarn(FAMILIES[family][1])
@@ -95,11 +99,11 @@ def test_every_type_gives_the_frequencies_of_the_command_line(name, capsys):
 
 
 def test_names_are_ours_and_never_those_of_transformers():
-    assert (
-        "resonance",
-        *("pi", "resonance_pi", "ntk", "resonance_ntk", "ntk_by_parts", "resonance_ntk_by_parts"),
-        *("resonance_yarn", "resonance_llama3", "resonance_longrope", "abf", "resonance_abf"),
-    ) == ROPE_TYPES
+    expected = """
+        resonance pi resonance_pi ntk resonance_ntk ntk_by_parts resonance_ntk_by_parts
+        resonance_yarn resonance_llama3 resonance_longrope abf resonance_abf
+    """
+    assert tuple(expected.split()) == ROPE_TYPES
     own = {name for name, function in ROPE_INIT_FUNCTIONS.items() if function.__module__.startswith("transformers.")}
     assert own == {"linear", "dynamic", "yarn", "longrope", "llama3", "proportional"}
     assert set(ROPE_INIT_FUNCTIONS) - own == set(method_names()) - {"yarn", "llama3", "longrope"}
@@ -118,15 +122,16 @@ def test_a_name_that_another_package_took_is_an_error(monkeypatch):
 
     monkeypatch.setitem(ROPE_INIT_FUNCTIONS, "ntk", theirs)
     monkeypatch.delitem(ROPE_INIT_FUNCTIONS, "resonance")
-    with pytest.raises(LongEvalError, match=r"rope_type ntk already, from .*test_rope_types.* only one"):
+    with pytest.raises(LongEvalError, match=r"rope_type ntk .*test_rope_types"):
         longeval.hf.register()
     assert ROPE_INIT_FUNCTIONS["ntk"] is theirs and "resonance" not in ROPE_INIT_FUNCTIONS
 
 
-@pytest.mark.parametrize("family", ["Llama", "Mixtral", "GPTNeoX", "StableLm", "Gemma3Text"])
-def test_given_at_loading_it_is_saved_and_loaded_again(family, tmp_path):
-    part = {"GPTNeoX": 0.25, "StableLm": 0.25}.get(family)
-    rope = in_form_of(family, {**ROPE, **({"partial_rotary_factor": part} if part else {})})
+@pytest.mark.parametrize(
+    ("family", "part"), [("Llama", {}), ("Gemma3Text", {}), ("GPTNeoX", {"partial_rotary_factor": 0.25})]
+)
+def test_what_is_given_at_loading_is_saved_and_loaded_again(family, part, tmp_path):
+    rope = in_form_of(family, ROPE | part)
     build(family).save_pretrained(tmp_path / "plain")
     mine = copy.deepcopy(rope)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "plain", rope_parameters=mine)
@@ -176,8 +181,8 @@ def test_a_trained_model_lives_on_in_a_fresh_process(tmp_path):
     answer = subprocess.run(command, capture_output=True, text=True, check=True)
     # Without the import; the documentation of longeval.hf says so.
     assert answer.stdout.strip() == "KeyError('resonance_yarn')"
-    warning = "Missing validation function in 'RotaryEmbeddingConfigMixin' for 'rope_type'='resonance_yarn'"
-    assert answer.stderr.count(warning) == 1 and warning in longeval.hf.__doc__.replace("\n", " ")
+    (warning,) = re.findall(r"Missing validation function in .*", answer.stderr)
+    assert warning in longeval.hf.__doc__.replace("\n", " ")
     assert torch.equal(torch.load(tmp_path / "logits.pt", weights_only=True), logits(model))
 
 
@@ -189,16 +194,6 @@ def test_dtype_at_loading_keeps_the_frequencies_and_casting_loses_them(tmp_path)
     cast = loaded.to(torch.float32).to(torch.bfloat16)
     wavelengths_F = 2 * math.pi / rotary(cast).inv_freq.to(torch.float64)
     assert (wavelengths_F - wavelengths_F.round()).abs().max() > 0.1
-
-
-def test_a_stock_module_repeats_only_nearly():
-    far = 2**17
-    cos_BTD, _ = rotary(build(rope_parameters=dict(ROPE)))(torch.zeros(1), torch.tensor([[far, far + 6]]))
-    table = build_table("resonance_yarn", Geometry(head_dim=32, theta=1e4, native_length=NATIVE, factor=8))
-    assert table.period_F[0] == 6
-    exact_TF = table.cos_sin(np.array([far, far + 6])).cos_TF
-    assert exact_TF[0, 0] == exact_TF[1, 0]
-    assert 1e-4 < abs(cos_BTD[0, 0, 0] - cos_BTD[0, 1, 0]) < 0.02
 
 
 def test_models_can_be_copied_and_pickled():

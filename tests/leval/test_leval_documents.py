@@ -28,23 +28,11 @@ def test_rows_are_questions_in_order_of_their_index(documents, write):
     asked = [("q1", "a one"), ("q2", "b"), ("q3", "c")]
     write("quality", [(" First text.\n", asked[:2]), ("Second text.", asked), ("Third text.", asked[:1])])
     rows = documents.load(file="quality", evaluation="exam", version=1, setting=object())["test"]
-    assert rows[0] == {
-        "document": "First text.",
-        "document_id": "quality#1",
-        "question": "q1",
-        "reference": "a one",
-        "index": 0,
-        "words": 2,
-    }
-    order = list(zip(rows["document_id"], rows["index"], rows["question"], strict=True))
-    assert order == [
-        ("quality#1", 0, "q1"),
-        ("quality#2", 0, "q1"),
-        ("quality#3", 0, "q1"),
-        ("quality#1", 1, "q2"),
-        ("quality#2", 1, "q2"),
-        ("quality#2", 2, "q3"),
-    ]
+    first = {"document": "First text.", "document_id": "quality#1", "question": "q1", "reference": "a one"}
+    assert rows[0] == first | {"index": 0, "words": 2}
+    places = [f"{place[-1]}{question}" for place, question in zip(rows["document_id"], rows["question"], strict=True)]
+    assert places == ["1q1", "2q1", "3q1", "1q2", "2q2", "2q3"]
+    assert rows["index"][:] == [0, 0, 0, 1, 1, 2]
 
 
 def test_lines_with_the_same_text_are_one_document(documents, write):
@@ -58,29 +46,28 @@ def test_lines_for_other_judges_are_left_out(documents, write):
         path = write("news_summ", [(f"For {evaluation}.", [("q", "a")])], evaluation)
     rows = documents.load(file="news_summ", evaluation="rouge")["test"]
     assert rows["document"][:] == ["For rouge."]
-    with pytest.raises(LongEvalError, match=rf"{path}: no question with evaluation 'f1'.*Get leval/news_summ.jsonl"):
+    with pytest.raises(LongEvalError, match=rf"{path}: .*'f1'.*leval/news_summ.jsonl"):
         documents.load(file="news_summ", evaluation="f1")
 
 
 @pytest.mark.parametrize(
-    ("line", "complaint"),
+    ("line", "words"),
     [
-        ("{", "line 2: not a line of L-Eval"),
-        ("[]", "line 2: not a line of L-Eval"),
-        ('{"input": "caf\u00e9"}', "line 2: not a line of L-Eval .UnicodeDecodeError"),
-        ('{"input": "t", "instructions": ["q"], "evaluation": "exam"}', "line 2: .*outputs"),
-        ('{"input": "t", "instructions": ["q"], "outputs": [1], "evaluation": "exam"}', "line 2: not a line"),
-        ('{"input": "t", "instructions": ["q"], "outputs": [], "evaluation": "exam"}', "1 questions and 0 answers"),
-        ('{"input": " ", "instructions": ["q"], "outputs": ["a"], "evaluation": "exam"}', "of 0 characters"),
+        ("{", "JSON"),
+        ("[]", ""),
+        ('{"input": "caf\u00e9"}', "UnicodeDecodeError"),
+        ('{"input": "t", "instructions": ["q"], "evaluation": "exam"}', "outputs"),
+        ('{"input": "t", "instructions": ["q"], "outputs": [1], "evaluation": "exam"}', ""),
+        ('{"input": "t", "instructions": ["q"], "outputs": [], "evaluation": "exam"}', "1 .* 0 "),
+        ('{"input": " ", "instructions": ["q"], "outputs": ["a"], "evaluation": "exam"}', " 0 characters"),
     ],
 )
-def test_broken_files(documents, write, line, complaint):
+def test_a_damaged_line_is_named(documents, write, line, words):
     path = write("tpo", [("Text.", [("q", "A")])])
     with path.open("ab") as out:
         out.write(line.encode("latin-1") + b"\n")
-    with pytest.raises(LongEvalError, match=complaint) as caught:
+    with pytest.raises(LongEvalError, match=f"{path}.* line 2: .*{words}"):
         documents.load(file="tpo", evaluation="exam")
-    assert str(path) in str(caught.value)
 
 
 def test_empty_lines_are_no_documents(documents, write):
@@ -90,21 +77,15 @@ def test_empty_lines_are_no_documents(documents, write):
 
 
 def test_without_any_copy_both_ways_are_named(documents, write, no_hub, monkeypatch, tmp_path):
-    with pytest.raises(LongEvalError) as caught:
-        documents.load(file="codeU", evaluation="exam")
-    for part in (
-        f"no leval/codeU.jsonl in LONGEVAL_DATA={tmp_path}",
-        "L4NLP/LEval: the hub can't be reached (no route)",
-        "Check the network.",
-        "Or put a copy there as leval/codeU.jsonl",
-    ):
-        assert part in str(caught.value)
+    def refused(words):
+        with pytest.raises(LongEvalError, match=words):
+            documents.load(file="codeU", evaluation="exam")
+
+    refused(rf"no leval/codeU\.jsonl in LONGEVAL_DATA={tmp_path}.*L4NLP/LEval: .*\(no route\)")
     monkeypatch.delenv("LONGEVAL_DATA")
-    with pytest.raises(LongEvalError, match=r"LONGEVAL_DATA is not set.*codeU.jsonl and set LONGEVAL_DATA=<that"):
-        documents.load(file="codeU", evaluation="exam")
+    refused(r"LONGEVAL_DATA is not set.*codeU\.jsonl")
     monkeypatch.setenv("LONGEVAL_DATA", str(tmp_path / "nothing"))
-    with pytest.raises(LongEvalError, match="nothing: not a folder"):
-        documents.load(file="codeU", evaluation="exam")
+    refused("nothing: not a folder")
 
 
 @pytest.mark.parametrize(
@@ -148,7 +129,5 @@ def test_a_fetch_that_breaks_off_is_no_traceback(documents, write, no_hub, monke
 
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *_, **__: type("Info", (), {"sha": COMMIT}))
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", broken)
-    with pytest.raises(
-        LongEvalError, match=r"Exam/codeU.jsonl can't be fetched \(connection reset\).*leval/codeU.jsonl"
-    ):
+    with pytest.raises(LongEvalError, match=r"Exam/codeU\.jsonl .*\(connection reset\).*leval/codeU\.jsonl"):
         documents.load(file="codeU", evaluation="exam")

@@ -8,221 +8,118 @@ def scoring(module_of):
     return module_of("scoring")
 
 
-def score(function, answer, reference, **fields):
-    return function({"reference": reference} | fields, [answer])
-
-
 @pytest.mark.parametrize(
-    ("reference", "letters"),
-    [("(B) They hid it.", "B"), ("ACD", "ACD"), ("D", "D"), ("A. Because", "A"), ("C) Dogs and Cats", "C")],
-)
-def test_a_reference_is_the_letters_of_its_first_word(scoring, reference, letters):
-    assert scoring.reference_letters(reference) == set(letters)
-
-
-@pytest.mark.parametrize(
-    ("answer", "letter"),
+    ("reader", "answer", "read"),
     [
-        ("B", "B"),
-        (" C\n", "C"),
-        ("(D) the dog", "D"),
-        ("it is C, not D", "C"),
-        ("Because of rain: C", "B"),  # crude, and as published scores were made
-        ("b", "A"),
-        ("none of them", "A"),
-        ("", ""),
-        (" \n", ""),
+        ("reference_letters", "(B) They hid it.", {"B"}),
+        ("reference_letters", "ACD", {"A", "C", "D"}),
+        ("reference_letters", "C) Dogs and Cats", {"C"}),
+        ("chosen_letter", " C\n", "C"),
+        ("chosen_letter", "it is C, not D", "C"),
+        ("chosen_letter", "Because of rain: C", "B"),  # crude, and as published scores were made
+        ("chosen_letter", "b, or none of them", "A"),
+        ("chosen_letter", " \n", ""),
+        ("chosen_letters", "DCA", {"A", "C", "D"}),
+        ("chosen_letters", "BB", {"B"}),
+        ("chosen_letters", "BC and A) too", {"B", "C"}),
+        ("chosen_letters", "B. To see the world", {"B"}),
+        ("chosen_letters", "A) one\nC) three", {"A", "C"}),
+        ("chosen_letters", "The options are B and D.", {"B", "D"}),
+        ("chosen_letters", "The answer is (C)", {"C"}),
+        ("chosen_letters", "The answer is C", {"A"}),  # nothing stands after the C
+        ("chosen_letters", "A) one\nQuestion 2. C) three", {"A"}),
+        ("chosen_letters", "C] [B]", {"C"}),
+        ("chosen_letters", "E. all of them", {"A"}),
+        ("chosen_letters", " \n ", set()),
+        ("final_number", "6 times 3.\nThe answer is 18", "18"),
+        ("final_number", "The answer is $1,250.75 for 3 of them", "1250"),
+        ("final_number", "The answer is 7. The answer is 9", "7"),
+        ("final_number", "She has 4, then 5 more: **9** eggs\n\nQuestion: has 5", "9"),
+        ("final_number", "12\nlines\n52\nlines", "52"),
+        ("final_number", ".5", ""),
+        ("final_number", "007", "7"),
+        ("final_number", "000", "0"),
+        ("final_number", "The answer is eighteen, not 4", ""),
+        ("final_number", "no number", ""),
+        ("verdicts", "false [FACT: true]", (False, True)),
+        ("verdicts", "It is True.\n[fact: It is false", (True, False)),
+        ("verdicts", "False [fact: unknown] True", (False, None)),
+        ("verdicts", "True, False", (True, None)),
+        ("verdicts", "yes [fact: True]", (None, True)),
+        ("verdicts", "", (None, None)),
     ],
 )
-def test_one_choice_is_the_first_letter(scoring, answer, letter):
-    assert scoring.chosen_letter(answer) == letter
-    assert score(scoring.choice, answer, letter or "A") == {"accuracy": float(letter != "")}
+def test_what_is_read_from_an_answer(scoring, reader, answer, read):
+    assert getattr(scoring, reader)(answer) == read
 
 
-def test_one_choice_right_and_wrong(scoring):
-    assert score(scoring.choice, "(B) no", "(B) They hid it.") == {"accuracy": 1.0}
-    assert score(scoring.choice, "A", "(B) A thing") == {"accuracy": 0.0}
-    assert score(scoring.choice, "A", "AB") == {"accuracy": 0.0}
-    assert score(scoring.choice, "no letter", "A") == {"accuracy": 1.0}
-
-
-@pytest.mark.parametrize(
-    ("answer", "letters"),
-    [
-        ("ACD", "ACD"),
-        ("DCA", "ACD"),
-        ("BB", "B"),
-        ("  BD\n", "BD"),
-        ("BC and A) too", "BC"),
-        ("B", "B"),
-        ("B. To see the world", "B"),
-        ("A) one\nC) three", "AC"),
-        ("A. one D.", "AD"),
-        ("The options are B and D.", "BD"),
-        ("The answer is (C)", "C"),
-        ("The answer is C", "A"),  # nothing stands after the C
-        ("The answer is C\n", "C"),
-        ("A) one\nQuestion 2. C) three", "A"),
-        ("C] [B]", "C"),
-        ("E. all of them", "A"),
-        ("all of them", "A"),
-        ("", ""),
-        (" \n ", ""),
-    ],
-)
-def test_several_choices(scoring, answer, letters):
-    assert scoring.chosen_letters(answer) == set(letters)
+METRICS = {
+    "choice": ["accuracy"],
+    "choices": ["accuracy", "exact_match"],
+    "number": ["accuracy"],
+    "loyalty_and_fact": ["accuracy", "accuracy_loyalty", "accuracy_fact"],
+    "output": ["accuracy"],
+}
 
 
 @pytest.mark.parametrize(
-    ("answer", "reference", "accuracy", "exact"),
+    ("rule", "answer", "reference", "values"),
     [
-        ("ACD", "ACD", 1.0, 1.0),
-        ("DA", "AD", 1.0, 1.0),
-        ("AC", "ACD", 0.25, 0.0),
-        ("A", "ACD", 0.25, 0.0),
-        ("no letter", "AB", 0.25, 0.0),
-        ("AB", "ACD", 0.0, 0.0),
-        ("ABCD", "ACD", 0.0, 0.0),
-        ("B", "ACD", 0.0, 0.0),
-        ("", "ACD", 0.0, 0.0),
-        ("C", "C", 1.0, 1.0),
-        ("", "C", 0.0, 0.0),
-        ("CD", "C", 0.0, 0.0),
-    ],
-)
-def test_credit_for_several_choices(scoring, answer, reference, accuracy, exact):
-    assert score(scoring.choices, answer, reference) == {"accuracy": accuracy, "exact_match": exact}
-
-
-@pytest.mark.parametrize(
-    ("answer", "number"),
-    [
-        ("6 times 3.\nThe answer is 18", "18"),
-        ("The answer is $1,250.75 for 3 of them", "1250"),
-        ("The answer is 7. The answer is 9", "7"),
-        ("The answer is 12\n\nQuestion: 99?", "12"),
-        ("She has 4, then 5 more: 9 eggs", "9"),
-        ("It is **36**.", "36"),
-        ("so 2 * 9 = 18 dollars\n\nQuestion: has 5", "18"),
-        ("12\nlines\n52\nlines", "52"),
-        ("3.9", "3"),
-        (".5", ""),
-        ("0", "0"),
-        ("007", "7"),
-        ("000", "0"),
-        ("The answer is eighteen, not 4", ""),
-        ("no number", ""),
-        ("", ""),
-    ],
-)
-def test_the_number_of_an_answer(scoring, answer, number):
-    assert scoring.final_number(answer) == number
-
-
-def test_numbers_right_and_wrong(scoring):
-    assert score(scoring.number, "The answer is 1,600.", "1600") == {"accuracy": 1.0}
-    assert score(scoring.number, "The answer is 160", "1600") == {"accuracy": 0.0}
-    assert score(scoring.number, "none", "1600") == {"accuracy": 0.0}
-    assert score(scoring.number, "", "no digits") == {"accuracy": 0.0}
-    assert score(scoring.number, "9" * 5000, "9" * 5000) == {"accuracy": 1.0}  # beyond what int() reads
-
-
-@pytest.mark.parametrize(
-    ("answer", "verdicts"),
-    [
-        ("True [fact: False]", (True, False)),
-        ("false [FACT: true]", (False, True)),
-        ("True. [fact: It is false.]", (True, False)),
-        ("It is True.\n[fact: False", (True, False)),
-        ("False [fact: unknown] True", (False, None)),
-        ("True", (True, None)),
-        ("True, False", (True, None)),
-        ("yes [fact: True]", (None, True)),
-        ("[fact: True]", (None, True)),
-        ("yes", (None, None)),
-        ("", (None, None)),
-    ],
-)
-def test_verdicts(scoring, answer, verdicts):
-    assert scoring.verdicts(answer) == verdicts
-
-
-@pytest.mark.parametrize(
-    ("answer", "scores"),
-    [
-        ("True [fact: False]", (1.0, 1.0, 1.0)),
-        ("True [fact: True]", (0.5, 1.0, 0.0)),
-        ("True", (0.5, 1.0, 0.0)),
-        ("False [fact: False]", (0.5, 0.0, 1.0)),
-        ("False [fact: True]", (0.0, 0.0, 0.0)),
-        ("who knows", (0.0, 0.0, 0.0)),
-        ("", (0.0, 0.0, 0.0)),
-    ],
-)
-def test_the_score_of_two_verdicts_is_their_mean(scoring, answer, scores):
-    metrics = ("accuracy", "accuracy_loyalty", "accuracy_fact")
-    got = score(scoring.loyalty_and_fact, answer, "True [fact: False]")
-    assert got == dict(zip(metrics, scores, strict=True))
-
-
-def test_two_unreadable_verdicts_do_not_agree(scoring):
-    assert score(scoring.loyalty_and_fact, "maybe", "neither")["accuracy"] == 0.0
-
-
-@pytest.mark.parametrize(
-    ("answer", "found"),
-    [
-        ("The care of bees", 1.0),
-        ('We first discussed "THE CARE\nOF  BEES".', 1.0),
-        ("thecareofbees", 1.0),
-        ("The care of birds", 0.0),
-        ("care of bees", 0.0),
-        ("", 0.0),
-    ],
-)
-@pytest.mark.parametrize(("index", "place"), [(0, "first"), (1, "second"), (2, "third")])
-def test_topics_are_contained_in_the_answer(scoring, answer, found, index, place):
-    got = score(scoring.topic, answer, "The care of bees", index=index)
-    assert got == {"accuracy": found, f"accuracy_{place}": found}
-
-
-@pytest.mark.parametrize(
-    ("answer", "reference", "right"),
-    [
-        ("6", "6", 1.0),
-        ("[4, 9]", "[4 9]", 1.0),
-        ("The code prints [4., 9.]", "[4 9]", 0.0),
-        ("The code prints ['4.0', \"9.0\"]", "[4 9]", 1.0),
-        ("The code prints array([[1, 2],\n       [3, 4]])", "[[1 2][3 4]]", 1.0),
-        ("After all steps:\n[[1 2]\n [3 4]]", "[[1, 2], [3, 4]]", 1.0),
+        ("choice", "(B) no", "(B) They hid it.", [1.0]),
+        ("choice", "A", "(B) A thing", [0.0]),
+        ("choice", "A", "AB", [0.0]),
+        ("choice", "no letter", "A", [1.0]),
+        ("choice", "", "A", [0.0]),
+        ("choices", "DA", "AD", [1.0, 1.0]),
+        ("choices", "AC", "ACD", [0.25, 0.0]),
+        ("choices", "no letter", "AB", [0.25, 0.0]),
+        ("choices", "AB", "ACD", [0.0, 0.0]),
+        ("choices", "ABCD", "ACD", [0.0, 0.0]),
+        ("choices", "", "C", [0.0, 0.0]),
+        ("number", "The answer is 1,600.", "1600", [1.0]),
+        ("number", "The answer is 160", "1600", [0.0]),
+        ("number", "", "no digits", [0.0]),
+        ("number", "9" * 5000, "9" * 5000, [1.0]),  # beyond what int() reads
+        ("loyalty_and_fact", "True [fact: False]", "True [fact: False]", [1.0, 1.0, 1.0]),
+        ("loyalty_and_fact", "True [fact: True]", "True [fact: False]", [0.5, 1.0, 0.0]),
+        ("loyalty_and_fact", "False [fact: False]", "True [fact: False]", [0.5, 0.0, 1.0]),
+        ("loyalty_and_fact", "maybe", "neither", [0.0, 0.0, 0.0]),
+        ("output", "The code prints ['4.0', \"9.0\"]", "[4 9]", [1.0]),
+        ("output", "The code prints [4., 9.]", "[4 9]", [0.0]),
+        ("output", "The code prints array([[1, 2],\n       [3, 4]])", "[[1 2][3 4]]", [1.0]),
+        ("output", "After all steps:\n[[1 2]\n [3 4]]", "[[1, 2], [3, 4]]", [1.0]),
         # Space between brackets makes no words: 6 and three more are enough for what are 10 words with it.
-        ("[[1 2]\n [3 4]\n [4 4]\n [5 6]\n [7 8]]", "[[1 2][3 4][4 4][5 6][7 8]]", 1.0),
-        ("Well\\_named", "WELL_named", 1.0),
-        ("16", "6", 1.0),  # contained, as in L-Eval
-        ("7", "6", 0.0),
-        ("6 was the first value of many more in it", "6", 0.0),  # not among the last 1 + 3 words
-        ("so 6 it was finally", "6", 1.0),
-        ("so 6 it was then finally", "6", 0.0),
-        ("the value 6 will be printed", "6", 1.0),  # fillers aren't counted
-        ("6 would be printed by it here", "6", 1.0),
-        ("the final output of the code is 21, since 1 and 2 and 3 and 15 are added up", "21", 1.0),
-        ("the final output is as we saw above: 21, since all are added", "21", 0.0),
-        ("the final output is 5. No: the final output is 7", "5", 0.0),
-        ("the final output is 5. No: the final output is 7", "7", 1.0),
-        ("this is a list", "this is a list", 1.0),
-        ("the final output a b 6", "6", 1.0),
-        ("the final output a b c 6", "6", 0.0),  # the space before "a" counts, as in L-Eval
-        ("6 a b c", "6", 1.0),
-        ("6 a b c\n", "6", 0.0),
-        ("", "6", 0.0),
+        ("output", "[[1 2]\n [3 4]\n [4 4]\n [5 6]\n [7 8]]", "[[1 2][3 4][4 4][5 6][7 8]]", [1.0]),
+        ("output", "Well\\_named", "WELL_named", [1.0]),
+        ("output", "16", "6", [1.0]),  # contained, as in L-Eval
+        ("output", "7", "6", [0.0]),
+        ("output", "so [1 2 3 4] a b c", "[1 2 3 4]", [1.0]),  # among the last 4 + 3 words
+        ("output", "so [1 2 3 4] a b c d", "[1 2 3 4]", [0.0]),
+        ("output", "6 a b c\n", "6", [0.0]),  # the space at the end counts, as in L-Eval
+        ("output", "6 would be printed by it here", "6", [1.0]),  # fillers aren't counted
+        ("output", "the final output of the code is 21, since 1 and 2 and 3 and 15 are added up", "21", [1.0]),
+        ("output", "the final output is as we saw above: 21, since all are added", "21", [0.0]),
+        ("output", "the final output is 5. No: the final output is 7", "5", [0.0]),
+        ("output", "the final output is 5. No: the final output is 7", "7", [1.0]),
+        ("output", "the final output a b 6", "6", [1.0]),
+        ("output", "the final output a b c 6", "6", [0.0]),  # the space before "a" counts, as in L-Eval
+        ("output", "this is a list", "this is a list", [1.0]),
+        ("output", "", "6", [0.0]),
     ],
 )
-def test_code_output_is_in_the_last_words(scoring, answer, reference, right):
-    assert score(scoring.output, answer, reference) == {"accuracy": right}
+def test_what_an_answer_scores(scoring, rule, answer, reference, values):
+    scores = getattr(scoring, rule)({"reference": reference}, [answer])
+    assert scores == dict(zip(METRICS[rule], values, strict=True))
 
 
-def test_last_words_are_as_many_as_the_reference_has_and_three(scoring):
-    reference = "[1 2 3 4]"
-    assert score(scoring.output, "so [1 2 3 4] a b c", reference) == {"accuracy": 1.0}
-    assert score(scoring.output, "so [1 2 3 4] a b c d", reference) == {"accuracy": 0.0}
+@pytest.mark.parametrize(
+    ("answer", "index", "scores"),
+    [
+        ('We first discussed "THE CARE\nOF  BEES".', 0, {"accuracy": 1.0, "accuracy_first": 1.0}),
+        ("thecareofbees", 1, {"accuracy": 1.0, "accuracy_second": 1.0}),
+        ("care of bees", 2, {"accuracy": 0.0, "accuracy_third": 0.0}),
+        ("", 2, {"accuracy": 0.0, "accuracy_third": 0.0}),
+    ],
+)
+def test_topics_are_contained_in_the_answer(scoring, answer, index, scores):
+    assert scoring.topic({"reference": "The care of bees", "index": index}, [answer]) == scores

@@ -32,8 +32,10 @@ RULES = (
     | {f"leval_{file}": (file, "f1") for file in ANSWERS}
     | {f"leval_{file}": (file, "rouge") for file in SUMMARIES}
 )
-OPEN_METRICS = {"f1": ["f1"], "rouge": ["rouge_l", "rouge1", "rouge2"]}
 METRICS = {
+    "exam": ["accuracy"],
+    "f1": ["f1"],
+    "rouge": ["rouge_l", "rouge1", "rouge2"],
     "leval_coursera": ["accuracy", "exact_match"],
     "leval_sfiction": ["accuracy", "accuracy_loyalty", "accuracy_fact"],
     "leval_topic_retrieval": ["accuracy", "accuracy_first", "accuracy_second", "accuracy_third"],
@@ -95,7 +97,7 @@ def test_a_prompt_is_instruction_document_question(name, write, load_task):
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_what_the_model_may_generate(name, write, load_task):
+def test_requests_and_metadata(name, write, load_task):
     file, evaluation = RULES[name]
     write(file, [(DOCUMENT, [("Q?", "[1, 2]")])], evaluation)
     task = load_task(name)
@@ -103,66 +105,56 @@ def test_what_the_model_may_generate(name, write, load_task):
     (instance,) = task.instances
     assert instance.args[1] == {"do_sample": False, "max_gen_toks": 512, "until": []}
     assert task.doc_to_target(instance.doc) == "[1, 2]"  # text, not the list it looks like
-    assert task.config.num_fewshot == 0
-
-
-@pytest.mark.parametrize("name", RULES)
-def test_metadata(name, write, load_task):
-    file, evaluation = RULES[name]
-    write(file, [(DOCUMENT, [("Q?", "B")])], evaluation)
-    task = load_task(name)
     metadata = task.config.metadata
-    assert metadata["prompts"] == "own"
-    assert metadata["version"] == 1
+    assert (task.config.num_fewshot, metadata["prompts"], metadata["version"]) == (0, "own", 1)
     assert f"{file}.jsonl" in metadata["needs"]
     assert "LONGEVAL_DATA" in metadata["needs"]
     assert metadata["description"].count("\n") == 0
-    assert metadata["primary"] == next(iter(task.aggregation()))
+    metrics = list(task.aggregation())
+    assert metrics == METRICS.get(name, METRICS[evaluation]) and metadata["primary"] == metrics[0]
     assert all(task.higher_is_better().values())
-    assert list(task.aggregation()) == METRICS.get(name, OPEN_METRICS.get(evaluation, ["accuracy"]))
     assert metadata["document"] in task.features
     # The 100 problems of gsm100 share worked examples, not a text that they are about.
     assert metadata.get("cluster") == (None if name == "leval_gsm100" else "document_id")
 
 
-def test_questions_of_one_choice(write, load_task, scores_of):
-    for name, file in (("leval_quality", "quality"), ("leval_toefl", "tpo")):
-        write(file, [(DOCUMENT, [("Q?", "(B) Bees"), ("Q?", "(C) All")])])
-        assert scores_of(load_task(name), ["B", "B"]) == [{"accuracy": 1.0}, {"accuracy": 0.0}]
+@pytest.mark.parametrize(
+    ("name", "answers", "values"),
+    [
+        ("leval_quality", {"(B) Bees": "B", "(C) All": "B"}, [[1.0], [0.0]]),
+        ("leval_toefl", {"(B) Bees": "B", "(C) All": "B"}, [[1.0], [0.0]]),
+        ("leval_coursera", {"AB": "AB", "BC": "B", "D": "D."}, [[1.0, 1.0], [0.25, 0.0], [1.0, 1.0]]),
+        ("leval_gsm100", {"1600": "So.\nThe answer is 1,600.", "7": "8"}, [[1.0], [0.0]]),
+        ("leval_codeu", {"[1 2]": "It prints [1.0, 2.0]", "[1 4]": "[1 3]"}, [[1.0], [0.0]]),
+        (
+            "leval_sfiction",
+            {"True [fact: False]": "True [fact: False]", "False [fact: False]": "True [fact: False]"},
+            [[1.0, 1.0, 1.0], [0.5, 0.0, 1.0]],
+        ),
+        ("leval_narrative_qa", {"in a hive": "In the hive.", "honey": "wax"}, [[1.0], [0.0]]),
+        ("leval_news_summ", {"bees live in hives": "Bees live in trees"}, [[0.75, 0.75, 2 / 3]]),
+    ],
+)
+def test_scores_of_answers(name, answers, values, write, load_task, scores_of):
+    file, evaluation = RULES[name]
+    write(file, [(DOCUMENT, [("Q?", reference) for reference in answers])], evaluation)
+    metrics = METRICS.get(name, METRICS[evaluation])
+    expected = [pytest.approx(dict(zip(metrics, row, strict=True))) for row in values]
+    assert scores_of(load_task(name), list(answers.values())) == expected
 
 
-def test_questions_of_several_choices(write, load_task, scores_of):
-    write("coursera", [(DOCUMENT, [("Q?", "AB"), ("Q?", "AB"), ("Q?", "D")])])
-    scores = scores_of(load_task("leval_coursera"), ["AB", "A", "D."])
-    assert [s["accuracy"] for s in scores] == [1.0, 0.25, 1.0]
-    assert [s["exact_match"] for s in scores] == [1.0, 0.0, 1.0]
-
-
-def test_problems(write, load_task, scores_of):
-    write("gsm100", [(DOCUMENT, [("Q?", "1600")]), (DOCUMENT, [("Q?", "7")])])
+def test_a_problem_is_answered_on_a_line_of_its_own(write, load_task):
+    write("gsm100", [(DOCUMENT, [("Q?", "1600")])])
     task = load_task("leval_gsm100")
-    assert task.fewshot_context(task.eval_docs[0], 0).endswith("Q?\n")  # the model begins on a line of its own
-    assert scores_of(task, ["So.\nThe answer is 1,600.", "8"]) == [{"accuracy": 1.0}, {"accuracy": 0.0}]
-
-
-def test_code(write, load_task, scores_of):
-    write("codeU", [("def f(): ...\nf()", [("What is printed?", "[1 2]")])] * 2)
-    assert scores_of(load_task("leval_codeu"), ["It prints [1.0, 2.0]", "[1 3]"]) == [
-        {"accuracy": 1.0},
-        {"accuracy": 0.0},
-    ]
+    assert task.fewshot_context(task.eval_docs[0], 0).endswith("Q?\n")
 
 
 @pytest.mark.parametrize(
     ("question", "statement"),
     [
         ("3.\tBees can talk, True or False? Judge by the text.", "Bees can talk"),
-        (
-            "Question12:  Bees number 3.5 million., True or False?  Judge, True or False? Judge.",
-            "Bees number 3.5 million",
-        ),
-        ("5 bees can talk. True or False?", "5 bees can talk"),
-        ("Bees can talk.", "Bees can talk."),
+        ("Question12:  Bees number 3.5 million., True or False?  Judge, True or False?", "Bees number 3.5 million"),
+        ("5 bees can talk.", "5 bees can talk."),
     ],
 )
 def test_a_statement_is_bare(write, load_task, question, statement):
@@ -170,13 +162,6 @@ def test_a_statement_is_bare(write, load_task, question, statement):
     task = load_task("leval_sfiction")
     after = task.fewshot_context(task.eval_docs[0], 0).split(DOCUMENT)[1]
     assert f"\n\nStatement: {statement}\n\n" in after
-
-
-def test_statements(write, load_task, scores_of):
-    write("sci_fi", [(DOCUMENT, [("Q?", "True [fact: False]"), ("Q?", "False [fact: False]")])])
-    loyal, half = scores_of(load_task("leval_sfiction"), ["True [fact: False]", "True [fact: False]"])
-    assert loyal == {"accuracy": 1.0, "accuracy_loyalty": 1.0, "accuracy_fact": 1.0}
-    assert half == {"accuracy": 0.5, "accuracy_loyalty": 0.0, "accuracy_fact": 1.0}
 
 
 def test_topics_by_place_in_lm_evals_own_evaluation(write):
@@ -189,30 +174,13 @@ def test_topics_by_place_in_lm_evals_own_evaluation(write):
         return "second" if "second topic" in prompt and DOCUMENT in prompt else "no idea"
 
     scores = evaluate(["leval_topic_retrieval"], answer)["leval_topic_retrieval"]
-    got = {
-        key.removesuffix(",none"): value
-        for key, value in scores.items()
-        if key.startswith("accuracy") and "err" not in key
-    }
-    assert got == {"accuracy": 0.5, "accuracy_first": 1.0, "accuracy_second": 0.5, "accuracy_third": 0.0}
-
-
-def test_open_tasks(write, load_task, scores_of):
-    write("narrative_qa", [(DOCUMENT, [("Q?", "in a hive"), ("Q?", "honey")])], "f1")
-    assert scores_of(load_task("leval_narrative_qa"), ["In the hive.", "wax"]) == [{"f1": 1.0}, {"f1": 0.0}]
-    write("news_summ", [(DOCUMENT, [("Q?", "bees live in hives")])], "rouge")
-    (scores,) = scores_of(load_task("leval_news_summ"), ["Bees live in trees"])
-    assert scores == {
-        "rouge1": pytest.approx(0.75),
-        "rouge2": pytest.approx(2 / 3),
-        "rouge_l": pytest.approx(0.75),
-    }
+    got = [scores[f"{metric},none"] for metric in METRICS["leval_topic_retrieval"]]
+    assert got == [0.5, 1.0, 0.5, 0.0]
 
 
 def test_a_group_runs_where_all_files_are_there(write):
-    for name, (file, evaluation) in RULES.items():
-        if name in EXAM:
-            write(file, [(DOCUMENT, [("Q?", "B"), ("Q?", "C"), ("Q?", "2")])], evaluation)
+    for file in EXAM.values():
+        write(file, [(DOCUMENT, [("Q?", "B"), ("Q?", "C"), ("Q?", "2")])])
     results = evaluate(["leval"], lambda _: "B")
     assert set(EXAM) <= set(results)
     assert results["leval_quality"]["accuracy,none"] == pytest.approx(1 / 3)

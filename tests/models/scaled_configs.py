@@ -9,40 +9,22 @@ THETA_F = 10000.0 ** (-np.arange(8) / 8)
 SHORT = [1.0, 1.0, 1.1, 1.2, 1.3, 1.5, 1.7, 2.0]
 LONG = [1.0, 1.3, 2.0, 3.0, 4.0, 5.5, 7.0, 8.0]
 
+NATIVE = {"original_max_position_embeddings": 64}
+LISTS = NATIVE | {"short_factor": SHORT, "long_factor": LONG}
+
 SHIPPED = {
     "default": {},
     "linear": {"factor": 2.0},
-    "llama3": {
-        "factor": 8.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 64,
-    },
-    "yarn": {"factor": 4.0, "original_max_position_embeddings": 64, "beta_fast": 16.0},
-    "yarn mscale": {"factor": 4.0, "original_max_position_embeddings": 64, "mscale": 0.7, "mscale_all_dim": 1.5},
-    "longrope": {"original_max_position_embeddings": 64, "short_factor": SHORT, "long_factor": LONG},
-    "longrope attention": {
-        "original_max_position_embeddings": 64,
-        "short_factor": SHORT,
-        "long_factor": LONG,
-        "attention_factor": 1.4,
-        "factor": 3.0,
-    },
-    "longrope factor": {
-        "original_max_position_embeddings": 64,
-        "short_factor": SHORT,
-        "long_factor": LONG,
-        "factor": 3.0,
-    },
-    "longrope equal lists": {"original_max_position_embeddings": 64, "short_factor": LONG, "long_factor": LONG},
+    "llama3": NATIVE | {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+    "yarn": NATIVE | {"factor": 4.0, "beta_fast": 16.0},
+    "yarn mscale": NATIVE | {"factor": 4.0, "mscale": 0.7, "mscale_all_dim": 1.5},
+    "longrope": LISTS,
+    "longrope attention": LISTS | {"attention_factor": 1.4, "factor": 3.0},
+    "longrope factor": LISTS | {"factor": 3.0},
+    "longrope equal lists": NATIVE | {"short_factor": LONG, "long_factor": LONG},
     "dynamic": {"factor": 2.0},
-    "resonance_longrope": {
-        "factor": 3.0,
-        "original_max_position_embeddings": 64,
-        "short_factor": SHORT,
-        "long_factor": LONG,
-    },
-    "resonance_ntk": {"factor": 2.0, "base_rule": "linear", "original_max_position_embeddings": 64},
+    "resonance_longrope": LISTS | {"factor": 3.0},
+    "resonance_ntk": NATIVE | {"factor": 2.0, "base_rule": "linear"},
 }
 
 

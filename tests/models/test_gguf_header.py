@@ -1,3 +1,5 @@
+"""Reading the header of a GGUF file, against the gguf package, and damaged files."""
+
 from __future__ import annotations
 
 import struct
@@ -17,15 +19,12 @@ def test_it_says_what_the_gguf_package_says(tmp_path):
     header, reader = read_header(str(path)), gguf.GGUFReader(str(path))
     assert header.architecture == "llama"
     assert header.own("rope.freq_base") == 700.0
-    assert header.fields["general.tokenizer.ggml.add_bos_token"] is True
     assert (header.own("no.such.key"), header.own("no.such.key", 3)) == (None, 3)
     theirs = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("GGUF.")}
-    assert "tokenizer.ggml.tokens" not in header.fields
     del theirs["tokenizer.ggml.tokens"]
     assert dict(header.fields) == theirs
-    assert {name: place.offset for name, place in header.tensors.items()} == {
-        tensor.name: tensor.data_offset for tensor in reader.tensors
-    }
+    offsets = {tensor.name: tensor.data_offset for tensor in reader.tensors}
+    assert {name: place.offset for name, place in header.tensors.items()} == offsets
     assert header.tensors["token_embd.weight"].shape == (12, 64)
 
 
@@ -36,14 +35,13 @@ def test_tensors_of_plain_numbers(tmp_path, dtype):
     assert np.array_equal(header.values("rope_freqs.weight"), numbers.astype(np.float64))
 
 
-def test_a_quantised_tensor_is_not_taken_for_numbers(write_gguf):
-    header = read_header(str(write_gguf(quantised=True)))
-    with pytest.raises(ValueError, match=r"token_embd\.weight is stored in ggml type 8"):
+def test_a_quantised_tensor_is_not_taken_for_numbers(tmp_path):
+    header = read_header(str(write_llama(tmp_path / "tiny.gguf", quantised=True)))
+    with pytest.raises(ValueError, match=r"token_embd\.weight .*type 8"):
         header.values("token_embd.weight")
 
 
 def test_another_alignment_moves_the_tensors(tmp_path):
-    path = write_llama(tmp_path / "tiny.gguf")
     writer = gguf.GGUFWriter(str(tmp_path / "wide.gguf"), "llama")
     writer.add_custom_alignment(4096)
     writer.add_tensor("a.weight", np.arange(3, dtype=np.float32))
@@ -54,7 +52,6 @@ def test_another_alignment_moves_the_tensors(tmp_path):
     header = read_header(str(tmp_path / "wide.gguf"))
     assert header.tensors["a.weight"].offset % 4096 == 0
     assert header.values("a.weight").tolist() == [0.0, 1.0, 2.0]
-    assert read_header(str(path)).tensors["token_embd.weight"].offset % 4096 != 0
 
 
 @pytest.mark.parametrize("kept", [20, 30, 200, 1000])
@@ -65,11 +62,8 @@ def test_a_header_cut_off(tmp_path, kept):
         read_header(str(path))
 
 
-def test_other_versions_and_other_files(tmp_path):
-    path = tmp_path / "old.gguf"
-    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 1, 0, 0))
-    with pytest.raises(ValueError, match="version 1"):
-        read_header(str(path))
-    path.write_bytes(b"GGML" + struct.pack("<IQQ", 3, 0, 0))
-    with pytest.raises(ValueError, match="starts with b'GGML'"):
-        read_header(str(path))
+@pytest.mark.parametrize(("magic", "version", "said"), [(b"GGUF", 1, "version 1"), (b"GGML", 3, "GGML")])
+def test_other_versions_and_other_files(tmp_path, magic, version, said):
+    (tmp_path / "old.gguf").write_bytes(magic + struct.pack("<IQQ", version, 0, 0))
+    with pytest.raises(ValueError, match=said):
+        read_header(str(tmp_path / "old.gguf"))

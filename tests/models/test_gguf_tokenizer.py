@@ -9,9 +9,12 @@ from pathlib import Path
 
 import gguf
 import pytest
-from tiny_gguf import write_llama
+from folders import tokenizer_of
+from sentencepiece import SentencePieceProcessor
+from tiny_gguf import add_field, write_llama
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 from transformers import Qwen2Tokenizer
+from transformers.convert_slow_tokenizer import import_protobuf
 from transformers.models.qwen3_5.tokenization_qwen3_5 import Qwen3_5Tokenizer
 
 from longeval.data.sources import open_source
@@ -23,51 +26,43 @@ from longeval.models.load import load_tokenizer
 from longeval.models.resolve import resolve
 from longeval.models.tokenizer import PROBE, tokenizer_notes
 
-CASES = Path(__file__).parents[3] / "shared" / "cases"
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
+BYTES = [(f"<0x{byte:02X}>", 6) for byte in range(256)]
 
 
-def write(path: Path, tokens, kinds, *, architecture="llama", merges=None, scores=None, **fields) -> Path:
-    """A GGUF with a tokenizer and nothing else."""
+def build(path: Path, tokens, *, architecture="llama", merges=None, scores=None, **fields):
+    """The tokenizer of a GGUF with a tokenizer and nothing else; `tokens` are pairs of a token and its kind."""
     writer = gguf.GGUFWriter(str(path), architecture)
-    writer.add_token_list(tokens)
-    writer.add_token_types(kinds)
+    writer.add_token_list([token for token, _ in tokens])
+    writer.add_token_types([kind for _, kind in tokens])
     if merges is not None:
-        writer.add_token_merges(merges)
+        writer.add_token_merges(list(merges))
     if scores is not None:
         writer.add_token_scores(scores)
     for key, value in fields.items():
-        name = "tokenizer.chat_template" if key == "chat_template" else f"tokenizer.ggml.{key}"
-        if isinstance(value, bool):
-            writer.add_bool(name, value)
-        elif isinstance(value, int):
-            writer.add_uint32(name, value)
-        else:
-            writer.add_string(name, value)
+        add_field(writer, f"tokenizer.ggml.{key}", value)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()
-    return path
+    return build_tokenizer(read_header(str(path)))
 
 
 def byte_level(path: Path, *, merges=(), special=("<s>", "</s>"), own=(), words=(), **fields):
     """The tokenizer of a byte-level file: special tokens, the user's own, the alphabet, merged tokens, and words."""
     merged = [merge.replace(" ", "") for merge in merges]
-    tokens = [*special, *own, *ALPHABET, *merged, *words]
-    kinds = [3] * len(special) + [4] * len(own) + [1] * (len(tokens) - len(special) - len(own))
+    tokens = [(token, 3) for token in special] + [(token, 4) for token in own]
+    tokens += [(token, 1) for token in (*ALPHABET, *merged, *words)]
     settings = {"model": "gpt2", "bos_token_id": 0, "eos_token_id": 1} | fields
-    return build_tokenizer(read_header(str(write(path, tokens, kinds, merges=list(merges), **settings))))
+    return build(path, tokens, merges=merges, **settings)
 
 
 def sentencepiece(path: Path, tokens=(), **fields):
     """The tokenizer of a file whose tokens are text; `tokens` are pairs of a token and its kind, best first."""
-    base = [("<unk>", 2), ("<s>", 3), ("</s>", 3), *((f"<0x{byte:02X}>", 6) for byte in range(256))]
     letters = [(letter, 1) for letter in "▁abcdefghijklmnopqrstuvwxyz"]
-    everything = [*base, *tokens, *letters]
-    scores = [-float(index) for index in range(len(everything))]
-    names, kinds = ([pair[side] for pair in everything] for side in (0, 1))
+    tokens = [("<unk>", 2), ("<s>", 3), ("</s>", 3), *BYTES, *tokens, *letters]
+    scores = [-float(index) for index in range(len(tokens))]
     settings = {"model": "llama", "bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0} | fields
-    return build_tokenizer(read_header(str(write(path, names, kinds, scores=scores, **settings))))
+    return build(path, tokens, scores=scores, **settings)
 
 
 TEXT = "I'll  pay 12345,67 x²\n\n\tfor(NaïveUsers): 漢字ab 's/"
@@ -91,38 +86,43 @@ SPLIT = {
 """A text as llama.cpp's expressions divide it, by hand."""
 
 
+def splitter(name):
+    return pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(split), "isolated") for split in RULES[name].splits])
+
+
 @pytest.mark.parametrize("name", SPLIT)
 def test_how_a_rule_splits(name):
-    splits = [pre_tokenizers.Split(Regex(split), "isolated") for split in RULES[name].splits]
-    pieces = [piece for piece, _ in pre_tokenizers.Sequence(splits).pre_tokenize_str(TEXT)]
-    assert pieces == SPLIT[name].split("|")
+    assert [piece for piece, _ in splitter(name).pre_tokenize_str(TEXT)] == SPLIT[name].split("|")
 
 
 @pytest.mark.parametrize("name", RULES)
 def test_every_rule_keeps_the_whole_text(name):
-    splits = [pre_tokenizers.Split(Regex(split), "isolated") for split in RULES[name].splits]
     for text in PROBE:
-        assert "".join(piece for piece, _ in pre_tokenizers.Sequence(splits).pre_tokenize_str(text)) == text
+        assert "".join(piece for piece, _ in splitter(name).pre_tokenize_str(text)) == text
 
 
-def test_names_of_one_rule_are_one_rule():
-    for names in ("llama3 llama-v3 pixtral", "smollm starcoder refact command-r", "gpt-2 mpt olmo", "kormo stablelm2"):
-        assert len({RULES[name] for name in names.split()}) == 1
+@pytest.mark.parametrize(
+    "names", ["llama3 llama-v3 pixtral", "smollm starcoder refact command-r", "gpt-2 mpt olmo", "kormo stablelm2"]
+)
+def test_names_of_one_rule_are_one_rule(names):
+    assert len({RULES[name] for name in names.split()}) == 1
 
 
-def test_numbers_are_cut_as_the_file_says(tmp_path):
-    merges = ["Ġ 1", "Ġ1 2", "1 2", "12 3"]
-    for pre, pieces in (
+@pytest.mark.parametrize(
+    ("pre", "pieces"),
+    [
         ("smollm", ["Ġ", "1", "2", "3", "4"]),
         ("gpt-2", ["Ġ12", "3", "4"]),
         ("llama-bpe", ["Ġ", "123", "4"]),
         ("qwen2", ["Ġ", "1", "2", "3", "4"]),
-    ):
-        tokenizer = byte_level(tmp_path / f"{pre}.gguf", merges=merges, pre=pre, add_bos_token=False)
-        assert tokenizer.convert_ids_to_tokens(tokenizer(" 1234").input_ids) == pieces
-        form = "NFC" if pre == "qwen2" else None
-        expected = [unicodedata.normalize(form, text) if form else text for text in PROBE]
-        assert [tokenizer.decode(tokenizer(text).input_ids) for text in PROBE] == expected
+    ],
+)
+def test_numbers_are_cut_as_the_file_says(tmp_path, pre, pieces):
+    merges = ["Ġ 1", "Ġ1 2", "1 2", "12 3"]
+    tokenizer = byte_level(tmp_path / "x.gguf", merges=merges, pre=pre, add_bos_token=False)
+    assert tokenizer.convert_ids_to_tokens(tokenizer(" 1234").input_ids) == pieces
+    expected = [unicodedata.normalize("NFC", text) if pre == "qwen2" else text for text in PROBE]
+    assert [tokenizer.decode(tokenizer(text).input_ids) for text in PROBE] == expected
 
 
 @pytest.mark.parametrize(("pre", "stock"), [("qwen2", Qwen2Tokenizer), ("qwen35", Qwen3_5Tokenizer)])
@@ -135,37 +135,25 @@ def test_characters_are_composed_where_the_original_does(pre, stock, tmp_path):
     assert bare.decode(bare("e\u0301").input_ids) == "e\u0301"
 
 
-def test_words_that_no_merges_lead_to(tmp_path):
+@pytest.mark.parametrize(("pre", "whole"), [("llama-bpe", True), ("tekken", True), ("qwen2", False), ("dbrx", False)])
+def test_words_that_no_merges_lead_to(tmp_path, pre, whole):
     """Llama 3 and Tekken take a word that is a token whole; others don't."""
-    for pre, whole in (("llama-bpe", True), ("tekken", True), ("qwen2", False), ("dbrx", False)):
-        tokenizer = byte_level(tmp_path / f"{pre}.gguf", words=["Ġword"], pre=pre, add_bos_token=False)
-        assert (len(tokenizer(" word").input_ids) == 1) is whole
+    tokenizer = byte_level(tmp_path / "x.gguf", words=["Ġword"], pre=pre, add_bos_token=False)
+    assert (len(tokenizer(" word").input_ids) == 1) is whole
 
 
-@pytest.mark.parametrize("pre", ["kimi-k2", "something"])
-def test_a_rule_that_isnt_known_is_refused(pre, tmp_path):
-    with pytest.raises(LongEvalError, match=rf"tokenizer\.ggml\.pre = {pre} can't be taken over") as caught:
-        byte_level(tmp_path / "x.gguf", pre=pre)
+@pytest.mark.parametrize(
+    ("key", "value"), [("pre", "kimi-k2"), ("pre", "something"), ("model", "t5"), ("model", "bert")]
+)
+def test_a_rule_or_a_kind_that_isnt_known_is_refused(key, value, tmp_path):
+    with pytest.raises(LongEvalError, match=rf"tokenizer\.ggml\.{key} = {value}") as caught:
+        byte_level(tmp_path / "x.gguf", **{key: value})
     assert "original model" in caught.value.remedy
 
 
-@pytest.mark.parametrize("model", ["t5", "bert", "rwkv", "plamo2"])
-def test_a_kind_of_tokenizer_that_isnt_known_is_refused(model, tmp_path):
-    with pytest.raises(LongEvalError, match=rf"tokenizer\.ggml\.model = {model}"):
-        byte_level(tmp_path / "x.gguf", model=model)
-
-
-def test_a_refused_file_is_not_dequantised(tmp_path, monkeypatch):
-    path = write_llama(tmp_path / "x.gguf", {"tokenizer.ggml.model": "t5"})
-    monkeypatch.setattr(gguf, "dequantize", lambda *_: pytest.fail("dequantised"))
-    with pytest.raises(LongEvalError, match=r"tokenizer\.ggml\.model = t5"):
-        load_tokenizer(resolve(str(path)))
-
-
 def test_a_file_that_names_no_rule_is_split_by_the_default_and_said(tmp_path):
-    unstated, stated = (
-        byte_level(tmp_path / f"{len(fields)}.gguf", merges=["1 2"], **fields) for fields in ({}, {"pre": "default"})
-    )
+    unstated = byte_level(tmp_path / "x.gguf", merges=["1 2"])
+    stated = byte_level(tmp_path / "y.gguf", merges=["1 2"], pre="default")
     assert [unstated(text).input_ids for text in PROBE] == [stated(text).input_ids for text in PROBE]
     assert tokenizer_notes(stated) == ()
     unstated.save_pretrained(tmp_path / "folder")
@@ -214,9 +202,6 @@ def test_the_blank_in_front(prefix, architecture, tmp_path):
 
 def test_a_sentencepiece_vocabulary_gives_sentencepieces_ids(tmp_path):
     """Against the library itself, with symbols that are defined by the user, as Gemma's blanks."""
-    from sentencepiece import SentencePieceProcessor
-    from transformers.convert_slow_tokenizer import import_protobuf
-
     own = [("  ", 4), ("   ", 4), ("\n\n", 4), ("<x>", 4)]
     merged = [(token, 1) for token in ("th", "▁th", "the", "▁the", "in", "ing", "er", "▁a", "an", "▁an", "and", "▁and")]
     tokenizer = sentencepiece(tmp_path / "x.gguf", [*own, *merged], architecture="gemma3", add_bos_token=False)
@@ -235,41 +220,33 @@ def test_a_sentencepiece_vocabulary_gives_sentencepieces_ids(tmp_path):
 
 
 def test_gemma4_merges_raw_text_between_newlines(tmp_path):
-    tokens = ["<unk>", "<s>", "</s>", "▁", "a", "\n", "▁a", "\n\n", "a\n", *(f"<0x{byte:02X}>" for byte in range(256))]
-    kinds = [2, 3, 3, *[1] * 6, *[6] * 256]
+    words = [(token, 1) for token in ("▁", "a", "\n", "▁a", "\n\n", "a\n")]
+    tokens = [("<unk>", 2), ("<s>", 3), ("</s>", 3), *words, *BYTES]
     fields = {"model": "gemma4", "bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0}
     merges = ["a \n", "▁ a", "\n \n"]
-    path = write(tmp_path / "x.gguf", tokens, kinds, architecture="gemma4", merges=merges, **fields)
-    tokenizer = build_tokenizer(read_header(str(path)))
+    tokenizer = build(tmp_path / "x.gguf", tokens, architecture="gemma4", merges=merges, **fields)
     assert tokenizer.convert_ids_to_tokens(tokenizer("a\n\n a").input_ids) == ["<s>", "a", "\n\n", "▁a"]
 
 
-def test_a_vocabulary_that_cant_be_is_refused(tmp_path):
-    fields = {"model": "gpt2", "pre": "gpt-2"}
-    for tokens, kinds, merges in ((["a", "a"], [1, 1], []), (["a", "b"], [1, 1], ["a b"])):
-        path = write(tmp_path / "x.gguf", tokens, kinds, merges=merges, **fields)
-        with pytest.raises(LongEvalError, match=r"tokenizer\.ggml\.(tokens|merges) can't be taken over"):
-            build_tokenizer(read_header(str(path)))
-    path = write(tmp_path / "x.gguf", ["a"], [1], model="llama")
-    with pytest.raises(LongEvalError, match=r"tokenizer\.ggml\.scores"):
-        build_tokenizer(read_header(str(path)))
+@pytest.mark.parametrize(
+    ("tokens", "fields", "named"),
+    [
+        ("aa", {"model": "gpt2", "pre": "gpt-2", "merges": []}, "tokens"),
+        ("ab", {"model": "gpt2", "pre": "gpt-2", "merges": ["a b"]}, "merges"),
+        ("a", {"model": "llama"}, "scores"),
+    ],
+)
+def test_a_vocabulary_that_cant_be_is_refused(tmp_path, tokens, fields, named):
+    with pytest.raises(LongEvalError, match=rf"tokenizer\.ggml\.{named}"):
+        build(tmp_path / "x.gguf", [(token, 1) for token in tokens], **fields)
 
 
-def test_a_converted_file_keeps_its_tokenizer(write_gguf):
-    path = write_gguf()
-    converted, own = load_tokenizer(resolve(str(path))), build_tokenizer(read_header(str(path)))
-    for text in ("ab c", " a  b", "<s>a</s>"):
+def test_a_converted_file_keeps_its_tokenizer(tmp_path):
+    path = write_llama(tmp_path / "tiny.gguf")
+    converted, own = tokenizer_of(path), build_tokenizer(read_header(str(path)))
+    for text in ("ab c", " a  b", "<bos>a<eos>"):
         assert converted(text).input_ids == own(text).input_ids
-    assert (converted.bos_token, converted.eos_token, len(converted)) == ("<s>", "</s>", 8)
-
-
-@pytest.mark.skipif(not CASES.is_dir(), reason="without the folder of cases")
-def test_the_case_of_smollm():
-    tokenizer = build_tokenizer(read_header(str(CASES / "gguf" / "g_sm.gguf")))
-    folder = Tokenizer.from_file(str(CASES / "models" / "g_sm" / "tokenizer.json"))
-    for name in ("table", "book", "special"):
-        text = (CASES / "data" / f"{name}.txt").read_text(encoding="utf-8")
-        assert tokenizer(text).input_ids == folder.encode(text).ids
+    assert (converted.bos_token, converted.eos_token, len(converted)) == ("<bos>", "<eos>", 12)
 
 
 @pytest.mark.slow
@@ -280,7 +257,7 @@ def test_the_case_of_smollm():
 @pytest.mark.usefixtures("user_cache")
 def test_smollm2_cuts_numbers_into_digits(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    tokenizer = load_tokenizer(resolve(embedded.EMBEDDED))
+    tokenizer = tokenizer_of(embedded.EMBEDDED)
     assert tokenizer("Hello world! 123").input_ids == [19556, 905, 17, 216, 33, 34, 35]
     documents = open_source("gov_report").documents()
     assert max(len(tokenizer(document.text).input_ids) for document in documents) == 24280

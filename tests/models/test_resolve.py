@@ -1,7 +1,10 @@
+"""From `--model` to a hub id, a folder, a GGUF file or an embedded model, and which folders are refused."""
+
 from __future__ import annotations
 
 import json
 import os
+import re
 
 import pytest
 
@@ -11,62 +14,52 @@ from longeval.models.files import is_present, local_folder
 from longeval.models.resolve import CATALOG, resolve
 
 
-def test_short_name_hub_id_folder_and_embedded(llama):
+def test_short_name_hub_id_folder_and_embedded(llama, monkeypatch):
     short = resolve("llama2-7b", revision="main")
     assert (short.kind, short.location, short.revision) == ("hub", "meta-llama/Llama-2-7b-hf", "main")
     assert resolve("some-org/some.model-1").kind == "hub"
     folder = resolve(str(llama))
     assert (folder.kind, folder.location) == ("folder", str(llama))
     assert local_folder(folder) == str(llama)
-    embedded = resolve("smollm2-135m-q4")
-    assert embedded.kind == "embedded"
-    assert not is_present(embedded)
-
-
-def test_a_relative_folder_that_looks_like_a_hub_id_is_the_folder(llama, monkeypatch):
     monkeypatch.chdir(llama.parent.parent)
-    ref = resolve(f"{llama.parent.name}/llama")
-    assert (ref.kind, ref.location) == ("folder", str(llama))
+    assert resolve(f"{llama.parent.name}/llama").location == str(llama)  # although it looks like a hub id
+    embedded = resolve("smollm2-135m-q4")
+    assert embedded.kind == "embedded" and not is_present(embedded)
+    with pytest.raises(LongEvalError, match="--revision main"):
+        resolve(str(llama), revision="main")
 
 
 def test_unknown_name_gets_suggestions():
-    with pytest.raises(LongEvalError, match=r"--model lama2-7b: unknown. Did you mean llama2-7b") as caught:
+    with pytest.raises(LongEvalError, match=r"--model lama2-7b: .* Did you mean llama2-7b") as caught:
         resolve("lama2-7b")
     assert "hub id" in caught.value.remedy
 
 
 @pytest.mark.parametrize("name", ["./nothing", "/nothing/here", "~/nothing", "nothing.gguf", "a/b/c"])
 def test_missing_path(name):
-    with pytest.raises(LongEvalError, match="there is no such file or folder"):
+    with pytest.raises(LongEvalError, match="no such file or folder"):
         resolve(name)
 
 
-def test_revision_is_refused_where_it_would_be_ignored(llama):
-    with pytest.raises(LongEvalError, match="--revision main"):
-        resolve(str(llama), revision="main")
+def refused(path, said):
+    with pytest.raises(LongEvalError, match=said) as caught:
+        resolve(str(path))
+    return caught.value.remedy
 
 
 def test_folder_without_config(llama):
     os.remove(llama / "config.json")
-    with pytest.raises(LongEvalError, match=r"this folder is no model, it has no config\.json"):
-        resolve(str(llama))
+    refused(llama, r"no config\.json")
     (llama / "weights.gguf").write_bytes(b"GGUF")
-    with pytest.raises(LongEvalError, match=r"Name the GGUF file itself: --model .*weights\.gguf"):
-        resolve(str(llama))
+    refused(llama, r"--model .*weights\.gguf")
 
 
-def test_pickle_is_refused_and_safetensors_named(llama):
+def test_pickles_and_adapters_are_refused(llama):
     os.rename(llama / "model.safetensors", llama / "pytorch_model.bin")
-    with pytest.raises(LongEvalError, match="pickle") as caught:
-        resolve(str(llama))
-    assert "Only safetensors" in caught.value.remedy
-
-
-def test_adapter_is_told_apart(llama):
-    os.remove(llama / "model.safetensors")
+    assert "safetensors" in refused(llama, "pickle")
+    os.remove(llama / "pytorch_model.bin")
     (llama / "adapter_config.json").write_text("{}")
-    with pytest.raises(LongEvalError, match="merge it into its base model"):
-        resolve(str(llama))
+    refused(llama, "merge it into its base model")
 
 
 @pytest.mark.parametrize(
@@ -79,63 +72,47 @@ def test_adapter_is_told_apart(llama):
 )
 def test_broken_weights(llama, content, message):
     (llama / "model.safetensors").write_bytes(content)
-    with pytest.raises(LongEvalError, match=message):
-        resolve(str(llama))
+    refused(llama, message)
 
 
 def test_cut_off_weights(llama):
     whole = (llama / "model.safetensors").read_bytes()
     (llama / "model.safetensors").write_bytes(whole[:-1])
-    with pytest.raises(LongEvalError, match=f"cut off .{len(whole) - 1} bytes"):
-        resolve(str(llama))
+    refused(llama, f"cut off .{len(whole) - 1} bytes")
 
 
-def test_missing_shard_is_named(llama):
-    os.rename(llama / "model.safetensors", llama / "model-00001-of-00002.safetensors")
-    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
-    (llama / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(LongEvalError, match=r"model-00002-of-00002\.safetensors: No such file"):
-        resolve(str(llama))
-
-
-@pytest.mark.parametrize("outside", ["../model.safetensors", "/etc/model.safetensors", "..", ""])
-def test_an_index_names_files_of_its_own_folder(llama, outside):
-    os.rename(llama / "model.safetensors", llama.parent / "model.safetensors")
-    (llama / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": outside}}))
-    with pytest.raises(LongEvalError, match=r"model\.safetensors\.index\.json"):
-        resolve(str(llama))
+def test_an_index_names_files_of_its_own_folder(llama):
+    shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    os.rename(llama / "model.safetensors", llama / shards[0])
+    os.link(llama / shards[0], llama.parent / "model.safetensors")
+    for second in (shards[1], "../model.safetensors", "/etc/model.safetensors", "..", ""):
+        index = {"weight_map": {"a": shards[0], "b": second}}
+        (llama / "model.safetensors.index.json").write_text(json.dumps(index))
+        refused(llama, re.escape(f"{second}: No such file" if second == shards[1] else "model.safetensors.index.json"))
 
 
 @pytest.mark.parametrize("content", ["", "[1]", "{", "[" * 100_000, "\ufeff{}"])
 def test_broken_config(llama, content):
     (llama / "config.json").write_text(content)
-    with pytest.raises(LongEvalError, match=r"config\.json"):
-        resolve(str(llama))
+    refused(llama, r"config\.json")
 
 
-def test_file_that_is_no_gguf(tmp_path):
-    (tmp_path / "x.gguf").write_bytes(b"PK\x03\x04")
-    with pytest.raises(LongEvalError, match="not a GGUF file"):
-        resolve(str(tmp_path / "x.gguf"))
-    (tmp_path / "x.txt").write_text("x")
-    with pytest.raises(LongEvalError, match=r"no \.gguf"):
-        resolve(str(tmp_path / "x.txt"))
+@pytest.mark.parametrize(("name", "said"), [("x.gguf", "not a GGUF file"), ("x.txt", r"no \.gguf")])
+def test_file_that_is_no_gguf(tmp_path, name, said):
+    (tmp_path / name).write_bytes(b"PK\x03\x04")
+    refused(tmp_path / name, said)
 
 
-def test_a_configuration_alone_is_enough_where_no_weights_are_needed(tmp_path):
+def test_a_configuration_alone_is_enough_where_no_weights_are_needed(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     assert resolve(str(tmp_path), weights=False).kind == "folder"
-    with pytest.raises(LongEvalError, match="no safetensors weights"):
-        resolve(str(tmp_path))
+    refused(tmp_path, "safetensors")
 
-
-def test_a_folder_that_cannot_be_read(tmp_path, monkeypatch):
     def refuse(path):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("os.listdir", refuse)
-    with pytest.raises(LongEvalError, match=r"this folder can't be read \(Permission denied\)"):
-        resolve(str(tmp_path))
+    refused(tmp_path, "Permission denied")
 
 
 def test_promised_names_stand_for_their_hub_ids():
@@ -143,9 +120,6 @@ def test_promised_names_stand_for_their_hub_ids():
     assert CATALOG["llama2-13b-chat"].hub_id == "meta-llama/Llama-2-13b-chat-hf"
     promised = "llama2-7b-chat llama2-13b llama3.1-8b mistral-7b qwen2.5-7b qwen3-8b gemma3-1b smollm2-135m"
     assert set(promised.split()) <= set(CATALOG)
-
-
-def test_only_embedded_models_have_no_hub_id():
     assert [entry.name for entry in CATALOG.values() if entry.hub_id is None] == list(EMBEDDED_MODELS)
 
 

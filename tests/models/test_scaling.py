@@ -8,29 +8,16 @@ import math
 import numpy as np
 import pytest
 import torch
+from folders import prepared
 from scaled_configs import LONG, SHIPPED, SHORT, THETA_F, config_of, gemma_config, llama_config
 from tiny import save_tiny_llama
 from transformers import AutoModelForCausalLM
 
 from longeval.backends.hf.backend import HFBackend, load_backend
 from longeval.errors import LongEvalError
-from longeval.models.prepare import prepare
 from longeval.models.scaling import model_rope
 from longeval.rope.base import Geometry
 from longeval.rope.build import build_table, parse_method_name
-
-OPTIONS = {
-    "revision": None,
-    "native": None,
-    "scale_from": "plain",
-    "layers": "global",
-    "bos": None,
-    "dtype": "float32",
-    "device": "cpu",
-    "device_map": None,
-    "attn": None,
-    "trust_remote_code": False,
-}
 
 
 def table_of(model, name, length, factor=1.0, **arguments):
@@ -51,7 +38,7 @@ def test_none_is_the_model_as_shipped(settings, num_tokens, tmp_path):
     expected_S = torch.nn.functional.cross_entropy(logits_TV[:-1], ids_T[1:], reduction="none").numpy()
     # Neither --native nor --factor touches what a model came with.
     for native in (None, 32):
-        model = prepare(str(folder), **(OPTIONS | {"native": native}))
+        model = prepared(folder, native=native)
         assert model.rope.shipped.rope_type == settings.split()[0]
         assert bool(model.rope.notes) == (settings != "default")
         backend = load_backend(model)
@@ -61,55 +48,45 @@ def test_none_is_the_model_as_shipped(settings, num_tokens, tmp_path):
 
 def test_only_a_shipped_scaling_that_looks_at_the_length_depends_on_it():
     dependent = {
-        settings: model_rope("m", llama_config(settings)).length_dependent(parse_method_name("none"))
+        settings
         for settings in SHIPPED
+        if model_rope("m", llama_config(settings)).length_dependent(parse_method_name("none"))
     }
-    assert {settings for settings, value in dependent.items() if value} == {
-        "longrope",
-        "longrope attention",
-        "longrope factor",
-        "dynamic",
-    }
+    assert dependent == {"longrope", "longrope attention", "longrope factor", "dynamic"}
     phi = model_rope("m", llama_config("longrope"))
     assert not phi.length_dependent(parse_method_name("yarn"))
     # Rounding what depends on the length depends on it too.
     assert phi.length_dependent(parse_method_name("resonance"))
-    np.testing.assert_array_equal(
-        table_of(phi, "resonance", 65).period_F, np.rint(2 * np.pi * np.array(LONG) / THETA_F)
-    )
-    np.testing.assert_array_equal(
-        table_of(phi, "resonance", 64).period_F, np.rint(2 * np.pi * np.array(SHORT) / THETA_F)
-    )
+    for length, divisors in ((64, SHORT), (65, LONG)):
+        expected_F = np.rint(2 * np.pi * np.array(divisors) / THETA_F)
+        np.testing.assert_array_equal(table_of(phi, "resonance", length).period_F, expected_F)
 
 
 def test_a_model_that_holds_other_frequencies_beyond_its_native_length_is_refused(tmp_path):
-    model = prepare(str(save_tiny_llama(tmp_path / "model", **config_of("longrope"))), **OPTIONS)
+    model = prepared(save_tiny_llama(tmp_path / "model", **config_of("longrope")))
     load_backend(model)
     arguments = model.rope.shipped.arguments | {"long_factor": (*LONG[:-1], 9.0)}
     shipped = dataclasses.replace(model.rope.shipped, arguments=arguments)
     other = dataclasses.replace(model, rope=dataclasses.replace(model.rope, shipped=shipped))
-    with pytest.raises(LongEvalError, match="doesn't hold the frequencies that its configuration says"):
+    with pytest.raises(LongEvalError, match="doesn't hold the frequencies"):
         load_backend(other)
 
 
-def test_shipped_longrope_takes_the_long_list_beyond_the_native_length():
-    model = model_rope("m", llama_config("longrope"))
-    np.testing.assert_allclose(table_of(model, "none", 64).inv_freq_F, THETA_F / SHORT, rtol=1e-14)
-    np.testing.assert_allclose(table_of(model, "none", 65).inv_freq_F, THETA_F / LONG, rtol=1e-14)
-    # s = 256/64, from the config's lengths
-    expected = math.sqrt(1 + math.log(4) / math.log(64))
-    assert table_of(model, "none", 10).attention_factor == pytest.approx(expected, rel=1e-14)
-
-
-def test_longrope_uses_the_models_own_lists():
+def test_longrope_takes_the_models_own_lists():
     model = model_rope("m", llama_config("longrope"))
     assert model.geometry.native_length == 64
-    stretched = table_of(model, "longrope", 128, factor=2.0)
-    np.testing.assert_allclose(stretched.inv_freq_F, THETA_F / LONG, rtol=1e-14)
-    assert stretched.attention_factor == pytest.approx(math.sqrt(1 + math.log(2) / math.log(64)), rel=1e-14)
-    given = table_of(model, "longrope", 128, factor=2.0, long_factor=[2.0] * 8)
-    np.testing.assert_allclose(given.inv_freq_F, THETA_F / 2, rtol=1e-14)
-    with pytest.raises(LongEvalError, match="longrope: needs short_factor"):
+
+    def check(table, expected_F, stretch):
+        np.testing.assert_allclose(table.inv_freq_F, expected_F, rtol=1e-14)
+        expected = math.sqrt(1 + math.log(stretch) / math.log(64))
+        assert table.attention_factor == pytest.approx(expected, rel=1e-14)
+
+    # As shipped: s = 256/64, from the config's lengths, and the long list beyond the native length.
+    check(table_of(model, "none", 64), THETA_F / SHORT, 4)
+    check(table_of(model, "none", 65), THETA_F / LONG, 4)
+    check(table_of(model, "longrope", 128, factor=2.0), THETA_F / LONG, 2)
+    check(table_of(model, "longrope", 128, factor=2.0, long_factor=[2.0] * 8), THETA_F / 2, 2)
+    with pytest.raises(LongEvalError, match=r"longrope: .*short_factor"):
         table_of(model_rope("m", llama_config("default")), "longrope", 128)
 
 
@@ -132,50 +109,34 @@ def test_other_methods_replace_the_scaling_a_model_came_with():
 
 
 def test_a_note_says_where_the_length_before_a_scaling_is_unknown():
-    said = "doesn't tell the length before its linear scaling"
-    assert any(said in note for note in model_rope("m", llama_config("linear")).notes)
-    for quiet in (
-        model_rope("m", llama_config("linear"), scale_from="shipped"),
-        model_rope("m", llama_config("llama3")),
-        model_rope("m", llama_config("dynamic")),
-    ):
-        assert len(quiet.notes) == 1 and said not in quiet.notes[0]
-    assert "softmax scale" in model_rope("m", llama_config("yarn mscale")).notes[1]
+    def notes(settings, **options):
+        return model_rope("m", llama_config(settings), **options).notes
 
-
-def test_resonance_rounds_what_the_model_came_with():
-    table = table_of(model_rope("m", llama_config("linear")), "resonance", 64)
-    np.testing.assert_array_equal(table.period_F, np.rint(4 * np.pi * 10000.0 ** (np.arange(8) / 8)))
-
-
-def llama3_frequencies():
-    """Written out for s = 8, L = 64, low 1, high 4."""
-    scaled = []
-    for theta in THETA_F:
-        turns = 64 * theta / (2 * math.pi)
-        smooth = min(max((turns - 1) / 3, 0.0), 1.0)
-        scaled.append((1 - smooth) * theta / 8 + smooth * theta)
-    return np.array(scaled)
+    unknown = "doesn't tell the length before its linear scaling"
+    assert any(unknown in note for note in notes("linear"))
+    for quiet in (notes("linear", scale_from="shipped"), notes("llama3"), notes("dynamic")):
+        assert len(quiet) == 1 and unknown not in quiet[0]
+    assert "softmax scale" in notes("yarn mscale")[1]
 
 
 def test_methods_can_build_on_the_shipped_scaling():
     model = model_rope("m", llama_config("llama3", max_position_embeddings=512), scale_from="shipped")
-    start_F = llama3_frequencies()
     assert model.geometry.native_length == 512 and model.own_native_length == 64
-    np.testing.assert_allclose(table_of(model, "none", 600).inv_freq_F, start_F, rtol=1e-13)
-    np.testing.assert_allclose(table_of(model, "pi", 600, factor=2.0).inv_freq_F, start_F / 2, rtol=1e-13)
+    # Llama 3's frequencies for s = 8, L = 64, low 1, high 4.
+    smooth_F = np.clip((64 * THETA_F / (2 * math.pi) - 1) / 3, 0, 1)
+    start_F = (1 - smooth_F) * THETA_F / 8 + smooth_F * THETA_F
     ntk_F = start_F * 2.0 ** (-2 * np.arange(8) / 14)
-    np.testing.assert_allclose(table_of(model, "ntk", 600, factor=2.0).inv_freq_F, ntk_F, rtol=1e-13)
-    np.testing.assert_array_equal(
-        table_of(model, "resonance_ntk", 600, factor=2.0).period_F, np.rint(2 * np.pi / ntk_F)
-    )
-    yarn = table_of(model, "yarn", 600, factor=2.0)
     # Turns in 512 tokens: 81, 25.8, 6.7, 0.98 … The index of 32 turns lies in 0 … 1, that of 1 turn in 2 … 3.
     turns_F = 512 * start_F / (2 * math.pi)
     assert turns_F[0] > 32 > turns_F[1] and turns_F[2] > 1 > turns_F[3]
     share_F = np.clip(np.arange(8) / 3, 0, 1)
-    np.testing.assert_allclose(yarn.inv_freq_F, (1 - share_F) * start_F + share_F * start_F / 2, rtol=1e-13)
-    assert yarn.attention_factor == pytest.approx(0.1 * math.log(2) + 1)
+    yarn_F = (1 - share_F) * start_F + share_F * start_F / 2
+    for name, expected_F in {"none": start_F, "pi": start_F / 2, "ntk": ntk_F, "yarn": yarn_F}.items():
+        factor = 1.0 if name == "none" else 2.0
+        np.testing.assert_allclose(table_of(model, name, 600, factor).inv_freq_F, expected_F, rtol=1e-13)
+    rounded = table_of(model, "resonance_ntk", 600, factor=2.0)
+    np.testing.assert_array_equal(rounded.period_F, np.rint(2 * np.pi / ntk_F))
+    assert table_of(model, "yarn", 600, factor=2.0).attention_factor == pytest.approx(0.1 * math.log(2) + 1)
 
 
 def test_building_on_plain_frequencies_gives_the_methods_themselves():
@@ -200,21 +161,21 @@ def test_the_shipped_attention_factor_is_kept_when_methods_build_on_it():
 @pytest.mark.parametrize(
     ("settings", "method", "said"),
     [
-        ("default", "yarn", "--scale-from shipped: would be ignored, m comes with plain RoPE"),
-        ("dynamic", "yarn", "--scale-from shipped: m comes with dynamic scaling"),
-        ("llama3", "abf", "--scale-from shipped: abf replaces the base"),
-        ("longrope", "longrope", "--scale-from shipped: longrope's factors are for plain RoPE"),
+        ("default", "yarn", "plain RoPE"),
+        ("dynamic", "yarn", "dynamic scaling"),
+        ("llama3", "abf", "abf"),
+        ("longrope", "longrope", "longrope's"),
     ],
 )
 def test_starts_that_make_no_sense_are_refused(settings, method, said):
-    with pytest.raises(LongEvalError, match=said):
+    with pytest.raises(LongEvalError, match=f"--scale-from shipped: .*{said}"):
         table_of(model_rope("m", llama_config(settings), scale_from="shipped"), method, 64, factor=2.0)
 
 
 def test_yarn_has_no_ramp_over_frequencies_that_rise():
     rising = {"original_max_position_embeddings": 64, "short_factor": LONG, "long_factor": [900.0, *LONG[1:]]}
     config = llama_config("default", rope_parameters={"rope_type": "longrope", "rope_theta": 10000.0, **rising})
-    with pytest.raises(LongEvalError, match="no ramp over them"):
+    with pytest.raises(LongEvalError, match="no ramp"):
         table_of(model_rope("m", config, scale_from="shipped"), "yarn", 64, factor=2.0)
 
 
@@ -267,7 +228,7 @@ def test_a_shipped_scaling_of_the_global_layers_is_read():
 
 
 def test_all_layers_is_refused_where_it_would_change_nothing_or_is_unclear():
-    with pytest.raises(LongEvalError, match=r"--layers all: would be ignored, m .llama. rotates all its layers alike"):
+    with pytest.raises(LongEvalError, match=r"--layers all: would be ignored, m .llama."):
         model_rope("m", llama_config("default"), layers="all")
     scaled = {
         "sliding_attention": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0},
@@ -283,11 +244,8 @@ def test_llama3s_factor_is_no_ratio_of_lengths():
     rope["original_max_position_embeddings"] = 8192
     config = llama_config("default", rope_parameters=rope, max_position_embeddings=131072)
     shipped = model_rope("m", config, scale_from="shipped")
-    assert (shipped.shipped.native_length, shipped.shipped.reach, shipped.geometry.native_length) == (
-        8192,
-        131072,
-        131072,
-    )
+    lengths = (shipped.shipped.native_length, shipped.shipped.reach, shipped.geometry.native_length)
+    assert lengths == (8192, 131072, 131072)
     # Qwen2.5's way: max_position_embeddings stays, and s tells how far yarn reaches.
     yarn = model_rope("m", llama_config("yarn", max_position_embeddings=64))
     assert yarn.shipped.reach == 256

@@ -6,15 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
+import sentencepiece
+from folders import edit_config, tokenizer_of
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer
 
 from longeval.errors import LongEvalError
-from longeval.models.load import load_tokenizer
-from longeval.models.resolve import resolve
 from longeval.models.tokenizer import PROBE, is_stock, tokenizer_folder
 
-CASES = Path(__file__).parents[3] / "shared" / "cases"
 PROSE = Path(__file__).read_text(encoding="utf-8").replace("<", "").replace("▁", "")
 """Some text, without anything that is a special token, or that sentencepiece reads as a blank."""
 TEXTS = (*PROBE, "ab", "a</s>b", " <s> a", "")
@@ -80,44 +79,34 @@ KINDS = {
 }
 
 
-def save(folder: Path, tokenizer: Tokenizer, *, model_type: str | None = None, **settings) -> str:
-    """Puts a tokenizer into a model's folder, as `tokenizer_config.json` says in `settings`."""
+def save(folder: Path, tokenizer: Tokenizer, named: str | None, **settings) -> Tokenizer:
+    """Puts a tokenizer of a class into a model's folder, and returns it as the file has it."""
     tokenizer.save(str(folder / "tokenizer.json"))
+    settings |= {"tokenizer_class": named} if named else {}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    if model_type is not None:
-        config = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps(config | {"model_type": model_type}))
-    return str(folder)
+    return Tokenizer.from_file(str(folder / "tokenizer.json"))
 
 
 def check_ids(tokenizer, expected: Tokenizer):
-    """Compares ids of many texts, with and without what the post-processor adds."""
-    for text in TEXTS:
-        for special in (True, False):
-            ids = expected.encode(text, add_special_tokens=special).ids
-            assert tokenizer(text, add_special_tokens=special).input_ids == ids, (text, special)
+    """Compares ids of many texts, with and without what the post-processor adds.
+
+    RULER's generators and vLLM load the tokenizer once more, from a folder of its own.
+    """
+    for opened in (tokenizer, AutoTokenizer.from_pretrained(tokenizer_folder(tokenizer))):
+        for text in TEXTS:
+            for special in (True, False):
+                ids = expected.encode(text, add_special_tokens=special).ids
+                assert opened(text, add_special_tokens=special).input_ids == ids, (text, special)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    "named",
-    [
-        "LlamaTokenizerFast",
-        "GPT2TokenizerFast",
-        "Qwen2Tokenizer",
-        "GemmaTokenizerFast",
-        "PreTrainedTokenizerFast",
-        None,
-    ],
+    "named", ["LlamaTokenizerFast", "GPT2TokenizerFast", "Qwen2Tokenizer", "PreTrainedTokenizerFast", None]
 )
 def test_the_file_holds_under_any_class(kind, named, llama):
-    folder = save(llama, KINDS[kind](), **({"tokenizer_class": named} if named else {}))
-    tokenizer = load_tokenizer(resolve(folder))
-    check_ids(tokenizer, Tokenizer.from_file(f"{folder}/tokenizer.json"))
-    # RULER's generators and vLLM load it once more, from a folder of its own
-    check_ids(
-        AutoTokenizer.from_pretrained(tokenizer_folder(tokenizer)), Tokenizer.from_file(f"{folder}/tokenizer.json")
-    )
+    file = save(llama, KINDS[kind](), named)
+    tokenizer = tokenizer_of(llama)
+    check_ids(tokenizer, file)
     if named in (None, "PreTrainedTokenizerFast"):
         assert is_stock(tokenizer)
     if named == "LlamaTokenizerFast" and kind in ("byte_level", "digits"):
@@ -128,70 +117,65 @@ def test_the_file_holds_under_any_class(kind, named, llama):
 
 @pytest.mark.parametrize("named", ["T5Tokenizer", "XLMRobertaTokenizer", "AlbertTokenizer"])
 def test_a_class_that_cannot_be_made_of_the_file_is_passed_over(named, llama):
-    folder = save(llama, byte_level(), tokenizer_class=named)
-    tokenizer = load_tokenizer(resolve(folder))
-    check_ids(tokenizer, Tokenizer.from_file(f"{folder}/tokenizer.json"))
+    file = save(llama, byte_level(), named)
+    tokenizer = tokenizer_of(llama)
+    check_ids(tokenizer, file)
     assert not is_stock(tokenizer)
 
 
 @pytest.mark.parametrize("named", ["PreTrainedTokenizerFast", "LlamaTokenizerFast"])
 def test_dropout_is_for_training(named, llama):
-    folder = save(llama, byte_level(dropout=0.9), tokenizer_class=named)
-    tokenizer = load_tokenizer(resolve(folder))
-    check_ids(tokenizer, byte_level())
+    save(llama, byte_level(dropout=0.9), named)
+    check_ids(tokenizer_of(llama), byte_level())
 
 
-def test_a_class_that_does_as_the_file_says_is_stock(llama):
+@pytest.mark.parametrize("digits", [False, True])
+def test_a_class_that_does_as_the_file_says_is_stock(digits, llama):
     """Engines then take the model's own files; numbers that it cuts in another way need a copy."""
-    end = {"eos_token": "<|endoftext|>"}
-    for digits in (False, True):
-        tokenizer = byte_level(digits=digits, merges=[("1", "2")], extra=("<|endoftext|>",))
-        folder = save(llama, tokenizer, tokenizer_class="GPT2Tokenizer", **end)
-        assert is_stock(load_tokenizer(resolve(folder))) is not digits
+    tokenizer = byte_level(digits=digits, merges=[("1", "2")], extra=("<|endoftext|>",))
+    save(llama, tokenizer, "GPT2Tokenizer", eos_token="<|endoftext|>")
+    assert is_stock(tokenizer_of(llama)) is not digits
 
 
 @pytest.mark.parametrize("model_type", ["qwen2", "gemma3_text", "gpt_neox", "mistral"])
-@pytest.mark.parametrize("named", ["PreTrainedTokenizerFast", "LlamaTokenizer", None])
+@pytest.mark.parametrize("named", ["LlamaTokenizer", None])
 def test_the_file_holds_in_any_type_of_model(model_type, named, llama):
-    settings = {"tokenizer_class": named} if named else {}
-    folder = save(llama, byte_level(digits=True), model_type=model_type, **settings)
-    check_ids(load_tokenizer(resolve(folder)), Tokenizer.from_file(f"{folder}/tokenizer.json"))
+    file = save(llama, byte_level(digits=True), named)
+    edit_config(llama, model_type=model_type)
+    check_ids(tokenizer_of(llama), file)
 
 
 def test_special_tokens_that_a_class_has_by_default_stay_where_the_vocabulary_has_them(llama):
-    folder = save(llama, byte_level(), tokenizer_class="LlamaTokenizer")
-    tokenizer = load_tokenizer(resolve(folder))
+    file = save(llama, byte_level(), "LlamaTokenizer")
+    tokenizer = tokenizer_of(llama)
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token) == (0, 1, None)
-    assert len(tokenizer) == Tokenizer.from_file(f"{folder}/tokenizer.json").get_vocab_size()
+    assert len(tokenizer) == file.get_vocab_size()
     assert tokenizer.padding_side == "left"
     assert "token_type_ids" not in tokenizer("a")
 
 
 def test_settings_of_the_config_hold(llama):
     settings = {"bos_token": "</s>", "eos_token": "<s>", "chat_template": "x", "model_max_length": 77}
-    folder = save(llama, byte_level(digits=True), tokenizer_class="GPT2Tokenizer", **settings)
-    tokenizer = load_tokenizer(resolve(folder))
+    save(llama, byte_level(digits=True), "GPT2Tokenizer", **settings)
+    tokenizer = tokenizer_of(llama)
     assert {name: getattr(tokenizer, name) for name in settings} == settings
 
 
-@pytest.mark.parametrize("stated", [None, True, False])
+@pytest.mark.parametrize("stated", [{}, {"add_bos_token": True}, {"add_bos_token": False}])
 @pytest.mark.parametrize("named", ["PreTrainedTokenizerFast", "LlamaTokenizerFast"])
 def test_a_prefix_that_is_no_bos_stays(stated, named, llama):
-    settings = {"bos_token": None, "eos_token": "</s>"} | ({} if stated is None else {"add_bos_token": stated})
-    folder = save(llama, prefixed(byte_level(), "[gMASK]", "<sop>"), tokenizer_class=named, **settings)
-    tokenizer = load_tokenizer(resolve(folder))
-    file = Tokenizer.from_file(f"{folder}/tokenizer.json")
+    file = save(llama, prefixed(byte_level(), "[gMASK]", "<sop>"), named, bos_token=None, eos_token="</s>", **stated)
+    tokenizer = tokenizer_of(llama)
     check_ids(tokenizer, file)
     assert tokenizer("").input_ids == [file.token_to_id("[gMASK]"), file.token_to_id("<sop>")]
-    check_ids(AutoTokenizer.from_pretrained(tokenizer_folder(tokenizer)), file)
 
 
 @pytest.mark.parametrize("named", ["LlamaTokenizer", "GPT2Tokenizer", "Qwen2Tokenizer", "GemmaTokenizer"])
 def test_a_tokenizer_without_a_vocabulary_is_refused(named, llama):
     (llama / "tokenizer.json").unlink()
     (llama / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": named}))
-    with pytest.raises(LongEvalError, match=r"tokenizer can't be loaded .*tokenizer\.json is missing"):
-        load_tokenizer(resolve(str(llama)))
+    with pytest.raises(LongEvalError, match=r"tokenizer\.json is missing"):
+        tokenizer_of(llama)
 
 
 def test_merges_under_a_class_that_doesnt_read_them_are_refused(llama):
@@ -199,9 +183,9 @@ def test_merges_under_a_class_that_doesnt_read_them_are_refused(llama):
     byte_level().model.save(str(llama))
     (llama / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizer"}))
     with pytest.raises(LongEvalError, match=r"tokenizer\.json is missing"):
-        load_tokenizer(resolve(str(llama)))
+        tokenizer_of(llama)
     (llama / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer"}))
-    tokenizer = load_tokenizer(resolve(str(llama)))
+    tokenizer = tokenizer_of(llama)
     assert [tokenizer(text).input_ids for text in PROBE] == [byte_level().encode(text).ids for text in PROBE]
 
 
@@ -215,68 +199,39 @@ SPM = {
 }
 
 
-@pytest.fixture(scope="module")
-def spm_model(tmp_path_factory):
-    """Trains a small sentencepiece model; returns its path."""
-    import sentencepiece
-
-    def train(kind: str) -> Path:
-        folder = tmp_path_factory.mktemp(kind)
-        settings = {
-            "vocab_size": 400,
-            "byte_fallback": True,
-            "normalization_rule_name": "identity",
-            "remove_extra_whitespaces": False,
-            "split_digits": True,
-            "hard_vocab_limit": False,
-            "minloglevel": 2,
-        }
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(PROSE.splitlines()),
-            model_prefix=str(folder / "tokenizer"),
-            **(settings | SPM[kind]),
-        )
-        return folder / "tokenizer.model"
-
-    return train
+def put_sentencepiece(folder: Path, kind: str) -> sentencepiece.SentencePieceProcessor:
+    """Trains a small sentencepiece model, which becomes the folder's tokenizer."""
+    settings = {"byte_fallback": True, "normalization_rule_name": "identity", "remove_extra_whitespaces": False}
+    settings |= {"vocab_size": 400, "split_digits": True, "hard_vocab_limit": False, "minloglevel": 2}
+    (folder / "tokenizer.json").unlink()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(PROSE.splitlines()), model_prefix=str(folder / "tokenizer"), **(settings | SPM[kind])
+    )
+    (folder / "tokenizer.vocab").unlink()
+    return sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
 
 
 @pytest.mark.parametrize("kind", SPM)
-def test_a_sentencepiece_model_gives_its_own_ids(kind, spm_model, llama):
-    import sentencepiece
-
-    path = spm_model(kind)
-    model = sentencepiece.SentencePieceProcessor(model_file=str(path))
-    (llama / "tokenizer.json").unlink()
-    (llama / "tokenizer.model").write_bytes(path.read_bytes())
+def test_a_sentencepiece_model_gives_its_own_ids(kind, llama):
+    model = put_sentencepiece(llama, kind)
     settings = {"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": True, "chat_template": "x"}
     for named in ("LlamaTokenizer", "GPT2TokenizerFast", "PreTrainedTokenizerFast"):
         (llama / "tokenizer_config.json").write_text(json.dumps(settings | {"tokenizer_class": named}))
-        tokenizer = load_tokenizer(resolve(str(llama)))
+        tokenizer = tokenizer_of(llama)
         again = AutoTokenizer.from_pretrained(tokenizer_folder(tokenizer))
         for text in (*PROBE, " " * 5 + "a", "<x> y", PROSE[:3000]):
-            expected = [1, *model.encode(text)]
-            assert tokenizer(text).input_ids == expected, text
-            assert again(text).input_ids == expected, text
+            assert tokenizer(text).input_ids == again(text).input_ids == [1, *model.encode(text)], text
         assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.chat_template) == (1, 2, "x")
 
 
-def test_tokens_that_were_added_to_a_sentencepiece_model_keep_their_ids(spm_model, llama):
-    (llama / "tokenizer.json").unlink()
-    (llama / "tokenizer.model").write_bytes(spm_model("llama").read_bytes())
-    added = {"400": {"content": "<|im_start|>", "special": True}, "401": {"content": "<|x|>", "special": False}}
-    filled = {token: {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False} | own
-              for token, own in added.items()}  # fmt: skip
-    settings = {"tokenizer_class": "LlamaTokenizer", "added_tokens_decoder": filled}
+def test_tokens_that_were_added_to_a_sentencepiece_model_keep_their_ids(llama):
+    put_sentencepiece(llama, "llama")
+    plain = dict.fromkeys(("lstrip", "rstrip", "normalized", "single_word"), False)
+    added = {"400": plain | {"content": "<|im_start|>", "special": True}}
+    added |= {"401": plain | {"content": "<|x|>", "special": False}}
+    settings = {"tokenizer_class": "LlamaTokenizer", "added_tokens_decoder": added}
     (llama / "tokenizer_config.json").write_text(json.dumps(settings))
-    tokenizer = load_tokenizer(resolve(str(llama)))
+    tokenizer = tokenizer_of(llama)
     assert tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|x|>"]) == [400, 401]
-    assert tokenizer.all_special_tokens.count("<|x|>") == 0
+    assert "<|x|>" not in tokenizer.all_special_tokens
     assert tokenizer("<|x|>", add_special_tokens=False).input_ids == [401]
-
-
-@pytest.mark.skipif(not CASES.is_dir(), reason="without the folder of cases")
-@pytest.mark.parametrize("name", ["tk_deepseek", "glm4", "g_sm", "base", "bosch"])
-def test_cases(name):
-    folder = str(CASES / "models" / name)
-    check_ids(load_tokenizer(resolve(folder)), Tokenizer.from_file(f"{folder}/tokenizer.json"))

@@ -7,6 +7,8 @@ from pathlib import Path
 import gguf
 import numpy as np
 
+from longeval.models.gguf.header import GgufHeader
+
 HEAD_DIM, HIDDEN, NUM_HEADS, FFN, VOCAB = 32, 64, 2, 96, 12
 CONTEXT = 256
 
@@ -30,14 +32,21 @@ _TOKENIZER = {
 }
 
 
-def write_llama(path: Path, fields=None, tensors=None, *, split: int = 0) -> Path:
+def header(fields=None, architecture: str = "llama") -> GgufHeader:
+    """A header without a file; in `fields`, None leaves a key out."""
+    own = {"context_length": CONTEXT, "rope.freq_base": 700.0} | (fields or {})
+    stated = {f"{architecture}.{key}": value for key, value in own.items() if value is not None}
+    return GgufHeader(path="m.gguf", fields={"general.architecture": architecture} | stated, tensors={})
+
+
+def write_llama(path: Path, fields=None, tensors=None, *, split: int = 0, quantised: bool = False) -> Path:
     """Llama, two layers. In `fields`, keys without a family's name are the family's own; None leaves one out.
 
     In `tensors` None leaves one out. With `split`, files of so many tensors each; their names come from `path`.
     """
     own = _COMMON | {"block_count": 2, "rope.dimension_count": HEAD_DIM}
     shapes = {name: shape for name, shape in (_attention(2) | _ffn(2) | (tensors or {})).items() if shape is not None}
-    return _write(path, "llama", own | (fields or {}), shapes, split)
+    return _write(path, "llama", own | (fields or {}), shapes, split, quantised)
 
 
 def write_gemma3(path: Path, fields=None, tensors=None, *, num_layers: int = 6) -> Path:
@@ -98,23 +107,28 @@ def _ffn(num_layers):
     }
 
 
-def _write(path, architecture, fields, tensors, split=0):
-    """Shapes become random float32 weights of about unit gain, arrays stay as they are."""
+def _write(path, architecture, fields, tensors, split=0, quantised=False):
+    """Shapes become random float32 weights of about unit gain, arrays stay as they are; `quantised`: matrices are."""
     writer = gguf.GGUFWriter(str(path), architecture, split_max_tensors=split)
     writer.add_name("tiny")
     writer.add_token_list(_TOKENS)
     writer.add_token_scores([float(-position) for position in range(VOCAB)])
     writer.add_token_types([3, 3, 3, 2, 3] + [1] * (VOCAB - 5))
     for key, value in (_TOKENIZER | fields).items():
-        _add(writer, key if key.split(".")[0] in ("general", "tokenizer") else f"{architecture}.{key}", value)
+        add_field(writer, key if key.split(".")[0] in ("general", "tokenizer") else f"{architecture}.{key}", value)
     rng = np.random.default_rng(0)
     for name, shape in tensors.items():
         if isinstance(shape, tuple):
             spread = 1.0 if len(shape) == 2 and name.startswith("token") else shape[-1] ** -0.5
             offset = 1.0 if "norm" in name else 0.0
-            writer.add_tensor(name, (offset + spread * rng.standard_normal(shape)).astype(np.float32))
+            weights = (offset + spread * rng.standard_normal(shape)).astype(np.float32)
         else:
-            writer.add_tensor(name, shape)
+            weights = shape
+        if quantised and len(weights.shape) == 2:
+            kind = gguf.GGMLQuantizationType.Q8_0
+            writer.add_tensor(name, gguf.quantize(weights, kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(name, weights)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -122,16 +136,7 @@ def _write(path, architecture, fields, tensors, split=0):
     return path
 
 
-def _add(writer, key, value):
-    if value is None:
-        return
-    if isinstance(value, bool):
-        writer.add_bool(key, value)
-    elif isinstance(value, int):
-        writer.add_uint32(key, value)
-    elif isinstance(value, float):
-        writer.add_float32(key, value)
-    elif isinstance(value, str):
-        writer.add_string(key, value)
-    else:
-        writer.add_array(key, value)
+def add_field(writer, key, value):
+    kinds = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+    if value is not None:
+        kinds.get(type(value), writer.add_array)(key, value)

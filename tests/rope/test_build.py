@@ -18,6 +18,8 @@ from longeval.rope.build import (
 )
 from longeval.rope.yarn import YarnParameters
 
+GEOMETRY = Geometry(head_dim=64, theta=1e4, native_length=4096, factor=4.0)
+
 
 def test_names_are_canonical_and_come_in_pairs():
     assert parse_method_name("none") == MethodName(base="none", resonance=False)
@@ -33,10 +35,9 @@ def test_names_are_canonical_and_come_in_pairs():
     ("name", "words"),
     [
         ("resonance_none", "Use resonance"),
-        ("yran", "Did you mean.* yarn"),
-        ("resonance_yran", "Did you mean resonance_yarn"),
-        ("resonance_resonance_yarn", "--pe resonance_resonance_yarn: unknown method"),
-        ("", "unknown method"),
+        ("resonance_yran", "resonance_yarn"),
+        ("resonance_resonance_yarn", "--pe resonance_resonance_yarn: "),
+        ("", "--pe : "),
     ],
 )
 def test_unknown_names_are_answered_with_the_known_ones(name, words):
@@ -65,46 +66,38 @@ def test_settings_are_read_in_the_type_of_the_parameter(tmp_path):
 
 
 def test_a_setting_goes_to_the_resonance_form_too():
-    geometry = Geometry(head_dim=64, theta=10000.0, native_length=64, factor=4.0)
     parameters = make_parameters("yarn", parse_pe_args(["yarn.beta_fast=2"], ["resonance_yarn"])["yarn"])
-    assert not build_table("resonance_yarn", geometry, parameters).same_as(build_table("resonance_yarn", geometry))
+    assert not build_table("resonance_yarn", GEOMETRY, parameters).same_as(build_table("resonance_yarn", GEOMETRY))
 
 
 def test_typed_values_as_from_yaml():
-    assert make_parameters("yarn", {"beta_fast": 8, "attention_factor": 1}) == YarnParameters(
-        beta_fast=8.0, attention_factor=1.0
-    )
+    yarn = make_parameters("yarn", {"beta_fast": 8, "attention_factor": 1})
+    assert yarn == YarnParameters(beta_fast=8.0, attention_factor=1.0)
     assert make_parameters("abf", {}) == AbfParameters(base=500000.0)
     factors = make_parameters("longrope", {"short_factor": [1, 2], "long_factor": (3.0, 4.0)})
     assert factors.short_factor == (1.0, 2.0) and factors.long_factor == (3.0, 4.0)
 
 
 @pytest.mark.parametrize(
-    ("item", "words"),
+    ("items", "words"),
     [
-        ("beta_fast=16", "METHOD.PARAMETER=VALUE"),
-        ("yarn.beta_fast", "METHOD.PARAMETER=VALUE"),
-        ("yarn.beta_fast=", "METHOD.PARAMETER=VALUE"),
-        ("yran.beta_fast=16", "unknown method yran.*Did you mean.*yarn"),
-        ("resonance_yarn.beta_fast=16", r"Write --pe-arg yarn\.…"),
-        ("resonance.beta=16", "Resonance has none"),
-        ("ntk.base_rule=power", "ntk is not among the methods asked for"),
-        ("yarn.beta_fst=16", r"--pe-arg yarn\.beta_fst: unknown parameter.*Did you mean beta_fast"),
-        ("none.beta=1", "none has no parameters"),
-        ("yarn.beta_fast=many", "--pe-arg yarn.beta_fast=many: not a finite number"),
-        ("yarn.beta_fast=nan", "--pe-arg yarn.beta_fast=nan: not a finite number"),
-        ("yarn.beta_fast=@/no/such.json", "can't read /no/such.json"),
-        ("longrope.long_factor=1,x", "x is not a finite number"),
+        (["beta_fast=16"], "METHOD.PARAMETER=VALUE"),
+        (["yarn.beta_fast="], "METHOD.PARAMETER=VALUE"),
+        (["yran.beta_fast=16"], "yran.* yarn"),
+        (["resonance_yarn.beta_fast=16"], "Write --pe-arg yarn"),
+        (["resonance.beta=16"], "--pe-arg resonance.beta=16: "),
+        (["ntk.base_rule=power"], "--pe-arg ntk.base_rule=power: .* --pe "),
+        (["yarn.beta_fst=16"], "--pe-arg yarn.beta_fst: .* beta_fast"),
+        (["none.beta=1"], "--pe-arg none.beta: "),
+        (["yarn.beta_fast=nan"], "--pe-arg yarn.beta_fast=nan: not a finite number"),
+        (["yarn.beta_fast=@/no/such.json"], "can't read /no/such.json"),
+        (["longrope.long_factor=1,x"], "long_factor=1,x: x is not a finite number"),
+        (["yarn.beta_fast=16", "yarn.beta_fast=8"], "yarn.beta_fast is given twice"),
     ],
 )
-def test_bad_settings_name_themselves(item, words):
+def test_bad_settings_name_themselves(items, words):
     with pytest.raises(LongEvalError, match=words):
-        parse_pe_args([item], ["yarn", "none", "longrope"])
-
-
-def test_a_setting_given_twice_with_other_values():
-    with pytest.raises(LongEvalError, match=r"yarn\.beta_fast is given twice"):
-        parse_pe_args(["yarn.beta_fast=16", "yarn.beta_fast=8"], ["yarn"])
+        parse_pe_args(items, ["yarn", "none", "longrope"])
 
 
 @pytest.mark.parametrize("content", ["{broken", '{"a": 1}', "[true]", '["nan"]', "[[1]]", ""])
@@ -119,20 +112,20 @@ def test_factor_files_that_hold_something_else(tmp_path, content):
 @pytest.mark.parametrize(
     ("base", "values", "words"),
     [
-        ("yarn", {"beta_fast": 1, "beta_slow": 1}, r"--pe-arg yarn\.beta_fast 1: must be greater than beta_slow"),
-        ("dynamic_yarn", {"beta_slow": 0}, r"--pe-arg dynamic_yarn\.beta_slow 0: must be a finite number greater"),
-        ("ntk_by_parts", {"beta_fast": -3}, r"ntk_by_parts\.beta_fast -3"),
-        ("yarn", {"attention_factor": 0}, r"yarn\.attention_factor 0"),
-        ("yarn", {"beta_fast": True}, "True: not a finite number"),
-        ("yarn", {"beta_fast": None}, "None: not a finite number"),
-        ("yarn", {"beta_fast": [1]}, "not a finite number"),
-        ("ntk", {"base_rule": "cubic"}, r"base_rule=cubic: unknown. .*linear, power"),
-        ("llama3", {"high_freq_factor": 1}, r"llama3\.high_freq_factor 1: must be greater than low_freq_factor"),
-        ("abf", {"base": 0}, r"abf\.base 0"),
-        ("longrope", {}, r"needs short_factor.*--pe-arg longrope\.short_factor=@file\.json"),
+        ("yarn", {"beta_fast": 1, "beta_slow": 1}, "--pe-arg yarn.beta_fast 1: .* beta_slow"),
+        ("dynamic_yarn", {"beta_slow": 0}, "--pe-arg dynamic_yarn.beta_slow 0: "),
+        ("ntk_by_parts", {"beta_fast": -3}, "--pe-arg ntk_by_parts.beta_fast -3: "),
+        ("yarn", {"attention_factor": 0}, "--pe-arg yarn.attention_factor 0: "),
+        ("yarn", {"beta_fast": True}, "beta_fast=True: "),
+        ("yarn", {"beta_fast": None}, "beta_fast=None: "),
+        ("yarn", {"beta_fast": [1]}, "beta_fast=.1.: "),
+        ("ntk", {"base_rule": "cubic"}, "base_rule=cubic: .* linear, power"),
+        ("llama3", {"high_freq_factor": 1}, "--pe-arg llama3.high_freq_factor 1: .* low_freq_factor"),
+        ("abf", {"base": 0}, "--pe-arg abf.base 0: "),
+        ("longrope", {}, "short_factor.* --pe-arg longrope.short_factor=@file.json"),
         ("longrope", {"short_factor": [1]}, "needs long_factor"),
-        ("longrope", {"short_factor": 1, "long_factor": [1]}, "short_factor=1: not a list"),
-        ("longrope", {"short_factor": [1, 0], "long_factor": [1, 1]}, r"short_factor\[1\] 0: must be"),
+        ("longrope", {"short_factor": 1, "long_factor": [1]}, "short_factor=1: "),
+        ("longrope", {"short_factor": [1, 0], "long_factor": [1, 1]}, r"short_factor\[1\] 0: "),
     ],
 )
 def test_impossible_parameters(base, values, words):
@@ -141,11 +134,8 @@ def test_impossible_parameters(base, values, words):
 
 
 def test_longrope_without_its_factors_is_refused_when_the_table_is_built():
-    with pytest.raises(LongEvalError, match="needs short_factor"):
-        build_table("resonance_longrope", Geometry(head_dim=8, theta=10000.0, native_length=64))
-
-
-EXTREME = (1e308, 1e300, 1e154, 1e20, 1e-20, 1e-300, 1e-308, 5e-324)
+    with pytest.raises(LongEvalError, match="short_factor"):
+        build_table("resonance_longrope", GEOMETRY)
 
 
 @pytest.mark.parametrize(
@@ -160,33 +150,22 @@ EXTREME = (1e308, 1e300, 1e154, 1e20, 1e-20, 1e-300, 1e-308, 5e-324)
         ("llama3", "low_freq_factor"),
         ("llama3", "high_freq_factor"),
         ("abf", "base"),
+        ("longrope", "long_factor"),
     ],
 )
-@pytest.mark.parametrize("value", EXTREME)
+@pytest.mark.parametrize("value", [1e308, 1e300, 1e154, 1e20, 1e-20, 1e-300, 1e-308, 5e-324])
 def test_extreme_parameters_give_a_table_that_can_be_served_or_are_refused_by_name(name, parameter, value):
-    geometry = Geometry(head_dim=64, theta=1e4, native_length=4096, factor=4.0)
+    values = {parameter: value}
+    if name == "longrope":
+        values = dict.fromkeys(("short_factor", "long_factor"), [value] * 32)
     try:
-        table = build_table(name, geometry, make_parameters(name, {parameter: value}))
+        table = build_table(name, GEOMETRY, make_parameters(name, values))
     except LongEvalError as error:
         assert f"--pe-arg {name}." in str(error)
         return
     held = table.cos_sin(np.arange(0, 16384, 1000))
     assert np.isfinite(held.cos_TF).all() and np.isfinite(held.sin_TF).all() and held.cos_TF[0].all()
     assert (table.inv_freq_F > 0).all() and np.isfinite(table.wavelengths_F).all()
-
-
-def test_tables_that_overflow_are_refused():
-    geometry = Geometry(head_dim=64, theta=1e4, native_length=4096, factor=4.0)
-    for name, values in (
-        ("yarn", {"beta_fast": 1e308}),
-        ("yarn", {"attention_factor": 1e300}),
-        ("yarn", {"attention_factor": 1e-60}),
-        ("abf", {"base": 1e-250}),
-        ("longrope", {"short_factor": [1e-305] * 32, "long_factor": [1e-305] * 32}),
-        ("longrope", {"short_factor": [1e308] * 32, "long_factor": [1e308] * 32}),
-    ):
-        with pytest.raises(LongEvalError, match=f"--pe-arg {name}.{next(iter(values))}"):
-            build_table(name, geometry, make_parameters(name, values))
 
 
 @pytest.mark.parametrize("changes", [{"factor": 1e308}, {"theta": 5e-324}, {"theta": 1e308}, {"native_length": 10**20}])

@@ -4,15 +4,25 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from rope import rope_reference as reference
+from transformers import LlamaConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from longeval.errors import LongEvalError
 from longeval.rope.base import METHODS, Geometry
 from longeval.rope.build import build_table, make_parameters
+from longeval.rope.ntk_by_parts import _index
 
-GEOMETRIES = [(128, 10000.0, 4096, 8.0), (64, 100000.0, 8192, 2.0), (64, 10000.0, 64, 4.0), (256, 1e6, 131072, 1.5)]
+GEOMETRIES = [
+    (128, 10000.0, 4096, 8.0),
+    (64, 100000.0, 8192, 2.0),
+    (64, 10000.0, 64, 4.0),
+    (256, 1e6, 131072, 1.5),
+    (16, 10.0, 360, 4.0),  # the ramp of yarn ends beyond the last feature
+]
 
 
 def geometry(d=128, b=10000.0, native=4096, s=8.0):
@@ -27,12 +37,8 @@ def frequencies(name, shape, seq_len=None, **values):
 def test_methods_are_registered_in_the_order_shown():
     expected = "none pi ntk dynamic_ntk ntk_by_parts yarn dynamic_yarn llama3 longrope abf"
     assert list(METHODS) == expected.split()
-    assert [name for name, method in METHODS.items() if not method.uses_factor] == [
-        "none",
-        "dynamic_ntk",
-        "dynamic_yarn",
-        "abf",
-    ]
+    without_factor = [name for name, method in METHODS.items() if not method.uses_factor]
+    assert without_factor == ["none", "dynamic_ntk", "dynamic_yarn", "abf"]
     assert [name for name, method in METHODS.items() if method.length_dependent] == ["dynamic_ntk", "dynamic_yarn"]
 
 
@@ -65,19 +71,16 @@ def test_frequencies_equal_the_reference(shape):
 @pytest.mark.parametrize("shape", GEOMETRIES)
 def test_parameters_reach_the_formula(shape):
     d, b, native, s = shape
-    pairs = [
-        (frequencies("ntk", shape, base_rule="linear"), reference.ntk(d, b, s, "linear")),
-        (frequencies("dynamic_ntk", shape, base_rule="linear"), reference.ntk(d, b, s, "linear")),
-        (frequencies("yarn", shape, beta_fast=8, beta_slow=2), reference.by_parts(d, b, native, s, 8, 2)),
-        (frequencies("ntk_by_parts", shape, beta_fast=8, beta_slow=2), reference.by_parts(d, b, native, s, 8, 2)),
-        (
-            frequencies("llama3", shape, low_freq_factor=2, high_freq_factor=8),
-            reference.llama3(d, b, native, s, 2, 8),
-        ),
-        (frequencies("abf", shape, base=77.0), reference.base_frequencies(d, 77.0)),
-    ]
-    for actual, expected in pairs:
-        np.testing.assert_allclose(actual, expected, rtol=1e-12)
+    ramp, bands = {"beta_fast": 8, "beta_slow": 2}, {"low_freq_factor": 2, "high_freq_factor": 8}
+    for name, values, expected in (
+        ("ntk", {"base_rule": "linear"}, reference.ntk(d, b, s, "linear")),
+        ("dynamic_ntk", {"base_rule": "linear"}, reference.ntk(d, b, s, "linear")),
+        ("yarn", ramp, reference.by_parts(d, b, native, s, 8, 2)),
+        ("ntk_by_parts", ramp, reference.by_parts(d, b, native, s, 8, 2)),
+        ("llama3", bands, reference.llama3(d, b, native, s, 2, 8)),
+        ("abf", {"base": 77.0}, reference.base_frequencies(d, 77.0)),
+    ):
+        np.testing.assert_allclose(frequencies(name, shape, **values), expected, rtol=1e-12, err_msg=name)
 
 
 def test_endpoints():
@@ -102,12 +105,10 @@ def test_factor_one_is_the_model_itself(name):
 @pytest.mark.parametrize("name", ["dynamic_ntk", "dynamic_yarn"])
 def test_dynamic_methods_use_the_sequence_and_nothing_else(name):
     static = name.removeprefix("dynamic_")
-    within = build_table(name, geometry(s=8.0), seq_len=4096)
-    assert within.same_as(build_table("none", geometry(s=1.0)))
-    assert build_table(name, geometry(s=8.0), seq_len=1).same_as(within)
+    for seq_len in (4096, 1):
+        assert build_table(name, geometry(), seq_len=seq_len).same_as(build_table("none", geometry(s=1.0)))
     assert build_table(name, geometry(s=2.0), seq_len=3 * 4096).same_as(build_table(static, geometry(s=3.0)))
-    assert build_table(name, geometry(s=8.0), seq_len=4096).same_as(within)
-    assert build_table(name, geometry(s=8.0)).same_as(build_table(static, geometry(s=8.0)))
+    assert build_table(name, geometry()).same_as(build_table(static, geometry()))
 
 
 def test_attention_factors():
@@ -148,23 +149,14 @@ def test_blends_stay_between_the_model_and_interpolation(d, b, native, s):
 
 
 def transformers_table(rope_type, shape, seq_len=None, **extra):
-    import torch
-    from transformers import LlamaConfig
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
     d, b, native, s = shape
+    rope = {"rope_type": rope_type, "rope_theta": b, "factor": s, "original_max_position_embeddings": native, **extra}
     config = LlamaConfig(
         hidden_size=2 * d,
         num_attention_heads=2,
         head_dim=d,
         max_position_embeddings=round(native * s),
-        rope_parameters={
-            "rope_type": rope_type,
-            "rope_theta": b,
-            "factor": s,
-            "original_max_position_embeddings": native,
-            **extra,
-        },
+        rope_parameters=rope,
     )
     inv_freq, factor = ROPE_INIT_FUNCTIONS[rope_type](config, torch.device("cpu"), seq_len=seq_len)
     return inv_freq.double().numpy(), factor
@@ -198,17 +190,35 @@ def test_a_very_short_native_length_interpolates_instead_of_turning_the_ramp_aro
     [
         ("ntk", (2, 10000.0, 64, 2.0), "--head-dim 2"),
         ("dynamic_ntk", (2, 10000.0, 64, 1.0), "--head-dim 2"),
-        ("ntk", (4, 10000.0, 64, 1e200), "--factor 1e+200"),
+        ("ntk", (4, 10000.0, 64, 1e200), r"--factor 1e\+200"),
         ("yarn", (64, 1.0, 64, 2.0), "--theta 1"),
         ("ntk_by_parts", (64, 0.5, 64, 2.0), "--theta 0.5"),
     ],
 )
 def test_geometries_for_which_a_method_is_undefined(name, shape, words):
-    with pytest.raises(LongEvalError, match=words.replace("+", r"\+")):
+    with pytest.raises(LongEvalError, match=words):
         build_table(name, geometry(*shape), seq_len=64)
 
 
 def test_longrope_refuses_lists_of_another_model():
     parameters = make_parameters("longrope", {"short_factor": [1.0] * 32, "long_factor": [1.0] * 64})
-    with pytest.raises(LongEvalError, match=r"longrope\.short_factor: 32 numbers.*128 rotary dimensions need 64"):
+    with pytest.raises(LongEvalError, match=r"longrope\.short_factor: 32 .* 128 .* 64"):
         build_table("longrope", geometry(), parameters)
+
+
+def test_a_long_table_is_its_rows():
+    table = build_table("yarn", Geometry(head_dim=8, theta=10000.0, native_length=64, factor=4.0))
+    cos_TF, sin_TF = table.cos_sin(np.arange(5, 20005, dtype=np.int64))
+    assert cos_TF.dtype == sin_TF.dtype == np.float32
+    for row in (0, 8191, 8192, 8193, 19999):
+        angle_F = (row + 5) * table.inv_freq_F
+        np.testing.assert_array_equal(cos_TF[row], (np.cos(angle_F) * table.attention_factor).astype(np.float32))
+        np.testing.assert_array_equal(sin_TF[row], (np.sin(angle_F) * table.attention_factor).astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("frequency", "index"), [(1.0, 0.0), (10**-0.5, 0.5), (1e-2, 1.5), (10**-3.25, 2.25), (10**0.5, -0.5), (1e-6, 5.0)]
+)
+def test_the_index_of_a_frequency_that_comes_from_no_base_is_linear_in_its_logarithm(frequency, index):
+    # ln θ falls by 1, 2 and 1 times ln 10 from feature to feature; beyond the ends as at the ends.
+    assert _index(np.array([1.0, 1e-1, 1e-3, 1e-4]), np.log(frequency)) == pytest.approx(index, abs=1e-12)

@@ -1,4 +1,4 @@
-"""Resonance: integer wavelengths, applied last, and angles that repeat bit for bit."""
+"""Resonance: integer wavelengths, applied last; that angles repeat is in test_periodicity."""
 
 import numpy as np
 import pytest
@@ -39,22 +39,6 @@ def test_it_is_applied_after_the_method():
     np.testing.assert_array_equal(scaled.wavelengths_F, expected)
     # Rounding first would give 6·8 = 48 tokens here.
     assert scaled.wavelengths_F[0] == 50
-
-
-def test_the_table_repeats_bit_for_bit_up_to_a_million_positions():
-    table = build_table("resonance_yarn", GEOMETRY)
-    assert table.period_F is not None
-    start = np.arange(64)
-    for j in (0, 1, 20, 38, 63):
-        period = int(table.period_F[j])
-        far = start % period + period * (1_000_000 // period - 1)
-        here, there = table.cos_sin(start % period), table.cos_sin(far)
-        assert far.max() > 400_000
-        np.testing.assert_array_equal(here.cos_TF[:, j], there.cos_TF[:, j])
-        np.testing.assert_array_equal(here.sin_TF[:, j], there.sin_TF[:, j])
-    # Without the rounded period the same frequencies, multiplied up, don't repeat in float64.
-    plain = RopeTable(inv_freq_F=table.inv_freq_F, attention_factor=table.attention_factor)
-    assert np.any(plain.angles(np.array([6 * 166_000]))[0, 0] % (2 * np.pi) != 0)
 
 
 @pytest.mark.parametrize("wavelength", [0.4, 1e17])

@@ -57,8 +57,8 @@ def test_commands_records_resume_and_reports_find_a_study_by_its_folder(turns, t
 
     assert turns("report", "run").returncode == 0
     report = (tmp_path / "run" / "report.md").read_text()
-    row = next(line for line in report.splitlines() if line.startswith("| pi"))
-    assert [cell.strip() for cell in row.split("|")[3:6]] == [f"{4096 * slowest:.3f}"] * 2 + ["failed"]
+    row = next(line for line in report.splitlines() if line.startswith("| `pi`"))
+    assert [cell.strip() for cell in row.split("|")[3:6]] == [f"{4096 * slowest:.4g}"] * 2 + ["failed"]
 
 
 def test_python_has_its_function(turns):

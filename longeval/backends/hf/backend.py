@@ -7,8 +7,6 @@ Choices and answers share the key/value caches of prompts that begin alike (see 
 from __future__ import annotations
 
 import gc
-import resource
-import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +16,7 @@ import torch
 
 from longeval.backends.base import Backend, ChoiceScore, ChoicesRequest, GenerateRequest, Generation
 from longeval.backends.hf import answers as hf_answers
+from longeval.backends.hf import memory
 from longeval.backends.hf.parts import LOGITS_BYTES, ModelParts, memory_told, replace_rotary
 from longeval.errors import LongEvalError
 from longeval.models.device import device_name
@@ -25,31 +24,6 @@ from longeval.rope.base import RopeTable
 
 if TYPE_CHECKING:
     from longeval.models.prepare import PreparedModel
-
-
-# Peak memory of this process on Linux, resettable, so that each pass has its own figure.
-
-
-def reset_peak() -> None:
-    """Resets the kernel's high-water mark of this process; silently nothing where the kernel doesn't offer it."""
-    try:
-        with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")
-    except OSError:
-        return
-
-
-def peak_bytes() -> int:
-    """The high-water mark of resident memory since the last reset (since the start where it can't be reset)."""
-    try:
-        with open("/proc/self/status") as file:
-            for line in file:
-                if line.startswith("VmHWM:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return usage if sys.platform == "darwin" else usage * 1024
 
 
 __all__ = ["LOGITS_BYTES", "HFBackend", "load_backend"]
@@ -107,13 +81,13 @@ class HFBackend:
             for index in range(torch.cuda.device_count()):
                 torch.cuda.reset_peak_memory_stats(index)
         else:
-            reset_peak()
+            memory.reset_peak()
 
     def peak_memory_bytes(self) -> int | None:
         """See `Backend.peak_memory_bytes`."""
         if self._parts.device.type == "cuda":
             return sum(torch.cuda.max_memory_allocated(index) for index in range(torch.cuda.device_count()))
-        return peak_bytes() if self._parts.device.type == "cpu" else None
+        return memory.peak_bytes() if self._parts.device.type == "cpu" else None
 
     def close(self) -> None:
         """See `Backend.close`."""

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from longeval.backends.base import BackendError, OutOfMemoryError
-from longeval.backends.hf import backend
+from longeval.backends.hf import memory
 from longeval.errors import LongEvalError, WriteError
 from longeval.metrics import derived
 from longeval.models.device import device_name
@@ -441,11 +441,11 @@ def _reset_peak(device: str) -> None:
         torch.cuda.init()  # type: ignore[no-untyped-call]  # torch's
         torch.cuda.reset_peak_memory_stats(device)
     else:
-        backend.reset_peak()
+        memory.reset_peak()
 
 
 def _peak(device: str) -> int | None:
     """Peak of the device's allocator, or of the process on a CPU, since the last reset."""
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated(device)
-    return backend.peak_bytes() if device == "cpu" else None
+    return memory.peak_bytes() if device == "cpu" else None

@@ -39,18 +39,11 @@ def test_counts_equal_the_definition(wavelengths, rounded, length, attention):
     assert count_collisions(table, length) == repeats_by_definition(table, length)
 
 
-@pytest.mark.parametrize("name", ["none", "resonance", "resonance_pi"])
-@pytest.mark.parametrize(("d", "theta"), [(2, 10000.0), (4, 10000.0), (8, 100.0), (16, 1e9), (32, 1.0)])
+@pytest.mark.parametrize("name", ["none", "resonance"])
+@pytest.mark.parametrize(("d", "theta"), [(2, 10000.0), (8, 100.0), (16, 1e9), (32, 1.0)])
 def test_counts_of_methods_equal_the_definition(name, d, theta):
     table = build_table(name, Geometry(head_dim=d, theta=theta, native_length=512, factor=4.0))
     assert count_collisions(table, 2048) == repeats_by_definition(table, 2048)
-
-
-def test_bfloat16_cannot_tell_the_positions_of_a_slow_feature_apart():
-    table = RopeTable(inv_freq_F=2 * np.pi / np.array([4000.7]), attention_factor=1.0)
-    counted = count_collisions(table, 4000)
-    assert counted == repeats_by_definition(table, 4000)
-    assert counted.float32 == 0 and counted.bfloat16 > 900
 
 
 def test_rows_repeat_after_the_common_multiple():
@@ -58,12 +51,6 @@ def test_rows_repeat_after_the_common_multiple():
     table = RopeTable(inv_freq_F=2 * np.pi / period_F, attention_factor=1.0, period_F=period_F)
     assert count_collisions(table, 100) == Collisions(float32=70, bfloat16=70)
     assert count_collisions(table, 30) == Collisions(float32=0, bfloat16=0)
-
-
-def test_a_model_tells_its_whole_context_apart():
-    geometry = Geometry(head_dim=128, theta=10000.0, native_length=4096, factor=8.0)
-    for name in ("none", "resonance", "yarn", "resonance_yarn"):
-        assert count_collisions(build_table(name, geometry), 32768) == Collisions(float32=0, bfloat16=0)
 
 
 def test_too_many_to_count(monkeypatch):
@@ -80,17 +67,15 @@ def test_unique_positions():
 
 
 def test_long_integers_have_all_their_digits():
-    exact = math.lcm(*range(1, 12000))
-    digits = decimal(exact)
-    assert len(digits) > 4300
-    # Checked in parts, because Python's int() refuses so many digits: the number modulo 10^9 and modulo 9.
-    assert int(digits[-9:]) == exact % 10**9
-    assert sum(map(int, digits)) % 9 == exact % 9
-    assert len(digits) == math.floor(math.log10(exact >> 10000) + 10000 * math.log10(2)) + 1
-    for number in (1, 10**4000 - 1, 10**4000, 7 * 10**4000 + 5):
-        assert sum(int(digit) * pow(10, i, 10**9 + 7) for i, digit in enumerate(reversed(decimal(number)))) % (
-            10**9 + 7
-        ) == number % (10**9 + 7)
+    prime = 10**9 + 7
+    for number in (1, 10, 10**4000 - 1, 10**4000, 7 * 10**4000 + 5, math.lcm(*range(1, 12000))):
+        digits = decimal(number)
+        # Checked by the remainder, because Python's int() refuses so many digits.
+        remainder = 0
+        for digit in digits:
+            remainder = (10 * remainder + int(digit)) % prime
+        assert remainder == number % prime
+        assert 10 ** (len(digits) - 1) <= number < 10 ** len(digits)
 
 
 def test_bfloat16_rounds_as_torch_does():

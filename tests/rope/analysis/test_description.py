@@ -15,7 +15,7 @@ from longeval.rope.build import build_table
 LLAMA2 = Geometry(head_dim=128, theta=10000.0, native_length=4096, factor=8.0)
 
 
-def test_description_is_the_contract():
+def test_description_is_plain_json_with_these_keys():
     description = describe("resonance_yarn", LLAMA2)
     keys = """
         name head_dim theta native_length factor length inv_freq wavelengths attention_factor
@@ -24,61 +24,46 @@ def test_description_is_the_contract():
     """
     assert list(description) == keys.split()
     table = build_table("resonance_yarn", LLAMA2)
-    assert description["name"] == "resonance_yarn" and description["factor"] == 8.0
-    assert description["length"] == 32768
     assert json.loads(json.dumps(description, allow_nan=False))["inv_freq"] == table.inv_freq_F.tolist()
+    assert (description["name"], description["factor"], description["length"]) == ("resonance_yarn", 8.0, 32768)
     assert description["feature_gap"] == 0.0 and max(description["feature_gaps"]) > 1.9
     assert describe("none", LLAMA2)["feature_gap"] == pytest.approx(0.025727399635838907, rel=1e-9)
-    assert describe("none", LLAMA2)["unique_positions"] is None
 
 
 @pytest.mark.parametrize(
-    ("d", "b", "native", "count"), [(128, 1e4, 4096, 46), (128, 1e4, 2048, 41), (64, 1e4, 64, 9), (64, 1e4, 2, 0)]
+    ("wavelength", "native", "count", "unique"),
+    [
+        (62.83, 63, 2, "126"),
+        (62.83, 62, 1, "6"),
+        (63.25, 63, 1, "6"),  # rounded to the native length, but longer before
+        (62.83, 2, 0, "1"),
+    ],
 )
-def test_pre_critical_counts(d, b, native, count):
-    geometry = Geometry(head_dim=d, theta=b, native_length=native)
-    assert describe("none", geometry)["pre_critical"] == count
-    assert describe("resonance", geometry)["pre_critical"] == count
-
-
-def test_a_wavelength_that_only_rounding_brings_to_the_native_length_does_not_count():
-    # λ_1 = 2π·10 = 62.83 rounds to 63: above L=62, but pre-critical neither before nor after; L=63 has it.
-    geometry = Geometry(head_dim=4, theta=100.0, native_length=62, factor=2.0)
-    assert describe("resonance", geometry)["pre_critical"] == 1
-    # λ_1 = 63.25 rounds to 63 = L: before rounding it is longer, so it does not count.
-    geometry = Geometry(head_dim=4, theta=(63.25 / (2 * math.pi)) ** 2, native_length=63, factor=2.0)
-    description = describe("resonance", geometry)
-    assert description["wavelengths"] == [6.0, 63.0]
-    assert description["pre_critical"] == 1 and description["unique_positions"] == "6"
-
-
-def test_unique_positions_of_the_paper():
-    digits = describe("resonance", LLAMA2)["unique_positions"]
-    assert digits == "7057974406910048702415100928873416964126012399455200"
-    assert f"{float(digits):.3e}" == "7.058e+51"
+def test_features_are_pre_critical_by_their_wavelength_before_rounding(wavelength, native, count, unique):
+    theta = (wavelength / (2 * math.pi)) ** 2
+    geometry = Geometry(head_dim=4, theta=theta, native_length=native, factor=2.0)
+    rounded = describe("resonance", geometry)
+    assert rounded["wavelengths"] == [6.0, 63.0]
+    assert (rounded["pre_critical"], rounded["unique_positions"]) == (count, unique)
+    plain = describe("none", geometry)
+    assert (plain["pre_critical"], plain["unique_positions"]) == (count, None)
 
 
 def test_rotations_rounding_and_interpolation():
-    wavelengths = [2 * math.pi * 10000 ** (j / 32) for j in range(32)]
+    stretched = [4 * 2 * math.pi * 10000 ** (j / 32) for j in range(32)]
+    rounded = [round(wavelength) for wavelength in stretched]
     geometry = Geometry(head_dim=64, theta=10000.0, native_length=4096, factor=4.0)
     plain = describe("pi", geometry)
-    assert plain["rotations"] == pytest.approx([4096 / (4 * wavelength) for wavelength in wavelengths], rel=1e-12)
+    assert plain["rotations"] == pytest.approx([4096 / wavelength for wavelength in stretched], rel=1e-12)
     assert plain["rounding_errors"] == [0.0] * 32
     assert plain["interpolation"] == pytest.approx([4.0] * 32, rel=1e-15)
-    rounded = describe("resonance_pi", geometry)
-    assert rounded["rotations"] == [4096 / round(4 * wavelength) for wavelength in wavelengths]
-    expected = [round(4 * wavelength) / (4 * wavelength) - 1 for wavelength in wavelengths]
-    assert rounded["rounding_errors"] == pytest.approx(expected, abs=1e-15)
+    whole = describe("resonance_pi", geometry)
+    assert whole["rotations"] == [4096 / wavelength for wavelength in rounded]
+    changes = [after / before for after, before in zip(rounded, stretched, strict=True)]
+    assert whole["rounding_errors"] == pytest.approx([change - 1 for change in changes], abs=1e-15)
     # Rounding is part of what the method does to a frequency: 25 tokens for 2π is 3.979 of 4.
-    expected = [round(4 * wavelength) / wavelength for wavelength in wavelengths]
-    assert rounded["interpolation"] == pytest.approx(expected, rel=1e-14)
-    assert rounded["interpolation"][0] == pytest.approx(25 / (2 * math.pi))
-
-
-def test_interpolation_of_yarn_runs_from_untouched_to_s():
-    interpolation = describe("yarn", LLAMA2)["interpolation"]
-    assert interpolation[0] == 1.0 and interpolation[-1] == pytest.approx(8.0, rel=1e-15)
-    assert interpolation == sorted(interpolation)
+    assert whole["interpolation"] == pytest.approx([4 * change for change in changes], rel=1e-14)
+    assert whole["interpolation"][0] == pytest.approx(25 / (2 * math.pi))
 
 
 def test_interpolation_counts_from_where_the_method_starts():

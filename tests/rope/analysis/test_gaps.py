@@ -1,6 +1,6 @@
 """Feature gaps: by brute force and against published values."""
 
-import time
+import dataclasses
 
 import numpy as np
 import pytest
@@ -64,18 +64,10 @@ def test_gaps_are_zero_up_to_the_native_length():
     assert feature_gaps(build_table("none", geometry), geometry).tolist() == [0.0] * 64
 
 
-def test_gaps_of_a_long_target_take_seconds_at_most():
-    geometry = Geometry(head_dim=128, theta=10000.0, native_length=4096, factor=32.0)
-    start = time.perf_counter()
-    feature_gaps(build_table("none", geometry), geometry)
-    # About 0.2 s; a quadratic search would take minutes.
-    assert time.perf_counter() - start < 10
-
-
-def test_gaps_out_of_reach_are_refused_before_any_work():
-    table = build_table("none", LLAMA2)
-    for factor in (1e6, 1e9):
-        geometry = Geometry(head_dim=128, theta=10000.0, native_length=4096, factor=factor)
-        for work in (check_target, lambda geometry: feature_gaps(table, geometry)):
-            with pytest.raises(LongEvalError, match=r"--factor 1e\+(06|09)"):
-                work(geometry)
+@pytest.mark.parametrize("factor", [1e6, 1e9])
+def test_gaps_out_of_reach_are_refused_before_any_work(factor):
+    geometry = dataclasses.replace(LLAMA2, factor=factor)
+    with pytest.raises(LongEvalError, match=r"--factor 1e\+0"):
+        check_target(geometry)
+    with pytest.raises(LongEvalError, match=r"--factor 1e\+0"):
+        feature_gaps(build_table("none", LLAMA2), geometry)

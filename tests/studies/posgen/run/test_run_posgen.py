@@ -128,7 +128,7 @@ def test_time_is_that_of_the_passes_that_served_a_cell(store, monkeypatch):
         clock[0] += 1
         return evaluate(*arguments, **options)
 
-    monkeypatch.setattr(work_module, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(work_module, "time", SimpleNamespace(perf_counter=lambda: clock[0], monotonic=lambda: clock[0]))
     monkeypatch.setattr(train_posgen, "train", slow)
     monkeypatch.setattr(work_module, "evaluate", timed)
 

@@ -218,8 +218,8 @@ def test_the_cache_is_read_and_follows_changes(small_lm_eval, monkeypatch):  # n
 def test_our_names_and_the_cached_ones_need_no_import_of_lm_eval(small_lm_eval):  # noqa: F811
     index.lm_eval_entries()  # is in the cache now
     program = (
-        "import sys; from longeval.studies.tasks.definitions import index, lm_eval_index\n"
-        f"lm_eval_index.lm_eval_folder = lambda: {str(small_lm_eval)!r}\n"
+        "import sys; from longeval.studies.tasks.definitions import index\n"
+        f"index.lm_eval_folder = lambda: {str(small_lm_eval)!r}\n"
         "index.Index().listed(); index.Index().resolve(['letters'])\n"
         "print([name for name in ('lm_eval', 'torch', 'transformers', 'datasets') if name in sys.modules])"
     )
