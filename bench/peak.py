@@ -120,9 +120,9 @@ def _reset_peak(device: str) -> int | None:
 
         torch.cuda.reset_peak_memory_stats(device)
     else:
-        from longeval.backends.hf import backend
+        from longeval.backends.hf import memory
 
-        backend.reset_peak()
+        memory.reset_peak()
     return _peak_bytes(device)
 
 
@@ -132,6 +132,6 @@ def _peak_bytes(device: str) -> int | None:
         import torch
 
         return int(torch.cuda.max_memory_allocated(device))
-    from longeval.backends.hf import backend
+    from longeval.backends.hf import memory
 
-    return backend.peak_bytes() if device == "cpu" else None
+    return memory.peak_bytes() if device == "cpu" else None
