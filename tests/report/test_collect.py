@@ -47,3 +47,10 @@ def test_no_run_folder_no_cells(tmp_path):
     (tmp_path / "empty" / "spec.yaml").write_text("model: toy\n")
     with pytest.raises(LongEvalError, match="no cells"):
         collect([str(tmp_path / "empty")])
+
+
+def test_a_protocol_that_nobody_knows_is_shown_all_the_same(tmp_path):
+    records = make_records("none", 64, NLL, protocol="tail")
+    assert [cell.records[0].protocol for cell in collect([make_run(tmp_path / "a", [(records, NLL)])]).cells] == [
+        "tail"
+    ]
