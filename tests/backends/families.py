@@ -117,6 +117,7 @@ FAMILIES = (
         settings=_WIDE | _GATED,
         remark="three of four layers are linear attention without RoPE",
     ),
+    Family(name="Arcee", examples="AFM-4.5B", config="ArceeConfig"),
     Family(name="Gemma", examples="gemma-7b, codegemma-7b", config="GemmaConfig", settings=_HEAD),
     Family(name="Gemma 2", examples="gemma-2-9b", config="Gemma2Config", settings=_HEAD),
     Family(
