@@ -1,7 +1,7 @@
 """Metrics of lm-eval's tasks under longeval's names, and which of them are means over samples.
 
-A metric that is a mean has a value for every sample, which standard errors, paired comparisons and heat maps need; the
-others (perplexity, F1 and BLEU over a whole corpus) have one for all samples together, by the task's own aggregation.
+A metric that is a mean has a value for every sample, which standard errors, paired comparisons and heat maps need. Any
+other (perplexity, F1 and BLEU over a whole corpus) has one for all samples together, by the task's own aggregation.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _PLACEHOLDER = -1.0
 """What lm-eval's RULER tasks give for lengths that a sample doesn't have (tasks/ruler/common_utils.py)."""
 
 _PROBES = ((0.0, 1.0, 1.0, 0.0, 1.0), (0.25, 0.5, 0.875, 0.125))
-"""Values that no aggregation but a mean gives the means of."""
+"""Numbers on which an aggregation is tried: only a mean gives their means."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,8 +32,6 @@ class TaskMetric:
 
     name: str
     """As records have it."""
-    lm_eval_name: str
-    """As the task calls it."""
     filter: str
     """Name of the filter that answers went through; `none` where the task has none of its own."""
     higher_is_better: bool | None
@@ -46,7 +44,7 @@ class Aggregate:
 
     value: float
     stderr: float | None
-    """By bootstrap over samples; None where that would mean nothing or take too long."""
+    """By bootstrap over samples; None where lm-eval has none."""
     n: int
     """Samples that it is made of."""
 
@@ -115,11 +113,10 @@ def _stderr(aggregation: Callable[[Sequence[Any]], float], items: list[Any]) -> 
 
     if len(items) < 2:
         return None
-    closed = {metrics.acc_all: metrics.acc_all_stderr}.get(aggregation)
-    if closed is not None:
-        return float(closed(items))
-    cheap = (metrics.weighted_perplexity, metrics.bits_per_byte)
-    if aggregation not in cheap and metrics.stderr_for_metric(aggregation, RESAMPLES) is None:
+    if aggregation is metrics.acc_all:
+        return float(metrics.acc_all_stderr(items))
+    weighted = (metrics.weighted_perplexity, metrics.bits_per_byte)
+    if aggregation not in weighted and metrics.stderr_for_metric(aggregation, RESAMPLES) is None:
         return None
     # lm-eval's own bootstrap_stderr starts a process for each core, prints, and draws bars.
     slow = aggregation in (metrics.bleu, metrics.chrf, metrics.chrfpp, metrics.ter)

@@ -16,7 +16,7 @@ from longeval.errors import LongEvalError
 from longeval.values import format_length
 
 if TYPE_CHECKING:
-    from longeval.studies.tasks.prompts.prepared import PromptWindow
+    from longeval.studies.tasks.prompts.requests import PromptWindow
 
 DEFAULT_SAMPLES = 100
 """Samples that a synthetic task makes where neither the user nor its YAML says how many."""

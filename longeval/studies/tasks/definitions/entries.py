@@ -16,7 +16,6 @@ Differences, on purpose:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -25,11 +24,14 @@ from longeval.errors import LongEvalError
 from longeval.studies.tasks.definitions.files import Config, FunctionName, place_of, read_config
 from longeval.studies.tasks.definitions.needs import NOTHING, group_needs, needs_of, own_needs, refusal_of
 
-# Averages over the tasks of a group, by lm-eval's rules and by ours where a benchmark publishes its own.
-#
-# lm-eval (0.4.13, api/group.py, api/metrics.py): the mean over all leaves of a group, nested groups laid flat, plain or
-# weighted by the number of samples. One difference, on purpose: lm-eval leaves out tasks that have no value, with a
-# warning; here an average with a missing member is no number.
+OURS = "longeval"
+LM_EVAL = "lm_eval"
+
+_GROUP_KEYS = frozenset({"group", "group_alias", "task", "aggregate_metric_list", "metadata"})
+"""Keys of a group itself; all others are changes for its tasks."""
+
+_NO_CHANGE = frozenset({"task", "task_alias", "group", "group_alias", "tag", "task_list", "aggregate_metric_list"})
+"""Keys beside a member's name that change nothing of what is computed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,63 +48,7 @@ class GroupAverage:
     weight_by_size: bool
     """Whether a member counts as often as it has samples; otherwise all members count alike."""
     members: tuple[str, ...]
-    """The tasks that are averaged; in a group's entry: none where all of its tasks are."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Averaged:
-    """The outcome of an average."""
-
-    value: float | None
-    """The mean; null if a member is missing."""
-    stderr: float | None
-    """Its standard error; null if a member has none."""
-    missing: tuple[str, ...]
-    """Members without a value."""
-
-
-def average(
-    spec: GroupAverage,
-    values: Mapping[str, float | None],
-    *,
-    sizes: Mapping[str, int] | None = None,
-    stderrs: Mapping[str, float | None] | None = None,
-) -> Averaged:
-    """Averages the members' values of one metric and one filter.
-
-    The standard error is that of a weighted sum of independent means, sqrt(Σ w²·se²), for both kinds of weights.
-    (lm-eval pools the variances for weighted means, which is the same only if the members' means are equal.)
-
-    Args:
-        spec: What is averaged.
-        values: Value by member; left out or null: missing.
-        sizes: Number of samples by member; needed where `spec.weight_by_size`.
-        stderrs: Standard error by member, where there is one.
-    """
-    missing = tuple(name for name in spec.members if values.get(name) is None)
-    if missing or not spec.members:
-        return Averaged(value=None, stderr=None, missing=missing)
-    if spec.weight_by_size:
-        assert sizes is not None, "a weighted average needs sizes"
-        total = sum(sizes[name] for name in spec.members)
-        weights = {name: sizes[name] / total for name in spec.members}
-    else:
-        weights = dict.fromkeys(spec.members, 1 / len(spec.members))
-    value = math.fsum(weights[name] * float(values[name] or 0.0) for name in spec.members)
-    found = {name: (stderrs or {}).get(name) for name in spec.members}
-    if any(stderr is None for stderr in found.values()):
-        return Averaged(value=value, stderr=None, missing=())
-    variance = math.fsum((weights[name] * float(stderr or 0.0)) ** 2 for name, stderr in found.items())
-    return Averaged(value=value, stderr=math.sqrt(variance), missing=())
-
-
-OURS = "longeval"
-LM_EVAL = "lm_eval"
-
-_GROUP_KEYS = frozenset({"group", "group_alias", "task", "aggregate_metric_list", "metadata"})
-"""Keys of a group itself; all others are changes for its tasks."""
-_NO_CHANGE = frozenset({"task", "task_alias", "group", "group_alias", "tag", "task_list", "aggregate_metric_list"})
-"""Keys beside a member's name that change nothing of what is computed."""
+    """The tasks that are averaged; empty in a group's entry where all of its tasks are."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,21 +66,21 @@ class TaskEntry:
     description: str = ""
     """One line; empty where its file has none."""
     members: tuple[str, ...] = ()
-    """Names of a group's direct members, tasks or groups."""
+    """A group's direct members, tasks or groups."""
     path: str | None = None
-    """Its YAML file; null for lm-eval's tags, which have none."""
+    """Its YAML file; None for lm-eval's tags."""
     refusal: str | None = None
-    """Why longeval doesn't run it; null: it does."""
+    """Why longeval doesn't run it; None: it does."""
     within: str | None = None
-    """Group in whose file it is written or changed; null: it has a file of its own."""
+    """Group in whose file it is written or changed; None: it has a file of its own."""
     base: str | None = None
-    """Task that a group changes; null: the task is written where `path` says."""
+    """Task that a group changes; None: the task is written where `path` says."""
     changes: Config = field(default_factory=dict)
     """Of a task within a group's file: the keys that differ from those of `base`, or all keys."""
     averages: tuple[GroupAverage, ...] = ()
     """Averages that a group asks for."""
     own_name: str | None = None
-    """What its file calls it, where `name` is the path that the user typed; null: `name`."""
+    """What its file calls it, where `name` is the path that the user typed; None: `name`."""
 
     @property
     def title(self) -> str:
@@ -156,7 +102,7 @@ class Named:
     tasks: list[str] = field(default_factory=list)
     """Tasks of a tag."""
     own_name: str | None = None
-    """What its file calls it, where it goes by another name; null: the same."""
+    """What its file calls it, where it goes by another name; None: the same."""
 
 
 def scan(files: Iterable[str], *, source: str | None, outer: Lookup, name: str | None = None) -> Entries:
@@ -189,11 +135,11 @@ def scan(files: Iterable[str], *, source: str | None, outer: Lookup, name: str |
         names[key] = Named(kind, path, config, own_name=own if name else None)
         for tag in _texts(config.get("tag")) if kind == "task" else ():
             names.setdefault(tag, Named("tag", None)).tasks.append(key)
-    return lay_out(names, source=source, outer=outer, strict=True)
+    return Layout(names, source=source, outer=outer, strict=True).entries()
 
 
-def lay_out(names: Mapping[str, Named], *, source: str | None, outer: Lookup, strict: bool) -> Entries:
-    """Returns the entries of names, and of the tasks and groups that are written or changed within groups.
+class Layout:
+    """Makes entries of names, and of the tasks and groups that are written or changed within groups.
 
     Args:
         names: All names of a set of files.
@@ -201,25 +147,21 @@ def lay_out(names: Mapping[str, Named], *, source: str | None, outer: Lookup, st
         outer: See `scan`.
         strict: Whether a group with a member that is unknown is an error; otherwise it is refused when it is asked for.
     """
-    names = dict(names)
-    for name, named in list(names.items()):
-        if "class" in named.config and isinstance(named.config.get("group"), str):
-            names.setdefault(named.config["group"], Named("tag", None)).tasks.append(name)
-    return _Layout(names, source, outer, strict=strict).entries()
 
-
-class _Layout:
-    """Makes entries of names."""
-
-    def __init__(self, names: Mapping[str, Named], source: str | None, outer: Lookup, *, strict: bool) -> None:
-        self._names = names
+    def __init__(self, names: Mapping[str, Named], *, source: str | None, outer: Lookup, strict: bool) -> None:
+        self._names = dict(names)
         self._source = source
         self._outer = outer
         self._strict = strict
         self._entries: Entries = {}
         self._problems: list[str] = []
+        """What is wrong with the members of the group that is laid out."""
+        for name, named in names.items():
+            if "class" in named.config and isinstance(named.config.get("group"), str):
+                self._names.setdefault(named.config["group"], Named("tag", None)).tasks.append(name)
 
     def entries(self) -> Entries:
+        """All entries by name."""
         for name, named in self._names.items():
             if named.kind == "task":
                 self._entries[name] = self._task(name, named.config, named.path)
@@ -278,10 +220,10 @@ class _Layout:
         """Names of a group's members; those that are written or changed here become entries.
 
         Args:
-            group: Name that such members are called after.
-            config: The group's keys.
+            group: The group, after which such members are called.
+            config: Its keys.
             changes: What an outer group changes.
-            file_group: The group of the file.
+            file_group: The group in whose file it is written.
         """
         changes = {**{key: value for key, value in config.items() if key not in _GROUP_KEYS}, **changes}
         items = config.get("task")

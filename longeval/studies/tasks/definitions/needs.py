@@ -50,10 +50,6 @@ _EVALUATED = os.path.join("lm_eval", "tasks", "score", "math")
 """Folder of tasks whose scoring hands answers to sympy's parse_expr, and that to Python's `eval`; their files don't say
 `unsafe_code`."""
 
-_PACKAGES = {"longbench": "jieba fuzzywuzzy rouge"}
-"""Groups that need packages beyond longeval's, by the beginning of their tasks' names."""
-
-
 WRITES_CODE = "it executes code that the model writes"
 NO_TEXT = "it shows images or plays sound, and longeval runs language models"
 """Why longeval doesn't run a task."""
@@ -109,8 +105,7 @@ def needs_of(config: Config, *, look: bool = False) -> str:
     if look and isinstance(path, str) and os.path.isdir(path):
         return f"folder {path}"
     need = _data_of(config, name)
-    packages = next((packages for prefix, packages in _PACKAGES.items() if name.startswith(f"{prefix}_")), None)
-    return need if packages is None or "longbench2" in name else f"{need} and packages {packages}"
+    return f"{need} and packages jieba fuzzywuzzy rouge" if name.startswith("longbench_") else need
 
 
 def hub_ids(needs: str) -> tuple[str, ...]:
