@@ -1,7 +1,8 @@
 """A model's answers to a prepared task, and the task's own score of each.
 
 lm-eval's filters, `process_results` and aggregations do the scoring, in the way of its `evaluate` (0.4.13). A metric
-that is a mean over samples gets a value for each sample, any other one value for all together.
+that is a mean has a value for every sample, which standard errors, paired comparisons and heat maps need. Any other
+(perplexity, F1 and BLEU over a whole corpus) has one for all samples together, by the task's own aggregation.
 
 lm-eval's own models cut a request that is longer than they can take from the left, and say so in a log line: the
 instructions, or the needle, are gone and the score looks like any other. Here such a request is an error; what becomes
@@ -13,6 +14,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import random
+import re
+import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -23,11 +27,42 @@ from longeval.rope.base import RopeTable
 from longeval.store.samples import Sample
 from longeval.studies.tasks.definitions.checks import NO_SCORE
 from longeval.studies.tasks.definitions.guards import quiet, seeded
-from longeval.studies.tasks.metrics import Aggregate, TaskMetric, absent, aggregate, is_mean, metric_name
 from longeval.studies.tasks.prompts.requests import PreparedSample, PreparedTask, Request, Result, reach, response
+
+RESAMPLES = 200
+"""Draws of a bootstrap; lm-eval's own default of 100,000 takes minutes and changes nothing in two digits."""
+
+_PLACEHOLDER = -1.0
+"""What lm-eval's RULER tasks give for lengths that a sample doesn't have (tasks/ruler/common_utils.py)."""
+
+_PROBES = ((0.0, 1.0, 1.0, 0.0, 1.0), (0.25, 0.5, 0.875, 0.125))
+"""Numbers on which an aggregation is tried: only a mean gives their means."""
 
 Values = dict[tuple[str, str], list[tuple[int, Any]]]
 """(lm-eval's metric, filter) → (number of a sample, its value), in the order of samples."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskMetric:
+    """A metric of a task, as the task itself defines it."""
+
+    name: str
+    """As records have it."""
+    filter: str
+    """Name of the filter that answers went through; `none` where the task has none of its own."""
+    higher_is_better: bool | None
+    """None where the task doesn't say."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Aggregate:
+    """A value for all samples together."""
+
+    value: float
+    stderr: float | None
+    """By bootstrap over samples; None where lm-eval has none."""
+    n: int
+    """Samples that it is made of."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,8 +84,7 @@ def answer(task: Any, prepared: PreparedTask, lm: TaskLM, on_sample: Callable[[i
         task: The lm-eval `Task` that was prepared; it is left as it was.
         prepared: Its samples; they are left as they were too, and can be answered again.
         lm: The model under its method, at the window that the task was prepared for.
-        on_sample: Called with a sample's place in `prepared.samples` as soon as all its requests are answered; in any
-            order.
+        on_sample: Called with a sample's place in `prepared.samples` once it is answered; in any order.
 
     Raises:
         TooLongError: A request doesn't fit into the window of `lm`.
@@ -174,11 +208,7 @@ def _sample(
 
 
 def _output(sample: PreparedSample, responses: Sequence[Any]) -> Any:
-    """Responses as plain JSON: the one text, or a list with an item for each choice; −∞ is null.
-
-    Raises:
-        ValueError: A log-likelihood is NaN.
-    """
+    """Responses as plain JSON: the one text, or a list with an item for each choice; −∞ is null."""
     plain: list[Any] = []
     for found in responses:
         if isinstance(found, str):
@@ -189,6 +219,90 @@ def _output(sample: PreparedSample, responses: Sequence[Any]) -> Any:
             raise ValueError(f"sample {sample.index}: the model's log-likelihood is NaN")
         plain.append([likelihood if math.isfinite(likelihood) else None, *rest])
     return plain[0] if len(plain) == 1 and isinstance(plain[0], str) else plain
+
+
+def is_length(name: str) -> bool:
+    """Whether a metric is called after a context length, as in lm-eval's RULER tasks."""
+    return name.isdecimal()
+
+
+def metric_name(name: str, filter_name: str, *, only_filter: bool) -> str:
+    """Name in records of lm-eval's metric `name` after filter `filter_name`.
+
+    `acc` is `accuracy`, lengths (RULER) are `recall`, words are in snake case; a filter's name is put behind unless it
+    is `none` or the only one.
+    """
+    plain = "recall" if is_length(name) else re.sub(r"^acc(?=_|$)", "accuracy", _snake(name))
+    return plain if only_filter or filter_name == "none" else f"{plain}_{_snake(filter_name)}"
+
+
+def is_mean(aggregation: Callable[[Sequence[float]], float] | None) -> bool:
+    """Whether an aggregation of lm-eval's is the plain mean of its values; a task without one has lm-eval's mean.
+
+    nanmean is one: samples without a value are left out. Functions of a task's own are tried on a few numbers.
+    """
+    from lm_eval.api import metrics
+
+    if aggregation in (None, metrics.mean, metrics.nanmean):
+        return True
+    assert aggregation is not None
+    try:
+        with quiet():
+            return all(math.isclose(float(aggregation(list(probe))), statistics.fmean(probe)) for probe in _PROBES)
+    except Exception:  # it wants something else than numbers, and may say so in any way
+        return False
+
+
+def absent(name: str, value: Any, aggregation: Callable[[Sequence[float]], float] | None) -> bool:
+    """Whether a sample's `value` says that it has none: RULER's other lengths, NaN where the task's mean skips it."""
+    from lm_eval.api import metrics
+
+    if is_length(name):
+        return bool(value == _PLACEHOLDER)
+    return aggregation is metrics.nanmean and bool(math.isnan(value))
+
+
+def aggregate(aggregation: Callable[[Sequence[Any]], float], values: Sequence[Any]) -> Aggregate:
+    """A task's own aggregation, with its standard error where lm-eval has one for it, or for weighted perplexities.
+
+    Raises:
+        ValueError: The value is no finite number.
+    """
+    items = list(values)
+    with quiet():
+        try:
+            value = float(aggregation(items))
+        except OverflowError:
+            value = math.inf
+        if not math.isfinite(value):
+            raise ValueError(f"its value over {len(items)} samples is {value}")
+        return Aggregate(value=value, stderr=_stderr(aggregation, items), n=len(items))
+
+
+def _stderr(aggregation: Callable[[Sequence[Any]], float], items: list[Any]) -> float | None:
+    """Standard deviation of the aggregation over resamples, drawn as lm-eval draws its first; None without any."""
+    from lm_eval.api import metrics
+
+    if len(items) < 2:
+        return None
+    if aggregation is metrics.acc_all:
+        return float(metrics.acc_all_stderr(items))
+    weighted = (metrics.weighted_perplexity, metrics.bits_per_byte)
+    if aggregation not in weighted and metrics.stderr_for_metric(aggregation, RESAMPLES) is None:
+        return None
+    # lm-eval's own bootstrap_stderr starts a process for each core, prints, and draws bars.
+    slow = aggregation in (metrics.bleu, metrics.chrf, metrics.chrfpp, metrics.ter)
+    draws = random.Random(0)  # noqa: S311  # no secret
+    try:
+        values = [aggregation(draws.choices(items, k=len(items))) for _ in range(RESAMPLES // 2 if slow else RESAMPLES)]
+    except (ArithmeticError, ValueError):  # of a resample without some class, or with nothing but the worst sample
+        return None
+    spread = statistics.stdev(map(float, values))
+    return spread if math.isfinite(spread) else None
+
+
+def _snake(name: str) -> str:
+    return re.sub(r"[-\s]+", "_", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name)).lower()
 
 
 class TooLongError(LongEvalError):
@@ -210,26 +324,20 @@ class _Part(NamedTuple):
     indices: list[int]
 
 
+@dataclass(frozen=True, slots=True)
 class TaskLM:
-    """A model under one method at one window length.
+    """A model under one method at one window length."""
 
-    Args:
-        backend: The loaded model.
-        tokenizer: transformers' tokenizer of the model.
-        length: Window length in tokens: prompt and longest choice, or prompt and answer, at most.
-        table: Length → RoPE table.
-        static: Whether the table doesn't depend on the length; it is then served once, for the window. Otherwise
-            every request gets the table of its own length: what it takes in and may give out.
-    """
-
-    def __init__(
-        self, backend: Backend, *, tokenizer: Any, length: int, table: Callable[[int], RopeTable], static: bool
-    ) -> None:
-        self._backend = backend
-        self._tokenizer = tokenizer
-        self._length = length
-        self._table = table
-        self._static = static
+    backend: Backend
+    tokenizer: Any
+    """transformers' tokenizer of the model."""
+    length: int
+    """Window length in tokens: prompt and longest choice, or prompt and answer, at most."""
+    table: Callable[[int], RopeTable]
+    """Length → RoPE table."""
+    static: bool
+    """Whether the table doesn't depend on the length; it is then served once, for the window. Otherwise every request
+    gets the table of its own length: what it takes in and may give out."""
 
     def run(self, requests: Sequence[Request]) -> Iterator[tuple[int, Result]]:
         """Yields (index of a request, its result) as they are done, in any order.
@@ -239,31 +347,31 @@ class TaskLM:
             OutOfMemoryError: See `Backend`.
         """
         for request in requests:
-            if reach(request) > self._length:
-                raise TooLongError(reach(request), self._length)
+            if reach(request) > self.length:
+                raise TooLongError(reach(request), self.length)
         for part in self._parts(requests):
-            self._backend.serve(part.table, part.length)
+            self.backend.serve(part.table, part.length)
             chosen = [(i, request) for i in part.indices if isinstance(request := requests[i], ChoicesRequest)]
             asked = [(i, request) for i in part.indices if isinstance(request := requests[i], GenerateRequest)]
             if chosen:
-                for place, scores in self._backend.choices([request for _, request in chosen]):
+                for place, scores in self.backend.choices([request for _, request in chosen]):
                     yield chosen[place][0], scores
             if asked:
-                for place, answer in self._backend.generate([request for _, request in asked], self._tokenizer):
+                for place, answer in self.backend.generate([request for _, request in asked], self.tokenizer):
                     yield asked[place][0], answer
 
     def _parts(self, requests: Sequence[Request]) -> list[_Part]:
         """Groups requests by equal tables; the group with the longest request comes first."""
         if not requests:
             return []
-        if self._static:
-            return [_Part(self._table(self._length), self._length, list(range(len(requests))))]
+        if self.static:
+            return [_Part(self.table(self.length), self.length, list(range(len(requests))))]
         by_reach: dict[int, list[int]] = {}
         for index, request in enumerate(requests):
             by_reach.setdefault(reach(request), []).append(index)
         parts: list[_Part] = []
         for length in sorted(by_reach, reverse=True):
-            table = self._table(length)
+            table = self.table(length)
             if parts and parts[-1].table.same_as(table):
                 parts[-1].indices.extend(by_reach[length])
             else:

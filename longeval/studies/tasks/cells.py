@@ -139,8 +139,8 @@ def group_cell(
         model: The model.
         setup: Method and length.
         average: What is averaged, and how.
-        members: Task → cell id; None where the task's data is missing.
-        chat: Whether prompts went through the chat template.
+        members: See `GroupCell`.
+        chat: See `TaskJob`.
         title: Name of a task or group → what it is shown as.
     """
     settings: dict[str, Any] = {

@@ -24,6 +24,7 @@ from longeval.run.cost import check_memory, model_size
 from longeval.run.host import Silent
 from longeval.run.setups import ask_server, check_pin, method_names, setting_notes, setups
 from longeval.run.study import Tell
+from longeval.studies.tasks.answers import is_length
 from longeval.studies.tasks.cells import GroupCell, TaskJob, group_cell, task_cell
 from longeval.studies.tasks.definitions.checks import causes, explain, missing_together
 from longeval.studies.tasks.definitions.entries import GroupAverage
@@ -33,7 +34,6 @@ from longeval.studies.tasks.definitions.load import check_code, check_runs, load
 from longeval.studies.tasks.definitions.metadata import TaskMetadata, read_metadata
 from longeval.studies.tasks.definitions.needs import NOTHING
 from longeval.studies.tasks.definitions.templates import TemplateError
-from longeval.studies.tasks.metrics import is_length
 from longeval.studies.tasks.prompts.build import prepare
 from longeval.studies.tasks.prompts.requests import PreparedTask, PromptWindow, Request, all_inputs, longest, reach
 from longeval.studies.tasks.request import TasksRequest

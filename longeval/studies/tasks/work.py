@@ -22,10 +22,9 @@ from longeval.stats.scores import score
 from longeval.store.plan import PlannedRequest
 from longeval.store.records import Record, Status, provenance
 from longeval.store.samples import SAMPLES
-from longeval.studies.tasks.answers import Answers, TaskLM, answer
+from longeval.studies.tasks.answers import Answers, TaskLM, answer, metric_name
 from longeval.studies.tasks.cells import GroupCell, TaskCell, TaskJob
 from longeval.studies.tasks.definitions.entries import GroupAverage
-from longeval.studies.tasks.metrics import metric_name
 from longeval.studies.tasks.request import TasksRequest
 from longeval.values import format_length
 

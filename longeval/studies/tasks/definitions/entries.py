@@ -154,8 +154,10 @@ class Layout:
         self._outer = outer
         self._strict = strict
         self._entries: Entries = {}
+        self._file_group = ""
+        """The group whose file is laid out."""
         self._problems: list[str] = []
-        """What is wrong with the members of the group that is laid out."""
+        """What is wrong with its members."""
         for name, named in names.items():
             if "class" in named.config and isinstance(named.config.get("group"), str):
                 self._names.setdefault(named.config["group"], Named("tag", None)).tasks.append(name)
@@ -194,8 +196,8 @@ class Layout:
         )
 
     def _group_of_file(self, name: str, named: Named) -> TaskEntry:
-        self._problems = []
-        members = self._members(name, named.config, {}, name)
+        self._file_group, self._problems = name, []
+        members = self._members(name, named.config, {})
         if self._problems and self._strict:
             raise LongEvalError(
                 f"{place_of(str(named.path), 'task')}: group {name}: {self._problems[0]}",
@@ -216,61 +218,60 @@ class Layout:
             averages=_averages(name, config, str(path)),
         )
 
-    def _members(self, group: str, config: Config, changes: Config, file_group: str) -> tuple[str, ...]:
+    def _members(self, group: str, config: Config, changes: Config) -> tuple[str, ...]:
         """Names of a group's members; those that are written or changed here become entries.
 
         Args:
             group: The group, after which such members are called.
             config: Its keys.
             changes: What an outer group changes.
-            file_group: The group in whose file it is written.
         """
         changes = {**{key: value for key, value in config.items() if key not in _GROUP_KEYS}, **changes}
         items = config.get("task")
         items = items if isinstance(items, list) else [] if items is None else [items]
-        return tuple(self._member(group, item, changes, file_group) for item in items)
+        return tuple(self._member(group, item, changes) for item in items)
 
-    def _member(self, group: str, item: object, changes: Config, file_group: str) -> str:
+    def _member(self, group: str, item: object, changes: Config) -> str:
         if isinstance(item, str):
             if self._known(item) is None and not _matters(changes):
                 self._problems.append(f"its member {item} is unknown")
                 return item
-            return self._reference(group, item, changes, file_group)
+            return self._reference(group, item, changes)
         keys = item if isinstance(item, dict) else {}
         if isinstance(name := keys.get("group"), str):
             if self._known(name) is None:
-                return self._inner_group(f"{group}::{name}", keys, changes, file_group)
+                return self._inner_group(f"{group}::{name}", keys, changes)
             own = {key: value for key, value in keys.items() if key not in _GROUP_KEYS}
-            return self._reference(group, name, {**changes, **own}, file_group)
+            return self._reference(group, name, {**changes, **own})
         if isinstance(name := keys.get("task"), str):
             own = {key: value for key, value in keys.items() if key != "task"}
-            return self._reference(group, name, {**changes, **own}, file_group)
+            return self._reference(group, name, {**changes, **own})
         self._problems.append("one of its members has neither the key task nor the key group")
         return f"{group}::?"
 
-    def _reference(self, group: str, name: str, changes: Config, file_group: str) -> str:
+    def _reference(self, group: str, name: str, changes: Config) -> str:
         """A member by its name: as it is, or in a changed form that is called `GROUP::NAME`."""
         known, changed = self._known(name), f"{group}::{name}"
         if known is not None and not _matters(changes):
             return name
         if known is None or known.kind == "task":
-            self._entries[changed] = self._inner_task(changed, None if known is None else name, changes, file_group)
+            self._entries[changed] = self._inner_task(changed, None if known is None else name, changes)
             return changed
         if name in group.split("::"):
             self._problems.append(f"its member {name} contains itself")
             return changed
         if known.kind == "tag":
-            return self._inner_group(changed, {"task": sorted(known.tasks)}, changes, file_group)
-        return self._inner_group(changed, known.config or read_config(str(known.path)), changes, file_group)
+            return self._inner_group(changed, {"task": sorted(known.tasks)}, changes)
+        return self._inner_group(changed, known.config or read_config(str(known.path)), changes)
 
-    def _inner_group(self, name: str, config: Config, changes: Config, file_group: str) -> str:
-        members = self._members(name, config, changes, file_group)
-        entry = self._group(name, config, members, self._names[file_group].path)
-        self._entries[name] = replace(entry, within=file_group)
+    def _inner_group(self, name: str, config: Config, changes: Config) -> str:
+        members = self._members(name, config, changes)
+        entry = self._group(name, config, members, self._names[self._file_group].path)
+        self._entries[name] = replace(entry, within=self._file_group)
         return name
 
-    def _inner_task(self, name: str, base: str | None, changes: Config, file_group: str) -> TaskEntry:
-        entry = self._task(name, {**changes, "task": name}, self._names[file_group].path)
+    def _inner_task(self, name: str, base: str | None, changes: Config) -> TaskEntry:
+        entry = self._task(name, {**changes, "task": name}, self._names[self._file_group].path)
         if base is not None:
             own = self._entries.get(base) or self._outer(base)
             assert own is not None
@@ -278,7 +279,7 @@ class Layout:
         elif "include" in changes:
             problem = "it is written with include inside a group, where lm-eval doesn't read it"
             entry = replace(entry, needs=f"not run: {problem}", refusal=problem)
-        return replace(entry, within=file_group, base=base, changes=changes)
+        return replace(entry, within=self._file_group, base=base, changes=changes)
 
     def _known(self, name: str) -> Named | None:
         """What a member's name refers to."""

@@ -42,11 +42,7 @@ def tasks_dir() -> str:
 
 
 def task_folders(root: str | None = None) -> tuple[str, ...]:
-    """The folders with our task files below `root` (default: `tasks_dir()`), in alphabetical order.
-
-    Raises:
-        LongEvalError: If `root` is missing: the installation is broken.
-    """
+    """The folders with our task files below `root` (default: `tasks_dir()`), in alphabetical order."""
     root = tasks_dir() if root is None else root
     if not os.path.isdir(root):
         raise LongEvalError(f"{root}: the folder of the tasks is missing", "Install longeval again.")
@@ -56,11 +52,7 @@ def task_folders(root: str | None = None) -> tuple[str, ...]:
 
 @functools.cache
 def lm_eval_folder() -> str:
-    """The folder of task files of the installed lm-eval, found without importing it.
-
-    Raises:
-        LongEvalError: If it isn't installed.
-    """
+    """The folder of task files of the installed lm-eval, found without importing it."""
     spec = importlib.util.find_spec("lm_eval")
     if spec is None or not spec.submodule_search_locations:
         raise LongEvalError("lm-eval isn't installed", "pip install 'lm-eval>=0.4.13'")
@@ -237,10 +229,6 @@ def _is_below(path: str, folder: str) -> bool:
 
 def with_functions(value: Any, code: Code) -> Any:
     """A config, or a value of it, with functions in place of their names.
-
-    Args:
-        value: The config.
-        code: What becomes of functions of users' files.
 
     Raises:
         LongEvalError: If a function isn't there; names file and line.

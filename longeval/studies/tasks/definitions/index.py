@@ -144,11 +144,7 @@ class Index:
         return found
 
     def leaves(self, name: str) -> tuple[str, ...]:
-        """Tasks of a name in order, each once; the task itself if it is one.
-
-        Raises:
-            LongEvalError: If the name or one of its members is unknown, or a group contains itself.
-        """
+        """Tasks of a name in order, each once; the task itself if it is one. Raises LongEvalError as `entry` does."""
         return tuple(dict.fromkeys(self._leaves(self.entry(name), ())))
 
     def averages(self, name: str) -> tuple[GroupAverage, ...]:
@@ -289,11 +285,7 @@ def _is_pattern(name: str) -> bool:
 
 
 def lm_eval_entries() -> Entries:
-    """Returns the entries of all tasks, groups and tags of lm-eval, by name.
-
-    Raises:
-        LongEvalError: If lm-eval isn't installed.
-    """
+    """Returns the entries of all tasks, groups and tags of lm-eval, by name."""
     return _entries(lm_eval_folder(), cache_dir())
 
 

@@ -20,7 +20,6 @@ import logging
 import os
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from longeval.errors import LongEvalError
@@ -43,7 +42,7 @@ from longeval.studies.tasks.definitions.guards import (
     why_unreachable,
 )
 from longeval.studies.tasks.definitions.index import Index
-from longeval.studies.tasks.definitions.needs import RULER_NEEDS, hub_ids
+from longeval.studies.tasks.definitions.needs import RULER_GENERATORS, RULER_NEEDS, hub_ids, ruler_module
 from longeval.studies.tasks.definitions.templates import use_sandbox
 from longeval.studies.tasks.setting import Setting
 
@@ -53,17 +52,8 @@ _STRUCTURE = ("tag", "group", "task_list")
 _BABILONG = (128, 64, 32, 16, 8, 4, 2, 1)
 """Thousands of tokens for which BABILong has a form of its texts."""
 
-_GENERATORS = {
-    "niah_utils": "generate_samples",
-    "qa_utils": "generate_samples",
-    "vt_utils": "sys_vartrack_w_noise_random",
-    "cwe_utils": "sys_word_pair_random",
-    "fwe_utils": "sys_kwext",
-}
-"""Function that makes RULER's samples, by the module that the task file names."""
-
 _ALL = 500
-"""Samples that they make."""
+"""Samples that RULER's generators make."""
 
 _SLACK = 1.1
 """Texts of one kind differ in length, since their words are drawn."""
@@ -87,8 +77,8 @@ def load_task(
     Args:
         leaf: A name of `Resolved.leaves`.
         metadata: What its `custom_dataset` function gets as keyword arguments beside its YAML's own metadata:
-            `setting` (a `Setting`), and for lm-eval's RULER and BABILong `tokenizer` (a folder that holds nothing but
-            a tokenizer, see `tokenizer_folder`) and `max_seq_lengths` (a list with the window).
+            `setting` (a `Setting`), and for lm-eval's RULER and BABILong `tokenizer` (see `tokenizer_folder`) and
+            `max_seq_lengths` (a list with the window).
         include: Folders with more task files.
         index: Of the same folders, where there is one already.
         code: What becomes of functions that a user's file names.
@@ -144,15 +134,7 @@ def _build(config: Config, code: Code, metadata: Mapping[str, Any]) -> Any:
 
 
 def task_config(leaf: str, index: Index) -> Config:
-    """The keys of a task as its files say them, includes and changes of its group merged; no code runs.
-
-    Args:
-        leaf: A name of `Resolved.leaves`.
-        index: Where it is looked up.
-
-    Raises:
-        LongEvalError: If it is unknown, or its file is broken.
-    """
+    """The keys of a task as its files say them, includes and changes of its group merged; no code runs."""
     entry = index.entry(leaf)
     if entry.within is None:
         return read_config(str(entry.path))
@@ -202,7 +184,7 @@ def _ruler(config: Config, metadata: Mapping[str, Any]) -> Iterator[None]:
     Raises:
         LongEvalError: If the window is too short for the task's shortest text.
     """
-    path = _ruler_module(config)
+    path = ruler_module(config)
     if path is None:
         yield
         return
@@ -221,7 +203,7 @@ def _ruler(config: Config, metadata: Mapping[str, Any]) -> Iterator[None]:
     ):  # all their task files include that of niah_single_1, and import its Python
         _load_module_with_cache(path.with_name("niah_utils.py"))
         module: Any = _load_module_with_cache(path)
-    if "punkt_tab" in RULER_NEEDS[name]:
+    if "punkt_tab" in RULER_NEEDS.get(name, "punkt_tab"):  # a file that includes one may call it otherwise
         _fetch_punkt_tab()
     with seeded(0):  # what it draws isn't missing from the samples' own stream
         shortest = _shortest(path.stem, module, metadata["tokenizer"])
@@ -232,21 +214,12 @@ def _ruler(config: Config, metadata: Mapping[str, Any]) -> Iterator[None]:
             f"--tasks {name}: a window of {window} tokens{rest} is too short for its shortest text with this tokenizer",
             f"Use --lengths of at least {shortest + template}.",
         )
-    attribute = _GENERATORS[path.stem]
+    attribute = RULER_GENERATORS[path.stem]
     changes: dict[str, Any] = {attribute: _fewer(getattr(module, attribute), num_samples)}
     if hasattr(module, "RNG"):  # cwe shuffles with a generator of its own, which goes on from build to build
         changes["RNG"] = random.Random(42)  # noqa: S311  # text, no secrets
     with changed(module, **changes):
         yield
-
-
-def _ruler_module(config: Config) -> Path | None:
-    """The Python file that makes a RULER task's samples; None if the task isn't lm-eval's RULER."""
-    function = config.get("custom_dataset")
-    if not isinstance(function, FunctionName):
-        return None
-    path = Path(os.path.dirname(function.file), function.qualified.split(".")[0]).with_suffix(".py")
-    return path if path.stem in _GENERATORS and path.parts[-4:-1] == ("lm_eval", "tasks", "ruler") else None
 
 
 def _fewer(original: Callable[..., Any], num_samples: int) -> Callable[..., Any]:
@@ -284,10 +257,7 @@ def _shortest(generator: str, module: Any, folder: str) -> int:
 
 @functools.cache
 def _fetch_punkt_tab() -> None:
-    """What lm-eval does when it imports the generator; here only for tasks that split essays into sentences, once.
-
-    Where it fails the generator raises an error that says what is missing.
-    """
+    """As lm-eval does when it imports a generator. Where it fails the generator says what is missing."""
     import nltk
 
     try:

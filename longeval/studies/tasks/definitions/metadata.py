@@ -50,11 +50,7 @@ class TaskMetadata(BaseModel, frozen=True):
 
 
 def read_metadata(plain: Any, task: str) -> TaskMetadata:
-    """From a YAML's `metadata`; lm-eval lets it be anything.
-
-    Args:
-        plain: The value of the key.
-        task: What the task is called in messages.
+    """Reads a YAML's `metadata`; lm-eval lets it be anything. `task` is what the task is called in messages.
 
     Raises:
         LongEvalError: A key that longeval reads has a value that it can't have.

@@ -145,9 +145,10 @@ class _Preparer:
         self, task: Any, window: PromptWindow, *, num_fewshot: int | None, max_new_tokens: int | None, seed: int
     ) -> None:
         self.name = str(task.config.task or type(task).__name__)
-        self.renderer = _Renderer(task, window, num_fewshot=num_fewshot, seed=seed, name=self.name)
         self._task = task
         self._encoder = window.encoder()
+        chat = self._encoder.chat if window.chat else None
+        self.renderer = _Renderer(task, chat, num_fewshot=num_fewshot, seed=seed, name=self.name)
         self._length = window.length
         self._side = _side(window.overlong)
         self._max_new_tokens = max_new_tokens
@@ -312,9 +313,11 @@ class _Renderer:
         LongEvalError: The task says that it takes no examples, and some are asked for.
     """
 
-    def __init__(self, task: Any, window: PromptWindow, *, num_fewshot: int | None, seed: int, name: str) -> None:
+    def __init__(
+        self, task: Any, chat_template: Callable[..., str] | None, *, num_fewshot: int | None, seed: int, name: str
+    ) -> None:
         self._task = task
-        self._chat_template = window.encoder().chat if window.chat else None
+        self._chat_template = chat_template
         self._seed = seed
         self._name = name
         own: int | None = task.config.num_fewshot

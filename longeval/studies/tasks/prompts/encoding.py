@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from longeval.data.special import special_tokens
 from longeval.errors import LongEvalError
-from longeval.studies.tasks.definitions.templates import CHARACTERS, bounded, reason_of
+from longeval.studies.tasks.definitions.templates import reason_of, within_bounds
 
 _TAIL = 1000
 """Characters at the end of a long context that are encoded again with each continuation."""
@@ -50,7 +50,7 @@ class Encoder:
     """Encodes prompts for one model.
 
     Args:
-        tokenizer: A transformers tokenizer.
+        tokenizer: transformers' tokenizer.
         prefix: Token ids that every input starts with; not doubled where a chat template writes them itself.
         parse_special: Whether special tokens that texts spell are control tokens.
     """
@@ -143,12 +143,7 @@ class Encoder:
         }
 
         def render(safe: list[dict[str, str]]) -> str:
-            with bounded():
-                text = str(self.tokenizer.apply_chat_template(safe, **options))
-            if len(text) > CHARACTERS:
-                raise ValueError(f"its text has more than {CHARACTERS:,} characters")
-            text.encode()  # half of a surrogate pair is no text
-            return text
+            return within_bounds(lambda: str(self.tokenizer.apply_chat_template(safe, **options)))
 
         try:
             try:

@@ -38,11 +38,7 @@ _STEPS = 40
 
 
 class NoRoomError(Exception):
-    """Even with next to nothing left of the document the sample doesn't fit.
-
-    Args:
-        needed: Tokens of the shortest window that would do.
-    """
+    """A sample doesn't fit, even with next to nothing left of its document; `needed` tokens would do."""
 
     def __init__(self, needed: int) -> None:
         self.needed = needed
@@ -50,10 +46,7 @@ class NoRoomError(Exception):
 
 
 def document_field(doc: Mapping[str, Any], contexts: Iterable[str]) -> str | None:
-    """The field that looks like a sample's document: the longest text that stands verbatim in a context.
-
-    Fields that are called after questions or answers are none. Returns None if there is no such field.
-    """
+    """The field that looks like a sample's document, the longest text that stands verbatim in a context; or None."""
     inputs = tuple(contexts)
     found = [
         (len(text), name)
