@@ -194,7 +194,7 @@ def test_corpus_metrics_are_aggregated_by_the_task(window, lm, monkeypatch):
     rows = [
         reading_row(seed, words=5 + seed, gold=gold, choices=["no", "yes"]) for seed, gold in enumerate((0, 1, 0, 1))
     ]
-    monkeypatch.setattr("longeval.studies.tasks.metrics.RESAMPLES", 30)
+    monkeypatch.setattr("longeval.studies.tasks.answers.RESAMPLES", 30)
     f1 = [{"metric": "f1", "aggregation": "f1", "higher_is_better": True}]
     task = reading(rows=rows, metric_list=f1)
     prepared = prepare(task, window(), limit=None)
