@@ -34,8 +34,11 @@ class TaskCell(Cell):
 class TaskJob:
     """One task at one length on one model: prompts that every method answers."""
 
+    request: TasksRequest
     model: PreparedModel
     size: ModelSize
+    setups: tuple[Setup, ...]
+    """Each method at this length."""
     name: str
     """The task's name after `--tasks`, or the path of its file."""
     title: str
@@ -47,12 +50,19 @@ class TaskJob:
     """lm-eval's Task, with its samples."""
     metadata: TaskMetadata
     prepared: PreparedTask
-    skipped: int
-    """Samples that were looked at and left out."""
     chat: bool
     """Whether prompts went through the chat template."""
-    cells: tuple[TaskCell, ...]
-    """One per method."""
+
+    @property
+    def skipped(self) -> int:
+        """Samples that were looked at and left out."""
+        num_docs, limit = self.prepared.num_docs, self.request.limit
+        return min(num_docs, limit or num_docs) - len(self.prepared.samples)
+
+    @cached_property
+    def cells(self) -> tuple[TaskCell, ...]:
+        """One per method."""
+        return tuple(_task_cell(self, setup) for setup in self.setups)
 
     @cached_property
     def costs(self) -> list[float]:
@@ -72,9 +82,8 @@ class GroupCell(Cell):
     """Task → cell id; None where the task's data is missing."""
 
 
-def task_cell(request: TasksRequest, job: TaskJob, setup: Setup) -> TaskCell:
-    """The cell of one method; `job.cells` is not looked at."""
-    metadata, prepared = job.metadata, job.prepared
+def _task_cell(job: TaskJob, setup: Setup) -> TaskCell:
+    request, metadata, prepared = job.request, job.metadata, job.prepared
     params = setup.params | {
         "source": job.source,
         "task_version": metadata.version,
@@ -92,7 +101,7 @@ def task_cell(request: TasksRequest, job: TaskJob, setup: Setup) -> TaskCell:
         "chance": metadata.chance,
     }
     if prepared.max_new_tokens is not None:
-        params |= {"end_tokens": _end_tokens(request, job)}
+        params |= {"end_tokens": _end_tokens(job)}
         if getattr(job.model.tokenizer, "clean_up_tokenization_spaces", False):
             params |= {"clean_up_spaces": True}
     fields = _fields(request, job.model, setup)
@@ -114,9 +123,9 @@ def task_cell(request: TasksRequest, job: TaskJob, setup: Setup) -> TaskCell:
     )
 
 
-def _end_tokens(request: TasksRequest, job: TaskJob) -> list[int]:
+def _end_tokens(job: TaskJob) -> list[int]:
     """Ids that end an answer: by the model's own settings (a server keeps those to itself), and by the task's."""
-    settings = None if capabilities(request.backend).remote else job.model.generation_settings()
+    settings = None if capabilities(job.request.backend).remote else job.model.generation_settings()
     ends = end_tokens(settings, job.model.tokenizer)
     by_stop = {one.stop: one for one in job.prepared.requests if isinstance(one, GenerateRequest)}
     return sorted(ends.union(*(Ending(job.model.tokenizer, ends, one).ids for one in by_stop.values())))

@@ -25,7 +25,7 @@ from longeval.run.host import Silent
 from longeval.run.setups import ask_server, check_pin, method_names, setting_notes, setups
 from longeval.run.study import Tell
 from longeval.studies.tasks.answers import is_length
-from longeval.studies.tasks.cells import GroupCell, TaskJob, group_cell, task_cell
+from longeval.studies.tasks.cells import GroupCell, TaskJob, group_cell
 from longeval.studies.tasks.definitions.checks import causes, explain, missing_together
 from longeval.studies.tasks.definitions.entries import GroupAverage
 from longeval.studies.tasks.definitions.files import Code, Config, FunctionName, NotRunError, is_lm_evals
@@ -228,7 +228,21 @@ class _ModelPlan:
                 task = self._load(leaf, config, metadata, length)
             prepared = self._prepare(task, length, leaf)
             self._check_prepared(leaf, metadata, length, prepared)
-            jobs.append(self._job(leaf, task, metadata, length, prepared))
+            job = TaskJob(
+                request=self._request,
+                model=self._model,
+                size=self._size,
+                setups=tuple(setup for setup in self._setups if setup.length == length),
+                name=leaf,
+                title=self._title(leaf),
+                source=self._index.entry(leaf).source,
+                length=length,
+                task=task,
+                metadata=metadata,
+                prepared=prepared,
+                chat=self._chat,
+            )
+            jobs.append(job)
             self.notes += prepared.notes
             if prepared.skipped and not prepared.samples:
                 self.notes.append(
@@ -266,30 +280,12 @@ class _ModelPlan:
         if all(len(job.prepared.samples) == len(shared) for job in jobs):
             return jobs
         if self._request.same_samples:
-            again = [(job, self._prepare(job.task, job.length, job.name, shared)) for job in jobs]
-            return [self._job(job.name, job.task, job.metadata, job.length, prepared) for job, prepared in again]
+            again = [self._prepare(job.task, job.length, job.name, shared) for job in jobs]
+            return [dataclasses.replace(job, prepared=prepared) for job, prepared in zip(jobs, again, strict=True)]
         if shared:  # otherwise the flag would leave nothing
             counts = ", ".join(f"{len(job.prepared.samples)} at {format_length(job.length)}" for job in jobs)
             self.notes.append(f"{jobs[0].title}: {counts} samples; --same-samples compares lengths on the same ones")
         return jobs
-
-    def _job(self, leaf: str, task: Any, metadata: TaskMetadata, length: int, prepared: PreparedTask) -> TaskJob:
-        job = TaskJob(
-            model=self._model,
-            size=self._size,
-            name=leaf,
-            title=self._title(leaf),
-            source=self._index.entry(leaf).source,
-            length=length,
-            task=task,
-            metadata=metadata,
-            prepared=prepared,
-            skipped=min(prepared.num_docs, self._request.limit or prepared.num_docs) - len(prepared.samples),
-            chat=self._chat,
-            cells=(),
-        )
-        cells = tuple(task_cell(self._request, job, setup) for setup in self._setups if setup.length == length)
-        return dataclasses.replace(job, cells=cells)
 
     def _prepare(self, task: Any, length: int, leaf: str, indices: set[int] | None = None) -> PreparedTask:
         what = f"{self._title(leaf)} at {format_length(length)}: reading prompts"
