@@ -115,7 +115,7 @@ class TaskPlan(Plan):
 def task_plan(
     request: TasksRequest, jobs: Sequence[TaskJob], groups: Sequence[GroupCell], notes: Sequence[str]
 ) -> TaskPlan:
-    """Lays out the work of a request's jobs: a work for each cell, those without samples last."""
+    """Lays out a request's jobs: cells as they were asked for, a work for each, those without samples last."""
     cells = [cell for job in jobs for cell in job.cells]
     tasks = list(dict.fromkeys(cell.task for cell in cells))
 
@@ -123,13 +123,14 @@ def task_plan(
         model, method = request.model.index(cell.model), request.pe.index(cell.pe.canonical)
         return model, tasks.index(cell.task), method, cell.length
 
+    in_order = sorted(cells, key=place)
     work = [TaskWork(job=job, cell=cell) for job in jobs if job.prepared.samples for cell in job.cells]
     if capabilities(request.backend).one_table:
         work = by_engine(work, lambda one: (one.job.model, one.cell.setup.table(one.cell.length)))
     skipped = [SkippedWork(cells=job.cells, reason=_why_skipped(job)) for job in jobs if not job.prepared.samples]
     return TaskPlan(
         request=request,
-        cells=(*sorted(cells, key=place),),
+        cells=tuple(in_order),
         work=(*work, *skipped),
         notes=tuple(dict.fromkeys(notes)),
         jobs=tuple(jobs),

@@ -94,7 +94,7 @@ Lookup = Callable[[str], TaskEntry | None]
 
 @dataclass(slots=True)
 class Named:
-    """A name that task files define, before its members are known."""
+    """A name that task files define, and its keys; members are not looked up yet."""
 
     kind: Literal["task", "group", "tag"]
     path: str | None

@@ -188,7 +188,7 @@ class Index:
         )
 
     def _resolve_pattern(self, pattern: str) -> Resolved:
-        """All that a pattern matches, like a group: what isn't run here is left out, but not all of it."""
+        """All that a pattern matches, as a group; tasks that aren't run here are left out, unless nothing else is."""
         found = [entry for entry in self.matching(pattern) if entry.refusal is None]
         leaves = dict.fromkeys(leaf for entry in found for leaf in self.leaves(entry.name))
         run = tuple(leaf for leaf in leaves if self.entry(leaf).refusal is None)

@@ -139,7 +139,7 @@ class _Cutter(NamedTuple):
 
 
 class _Preparer:
-    """Makes samples of one task for one window."""
+    """Makes prepared samples of one task for one window: tokenised, and cut where they must be."""
 
     def __init__(
         self, task: Any, window: PromptWindow, *, num_fewshot: int | None, max_new_tokens: int | None, seed: int
@@ -304,7 +304,7 @@ def _reach_of(built: Built, number: int) -> int:
 
 
 class _Renderer:
-    """Renders samples of one task.
+    """Has lm-eval's task render its samples.
 
     Examples in front of a question are drawn in the order of samples, as lm-eval draws them; a sample that is rendered
     again, with a shorter document, gets the same ones.
@@ -368,7 +368,7 @@ class _Renderer:
         return self._guarded(index, lambda: self._render(index, doc))
 
     def _guarded(self, index: int, work: Callable[[], T]) -> T:
-        """What `work` returns, which is done by the task's own code and templates."""
+        """Returns what `work` returns; an error of the task's own code or templates names the sample."""
         try:
             with quiet(), seeded(self._seed + index):
                 return work()
