@@ -1,4 +1,4 @@
-"""Cells of downstream tasks, their stable ids, and the cells of groups that average them."""
+"""Cells of downstream tasks with their stable ids, and the cells of groups, which average them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
-import numpy as np
-import numpy.typing as npt
-
 from longeval.backends.answering import Ending, end_tokens
 from longeval.backends.base import GenerateRequest, capabilities
 from longeval.models.prepare import PreparedModel
@@ -19,9 +16,9 @@ from longeval.run.cell import Cell, cell_id
 from longeval.run.cost import ModelSize, sample_costs
 from longeval.run.setups import Setup, dtype_of
 from longeval.studies.tasks.definitions.entries import GroupAverage
+from longeval.studies.tasks.definitions.files import is_path
 from longeval.studies.tasks.definitions.metadata import TaskMetadata, task_digest
-from longeval.studies.tasks.prompts.prepared import PreparedTask
-from longeval.studies.tasks.prompts.requests import Request, reach
+from longeval.studies.tasks.prompts.requests import PreparedTask
 from longeval.studies.tasks.request import TasksRequest
 
 
@@ -35,36 +32,42 @@ class TaskCell(Cell):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TaskJob:
-    """One task at one length on one model: prompts that every method answers. It has no slots, to keep its costs."""
+    """One task at one length on one model: prompts that every method answers."""
 
+    request: TasksRequest
     model: PreparedModel
     size: ModelSize
-    """The model's."""
+    setups: tuple[Setup, ...]
+    """Each method at this length."""
     name: str
-    """By which it is found: that of a task, or the path of its file."""
+    """The task's name after `--tasks`, or the path of its file."""
     title: str
-    """By which it is shown: the task's own."""
+    """What results are shown under: the task's own name."""
+    source: str
+    """Where the task is defined."""
     length: int
     task: Any
     """lm-eval's Task, with its samples."""
     metadata: TaskMetadata
     prepared: PreparedTask
-    skipped: int
-    """Samples that were looked at and left out."""
     chat: bool
     """Whether prompts went through the chat template."""
-    cells: tuple[TaskCell, ...]
-    """One per method."""
+
+    @property
+    def skipped(self) -> int:
+        """Samples that were looked at and left out."""
+        num_docs, limit = self.prepared.num_docs, self.request.limit
+        return min(num_docs, limit or num_docs) - len(self.prepared.samples)
+
+    @cached_property
+    def cells(self) -> tuple[TaskCell, ...]:
+        """One per method."""
+        return tuple(_task_cell(self, setup) for setup in self.setups)
 
     @cached_property
     def costs(self) -> list[float]:
         """Operations of each sample's prompts; common beginnings are read once."""
-        return sample_costs(self.size, self.inputs())
-
-    def inputs(self) -> list[npt.NDArray[np.int32]]:
-        """Token ids of each sample's longest input, (T,) each."""
-        nothing_T = np.zeros(0, dtype=np.int32)  # of an empty text, which is scored whole
-        return [max(map(_input, s.requests), key=len, default=nothing_T) for s in self.prepared.samples]
+        return sample_costs(self.size, self.prepared.inputs())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,35 +82,10 @@ class GroupCell(Cell):
     """Task → cell id; None where the task's data is missing."""
 
 
-def longest_reach(prepared: PreparedTask) -> int:
-    """Tokens of the longest input with what it may be answered."""
-    return max((reach(request) for sample in prepared.samples for request in sample.requests), default=0)
-
-
-def most_sent(prepared: PreparedTask) -> int:
-    """Tokens that a server needs room for: like `longest_reach`, and one more after a choice, which it generates."""
-    requests = (request for sample in prepared.samples for request in sample.requests)
-    return max((reach(one) + (not isinstance(one, GenerateRequest)) for one in requests), default=0)
-
-
-def _input(request: Request) -> npt.NDArray[np.int32]:
-    if isinstance(request, GenerateRequest):
-        return request.prompt_T
-    return np.concatenate([request.context_T, max(request.continuations, key=len)])
-
-
-def task_cell(request: TasksRequest, job: TaskJob, setup: Setup, source: str) -> TaskCell:
-    """The cell of one method.
-
-    Args:
-        request: What was asked.
-        job: The task with its prompts (its own cells are not looked at).
-        setup: The method at the job's length.
-        source: Where the task is defined.
-    """
-    metadata, prepared = job.metadata, job.prepared
+def _task_cell(job: TaskJob, setup: Setup) -> TaskCell:
+    request, metadata, prepared = job.request, job.metadata, job.prepared
     params = setup.params | {
-        "source": source,
+        "source": job.source,
         "task_version": metadata.version,
         "task_digest": task_digest(job.task),
         "prompts": prepared.digest,
@@ -123,12 +101,16 @@ def task_cell(request: TasksRequest, job: TaskJob, setup: Setup, source: str) ->
         "chance": metadata.chance,
     }
     if prepared.max_new_tokens is not None:
-        params |= {"end_tokens": _end_tokens(request, job)}
+        params |= {"end_tokens": _end_tokens(job)}
         if getattr(job.model.tokenizer, "clean_up_tokenization_spaces", False):
             params |= {"clean_up_spaces": True}
     fields = _fields(request, job.model, setup)
-    decides = {"pe": setup.pe.canonical, "task": _identity(job.name), "skipped": job.skipped}
-    decides |= {"primary": metadata.primary}
+    decides = {
+        "pe": setup.pe.canonical,
+        "task": _identity(job.name),
+        "skipped": job.skipped,
+        "primary": metadata.primary,
+    }
     return TaskCell(
         id=cell_id("task", fields | decides, params),
         pe=setup.pe,
@@ -141,12 +123,11 @@ def task_cell(request: TasksRequest, job: TaskJob, setup: Setup, source: str) ->
     )
 
 
-def _end_tokens(request: TasksRequest, job: TaskJob) -> list[int]:
+def _end_tokens(job: TaskJob) -> list[int]:
     """Ids that end an answer: by the model's own settings (a server keeps those to itself), and by the task's."""
-    settings = None if capabilities(request.backend).remote else job.model.generation_settings()
+    settings = None if capabilities(job.request.backend).remote else job.model.generation_settings()
     ends = end_tokens(settings, job.model.tokenizer)
-    requests = (one for sample in job.prepared.samples for one in sample.requests)
-    by_stop = {one.stop: one for one in requests if isinstance(one, GenerateRequest)}
+    by_stop = {one.stop: one for one in job.prepared.requests if isinstance(one, GenerateRequest)}
     return sorted(ends.union(*(Ending(job.model.tokenizer, ends, one).ids for one in by_stop.values())))
 
 
@@ -160,15 +141,15 @@ def group_cell(
     chat: bool,
     title: Callable[[str], str],
 ) -> GroupCell:
-    """The average of cells of one method and length.
+    """The cell of a group for one method and length.
 
     Args:
         request: What was asked.
         model: The model.
         setup: Method and length.
         average: What is averaged, and how.
-        members: Task → cell id; None where the task's data is missing.
-        chat: Whether prompts went through the chat template.
+        members: See `GroupCell`.
+        chat: See `TaskJob`.
         title: Name of a task or group → what it is shown as.
     """
     settings: dict[str, Any] = {
@@ -183,8 +164,13 @@ def group_cell(
     params = setup.params | {"weight_by_size": average.weight_by_size, **settings}
     # Not the members' ids: data that was missing and is there later makes the same cell whole.
     fields = _fields(request, model, setup)
-    decides = {"pe": setup.pe.canonical, "task": _identity(average.group), "metric": average.metric, **settings}
-    decides |= {"filters": average.filters}
+    decides = {
+        "pe": setup.pe.canonical,
+        "task": _identity(average.group),
+        "metric": average.metric,
+        "filters": average.filters,
+        **settings,
+    }
     return GroupCell(
         id=cell_id("group", fields | decides, params | {"members": list(members)}),
         pe=setup.pe,
@@ -201,7 +187,7 @@ def group_cell(
 
 def _identity(name: str) -> str:
     """A task's name, or its file whichever way its path was typed."""
-    return os.path.normpath(name) if name.endswith((".yaml", ".yml")) or os.sep in name else name
+    return os.path.normpath(name) if is_path(name) else name
 
 
 def _fields(request: TasksRequest, model: PreparedModel, setup: Setup) -> dict[str, Any]:

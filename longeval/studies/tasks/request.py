@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, get_args
+from typing import Annotated, ClassVar, Literal
 
 from longeval.errors import LongEvalError
 from longeval.request import setting
@@ -12,12 +12,10 @@ from longeval.request.setting import Declare
 SAMPLES = "Samples and prompts"
 
 Overlong = Literal["middle", "left", "right", "skip", "error"]
-OVERLONG: tuple[Overlong, ...] = get_args(Overlong)
 """What becomes of a sample that is longer than the window: its document loses its middle, its beginning (left) or its
 end (right), the sample is left out, or nothing is computed."""
 
 ChatTemplate = Literal["auto", "on", "off"]
-CHAT_TEMPLATES: tuple[ChatTemplate, ...] = get_args(ChatTemplate)
 """Whether prompts go through the tokenizer's chat template; auto: if it has one."""
 
 

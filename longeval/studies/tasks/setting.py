@@ -16,7 +16,7 @@ from longeval.errors import LongEvalError
 from longeval.values import format_length
 
 if TYPE_CHECKING:
-    from longeval.studies.tasks.prompts.prepared import PromptWindow
+    from longeval.studies.tasks.prompts.requests import PromptWindow
 
 DEFAULT_SAMPLES = 100
 """Samples that a synthetic task makes where neither the user nor its YAML says how many."""
@@ -79,15 +79,7 @@ def prompt_counter(window: PromptWindow, config: Mapping[str, Any]) -> Callable[
 
 
 def check_samples_fit(num_samples: int, length: int) -> None:
-    """A task's samples are all held at once; more than the machine holds are refused before the first is made.
-
-    Args:
-        num_samples: How many are asked for.
-        length: Window in tokens, which each fills.
-
-    Raises:
-        LongEvalError: They need more than the machine's memory.
-    """
+    """Raises LongEvalError where so many samples of `length` tokens, all held at once, need more than the memory."""
     import psutil
 
     needed, there = num_samples * length * _BYTES_PER_TOKEN, int(psutil.virtual_memory().total)

@@ -1,4 +1,4 @@
-"""The work of downstream tasks, laid out: a cell's samples are answered, and the answers become records.
+"""The work of downstream tasks: a cell's samples are answered, and the answers become records.
 
 Averages of groups follow from the records of their members.
 """
@@ -6,9 +6,11 @@ Averages of groups follow from the records of their members.
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from longeval.backends.base import Backend, capabilities
 from longeval.metrics import Value, derived
@@ -20,10 +22,9 @@ from longeval.stats.scores import score
 from longeval.store.plan import PlannedRequest
 from longeval.store.records import Record, Status, provenance
 from longeval.store.samples import SAMPLES
-from longeval.studies.tasks.answers import Answers, TaskLM, answer
-from longeval.studies.tasks.cells import GroupCell, TaskCell, TaskJob, longest_reach
-from longeval.studies.tasks.definitions.entries import average
-from longeval.studies.tasks.metrics import TaskMetric, metric_name
+from longeval.studies.tasks.answers import Answers, TaskLM, answer, metric_name
+from longeval.studies.tasks.cells import GroupCell, TaskCell, TaskJob
+from longeval.studies.tasks.definitions.entries import GroupAverage
 from longeval.studies.tasks.request import TasksRequest
 from longeval.values import format_length
 
@@ -56,7 +57,7 @@ class TaskWork:
         return f"out of memory in a window of {self.cell.length} tokens: {reason}"
 
     def run(self, host: Host) -> Iterator[Outcome]:
-        """Answers the samples, and says what the answers amount to."""
+        """Answers the samples and makes the cell's records."""
         cell, job = self.cell, self.job
         backend = host.backend(job.model)
         backend.reset_peak_memory()
@@ -80,8 +81,7 @@ class TaskWork:
         answers = answer(job.task, job.prepared, lm, on_sample)
         elapsed_s = time.perf_counter() - started
         backend.serve(cell.setup.table(cell.length), cell.length)
-        digest = backend.rope_digest(cell.length)
-        records = task_records(cell, job, answers, backend, elapsed_s=elapsed_s, rope_digest=digest)
+        records = _records(cell, job, answers, backend, elapsed_s=elapsed_s)
         yield Outcome(records=tuple(records), found=answers.samples)
 
 
@@ -115,35 +115,27 @@ class TaskPlan(Plan):
 def task_plan(
     request: TasksRequest, jobs: Sequence[TaskJob], groups: Sequence[GroupCell], notes: Sequence[str]
 ) -> TaskPlan:
-    """Lays out the work of a request's jobs."""
-    return TaskPlan(
-        request=request,
-        cells=tuple(_in_order(request, [cell for job in jobs for cell in job.cells])),
-        work=_work(request, jobs),
-        notes=tuple(dict.fromkeys(notes)),
-        jobs=tuple(jobs),
-        groups=tuple(groups),
-    )
-
-
-def _in_order(request: TasksRequest, cells: Sequence[TaskCell]) -> list[TaskCell]:
-    """The cells in the order in which they were asked for: model, task, method, length."""
+    """Lays out a request's jobs: cells as they were asked for, a work for each, those without samples last."""
+    cells = [cell for job in jobs for cell in job.cells]
     tasks = list(dict.fromkeys(cell.task for cell in cells))
 
     def place(cell: TaskCell) -> tuple[int, int, int, int]:
         model, method = request.model.index(cell.model), request.pe.index(cell.pe.canonical)
         return model, tasks.index(cell.task), method, cell.length
 
-    return sorted(cells, key=place)
-
-
-def _work(request: TasksRequest, jobs: Sequence[TaskJob]) -> tuple[Work, ...]:
-    """A work for each cell; those without samples last."""
+    in_order = sorted(cells, key=place)
     work = [TaskWork(job=job, cell=cell) for job in jobs if job.prepared.samples for cell in job.cells]
     if capabilities(request.backend).one_table:
         work = by_engine(work, lambda one: (one.job.model, one.cell.setup.table(one.cell.length)))
     skipped = [SkippedWork(cells=job.cells, reason=_why_skipped(job)) for job in jobs if not job.prepared.samples]
-    return (*work, *skipped)
+    return TaskPlan(
+        request=request,
+        cells=tuple(in_order),
+        work=(*work, *skipped),
+        notes=tuple(dict.fromkeys(notes)),
+        jobs=tuple(jobs),
+        groups=tuple(groups),
+    )
 
 
 def _why_skipped(job: TaskJob) -> str:
@@ -161,7 +153,7 @@ def _row(job: TaskJob, stored: Container[str]) -> tuple[str, ...]:
         format_length(job.length),
         ", ".join(cell.pe.canonical for cell in job.cells),
         str(len(samples)),
-        str(sum(sample.truncated for sample in samples)),
+        str(job.prepared.num_truncated),
         str(job.skipped),
         f"{max((sample.tokens for sample in samples), default=0):,}",
         f"{sum(cell.id in stored for cell in job.cells)} of {len(job.cells)}",
@@ -179,7 +171,7 @@ def _cost(request: TasksRequest, jobs: Sequence[TaskJob], left: Sequence[Work]) 
     if not capabilities(request.backend).estimates:  # what an engine or a server takes, only it knows
         return said
     took = seconds(model, size, sum(sum(work.job.costs) for work in own))
-    longest = max(longest_reach(job.prepared) for job in jobs)
+    longest = max(job.prepared.longest_reach() for job in jobs)
     memory = format_gib(memory_bytes(model, size, longest, cached=longest))
     return (
         f"{said}; estimated {format_duration(took)} for reading the prompts (answers that are generated come on top) "
@@ -187,10 +179,8 @@ def _cost(request: TasksRequest, jobs: Sequence[TaskJob], left: Sequence[Work]) 
     )
 
 
-def task_records(
-    cell: TaskCell, job: TaskJob, answers: Answers, backend: Backend, *, elapsed_s: float, rope_digest: str | None
-) -> list[Record]:
-    """One record per metric, the task's main one first."""
+def _records(cell: TaskCell, job: TaskJob, answers: Answers, backend: Backend, *, elapsed_s: float) -> list[Record]:
+    """One record per metric, the task's main one first: the one that its file names, else the first."""
     samples = answers.samples
     clusters = {sample.cluster for sample in samples}
     common = cell.fields() | {
@@ -200,13 +190,13 @@ def task_records(
         "status": "ok",
         "elapsed_s": round(elapsed_s, 3),
         "peak_memory_bytes": backend.peak_memory_bytes(),
-        "rope_digest": rope_digest,
+        "rope_digest": backend.rope_digest(cell.length),
         "backend": backend.name,
         "dtype": backend.dtype,
         "provenance": provenance(backend.device),
     }
     records: list[Record] = []
-    for metric in metric_order(answers.metrics, job.metadata.primary):
+    for metric in sorted(answers.metrics, key=lambda metric: metric.name != job.metadata.primary):
         params = cell.params | {
             "primary": not records,
             "higher_is_better": metric.higher_is_better,
@@ -230,14 +220,10 @@ def _value(answers: Answers, metric: str, seed: int) -> Value:
     return Value(value=found.value, low=found.ci_low, high=found.ci_high, fields={"n": found.n}, params=params)
 
 
-def metric_order(metrics: Sequence[TaskMetric], primary: str | None) -> list[TaskMetric]:
-    """A task's metrics, the main one first; without a main one, in the task's own order."""
-    return sorted(metrics, key=lambda metric: metric.name != primary)
-
-
 def group_record(cell: GroupCell, records: Mapping[str, Sequence[Record]]) -> Record:
     """The average of a group from its members' records (by cell id); null where a member is missing or failed."""
-    found = {task: _member_record(cell, records.get(cell_id or "", ())) for task, cell_id in cell.members.items()}
+    members = {task: records.get(cell_id or "", ()) for task, cell_id in cell.members.items()}
+    found = {task: _record_of(cell.average, own) for task, own in members.items()}
     kept = {task: record for task, record in found.items() if record is not None}
     averaged = average(
         cell.average,
@@ -245,10 +231,8 @@ def group_record(cell: GroupCell, records: Mapping[str, Sequence[Record]]) -> Re
         sizes={task: record.n or 0 for task, record in kept.items()},
         stderrs={task: record.params.get("stderr") for task, record in kept.items()},
     )
-    reasons = [f"{task} {_why_absent(records.get(cell.members[task] or ''))}" for task in averaged.missing]
-    failed = any(
-        record.status == "failed" for cell_id in cell.members.values() for record in records.get(cell_id or "", ())
-    )
+    reasons = [f"{task} {_why_absent(members[task])}" for task in averaged.missing]
+    failed = any(record.status == "failed" for own in members.values() for record in own)
     metrics = {record.metric for record in kept.values()}
     status: Status = "ok" if not reasons else "failed" if failed else "skipped"
     averaged_fields = {
@@ -262,19 +246,65 @@ def group_record(cell: GroupCell, records: Mapping[str, Sequence[Record]]) -> Re
     return Record(**cell.fields() | averaged_fields)
 
 
-def _why_absent(records: Sequence[Record] | None) -> str:
+def _record_of(average: GroupAverage, records: Sequence[Record]) -> Record | None:
+    """Which of a member's records is averaged: that of the group's metric, or the main one where it names none."""
+    if average.metric is None:
+        return records[0] if records else None
+    names = {metric_name(average.metric, name, only_filter=False) for name in (*(average.filters or ()), "none")}
+    return next((record for record in records if record.metric in names), None)
+
+
+def _why_absent(records: Sequence[Record]) -> str:
     """Why a member of a group has nothing to average."""
-    if records is None:
+    if not records:
         return "is missing (no data)"
     return {"failed": "failed", "skipped": "has no sample that fits", "ok": "lacks the metric"}[records[0].status]
 
 
-def _member_record(cell: GroupCell, records: Sequence[Record]) -> Record | None:
-    """The record of a member that is averaged: of the group's metric, else of the member's main one."""
-    if cell.average.metric is None:
-        return records[0] if records else None
-    names = {
-        metric_name(cell.average.metric, name, only_filter=name == "none")
-        for name in (cell.average.filters or ("none",))
-    } | {metric_name(cell.average.metric, "none", only_filter=True)}
-    return next((record for record in records if record.metric in names), None)
+class Averaged(NamedTuple):
+    """The outcome of an average."""
+
+    value: float | None
+    """None if a member is missing."""
+    stderr: float | None
+    """None if a member has none."""
+    missing: tuple[str, ...]
+    """Members without a value."""
+
+
+def average(
+    spec: GroupAverage,
+    values: Mapping[str, float | None],
+    *,
+    sizes: Mapping[str, int] | None = None,
+    stderrs: Mapping[str, float | None] | None = None,
+) -> Averaged:
+    """Averages the members' values of one metric and one filter.
+
+    The mean over all members, plain or weighted by the number of samples, as lm-eval has it (0.4.13, api/group.py,
+    api/metrics.py), but for two points. lm-eval leaves out members without a value; here the average is then no number.
+    The standard error is that of a weighted sum of independent means, sqrt(Σ w²·se²), for both kinds of weights;
+    lm-eval pools the variances for weighted means, which is the same only if the members' means are equal.
+
+    Args:
+        spec: What is averaged.
+        values: Value by member; left out or None: missing.
+        sizes: Number of samples by member; needed where `spec.weight_by_size`.
+        stderrs: Standard error by member, where there is one.
+    """
+    members = spec.members
+    missing = tuple(name for name in members if values.get(name) is None)
+    if missing or not members:
+        return Averaged(value=None, stderr=None, missing=missing)
+    if spec.weight_by_size:
+        assert sizes is not None, "a weighted average needs sizes"
+        total = sum(sizes[name] for name in members)
+        weights = {name: sizes[name] / total for name in members}
+    else:
+        weights = dict.fromkeys(members, 1 / len(members))
+    value = math.fsum(weights[name] * float(values[name] or 0.0) for name in members)
+    found = {name: (stderrs or {}).get(name) for name in members}
+    if any(stderr is None for stderr in found.values()):
+        return Averaged(value=value, stderr=None, missing=())
+    variance = math.fsum((weights[name] * float(stderr or 0.0)) ** 2 for name, stderr in found.items())
+    return Averaged(value=value, stderr=math.sqrt(variance), missing=())

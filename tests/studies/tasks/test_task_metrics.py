@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from longeval.studies.tasks.metrics import absent, aggregate, is_mean, metric_name
+from longeval.studies.tasks.answers import absent, aggregate, is_mean, metric_name
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_aggregates_and_their_errors_are_lm_evals(monkeypatch, capsys):
     from lm_eval.api import metrics
 
     monkeypatch.setenv("DISABLE_MULTIPROC", "1")
-    monkeypatch.setattr("longeval.studies.tasks.metrics.RESAMPLES", 30)
+    monkeypatch.setattr("longeval.studies.tasks.answers.RESAMPLES", 30)
     pairs = [(seed % 2, (seed // 2) % 2) for seed in range(24)] + [(1, 1)] * 8
     likelihoods = [-0.1 * seed for seed in range(1, 20)]
     for function, items in ((metrics.f1_score, pairs), (metrics.perplexity, likelihoods)):

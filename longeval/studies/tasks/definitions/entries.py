@@ -16,7 +16,6 @@ Differences, on purpose:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -25,11 +24,14 @@ from longeval.errors import LongEvalError
 from longeval.studies.tasks.definitions.files import Config, FunctionName, place_of, read_config
 from longeval.studies.tasks.definitions.needs import NOTHING, group_needs, needs_of, own_needs, refusal_of
 
-# Averages over the tasks of a group, by lm-eval's rules and by ours where a benchmark publishes its own.
-#
-# lm-eval (0.4.13, api/group.py, api/metrics.py): the mean over all leaves of a group, nested groups laid flat, plain or
-# weighted by the number of samples. One difference, on purpose: lm-eval leaves out tasks that have no value, with a
-# warning; here an average with a missing member is no number.
+OURS = "longeval"
+LM_EVAL = "lm_eval"
+
+_GROUP_KEYS = frozenset({"group", "group_alias", "task", "aggregate_metric_list", "metadata"})
+"""Keys of a group itself; all others are changes for its tasks."""
+
+_NO_CHANGE = frozenset({"task", "task_alias", "group", "group_alias", "tag", "task_list", "aggregate_metric_list"})
+"""Keys beside a member's name that change nothing of what is computed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,63 +48,7 @@ class GroupAverage:
     weight_by_size: bool
     """Whether a member counts as often as it has samples; otherwise all members count alike."""
     members: tuple[str, ...]
-    """The tasks that are averaged; in a group's entry: none where all of its tasks are."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Averaged:
-    """The outcome of an average."""
-
-    value: float | None
-    """The mean; null if a member is missing."""
-    stderr: float | None
-    """Its standard error; null if a member has none."""
-    missing: tuple[str, ...]
-    """Members without a value."""
-
-
-def average(
-    spec: GroupAverage,
-    values: Mapping[str, float | None],
-    *,
-    sizes: Mapping[str, int] | None = None,
-    stderrs: Mapping[str, float | None] | None = None,
-) -> Averaged:
-    """Averages the members' values of one metric and one filter.
-
-    The standard error is that of a weighted sum of independent means, sqrt(Σ w²·se²), for both kinds of weights.
-    (lm-eval pools the variances for weighted means, which is the same only if the members' means are equal.)
-
-    Args:
-        spec: What is averaged.
-        values: Value by member; left out or null: missing.
-        sizes: Number of samples by member; needed where `spec.weight_by_size`.
-        stderrs: Standard error by member, where there is one.
-    """
-    missing = tuple(name for name in spec.members if values.get(name) is None)
-    if missing or not spec.members:
-        return Averaged(value=None, stderr=None, missing=missing)
-    if spec.weight_by_size:
-        assert sizes is not None, "a weighted average needs sizes"
-        total = sum(sizes[name] for name in spec.members)
-        weights = {name: sizes[name] / total for name in spec.members}
-    else:
-        weights = dict.fromkeys(spec.members, 1 / len(spec.members))
-    value = math.fsum(weights[name] * float(values[name] or 0.0) for name in spec.members)
-    found = {name: (stderrs or {}).get(name) for name in spec.members}
-    if any(stderr is None for stderr in found.values()):
-        return Averaged(value=value, stderr=None, missing=())
-    variance = math.fsum((weights[name] * float(stderr or 0.0)) ** 2 for name, stderr in found.items())
-    return Averaged(value=value, stderr=math.sqrt(variance), missing=())
-
-
-OURS = "longeval"
-LM_EVAL = "lm_eval"
-
-_GROUP_KEYS = frozenset({"group", "group_alias", "task", "aggregate_metric_list", "metadata"})
-"""Keys of a group itself; all others are changes for its tasks."""
-_NO_CHANGE = frozenset({"task", "task_alias", "group", "group_alias", "tag", "task_list", "aggregate_metric_list"})
-"""Keys beside a member's name that change nothing of what is computed."""
+    """The tasks that are averaged; empty in a group's entry where all of its tasks are."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,21 +66,21 @@ class TaskEntry:
     description: str = ""
     """One line; empty where its file has none."""
     members: tuple[str, ...] = ()
-    """Names of a group's direct members, tasks or groups."""
+    """A group's direct members, tasks or groups."""
     path: str | None = None
-    """Its YAML file; null for lm-eval's tags, which have none."""
+    """Its YAML file; None for lm-eval's tags."""
     refusal: str | None = None
-    """Why longeval doesn't run it; null: it does."""
+    """Why longeval doesn't run it; None: it does."""
     within: str | None = None
-    """Group in whose file it is written or changed; null: it has a file of its own."""
+    """Group in whose file it is written or changed; None: it has a file of its own."""
     base: str | None = None
-    """Task that a group changes; null: the task is written where `path` says."""
+    """Task that a group changes; None: the task is written where `path` says."""
     changes: Config = field(default_factory=dict)
     """Of a task within a group's file: the keys that differ from those of `base`, or all keys."""
     averages: tuple[GroupAverage, ...] = ()
     """Averages that a group asks for."""
     own_name: str | None = None
-    """What its file calls it, where `name` is the path that the user typed; null: `name`."""
+    """What its file calls it, where `name` is the path that the user typed; None: `name`."""
 
     @property
     def title(self) -> str:
@@ -148,7 +94,7 @@ Lookup = Callable[[str], TaskEntry | None]
 
 @dataclass(slots=True)
 class Named:
-    """A name that task files define, before its members are known."""
+    """A name that task files define, and its keys; members are not looked up yet."""
 
     kind: Literal["task", "group", "tag"]
     path: str | None
@@ -156,7 +102,7 @@ class Named:
     tasks: list[str] = field(default_factory=list)
     """Tasks of a tag."""
     own_name: str | None = None
-    """What its file calls it, where it goes by another name; null: the same."""
+    """What its file calls it, where it goes by another name; None: the same."""
 
 
 def scan(files: Iterable[str], *, source: str | None, outer: Lookup, name: str | None = None) -> Entries:
@@ -189,11 +135,11 @@ def scan(files: Iterable[str], *, source: str | None, outer: Lookup, name: str |
         names[key] = Named(kind, path, config, own_name=own if name else None)
         for tag in _texts(config.get("tag")) if kind == "task" else ():
             names.setdefault(tag, Named("tag", None)).tasks.append(key)
-    return lay_out(names, source=source, outer=outer, strict=True)
+    return Layout(names, source=source, outer=outer, strict=True).entries()
 
 
-def lay_out(names: Mapping[str, Named], *, source: str | None, outer: Lookup, strict: bool) -> Entries:
-    """Returns the entries of names, and of the tasks and groups that are written or changed within groups.
+class Layout:
+    """Makes entries of names, and of the tasks and groups that are written or changed within groups.
 
     Args:
         names: All names of a set of files.
@@ -201,25 +147,23 @@ def lay_out(names: Mapping[str, Named], *, source: str | None, outer: Lookup, st
         outer: See `scan`.
         strict: Whether a group with a member that is unknown is an error; otherwise it is refused when it is asked for.
     """
-    names = dict(names)
-    for name, named in list(names.items()):
-        if "class" in named.config and isinstance(named.config.get("group"), str):
-            names.setdefault(named.config["group"], Named("tag", None)).tasks.append(name)
-    return _Layout(names, source, outer, strict=strict).entries()
 
-
-class _Layout:
-    """Makes entries of names."""
-
-    def __init__(self, names: Mapping[str, Named], source: str | None, outer: Lookup, *, strict: bool) -> None:
-        self._names = names
+    def __init__(self, names: Mapping[str, Named], *, source: str | None, outer: Lookup, strict: bool) -> None:
+        self._names = dict(names)
         self._source = source
         self._outer = outer
         self._strict = strict
         self._entries: Entries = {}
+        self._file_group = ""
+        """The group whose file is laid out."""
         self._problems: list[str] = []
+        """What is wrong with its members."""
+        for name, named in names.items():
+            if "class" in named.config and isinstance(named.config.get("group"), str):
+                self._names.setdefault(named.config["group"], Named("tag", None)).tasks.append(name)
 
     def entries(self) -> Entries:
+        """All entries by name."""
         for name, named in self._names.items():
             if named.kind == "task":
                 self._entries[name] = self._task(name, named.config, named.path)
@@ -252,8 +196,8 @@ class _Layout:
         )
 
     def _group_of_file(self, name: str, named: Named) -> TaskEntry:
-        self._problems = []
-        members = self._members(name, named.config, {}, name)
+        self._file_group, self._problems = name, []
+        members = self._members(name, named.config, {})
         if self._problems and self._strict:
             raise LongEvalError(
                 f"{place_of(str(named.path), 'task')}: group {name}: {self._problems[0]}",
@@ -274,61 +218,60 @@ class _Layout:
             averages=_averages(name, config, str(path)),
         )
 
-    def _members(self, group: str, config: Config, changes: Config, file_group: str) -> tuple[str, ...]:
+    def _members(self, group: str, config: Config, changes: Config) -> tuple[str, ...]:
         """Names of a group's members; those that are written or changed here become entries.
 
         Args:
-            group: Name that such members are called after.
-            config: The group's keys.
+            group: The group, after which such members are called.
+            config: Its keys.
             changes: What an outer group changes.
-            file_group: The group of the file.
         """
         changes = {**{key: value for key, value in config.items() if key not in _GROUP_KEYS}, **changes}
         items = config.get("task")
         items = items if isinstance(items, list) else [] if items is None else [items]
-        return tuple(self._member(group, item, changes, file_group) for item in items)
+        return tuple(self._member(group, item, changes) for item in items)
 
-    def _member(self, group: str, item: object, changes: Config, file_group: str) -> str:
+    def _member(self, group: str, item: object, changes: Config) -> str:
         if isinstance(item, str):
             if self._known(item) is None and not _matters(changes):
                 self._problems.append(f"its member {item} is unknown")
                 return item
-            return self._reference(group, item, changes, file_group)
+            return self._reference(group, item, changes)
         keys = item if isinstance(item, dict) else {}
         if isinstance(name := keys.get("group"), str):
             if self._known(name) is None:
-                return self._inner_group(f"{group}::{name}", keys, changes, file_group)
+                return self._inner_group(f"{group}::{name}", keys, changes)
             own = {key: value for key, value in keys.items() if key not in _GROUP_KEYS}
-            return self._reference(group, name, {**changes, **own}, file_group)
+            return self._reference(group, name, {**changes, **own})
         if isinstance(name := keys.get("task"), str):
             own = {key: value for key, value in keys.items() if key != "task"}
-            return self._reference(group, name, {**changes, **own}, file_group)
+            return self._reference(group, name, {**changes, **own})
         self._problems.append("one of its members has neither the key task nor the key group")
         return f"{group}::?"
 
-    def _reference(self, group: str, name: str, changes: Config, file_group: str) -> str:
+    def _reference(self, group: str, name: str, changes: Config) -> str:
         """A member by its name: as it is, or in a changed form that is called `GROUP::NAME`."""
         known, changed = self._known(name), f"{group}::{name}"
         if known is not None and not _matters(changes):
             return name
         if known is None or known.kind == "task":
-            self._entries[changed] = self._inner_task(changed, None if known is None else name, changes, file_group)
+            self._entries[changed] = self._inner_task(changed, None if known is None else name, changes)
             return changed
         if name in group.split("::"):
             self._problems.append(f"its member {name} contains itself")
             return changed
         if known.kind == "tag":
-            return self._inner_group(changed, {"task": sorted(known.tasks)}, changes, file_group)
-        return self._inner_group(changed, known.config or read_config(str(known.path)), changes, file_group)
+            return self._inner_group(changed, {"task": sorted(known.tasks)}, changes)
+        return self._inner_group(changed, known.config or read_config(str(known.path)), changes)
 
-    def _inner_group(self, name: str, config: Config, changes: Config, file_group: str) -> str:
-        members = self._members(name, config, changes, file_group)
-        entry = self._group(name, config, members, self._names[file_group].path)
-        self._entries[name] = replace(entry, within=file_group)
+    def _inner_group(self, name: str, config: Config, changes: Config) -> str:
+        members = self._members(name, config, changes)
+        entry = self._group(name, config, members, self._names[self._file_group].path)
+        self._entries[name] = replace(entry, within=self._file_group)
         return name
 
-    def _inner_task(self, name: str, base: str | None, changes: Config, file_group: str) -> TaskEntry:
-        entry = self._task(name, {**changes, "task": name}, self._names[file_group].path)
+    def _inner_task(self, name: str, base: str | None, changes: Config) -> TaskEntry:
+        entry = self._task(name, {**changes, "task": name}, self._names[self._file_group].path)
         if base is not None:
             own = self._entries.get(base) or self._outer(base)
             assert own is not None
@@ -336,7 +279,7 @@ class _Layout:
         elif "include" in changes:
             problem = "it is written with include inside a group, where lm-eval doesn't read it"
             entry = replace(entry, needs=f"not run: {problem}", refusal=problem)
-        return replace(entry, within=file_group, base=base, changes=changes)
+        return replace(entry, within=self._file_group, base=base, changes=changes)
 
     def _known(self, name: str) -> Named | None:
         """What a member's name refers to."""

@@ -5,6 +5,9 @@ the Python beside a file while it reads it, and says neither file nor line when 
 as a name, and knows the line of each key. Source of the rules: lm-eval 0.4.13, tasks/_yaml_loader.py: keys of the file
 win over those of its includes, later includes over earlier ones; `!function` is relative to the file that says it;
 `task_list` isn't included.
+
+The functions themselves are looked up at the end of this module. Those of longeval's and lm-eval's own files are part
+of what was installed; those of a user's files run only where the user asks for it.
 """
 
 from __future__ import annotations
@@ -12,12 +15,11 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
-import re
 import types
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import yaml
 
@@ -28,36 +30,8 @@ from longeval.errors import LongEvalError, reason
 Config = dict[str, Any]
 """Keys and values of a task file, includes merged; a `!function` is a `FunctionName`."""
 
-NOT_TASKS = frozenset({"perplexity"})
-"""Folders below tasks/ that hold something else: perplexity has corpora (`longeval.data.corpora`)."""
-
 _IGNORED = frozenset({"__pycache__", ".ipynb_checkpoints"})
-_KEY = re.compile(r"""(["']?)([^\s"'#:{\[-][^"'#:]*?)\1\s*:(?:\s|$)""")
-"""A line that begins with a top-level key."""
-
 _SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-
-@dataclass(frozen=True, slots=True)
-class FunctionName:
-    """What `!function module.name` says, before anything is imported."""
-
-    qualified: str
-    """`module.name`."""
-    file: str
-    """The YAML file that says it; `module` is looked for beside it first."""
-
-    @property
-    def name(self) -> str:
-        """`name`."""
-        return self.qualified.rpartition(".")[2]
-
-    @property
-    def place(self) -> str:
-        """`FILE, line N` of the first such `!function` in its file."""
-        said = re.compile(rf"!function\s+[\"']?{re.escape(self.qualified)}(?![\w.])")
-        lines = (number for number, line in enumerate(_lines(self.file), start=1) if said.search(line))
-        return f"{self.file}, line {next(lines, 1)}"
 
 
 def tasks_dir() -> str:
@@ -68,25 +42,17 @@ def tasks_dir() -> str:
 
 
 def task_folders(root: str | None = None) -> tuple[str, ...]:
-    """The folders with our task files below `root` (default: `tasks_dir()`), in alphabetical order.
-
-    Raises:
-        LongEvalError: If `root` is missing: the installation is broken.
-    """
+    """The folders with our task files below `root` (default: `tasks_dir()`), in alphabetical order."""
     root = tasks_dir() if root is None else root
     if not os.path.isdir(root):
         raise LongEvalError(f"{root}: the folder of the tasks is missing", "Install longeval again.")
-    names = sorted(set(os.listdir(root)) - NOT_TASKS - _IGNORED)
+    names = sorted(set(os.listdir(root)) - {"perplexity"} - _IGNORED)  # that has corpora (`longeval.data.corpora`)
     return tuple(path for name in names if os.path.isdir(path := os.path.join(root, name)))
 
 
 @functools.cache
 def lm_eval_folder() -> str:
-    """The folder of task files of the installed lm-eval, found without importing it.
-
-    Raises:
-        LongEvalError: If it isn't installed.
-    """
+    """The folder of task files of the installed lm-eval, found without importing it."""
     spec = importlib.util.find_spec("lm_eval")
     if spec is None or not spec.submodule_search_locations:
         raise LongEvalError("lm-eval isn't installed", "pip install 'lm-eval>=0.4.13'")
@@ -106,102 +72,111 @@ def walk(folder: str) -> Iterator[str]:
             yield os.path.join(parent, name)
 
 
-def is_task_file(path: str) -> bool:
-    """Whether a path has the ending of a task file."""
-    return os.path.splitext(path)[1] in (".yaml", ".yml")
+def is_path(name: str) -> bool:
+    """Whether a name after `--tasks` is the path of a task file."""
+    return name.endswith((".yaml", ".yml")) or os.sep in name or name.startswith("~")
 
 
-def read_config(path: str, *, strict: bool = False, including: tuple[str, ...] = ()) -> Config:
+@dataclass(frozen=True, slots=True)
+class FunctionName:
+    """What `!function module.name` says, before anything is imported."""
+
+    qualified: str
+    """`module.name`."""
+    file: str
+    """The YAML file that says it; `module` is looked for beside it first."""
+    line: int = field(default=1, compare=False)
+    """Where it stands in the file."""
+
+    @property
+    def name(self) -> str:
+        """`name`."""
+        return self.qualified.rpartition(".")[2]
+
+    @property
+    def place(self) -> str:
+        """`FILE, line N`."""
+        return f"{self.file}, line {self.line}"
+
+
+class _Key(NamedTuple):
+    """A top-level key of a task file."""
+
+    value: Any
+    place: str
+    """`FILE, line N`."""
+
+
+def read_config(path: str, *, strict: bool = False) -> Config:
     """Returns a file's keys with those of its includes.
 
     Args:
         path: The file.
         strict: Whether a key that stands twice in one file is an error; some of lm-eval's own files have such keys.
-        including: The files that include it, outermost first.
 
     Raises:
         LongEvalError: If a file is missing, no YAML or no mapping, or includes itself; names file and line.
     """
-    path = os.path.realpath(path)
-    own = _parse(path, including)
-    if strict:
-        _refuse_twice(path)
-    config: Config = {}
-    unsafe: Any = False
-    includes = own.pop("include", [])
-    for included in includes if isinstance(includes, list) else [includes]:
-        target = os.path.realpath(os.path.join(os.path.dirname(path), str(included)))
-        if target in (*including, path):
-            raise LongEvalError(f"{place_of(path, 'include')}: include goes round in a circle", "Leave one out.")
-        inner = read_config(target, strict=strict, including=(*including, path))
-        inner.pop("task_list", None)
-        unsafe = unsafe or inner.get("unsafe_code", False)
-        config.update(inner)
-    config.update(own)
-    if unsafe:  # what is included runs code that a model writes, whatever the file says that includes it
-        config["unsafe_code"] = unsafe
-    return config
-
-
-def functions_in(value: Any) -> list[FunctionName]:
-    """All `!function`s in a config or a value of it, in order."""
-    if isinstance(value, FunctionName):
-        return [value]
-    if isinstance(value, dict):
-        return [name for inner in value.values() for name in functions_in(inner)]
-    if isinstance(value, list):
-        return [name for inner in value for name in functions_in(inner)]
-    return []
+    return {name: key.value for name, key in _read(os.path.realpath(path), strict=strict).items()}
 
 
 def place_of(path: str, key: str) -> str:
     """`FILE, line N` of a top-level key of a file, or of the include that it comes from; line 1 if it has none."""
-    for file in _chain(os.path.realpath(path), ()):
-        for name, line in _keys(file):
-            if name == key:
-                return f"{file}, line {line}"
-    return f"{path}, line 1"
-
-
-def _chain(path: str, including: tuple[str, ...]) -> Iterator[str]:
-    """A file and its includes, the one whose keys win first."""
-    yield path
     try:
-        includes = _parse(path, including).get("include", [])
-    except LongEvalError:
-        return
-    for included in reversed(includes if isinstance(includes, list) else [includes]):
+        return _read(os.path.realpath(path))[key].place
+    except (LongEvalError, KeyError):
+        return f"{path}, line 1"
+
+
+def _read(path: str, *, strict: bool = False, including: tuple[str, ...] = (), said_by: str = "") -> dict[str, _Key]:
+    """The keys of a file and its includes.
+
+    Args:
+        path: The file.
+        strict: See `read_config`.
+        including: The files that include it, outermost first.
+        said_by: `FILE, line N: include ` of the last of them.
+    """
+    own = _parse(path, said_by, strict=strict)
+    include = own.pop("include", _Key([], ""))
+    keys: dict[str, _Key] = {}
+    unsafe: _Key | None = None
+    for included in include.value if isinstance(include.value, list) else [include.value]:
         target = os.path.realpath(os.path.join(os.path.dirname(path), str(included)))
-        if target not in (*including, path):
-            yield from _chain(target, (*including, path))
+        if target in (*including, path):
+            raise LongEvalError(f"{include.place}: include goes round in a circle", "Leave one out.")
+        said_by = f"{include.place}: include "
+        inner = _read(target, strict=strict, including=(*including, path), said_by=said_by)
+        inner.pop("task_list", None)
+        if "unsafe_code" in inner and inner["unsafe_code"].value:
+            unsafe = inner["unsafe_code"]
+        keys.update(inner)
+    keys.update(own)
+    if unsafe is not None:  # what is included runs code that a model writes, whatever the file says that includes it
+        keys["unsafe_code"] = unsafe
+    return keys
 
 
-def _keys(path: str) -> list[tuple[str, int]]:
-    """The top-level keys of a file with their lines."""
-    found = ((_KEY.match(line), number) for number, line in enumerate(_lines(path), start=1))
-    return [(match[2], number) for match, number in found if match is not None]
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return read_text(path).splitlines()
-    except (OSError, ValueError):
-        return []
-
-
-def _parse(path: str, including: tuple[str, ...]) -> Config:
+def _parse(path: str, said_by: str, *, strict: bool) -> dict[str, _Key]:
     """The keys of one file, without its includes."""
+    lines: dict[str, list[int]] = {}
 
-    class Loader(_SafeLoader):  # type: ignore[misc]  # one for each file: its constructor knows the path
-        pass
+    class Loader(_SafeLoader):  # type: ignore[misc]  # one for each file, whose path and lines it knows
+        def construct_document(self, node: yaml.Node) -> Any:
+            for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+                lines.setdefault(str(key.value), []).append(key.start_mark.line + 1)
+            return super().construct_document(node)
 
-    Loader.add_constructor("!function", lambda loader, node: FunctionName(loader.construct_scalar(node), path))
+    def function(loader: Any, node: yaml.Node) -> FunctionName:
+        return FunctionName(loader.construct_scalar(node), path, node.start_mark.line + 1)
+
+    Loader.add_constructor("!function", function)
     try:
         text = read_text(path)
     except (OSError, ValueError) as error:
-        said_by = f"{place_of(including[-1], 'include')}: include " if including else ""
-        problem = f"{said_by}{path}: can't be read ({reason(error)})"
-        raise LongEvalError(problem, "Give a YAML file of a task.") from error
+        raise LongEvalError(
+            f"{said_by}{path}: can't be read ({reason(error)})", "Give a YAML file of a task."
+        ) from error
     try:
         config = next(documents(text, Loader), None)
     except UNREADABLE as error:
@@ -210,23 +185,13 @@ def _parse(path: str, including: tuple[str, ...]) -> Config:
         raise LongEvalError(f"{where}: not valid YAML ({why_unreadable(error)})", "Repair the file.") from error
     if not isinstance(config, dict):
         raise LongEvalError(f"{path}, line 1: must be a mapping", "A task file has the keys task, dataset_path, …")
-    return config
-
-
-def _refuse_twice(path: str) -> None:
-    """YAML lets the later of two equal keys win silently."""
-    lines: dict[str, int] = {}
-    for key, line in _keys(path):
-        if key in lines:
+    for key, (first, *more) in lines.items():
+        if strict and more:  # YAML lets the last of equal keys win silently
             raise LongEvalError(
-                f"{path}, line {line}: {key} stands in line {lines[key]} already", "Leave one of them out."
+                f"{path}, line {more[0]}: {key} stands in line {first} already", "Leave one of them out."
             )
-        lines[key] = line
+    return {key: _Key(value, f"{path}, line {lines.get(key, [1])[-1]}") for key, value in config.items()}
 
-
-# Python that task files name (`!function`): found without running it, and a user's run only where they ask for it.
-#
-# Files of longeval and of lm-eval are part of what was installed, and their functions are too.
 
 Code = Literal["refused", "named", "run"]
 """What becomes of functions of users' files: the task is refused; it is built, but may not call them; they run."""
@@ -236,41 +201,17 @@ class NotRunError(Exception):
     """A function of a user's file was needed, and may not run."""
 
 
+def functions_in(value: Any) -> list[FunctionName]:
+    """All `!function`s in a config or a value of it, in order."""
+    if isinstance(value, FunctionName):
+        return [value]
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [name for each in inner for name in functions_in(each)]
+
+
 def own_functions(config: Config) -> tuple[FunctionName, ...]:
     """The functions of a task that neither longeval nor lm-eval brings, in order; each once."""
     return tuple(dict.fromkeys(name for name in functions_in(config) if not _is_shipped(name.file)))
-
-
-def said(functions: Sequence[FunctionName]) -> str:
-    """`scoring.score (tasks/mine.yaml) and 2 more`."""
-    names = [f"{name.qualified} ({name.file})" for name in functions]
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def refuse(task: str, functions: Sequence[FunctionName]) -> LongEvalError:
-    """The error for a task that runs a user's code without --trust-remote-code."""
-    return LongEvalError(
-        f"--tasks {task}: runs Python that its file names: !function {said(functions)}",
-        "Read that code, and if you trust it add --trust-remote-code.",
-    )
-
-
-def with_functions(value: Any, code: Code) -> Any:
-    """A config, or a value of it, with functions in place of their names.
-
-    Args:
-        value: The config.
-        code: What becomes of functions of users' files.
-
-    Raises:
-        LongEvalError: If a function isn't there; names file and line.
-        Exception: Whatever the Python raises that holds a function.
-    """
-    if isinstance(value, FunctionName):
-        return _function(value, code)
-    if isinstance(value, dict):
-        return {key: with_functions(inner, code) for key, inner in value.items()}
-    return [with_functions(inner, code) for inner in value] if isinstance(value, list) else value
 
 
 def is_lm_evals(path: str) -> bool:
@@ -283,8 +224,21 @@ def _is_shipped(path: str) -> bool:
 
 
 def _is_below(path: str, folder: str) -> bool:
-    folder = os.path.realpath(folder)
-    return os.path.commonpath([os.path.realpath(path), folder]) == folder
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+
+
+def with_functions(value: Any, code: Code) -> Any:
+    """A config, or a value of it, with functions in place of their names.
+
+    Raises:
+        LongEvalError: If a function isn't there; names file and line.
+        Exception: Whatever the Python raises that holds a function.
+    """
+    if isinstance(value, FunctionName):
+        return _function(value, code)
+    if isinstance(value, dict):
+        return {key: with_functions(inner, code) for key, inner in value.items()}
+    return [with_functions(inner, code) for inner in value] if isinstance(value, list) else value
 
 
 def _function(name: FunctionName, code: Code) -> Any:
@@ -293,15 +247,14 @@ def _function(name: FunctionName, code: Code) -> Any:
 
     shipped = _is_shipped(name.file)
     assert shipped or code != "refused", "such tasks are refused before"
+    said = f"{name.place}: !function {name.qualified}"
     module, _, attribute = name.qualified.rpartition(".")
     if not module:
-        problem = f"{name.place}: !function {name.qualified}: has no module"
-        raise LongEvalError(problem, "Write FILE.NAME for NAME in FILE.py beside it.")
+        raise LongEvalError(f"{said}: has no module", "Write FILE.NAME for NAME in FILE.py beside it.")
     folder = Path(os.path.dirname(name.file))
     beside = folder / f"{module.replace('.', '/')}.py"
     if not beside.exists() and not _is_package(module):
-        problem = f"{name.place}: !function {name.qualified}: there is no {beside}, nor a package {module}"
-        raise LongEvalError(problem, "Correct the name.")
+        raise LongEvalError(f"{said}: there is no {beside}, nor a package {module}", "Correct the name.")
     if code == "named" and not shipped:
         return _stand_in(name.qualified, attribute, beside)
     try:
@@ -311,8 +264,7 @@ def _function(name: FunctionName, code: Code) -> Any:
             f"{error.filename}, line {error.lineno}: not valid Python ({error.msg})", "Correct it."
         ) from error
     except AttributeError as error:
-        problem = f"{name.place}: !function {name.qualified}: {error.__cause__ or error}"
-        raise LongEvalError(problem, "Correct the name, or the Python.") from error
+        raise LongEvalError(f"{said}: {error.__cause__ or error}", "Correct the name, or the Python.") from error
 
 
 def _is_package(module: str) -> bool:

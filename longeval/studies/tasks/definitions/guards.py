@@ -18,42 +18,43 @@ from longeval.data.corpora import HubDataset
 from longeval.data.hub import HubUnavailableError, resolve_revision
 from longeval.errors import LongEvalError
 
-# Keeps what lm-eval and the code of its tasks say off the user's terminal while they work for us.
-#
-# lm-eval logs, warns and prints for people who run lm-eval; what concerns our user comes back as a value or an
-# exception. `-v` lets all of it through, to stderr: stdout may be a pipe that waits for JSON. Stderr itself is left
-# alone otherwise, since our own progress is drawn there, from another thread.
+
+@contextlib.contextmanager
+def changed(owner: Any, **values: Any) -> Iterator[None]:
+    """Gives attributes of a module or class other values inside the block."""
+    before = {name: getattr(owner, name) for name in values}
+    for name, value in values.items():
+        setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(owner, name, value)
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silences logging, warnings, prints and progress bars inside the block, unless longeval itself is verbose."""
+    """Silences logging, warnings, prints and progress bars inside the block, unless longeval itself is verbose.
+
+    lm-eval and the code of its tasks speak to people who run lm-eval; what concerns our user comes back as a value or
+    an exception. `-v` lets all of it through, to stderr: stdout may be a pipe that waits for JSON. Stderr itself is
+    left alone otherwise, since our own progress is drawn there, from another thread.
+    """
     if logging.getLogger("longeval").isEnabledFor(logging.DEBUG):
         with contextlib.redirect_stdout(sys.stderr):
             yield
         return
+    from tqdm import std  # type: ignore[import-untyped]  # its annotations are a package of their own
+
+    no_bars = functools.partialmethod(std.tqdm.__init__, disable=True)
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), _without_bars():
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), changed(std.tqdm, __init__=no_bars):
             warnings.simplefilter("ignore")
             yield
     finally:
         logging.disable(before)
-
-
-@contextlib.contextmanager
-def _without_bars() -> Iterator[None]:
-    """Switches off bars of `tqdm`, which task code draws as it likes."""
-    from tqdm import std  # type: ignore[import-untyped]  # its annotations are a package of their own
-
-    bar: Any = std.tqdm
-    original = bar.__init__
-    bar.__init__ = functools.partialmethod(original, disable=True)
-    try:
-        yield
-    finally:
-        bar.__init__ = original
 
 
 @contextlib.contextmanager
@@ -108,13 +109,6 @@ def hub_offline(off: bool) -> Iterator[None]:
     import datasets
     import huggingface_hub
 
-    modules: list[Any] = [datasets.config, huggingface_hub.constants]
-    states = [module.HF_HUB_OFFLINE for module in modules]
-    if off:
-        for module in modules:
-            module.HF_HUB_OFFLINE = True
-    try:
+    state = {"HF_HUB_OFFLINE": True} if off else {}
+    with changed(datasets.config, **state), changed(huggingface_hub.constants, **state):
         yield
-    finally:
-        for module, state in zip(modules, states, strict=True):
-            module.HF_HUB_OFFLINE = state

@@ -4,6 +4,11 @@ What runs: `!function` in a task file names Python that lies beside that file. F
 tasks lm-eval's; that of a YAML file or folder that users name themselves runs only with --trust-remote-code. Templates
 are rendered in a sandbox. Nothing that comes with a data set or a metric of the hub is ever executed, and tasks that
 would run what a model writes are refused.
+
+lm-eval's RULER generators are changed while they run. As they are (0.4.13, tasks/ruler) they make 500 samples for each
+length whatever the limit; for a window that is too short for their shortest text, ruler_vt, ruler_cwe and ruler_fwe
+search forever, in a loop that even Ctrl-C doesn't end; and every one of them tries to download nltk's punkt_tab, which
+only the essays need. The samples stay theirs: the k that are made here are the first k of their 500.
 """
 
 from __future__ import annotations
@@ -15,7 +20,6 @@ import logging
 import os
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from longeval.errors import LongEvalError
@@ -27,163 +31,37 @@ from longeval.studies.tasks.definitions.files import (
     FunctionName,
     own_functions,
     read_config,
-    refuse,
-    said,
     with_functions,
 )
-from longeval.studies.tasks.definitions.guards import forbid_metric_scripts, hub_offline, quiet, seeded, why_unreachable
+from longeval.studies.tasks.definitions.guards import (
+    changed,
+    forbid_metric_scripts,
+    hub_offline,
+    quiet,
+    seeded,
+    why_unreachable,
+)
 from longeval.studies.tasks.definitions.index import Index
-from longeval.studies.tasks.definitions.needs import RULER_NEEDS, hub_ids
+from longeval.studies.tasks.definitions.needs import RULER_GENERATORS, RULER_NEEDS, hub_ids, ruler_module
 from longeval.studies.tasks.definitions.templates import use_sandbox
 from longeval.studies.tasks.setting import Setting
 
-# Makes lm-eval's RULER generators fit for a run: as many samples as asked for, no endless search, few downloads.
-#
-# As they are (lm-eval 0.4.13, tasks/ruler) they make 500 samples for each length whatever the limit; for a window that
-# is too short for their shortest text, ruler_vt, ruler_cwe and ruler_fwe search forever, in a loop that even Ctrl-C
-# doesn't end; and every one of them tries to download nltk's punkt_tab, which only the essays need. The samples
-# themselves stay theirs: the first k of 500, of the same seed, are the k that are made here.
+_STRUCTURE = ("tag", "group", "task_list")
+"""Keys of a group's change that are no keys of the task."""
 
-_GENERATORS = {
-    "niah_utils": "generate_samples",
-    "qa_utils": "generate_samples",
-    "vt_utils": "sys_vartrack_w_noise_random",
-    "cwe_utils": "sys_word_pair_random",
-    "fwe_utils": "sys_kwext",
-}
-"""Function that makes the samples, by the module that the task file names."""
+_BABILONG = (128, 64, 32, 16, 8, 4, 2, 1)
+"""Thousands of tokens for which BABILong has a form of its texts."""
+
 _ALL = 500
+"""Samples that RULER's generators make."""
+
 _SLACK = 1.1
 """Texts of one kind differ in length, since their words are drawn."""
+
 _EXAMPLE = 500
 """ruler_vt opens with an example of up to so many tokens."""
 
-
-def generator_module(config: Config) -> str | None:
-    """The Python file that makes a RULER task's samples; None if the task isn't lm-eval's RULER."""
-    function = config.get("custom_dataset")
-    if not isinstance(function, FunctionName):
-        return None
-    module = function.qualified.split(".")[0]
-    folder = os.path.dirname(function.file)
-    if module not in _GENERATORS or not folder.endswith(os.path.join("lm_eval", "tasks", "ruler")):
-        return None
-    return os.path.join(folder, f"{module}.py")
-
-
-@contextlib.contextmanager
-def prepared(
-    name: str, path: str, *, folder: str, lengths: list[int], num_samples: int | None, window: int | None = None
-) -> Iterator[None]:
-    """Inside the block a RULER task is built with at most `num_samples` samples of each length.
-
-    Args:
-        name: The task's own name, `niah_single_1`.
-        path: `generator_module` of its config.
-        folder: The tokenizer's folder.
-        lengths: Tokens that a sample may have, prompt and answer.
-        num_samples: How many; None: 500.
-        window: Tokens of the window that was asked for, where a chat template takes a part of it.
-
-    Raises:
-        LongEvalError: If a window is too short for the task's shortest text.
-    """
-    # by lm-eval's own function: a module that is imported otherwise would be loaded once more, without our change
-    from lm_eval.tasks._yaml_loader import _load_module_with_cache
-
-    with _without_downloads():  # all their task files include that of niah_single_1, and import its Python
-        _load_module_with_cache(Path(path).with_name("niah_utils.py"))
-        module: Any = _load_module_with_cache(Path(path))
-    if "punkt_tab" in RULER_NEEDS[name]:
-        _fetch_punkt_tab()
-    with seeded(0):  # what it draws isn't missing from the samples' own stream
-        shortest = _shortest(module, folder)
-    if min(lengths) < shortest:
-        template = 0 if window is None else window - min(lengths)
-        rest = f", less {template} for the chat template," if template else ""
-        raise LongEvalError(
-            f"--tasks {name}: a window of {min(lengths) + template} tokens{rest} is too short for its shortest text "
-            "with this tokenizer",
-            f"Use --lengths of at least {shortest + template}.",
-        )
-    attribute = _GENERATORS[module.__name__.rpartition(".")[2]]
-    changes: dict[str, Any] = {attribute: _fewer(getattr(module, attribute), num_samples)}
-    if hasattr(module, "RNG"):  # cwe shuffles with a generator of its own, which goes on from build to build
-        changes["RNG"] = random.Random(42)  # noqa: S311  # text, no secrets
-    originals = {name: getattr(module, name) for name in changes}
-    vars(module).update(changes)
-    try:
-        yield
-    finally:
-        vars(module).update(originals)
-
-
-def _fewer(original: Callable[..., Any], num_samples: int | None) -> Callable[..., Any]:
-    def generate(*args: Any, **kwargs: Any) -> Any:
-        asked = kwargs.pop("num_samples", _ALL)
-        return original(*args, num_samples=asked if num_samples is None else min(asked, num_samples), **kwargs)
-
-    return generate
-
-
-def _shortest(module: Any, folder: str) -> int:
-    """Tokens below which a generator would never end; niah and qa end by themselves, with a reason."""
-    from transformers import AutoTokenizer
-
-    name = module.__name__.rpartition(".")[2]
-    if name not in ("vt_utils", "cwe_utils", "fwe_utils"):
-        return 1
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-
-    def count(text: str) -> int:
-        return len(tokenizer(text).input_ids)
-
-    if name == "vt_utils":
-        example = count(module.generate_input_output(5, 1, 4, is_icl=True)[0])
-        if _SLACK * example + 30 > _EXAMPLE:
-            raise LongEvalError(
-                f"--tasks ruler_vt: with this tokenizer its example has {example} tokens, over lm-eval's {_EXAMPLE}",
-                "Use variable_tracking, longeval's own task of this kind.",
-            )
-        return int(_SLACK * (count(module.generate_input_output(10, 1, 4)[0]) + _EXAMPLE)) + 30 + 40
-    if name == "cwe_utils":
-        short = int(_SLACK * sum(count(text) for text in module.generate_input_output(10, 2048)[:2])) + 130
-        long = int(_SLACK * sum(count(text) for text in module.generate_input_output(10, 4096)[:2])) + 130
-        return short if long <= 4096 else long
-    return int(_SLACK * count(module.TEMPLATE)) + 512  # ruler_fwe draws its words from length/50 coded ones
-
-
-@functools.cache
-def _fetch_punkt_tab() -> None:
-    """What lm-eval does when it imports the generator; here only for tasks that split essays into sentences, once.
-
-    Where it fails nltk writes why to stderr, and the generator raises an error that says what is missing.
-    """
-    import nltk  # type: ignore[import-untyped]  # it has no annotations
-
-    try:
-        nltk.data.find("tokenizers/punkt_tab")
-    except LookupError:
-        nltk.download("punkt_tab", quiet=True, print_error_to=io.StringIO())
-
-
-@contextlib.contextmanager
-def _without_downloads() -> Iterator[None]:
-    import nltk
-
-    original = nltk.download
-    nltk.download = lambda *args, **kwargs: False
-    try:
-        yield
-    finally:
-        nltk.download = original
-
-
 logger = logging.getLogger(__name__)
-
-_STRUCTURE = ("tag", "group", "task_list")
-_BABILONG = (128, 64, 32, 16, 8, 4, 2, 1)
-"""Thousands of tokens for which BABILong has a form of its texts."""
 
 
 def load_task(
@@ -199,8 +77,8 @@ def load_task(
     Args:
         leaf: A name of `Resolved.leaves`.
         metadata: What its `custom_dataset` function gets as keyword arguments beside its YAML's own metadata:
-            `setting` (a `Setting`), and for lm-eval's RULER and BABILong `tokenizer` (a folder that holds nothing but
-            a tokenizer, see `tokenizer_folder`) and `max_seq_lengths` (a list with the window).
+            `setting` (a `Setting`), and for lm-eval's RULER and BABILong `tokenizer` (see `tokenizer_folder`) and
+            `max_seq_lengths` (a list with the window).
         include: Folders with more task files.
         index: Of the same folders, where there is one already.
         code: What becomes of functions that a user's file names.
@@ -218,8 +96,8 @@ def load_task(
         raise LongEvalError(f"--tasks {leaf}: is a group", f"Its members: {', '.join(entry.members)}.")
     check_runs(leaf, index)
     config = task_config(leaf, index)
-    if code == "refused" and (functions := own_functions(config)):
-        raise refuse(leaf, functions)
+    if code == "refused":
+        _refuse_code(leaf, config)
     with quiet():
         if entry.source != LM_EVAL and entry.within is None and entry.path is not None:
             check_task_file(entry.path, config)
@@ -230,8 +108,8 @@ def load_task(
         setting = metadata.get("setting")
         seed = setting.seed if isinstance(setting, Setting) else 0
         try:
-            with hub_offline(unreachable is not None), seeded(seed), _generator(config, metadata):
-                task = _build(config, code, _adapted(config, metadata))
+            with hub_offline(unreachable is not None), seeded(seed), _ruler(config, metadata):
+                task = _build(config, code, metadata)
                 check_built(entry, task)
         except LongEvalError:
             raise
@@ -240,23 +118,23 @@ def load_task(
     return task
 
 
-def check_runs(leaf: str, index: Index) -> None:
-    """Raises LongEvalError for a task that isn't run here; known from its file alone."""
-    refusal = index.entry(leaf).refusal
-    if refusal is not None:
-        raise LongEvalError(f"--tasks {leaf}: not run: {refusal}", "Leave it out, or run it with lm-eval itself.")
+def _build(config: Config, code: Code, metadata: Mapping[str, Any]) -> Any:
+    from lm_eval.tasks._factory import TaskFactory
+    from lm_eval.tasks._index import Entry, Kind
+
+    given = dict(metadata)
+    lengths = given.get("max_seq_lengths")
+    if str(config.get("dataset_path")).startswith("RMT-team/babilong") and isinstance(lengths, list):
+        # BABILong calls a form of its data what RULER calls a list of lengths: the longest form within the window.
+        fitting = [size for size in _BABILONG if size * 1024 <= min(lengths)]
+        given["max_seq_lengths"] = f"{fitting[0] if fitting else 0}k"
+    whole = with_functions(config, code)
+    entry = Entry(name=str(config["task"]), kind=Kind.TASK, yaml_path=None, cfg=whole)
+    return TaskFactory(meta=given).build(entry, overrides=None, registry={})
 
 
 def task_config(leaf: str, index: Index) -> Config:
-    """The keys of a task as its files say them, includes and changes of its group merged; no code runs.
-
-    Args:
-        leaf: A name of `Resolved.leaves`.
-        index: Where it is looked up.
-
-    Raises:
-        LongEvalError: If it is unknown, or its file is broken.
-    """
+    """The keys of a task as its files say them, includes and changes of its group merged; no code runs."""
     entry = index.entry(leaf)
     if entry.within is None:
         return read_config(str(entry.path))
@@ -266,45 +144,123 @@ def task_config(leaf: str, index: Index) -> Config:
     return {**task_config(index.scoped(entry, entry.base), index), **changes}
 
 
+def check_runs(leaf: str, index: Index) -> None:
+    """Raises LongEvalError for a task that isn't run here; known from its file alone."""
+    refusal = index.entry(leaf).refusal
+    if refusal is not None:
+        raise LongEvalError(f"--tasks {leaf}: not run: {refusal}", "Leave it out, or run it with lm-eval itself.")
+
+
 def check_code(leaf: str, index: Index, *, trusted: bool, dry_run: bool) -> None:
     """Refuses a task whose Python may not run; logs which Python it is where it may."""
-    functions = own_functions(task_config(leaf, index))
-    if functions and not trusted:
-        raise refuse(leaf, functions)
-    if functions:
+    config = task_config(leaf, index)
+    if not trusted:
+        _refuse_code(leaf, config)
+    elif functions := own_functions(config):
         does = "would run (not in a dry run)" if dry_run else "runs"
-        logger.warning("%s %s Python that its file names: !function %s", index.entry(leaf).title, does, said(functions))
+        named = _named(functions)
+        logger.warning("%s %s Python that its file names: !function %s", index.entry(leaf).title, does, named)
 
 
-def _build(config: Config, code: Code, metadata: dict[str, Any]) -> Any:
-    from lm_eval.tasks._factory import TaskFactory
-    from lm_eval.tasks._index import Entry, Kind
+def _refuse_code(leaf: str, config: Config) -> None:
+    """Raises LongEvalError for a task that names Python of the user's."""
+    if functions := own_functions(config):
+        raise LongEvalError(
+            f"--tasks {leaf}: runs Python that its file names: !function {_named(functions)}",
+            "Read that code, and if you trust it add --trust-remote-code.",
+        )
 
-    whole = with_functions(config, code)
-    entry = Entry(name=str(config["task"]), kind=Kind.TASK, yaml_path=None, cfg=whole)
-    return TaskFactory(meta=metadata).build(entry, overrides=None, registry={})
+
+def _named(functions: Sequence[FunctionName]) -> str:
+    """`scoring.score (tasks/mine.yaml) and 2 more`."""
+    names = [f"{name.qualified} ({name.file})" for name in functions]
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 @contextlib.contextmanager
-def _generator(config: Config, metadata: Mapping[str, Any]) -> Iterator[None]:
-    """Prepares RULER's generators; does nothing for other tasks."""
-    path = generator_module(config)
+def _ruler(config: Config, metadata: Mapping[str, Any]) -> Iterator[None]:
+    """Inside the block one of RULER's tasks is built with as many samples as asked for; does nothing for other tasks.
+
+    Raises:
+        LongEvalError: If the window is too short for the task's shortest text.
+    """
+    path = ruler_module(config)
     if path is None:
         yield
         return
-    folder, lengths = metadata.get("tokenizer"), metadata.get("max_seq_lengths")
-    assert isinstance(folder, str) and isinstance(lengths, list), "RULER needs tokenizer and max_seq_lengths"
+    import nltk  # type: ignore[import-untyped]  # it has no annotations
+
+    # by lm-eval's own function: a module that is imported otherwise would be loaded once more, without our change
+    from lm_eval.tasks._yaml_loader import _load_module_with_cache
+
+    name, lengths = str(config["task"]), metadata["max_seq_lengths"]
     setting = metadata.get("setting")
-    samples, window = (setting.num_samples, setting.length) if isinstance(setting, Setting) else (None, None)
-    with prepared(str(config["task"]), path, folder=folder, lengths=lengths, num_samples=samples, window=window):
+    num_samples, window = (
+        (setting.num_samples, setting.length) if isinstance(setting, Setting) else (_ALL, min(lengths))
+    )
+    with changed(
+        nltk, download=lambda *args, **kwargs: False
+    ):  # all their task files include that of niah_single_1, and import its Python
+        _load_module_with_cache(path.with_name("niah_utils.py"))
+        module: Any = _load_module_with_cache(path)
+    if "punkt_tab" in RULER_NEEDS.get(name, "punkt_tab"):  # a file that includes one may call it otherwise
+        _fetch_punkt_tab()
+    with seeded(0):  # what it draws isn't missing from the samples' own stream
+        shortest = _shortest(path.stem, module, metadata["tokenizer"])
+    if min(lengths) < shortest:
+        template = window - min(lengths)
+        rest = f", less {template} for the chat template," if template else ""
+        raise LongEvalError(
+            f"--tasks {name}: a window of {window} tokens{rest} is too short for its shortest text with this tokenizer",
+            f"Use --lengths of at least {shortest + template}.",
+        )
+    attribute = RULER_GENERATORS[path.stem]
+    changes: dict[str, Any] = {attribute: _fewer(getattr(module, attribute), num_samples)}
+    if hasattr(module, "RNG"):  # cwe shuffles with a generator of its own, which goes on from build to build
+        changes["RNG"] = random.Random(42)  # noqa: S311  # text, no secrets
+    with changed(module, **changes):
         yield
 
 
-def _adapted(config: Config, metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """BABILong calls a form of its data what RULER calls a list of lengths: the longest form within the window."""
-    adapted = dict(metadata)
-    lengths = adapted.get("max_seq_lengths")
-    if str(config.get("dataset_path")).startswith("RMT-team/babilong") and isinstance(lengths, list):
-        fitting = [size for size in _BABILONG if size * 1024 <= min(lengths)]
-        adapted["max_seq_lengths"] = f"{fitting[0] if fitting else 0}k"
-    return adapted
+def _fewer(original: Callable[..., Any], num_samples: int) -> Callable[..., Any]:
+    def generate(*args: Any, **kwargs: Any) -> Any:
+        return original(*args, num_samples=min(kwargs.pop("num_samples", _ALL), num_samples), **kwargs)
+
+    return generate
+
+
+def _shortest(generator: str, module: Any, folder: str) -> int:
+    """Tokens below which a generator would never end; niah and qa end by themselves, with a reason."""
+    from transformers import AutoTokenizer
+
+    if generator not in ("vt_utils", "cwe_utils", "fwe_utils"):
+        return 1
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+
+    def count(text: str) -> int:
+        return len(tokenizer(text).input_ids)
+
+    if generator == "vt_utils":
+        example = count(module.generate_input_output(5, 1, 4, is_icl=True)[0])
+        if _SLACK * example + 30 > _EXAMPLE:
+            raise LongEvalError(
+                f"--tasks ruler_vt: with this tokenizer its example has {example} tokens, over lm-eval's {_EXAMPLE}",
+                "Use variable_tracking, longeval's own task of this kind.",
+            )
+        return int(_SLACK * (count(module.generate_input_output(10, 1, 4)[0]) + _EXAMPLE)) + 30 + 40
+    if generator == "cwe_utils":
+        short = int(_SLACK * sum(count(text) for text in module.generate_input_output(10, 2048)[:2])) + 130
+        long = int(_SLACK * sum(count(text) for text in module.generate_input_output(10, 4096)[:2])) + 130
+        return short if long <= 4096 else long
+    return int(_SLACK * count(module.TEMPLATE)) + 512  # ruler_fwe draws its words from length/50 coded ones
+
+
+@functools.cache
+def _fetch_punkt_tab() -> None:
+    """As lm-eval does when it imports a generator. Where it fails the generator says what is missing."""
+    import nltk
+
+    try:
+        nltk.data.find("tokenizers/punkt_tab")
+    except LookupError:
+        nltk.download("punkt_tab", quiet=True, print_error_to=io.StringIO())

@@ -1,7 +1,4 @@
-"""What a task's YAML says of itself under `metadata:`, as far as longeval reads it, and the digest of a task.
-
-All keys are optional, and other keys are the task's own.
-"""
+"""What a task's YAML says of itself under `metadata:`, as far as longeval reads it, and the digest of a task."""
 
 from __future__ import annotations
 
@@ -11,57 +8,60 @@ import importlib.util
 import inspect
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
+
+from longeval.errors import LongEvalError
 from longeval.plain import canonical_json
 from longeval.studies.tasks.definitions.files import tasks_dir
 from longeval.studies.tasks.setting import DEFAULT_SAMPLES
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TaskMetadata:
-    """The keys that longeval reads; absent ones are null or false."""
+class TaskMetadata(BaseModel, frozen=True):
+    """The keys that longeval reads. All are optional, and other keys are the task's own."""
 
-    version: str | None
+    version: Annotated[str, BeforeValidator(str)] | None = None
     """Of the task's definition."""
-    primary: str | None
+    primary: str | None = None
     """The metric that stands for the task; default: the first one."""
-    document: str | None
+    document: str | None = None
     """Field of a sample that holds the long document: what may be cut to fit a window."""
-    cluster: str | None
+    cluster: str | None = None
     """Field that names the document that samples share."""
-    depth: str | None
+    depth: str | None = None
     """Field with the needle's place in the context, 0 … 1."""
-    chance: float | None
+    chance: float | None = None
     """Score of guessing, 0 … 1."""
-    synthetic: bool
+    synthetic: bool = False
     """Whether samples are made for each length from a `Setting`."""
-    samples: int
+    samples: int = Field(DEFAULT_SAMPLES, ge=1)
     """How many samples a synthetic task makes by default."""
-    haystack: bool
+    haystack: bool = False
     """Whether needles are hidden in what `--haystack` names."""
-    own_prompts: bool
-    """Whether longeval worded the prompts, and not the benchmark (`prompts: own`)."""
+    prompts: Any = None
+    """`own`: longeval worded the prompts, not the benchmark."""
+
+    @property
+    def own_prompts(self) -> bool:
+        """Whether longeval worded the prompts."""
+        return bool(self.prompts == "own")
 
 
-def read_metadata(plain: Any) -> TaskMetadata:
-    """From a YAML's `metadata`; lm-eval lets it be anything."""
-    keys: dict[str, Any] = plain if isinstance(plain, dict) else {}
-    version, chance = keys.get("version"), keys.get("chance")
-    return TaskMetadata(
-        version=None if version is None else str(version),
-        primary=keys.get("primary"),
-        document=keys.get("document"),
-        cluster=keys.get("cluster"),
-        depth=keys.get("depth"),
-        chance=None if chance is None else float(chance),
-        synthetic=bool(keys.get("synthetic", False)),
-        samples=int(keys.get("samples", DEFAULT_SAMPLES)),
-        haystack=bool(keys.get("haystack", False)),
-        own_prompts=keys.get("prompts") == "own",
-    )
+def read_metadata(plain: Any, task: str) -> TaskMetadata:
+    """Reads a YAML's `metadata`; lm-eval lets it be anything. `task` is what the task is called in messages.
+
+    Raises:
+        LongEvalError: A key that longeval reads has a value that it can't have.
+    """
+    keys = plain if isinstance(plain, dict) else {}
+    try:
+        return TaskMetadata.model_validate({key: value for key, value in keys.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = f"{task}: metadata.{first['loc'][0]} {first['input']!r:.60}"
+        raise LongEvalError(f"{where}: {first['msg']}", "Correct the task's YAML file.") from error
 
 
 def task_digest(task: Any) -> str:
@@ -119,7 +119,7 @@ def _content(path: str) -> bytes:
 
 
 def _imported(path: str) -> set[str]:
-    """Python files of the user's own that a file imports, and that these import; none for what is installed or ours."""
+    """Python files of the user's own that a file imports, and that these import."""
     found = {path}
     pending = [] if _is_installed(path) else [path]
     while pending:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
@@ -35,6 +36,15 @@ RULER_NEEDS: Mapping[str, str] = {
 }
 """lm-eval's RULER tasks; those that need nothing make all of their text with the model's tokenizer."""
 
+RULER_GENERATORS = {
+    "niah_utils": "generate_samples",
+    "qa_utils": "generate_samples",
+    "vt_utils": "sys_vartrack_w_noise_random",
+    "cwe_utils": "sys_word_pair_random",
+    "fwe_utils": "sys_kwext",
+}
+"""Function that makes RULER's samples, by the module that the task file names."""
+
 _CLASSES = {
     "fda": "hub data set hazyresearch/based-fda",
     "swde": "hub data set hazyresearch/based-swde-v2",
@@ -49,10 +59,6 @@ _PACKAGED = frozenset({"json", "csv", "parquet", "arrow", "text", "webdataset", 
 _EVALUATED = os.path.join("lm_eval", "tasks", "score", "math")
 """Folder of tasks whose scoring hands answers to sympy's parse_expr, and that to Python's `eval`; their files don't say
 `unsafe_code`."""
-
-_PACKAGES = {"longbench": "jieba fuzzywuzzy rouge"}
-"""Groups that need packages beyond longeval's, by the beginning of their tasks' names."""
-
 
 WRITES_CODE = "it executes code that the model writes"
 NO_TEXT = "it shows images or plays sound, and longeval runs language models"
@@ -103,14 +109,13 @@ def needs_of(config: Config, *, look: bool = False) -> str:
     if said is not None:
         return said
     name = str(config.get("task"))
-    if _is_ruler(config):
+    if name in RULER_NEEDS and ruler_module(config) is not None:
         return RULER_NEEDS[name]
     path = config.get("dataset_path")
     if look and isinstance(path, str) and os.path.isdir(path):
         return f"folder {path}"
     need = _data_of(config, name)
-    packages = next((packages for prefix, packages in _PACKAGES.items() if name.startswith(f"{prefix}_")), None)
-    return need if packages is None or "longbench2" in name else f"{need} and packages {packages}"
+    return f"{need} and packages jieba fuzzywuzzy rouge" if name.startswith("longbench_") else need
 
 
 def hub_ids(needs: str) -> tuple[str, ...]:
@@ -120,27 +125,21 @@ def hub_ids(needs: str) -> tuple[str, ...]:
 
 def group_needs(needs: Mapping[str, str]) -> str:
     """What a group needs, from what each of its tasks does: one line."""
-    tasks: dict[str, list[str]] = {}
-    for task, need in needs.items():
-        tasks.setdefault(need, []).append(task)
-    if not tasks:
+    kinds = [need for need in dict.fromkeys(needs.values()) if need != NOTHING]
+    if not kinds:
         return NOTHING
-    if len(tasks) == 1:
-        return next(iter(tasks))
-    without = len(tasks.pop(NOTHING, ()))
-    which = f"for {len(needs) - without} of {len(needs)} tasks: " if without else ""
-    if len(tasks) > 4:
-        return f"{which}{len(tasks)} downloads, such as {next(iter(tasks))}"
-    return f"{which}{'; '.join(tasks)}"
+    num_needy = sum(need != NOTHING for need in needs.values())
+    which = f"for {num_needy} of {len(needs)} tasks: " if num_needy < len(needs) else ""
+    return which + (f"{len(kinds)} downloads, such as {kinds[0]}" if len(kinds) > 4 else "; ".join(kinds))
 
 
-def _is_ruler(config: Config) -> bool:
+def ruler_module(config: Config) -> Path | None:
+    """The Python file that makes a RULER task's samples; None if the task isn't lm-eval's RULER."""
     function = config.get("custom_dataset")
-    return (
-        str(config.get("task")) in RULER_NEEDS
-        and isinstance(function, FunctionName)
-        and function.qualified.split(".")[0] in ("niah_utils", "vt_utils", "cwe_utils", "fwe_utils", "qa_utils")
-    )
+    if not isinstance(function, FunctionName):
+        return None
+    path = Path(os.path.dirname(function.file), function.qualified.split(".")[0]).with_suffix(".py")
+    return path if path.stem in RULER_GENERATORS and path.parts[-4:-1] == ("lm_eval", "tasks", "ruler") else None
 
 
 def _data_of(config: Config, name: str) -> str:
@@ -155,24 +154,19 @@ def _data_of(config: Config, name: str) -> str:
     kwargs = config.get("dataset_kwargs")
     kwargs = kwargs if isinstance(kwargs, dict) else {}
     path = config.get("dataset_path")
-    if isinstance(path, str) and path and path not in _PACKAGED:
-        return f"hub data set {path}" if not _is_folder(path) else f"folder {path}"
-    if isinstance(path, str) and path:
+    if isinstance(path, str) and path in _PACKAGED:
         return _files(kwargs)
+    if isinstance(path, str) and path:
+        return f"folder {path}" if path.startswith((".", "/", "~")) or path.count("/") > 1 else f"hub data set {path}"
     repository = kwargs.get("dataset_repo_name") or kwargs.get("dataset_repo")
     if isinstance(repository, str):
         return f"hub data set {repository}"
     return "what its Python code loads" if functions_in(config.get("custom_dataset")) else NOTHING
 
 
-def _is_folder(path: str) -> bool:
-    return path.startswith((".", "/", "~")) or path.count("/") > 1
-
-
 def _files(kwargs: Mapping[str, Any]) -> str:
     """Data files: on the hub, elsewhere, or local."""
-    files = kwargs.get("data_files")
-    first = files
+    first = kwargs.get("data_files")
     while isinstance(first, (dict, list)) and first:
         first = next(iter(first.values())) if isinstance(first, dict) else first[0]
     if not isinstance(first, str):

@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 from typing import Any
 
@@ -53,6 +53,16 @@ def bounded() -> Iterator[None]:
     """
     with _bounded_memory(), _bounded_time():  # the alarm is off before the limit of memory is put back
         yield
+
+
+def within_bounds(render: Callable[[], str]) -> str:
+    """The text that `render` makes, bounded in time, memory and length; raises Exception where it is none."""
+    with bounded():
+        text = render()
+        if len(text) > CHARACTERS:
+            raise _LimitError(f"its text has more than {CHARACTERS:,} characters")
+        text.encode()  # half of a surrogate pair is no text
+    return text
 
 
 @contextlib.contextmanager
@@ -125,14 +135,9 @@ def apply_template(template: str, doc: Mapping[str, Any]) -> str:
     """
     _environment()  # what it imports isn't the template's
     try:
-        with bounded():
-            text: str = _compiled(template).render(doc)
-            if len(text) > CHARACTERS:
-                raise _LimitError(f"its text has more than {CHARACTERS:,} characters")
-            text.encode()  # half of a surrogate pair is no text
+        return within_bounds(lambda: _compiled(template).render(doc))
     except Exception as error:
         raise TemplateError(template, reason_of(error)) from error
-    return text
 
 
 @functools.lru_cache(maxsize=256)

@@ -1,18 +1,19 @@
-"""Text as token ids, as lm-eval's own `HFLM` encodes it but for three points.
+"""Text as token ids, encoded as lm-eval's own `HFLM` does it (0.4.13), with three differences.
 
-BOS, or whatever else a tokenizer puts in front of a text, is said explicitly instead of left to chance. A text that is
-scored whole has it once, unscored: lm-eval scores a BOS after the BOS. Special tokens that a text spells are text:
-only a chat template writes control tokens (see `data.special`).
+- The prefix of an input (BOS, or whatever else the tokenizer puts in front of a text) is given explicitly.
+- A text that is scored whole has its prefix once, unscored: lm-eval scores a BOS after the BOS.
+- Special tokens that a text spells are text: only a chat template writes control tokens (see `data.special`).
 
 A context and its continuation are encoded together and split where the context alone ends, after the context's trailing
 blanks have moved to the continuation: the model must have learnt " B" as one token, not " " and "B".
 Source: lm_eval/api/model.py (`TemplateLM._encode_pair`, `loglikelihood`), lm_eval/models/huggingface.py (`tok_encode`,
-`apply_chat_template`), lm_eval/utils.py (`get_rolling_token_windows`), all of lm-eval 0.4.13.
+`apply_chat_template`), lm_eval/utils.py (`get_rolling_token_windows`).
 """
 
 from __future__ import annotations
 
 import datetime
+import functools
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -22,7 +23,7 @@ import numpy.typing as npt
 
 from longeval.data.special import special_tokens
 from longeval.errors import LongEvalError
-from longeval.studies.tasks.definitions.templates import CHARACTERS, bounded, reason_of
+from longeval.studies.tasks.definitions.templates import reason_of, within_bounds
 
 _TAIL = 1000
 """Characters at the end of a long context that are encoded again with each continuation."""
@@ -31,7 +32,6 @@ _REMEMBERED = 4
 """Contexts whose token ids are kept."""
 
 _BETWEEN_WORDS = re.compile(r"(?<=[^\W\d_]) (?=[^\W\d_])")
-
 
 TEMPLATE_DATE = datetime.date(2025, 1, 1)
 """The date that chat templates get, on any day."""
@@ -50,9 +50,8 @@ class Encoder:
     """Encodes prompts for one model.
 
     Args:
-        tokenizer: A transformers tokenizer.
-        prefix: Token ids that every input starts with: BOS, or what else the tokenizer puts in front of a text. Those
-            that are there already, as chat templates write them, are not doubled.
+        tokenizer: transformers' tokenizer.
+        prefix: Token ids that every input starts with; not doubled where a chat template writes them itself.
         parse_special: Whether special tokens that texts spell are control tokens.
     """
 
@@ -62,15 +61,12 @@ class Encoder:
         """Finds special tokens in texts, and writes prompts as the template wrote them."""
         self._prefix = list(prefix)
         self._parse = parse_special
-        self._contexts: dict[str, list[int]] = {}
+        self._context = functools.lru_cache(maxsize=_REMEMBERED)(lambda text: self.encode([text])[0])
+        """Token ids of a context; the last ones are remembered, since questions have several choices."""
 
     @property
     def prefix_id(self) -> int:
-        """The token in place of an empty context where inputs have no prefix: BOS, or EOS where there is none.
-
-        Raises:
-            LongEvalError: The tokenizer has neither.
-        """
+        """The token in place of an empty context where inputs have no prefix: BOS, or EOS where there is none."""
         for token in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id):
             if token is not None:
                 return int(token)
@@ -85,10 +81,7 @@ class Encoder:
         return [self._with_prefix(ids) for ids in self.plain(texts)]
 
     def unit_ends(self, text: str) -> npt.NDArray[np.int64]:
-        """Where `text` may be cut, as ends in characters, shape (U,).
-
-        These are the ends of its tokens; of its characters with a slow tokenizer, which can't tell where tokens end.
-        """
+        """Where `text` may be cut, in characters, shape (U,): its tokens' ends, or with a slow tokenizer any place."""
         ends_T = self.special.encode(text, parse=self._parse, offsets=True).ends_T
         if ends_T is None:
             return np.arange(1, len(text) + 1, dtype=np.int64)
@@ -99,15 +92,16 @@ class Encoder:
 
     def pairs(self, texts: Sequence[tuple[str, str]]) -> list[Pair]:
         """Contexts and continuations; an empty context becomes the prefix, or `prefix_id`."""
-        pairs = []
-        for text, added in texts:
-            context, continuation = _move_blanks(text, added)
-            if context:
-                ids = self._context(context)
-                pairs.append(self._split(ids, self._whole(context, ids, continuation)))
-            else:
-                pairs.append(self._led(self.plain([continuation])[0]))
-        return pairs
+        return [self._pair(context, continuation) for context, continuation in texts]
+
+    def _pair(self, context: str, continuation: str) -> Pair:
+        bare = context.rstrip()
+        continuation = context[len(bare) :] + continuation  # the context's trailing blanks go with it
+        if not bare:
+            return self._led(self.plain([continuation])[0])
+        ids = self._context(bare)
+        whole = self._whole(bare, ids, continuation)
+        return Pair(ids, whole[len(ids) :]) if ids else self._led(whole)
 
     def windows(self, text: str, length: int) -> list[Pair]:
         """A text to be scored whole, as windows of at most `length` tokens: each token is scored once.
@@ -132,8 +126,8 @@ class Encoder:
     def chat(self, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """Messages as the model's chat template writes them; without a generation prompt the last one is left open.
 
-        Marks stand for the special tokens that the template writes; what messages spell stays as it is. A template
-        that refuses a system message gets the others only, as in HFLM.
+        Marks stand for the special tokens that the template writes. A template that refuses a system message gets the
+        others only, as in HFLM.
 
         Raises:
             LongEvalError: The template can't be rendered, or goes beyond its bounds.
@@ -149,12 +143,7 @@ class Encoder:
         }
 
         def render(safe: list[dict[str, str]]) -> str:
-            with bounded():
-                text = str(self.tokenizer.apply_chat_template(safe, **options))
-            if len(text) > CHARACTERS:
-                raise ValueError(f"its text has more than {CHARACTERS:,} characters")
-            text.encode()  # half of a surrogate pair is no text
-            return text
+            return within_bounds(lambda: str(self.tokenizer.apply_chat_template(safe, **options)))
 
         try:
             try:
@@ -167,19 +156,11 @@ class Encoder:
                 "--chat-template off leaves it out.",
             ) from error
 
-    def _context(self, context: str) -> list[int]:
-        """Token ids of a context; the last ones are remembered, since questions have several choices."""
-        if context not in self._contexts:
-            while len(self._contexts) >= _REMEMBERED:
-                del self._contexts[next(iter(self._contexts))]
-            self._contexts[context] = self.encode([context])[0]
-        return self._contexts[context]
-
     def _whole(self, context: str, ids: list[int], continuation: str) -> list[int]:
-        """Token ids of a context with its continuation, of which only the end is encoded anew where that is the same.
+        """Token ids of a context with its continuation; only the end of a long context is encoded again.
 
-        What follows changes tokens near the end of a context only. That a tokenizer doesn't look further back is seen
-        from the context itself: encoded alone, its end must give the last of its tokens.
+        That does where the end, encoded alone, gives the last of the context's tokens: then the tokenizer looks no
+        further back.
         """
         end = _inner_word(context)
         if end is not None:
@@ -190,10 +171,6 @@ class Encoder:
 
     def _with_prefix(self, ids: list[int]) -> list[int]:
         return ids if ids[:1] == self._prefix[:1] else [*self._prefix, *ids]
-
-    def _split(self, context: list[int], whole: list[int]) -> Pair:
-        """lm-eval's split: the context as encoded alone, then what lies beyond its length in the whole."""
-        return Pair(context, whole[len(context) :]) if context else self._led(whole)
 
     def _led(self, continuation: list[int]) -> Pair:
         """After an empty context; a continuation that begins with the prefix itself has that for its context."""
@@ -208,9 +185,3 @@ def _inner_word(context: str) -> int | None:
         return None
     found = _BETWEEN_WORDS.search(context, len(context) - _TAIL, len(context) - _TAIL // 2)
     return None if found is None else found.start()
-
-
-def _move_blanks(context: str, continuation: str) -> tuple[str, str]:
-    """Moves the context's trailing blanks to the continuation."""
-    bare = context.rstrip()
-    return bare, context[len(bare) :] + continuation

@@ -1,28 +1,25 @@
 """Samples that are too long for the window: documents are cut, samples left out, or an error says what would do.
 
-Only the document is shortened, where it hurts least and by exactly as much as it takes, and the prompt is rendered anew
-by the task, so that template, question and choices stay whole. Cutting the middle keeps how a document begins and how
-it ends; LongBench (Bai et al. 2024, arXiv 2308.14508) cuts prompts so. L-Eval (An et al. 2024, arXiv 2307.11088) keeps
-the beginning, lm-eval the prompt's end.
-
-A window holds examples, instruction, question and choices or answer beside the document. Where examples or the room for
-the answer are what is too much, fewer of them do instead of a longer window.
+Only the document is shortened, by as much as it takes, and the task renders the prompt anew, so that template, question
+and choices stay whole. Cutting the middle keeps how a document begins and ends; LongBench (Bai et al. 2024, arXiv
+2308.14508) cuts prompts so. L-Eval (An et al. 2024, arXiv 2307.11088) keeps the beginning, lm-eval the prompt's end.
 
 U: units in which a text is cut, tokens or, where the tokenizer can't tell, characters.
 """
 
 from __future__ import annotations
 
+import bisect
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from longeval.errors import LongEvalError
-from longeval.studies.tasks.prompts.prepared import PreparedTask, PromptWindow
-from longeval.values import format_length
+from longeval.run.overview import count
+from longeval.studies.tasks.prompts.requests import PromptWindow
 
 Side = Literal["middle", "left", "right"]
 """What is cut out: the middle, the beginning (left) or the end (right)."""
@@ -41,11 +38,7 @@ _STEPS = 40
 
 
 class NoRoomError(Exception):
-    """Even with next to nothing left of the document the sample doesn't fit.
-
-    Args:
-        needed: Tokens of the shortest window that would do.
-    """
+    """A sample doesn't fit, even with next to nothing left of its document; `needed` tokens would do."""
 
     def __init__(self, needed: int) -> None:
         self.needed = needed
@@ -53,10 +46,7 @@ class NoRoomError(Exception):
 
 
 def document_field(doc: Mapping[str, Any], contexts: Iterable[str]) -> str | None:
-    """The field of a sample that looks like its document: the longest text that stands verbatim in a context.
-
-    Fields that are called after questions or answers are none. Returns None if there is no such field.
-    """
+    """The field that looks like a sample's document, the longest text that stands verbatim in a context; or None."""
     inputs = tuple(contexts)
     found = [
         (len(text), name)
@@ -139,6 +129,8 @@ def too_long(
 ) -> LongEvalError:
     """One error for all samples that don't fit; the longest of them says what would do.
 
+    Where examples or the room for the answer are what is too much, fewer of them would do instead of a longer window.
+
     Args:
         name: The task's.
         window: What they don't fit into.
@@ -154,14 +146,14 @@ def too_long(
         if needed - now.answer < window.length:
             flags.append(f"--max-new-tokens {window.length - needed + now.answer}")
     if num_fewshot:
-        parts.append(f"{needed - need(worst, 0).tokens} for its {_count(num_fewshot, 'example')}")
-        fitting = _most_examples(lambda number: need(worst, number).tokens, num_fewshot, window.length)
-        if fitting is not None:
-            flags.append(f"--num-fewshot {fitting}")
+        parts.append(f"{needed - need(worst, 0).tokens} for its {count(num_fewshot, 'example')}")
+        enough = bisect.bisect(range(num_fewshot), window.length, key=lambda number: need(worst, number).tokens)
+        if enough:
+            flags.append(f"--num-fewshot {enough - 1}")
     because = f" ({', '.join(parts)})" if parts else ""
     instead = "".join(f", {flag}" for flag in flags)
     if window.overlong == "error":
-        what = f"{_count(len(failures), 'sample')} of task {name} {'does' if len(failures) == 1 else 'do'}n't fit"
+        what = f"{count(len(failures), 'sample')} of task {name} {'does' if len(failures) == 1 else 'do'}n't fit"
         return LongEvalError(
             f"--overlong error: {what} into {window.length} tokens; the longest, sample {worst}, needs "
             f"{needed}{because}",
@@ -172,56 +164,4 @@ def too_long(
         f"--lengths {window.length}: too short for question and choices of task {name}: sample {worst} needs {needed} "
         f"tokens {whole}{because}",
         f"Use --lengths {needed} or more{instead}, or leave such samples out (--overlong skip).",
-    )
-
-
-def _most_examples(tokens: Callable[[int], int], num_fewshot: int, length: int) -> int | None:
-    """The most examples, fewer than there are, with which a sample fits; None where it doesn't with any."""
-    if tokens(0) > length:
-        return None
-    fits, too_many = 0, num_fewshot
-    while too_many - fits > 1:
-        middle = (fits + too_many) // 2
-        if tokens(middle) <= length:
-            fits = middle
-        else:
-            too_many = middle
-    return fits
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def emptied(title: str, length: int, prepared: PreparedTask) -> list[str]:
-    """A note on a task that keeps no sample at one length; none if it keeps some.
-
-    Args:
-        title: What the task is shown as.
-        length: Window in tokens.
-        prepared: The task at this length.
-    """
-    if prepared.samples or not prepared.skipped:
-        return []
-    needs = prepared.skipped.values()
-    return [
-        f"{title}: nothing to compute at {format_length(length)}: --overlong skip leaves every sample out, "
-        f"the shortest needs {min(needs):,} tokens"
-    ]
-
-
-def nothing_left(needs: Sequence[int], *, same_samples: bool) -> LongEvalError:
-    """The error of a request that keeps no sample of any task at any length.
-
-    Args:
-        needs: Tokens of the window that each sample that was left out would take.
-        same_samples: Whether a sample that is left out at one length was left out at all of them.
-    """
-    assert needs, "a task without samples is refused before"
-    shortest, longest = min(needs), max(needs)
-    alike = " at every length (--same-samples)" if same_samples else ""
-    return LongEvalError(
-        f"--overlong skip: leaves nothing to compute: no sample fits into its window{alike}; of those left out the "
-        f"shortest needs {shortest:,} tokens, the longest {longest:,}",
-        f"Use --lengths {shortest} or more, or --overlong middle, which cuts documents.",
     )

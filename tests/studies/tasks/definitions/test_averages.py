@@ -7,7 +7,8 @@ import pytest
 from lm_eval.api.group import Group
 from lm_eval.config.group import AggMetricConfig
 
-from longeval.studies.tasks.definitions.entries import GroupAverage, average
+from longeval.studies.tasks.definitions.entries import GroupAverage
+from longeval.studies.tasks.work import average
 
 NAMES = ("a", "b", "c", "d", "e")
 

@@ -1,6 +1,7 @@
 """Metrics that fit an output type: the table against what lm-eval does, and the message before anything is computed."""
 
 import math
+import re
 
 import pytest
 
@@ -8,6 +9,7 @@ from longeval.errors import LongEvalError
 from longeval.studies.tasks.definitions.checks import SCORED, check_built, check_task_file
 from longeval.studies.tasks.definitions.entries import TaskEntry
 from longeval.studies.tasks.definitions.files import read_config
+from longeval.studies.tasks.definitions.metadata import read_metadata
 
 ANSWERS = {
     "multiple_choice": [(-1.0, True), (-2.0, False)],
@@ -93,3 +95,11 @@ def test_what_only_a_class_says_of_itself_is_refused_too(flag):
     built = type("Built", (), {flag: True})()
     with pytest.raises(LongEvalError, match="--tasks own: not run"):
         check_built(TaskEntry(name="own", kind="task", source="lm_eval", needs="nothing"), built)
+
+
+@pytest.mark.parametrize(("key", "value"), [("chance", "high"), ("samples", 0), ("document", ["text"])])
+def test_metadata_that_is_of_no_use_is_named_with_its_value(key, value):
+    with pytest.raises(LongEvalError, match=rf"--tasks own: metadata\.{key} {re.escape(repr(value))}: "):
+        read_metadata({"version": 1.0, key: value}, "--tasks own")
+    assert read_metadata({"version": 1.0, "chance": "0.25"}, "--tasks own").version == "1.0"
+    assert read_metadata(1.0, "--tasks own").chance is None

@@ -9,7 +9,7 @@ from plain_backend import KnownBackend
 from longeval.data.special import prefix_ids
 from longeval.studies.tasks.answers import answer
 from longeval.studies.tasks.prompts.build import prepare
-from longeval.studies.tasks.prompts.prepared import PromptWindow
+from longeval.studies.tasks.prompts.requests import PromptWindow
 
 
 def tokenizer_of(folder):

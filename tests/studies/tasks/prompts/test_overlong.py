@@ -16,7 +16,7 @@ from longeval.errors import LongEvalError
 from longeval.studies.tasks.prompts.build import prepare
 from longeval.studies.tasks.prompts.encoding import Encoder
 from longeval.studies.tasks.prompts.overlong import NoRoomError, cut, document_field, most_that_fits
-from longeval.studies.tasks.prompts.prepared import PromptWindow
+from longeval.studies.tasks.prompts.requests import PromptWindow
 
 
 @pytest.mark.parametrize(
