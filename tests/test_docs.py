@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer.main
 
-from longeval.cli.app import run_app
+from longeval.cli.app import app, run_app
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "rope.md"
@@ -26,6 +27,19 @@ NEEDS_MODEL = "--model"
 
 COMMANDS = [match[1] for match in BLOCK.finditer(PAGE.read_text(encoding="utf-8"))]
 FIGURES = [(match[1], match[2]) for match in FIGURE.finditer(PAGE.read_text(encoding="utf-8"))]
+
+
+IN_BLOCKS = re.compile(r"^(?:\$ )?longeval ([a-z]+(?: [^|\n#]+)?)$", re.MULTILINE)
+FENCES = re.compile(r"^```(?:sh|console)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+IN_TEXT = re.compile(r"`longeval ([a-z][^`\n]*)`")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def arguments_in(page, pattern):
+    """The command lines in the blocks or in the text of a page, without the program."""
+    text = re.sub(r"\\\n +", "", page.read_text(encoding="utf-8"))
+    text = "\n".join(FENCES.findall(text)) if pattern is IN_BLOCKS else text
+    return [shlex.split(match[1]) for match in pattern.finditer(text)]
 
 
 def slow_if_model(command):
@@ -98,3 +112,32 @@ def test_the_page_has_commands_figures_and_working_links():
                 assert link[1:] in headings, link
             elif "://" not in link:
                 assert (page.parent / link.partition("#")[0]).exists(), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_commands_of_a_page_and_their_flags_are_there(page):
+    for words in arguments_in(page, IN_BLOCKS) + arguments_in(page, IN_TEXT):
+        command = typer.main.get_command(app)
+        while hasattr(command, "commands") and words and not words[0].startswith("-"):
+            command, words = command.commands[words[0]], words[1:]
+        known = {flag for parameter in command.params for flag in (*parameter.opts, *parameter.secondary_opts)}
+        flags = {word.partition("=")[0] for word in words if re.match("--?[a-z]", word)}
+        assert flags <= known | {"--help"}, f"{page.name}: {words}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_requests_in_blocks_of_a_page_are_whole(page, monkeypatch):
+    requests = []
+    monkeypatch.setattr("longeval.cli.run.carry_out", lambda specs, **how: requests.extend(specs) or 0)
+    for words in arguments_in(page, IN_BLOCKS):
+        if words[0] in ("ppl", "tasks") or words[:2] == ["posgen", "train"]:
+            assert run_app(words) == 0, f"{page.name}: {words}"
+    assert all(request.pe for request in requests)
+
+
+def test_the_site_is_built_without_a_warning(tmp_path):
+    arguments = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(tmp_path / "site")]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, env=environment, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert "longeval.results.ppl" in (tmp_path / "site" / "python" / "index.html").read_text(encoding="utf-8")
