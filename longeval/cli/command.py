@@ -24,6 +24,7 @@ def run_flags(
     json_path: options.Json = None,
     dry_run: options.DryRun = False,
     fresh: options.Fresh = False,
+    track: options.Track = None,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> None:

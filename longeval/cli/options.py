@@ -72,6 +72,12 @@ DryRun = Annotated[
     bool,
     typer.Option("--dry-run", help="Show cells, passes, time and memory; compute nothing.", rich_help_panel=OUTPUT),
 ]
+Track = Annotated[
+    str | None,
+    typer.Option(
+        "--track", help="Send values to tensorboard, wandb, mlflow, trackio; comma list.", rich_help_panel=OUTPUT
+    ),
+]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Compute again what is stored.", rich_help_panel=OUTPUT)]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Only errors.", rich_help_panel=OUTPUT)]
 Verbose = Annotated[

@@ -46,6 +46,7 @@ def carry_out(
     fresh: bool,
     quiet: bool,
     verbose: bool,
+    track: str | None = None,
 ) -> int:
     """Plans requests and runs them (or shows what they would do); returns the exit status.
 
@@ -55,7 +56,9 @@ def carry_out(
     from longeval.cli.progress import RunProgress
     from longeval.run.engine import run
     from longeval.run.study import find_study
+    from longeval.run.tracking import Tracking, check_trackers
     from longeval.store.folder import Store
+    from longeval.values import split_list
 
     if quiet and verbose:
         raise LongEvalError("-q and -v: contradict each other", "Give one of them.")
@@ -65,6 +68,8 @@ def carry_out(
         check_json_path(json_path)
     if out is not None and not out.strip():
         raise LongEvalError("--out '': an empty name", "Name a folder, or leave it out.")
+    trackers = () if track is None else split_list(track, flag="--track")
+    check_trackers(trackers)
     logging.getLogger("longeval").setLevel(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
     store = Store(out or default_out(specs[0]))
     studies = {spec.command: find_study(spec.command) for spec in specs}
@@ -80,9 +85,13 @@ def carry_out(
     found: dict[tuple[str, str], tuple[str, Record]] = {}
     """(cell, metric) → the command and its record: requests of one folder may overlap, and a cell counts once."""
     for spec, plan in zip(specs, plans, strict=True):
-        with RunProgress(quiet=quiet, verbose=verbose and studies[spec.command].tells_passes) as progress:
+        name, folder = os.path.basename(store.path.rstrip("/")), "." if "://" in store.path else store.path
+        with (
+            Tracking(trackers, run=name, folder=folder, settings=spec.to_mapping()) as tracking,
+            RunProgress(quiet=quiet, verbose=verbose and studies[spec.command].tells_passes) as progress,
+        ):
             try:
-                result = run(plan, store, progress, fresh=fresh, under_way=bool(found))
+                result = run(plan, store, progress, fresh=fresh, under_way=bool(found), told=tracking.tell)
             except KeyboardInterrupt:
                 anything = progress.num_finished or store.has_checkpoints()
                 stored = f"{count(progress.num_finished, 'cell')} stored in {store.path}"
@@ -211,6 +220,7 @@ def run(
     ] = False,
     dry_run: options.DryRun = False,
     fresh: options.Fresh = False,
+    track: options.Track = None,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> int:
@@ -251,6 +261,7 @@ def run(
         fresh=fresh,
         quiet=quiet,
         verbose=verbose,
+        track=track,
     )
 
 

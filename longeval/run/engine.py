@@ -51,6 +51,7 @@ def run(
     under_way: bool = False,
     load: Callable[[PreparedModel], Backend] | None = None,
     executor: Executor | None = None,
+    told: Callable[[Outcome], None] = lambda outcome: None,
 ) -> RunResult:
     """Runs what is missing and returns all records of the plan.
 
@@ -62,6 +63,7 @@ def run(
         under_way: Whether results of the same invocation exist already, so that nothing may end it any more.
         load: Brings a model's weights, called only if one of its cells is missing; None: into the request's backend.
         executor: Where work runs; None: in this process.
+        told: Called with each outcome once it is stored.
 
     Raises:
         LongEvalError: A model can't be loaded or used, and nothing has been computed or found yet; later, that model's
@@ -79,6 +81,7 @@ def run(
     try:
         for outcome in (executor or LocalExecutor()).outcomes(plan, left, host):
             keeper.keep(outcome)
+            told(outcome)
     finally:
         host.close()
     keeper.begin()

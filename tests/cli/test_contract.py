@@ -30,11 +30,11 @@ OPTIONS = {
     "ppl": "--model --pe --lengths --data --protocol --factor --native --pe-arg --scale-from --layers --docs "
     "--min-tokens --stride --bos --no-bos --parse-special --text-field --backend --vllm-arg --pin-length --base-url "
     "--served-model --dtype --device --device-map --attn --revision --trust-remote-code --seed --out --json --dry-run "
-    "--fresh --quiet -q --verbose -v",
+    "--fresh --track --quiet -q --verbose -v",
     "tasks": "--model --pe --tasks --lengths --list --limit --overlong --same-samples --chat-template --num-fewshot "
     "--max-new-tokens --haystack --include --factor --native --pe-arg --scale-from --layers --bos --no-bos "
     "--parse-special --backend --vllm-arg --pin-length --base-url --served-model --dtype --device --device-map "
-    "--attn --revision --trust-remote-code --seed --out --json --dry-run --fresh --quiet -q --verbose -v",
+    "--attn --revision --trust-remote-code --seed --out --json --dry-run --fresh --track --quiet -q --verbose -v",
     "posgen": "",
     "posgen generate": "--task --json --num-train --num-valid --num-test --length --test-length --modulus --j --k "
     "--seed",
@@ -42,9 +42,9 @@ OPTIONS = {
     "--length --test-length --modulus --j --k --data-seed --factor --native --pe-arg --layers --d-model --d-ff "
     "--heads --head-dim --theta --tied --untied --attention-scale --no-attention-scale --init --start-token "
     "--no-start-token --dropout --frozen-mlp --no-frozen-mlp --epochs --batch-size --lr --weight-decay --warmup "
-    "--validate-every --tf32 --bf16 --stack --no-stack --device --out --json --dry-run --fresh --quiet -q --verbose -v",
+    "--validate-every --tf32 --bf16 --stack --no-stack --device --out --json --dry-run --fresh --track --quiet -q --verbose -v",
     "posgen table": "--out --json --title --preface --quiet -q",
-    "run": "--pe --out --trust-remote-code --json --dry-run --fresh --quiet -q --verbose -v",
+    "run": "--pe --out --trust-remote-code --json --dry-run --fresh --track --quiet -q --verbose -v",
     "report": "--out --json --title --preface --published --quiet -q",
     "rope": "--model --head-dim --theta --native --factor --length --pe-arg --scale-from --revision "
     "--trust-remote-code --json --plot --list",
