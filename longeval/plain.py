@@ -1,7 +1,7 @@
-"""Stored JSON, read strictly: what is not exactly what longeval writes is refused with the reason, never guessed.
+"""Stored JSON, read strictly: what longeval can't have written is refused with the reason.
 
-Python's own reader takes more than JSON: numbers that overflow, NaN, one key twice, UTF-16. Any of these in a stored
-file says that something else than longeval wrote or damaged it.
+Python's own reader takes more than JSON: numbers that overflow, NaN, one key twice, UTF-16. A stored file with any of
+these is damaged or somebody else's.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import functools
 import json
 import math
 import types
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 LARGEST = 2**53
@@ -102,11 +102,6 @@ def _json_types(hint: Any) -> set[type]:
     if dataclasses.is_dataclass(hint) or origin is dict:
         return {dict}
     return {hint}
-
-
-def texts(values: Mapping[str, Any]) -> bool:
-    """Whether all values are text."""
-    return all(type(value) is str for value in values.values())
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
