@@ -21,13 +21,10 @@ _FLASH_PACKAGES = {"flash_attention_2": "flash_attn", "flash_attention_3": "flas
 
 
 def resolve_device(name: str = "auto") -> str:
-    """Returns `cpu`, `cuda:N` or `mps` for the value of `--device`.
+    """Returns `cpu`, `cuda:N` or `mps` for the value of `--device`; raises LongEvalError if it is unknown or not here.
 
     Args:
         name: `auto` (CUDA, else MPS, else CPU), `cpu`, `cuda` (its first device), `cuda:N`, `mps`.
-
-    Raises:
-        LongEvalError: For an unknown name, or a device that isn't here.
     """
     import torch
 
@@ -53,11 +50,7 @@ def resolve_device(name: str = "auto") -> str:
 
 
 def resolve_dtype(name: str, device: str) -> str:
-    """Returns `float32`, `bfloat16` or `float16` for the value of `--dtype`.
-
-    Args:
-        name: `auto`, or the dtype itself.
-        device: As `resolve_device` returns it.
+    """Returns `float32`, `bfloat16` or `float16` for the value of `--dtype` on a device from `resolve_device`.
 
     Raises:
         LongEvalError: For an unknown name, or a dtype that this device can't compute with.
@@ -72,14 +65,12 @@ def resolve_dtype(name: str, device: str) -> str:
 
 
 def resolve_attention(name: str | None, device: str) -> str | None:
-    """Returns transformers' name of the attention implementation, None for its own choice.
+    """Returns transformers' name of the attention implementation for the value of `--attn`.
 
-    Args:
-        name: The value of `--attn`; None and `auto` leave it to transformers (SDPA where the model has it).
-        device: As `resolve_device` returns it.
+    None and `auto` give None, transformers' own choice: SDPA where the model has it.
 
     Raises:
-        LongEvalError: For an unknown name, or an implementation that can't run here.
+        LongEvalError: For an unknown name, or an implementation that can't run on this device.
     """
     if name is None or name == "auto":
         return None
@@ -101,11 +92,7 @@ def resolve_device_map(name: str | None) -> str | None:
 
 
 def device_name(device: str) -> str:
-    """What records call a device: `cpu (AMD EPYC, 2 threads)`, `cuda (NVIDIA H100)`.
-
-    Args:
-        device: As `resolve_device` returns it, or as torch writes one.
-    """
+    """What records call a device of torch: `cpu (AMD EPYC, 2 threads)`, `cuda (NVIDIA H100)`."""
     import torch
 
     kind = torch.device(device).type
