@@ -76,13 +76,12 @@ def working_folder(parent: str | None = None) -> Iterator[str]:
         os.close(handle)
 
 
-def put_folder(made: str, folder: str, *, aside: str, is_whole: Callable[[str], bool]) -> None:
-    """Renames a complete folder to its place; a damaged one there is moved aside, a complete one stays.
+def put_folder(made: str, folder: str, *, is_whole: Callable[[str], bool]) -> None:
+    """Renames a complete folder to its place; a damaged one there is moved beside `made`, a complete one stays.
 
     Args:
-        made: The complete folder.
+        made: The complete folder, inside a working folder.
         folder: Its place, on the same file system.
-        aside: Where a damaged folder goes that is there already.
         is_whole: Whether a folder is there and complete.
 
     Raises:
@@ -91,7 +90,7 @@ def put_folder(made: str, folder: str, *, aside: str, is_whole: Callable[[str], 
     if is_whole(folder):
         return
     with contextlib.suppress(FileNotFoundError):
-        os.rename(folder, aside)
+        os.rename(folder, f"{made}-damaged")
     try:
         os.rename(made, folder)
     except OSError:

@@ -252,12 +252,11 @@ def _save(tokenizer: Any, parent: str) -> str:
         _remove_code(made)
         digest = files_digest(made, os.listdir(made))
         folder = os.path.join(parent, digest[:16])
-        put_folder(
-            made,
-            folder,
-            aside=os.path.join(work, "damaged"),
-            is_whole=lambda place: os.path.isdir(place) and files_digest(place, os.listdir(place)) == digest,
-        )
+
+        def is_whole(place: str) -> bool:
+            return os.path.isdir(place) and files_digest(place, os.listdir(place)) == digest
+
+        put_folder(made, folder, is_whole=is_whole)
         return folder
 
 

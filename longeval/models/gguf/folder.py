@@ -87,7 +87,7 @@ def converted_folder(
             for kept, source in (beside or {}).items():
                 shutil.copyfile(source, os.path.join(building, kept))
             _note_files(building, {"gguf": os.path.basename(path), "sha256": sha256})
-            put_folder(building, folder, aside=os.path.join(work, "damaged"), is_whole=is_whole)
+            put_folder(building, folder, is_whole=is_whole)
     except OSError as error:
         raise unwritable(error) from error
     _log.info("converted in %.0f s", time.monotonic() - started)
