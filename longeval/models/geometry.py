@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,16 @@ _PARTS = ("partial_rotary_factor", "rotary_pct")
 _LENGTHS = (NATIVE, "max_position_embeddings")
 _POSITIVE = ("attention_factor", "beta_fast", "beta_slow", "low_freq_factor", "high_freq_factor")
 _FROM_ZERO = ("mscale", "mscale_all_dim")
+
+_NUMBERS: tuple[tuple[tuple[str, ...], str, Callable[[float], bool]], ...] = (
+    ((*_BASES, *_POSITIVE), "a number above 0 that float32 can hold", lambda number: 1e-30 < number < 1e30),
+    (_PARTS, "a number above 0 and at most 1", lambda number: 0 < number <= 1),
+    (_LENGTHS, "a number of whole tokens, 2 or more", lambda number: 2 <= number < 2**31 and number.is_integer()),
+    (("factor",), "a number of at least 1", lambda number: 1 <= number < 2**31),
+    (_FROM_ZERO, "a number of at least 0", lambda number: number >= 0),
+)
+"""Keys of RoPE settings, what they have to be, and whether a number is that."""
+
 _CORRECT = "Correct it in its config.json."
 
 
@@ -280,30 +290,16 @@ def _check_numbers(settings: Mapping[str, Any]) -> None:
             raise LongEvalError(
                 f"{key} in its rope_parameters is {_short(value)}, not a list of numbers above 0", _CORRECT
             )
-    for key in (*_BASES, *_PARTS, *_LENGTHS, "factor", *_POSITIVE, *_FROM_ZERO):
-        value = settings.get(key)
-        if value is None or (wanted := _wanted(key, _number(value))) is None:
-            continue
-        of = "" if rope_type == "default" else f" of its {rope_type} scaling"
-        if isinstance(value, str):
-            problem = f"{key}{of} is the text {_short(value)}, not {wanted}"
-            raise LongEvalError(problem, "Write it without quotes in its config.json.")
-        raise LongEvalError(f"{key}{of} is {_short(value)}, not {wanted}", _CORRECT)
-
-
-def _wanted(key: str, number: float) -> str | None:
-    """What a setting has to be, for a message; None where its value fits."""
-    if key in _PARTS:
-        return None if 0 < number <= 1 else "a number above 0 and at most 1"
-    if key in _LENGTHS:
-        return None if 2 <= number < 2**31 and number.is_integer() else "a number of whole tokens, 2 or more"
-    if key == "factor":
-        return None if 1 <= number < 2**31 else "a number of at least 1"
-    if key in _FROM_ZERO:
-        return None if number >= 0 else "a number of at least 0"
-    if 1e-30 < number < 1e30:
-        return None
-    return "a number that float32 can hold" if number > 0 else "a number above 0"
+    of = "" if rope_type == "default" else f" of its {rope_type} scaling"
+    for keys, wanted, fits in _NUMBERS:
+        for key in keys:
+            value = settings.get(key)
+            if value is None or fits(_number(value)):
+                continue
+            if isinstance(value, str):
+                problem = f"{key}{of} is the text {_short(value)}, not {wanted}"
+                raise LongEvalError(problem, "Write it without quotes in its config.json.")
+            raise LongEvalError(f"{key}{of} is {_short(value)}, not {wanted}", _CORRECT)
 
 
 def _number(value: Any) -> float:
