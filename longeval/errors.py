@@ -94,6 +94,13 @@ def reason(error: BaseException) -> str:
     return said if len(said) <= _LONGEST_REASON else f"{said[:_LONGEST_REASON]}…"
 
 
+def check_word(flag: str, word: str, known: Iterable[str]) -> None:
+    """Raises LongEvalError with suggestions unless `word` is one of the `known` ones."""
+    known = tuple(known)
+    if word not in known:
+        raise LongEvalError(f"{flag} {word}: unknown", did_you_mean(word, known))
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Returns a sentence for an unknown `name`: the nearest known names if any are near, and all of them if few."""
     names = sorted(known)

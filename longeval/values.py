@@ -158,9 +158,3 @@ def parse_count(text: str, *, flag: str, least: int = 1) -> int:
     if count < least:
         raise LongEvalError(f"{flag} {text}: must be at least {least}", f"Give a whole number of at least {least}.")
     return count
-
-
-def check_word(flag: str, word: str, known: tuple[str, ...]) -> None:
-    """Raises LongEvalError unless `word` is one of the `known` ones."""
-    if word not in known:
-        raise LongEvalError(f"{flag} {word}: unknown", f"Use {' or '.join(known)}.")

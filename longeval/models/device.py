@@ -11,7 +11,7 @@ import importlib.util
 import platform
 import re
 
-from longeval.errors import LongEvalError, did_you_mean, reason
+from longeval.errors import LongEvalError, check_word, did_you_mean, reason
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
@@ -55,8 +55,7 @@ def resolve_dtype(name: str, device: str) -> str:
     Raises:
         LongEvalError: For an unknown name, or a dtype that this device can't compute with.
     """
-    if name not in DTYPES:
-        raise LongEvalError(f"--dtype {name}: unknown", did_you_mean(name, DTYPES))
+    check_word("--dtype", name, DTYPES)
     if name == "auto":
         return "bfloat16" if native_bfloat16(device) else "float32"
     if name != "float32" and (why := unusable(name, device)):
@@ -74,8 +73,7 @@ def resolve_attention(name: str | None, device: str) -> str | None:
     """
     if name is None or name == "auto":
         return None
-    if name not in ATTENTIONS:
-        raise LongEvalError(f"--attn {name}: unknown", did_you_mean(name, ATTENTIONS))
+    check_word("--attn", name, ATTENTIONS)
     package = _FLASH_PACKAGES.get(name)
     if package is not None and not device.startswith("cuda"):
         raise LongEvalError(f"--attn {name}: needs an NVIDIA or AMD GPU, the device is {device}", "Use --attn sdpa.")
@@ -86,8 +84,8 @@ def resolve_attention(name: str | None, device: str) -> str | None:
 
 def resolve_device_map(name: str | None) -> str | None:
     """Returns the value of `--device-map` if accelerate knows it; raises LongEvalError with suggestions otherwise."""
-    if name is not None and name not in DEVICE_MAPS:
-        raise LongEvalError(f"--device-map {name}: unknown", did_you_mean(name, DEVICE_MAPS))
+    if name is not None:
+        check_word("--device-map", name, DEVICE_MAPS)
     return name
 
 
