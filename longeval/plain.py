@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import json
 import math
+import reprlib
 import types
 from collections.abc import Hashable
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
@@ -131,8 +132,7 @@ def _constant(text: str) -> float:
 
 def _shown(value: object) -> str:
     """A value for a message, short."""
-    text = repr(value) if isinstance(value, str | int | float | bool | None) else f"a {type(value).__name__}"
-    return text if len(text) <= 40 else f"{text[:37]}..."
+    return reprlib.repr(value) if isinstance(value, str | int | float | bool | None) else f"a {type(value).__name__}"
 
 
 def canonical_json(value: object) -> str:

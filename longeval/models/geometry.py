@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
+import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -214,7 +215,7 @@ def _settle_part(text: Any, settings: dict[str, Any]) -> None:
     if (scaled and part != 1 and not heeded) or (part is None and (scaled or heeded)):
         heads = "" if heeded else f"{text.model_type} models rotate whole heads, and "
         raise LongEvalError(
-            f"partial_rotary_factor in its rope_parameters is {_short(part)}: {heads}stock transformers can't run it",
+            f"partial_rotary_factor in its rope_parameters is {part!r}: {heads}stock transformers can't run it",
             _CORRECT if heeded else "Remove it from its config.json.",
         )
 
@@ -270,7 +271,7 @@ def check_raw(raw: Mapping[str, Any]) -> None:
             if given is None:
                 continue
             if not isinstance(given, Mapping):
-                raise LongEvalError(f"{key} is {_short(given)}, not a JSON object", _CORRECT)
+                raise LongEvalError(f"{key} is {reprlib.repr(given)}, not a JSON object", _CORRECT)
             for settings in (given, *given.values()):
                 if isinstance(settings, Mapping):
                     _check_numbers(settings)
@@ -283,12 +284,12 @@ def _check_numbers(settings: Mapping[str, Any]) -> None:
     """
     rope_type = settings.get("rope_type", settings.get("type", "default"))
     if not isinstance(rope_type, str):
-        raise LongEvalError(f"rope_type {_short(rope_type)}: not a name", _CORRECT)
+        raise LongEvalError(f"rope_type {reprlib.repr(rope_type)}: not a name", _CORRECT)
     for key in ("short_factor", "long_factor"):
         value = settings.get(key)
         if value is not None and not (isinstance(value, list | tuple) and all(_number(one) > 0 for one in value)):
             raise LongEvalError(
-                f"{key} in its rope_parameters is {_short(value)}, not a list of numbers above 0", _CORRECT
+                f"{key} in its rope_parameters is {reprlib.repr(value)}, not a list of numbers above 0", _CORRECT
             )
     of = "" if rope_type == "default" else f" of its {rope_type} scaling"
     for keys, wanted, fits in _NUMBERS:
@@ -297,9 +298,9 @@ def _check_numbers(settings: Mapping[str, Any]) -> None:
             if value is None or fits(_number(value)):
                 continue
             if isinstance(value, str):
-                problem = f"{key}{of} is the text {_short(value)}, not {wanted}"
+                problem = f"{key}{of} is the text {reprlib.repr(value)}, not {wanted}"
                 raise LongEvalError(problem, "Write it without quotes in its config.json.")
-            raise LongEvalError(f"{key}{of} is {_short(value)}, not {wanted}", _CORRECT)
+            raise LongEvalError(f"{key}{of} is {reprlib.repr(value)}, not {wanted}", _CORRECT)
 
 
 def _number(value: Any) -> float:
@@ -309,9 +310,3 @@ def _number(value: Any) -> float:
     except (TypeError, ValueError, OverflowError):
         return math.nan
     return number if math.isfinite(number) else math.nan
-
-
-def _short(value: Any) -> str:
-    """A value as messages show it, at most 60 characters."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
