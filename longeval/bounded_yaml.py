@@ -67,10 +67,10 @@ def _num_values(node: yaml.Node, known: dict[int, int]) -> int:
     """Values under a node, those of an alias each time; `known` are those of nodes seen so far, by their identity."""
     if id(node) not in known:
         known[id(node)] = MOST_VALUES + 1  # of a node that holds itself there would be no end
-        pairs = node.value if isinstance(node, yaml.MappingNode) else []
-        inner = [
-            *(part for pair in pairs for part in pair),
-            *(node.value if isinstance(node, yaml.SequenceNode) else []),
-        ]
+        inner: list[yaml.Node] = []
+        if isinstance(node, yaml.MappingNode):
+            inner = [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            inner = node.value
         known[id(node)] = 1 + sum(_num_values(part, known) for part in inner)
     return known[id(node)]

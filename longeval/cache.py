@@ -27,7 +27,6 @@ _log = logging.getLogger(__name__)
 
 _EARLIER = (".building-", ".fetching-", ".saving-")
 """What names of working folders began with in earlier versions."""
-_BLOCK_BYTES = 1 << 22
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SETTLED_NS = 2_000_000_000
 """A file younger than this may still change within one tick of a coarse clock: its digest is not remembered."""
@@ -88,18 +87,13 @@ def read_sealed(path: str) -> bytes | None:
 
 def _seal(path: str, content: bytes) -> bytes:
     """SHA-256 (hex) of a file's name and content."""
-    digest = hashlib.sha256(f"{os.path.basename(path)}\0".encode())
-    digest.update(content)
-    return digest.hexdigest().encode()
+    return hashlib.sha256(f"{os.path.basename(path)}\0".encode() + content).hexdigest().encode()
 
 
 def sha256_of(path: str) -> str:
     """Returns the SHA-256 (hex) of a file's content, reading all of it."""
-    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def files_digest(folder: str, names: Iterable[str]) -> str:
@@ -111,12 +105,9 @@ def files_digest(folder: str, names: Iterable[str]) -> str:
 def file_digest(path: str) -> str:
     """Returns the SHA-256 (hex) of a file's content; 13 GB of weights are read once, not before every run.
 
-    Digests are remembered in `<cache>/digests.json` under the file's absolute path. One is believed only while it is
-    the same file (inode) with the same size and times of modification and change (nanoseconds): nobody can set the
-    last one back.
-
-    Args:
-        path: A local file; symbolic links (the hub's cache is made of them) are followed.
+    Digests are remembered in `<cache>/digests.json` under the file's absolute path, symbolic links followed (the hub's
+    cache is made of them). One is believed only while it is the same file (inode) with the same size and times of
+    modification and change (nanoseconds): nobody can set the last one back.
 
     Raises:
         OSError: If it can't be read.

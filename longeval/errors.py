@@ -1,8 +1,7 @@
-"""The exceptions for things that a user can mend.
+"""The exceptions for what a user can correct, and the words for what other libraries raise.
 
-Every command catches them at the top: exactly one message goes to stderr, and the exit status is theirs (see
-`cli/app.py`).
-Bugs are not `LongEvalError`s: they keep their traceback and end with status 1.
+Every command catches a `LongEvalError` at the top: its one message goes to stderr, and the exit status is its own (see
+`cli/app.py`). Bugs are not `LongEvalError`s: they keep their traceback and end with status 1.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ class LongEvalError(Exception):
         super().__init__(f"{self.problem}. {remedy}".rstrip())
 
     def __reduce__(self) -> tuple[type[LongEvalError], tuple[str, str]]:
-        """It travels between processes with its two parts."""
+        """Lets it be pickled for another process."""
         return type(self), (self.problem, self.remedy)
 
 
@@ -40,7 +39,9 @@ class WriteError(LongEvalError):
 
 
 class MissingDataError(LongEvalError):
-    """Data of a task that can't be had here: neither a local copy nor the hub. A group can do without, if said.
+    """Data of a task that can't be had here, neither from a local copy nor from the hub.
+
+    A group may be evaluated without such a task where the user says so.
 
     Args:
         problem: As for `LongEvalError`.
@@ -91,6 +92,13 @@ def reason(error: BaseException) -> str:
     if not end and not isinstance(error, ValueError | OSError | ImportError | RuntimeError):  # as in KeyError: 'model'
         said = f"{type(error).__name__}: {said}"
     return said if len(said) <= _LONGEST_REASON else f"{said[:_LONGEST_REASON]}…"
+
+
+def check_word(flag: str, word: str, known: Iterable[str]) -> None:
+    """Raises LongEvalError with suggestions unless `word` is one of the `known` ones."""
+    known = tuple(known)
+    if word not in known:
+        raise LongEvalError(f"{flag} {word}: unknown", did_you_mean(word, known))
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -1,8 +1,9 @@
-"""Local files that appear under their name only when they are whole, and working files that outlive no run for long.
+"""Local files that appear under their name only when they are whole, and working files that don't outlive their run.
 
-Whatever is under way has a name of its own, `.longeval-<machine>-<number>`, and is locked (flock) by the process that
-makes it. The lock ends with that process however it ends, so `sweep` can tell what a killed run left from what another
-one is writing. On a file system without locks, and for what another machine or an earlier boot left, age decides.
+A file or folder that is being made has a name of its own, `.longeval-<machine>-<number>`, and is locked (flock) by the
+process that makes it. The lock ends with that process however it ends, so `sweep` can tell what a killed run left from
+what another one is writing. On a file system without locks, and for what another machine or an earlier boot left, age
+decides.
 """
 
 from __future__ import annotations
@@ -28,11 +29,7 @@ _STALE_S = 24 * 3600.0
 
 
 def write_whole(path: str, content: bytes) -> None:
-    """Writes a local file whole or not at all, and makes its folder; the last of several writers wins.
-
-    Args:
-        path: Where the file goes; one that is there is replaced.
-        content: All of the file.
+    """Writes or replaces a local file, whole or not at all, and makes its folder; the last of several writers wins.
 
     Raises:
         OSError: If the folder can't be made or the file can't be written. Nothing is left behind then.
@@ -79,13 +76,12 @@ def working_folder(parent: str | None = None) -> Iterator[str]:
         os.close(handle)
 
 
-def put_folder(made: str, folder: str, *, aside: str, is_whole: Callable[[str], bool]) -> None:
-    """Renames a complete folder to its place; a damaged one there is moved aside, a complete one stays.
+def put_folder(made: str, folder: str, *, is_whole: Callable[[str], bool]) -> None:
+    """Renames a complete folder to its place; a damaged one there is moved beside `made`, a complete one stays.
 
     Args:
-        made: The complete folder.
+        made: The complete folder, inside a working folder.
         folder: Its place, on the same file system.
-        aside: Where a damaged folder that is in its place goes.
         is_whole: Whether a folder is there and complete.
 
     Raises:
@@ -94,11 +90,11 @@ def put_folder(made: str, folder: str, *, aside: str, is_whole: Callable[[str], 
     if is_whole(folder):
         return
     with contextlib.suppress(FileNotFoundError):
-        os.rename(folder, aside)
+        os.rename(folder, f"{made}-damaged")
     try:
         os.rename(made, folder)
     except OSError:
-        if not is_whole(folder):  # else another process was first: its folder is as good
+        if not is_whole(folder):  # else another process was first, and its folder is as good
             raise
 
 
@@ -115,7 +111,7 @@ def sweep(*folders: str, prefixes: tuple[str, ...] = ()) -> None:
     What can't be read or removed stays, and so does everything else in these folders.
 
     Args:
-        folders: Where to look; those that aren't there are passed over.
+        folders: Where to look; they need not exist.
         prefixes: What names of other working files begin with; age alone decides about those.
     """
     for folder in folders:

@@ -1,7 +1,7 @@
-"""Stored JSON, read strictly: what is not exactly what longeval writes is refused with the reason, never guessed.
+"""Stored JSON, read strictly: what longeval can't have written is refused with the reason.
 
-Python's own reader takes more than JSON: numbers that overflow, NaN, one key twice, UTF-16. Any of these in a stored
-file says that something else than longeval wrote or damaged it.
+Python's own reader takes more than JSON: numbers that overflow, NaN, one key twice, UTF-16. A stored file with any of
+these is damaged or somebody else's.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import dataclasses
 import functools
 import json
 import math
+import reprlib
 import types
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 LARGEST = 2**53
@@ -104,11 +105,6 @@ def _json_types(hint: Any) -> set[type]:
     return {hint}
 
 
-def texts(values: Mapping[str, Any]) -> bool:
-    """Whether all values are text."""
-    return all(type(value) is str for value in values.values())
-
-
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
@@ -136,8 +132,7 @@ def _constant(text: str) -> float:
 
 def _shown(value: object) -> str:
     """A value for a message, short."""
-    text = repr(value) if isinstance(value, str | int | float | bool | None) else f"a {type(value).__name__}"
-    return text if len(text) <= 40 else f"{text[:37]}..."
+    return reprlib.repr(value) if isinstance(value, str | int | float | bool | None) else f"a {type(value).__name__}"
 
 
 def canonical_json(value: object) -> str:

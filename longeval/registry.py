@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Generic, TypeVar
 
-from longeval.errors import LongEvalError, did_you_mean
+from longeval.errors import check_word
 
 T = TypeVar("T")
 
@@ -30,8 +30,7 @@ class Registry(Mapping[str, T], Generic[T]):
 
     def lookup(self, name: str) -> T:
         """Returns the thing called `name`; raises LongEvalError with suggestions if there is none."""
-        if name not in self._things:
-            raise LongEvalError(f"{self._noun} {name}: unknown", did_you_mean(name, self._things))
+        check_word(self._noun, name, self._things)
         return self._things[name]
 
     def __getitem__(self, name: str) -> T:

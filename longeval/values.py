@@ -36,8 +36,7 @@ def parse_length(text: str, *, flag: str = "--lengths", least: int = 2) -> int:
 
 def parse_lengths(text: str, *, flag: str = "--lengths") -> tuple[int, ...]:
     """A comma list of lengths, ascending, without repeats."""
-    parts = [part.strip() for part in text.split(",")]
-    _check_thousands(parts, text, flag)
+    _check_thousands([part.strip() for part in text.split(",")], text, flag)
     return tuple(sorted({parse_length(part, flag=flag) for part in split_list(text, flag=flag)}))
 
 
@@ -65,11 +64,8 @@ def _check_thousands(parts: list[str], text: str, flag: str) -> None:
 
 
 def split_list(text: str, *, flag: str) -> tuple[str, ...]:
-    """A comma list of names in the order given, without repeats; an empty one raises LongEvalError."""
-    parts = [part.strip() for part in text.split(",")]
-    if not all(parts):
-        raise LongEvalError(f"{flag} {text!r}: an empty item", "Write a comma list without blanks: a,b,c.")
-    return tuple(dict.fromkeys(checked_name(part, flag) for part in parts))
+    """A comma list of names in the order given, without repeats; an empty item raises LongEvalError."""
+    return _unique(text, [part.strip() for part in text.split(",")], flag)
 
 
 def split_paths(text: str, *, flag: str) -> tuple[str, ...]:
@@ -89,11 +85,16 @@ def split_paths(text: str, *, flag: str) -> tuple[str, ...]:
                 f"{flag} {name}: one path, or {count} names?",
                 f"Both can be meant. Write '{escaped}' for the one, or change the order of the names.",
             )
-        if not name:
-            raise LongEvalError(f"{flag} {text!r}: an empty item", "Write a comma list without blanks: a,b,c.")
-        found.append(checked_name(name, flag))
+        found.append(name)
         parts = parts[count:]
-    return tuple(dict.fromkeys(found))
+    return _unique(text, found, flag)
+
+
+def _unique(text: str, names: list[str], flag: str) -> tuple[str, ...]:
+    """The names that a comma list holds, checked, without repeats."""
+    if not all(names):
+        raise LongEvalError(f"{flag} {text!r}: an empty item", "Write a comma list without blanks: a,b,c.")
+    return tuple(dict.fromkeys(checked_name(name, flag) for name in names))
 
 
 def _exists(path: str) -> bool:
@@ -122,16 +123,30 @@ def format_length(length: int) -> str:
 
 def parse_factor(text: str, *, flag: str = "--factor") -> float:
     """A factor s ≥ 1; NaN, infinity and what is no number raise LongEvalError."""
-    try:
-        factor = float(text)
-    except ValueError:
-        factor = math.nan
-    if not (math.isfinite(factor) and factor >= 1):
+    factor = _finite(text)
+    if factor is None or factor < 1:
         raise LongEvalError(
             f"{flag} {text}: must be a finite number of at least 1",
             "It is target length / native length: 4 stretches 4k to 16k.",
         )
     return factor
+
+
+def parse_number(text: str, *, flag: str) -> float:
+    """A finite number: `0.0002`, `2e-4`."""
+    number = _finite(text)
+    if number is None:
+        raise LongEvalError(f"{flag} {text!r}: not a finite number", "Write it as 0.01 or 2e-4.")
+    return number
+
+
+def _finite(text: str) -> float | None:
+    """The number that a text says; None for NaN, infinity and what is no number."""
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 def parse_count(text: str, *, flag: str, least: int = 1) -> int:
@@ -143,20 +158,3 @@ def parse_count(text: str, *, flag: str, least: int = 1) -> int:
     if count < least:
         raise LongEvalError(f"{flag} {text}: must be at least {least}", f"Give a whole number of at least {least}.")
     return count
-
-
-def parse_number(text: str, *, flag: str) -> float:
-    """A finite number: `0.0002`, `2e-4`."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise LongEvalError(f"{flag} {text!r}: not a finite number", "Write it as 0.01 or 2e-4.")
-    return number
-
-
-def check_word(flag: str, word: str, known: tuple[str, ...]) -> None:
-    """Raises LongEvalError unless `word` is one of the `known` ones."""
-    if word not in known:
-        raise LongEvalError(f"{flag} {word}: unknown", f"Use {' or '.join(known)}.")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from longeval.cli.terminal import console, say, show
-from longeval.errors import LongEvalError
+from longeval.errors import LongEvalError, check_word
 
 if TYPE_CHECKING:
     from longeval.export.encoding import Encoding, StockError
@@ -71,7 +71,7 @@ def export(
     from longeval.models.scaling import model_rope
     from longeval.request import LAYERS, SCALE_FROM
     from longeval.rope.build import parse_method_name, parse_pe_args
-    from longeval.values import check_word, parse_factor, parse_length
+    from longeval.values import parse_factor, parse_length
 
     logging.getLogger("longeval").setLevel(logging.WARNING if quiet else logging.INFO)
     check_word("--scale-from", scale_from, SCALE_FROM)

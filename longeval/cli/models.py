@@ -32,8 +32,7 @@ def models(
     longeval ppl --model smollm2-135m-q4 --pe none,yarn --data stdlib --lengths 2k,4k
     """
     from longeval.cli.terminal import write_json
-    from longeval.models.files import is_present
-    from longeval.models.resolve import CATALOG, resolve
+    from longeval.models.resolve import CATALOG, is_present, resolve
 
     rows = [(entry, is_present(resolve(entry.name))) for entry in CATALOG.values()]
     if json_path is not None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from longeval.cli.terminal import say, write_text
-from longeval.errors import LongEvalError
+from longeval.errors import LongEvalError, reason
 from longeval.printable import printable
 
 if TYPE_CHECKING:
@@ -105,5 +105,4 @@ def read_preface(path: str) -> str:
         with open(path, encoding="utf-8") as file:
             return file.read()
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not a text file"
-        raise LongEvalError(f"--preface {path}: can't be read ({reason})", "Give a Markdown file.") from None
+        raise LongEvalError(f"--preface {path}: can't be read ({reason(error)})", "Give a Markdown file.") from None

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from longeval.cli.terminal import check_json_path, check_writable, say, write_json, write_output
-from longeval.errors import LongEvalError
+from longeval.errors import LongEvalError, check_word
 
 if TYPE_CHECKING:
     from longeval.models.scaling import ModelRope
@@ -204,7 +204,7 @@ def _read_model(
 ) -> ModelRope:
     """Reads the position encoding of a model from its configuration."""
     from longeval.request import SCALE_FROM
-    from longeval.values import check_word, parse_length
+    from longeval.values import parse_length
 
     length = None if native is None else parse_length(native, flag="--native")
     if scale_from is not None:

@@ -14,7 +14,7 @@ import typer
 
 from longeval.cli import options
 from longeval.cli.terminal import check_json_path, console, say, show, write_json
-from longeval.errors import LongEvalError
+from longeval.errors import LongEvalError, reason
 from longeval.printable import as_markup
 from longeval.run.overview import Overview, count
 
@@ -242,9 +242,8 @@ def run(
     try:
         text = read_text(file)
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "not a text file, or far too large"
         raise LongEvalError(
-            f"{file}: can't be read ({reason})", "Give a request file, such as RUN/spec.yaml."
+            f"{file}: can't be read ({reason(error)})", "Give a request file, such as RUN/spec.yaml."
         ) from None
     requests = requests_from_yaml(text, origin=file)
     if any("command" not in request and ("task" in request or "group" in request) for request in requests):

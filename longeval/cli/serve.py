@@ -94,7 +94,7 @@ def serve(
         parse_vllm_args,
     )
     from longeval.backends.vllm.server import base_url, check_address, run_server
-    from longeval.models.prepare import needing_code, prepare
+    from longeval.models.prepare import prepare
 
     check_installed("serve")
     args = parse_vllm_args(vllm_arg or [], OWNED_BY_SERVE)
@@ -103,21 +103,18 @@ def serve(
     if not dry_run:  # whose line may be for another machine
         check_address(host, port)
     check_known(args)
-    with needing_code(dry_run and trust_remote_code):
-        prepared = prepare(
-            model,
-            revision=revision,
-            native=options.read("native", native),
-            scale_from=scale_from,
-            layers=layers,
-            bos=None,
-            dtype=dtype,
-            device=device,
-            device_map=None,
-            attn=None,
-            trust_remote_code=trust_remote_code and not dry_run,
-            backend=capabilities("vllm"),
-        )
+    prepared = prepare(
+        model,
+        revision=revision,
+        native=options.read("native", native),
+        scale_from=scale_from,
+        layers=layers,
+        dtype=dtype,
+        device=device,
+        trust_remote_code=trust_remote_code,
+        backend=capabilities("vllm"),
+        dry_run=dry_run,
+    )
     prepared = dataclasses.replace(prepared, trust_remote_code=trust_remote_code)
     engine_device(prepared.device, serving=True)  # refuses one that vLLM doesn't compute on
     served = _served(prepared, pe, factor, length, pe_arg or [], options.read("pin_length", pin_length))

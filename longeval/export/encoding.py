@@ -15,8 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from longeval.errors import LongEvalError
-from longeval.models.files import weights_digest
-from longeval.models.resolve import ModelRef
+from longeval.models.resolve import ModelRef, weights_digest
 from longeval.models.scaling import ModelRope
 from longeval.rope.base import METHODS, RopeTable, table_digest
 from longeval.rope.build import MethodName, parse_method_name
@@ -202,7 +201,7 @@ def _target_length(rope: ModelRope, name: MethodName, factor: float | None) -> i
                 f"They hold positions in float32, whole numbers up to {_FURTHEST}.",
             )
         return round(factor * native)
-    if rope.uses_factor(name):
+    if name.method.uses_factor:
         raise LongEvalError(
             f"--factor: missing, {name.canonical} needs it",
             f"It is target length / native length: --factor 4 stretches {format_length(native)} to "

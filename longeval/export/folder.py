@@ -21,12 +21,11 @@ from longeval.export.encoding import Encoding, export_note
 from longeval.export.form import new_config
 from longeval.export.stock import Stock, check_stock
 from longeval.files import why_unwritable, working_folder
-from longeval.models.files import config_path, local_folder
 from longeval.models.folder import read_config, weight_files
 from longeval.models.hub import HubSnapshot, cached_weights, open_hub, unreachable_hub
 from longeval.models.library import quiet_transformers
 from longeval.models.load import check_weights
-from longeval.models.resolve import ModelRef
+from longeval.models.resolve import ModelRef, config_path, local_folder
 from longeval.models.tokenizer import class_that_splits_otherwise
 
 Progress = Callable[[int, int], None]

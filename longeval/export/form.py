@@ -17,7 +17,6 @@ from typing import Any
 
 from longeval.errors import LongEvalError
 from longeval.export.encoding import Encoding
-from longeval.models.geometry import full_attention
 from longeval.rope.base import FloatArray, Geometry, RopeTable
 
 GLOBAL_LAYERS = "full_attention"
@@ -81,7 +80,7 @@ def new_config(raw: Mapping[str, Any], config: Any, encoding: Encoding) -> dict[
     part = _text_part(new, config, encoding)
     _check_replaceable(encoding)
     own = encoding.rope.config
-    partial = (full_attention(own.parameters) if own.by_layer_type else own.parameters).get("partial_rotary_factor")
+    partial = own.full_attention.get("partial_rotary_factor")
     if own.by_layer_type:
         parameters = _by_layer_type(encoding)
         flat = parameters[GLOBAL_LAYERS] if text.model_type in _FLAT_TOO else None

@@ -23,11 +23,10 @@ from longeval.export.encoding import Encoding, StockError, export_note, running,
 from longeval.export.form import divisors
 from longeval.files import why_unwritable, working_folder
 from longeval.models import load
-from longeval.models.files import is_present
 from longeval.models.gguf.config import complete_config
-from longeval.models.gguf.header import GgufHeader, gguf_shards, read_header
+from longeval.models.gguf.header import GgufHeader, model_header
 from longeval.models.library import quiet_transformers
-from longeval.models.resolve import ModelRef
+from longeval.models.resolve import ModelRef, is_present
 
 # Copies a GGUF with some fields set and one tensor added, and reads the copy back.
 #
@@ -201,7 +200,7 @@ def check_source(ref: ModelRef, path: str) -> None:
             "Convert it with llama.cpp's convert_hf_to_gguf.py, then export from that file: --model FILE.gguf.",
         )
     if ref.kind == "gguf":
-        _check_header(_header(ref, ref.location), ref, path)
+        _check_header(model_header(ref.location), ref, path)
 
 
 def config_of(ref: ModelRef, path: str) -> Any:
@@ -226,7 +225,7 @@ def config_of(ref: ModelRef, path: str) -> Any:
     try:
         with quiet_transformers():
             config = transformers.AutoConfig.from_pretrained(folder, gguf_file=name)
-        return complete_config(_header(ref, ref.location), config)
+        return complete_config(model_header(ref.location), config)
     except LongEvalError:
         raise
     except Exception as error:  # the file may hold anything, and transformers checks little
@@ -254,7 +253,7 @@ def write_gguf(ref: ModelRef, encoding: Encoding, path: str, progress: Progress)
     try:
         with _original(ref) as original, working_folder(folder) as beside:
             work = os.path.join(beside, name)
-            header = _header(ref, original)
+            header = model_header(original)
             architecture = _check_header(header, ref, path)
             _check_geometry(header, encoding)
             divisor_F = divisors(encoding.table.inv_freq_F, encoding.theta).astype(np.float32)
@@ -284,14 +283,6 @@ def _original(ref: ModelRef) -> Iterator[str]:
 
     with working_folder() as folder:
         yield embedded_gguf(ref.location, folder)
-
-
-def _header(ref: ModelRef, path: str) -> GgufHeader:
-    """The header of a model's GGUF; raises LongEvalError if it can't be read."""
-    try:
-        return read_header(*(gguf_shards(path) if ref.kind == "gguf" else (path,)))
-    except ValueError as error:
-        raise LongEvalError(f"--model {ref.name}: not a readable GGUF ({error})", "Fetch the file again.") from error
 
 
 def _check_header(header: GgufHeader, ref: ModelRef, path: str) -> str:

@@ -19,10 +19,9 @@ from huggingface_hub.errors import StrictDataclassError
 from longeval.errors import LongEvalError, reason
 from longeval.export.encoding import Encoding, StockError, multiplied, stock_error
 from longeval.export.form import GLOBAL_LAYERS
-from longeval.models.files import config_path
 from longeval.models.folder import read_config
 from longeval.models.library import empty_model, quiet_transformers
-from longeval.models.resolve import ModelRef
+from longeval.models.resolve import ModelRef, config_path
 from longeval.rope.base import FloatArray, RopeTable
 
 _CLOSE = 1e-6

@@ -11,7 +11,7 @@ import importlib.util
 import platform
 import re
 
-from longeval.errors import LongEvalError, did_you_mean, reason
+from longeval.errors import LongEvalError, check_word, did_you_mean, reason
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
@@ -21,13 +21,10 @@ _FLASH_PACKAGES = {"flash_attention_2": "flash_attn", "flash_attention_3": "flas
 
 
 def resolve_device(name: str = "auto") -> str:
-    """Returns `cpu`, `cuda:N` or `mps` for the value of `--device`.
+    """Returns `cpu`, `cuda:N` or `mps` for the value of `--device`; raises LongEvalError if it is unknown or not here.
 
     Args:
         name: `auto` (CUDA, else MPS, else CPU), `cpu`, `cuda` (its first device), `cuda:N`, `mps`.
-
-    Raises:
-        LongEvalError: For an unknown name, or a device that isn't here.
     """
     import torch
 
@@ -53,17 +50,12 @@ def resolve_device(name: str = "auto") -> str:
 
 
 def resolve_dtype(name: str, device: str) -> str:
-    """Returns `float32`, `bfloat16` or `float16` for the value of `--dtype`.
-
-    Args:
-        name: `auto`, or the dtype itself.
-        device: As `resolve_device` returns it.
+    """Returns `float32`, `bfloat16` or `float16` for the value of `--dtype` on a device from `resolve_device`.
 
     Raises:
         LongEvalError: For an unknown name, or a dtype that this device can't compute with.
     """
-    if name not in DTYPES:
-        raise LongEvalError(f"--dtype {name}: unknown", did_you_mean(name, DTYPES))
+    check_word("--dtype", name, DTYPES)
     if name == "auto":
         return "bfloat16" if native_bfloat16(device) else "float32"
     if name != "float32" and (why := unusable(name, device)):
@@ -72,19 +64,16 @@ def resolve_dtype(name: str, device: str) -> str:
 
 
 def resolve_attention(name: str | None, device: str) -> str | None:
-    """Returns transformers' name of the attention implementation, None for its own choice.
+    """Returns transformers' name of the attention implementation for the value of `--attn`.
 
-    Args:
-        name: The value of `--attn`; None and `auto` leave it to transformers (SDPA where the model has it).
-        device: As `resolve_device` returns it.
+    None and `auto` give None, transformers' own choice: SDPA where the model has it.
 
     Raises:
-        LongEvalError: For an unknown name, or an implementation that can't run here.
+        LongEvalError: For an unknown name, or an implementation that can't run on this device.
     """
     if name is None or name == "auto":
         return None
-    if name not in ATTENTIONS:
-        raise LongEvalError(f"--attn {name}: unknown", did_you_mean(name, ATTENTIONS))
+    check_word("--attn", name, ATTENTIONS)
     package = _FLASH_PACKAGES.get(name)
     if package is not None and not device.startswith("cuda"):
         raise LongEvalError(f"--attn {name}: needs an NVIDIA or AMD GPU, the device is {device}", "Use --attn sdpa.")
@@ -95,17 +84,13 @@ def resolve_attention(name: str | None, device: str) -> str | None:
 
 def resolve_device_map(name: str | None) -> str | None:
     """Returns the value of `--device-map` if accelerate knows it; raises LongEvalError with suggestions otherwise."""
-    if name is not None and name not in DEVICE_MAPS:
-        raise LongEvalError(f"--device-map {name}: unknown", did_you_mean(name, DEVICE_MAPS))
+    if name is not None:
+        check_word("--device-map", name, DEVICE_MAPS)
     return name
 
 
 def device_name(device: str) -> str:
-    """What records call a device: `cpu (AMD EPYC, 2 threads)`, `cuda (NVIDIA H100)`.
-
-    Args:
-        device: As `resolve_device` returns it, or as torch writes one.
-    """
+    """What records call a device of torch: `cpu (AMD EPYC, 2 threads)`, `cuda (NVIDIA H100)`."""
     import torch
 
     kind = torch.device(device).type

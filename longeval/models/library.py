@@ -56,12 +56,7 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def empty_model(config: Any, *, trust_remote_code: bool = False) -> Any:
-    """Builds a causal language model without memory for its weights ("meta" device).
-
-    Args:
-        config: transformers' PreTrainedConfig.
-        trust_remote_code: Whether Python code that comes with the model may run.
-    """
+    """Builds a causal language model of a `PreTrainedConfig` without memory for its weights ("meta" device)."""
     import torch
     import transformers
 

@@ -7,6 +7,7 @@ wavelengths would miss their integers by up to half a token.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -16,19 +17,21 @@ from typing import Any
 
 from longeval.errors import LongEvalError, reason, said_of
 from longeval.models.device import resolve_attention, resolve_device_map
-from longeval.models.files import QUANTISATION_FILE, config_path, local_folder
 from longeval.models.folder import check_adapter, read_config
 from longeval.models.geometry import check_raw
 from longeval.models.hub import cached_weights, open_hub, unreachable_hub
 from longeval.models.library import import_transformers_lean, quiet_transformers
-from longeval.models.resolve import ModelRef
+from longeval.models.resolve import QUANTISATION_FILE, ModelRef, config_path, local_folder
 from longeval.models.tokenizer import open_tokenizer
 from longeval.models.weights import check_complete, check_stored, zero_biases
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 _MOST = 10_000
-"""No model has so many of any; transformers takes its time for each before it can be seen that weights are absent."""
+"""No model has so many layers or labels; transformers takes its time for each, before it can be seen that weights are
+missing."""
+_COUNTS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer", "num_labels")
+"""What configurations call their number of layers; and of labels, which transformers makes names for."""
 
 _READ = (
     "config.json",
@@ -39,10 +42,16 @@ _READ = (
     "added_tokens.json",
     "vocab.json",
 )
-"""Files that transformers reads as JSON objects; others that lie beside a model are no matter of its."""
+"""Files that transformers reads as JSON objects; others may lie beside a model and are not read."""
 
-_COUNTS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer", "num_labels")
-"""What configurations call their number of layers; and of labels, which transformers makes names for."""
+_REMEDIES = {
+    "config": "Check its config.json.",
+    "tokenizer": "The folder needs the tokenizer's files (tokenizer.json): tokenizer.save_pretrained(FOLDER).",
+    "generation settings": "Correct its generation_config.json, or remove it: then its config.json counts.",
+    "weights": "Check its config.json; it may be another model's than the weights.",
+    "model": "Weights must be the safetensors of a causal language model that transformers knows.",
+}
+"""What to do where a part of a model can't be loaded."""
 
 
 class CodeError(LongEvalError):
@@ -68,14 +77,6 @@ def load_config(ref: ModelRef, *, trust_remote_code: bool = False) -> Any:
     Raises:
         LongEvalError: If the model can't be reached, its type is unknown, or it needs code that isn't trusted.
     """
-    if trust_remote_code:
-        _check_config(ref, trust_remote_code)
-        tell_code(ref, "runs")
-    return _config(ref, trust_remote_code)
-
-
-def _config(ref: ModelRef, trust_remote_code: bool) -> Any:
-    """Does what `load_config` does, without telling of the model's code."""
     import_transformers_lean()
     import transformers
 
@@ -84,6 +85,8 @@ def _config(ref: ModelRef, trust_remote_code: bool) -> Any:
     longeval.hf.register()
     source = _source(ref)
     _check_config(ref, trust_remote_code)
+    if trust_remote_code:
+        tell_code(ref, "runs")
     with _reading(ref, "config"):
         # A dtype is given in place of the config's own, which may be one that torch doesn't have.
         config = transformers.AutoConfig.from_pretrained(**source, dtype="float32", trust_remote_code=trust_remote_code)
@@ -94,7 +97,7 @@ def _config(ref: ModelRef, trust_remote_code: bool) -> Any:
 def load_tokenizer(ref: ModelRef, *, trust_remote_code: bool = False) -> Any:
     """Returns the model's tokenizer (see `models.tokenizer`); raises LongEvalError if it has none that can be read."""
     source = _source(ref)
-    config = _config(ref, trust_remote_code)
+    config = load_config(ref, trust_remote_code=trust_remote_code)
     with _reading(ref, "tokenizer"):
         tokenizer = open_tokenizer(source, trust_remote_code=trust_remote_code, config=config)
         tokenizer("a")  # some settings are looked at only then
@@ -108,16 +111,16 @@ def load_generation_settings(ref: ModelRef, config: Any) -> Any:
     source = _source(ref)
     where = source.pop("pretrained_model_name_or_path")
     folder = local_folder(ref)
-    if folder is not None and not os.path.lexists(os.path.join(folder, "generation_config.json")):
-        settings = transformers.GenerationConfig.from_model_config(config)
-    else:
+    settings = None
+    if folder is None or os.path.lexists(os.path.join(folder, "generation_config.json")):
         with _reading(ref, "generation settings"):
             try:
                 settings = transformers.GenerationConfig.from_pretrained(where, **source)
-            except OSError as error:
+            except OSError as error:  # of a hub model: there may be no such file
                 if folder is not None or "JSON" in str(error):
                     raise
-                settings = transformers.GenerationConfig.from_model_config(config)  # no such file on the hub
+    if settings is None:
+        settings = transformers.GenerationConfig.from_model_config(config)
     ends = settings.eos_token_id
     if not all(one is None or type(one) is int for one in (ends if isinstance(ends, list) else [ends])):
         raise LongEvalError(
@@ -144,13 +147,12 @@ def check_weights(ref: ModelRef, config: Any, *, own_quantised: bool = False) ->
     if ref.kind == "hub":
         files += open_hub(ref).files
     check_adapter(ref.name, files)
-    if ref.kind == "hub" and not cached_weights(ref.location, open_hub(ref).commit):
-        return False
-    if own_quantised and QUANTISATION_FILE in files:
-        return False
-    if getattr(config, "quantization_config", None) is not None:
-        return False
-    if not type(config).__module__.startswith("transformers."):
+    if (
+        (ref.kind == "hub" and not cached_weights(ref.location, open_hub(ref).commit))
+        or (own_quantised and QUANTISATION_FILE in files)
+        or getattr(config, "quantization_config", None) is not None
+        or not type(config).__module__.startswith("transformers.")
+    ):
         return False
     with _reading(ref, "weights"):
         check_stored(ref.name, folder, config)
@@ -186,7 +188,7 @@ def load_model(
     import transformers
 
     source = _source(ref)
-    config = _config(ref, trust_remote_code)
+    config = load_config(ref, trust_remote_code=trust_remote_code)
     checked = check_weights(ref, config)
     options: dict[str, Any] = {"attn_implementation": name} if (name := resolve_attention(attn, device)) else {}
     if device_map is not None or device != "cpu":
@@ -228,6 +230,20 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
 
 
+@functools.cache
+def tell_code(ref: ModelRef, does: str) -> None:
+    """Says once on stderr which Python a model runs, or would run: its config and its tokenizer may name some."""
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
+    where = _source(ref)
+    config = read_config(config_path(ref), ref.name)
+    with _reading(ref, "tokenizer"):
+        tokenizer = get_tokenizer_config(where.pop("pretrained_model_name_or_path"), **where)
+    for file, plain in (("config.json", config), ("tokenizer_config.json", tokenizer)):
+        if plain.get("auto_map"):
+            _log.warning("%s %s Python that its %s names: %s", ref.name, does, file, json.dumps(plain["auto_map"]))
+
+
 def _source(ref: ModelRef) -> dict[str, Any]:
     """The arguments that tell transformers where the model is: a folder, or a commit on the hub."""
     folder = local_folder(ref)
@@ -239,6 +255,40 @@ def _source(ref: ModelRef) -> dict[str, Any]:
         "revision": snapshot.commit,
         "local_files_only": snapshot.local_only,
     }
+
+
+def _check_config(ref: ModelRef, trust_remote_code: bool) -> None:
+    """Raises LongEvalError for a config.json that transformers can't or shouldn't read."""
+    import transformers
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    config = read_config(config_path(ref), ref.name)
+    for key in ("configuration_files", "transformers_weights"):
+        if config.get(key) is not None:
+            raise LongEvalError(
+                f"--model {ref.name}: its config.json names other files to be read instead ({key})",
+                f"Remove {key} from it, and keep the files under their usual names.",
+            )
+    for settings in (config, *config.values()):
+        for key in _COUNTS:
+            if isinstance(settings, dict) and isinstance(n := settings.get(key), int) and n > _MOST:
+                raise LongEvalError(
+                    f"--model {ref.name}: {key} in its config.json is {n}, and no model has so many",
+                    "Fetch the model again, or correct its config.json.",
+                )
+    with said_of(f"--model {ref.name}", unless=()):
+        check_raw(config)
+    model_type = config.get("model_type")
+    if isinstance(model_type, str) and model_type in CONFIG_MAPPING:
+        return
+    if not config.get("auto_map"):
+        raise LongEvalError(
+            f"--model {ref.name}: transformers {transformers.__version__} doesn't know model type {model_type!r}",
+            "Its config.json must name a causal language model that transformers has.",
+        )
+    if not trust_remote_code:
+        problem = f"--model {ref.name}: model type {model_type} runs Python code that comes with the model"
+        raise CodeError(problem, f"that code ({json.dumps(config['auto_map'])})")
 
 
 @contextlib.contextmanager
@@ -282,65 +332,6 @@ def _damaged(ref: ModelRef) -> LongEvalError | None:
     return None
 
 
-def _check_config(ref: ModelRef, trust_remote_code: bool) -> None:
-    """Raises LongEvalError for a config.json that transformers can't or shouldn't read."""
-    config = read_config(config_path(ref), ref.name)
-    for key in ("configuration_files", "transformers_weights"):
-        if config.get(key) is not None:
-            raise LongEvalError(
-                f"--model {ref.name}: its config.json names other files to be read instead ({key})",
-                f"Remove {key} from it, and keep the files under their usual names.",
-            )
-    for settings in (config, *config.values()):
-        for key in _COUNTS:
-            if isinstance(settings, dict) and isinstance(n := settings.get(key), int) and n > _MOST:
-                raise LongEvalError(
-                    f"--model {ref.name}: {key} in its config.json is {n}, and no model has so many",
-                    "Fetch the model again, or correct its config.json.",
-                )
-    with said_of(f"--model {ref.name}", unless=()):
-        check_raw(config)
-    _check_type(ref, config, trust_remote_code)
-
-
-def _check_type(ref: ModelRef, config: dict[str, Any], trust_remote_code: bool) -> None:
-    """Raises LongEvalError for a model type that transformers doesn't know by itself."""
-    import transformers
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
-    model_type = config.get("model_type")
-    if isinstance(model_type, str) and model_type in CONFIG_MAPPING:
-        return
-    if config.get("auto_map"):
-        if not trust_remote_code:
-            problem = f"--model {ref.name}: model type {model_type} runs Python code that comes with the model"
-            raise CodeError(problem, f"that code ({json.dumps(config['auto_map'])})")
-        return
-    raise LongEvalError(
-        f"--model {ref.name}: transformers {transformers.__version__} doesn't know model type {model_type!r}",
-        "Its config.json must name a causal language model that transformers has.",
-    )
-
-
-def tell_code(ref: ModelRef, does: str) -> None:
-    """Says on stderr which Python a model runs, or would run: its config and its tokenizer may name some."""
-    from transformers.models.auto.tokenization_auto import get_tokenizer_config
-
-    where = _source(ref)
-    config = read_config(config_path(ref), ref.name)
-    with _reading(ref, "tokenizer"):
-        tokenizer = get_tokenizer_config(where.pop("pretrained_model_name_or_path"), **where)
-    for file, plain in (("config.json", config), ("tokenizer_config.json", tokenizer)):
-        if plain.get("auto_map"):
-            logger.warning("%s %s Python that its %s names: %s", ref.name, does, file, json.dumps(plain["auto_map"]))
-
-
-def _quantisation(ref: ModelRef) -> str | None:
-    """The quantisation method that config.json names; None where the weights aren't quantised."""
-    settings = read_config(config_path(ref), ref.name).get("quantization_config")
-    return str(settings.get("quant_method", "by an unknown method")) if isinstance(settings, dict) else None
-
-
 def _unloadable(ref: ModelRef, part: str, error: Exception) -> LongEvalError:
     """The message for what transformers could not load."""
     if ref.kind == "hub" and isinstance(error, OSError):
@@ -349,15 +340,15 @@ def _unloadable(ref: ModelRef, part: str, error: Exception) -> LongEvalError:
             return unreachable_hub(snapshot.hub_id, ref.name, f"its {part} was never downloaded")
     if "trust_remote_code" in str(error):
         return CodeError(f"--model {ref.name}: its {part} runs Python code that comes with the model", "that code")
-    remedy = {
-        "config": "Check its config.json.",
-        "tokenizer": "The folder needs the tokenizer's files (tokenizer.json): tokenizer.save_pretrained(FOLDER).",
-        "generation settings": "Correct its generation_config.json, or remove it: then its config.json counts.",
-        "weights": "Check its config.json; it may be another model's than the weights.",
-        "model": "Weights must be the safetensors of a causal language model that transformers knows.",
-    }[part]
+    remedy = _REMEDIES[part]
     if part == "model" and (method := _quantisation(ref)) is not None:
         remedy = (
             f"It is quantised ({method}): install what that needs here, as the reason says, or give it unquantised."
         )
     return LongEvalError(f"--model {ref.name}: its {part} can't be loaded ({reason(error)})", remedy)
+
+
+def _quantisation(ref: ModelRef) -> str | None:
+    """The quantisation method that config.json names; None where the weights aren't quantised."""
+    settings = read_config(config_path(ref), ref.name).get("quantization_config")
+    return str(settings.get("quant_method", "by an unknown method")) if isinstance(settings, dict) else None

@@ -16,8 +16,7 @@ from longeval.data.tokens import tokenizer_digest
 from longeval.errors import LongEvalError
 from longeval.models import load
 from longeval.models.device import resolve_attention, resolve_device, resolve_device_map, resolve_dtype
-from longeval.models.files import tokenizer_files, weights_digest
-from longeval.models.resolve import ModelRef, resolve
+from longeval.models.resolve import ModelRef, resolve, tokenizer_files, weights_digest
 from longeval.models.scaling import ModelRope, model_rope
 from longeval.models.tokenizer import tokenizer_notes
 from longeval.request import ModelRequest
@@ -116,81 +115,67 @@ class PreparedModel:
 
 def prepare_all(spec: ModelRequest, backend: Capabilities, *, dry_run: bool = False) -> list[PreparedModel]:
     """Prepares the models of a request for its backend; with `dry_run` none of their own code runs."""
-    with needing_code(dry_run and spec.trust_remote_code):
-        prepared = [
-            prepare(
-                name,
-                revision=spec.revision,
-                native=spec.native,
-                scale_from=spec.scale_from,
-                layers=spec.layers,
-                bos=spec.bos,
-                dtype=spec.dtype,
-                device=spec.device,
-                device_map=spec.device_map,
-                attn=spec.attn,
-                trust_remote_code=spec.trust_remote_code and not dry_run,
-                backend=backend,
-            )
-            for name in spec.model
-        ]
-    if dry_run and spec.trust_remote_code:
-        for model in prepared:
-            load.tell_code(model.ref, "would run (not in a dry run)")
-    return prepared
-
-
-@contextlib.contextmanager
-def needing_code(allowed: bool) -> Iterator[None]:
-    """Inside the block, the error for a model that needs its own code gets a remedy that fits the command.
-
-    Args:
-        allowed: Whether its code may run, and doesn't because this is a dry run.
-    """
-    try:
-        yield
-    except load.CodeError as error:
-        if not allowed:
-            raise
-        remedy = f"Its plan needs {error.code}, which a dry run doesn't run: leave --dry-run out."
-        raise LongEvalError(error.problem, remedy) from error
+    return [
+        prepare(
+            name,
+            revision=spec.revision,
+            native=spec.native,
+            scale_from=spec.scale_from,
+            layers=spec.layers,
+            bos=spec.bos,
+            dtype=spec.dtype,
+            device=spec.device,
+            device_map=spec.device_map,
+            attn=spec.attn,
+            trust_remote_code=spec.trust_remote_code,
+            backend=backend,
+            dry_run=dry_run,
+        )
+        for name in spec.model
+    ]
 
 
 def prepare(
     name: str,
     *,
-    revision: str | None,
-    native: int | None,
-    bos: bool | None,
-    dtype: str,
-    device: str,
-    device_map: str | None,
-    attn: str | None,
-    trust_remote_code: bool,
+    revision: str | None = None,
+    native: int | None = None,
     scale_from: str = "plain",
     layers: str = "global",
+    bos: bool | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    device_map: str | None = None,
+    attn: str | None = None,
+    trust_remote_code: bool = False,
     backend: Capabilities | None = None,
+    dry_run: bool = False,
 ) -> PreparedModel:
     """Finds a model, reads its configuration and tokenizer; for the errors see `models.load` and `models.scaling`.
 
-    With `backend` vllm, a model that vLLM can't run as transformers does is an error too.
+    With a `backend`, a model that this backend can't run as transformers does is an error too. With `dry_run`, code of
+    the model's own doesn't run even where it is trusted.
     """
     remote = backend is not None and backend.remote
+    runs_code = trust_remote_code and not dry_run
     device = resolve_device(device)
     dtype = resolve_dtype(dtype, device)
     attn = resolve_attention(attn, device)
     device_map = resolve_device_map(device_map)
     ref = resolve(name, revision=revision)
-    config = load.load_config(ref, trust_remote_code=trust_remote_code)
-    if backend is not None:
-        backend.check_config(name, config)
-    if backend is None or backend.transformers_attention:  # others have attention of their own, with the cap
-        attn = _with_soft_cap(name, config, attn)
-    rope = model_rope(name, config, native=native, scale_from=scale_from, layers=layers)
-    if not remote:  # a server has weights of its own
-        load.check_weights(ref, config, own_quantised=backend is not None and backend.own_quantised_weights)
-        load.load_generation_settings(ref, config)  # so that all models are checked first
-    tokenizer = load.load_tokenizer(ref, trust_remote_code=trust_remote_code)
+    with _needing_code(withheld=trust_remote_code and dry_run):
+        config = load.load_config(ref, trust_remote_code=runs_code)
+        if backend is not None:
+            backend.check_config(name, config)
+        if backend is None or backend.transformers_attention:  # others have attention of their own, with the cap
+            attn = _with_soft_cap(name, config, attn)
+        rope = model_rope(name, config, native=native, scale_from=scale_from, layers=layers)
+        if not remote:  # a server has weights of its own
+            load.check_weights(ref, config, own_quantised=backend is not None and backend.own_quantised_weights)
+            load.load_generation_settings(ref, config)  # so that all models are checked first
+        tokenizer = load.load_tokenizer(ref, trust_remote_code=runs_code)
+    if trust_remote_code and dry_run:
+        load.tell_code(ref, "would run (not in a dry run)")
     prepared = PreparedModel(
         name=name,
         ref=ref,
@@ -204,7 +189,7 @@ def prepare(
         device=device,
         device_map=device_map,
         attn=attn,
-        trust_remote_code=trust_remote_code,
+        trust_remote_code=runs_code,
         unembedded={} if remote else _unembedded(name, tokenizer, config),
     )
     prepared.check_embedded([np.array(prepared.prefix, dtype=np.int32)], "what its windows start with")
@@ -215,6 +200,18 @@ def prepare(
             "Correct the post_processor in its tokenizer.json, or use --no-bos.",
         )
     return prepared
+
+
+@contextlib.contextmanager
+def _needing_code(*, withheld: bool) -> Iterator[None]:
+    """Gives the error for a model that needs its own code a fitting remedy where that is trusted, but may not run."""
+    try:
+        yield
+    except load.CodeError as error:
+        if not withheld:
+            raise
+        remedy = f"Its plan needs {error.code}, which a dry run doesn't run: leave --dry-run out."
+        raise LongEvalError(error.problem, remedy) from error
 
 
 def _unembedded(name: str, tokenizer: Any, config: Any) -> dict[int, str]:

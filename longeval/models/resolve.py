@@ -1,6 +1,8 @@
-"""What the user means by `--model NAME`: a short name, a hub id, a local folder, a GGUF file, or an embedded model.
+"""What the user means by `--model NAME`, where that model's files are on this machine, and which weights they are.
 
-Only names and local files are looked at here; `files` fetches and converts, `load` reads the weights.
+A name is a short name of the catalogue, a hub id, a local folder, a GGUF file, or an embedded model. Weights are told
+without loading them: a hub model is its commit; a folder is the content of its config and its safetensors; a GGUF is
+the content of the file. Renaming or moving a folder doesn't change what it is.
 """
 
 from __future__ import annotations
@@ -13,11 +15,23 @@ from typing import Any, Literal
 
 import yaml
 
+from longeval.cache import files_digest
 from longeval.errors import LongEvalError, did_you_mean
-from longeval.models.folder import check_folder
-from longeval.models.gguf.header import gguf_shards
+from longeval.models.embedded import EMBEDDED_MODELS, embedded_folder, embedded_path
+from longeval.models.folder import CONFIG, INDEX, WHOLE, check_folder, weight_files
+from longeval.models.gguf.folder import cached_folder, converted_folder, is_whole
+from longeval.models.gguf.header import gguf_digest, gguf_shards
+from longeval.models.hub import cached_weights, open_hub
+
+QUANTISATION_FILE = "hf_quant_config.json"
+"""Where ModelOpt writes how it quantised a model, if its `config.json` doesn't say: vLLM reads it."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*")
+_NO_TOKENIZER = (
+    *(".safetensors", ".safetensors.index.json", ".gguf", ".ggml", ".bin", ".bin.index.json", ".pt", ".pth", ".ckpt"),
+    *(".h5", ".msgpack", ".onnx", ".onnx_data", ".ot", ".npz", ".tflite", ".mlmodel", ".pkl", ".pickle", ".md"),
+)
+"""Endings of files that no tokenizer reads."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,7 +82,7 @@ class ModelRef:
 
 
 def resolve(name: str, *, revision: str | None = None, weights: bool = True) -> ModelRef:
-    """Recognises a model by its name.
+    """Recognises a model by its name; only names and local files are looked at.
 
     A short name of the catalogue comes first, then what exists as a path, then `organisation/name` as a hub id.
 
@@ -115,3 +129,72 @@ def _recognise(name: str, revision: str | None, weights: bool) -> ModelRef:
         f"--model {name}: unknown",
         f"{did_you_mean(name, CATALOG)} Or give a hub id (organisation/name), a model folder, or a .gguf file.",
     )
+
+
+def local_folder(ref: ModelRef) -> str | None:
+    """Returns the folder with the model's config, safetensors and tokenizer, or None for a hub model.
+
+    An embedded model is fetched and a GGUF converted if that hasn't happened yet (seconds to minutes, once).
+    """
+    if ref.kind == "embedded":
+        return embedded_folder(ref.location)
+    if ref.kind == "gguf":
+        return converted_folder(ref.location, name=_gguf_name(ref), sha256=gguf_digest(ref.location))
+    return ref.location if ref.kind == "folder" else None
+
+
+def config_path(ref: ModelRef) -> str:
+    """Returns the path of the model's own `config.json`; of a hub model nothing else is fetched for it."""
+    folder = local_folder(ref)
+    return os.path.join(folder, CONFIG) if folder is not None else open_hub(ref).config_path
+
+
+def is_present(ref: ModelRef) -> bool:
+    """Whether the model can be loaded without fetching or converting anything; asks no network."""
+    if ref.kind == "embedded":
+        return is_whole(embedded_path(ref.location))
+    if ref.kind == "gguf":
+        return is_whole(cached_folder(_gguf_name(ref), gguf_digest(ref.location)))
+    return ref.kind == "folder" or cached_weights(ref.location, ref.revision)
+
+
+def _gguf_name(ref: ModelRef) -> str:
+    """The beginning of the name of the folder that is made of a user's GGUF file."""
+    return f"gguf-{os.path.splitext(os.path.basename(ref.location))[0]}"
+
+
+def weights_digest(ref: ModelRef) -> str:
+    """Returns the identity of a model's weights.
+
+    Returns:
+        `hub:ID@COMMIT`, `sha256:…` of a folder, or `gguf:…` with the SHA-256 of the file (also for an embedded model).
+
+    Raises:
+        LongEvalError: If a hub model can't be found.
+        OSError: If a file can't be read.
+    """
+    if ref.kind == "hub":
+        snapshot = open_hub(ref)
+        return f"hub:{snapshot.hub_id}@{snapshot.commit}"
+    if ref.kind == "embedded":
+        return f"gguf:{EMBEDDED_MODELS[ref.location].gguf_sha256}"
+    if ref.kind == "gguf":
+        return f"gguf:{gguf_digest(ref.location)}"
+    weights, names = weight_files(ref.location), os.listdir(ref.location)
+    counted = {CONFIG, *weights} | ({INDEX} if WHOLE not in weights else set())
+    # ModelOpt models state their quantisation in a file of its own. Code of the model's own decides what it computes,
+    # where it is trusted to run.
+    counted |= {name for name in names if name == QUANTISATION_FILE or name.endswith(".py")}
+    return f"sha256:{files_digest(ref.location, counted)}"
+
+
+def tokenizer_files(ref: ModelRef) -> str:
+    """Returns the identity of all files that a tokenizer may have read: those of a folder that are no weights."""
+    if ref.kind != "folder":
+        return weights_digest(ref)
+    names = {
+        entry.name
+        for entry in os.scandir(ref.location)
+        if entry.is_file() and not entry.name.startswith(".") and not entry.name.lower().endswith(_NO_TOKENIZER)
+    }
+    return files_digest(ref.location, names - {CONFIG, "generation_config.json"})

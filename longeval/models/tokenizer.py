@@ -6,6 +6,10 @@ name of another class (DeepSeek's files say LlamaTokenizerFast, SmolLM2's GPT2To
 or its numbers are cut in another way. So here the file itself is always taken: `tokenizer.json` as it is, or a
 sentencepiece model as sentencepiece reads it. Special tokens and chat template are settings of `tokenizer_config.json`,
 which hold as in transformers.
+
+A sentencepiece vocabulary becomes a tokenizer of the tokenizers library with sentencepiece's own ids. Source:
+sentencepiece (`sentencepiece_model.proto`, `bpe_model.cc`): merges go by score, and only normal pieces are merged;
+symbols defined by the user are found first; what can't be written is written in bytes.
 """
 
 from __future__ import annotations
@@ -20,130 +24,6 @@ from typing import Any
 from longeval.cache import cache_dir, files_digest
 from longeval.files import lasting_folder, put_folder, working_folder, write_whole
 from longeval.models.folder import read_config
-
-# Tokenizers over a sentencepiece vocabulary, in the form of the tokenizers library, with sentencepiece's own ids.
-#
-# transformers rebuilds such a vocabulary by the name of a class: blanks at the start of a text, the prefix blank, the
-# normalisation and symbols that are defined by the user may then not be as the vocabulary's own file says. Source:
-# sentencepiece (`sentencepiece_model.proto`, `bpe_model.cc`): merges go by score, and only normal pieces are merged;
-# symbols defined by the user are found first; what can't be written is written in bytes.
-
-NORMAL, CONTROL, USER_DEFINED = 1, 3, 4
-"""Kinds of pieces that are told apart here, as both sentencepiece and GGUF number them."""
-_BLANK = "▁"
-"""How sentencepiece writes a space."""
-_UNIGRAM, _BPE = 1, 2
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Pieces:
-    """A vocabulary and how a text is written before it is cut into pieces."""
-
-    tokens: Sequence[str]
-    """By id."""
-    kinds: Sequence[int]
-    scores: Sequence[float]
-    unknown: int | None
-    """The id of what can't be written at all."""
-    prefix: bool
-    """Whether a text begins with a blank that it doesn't have."""
-    merges: Sequence[tuple[str, str]] | None = None
-    """First to last; None: as the scores say."""
-    unigram: bool = False
-    """Whether the likeliest pieces are taken instead of merging."""
-    byte_fallback: bool = True
-    """Whether what can't be written is written in bytes."""
-    charsmap: bytes = b""
-    """sentencepiece's compiled normalisation."""
-    trims: bool = False
-    """Whether blanks at both ends are dropped, and several in a row become one."""
-
-
-def backend_of(pieces: Pieces) -> Any:
-    """Returns the `tokenizers.Tokenizer` of a vocabulary, with its special tokens."""
-    from tokenizers import Regex, Tokenizer, decoders, models, normalizers
-
-    # A user's symbol is found in the text itself, where blanks are blanks.
-    tokens = [
-        token.replace(_BLANK, " ") if kind == USER_DEFINED else token
-        for token, kind in zip(pieces.tokens, pieces.kinds, strict=True)
-    ]
-    unknown = None if pieces.unknown is None else tokens[pieces.unknown]
-    if pieces.unigram:
-        scored = list(zip(tokens, pieces.scores, strict=True))
-        tokenizer = Tokenizer(models.Unigram(scored, pieces.unknown, pieces.byte_fallback))
-    else:
-        merges = _merges_by_score(pieces) if pieces.merges is None else list(pieces.merges)
-        vocabulary = {token: index for index, token in enumerate(tokens)}
-        tokenizer = Tokenizer(
-            models.BPE(vocabulary, merges, unk_token=unknown, fuse_unk=True, byte_fallback=pieces.byte_fallback)
-        )
-    steps: list[Any] = [normalizers.Precompiled(pieces.charsmap)] if pieces.charsmap else []
-    steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")] if pieces.trims else []
-    steps += [normalizers.Prepend(_BLANK)] if pieces.prefix else []
-    tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", _BLANK)])
-    back = [decoders.Replace(_BLANK, " "), decoders.ByteFallback(), decoders.Fuse()]
-    tokenizer.decoder = decoders.Sequence([*back, decoders.Strip(" ", 1, 0)] if pieces.prefix else back)
-    add_special(tokenizer, tokens, pieces.kinds)
-    return tokenizer
-
-
-def add_special(tokenizer: Any, tokens: Sequence[str], kinds: Sequence[int]) -> None:
-    """Adds control tokens as special tokens, and a user's own symbols as tokens that no rule divides."""
-    from tokenizers import AddedToken
-
-    for kind in (CONTROL, USER_DEFINED):
-        is_special = kind == CONTROL
-        tokenizer.add_tokens(
-            [
-                AddedToken(token, normalized=False, special=is_special)
-                for token, own in zip(tokens, kinds, strict=True)
-                if own == kind
-            ]
-        )
-
-
-def read_pieces(model: bytes) -> Pieces:
-    """Reads the content of a `tokenizer.model` that sentencepiece reads.
-
-    Raises:
-        ValueError: If it is of another kind than BPE and unigram.
-    """
-    from transformers.convert_slow_tokenizer import import_protobuf
-
-    proto = import_protobuf().ModelProto()
-    proto.ParseFromString(model)
-    trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
-    if trainer.model_type not in (_UNIGRAM, _BPE):
-        raise ValueError("a sentencepiece model that cuts texts into words or characters")
-    return Pieces(
-        tokens=[piece.piece for piece in proto.pieces],
-        kinds=[piece.type for piece in proto.pieces],
-        scores=[piece.score for piece in proto.pieces],
-        unknown=trainer.unk_id,
-        prefix=normalizer.add_dummy_prefix,
-        unigram=trainer.model_type == _UNIGRAM,
-        byte_fallback=trainer.byte_fallback,
-        charsmap=normalizer.precompiled_charsmap,
-        trims=normalizer.remove_extra_whitespaces,
-    )
-
-
-def _merges_by_score(pieces: Pieces) -> list[tuple[str, str]]:
-    """The merges that the scores imply: every pair of pieces that makes a piece, best piece first."""
-    normal = {
-        token: score
-        for token, kind, score in zip(pieces.tokens, pieces.kinds, pieces.scores, strict=True)
-        if kind == NORMAL
-    }
-    ranked = [
-        (-score, -cut, token[:cut], token[cut:])
-        for token, score in normal.items()
-        for cut in range(1, len(token))
-        if token[:cut] in normal and token[cut:] in normal
-    ]
-    return [(left, right) for *_, left, right in sorted(ranked)]
-
 
 _JSON, _MODEL = "tokenizer.json", "tokenizer.model"
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
@@ -166,38 +46,43 @@ PROBE = (
 """Texts in which tokenizers differ."""
 
 
-def open_tokenizer(source: dict[str, Any], *, trust_remote_code: bool, config: Any = None) -> Any:
+def open_tokenizer(source: dict[str, Any], *, trust_remote_code: bool, config: Any) -> Any:
     """Returns a model's transformers tokenizer.
 
     Args:
         source: transformers' arguments that say where the model is.
         trust_remote_code: Whether Python code that comes with the model may run; a tokenizer of its own is as it is.
-        config: The model's PreTrainedConfig; None: it is read.
+        config: The model's PreTrainedConfig.
 
     Raises:
         ValueError: If there is no vocabulary, or none whose ids are known for certain; or whatever transformers raises.
     """
-    tokenizer = _opened(source, trust_remote_code, config)
+    tokenizer = _by_files(_by_class(source, trust_remote_code, config), source)
     model: Any = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
     if getattr(model, "dropout", None) is not None:
         model.dropout = None  # it is for training: texts would be split at random
     return tokenizer
 
 
-def _opened(source: dict[str, Any], trust_remote_code: bool, config: Any) -> Any:
-    """Does what `open_tokenizer` does, but leaves the dropout of merges in, which splits texts at random."""
+def _by_class(source: dict[str, Any], trust_remote_code: bool, config: Any) -> Any:
+    """The tokenizer that transformers makes by the name of a class, or of the file where it can't."""
     import transformers
 
-    generic = transformers.PreTrainedTokenizerFast
     try:
-        by_class = transformers.AutoTokenizer.from_pretrained(
-            **source, config=config, trust_remote_code=trust_remote_code
-        )
+        return transformers.AutoTokenizer.from_pretrained(**source, config=config, trust_remote_code=trust_remote_code)
     except Exception as error:  # tokenizers has no class of its own
         if trust_remote_code or "trust_remote_code" in str(error) or _file(source, _JSON) is None:
             raise
-        by_class = generic.from_pretrained(**source)  # a class that can't be made of the file, which is what counts
-        setattr(by_class, _MENDED, True)
+        tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(**source)
+        setattr(tokenizer, _MENDED, True)
+        return tokenizer
+
+
+def _by_files(by_class: Any, source: dict[str, Any]) -> Any:
+    """The tokenizer that the model's files say, given the one that transformers made."""
+    import transformers
+
+    generic = transformers.PreTrainedTokenizerFast
     if type(by_class).__module__.partition(".")[0] != "transformers":
         return by_class
     if _file(source, _JSON) is not None:
@@ -344,9 +229,6 @@ def tokenizer_folder(tokenizer: Any) -> str:
     `AutoTokenizer.from_pretrained(…, trust_remote_code=True)`: without `auto_map` and Python files in the folder, there
     is no foreign code that this could run.
 
-    Args:
-        tokenizer: With `save_pretrained`.
-
     Returns:
         Absolute path, `cache_dir()/tokenizers/<digest>`; or a temporary folder if the cache can't be written.
     """
@@ -370,12 +252,11 @@ def _save(tokenizer: Any, parent: str) -> str:
         _remove_code(made)
         digest = files_digest(made, os.listdir(made))
         folder = os.path.join(parent, digest[:16])
-        put_folder(
-            made,
-            folder,
-            aside=os.path.join(work, "damaged"),
-            is_whole=lambda place: os.path.isdir(place) and files_digest(place, os.listdir(place)) == digest,
-        )
+
+        def is_whole(place: str) -> bool:
+            return os.path.isdir(place) and files_digest(place, os.listdir(place)) == digest
+
+        put_folder(made, folder, is_whole=is_whole)
         return folder
 
 
@@ -389,3 +270,120 @@ def _remove_code(folder: str) -> None:
         config = read_config(path, folder)
         config.pop("auto_map", None)
         write_whole(path, json.dumps(config, ensure_ascii=False, indent=2, sort_keys=True).encode())
+
+
+NORMAL, CONTROL, USER_DEFINED = 1, 3, 4
+"""Kinds of pieces that are told apart here, as both sentencepiece and GGUF number them."""
+_BLANK = "▁"
+"""How sentencepiece writes a space."""
+_UNIGRAM, _BPE = 1, 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pieces:
+    """A vocabulary and how a text is written before it is cut into pieces."""
+
+    tokens: Sequence[str]
+    """By id."""
+    kinds: Sequence[int]
+    scores: Sequence[float]
+    unknown: int | None
+    """The id of what can't be written at all."""
+    prefix: bool
+    """Whether a text begins with a blank that it doesn't have."""
+    merges: Sequence[tuple[str, str]] | None = None
+    """First to last; None: as the scores say."""
+    unigram: bool = False
+    """Whether the likeliest pieces are taken instead of merging."""
+    byte_fallback: bool = True
+    """Whether what can't be written is written in bytes."""
+    charsmap: bytes = b""
+    """sentencepiece's compiled normalisation."""
+    trims: bool = False
+    """Whether blanks at both ends are dropped, and several in a row become one."""
+
+
+def backend_of(pieces: Pieces) -> Any:
+    """Returns the `tokenizers.Tokenizer` of a vocabulary, with its special tokens."""
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers
+
+    # A user's symbol is found in the text itself, where blanks are blanks.
+    tokens = [
+        token.replace(_BLANK, " ") if kind == USER_DEFINED else token
+        for token, kind in zip(pieces.tokens, pieces.kinds, strict=True)
+    ]
+    unknown = None if pieces.unknown is None else tokens[pieces.unknown]
+    if pieces.unigram:
+        scored = list(zip(tokens, pieces.scores, strict=True))
+        tokenizer = Tokenizer(models.Unigram(scored, pieces.unknown, pieces.byte_fallback))
+    else:
+        merges = _merges_by_score(pieces) if pieces.merges is None else list(pieces.merges)
+        vocabulary = {token: index for index, token in enumerate(tokens)}
+        tokenizer = Tokenizer(
+            models.BPE(vocabulary, merges, unk_token=unknown, fuse_unk=True, byte_fallback=pieces.byte_fallback)
+        )
+    steps: list[Any] = [normalizers.Precompiled(pieces.charsmap)] if pieces.charsmap else []
+    steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")] if pieces.trims else []
+    steps += [normalizers.Prepend(_BLANK)] if pieces.prefix else []
+    tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", _BLANK)])
+    back = [decoders.Replace(_BLANK, " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer.decoder = decoders.Sequence([*back, decoders.Strip(" ", 1, 0)] if pieces.prefix else back)
+    add_special(tokenizer, tokens, pieces.kinds)
+    return tokenizer
+
+
+def add_special(tokenizer: Any, tokens: Sequence[str], kinds: Sequence[int]) -> None:
+    """Adds control tokens as special tokens, and a user's own symbols as tokens that no rule divides."""
+    from tokenizers import AddedToken
+
+    for kind in (CONTROL, USER_DEFINED):
+        is_special = kind == CONTROL
+        tokenizer.add_tokens(
+            [
+                AddedToken(token, normalized=False, special=is_special)
+                for token, own in zip(tokens, kinds, strict=True)
+                if own == kind
+            ]
+        )
+
+
+def read_pieces(model: bytes) -> Pieces:
+    """Reads the content of a `tokenizer.model` that sentencepiece reads.
+
+    Raises:
+        ValueError: If it is of another kind than BPE and unigram.
+    """
+    from transformers.convert_slow_tokenizer import import_protobuf
+
+    proto = import_protobuf().ModelProto()
+    proto.ParseFromString(model)
+    trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
+    if trainer.model_type not in (_UNIGRAM, _BPE):
+        raise ValueError("a sentencepiece model that cuts texts into words or characters")
+    return Pieces(
+        tokens=[piece.piece for piece in proto.pieces],
+        kinds=[piece.type for piece in proto.pieces],
+        scores=[piece.score for piece in proto.pieces],
+        unknown=trainer.unk_id,
+        prefix=normalizer.add_dummy_prefix,
+        unigram=trainer.model_type == _UNIGRAM,
+        byte_fallback=trainer.byte_fallback,
+        charsmap=normalizer.precompiled_charsmap,
+        trims=normalizer.remove_extra_whitespaces,
+    )
+
+
+def _merges_by_score(pieces: Pieces) -> list[tuple[str, str]]:
+    """The merges that the scores imply: every pair of pieces that makes a piece, best piece first."""
+    normal = {
+        token: score
+        for token, kind, score in zip(pieces.tokens, pieces.kinds, pieces.scores, strict=True)
+        if kind == NORMAL
+    }
+    ranked = [
+        (-score, -cut, token[:cut], token[cut:])
+        for token, score in normal.items()
+        for cut in range(1, len(token))
+        if token[:cut] in normal and token[cut:] in normal
+    ]
+    return [(left, right) for *_, left, right in sorted(ranked)]

@@ -4,38 +4,43 @@ transformers fills what is missing with random numbers, drops what it doesn't kn
 (`_keys_to_ignore_on_load_unexpected`), and casts integers to floats. The names in the files are compared with a model
 without memory for its weights ("meta" device), through transformers' own renaming and merging of weights, so that
 whatever is wrong is known before anything is loaded.
-
-What files may hold besides is written down as facts: see `_LEFTOVERS`.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Set
+from typing import TYPE_CHECKING, Any
 
 from longeval.cache import file_digest, file_stamp
 from longeval.errors import LongEvalError
 from longeval.models.folder import CONFIG, Stored, stored_tensors, weight_files
 from longeval.models.library import empty_model
 
+if TYPE_CHECKING:
+    import torch
+
 _SHOWN = 3
 """So many names are shown in a message."""
 
-_LEFTOVERS: tuple[tuple[str, str], ...] = (
-    (r"(^|\.)rotary_(pos_)?emb\.(inv_freq|cos_cached|sin_cached)$", "frequencies, computed anew from the config"),
-    (r"(^|\.)position_ids$", "the numbers 0, 1, 2, …"),
-    (r"(^|\.)mtp(_layers|_block)?\.", "layers that predict further tokens (Qwen3-Next, MiMo, Nemotron-H, …)"),
-    (r"\.(k|v|q|kv)_scale$", "scales of a quantised key/value cache; here it isn't quantised"),
-    (r"^v_head\.", "a value head of reinforcement learning, beside the output head"),
+_LEFTOVER = re.compile(
+    "|".join(
+        (
+            r"(^|\.)rotary_(pos_)?emb\.(inv_freq|cos_cached|sin_cached)$",  # frequencies, computed from the config
+            r"(^|\.)position_ids$",  # the numbers 0, 1, 2, …
+            r"(^|\.)mtp(_layers|_block)?\.",  # layers that predict further tokens (Qwen3-Next, MiMo, Nemotron-H, …)
+            r"\.(k|v|q|kv)_scale$",  # scales of a quantised key/value cache; here it isn't quantised
+            r"^v_head\.",  # a value head of reinforcement learning, beside the output head
+        )
+    )
 )
-"""Names that change nothing for a language model, and what they are."""
+"""Names that change nothing for a language model."""
 
 _MASK = re.compile(r"(^|\.)(attn|attention)\.(bias|masked_bias)$")
 """Causal masks that GPT-NeoX and GPT-2 kept: a square for all lengths, and the number that it puts where it is shut."""
 
-_FURTHER = re.compile(r"^.*\blayers\.(\d+)\.eh_proj\.")
+_FURTHER = re.compile(r"^(.*\blayers\.(\d+)\.)eh_proj\.")
 """In DeepSeek and GLM, a layer behind the last that predicts a further token; `eh_proj` occurs only in such layers."""
 
 _OTHER_SENSES = re.compile(r"^(model\.)?(visual|vision|audio|image|embed_vision|embed_audio|multi_modal|mm_)")
@@ -43,6 +48,9 @@ _OTHER_SENSES = re.compile(r"^(model\.)?(visual|vision|audio|image|embed_vision|
 
 _SCALES = re.compile(r"\.(input|output)_scale$")
 """Of activations, in quantised files; where the configuration has them computed on the way."""
+
+_fitting: set[tuple[Any, ...]] = set()
+"""Folders whose weights fitted their configuration, each with the state of its files."""
 
 
 def check_stored(name: str, folder: str, config: Any) -> None:
@@ -62,22 +70,17 @@ def check_stored(name: str, folder: str, config: Any) -> None:
         _fitting.add(state)
 
 
-_fitting: set[tuple[Any, ...]] = set()
-"""Folders whose weights fitted their configuration, each with the state of its files."""
-
-
 def _compare(name: str, folder: str, config: Any) -> None:
     """Compares the files with the configuration, as `check_stored` says."""
     stored = stored_tensors(name, folder)
-    num_layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
+    num_layers = _num_layers(config)
     if isinstance(num_layers, int) and num_layers > len(stored):  # before a model of so many layers is built
         raise LongEvalError(
             f"--model {name}: its config says {num_layers} layers, and its files hold {len(stored)} weights",
             "Correct num_hidden_layers in its config.json.",
         )
     model = empty_model(config)
-    renamed = _renamed(name, model, stored)
-    for key, target in renamed.items():
+    for key, target in _targets(name, model, stored).items():
         if target.is_floating_point() and not stored[key].dtype.startswith(("F", "BF")):
             raise LongEvalError(
                 f"--model {name}: {key} is stored as integers ({stored[key].dtype}), and its config names no "
@@ -108,51 +111,78 @@ def check_complete(
         stored: The files' tensors, where they were read.
         text_only: Whether the language model of a larger model was loaded.
     """
-    wrong = {kind: sorted(_names(loading.get(f"{kind}_keys"))) for kind in ("missing", "mismatched", "unexpected")}
-    wrong["mismatched"] += sorted(_names(loading.get("conversion_errors")))
-    num_layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
-    further = {
-        found[0] for key in wrong["unexpected"] if (found := _FURTHER.match(key)) and int(found[1]) >= num_layers
-    }
-    wrong["unexpected"] = [
+    missing, mismatched, failed, unexpected = (
+        sorted(_names(loading.get(kind)))
+        for kind in ("missing_keys", "mismatched_keys", "conversion_errors", "unexpected_keys")
+    )
+    num_layers = _num_layers(config)
+    further = tuple(
+        layer[1] for key in unexpected if (layer := _FURTHER.match(key)) is not None and int(layer[2]) >= num_layers
+    )
+    unexpected = [
         key
-        for key in wrong["unexpected"]
-        if not _is_leftover(key, config, None if stored is None else stored.get(key), text_only)
-        and not key.startswith(tuple(layer.removesuffix("eh_proj.") for layer in further))
+        for key in unexpected
+        if not key.startswith(further) and not _is_leftover(key, config, (stored or {}).get(key), text_only)
     ]
-    for kind, means in (
-        ("missing", ""),
-        ("mismatched", ", of another shape in its files"),
-        ("unexpected", ", in its files but not in the model, which would leave them out"),
+    for keys, kind in (
+        (missing, "missing"),
+        (mismatched + failed, "mismatched, of another shape in its files"),
+        (unexpected, "unexpected, in its files but not in the model, which would leave them out"),
     ):
-        if keys := wrong[kind]:
+        if keys:
             shown = ", ".join(keys[:_SHOWN]) + (", …" if len(keys) > _SHOWN else "")
             count = "1 weight is" if len(keys) == 1 else f"{len(keys)} weights are"
             raise LongEvalError(
-                f"--model {name}: its files don't fit its config, {count} {kind}{means} ({shown})",
+                f"--model {name}: its files don't fit its config, {count} {kind} ({shown})",
                 "It may be no causal language model, an incomplete download, or an edited config.json.",
             )
 
 
+def _num_layers(config: Any) -> Any:
+    return getattr(config.get_text_config(), "num_hidden_layers", 0)
+
+
+def _names(keys: Any) -> list[str]:
+    """Names of weights; mismatched ones come with their shapes."""
+    return [str(key[0]) if isinstance(key, tuple) else str(key) for key in keys or ()]
+
+
+def _is_leftover(key: str, config: Any, tensor: Stored | None, text_only: bool) -> bool:
+    """Whether an unexpected weight is known to change nothing."""
+    if _LEFTOVER.search(key):
+        return True
+    if _MASK.search(key):  # a real bias has one dimension
+        return tensor is not None and (len(tensor.shape) == 4 or tensor.shape in ((), (1,)))
+    if text_only and _OTHER_SENSES.search(key):
+        return True
+    return getattr(config, "quantization_config", None) is not None and _SCALES.search(key) is not None
+
+
 def zero_biases(folder: str, keys: Iterable[str], method: str | None) -> set[str]:
-    """Returns the unexpected weights that are biases full of zeros, which AutoGPTQ stores for every layer.
+    """Returns the biases full of zeros, which AutoGPTQ stores for every layer, among a model's unexpected weights.
 
     Args:
         folder: Where the safetensors are.
-        keys: Names of weights that a model has no place for.
+        keys: Names of weights that the model has no place for.
         method: How the model is quantised.
     """
+    biases = {key for key in keys if key.endswith(".bias")} if method == "gptq" else set()
+    return {key for key, tensor in _read_tensors(folder, biases).items() if not tensor.any()}
+
+
+def _read_tensors(folder: str, names: Set[str]) -> dict[str, torch.Tensor]:
+    """Those of a folder's weights that have one of some names."""
     from safetensors import safe_open
 
-    biases = {key for key in keys if key.endswith(".bias")} if method == "gptq" else set()
-    zero = set()
-    for file in weight_files(folder) if biases else ():
+    found: dict[str, torch.Tensor] = {}
+    for file in weight_files(folder) if names else ():
         with safe_open(os.path.join(folder, file), framework="pt") as tensors:
-            zero |= {key for key in biases & set(tensors.keys()) if not tensors.get_tensor(key).any()}
-    return zero
+            for key in names & set(tensors.keys()):
+                found[key] = tensors.get_tensor(key)
+    return found
 
 
-def _renamed(name: str, model: Any, stored: Mapping[str, Stored]) -> dict[str, Any]:
+def _targets(name: str, model: Any, stored: Mapping[str, Stored]) -> dict[str, Any]:
     """Maps stored names to the model's own tensors; LongEvalError where two stored ones are the same weight."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
@@ -203,35 +233,14 @@ def _load(model: Any, stored: Mapping[str, Stored]) -> dict[str, Any]:
 def _check_tied(name: str, folder: str, model: Any, stored: Mapping[str, Stored]) -> None:
     """Raises LongEvalError if a weight that the config says is another one is stored as well, with other values."""
     import torch
-    from safetensors import safe_open
 
     for target, source in model.all_tied_weights_keys.items():
         if target not in stored or source not in stored:
             continue
-        values = {}
-        for file in weight_files(folder):
-            with safe_open(os.path.join(folder, file), framework="pt") as tensors:
-                for key in {target, source} & set(tensors.keys()):
-                    values[key] = tensors.get_tensor(key)
-        if not torch.equal(*(values[key].to(torch.float32) for key in (target, source))):
+        values = _read_tensors(folder, {target, source})
+        if not torch.equal(values[target].to(torch.float32), values[source].to(torch.float32)):
             raise LongEvalError(
                 f"--model {name}: its config says that {target} is {source} (tie_word_embeddings), and its files hold "
                 "different values for the two",
                 "Engines would take one or the other. Set tie_word_embeddings in its config.json to what is right.",
             )
-
-
-def _names(keys: Any) -> list[str]:
-    """Names of weights; mismatched ones come with their shapes."""
-    return [str(key[0]) if isinstance(key, tuple) else str(key) for key in keys or ()]
-
-
-def _is_leftover(key: str, config: Any, tensor: Stored | None, text_only: bool) -> bool:
-    """Whether an unexpected weight is known to change nothing."""
-    if any(re.search(pattern, key) for pattern, _ in _LEFTOVERS):
-        return True
-    if _MASK.search(key):  # a real bias has one dimension
-        return tensor is not None and (len(tensor.shape) == 4 or tensor.shape in ((), (1,)))
-    if text_only and _OTHER_SENSES.search(key):
-        return True
-    return getattr(config, "quantization_config", None) is not None and _SCALES.search(key) is not None

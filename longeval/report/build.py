@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import matplotlib.style
 
-from longeval.errors import LongEvalError
-from longeval.files import working_folder
+from longeval.errors import LongEvalError, reason
+from longeval.files import working_folder, write_whole
 from longeval.report.collect import Collection, collect
 from longeval.report.document import Block, Document, Paragraph, Preface, Prose, Section, Table, code, joined, prose
 from longeval.report.facts import provenance_facts, repeat_blocks, unique
@@ -275,10 +275,12 @@ def write_all(files: dict[str, bytes], flags: dict[str, str]) -> None:
                     if folder not in working:
                         working[folder] = stack.enter_context(working_folder(folder))
                     beside[path] = os.path.join(working[folder], os.path.basename(path))
-                    _write(path, beside[path], content)
+                    if os.path.isdir(path):
+                        raise IsADirectoryError(21, "it is a folder", path)
+                    write_whole(beside[path], content)
                 except OSError as error:
                     raise LongEvalError(
-                        f"{flags[path]}: can't write {path} ({error.strerror})", "Choose a place that you may write to."
+                        f"{flags[path]}: can't write {path} ({reason(error)})", "Choose a place that you may write to."
                     ) from error
             for path, temporary in beside.items():
                 os.replace(temporary, path)
@@ -299,13 +301,3 @@ def _make_folders(folder: str) -> list[str]:
     for path in made:
         os.mkdir(path)
     return made
-
-
-def _write(path: str, temporary: str, content: bytes) -> None:
-    """Writes what shall become `path` under another name; a folder called `path` is refused."""
-    if os.path.isdir(path):
-        raise IsADirectoryError(21, "it is a folder", path)
-    with open(temporary, "xb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ValidationInfo, field_validator, model_validator
 
-from longeval.errors import LongEvalError, did_you_mean
+from longeval.errors import LongEvalError, check_word, did_you_mean
 from longeval.plain import canonical_json
 from longeval.request.setting import Declare
 
@@ -123,6 +123,5 @@ class StudyRequest(BaseModel, frozen=True, extra="forbid"):
 
 def _preset(name: str, presets: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     """The values of a preset."""
-    if name not in presets:
-        raise LongEvalError(f"--preset {name}: unknown", did_you_mean(name, presets))
+    check_word("--preset", name, presets)
     return presets[name]

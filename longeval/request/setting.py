@@ -14,9 +14,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, get_args
 
-from longeval.errors import LongEvalError
+from longeval.errors import LongEvalError, check_word
 from longeval.values import (
-    check_word,
     checked_name,
     format_length,
     parse_count,

@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from longeval.errors import LongEvalError, did_you_mean
+from longeval.errors import LongEvalError, did_you_mean, reason
 from longeval.rope.base import METHODS
 
 
@@ -100,13 +100,10 @@ def _read_json(label: str, path: str) -> Any:
     try:
         with open(path, encoding="utf-8") as file:
             return json.load(file)
-    except OSError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise LongEvalError(
-            f"{label}: can't read {path} ({error.strerror})", "Give a JSON file with the value."
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise LongEvalError(
-            f"{label}: {path} is not JSON", "It must hold the bare value, such as [1.0, 1.05]."
+            f"{label}: can't read {path} as JSON ({reason(error)})",
+            "Give a JSON file that holds the bare value, such as [1.0, 1.05].",
         ) from error
 
 

@@ -100,7 +100,7 @@ def _pin_note(spec: ModelRequest, names: Sequence[MethodName], model: PreparedMo
 def _server_note(spec: ModelRequest, names: Sequence[MethodName], model: PreparedModel) -> str:
     """What a method is where a server computes."""
     stretch = ", ".join(f"{s:g}" for s in sorted(set(factors(spec, model.native_length).values())))
-    labels = [f"{name.canonical} (s = {stretch})" if model.rope.uses_factor(name) else name.canonical for name in names]
+    labels = [f"{name.canonical} (s = {stretch})" if name.method.uses_factor else name.canonical for name in names]
     return (
         f"--backend {spec.backend}: {spec.served_model} at {spec.base_url} rotates as it was started. longeval applies "
         f"nothing of --pe there and can't check what is: {', '.join(labels)} only labels the results, right or wrong"
@@ -166,7 +166,7 @@ def setups(spec: ModelRequest, model: PreparedModel, names: Sequence[MethodName]
                 table, static = _pinned(spec, name, length, table), True
             yield Setup(
                 pe=name,
-                factor=geometry.factor if model.rope.uses_factor(name) else None,
+                factor=geometry.factor if name.method.uses_factor else None,
                 length=length,
                 table=table,
                 static=static,

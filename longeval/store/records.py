@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import longeval
-from longeval.plain import made_from, nests_deeply, texts
+from longeval.plain import made_from, nests_deeply
 
 SCHEMA_VERSION = 1
 
@@ -150,7 +150,7 @@ def _impossible(record: Record) -> str | None:
         return f"status is {record.status}, and there is a value"
     if record.ci_low is not None and record.ci_high is not None and record.ci_low > record.ci_high:
         return f"ci_low {record.ci_low:g} is above ci_high {record.ci_high:g}"
-    if not texts(record.provenance.versions):
+    if not all(isinstance(version, str) for version in record.provenance.versions.values()):
         return "provenance.versions is not of texts"
     return _impossible_params(record)
 

@@ -18,8 +18,7 @@ from longeval.errors import LongEvalError
 from longeval.export import folder as folder_module
 from longeval.export.folder import check_folder
 from longeval.models import load
-from longeval.models.files import weights_digest
-from longeval.models.resolve import resolve
+from longeval.models.resolve import resolve, weights_digest
 from longeval.models.scaling import model_rope
 from longeval.store.records import PACKAGES
 

@@ -18,8 +18,7 @@ from longeval.export import gguf as export
 from longeval.export.encoding import encode, running, stock_error
 from longeval.export.gguf import check_file, check_source
 from longeval.models import embedded, load
-from longeval.models.files import is_present
-from longeval.models.resolve import resolve
+from longeval.models.resolve import is_present, resolve
 from longeval.models.scaling import model_rope
 
 BASE_F = np.array([700.0 ** (-2 * j / 16) for j in range(8)])

@@ -17,10 +17,9 @@ from tiny_gguf import write_llama
 from longeval import cache
 from longeval.errors import LongEvalError
 from longeval.export import gguf as export
-from longeval.models.files import is_present, local_folder, weights_digest
 from longeval.models.gguf import folder as conversion
 from longeval.models.gguf.header import read_header
-from longeval.models.resolve import resolve
+from longeval.models.resolve import is_present, local_folder, resolve, weights_digest
 from longeval.models.scaling import model_rope
 
 

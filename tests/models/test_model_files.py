@@ -11,8 +11,7 @@ from folders import edit_config, prepared
 from tiny import save_tiny_llama
 from tiny_gguf import write_llama
 
-from longeval.models.files import tokenizer_files, weights_digest
-from longeval.models.resolve import resolve
+from longeval.models.resolve import resolve, tokenizer_files, weights_digest
 
 
 def digest_of(model):

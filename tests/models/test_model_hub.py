@@ -13,9 +13,8 @@ from huggingface_hub import errors
 
 from longeval.errors import LongEvalError
 from longeval.models import hub
-from longeval.models.files import weights_digest
 from longeval.models.load import load_config
-from longeval.models.resolve import resolve
+from longeval.models.resolve import resolve, weights_digest
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

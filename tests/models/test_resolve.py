@@ -10,8 +10,7 @@ import pytest
 
 from longeval.errors import LongEvalError
 from longeval.models.embedded import EMBEDDED_MODELS
-from longeval.models.files import is_present, local_folder
-from longeval.models.resolve import CATALOG, resolve
+from longeval.models.resolve import CATALOG, is_present, local_folder, resolve
 
 
 def test_short_name_hub_id_folder_and_embedded(llama, monkeypatch):

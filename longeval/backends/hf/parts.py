@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from longeval.backends.base import OutOfMemoryError
-from longeval.errors import LongEvalError
+from longeval.errors import LongEvalError, reason
 from longeval.models.geometry import check_rotates
 from longeval.models.load import is_out_of_memory
 from longeval.rope.base import CosSin, RopeTable, table_digest
@@ -117,7 +117,7 @@ def memory_told() -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         traceback.clear_frames(error.__traceback__)  # else the error keeps the pass's tensors while it is handled
-        raise OutOfMemoryError(str(error).splitlines()[0] if str(error) else "MemoryError") from error
+        raise OutOfMemoryError(reason(error)) from error
 
 
 # The rotary module that takes the place of a transformers model's own, and the search for that place.

@@ -323,8 +323,8 @@ def _files(model: PreparedModel) -> dict[str, str]:
 
     A tokenizer that transformers would build in another way than here comes from a folder of its own.
     """
-    from longeval.models.files import local_folder
     from longeval.models.hub import open_hub
+    from longeval.models.resolve import local_folder
 
     own = {} if is_stock(model.tokenizer) else {"tokenizer": tokenizer_folder(model.tokenizer)}
     folder = local_folder(model.ref)

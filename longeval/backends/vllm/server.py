@@ -77,7 +77,7 @@ def served_method(
     Raises:
         LongEvalError: A factor or a pin that nothing heeds, or a method that needs a pin.
     """
-    if factor is not None and length is not None and not model.rope.uses_factor(name):
+    if factor is not None and length is not None and not name.method.uses_factor:
         raise LongEvalError(
             f"--factor {factor:g}: would be ignored, --length {length} is given and {name.canonical} isn't stretched",
             "Leave one of the two out.",
@@ -97,7 +97,7 @@ def served_method(
             "Pin it to one length: --pin-length 16k.",
         )
     parts = [name.canonical]
-    parts += [f"s = {s:g}"] if model.rope.uses_factor(name) else []
+    parts += [f"s = {s:g}"] if name.method.uses_factor else []
     parts += [f"pinned to its table at {format_length(pin)}"] if pin is not None else []
     return Served(
         table=tables(tokens if pin is None else pin),
@@ -109,7 +109,7 @@ def served_method(
 
 def _stretch_notes(name: MethodName, s: float, model: PreparedModel) -> tuple[str, ...]:
     """A note where a method that stretches has nothing to stretch."""
-    if not model.rope.uses_factor(name) or s != 1:
+    if not name.method.uses_factor or s != 1:
         return ()
     return (
         f"{name.canonical}: s = 1, nothing is stretched (the native length is {format_length(model.native_length)}; "

@@ -1,4 +1,4 @@
-"""What a GGUF file states about its model and transformers, reading it, leaves out.
+"""What a GGUF file states about its model, and transformers leaves out when it reads the file.
 
 - Whether a text begins with BOS (`tokenizer.ggml.add_bos_token`). transformers' tokenizer of a GGUF never adds it, and
   Gemma 3 without BOS scores 5.9e9 instead of 3.46. Where the key is missing, llama.cpp's defaults (`llama-vocab.cpp`):
@@ -45,6 +45,25 @@ _BOS_BY_DEFAULT = frozenset(
 _GEMMA_27B = {"gemma2": 46, "gemma3": 62}
 """Numbers of layers by which llama.cpp tells the one size whose logits are not divided by √head_dim."""
 
+_FREQS, _SHORT, _LONG = "rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"
+_TYPES = ("none", "linear", "yarn", "longrope")
+_READ = ("type", "factor", "original_context_length", "attn_factor", "finetuned", "yarn_beta_fast", "yarn_beta_slow")
+"""Keys under `rope.scaling` that are read here; `finetuned` only informs."""
+_SILENT: dict[str, tuple[float, ...]] = {
+    "yarn_log_multiplier": (0.0,),
+    "yarn_ext_factor": (0.0, -1.0),
+    "yarn_attn_factor": (1.0,),
+    "alpha": (0.0,),
+}
+"""Keys whose meaning isn't the same everywhere, and the values at which they change nothing."""
+_SILENT_IN_YARN = _SILENT | {"yarn_ext_factor": (1.0, -1.0), "yarn_attn_factor": ()}
+"""The same where the type is yarn: its ramp is weighed by ext_factor, and writers put transformers' whole attention
+factor into yarn_attn_factor, which llama.cpp multiplies by its own or ignores."""
+_GLOBAL, _LOCAL = "full_attention", "sliding_attention"
+_DEFAULT_BASE = 10000.0
+_LLAMA3_LENGTH, _LLAMA3_LOW, _LLAMA3_HIGH = 8192, 1.0, 4.0
+"""Of all Llama 3.1, 3.2 and 3.3 models; only s differs."""
+
 
 def adds_bos(header: GgufHeader) -> bool:
     """Whether the file's tokenizer puts BOS before a text."""
@@ -59,14 +78,14 @@ def adds_bos(header: GgufHeader) -> bool:
 
 
 def complete_config(header: GgufHeader, config: Any) -> Any:
-    """Returns the config of a file's model with everything that the file states.
+    """Returns a new config of a file's model with everything that the file states.
 
     Args:
         header: The file's.
-        config: What transformers made of the file, a `PreTrainedConfig`; not changed.
+        config: What transformers made of the file, a `PreTrainedConfig`.
 
     Raises:
-        LongEvalError: If the file states something that can't be said in transformers' terms, naming its key.
+        LongEvalError: If the file states something that can't be said in transformers' terms; names its key.
     """
     stated: dict[str, Any] = {}
     if (rope := rope_parameters(header, config)) is not None:
@@ -92,28 +111,75 @@ def _gemma(header: GgufHeader, config: Any) -> dict[str, Any]:
         pattern = 1
     if not isinstance(pattern, list):  # every n-th layer sees all; 0 means that none does
         pattern = [pattern == 0 or (layer + 1) % pattern != 0 for layer in range(config.num_hidden_layers)]
-    stated["layer_types"] = ["sliding_attention" if slides else "full_attention" for slides in pattern]
+    stated["layer_types"] = [_LOCAL if slides else _GLOBAL for slides in pattern]
     return stated
 
 
-_FREQS, _SHORT, _LONG = "rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"
-_TYPES = ("none", "linear", "yarn", "longrope")
-_READ = ("type", "factor", "original_context_length", "attn_factor", "finetuned", "yarn_beta_fast", "yarn_beta_slow")
-"""Keys under `rope.scaling` that are read here; `finetuned` only informs."""
-_SILENT: dict[str, tuple[float, ...]] = {
-    "yarn_log_multiplier": (0.0,),
-    "yarn_ext_factor": (0.0, -1.0),
-    "yarn_attn_factor": (1.0,),
-    "alpha": (0.0,),
-}
-"""Keys whose meaning isn't the same everywhere, and the values at which they change nothing."""
-_SILENT_IN_YARN = _SILENT | {"yarn_ext_factor": (1.0, -1.0), "yarn_attn_factor": ()}
-"""The same where the type is yarn: its ramp is weighed by ext_factor, and writers put transformers' whole attention
-factor into yarn_attn_factor, which llama.cpp multiplies by its own or passes over."""
-_GLOBAL, _LOCAL = "full_attention", "sliding_attention"
-_DEFAULT_BASE = 10000.0
-_LLAMA3_LENGTH, _LLAMA3_LOW, _LLAMA3_HIGH = 8192, 1.0, 4.0
-"""Of all Llama 3.1, 3.2 and 3.3 models; only s differs."""
+def rope_parameters(header: GgufHeader, config: Any) -> dict[str, Any] | None:
+    """Returns a model's `rope_parameters` as its file states them.
+
+    Args:
+        header: The file's.
+        config: What transformers made of the file, a `PreTrainedConfig`.
+
+    Returns:
+        A new dictionary in the form of `config.rope_parameters`, by layer type where that is; None where transformers
+        knows no RoPE in this family.
+
+    Raises:
+        LongEvalError: If the file states something that can't be said exactly in transformers' terms; names its key.
+    """
+    text = config.get_text_config()
+    given = getattr(text, "rope_parameters", None)
+    if not isinstance(given, dict) or not given:
+        for name in (*header.tensors, *header.fields):
+            if "rope_f" in name or ".rope.scal" in name:
+                raise header.refused(name, f"transformers knows no RoPE in {text.model_type} models")
+        return None
+    by_layer_type = isinstance(given.get(_GLOBAL), dict)
+    said = dict(given[_GLOBAL] if by_layer_type else given)
+    num_rotated, part = _rotated_part(header, text, said)
+    scaling = read_scaling(header, num_rotated // 2)
+    if not scaling.changes_nothing and scaling.context_length < 1:
+        raise header.refused("scaling", "it has no context_length")
+    own_type = said.get("rope_type", "default")
+    if own_type != "default" and not scaling.changes_nothing:
+        raise header.refused("rope.scaling", f"transformers gives {text.model_type} models {own_type} scaling already")
+    if by_layer_type and scaling.divides:
+        raise header.refused(_FREQS, f"{text.model_type} models rotate by layer type")
+    base = _positive(header, "rope.freq_base", _DEFAULT_BASE)
+    local_base = _positive(header, "rope.freq_base_swa", base)
+    said |= {"rope_theta": base} | part | scaling.in_transformers_words(base)
+    if not by_layer_type:
+        if local_base != base:
+            raise header.refused("rope.freq_base_swa", f"{text.model_type} models rotate all their layers alike")
+        return said
+    local = dict(given.get(_LOCAL) or {})
+    if local and header.own("rope.freq_base_swa") is not None:
+        local["rope_theta"] = local_base
+    return given | {_GLOBAL: said} | ({_LOCAL: local} if local else {})
+
+
+def _rotated_part(header: GgufHeader, text: Any, said: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
+    """The rotated dimensions of a head, and the setting for them where transformers assumed another number."""
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    assumed = int(head_dim * (said.get("partial_rotary_factor") or 1.0))
+    stated = int(header.own("rope.dimension_count", assumed))
+    if stated == assumed:
+        return stated, {}
+    part = stated / head_dim
+    if not 0 < stated <= head_dim or int(head_dim * part) != stated:
+        raise header.refused(f"rope.dimension_count = {stated}", f"its heads have {head_dim} dimensions")
+    return stated, {"partial_rotary_factor": part}
+
+
+def _positive(header: GgufHeader, key: str, default: float) -> float:
+    """A positive number that the file states, or the default."""
+    value = header.own(key)
+    number = default if value is None else float(value)
+    if not (math.isfinite(number) and number > 0.0):
+        raise header.refused(f"{key} = {number:g}", "it must be a positive number")
+    return number
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -161,25 +227,24 @@ class FileScaling:
             }
         before = {"original_max_position_embeddings": self.original or self.context_length}
         if self.kind == "yarn" and self.factor > 1.0:
-            grown = 0.1 * math.log(self.factor) + 1.0
-            return {
+            return before | {
                 "rope_type": "yarn",
                 "factor": self.factor,
-                "attention_factor": grown * self.attn_factor,
+                "attention_factor": (0.1 * math.log(self.factor) + 1.0) * self.attn_factor,
                 "beta_fast": self.beta_fast,
                 "beta_slow": self.beta_slow,
-            } | before
+            }
         if not self.divides and self.attn_factor == 1.0:
             # Only a stated length: without scaling that is the one that other methods start from.
             return {"rope_type": "linear", "factor": self.factor} | (before if self.original else {})
-        return {
+        return before | {
             "rope_type": "longrope",
             "short_factor": [divisor * self.factor for divisor in self.short_F],
             "long_factor": [divisor * self.factor for divisor in self.long_F],
             # Always stated: left out, it would become sqrt(1 + ln(s) / ln(L)).
             "attention_factor": self.attn_factor,
             "factor": max(1.0, self.context_length / (self.original or self.context_length)),
-        } | before
+        }
 
     def _is_llama3(self, base: float) -> bool:
         """Whether the divisors are those of Llama 3.1's formula, to the accuracy of float32."""
@@ -194,54 +259,6 @@ class FileScaling:
             if not math.isclose(divisor, 1.0 / ((1.0 - kept) / stretch + kept), rel_tol=1e-6):
                 return False
         return True
-
-
-def rope_parameters(header: GgufHeader, config: Any) -> dict[str, Any] | None:
-    """Returns a model's `rope_parameters` as its file states them.
-
-    Args:
-        header: The file's.
-        config: What transformers made of the file, a `PreTrainedConfig`.
-
-    Returns:
-        A new dictionary in the form of `config.rope_parameters`, by layer type where that is; None where transformers
-        knows no RoPE in this family.
-
-    Raises:
-        LongEvalError: If the file states something that can't be said exactly in transformers' terms, naming its key.
-    """
-    text = config.get_text_config()
-    given = getattr(text, "rope_parameters", None)
-    if not isinstance(given, dict) or not given:
-        for name in (*header.tensors, *header.fields):
-            if "rope_f" in name or ".rope.scal" in name:
-                raise header.refused(name, f"transformers knows no RoPE in {text.model_type} models")
-        return None
-    by_layer_type = isinstance(given.get(_GLOBAL), dict)
-    said = dict(given[_GLOBAL] if by_layer_type else given)
-    num_rotated, part = _rotated_part(header, text, said)
-    scaling = read_scaling(header, num_rotated // 2)
-    if not scaling.changes_nothing and scaling.context_length < 1:
-        raise header.refused("scaling", "it has no context_length")
-    own_type = said.get("rope_type", "default")
-    if own_type != "default" and not scaling.changes_nothing:
-        raise header.refused("rope.scaling", f"transformers gives {text.model_type} models {own_type} scaling already")
-    if by_layer_type and scaling.divides:
-        raise header.refused(_FREQS, f"{text.model_type} models rotate by layer type")
-    base = float(header.own("rope.freq_base", _DEFAULT_BASE))
-    local_base = header.own("rope.freq_base_swa")
-    for key, value in (("rope.freq_base", base), ("rope.freq_base_swa", local_base)):
-        if value is not None and not (math.isfinite(value) and value > 0.0):
-            raise header.refused(f"{key} = {value:g}", "it must be a positive number")
-    said |= {"rope_theta": base} | part | scaling.in_transformers_words(base)
-    if not by_layer_type:
-        if local_base not in (None, base):
-            raise header.refused("rope.freq_base_swa", f"{text.model_type} models rotate all their layers alike")
-        return said
-    local = dict(given.get(_LOCAL) or {})
-    if local and local_base is not None:
-        local["rope_theta"] = float(local_base)
-    return given | {_GLOBAL: said} | ({_LOCAL: local} if local else {})
 
 
 def read_scaling(header: GgufHeader, num_features: int) -> FileScaling:
@@ -259,21 +276,17 @@ def read_scaling(header: GgufHeader, num_features: int) -> FileScaling:
         raise header.refused(f"rope.scaling.type = {kind}", f"known are {', '.join(_TYPES)}")
     _check_keys(header, kind)
     factor = float(header.own("rope.scaling.factor", header.own("rope.scale_linear", 0.0))) or 1.0
-    attn_factor = float(header.own("rope.scaling.attn_factor", 1.0))
-    original = int(header.own("rope.scaling.original_context_length", 0)) or None
     if kind == "none":
         factor = 1.0
     if not (math.isfinite(factor) and factor >= 1.0):
         raise header.refused(f"rope.scaling.factor = {factor:g}", "it must be a number of at least 1")
-    if not (math.isfinite(attn_factor) and attn_factor > 0.0):
-        raise header.refused(f"rope.scaling.attn_factor = {attn_factor:g}", "it must be a positive number")
     short_F, long_F = _divisors(header, num_features)
     scaling = FileScaling(
         kind=kind,
         factor=factor,
-        attn_factor=attn_factor,
+        attn_factor=_positive(header, "rope.scaling.attn_factor", 1.0),
         context_length=int(header.own("context_length", 0)),
-        original=original,
+        original=int(header.own("rope.scaling.original_context_length", 0)) or None,
         beta_fast=float(header.own("rope.scaling.yarn_beta_fast", 32.0)),
         beta_slow=float(header.own("rope.scaling.yarn_beta_slow", 1.0)),
         short_F=short_F,
@@ -287,7 +300,7 @@ def read_scaling(header: GgufHeader, num_features: int) -> FileScaling:
 
 
 def _check_keys(header: GgufHeader, kind: str) -> None:
-    """Raises LongEvalError for what would be passed over although it may change the frequencies."""
+    """Raises LongEvalError for what is not read here although it may change the frequencies."""
     prefix = f"{header.architecture}.rope.scaling."
     silent = _SILENT_IN_YARN if kind == "yarn" else _SILENT
     for name, value in header.fields.items():
@@ -320,16 +333,3 @@ def _list(header: GgufHeader, name: str, num_features: int) -> tuple[float, ...]
     if not all(math.isfinite(divisor) and divisor > 0.0 for divisor in divisors):
         raise header.refused(name, "its divisors must be positive numbers")
     return divisors
-
-
-def _rotated_part(header: GgufHeader, text: Any, said: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
-    """The rotated dimensions of a head, and the setting for them where transformers assumed another number."""
-    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    assumed = int(head_dim * (said.get("partial_rotary_factor") or 1.0))
-    stated = int(header.own("rope.dimension_count", assumed))
-    if stated == assumed:
-        return stated, {}
-    part = stated / head_dim
-    if not 0 < stated <= head_dim or int(head_dim * part) != stated:
-        raise header.refused(f"rope.dimension_count = {stated}", f"its heads have {head_dim} dimensions")
-    return stated, {"partial_rotary_factor": part}

@@ -1,12 +1,12 @@
 """GGUF files as models: dequantised once by transformers, kept as an ordinary safetensors folder in the cache.
 
-Reading a GGUF takes its time at every start (20 s for 135M parameters), and the model that transformers makes of it
-refuses `save_pretrained`: it counts as quantised although all its weights are plain numbers by then. So it is rebuilt
-without its quantisation config, saved, and from then on loads like any folder. GGUF: ggml's file format.
+transformers dequantises a GGUF at every start (20 s for 135M parameters), and the model that it makes refuses
+`save_pretrained`: it counts as quantised although all its weights are plain numbers by then. So the model is rebuilt
+without its quantisation config and saved, and from then on loads like any folder.
 
 Values are kept exactly as dequantised: in float32, or in a half-width dtype if every single weight survives that. What
-a file states about its model and transformers leaves out is added, or refused before anything is dequantised: see
-`config`. The tokenizer is built from the file itself: see `tokenizer`.
+a file states about its model and transformers leaves out is added, or refused before anything is dequantised (see
+`config`). The tokenizer is built from the file itself (see `tokenizer`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from longeval.cache import cache_dir, file_digest, sha256_of
 from longeval.errors import LongEvalError, reason
 from longeval.files import put_folder, working_folder
 from longeval.models.gguf.config import complete_config
-from longeval.models.gguf.header import gguf_shards, read_header, whole_gguf
+from longeval.models.gguf.header import model_header, whole_gguf
 from longeval.models.gguf.tokenizer import build_tokenizer
 from longeval.models.library import empty_model, quiet_transformers
 from longeval.models.weights import check_complete
@@ -59,13 +59,12 @@ def converted_folder(
 ) -> str:
     """Returns the folder of the dequantised model, and makes it if it isn't there yet or is damaged.
 
-    The folder appears by one rename when it is complete, so that it is either whole or absent; when two processes
-    make it at once, both build and the first rename wins. Its files are held against their digests at each use.
+    The folder appears by one rename when it is complete. When two processes make it at once, the first rename wins.
 
     Args:
         path: The GGUF file.
         name: What the folder's name starts with, e.g. `smollm2-135m-q4`.
-        sha256: The file's digest (hex); the folder is named by its first 8 digits.
+        sha256: The file's digest (hex).
         conversion: See `cached_folder`.
         beside: Files to keep in the folder, such as a licence: their names there, and where they are now.
 
@@ -88,7 +87,7 @@ def converted_folder(
             for kept, source in (beside or {}).items():
                 shutil.copyfile(source, os.path.join(building, kept))
             _note_files(building, {"gguf": os.path.basename(path), "sha256": sha256})
-            put_folder(building, folder, aside=os.path.join(work, "damaged"), is_whole=is_whole)
+            put_folder(building, folder, is_whole=is_whole)
     except OSError as error:
         raise unwritable(error) from error
     _log.info("converted in %.0f s", time.monotonic() - started)
@@ -101,8 +100,8 @@ def cached_folder(name: str, sha256: str, conversion: int = CONVERSION) -> str:
     Args:
         name: What the folder's name starts with.
         sha256: The file's digest (hex).
-        conversion: The `CONVERSION` that the folder comes from. Older ones than the present are for a file that is
-            known to be converted in the same way since then.
+        conversion: The `CONVERSION` that the folder comes from; an older one for a file whose conversion is known not
+            to have changed since.
     """
     stem = f"{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}-{sha256[:8]}"
     return os.path.join(cache_dir(), "models", stem if conversion == 1 else f"{stem}-v{conversion}")
@@ -146,7 +145,7 @@ def _convert(path: str, folder: str) -> None:
     import transformers
 
     try:
-        # the bar of the dequantisation heeds no switch: it goes to a stderr of its own
+        # The progress bar of the dequantisation can't be switched off: it gets a stderr of its own.
         with (
             whole_gguf(path, folder) as whole,
             quiet_transformers(),
@@ -164,13 +163,13 @@ def _convert(path: str, folder: str) -> None:
 
 
 def _dequantise(name: str, path: str, folder: str, named: Mapping[str, str]) -> None:
-    """Has transformers read the file, adds what it left out, and saves the model and its tokenizer.
+    """Has transformers read a file, adds what it left out, and saves the model and its tokenizer into `folder`.
 
     Args:
         name: The user's file, for messages.
-        path: The file, whole.
+        path: The same model in one file.
         folder: Where to.
-        named: Filled as transformers reads the file: its names of tensors by those of the file.
+        named: From `_one_reader`.
 
     Raises:
         LongEvalError: The file lacks weights, or has some that the model has no place for.
@@ -178,7 +177,7 @@ def _dequantise(name: str, path: str, folder: str, named: Mapping[str, str]) -> 
     import torch
     import transformers
 
-    header = read_header(*gguf_shards(name))  # its messages name the user's file
+    header = model_header(name)  # its messages name the user's file
     source = {
         "pretrained_model_name_or_path": os.path.dirname(os.path.abspath(path)),
         "gguf_file": os.path.basename(path),
@@ -197,13 +196,14 @@ def _dequantise(name: str, path: str, folder: str, named: Mapping[str, str]) -> 
 
 @contextlib.contextmanager
 def _one_reader() -> Iterator[dict[str, str]]:
-    """Inside the block, gguf parses a file once, and not once for each time that transformers asks.
+    """Inside the block, gguf parses a file once, and not each time that transformers asks.
 
     That takes 13 s each time for a vocabulary of 262k. Readers only read, so one may serve all.
 
     Yields:
-        What transformers calls the file's tensors, by the file's names, once it has asked; it passes over all others.
-        Empty for the architectures that it reads in its newer way, whose loading info is complete.
+        transformers' names of the file's tensors, by the file's names; filled when transformers reads the file.
+        A tensor that isn't among them is left out of the model. Empty for the architectures that transformers reads in
+        its newer way, whose loading info is complete.
     """
     import gguf
     import transformers.modeling_gguf_pytorch_utils as reading

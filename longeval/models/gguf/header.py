@@ -1,7 +1,7 @@
-"""The metadata of a GGUF file and where its tensors lie, read in a moment.
+"""The metadata of a GGUF file and where its tensors lie, read in a moment; and files that gguf-split divided.
 
-The gguf package's own reader makes a numpy view of every token and takes 13 s for a vocabulary of 262k; here strings
-in arrays are passed over, so that what a file can't be used for is known before anything long begins.
+The gguf package's own reader makes a numpy view of every token and takes 13 s for a vocabulary of 262k. Here strings
+in arrays are skipped, so that a file of no use is refused before anything long begins.
 
 Source: ggml's file format (ggml, docs/gguf.md), versions 2 and 3, little-endian.
 """
@@ -9,13 +9,14 @@ Source: ggml's file format (ggml, docs/gguf.md), versions 2 and 3, little-endian
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import mmap
 import os
 import re
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -25,125 +26,7 @@ import numpy.typing as npt
 from longeval.cache import file_digest
 from longeval.errors import LongEvalError, reason
 
-# The files of a GGUF: one, or the several that llama.cpp's gguf-split divided it into.
-
-_SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.IGNORECASE)
-"""What gguf-split calls its files."""
 _MAGIC = b"GGUF"
-
-
-def gguf_shards(path: str) -> tuple[str, ...]:
-    """Returns all files of a model that llama.cpp's gguf-split divided, in order; a whole GGUF is the only one.
-
-    Args:
-        path: Any of them.
-
-    Raises:
-        LongEvalError: If it isn't a readable GGUF, or one of the others isn't there or not of the same model.
-    """
-    fields = _header(path).fields
-    count = int(fields.get("split.count") or 1)
-    if count == 1:
-        return (path,)
-    named = _SHARD.fullmatch(path)
-    if named is None or int(named[3]) != count or int(named[2]) != fields.get("split.no", -1) + 1:
-        raise LongEvalError(
-            f"--model {path}: is one of {count} files that a model was split into, and isn't named as such",
-            f"Name them NAME-00001-of-{count:05}.gguf and so on, as llama.cpp's gguf-split does.",
-        )
-    paths = tuple(f"{named[1]}-{number:05}-of-{named[3]}.gguf" for number in range(1, count + 1))
-    tensors = 0
-    for number, shard in enumerate(paths):
-        if not os.path.isfile(shard):
-            raise LongEvalError(
-                f"--model {path}: is one of {count} files, and {os.path.basename(shard)} is missing",
-                "Put all of them into one folder.",
-            )
-        header = _header(shard)
-        tensors += len(header.tensors)
-        if (header.fields.get("split.count"), header.fields.get("split.no")) != (count, number):
-            raise LongEvalError(
-                f"--model {path}: {os.path.basename(shard)} belongs to another model", "Fetch the files again."
-            )
-    if tensors != fields.get("split.tensors.count", tensors):
-        raise LongEvalError(
-            f"--model {path}: its {count} files hold {tensors} tensors, not {fields['split.tensors.count']}",
-            "Fetch the files again.",
-        )
-    return paths
-
-
-def gguf_digest(path: str) -> str:
-    """Returns the SHA-256 (hex) of a GGUF; of one that was split, that of its files' digests in order."""
-    digests = [file_digest(shard) for shard in gguf_shards(path)]
-    return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
-
-
-def _header(path: str) -> GgufHeader:
-    """The header of a user's file; LongEvalError if it can't be read or is no GGUF."""
-    try:
-        with open(path, "rb") as file:
-            head = file.read(len(_MAGIC))
-        if head == _MAGIC:
-            return read_header(path)
-    except (OSError, ValueError) as error:
-        raise LongEvalError(
-            f"--model {path}: not a readable GGUF ({reason(error)})", "Fetch the file again."
-        ) from error
-    raise LongEvalError(
-        f"--model {path}: not a GGUF file (it starts with {head!r})",
-        "A Git LFS pointer or a broken download looks like this: fetch the file again.",
-    )
-
-
-@contextlib.contextmanager
-def whole_gguf(path: str, folder: str) -> Iterator[str]:
-    """Yields the path of the GGUF in one file: itself, or a copy in `folder`, joined from its shards, for the block."""
-    shards = gguf_shards(path)
-    if len(shards) == 1:
-        yield path
-        return
-    joined = os.path.join(folder, "joined.gguf")
-    try:
-        _join(shards, joined)
-        yield joined
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(joined)
-
-
-def _join(shards: tuple[str, ...], path: str) -> None:
-    """Writes the fields of the first shard and the tensors of all, unchanged, into one file."""
-    from gguf import GGUFReader, GGUFValueType, GGUFWriter
-
-    read_header(*shards)  # refuses tensors that are there twice
-    readers = [GGUFReader(shard) for shard in shards]
-    fields = readers[0].fields
-    writer = GGUFWriter(path, str(fields["general.architecture"].contents()))
-    writer.data_alignment = readers[0].alignment
-    try:
-        for name, field in fields.items():
-            if name == "general.architecture" or name.startswith(("GGUF.", "split.")) or not field.data:
-                continue  # the writer's own; what was true of the shards; empty lists, which it can't write
-            kind, value = field.types[0], field.contents()
-            if field.types[-1] == GGUFValueType.STRING:  # as bytes: vocabularies needn't be text
-                texts = [field.parts[index].tobytes() for index in field.data]
-                value = texts if kind == GGUFValueType.ARRAY else texts[0]
-            sub_type = field.types[-1] if kind == GGUFValueType.ARRAY else None
-            writer.add_key_value(name, value, kind, sub_type=sub_type)
-        tensors = [tensor for reader in readers for tensor in reader.tensors]
-        for tensor in tensors:
-            data = tensor.data
-            writer.add_tensor_info(tensor.name, data.shape, data.dtype, data.nbytes, tensor.tensor_type)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        for tensor in tensors:
-            writer.write_tensor_data(tensor.data)
-    finally:
-        writer.close()
-
-
 _VERSIONS = (2, 3)
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 """Value types of a fixed size, as `struct` calls them."""
@@ -151,6 +34,8 @@ _STRING, _ARRAY = 8, 9
 _FLOATS = {0: "<f4", 1: "<f2"}
 """Tensor types that are plain numbers, as numpy calls them."""
 _ALIGNMENT = 32
+_SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.IGNORECASE)
+"""What llama.cpp's gguf-split calls its files."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -158,7 +43,7 @@ class TensorPlace:
     """Where a tensor lies."""
 
     path: str
-    """The file; another one than the header's where that is the first of several."""
+    """The file; of a split model not always the header's."""
     shape: tuple[int, ...]
     """Outermost dimension first, as in numpy."""
     kind: int
@@ -193,110 +78,218 @@ class GgufHeader:
         )
 
     def values(self, name: str) -> npt.NDArray[np.float64]:
-        """Reads a tensor that is stored as plain numbers.
-
-        Raises:
-            ValueError: If it is quantised, or the file ends before it does.
-        """
+        """Reads a tensor that is stored as plain numbers; ValueError if it is quantised or cut off."""
         place = self.tensors[name]
         if place.kind not in _FLOATS:
             raise ValueError(f"{name} is stored in ggml type {place.kind}, not as plain numbers")
+        dtype = np.dtype(_FLOATS[place.kind])
         with open(place.path, "rb") as file:
             file.seek(place.offset)
-            dtype = np.dtype(_FLOATS[place.kind])
             stored = file.read(prod(place.shape) * dtype.itemsize)
         return np.frombuffer(stored, dtype).reshape(place.shape).astype(np.float64)
 
 
-def read_header(path: str, *others: str) -> GgufHeader:
-    """Reads the header of a GGUF file; takes about 0.1 s for a vocabulary of 262k.
-
-    Args:
-        path: The file.
-        others: Where it is the first of several, the others: their tensors count as its own.
+def read_header(path: str) -> GgufHeader:
+    """Reads the header of one GGUF file; takes about 0.1 s for a vocabulary of 262k.
 
     Raises:
-        ValueError: If a file is no GGUF of a version that is read here, is cut off within its header, or has a tensor
-            that another one has as well.
+        ValueError: If it is no GGUF of these versions, or cut off within its header.
         OSError: If it can't be read.
     """
-    header = _read(path)
-    for other in others:
-        tensors = _read(other).tensors
-        if twice := header.tensors.keys() & tensors.keys():
-            raise ValueError(f"{min(twice)} is there twice, also in {other}")
-        header = replace(header, tensors={**header.tensors, **tensors})
-    return header
-
-
-def _read(path: str) -> GgufHeader:
-    """The header of one file."""
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         try:
-            return _parse(path, content)
+            return _parse(path, _Reader(content))
         except (struct.error, UnicodeDecodeError, IndexError) as error:
             raise ValueError(f"its header is damaged or cut off ({error})") from error
 
 
-def _parse(path: str, content: mmap.mmap) -> GgufHeader:
-    magic, version, num_tensors, num_fields = struct.unpack_from("<4sIQQ", content, 0)
-    if magic != b"GGUF" or version not in _VERSIONS:
+def model_header(path: str) -> GgufHeader:
+    """Reads the header of a user's GGUF, with the tensors of all files where it was split.
+
+    Raises:
+        LongEvalError: As `gguf_shards`, or two files hold the same tensor.
+    """
+    first, *others = gguf_shards(path)
+    header = _users_header(first)
+    for other in others:
+        tensors = _users_header(other).tensors
+        if twice := header.tensors.keys() & tensors.keys():
+            raise LongEvalError(
+                f"--model {path}: {min(twice)} is there twice, also in {other}", "Fetch the files again."
+            )
+        header = dataclasses.replace(header, tensors={**header.tensors, **tensors})
+    return header
+
+
+@dataclass(slots=True)
+class _Reader:
+    """Reads the values of a header one after another."""
+
+    content: mmap.mmap
+    at: int = 0
+
+    def take(self, form: str) -> tuple[Any, ...]:
+        """The next numbers, in a format of `struct`."""
+        numbers = struct.unpack_from(f"<{form}", self.content, self.at)
+        self.at += struct.calcsize(f"<{form}")
+        return numbers
+
+    def text(self) -> str:
+        (length,) = self.take("Q")
+        self.at += length
+        return self.content[self.at - length : self.at].decode()
+
+    def value(self) -> Any:
+        """A value that is preceded by its type; None for an array of strings."""
+        (kind,) = self.take("I")
+        if kind in _NUMBERS:
+            return self.take(_NUMBERS[kind])[0]
+        if kind == _STRING:
+            return self.text()
+        if kind != _ARRAY:
+            raise ValueError(f"its header holds a value of type {kind}")
+        of, count = self.take("IQ")
+        if of in _NUMBERS:
+            return list(self.take(f"{count}{_NUMBERS[of]}"))
+        if of != _STRING:
+            raise ValueError(f"its header holds an array of type {of}")
+        length_at = struct.Struct("<Q").unpack_from  # a vocabulary is long: no call of `take` for each
+        for _ in range(count):
+            self.at += 8 + length_at(self.content, self.at)[0]
+        return None
+
+
+def _parse(path: str, reader: _Reader) -> GgufHeader:
+    magic, version, num_tensors, num_fields = reader.take("4sIQQ")
+    if magic != _MAGIC or version not in _VERSIONS:
         raise ValueError(f"it starts with {magic!r}, version {version}; GGUF versions {_VERSIONS} are read")
-    at = struct.calcsize("<4sIQQ")
     fields: dict[str, Any] = {}
     for _ in range(num_fields):
-        key, at = _string(content, at)
-        (kind,) = struct.unpack_from("<I", content, at)
-        value, at = _value(content, at + 4, kind)
-        if value is not None:
+        key = reader.text()
+        if (value := reader.value()) is not None:
             fields[key] = value
-    places: list[tuple[str, tuple[int, ...], int, int]] = []
+    places: dict[str, TensorPlace] = {}
     for _ in range(num_tensors):
-        name, at = _string(content, at)
-        (num_dimensions,) = struct.unpack_from("<I", content, at)
-        shape = struct.unpack_from(f"<{num_dimensions}Q", content, at + 4)
-        at += 4 + 8 * num_dimensions
-        kind, offset = struct.unpack_from("<IQ", content, at)
-        at += 12
-        places.append((name, shape[::-1], kind, offset))
+        name = reader.text()
+        (num_dimensions,) = reader.take("I")
+        shape = reader.take(f"{num_dimensions}Q")
+        kind, offset = reader.take("IQ")
+        places[name] = TensorPlace(path=path, shape=shape[::-1], kind=kind, offset=offset)
     alignment = int(fields.get("general.alignment", _ALIGNMENT))
     if alignment < 1:
         raise ValueError(f"its general.alignment is {alignment}")
-    start = -(-at // alignment) * alignment
-    return GgufHeader(
-        path=path,
-        fields=fields,
-        tensors={
-            name: TensorPlace(path=path, shape=shape, kind=kind, offset=start + offset)
-            for name, shape, kind, offset in places
-        },
+    start = -(-reader.at // alignment) * alignment
+    tensors = {name: dataclasses.replace(place, offset=start + place.offset) for name, place in places.items()}
+    return GgufHeader(path=path, fields=fields, tensors=tensors)
+
+
+def gguf_shards(path: str) -> tuple[str, ...]:
+    """Returns all files of a model that gguf-split divided, in order; a whole GGUF is the only one.
+
+    Args:
+        path: Any of them.
+
+    Raises:
+        LongEvalError: If it isn't a readable GGUF, or one of the others isn't there or not of the same model.
+    """
+    fields = _users_header(path).fields
+    count = int(fields.get("split.count") or 1)
+    if count == 1:
+        return (path,)
+    named = _SHARD.fullmatch(path)
+    if named is None or int(named[3]) != count or int(named[2]) != fields.get("split.no", -1) + 1:
+        raise LongEvalError(
+            f"--model {path}: is one of {count} files that a model was split into, and isn't named as such",
+            f"Name them NAME-00001-of-{count:05}.gguf and so on, as llama.cpp's gguf-split does.",
+        )
+    paths = tuple(f"{named[1]}-{number:05}-of-{named[3]}.gguf" for number in range(1, count + 1))
+    num_tensors = 0
+    for number, shard in enumerate(paths):
+        if not os.path.isfile(shard):
+            raise LongEvalError(
+                f"--model {path}: is one of {count} files, and {os.path.basename(shard)} is missing",
+                "Put all of them into one folder.",
+            )
+        header = _users_header(shard)
+        num_tensors += len(header.tensors)
+        if (header.fields.get("split.count"), header.fields.get("split.no")) != (count, number):
+            raise LongEvalError(
+                f"--model {path}: {os.path.basename(shard)} belongs to another model", "Fetch the files again."
+            )
+    if num_tensors != fields.get("split.tensors.count", num_tensors):
+        raise LongEvalError(
+            f"--model {path}: its {count} files hold {num_tensors} tensors, not {fields['split.tensors.count']}",
+            "Fetch the files again.",
+        )
+    return paths
+
+
+def _users_header(path: str) -> GgufHeader:
+    """The header of a user's file; LongEvalError if it can't be read or is no GGUF."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(len(_MAGIC))
+        if head == _MAGIC:
+            return read_header(path)
+    except (OSError, ValueError) as error:
+        raise LongEvalError(
+            f"--model {path}: not a readable GGUF ({reason(error)})", "Fetch the file again."
+        ) from error
+    raise LongEvalError(
+        f"--model {path}: not a GGUF file (it starts with {head!r})",
+        "A Git LFS pointer or a broken download looks like this: fetch the file again.",
     )
 
 
-def _value(content: mmap.mmap, at: int, kind: int) -> tuple[Any, int]:
-    """A value and the place after it; None for an array of strings."""
-    if kind in _NUMBERS:
-        form = f"<{_NUMBERS[kind]}"
-        return struct.unpack_from(form, content, at)[0], at + struct.calcsize(form)
-    if kind == _STRING:
-        return _string(content, at)
-    if kind != _ARRAY:
-        raise ValueError(f"its header holds a value of type {kind}")
-    of, count = struct.unpack_from("<IQ", content, at)
-    at += 12
-    if of in _NUMBERS:
-        form = f"<{count}{_NUMBERS[of]}"
-        return list(struct.unpack_from(form, content, at)), at + struct.calcsize(form)
-    if of != _STRING:
-        raise ValueError(f"its header holds an array of type {of}")
-    for _ in range(count):
-        (length,) = struct.unpack_from("<Q", content, at)
-        at += 8 + length
-    return None, at
+def gguf_digest(path: str) -> str:
+    """Returns the SHA-256 (hex) of a GGUF; of one that was split, that of its files' digests in order."""
+    digests = [file_digest(shard) for shard in gguf_shards(path)]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
-def _string(content: mmap.mmap, at: int) -> tuple[str, int]:
-    """A string and the place after it."""
-    (length,) = struct.unpack_from("<Q", content, at)
-    at += 8
-    return content[at : at + length].decode(), at + length
+@contextlib.contextmanager
+def whole_gguf(path: str, folder: str) -> Iterator[str]:
+    """Yields the path of the GGUF in one file: itself, or for the block a copy in `folder`, joined from its shards."""
+    shards = gguf_shards(path)
+    if len(shards) == 1:
+        yield path
+        return
+    model_header(path)  # refuses tensors that are there twice
+    joined = os.path.join(folder, "joined.gguf")
+    try:
+        _join(shards, joined)
+        yield joined
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(joined)
+
+
+def _join(shards: tuple[str, ...], path: str) -> None:
+    """Writes the fields of the first shard and the tensors of all, unchanged, into one file."""
+    from gguf import GGUFReader, GGUFValueType, GGUFWriter
+
+    readers = [GGUFReader(shard) for shard in shards]
+    fields = readers[0].fields
+    writer = GGUFWriter(path, str(fields["general.architecture"].contents()))
+    writer.data_alignment = readers[0].alignment
+    try:
+        for name, field in fields.items():
+            if name == "general.architecture" or name.startswith(("GGUF.", "split.")) or not field.data:
+                continue  # the writer's own; what was true of the shards; empty lists, which it can't write
+            kind, value = field.types[0], field.contents()
+            if field.types[-1] == GGUFValueType.STRING:  # as bytes: vocabularies needn't be text
+                texts = [field.parts[index].tobytes() for index in field.data]
+                value = texts if kind == GGUFValueType.ARRAY else texts[0]
+            sub_type = field.types[-1] if kind == GGUFValueType.ARRAY else None
+            writer.add_key_value(name, value, kind, sub_type=sub_type)
+        tensors = [tensor for reader in readers for tensor in reader.tensors]
+        for tensor in tensors:
+            data = tensor.data
+            writer.add_tensor_info(tensor.name, data.shape, data.dtype, data.nbytes, tensor.tensor_type)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for tensor in tensors:
+            writer.write_tensor_data(tensor.data)
+    finally:
+        writer.close()

@@ -1,7 +1,7 @@
 """The tokenizer that a GGUF file states, built as llama.cpp reads it.
 
 transformers takes over the vocabulary, but it splits a byte-level vocabulary like GPT-2 wherever it doesn't list the
-value of `tokenizer.ggml.pre`, and it passes over `add_space_prefix`, the words that no merge may divide, and special
+value of `tokenizer.ggml.pre`, and it ignores `add_space_prefix`, the words that no merge may divide, and special
 tokens that aren't ASCII. So the vocabulary, the merges and the kinds of the tokens are read here, and put together with
 the rule that the file names. What isn't known for certain is refused by its key and value.
 
@@ -11,7 +11,6 @@ only near to that of the original `tokenizer.json`, which its engine can't run, 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -106,61 +105,66 @@ RULES: Mapping[str, Rule] = {name: rule for rule, names in _RULES for name in na
 """By the value of `tokenizer.ggml.pre`."""
 
 
-def check_tokenizer(header: GgufHeader) -> None:
-    """Raises LongEvalError, naming key and value, for a tokenizer that isn't known for certain."""
-    kind, pre = header.fields.get(f"{_KEY}model"), _rule_name(header)
-    if kind not in ("gpt2", "llama", "gemma4"):
-        raise header.refused(f"{_KEY}model = {kind}", "known are gpt2, llama and gemma4")
-    if kind == "gpt2" and pre not in RULES:
-        raise header.refused(f"{_KEY}pre = {pre}", "how it splits a text isn't known here")
-    if kind == "llama" and not header.fields.get(f"{_KEY}scores"):
-        raise header.refused(f"{_KEY}scores", "its tokens have none, so the order of merging isn't known")
-
-
 def build_tokenizer(header: GgufHeader) -> Any:
     """Returns a file's tokenizer, a `PreTrainedTokenizerFast`.
 
     Raises:
-        LongEvalError: See `check_tokenizer`; or its vocabulary and its merges don't fit together.
+        LongEvalError: For a tokenizer that isn't known for certain, naming key and value; or its vocabulary and its
+            merges don't fit together.
     """
     from transformers import PreTrainedTokenizerFast
     from transformers.integrations.gguf.reader import read_gguf_metadata
 
-    check_tokenizer(header)
-    kind = header.fields[f"{_KEY}model"]
+    _check(header)
     arrays, _ = read_gguf_metadata(header.path, (f"{_KEY}tokens", f"{_KEY}merges"))
     tokens = [token or f"[EMPTY_{index}]" for index, token in enumerate(arrays[f"{_KEY}tokens"])]
-    kinds = header.fields.get(f"{_KEY}token_type") or [NORMAL] * len(tokens)
+    kinds = _stated(header, "token_type") or [NORMAL] * len(tokens)
     if len(set(tokens)) < len(tokens) or len(kinds) != len(tokens):
         raise header.refused(f"{_KEY}tokens", "a token is there twice, or token_type is of another length")
+    build = _byte_level if _stated(header, "model") == "gpt2" else _sentencepiece
     try:
-        backend = _backend(header, tokens, kinds, arrays.get(f"{_KEY}merges"))
+        backend = build(header, tokens, kinds, arrays.get(f"{_KEY}merges") or [])
     except Exception as error:  # the library has no class of its own for what it can't build
         raise header.refused(f"{_KEY}merges", str(error)) from error
+    special = {name: _special_id(header, name) for name in _SPECIAL}
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
-        **({UNSTATED: True} if kind == "gpt2" and not header.fields.get(f"{_KEY}pre") else {}),
-        **{name: tokens[index] for name in _SPECIAL if (index := _special_id(header, name)) < len(tokens)},
+        **({UNSTATED: True} if build is _byte_level and not _stated(header, "pre") else {}),
+        **{name: tokens[index] for name, index in special.items() if index is not None and index < len(tokens)},
         chat_template=header.fields.get("tokenizer.chat_template"),
         add_bos_token=adds_bos(header),
-        add_eos_token=bool(header.fields.get(f"{_KEY}add_eos_token", False)),
+        add_eos_token=bool(_stated(header, "add_eos_token")),
     )
 
 
+def _stated(header: GgufHeader, key: str) -> Any:
+    """The value of `tokenizer.ggml.<key>`; None where the file has none."""
+    return header.fields.get(f"{_KEY}{key}")
+
+
 def _rule_name(header: GgufHeader) -> str:
-    """The rule that a file names; where it names none, that of llama.cpp then."""
-    return str(header.fields.get(f"{_KEY}pre") or "default")
+    """The rule that a file names; where it names none, the one that llama.cpp then takes."""
+    return str(_stated(header, "pre") or "default")
 
 
-def _backend(header: GgufHeader, tokens: list[str], kinds: list[int], merges: list[str] | None) -> Any:
-    """The `tokenizers.Tokenizer`, with its special tokens."""
-    if header.fields[f"{_KEY}model"] != "gpt2":
-        return _sentencepiece(header, tokens, kinds, merges)
+def _check(header: GgufHeader) -> None:
+    """Raises LongEvalError, naming key and value, for a tokenizer that isn't known for certain."""
+    kind, pre = _stated(header, "model"), _rule_name(header)
+    if kind not in ("gpt2", "llama", "gemma4"):
+        raise header.refused(f"{_KEY}model = {kind}", "known are gpt2, llama and gemma4")
+    if kind == "gpt2" and pre not in RULES:
+        raise header.refused(f"{_KEY}pre = {pre}", "how it splits a text isn't known here")
+    if kind == "llama" and not _stated(header, "scores"):
+        raise header.refused(f"{_KEY}scores", "its tokens have none, so the order of merging isn't known")
+
+
+def _byte_level(header: GgufHeader, tokens: list[str], kinds: list[int], merges: list[str]) -> Any:
+    """The `tokenizers.Tokenizer` of a vocabulary whose tokens are bytes, with its special tokens."""
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     rule = RULES[_rule_name(header)]
     vocabulary = {token: index for index, token in enumerate(tokens)}
-    tokenizer = Tokenizer(models.BPE(vocabulary, _pairs(merges or [], tokens), ignore_merges=rule.whole_words))
+    tokenizer = Tokenizer(models.BPE(vocabulary, _pairs(merges, tokens), ignore_merges=rule.whole_words))
     if rule.composes:
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -174,21 +178,23 @@ def _backend(header: GgufHeader, tokens: list[str], kinds: list[int], merges: li
     return tokenizer
 
 
-def _sentencepiece(header: GgufHeader, tokens: list[str], kinds: list[int], merges: list[str] | None) -> Any:
-    """A vocabulary whose tokens are text, with bytes for what it can't write."""
+def _sentencepiece(header: GgufHeader, tokens: list[str], kinds: list[int], merges: list[str]) -> Any:
+    """The same of a vocabulary whose tokens are text, with bytes for what it can't write."""
     from tokenizers import Regex, pre_tokenizers
 
-    is_gemma4 = header.fields[f"{_KEY}model"] == "gemma4"
+    is_gemma4 = _stated(header, "model") == "gemma4"
     unknown = _special_id(header, "unk_token")
-    by_default = not header.architecture.startswith("gemma")
+    prefix = _stated(header, "add_space_prefix")
+    if prefix is None:
+        prefix = not header.architecture.startswith("gemma")
     tokenizer = backend_of(
         Pieces(
             tokens=tokens,
             kinds=kinds,
-            scores=header.fields.get(f"{_KEY}scores") or [0.0] * len(tokens),
-            unknown=unknown if unknown < len(tokens) else None,
-            prefix=not is_gemma4 and bool(header.fields.get(f"{_KEY}add_space_prefix", by_default)),
-            merges=_pairs(merges or [], tokens) if is_gemma4 else None,
+            scores=_stated(header, "scores") or [0.0] * len(tokens),
+            unknown=unknown if unknown is not None and unknown < len(tokens) else None,
+            prefix=bool(prefix) and not is_gemma4,
+            merges=_pairs(merges, tokens) if is_gemma4 else None,
         )
     )
     if is_gemma4:
@@ -196,11 +202,13 @@ def _sentencepiece(header: GgufHeader, tokens: list[str], kinds: list[int], merg
     return tokenizer
 
 
-def _special_id(header: GgufHeader, name: str) -> int:
-    """The id of a special token; one beyond every vocabulary if it has none."""
+def _special_id(header: GgufHeader, name: str) -> int | None:
+    """The id of a special token; None if it has none."""
     key, default = _SPECIAL[name]
-    stated = header.fields.get(f"{_KEY}{key}_token_id", default if header.fields[f"{_KEY}model"] == "llama" else -1)
-    return int(stated) if stated >= 0 else sys.maxsize
+    stated = _stated(header, f"{key}_token_id")
+    if stated is None:
+        stated = default if _stated(header, "model") == "llama" else -1
+    return int(stated) if stated >= 0 else None
 
 
 def _pairs(merges: list[str], tokens: list[str]) -> list[tuple[str, str]]:

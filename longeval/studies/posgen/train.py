@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from longeval.errors import reason
 from longeval.rope.base import RopeTable
 from longeval.studies.posgen.cells import ModelConfig, Precision, TrainSetting
 from longeval.studies.posgen.evaluate import RangeLoss, range_losses, token_nll
@@ -215,7 +216,7 @@ class Stepper:
                 self._step()
         except RuntimeError as error:
             self._capturable = False
-            _log.warning("training without a CUDA graph, which is slower: %s", str(error).splitlines()[0])
+            _log.warning("training without a CUDA graph, which is slower: %s", reason(error))
             self._step()
             return
         self._graph = graph
