@@ -105,7 +105,7 @@ def test_a_file_of_this_moment_is_not_remembered(tmp_path, own_cache):
     path = tmp_path / "weights"
     path.write_bytes(b"one")
     cache.file_digest(str(path))
-    assert not (own_cache / "cache.json").exists()
+    assert not (own_cache / "digests.json").exists()
 
 
 def test_a_damaged_memory_is_an_empty_one(tmp_path, own_cache, monkeypatch, later):
@@ -117,5 +117,5 @@ def test_a_damaged_memory_is_an_empty_one(tmp_path, own_cache, monkeypatch, late
     entries = ("x", [], [*stamp, 7], [*stamp, "not a digest"], [*stamp[:-1], 0, "0" * 64])
     for damage in ("{", "[]", "[" * 100_000, *(json.dumps({str(path): entry}) for entry in entries)):
         cache._known.clear()
-        (own_cache / "cache.json").write_text(damage)
+        (own_cache / "digests.json").write_text(damage)
         assert cache.file_digest(str(path)) == hashlib.sha256(b"one").hexdigest()
