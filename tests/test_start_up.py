@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 import typer.main
 from tiny import make_text, save_tiny_llama
 
+import longeval
 from longeval.cli.app import app, run_app
 
 COMMANDS = sorted(
@@ -107,3 +109,33 @@ def test_a_run_with_nothing_to_do_imports_no_data_science(tmp_path):
     assert (
         set(answer["modules"]) & {"sklearn", "pandas", "pyarrow", "scipy", "datasets", "lm_eval", "matplotlib"} == set()
     )
+
+
+def test_version_names_the_version(capsys):
+    assert run_app(["--version"]) == 0
+    commit = r"( \([0-9a-f]{12}(, changed)?\))?\n"
+    assert re.fullmatch(f"longeval {re.escape(longeval.__version__)}{commit}", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("command", [[], ["ppl"], ["posgen", "train"]])
+def test_h_is_short_for_help(command, capsys):
+    shown = []
+    for flag in ("-h", "--help"):
+        assert run_app([*command, flag]) == 0
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1] != ""
+
+
+@pytest.mark.parametrize(
+    ("shell", "words"),
+    [
+        ("bash", {"COMP_WORDS": "longeval pp", "COMP_CWORD": "1"}),
+        ("zsh", {"_TYPER_COMPLETE_ARGS": "longeval pp"}),
+        ("fish", {"_TYPER_COMPLETE_ARGS": "longeval pp", "_TYPER_COMPLETE_FISH_ACTION": "get-args"}),
+    ],
+)
+def test_shells_complete_commands(shell, words):
+    environment = {**os.environ, "_LONGEVAL_COMPLETE": f"complete_{shell}", **words}
+    program = Path(sys.executable).with_name("longeval")
+    answer = subprocess.run([program], env=environment, capture_output=True, text=True, check=False)
+    assert "ppl" in answer.stdout and "posgen" not in answer.stdout, answer.stderr

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import os
 import sys
-from typing import TextIO
+from typing import Annotated, TextIO
 
 import typer
 
@@ -18,7 +18,7 @@ from longeval.cli import doctor, export, models, posgen, report, rope, serve, ta
 from longeval.cli import run as run_command
 from longeval.cli.command import study_command
 from longeval.cli.process import INTERRUPTED, leave, leave_on_interrupt, raise_on_interrupt
-from longeval.cli.terminal import say
+from longeval.cli.terminal import say, show
 from longeval.errors import LongEvalError
 from longeval.printable import printable
 from longeval.run.study import find_study, study_names
@@ -26,10 +26,33 @@ from longeval.run.study import find_study, study_names
 app = typer.Typer(
     name="longeval",
     help="How well does a RoPE language model work once its context is stretched?",
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+
+
+def show_version(wanted: bool) -> None:
+    """Prints the version, with the commit where the program runs from a checkout, and ends."""
+    if wanted:
+        from longeval import __version__
+        from longeval.store.records import running_commit
+
+        commit = running_commit()
+        of = "" if commit.commit is None else f" ({commit.commit[:12]}{', changed' if commit.dirty else ''})"
+        show(f"longeval {__version__}{of}")
+        raise typer.Exit
+
+
+@app.callback()
+def program(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """How well does a RoPE language model work once its context is stretched?"""
+
+
 for name in study_names():
     if name not in ("tasks", "posgen"):  # they do more than carry out a request
         app.command(name)(study_command(find_study(name).Request))
@@ -89,7 +112,7 @@ class _Stderr(logging.StreamHandler[TextIO]):
 
 def _run(arguments: list[str]) -> int:
     """A command line's exit status, its errors turned into messages."""
-    if not arguments:
+    if not arguments and "_LONGEVAL_COMPLETE" not in os.environ:  # a shell that completes gives no arguments
         with contextlib.redirect_stdout(sys.stderr):
             app(args=["--help"], prog_name="longeval", standalone_mode=False)
         return 2
