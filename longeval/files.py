@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import fcntl
 import functools
 import hashlib
 import os
 import platform
 import re
 import shutil
+import sys
 import tempfile
 import time
 import uuid
@@ -170,7 +170,7 @@ def _make(folder: str, make: Callable[[str], int]) -> tuple[str, int]:
                 continue
             raise
         with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            _lock(handle, wait=True)
         # Until it is locked another process may take it for one that was left, and remove it.
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.stat(name), os.fstat(handle)):
@@ -178,12 +178,26 @@ def _make(folder: str, make: Callable[[str], int]) -> tuple[str, int]:
         os.close(handle)
 
 
+def _lock(handle: int, *, wait: bool) -> None:
+    """Locks an open file or folder until it is closed.
+
+    Raises:
+        BlockingIOError: Another process holds it; only without `wait`.
+        OSError: The file system, or Windows, has no such locks.
+    """
+    if sys.platform == "win32":
+        raise OSError("no locks of files")
+    import fcntl
+
+    fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+
+
 def _remove_if_left(path: str, *, here: bool) -> None:
     """Removes a working file or folder unless it is held; `here`: a process of this machine made it."""
     handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(handle, wait=False)
         except BlockingIOError:
             return
         except OSError:

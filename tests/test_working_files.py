@@ -89,7 +89,7 @@ def test_a_name_that_a_sweep_has_just_taken_is_replaced_by_another(tmp_path, mon
             os.unlink(tmp_path / taken[0])
         real(handle, how)
 
-    monkeypatch.setattr("longeval.files.fcntl.flock", flock)
+    monkeypatch.setattr(fcntl, "flock", flock)
     write_whole(str(tmp_path / "x"), b"content")
     assert taken and names(tmp_path) == ["x"]
     assert (tmp_path / "x").read_bytes() == b"content"

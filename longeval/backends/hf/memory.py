@@ -1,8 +1,7 @@
-"""Peak memory of this process on Linux, resettable, so that each pass has its own figure."""
+"""Peak memory of this process; on Linux it can be reset, so that each pass has its own figure."""
 
 from __future__ import annotations
 
-import resource
 import sys
 
 
@@ -24,5 +23,11 @@ def peak_bytes() -> int:
                     return int(line.split()[1]) * 1024
     except OSError:
         pass
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
     usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return usage if sys.platform == "darwin" else usage * 1024

@@ -49,7 +49,7 @@ class _Alarm(BaseException):
 def bounded() -> Iterator[None]:
     """Ends what is computed inside the block with an exception once it takes too long, or too much memory.
 
-    The time is only bounded in the main thread, where signals arrive, and the memory on Linux.
+    The time is only bounded in the main thread, where signals arrive, not on Windows, and the memory on Linux.
     """
     with _bounded_memory(), _bounded_time():  # the alarm is off before the limit of memory is put back
         yield
@@ -67,7 +67,7 @@ def within_bounds(render: Callable[[], str]) -> str:
 
 @contextlib.contextmanager
 def _bounded_time() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
+    if sys.platform == "win32" or threading.current_thread() is not threading.main_thread():
         yield
         return
 
