@@ -247,6 +247,10 @@ class PosGenRequest(StudyRequest, frozen=True):
         """The factor s."""
         return max(1.0, self.test_window / self.native_length) if self.factor is None else self.factor
 
+    def validates(self, epoch: int) -> bool:
+        """Whether losses on the validation sequences are taken after so many epochs; always after the last."""
+        return epoch % self.validate_every == 0 or epoch == self.epochs
+
     def seed_values(self) -> tuple[int, ...]:
         """The seeds."""
         return tuple(range(self.first_seed, self.first_seed + self.seeds))

@@ -17,7 +17,7 @@ import json
 import math
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,17 +98,20 @@ class TrainState:
             return f"the training diverged: its weights are no finite numbers after epoch {self.epoch}"
         return None
 
+    def mapped(self, change: Callable[[torch.Tensor], torch.Tensor]) -> TrainState:
+        """The same state with every tensor, of weights and moments, put through a function."""
+        return dataclasses.replace(
+            self,
+            weights={name: change(tensor) for name, tensor in self.weights.items()},
+            first={name: change(tensor) for name, tensor in self.first.items()},
+            second={name: change(tensor) for name, tensor in self.second.items()},
+        )
+
     def alone(self, index: int) -> TrainState:
         """The state of the index-th seed alone; its tensors are views of these."""
         one = slice(index, index + 1)
-        return dataclasses.replace(
-            self,
-            seeds=self.seeds[one],
-            weights={name: tensor[one] for name, tensor in self.weights.items()},
-            first={name: tensor[one] for name, tensor in self.first.items()},
-            second={name: tensor[one] for name, tensor in self.second.items()},
-            history=self.history[one],
-        )
+        alone = self.mapped(lambda tensor: tensor[one])
+        return dataclasses.replace(alone, seeds=self.seeds[one], history=self.history[one])
 
 
 def initial_state(
