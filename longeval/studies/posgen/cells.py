@@ -29,15 +29,13 @@ class ModelConfig:
     modulus: int = 17
     """m: tokens are 0 … m−1."""
     layers: int = 2
-    """Number of decoder layers."""
     d_model: int = 512
     """Width of the residual stream."""
     d_ff: int = 2048
     """Width of the feed-forward layers."""
     heads: int = 8
-    """Number of attention heads."""
     head_dim: int = 64
-    """Rotary dimensions of a head."""
+    """Dimensions of a head, all rotated."""
     theta: float = 10000.0
     """RoPE's base b. It decides the frequency table, which is computed outside the model."""
     tied: bool = True

@@ -193,7 +193,7 @@ def generate(setting: DataSetting) -> PosGenData:
 
 
 def draw_starts(*, modulus: int, width: int, num: int, seed: int) -> npt.NDArray[np.int64]:
-    """Draws different starts; a larger `num` gives the same starts, followed by more.
+    """Draws different starts, [num, width] tokens; a larger `num` gives the same starts, followed by more.
 
     A token's bias, from taking 64 bits modulo m, is below m / 2^64.
 
@@ -202,9 +202,6 @@ def draw_starts(*, modulus: int, width: int, num: int, seed: int) -> npt.NDArray
         width: j + k, the tokens of a start.
         num: How many starts; at most m^(j+k).
         seed: At least 0.
-
-    Returns:
-        [num, width] tokens.
     """
     there = modulus**width
     assert num <= there, "no end to the drawing"

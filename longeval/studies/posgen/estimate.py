@@ -35,12 +35,7 @@ class Phase(NamedTuple):
 
 
 def phases(epochs_done: Sequence[int], epochs: int) -> Iterator[Phase]:
-    """How seeds that are differently far are brought together: those behind catch up, then all go on as one.
-
-    Args:
-        epochs_done: Of each seed.
-        epochs: Of the whole training.
-    """
+    """How seeds that have done different epochs are brought together: those behind catch up, then all go on as one."""
     seeds = 0
     ends = [*sorted(set(epochs_done))[1:], epochs]
     for (first, group), until in zip(groupby(sorted(epochs_done)), ends, strict=True):
@@ -60,13 +55,7 @@ class PassCosts(NamedTuple):
 
 
 def pass_costs(experiment: Experiment, seeds: int, tables: int) -> PassCosts:
-    """What passes cost.
-
-    Args:
-        experiment: Sizes.
-        seeds: Models in the stack.
-        tables: Tables to validate with.
-    """
+    """What passes cost over so many seeds at once, validated with so many tables."""
     request, config = experiment.request, experiment.config
     steps = steps_per_epoch(request.num_train, request.batch_size)
     forward = forward_flops(config, request.test_length)
@@ -107,14 +96,7 @@ def num_parameters(config: ModelConfig) -> int:
 
 
 def memory_bytes(config: ModelConfig, seeds: int, batch_size: int, tokens: int) -> int:
-    """Peak of a stacked training: weights, gradients and both moments, what backward needs, and the program itself.
-
-    Args:
-        config: The model.
-        seeds: Trainings in the stack.
-        batch_size: Sequences of a step.
-        tokens: Tokens of a sequence.
-    """
+    """Peak of a stacked training: weights, gradients and both moments, what backward needs, and the program itself."""
     weights = 4 * 4 * num_parameters(config)
     # Kept for backward, a layer: inputs, normed twice, queries, keys and values before and after rotation, attended,
     # and the feed-forward layer before and after its ReLU; then logits, their softmax and their gradient.
@@ -129,7 +111,7 @@ def matmul_rate(config: ModelConfig, seeds: int, batch_tokens: int, precision: P
         config: The model.
         seeds: Models in the stack.
         batch_tokens: Tokens of a step.
-        precision: Of the product.
+        precision: Precision of the product.
         device: As `resolve_device` returns it.
     """
     x_STD = torch.randn(seeds, batch_tokens, config.d_model, dtype=product_dtype(precision), device=device)

@@ -60,16 +60,9 @@ def digest(table: RopeTable, num_positions: int) -> str:
 def initial_weights(
     config: ModelConfig, seeds: Sequence[int], device: str | torch.device, dtype: torch.dtype = torch.float32
 ) -> Weights:
-    """Draws the initial weights; those of a seed depend on `config` and the seed, not on other seeds or the device.
+    """Draws the initial weights, (S, …) by name, on the CPU in float32, then casts them and moves them to the device.
 
-    Args:
-        config: Sizes and initialisation.
-        seeds: One model for each, at least one.
-        device: Where the weights go; they are drawn on the CPU, in float32.
-        dtype: The dtype that they are cast to.
-
-    Returns:
-        Name → (S, …).
+    Those of a seed depend on `config` and the seed, not on other seeds or the device.
     """
     drawn: dict[str, list[torch.Tensor]] = {name: [] for name in config.shapes}
     for seed in seeds:
@@ -248,14 +241,9 @@ def _rotate(x_RTHd: torch.Tensor, cos_TF: torch.Tensor, sin_TF: torch.Tensor, ou
 
 
 class Cache:
-    """Keys (rotated) and values of the positions read so far, for generation.
+    """Keys (rotated) and values of the positions read so far, for generation of R = seeds × sequences.
 
-    Args:
-        config: Sizes of the model.
-        num_sequences: R = seeds × sequences.
-        num_positions: The largest number of positions that will be read.
-        device: Device of the keys and values.
-        dtype: Their dtype.
+    `num_positions` is the largest number of positions that will be read.
     """
 
     def __init__(

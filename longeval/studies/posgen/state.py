@@ -52,7 +52,7 @@ class History:
     train_loss: tuple[float, ...] = ()
     """Mean loss of each epoch's sequences, measured as they were trained on, nats per token."""
     valid: tuple[ValidLoss, ...] = ()
-    """The validation losses in the order of epochs."""
+    """In the order of epochs."""
     stacked: int = 1
     """The largest number of seeds that trained together, this one included."""
 
@@ -66,7 +66,6 @@ class TrainState:
     """Everything that a training needs to go on as if it had never stopped."""
 
     config: ModelConfig
-    """The model."""
     seeds: tuple[int, ...]
     """The seeds in the order of the tensors' first axis."""
     epoch: int
@@ -154,12 +153,9 @@ def stack(states: Sequence[TrainState]) -> TrainState:
 
 
 def to_bytes(state: TrainState, index: int = 0, *, moments: bool = True) -> bytes:
-    """Writes one seed's state as the content of a file.
+    """Writes the state of the index-th seed as the content of a file.
 
-    Args:
-        state: The state of any number of seeds.
-        index: Which of its seeds.
-        moments: False leaves AdamW's moments out of finished weights, which makes the file a third as large.
+    Without AdamW's moments it is a third as large, and can only be evaluated.
     """
     alone = state.alone(index)
     about = {
