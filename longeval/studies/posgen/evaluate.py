@@ -100,9 +100,6 @@ def evaluate(
         device: Where to compute.
         precision: Precision of the matrix products.
         generate: Whether to test free-running generation too.
-
-    Returns:
-        One evaluation per seed.
     """
     weights = {name: tensor.detach().to(device) for name, tensor in weights.items()}
     held = cos_sin(table, config.num_positions(test_SNT.shape[-1]), device)

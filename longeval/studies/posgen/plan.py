@@ -112,12 +112,8 @@ class PosGenPlan(Plan):
 def check_settings(requests: Sequence[PosGenRequest], store: Store) -> None:
     """Refuses to put PosGen cells of two settings into one run folder, where nobody could tell them apart.
 
-    Args:
-        requests: Requests that are to go into it.
-        store: The folder.
-
     Raises:
-        LongEvalError: They differ, from each other or from a request of the folder, in more than tasks, methods,
+        LongEvalError: Requests differ, from each other or from one that the folder has, in more than tasks, methods,
             regimes and seeds.
     """
     plain, origin = stored_requests(store), f"{store.path}/spec.yaml"

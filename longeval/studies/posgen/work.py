@@ -262,10 +262,6 @@ class _Trainer:
     def train(self, trainings: Mapping[int, Training], data: Mapping[DataSetting, PosGenData]) -> list[TrainState]:
         """Trains several seeds together; those that are behind (a kill may come between their files) catch up first.
 
-        Args:
-            trainings: By seed.
-            data: Of all of them.
-
         Returns:
             The state of those that came to the end, and before it those of seeds that diverged while catching up.
         """
@@ -324,12 +320,7 @@ class _Trainer:
 
 
 class _Watch:
-    """Tells a run's progress of a training's steps, and stores its state from time to time.
-
-    Args:
-        trainer: Whose training it is.
-        trainings: What is trained, in the order of the stack.
-    """
+    """Tells a run's progress of the steps of trainings that go on together, and stores their state now and then."""
 
     def __init__(self, trainer: _Trainer, trainings: Sequence[Training]) -> None:
         self._trainer, self._trainings = trainer, trainings
@@ -372,13 +363,7 @@ def _outcome(
 ) -> Outcome:
     """Records and curves of one cell; a loss that is not finite makes it a failed one.
 
-    Args:
-        cell: The cell.
-        result: Of its seed, generation included.
-        history: Of its training, which didn't diverge.
-        valid: Its validation losses by epoch.
-        device: As records name it.
-        measured: Time, memory and digest, as fields of the records.
+    `measured` holds time, memory and digest as fields of the records.
     """
     bad = np.flatnonzero(~np.isfinite(result.loss_P))
     if len(bad):

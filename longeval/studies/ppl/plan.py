@@ -42,13 +42,13 @@ DEFAULT_STRIDE = 256
 class PplPlan(Plan):
     """A plan of perplexities."""
 
+    cells: tuple[PplCell, ...]
     models: tuple[PreparedModel, ...]
 
     def overview(self, host: Host, left: Sequence[Work], stored: Container[str]) -> Overview:
         """See `Plan`."""
         sections: dict[str, list[tuple[str, ...]]] = {}
         for cell in self.cells:
-            assert isinstance(cell, PplCell)
             row = (
                 cell.pe.canonical,
                 "–" if cell.factor is None else f"{cell.factor:g}",
@@ -144,11 +144,7 @@ def stride_of(request: PplRequest) -> int:
 
 
 def together(alone: Sequence[PplWork]) -> list[PplWork]:
-    """Puts each cell to the first work whose passes can serve it: equal tables, and nested or equal windows.
-
-    Args:
-        alone: Work of one cell each, of one model and data set.
-    """
+    """Puts each cell, given as work of its own on one model and data set, to the first work that can serve it."""
     work: list[PplWork] = []
     for new in alone:
         for index, one in enumerate(work):
@@ -166,7 +162,7 @@ def _alone(request: PplRequest, protocol: Protocol, model: PreparedModel, corpus
     lengths = corpus.selection.lengths
     windows = tuple(protocol.windows(lengths, setup.length, stride_of(request), len(model.prefix)))
     scored = len({window.document for window in windows})
-    too_short = 0 if protocol.joined or not windows else len(lengths) - scored
+    too_short = 0 if protocol.joined and windows else len(lengths) - scored
     params = setup.params | {
         "stride": stride_of(request) if protocol.strided else None,
         "min_tokens": corpus.min_tokens,
@@ -181,7 +177,7 @@ def _alone(request: PplRequest, protocol: Protocol, model: PreparedModel, corpus
         "protocol": protocol.name,
         "backend": request.backend,
         "dtype": dtype_of(request, model),
-        "skipped": corpus.selection.skipped + (too_short if windows else len(lengths)),
+        "skipped": corpus.selection.skipped + too_short,
     }
     cell = PplCell(
         id=cell_id("ppl", fields | {"pe": setup.pe.canonical}, params),
@@ -296,17 +292,15 @@ def _what_is_there(protocol: Protocol, corpus: DataSet) -> str:
 def _how_to_fill(request: PplRequest, protocol: Protocol, corpora: Sequence[DataSet], payload: int, prefix: int) -> str:
     """The remedy where no text has `payload` tokens: only what would help with the documents that are there."""
     ways = []
-    if protocol.joined:
-        most = max(sum(corpus.selection.lengths) for corpus in corpora)
-    else:
-        most = max(corpus.selection.longest_tokens for corpus in corpora)
+    selections = [corpus.selection for corpus in corpora]
+    most = max(sum(one.lengths) if protocol.joined else one.longest_tokens for one in selections)
     if not protocol.joined and most >= payload:  # it is there, and skipped
         ways.append(f"--min-tokens of {payload} or less")
     elif most >= 2:
         too_high = not protocol.joined and request.min_tokens is not None and request.min_tokens > most
         both = f" with --min-tokens of {most} or less" if too_high else ""
         ways.append(f"shorter lengths, --lengths of {most + prefix} or less{both}")
-    if protocol.joined and any(corpus.selection.skipped for corpus in corpora):
+    if protocol.joined and any(one.skipped for one in selections):
         ways.append("lower --min-tokens")
     if any(len(one.selection.documents) == (request.docs or one.source.default_docs) for one in corpora):
         ways.append("more --docs")
