@@ -130,14 +130,9 @@ def initial_state(
 
 
 def stack(states: Sequence[TrainState]) -> TrainState:
-    """Joins the seeds of several states into one, in their order, on the device of the first.
-
-    Raises:
-        ValueError: The states are not of the same model after the same epoch.
-    """
+    """Joins the seeds of states of one model after one epoch into one, in their order, on the device of the first."""
     first = states[0]
-    if any((state.config, state.epoch) != (first.config, first.epoch) for state in states):
-        raise ValueError("only states of the same model and the same epoch can be stacked")
+    assert all((state.config, state.epoch) == (first.config, first.epoch) for state in states)
 
     def joined(parts: Sequence[Weights]) -> Weights:
         return {name: torch.cat([part[name].to(tensor.device) for part in parts]) for name, tensor in parts[0].items()}
