@@ -18,7 +18,8 @@ from bench.timing import Timed, alternate
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from longeval.studies.posgen.cells import ModelConfig, Precision
+    from longeval.studies.posgen.cells import ModelConfig
+    from longeval.studies.posgen.request import Precision
 
 NUM_SEEDS = 5
 BATCH_SIZE = 128
@@ -115,15 +116,10 @@ def stepping(config: ModelConfig, num_seeds: int, precision: Precision, device: 
     sizes = DataSetting(
         task="cot", modulus=config.modulus, length=LENGTH, num_train=BATCH_SIZE, num_valid=0, num_test=0
     )
-    seeds = range(num_seeds)
-    state = initial_state(config, seeds, device)
+    state = initial_state(config, range(num_seeds), device)
     geometry = Geometry(head_dim=config.head_dim, theta=config.theta, native_length=LENGTH)
     stepper = Stepper(
-        config,
-        seeds=seeds,
-        weights=state.weights,
-        first=state.first,
-        second=state.second,
+        state,
         tokens_SNT=torch.from_numpy(np.stack([generate(sizes).train_NT] * num_seeds)).to(device),
         table=cos_sin(build_table("none", geometry), LENGTH - 1, device),
         first_predicted=sizes.start_length,

@@ -145,7 +145,7 @@ def generate(
         )
     setting = DataSetting(
         task=names[0],
-        modulus=parse_count(modulus, flag="--modulus", least=0),
+        modulus=parse_count(modulus, flag="--modulus", least=2),
         j=parse_count(j, flag="--j", least=0),
         k=parse_count(k, flag="--k", least=0),
         length=parse_length(length, flag="--length"),

@@ -78,6 +78,7 @@ def test_the_defaults_are_the_papers_setting(tmp_path):
         ("--task cot --test-length 32", "--test-length 32: is shorter", "--length"),
         ("--task cot --length 4", "--length 4", "--length 5"),
         ("--task cot --num-train -1", "--num-train -1", "at least 0"),
+        ("--task cot --modulus 1", "--modulus 1", "at least 2"),
         ("--task cot --j 12 --num-train 99999999999999", "--num-train 99999999999999", "fewer"),
         ("--task cot --json there/is/none.jsonl", "--json there/is/none.jsonl", "exists"),
         ("--json data.jsonl", "--task", "--help"),

@@ -144,8 +144,8 @@ def test_a_report_on_a_folder_with_more_than_posgen_leaves_posgen_out():
 
 
 def test_ctrl_c_says_that_checkpoints_are_there(capsys, monkeypatch):
-    def interrupt(config, setting, data, seeds, table, *, watch, state, **options):
-        watch.checkpoint(state)
+    def interrupt(config, request, data, seeds, table, *, on_epoch, state, **options):
+        on_epoch(state)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(train_posgen, "CHECKPOINT_EVERY_S", 0.0)

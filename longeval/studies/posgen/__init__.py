@@ -1,14 +1,16 @@
 """PosGen: sequences whose next token is equally easy everywhere, so that unseen positions are all that can be hard.
 
-Wang et al. 2024 (arXiv 2403.00071), section 5. `rules.py` says which tokens are summed, `data.py` makes the
-sequences; the model, its training and its evaluation are in the other modules.
+Wang et al. 2024 (arXiv 2403.00071), section 5. `data.py` makes the sequences; the model, its training and its
+evaluation are in the other modules.
 """
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from longeval.printable import as_markup
 from longeval.studies.posgen.request import PosGenRequest
 
 if TYPE_CHECKING:
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
     from longeval.store.folder import Store
     from longeval.store.records import Record
     from longeval.studies.posgen.plan import PosGenPlan
+
+_METRICS = {"accuracy_in_distribution": "in distribution", "accuracy_ood": "OOD", "accuracy_generated": "generated"}
+"""Metrics and the columns of the terminal that show them."""
 
 
 class PosGenStudy:
@@ -43,16 +48,51 @@ class PosGenStudy:
         return plan_posgen(request)
 
     def summary(self, records: Sequence[Record], width: int) -> list[Table]:
-        """See `Study`."""
-        from longeval.studies.posgen.summary import posgen_tables
-
-        return posgen_tables(records)
+        """See `Study`; one table of accuracies for each task and regime, in the records' order."""
+        groups: dict[tuple[str, str, str, str], dict[str, list[Record]]] = {}
+        for record in records:
+            key = (str(record.data), str(record.params["regime"]), record.model, record.dtype)
+            groups.setdefault(key, {}).setdefault(record.pe, []).append(record)
+        return [
+            _table(f"Accuracy %: {data}, {regime} · {model}, {dtype}", rows)
+            for (data, regime, model, dtype), rows in groups.items()
+        ]
 
     def report(self) -> StudyReport:
         """See `Study`."""
         from longeval.studies.posgen.report.sections import REPORT
 
         return REPORT
+
+
+def _table(title: str, rows: dict[str, list[Record]]) -> Table:
+    """Accuracies by method, means over seeds."""
+    from rich.table import Table
+
+    table = Table(
+        title=as_markup(title),
+        title_justify="left",
+        caption_justify="left",
+        caption="Means over seeds ± standard deviation; generated: free-running, OOD positions.",
+    )
+    table.add_column("method", no_wrap=True)
+    for column in (*_METRICS.values(), "seeds"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for pe, found in rows.items():
+        failed = len({record.cell for record in found if record.status != "ok"})
+        seeds = len({record.cell for record in found if record.status == "ok"})
+        shown = f"{seeds}, {failed} failed" if failed else str(seeds)
+        table.add_row(as_markup(pe), *(_mean(found, metric) for metric in _METRICS), shown)
+    return table
+
+
+def _mean(records: Sequence[Record], metric: str) -> str:
+    """`98.31 ± 0.20`, in percent."""
+    values = [100 * record.value for record in records if record.metric == metric and record.value is not None]
+    if not values:
+        return "–"
+    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.2f}{spread}"
 
 
 STUDY = PosGenStudy()

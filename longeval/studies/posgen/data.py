@@ -1,7 +1,8 @@
 """PosGen's sequences: made from a seed, the same on every machine, no two with the same start.
 
-Source: Wang et al. 2024 (arXiv 2403.00071), section 5 and C.1. There, sequences of different splits may start alike.
-Here no two sequences do, so that a model can't know a test sequence by heart.
+A sequence starts with j + k random tokens. Each token after them is the sum, modulo m, of some earlier ones; a rule
+says which. Source: Wang et al. 2024 (arXiv 2403.00071), section 5 and C.1. There, sequences of different splits may
+start alike. Here no two sequences do, so that a model can't know a test sequence by heart.
 
 Starts come from the 64-bit numbers of numpy's PCG64, because numpy promises never to change its stream (unlike that of
 `Generator`). Each token is one number modulo m, and each start is the next j + k tokens; a repeated start is skipped.
@@ -14,10 +15,12 @@ N sequences, T tokens, K = j + k tokens of a start.
 
 from __future__ import annotations
 
+import bisect
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,35 +28,22 @@ import numpy.typing as npt
 from longeval.errors import LongEvalError
 from longeval.registry import Registry
 
-if TYPE_CHECKING:
-    import datasets
-
-
-# The rules of PosGen: which earlier tokens are summed, modulo m, to give the next one.
-#
-# Source: Wang et al. 2024 (arXiv 2403.00071), section 5. A sequence starts with j + k random tokens; each token after
-# them is the sum of some earlier ones. A rule is one function; `register_rule` adds another one.
-
 Rule = Callable[[int, int, int], Sequence[int]]
 """(index l of the new token, j, k) → indices of the earlier tokens that are summed. Indices count from 0, and l is at
 least j + k. An index that is given twice counts twice. A rule raises LongEvalError for values of j or k that it can't
 use."""
 
 RULES: Registry[Rule] = Registry("--task")
-"""Rules by the name that users type."""
+"""Rules by the name that users type; `RULES.register(name, rule)` adds one."""
 
+_MOST_MODULUS = 2**31
+"""The largest m; a sum of tokens stays within 64 bits, whatever a rule sums."""
+_RULE_TRIED = 1024
+"""Tokens for which a rule is tried when the setting is checked; `generate` uses it for all."""
+_MOST_DRAWN = 2**20
+"""The largest number of starts that are drawn at once."""
 
-def register_rule(name: str, rule: Rule) -> Rule:
-    """Registers a rule as a task, for `DataSetting(task=name)`.
-
-    Args:
-        name: What users type.
-        rule: The function.
-
-    Raises:
-        ValueError: If the name is taken.
-    """
-    return RULES.register(name, rule)
+Number = TypeVar("Number", bound=np.integer[Any])
 
 
 def recursive(index: int, j: int, k: int) -> Sequence[int]:
@@ -84,30 +74,17 @@ def _check_both(name: str, far: str, j: int, k: int) -> None:
             )
 
 
-register_rule("recursive", recursive)
-register_rule("cot", cot)
-register_rule("semi_recursive", semi_recursive)
-
-
-SPLITS = ("train", "valid", "test")
-"""Names of the splits, in the order in which they are written."""
-
-_MOST_MODULUS = 2**31
-"""The largest m; a sum of tokens stays within 64 bits, whatever a rule sums."""
-_RULE_TRIED = 1024
-"""Tokens for which a rule is tried when the setting is checked; `generate` uses it for all."""
-_MOST_DRAWN = 2**20
-"""The largest number of starts that are drawn at once."""
-
-Number = TypeVar("Number", bound=np.integer[Any])
+RULES.register("recursive", recursive)
+RULES.register("cot", cot)
+RULES.register("semi_recursive", semi_recursive)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataSetting:
-    """The settings of PosGen data; impossible ones raise LongEvalError."""
+    """The settings of PosGen data. Those that contradict each other raise LongEvalError; numbers are not negative."""
 
     task: str
-    """Name of a rule (`longeval.studies.posgen.data.RULES`)."""
+    """Name of a rule in `RULES`."""
     modulus: int = 17
     """m: tokens are 0 … m − 1."""
     j: int = 1
@@ -129,7 +106,8 @@ class DataSetting:
 
     def __post_init__(self) -> None:
         RULES.lookup(self.task)
-        self._check_least()
+        if self.start_length == 0:
+            raise LongEvalError("--j 0, --k 0: no token would be summed", "Give at least 1 for one of them.")
         if self.modulus > _MOST_MODULUS:
             raise LongEvalError(
                 f"--modulus {self.modulus}: must be at most {_MOST_MODULUS}, so that sums stay within 64 bits",
@@ -148,31 +126,20 @@ class DataSetting:
         summed_indices(self.task, j=self.j, k=self.k, length=min(self.test_length, _RULE_TRIED))
         self._check_starts()
 
-    def _check_least(self) -> None:
-        """Raises LongEvalError for numbers that are too small."""
-        least = {"modulus": 2, "j": 0, "k": 0, "num_train": 0, "num_valid": 0, "num_test": 0, "seed": 0}
-        for name, smallest in least.items():
-            value = getattr(self, name)
-            if value < smallest:
-                flag = f"--{name.replace('_', '-')}"
-                why = "; modulo 1 every token is 0" if (name, value) == ("modulus", 1) else ""
-                raise LongEvalError(f"{flag} {value}: must be at least {smallest}{why}", f"Give {smallest} or more.")
-        if self.start_length == 0:
-            raise LongEvalError("--j 0, --k 0: no token would be summed", "Give at least 1 for one of them.")
-
     def _check_starts(self) -> None:
         """Raises LongEvalError if there aren't as many starts as sequences, or no sequence is asked for."""
-        wanted = self.num_train + self.num_valid + self.num_test
+        wanted = sum(self.sizes.values())
         if wanted == 0:
             raise LongEvalError("--num-train 0, --num-valid 0, --num-test 0: no sequence is asked for", "Ask for some.")
         there = self.modulus**self.start_length
         if wanted > there:
+            moduli = range(min(wanted, sys.maxsize))
+            least = bisect.bisect_left(moduli, wanted, key=lambda modulus: modulus**self.start_length)
             raise LongEvalError(
                 f"--modulus {self.modulus}, --j {self.j}, --k {self.k}: there are {there:,} ways to start "
                 f"({self.modulus}^{self.start_length}), and {wanted:,} sequences need one each "
                 f"(--num-train {self.num_train}, --num-valid {self.num_valid}, --num-test {self.num_test})",
-                f"Ask for at most {there} sequences in all, or give --modulus "
-                f"{_least_root(wanted, self.start_length)} or more, or more --j or --k.",
+                f"Ask for at most {there} sequences in all, or give --modulus {least} or more, or more --j or --k.",
             )
 
     @property
@@ -213,8 +180,7 @@ class PosGenData:
 def generate(setting: DataSetting) -> PosGenData:
     """Makes the data of a setting: a pure function of it, on every machine and with every version of numpy."""
     width, modulus = setting.start_length, setting.modulus
-    num = sum(setting.sizes.values())
-    starts_NK = draw_starts(modulus=modulus, width=width, num=num, seed=setting.seed)
+    starts_NK = draw_starts(modulus=modulus, width=width, num=sum(setting.sizes.values()), seed=setting.seed)
     summed = summed_indices(setting.task, j=setting.j, k=setting.k, length=setting.test_length)
     ends = np.cumsum([setting.num_test, setting.num_valid])
     test_NK, valid_NK, train_NK = np.split(starts_NK, ends)
@@ -227,7 +193,7 @@ def generate(setting: DataSetting) -> PosGenData:
 
 
 def draw_starts(*, modulus: int, width: int, num: int, seed: int) -> npt.NDArray[np.int64]:
-    """Draws different starts; a larger `num` gives the same starts, followed by more.
+    """Draws different starts, [num, width] tokens; a larger `num` gives the same starts, followed by more.
 
     A token's bias, from taking 64 bits modulo m, is below m / 2^64.
 
@@ -236,9 +202,6 @@ def draw_starts(*, modulus: int, width: int, num: int, seed: int) -> npt.NDArray
         width: j + k, the tokens of a start.
         num: How many starts; at most m^(j+k).
         seed: At least 0.
-
-    Returns:
-        [num, width] tokens.
     """
     there = modulus**width
     assert num <= there, "no end to the drawing"
@@ -296,26 +259,3 @@ def json_lines(data: PosGenData) -> Iterator[str]:
     for split, tokens_NT in data.splits.items():
         for tokens_T in tokens_NT:
             yield json.dumps({"split": split, "tokens": tokens_T.tolist()})
-
-
-def as_datasets(data: PosGenData) -> datasets.DatasetDict:
-    """The data for Hugging Face's `datasets`: splits train, valid and test, with one column `tokens`."""
-    import datasets
-
-    made = {}
-    for split, tokens_NT in data.splits.items():
-        tokens = datasets.List(datasets.Value("int64"), length=tokens_NT.shape[1])
-        features = datasets.Features({"tokens": tokens})
-        made[split] = datasets.Dataset.from_dict({"tokens": list(tokens_NT)}, features=features)
-    return datasets.DatasetDict(made)
-
-
-def _least_root(number: int, power: int) -> int:
-    """The least modulus with at least `number` starts of `power` tokens."""
-    low, high = 2, 2
-    while high**power < number:
-        high *= 2
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (middle + 1, high) if middle**power < number else (low, middle)
-    return low

@@ -10,9 +10,8 @@ V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +19,7 @@ import torch
 from torch.nn import functional
 
 from longeval.rope.base import RopeTable
-from longeval.studies.posgen.cells import ModelConfig, Precision
+from longeval.studies.posgen.cells import ModelConfig
 from longeval.studies.posgen.model import (
     Cache,
     TorchTable,
@@ -31,6 +30,8 @@ from longeval.studies.posgen.model import (
     model_inputs,
     product_dtype,
 )
+from longeval.studies.posgen.request import Precision
+from longeval.studies.posgen.state import ValidLoss
 
 BATCH_BYTES = 2**30
 """Approximate limit for the activations, or the keys and values, of a batch."""
@@ -41,7 +42,7 @@ TokenArray = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class SeedEvaluation:
-    """The results of one seed's model on its test sequences, by position of the predicted token."""
+    """The results of one seed's model on some sequences, by position of the predicted token."""
 
     first: int
     """Position of the first predicted token, j+k; the tokens before it are random."""
@@ -52,7 +53,6 @@ class SeedEvaluation:
     generated_P: FloatArray | None
     """Free-running: share of sequences whose token is generated; None where that was not asked for."""
     num_sequences: int
-    """Number of test sequences."""
 
     @property
     def positions_P(self) -> TokenArray:
@@ -68,12 +68,14 @@ class SeedEvaluation:
         values_P = values_P[length - self.first :]
         return float(values_P.mean()) if values_P.size else float("nan")
 
-
-class RangeLoss(NamedTuple):
-    """Mean losses of one seed, nats per token."""
-
-    in_distribution: float
-    ood: float
+    def valid_loss(self, epoch: int, table: str, length: int) -> ValidLoss:
+        """The mean losses, if the sequences are those of validation: after an epoch, with a table, by its name."""
+        return ValidLoss(
+            epoch=epoch,
+            table=table,
+            in_distribution=self.in_distribution(self.loss_P, length),
+            ood=self.ood(self.loss_P, length),
+        )
 
 
 def evaluate(
@@ -92,15 +94,12 @@ def evaluate(
     Args:
         config: Sizes of the model.
         weights: Name → (S, …), on any device.
-        test_SNT: The test sequences of each seed.
+        test_SNT: The sequences of each seed.
         table: The RoPE table; that of sequences of T tokens if its method depends on length.
         first: j+k: how many tokens are given.
         device: Where to compute.
         precision: Precision of the matrix products.
         generate: Whether to test free-running generation too.
-
-    Returns:
-        One evaluation per seed.
     """
     weights = {name: tensor.detach().to(device) for name, tensor in weights.items()}
     held = cos_sin(table, config.num_positions(test_SNT.shape[-1]), device)
@@ -118,27 +117,6 @@ def evaluate(
         )
         for seed in range(len(tokens_SNT))
     ]
-
-
-def range_losses(
-    config: ModelConfig,
-    weights: Weights,
-    tokens_SNT: torch.Tensor,
-    tables: Mapping[str, TorchTable],
-    *,
-    first: int,
-    length: int,
-    precision: Precision,
-) -> dict[str, list[RangeLoss]]:
-    """Computes mean losses in and out of distribution, by table and seed, of tensors that are on the device already."""
-    losses: dict[str, list[RangeLoss]] = {}
-    with torch.inference_mode():
-        for name, table in tables.items():
-            _, loss_SP = teacher_forced(config, weights, tokens_SNT, table, first, precision)
-            inside_S, outside_S = loss_SP[:, : length - first].mean(axis=1), loss_SP[:, length - first :]
-            ood_S = outside_S.mean(axis=1) if outside_S.size else np.full(len(loss_SP), np.nan)
-            losses[name] = [RangeLoss(float(a), float(b)) for a, b in zip(inside_S, ood_S, strict=True)]
-    return losses
 
 
 def teacher_forced(

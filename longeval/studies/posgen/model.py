@@ -5,6 +5,9 @@ sizes of T5-Small and with two layers, as Wang et al. 2024 (arXiv 2403.00071, se
 leaves open is a field of `ModelConfig`. Every product is one batched matrix product over the seeds, so a seed gives the
 same result alone and stacked.
 
+Queries and keys are rotated (Su et al. 2021, arXiv 2104.09864) by the rows of `RopeTable.cos_sin`, which every backend
+of longeval serves too. Pairs are laid out as in Llama: feature j is dimensions (j, j+F) of a head.
+
 Shapes: S seeds stacked, B sequences, T positions, N = B·T, R = S·B, F = head_dim/2 features, H heads, d head_dim,
 D d_model, V vocabulary.
 """
@@ -21,15 +24,19 @@ import torch
 from torch.nn import functional
 
 from longeval.rope.base import CosSin, RopeTable, table_digest
-from longeval.studies.posgen.cells import ModelConfig, Precision
+from longeval.studies.posgen.cells import ModelConfig
+from longeval.studies.posgen.request import Precision
 
-# RoPE in the PosGen model: the frequency table as torch tensors, and the rotation of queries and keys.
-#
-# The rows are those of `RopeTable.cos_sin`, which every backend of longeval serves too. The rotation has its own
-# gradient, which takes fewer passes over memory and keeps no activations. Source: Su et al. 2021, arXiv 2104.09864.
-# Pairs are laid out as in Llama: feature j is dimensions (j, j+F) of a head.
-#
-# Shapes: R sequences of all seeds, T positions, H heads, d head_dim, F = d/2 features.
+Weights = dict[str, torch.Tensor]
+"""Weights by name, each with a leading axis of seeds; matrices are (S, inputs, outputs)."""
+
+Drop = Callable[[torch.Tensor], torch.Tensor]
+"""Dropout of a tensor whose first axis is seeds (or seeds × sequences)."""
+
+NORM_EPS = 1e-6
+"""The ε of T5's RMSNorm."""
+NORMAL_STD = 0.02
+"""The standard deviation of the `normal` initialisation, GPT-2's."""
 
 
 class TorchTable(NamedTuple):
@@ -50,85 +57,12 @@ def digest(table: RopeTable, num_positions: int) -> str:
     return table_digest(CosSin(*(part_TF.numpy() for part_TF in cos_sin(table, num_positions))))
 
 
-def rotate_queries_and_keys(
-    qkv_RT3Hd: torch.Tensor, cos_TF: torch.Tensor, sin_TF: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Rotates queries and keys; values stay as they are.
-
-    Args:
-        qkv_RT3Hd: Queries, keys and values.
-        cos_TF: Cosines times the attention factor, float32.
-        sin_TF: Sines times the attention factor, float32.
-
-    Returns:
-        (R, T, H, d) each.
-    """
-    query_RTHd, key_RTHd, value_RTHd = _Rotation.apply(qkv_RT3Hd, cos_TF, sin_TF)  # type: ignore[no-untyped-call]  # torch's
-    return query_RTHd, key_RTHd, value_RTHd
-
-
-class _Rotation(torch.autograd.Function):
-    """Rotation in few passes over memory; its gradient is the rotation backwards, so nothing is kept for it."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, qkv_RT3Hd: torch.Tensor, cos_TF: torch.Tensor, sin_TF: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        ctx.save_for_backward(cos_TF, sin_TF)
-        query_RTHd, key_RTHd, value_RTHd = qkv_RT3Hd.unbind(2)
-        return (
-            _rotate(query_RTHd, cos_TF, sin_TF, torch.empty_like(query_RTHd)),
-            _rotate(key_RTHd, cos_TF, sin_TF, torch.empty_like(key_RTHd)),
-            value_RTHd.clone(),
-        )
-
-    @staticmethod
-    def backward(ctx: Any, *gradients_RTHd: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        cos_TF, sin_TF = ctx.saved_tensors
-        query_RTHd, key_RTHd, value_RTHd = gradients_RTHd
-        num_rows, num_tokens, heads, head_dim = query_RTHd.shape
-        out_RT3Hd = query_RTHd.new_empty((num_rows, num_tokens, 3, heads, head_dim))
-        _rotate(query_RTHd, cos_TF, -sin_TF, out_RT3Hd[:, :, 0])
-        _rotate(key_RTHd, cos_TF, -sin_TF, out_RT3Hd[:, :, 1])
-        out_RT3Hd[:, :, 2] = value_RTHd
-        return out_RT3Hd, None, None
-
-
-def _rotate(x_RTHd: torch.Tensor, cos_TF: torch.Tensor, sin_TF: torch.Tensor, out_RTHd: torch.Tensor) -> torch.Tensor:
-    """(a, b) → (a·cos − b·sin, b·cos + a·sin), halves of each head, into `out_RTHd`."""
-    cos_TIF, sin_TIF = cos_TF[:, None, :], sin_TF[:, None, :]
-    first_RTHF, second_RTHF = x_RTHd.chunk(2, dim=-1)
-    out_first_RTHF, out_second_RTHF = out_RTHd.chunk(2, dim=-1)
-    torch.mul(first_RTHF, cos_TIF, out=out_first_RTHF).addcmul_(second_RTHF, sin_TIF, value=-1)
-    torch.mul(second_RTHF, cos_TIF, out=out_second_RTHF).addcmul_(first_RTHF, sin_TIF)
-    return out_RTHd
-
-
-Weights = dict[str, torch.Tensor]
-"""Weights by name, each with a leading axis of seeds; matrices are (S, inputs, outputs)."""
-
-Drop = Callable[[torch.Tensor], torch.Tensor]
-"""Dropout of a tensor whose first axis is seeds (or seeds × sequences)."""
-
-NORM_EPS = 1e-6
-"""The ε of T5's RMSNorm."""
-NORMAL_STD = 0.02
-"""The standard deviation of the `normal` initialisation, GPT-2's."""
-
-
 def initial_weights(
     config: ModelConfig, seeds: Sequence[int], device: str | torch.device, dtype: torch.dtype = torch.float32
 ) -> Weights:
-    """Draws the initial weights; those of a seed depend on `config` and the seed, not on other seeds or the device.
+    """Draws the initial weights, (S, …) by name, on the CPU in float32, then casts them and moves them to the device.
 
-    Args:
-        config: Sizes and initialisation.
-        seeds: One model for each, at least one.
-        device: Where the weights go; they are drawn on the CPU, in float32.
-        dtype: The dtype that they are cast to.
-
-    Returns:
-        Name → (S, …).
+    Those of a seed depend on `config` and the seed, not on other seeds or the device.
     """
     drawn: dict[str, list[torch.Tensor]] = {name: [] for name in config.shapes}
     for seed in seeds:
@@ -152,34 +86,6 @@ def _std(config: ModelConfig, name: str, shape: tuple[int, ...]) -> torch.Tensor
         return torch.tensor(std)
     query = std if config.attention_scale else std * config.head_dim**-0.5
     return torch.tensor([query, std, std]).repeat_interleave(config.width)
-
-
-class Cache:
-    """Keys (rotated) and values of the positions read so far, for generation.
-
-    Args:
-        config: Sizes of the model.
-        num_sequences: R = seeds × sequences.
-        num_positions: The largest number of positions that will be read.
-        device: Device of the keys and values.
-        dtype: Their dtype.
-    """
-
-    def __init__(
-        self, config: ModelConfig, num_sequences: int, num_positions: int, device: torch.device, dtype: torch.dtype
-    ) -> None:
-        shape = (config.layers, 2, num_sequences, num_positions, config.heads, config.head_dim)
-        self._held = torch.empty(shape, device=device, dtype=dtype)
-        self.length = 0
-        """Number of positions read so far."""
-
-    def extend(self, layer: int, key_RTHd: torch.Tensor, value_RTHd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Adds the keys and values of the next T positions in one layer; returns those of all positions up to there."""
-        end = self.length + key_RTHd.shape[1]
-        held_2RTHd = self._held[layer, :, :, :end]
-        held_2RTHd[0, :, self.length :] = key_RTHd
-        held_2RTHd[1, :, self.length :] = value_RTHd
-        return held_2RTHd[0], held_2RTHd[1]
 
 
 def forward(
@@ -267,7 +173,8 @@ class _Run:
         qkv_SDO = weights[f"{layer}.attention.norm"][..., None] * weights[f"{layer}.attention.qkv"]
         qkv_SNO = self.product(_normed(x_SND), qkv_SDO)
         shape = (num_seeds * num_sequences, num_tokens, 3, config.heads, config.head_dim)
-        query_RTHd, key_RTHd, value_RTHd = rotate_queries_and_keys(qkv_SNO.view(shape), self.cos_TF, self.sin_TF)
+        rotated = _Rotation.apply(qkv_SNO.view(shape), self.cos_TF, self.sin_TF)  # type: ignore[no-untyped-call]  # torch's
+        query_RTHd, key_RTHd, value_RTHd = rotated
         if self.cache is not None:
             key_RTHd, value_RTHd = self.cache.extend(layer, key_RTHd, value_RTHd)
         out_RHTd = functional.scaled_dot_product_attention(
@@ -290,6 +197,70 @@ class _Run:
 def _normed(x_SND: torch.Tensor) -> torch.Tensor:
     """RMSNorm without its gain."""
     return functional.rms_norm(x_SND, (x_SND.shape[-1],), eps=NORM_EPS)
+
+
+class _Rotation(torch.autograd.Function):
+    """Rotates queries and keys, (R, T, H, d) each, in few passes over memory; values stay as they are.
+
+    The gradient is the rotation backwards, so no activation is kept for it. Cosines and sines are float32 and include
+    the attention factor.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, qkv_RT3Hd: torch.Tensor, cos_TF: torch.Tensor, sin_TF: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        ctx.save_for_backward(cos_TF, sin_TF)
+        query_RTHd, key_RTHd, value_RTHd = qkv_RT3Hd.unbind(2)
+        return (
+            _rotate(query_RTHd, cos_TF, sin_TF, torch.empty_like(query_RTHd)),
+            _rotate(key_RTHd, cos_TF, sin_TF, torch.empty_like(key_RTHd)),
+            value_RTHd.clone(),
+        )
+
+    @staticmethod
+    def backward(ctx: Any, *gradients_RTHd: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        cos_TF, sin_TF = ctx.saved_tensors
+        query_RTHd, key_RTHd, value_RTHd = gradients_RTHd
+        num_rows, num_tokens, heads, head_dim = query_RTHd.shape
+        out_RT3Hd = query_RTHd.new_empty((num_rows, num_tokens, 3, heads, head_dim))
+        _rotate(query_RTHd, cos_TF, -sin_TF, out_RT3Hd[:, :, 0])
+        _rotate(key_RTHd, cos_TF, -sin_TF, out_RT3Hd[:, :, 1])
+        out_RT3Hd[:, :, 2] = value_RTHd
+        return out_RT3Hd, None, None
+
+
+def _rotate(x_RTHd: torch.Tensor, cos_TF: torch.Tensor, sin_TF: torch.Tensor, out_RTHd: torch.Tensor) -> torch.Tensor:
+    """(a, b) → (a·cos − b·sin, b·cos + a·sin), halves of each head, into `out_RTHd`."""
+    cos_TIF, sin_TIF = cos_TF[:, None, :], sin_TF[:, None, :]
+    first_RTHF, second_RTHF = x_RTHd.chunk(2, dim=-1)
+    out_first_RTHF, out_second_RTHF = out_RTHd.chunk(2, dim=-1)
+    torch.mul(first_RTHF, cos_TIF, out=out_first_RTHF).addcmul_(second_RTHF, sin_TIF, value=-1)
+    torch.mul(second_RTHF, cos_TIF, out=out_second_RTHF).addcmul_(first_RTHF, sin_TIF)
+    return out_RTHd
+
+
+class Cache:
+    """Keys (rotated) and values of the positions read so far, for generation of R = seeds × sequences.
+
+    `num_positions` is the largest number of positions that will be read.
+    """
+
+    def __init__(
+        self, config: ModelConfig, num_sequences: int, num_positions: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        shape = (config.layers, 2, num_sequences, num_positions, config.heads, config.head_dim)
+        self._held = torch.empty(shape, device=device, dtype=dtype)
+        self.length = 0
+        """Number of positions read so far."""
+
+    def extend(self, layer: int, key_RTHd: torch.Tensor, value_RTHd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Adds the keys and values of the next T positions in one layer; returns those of all positions up to there."""
+        end = self.length + key_RTHd.shape[1]
+        held_2RTHd = self._held[layer, :, :, :end]
+        held_2RTHd[0, :, self.length :] = key_RTHd
+        held_2RTHd[1, :, self.length :] = value_RTHd
+        return held_2RTHd[0], held_2RTHd[1]
 
 
 def product_dtype(precision: Precision) -> torch.dtype | None:

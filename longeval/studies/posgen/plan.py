@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -38,33 +38,31 @@ from longeval.studies.posgen.cells import (
     Experiment,
     ModelConfig,
     PosGenCell,
-    Stack,
     Training,
-    TrainSetting,
 )
 from longeval.studies.posgen.data import DataSetting
-from longeval.studies.posgen.estimate import costs, matmul_rate, memory_bytes
+from longeval.studies.posgen.estimate import matmul_rate, memory_bytes
 from longeval.studies.posgen.request import PosGenRequest, Regime
-from longeval.studies.posgen.work import PosGenWork, Trainer
+from longeval.studies.posgen.work import PosGenWork
+
+_SCHEDULE = ("epochs", "batch_size", "lr", "weight_decay", "warmup")
+"""Fields of the request that decide how a model trains, beside its precision."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PosGenPlan(Plan):
     """A plan of PosGen's trainings."""
 
+    cells: tuple[PosGenCell, ...]
+    work: tuple[PosGenWork, ...]
     experiment: Experiment
     stacked: bool
     """Whether seeds train together; a stack is of one seed each if not."""
 
     @property
-    def stacks(self) -> tuple[Stack, ...]:
-        """All stacks, in the order in which they train."""
-        return tuple(work.stack for work in self.work if isinstance(work, PosGenWork))
-
-    @property
     def trainings(self) -> list[Training]:
         """All trainings, stack by stack."""
-        return [training for stack in self.stacks for training in stack.trainings]
+        return [training for stack in self.work for training in stack.trainings]
 
     def clear(self, store: Store) -> None:
         """Removes the trainings of an earlier run.
@@ -79,7 +77,6 @@ class PosGenPlan(Plan):
         """See `Plan`."""
         rows: dict[tuple[str, ...], list[str]] = {}
         for cell in self.cells:
-            assert isinstance(cell, PosGenCell)
             factor = "–" if cell.factor is None else f"{cell.factor:g}"
             place = (cell.training.data.task, cell.regime, cell.pe.canonical, cell.params["trained_with"], factor)
             rows.setdefault(place, []).append(cell.id)
@@ -96,11 +93,8 @@ class PosGenPlan(Plan):
     def _cost(self, host: Host, left: Sequence[Work]) -> str:
         """What is left to do, with a rate that is measured now."""
         request, config, device = self.request, self.experiment.config, self.experiment.device
-        trainer = Trainer(experiment=self.experiment, host=host)
-        stacks = [work.stack for work in left if isinstance(work, PosGenWork)]
-        done = [trainer.epochs_done(stack.trainings) for stack in stacks]
-        flops = sum(sum(costs(self.experiment, *one)) for one in zip(stacks, done, strict=True))
-        seeds = [sum(epochs is not None for epochs in one.values()) for one in done]
+        flops = sum(sum(work.costs(host)) for work in left)
+        seeds = [len(work.epochs_to_go_on(host)) for work in left if isinstance(work, PosGenWork)]
         largest, trainings = max(seeds, default=0) or 1, sum(seeds)
         num_stacks = sum(number > 0 for number in seeds)
         together = f" in {count(num_stacks, 'stack')}" if self.stacked else ", one after another" * (trainings > 1)
@@ -118,12 +112,8 @@ class PosGenPlan(Plan):
 def check_settings(requests: Sequence[PosGenRequest], store: Store) -> None:
     """Refuses to put PosGen cells of two settings into one run folder, where nobody could tell them apart.
 
-    Args:
-        requests: Requests that are to go into it.
-        store: The folder.
-
     Raises:
-        LongEvalError: They differ, from each other or from a request of the folder, in more than tasks, methods,
+        LongEvalError: Requests differ, from each other or from one that the folder has, in more than tasks, methods,
             regimes and seeds.
     """
     plain, origin = stored_requests(store), f"{store.path}/spec.yaml"
@@ -144,188 +134,144 @@ def plan_posgen(request: PosGenRequest) -> PosGenPlan:
     _check_native(request, names)
     device = resolve_device(request.device)
     _check_precision(request, device)
-    config = model_config(request)
-    stacks: list[Stack] = []
+    experiment = Experiment(request=request, config=model_config(request), device=device)
+    cells: list[PosGenCell] = []
+    stacks: dict[tuple[Training, ...], PosGenWork] = {}
     for task in request.tasks:
-        data = [data_setting(request, task, seed) for seed in request.seed_values()]
         for regime in request.regimes:
             for name in names:
-                _add(stacks, _stack(request, config, name, regime, data, device))
+                new = _stack(experiment, task, regime, name)
+                cells += new.cells
+                old = stacks.get(new.trainings)
+                if old is not None:
+                    new = dataclasses.replace(old, evaluations=(*old.evaluations, *new.evaluations))
+                stacks[new.trainings] = new
     # On two CPU cores a small stack took longer than its seeds one after another. On a GPU neither was measured: there
     # one small model alone is not expected to fill the device.
     stacked = device != "cpu" if request.stack is None else request.stack
-    if not stacked:
-        stacks = [alone for stack in stacks for alone in stack.by_seed()]
-    experiment = Experiment(request=request, config=config, setting=train_setting(request), device=device)
     return PosGenPlan(
         request=request,
-        cells=tuple(_in_order(request, [cell for stack in stacks for cell in stack.cells])),
-        work=tuple(PosGenWork(experiment=experiment, stack=stack) for stack in stacks),
-        notes=tuple(_notes(request, names)),
+        cells=tuple(cells),
+        work=tuple(stacks.values() if stacked else (one for stack in stacks.values() for one in stack.by_seed())),
+        notes=_notes(request, names),
         experiment=experiment,
         stacked=stacked,
     )
 
 
-def _in_order(request: PosGenRequest, cells: Sequence[PosGenCell]) -> list[PosGenCell]:
-    """The cells in the order in which they were asked for: task, regime, method, seed."""
-    order = [(task, regime, pe) for task in request.tasks for regime in request.regimes for pe in request.pe]
-    place = {key: index for index, key in enumerate(order)}
-    return sorted(
-        cells,
-        key=lambda cell: (place[cell.training.data.task, cell.regime, cell.pe.canonical], cell.training.seed),
-    )
-
-
 def data_setting(request: PosGenRequest, task: str, seed: int) -> DataSetting:
     """The data of one seed."""
-    named = _named(request, DataSetting) | {
-        "task": task,
-        "seed": seed if request.data_seed is None else request.data_seed,
-    }
-    return DataSetting(**named)
+    data_seed = seed if request.data_seed is None else request.data_seed
+    return DataSetting(task=task, seed=data_seed, **_common(request, DataSetting))
 
 
 def model_config(request: PosGenRequest) -> ModelConfig:
     """The model of a request."""
-    return ModelConfig(**_named(request, ModelConfig))
+    return ModelConfig(**_common(request, ModelConfig))
 
 
-def train_setting(request: PosGenRequest) -> TrainSetting:
-    """The schedule of a request."""
-    # The run chooses among checkpoints by the clock.
-    return TrainSetting(**(_named(request, TrainSetting) | {"checkpoint_every": 1}))
+def _common(request: PosGenRequest, kind: type[DataSetting | ModelConfig]) -> dict[str, Any]:
+    """The values of the fields that a request and `kind` have in common."""
+    names = [item.name for item in dataclasses.fields(kind) if item.name in PosGenRequest.model_fields]
+    return {name: getattr(request, name) for name in names}
 
 
-def _named(request: PosGenRequest, kind: type[DataSetting | ModelConfig | TrainSetting]) -> dict[str, Any]:
-    """The fields that a request and `kind` have in common."""
-    known = [item.name for item in dataclasses.fields(kind) if item.name in PosGenRequest.model_fields]
-    return {name: getattr(request, name) for name in known}
-
-
-def _check_native(request: PosGenRequest, names: list[MethodName]) -> None:
-    """Raises LongEvalError for a native length that no method reads, whatever it is."""
-    if request.native is not None and not any(_reads_native(request, name) for name in names):
-        raise LongEvalError(
-            f"--native {request.native}: would be ignored, it changes nothing under --pe {', '.join(request.pe)}"
-            f"{'' if request.factor is None else f' with --factor {request.factor:g}'}",
-            "Leave it out.",
-        )
-
-
-def _reads_native(request: PosGenRequest, name: MethodName) -> bool:
-    """Whether a method's table depends on L, itself or through the factor that follows from it."""
-    assert request.native is not None
-    own = _widest_table(request, name)
-    for native in (2 * request.native, 8 * request.native, max(2, request.native // 2), 2):
+def _check_native(request: PosGenRequest, names: Sequence[MethodName]) -> None:
+    """Raises LongEvalError for a native length that no method reads: a short and a long one give the same tables."""
+    if request.native is None:
+        return
+    own = [_test_table(request, name) for name in names]
+    for native in (2, 2**20):
         try:
-            other = _widest_table(request.replaced(native=native), name)
+            others = [_test_table(request.replaced(native=native), name) for name in names]
         except LongEvalError:  # a length that a method refuses is one that it reads
-            return True
-        if not own.same_as(other):
-            return True
-    return False
-
-
-def _widest_table(request: PosGenRequest, name: MethodName) -> RopeTable:
-    """A method's table for the window of evaluation."""
-    parameters = make_parameters(name.base, request.pe_args.get(name.base, {}))
-    return build_table(name.canonical, _geometry(request), parameters, request.test_window)
-
-
-def _geometry(request: PosGenRequest) -> Geometry:
-    """What methods compute their tables from."""
-    return Geometry(
-        head_dim=request.head_dim,
-        theta=request.theta,
-        native_length=request.native_length,
-        factor=request.scaling_factor,
+            return
+        if not all(one.same_as(other) for one, other in zip(own, others, strict=True)):
+            return
+    raise LongEvalError(
+        f"--native {request.native}: would be ignored, it changes nothing under --pe {', '.join(request.pe)}"
+        f"{'' if request.factor is None else f' with --factor {request.factor:g}'}",
+        "Leave it out.",
     )
 
 
 def _check_precision(request: PosGenRequest, device: str) -> None:
-    """Raises LongEvalError for a precision that the device would ignore or can't compute with."""
-    if request.precision == "tf32" and not _has_tf32(device):
+    """Raises LongEvalError for TF32 on anything but an NVIDIA GPU of compute capability 8 or later."""
+    if request.precision != "tf32":
+        return
+    import torch
+
+    nvidia = device.startswith("cuda") and torch.version.hip is None
+    if not nvidia or torch.cuda.get_device_capability(device)[0] < 8:
         raise LongEvalError(
             f"--tf32: would be ignored, {device} has no TF32 units",
             "They are in NVIDIA GPUs since Ampere; leave it out for float32.",
         )
 
 
-def _has_tf32(device: str) -> bool:
-    """Whether matrix products can be taken in TF32: NVIDIA GPUs of compute capability 8 and later."""
-    import torch
-
-    return device.startswith("cuda") and torch.version.hip is None and torch.cuda.get_device_capability(device)[0] >= 8
+def _test_table(request: PosGenRequest, name: MethodName) -> RopeTable:
+    """A method's table for the window of evaluation."""
+    return _table(request, name, request.pe_args.get(name.base, {}), request.test_window)
 
 
-def _trained_as(name: MethodName, regime: Regime) -> MethodName:
-    """What is on while training: the method itself, or with its base off (resonance stays)."""
-    return name if regime == "trained" else MethodName(base="none", resonance=name.resonance)
+def _table(request: PosGenRequest, name: MethodName, arguments: dict[str, Any], length: int) -> RopeTable:
+    """A method's table for a window of so many tokens."""
+    geometry = Geometry(
+        head_dim=request.head_dim,
+        theta=request.theta,
+        native_length=request.native_length,
+        factor=request.scaling_factor,
+    )
+    return build_table(name.canonical, geometry, make_parameters(name.base, arguments), length)
 
 
-def _stack(
-    request: PosGenRequest, config: ModelConfig, name: MethodName, regime: Regime, data: list[DataSetting], device: str
-) -> Stack:
+def _stack(experiment: Experiment, task: str, regime: Regime, name: MethodName) -> PosGenWork:
     """One method and regime on one task, all seeds."""
-    parameters = make_parameters(name.base, request.pe_args.get(name.base, {}))
-    geometry = _geometry(request)
-    trained_with = _trained_as(name, regime)
-    own = parameters if trained_with.base == name.base else None
-    train_table = build_table(trained_with.canonical, geometry, own, request.train_window)
-    factor = geometry.factor if name.method.uses_factor else None
-    trainings = tuple(
-        _training(request, config, train_table, one, seed, device)
-        for one, seed in zip(data, request.seed_values(), strict=True)
-    )
-    cells = tuple(
-        _cell(request, name, regime, factor, training, dataclasses.asdict(parameters), trained_with)
-        for training in trainings
-    )
-    table = _widest_table(request, name)
+    request = experiment.request
+    # What is on while training: the method itself, or with its base off (resonance stays).
+    trained_with = name if regime == "trained" else MethodName(base="none", resonance=name.resonance)
+    arguments = request.pe_args.get(name.base, {})
+    own = arguments if trained_with.base == name.base else {}
+    train_table = _table(request, trained_with, own, request.train_window)
+    table = _test_table(request, name)
     digest = table_digest(table.cos_sin(np.arange(request.test_window, dtype=np.int64)))
+    trainings = tuple(
+        _training(experiment, train_table, data_setting(request, task, seed), seed) for seed in request.seed_values()
+    )
     evaluation = Evaluation(
-        pe=name, regime=regime, table=table, name=f"{name.canonical} {digest[:ID_DIGITS]}", cells=cells
+        pe=name,
+        regime=regime,
+        table=table,
+        name=f"{name.canonical} {digest[:ID_DIGITS]}",
+        cells=tuple(_cell(request, name, regime, training, trained_with) for training in trainings),
     )
-    return Stack(
-        task=data[0].task,
-        trained_with=(trained_with,),
-        table=train_table,
-        trainings=trainings,
-        evaluations=(evaluation,),
+    return PosGenWork(
+        experiment=experiment, task=task, table=train_table, trainings=trainings, evaluations=(evaluation,)
     )
 
 
-def _training(
-    request: PosGenRequest, config: ModelConfig, table: RopeTable, data: DataSetting, seed: int, device: str
-) -> Training:
+def _training(experiment: Experiment, table: RopeTable, data: DataSetting, seed: int) -> Training:
     """One seed's training and its id."""
+    request, config = experiment.request, experiment.config
     positions_T = np.arange(request.train_window, dtype=np.int64)
-    schedule = ("epochs", "batch_size", "lr", "weight_decay", "warmup", "precision")
     decides = {
         "kind": "posgen_training",
         "schema": SCHEMA_VERSION,
         "algorithm": ALGORITHM,
         "data": dataclasses.asdict(data),
         "model": dataclasses.asdict(config),
-        "schedule": {name: getattr(request, name) for name in schedule},
+        "schedule": {name: getattr(request, name) for name in (*_SCHEDULE, "precision")},
         "table": table_digest(table.cos_sin(positions_T)),
         "seed": seed,
     }
     if config.dropout:  # its masks come from the device's own generator: other weights, not other rounding
-        decides["dropout_on"] = device.partition(":")[0]
+        decides["dropout_on"] = experiment.device.partition(":")[0]
     digest = hashlib.sha256(canonical_json(decides).encode()).hexdigest()[:ID_DIGITS]
     return Training(id=digest, seed=seed, data=data)
 
 
 def _cell(
-    request: PosGenRequest,
-    name: MethodName,
-    regime: Regime,
-    factor: float | None,
-    training: Training,
-    method: dict[str, Any],
-    trained_with: MethodName,
+    request: PosGenRequest, name: MethodName, regime: Regime, training: Training, trained_with: MethodName
 ) -> PosGenCell:
     """One seed's cell and its id."""
     data = training.data
@@ -335,24 +281,15 @@ def _cell(
         "trained_with": trained_with.canonical,
         "training": training.id,
         "native_length": request.native_length,
-        "method": method,
-        "modulus": data.modulus,
-        "j": data.j,
-        "k": data.k,
-        "train_length": data.length,
-        "test_length": data.test_length,
-        "num_train": data.num_train,
-        "num_valid": data.num_valid,
-        "num_test": data.num_test,
-        "data_seed": data.seed,
+        "method": dataclasses.asdict(make_parameters(name.base, request.pe_args.get(name.base, {}))),
     }
-    model = ("layers", "d_model", "d_ff", "heads", "head_dim", "theta", "tied", "attention_scale", "init")
-    schedule = ("epochs", "batch_size", "lr", "weight_decay", "warmup")
-    for field in (*model, "start_token", "dropout", "frozen_mlp", *schedule):
-        params[field] = getattr(request, field)
+    named = {"length": "train_length", "seed": "data_seed"}
+    params |= {named.get(field, field): value for field, value in dataclasses.asdict(data).items() if field != "task"}
+    model = [item.name for item in dataclasses.fields(ModelConfig) if item.name != "modulus"]
+    params |= {field: getattr(request, field) for field in (*model, *_SCHEDULE)}
     fields: dict[str, Any] = {
         "model": request.model_name,
-        "factor": factor,
+        "factor": request.scaling_factor if name.method.uses_factor else None,
         "length": request.test_length,
         "data": PREFIX + data.task,
         "backend": "posgen",
@@ -369,20 +306,9 @@ def _cell(
     )
 
 
-def _add(stacks: list[Stack], new: Stack) -> None:
-    """Puts an evaluation to the trainings that it shares, or at the end."""
-    for index, stack in enumerate(stacks):
-        if stack.trainings == new.trainings:
-            names = dict.fromkeys((*stack.trained_with, *new.trained_with))
-            stacks[index] = dataclasses.replace(
-                stack, trained_with=tuple(names), evaluations=(*stack.evaluations, *new.evaluations)
-            )
-            return
-    stacks.append(new)
-
-
-def _notes(request: PosGenRequest, names: list[MethodName]) -> Iterator[str]:
+def _notes(request: PosGenRequest, names: Sequence[MethodName]) -> tuple[str, ...]:
     """What a user should know of the settings before anything starts."""
-    stretched = [name.canonical for name in names if name.method.uses_factor]
-    if stretched and request.scaling_factor == 1:
-        yield f"{', '.join(stretched)}: s = 1, nothing is stretched (--factor or a longer --test-length would)"
+    stretched = ", ".join(name.canonical for name in names if name.method.uses_factor)
+    if not stretched or request.scaling_factor != 1:
+        return ()
+    return (f"{stretched}: s = 1, nothing is stretched (--factor or a longer --test-length would)",)

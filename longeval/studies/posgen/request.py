@@ -6,14 +6,11 @@ those of the preset `full`: the sizes, data and schedule of Wang et al. 2024 (ar
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from longeval.errors import LongEvalError
-from longeval.plain import canonical_json
 from longeval.request import setting
 from longeval.request.base import StudyRequest
 from longeval.request.setting import MACHINE, METHODS, Declare
@@ -30,8 +27,8 @@ Precision = Literal["float32", "tf32", "bf16"]
 Init = Literal["t5", "normal"]
 """Initial weights: by each matrix's own scale as in T5, or all with one standard deviation."""
 
-LARGEST_SEED = 2**63
-"""Where seeds end: what torch takes."""
+_SEEDS_END = 2**63
+"""The least seed that torch doesn't take."""
 
 _NO_SETTING = ("tasks", "pe", "pe_args", "regimes", "seeds", "first_seed", "device", "stack")
 """What may differ between the requests of one run folder (parameters of the same method may not)."""
@@ -210,9 +207,9 @@ class PosGenRequest(StudyRequest, frozen=True):
                 "Ask for more epochs or smaller batches.",
             )
         for name, last in (("first_seed", self.first_seed + self.seeds - 1), ("data_seed", self.data_seed or 0)):
-            if last >= LARGEST_SEED:
+            if last >= _SEEDS_END:
                 raise LongEvalError(
-                    f"{self.flag(name)} {getattr(self, name)}: seeds end at {LARGEST_SEED - 1}", "Choose a smaller one."
+                    f"{self.flag(name)} {getattr(self, name)}: seeds end at {_SEEDS_END - 1}", "Choose a smaller one."
                 )
         if self.stack and self.seeds == 1:
             raise LongEvalError("--stack: would be ignored, there is one seed", "Leave it out or give more --seeds.")
@@ -247,6 +244,10 @@ class PosGenRequest(StudyRequest, frozen=True):
         """The factor s."""
         return max(1.0, self.test_window / self.native_length) if self.factor is None else self.factor
 
+    def validates(self, epoch: int) -> bool:
+        """Whether losses on the validation sequences are taken after so many epochs; always after the last."""
+        return epoch % self.validate_every == 0 or epoch == self.epochs
+
     def seed_values(self) -> tuple[int, ...]:
         """The seeds."""
         return tuple(range(self.first_seed, self.first_seed + self.seeds))
@@ -260,26 +261,24 @@ class PosGenRequest(StudyRequest, frozen=True):
             name = {"factor": "scaling_factor", "native": "native_length"}.get(field, field)
             own, others = getattr(self, name), getattr(other, name)
             if own != others:
-                found.append(f"{self.flag(field)} {shown(own)}, not {shown(others)}")
+                found.append(f"{self.flag(field)} {_shown(own)}, not {_shown(others)}")
         for base in sorted(_bases(self.pe) & _bases(other.pe)):
-            own, others = _plain(self.pe_args.get(base, {})), _plain(other.pe_args.get(base, {}))
+            # As YAML, where a tuple is a list: one of them may have been read from it.
+            own, others = (one.to_mapping().get("pe_args", {}).get(base, {}) for one in (self, other))
             if own != others:
-                found.append(f"--pe-arg {base}: {shown(own)}, not {shown(others)}")
+                found.append(f"--pe-arg {base}: {_shown(own)}, not {_shown(others)}")
         return found
 
 
-def shown(value: Any) -> str:
+def _shown(value: Any) -> str:
     """A value as a message shows it."""
     if value is None or value == {}:
         return "none"
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name}={shown(item)}" for name, item in value.items())
-    return f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _plain(value: Any) -> Any:
-    """Tuples as lists, so that what was read from YAML equals what came from flags."""
-    return json.loads(canonical_json(value))
+    if isinstance(value, dict):
+        return ", ".join(f"{name}={_shown(item)}" for name, item in value.items())
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _bases(names: tuple[str, ...]) -> set[str]:

@@ -17,7 +17,7 @@ import json
 import math
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,7 +52,7 @@ class History:
     train_loss: tuple[float, ...] = ()
     """Mean loss of each epoch's sequences, measured as they were trained on, nats per token."""
     valid: tuple[ValidLoss, ...] = ()
-    """The validation losses in the order of epochs."""
+    """In the order of epochs."""
     stacked: int = 1
     """The largest number of seeds that trained together, this one included."""
 
@@ -66,7 +66,6 @@ class TrainState:
     """Everything that a training needs to go on as if it had never stopped."""
 
     config: ModelConfig
-    """The model."""
     seeds: tuple[int, ...]
     """The seeds in the order of the tensors' first axis."""
     epoch: int
@@ -98,17 +97,20 @@ class TrainState:
             return f"the training diverged: its weights are no finite numbers after epoch {self.epoch}"
         return None
 
+    def mapped(self, change: Callable[[torch.Tensor], torch.Tensor]) -> TrainState:
+        """The same state with every tensor, of weights and moments, put through a function."""
+        return dataclasses.replace(
+            self,
+            weights={name: change(tensor) for name, tensor in self.weights.items()},
+            first={name: change(tensor) for name, tensor in self.first.items()},
+            second={name: change(tensor) for name, tensor in self.second.items()},
+        )
+
     def alone(self, index: int) -> TrainState:
         """The state of the index-th seed alone; its tensors are views of these."""
         one = slice(index, index + 1)
-        return dataclasses.replace(
-            self,
-            seeds=self.seeds[one],
-            weights={name: tensor[one] for name, tensor in self.weights.items()},
-            first={name: tensor[one] for name, tensor in self.first.items()},
-            second={name: tensor[one] for name, tensor in self.second.items()},
-            history=self.history[one],
-        )
+        alone = self.mapped(lambda tensor: tensor[one])
+        return dataclasses.replace(alone, seeds=self.seeds[one], history=self.history[one])
 
 
 def initial_state(
@@ -128,14 +130,9 @@ def initial_state(
 
 
 def stack(states: Sequence[TrainState]) -> TrainState:
-    """Joins the seeds of several states into one, in their order, on the device of the first.
-
-    Raises:
-        ValueError: The states are not of the same model after the same epoch.
-    """
+    """Joins the seeds of states of one model after one epoch into one, in their order, on the device of the first."""
     first = states[0]
-    if any((state.config, state.epoch) != (first.config, first.epoch) for state in states):
-        raise ValueError("only states of the same model and the same epoch can be stacked")
+    assert all((state.config, state.epoch) == (first.config, first.epoch) for state in states)
 
     def joined(parts: Sequence[Weights]) -> Weights:
         return {name: torch.cat([part[name].to(tensor.device) for part in parts]) for name, tensor in parts[0].items()}
@@ -151,12 +148,9 @@ def stack(states: Sequence[TrainState]) -> TrainState:
 
 
 def to_bytes(state: TrainState, index: int = 0, *, moments: bool = True) -> bytes:
-    """Writes one seed's state as the content of a file.
+    """Writes the state of the index-th seed as the content of a file.
 
-    Args:
-        state: The state of any number of seeds.
-        index: Which of its seeds.
-        moments: False leaves AdamW's moments out of finished weights, which makes the file a third as large.
+    Without AdamW's moments it is a third as large, and can only be evaluated.
     """
     alone = state.alone(index)
     about = {

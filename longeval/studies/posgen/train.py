@@ -5,7 +5,12 @@ batches of 128, 150 epochs; the loss leaves out the first j+k tokens. The order 
 the epoch, and the rates follow from the step, so the state after an epoch is all that a resumed training needs. The
 last batch of an epoch may be smaller than the others.
 
-Shapes: S seeds, N sequences, T tokens, K steps of an epoch, B sequences of a batch.
+AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101; its numbers are torch's defaults) works element by element, so the
+gradient of the sum of the seeds' losses gives each seed the step that it would make alone. Learning rate and β1 follow
+the one-cycle schedule (Smith and Topin 2018, arXiv 1708.07120) as a closed form of the step, with the numbers of
+torch's OneCycleLR with cosine annealing, which the paper's published code uses.
+
+Shapes: S seeds, N sequences, B of them in a batch, T tokens, P predicted tokens, K steps of an epoch.
 """
 
 from __future__ import annotations
@@ -13,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -22,34 +27,14 @@ import torch
 
 from longeval.errors import reason
 from longeval.rope.base import RopeTable
-from longeval.studies.posgen.cells import ModelConfig, Precision, TrainSetting
-from longeval.studies.posgen.evaluate import RangeLoss, range_losses, token_nll
-from longeval.studies.posgen.model import (
-    TorchTable,
-    Weights,
-    cos_sin,
-    forward,
-    matmul_precision,
-    model_inputs,
-    product_dtype,
-)
+from longeval.studies.posgen.cells import ModelConfig
+from longeval.studies.posgen.evaluate import evaluate, token_nll
+from longeval.studies.posgen.model import TorchTable, cos_sin, forward, matmul_precision, model_inputs, product_dtype
+from longeval.studies.posgen.request import PosGenRequest, Precision
 from longeval.studies.posgen.state import History, TrainState, ValidLoss, initial_state
 
 if TYPE_CHECKING:
     from longeval.studies.posgen.data import PosGenData
-
-
-# One optimiser step of all stacked seeds: rates, batch, loss, gradients, AdamW. On a GPU it becomes a CUDA graph.
-#
-# AdamW works element by element, so the gradient of the sum of the seeds' losses gives each seed the step that it would
-# make alone. All that changes from step to step (indices, weights of sequences, rates) lies in fixed buffers, so that a
-# captured step can be replayed. AdamW: Loshchilov and Hutter 2019, arXiv 1711.05101; its numbers are torch's defaults.
-#
-# The learning rate and β1 follow the one-cycle schedule (Smith and Topin 2018, arXiv 1708.07120) as a closed form of
-# the step, so that resuming needs no state. The numbers are those of torch's OneCycleLR with cosine annealing, which
-# the paper's published code uses.
-#
-# Shapes: S seeds, N sequences, B of them in a batch, T tokens, P predicted tokens, K steps of an epoch.
 
 DIVISOR = 25.0
 """The peak of the learning rate, divided by its first value."""
@@ -62,9 +47,143 @@ BETA2 = 0.999
 EPS = 1e-8
 
 _EAGER_STEPS = 3
-"""Steps before the capture, in which libraries choose kernels and set up their memory."""
+"""Steps before the capture of a CUDA graph, in which libraries choose kernels and set up their memory."""
 
 _log = logging.getLogger(__name__)
+
+
+def train(
+    config: ModelConfig,
+    request: PosGenRequest,
+    data: Sequence[PosGenData],
+    seeds: Sequence[int],
+    table: RopeTable,
+    *,
+    device: str,
+    valid_tables: Mapping[str, RopeTable] | None = None,
+    state: TrainState | None = None,
+    on_step: Callable[[], None] = lambda: None,
+    on_epoch: Callable[[TrainState], None] = lambda state: None,
+    until: int | None = None,
+) -> TrainState:
+    """Trains one model per seed, all together.
+
+    Args:
+        config: The model.
+        request: How to train: epochs, batch size, rates, precision, epochs of validation.
+        data: Each seed's data (the same object may stand there several times); all of the same sizes.
+        seeds: Each decides the initial weights and the order of sequences of its model.
+        table: The RoPE table while training; that of sequences of `length` tokens if its method depends on length.
+        device: As `models.device.resolve_device` gives it.
+        valid_tables: Name → a table to validate with; that of sequences of `test_length` tokens.
+        state: The state to go on from, which is not changed; None starts at the beginning.
+        on_step: Called after one step of all seeds was made (on a GPU: queued).
+        on_epoch: Called with the state after each epoch. Later steps change its tensors: copy what you keep.
+        until: Stop after so many epochs of the whole training; all of them if None.
+
+    Returns:
+        The state after epoch `until`, or after the earlier epoch in which the last seed diverged.
+    """
+    assert len(data) == len(seeds) and len(set(seeds)) == len(seeds) > 0
+    assert all(one.setting.modulus == config.modulus for one in data)
+    if state is None:
+        state = initial_state(config, seeds, device)
+    else:
+        state = state.mapped(lambda tensor: tensor.detach().to(device, copy=True))
+    assert (state.config, state.seeds) == (config, tuple(seeds)) and set(state.first) == set(config.trainable)
+    sizes = data[0].setting
+    stepper = Stepper(
+        state,
+        tokens_SNT=torch.from_numpy(np.stack([one.train_NT for one in data])).to(device),
+        table=cos_sin(table, config.num_positions(sizes.length), device),
+        first_predicted=sizes.start_length,
+        batch_size=request.batch_size,
+        weight_decay=request.weight_decay,
+        precision=request.precision,
+    )
+    with matmul_precision(request.precision):
+        for epoch in range(state.epoch, request.epochs if until is None else min(until, request.epochs)):
+            if len(state.diverged) == len(seeds):  # more steps would change nothing
+                break
+            losses_S = _train_epoch(stepper, request, seeds, epoch, sizes.num_train, on_step)
+            done = epoch + 1
+            valid = _valid_losses(state, request, data, valid_tables or {}, device, done)
+            history = tuple(
+                History(
+                    train_loss=(*before.train_loss, float(loss)),
+                    valid=(*before.valid, *losses),
+                    stacked=max(before.stacked, len(seeds)),
+                )
+                for before, loss, losses in zip(state.history, losses_S, valid, strict=True)
+            )
+            state = dataclasses.replace(state, epoch=done, history=history)
+            on_epoch(state)
+    return dataclasses.replace(state, weights={name: tensor.detach() for name, tensor in state.weights.items()})
+
+
+def _train_epoch(
+    stepper: Stepper,
+    request: PosGenRequest,
+    seeds: Sequence[int],
+    epoch: int,
+    num_train: int,
+    on_step: Callable[[], None],
+) -> npt.NDArray[np.float64]:
+    """Makes all steps of an epoch; returns the mean loss of its sequences by seed, (S,)."""
+    batch_size = request.batch_size
+    batches_SKB = np.stack([epoch_order(seed, epoch, num_train, batch_size) for seed in seeds])
+    num_steps = batches_SKB.shape[1]
+    first_step, total = epoch * num_steps, request.epochs * num_steps
+    counts = [min(batch_size, num_train - step * batch_size) for step in range(num_steps)]
+    rates = [one_cycle(first_step + step, total, peak=request.lr, warmup=request.warmup) for step in range(num_steps)]
+    sum_S = torch.zeros_like(stepper.loss_S)
+    for step, buffer in enumerate(stepper.buffers(batches_SKB, counts, rates, first_step)):
+        stepper.step(buffer, first_step + step)
+        sum_S += stepper.loss_S * counts[step]
+        on_step()
+    return (sum_S / num_train).cpu().double().numpy()
+
+
+def _valid_losses(
+    state: TrainState,
+    request: PosGenRequest,
+    data: Sequence[PosGenData],
+    tables: Mapping[str, RopeTable],
+    device: str,
+    epoch: int,
+) -> list[list[ValidLoss]]:
+    """The losses on the validation sequences after an epoch: of each seed, one with each table, if it is their turn."""
+    losses: list[list[ValidLoss]] = [[] for _ in data]
+    if not request.validates(epoch):
+        return losses
+    sizes = data[0].setting
+    for name, table in tables.items():
+        found = evaluate(
+            state.config,
+            state.weights,
+            np.stack([one.valid_NT for one in data]),
+            table,
+            first=sizes.start_length,
+            device=device,
+            precision=request.precision,
+            generate=False,
+        )
+        for own, one in zip(losses, found, strict=True):
+            own.append(one.valid_loss(epoch, name, sizes.length))
+    return losses
+
+
+def steps_per_epoch(num_train: int, batch_size: int) -> int:
+    """K: the steps in which every sequence is seen once."""
+    return -(-num_train // batch_size)
+
+
+def epoch_order(seed: int, epoch: int, num_train: int, batch_size: int) -> npt.NDArray[np.int64]:
+    """Indices of sequences in the order of an epoch, (K, B); the zeros after the last one don't count."""
+    order_N = np.random.default_rng((seed, epoch)).permutation(num_train)
+    padded = np.zeros(steps_per_epoch(num_train, batch_size) * batch_size, dtype=np.int64)
+    padded[:num_train] = order_N
+    return padded.reshape(-1, batch_size)
 
 
 class Rate(NamedTuple):
@@ -103,14 +222,13 @@ def _anneal(start: float, end: float, part: float) -> float:
 
 
 class Stepper:
-    """Makes optimiser steps, which update `weights`, `first` and `second` in place.
+    """Makes optimiser steps of all stacked seeds, which update a state's weights and moments in place.
+
+    All that changes from step to step (indices, weights of sequences, rates) lies in fixed buffers, so that on a GPU a
+    step can be captured as a CUDA graph and replayed.
 
     Args:
-        config: Sizes of the model.
-        seeds: Seeds of the dropout.
-        weights: Name → (S, …) on the device.
-        first: AdamW's mean of gradients, for the weights that are trained.
-        second: AdamW's mean of squared gradients.
+        state: Weights and moments on the device.
         tokens_SNT: Training sequences on the device.
         table: The RoPE table while training.
         first_predicted: j+k: tokens before it are random and left out of the loss.
@@ -121,12 +239,8 @@ class Stepper:
 
     def __init__(
         self,
-        config: ModelConfig,
+        state: TrainState,
         *,
-        seeds: Sequence[int],
-        weights: Weights,
-        first: Weights,
-        second: Weights,
         tokens_SNT: torch.Tensor,
         table: TorchTable,
         first_predicted: int,
@@ -134,9 +248,10 @@ class Stepper:
         weight_decay: float,
         precision: Precision,
     ) -> None:
-        self._config, self._seeds, self._weights = config, tuple(seeds), weights
+        config, weights = state.config, state.weights
+        self._config, self._seeds, self._weights = config, state.seeds, weights
         self._trained = [weights[name].requires_grad_() for name in config.trainable]
-        self._moments = [(first[name], second[name]) for name in config.trainable]
+        self._moments = [(state.first[name], state.second[name]) for name in config.trainable]
         self._tokens_SNT, self._table, self._first_predicted = tokens_SNT, table, first_predicted
         self._weight_decay, self._dtype = weight_decay, product_dtype(precision)
         device, dtype = tokens_SNT.device, weights["embedding"].dtype
@@ -147,7 +262,7 @@ class Stepper:
         self._rates = torch.zeros(4, dtype=dtype, device=device)
         self.loss_S = torch.zeros(num_seeds, dtype=dtype, device=device)
         """Mean loss of the last step's batch, by seed."""
-        self._generators = [torch.Generator(device) for _ in seeds] if config.dropout else []
+        self._generators = [torch.Generator(device) for _ in self._seeds] if config.dropout else []
         self._graph: torch.cuda.CUDAGraph | None = None
         # Dropout draws from generators that are set anew at each step, which a graph can't do.
         self._capturable = device.type == "cuda" and not config.dropout
@@ -187,7 +302,7 @@ class Stepper:
         """Makes one step; on a GPU it is only queued. `number` is how many steps the training has made before."""
         for held, new in zip((self._batch_SB, self._share_B, self._rates), buffer, strict=True):
             held.copy_(new)
-        for seed, generator in zip(self._seeds, self._generators, strict=False):
+        for seed, generator in zip(self._seeds, self._generators, strict=False):  # no generators without dropout
             generator.manual_seed(int(np.random.SeedSequence((seed, number)).generate_state(1, np.uint64)[0] >> 1))
         if self._graph is not None:
             self._graph.replay()
@@ -255,165 +370,3 @@ class Stepper:
         rate = self._config.dropout
         kept = [torch.rand(x.shape[1:], generator=one, device=x.device) >= rate for one in self._generators]
         return x * (torch.stack(kept) / (1 - rate)).to(x.dtype)
-
-
-class Watch:
-    """Callbacks of a training; this class does nothing. Later steps change a state's tensors: copy what you keep."""
-
-    def step(self) -> None:
-        """Called after one step of all seeds was made (on a GPU: queued)."""
-
-    def epoch(self, state: TrainState) -> None:
-        """Called after an epoch; its losses are the last in each seed's history."""
-
-    def checkpoint(self, state: TrainState) -> None:
-        """Called every `checkpoint_every` epochs, but not after the last epoch."""
-
-
-def steps_per_epoch(num_train: int, batch_size: int) -> int:
-    """K: the steps in which every sequence is seen once."""
-    return -(-num_train // batch_size)
-
-
-def train(
-    config: ModelConfig,
-    setting: TrainSetting,
-    data: Sequence[PosGenData],
-    seeds: Sequence[int],
-    table: RopeTable,
-    *,
-    device: str,
-    valid_tables: Mapping[str, RopeTable] | None = None,
-    state: TrainState | None = None,
-    watch: Watch | None = None,
-    until: int | None = None,
-) -> TrainState:
-    """Trains one model per seed, all together.
-
-    Args:
-        config: The model.
-        setting: How to train.
-        data: Each seed's data (the same object may stand there several times); all of the same sizes.
-        seeds: Each decides the initial weights and the order of sequences of its model.
-        table: The RoPE table while training; that of sequences of `length` tokens if its method depends on length.
-        device: As `models.device.resolve_device` gives it.
-        valid_tables: Name → a table to validate with; that of sequences of `test_length` tokens.
-        state: The state to go on from, which is not changed; None starts at the beginning.
-        watch: Gets the callbacks.
-        until: Stop after so many epochs of the whole training; all of them if None.
-
-    Returns:
-        The state after epoch `until`, or after the earlier epoch in which the last seed diverged.
-    """
-    assert len(data) == len(seeds) and len(set(seeds)) == len(seeds) > 0
-    assert all(one.setting.modulus == config.modulus for one in data)
-    state = initial_state(config, seeds, device) if state is None else _copied(state, device)
-    assert (state.config, state.seeds) == (config, tuple(seeds)) and set(state.first) == set(config.trainable)
-    watch = watch or Watch()
-    sizes = data[0].setting
-    tokens_SNT = _stacked([one.train_NT for one in data], device)
-    valid_SNT = _stacked([one.valid_NT for one in data], device) if valid_tables else None
-    held = {
-        name: cos_sin(valid, config.num_positions(sizes.test_length), device)
-        for name, valid in (valid_tables or {}).items()
-    }
-    stepper = Stepper(
-        config,
-        seeds=seeds,
-        weights=state.weights,
-        first=state.first,
-        second=state.second,
-        tokens_SNT=tokens_SNT,
-        table=cos_sin(table, config.num_positions(sizes.length), device),
-        first_predicted=sizes.start_length,
-        batch_size=setting.batch_size,
-        weight_decay=setting.weight_decay,
-        precision=setting.precision,
-    )
-    with matmul_precision(setting.precision):
-        for epoch in range(state.epoch, setting.epochs if until is None else min(until, setting.epochs)):
-            if len(state.diverged) == len(seeds):  # more steps would change nothing
-                break
-            losses_S = _train_epoch(stepper, setting, seeds, epoch, tokens_SNT.shape[1], watch)
-            done, valid = epoch + 1, dict[str, list[RangeLoss]]()
-            if valid_SNT is not None and (done % setting.validate_every == 0 or done == setting.epochs):
-                valid = range_losses(
-                    config,
-                    state.weights,
-                    valid_SNT,
-                    held,
-                    first=sizes.start_length,
-                    length=sizes.length,
-                    precision=setting.precision,
-                )
-            state = dataclasses.replace(state, epoch=done, history=_extended(state.history, done, losses_S, valid))
-            watch.epoch(state)
-            if done % setting.checkpoint_every == 0 and done < setting.epochs:
-                watch.checkpoint(state)
-    return dataclasses.replace(state, weights={name: tensor.detach() for name, tensor in state.weights.items()})
-
-
-def epoch_order(seed: int, epoch: int, num_train: int, batch_size: int) -> npt.NDArray[np.int64]:
-    """Indices of sequences in the order of an epoch, (K, B); the zeros after the last one don't count."""
-    order_N = np.random.default_rng((seed, epoch)).permutation(num_train)
-    padded = np.zeros(steps_per_epoch(num_train, batch_size) * batch_size, dtype=np.int64)
-    padded[:num_train] = order_N
-    return padded.reshape(-1, batch_size)
-
-
-def _train_epoch(
-    stepper: Stepper, setting: TrainSetting, seeds: Sequence[int], epoch: int, num_train: int, watch: Watch
-) -> npt.NDArray[np.float64]:
-    """Makes all steps of an epoch; returns the mean loss of its sequences by seed, (S,)."""
-    batches_SKB = np.stack([epoch_order(seed, epoch, num_train, setting.batch_size) for seed in seeds])
-    num_steps = batches_SKB.shape[1]
-    first_step, total = epoch * num_steps, setting.epochs * num_steps
-    counts = [min(setting.batch_size, num_train - step * setting.batch_size) for step in range(num_steps)]
-    rates = [one_cycle(first_step + step, total, peak=setting.lr, warmup=setting.warmup) for step in range(num_steps)]
-    sum_S = torch.zeros_like(stepper.loss_S)
-    for step, buffer in enumerate(stepper.buffers(batches_SKB, counts, rates, first_step)):
-        stepper.step(buffer, first_step + step)
-        sum_S += stepper.loss_S * counts[step]
-        watch.step()
-    return (sum_S / num_train).cpu().double().numpy()
-
-
-def _extended(
-    histories: Sequence[History],
-    epoch: int,
-    losses_S: npt.NDArray[np.float64],
-    valid: Mapping[str, Sequence[RangeLoss]],
-) -> tuple[History, ...]:
-    """Every seed's history with the losses of one more epoch."""
-    return tuple(
-        History(
-            train_loss=(*history.train_loss, float(losses_S[seed])),
-            valid=(
-                *history.valid,
-                *(
-                    ValidLoss(
-                        epoch=epoch, table=name, in_distribution=losses[seed].in_distribution, ood=losses[seed].ood
-                    )
-                    for name, losses in valid.items()
-                ),
-            ),
-            stacked=max(history.stacked, len(histories)),
-        )
-        for seed, history in enumerate(histories)
-    )
-
-
-def _copied(state: TrainState, device: str) -> TrainState:
-    """Copies a state's tensors to a device."""
-
-    def copied(tensors: Weights) -> Weights:
-        return {name: tensor.detach().to(device, copy=True) for name, tensor in tensors.items()}
-
-    return dataclasses.replace(
-        state, weights=copied(state.weights), first=copied(state.first), second=copied(state.second)
-    )
-
-
-def _stacked(arrays: Sequence[npt.NDArray[np.int64]], device: str) -> torch.Tensor:
-    """Every seed's sequences as one tensor on a device, (S, N, T)."""
-    return torch.from_numpy(np.stack(arrays)).to(device)

@@ -7,14 +7,14 @@ tokenised, tables are built. Weights are not loaded.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Container, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
-from longeval.backends.base import Server, capabilities, check_request
+from longeval.backends.base import capabilities, check_request
 from longeval.cache import cache_dir
 from longeval.data.sources import Source, open_source
 from longeval.data.special import spelt_note
@@ -37,20 +37,18 @@ from longeval.values import format_length
 DEFAULT_STRIDE = 256
 """Tokens between windows where nothing else is asked for, as in YaRN's and LongLoRA's runs."""
 
-T = TypeVar("T")
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PplPlan(Plan):
     """A plan of perplexities."""
 
+    cells: tuple[PplCell, ...]
     models: tuple[PreparedModel, ...]
 
     def overview(self, host: Host, left: Sequence[Work], stored: Container[str]) -> Overview:
         """See `Plan`."""
         sections: dict[str, list[tuple[str, ...]]] = {}
         for cell in self.cells:
-            assert isinstance(cell, PplCell)
             row = (
                 cell.pe.canonical,
                 "–" if cell.factor is None else f"{cell.factor:g}",
@@ -102,8 +100,11 @@ def plan_ppl(request: PplRequest, *, dry_run: bool = False) -> PplPlan:
     names = method_names(request)
     request, server = ask_server(request)
     if server is not None:
-        _check_room(request, server)
-    opened = [_with_flag("--data", partial(open_source, name, text_field=request.text_field)) for name in request.data]
+        longest = request.lengths[-1]
+        what = f"a window of {longest} tokens takes {longest + 1} there, since a server generates one at least"
+        server.check_room(longest, longest + 1, what)
+    with _data_flag():
+        opened = [open_source(name, text_field=request.text_field) for name in request.data]
     sources = list({source.name: source for source in opened}.values())  # two aliases are one data set
     models = prepare_all(request, capabilities(request.backend), dry_run=dry_run)
     check_pin(request, names, models)
@@ -143,11 +144,7 @@ def stride_of(request: PplRequest) -> int:
 
 
 def together(alone: Sequence[PplWork]) -> list[PplWork]:
-    """Puts each cell to the first work whose passes can serve it: equal tables, and nested or equal windows.
-
-    Args:
-        alone: Work of one cell each, of one model and data set.
-    """
+    """Puts each cell, given as work of its own on one model and data set, to the first work that can serve it."""
     work: list[PplWork] = []
     for new in alone:
         for index, one in enumerate(work):
@@ -165,7 +162,7 @@ def _alone(request: PplRequest, protocol: Protocol, model: PreparedModel, corpus
     lengths = corpus.selection.lengths
     windows = tuple(protocol.windows(lengths, setup.length, stride_of(request), len(model.prefix)))
     scored = len({window.document for window in windows})
-    too_short = 0 if protocol.joined or not windows else len(lengths) - scored
+    too_short = 0 if protocol.joined and windows else len(lengths) - scored
     params = setup.params | {
         "stride": stride_of(request) if protocol.strided else None,
         "min_tokens": corpus.min_tokens,
@@ -180,7 +177,7 @@ def _alone(request: PplRequest, protocol: Protocol, model: PreparedModel, corpus
         "protocol": protocol.name,
         "backend": request.backend,
         "dtype": dtype_of(request, model),
-        "skipped": corpus.selection.skipped + (too_short if windows else len(lengths)),
+        "skipped": corpus.selection.skipped + too_short,
     }
     cell = PplCell(
         id=cell_id("ppl", fields | {"pe": setup.pe.canonical}, params),
@@ -218,21 +215,15 @@ def _why_skipped(work: PplWork) -> str:
     )
 
 
-def _check_room(request: PplRequest, server: Server) -> None:
-    """A server generates at least one token after the window that it scores."""
-    longest = request.lengths[-1]
-    what = f"a window of {longest} tokens takes {longest + 1} there, since a server generates one at least"
-    server.check_room(longest, longest + 1, what)
-
-
-def _with_flag(flag: str, work: Callable[[], T]) -> T:
-    """What `work` returns; a complaint of it that names a file but no flag gets `flag` in front."""
+@contextmanager
+def _data_flag() -> Iterator[None]:
+    """A complaint that names a file but no flag gets `--data` in front."""
     try:
-        return work()
+        yield
     except LongEvalError as error:
         if error.problem.startswith("--"):
             raise
-        raise LongEvalError(f"{flag} {error.problem}", error.remedy) from error
+        raise LongEvalError(f"--data {error.problem}", error.remedy) from error
 
 
 def _check_prefix(request: PplRequest, model: PreparedModel) -> None:
@@ -247,12 +238,12 @@ def _check_prefix(request: PplRequest, model: PreparedModel) -> None:
 
 
 def _corpus(source: Source, request: PplRequest, model: PreparedModel) -> DataSet:
+    """A data set's documents, tokenised for a model."""
     default_min = request.lengths[-1] if request.protocol == "prefix" else 2
     min_tokens = default_min if request.min_tokens is None else request.min_tokens
     docs = request.docs if request.docs is not None else source.default_docs or "all"
-    selection = _with_flag(
-        "--data",
-        lambda: select(
+    with _data_flag():
+        selection = select(
             source.documents(),
             lambda document: tokenise(
                 document,
@@ -263,8 +254,7 @@ def _corpus(source: Source, request: PplRequest, model: PreparedModel) -> DataSe
             ),
             min_tokens=min_tokens,
             docs=docs,
-        ),
-    )
+        )
     for document in selection.documents:
         if model.unembedded:
             model.check_embedded([document.tokens()], f"--data {source.name}: {document.name}")
@@ -273,46 +263,23 @@ def _corpus(source: Source, request: PplRequest, model: PreparedModel) -> DataSe
 
 def _check_lengths(request: PplRequest, protocol: Protocol, model: PreparedModel, corpora: Sequence[DataSet]) -> None:
     """Every length needs a document (or a stream) that fills a window, in at least one data set."""
-    for length in reversed(request.lengths):
-        if any(_fillable(protocol, corpus, length - len(model.prefix)) for corpus in corpora):
-            continue
-        found = "; ".join(_what_is_there(protocol, corpus) for corpus in corpora)
-        raise LongEvalError(
-            f"--lengths {format_length(length)} ({length} tokens): longer than every document of {found}",
-            _how_to_fill(request, protocol, corpora, length, len(model.prefix)),
-        )
+    length, prefix = request.lengths[-1], len(model.prefix)
+    if any(max(_texts(protocol, corpus), default=0) >= length - prefix for corpus in corpora):
+        return
+    found = "; ".join(_what_is_there(protocol, corpus) for corpus in corpora)
+    raise LongEvalError(
+        f"--lengths {format_length(length)} ({length} tokens): longer than every document of {found}",
+        _how_to_fill(request, protocol, corpora, length - prefix, prefix),
+    )
 
 
-def _how_to_fill(request: PplRequest, protocol: Protocol, corpora: Sequence[DataSet], length: int, prefix: int) -> str:
-    """The remedy: only what would help with the documents that are there; `prefix` is in tokens."""
-    chosen = [corpus.selection for corpus in corpora]
-    ways = []
-    if protocol.joined:
-        most = max(sum(selection.lengths) for selection in chosen)
-    else:
-        most = max(selection.longest_tokens for selection in chosen)
-    if not protocol.joined and most >= length - prefix:  # it is there, and skipped
-        ways.append(f"lower --min-tokens to {length - prefix}")
-    else:
-        if most >= 2:
-            too_high = not protocol.joined and request.min_tokens is not None and request.min_tokens > most
-            both = f" and --min-tokens of {most} or less" if too_high else ""
-            ways.append(f"ask for shorter lengths, --lengths of {most + prefix} or less{both}")
-        if protocol.joined and any(selection.skipped for selection in chosen):
-            ways.append("lower --min-tokens")
-    if any(len(one.selection.documents) == (request.docs or one.source.default_docs) for one in corpora):
-        ways.append("give more --docs")
-    ways.append("use longer --data" + ("" if "stdlib" in request.data else " (such as stdlib)"))
-    remedy = ", or ".join(ways)
-    return f"{remedy[0].upper()}{remedy[1:]}."
-
-
-def _fillable(protocol: Protocol, corpus: DataSet, payload: int) -> bool:
-    lengths = corpus.selection.lengths
-    return bool(lengths) and (sum(lengths) if protocol.joined else max(lengths)) >= payload
+def _texts(protocol: Protocol, corpus: DataSet) -> Sequence[int]:
+    """The tokens of each text that windows are cut from: of the documents, or of all of them joined."""
+    return [sum(corpus.selection.lengths)] if protocol.joined else corpus.selection.lengths
 
 
 def _what_is_there(protocol: Protocol, corpus: DataSet) -> str:
+    """A data set and its longest text."""
     chosen = len(corpus.selection.documents)
     if protocol.joined:
         return f"{corpus.source.name} ({sum(corpus.selection.lengths)} tokens in {chosen} documents)"
@@ -322,11 +289,29 @@ def _what_is_there(protocol: Protocol, corpus: DataSet) -> str:
     )
 
 
+def _how_to_fill(request: PplRequest, protocol: Protocol, corpora: Sequence[DataSet], payload: int, prefix: int) -> str:
+    """The remedy where no text has `payload` tokens: only what would help with the documents that are there."""
+    ways = []
+    selections = [corpus.selection for corpus in corpora]
+    most = max(sum(one.lengths) if protocol.joined else one.longest_tokens for one in selections)
+    if not protocol.joined and most >= payload:  # it is there, and skipped
+        ways.append(f"--min-tokens of {payload} or less")
+    elif most >= 2:
+        too_high = not protocol.joined and request.min_tokens is not None and request.min_tokens > most
+        both = f" with --min-tokens of {most} or less" if too_high else ""
+        ways.append(f"shorter lengths, --lengths of {most + prefix} or less{both}")
+    if protocol.joined and any(one.skipped for one in selections):
+        ways.append("lower --min-tokens")
+    if any(len(one.selection.documents) == (request.docs or one.source.default_docs) for one in corpora):
+        ways.append("more --docs")
+    return f"Ask for {', or '.join([*ways, 'longer --data'])}."
+
+
 def _notes(
     request: PplRequest, names: Sequence[MethodName], model: PreparedModel, corpora: Sequence[DataSet]
 ) -> list[str]:
-    notes = list(model.notes)
-    notes += setting_notes(request, names, model)
+    """What a user should know of a model and of its documents before anything starts."""
+    notes = [*model.notes, *setting_notes(request, names, model)]
     for corpus in corpora:
         chosen, skipped = len(corpus.selection.documents), corpus.selection.skipped
         if skipped:

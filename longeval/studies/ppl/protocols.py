@@ -2,7 +2,7 @@
 
 Protocols that share a name elsewhere differ in these two points, and so in their numbers; here each has its own name,
 and the name is in every record. A protocol turns document lengths into windows; what the windows mean is derived later
-from their token-level values (`report.stats`).
+from their token-level values (`stats.bootstrap`).
 
     prefix               the first n tokens of each document, one window
     sliding              Press et al. 2022 (arXiv 2108.12409): a window every `stride` tokens, only new tokens count
@@ -12,14 +12,13 @@ from their token-level values (`report.stats`).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from longeval.errors import LongEvalError
 from longeval.registry import Registry
 from longeval.run.cost import Window
-
-WindowFunction = Callable[[Sequence[int], int, int, int], list[Window]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,7 +28,7 @@ class Protocol:
     name: str
     summary: str
     """One line for help and reports."""
-    windows: WindowFunction
+    windows: Callable[[Sequence[int], int, int, int], list[Window]]
     """(document lengths, window length n, stride, tokens of the prefix) → windows."""
     nested: bool = False
     """Whether a shorter length's windows are beginnings of a longer one's, so that one pass serves both."""
@@ -80,12 +79,9 @@ def stream_windows(lengths: Sequence[int], length: int, stride: int, prefix: int
     A tail shorter than a stride that fits no full window is not scored. Tokens are indices in the stream.
     """
     payload = length - prefix
-    ends, end = [], 0
-    for num_tokens in lengths:
-        end += num_tokens
-        ends.append(end)
+    ends = list(itertools.accumulate(lengths))
     windows, document = [], 0
-    for start in range(0, end - payload + 1, stride):
+    for start in range(0, sum(lengths) - payload + 1, stride):
         score_start = start + (0 if prefix else 1)
         while ends[document] <= score_start:
             document += 1
@@ -127,8 +123,7 @@ for _protocol in (
 def check_stride(protocol: Protocol, stride: int, shortest: int, prefix: int) -> None:
     """Refuses a stride that would leave tokens unscored between windows of the shortest length."""
     if protocol.strided and stride > shortest - prefix:
-        what = {0: "", 1: " (BOS and the rest)"}.get(prefix, f" (a prefix of {prefix} and the rest)")
         raise LongEvalError(
-            f"--stride {stride}: longer than a window of {shortest} tokens{what}",
+            f"--stride {stride}: longer than a window of {shortest} tokens, {prefix} of them in front of the text",
             f"Tokens between windows would never be scored: give --stride {shortest - prefix} or less.",
         )

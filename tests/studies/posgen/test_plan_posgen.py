@@ -11,9 +11,9 @@ from posgen_requests import ALL, BOTH, tiny_request
 
 from longeval.errors import LongEvalError
 from longeval.studies.posgen import plan as plan_module
-from longeval.studies.posgen.cells import ModelConfig, TrainSetting
+from longeval.studies.posgen.cells import ModelConfig
 from longeval.studies.posgen.data import DataSetting
-from longeval.studies.posgen.plan import data_setting, model_config, plan_posgen, train_setting
+from longeval.studies.posgen.plan import data_setting, model_config, plan_posgen
 from longeval.studies.posgen.request import PosGenRequest
 
 
@@ -49,9 +49,9 @@ def test_swapped_methods_are_made_from_their_bases_trainings():
 def test_methods_with_one_table_while_training_share_it_whatever_their_names():
     # Up to the native length, which is the training length, dynamic methods are none.
     plan = plan_posgen(tiny_request(pe=("none", "dynamic_ntk", "pi"), seeds=1))
-    (shared, own) = plan.stacks
-    assert [name.canonical for name in shared.trained_with] == ["none", "dynamic_ntk"]
-    assert [name.canonical for name in own.trained_with] == ["pi"]
+    (shared, own) = plan.work
+    assert shared.trained_with == ("none", "dynamic_ntk")
+    assert own.trained_with == ("pi",)
     tables = {e.pe.canonical: e.table for e in shared.evaluations}
     assert not tables["none"].same_as(tables["dynamic_ntk"]), "in evaluation its window is longer"
 
@@ -106,9 +106,9 @@ def test_seeds_one_after_another_are_the_same_cells_and_trainings():
     together, apart = (plan_posgen(tiny_request(**request, stack=stack)) for stack in (True, False))
     assert (together.stacked, apart.stacked) == (True, False)
     assert apart.cells == together.cells and sorted(apart.trainings, key=repr) == sorted(together.trainings, key=repr)
-    assert [[training.seed for training in stack.trainings] for stack in apart.stacks] == [[0], [1], [2]] * 4
+    assert [[training.seed for training in stack.trainings] for stack in apart.work] == [[0], [1], [2]] * 4
     # What is made from a training stays with it: of `none`, itself in both regimes and the swapped yarn.
-    assert [(e.pe.canonical, e.regime, e.seeds) for e in apart.stacks[1].evaluations] == [
+    assert [(e.pe.canonical, e.regime, e.seeds) for e in apart.work[1].evaluations] == [
         ("none", "trained", (1,)),
         ("none", "swapped", (1,)),
         ("yarn", "swapped", (1,)),
@@ -123,7 +123,7 @@ def test_the_device_decides_whether_seeds_are_stacked_unless_it_is_asked_for(dev
     monkeypatch.setattr(plan_module, "resolve_device", lambda name: device)
     plan = plan_posgen(tiny_request(stack=stack))
     assert plan.stacked is expected
-    assert [len(stack.trainings) for stack in plan.stacks] == ([2, 2] if expected else [1, 1, 1, 1])
+    assert [len(stack.trainings) for stack in plan.work] == ([2, 2] if expected else [1, 1, 1, 1])
 
 
 @pytest.mark.parametrize(
@@ -150,14 +150,14 @@ def test_a_native_length_that_no_method_reads_is_refused(changes, reads):
 
 @pytest.mark.parametrize(("data_seed", "expected"), [(None, [0, 1, 2]), (9, [9, 9, 9])])
 def test_seeds_have_data_of_their_own_unless_one_is_asked_for(data_seed, expected):
-    trainings = plan_posgen(tiny_request(seeds=3, data_seed=data_seed)).stacks[0].trainings
+    trainings = plan_posgen(tiny_request(seeds=3, data_seed=data_seed)).work[0].trainings
     assert [training.data.seed for training in trainings] == expected
     assert len({training.id for training in trainings}) == 3
 
 
 def test_tables_are_those_of_the_formula():
     def stack_of(pe="yarn", **changes):
-        (stack,) = plan_posgen(tiny_request(pe=(pe,), seeds=1, **changes)).stacks
+        (stack,) = plan_posgen(tiny_request(pe=(pe,), seeds=1, **changes)).work
         return stack, stack.evaluations[0].table
 
     # yarn, s = 4, L = 12, features below one rotation in L tokens divided by s, the others as they were.
@@ -179,18 +179,15 @@ def test_tables_are_those_of_the_formula():
     assert (stack.table.attention_factor, table.attention_factor) == (1.0, pytest.approx(0.1 * math.log(20 / 12) + 1))
 
 
-def test_the_spec_reaches_model_and_schedule_whole():
+def test_the_spec_reaches_the_model_whole():
     spec = tiny_request(layers=3, tied=False, attention_scale=True, init="normal", start_token=True, dropout=0.1)
-    spec = spec.replaced(frozen_mlp=True, weight_decay=0.2, warmup=0.3, precision="bf16", epochs=7)
-    for made in (model_config(spec), train_setting(spec)):
-        for item in dataclasses.fields(made):
-            if item.name != "checkpoint_every":
-                assert getattr(made, item.name) == getattr(spec, item.name), item.name
+    spec = spec.replaced(frozen_mlp=True)
+    for item in dataclasses.fields(ModelConfig):
+        assert getattr(model_config(spec), item.name) == getattr(spec, item.name), item.name
 
 
-def test_defaults_of_the_request_are_those_of_data_model_and_schedule():
+def test_defaults_of_the_request_are_those_of_data_and_model():
     assert model_config(PosGenRequest()) == ModelConfig()
-    assert train_setting(PosGenRequest()) == TrainSetting(checkpoint_every=1)
     assert data_setting(PosGenRequest(), "cot", 0) == DataSetting(task="cot")
 
 
@@ -226,5 +223,5 @@ def test_a_note_says_where_nothing_is_stretched():
 @pytest.mark.parametrize("preset", ["full", "smoke"])
 def test_presets_can_be_planned(preset):
     plan = plan_posgen(PosGenRequest.read({"preset": preset, "device": "cpu"}))
-    assert len(plan.stacks) == {"full": 60, "smoke": 4}[preset]
+    assert len(plan.work) == {"full": 60, "smoke": 4}[preset]
     assert len(plan.cells) == {"full": 60, "smoke": 8 * plan.request.seeds}[preset]

@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from longeval.errors import LongEvalError
-from longeval.studies.posgen.data import RULES, DataSetting, generate, register_rule, summed_indices
+from longeval.studies.posgen.data import RULES, DataSetting, generate, summed_indices
 
 
 @pytest.fixture
@@ -14,7 +14,7 @@ def own_rule(monkeypatch):
 
     def register(name, rule):
         monkeypatch.setattr(RULES, "_things", dict(RULES))
-        return register_rule(name, rule)
+        return RULES.register(name, rule)
 
     return register
 

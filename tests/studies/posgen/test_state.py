@@ -113,7 +113,7 @@ def test_nothing_is_unpickled(state):
 def test_only_states_of_one_epoch_and_model_are_stacked(state):
     first, second = state.alone(0), state.alone(1)
     object.__setattr__(second, "epoch", 3)
-    with pytest.raises(ValueError, match="same epoch"):
+    with pytest.raises(AssertionError):
         stack([first, second])
-    with pytest.raises(ValueError, match="same model"):
+    with pytest.raises(AssertionError):
         stack([initial_state(tiny.config(), (0,), "cpu"), initial_state(tiny.config(tied=False), (1,), "cpu")])

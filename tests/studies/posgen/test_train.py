@@ -14,7 +14,7 @@ from longeval.studies.posgen.data import generate
 from longeval.studies.posgen.evaluate import evaluate
 from longeval.studies.posgen.model import cos_sin, forward, initial_weights
 from longeval.studies.posgen.state import from_bytes, initial_state, stack, to_bytes
-from longeval.studies.posgen.train import Watch, epoch_order, train
+from longeval.studies.posgen.train import epoch_order, train
 
 
 def by_torch(config, setting, data, seed):
@@ -144,25 +144,16 @@ def test_validation_losses_are_those_of_an_evaluation():
     assert len(ends) > 2 * len(SEEDS)
 
 
-def test_a_watch_hears_of_steps_epochs_and_checkpoints():
-    class Listening(Watch):
-        def __init__(self):
-            self.heard = []
+def test_steps_and_epochs_are_told():
+    heard, saved = [], []
 
-        def step(self):
-            self.heard.append("step")
+    def on_epoch(state):
+        heard.append((state.epoch, len(state.history[0].train_loss)))
+        saved.append(from_bytes(to_bytes(state)))
 
-        def epoch(self, state):
-            self.heard.append((state.epoch, len(state.history[0].train_loss)))
-
-        def checkpoint(self, state):
-            self.heard.append(from_bytes(to_bytes(state)))
-
-    watch = Listening()
-    trained(tiny.config(), setting=tiny.setting(checkpoint_every=2), watch=watch)
-    saved = watch.heard.pop(8)
-    assert watch.heard == [told for epoch in (1, 2, 3, 4) for told in (*["step"] * 3, (epoch, epoch))]
-    assert saved.epoch == 2 and distance(saved, trained(tiny.config(), until=2).alone(0)) == 0
+    trained(tiny.config(), on_step=lambda: heard.append("step"), on_epoch=on_epoch)
+    assert heard == [told for epoch in (1, 2, 3, 4) for told in (*["step"] * 3, (epoch, epoch))]
+    assert saved[1].epoch == 2 and distance(saved[1], trained(tiny.config(), until=2).alone(0)) == 0
 
 
 def test_a_seed_that_diverges_leaves_the_others_alone():

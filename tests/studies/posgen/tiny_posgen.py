@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from longeval.rope.base import Geometry
 from longeval.rope.build import build_table
-from longeval.studies.posgen.cells import ModelConfig, TrainSetting
+from longeval.studies.posgen.cells import ModelConfig
 from longeval.studies.posgen.data import DataSetting, generate
+from longeval.studies.posgen.request import PosGenRequest
 from longeval.studies.posgen.train import train
 
 SIZES = DataSetting(task="cot", modulus=5, length=12, test_length=20, num_train=40, num_valid=6, num_test=7)
@@ -19,7 +20,7 @@ def config(**changes):
 
 def setting(**changes):
     # 40 sequences in batches of 16: the last batch of an epoch has 8.
-    return TrainSetting(**({"epochs": 4, "batch_size": 16, "lr": 1e-2, "validate_every": 2} | changes))
+    return PosGenRequest(**({"epochs": 4, "batch_size": 16, "lr": 1e-2, "validate_every": 2} | changes))
 
 
 def table(name="none", *, factor=20 / 12):

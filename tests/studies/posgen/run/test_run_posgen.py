@@ -30,7 +30,7 @@ def test_values_are_what_the_stored_weights_say_under_the_evaluation_table(whole
     store, _, result = whole
     plan = plan_posgen(tiny_request(pe=ALL, regimes=BOTH))
     (cell,) = (c for c in plan.cells if (c.pe.canonical, c.regime, c.training.seed) == (pe, regime, seed))
-    own = plan_posgen(tiny_request(pe=(pe,), regimes=("trained",), seeds=1)).stacks[0].evaluations[0].table
+    own = plan_posgen(tiny_request(pe=(pe,), regimes=("trained",), seeds=1)).work[0].evaluations[0].table
     test_NT = generate(cell.training.data).test_NT
     weights, table = weights_of(store, cell.training.id), cos_sin(own, 20)
 

@@ -70,7 +70,7 @@ def test_only_what_is_missing_is_trained(store, trained):
 
 
 def test_seeds_that_are_behind_catch_up_and_go_on_together(store, often, trained, whole):
-    (stack,) = plan_posgen(tiny_request(pe=("yarn",))).stacks
+    (stack,) = plan_posgen(tiny_request(pe=("yarn",))).work
     ahead, behind = (training.id for training in stack.trainings)
     with pytest.raises(KeyboardInterrupt):
         carry_out(tiny_request(pe=("yarn",)), store, Told(interrupt=4))
@@ -101,7 +101,7 @@ def test_checkpoints_are_written_by_the_clock(store, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["weights", "checkpoints"])
 def test_a_damaged_file_is_made_again(store, trained, kind, caplog):
-    (training,) = plan_posgen(tiny_request(pe=("none",), seeds=1)).stacks[0].trainings
+    (training,) = plan_posgen(tiny_request(pe=("none",), seeds=1)).work[0].trainings
     store.save_training(kind, training.id, b"PK damaged")
     assert carry_out(tiny_request(pe=("none",), seeds=1), store).failed == 0
     assert trained == [((0,), 0, 4)]
