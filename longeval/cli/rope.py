@@ -128,7 +128,6 @@ def rope(
         _refuse_ignored("--list", {"NAME": names} | geometry_flags | others | of_model, remedy)
         _list_methods(json_path)
         return
-    from longeval.rope.analysis.gaps import check_target
     from longeval.rope.build import parse_method_name, parse_pe_args
     from longeval.rope.plot.figure import draw, plot_format
     from longeval.rope.text import show
@@ -155,7 +154,6 @@ def rope(
         _refuse_ignored(f"--model {model}", {"--head-dim": head_dim, "--theta": theta}, remedy)
         read = _read_model(model, native, revision, trust_remote_code, scale_from)
         geometry = dataclasses.replace(read.geometry, factor=stretch)
-    check_target(geometry)
     descriptions = [
         _describe(name, values.get(name.base, {}), current or geometry.target_length, geometry, read) for name in parsed
     ]

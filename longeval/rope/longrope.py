@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from longeval.errors import LongEvalError
-from longeval.rope.base import Geometry, RopeTable, method, refuse_start
-from longeval.rope.parameters import check_positive
+from longeval.rope.base import Geometry, RopeTable, check_positive, method, refuse_start
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
