@@ -8,17 +8,24 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from longeval.cli.options import option, read
 from longeval.cli.terminal import console, say, show
 from longeval.errors import LongEvalError
+from longeval.request import ModelRequest
 
 if TYPE_CHECKING:
     from longeval.export.encoding import Encoding, StockError
     from longeval.export.folder import WrittenFolder
     from longeval.export.gguf import WrittenGguf
+
+
+def _shared(name: str) -> Any:
+    """The option of a setting of requests; this command has no panels."""
+    return option(ModelRequest, name, rich_help_panel=None)
 
 
 def export(
@@ -30,20 +37,11 @@ def export(
     factor: Annotated[
         str | None, typer.Option(metavar="S", help="s = target length / native length, at least 1.")
     ] = None,
-    native: Annotated[
-        str | None, typer.Option(metavar="L", help="Native length in tokens.", show_default="the model's own")
-    ] = None,
-    pe_arg: Annotated[
-        list[str] | None,
-        typer.Option("--pe-arg", metavar="METHOD.PARAM=VALUE", help="The method's parameter; may be repeated."),
-    ] = None,
-    scale_from: Annotated[
-        str, typer.Option(help="Start from plain RoPE, or from the scaling that the model comes with: plain, shipped.")
-    ] = "plain",
-    layers: Annotated[
-        str, typer.Option(help="Where a model rotates by layer type: global, or all with its sliding windows.")
-    ] = "global",
-    revision: Annotated[str | None, typer.Option(help="Hub revision of the model.")] = None,
+    native: Annotated[str | None, _shared("native")] = None,
+    pe_arg: Annotated[list[str] | None, _shared("pe_args")] = None,
+    scale_from: Annotated[str, _shared("scale_from")] = "plain",
+    layers: Annotated[str, _shared("layers")] = "global",
+    revision: Annotated[str | None, _shared("revision")] = None,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Only errors.")] = False,
 ) -> None:
     """Write a model with a method's frequencies for stock engines.
@@ -69,13 +67,13 @@ def export(
     from longeval.models.load import load_config
     from longeval.models.resolve import resolve
     from longeval.models.scaling import model_rope
-    from longeval.request import LAYERS, SCALE_FROM
     from longeval.rope.build import parse_method_name, parse_pe_args
-    from longeval.values import check_word, parse_factor, parse_length
+    from longeval.values import parse_factor
 
     logging.getLogger("longeval").setLevel(logging.WARNING if quiet else logging.INFO)
-    check_word("--scale-from", scale_from, SCALE_FROM)
-    check_word("--layers", layers, LAYERS)
+    own_native = read("native", native)
+    read("scale_from", scale_from)
+    read("layers", layers)
     for flag, value in (("--pe", pe), ("--model", model)):
         if "," in value and not os.path.exists(value):
             raise LongEvalError(f"{flag} {value}: an export is of one model with one method", "Export them one by one.")
@@ -84,7 +82,6 @@ def export(
     name = parse_method_name(pe)
     arguments = parse_pe_args(pe_arg or [], [name.canonical])
     s = None if factor is None else parse_factor(factor)
-    own_native = None if native is None else parse_length(native, flag="--native")
     to_gguf = out.lower().endswith(".gguf")
     (check_file if to_gguf else check_folder)(out)
     ref = resolve(model, revision=revision)
@@ -105,11 +102,11 @@ def export(
             file = write_gguf(ref, encoding, out, progress)
         if not quiet:
             _tell_gguf(file, encoding, out)
-        return
-    with _bar(quiet) as progress:
-        folder = write_folder(ref, config, encoding, out, progress)
-    if not quiet:
-        _tell_folder(folder, encoding, out)
+    else:
+        with _bar(quiet) as progress:
+            folder = write_folder(ref, config, encoding, out, progress)
+        if not quiet:
+            _tell_folder(folder, encoding, out)
 
 
 @contextlib.contextmanager

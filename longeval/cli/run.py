@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from longeval.cli import options
+from longeval.cli.options import DryRun, Fresh, Json, Quiet, Verbose
 from longeval.cli.terminal import check_json_path, console, say, show, write_json
 from longeval.errors import LongEvalError
 from longeval.printable import as_markup
@@ -204,15 +204,15 @@ def run(
             help="Run folder.", show_default="the file's own folder if that is one, else runs/<date>-<digest>"
         ),
     ] = None,
-    json_path: options.Json = None,
+    json_path: Json = None,
     trust_remote_code: Annotated[
         bool,
         typer.Option("--trust-remote-code", help="Run code from models' repositories and the request's task files."),
     ] = False,
-    dry_run: options.DryRun = False,
-    fresh: options.Fresh = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
+    dry_run: DryRun = False,
+    fresh: Fresh = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> int:
     """Repeat a written-down request; only what is missing is computed.
 

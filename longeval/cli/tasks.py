@@ -114,17 +114,17 @@ def _said(entry: TaskEntry) -> str:
 
 
 def _list_instead(asked: Given, others: Given) -> int | None:
-    """Shows the list if it is asked for; LongEvalError if neither that nor a whole request is."""
-    if others["list_"]:
-        unread = {flag: asked.get(flag[2:]) for flag in ("--model", "--pe", "--lengths")} | {"--out": others["out"]}
-        for flag, value in unread.items():
-            if value is not None:
-                raise LongEvalError(f"{flag} {value}: would be ignored beside --list", "Leave one of the two out.")
-        return list_tasks(others["json_path"], asked.get("tasks"), asked.get("include", []))
-    for name in ("model", "pe", "tasks", "lengths"):
-        if name not in asked:
-            raise LongEvalError(f"--{name}: missing", "Give it, or --list to see what tasks there are.")
-    return None
+    """Shows the list if it is asked for, and refuses what would be ignored beside it."""
+    if not others["list_"]:
+        if "tasks" not in asked:
+            raise LongEvalError(
+                "--tasks: missing", "Give it, such as --tasks passkey; --list shows what tasks there are."
+            )
+        return None
+    for name, value in {**asked, "out": others["out"]}.items():
+        if name in ("model", "pe", "lengths", "out") and value is not None:
+            raise LongEvalError(f"--{name} {value}: would be ignored beside --list", "Leave one of the two out.")
+    return list_tasks(others["json_path"], asked.get("tasks"), asked.get("include", []))
 
 
 tasks = study_command(
