@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from longeval.cli.command import Given, make_request
-from longeval.cli.options import option
+from longeval.cli.options import model_option
 from longeval.cli.terminal import check_json_path, console, say, write_json
 from longeval.errors import LongEvalError
 from longeval.request import ModelRequest
@@ -32,7 +32,7 @@ _STYLES = {"ok": "green", "warn": "yellow", "missing": "bold red"}
 
 def _of_parity(name: str, **changes: Any) -> Any:
     """The option of a setting of requests, in the panel of the comparison."""
-    return option(ModelRequest, name, rich_help_panel="With --parity", **changes)
+    return model_option(name, rich_help_panel="With --parity", **changes)
 
 
 def doctor(

@@ -8,24 +8,18 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from longeval.cli.options import option, read
+from longeval.cli.options import model_option, read
 from longeval.cli.terminal import console, say, show
 from longeval.errors import LongEvalError
-from longeval.request import ModelRequest
 
 if TYPE_CHECKING:
     from longeval.export.encoding import Encoding, StockError
     from longeval.export.folder import WrittenFolder
     from longeval.export.gguf import WrittenGguf
-
-
-def _shared(name: str) -> Any:
-    """The option of a setting of requests; this command has no panels."""
-    return option(ModelRequest, name, rich_help_panel=None)
 
 
 def export(
@@ -37,11 +31,11 @@ def export(
     factor: Annotated[
         str | None, typer.Option(metavar="S", help="s = target length / native length, at least 1.")
     ] = None,
-    native: Annotated[str | None, _shared("native")] = None,
-    pe_arg: Annotated[list[str] | None, _shared("pe_args")] = None,
-    scale_from: Annotated[str, _shared("scale_from")] = "plain",
-    layers: Annotated[str, _shared("layers")] = "global",
-    revision: Annotated[str | None, _shared("revision")] = None,
+    native: Annotated[str | None, model_option("native", rich_help_panel=None)] = None,
+    pe_arg: Annotated[list[str] | None, model_option("pe_args", rich_help_panel=None)] = None,
+    scale_from: Annotated[str, model_option("scale_from", rich_help_panel=None)] = "plain",
+    layers: Annotated[str, model_option("layers", rich_help_panel=None)] = "global",
+    revision: Annotated[str | None, model_option("revision", rich_help_panel=None)] = None,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Only errors.")] = False,
 ) -> None:
     """Write a model with a method's frequencies for stock engines.

@@ -45,6 +45,11 @@ def option(kind: type[StudyRequest], name: str, **changes: Any) -> Any:
     return typer.Option(flags, **(arguments | changes))
 
 
+def model_option(name: str, **changes: Any) -> Any:
+    """The option of a field of `ModelRequest`, for commands that are written by hand; `changes` as for `option`."""
+    return option(ModelRequest, name, **changes)
+
+
 def read(name: str, text: str | None) -> Any:
-    """The value of an option that `ModelRequest` declares; None where it isn't given."""
+    """The value of such an option; None where it isn't given."""
     return None if text is None else ModelRequest.setting(name).read(text, ModelRequest.flag(name))

@@ -8,10 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from longeval.cli.options import option, read
+from longeval.cli.options import model_option, read
 from longeval.cli.terminal import say, show
 from longeval.errors import LongEvalError
-from longeval.request import ModelRequest
 from longeval.request.setting import METHODS
 
 SERVER = "Server"
@@ -24,8 +23,7 @@ def serve(
     pe: Annotated[str, typer.Option(help="One method.", rich_help_panel=METHODS)] = "none",
     factor: Annotated[
         str | None,
-        option(
-            ModelRequest,
+        model_option(
             "factor",
             help="s = target / native length.",
             show_default="--length / native length, at least 1",
@@ -37,11 +35,11 @@ def serve(
             help="Longest prompt with its answer, tokens.", show_default="s × native", rich_help_panel=METHODS
         ),
     ] = None,
-    native: Annotated[str | None, option(ModelRequest, "native")] = None,
-    pe_arg: Annotated[list[str] | None, option(ModelRequest, "pe_args")] = None,
-    scale_from: Annotated[str, option(ModelRequest, "scale_from")] = "plain",
-    layers: Annotated[str, option(ModelRequest, "layers")] = "global",
-    pin_length: Annotated[str | None, option(ModelRequest, "pin_length")] = None,
+    native: Annotated[str | None, model_option("native")] = None,
+    pe_arg: Annotated[list[str] | None, model_option("pe_args")] = None,
+    scale_from: Annotated[str, model_option("scale_from")] = "plain",
+    layers: Annotated[str, model_option("layers")] = "global",
+    pin_length: Annotated[str | None, model_option("pin_length")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.", rich_help_panel=SERVER)] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port.", rich_help_panel=SERVER)] = 8000,
     served_model: Annotated[
@@ -55,11 +53,11 @@ def serve(
             rich_help_panel=SERVER,
         ),
     ] = False,
-    vllm_arg: Annotated[list[str] | None, option(ModelRequest, "vllm_args")] = None,
-    dtype: Annotated[str, option(ModelRequest, "dtype")] = "auto",
-    device: Annotated[str, option(ModelRequest, "device")] = "auto",
-    revision: Annotated[str | None, option(ModelRequest, "revision")] = None,
-    trust_remote_code: Annotated[bool, option(ModelRequest, "trust_remote_code")] = False,
+    vllm_arg: Annotated[list[str] | None, model_option("vllm_args")] = None,
+    dtype: Annotated[str, model_option("dtype")] = "auto",
+    device: Annotated[str, model_option("device")] = "auto",
+    revision: Annotated[str | None, model_option("revision")] = None,
+    trust_remote_code: Annotated[bool, model_option("trust_remote_code")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show vLLM's command line and start nothing.", rich_help_panel=SERVER)
     ] = False,

@@ -42,9 +42,6 @@ def console(*, stderr: bool = False, **options: Any) -> Console:
     return PrintableConsole(stderr=stderr, **options)
 
 
-# `--json PATH`: one JSON value to a file, whole or not at all, or to stdout for `-`.
-
-
 def check_json_path(path: str) -> None:
     """As `check_writable` for `--json`, where `-` is stdout."""
     if path != "-":
@@ -68,7 +65,7 @@ def check_writable(flag: str, path: str) -> None:
 
 
 def write_output(flag: str, path: str, content: bytes) -> None:
-    """Writes a user's file, whole or not at all; into what is no regular file (a pipe, /dev/null) as it comes.
+    """Writes a user's file, whole or not at all; into a pipe or a device as it comes.
 
     Raises:
         WriteError: If it can't be written; names the flag.
@@ -90,17 +87,8 @@ def write_output(flag: str, path: str, content: bytes) -> None:
 
 
 def _is_special(path: str) -> bool:
+    """Whether something is there that is no regular file: a pipe, /dev/null."""
     return os.path.exists(path) and not os.path.isfile(path)
-
-
-def write_text(text: str) -> None:
-    r"""Writes JSON to stdout, with `\u2026` for what its encoding may lack and a terminal may obey."""
-
-    def escaped(match: re.Match[str]) -> str:
-        units = match[0].encode("utf-16-be", "surrogatepass")
-        return "".join(f"\\u{high:02x}{low:02x}" for high, low in zip(units[::2], units[1::2], strict=True))
-
-    sys.stdout.write(re.sub(r"[^\n -~]", escaped, text))
 
 
 def write_json(value: Any, path: str) -> None:
@@ -117,5 +105,15 @@ def write_json(value: Any, path: str) -> None:
     text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     if path == "-":
         write_text(text)
-        return
-    write_output("--json", path, text.encode())
+    else:
+        write_output("--json", path, text.encode())
+
+
+def write_text(text: str) -> None:
+    r"""Writes JSON to stdout, with `\u2026` for what its encoding may lack and a terminal may obey."""
+
+    def escaped(match: re.Match[str]) -> str:
+        units = match[0].encode("utf-16-be", "surrogatepass")
+        return "".join(f"\\u{high:02x}{low:02x}" for high, low in zip(units[::2], units[1::2], strict=True))
+
+    sys.stdout.write(re.sub(r"[^\n -~]", escaped, text))
