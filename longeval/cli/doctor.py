@@ -79,8 +79,7 @@ def doctor(
 
     longeval doctor --parity --model smollm2-135m-q4 --pe resonance_yarn --factor 2
     """
-    if json_path is not None:
-        check_json_path(json_path)
+    check_json_path(json_path)
     asked = {
         name: value
         for name, value in context.params.items()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from longeval.cli.options import model_option, read
-from longeval.cli.terminal import check_writable, say, write_json, write_output
+from longeval.cli.terminal import check_json_path, check_writable, say, write_json, write_output
 from longeval.errors import LongEvalError
 
 if TYPE_CHECKING:
@@ -112,9 +112,9 @@ def rope(
     stretch = parse_factor(factor)
     current = None if length is None else parse_length(length, flag="--length")
     image_format = None if plot is None else plot_format(plot)
-    for flag, path in (("--json", json_path), ("--plot", plot)):
-        if path is not None and path != "-":
-            check_writable(flag, path)
+    check_json_path(json_path)
+    if plot is not None:
+        check_writable("--plot", plot)
     shipped = None
     if model is None:
         _refuse_ignored("without --model", of_model, "Name the model with --model.")
@@ -150,6 +150,7 @@ def _list_methods(json_path: str | None) -> None:
     """Prints or writes all methods with parameters, defaults and source."""
     from longeval.rope.text import list_methods, show_methods
 
+    check_json_path(json_path)
     if json_path is None:
         show_methods()
     else:

@@ -60,10 +60,9 @@ def carry_out(
 
     if quiet and verbose:
         raise LongEvalError("-q and -v: contradict each other", "Give one of them.")
-    if json_path is not None:
-        if dry_run:
-            raise LongEvalError(f"--json {json_path}: a dry run has no records", "Leave one of the two out.")
-        check_json_path(json_path)
+    if json_path is not None and dry_run:
+        raise LongEvalError(f"--json {json_path}: a dry run has no records", "Leave one of the two out.")
+    check_json_path(json_path)
     if out is not None and not out.strip():
         raise LongEvalError("--out '': an empty name", "Name a folder, or leave it out.")
     logging.getLogger("longeval").setLevel(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from longeval.cli.command import Given, parameter, study_command
-from longeval.cli.terminal import console, show
+from longeval.cli.terminal import check_json_path, console, show, write_json
 from longeval.errors import LongEvalError
 from longeval.printable import as_markup, printable
 from longeval.studies.tasks.request import TasksRequest
@@ -47,12 +47,10 @@ def _list_tasks(json_path: str | None, names: str | None, include: Sequence[str]
         names: Only these; a comma list, with `*` and `?`. A group shows its members too.
         include: Folders with more tasks.
     """
-    from longeval.cli.terminal import check_json_path, write_json
     from longeval.studies.tasks.definitions.index import LONG_CONTEXT, Index
     from longeval.values import split_paths
 
-    if json_path is not None:
-        check_json_path(json_path)
+    check_json_path(json_path)
     index = Index(include)
     chosen = index.listed() if names is None else _matching(index, split_paths(names, flag="--tasks"))
     if json_path is not None:

@@ -42,12 +42,12 @@ def console(*, stderr: bool = False, **options: Any) -> Console:
     return PrintableConsole(stderr=stderr, **options)
 
 
-def check_json_path(path: str) -> None:
-    """As `check_writable` for `--json`, where `-` is stdout."""
-    if path != "-":
-        check_writable("--json", path)
-    elif getattr(sys.stdout, "absent", False):
+def check_json_path(path: str | None) -> None:
+    """As `check_writable` for `--json`, where `-` is stdout; None, where the flag isn't given, is fine."""
+    if path == "-" and getattr(sys.stdout, "absent", False):
         raise LongEvalError("--json -: standard output is closed", "Name a file, or leave standard output open.")
+    if path not in (None, "-"):
+        check_writable("--json", path)
 
 
 def check_writable(flag: str, path: str) -> None:
@@ -96,12 +96,11 @@ def write_json(value: Any, path: str) -> None:
 
     Args:
         value: Plain JSON types; NaN is a bug (ValueError).
-        path: A file in a folder that exists, or `-` for stdout.
+        path: A file, or `-` for stdout; `check_json_path` comes before the work whose result this is.
 
     Raises:
-        LongEvalError: If the file can't be written; a WriteError if that turns out while writing.
+        WriteError: If it can't be written after all.
     """
-    check_json_path(path)
     text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     if path == "-":
         write_text(text)
