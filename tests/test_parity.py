@@ -165,17 +165,17 @@ def test_every_flag_reaches_the_comparison(tiny_llama):
         "length": "200",
         "factor": "3",
         "native": "32",
-        "pe_arg": ["dynamic_yarn.beta_fast=16"],
+        "pe_args": ["dynamic_yarn.beta_fast=16"],
         "scale_from": "shipped",
         "layers": "all",
         "pin_length": "100",
-        "vllm_arg": ["enforce_eager=true"],
+        "vllm_args": ["enforce_eager=true"],
         "dtype": "bfloat16",
         "device": "cpu",
         "revision": "v2",
         "trust_remote_code": True,
     }
-    spec = shown._spec(asked)
+    spec = shown._request(asked)
     assert (spec.pe, spec.lengths, spec.factor, spec.native) == (("dynamic_yarn", "pi"), (200,), 3.0, 32)
     assert spec.pe_args == {"dynamic_yarn": {"beta_fast": 16}}
     assert (spec.scale_from, spec.layers, spec.pin_length) == ("shipped", "all", 100)

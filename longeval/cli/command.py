@@ -5,28 +5,29 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from inspect import Parameter
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
-from longeval.cli import options
+from longeval.cli.options import DryRun, Fresh, Json, Out, Quiet, Track, Verbose, option
 from longeval.errors import LongEvalError
 from longeval.request import StudyRequest
 from longeval.request.setting import MACHINE, OUTPUT, names, switch
 
+R = TypeVar("R", bound=StudyRequest)
 Given = dict[str, Any]
 """What was given on the command line, by field or parameter."""
 
 
 def run_flags(
     *,
-    out: options.Out = None,
-    json_path: options.Json = None,
-    dry_run: options.DryRun = False,
-    fresh: options.Fresh = False,
-    track: options.Track = None,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
+    out: Out = None,
+    json_path: Json = None,
+    dry_run: DryRun = False,
+    fresh: Fresh = False,
+    track: Track = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Declares the flags of every command that carries out requests: how it is done, not what."""
 
@@ -42,11 +43,13 @@ def study_command(
 ) -> Callable[..., int]:
     """Returns the function of a command that makes a request and carries it out, for `typer.Typer.command`.
 
+    Typer requires no flag: `StudyRequest.read` says which setting is missing, with an example.
+
     Args:
         kind: The class of the request.
         more: Flags of the command besides its settings and `RUN_FLAGS`.
         instead: (what was given of the settings, all other flags) → None, or the exit status if it has done something
-            else than a request, as `--list` does. With it, typer requires no setting.
+            else than a request, as `--list` does.
     """
 
     def command(**given: Any) -> int:
@@ -56,29 +59,33 @@ def study_command(
         others = {parameter.name: given.pop(parameter.name) for parameter in more}
         asked = {name: value for name, value in given.items() if value is not None}
         status = None if instead is None else instead(asked, how | others)
-        return carry_out([_request(kind, asked)], **how) if status is None else status
+        return carry_out([make_request(kind, asked)], **how) if status is None else status
 
-    parameters = [*_settings(kind, required=instead is None), *more, *RUN_FLAGS.values()]
+    parameters = [*_settings(kind), *more, *RUN_FLAGS.values()]
     command.__doc__ = kind.__doc__
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters} | {"return": int}
     command.__signature__ = inspect.Signature(parameters, return_annotation=int)  # type: ignore[attr-defined]  # typer reads it
     return command
 
 
-def parameter(name: str, kind: Any, option: Any, default: Any) -> Parameter:
-    """A parameter that typer makes a flag of."""
-    return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
+def make_request(kind: type[R], asked: Given) -> R:
+    """The request that flags ask for.
 
+    Args:
+        kind: The class of the request.
+        asked: The flags that were given, by field; texts as they stand on the command line.
 
-def _request(kind: type[StudyRequest], asked: Given) -> Any:
-    """The request that flags ask for."""
+    Raises:
+        LongEvalError: A setting is missing or refused.
+    """
+    asked = dict(asked)
     for name in kind.model_fields:
         words = [word for word in kind.setting(name).switches if asked.pop(word, False)]
         if len(words) > 1:
             raise LongEvalError(f"--{words[0]} and --{words[1]}: contradict each other", "Give one of them, or none.")
         if words:
             asked[name] = words[0]
-    if "pe_args" in asked:
+    if "pe_args" in asked and ("pe" in asked or not kind.model_fields["pe"].is_required()):
         from longeval.rope.build import parse_pe_args
 
         methods = names(asked.get("pe", kind.default("pe")), kind.flag("pe"))
@@ -90,11 +97,16 @@ def _request(kind: type[StudyRequest], asked: Given) -> Any:
     return kind.read(asked)
 
 
-def _settings(kind: type[StudyRequest], *, required: bool) -> list[Parameter]:
+def parameter(name: str, kind: Any, option: Any, default: Any) -> Parameter:
+    """A parameter that typer makes a flag of."""
+    return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
+
+
+def _settings(kind: type[StudyRequest]) -> list[Parameter]:
     """The parameters of all settings; those of the panels that other commands have too come last."""
     found: list[tuple[str | None, Parameter]] = []
     for name in kind.model_fields:
-        found += [(kind.setting(name).panel, one) for one in _parameters(kind, name, required)]
+        found += [(kind.setting(name).panel, one) for one in _parameters(kind, name)]
     if kind.presets:
         told = f"{', '.join(kind.presets)}: where defaults come from. Flags override it."
         found.append((None, parameter("preset", str, typer.Option("--preset", help=told), next(iter(kind.presets)))))
@@ -102,41 +114,42 @@ def _settings(kind: type[StudyRequest], *, required: bool) -> list[Parameter]:
     return [one for _, one in sorted(found, key=lambda item: last.get(item[0] or "", 0))]
 
 
-def _parameters(kind: type[StudyRequest], name: str, required: bool) -> Iterator[Parameter]:
+def _parameters(kind: type[StudyRequest], name: str) -> Iterator[Parameter]:
     """The parameters of a setting: one, or one for each of its switches."""
     setting = kind.setting(name)
     if setting.switches:
         for word, told in setting.switches.items():
-            yield parameter(word, bool, options.option(kind, name, flags=f"--{word}", help=told), False)
+            yield parameter(word, bool, option(kind, name, flags=f"--{word}", help=told), False)
     elif setting.read is switch:
         yield _yes_or_no(kind, name)
     elif setting.repeated:
-        yield parameter(name, list[str] | None, options.option(kind, name), None)
-    elif required and kind.model_fields[name].is_required():
-        yield parameter(name, str, options.option(kind, name), Parameter.empty)
+        yield parameter(name, list[str] | None, option(kind, name), None)
+    elif kind.model_fields[name].is_required():
+        told = f"{setting.help} [dim red]\\[required][/]"  # as typer marks what it requires itself
+        yield parameter(name, str | None, option(kind, name, help=told), None)
     else:
         default = _shown(kind, name)
         if default is not None and kind.presets:  # what is not given is the preset's: the default is only shown
-            yield parameter(name, str | None, options.option(kind, name, show_default=default), None)
+            yield parameter(name, str | None, option(kind, name, show_default=default), None)
         else:
-            yield parameter(name, str if default is not None else str | None, options.option(kind, name), default)
+            yield parameter(name, str if default is not None else str | None, option(kind, name), default)
 
 
 def _yes_or_no(kind: type[StudyRequest], name: str) -> Parameter:
     """The parameter of a setting that is true or false: `--x` if it is false by default, otherwise `--x/--no-x`."""
     default = kind.default(name)
     if default is False and not kind.presets:
-        return parameter(name, bool, options.option(kind, name), False)
+        return parameter(name, bool, option(kind, name), False)
     yes = kind.flag(name)
     no = kind.setting(name).off or yes.replace("--", "--no-", 1)
     told = {} if default is None else {"show_default": (yes if default else no).removeprefix("--")}
-    return parameter(name, bool | None, options.option(kind, name, flags=f"{yes}/{no}", **told), None)
+    return parameter(name, bool | None, option(kind, name, flags=f"{yes}/{no}", **told), None)
 
 
 def _shown(kind: type[StudyRequest], name: str) -> str | None:
     """The default of a field as a user would give it, and after it that of each preset that has another."""
     default = kind.default(name)
-    if default is None or kind.model_fields[name].is_required():
+    if default is None:
         return None
     others = [f"; {preset}: {_as_given(values[name])}" for preset, values in kind.presets.items() if name in values]
     return _as_given(default) + "".join(others)

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from longeval.cli.options import model_option, read
 from longeval.cli.terminal import console, say, show
-from longeval.errors import LongEvalError, check_word
+from longeval.errors import LongEvalError
 
 if TYPE_CHECKING:
     from longeval.export.encoding import Encoding, StockError
@@ -30,20 +31,11 @@ def export(
     factor: Annotated[
         str | None, typer.Option(metavar="S", help="s = target length / native length, at least 1.")
     ] = None,
-    native: Annotated[
-        str | None, typer.Option(metavar="L", help="Native length in tokens.", show_default="the model's own")
-    ] = None,
-    pe_arg: Annotated[
-        list[str] | None,
-        typer.Option("--pe-arg", metavar="METHOD.PARAM=VALUE", help="The method's parameter; may be repeated."),
-    ] = None,
-    scale_from: Annotated[
-        str, typer.Option(help="Start from plain RoPE, or from the scaling that the model comes with: plain, shipped.")
-    ] = "plain",
-    layers: Annotated[
-        str, typer.Option(help="Where a model rotates by layer type: global, or all with its sliding windows.")
-    ] = "global",
-    revision: Annotated[str | None, typer.Option(help="Hub revision of the model.")] = None,
+    native: Annotated[str | None, model_option("native", rich_help_panel=None)] = None,
+    pe_arg: Annotated[list[str] | None, model_option("pe_args", rich_help_panel=None)] = None,
+    scale_from: Annotated[str, model_option("scale_from", rich_help_panel=None)] = "plain",
+    layers: Annotated[str, model_option("layers", rich_help_panel=None)] = "global",
+    revision: Annotated[str | None, model_option("revision", rich_help_panel=None)] = None,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Only errors.")] = False,
 ) -> None:
     """Write a model with a method's frequencies for stock engines.
@@ -69,13 +61,13 @@ def export(
     from longeval.models.load import load_config
     from longeval.models.resolve import resolve
     from longeval.models.scaling import model_rope
-    from longeval.request import LAYERS, SCALE_FROM
     from longeval.rope.build import parse_method_name, parse_pe_args
-    from longeval.values import parse_factor, parse_length
+    from longeval.values import parse_factor
 
     logging.getLogger("longeval").setLevel(logging.WARNING if quiet else logging.INFO)
-    check_word("--scale-from", scale_from, SCALE_FROM)
-    check_word("--layers", layers, LAYERS)
+    own_native = read("native", native)
+    read("scale_from", scale_from)
+    read("layers", layers)
     for flag, value in (("--pe", pe), ("--model", model)):
         if "," in value and not os.path.exists(value):
             raise LongEvalError(f"{flag} {value}: an export is of one model with one method", "Export them one by one.")
@@ -84,7 +76,6 @@ def export(
     name = parse_method_name(pe)
     arguments = parse_pe_args(pe_arg or [], [name.canonical])
     s = None if factor is None else parse_factor(factor)
-    own_native = None if native is None else parse_length(native, flag="--native")
     to_gguf = out.lower().endswith(".gguf")
     (check_file if to_gguf else check_folder)(out)
     ref = resolve(model, revision=revision)
@@ -105,11 +96,11 @@ def export(
             file = write_gguf(ref, encoding, out, progress)
         if not quiet:
             _tell_gguf(file, encoding, out)
-        return
-    with _bar(quiet) as progress:
-        folder = write_folder(ref, config, encoding, out, progress)
-    if not quiet:
-        _tell_folder(folder, encoding, out)
+    else:
+        with _bar(quiet) as progress:
+            folder = write_folder(ref, config, encoding, out, progress)
+        if not quiet:
+            _tell_folder(folder, encoding, out)
 
 
 @contextlib.contextmanager

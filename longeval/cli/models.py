@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from longeval.cli.terminal import console, show
+from longeval.cli.terminal import check_json_path, console, show, write_json
 
 if TYPE_CHECKING:
     from longeval.models.resolve import CatalogEntry
@@ -31,14 +31,14 @@ def models(
 
     longeval ppl --model smollm2-135m-q4 --pe none,yarn --data stdlib --lengths 2k,4k
     """
-    from longeval.cli.terminal import write_json
     from longeval.models.resolve import CATALOG, is_present, resolve
 
+    check_json_path(json_path)
     rows = [(entry, is_present(resolve(entry.name))) for entry in CATALOG.values()]
     if json_path is not None:
         write_json([_plain(entry, cached) for entry, cached in rows], json_path)
-        return
-    _show(rows)
+    else:
+        _show(rows)
 
 
 def _plain(entry: CatalogEntry, cached: bool) -> dict[str, Any]:

@@ -2,63 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 import typer
-from typer.models import OptionInfo
 
 from longeval.request import ModelRequest, StudyRequest
-from longeval.request.setting import MACHINE, METHODS, OUTPUT
-
-__all__ = ["MACHINE", "METHODS", "OUTPUT"]
-
-
-def option(kind: type[StudyRequest], name: str, **changes: Any) -> Any:
-    """The typer option of a field.
-
-    Args:
-        kind: The class of a request.
-        name: The field.
-        changes: Arguments of `typer.Option` in place of those that follow from the field.
-    """
-    setting = kind.setting(name)
-    told = {"help": setting.help, "metavar": setting.metavar, "rich_help_panel": setting.panel}
-    shown = {} if setting.unset is None else {"show_default": setting.unset}
-    flags = changes.pop("flags", kind.flag(name))
-    return typer.Option(flags, **(told | shown | changes))
-
-
-def under(panel: str, option: Any, *, show_default: str | None = None) -> OptionInfo:
-    """One of the options below for a command whose help shows it in another panel.
-
-    Args:
-        panel: The panel there.
-        option: Such as `PeArg`.
-        show_default: What is shown as its default, where the command takes None for that.
-    """
-    moved: OptionInfo = copy.copy(get_args(option)[1])
-    moved.rich_help_panel = panel
-    if show_default is not None:
-        moved.show_default = show_default
-    return moved
-
-
-def read(name: str, text: str | None) -> Any:
-    """The value of an option that `ModelRequest` declares; None where it isn't given."""
-    return None if text is None else ModelRequest.setting(name).read(text, ModelRequest.flag(name))
-
-
-Native = Annotated[str | None, option(ModelRequest, "native")]
-PeArg = Annotated[list[str] | None, option(ModelRequest, "pe_args")]
-ScaleFromText = Annotated[str, option(ModelRequest, "scale_from")]
-LayersText = Annotated[str, option(ModelRequest, "layers")]
-PinLength = Annotated[str | None, option(ModelRequest, "pin_length")]
-VllmArg = Annotated[list[str] | None, option(ModelRequest, "vllm_args")]
-Dtype = Annotated[str, option(ModelRequest, "dtype")]
-Device = Annotated[str, option(ModelRequest, "device")]
-Revision = Annotated[str | None, option(ModelRequest, "revision")]
-TrustRemoteCode = Annotated[bool, option(ModelRequest, "trust_remote_code")]
+from longeval.request.setting import OUTPUT
 
 Out = Annotated[
     str | None,
@@ -84,3 +33,29 @@ Verbose = Annotated[
     bool,
     typer.Option("-v", "--verbose", help="A line for each window, sample or epoch.", rich_help_panel=OUTPUT),
 ]
+
+
+def option(kind: type[StudyRequest], name: str, **changes: Any) -> Any:
+    """The typer option of a field.
+
+    Args:
+        kind: The class of a request.
+        name: The field.
+        changes: Arguments of `typer.Option` in place of those that follow from the field; `flags` are its names.
+    """
+    setting = kind.setting(name)
+    arguments: dict[str, Any] = {"help": setting.help, "metavar": setting.metavar, "rich_help_panel": setting.panel}
+    if setting.unset is not None:
+        arguments["show_default"] = setting.unset
+    flags = changes.pop("flags", kind.flag(name))
+    return typer.Option(flags, **(arguments | changes))
+
+
+def model_option(name: str, **changes: Any) -> Any:
+    """The option of a field of `ModelRequest`, for commands that are written by hand; `changes` as for `option`."""
+    return option(ModelRequest, name, **changes)
+
+
+def read(name: str, text: str | None) -> Any:
+    """The value of such an option; None where it isn't given."""
+    return None if text is None else ModelRequest.setting(name).read(text, ModelRequest.flag(name))

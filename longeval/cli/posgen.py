@@ -19,52 +19,6 @@ if TYPE_CHECKING:
     from longeval.studies.posgen.data import DataSetting
 
 
-# `longeval posgen table`: from run folders to PosGen's table and figures. Reads only what training stored.
-
-
-def table(
-    runs: Annotated[
-        list[str], typer.Argument(metavar="RUN", help="Run folders, as `longeval posgen train` wrote them.")
-    ],
-    out: Annotated[
-        str | None,
-        typer.Option(
-            help="The Markdown file; CSV, JSON, LaTeX and figures go beside it. Default: posgen.md in the first RUN."
-        ),
-    ] = None,
-    json: RecordsFile = None,
-    title: Title = None,
-    preface: PrefaceFile = None,
-    quiet: QuietFiles = False,
-) -> None:
-    """Make the table of accuracies over seeds, beside the published one, and the figures by position and epoch.
-
-    Regimes and other settings stand in tables of their own; cells that are missing or failed are named.
-
-    [bold]Examples[/bold]
-
-    longeval posgen table runs/posgen --out reports/posgen.md
-
-    longeval posgen table runs/trained runs/swapped --out reports/posgen.md --title "PosGen in two regimes"
-    """
-    from longeval.report.build import write_report
-    from longeval.studies.posgen.report.cells import collect_posgen
-    from longeval.studies.posgen.report.sections import REPORT, introduced
-
-    given = {"--out": out, "--title": title, "--preface": preface, "--json": json}
-    written = write_report(
-        runs,
-        studies=(REPORT,),
-        read=collect_posgen,
-        name="posgen",
-        out=out,
-        json_path=None if json == "-" else json,
-        command=shlex.join(["longeval", "posgen", "table", *runs, *given_flags(given)]),
-        preface=introduced(title or "", "" if preface is None else read_preface(preface)),
-    )
-    tell(written, json, quiet=quiet)
-
-
 _BYTES_PER_TOKEN = 24
 """A token twice as a 64-bit number while it is made, and as text."""
 
@@ -96,6 +50,7 @@ def describe(context: typer.Context) -> None:
         raise typer.Exit(2)
 
 
+@posgen.command()
 def generate(
     task: Annotated[str, typer.Option(help="The rule: recursive, cot, semi_recursive.", show_default=False)],
     json_path: Annotated[
@@ -143,17 +98,16 @@ def generate(
         raise LongEvalError(
             f"--task {task}: one rule at a time", "Run it once for each, with --json files of their own."
         )
+    numbers = {"modulus": modulus, "j": j, "k": k, "seed": seed}
+    numbers |= {"num_train": num_train, "num_valid": num_valid, "num_test": num_test}
     setting = DataSetting(
         task=names[0],
-        modulus=parse_count(modulus, flag="--modulus", least=2),
-        j=parse_count(j, flag="--j", least=0),
-        k=parse_count(k, flag="--k", least=0),
         length=parse_length(length, flag="--length"),
         test_length=parse_length(test_length, flag="--test-length"),
-        num_train=parse_count(num_train, flag="--num-train", least=0),
-        num_valid=parse_count(num_valid, flag="--num-valid", least=0),
-        num_test=parse_count(num_test, flag="--num-test", least=0),
-        seed=parse_count(seed, flag="--seed", least=0),
+        **{
+            name: parse_count(text, flag=f"--{name.replace('_', '-')}", least=2 if name == "modulus" else 0)
+            for name, text in numbers.items()
+        },
     )
     check_json_path(json_path)
     _check_memory(setting)
@@ -169,6 +123,53 @@ def generate(
     say(f"{json_path}: {setting.task}, {sizes}")
 
 
+posgen.command("train")(study_command(PosGenRequest))
+
+
+@posgen.command()
+def table(
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN", help="Run folders, as `longeval posgen train` wrote them.")
+    ],
+    out: Annotated[
+        str | None,
+        typer.Option(
+            help="The Markdown file; CSV, JSON, LaTeX and figures go beside it. Default: posgen.md in the first RUN."
+        ),
+    ] = None,
+    json: RecordsFile = None,
+    title: Title = None,
+    preface: PrefaceFile = None,
+    quiet: QuietFiles = False,
+) -> None:
+    """Make the table of accuracies over seeds, beside the published one, and the figures by position and epoch.
+
+    Regimes and other settings stand in tables of their own; cells that are missing or failed are named.
+
+    [bold]Examples[/bold]
+
+    longeval posgen table runs/posgen --out reports/posgen.md
+
+    longeval posgen table runs/trained runs/swapped --out reports/posgen.md --title "PosGen in two regimes"
+    """
+    from longeval.report.build import write_report
+    from longeval.studies.posgen.report.cells import collect_posgen
+    from longeval.studies.posgen.report.sections import REPORT, introduced
+
+    given = {"--out": out, "--title": title, "--preface": preface, "--json": json}
+    written = write_report(
+        runs,
+        studies=(REPORT,),
+        read=collect_posgen,
+        name="posgen",
+        out=out,
+        json_path=None if json == "-" else json,
+        command=shlex.join(["longeval", "posgen", "table", *runs, *given_flags(given)]),
+        preface=introduced(title or "", "" if preface is None else read_preface(preface)),
+    )
+    tell(written, json, quiet=quiet)
+
+
 def _check_memory(setting: DataSetting) -> None:
     """Sequences are all held at once; more than the machine holds are refused before the first is made."""
     import psutil
@@ -180,8 +181,3 @@ def _check_memory(setting: DataSetting) -> None:
             f"{setting.num_tokens:,} tokens need about {needed / 2**30:,.0f} GiB of {there / 2**30:.1f} GiB",
             "Ask for fewer or shorter sequences.",
         )
-
-
-posgen.command("generate")(generate)
-posgen.command("train")(study_command(PosGenRequest))
-posgen.command("table")(table)

@@ -10,7 +10,6 @@ import io
 import os
 import signal
 import sys
-from types import FrameType
 from typing import NoReturn
 
 from longeval.errors import WriteError, reason
@@ -65,7 +64,7 @@ class GuardedStream(io.TextIOWrapper):
 def guard() -> None:
     """Prepares the standard streams and the handling of Ctrl-C."""
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, _leave)
+        signal.signal(signal.SIGINT, leave)
     # A standard stream that is closed leaves its number to the next file that is opened, which libraries then write to.
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)
@@ -78,33 +77,29 @@ def guard() -> None:
 
 def raise_on_interrupt() -> None:
     """Lets the first Ctrl-C end the command in order, as KeyboardInterrupt; the second ends the process at once."""
-    if signal.getsignal(signal.SIGINT) is _leave:
+    if signal.getsignal(signal.SIGINT) is leave:
         signal.signal(signal.SIGINT, _interrupt)
 
 
 def leave_on_interrupt() -> None:
     """Lets Ctrl-C end the process at once."""
     if signal.getsignal(signal.SIGINT) is _interrupt:
-        signal.signal(signal.SIGINT, _leave)
+        signal.signal(signal.SIGINT, leave)
 
 
-def leave() -> NoReturn:
-    """Ends an interrupted process at once; stored files are whole at any moment."""
+def leave(*_signal: object) -> NoReturn:
+    """Ends an interrupted process at once; stored files are whole at any moment. Also a handler of signals."""
     if os.isatty(2):
         os.write(2, _SHOW_CURSOR)
     os._exit(INTERRUPTED)
 
 
-def _leave(_signal: int, _frame: FrameType | None) -> NoReturn:
-    leave()
-
-
-def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
-    signal.signal(signal.SIGINT, _leave)
+def _interrupt(*_signal: object) -> NoReturn:
+    signal.signal(signal.SIGINT, leave)
     raise KeyboardInterrupt
 
 
-def _guarded(stream: io.TextIOBase | object, descriptor: int) -> GuardedStream:
+def _guarded(stream: object, descriptor: int) -> GuardedStream:
     """A guarded stream in place of a standard one; None is one that was closed."""
     if not isinstance(stream, io.TextIOWrapper):
         guarded = GuardedStream(os.fdopen(descriptor, "wb", closefd=False), encoding="utf-8")

@@ -7,21 +7,19 @@ is fetched first if it isn't there yet.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from longeval.cli.options import model_option, read
 from longeval.cli.terminal import check_json_path, check_writable, say, write_json, write_output
-from longeval.errors import LongEvalError, check_word
+from longeval.errors import LongEvalError
 
 if TYPE_CHECKING:
     from longeval.models.scaling import ModelRope
     from longeval.rope.base import Geometry
     from longeval.rope.build import MethodName
-
-
-N = TypeVar("N", int, float)
 
 
 def rope(
@@ -34,55 +32,31 @@ def rope(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(
-            "--model", metavar="M", help="Read head dimensions, base and native length from this model's configuration."
-        ),
+        typer.Option(metavar="M", help="Read head dimensions, base and native length from this model's configuration."),
     ] = None,
-    head_dim: Annotated[
-        str | None, typer.Option("--head-dim", metavar="D", help="Rotary dimensions of a head: 64, 128, …")
-    ] = None,
-    theta: Annotated[str | None, typer.Option("--theta", metavar="B", help="The base, rope_theta: 10000, …")] = None,
+    head_dim: Annotated[str | None, typer.Option(metavar="D", help="Rotary dimensions of a head: 64, 128, …")] = None,
+    theta: Annotated[str | None, typer.Option(metavar="B", help="The base, rope_theta: 10000, …")] = None,
     native: Annotated[
         str | None,
-        typer.Option(
-            "--native", metavar="L", help="Native length in tokens: 4096 or 4k.", show_default="with --model its own"
-        ),
+        typer.Option(metavar="L", help="Native length in tokens: 4096 or 4k.", show_default="with --model its own"),
     ] = None,
-    factor: Annotated[
-        str, typer.Option("--factor", metavar="S", help="s = target length / native length, at least 1.")
-    ] = "1",
+    factor: Annotated[str, typer.Option(metavar="S", help="s = target length / native length, at least 1.")] = "1",
     length: Annotated[
         str | None,
         typer.Option(
-            "--length",
-            metavar="N",
-            help="Current sequence length, which only length-dependent methods use.",
-            show_default="s·L",
+            metavar="N", help="Current sequence length, which only length-dependent methods use.", show_default="s·L"
         ),
     ] = None,
-    pe_arg: Annotated[
-        list[str] | None,
-        typer.Option("--pe-arg", metavar="METHOD.PARAM=VALUE", help="A method's parameter; may be repeated."),
-    ] = None,
-    scale_from: Annotated[
-        str | None,
-        typer.Option(
-            "--scale-from",
-            metavar="plain|shipped",
-            help="On a model that comes already scaled: methods replace that (plain) or build on it (shipped).",
-            show_default="plain",
-        ),
-    ] = None,
-    revision: Annotated[str | None, typer.Option("--revision", metavar="R", help="Hub revision of the model.")] = None,
+    pe_arg: Annotated[list[str] | None, model_option("pe_args", rich_help_panel=None)] = None,
+    scale_from: Annotated[str | None, model_option("scale_from", rich_help_panel=None, show_default="plain")] = None,
+    revision: Annotated[str | None, model_option("revision", rich_help_panel=None)] = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code from the model's repository.")
     ] = False,
     json_path: Annotated[
         str | None, typer.Option("--json", metavar="PATH", help="Write JSON there instead of a table; - is stdout.")
     ] = None,
-    plot: Annotated[
-        str | None, typer.Option("--plot", metavar="FILE", help="Also draw a page of plots: .png or .svg.")
-    ] = None,
+    plot: Annotated[str | None, typer.Option(metavar="FILE", help="Also draw a page of plots: .png or .svg.")] = None,
     list_methods: Annotated[
         bool, typer.Option("--list", help="List the methods with their parameters, and stop.")
     ] = False,
@@ -106,29 +80,24 @@ def rope(
 
     longeval rope --list
     """
+    by_hand: dict[str, object] = {"--head-dim": head_dim, "--theta": theta}
     of_model: dict[str, object] = {
         "--revision": revision,
         "--trust-remote-code": trust_remote_code,
         "--scale-from": scale_from,
     }
     if list_methods:
-        geometry_flags: dict[str, object] = {
-            "--head-dim": head_dim,
-            "--theta": theta,
-            "--native": native,
-            "--model": model,
-        }
         others: dict[str, object] = {
+            "--model": model,
+            "--native": native,
             "--length": length,
             "--pe-arg": pe_arg,
             "--plot": plot,
             "--factor": None if factor == "1" else factor,
         }
-        remedy = "Give --list alone, or with --json."
-        _refuse_ignored("--list", {"NAME": names} | geometry_flags | others | of_model, remedy)
+        _refuse_ignored("--list", {"NAME": names} | by_hand | others | of_model, "Give --list alone, or with --json.")
         _list_methods(json_path)
         return
-    from longeval.rope.analysis.gaps import check_target
     from longeval.rope.build import parse_method_name, parse_pe_args
     from longeval.rope.plot.figure import draw, plot_format
     from longeval.rope.text import show
@@ -136,137 +105,38 @@ def rope(
 
     if names is None and model is None:
         raise LongEvalError("NAME: no method given", "Give one or more, such as yarn,resonance_yarn; --list shows all.")
-    parsed = [
+    methods = [
         parse_method_name(name, flag="NAME") for name in split_list("none" if names is None else names, flag="NAME")
     ]
-    values = parse_pe_args(pe_arg or [], [name.canonical for name in parsed])
+    values = parse_pe_args(pe_arg or [], [method.canonical for method in methods])
     stretch = parse_factor(factor)
     current = None if length is None else parse_length(length, flag="--length")
     image_format = None if plot is None else plot_format(plot)
-    for flag, path in (("--json", json_path), ("--plot", plot)):
-        if path is not None and path != "-":
-            check_writable(flag, path)
-    read = None
+    check_json_path(json_path)
+    if plot is not None:
+        check_writable("--plot", plot)
+    shipped = None
     if model is None:
         _refuse_ignored("without --model", of_model, "Name the model with --model.")
         geometry = _geometry(head_dim, theta, native, stretch)
     else:
         remedy = "The model's configuration says it; leave one of the two out."
-        _refuse_ignored(f"--model {model}", {"--head-dim": head_dim, "--theta": theta}, remedy)
-        read = _read_model(model, native, revision, trust_remote_code, scale_from)
-        geometry = dataclasses.replace(read.geometry, factor=stretch)
-    check_target(geometry)
-    descriptions = [
-        _describe(name, values.get(name.base, {}), current or geometry.target_length, geometry, read) for name in parsed
-    ]
-    if read is not None:
-        _introduce(read, geometry)
+        _refuse_ignored(f"--model {model}", by_hand, remedy)
+        shipped = _read_model(model, native, revision, trust_remote_code, scale_from or "plain")
+        geometry = dataclasses.replace(shipped.geometry, factor=stretch)
+    n = current or geometry.target_length
+    descriptions = [_describe(method, values.get(method.base, {}), n, geometry, shipped) for method in methods]
+    if shipped is not None:
+        _introduce(shipped, geometry)
     if plot is not None and image_format is not None:
         write_output("--plot", plot, draw(descriptions, image_format))
         say(f"wrote {plot}")
-    if json_path is not None:
-        write_json(descriptions[0] if len(descriptions) == 1 else descriptions, json_path)
-        if json_path != "-":
-            say(f"wrote {json_path}")
-    else:
+    if json_path is None:
         show(descriptions)
-
-
-def _geometry(head_dim: str | None, theta: str | None, native: str | None, factor: float) -> Geometry:
-    """Reads the geometry from the flags; raises LongEvalError for a missing or unreadable one."""
-    from longeval.rope.base import Geometry
-    from longeval.values import parse_length
-
-    if head_dim is None or theta is None or native is None:
-        needed = {"--head-dim": head_dim, "--theta": theta, "--native": native}
-        missing = [flag for flag, value in needed.items() if value is None]
-        raise LongEvalError(
-            f"{', '.join(missing)}: missing", "Llama 2, for example, has --head-dim 128 --theta 10000 --native 4k."
-        )
-    return Geometry(
-        head_dim=_number(int, "--head-dim", head_dim, "a whole number", "64 or 128 are usual."),
-        theta=_number(float, "--theta", theta, "a number", "10000 is the usual base."),
-        native_length=parse_length(native, flag="--native"),
-        factor=factor,
-    )
-
-
-def _number(kind: Callable[[str], N], flag: str, text: str, what: str, remedy: str) -> N:
-    """Reads a number from a flag."""
-    try:
-        return kind(text)
-    except ValueError:
-        raise LongEvalError(f"{flag} {text!r}: not {what}", remedy) from None
-
-
-def _read_model(
-    name: str, native: str | None, revision: str | None, trust_remote_code: bool, scale_from: str | None
-) -> ModelRope:
-    """Reads the position encoding of a model from its configuration."""
-    from longeval.request import SCALE_FROM
-    from longeval.values import parse_length
-
-    length = None if native is None else parse_length(native, flag="--native")
-    if scale_from is not None:
-        check_word("--scale-from", scale_from, SCALE_FROM)
-    # After the checks: transformers takes seconds to import.
-    from longeval.models import load
-    from longeval.models.resolve import resolve
-    from longeval.models.scaling import model_rope
-
-    ref = resolve(name, revision=revision, weights=False)
-    if ref.kind == "gguf":
-        from longeval.export.gguf import config_of  # from the file's header: its weights aren't dequantised for this
-
-        config = config_of(ref, ref.location)
-    else:
-        config = load.load_config(ref, trust_remote_code=trust_remote_code)
-    return model_rope(name, config, native=length, scale_from=scale_from or "plain")
-
-
-def _introduce(read: ModelRope, geometry: Geometry) -> None:
-    """Says on stderr what was read of a model, and notes about it."""
-    from longeval.values import format_length
-
-    native, shipped = geometry.native_length, read.shipped
-    scaling = "plain RoPE" if shipped.base == "none" else shipped.describe()
-    own = shipped.reach if read.scale_from == "shipped" else read.own_native_length
-    aside = "" if own in (None, native) else f" (its configuration says {format_length(own)})"
-    say(
-        f"{read.model}: {read.model_type}, d {geometry.head_dim}, base {geometry.theta:.10g}, "
-        f"L {format_length(native)}{aside}, {scaling}"
-    )
-    for note in read.notes:
-        say(note)
-    if geometry.factor == 1 and shipped.reach > native:
-        say(
-            f"shown up to {format_length(native)}; --factor {shipped.reach / native:g} shows it up to the "
-            f"{format_length(shipped.reach)} that it was stretched to"
-        )
-
-
-def _describe(
-    name: MethodName, arguments: Mapping[str, Any], length: int, geometry: Geometry, read: ModelRope | None
-) -> dict[str, Any]:
-    """Describes a method with the given parameters at a sequence length.
-
-    On a model, `none` is the encoding that the model ships with.
-    """
-    from longeval.rope.analysis.description import describe, describe_tables
-    from longeval.rope.build import MethodName, make_parameters
-
-    if read is None:
-        return describe(name.canonical, geometry, make_parameters(name.base, arguments), length)
-    # A model may be shipped with rounded wavelengths; this is the same model without rounding.
-    unrounded = dataclasses.replace(read, shipped=dataclasses.replace(read.shipped, resonance=False))
-    base = MethodName(base=name.base, resonance=False)
-    return describe_tables(
-        name.canonical,
-        geometry,
-        unrounded=unrounded.tables(base, geometry, arguments)(length),
-        table=read.tables(name, geometry, arguments)(length),
-        length=length,
-    )
+        return
+    write_json(descriptions[0] if len(descriptions) == 1 else descriptions, json_path)
+    if json_path != "-":
+        say(f"wrote {json_path}")
 
 
 def _refuse_ignored(beside: str, settings: Mapping[str, object], remedy: str) -> None:
@@ -280,8 +150,97 @@ def _list_methods(json_path: str | None) -> None:
     """Prints or writes all methods with parameters, defaults and source."""
     from longeval.rope.text import list_methods, show_methods
 
+    check_json_path(json_path)
     if json_path is None:
         show_methods()
-        return
-    check_json_path(json_path)
-    write_json(list_methods(), json_path)
+    else:
+        write_json(list_methods(), json_path)
+
+
+def _geometry(head_dim: str | None, theta: str | None, native: str | None, factor: float) -> Geometry:
+    """Reads the geometry from the flags; raises LongEvalError for a missing or unreadable one."""
+    from longeval.rope.base import Geometry
+    from longeval.values import parse_count, parse_length
+
+    if head_dim is None or theta is None or native is None:
+        needed = {"--head-dim": head_dim, "--theta": theta, "--native": native}
+        missing = [flag for flag, value in needed.items() if value is None]
+        raise LongEvalError(
+            f"{', '.join(missing)}: missing", "Llama 2, for example, has --head-dim 128 --theta 10000 --native 4k."
+        )
+    try:
+        base = float(theta)
+    except ValueError:
+        raise LongEvalError(f"--theta {theta!r}: not a number", "10000 is the usual base.") from None
+    return Geometry(
+        head_dim=parse_count(head_dim, flag="--head-dim", least=2),
+        theta=base,
+        native_length=parse_length(native, flag="--native"),
+        factor=factor,
+    )
+
+
+def _read_model(
+    name: str, native: str | None, revision: str | None, trust_remote_code: bool, scale_from: str
+) -> ModelRope:
+    """Reads the position encoding of a model from its configuration."""
+    length = read("native", native)
+    read("scale_from", scale_from)
+    # After the checks: transformers takes seconds to import.
+    from longeval.models import load
+    from longeval.models.resolve import resolve
+    from longeval.models.scaling import model_rope
+
+    ref = resolve(name, revision=revision, weights=False)
+    if ref.kind == "gguf":
+        from longeval.export.gguf import config_of  # from the file's header: its weights aren't dequantised for this
+
+        config = config_of(ref, ref.location)
+    else:
+        config = load.load_config(ref, trust_remote_code=trust_remote_code)
+    return model_rope(name, config, native=length, scale_from=scale_from)
+
+
+def _introduce(model: ModelRope, geometry: Geometry) -> None:
+    """Says on stderr what was read of a model, and notes about it."""
+    from longeval.values import format_length
+
+    native, shipped = geometry.native_length, model.shipped
+    scaling = "plain RoPE" if shipped.base == "none" else shipped.describe()
+    own = shipped.reach if model.scale_from == "shipped" else model.own_native_length
+    aside = "" if own in (None, native) else f" (its configuration says {format_length(own)})"
+    say(
+        f"{model.model}: {model.model_type}, d {geometry.head_dim}, base {geometry.theta:.10g}, "
+        f"L {format_length(native)}{aside}, {scaling}"
+    )
+    for note in model.notes:
+        say(note)
+    if geometry.factor == 1 and shipped.reach > native:
+        say(
+            f"shown up to {format_length(native)}; --factor {shipped.reach / native:g} shows it up to the "
+            f"{format_length(shipped.reach)} that it was stretched to"
+        )
+
+
+def _describe(
+    name: MethodName, arguments: Mapping[str, Any], length: int, geometry: Geometry, model: ModelRope | None
+) -> dict[str, Any]:
+    """Describes a method with the given parameters at a sequence length.
+
+    On a model, `none` is the encoding that the model ships with.
+    """
+    from longeval.rope.analysis.description import describe, describe_tables
+    from longeval.rope.build import MethodName, make_parameters
+
+    if model is None:
+        return describe(name.canonical, geometry, make_parameters(name.base, arguments), length)
+    # A model may be shipped with rounded wavelengths; this is the same model without rounding.
+    unrounded = dataclasses.replace(model, shipped=dataclasses.replace(model.shipped, resonance=False))
+    base = MethodName(base=name.base, resonance=False)
+    return describe_tables(
+        name.canonical,
+        geometry,
+        unrounded=unrounded.tables(base, geometry, arguments)(length),
+        table=model.tables(name, geometry, arguments)(length),
+        length=length,
+    )

@@ -1,4 +1,8 @@
-"""`longeval run FILE`: repeats a written-down request; only what is missing is computed."""
+"""`longeval run FILE`: repeats a written-down request; only what is missing is computed.
+
+`carry_out` is the one way to carry out requests, whatever their study and command: plan all of them, then show or run
+them, then sum up.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +11,12 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from longeval.cli import options
+from longeval.cli.options import DryRun, Fresh, Json, Quiet, Track, Verbose
 from longeval.cli.terminal import check_json_path, console, say, show, write_json
 from longeval.errors import LongEvalError, reason
 from longeval.printable import as_markup
@@ -21,19 +25,17 @@ from longeval.run.overview import Overview, count
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from longeval.cli.progress import RunProgress
     from longeval.request import StudyRequest
     from longeval.run.engine import RunResult
-    from longeval.run.study import Plan, Study
+    from longeval.run.study import Outcome, Plan, Study
     from longeval.store.folder import Store
     from longeval.store.records import Record
-
-
-# One way to carry out requests, whatever their study: plan all of them, then show or run them, then sum up.
 
 SOME_FAILED = 3
 """Exit status when some cells failed."""
 
-WIDTH = 200
+_WIDTH = 200
 """Columns of tables that go into a file or a pipe."""
 
 
@@ -54,7 +56,6 @@ def carry_out(
     """
     from longeval.cache import sweep_temporary
     from longeval.cli.progress import RunProgress
-    from longeval.run.engine import run
     from longeval.run.study import find_study
     from longeval.run.tracking import Tracking, check_trackers
     from longeval.store.folder import Store
@@ -62,10 +63,9 @@ def carry_out(
 
     if quiet and verbose:
         raise LongEvalError("-q and -v: contradict each other", "Give one of them.")
-    if json_path is not None:
-        if dry_run:
-            raise LongEvalError(f"--json {json_path}: a dry run has no records", "Leave one of the two out.")
-        check_json_path(json_path)
+    if json_path is not None and dry_run:
+        raise LongEvalError(f"--json {json_path}: a dry run has no records", "Leave one of the two out.")
+    check_json_path(json_path)
     if out is not None and not out.strip():
         raise LongEvalError("--out '': an empty name", "Name a folder, or leave it out.")
     trackers = () if track is None else split_list(track, flag="--track")
@@ -75,8 +75,6 @@ def carry_out(
     studies = {spec.command: find_study(spec.command) for spec in specs}
     check_folder(specs, studies, store)
     plans = _plan_all(specs, studies, quiet, dry_run=dry_run)
-    for note in dict.fromkeys(note for plan in plans for note in plan.notes):
-        _say(note, quiet)
     if dry_run:
         _show_plans(plans, store, fresh)
         return 0
@@ -85,43 +83,31 @@ def carry_out(
     found: dict[tuple[str, str], tuple[str, Record]] = {}
     """(cell, metric) → the command and its record: requests of one folder may overlap, and a cell counts once."""
     for spec, plan in zip(specs, plans, strict=True):
+        progress = RunProgress(quiet=quiet, verbose=verbose and studies[spec.command].tells_passes)
         name, folder = os.path.basename(store.path.rstrip("/")), "." if "://" in store.path else store.path
-        with (
-            Tracking(trackers, run=name, folder=folder, settings=spec.to_mapping()) as tracking,
-            RunProgress(quiet=quiet, verbose=verbose and studies[spec.command].tells_passes) as progress,
-        ):
-            try:
-                result = run(plan, store, progress, fresh=fresh, under_way=bool(found), told=tracking.tell)
-            except KeyboardInterrupt:
-                anything = progress.num_finished or store.has_checkpoints()
-                stored = f"{count(progress.num_finished, 'cell')} stored in {store.path}"
-                _say(f"{stored}; the same command goes on from there" if anything else "nothing is stored yet", quiet)
-                raise
+        with Tracking(trackers, run=name, folder=folder, settings=spec.to_mapping()) as tracking:
+            result = _run(plan, store, progress, fresh=fresh, under_way=bool(found), told=tracking.tell)
         _say(f"{_outcome(result)}; records in {store.path}", quiet)
         found |= {(record.cell, record.metric): (spec.command, record) for record in result.records}
     records = [record for _, record in found.values()]
-    failed = len({record.cell for record in records if record.status == "failed"})
     if json_path is not None:
         write_json([record.to_json() for record in records], json_path)
     if json_path != "-" and not quiet:
         for name, study in studies.items():
-            show_summary(study, [record for command, record in found.values() if command == name])
+            _show_summary(study, [record for command, record in found.values() if command == name])
         for line in dict.fromkeys(study.report_command for study in studies.values()):
             show("")
             show(f"For a report: {line} {shlex.quote(store.path)}")
+    failed = len({record.cell for record in records if record.status == "failed"})
     if failed:
         say(f"{count(failed, 'cell')} failed; the records say why")
         return SOME_FAILED
     return 0
 
 
-def _outcome(result: RunResult) -> str:
-    """`3 cells computed, 1 skipped, 2 stored already`; averages of groups are no cells that are computed."""
-    skipped = {r.cell for r in result.records if r.status == "skipped" and r.params.get("members") is None}
-    parts = [f"{count(result.computed - len(skipped), 'cell')} computed"]
-    parts += [f"{len(skipped)} skipped"] if skipped else []
-    parts += [f"{result.reused} stored already"] if result.reused else []
-    return ", ".join(parts)
+def default_out(spec: StudyRequest) -> str:
+    """`runs/<date>-<short digest>`: the same request on the same day finds its folder again."""
+    return f"runs/{datetime.date.today().isoformat()}-{spec.digest()}"
 
 
 def check_folder(specs: Sequence[StudyRequest], studies: Mapping[str, Study], store: Store) -> None:
@@ -146,15 +132,55 @@ def _plan_all(specs: Sequence[StudyRequest], studies: Mapping[str, Study], quiet
     for spec in specs:
         with RunProgress(quiet=quiet) as progress:
             plans.append(studies[spec.command].plan(spec, progress, dry_run=dry_run))
+    for note in dict.fromkeys(note for plan in plans for note in plan.notes):
+        _say(note, quiet)
     return plans
 
 
+def _run(
+    plan: Plan,
+    store: Store,
+    progress: RunProgress,
+    *,
+    fresh: bool,
+    under_way: bool,
+    told: Callable[[Outcome], None],
+) -> RunResult:
+    """Runs a plan; on Ctrl-C says how much of it is stored."""
+    from longeval.run.engine import run
+
+    with progress:
+        try:
+            return run(plan, store, progress, fresh=fresh, under_way=under_way, told=told)
+        except KeyboardInterrupt:
+            stored = "nothing is stored yet"
+            if progress.num_finished or store.has_checkpoints():
+                cells = count(progress.num_finished, "cell")
+                stored = f"{cells} stored in {store.path}; the same command goes on from there"
+            progress.note(stored)
+            raise
+
+
+def _outcome(result: RunResult) -> str:
+    """`3 cells computed, 1 skipped, 2 stored already`; averages of groups are no cells that are computed."""
+    skipped = {r.cell for r in result.records if r.status == "skipped" and r.params.get("members") is None}
+    parts = [f"{count(result.computed - len(skipped), 'cell')} computed"]
+    parts += [f"{len(skipped)} skipped"] if skipped else []
+    parts += [f"{result.reused} stored already"] if result.reused else []
+    return ", ".join(parts)
+
+
+def _say(text: str, quiet: bool) -> None:
+    if not quiet:
+        say(text)
+
+
 def _show_plans(plans: Sequence[Plan], store: Store, fresh: bool) -> None:
-    """What runs would do, on stdout."""
+    """Prints what runs would do."""
     from longeval.run.engine import stored_cells
     from longeval.run.host import Silent, open_host
 
-    screen = wide_console()
+    screen = _wide_console()
     screen.print("Dry run: nothing is computed.\n")
     for plan in plans:
         stored = {} if fresh else stored_cells(plan, store)
@@ -163,7 +189,7 @@ def _show_plans(plans: Sequence[Plan], store: Store, fresh: bool) -> None:
 
 
 def _show_overview(overview: Overview, screen: Console) -> None:
-    """One plan: the table of its cells, and what they cost."""
+    """Prints one plan: the table of its cells, and what they cost."""
     from rich.table import Table
 
     table = Table(title="Cells", title_justify="left")
@@ -181,27 +207,17 @@ def _show_overview(overview: Overview, screen: Console) -> None:
         screen.print(line, highlight=False, markup=False)
 
 
-def _say(text: str, quiet: bool) -> None:
-    if not quiet:
-        say(text)
-
-
-def default_out(spec: StudyRequest) -> str:
-    """`runs/<date>-<short digest>`: the same request on the same day finds its folder again."""
-    return f"runs/{datetime.date.today().isoformat()}-{spec.digest()}"
-
-
-def wide_console() -> Console:
-    """Stdout; wide enough for every column where no terminal sets the width."""
-    return console() if sys.stdout.isatty() else console(width=WIDTH)
-
-
-def show_summary(study: Study, records: Sequence[Record]) -> None:
-    """The tables of a study's records on stdout."""
-    screen = wide_console()
+def _show_summary(study: Study, records: Sequence[Record]) -> None:
+    """Prints the tables of a study's records."""
+    screen = _wide_console()
     for table in study.summary(records, screen.width):
         screen.print()
         screen.print(table)
+
+
+def _wide_console() -> Console:
+    """Stdout; wide enough for every column where no terminal sets the width."""
+    return console() if sys.stdout.isatty() else console(width=_WIDTH)
 
 
 def run(
@@ -213,16 +229,16 @@ def run(
             help="Run folder.", show_default="the file's own folder if that is one, else runs/<date>-<digest>"
         ),
     ] = None,
-    json_path: options.Json = None,
+    json_path: Json = None,
     trust_remote_code: Annotated[
         bool,
         typer.Option("--trust-remote-code", help="Run code from models' repositories and the request's task files."),
     ] = False,
-    dry_run: options.DryRun = False,
-    fresh: options.Fresh = False,
-    track: options.Track = None,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
+    dry_run: DryRun = False,
+    fresh: Fresh = False,
+    track: Track = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> int:
     """Repeat a written-down request; only what is missing is computed.
 
@@ -242,9 +258,8 @@ def run(
     try:
         text = read_text(file)
     except (OSError, ValueError) as error:
-        raise LongEvalError(
-            f"{file}: can't be read ({reason(error)})", "Give a request file, such as RUN/spec.yaml."
-        ) from None
+        why = reason(error) if isinstance(error, OSError) else "not a text file, or far too large"
+        raise LongEvalError(f"{file}: can't be read ({why})", "Give a request file, such as RUN/spec.yaml.") from None
     requests = requests_from_yaml(text, origin=file)
     if any("command" not in request and ("task" in request or "group" in request) for request in requests):
         raise LongEvalError(f"{file}: defines a task, and is no request", f"Use longeval tasks --tasks {file}.")
@@ -283,17 +298,19 @@ def _trusted(specs: Sequence[StudyRequest], flag: bool, file: str) -> list[Study
 
 def _only(specs: Sequence[StudyRequest], methods: tuple[str, ...], file: str) -> list[StudyRequest]:
     """The requests with only some of their methods; a factor that followed from the lengths stays the same."""
+    from longeval.rope.build import parse_method_name
+
     asked = {name for spec in specs for name in dict(spec).get("pe", ())}
     missing = [name for name in methods if name not in asked]
     if missing:
         raise LongEvalError(f"--pe {missing[0]}: not in {file}", f"It has {', '.join(sorted(asked))}.")
-    chosen: list[StudyRequest] = []
+    chosen = []
     for spec in specs:
         settings = dict(spec)
         kept = tuple(name for name in settings.get("pe", ()) if name in methods)
-        bases = {name.removeprefix("resonance_") for name in kept}
-        changes: dict[str, Any] = {"pe": kept}
+        changes: dict[str, object] = {"pe": kept}
         if "pe_args" in settings:
+            bases = {parse_method_name(name).base for name in kept}
             changes["pe_args"] = {base: values for base, values in settings["pe_args"].items() if base in bases}
         if kept:
             chosen.append(spec.replaced(**changes))

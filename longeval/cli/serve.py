@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from longeval.cli import options
+from longeval.cli.options import model_option, read
 from longeval.cli.terminal import say, show
-
-if TYPE_CHECKING:
-    from longeval.backends.vllm.server import Served
-    from longeval.models.prepare import PreparedModel
+from longeval.errors import LongEvalError
+from longeval.request.setting import METHODS
 
 SERVER = "Server"
 
@@ -22,26 +20,26 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 def serve(
     model: Annotated[str, typer.Option(help="Short name, hub id, folder or .gguf file.")],
-    pe: Annotated[str, typer.Option(help="One method.", rich_help_panel=options.METHODS)] = "none",
+    pe: Annotated[str, typer.Option(help="One method.", rich_help_panel=METHODS)] = "none",
     factor: Annotated[
         str | None,
-        typer.Option(
+        model_option(
+            "factor",
             help="s = target / native length.",
             show_default="--length / native length, at least 1",
-            rich_help_panel=options.METHODS,
         ),
     ] = None,
     length: Annotated[
         str | None,
         typer.Option(
-            help="Longest prompt with its answer, tokens.", show_default="s × native", rich_help_panel=options.METHODS
+            help="Longest prompt with its answer, tokens.", show_default="s × native", rich_help_panel=METHODS
         ),
     ] = None,
-    native: options.Native = None,
-    pe_arg: options.PeArg = None,
-    scale_from: options.ScaleFromText = "plain",
-    layers: options.LayersText = "global",
-    pin_length: options.PinLength = None,
+    native: Annotated[str | None, model_option("native")] = None,
+    pe_arg: Annotated[list[str] | None, model_option("pe_args")] = None,
+    scale_from: Annotated[str, model_option("scale_from")] = "plain",
+    layers: Annotated[str, model_option("layers")] = "global",
+    pin_length: Annotated[str | None, model_option("pin_length")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.", rich_help_panel=SERVER)] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port.", rich_help_panel=SERVER)] = 8000,
     served_model: Annotated[
@@ -55,11 +53,11 @@ def serve(
             rich_help_panel=SERVER,
         ),
     ] = False,
-    vllm_arg: options.VllmArg = None,
-    dtype: options.Dtype = "auto",
-    device: options.Device = "auto",
-    revision: options.Revision = None,
-    trust_remote_code: options.TrustRemoteCode = False,
+    vllm_arg: Annotated[list[str] | None, model_option("vllm_args")] = None,
+    dtype: Annotated[str, model_option("dtype")] = "auto",
+    device: Annotated[str, model_option("device")] = "auto",
+    revision: Annotated[str | None, model_option("revision")] = None,
+    trust_remote_code: Annotated[bool, model_option("trust_remote_code")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show vLLM's command line and start nothing.", rich_help_panel=SERVER)
     ] = False,
@@ -93,12 +91,15 @@ def serve(
         engine_device,
         parse_vllm_args,
     )
-    from longeval.backends.vllm.server import base_url, check_address, run_server
+    from longeval.backends.vllm.server import base_url, check_address, run_server, served_method
     from longeval.models.prepare import prepare
+    from longeval.rope.build import parse_method_name, parse_pe_args
+    from longeval.values import parse_factor, parse_length
 
     check_installed("serve")
     args = parse_vllm_args(vllm_arg or [], OWNED_BY_SERVE)
-    _check_one_method(pe)
+    if "," in pe:
+        raise LongEvalError(f"--pe {pe}: a server has one method", "Start a server for each, on a --port of its own.")
     own = None if no_api_key else own_key()
     if not dry_run:  # whose line may be for another machine
         check_address(host, port)
@@ -106,7 +107,7 @@ def serve(
     prepared = prepare(
         model,
         revision=revision,
-        native=options.read("native", native),
+        native=read("native", native),
         scale_from=scale_from,
         layers=layers,
         dtype=dtype,
@@ -117,7 +118,15 @@ def serve(
     )
     prepared = dataclasses.replace(prepared, trust_remote_code=trust_remote_code)
     engine_device(prepared.device, serving=True)  # refuses one that vLLM doesn't compute on
-    served = _served(prepared, pe, factor, length, pe_arg or [], options.read("pin_length", pin_length))
+    method = parse_method_name(pe)
+    served = served_method(
+        prepared,
+        method,
+        factor=None if factor is None else parse_factor(factor),
+        length=None if length is None else parse_length(length, flag="--length"),
+        arguments=parse_pe_args(pe_arg or [], [pe]).get(method.base, {}),
+        pin=read("pin_length", pin_length),
+    )
     # One more: vLLM generates at least one token, and a prompt that fills the window is scored too.
     engine = engine_arguments(prepared, served.table, served.length + 1, args, share_prefixes=True)
     del engine["worker_extension_cls"]  # nobody would ask it
@@ -147,12 +156,34 @@ def serve(
     )
 
 
-def _check_one_method(pe: str) -> None:
-    """Raises LongEvalError for several: an engine holds one table."""
-    from longeval.errors import LongEvalError
+def _flags(engine: Mapping[str, Any]) -> list[str]:
+    """Engine options as vLLM's command line has them."""
+    flags = []
+    for name, value in engine.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            flags.append(f"--{flag}" if value else f"--no-{flag}")
+        elif isinstance(value, dict):
+            flags += [f"--{flag}", json.dumps(value)]
+        elif isinstance(value, list) and name == "device_ids":  # the one list that vLLM takes as one word
+            flags += [f"--{flag}", ",".join(map(str, value))]
+        elif isinstance(value, list):
+            flags += [f"--{flag}", *map(str, value)]
+        elif value is not None:
+            flags += [f"--{flag}", str(value)]
+    return flags
 
-    if "," in pe:
-        raise LongEvalError(f"--pe {pe}: a server has one method", "Start a server for each, on a --port of its own.")
+
+def _show_line(flags: list[str], what: str, no_api_key: bool) -> None:
+    """Prints vLLM's command line on stdout, and on stderr what it doesn't say."""
+    import shlex
+
+    from longeval.backends.vllm.server import COMMAND
+
+    say(f"this line serves {what}, with a Python that has longeval and vLLM installed")
+    if not no_api_key:
+        say("its key isn't on the line: set VLLM_API_KEY in its environment, or it asks for none")
+    show(shlex.join(["python", *COMMAND, *flags]))
 
 
 def _environment(own: str | None, no_api_key: bool) -> tuple[dict[str, str], str]:
@@ -170,52 +201,3 @@ def _environment(own: str | None, no_api_key: bool) -> tuple[dict[str, str], str
     if own:
         return environment, f"its key is the one in {KEY_VARIABLE}"
     return environment, f"its key: export {KEY_VARIABLE}={environment['VLLM_API_KEY']}"
-
-
-def _show_line(flags: list[str], what: str, no_api_key: bool) -> None:
-    """The command line of vLLM on stdout, and what it doesn't say on stderr."""
-    import shlex
-
-    from longeval.backends.vllm.server import COMMAND
-
-    say(f"this line serves {what}, with a Python that has longeval and vLLM installed")
-    if not no_api_key:
-        say("its key isn't on the line: set VLLM_API_KEY in its environment, or it asks for none")
-    show(shlex.join(["python", *COMMAND, *flags]))
-
-
-def _served(
-    model: PreparedModel, pe: str, factor: str | None, length: str | None, pe_arg: list[str], pin: int | None
-) -> Served:
-    """The method as a server has it."""
-    from longeval.backends.vllm.server import served_method
-    from longeval.rope.build import parse_method_name, parse_pe_args
-    from longeval.values import parse_factor, parse_length
-
-    name = parse_method_name(pe)
-    return served_method(
-        model,
-        name,
-        factor=None if factor is None else parse_factor(factor),
-        length=None if length is None else parse_length(length, flag="--length"),
-        arguments=parse_pe_args(pe_arg, [pe]).get(name.base, {}),
-        pin=pin,
-    )
-
-
-def _flags(engine: Mapping[str, Any]) -> list[str]:
-    """Engine options as vLLM's command line has them."""
-    flags = []
-    for name, value in engine.items():
-        flag = name.replace("_", "-")
-        if isinstance(value, bool):
-            flags.append(f"--{flag}" if value else f"--no-{flag}")
-        elif isinstance(value, dict):
-            flags += [f"--{flag}", json.dumps(value)]
-        elif name == "device_ids":  # the one list that vLLM takes as one word
-            flags += [f"--{flag}", ",".join(map(str, value)) if isinstance(value, list) else str(value)]
-        elif isinstance(value, list):
-            flags += [f"--{flag}", *map(str, value)]
-        elif value is not None:
-            flags += [f"--{flag}", str(value)]
-    return flags

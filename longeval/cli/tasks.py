@@ -1,4 +1,4 @@
-"""`longeval tasks`: downstream long-text tasks by method and length, and the list of what tasks there are."""
+"""`longeval tasks`: downstream long-text tasks by method and length; --list shows tasks without loading any of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from longeval.cli.command import Given, parameter, study_command
-from longeval.cli.terminal import console, show
+from longeval.cli.terminal import check_json_path, console, show, write_json
 from longeval.errors import LongEvalError
 from longeval.printable import as_markup, printable
 from longeval.studies.tasks.request import TasksRequest
@@ -18,10 +18,28 @@ if TYPE_CHECKING:
     from longeval.studies.tasks.definitions.index import Index
 
 
-# `longeval tasks --list`: the tasks and groups there are, without loading any of them.
+def _list_instead(asked: Given, others: Given) -> int | None:
+    """Shows the list if it is asked for, and refuses what would be ignored beside it."""
+    if not others["list_"]:
+        if "tasks" not in asked:
+            raise LongEvalError(
+                "--tasks: missing", "Give it, such as --tasks passkey; --list shows what tasks there are."
+            )
+        return None
+    for name, value in {**asked, "out": others["out"]}.items():
+        if name in ("model", "pe", "lengths", "out") and value is not None:
+            raise LongEvalError(f"--{name} {value}: would be ignored beside --list", "Leave one of the two out.")
+    return _list_tasks(others["json_path"], asked.get("tasks"), asked.get("include", []))
 
 
-def list_tasks(json_path: str | None, names: str | None, include: Sequence[str]) -> int:
+tasks = study_command(
+    TasksRequest,
+    more=[parameter("list_", bool, typer.Option("--list", help="Show the tasks and groups there are."), False)],
+    instead=_list_instead,
+)
+
+
+def _list_tasks(json_path: str | None, names: str | None, include: Sequence[str]) -> int:
     """Shows tasks and groups: as a table those that are about long text, as JSON all.
 
     Args:
@@ -29,12 +47,10 @@ def list_tasks(json_path: str | None, names: str | None, include: Sequence[str])
         names: Only these; a comma list, with `*` and `?`. A group shows its members too.
         include: Folders with more tasks.
     """
-    from longeval.cli.terminal import check_json_path, write_json
     from longeval.studies.tasks.definitions.index import LONG_CONTEXT, Index
     from longeval.values import split_paths
 
-    if json_path is not None:
-        check_json_path(json_path)
+    check_json_path(json_path)
     index = Index(include)
     chosen = index.listed() if names is None else _matching(index, split_paths(names, flag="--tasks"))
     if json_path is not None:
@@ -57,7 +73,7 @@ def _matching(index: Index, patterns: Sequence[str]) -> list[TaskEntry]:
     found: dict[str, TaskEntry] = {}
     for pattern in patterns:
         for entry in index.matching(pattern):
-            members = [index.find(index.scoped(entry, member)) for member in entry.members]
+            members = (index.find(index.scoped(entry, member)) for member in entry.members)
             for each in (entry, *members):
                 if each is not None and each.within is None:
                     found.setdefault(each.name, each)
@@ -111,24 +127,3 @@ def _said(entry: TaskEntry) -> str:
     refused = entry.needs.startswith("not run:")
     needs = "" if entry.needs == NOTHING else entry.needs if refused else f"needs {entry.needs}"
     return kind + "; ".join(filter(None, (entry.description, needs)))
-
-
-def _list_instead(asked: Given, others: Given) -> int | None:
-    """Shows the list if it is asked for; LongEvalError if neither that nor a whole request is."""
-    if others["list_"]:
-        unread = {flag: asked.get(flag[2:]) for flag in ("--model", "--pe", "--lengths")} | {"--out": others["out"]}
-        for flag, value in unread.items():
-            if value is not None:
-                raise LongEvalError(f"{flag} {value}: would be ignored beside --list", "Leave one of the two out.")
-        return list_tasks(others["json_path"], asked.get("tasks"), asked.get("include", []))
-    for name in ("model", "pe", "tasks", "lengths"):
-        if name not in asked:
-            raise LongEvalError(f"--{name}: missing", "Give it, or --list to see what tasks there are.")
-    return None
-
-
-tasks = study_command(
-    TasksRequest,
-    more=[parameter("list_", bool, typer.Option("--list", help="Show the tasks and groups there are."), False)],
-    instead=_list_instead,
-)

@@ -42,15 +42,12 @@ def console(*, stderr: bool = False, **options: Any) -> Console:
     return PrintableConsole(stderr=stderr, **options)
 
 
-# `--json PATH`: one JSON value to a file, whole or not at all, or to stdout for `-`.
-
-
-def check_json_path(path: str) -> None:
-    """As `check_writable` for `--json`, where `-` is stdout."""
-    if path != "-":
-        check_writable("--json", path)
-    elif getattr(sys.stdout, "absent", False):
+def check_json_path(path: str | None) -> None:
+    """As `check_writable` for `--json`, where `-` is stdout; None, where the flag isn't given, is fine."""
+    if path == "-" and getattr(sys.stdout, "absent", False):
         raise LongEvalError("--json -: standard output is closed", "Name a file, or leave standard output open.")
+    if path not in (None, "-"):
+        check_writable("--json", path)
 
 
 def check_writable(flag: str, path: str) -> None:
@@ -68,7 +65,7 @@ def check_writable(flag: str, path: str) -> None:
 
 
 def write_output(flag: str, path: str, content: bytes) -> None:
-    """Writes a user's file, whole or not at all; into what is no regular file (a pipe, /dev/null) as it comes.
+    """Writes a user's file, whole or not at all; into a pipe or a device as it comes.
 
     Raises:
         WriteError: If it can't be written; names the flag.
@@ -90,7 +87,25 @@ def write_output(flag: str, path: str, content: bytes) -> None:
 
 
 def _is_special(path: str) -> bool:
+    """Whether something is there that is no regular file: a pipe, /dev/null."""
     return os.path.exists(path) and not os.path.isfile(path)
+
+
+def write_json(value: Any, path: str) -> None:
+    """Writes `value` as JSON.
+
+    Args:
+        value: Plain JSON types; NaN is a bug (ValueError).
+        path: A file, or `-` for stdout; `check_json_path` comes before the work whose result this is.
+
+    Raises:
+        WriteError: If it can't be written after all.
+    """
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    if path == "-":
+        write_text(text)
+    else:
+        write_output("--json", path, text.encode())
 
 
 def write_text(text: str) -> None:
@@ -101,21 +116,3 @@ def write_text(text: str) -> None:
         return "".join(f"\\u{high:02x}{low:02x}" for high, low in zip(units[::2], units[1::2], strict=True))
 
     sys.stdout.write(re.sub(r"[^\n -~]", escaped, text))
-
-
-def write_json(value: Any, path: str) -> None:
-    """Writes `value` as JSON.
-
-    Args:
-        value: Plain JSON types; NaN is a bug (ValueError).
-        path: A file in a folder that exists, or `-` for stdout.
-
-    Raises:
-        LongEvalError: If the file can't be written; a WriteError if that turns out while writing.
-    """
-    check_json_path(path)
-    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    if path == "-":
-        write_text(text)
-        return
-    write_output("--json", path, text.encode())

@@ -23,8 +23,7 @@ from longeval.errors import LongEvalError, said_of
 from longeval.models.geometry import NATIVE, ConfigRope, native_length, rope_geometry
 from longeval.request import LAYERS, SCALE_FROM, Layers, ScaleFrom
 from longeval.rope.base import Geometry, RopeTable
-from longeval.rope.build import MethodName, build_table
-from longeval.rope.parameters import make_parameters
+from longeval.rope.build import MethodName, build_table, make_parameters
 from longeval.rope.resonance import resonate
 from longeval.values import format_length
 
@@ -86,7 +85,7 @@ class ModelRope:
         """A method's parameters: what was given, else the model's own where a method has no default (longrope's lists).
 
         Raises:
-            LongEvalError: As `rope.parameters.make_parameters`.
+            LongEvalError: As `make_parameters`.
         """
         own: dict[str, Any] = {}
         if name.base == self.shipped.base == "longrope":

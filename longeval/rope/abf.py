@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from longeval.rope.base import Geometry, RopeTable, method, refuse_start
-from longeval.rope.parameters import check_positive
+from longeval.rope.base import Geometry, RopeTable, check_positive, method, refuse_start
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

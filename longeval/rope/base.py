@@ -51,27 +51,25 @@ class Geometry:
 
     def __post_init__(self) -> None:
         assert self.start is None or len(self.start) * 2 == self.head_dim
-        if self.head_dim <= 0 or self.head_dim % 2:
+        if self.head_dim % 2 or not 0 < self.head_dim <= _LARGEST_HEAD:
             raise LongEvalError(
-                f"--head-dim {self.head_dim}: must be a positive even number",
+                f"--head-dim {self.head_dim}: must be an even number from 2 to {_LARGEST_HEAD}",
                 "RoPE rotates pairs; 64 or 128 are usual.",
             )
-        if self.head_dim > _LARGEST_HEAD:
-            raise LongEvalError(f"--head-dim {self.head_dim}: no head is that large", "64, 128 and 256 are usual.")
-        if not (math.isfinite(self.theta) and self.theta > 0):
-            raise LongEvalError(f"--theta {self.theta}: must be a positive number", "10000 is the usual base.")
         if not 1e-300 < self.theta < 1e300:
-            raise LongEvalError(f"--theta {self.theta}: no base is of that size", "10000 is the usual base.")
+            raise LongEvalError(
+                f"--theta {self.theta}: must be a positive number below 1e300", "10000 is the usual base."
+            )
         if self.native_length <= 0:
             raise LongEvalError(
                 f"--native {self.native_length}: must be a positive number of tokens", "Llama 2 has 4096."
             )
-        if not (math.isfinite(self.factor) and self.factor >= 1):
+        if not 1 <= self.factor < math.inf:
             raise LongEvalError(
                 f"--factor {self.factor:g}: must be a finite number of at least 1",
                 "It is target length / native length: 4 stretches 4k to 16k.",
             )
-        if not self.factor * self.native_length <= _LONGEST:
+        if self.factor * self.native_length > _LONGEST:
             raise LongEvalError(
                 f"--factor {self.factor:g}: a target length of {self.factor:g} times {self.native_length} tokens "
                 "is beyond any sequence",
@@ -133,7 +131,8 @@ class RopeTable:
 
     def cos_sin(self, positions_T: IntArray) -> CosSin:
         """Cosines and sines times the attention factor: float64 throughout, cast to float32 at the end; (T, F) each."""
-        table = CosSin(*(np.empty((len(positions_T), len(self.inv_freq_F)), dtype=np.float32) for _ in range(2)))
+        shape = (len(positions_T), len(self.inv_freq_F))
+        table = CosSin(np.empty(shape, dtype=np.float32), np.empty(shape, dtype=np.float32))
         for first in range(0, len(positions_T), _ROWS):
             rows = slice(first, first + _ROWS)
             angles_TF = self.angles(positions_T[rows])
@@ -143,12 +142,10 @@ class RopeTable:
 
     def same_as(self, other: RopeTable) -> bool:
         """True if both give the same angles and the same attention factor, bit for bit, in all layers."""
-        if self.local is None or other.local is None:
-            same_local = self.local is other.local
-        else:
-            same_local = self.local.same_as(other.local)
+        if self.local is not None and other.local is not None and not self.local.same_as(other.local):
+            return False
         return (
-            same_local
+            (self.local is None) == (other.local is None)
             and self.attention_factor == other.attention_factor
             and np.array_equal(self.inv_freq_F, other.inv_freq_F)
             and (self.period_F is None) == (other.period_F is None)  # equal frequencies have equal periods
@@ -165,14 +162,15 @@ def check_table(table: RopeTable, length: int, settings: str) -> None:
     """
     inv_freq_F = table.inv_freq_F
     with np.errstate(all="ignore"):
-        wavelengths_F, factor = 2.0 * np.pi / inv_freq_F, np.float32(table.attention_factor)
-        good_F = np.isfinite(wavelengths_F) & (inv_freq_F > 0) & (inv_freq_F * float(length) < _LONGEST)
-    if good_F.all() and np.isfinite(factor) and factor > 0:
-        return
-    what = f"an attention factor of {table.attention_factor:g}"
+        factor = np.float32(table.attention_factor)
+        good_F = np.isfinite(2.0 * np.pi / inv_freq_F) & (inv_freq_F > 0) & (inv_freq_F * float(length) < _LONGEST)
     if not good_F.all():
         worst = int(np.argmin(good_F))
         what = f"a frequency of {inv_freq_F[worst]:g} rad/token (feature {worst})"
+    elif not 0 < factor < np.inf:
+        what = f"an attention factor of {table.attention_factor:g}"
+    else:
+        return
     raise LongEvalError(f"{settings}: gives {what}, which can't be computed with", "Use a less extreme value.")
 
 
@@ -193,17 +191,6 @@ def table_digest(*tables: CosSin) -> str:
         for part_TF in table:
             digest.update(np.ascontiguousarray(part_TF, dtype="<f4").tobytes())
     return digest.hexdigest()
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class NoParameters:
-    """For methods that have none."""
-
-
-def refuse_start(geometry: Geometry, reason: str) -> None:
-    """Raises LongEvalError, for `reason`, if methods don't start from plain RoPE."""
-    if geometry.start is not None:
-        raise LongEvalError(f"--scale-from shipped: {reason}", "Leave it out: the method then replaces that scaling.")
 
 
 MethodFunction = Callable[[Geometry, Any, int], RopeTable]
@@ -229,6 +216,11 @@ class Method:
 
 
 METHODS: Registry[Method] = Registry("--pe")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NoParameters:
+    """For methods that have none."""
 
 
 def method(
@@ -258,3 +250,17 @@ def method(
         return compute
 
     return register
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raises LongEvalError, naming the parameter, unless `value` is finite and greater than 0."""
+    if not 0 < value < math.inf:
+        raise LongEvalError(
+            f"{name} {value:g}: must be a finite number greater than 0", "Correct this setting or leave it out."
+        )
+
+
+def refuse_start(geometry: Geometry, reason: str) -> None:
+    """Raises LongEvalError, for `reason`, if methods are to start from the scaling that the model comes with."""
+    if geometry.start is not None:
+        raise LongEvalError(f"--scale-from shipped: {reason}", "Leave it out: the method then replaces that scaling.")

@@ -1,20 +1,23 @@
-"""Builds a RopeTable from names and settings as users write them, for every command and backend."""
+"""Builds a RopeTable from names and settings as users write them, for every command and backend.
+
+Parameters come as text (`--pe-arg yarn.beta_fast=16`) or typed, as from YAML. The dataclass of a method is the only
+place that knows its parameters, their types and defaults; messages name a parameter as a user would set it.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import json
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-from longeval.errors import LongEvalError, did_you_mean
+from longeval.errors import LongEvalError, did_you_mean, reason
 from longeval.rope.base import METHODS, Geometry, Method, RopeTable, check_table
-from longeval.rope.parameters import convert_value, make_parameters
 from longeval.rope.resonance import resonate
-
-__all__ = ["MethodName", "build_table", "make_parameters", "method_names", "parse_method_name", "parse_pe_args"]
 
 _PREFIX = "resonance_"
 
@@ -66,40 +69,6 @@ def parse_method_name(name: str, *, flag: str = "--pe") -> MethodName:
     return MethodName(base=base, resonance=name != base)
 
 
-def parse_pe_args(items: Sequence[str], names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Reads repeated `--pe-arg METHOD.PARAMETER=VALUE`.
-
-    Args:
-        items: What was given, e.g. `yarn.beta_fast=16` or `longrope.long_factor=@factors.json`.
-        names: The methods asked for; a setting of `yarn` goes to `yarn` and `resonance_yarn` alike.
-
-    Returns:
-        The given values: base method → parameter name → value (float, tuple of floats, word or None).
-
-    Raises:
-        LongEvalError: An item has another form, an unknown method, one that was not asked for, an unknown parameter, or
-            an unreadable value; or a parameter has two values.
-    """
-    asked = {parse_method_name(name).base for name in names}
-    values: dict[str, dict[str, Any]] = {}
-    for item in items:
-        key, equals, text = item.partition("=")
-        base, dot, parameter = key.strip().partition(".")
-        if not (equals and dot and base and parameter and text.strip()):
-            raise LongEvalError(
-                f"--pe-arg {item}: not of the form METHOD.PARAMETER=VALUE", "Write --pe-arg yarn.beta_fast=32."
-            )
-        base = _settable(item, base, asked)
-        value = convert_value(base, parameter, text.strip())
-        given = values.setdefault(base, {})
-        if parameter in given and given[parameter] != value:
-            raise LongEvalError(
-                f"--pe-arg {item}: {base}.{parameter} is given twice, with another value", "Give it once."
-            )
-        given[parameter] = value
-    return values
-
-
 def build_table(name: str, geometry: Geometry, parameters: Any = None, seq_len: int | None = None) -> RopeTable:
     """The table of a method, rounded last if the name says resonance.
 
@@ -122,7 +91,7 @@ def build_table(name: str, geometry: Geometry, parameters: Any = None, seq_len: 
     if seq_len is None:
         seq_len = geometry.target_length
     assert isinstance(parameters, parsed.method.parameters) and seq_len >= 1
-    settings = _settings(name, geometry, parameters, seq_len)
+    settings = _settings(parsed, geometry, parameters, seq_len)
     try:
         with np.errstate(all="ignore"):  # what overflows is found in the table
             table = parsed.method.compute(geometry, parameters, seq_len)
@@ -134,30 +103,140 @@ def build_table(name: str, geometry: Geometry, parameters: Any = None, seq_len: 
     return resonate(table) if parsed.resonance else table
 
 
-def _settings(name: str, geometry: Geometry, parameters: Any, seq_len: int) -> str:
-    """The flags that lead to a table: parameters that differ from their defaults, then the geometry."""
-    base = parse_method_name(name).base
+def _settings(name: MethodName, geometry: Geometry, parameters: Any, seq_len: int) -> str:
+    """The flags that lead to a table, for messages: only the parameters that differ from their defaults."""
     own = [
-        f"--pe-arg {base}.{item.name}={getattr(parameters, item.name)}"[:100]
+        f"--pe-arg {name.base}.{item.name}={getattr(parameters, item.name)}"[:100]
         for item in dataclasses.fields(parameters)
         if getattr(parameters, item.name) != item.default
     ]
     given = f"--theta {geometry.theta:g}, --native {geometry.native_length}, --factor {geometry.factor:g}"
-    return ", ".join((f"--pe {name}", *own, given, f"length {seq_len}"))
+    return ", ".join((f"--pe {name.canonical}", *own, given, f"length {seq_len}"))
 
 
-def _settable(item: str, base: str, asked: set[str]) -> str:
-    """The base method of a setting, known and asked for; else LongEvalError."""
-    if base.startswith(_PREFIX) or base == "resonance":
-        meant = base.removeprefix(_PREFIX)
-        remedy = f"Write --pe-arg {meant}.…: it also goes to {_PREFIX}{meant}." if meant in METHODS else ""
+def parse_pe_args(items: Sequence[str], names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Reads repeated `--pe-arg METHOD.PARAMETER=VALUE`.
+
+    Args:
+        items: What was given, e.g. `yarn.beta_fast=16` or `longrope.long_factor=@factors.json`.
+        names: The methods asked for; a setting of `yarn` goes to `yarn` and `resonance_yarn` alike.
+
+    Returns:
+        The given values: base method → parameter name → value (float, tuple of floats, word or None).
+
+    Raises:
+        LongEvalError: An item has another form, an unknown method, one that was not asked for, an unknown parameter, or
+            an unreadable value; or a parameter has two values.
+    """
+    asked = {parse_method_name(name).base for name in names}
+    values: dict[str, dict[str, Any]] = {}
+    for item in items:
+        key, _, text = item.partition("=")
+        base, _, parameter = key.strip().partition(".")
+        if not (base and parameter and text.strip()):
+            raise LongEvalError(
+                f"--pe-arg {item}: not of the form METHOD.PARAMETER=VALUE", "Write --pe-arg yarn.beta_fast=32."
+            )
+        if base.startswith(_PREFIX) and base.removeprefix(_PREFIX) in METHODS:
+            plain = base.removeprefix(_PREFIX)
+            raise LongEvalError(
+                f"--pe-arg {item}: parameters belong to the method without resonance",
+                f"Write --pe-arg {plain}.…: it also goes to {base}.",
+            )
+        if base not in METHODS:
+            raise LongEvalError(f"--pe-arg {item}: {base} is not a method with parameters", did_you_mean(base, METHODS))
+        if base not in asked:
+            raise LongEvalError(
+                f"--pe-arg {item}: {base} is not among the methods asked for", f"Add {base} to --pe or leave this out."
+            )
+        value = _convert(base, parameter, text.strip())
+        given = values.setdefault(base, {})
+        if given.setdefault(parameter, value) != value:
+            raise LongEvalError(
+                f"--pe-arg {item}: {base}.{parameter} is given twice, with another value", "Give it once."
+            )
+    return values
+
+
+def make_parameters(base: str, values: Mapping[str, Any]) -> Any:
+    """The parameters dataclass of a method, from its defaults and `values`.
+
+    Args:
+        base: A registered method's name, without resonance.
+        values: Parameter name to value: typed as from YAML (numbers, lists), or text as from `--pe-arg`.
+
+    Raises:
+        LongEvalError: Unknown parameter, unreadable or impossible value, or one without default that is missing.
+    """
+    converted = {name: _convert(base, name, value) for name, value in values.items()}
+    kind = METHODS.lookup(base).parameters
+    for field in dataclasses.fields(kind):
+        if field.name not in converted and field.default is dataclasses.MISSING:
+            raise LongEvalError(
+                f"--pe {base}: needs {field.name}, which has no default",
+                f"Give it as --pe-arg {base}.{field.name}=@file.json (a JSON list) or as a comma list of numbers; "
+                "a model's config.json holds it.",
+            )
+    try:
+        return kind(**converted)
+    except LongEvalError as error:
+        raise LongEvalError(f"--pe-arg {base}.{error.problem}", error.remedy) from error
+
+
+def _convert(base: str, name: str, value: Any) -> Any:
+    """One value in the type of the parameter `name` of method `base`: a float, a tuple of floats, a word or None.
+
+    Text is read as a number, a comma list, or `@file.json`.
+    """
+    hints = get_type_hints(METHODS.lookup(base).parameters)
+    if name not in hints:
+        remedy = did_you_mean(name, hints) if hints else f"{base} has no parameters."
+        raise LongEvalError(f"--pe-arg {base}.{name}: unknown parameter", remedy)
+    label = f"--pe-arg {base}.{name}={_shown(value)}"
+    if isinstance(value, str) and value.startswith("@"):
+        value = _read_json(label, value[1:])
+    annotation = hints[name]
+    if get_origin(annotation) is Literal:
+        if value not in get_args(annotation):
+            raise LongEvalError(f"{label}: unknown", did_you_mean(str(value), get_args(annotation)))
+        return value
+    if get_origin(annotation) is tuple:
+        items = value.split(",") if isinstance(value, str) else value
+        if not isinstance(items, (list, tuple)):
+            raise LongEvalError(
+                f"{label}: not a list", "Write a comma list of numbers, or @file.json with a JSON list."
+            )
+        return tuple(_number(label, item) for item in items)
+    if annotation is not float and (value is None or value == "none"):
+        return None
+    return _number(label, value)
+
+
+def _number(label: str, value: Any) -> float:
+    """A finite float from a number or text; booleans are not numbers."""
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        shown = "" if label.endswith(f"={value}") else f" {_shown(value)} is"
+        raise LongEvalError(f"{label}:{shown} not a finite number", "Write it as 32 or 0.5.")
+    return number
+
+
+def _read_json(label: str, path: str) -> Any:
+    """The JSON value in a file."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except (OSError, ValueError, RecursionError) as error:
         raise LongEvalError(
-            f"--pe-arg {item}: parameters belong to the method without resonance", remedy or "Resonance has none."
-        )
-    if base not in METHODS:
-        raise LongEvalError(f"--pe-arg {item}: unknown method {base}", did_you_mean(base, METHODS))
-    if base not in asked:
-        raise LongEvalError(
-            f"--pe-arg {item}: {base} is not among the methods asked for", f"Add {base} to --pe or leave this out."
-        )
-    return base
+            f"{label}: can't read {path} as JSON ({reason(error)})",
+            "Give a JSON file that holds the bare value, such as [1.0, 1.05].",
+        ) from error
+
+
+def _shown(value: Any) -> str:
+    """A value for a message: one line of at most 40 characters."""
+    text = " ".join(str(value).split())
+    return text if len(text) <= 40 else f"{text[:37]}..."

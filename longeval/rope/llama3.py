@@ -10,9 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from longeval.errors import LongEvalError
-from longeval.rope.base import Geometry, RopeTable, method
+from longeval.rope.base import Geometry, RopeTable, check_positive, method
 from longeval.rope.ntk_by_parts import blend
-from longeval.rope.parameters import check_positive
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from longeval.errors import LongEvalError
-from longeval.rope.base import Geometry, RopeTable, method, refuse_start
-from longeval.rope.parameters import check_positive
+from longeval.rope.base import Geometry, RopeTable, check_positive, method, refuse_start
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,8 +44,7 @@ def longrope(geometry: Geometry, parameters: LongropeParameters, seq_len: int) -
     """θ_j / factor_j, shape (F,), rad/token; attention factor sqrt(1 + ln(s)/ln(L)).
 
     Raises:
-        LongEvalError: a list that hasn't F numbers, L = 1 where the attention factor is undefined, or frequencies to
-            start from that the factors weren't searched for.
+        LongEvalError: a list that hasn't F numbers, or frequencies to start from that the factors weren't searched for.
     """
     refuse_start(geometry, "longrope's factors are for plain RoPE, not for the scaling that the model comes with")
     for name, factors in (("short_factor", parameters.short_factor), ("long_factor", parameters.long_factor)):
@@ -58,16 +56,8 @@ def longrope(geometry: Geometry, parameters: LongropeParameters, seq_len: int) -
             )
     attention_factor = parameters.attention_factor
     if attention_factor is None:
-        attention_factor = _attention_factor(geometry)
+        growth = 0.0 if geometry.factor == 1 else math.log(geometry.factor) / math.log(geometry.native_length)
+        attention_factor = math.sqrt(1.0 + growth)
     stretched = geometry.target_length > geometry.native_length
     factor_F = np.array(parameters.long_factor if stretched else parameters.short_factor, dtype=np.float64)
     return RopeTable(inv_freq_F=geometry.base_inv_freq() / factor_F, attention_factor=float(attention_factor))
-
-
-def _attention_factor(geometry: Geometry) -> float:
-    """sqrt(1 + ln(s)/ln(L)), and 1 for s = 1."""
-    if geometry.factor == 1.0:
-        return 1.0
-    if geometry.native_length == 1:
-        raise LongEvalError("--native 1: longrope's attention factor divides by ln(L)", "Give the real native length.")
-    return math.sqrt(1.0 + math.log(geometry.factor) / math.log(geometry.native_length))

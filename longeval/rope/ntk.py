@@ -6,26 +6,19 @@ follows the current sequence alone and no earlier one is remembered.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from longeval.errors import LongEvalError
 from longeval.rope.base import Geometry, RopeTable, method
-
-BaseRule = Literal["power", "linear"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NtkParameters:
     """Parameters of ntk and dynamic_ntk."""
 
-    base_rule: BaseRule = "power"
+    base_rule: Literal["power", "linear"] = "power"
     """How s enlarges the base: `power` is b·s^(d/(d−2)), `linear` is b·s (the Resonance paper's runs)."""
-
-    def __post_init__(self) -> None:
-        if self.base_rule not in get_args(BaseRule):
-            raise LongEvalError(f"base_rule {self.base_rule}: unknown", "Use power or linear.")
 
 
 @method("ntk", summary="NTK-aware, base b·s^(d/(d−2)) (or b·s)", source="bloc97 2023", parameters=NtkParameters)
@@ -33,7 +26,7 @@ def ntk(geometry: Geometry, parameters: NtkParameters, seq_len: int) -> RopeTabl
     """b'^(−2j/d) with b' from the base rule and s, shape (F,), rad/token; attention factor 1.
 
     Raises:
-        LongEvalError: head_dim 2 with the power rule, whose exponent is then undefined, or an infinite base.
+        LongEvalError: head_dim 2 with the power rule, whose exponent is then undefined.
     """
     return _table(geometry, parameters, geometry.factor)
 
@@ -61,12 +54,10 @@ def _table(geometry: Geometry, parameters: NtkParameters, factor: float) -> Rope
                 "Use a larger head, or base_rule=linear.",
             )
         exponent = geometry.head_dim / (geometry.head_dim - 2)
-    # Compared as logarithms, because the power itself would overflow.
-    if math.log(geometry.theta) + exponent * math.log(factor) > math.log(1e300):
-        raise LongEvalError(f"--factor {factor:g}: ntk's base is beyond 1e300", "Use a smaller factor.")
+    growth = factor**exponent
     if geometry.start is not None:
         # A base that is k times as large divides θ_j by k^(2j/d); frequencies of any other kind get the same divisors.
-        return RopeTable(
-            inv_freq_F=geometry.base_inv_freq() * geometry.plain_inv_freq(factor**exponent), attention_factor=1.0
-        )
-    return RopeTable(inv_freq_F=geometry.plain_inv_freq(geometry.theta * factor**exponent), attention_factor=1.0)
+        inv_freq_F = geometry.base_inv_freq() * geometry.plain_inv_freq(growth)
+    else:
+        inv_freq_F = geometry.plain_inv_freq(geometry.theta * growth)
+    return RopeTable(inv_freq_F=inv_freq_F, attention_factor=1.0)

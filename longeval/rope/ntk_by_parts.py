@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from longeval.errors import LongEvalError
-from longeval.rope.base import FloatArray, Geometry, RopeTable, method
-from longeval.rope.parameters import check_positive
+from longeval.rope.base import FloatArray, Geometry, RopeTable, check_positive, method
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -30,8 +30,9 @@ def resonate(table: RopeTable) -> RopeTable:
     """
     wavelengths_F = np.asarray(table.wavelengths_F)
     rounded_F = np.rint(wavelengths_F)
-    if rounded_F.min() < 1 or not rounded_F.max() < _LONGEST_WAVELENGTH:
-        worst = int(np.argmin(rounded_F) if rounded_F.min() < 1 else np.argmax(rounded_F))
+    good_F = (rounded_F >= 1) & (rounded_F < _LONGEST_WAVELENGTH)
+    if not good_F.all():
+        worst = int(np.argmin(good_F))
         raise LongEvalError(
             f"--pe resonance: feature {worst} has a wavelength of {wavelengths_F[worst]:.6g} tokens, "
             "which can't be rounded to a usable integer",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 from rich import box
@@ -17,22 +18,23 @@ from longeval.rope.base import METHODS
 from longeval.values import format_length
 
 _LEAST_WIDTH = 100
-_FEATURE_COLUMNS = (
-    ("θ", "what a token turns this pair of dimensions by, radians"),
-    ("λ", "wavelength, 2π/θ: tokens until it has turned once"),
-    ("turns in L", "how often it turns within the native length L; dim where less than once"),
-    ("stretch", "interpolation: θ before the method over θ after; 1: untouched, s: fully interpolated"),
-    ("rounding", "change of λ by rounding to whole tokens"),
-    ("gap", "how far a position beyond L can be from the most similar one below L; 0: nothing new"),
-)
-_METHOD_COLUMNS = (
-    ("λ ≤ L", "pre-critical features: they turn at least once in the native length L"),
-    ("gap", "how far these can be, beyond L, from the most similar position below L; 0: nothing new"),
-    ("unique", "how many positions they tell apart, where wavelengths are whole tokens"),
-    ("collisions", "positions whose whole row in bfloat16 repeats an earlier one's"),
-    ("attention", "attention factor of cos and sin; logits are multiplied by its square"),
-    ("longest λ", "tokens until the slowest feature has turned once"),
-)
+_FEATURE_COLUMNS = {
+    "θ": "what a token turns this pair of dimensions by, radians",
+    "λ": "wavelength, 2π/θ: tokens until it has turned once",
+    "turns in L": "how often it turns within the native length L; dim where less than once",
+    "stretch": "interpolation: θ before the method over θ after; 1: untouched, s: fully interpolated",
+    "rounding": "change of λ by rounding to whole tokens",
+    "gap": "how far a position beyond L can be from the most similar one below L; 0: nothing new",
+}
+_METHOD_COLUMNS = {
+    "λ ≤ L": "pre-critical features: they turn at least once in the native length L",
+    "gap": "how far these can be, beyond L, from the most similar position below L; 0: nothing new",
+    "unique": "how many positions they tell apart, where wavelengths are whole tokens",
+    "collisions": "positions whose whole row in bfloat16 repeats an earlier one's",
+    "attention": "attention factor of cos and sin; logits are multiplied by its square",
+    "longest λ": "tokens until the slowest feature has turned once",
+}
+_ERRORS_TITLE = "Largest error of cos and sin just below a position"
 _ERRORS = (
     ("float32_product", "float32", "position · θ in float32, as stock engines compute angles"),
     ("bfloat16_inv_freq", "bfloat16", "the same, after model.to(bfloat16) has cast θ"),
@@ -50,6 +52,125 @@ def show(descriptions: Sequence[Mapping[str, Any]]) -> None:
         _show_one(console, descriptions[0])
     else:
         _show_several(console, descriptions)
+
+
+def _show_one(console: Console, description: Mapping[str, Any]) -> None:
+    """Prints one method: every feature, a summary, and the floating-point error."""
+    rounded = description["unique_positions"] is not None
+    table = _table(["j", *_FEATURE_COLUMNS])
+    keys = ("inv_freq", "wavelengths", "rotations", "interpolation", "rounding_errors", "feature_gaps")
+    rows = zip(*(description[key] for key in keys), strict=True)
+    for j, (inv_freq, wavelength, rotations, interpolation, rounding, gap) in enumerate(rows):
+        table.add_row(
+            str(j),
+            f"{inv_freq:.6g}",
+            f"{wavelength:.0f}" if rounded else f"{wavelength:.3f}",
+            f"{rotations:.4g}",
+            f"{interpolation:.4g}",
+            f"{100 * rounding:+.2g}%" if rounded else "–",
+            _gap(gap),
+            style="dim" if rotations < 1 else None,
+        )
+    console.print(_title(description["name"], description), style="bold")
+    _print(console, table, *_legend(_FEATURE_COLUMNS), "", *_summary(description), "")
+    ends = [format_length(row["positions"]) for row in description["precision"]]
+    errors = _table(["angle", *ends, ""], left=1)
+    errors.columns[-1].justify = "left"
+    for key, name, meaning in _ERRORS:
+        errors.add_row(name, *(f"{row[key]:.2g}" for row in description["precision"]), f"[dim]{meaning}[/dim]")
+    console.print(_ERRORS_TITLE, style="bold")
+    _print(console, errors)
+
+
+def _show_several(console: Console, descriptions: Sequence[Mapping[str, Any]]) -> None:
+    """Prints several methods side by side, and their floating-point errors."""
+    first = descriptions[0]
+    table = _table(["method", *(name.replace("longest ", "longest\n") for name in _METHOD_COLUMNS)], left=1)
+    ends = [format_length(row["positions"]) for row in first["precision"]]
+    errors = _table(["method", *(f"{name}\n{end}" for _, name, _ in _ERRORS for end in ends)], left=1)
+    for description in descriptions:
+        unique, collisions = description["unique_positions"], description["collisions"]["bfloat16"]
+        table.add_row(
+            description["name"],
+            str(description["pre_critical"]),
+            f"{description['feature_gap']:.3g}",
+            "–" if unique is None else short_integer(unique),
+            "–" if collisions is None else str(collisions),
+            f"{description['attention_factor']:.5g}",
+            f"{max(description['wavelengths']):.0f}",
+        )
+        cells = (f"{row[key]:.2g}" for key, _, _ in _ERRORS for row in description["precision"])
+        errors.add_row(description["name"], *cells)
+    console.print(_title("RoPE methods", first), style="bold")
+    note = _why_no_gaps(first)
+    _print(console, table, *_legend(_METHOD_COLUMNS), *([f"All gaps are {note}."] if note else []), "")
+    console.print(_ERRORS_TITLE, style="bold")
+    _print(console, errors, *_legend({name: meaning for _, name, meaning in _ERRORS}))
+
+
+def _title(name: str, description: Mapping[str, Any]) -> str:
+    """The title: the method and its geometry."""
+    native, factor, length = description["native_length"], description["factor"], description["length"]
+    target = round(factor * native)
+    title = (
+        f"{name}: d {description['head_dim']}, base {description['theta']:.10g}, L {format_length(native)}, "
+        f"target {format_length(target)} (s {factor:g})"
+    )
+    return title if length == target else f"{title}, n {format_length(length)}"
+
+
+def _summary(description: Mapping[str, Any]) -> list[str]:
+    """The summary of a method, one line for each number."""
+    factor, unique = description["attention_factor"], description["unique_positions"]
+    rows = {
+        "pre-critical": f"{description['pre_critical']} of {len(description['wavelengths'])} features: "
+        "λ ≤ L before rounding",
+        "feature gap": _why_no_gaps(description) or f"{_gap(description['feature_gap'])}, the largest of these",
+        "unique positions": "– (wavelengths aren't whole tokens)"
+        if unique is None
+        else f"{short_integer(unique)} are told apart by the pre-critical features",
+        "collisions": _collisions(description),
+        "attention factor": f"{factor:.6g}" + ("" if factor == 1 else f", logits times {factor**2:.4g}"),
+        "mean cos": _decay(description),
+    }
+    return [f"{name:<16}  {text}" for name, text in rows.items()]
+
+
+def _why_no_gaps(description: Mapping[str, Any]) -> str:
+    """Says why every gap is 0 where the target is no longer than L; empty otherwise."""
+    native = description["native_length"]
+    if round(description["factor"] * native) > native:
+        return ""
+    return "0: no position lies beyond L (--factor sets a longer target)"
+
+
+def _gap(gap: float) -> str:
+    """A gap; only an exact 0 is written as 0."""
+    return "0" if gap == 0 else f"{gap:.4g}"
+
+
+def _collisions(description: Mapping[str, Any]) -> str:
+    """Collisions in words."""
+    counts = description["collisions"]
+    target = format_length(round(description["factor"] * description["native_length"]))
+    if counts["bfloat16"] is None:
+        return f"– ({target} positions are too many to compare)"
+    text = f"{counts['float32']} of {target} positions in float32, {counts['bfloat16']} in bfloat16"
+    if counts["pre_critical"] is not None:
+        text += f", {counts['pre_critical']} by the pre-critical features alone"
+    return text
+
+
+def _decay(description: Mapping[str, Any]) -> str:
+    """The mean cosine at a few distances."""
+    values = dict(zip(description["decay"]["distances"], description["decay"]["mean_cos"], strict=True))
+    round_ones = sorted({1, 16, 256, description["native_length"], max(values)} & values.keys())
+    return ", ".join(f"{values[d]:.3f} at {format_length(d) if d else 0}" for d in round_ones) + " tokens apart"
+
+
+def short_integer(digits: str) -> str:
+    """A decimal integer of more than 7 digits as 7.058e51; it may be too large for a float."""
+    return digits if len(digits) <= 7 else f"{Decimal(digits):.3e}".replace("e+", "e")
 
 
 def list_methods() -> list[dict[str, Any]]:
@@ -72,7 +193,7 @@ def list_methods() -> list[dict[str, Any]]:
 
 def show_methods() -> None:
     """Prints all methods."""
-    table = _table(("method", "what it does, and its source", "parameters"), left=3)
+    table = _table(["method", "what it does, and its source", "parameters"], left=3)
     for row in list_methods():
         settings = "\n".join(f"{name}={_default(value)}" for name, value in row["parameters"].items())
         table.add_row(row["name"], f"{row['summary']}\n[dim]{row['source']}[/dim]", settings or "–")
@@ -84,147 +205,6 @@ def show_methods() -> None:
     )
 
 
-def short_integer(digits: str) -> str:
-    """A long decimal integer as 7.058e51, made from its digits because it may be too large for a float."""
-    if len(digits) <= 7:
-        return digits
-    exponent = len(digits) - 1
-    leading = (int(digits[:5]) + 5) // 10
-    if leading == 10000:
-        leading, exponent = 1000, exponent + 1
-    return f"{leading / 1000:.3f}e{exponent}"
-
-
-def _show_one(console: Console, description: Mapping[str, Any]) -> None:
-    """Prints one method: every feature, a summary, and the floating-point error."""
-    rounded = description["unique_positions"] is not None
-    table = _table(("j", *(name for name, _ in _FEATURE_COLUMNS)))
-    keys = ("inv_freq", "wavelengths", "rotations", "interpolation", "rounding_errors", "feature_gaps")
-    rows = zip(*(description[key] for key in keys), strict=True)
-    for j, (inv_freq, wavelength, rotations, interpolation, rounding, gap) in enumerate(rows):
-        table.add_row(
-            str(j),
-            f"{inv_freq:.6g}",
-            f"{wavelength:.0f}" if rounded else f"{wavelength:.3f}",
-            f"{rotations:.4g}",
-            f"{interpolation:.4g}",
-            f"{100 * rounding:+.2g}%" if rounded else "–",
-            _gap(gap),
-            style="dim" if rotations < 1 else None,
-        )
-    console.print(_title(description["name"], description), style="bold")
-    _print(console, table, *_legend(_FEATURE_COLUMNS), "", *_summary(description), "")
-    errors = _table(("angle", *(_end(row) for row in description["precision"]), ""), left=1)
-    errors.columns[-1].justify = "left"
-    for key, name, meaning in _ERRORS:
-        errors.add_row(name, *(f"{row[key]:.2g}" for row in description["precision"]), f"[dim]{meaning}[/dim]")
-    console.print("Largest error of cos and sin just below a position", style="bold")
-    _print(console, errors)
-
-
-def _summary(description: Mapping[str, Any]) -> list[str]:
-    """The summary of a method, one line for each number."""
-    factor = description["attention_factor"]
-    rows = {
-        "pre-critical": f"{description['pre_critical']} of {len(description['wavelengths'])} features: "
-        "λ ≤ L before rounding",
-        "feature gap": _without_unseen(description) or f"{_gap(description['feature_gap'])}, the largest of these",
-        "unique positions": _unique(description),
-        "collisions": _collisions(description),
-        "attention factor": f"{factor:.6g}" + ("" if factor == 1 else f", logits times {factor**2:.4g}"),
-        "mean cos": _decay(description),
-    }
-    return [f"{name:<16}  {text}" for name, text in rows.items()]
-
-
-def _show_several(console: Console, descriptions: Sequence[Mapping[str, Any]]) -> None:
-    """Prints several methods side by side, and their floating-point errors."""
-    first = descriptions[0]
-    table = _table(("method", *(name.replace("longest ", "longest\n") for name, _ in _METHOD_COLUMNS)), left=1)
-    for description in descriptions:
-        table.add_row(
-            description["name"],
-            str(description["pre_critical"]),
-            f"{description['feature_gap']:.3g}",
-            short_integer(description["unique_positions"]) if description["unique_positions"] else "–",
-            _count(description["collisions"]["bfloat16"]),
-            f"{description['attention_factor']:.5g}",
-            f"{max(description['wavelengths']):.0f}",
-        )
-    console.print(_title("RoPE methods", first), style="bold")
-    note = _without_unseen(first)
-    _print(console, table, *_legend(_METHOD_COLUMNS), *([f"All gaps are {note}."] if note else []), "")
-    ends = [f"{name}\n{_end(row)}" for _, name, _ in _ERRORS for row in first["precision"]]
-    errors = _table(("method", *ends), left=1)
-    for description in descriptions:
-        cells = (f"{row[key]:.2g}" for key, _, _ in _ERRORS for row in description["precision"])
-        errors.add_row(description["name"], *cells)
-    console.print("Largest error of cos and sin just below a position", style="bold")
-    _print(console, errors, *_legend([(name, meaning) for _, name, meaning in _ERRORS]))
-
-
-def _title(name: str, description: Mapping[str, Any]) -> str:
-    """The title: the method and its geometry."""
-    native, factor = description["native_length"], description["factor"]
-    target = round(factor * native)
-    text = (
-        f"{name}: d {description['head_dim']}, base {description['theta']:.10g}, L {format_length(native)}, "
-        f"target {format_length(target)} (s {factor:g})"
-    )
-    return text if description["length"] == target else f"{text}, n {format_length(description['length'])}"
-
-
-def _without_unseen(description: Mapping[str, Any]) -> str:
-    """Says why every gap is 0 where the target is no longer than L; empty otherwise."""
-    native = description["native_length"]
-    if round(description["factor"] * native) > native:
-        return ""
-    return "0: no position lies beyond L (--factor sets a longer target)"
-
-
-def _gap(gap: float) -> str:
-    """A gap; only an exact 0 is written as 0."""
-    return "0" if gap == 0 else f"{gap:.4g}"
-
-
-def _count(count: int | None) -> str:
-    """A count, or a dash where there are too many positions to count."""
-    return "–" if count is None else str(count)
-
-
-def _unique(description: Mapping[str, Any]) -> str:
-    """Unique positions in words."""
-    digits = description["unique_positions"]
-    if digits is None:
-        return "– (wavelengths aren't whole tokens)"
-    return f"{short_integer(digits)} are told apart by the pre-critical features"
-
-
-def _collisions(description: Mapping[str, Any]) -> str:
-    """Collisions in words."""
-    counts = description["collisions"]
-    target = format_length(round(description["factor"] * description["native_length"]))
-    if counts["bfloat16"] is None:
-        return f"– ({target} positions are too many to compare)"
-    text = f"{counts['float32']} of {target} positions in float32, {counts['bfloat16']} in bfloat16"
-    if counts["pre_critical"] is not None:
-        text += f", {counts['pre_critical']} by the pre-critical features alone"
-    return text
-
-
-def _decay(description: Mapping[str, Any]) -> str:
-    """The mean cosine at a few distances."""
-    values = dict(zip(description["decay"]["distances"], description["decay"]["mean_cos"], strict=True))
-    native = description["native_length"]
-    shown = [d for d in sorted({1, 16, 256, native, max(values)}) if d in values]
-    return ", ".join(f"{values[d]:.3f} at {format_length(d) if d else 0}" for d in shown) + " tokens apart"
-
-
-def _end(row: Mapping[str, Any]) -> str:
-    """The position before which errors were measured."""
-    return format_length(row["positions"])
-
-
 def _default(value: Any) -> str:
     """A default value in the list of methods."""
     if value is None:
@@ -232,10 +212,10 @@ def _default(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _legend(columns: Sequence[tuple[str, str]]) -> list[str]:
+def _legend(columns: Mapping[str, str]) -> list[str]:
     """The legend, one line for each column."""
-    width = max(len(name) for name, _ in columns)
-    return [f"{name:<{width}}  {meaning}" for name, meaning in columns]
+    width = max(map(len, columns))
+    return [f"{name:<{width}}  {meaning}" for name, meaning in columns.items()]
 
 
 def _table(columns: Sequence[str], *, left: int = 0) -> Table:
@@ -248,7 +228,7 @@ def _table(columns: Sequence[str], *, left: int = 0) -> Table:
 
 
 def _print(console: Console, table: Table, *lines: str) -> None:
-    """Prints a table and the lines below it."""
+    """Prints a table, and below it an empty line and the given ones."""
     console.print(table)
-    for index, line in enumerate(lines):
-        console.print(("\n" if index == 0 else "") + line, markup=False, soft_wrap=True)
+    for line in ("", *lines) if lines else ():
+        console.print(line, markup=False, soft_wrap=True)

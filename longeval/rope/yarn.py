@@ -9,9 +9,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from longeval.rope.base import Geometry, RopeTable, method
+from longeval.rope.base import Geometry, RopeTable, check_positive, method
 from longeval.rope.ntk_by_parts import blend, check_betas, interpolated_share
-from longeval.rope.parameters import check_positive
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

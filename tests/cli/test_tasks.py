@@ -122,7 +122,7 @@ def test_the_list_is_readable_on_a_narrow_terminal(capsys, monkeypatch):
         ({"tasks": "missing.yaml"}, ["--tasks missing.yaml", "no such file"]),
         ({"tasks": "kv_nothing*"}, ["--tasks kv_nothing*", "no task or group"]),
         ({"include": "nowhere"}, ["nowhere"]),
-        ({"model": None}, ["--model", "--list"]),
+        ({"model": None}, ["--model", "such as --model"]),
         ({"tasks": None}, ["--tasks", "--list"]),
     ],
     ids=str,

@@ -5,32 +5,29 @@ mean over features of cos(Δ·θ̃_j): the logit of a query and an equal key, Δ
 same length (Su et al. 2021, arXiv 2104.09864, section 3.4.3). It leaves the attention factor out, because its square
 multiplies the logits at every distance.
 
+With integer wavelengths the pre-critical features as a whole repeat after the least common multiple of those
+wavelengths: so many positions are unique.
+
 Shapes: F features, K distances.
 """
 
 from __future__ import annotations
 
+import math
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from longeval.rope.analysis.collisions import count_collisions, decimal, unique_positions
-from longeval.rope.analysis.gaps import check_target, feature_gaps
-from longeval.rope.analysis.precision import ENDS, float_errors
+from longeval.rope.analysis.gaps import feature_gaps
+from longeval.rope.analysis.precision import ENDS, count_collisions, float_errors
 from longeval.rope.base import FloatArray, Geometry, IntArray, RopeTable
 from longeval.rope.build import build_table, parse_method_name
 from longeval.rope.resonance import resonate
 
 _NUM_SPACED = 370
 """Log-spaced distances of a decay curve; with the round ones added and repeats removed there are at most about 400."""
-_ROWS = 1024
-"""Distances whose angles are in memory at once."""
-
-
-def pre_critical(table: RopeTable, geometry: Geometry) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Which features have a wavelength of at most L tokens, shape (F,); `table` is the one before rounding."""
-    critical_F: np.ndarray[Any, np.dtype[np.bool_]] = table.wavelengths_F <= geometry.native_length
-    return critical_F
 
 
 def describe(name: str, geometry: Geometry, parameters: Any = None, seq_len: int | None = None) -> dict[str, Any]:
@@ -45,7 +42,6 @@ def describe(name: str, geometry: Geometry, parameters: Any = None, seq_len: int
     Raises:
         LongEvalError: As `build_table` and `feature_gaps`.
     """
-    check_target(geometry)
     parsed = parse_method_name(name)
     length = geometry.target_length if seq_len is None else seq_len
     unrounded = build_table(parsed.base, geometry, parameters, length)
@@ -68,10 +64,9 @@ def describe_tables(
     Raises:
         LongEvalError: As `feature_gaps`.
     """
-    # Judged before rounding, so that a method and its resonance form count the same features.
     critical_F = pre_critical(unrounded, geometry)
     gaps_F = feature_gaps(table, geometry)
-    unique = unique_positions(None if table.period_F is None else table.period_F[critical_F])
+    unique = None if table.period_F is None else math.lcm(*table.period_F[critical_F].tolist())
     counted = count_collisions(table, geometry.target_length)
     distance_K = decay_distances(geometry)
     rounding_errors_F = np.zeros(geometry.num_features)
@@ -88,7 +83,8 @@ def describe_tables(
         "wavelengths": table.wavelengths_F.tolist(),
         "attention_factor": float(table.attention_factor),
         "pre_critical": int(np.count_nonzero(critical_F)),
-        "unique_positions": None if unique is None else decimal(unique),
+        # All digits; `str` of an integer refuses more than 4,300, which many long periods reach.
+        "unique_positions": None if unique is None else str(Decimal(unique)),
         "feature_gap": float(gaps_F[critical_F].max(initial=0.0)),
         "feature_gaps": gaps_F.tolist(),
         "rotations": (geometry.native_length / table.wavelengths_F).tolist(),
@@ -102,6 +98,14 @@ def describe_tables(
         },
         "precision": [float_errors(table, end) for end in ENDS],
     }
+
+
+def pre_critical(unrounded: RopeTable, geometry: Geometry) -> npt.NDArray[np.bool_]:
+    """Which features have a wavelength of at most L tokens, shape (F,).
+
+    Judged before rounding, so that a method and its resonance form count the same features.
+    """
+    return np.less_equal(unrounded.wavelengths_F, geometry.native_length)
 
 
 def decay_distances(geometry: Geometry) -> IntArray:
@@ -120,8 +124,5 @@ def decay_distances(geometry: Geometry) -> IntArray:
 
 def mean_cosines(table: RopeTable, distance_K: IntArray) -> FloatArray:
     """Mean over features of cos(Δ·θ̃_j) for every distance Δ, shape (K,); exact periods are reduced first."""
-    mean_K = np.empty(len(distance_K))
-    for first in range(0, len(distance_K), _ROWS):
-        rows = slice(first, first + _ROWS)
-        mean_K[rows] = np.cos(table.angles(distance_K[rows])).mean(axis=1)
+    mean_K: FloatArray = np.cos(table.angles(distance_K)).mean(axis=1)
     return mean_K

@@ -1,14 +1,18 @@
-"""Floating-point error of cos and sin at long positions: what stock engines compute, and what longeval does.
+"""Floating point at long positions: the error of cos and sin, and positions whose numbers are the same.
 
 Stock engines multiply position and frequency in float32. The product keeps 24 bits whatever its size, so that after
 thousands of turns few of them are left for the part of a turn; and the frequency itself, rounded to 24 bits (8 once
 `model.to(bfloat16)` has cast it), is multiplied by the position with its error. longeval takes angles in float64, or
 reduces the position by the exact period first, and casts the cosine last.
 
+Two positions collide where every cosine and every sine of one row is rounded to the same number as in the other.
+
 Shapes: F features, T positions.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +28,10 @@ _LOWER_BITS = 20
 _ROWS = 512
 """Positions whose angles are in memory at once."""
 _HALF_WORD = np.uint32(16)
+_MOST_VALUES = 2**26
+"""The largest L'·F whose collisions are counted: 1m positions of 64 features, which take about half a second."""
+_MANY_VALUES = 128
+"""From this wavelength on, in tokens, a feature has about as many values as bfloat16 can show."""
 
 
 def float_errors(table: RopeTable, end: int) -> dict[str, float]:
@@ -50,7 +58,8 @@ def float_errors(table: RopeTable, end: int) -> dict[str, float]:
         truth = exact_cos_sin(table, position_T)
         computed = (_stock(inv_freq_F, position_T), _stock(cast_F, position_T), ours.cos_sin(position_T))
         for way, found in zip(errors, computed, strict=True):
-            errors[way] = max(errors[way], _largest_error(found, truth))
+            largest = max(float(np.abs(part_TF - true_TF).max()) for part_TF, true_TF in zip(found, truth, strict=True))
+            errors[way] = max(errors[way], largest)
     return {"positions": end, **errors}
 
 
@@ -78,9 +87,69 @@ def _stock(inv_freq_F: npt.NDArray[np.float32], position_T: IntArray) -> CosSin:
     return CosSin(np.cos(angle_TF), np.sin(angle_TF))
 
 
-def _largest_error(table: CosSin, truth: tuple[FloatArray, FloatArray]) -> float:
-    """The largest absolute difference."""
-    return max(float(np.abs(part_TF - true_TF).max()) for part_TF, true_TF in zip(table, truth, strict=True))
+class Collisions(NamedTuple):
+    """How many of the positions 0 … n−1 have the same row of cos and sin as an earlier one, in two dtypes."""
+
+    float32: int
+    bfloat16: int
+
+
+def count_collisions(table: RopeTable, length: int) -> Collisions | None:
+    """Counts the positions below `length` whose whole row equals an earlier one's, in float32 and in bfloat16.
+
+    The rows are those that models are given: attention factor included, float32, and cast to bfloat16 last.
+
+    Args:
+        table: A method's table.
+        length: Number of positions, tokens.
+
+    Returns:
+        The counts, or None where length·F is too large to count quickly.
+    """
+    if length * len(table.inv_freq_F) > _MOST_VALUES:
+        return None
+    everything = _Groups(np.arange(length, dtype=np.int64), np.zeros(length, dtype=np.int64))
+    bfloat16 = _split(everything, table, to_bfloat16=True)
+    # Rows that are equal in float32 are equal in bfloat16 too, so that only these groups are left to compare.
+    float32 = _split(bfloat16, table, to_bfloat16=False)
+    return Collisions(float32=float32.num_repeats, bfloat16=bfloat16.num_repeats)
+
+
+class _Groups(NamedTuple):
+    """Positions that share their values with another position, in all columns that were compared so far."""
+
+    position_T: IntArray
+    label_T: IntArray
+    """Positions with the same label are still equal; labels are below 2^31."""
+
+    @property
+    def num_repeats(self) -> int:
+        """Positions beyond the first of every group."""
+        return len(self.position_T) - len(np.unique(self.label_T))
+
+
+def _split(groups: _Groups, table: RopeTable, *, to_bfloat16: bool) -> _Groups:
+    """Splits groups by the columns of a table, and drops positions that are alone in their group.
+
+    The order of the columns decides only how soon that happens: a feature with a period of a hundred tokens or more
+    has many values, and two or three such features distinguish nearly all positions.
+    """
+    position_T, label_T = groups
+    for j in np.argsort(table.wavelengths_F < _MANY_VALUES, kind="stable"):
+        if len(position_T) == 0:
+            break
+        column = RopeTable(
+            inv_freq_F=table.inv_freq_F[j : j + 1],
+            attention_factor=table.attention_factor,
+            period_F=None if table.period_F is None else table.period_F[j : j + 1],
+        )
+        for part_TF in column.cos_sin(position_T):
+            values_T = part_TF[:, 0]
+            bits_T = bfloat16_bits(values_T) if to_bfloat16 else values_T.view(np.uint32)
+            _, label_T = np.unique(label_T << 32 | bits_T, return_inverse=True)
+        together_T = np.bincount(label_T)[label_T] > 1
+        position_T, label_T = position_T[together_T], label_T[together_T]
+    return _Groups(position_T, label_T)
 
 
 def bfloat16_bits(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint32]:

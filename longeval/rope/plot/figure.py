@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from longeval.errors import LongEvalError
 from longeval.rope.plot import panels
 from longeval.rope.plot.panels import Page
+from longeval.rope.plot.phases import draw_phases
 from longeval.values import format_length
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def make_figure(descriptions: Sequence[Mapping[str, Any]]) -> Figure:
     halves = grid[1, 1].subgridspec(2, 1, hspace=0)
     above = figure.add_subplot(halves[0])
     below = figure.add_subplot(halves[1], sharex=above)
-    panels.draw_phases(above, below, page)
+    draw_phases(above, below, page)
     panels.draw_decay(figure.add_subplot(grid[2, 0]), page)
     panels.draw_precision(figure.add_subplot(grid[2, 1]), page)
     handles, labels = figure.axes[0].get_legend_handles_labels()

@@ -1,8 +1,7 @@
-"""The six panels of the page: wavelength, interpolation, feature gap, phases, attention decay, floating-point error.
+"""Five panels of the page: wavelength, interpolation, feature gap, attention decay, floating-point error.
 
-Every panel draws keys of `describe` as they are, and its headline says what to see in these numbers.
-
-Shapes: P positions.
+Every panel draws keys of `describe` as they are, and its headline says what to see in these numbers. `Page`, `headline`
+and `finish` serve the sixth panel too, which is in `phases`.
 """
 
 from __future__ import annotations
@@ -15,31 +14,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from longeval.rope.analysis.gaps import (
-    LONGEST_NATIVE,
-    Example,
-    choose_example,
-    distances_to_seen,
-    phases,
-    seen_intervals,
-    shown_end,
-    unseen_positions,
-)
-from longeval.rope.base import IntArray
 from longeval.values import format_length
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-
-# What all panels share: the methods that are drawn, their styles, and the look of an axis.
-
-SHADE = "#EEF3F8"
-"""Background of what is pre-critical."""
-GUIDE = "#777777"
-"""Colour of lines that mark a length or a factor."""
 SMALL_TEXT: dict[str, Any] = {"fontsize": 8.5, "color": "#555555"}
+_SHADE = "#EEF3F8"
+"""Background of what is pre-critical."""
+_GUIDE = "#777777"
+"""Colour of lines that mark a length or a factor."""
 _HEADLINE_CHARACTERS = 58
+_WAYS = {"float32_product": "float32 product", "bfloat16_inv_freq": "bfloat16 inv_freq", "longeval": "longeval"}
+_LEAST_POWER = -12
+"""The lowest power of ten on the axis of errors; smaller errors and an exact 0 are on a linear part below it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,14 +56,10 @@ class Page:
 
     def pre_critical_in_all(self) -> list[bool]:
         """Whether a feature's wavelength before rounding is at most L in every method, one value per feature."""
-        fits = [
-            [
-                length / (1 + error) <= self.native
-                for length, error in zip(item["wavelengths"], item["rounding_errors"], strict=True)
-            ]
-            for item in self.descriptions
-        ]
-        return [all(feature) for feature in zip(*fits, strict=True)]
+        fits_F = np.ones(len(self.descriptions[0]["wavelengths"]), dtype=bool)
+        for item in self.descriptions:
+            fits_F &= np.array(item["wavelengths"]) / (1 + np.array(item["rounding_errors"])) <= self.native
+        return [bool(fits) for fits in fits_F]
 
     def curves(self, key: str) -> Iterator[tuple[Sequence[float], dict[str, Any]]]:
         """Yields a per-feature key of every method with its style; at most about 20 features have markers."""
@@ -106,28 +90,9 @@ def finish(axes: Axes, x_label: str, y_label: str) -> None:
     axes.set_axisbelow(True)
 
 
-def short(number: float) -> str:
+def _short(number: float) -> str:
     """A number with two digits, as 3e-8 rather than 3e-08."""
     return f"{number:.2g}".replace("e-0", "e-")
-
-
-_SEEN = "#4D5A66"
-_BAND = "#C9D2DA"
-_UNSEEN = "#E0001B"
-_MOST_REPEATS = 3.0
-_HOLE_SHARES = 30.0
-"""The phase panel shows at most so many repeats of the rounded feature, and at most so many times the distance from the
-worst unseen phase to the nearest seen one."""
-_MOST_UNSEEN = 2**18
-"""Unseen positions that are looked at; of more, a sample."""
-_MOST_DOTS = 1200
-"""Dots of each colour, so that an SVG stays small."""
-_NOISE_TURNS = 1e-9
-"""A distance below this is rounding of float64, not a hole."""
-_NAME_CHARACTERS = 38
-_WAYS = {"float32_product": "float32 product", "bfloat16_inv_freq": "bfloat16 inv_freq", "longeval": "longeval"}
-_LEAST_POWER = -12
-"""The lowest power of ten on the axis of errors; smaller errors and an exact 0 are on a linear part below it."""
 
 
 def draw_wavelengths(axes: Axes, page: Page) -> None:
@@ -137,14 +102,14 @@ def draw_wavelengths(axes: Axes, page: Page) -> None:
     values = page.values("wavelengths")
     axes.set_yscale("log")
     axes.set_ylim(min(*values, page.native) / 2, max(*values, page.target) * 2)
-    axes.axhspan(axes.get_ylim()[0], page.native, color=SHADE, zorder=0)
+    axes.axhspan(axes.get_ylim()[0], page.native, color=_SHADE, zorder=0)
     _feature_axis(axes, page)
     finish(axes, "feature j", "wavelength (tokens)")
-    axes.axhline(page.native, color=GUIDE, linewidth=1, linestyle=":")
+    axes.axhline(page.native, color=_GUIDE, linewidth=1, linestyle=":")
     # Below and above their lines, so that close lengths don't write on each other.
     _say(axes, f"native {format_length(page.native)}", (0.015, page.native), (0, -2), "top")
     if page.target > page.native:
-        axes.axhline(page.target, color=GUIDE, linewidth=1, linestyle="-.")
+        axes.axhline(page.target, color=_GUIDE, linewidth=1, linestyle="-.")
         _say(axes, f"target {format_length(page.target)}", (0.015, page.target), (0, 2), "bottom")
     counts = [description["pre_critical"] for description in page.descriptions]
     few, many = min(counts), max(counts)
@@ -178,10 +143,10 @@ def draw_interpolation(axes: Axes, page: Page) -> None:
         axes.set_ylim(low - room, high + room)
     _feature_axis(axes, page)
     finish(axes, "feature j", "interpolation (λ after / before)")
-    axes.axhline(1, color=GUIDE, linewidth=1, linestyle=":")
+    axes.axhline(1, color=_GUIDE, linewidth=1, linestyle=":")
     text = "How far each method stretches each wavelength: 1 leaves it as it is"
     if page.factor > 1:
-        axes.axhline(page.factor, color=GUIDE, linewidth=1, linestyle="-.")
+        axes.axhline(page.factor, color=_GUIDE, linewidth=1, linestyle="-.")
         text += f", {page.factor:g} is the whole factor s"
     headline(axes, 2, f"{text}.")
 
@@ -192,7 +157,7 @@ def draw_gaps(axes: Axes, page: Page) -> None:
         axes.plot(gaps_F, **style, clip_on=False)
     positive = [gap for gap in page.values("feature_gaps") if gap > 0]
     for first, last in _runs(page.pre_critical_in_all()):
-        axes.axvspan(first - 0.5, last + 0.5, color=SHADE, zorder=0)
+        axes.axvspan(first - 0.5, last + 0.5, color=_SHADE, zorder=0)
     _feature_axis(axes, page)
     finish(axes, "feature j", "feature gap")
     if positive:
@@ -231,7 +196,7 @@ def _runs(flags: Sequence[bool]) -> list[tuple[int, int]]:
 
 def _amount(gap: float) -> str:
     """A largest gap in words; only a gap of 0.0 is called exact."""
-    return "exactly 0" if gap == 0 else f"up to {short(gap)}"
+    return "exactly 0" if gap == 0 else f"up to {_short(gap)}"
 
 
 def _feature_axis(axes: Axes, page: Page) -> None:
@@ -258,115 +223,6 @@ def _say(axes: Axes, text: str, place: tuple[float, float], offset: tuple[float,
     )
 
 
-def draw_phases(above: Axes, below: Axes, page: Page) -> None:
-    """Phase by position of one feature: unrounded above, rounded below.
-
-    The middle of the upper half is the unseen phase that is farthest from all seen ones; that of the lower half is the
-    nearest rounded phase. Both are equally wide.
-    """
-    native, end = page.native, shown_end(page.descriptions[0])
-    example = choose_example(page.descriptions)
-    if example is None:
-        _draw_nothing(above, below, native)
-        return
-    unseen_P = unseen_positions(native, end, _MOST_UNSEEN)
-    distances_P = distances_to_seen(example.wavelength, native, unseen_P)
-    farthest = float(distances_P.max(initial=0.0))
-    worst_P = unseen_P[[distances_P.argmax()]] if unseen_P.size else np.array([0])
-    centre = float(phases(example.wavelength, worst_P)[0])
-    falls_between = farthest > _NOISE_TURNS
-    width = min(1.0, _MOST_REPEATS / example.period, _HOLE_SHARES * farthest if falls_between else 1.0)
-    for axes, wavelength, middle, name in (
-        (above, example.wavelength, centre, example.name),
-        (below, example.period, round(centre * example.period) / example.period, example.rounded_name or "rounded"),
-    ):
-        _draw_half(axes, wavelength, unseen_P, native, middle, width)
-        _finish_half(axes, native, end)
-        _label_half(axes, f"{_fitting(name)}: wavelength {wavelength:.6g} tokens", under_headline=axes is above)
-    _finish_phase_axis(below, width)
-    above.tick_params(labelbottom=False)
-    headline(above, 4, _headline(example, native, end, falls_between=falls_between), room=15)
-
-
-def _draw_half(axes: Axes, wavelength: float, unseen_P: IntArray, native: int, middle: float, width: float) -> None:
-    """Draws dots at (phase from the middle, position), and the seen phases as bands over all positions."""
-    random = np.random.default_rng(0)
-    for positions_P, colour in ((np.arange(native), _SEEN), (unseen_P, _UNSEEN)):
-        x_P = (phases(wavelength, positions_P) - middle + 0.5) % 1 - 0.5
-        shown_P = np.flatnonzero(np.abs(x_P) <= width / 2)
-        if colour == _SEEN:
-            for start, stop in seen_intervals(x_P[shown_P], width / 300):
-                axes.axvspan(start, stop, facecolor=_BAND, edgecolor=_BAND, linewidth=2, zorder=1)
-        if shown_P.size > _MOST_DOTS:
-            shown_P = np.sort(random.choice(shown_P, _MOST_DOTS, replace=False))
-        size = 2 if shown_P.size > 100 else 3.5
-        dots: dict[str, Any] = {"linestyle": "", "marker": "o", "markersize": size, "markeredgewidth": 0, "zorder": 3}
-        axes.plot(x_P[shown_P], positions_P[shown_P], color=colour, **dots)
-
-
-def _finish_half(axes: Axes, native: int, end: int) -> None:
-    """Draws the vertical axis, and a line at the native length."""
-    finish(axes, "", "position")
-    axes.grid(visible=False)
-    # Unseen positions get at least a quarter of the height; the bands still show all of the seen phases.
-    start = max(0, native - 3 * (end - native)) if end > native else 0
-    axes.set_ylim(start, end)
-    axes.axhline(native, color=_SEEN, linewidth=1, linestyle=":")
-    ticks = sorted({start, native, end})
-    axes.set_yticks(ticks, [format_length(tick) if tick else "0" for tick in ticks])
-
-
-def _label_half(axes: Axes, text: str, *, under_headline: bool) -> None:
-    """Writes what is shown above the axes; the title of the upper half is the headline, which leaves room."""
-    if not under_headline:
-        axes.set_title(text, loc="left", **SMALL_TEXT, pad=4)
-        return
-    label = axes.annotate(
-        text, (0, 1), xycoords="axes fraction", xytext=(0, 4), textcoords="offset points", **SMALL_TEXT
-    )
-    # A long one must not make the axes narrower.
-    label.set_in_layout(False)
-
-
-def _finish_phase_axis(axes: Axes, width: float) -> None:
-    """Draws the horizontal axis, which both halves share."""
-    from matplotlib.ticker import MaxNLocator
-
-    axes.set_xlim(-width / 2, width / 2)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.set_xlabel("phase, counted from the middle (fraction of a turn)", fontsize=9.5)
-
-
-def _fitting(name: str) -> str:
-    """A name short enough for a line."""
-    return name if len(name) <= _NAME_CHARACTERS else name[: _NAME_CHARACTERS - 1] + "…"
-
-
-def _headline(example: Example, native: int, end: int, *, falls_between: bool) -> str:
-    """Says where the unseen positions of the example lie."""
-    feature = f"feature {example.feature} of {_fitting(example.name)}"
-    if end <= native:
-        return f"All positions of {feature} up to the target are seen in training."
-    if not falls_between:
-        return f"Past {format_length(native)}, {feature} (red) falls on phases seen in training (grey)."
-    return (
-        f"Why: past {format_length(native)}, {feature} (red) falls between phases seen in training (grey); "
-        "rounded, it falls on them."
-    )
-
-
-def _draw_nothing(above: Axes, below: Axes, native: int) -> None:
-    """Says why there are no phases to draw."""
-    for axes in (above, below):
-        axes.set_axis_off()
-    if native > LONGEST_NATIVE:
-        text = f"A native length of {format_length(native)} has too many phases to draw."
-    else:
-        text = f"No feature turns once within the native {format_length(native)} tokens: none could repeat itself."
-    headline(above, 4, text)
-
-
 def draw_decay(axes: Axes, page: Page) -> None:
     """Mean over features of cos(distance · θ̃) by distance; distance 0, where it is 1, has no place on a log axis."""
     from matplotlib.ticker import NullLocator
@@ -387,7 +243,7 @@ def draw_decay(axes: Axes, page: Page) -> None:
     axes.set_xticks([2**power for power in powers], [format_length(2**power) for power in powers])
     axes.xaxis.set_minor_locator(NullLocator())
     finish(axes, "distance (tokens)", "mean cos over features")
-    axes.axhline(0, color=GUIDE, linewidth=0.8)
+    axes.axhline(0, color=_GUIDE, linewidth=0.8)
     _mark_length(axes, page.native, "native", left=True)
     if page.target > page.native:
         _mark_length(axes, page.target, "target", left=False)
@@ -435,13 +291,13 @@ def _precision_headline(page: Page) -> str:
     product, ours = (max(point[way] for point in last) for way in ("float32_product", "longeval"))
     return (
         f"Just before position {format_length(last[0]['positions'])}, the usual float32 product errs by up to "
-        f"{short(product)}, longeval by {short(ours)}."
+        f"{_short(product)}, longeval by {_short(ours)}."
     )
 
 
 def _mark_length(axes: Axes, length: int, what: str, *, left: bool) -> None:
     """Marks a length by a line with its name on the outer side, so that close lengths have room."""
-    axes.axvline(length, color=GUIDE, linewidth=1, linestyle=":" if what == "native" else "-.")
+    axes.axvline(length, color=_GUIDE, linewidth=1, linestyle=":" if what == "native" else "-.")
     axes.annotate(
         f"{what} {format_length(length)}",
         (length, 0.99),

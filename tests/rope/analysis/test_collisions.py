@@ -1,16 +1,13 @@
 """Positions that can't be told apart: by brute force over whole rows, and by their closed form."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longeval.rope.analysis import collisions
-from longeval.rope.analysis.collisions import Collisions, count_collisions, decimal, unique_positions
-from longeval.rope.analysis.precision import bfloat16_bits, round_to_bfloat16
+from longeval.rope.analysis import precision
+from longeval.rope.analysis.precision import Collisions, bfloat16_bits, count_collisions, round_to_bfloat16
 from longeval.rope.base import Geometry, RopeTable
 from longeval.rope.build import build_table
 
@@ -55,27 +52,9 @@ def test_rows_repeat_after_the_common_multiple():
 
 def test_too_many_to_count(monkeypatch):
     table = RopeTable(inv_freq_F=np.array([1.0, 0.1]), attention_factor=1.0)
-    monkeypatch.setattr(collisions, "_MOST_VALUES", 20)
+    monkeypatch.setattr(precision, "_MOST_VALUES", 20)
     assert count_collisions(table, 10) == Collisions(float32=0, bfloat16=0)
     assert count_collisions(table, 11) is None
-
-
-def test_unique_positions():
-    assert unique_positions(None) is None
-    assert unique_positions(np.array([], dtype=np.int64)) == 1
-    assert unique_positions(np.array([6, 10, 15])) == 30
-
-
-def test_long_integers_have_all_their_digits():
-    prime = 10**9 + 7
-    for number in (1, 10, 10**4000 - 1, 10**4000, 7 * 10**4000 + 5, math.lcm(*range(1, 12000))):
-        digits = decimal(number)
-        # Checked by the remainder, because Python's int() refuses so many digits.
-        remainder = 0
-        for digit in digits:
-            remainder = (10 * remainder + int(digit)) % prime
-        assert remainder == number % prime
-        assert 10 ** (len(digits) - 1) <= number < 10 ** len(digits)
 
 
 def test_bfloat16_rounds_as_torch_does():

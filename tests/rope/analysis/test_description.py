@@ -7,7 +7,6 @@ import math
 import numpy as np
 import pytest
 
-from longeval.errors import LongEvalError
 from longeval.rope.analysis.description import describe, describe_tables
 from longeval.rope.base import Geometry
 from longeval.rope.build import build_table
@@ -103,9 +102,24 @@ def test_collisions_are_counted_up_to_the_target():
 
 
 def test_too_many_positions_to_compare_are_null(monkeypatch):
-    monkeypatch.setattr("longeval.rope.analysis.collisions._MOST_VALUES", 100)
+    monkeypatch.setattr("longeval.rope.analysis.precision._MOST_VALUES", 100)
     geometry = Geometry(head_dim=4, theta=1e4, native_length=17, factor=3.0)
     assert describe("none", geometry)["collisions"] == {"pre_critical": None, "float32": None, "bfloat16": None}
+
+
+def test_unique_positions_have_all_their_digits(monkeypatch):
+    monkeypatch.setattr("longeval.rope.analysis.gaps._MOST_EVALUATIONS", 2**64)
+    geometry = Geometry(head_dim=2048, theta=1e15, native_length=2**50)
+    described = describe("resonance", geometry)
+    expected = math.lcm(*(int(period) for period in described["wavelengths"][: described["pre_critical"]]))
+    digits = described["unique_positions"]
+    assert len(digits) > 4300
+    # Checked by remainders, because Python's int() refuses so many digits.
+    for prime in (10**9 + 7, 10**9 + 9):
+        remainder = 0
+        for digit in digits:
+            remainder = (10 * remainder + int(digit)) % prime
+        assert remainder == expected % prime
 
 
 def test_tables_that_were_built_elsewhere():
@@ -123,9 +137,3 @@ def test_the_sequence_length_reaches_dynamic_methods_only():
     assert describe("dynamic_ntk", LLAMA2)["inv_freq"] == describe("ntk", LLAMA2)["inv_freq"]
     short = describe("yarn", LLAMA2, seq_len=4096)
     assert short["length"] == 4096 and short["inv_freq"] == describe("yarn", LLAMA2)["inv_freq"]
-
-
-def test_targets_out_of_reach_are_refused_before_any_work(monkeypatch):
-    monkeypatch.setattr("longeval.rope.analysis.description.build_table", None)
-    with pytest.raises(LongEvalError, match=r"--factor 1e\+306"):
-        describe("none", dataclasses.replace(LLAMA2, factor=1e306))

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from plot_panels import SMALL, description, headline, panels
 
-from longeval.rope.analysis import gaps
 from longeval.rope.analysis.description import describe
 from longeval.rope.base import Geometry
+from longeval.rope.plot import phases
 
 LLAMA2 = Geometry(head_dim=128, theta=10000.0, native_length=4096, factor=8.0)
 
@@ -84,7 +84,7 @@ def test_unseen_positions_get_a_quarter_of_the_height_and_at_most_eight_lengths(
 
 def test_llama2_shows_feature_12():
     descriptions = [describe(name, LLAMA2) for name in ("none", "resonance", "resonance_yarn")]
-    example = gaps.choose_example(descriptions)
+    example = phases.choose_example(descriptions)
     assert (example.name, example.rounded_name, example.feature, example.period) == ("none", "resonance", 12, 35)
     assert example.wavelength == pytest.approx(2 * math.pi * 10000 ** (24 / 128))
     assert example.gap == pytest.approx(0.0257, abs=5e-5)
@@ -99,15 +99,15 @@ def test_example_prefers_a_pair_then_what_is_there():
         ([wide, plain, paired], ("yarn", "resonance_yarn")),
         ([plain, *stretched], ("yarn", None)),
     ):
-        example = gaps.choose_example(items)
+        example = phases.choose_example(items)
         assert (example.name, example.rounded_name) == expected
-    assert gaps.choose_example(stretched) is None
-    assert gaps.choose_example([description("none", native=2**23)]) is None
+    assert phases.choose_example(stretched) is None
+    assert phases.choose_example([description("none", native=2**23)]) is None
 
 
 def test_only_rounded_methods_are_shown_before_rounding():
     unrounded, rounded = describe("yarn", SMALL), describe("resonance_yarn", SMALL)
-    example = gaps.choose_example([rounded])
+    example = phases.choose_example([rounded])
     worst = int(np.argmax(unrounded["feature_gaps"][: unrounded["pre_critical"]]))
     assert (example.name, example.rounded_name) == ("resonance_yarn before rounding", "resonance_yarn")
     assert example.feature == worst
@@ -122,20 +122,20 @@ def test_distances_to_seen_phases(wavelength, native):
     expected = [
         min(abs((m - n) / wavelength - round((m - n) / wavelength)) for n in range(native)) for m in unseen.tolist()
     ]
-    np.testing.assert_allclose(gaps.distances_to_seen(wavelength, native, unseen), expected, atol=1e-12)
+    np.testing.assert_allclose(phases.distances_to_seen(wavelength, native, unseen), expected, atol=1e-12)
 
 
 def test_unseen_positions_are_all_or_a_sample_without_regular_steps():
-    assert gaps.unseen_positions(64, 68, 4).tolist() == [64, 65, 66, 67]
-    assert gaps.unseen_positions(64, 64, 4).size == 0
-    sample = gaps.unseen_positions(64, 4064, 300)
+    assert phases.unseen_positions(64, 68, 4).tolist() == [64, 65, 66, 67]
+    assert phases.unseen_positions(64, 64, 4).size == 0
+    sample = phases.unseen_positions(64, 4064, 300)
     assert 250 < len(set(sample.tolist())) == len(sample) <= 300
     assert 64 <= sample.min() < 164 and 3964 <= sample.max() < 4064
     assert min(np.bincount(sample % 7)) > 20
 
 
 def test_close_seen_phases_are_one_band():
-    bands = gaps.seen_intervals(np.array([0.5, 0.1, 0.11, 0.3, 0.105]), 0.05)
+    bands = phases.seen_intervals(np.array([0.5, 0.1, 0.11, 0.3, 0.105]), 0.05)
     assert bands == [(0.1, 0.11), (0.3, 0.3), (0.5, 0.5)]
 
 
