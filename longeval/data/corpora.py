@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from longeval.bounded_yaml import why_unreadable
 from longeval.errors import LongEvalError, reason
+from longeval.plain import first_problem
 
 
 class _Part(BaseModel):
@@ -163,8 +164,7 @@ def _filled(value: Any, keys: Mapping[str, str]) -> Any:
 def _why(error: Exception) -> str:
     """What is wrong with a corpus's file, with the line or the key."""
     if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+        return first_problem(error)
     if isinstance(error, yaml.MarkedYAMLError):
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         return f"line {line}: not valid YAML ({why_unreadable(error)})"

@@ -110,15 +110,6 @@ def check_artefact(artefact: Artefact[Any], content: bytes, records: Sequence[Re
         check_value(record.value, value(found, record), record.metric)
 
 
-def agree(artefact: Artefact[Any], content: bytes, records: Sequence[Record]) -> bool:
-    """Whether an artefact is what its records are made from."""
-    try:
-        check_artefact(artefact, content, records)
-    except ValueError:
-        return False
-    return True
-
-
 def check_count(recorded: int | None, found: int | None, what: str) -> None:
     """Raises ValueError unless a record counts what is there; what it doesn't count is not compared."""
     if recorded is not None and recorded != found:
