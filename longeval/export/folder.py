@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from longeval.errors import LongEvalError, reason
-from longeval.export.encoding import Encoding, export_note
+from longeval.export.encoding import Encoding, check_parent, export_note
 from longeval.export.form import new_config
 from longeval.export.stock import Stock, check_stock
-from longeval.files import why_unwritable, working_folder
+from longeval.files import working_folder
 from longeval.models.folder import read_config, weight_files
 from longeval.models.hub import HubSnapshot, cached_weights, open_hub, unreachable_hub
 from longeval.models.library import quiet_transformers
@@ -66,17 +66,13 @@ def check_folder(path: str) -> None:
     """Raises LongEvalError, before anything is computed, unless a folder can appear at `path`."""
     if not path.strip():
         raise LongEvalError("--out '': an empty name", "Name a folder that doesn't exist yet.")
-    parent = os.path.dirname(os.path.abspath(path))
     if os.path.lexists(path) and not os.path.isdir(path):
         raise LongEvalError(f"--out {path}: is a file", "Name a folder that doesn't exist yet.")
     if os.path.isdir(path) and os.listdir(path):
         raise LongEvalError(
             f"--out {path}: exists and isn't empty", "Name another folder, or remove this one; nothing is overwritten."
         )
-    if not os.path.isdir(parent):
-        raise LongEvalError(f"--out {path}: there is no folder {parent}", "Name a folder in one that exists.")
-    if (why := why_unwritable(parent)) is not None:
-        raise LongEvalError(f"--out {path}: can't write there ({why})", "Choose a folder you may write to.")
+    check_parent(path)
 
 
 def write_folder(ref: ModelRef, config: Any, encoding: Encoding, path: str, progress: Progress) -> WrittenFolder:
