@@ -152,13 +152,13 @@ def _plan_all(specs: Sequence[StudyRequest], studies: Mapping[str, Study], quiet
 def _show_plans(plans: Sequence[Plan], store: Store, fresh: bool) -> None:
     """What runs would do, on stdout."""
     from longeval.run.engine import stored_cells
-    from longeval.run.host import Silent, open_host
+    from longeval.run.host import Host, Silent, backend_of
 
     screen = wide_console()
     screen.print("Dry run: nothing is computed.\n")
     for plan in plans:
         stored = {} if fresh else stored_cells(plan, store)
-        host = open_host(plan.request, store, Silent(), fresh=fresh)
+        host = Host(store=store, progress=Silent(), load=backend_of(plan.request), fresh=fresh)
         _show_overview(plan.overview(host, plan.left(stored), stored), screen)
 
 
