@@ -102,8 +102,7 @@ def corpora_dir() -> str:
 def load_catalogue(folder: str | None = None) -> Catalogue:
     """Reads all YAML files of `folder` (default: `corpora_dir()`).
 
-    Raises:
-        LongEvalError: If one is no YAML or isn't as this module's docstring says; names file and key.
+    LongEvalError names the file and the key that is wrong.
     """
     folder = corpora_dir() if folder is None else folder
     if not os.path.isdir(folder):
@@ -123,11 +122,7 @@ def load_catalogue(folder: str | None = None) -> Catalogue:
 
 
 def _load_file(path: str, corpora: dict[str, Corpus], aliases: dict[str, str]) -> None:
-    """Adds a file's corpora and aliases: one corpus, or a family's members.
-
-    Raises:
-        yaml.YAMLError, ValueError, OSError: See `_why`.
-    """
+    """Adds a file's corpora and aliases: one corpus, or a family's members. Raises what `_why` explains."""
     name = os.path.splitext(os.path.basename(path))[0]
     with open(path, encoding="utf-8") as file:
         plain = yaml.safe_load(file)
