@@ -165,12 +165,7 @@ def export_note(ref: ModelRef, encoding: Encoding, engine: dict[str, Any]) -> di
     """What an export holds and how it was made, as JSON: `longeval.json` of a folder, `longeval.export` of a GGUF.
 
     `rope_digest` is that of our own exact table at the target length, as `longeval ppl` records it. With scaled local
-    layers it covers their table too.
-
-    Args:
-        ref: The model.
-        encoding: What is exported.
-        engine: Name and largest error of the engine that the export is for.
+    layers it covers their table too. `engine` has the name and the largest error of the engine that the export is for.
     """
     origin = provenance("none")
     table, positions_T = encoding.table, np.arange(encoding.target_length, dtype=np.int64)
@@ -245,14 +240,7 @@ def running(theta: float, divisor_F: Float32Array) -> StockAngles:
 
 
 def stock_error(stock: StockAngles, attention_factor: float, table: RopeTable, length: int) -> StockError:
-    """Compares a stock engine's float32 cosines and sines with ours at positions 0 … length−1.
-
-    Args:
-        stock: The engine's angles.
-        attention_factor: The engine's attention factor.
-        table: Our table.
-        length: Number of positions, at least 1.
-    """
+    """Compares an engine's float32 cosines and sines with ours at positions 0 … length−1."""
     worst = StockError(largest=0.0, position=0, feature=0)
     factor = np.float32(attention_factor)
     for first in range(0, length, _ROWS):

@@ -76,17 +76,10 @@ def check_folder(path: str) -> None:
 
 
 def write_folder(ref: ModelRef, config: Any, encoding: Encoding, path: str, progress: Progress) -> WrittenFolder:
-    """Writes a model with the encoding in its configuration.
-
-    Args:
-        ref: The model.
-        config: transformers' PreTrainedConfig of it.
-        encoding: What its configuration shall hold.
-        path: Where the folder goes; absent or empty.
-        progress: Called while files are copied.
+    """Writes a model with the encoding in its configuration to `path`, which is absent or empty.
 
     Raises:
-        LongEvalError: If the model can't be had, its settings can't be replaced, stock transformers wouldn't honour
+        LongEvalError: The model can't be had, its settings can't be replaced, stock transformers wouldn't honour
             them, or the folder can't be written. Nothing is left at `path` then.
     """
     check_folder(path)
@@ -203,11 +196,7 @@ def travels(name: str) -> bool:
 
 
 def source_folder(ref: ModelRef) -> str:
-    """Returns a local folder with all of a model's files; those of a hub model are downloaded where they are missing.
-
-    Raises:
-        LongEvalError: They can't be downloaded.
-    """
+    """A local folder with all of a model's files; those of a hub model are downloaded where they are missing."""
     folder = local_folder(ref)
     if folder is not None:
         return folder

@@ -76,15 +76,11 @@ def check_source(ref: ModelRef, path: str) -> None:
 
 
 def config_of(ref: ModelRef, path: str) -> Any:
-    """Returns transformers' PreTrainedConfig of a model that comes as GGUF; a user's file isn't dequantised for it.
-
-    Args:
-        ref: A model that passed `check_source`.
-        path: The value of `--out`, for messages.
+    """The PreTrainedConfig of a model that passed `check_source`; a user's file isn't dequantised for it.
 
     Raises:
-        LongEvalError: If transformers doesn't know its architecture, the file states what can't be said exactly, or
-            llama.cpp reads no divisors for an embedded model.
+        LongEvalError: transformers doesn't know its architecture, the file states what can't be said exactly, or
+            llama.cpp reads no divisors for an embedded model (the message names `path`).
     """
     if ref.kind == "embedded" or is_present(ref):
         config = load.load_config(ref)
@@ -108,16 +104,10 @@ def config_of(ref: ModelRef, path: str) -> Any:
 
 
 def write_gguf(ref: ModelRef, encoding: Encoding, path: str, progress: Progress) -> WrittenGguf:
-    """Copies a model's GGUF with the encoding in it.
-
-    Args:
-        ref: A model that comes as GGUF; see `check_source`.
-        encoding: What the copy shall hold.
-        path: Where the file goes; absent.
-        progress: Gets the bytes copied so far, and the bytes in all.
+    """Copies the GGUF of a model that passed `check_source` to `path`, with the encoding in it.
 
     Raises:
-        LongEvalError: If the GGUF doesn't fit the encoding, or can't be written. Nothing is left at `path` then.
+        LongEvalError: The GGUF doesn't fit the encoding, or can't be written. Nothing is left at `path` then.
     """
     check_file(path)
     place = os.path.abspath(path)

@@ -55,11 +55,7 @@ class Stock:
 
 
 def check_stock_type(ref: ModelRef) -> None:
-    """Raises LongEvalError for a model that comes with code of its own, which an export doesn't hold.
-
-    Args:
-        ref: The model; of a hub model only its configuration is fetched.
-    """
+    """Raises LongEvalError for a model that comes with code of its own, which an export doesn't hold."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     model_type = read_config(config_path(ref), ref.name).get("model_type")

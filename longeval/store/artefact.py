@@ -75,13 +75,7 @@ def artefact_of(record: Record) -> Artefact[Any] | None:
 
 
 def check_records(records: Sequence[Record], cell: str, status: str) -> None:
-    """Raises ValueError, saying what, where records aren't those of one cell.
-
-    Args:
-        records: All of its file.
-        cell: Its id, as the file is named.
-        status: The file's own.
-    """
+    """Raises ValueError, saying what, where the records of a file aren't all of the cell and status that it states."""
     if not records:
         raise ValueError("has no record")
     first = records[0]

@@ -245,11 +245,7 @@ class Store:
 
     def training(self, kind: TrainingFile, training: str) -> bytes | None:
         """Content of a training's file, or None."""
-        path = self._at(kind, f"{training}.npz")
-        if not self._fs.exists(path):
-            return None
-        content: bytes = self._fs.cat_file(path)
-        return content
+        return self._read(self._at(kind, f"{training}.npz"))
 
     def has_training(self, kind: TrainingFile, training: str) -> bool:
         """Whether a training has this file."""
@@ -276,11 +272,7 @@ class Store:
                 os.rmdir(folder)
 
     def read_text(self, name: str) -> str | None:
-        """A text file of the run folder (`spec.yaml`), or None.
-
-        Raises:
-            LongEvalError: It can't be read, is no text, or is far too large.
-        """
+        """A text file of the run folder (`spec.yaml`), or None; LongEvalError if it can't be read or is no text."""
         path = self._at(name)
         try:
             content = self._read(path, _LARGEST_SPEC)
@@ -294,9 +286,9 @@ class Store:
         self._write(self._at(name), text.encode())
 
     def plan(self) -> StoredPlan | None:
-        """The cells that were asked of this folder; None where that is not known.
+        """The cells that were asked of this folder; None for a folder of an earlier version.
 
-        It isn't for a folder of an earlier version, and where the file is damaged (a warning says so).
+        A damaged file counts as none, and a warning says so.
         """
         try:
             content = self._read(self._at("plan.json"), _LARGEST_CELL)
@@ -353,15 +345,13 @@ class Store:
         return StoredCell(cell=cell, status=file.status, records=records, artefact=kind, with_artefact=with_artefact)
 
     def _read(self, path: str, largest: int | None = None) -> bytes | None:
-        """Content of a file, or None where there is none.
+        """Content of a file, None where there is none.
 
-        Raises:
-            IsADirectoryError: Something else than a file is there.
-            OSError: It can't be read.
-            ValueError: It has more bytes than `largest`.
+        IsADirectoryError where something else than a file is there, ValueError for more bytes than `largest`.
         """
-        local = isinstance(self._fs, LocalFileSystem)
-        if local and not os.path.isfile(path):  # also what would block or never end: pipes, devices
+        if isinstance(self._fs, LocalFileSystem) and not os.path.isfile(
+            path
+        ):  # also what would block or never end: pipes, devices
             if not os.path.exists(path):
                 return None
             raise IsADirectoryError(21, "it is no file", path)
@@ -395,12 +385,7 @@ def _folders() -> tuple[str, ...]:
 
 
 def _check_local(path: str, root: str) -> None:
-    """Raises LongEvalError if a local run folder can't be written; nothing is left behind.
-
-    Args:
-        path: The folder as the user named it.
-        root: The same as a path of the file system.
-    """
+    """Raises LongEvalError if a local run folder can't be written; leaves nothing. `path` is what the user named it."""
     _check_name(path, root)
     folder = os.path.abspath(root)
     while not os.path.lexists(folder):

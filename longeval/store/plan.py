@@ -91,11 +91,7 @@ def plan_from_json(text: str) -> StoredPlan:
 
 
 def stored_requests(store: Store) -> list[dict[str, Any]]:
-    """The requests in the folder's spec.yaml, none where it has no such file.
-
-    Raises:
-        LongEvalError: It is damaged, and could not be gone on with.
-    """
+    """The requests in the folder's spec.yaml, none where it has no such file; LongEvalError where it is damaged."""
     text, origin = store.read_text("spec.yaml"), f"{store.path}/spec.yaml"
     requests = [] if text is None else requests_from_yaml(text, origin=origin)
     try:

@@ -176,7 +176,7 @@ class _Params(BaseModel):
 
 
 class _PosGenParams(_Params):
-    """Those of PosGen's records, which have all of these."""
+    """The parameters of PosGen's records: all of these are there."""
 
     seed: NonNegativeInt
     train_length: PositiveInt
