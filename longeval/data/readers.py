@@ -14,6 +14,7 @@ import itertools
 import json
 import lzma
 import os
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
@@ -34,6 +35,8 @@ from longeval.data.files import (
 from longeval.errors import LongEvalError
 
 _UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError)
+_PIECE = 2**16
+_BLANKS = re.compile(r"[ \t\n\r]*")
 _ROWS = 16
 """Values of a column that are turned into Python strings at once."""
 
@@ -151,24 +154,19 @@ def json_line_texts(stream: BinaryIO, path: str, field: TextField, growth: Growt
 def _array_items(stream: BinaryIO, path: str, growth: Growth) -> Iterator[Any]:
     """Yields the items of a JSON array as they are read."""
     buffer = _JsonBuffer(stream, path, growth)
-    if buffer.peek() != "[":
+    if not buffer.take("["):
         kind = json_kind(buffer.value())
         remedy = "A .json file must be one array of objects; .jsonl has one a line."
         if buffer.peek():
             remedy = "It looks like one object a line: rename it to .jsonl."
         raise LongEvalError(f"{path}: {kind}, not an array", remedy)
-    buffer.skip()
-    if buffer.peek() == "]":
+    if buffer.take("]"):
         return
-    while True:
+    yield buffer.value()
+    while buffer.take(","):
         yield buffer.value()
-        end = buffer.peek()
-        if end == "]":
-            buffer.skip()
-            break
-        if end != ",":
-            raise buffer.wrong("Expecting ',' delimiter")
-        buffer.skip()
+    if not buffer.take("]"):
+        raise buffer.wrong("Expecting ',' delimiter")
     if buffer.peek():
         raise buffer.wrong("Extra data")
 
@@ -179,6 +177,7 @@ class _JsonBuffer:
     def __init__(self, stream: BinaryIO, path: str, growth: Growth) -> None:
         self._stream, self._path, self._growth = stream, path, growth
         self._utf8 = codecs.getincrementaldecoder("utf-8-sig")()
+        self._decoder = json.JSONDecoder()
         self._text = ""
         self._at = 0
         self._line = 1
@@ -187,25 +186,28 @@ class _JsonBuffer:
     def peek(self) -> str:
         """The next character that is no blank; empty at the end."""
         while True:
-            while self._at < len(self._text):
-                if self._text[self._at] not in " \t\n\r":
-                    return self._text[self._at]
-                self._at += 1
-            if not self._more(2**16):
+            blanks = _BLANKS.match(self._text, self._at)
+            assert blanks is not None
+            self._at = blanks.end()
+            if self._at < len(self._text):
+                return self._text[self._at]
+            if not self._more(_PIECE):
                 return ""
 
-    def skip(self) -> None:
-        """Goes past a character."""
-        self._at += 1
+    def take(self, character: str) -> bool:
+        """Whether this is the next character that is no blank; goes past it then."""
+        found = self.peek() == character
+        self._at += found
+        return found
 
     def value(self) -> Any:
         """Parses a value and goes past it."""
         self.peek()
-        size = 2**16
+        size = _PIECE
         while True:
             first_line, record_line = self._line, self._line + self._text.count("\n", 0, self._at)
             try:
-                value, end = json.JSONDecoder().raw_decode(self._text, self._at)
+                value, end = self._decoder.raw_decode(self._text, self._at)
             except (ValueError, RecursionError) as error:
                 if not self._is_cut(error) or not self._more(size):
                     raise wrong_json(error, self._path, first_line, record_line=record_line) from error

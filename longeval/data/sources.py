@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
-from longeval.data.corpora import Catalogue, Corpus, LocalCandidate, load_catalogue
+from longeval.data.corpora import Corpus, LocalCandidate, load_catalogue
 from longeval.data.documents import Text
 from longeval.data.files import check_path, format_of
 from longeval.data.hub import HubUnavailableError, read_hub_documents, resolve_revision
@@ -80,7 +80,8 @@ def open_source(name: str, *, text_field: str | None = None) -> Source:
         return _open_corpus(catalogue.corpora[canonical])
     if _looks_like_path(name):
         return _open_path(name, text_field)
-    raise LongEvalError(f"--data {name}: unknown", f"{did_you_mean(name, _names(catalogue))} Or give a file or folder.")
+    known = [STDLIB, *catalogue.corpora, *catalogue.aliases]
+    raise LongEvalError(f"--data {name}: unknown", f"{did_you_mean(name, known)} Or give a file or folder.")
 
 
 def local_sources() -> list[str]:
@@ -173,10 +174,6 @@ def _other_ways(corpus: Corpus) -> str:
     if _data_root() is not None:
         return f"Or put a copy there. {ways}"
     return f"Or put a copy into a folder as {_places(corpus)} and set LONGEVAL_DATA to that folder. {ways}"
-
-
-def _names(catalogue: Catalogue) -> list[str]:
-    return [STDLIB, *catalogue.corpora, *catalogue.aliases]
 
 
 def _looks_like_path(name: str) -> bool:

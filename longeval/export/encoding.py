@@ -36,6 +36,9 @@ Float32Array = npt.NDArray[np.float32]
 StockAngles = Callable[[Float32Array], Float32Array]
 """Positions (T,) to angles (T, F) in radians, both float32, as an engine computes them."""
 
+Progress = Callable[[int, int], None]
+"""Gets the bytes copied so far, and the bytes in all."""
+
 _ROWS = 4096
 """Positions compared at once."""
 

@@ -12,12 +12,11 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from longeval.errors import LongEvalError, reason
-from longeval.export.encoding import Encoding, check_parent, export_note
+from longeval.export.encoding import Encoding, Progress, check_parent, export_note
 from longeval.export.form import new_config
 from longeval.export.stock import Stock, check_stock
 from longeval.files import working_folder
@@ -27,9 +26,6 @@ from longeval.models.library import quiet_transformers
 from longeval.models.load import check_weights
 from longeval.models.resolve import ModelRef, config_path, local_folder
 from longeval.models.tokenizer import class_that_splits_otherwise
-
-Progress = Callable[[int, int], None]
-"""Gets the bytes copied so far, and the bytes in all."""
 
 WRITTEN = ("config.json", "longeval.json")
 """Files that the export writes itself."""

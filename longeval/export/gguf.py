@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from longeval.errors import LongEvalError, reason
-from longeval.export.encoding import Encoding, StockError, check_parent, export_note, running, stock_error
+from longeval.export.encoding import Encoding, Progress, StockError, check_parent, export_note, running, stock_error
 from longeval.export.form import divisors
 from longeval.files import working_folder
 from longeval.models import load
@@ -27,9 +27,6 @@ from longeval.models.gguf.config import complete_config
 from longeval.models.gguf.header import GgufHeader, model_header
 from longeval.models.library import quiet_transformers
 from longeval.models.resolve import ModelRef, is_present
-
-Progress = Callable[[int, int], None]
-"""Gets the bytes copied so far, and the bytes in all."""
 
 FREQUENCIES = "rope_freqs.weight"
 """The tensor of divisors, one a feature."""
