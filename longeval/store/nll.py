@@ -8,11 +8,13 @@ Shapes: W windows in the order they ran, S scored tokens (those of window 0, the
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -144,8 +146,9 @@ def token_nll_from_bytes(content: bytes) -> TokenNll:
         with zipfile.ZipFile(io.BytesIO(content)) as file:
             if sum(item.file_size for item in file.infolist()) > _LARGEST_FILE:
                 raise ValueError("it unpacks to more than any cell has")
-        with np.load(io.BytesIO(content), allow_pickle=False) as file:
-            arrays = {name: file[name] for name in _FORMS}
+            parts = {name: io.BytesIO(file.read(f"{name}.npy")) for name in _FORMS}
+        read = functools.partial(np.lib.format.read_array, allow_pickle=False)
+        arrays: dict[str, npt.NDArray[Any]] = {name: read(part) for name, part in parts.items()}
     except Exception as error:  # of a damaged file, zipfile, zlib and numpy raise a dozen kinds
         raise ValueError(f"not a token NLL file: {reason(error)}") from error
     for name, array in arrays.items():
