@@ -178,13 +178,13 @@ def _say(text: str, quiet: bool) -> None:
 def _show_plans(plans: Sequence[Plan], store: Store, fresh: bool) -> None:
     """Prints what runs would do."""
     from longeval.run.engine import stored_cells
-    from longeval.run.host import Silent, open_host
+    from longeval.run.host import Host, Silent, backend_of
 
     screen = _wide_console()
     screen.print("Dry run: nothing is computed.\n")
     for plan in plans:
         stored = {} if fresh else stored_cells(plan, store)
-        host = open_host(plan.request, store, Silent(), fresh=fresh)
+        host = Host(store=store, progress=Silent(), load=backend_of(plan.request), fresh=fresh)
         _show_overview(plan.overview(host, plan.left(stored), stored), screen)
 
 

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from longeval.bounded_yaml import why_unreadable
 from longeval.errors import LongEvalError, reason
+from longeval.plain import first_problem
 
 
 class _Part(BaseModel):
@@ -101,8 +102,7 @@ def corpora_dir() -> str:
 def load_catalogue(folder: str | None = None) -> Catalogue:
     """Reads all YAML files of `folder` (default: `corpora_dir()`).
 
-    Raises:
-        LongEvalError: If one is no YAML or isn't as this module's docstring says; names file and key.
+    LongEvalError names the file and the key that is wrong.
     """
     folder = corpora_dir() if folder is None else folder
     if not os.path.isdir(folder):
@@ -122,11 +122,7 @@ def load_catalogue(folder: str | None = None) -> Catalogue:
 
 
 def _load_file(path: str, corpora: dict[str, Corpus], aliases: dict[str, str]) -> None:
-    """Adds a file's corpora and aliases: one corpus, or a family's members.
-
-    Raises:
-        yaml.YAMLError, ValueError, OSError: See `_why`.
-    """
+    """Adds a file's corpora and aliases: one corpus, or a family's members. Raises what `_why` explains."""
     name = os.path.splitext(os.path.basename(path))[0]
     with open(path, encoding="utf-8") as file:
         plain = yaml.safe_load(file)
@@ -163,8 +159,7 @@ def _filled(value: Any, keys: Mapping[str, str]) -> Any:
 def _why(error: Exception) -> str:
     """What is wrong with a corpus's file, with the line or the key."""
     if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+        return first_problem(error)
     if isinstance(error, yaml.MarkedYAMLError):
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         return f"line {line}: not valid YAML ({why_unreadable(error)})"

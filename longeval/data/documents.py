@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, BinaryIO
 
 from longeval.data.files import FORMATS_REMEDY
 from longeval.errors import LongEvalError
@@ -26,14 +26,6 @@ class Text:
 
 
 _PIECE = 2**20
-
-
-class Readable(Protocol):
-    """A binary stream."""
-
-    def read(self, size: int, /) -> bytes:
-        """At most `size` bytes; none at the end."""
-        ...
 
 
 class Growth:
@@ -79,7 +71,7 @@ class Growth:
             raise LongEvalError(f"{shown}: longer than {most // 2**20} MiB", "Split it into several documents.")
 
 
-def read_lines(stream: Readable, growth: Growth) -> Iterator[bytes]:
+def read_lines(stream: BinaryIO, growth: Growth) -> Iterator[bytes]:
     """Yields lines with their line end, piece by piece; only a newline ends one."""
     pieces: list[bytes] = []
     pending = number = 0
@@ -175,14 +167,7 @@ def parse_json(content: bytes, path: str, *, first_line: int) -> Any:
 
 
 def wrong_json(error: Exception, path: str, first_line: int, *, record_line: int) -> LongEvalError:
-    """The message for JSON that can't be parsed.
-
-    Args:
-        error: Of the parser.
-        path: What messages call the file.
-        first_line: Line of the file at which the parsed text began.
-        record_line: Line at which the record began.
-    """
+    """The message for JSON that can't be parsed: text from `first_line` on, of the record in `record_line`."""
     if isinstance(error, json.JSONDecodeError):
         line = first_line + error.lineno - 1
         problem = f"{path}, line {line}, column {error.colno}: malformed JSON ({error.msg})"

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, Literal, NamedTuple, cast
 
-from longeval.errors import LongEvalError
+from longeval.errors import LongEvalError, reason
 
 FORMATS_REMEDY = (
     "Give UTF-8 text, .jsonl (.ndjson), .json, .csv, .tsv (each also .gz, .bz2, .xz, .zst), .parquet, .arrow, or a "
@@ -129,11 +129,11 @@ _ABOUT_TEXT = re.compile(
     r"(readme|licen[cs]e)([._-].*)?|(copying|notice|citation|authors|contributing|changelog)(\.\w+)?|requirements.*\.txt",
     re.IGNORECASE,
 )
-"""Names of texts that tell of a data set and aren't of it."""
+"""Names of texts that describe a data set and are no part of it."""
 _ABOUT = re.compile(
     r"(dataset_infos?|dataset_dict|state|croissant)\.json|metadata\.(csv|tsv|jsonl?|parquet)", re.IGNORECASE
 )
-"""Names of other files that do."""
+"""Names of other files that describe a data set."""
 _SPLITS = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
@@ -154,7 +154,7 @@ class Chosen:
     """What is read and what isn't, where that may surprise."""
 
 
-def choose_files(path: str) -> Chosen:
+def check_path(path: str) -> Chosen:
     """The file at `path`, or those below a folder that are documents, sorted by relative path.
 
     Hidden files and folders are left out; so is what only tells of a data set (README, licence) where there is more,
@@ -162,31 +162,46 @@ def choose_files(path: str) -> Chosen:
     where it stays in the folder, or in the store of the hub's cache.
 
     Raises:
-        OSError: If a folder can't be listed.
-        LongEvalError: If nothing there is read.
+        LongEvalError: It can't be a source: it is missing, unreadable, empty, or of a kind that is never read.
     """
+    try:
+        chosen = _in_folder(path) if os.path.isdir(path) else _one_file(path)
+        if not any(os.path.getsize(file) for file in chosen.files):
+            raise LongEvalError(f"--data {path}: empty", "There is nothing to score in it.")
+    except OSError as error:
+        raise unreadable(path, error) from error
+    return chosen
+
+
+def unreadable(path: str, error: BaseException) -> LongEvalError:
+    """The message for a file that the system or a decompressor can't read."""
+    return LongEvalError(
+        f"--data {path}: can't be read ({reason(error)})", "Check that it is whole and that you may read it."
+    )
+
+
+def _one_file(path: str) -> Chosen:
     if not os.path.lexists(path):
         raise LongEvalError(
             f"--data {path}: no such file or folder", "Check the path; it is relative to where you are."
         )
-    if os.path.isfile(path):
-        kind = format_of(path)
-        if kind.kind == "other":
-            raise _not_read(path, kind)
-        return Chosen(files=(path,), note=None if kind.is_known else f"--data {path}: read as plain text, as it stands")
-    if not os.path.isdir(path):
+    if not os.path.isfile(path):
         raise LongEvalError(f"--data {path}: neither a file nor a folder", FORMATS_REMEDY)
+    kind = format_of(path)
+    if kind.kind == "other":
+        raise _not_read(path, kind)
+    return Chosen(files=(path,), note=None if kind.is_known else f"--data {path}: read as plain text, as it stands")
+
+
+def _in_folder(path: str) -> Chosen:
     found, left_out = _walk(path)
-    if not found:
-        others = f" but {_named(left_out)}" if left_out else ""
-        raise LongEvalError(f"--data {path}: the folder holds no files{others}", FORMATS_REMEDY)
-    files = [file for file in found if format_of(file).kind != "other"]
-    if not files:
+    readable = [file for file in found if format_of(file).kind != "other"]
+    if not readable:
         if any(format_of(file).is_pickle for file in found):
             raise _not_read(found[0], format_of(found[0]))
-        raise LongEvalError(f"--data {path}: nothing in it is read ({_named(_relative(found, path))})", FORMATS_REMEDY)
-    files = [file for file in files if not _is_about(file)] or files
-    files = _one_kind(files)
+        others = _named([*_relative(found, path), *left_out]) or "it is empty"
+        raise LongEvalError(f"--data {path}: holds no files that are read ({others})", FORMATS_REMEDY)
+    files = _one_kind([file for file in readable if not _is_about(file)] or readable)
     kept = set(files)
     left_out += _relative((file for file in found if file not in kept), path)
     return Chosen(files=tuple(files), note=_note(path, files, sorted(left_out)))
@@ -198,27 +213,30 @@ def _walk(folder: str) -> tuple[list[str], list[str]]:
     def fail(error: OSError) -> None:
         raise error
 
+    def shown(file: str) -> str:
+        return os.path.relpath(file, folder)
+
     roots = _roots(folder)
     files: list[str] = []
     left_out: list[str] = []
     for parent, subfolders, names in os.walk(folder, onerror=fail):
-        hidden = (name for name in (*subfolders, *names) if name.startswith("."))
-        left_out.extend(os.path.relpath(os.path.join(parent, name), folder) for name in hidden)
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        for file in (os.path.join(parent, name) for name in (*subfolders, *names) if not name.startswith(".")):
-            if os.path.islink(file) and not _is_in(file, roots):
-                left_out.append(f"{os.path.relpath(file, folder)} (leads out of the folder)")
+        for name in (*subfolders, *names):
+            file = os.path.join(parent, name)
+            if name.startswith("."):
+                left_out.append(shown(file))
+            elif os.path.islink(file) and not _is_in(file, roots):
+                left_out.append(f"{shown(file)} (leads out of the folder)")
             elif os.path.isfile(file):
                 files.append(file)
             elif not os.path.isdir(file):  # folders, and links to them, are walked through anyway
-                left_out.append(f"{os.path.relpath(file, folder)} (no plain file)")
-    files.sort(key=lambda file: (os.path.islink(file), os.path.relpath(file, folder)))
+                left_out.append(f"{shown(file)} (no plain file)")
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
     once: dict[str, str] = {}
-    for file in files:
+    for file in sorted(files, key=lambda file: (os.path.islink(file), shown(file))):
         first = once.setdefault(os.path.realpath(file), file)
         if first != file:
-            left_out.append(f"{os.path.relpath(file, folder)} (the same file as {os.path.relpath(first, folder)})")
-    return sorted(once.values(), key=lambda file: os.path.relpath(file, folder)), left_out
+            left_out.append(f"{shown(file)} (the same file as {shown(first)})")
+    return sorted(once.values(), key=shown), left_out
 
 
 def _is_in(file: str, roots: Sequence[str]) -> bool:

@@ -14,46 +14,34 @@ import itertools
 import json
 import lzma
 import os
+import re
 import zlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
-from longeval.data.documents import Growth, Readable, Text, TextField, json_kind, parse_json, read_lines, wrong_json
+from longeval.data.documents import Growth, Text, TextField, json_kind, parse_json, read_lines, wrong_json
 from longeval.data.files import (
     COLUMNS,
     FORMATS_REMEDY,
     JSON_LINES,
     TABLES,
-    Chosen,
     Format,
-    choose_files,
+    check_path,
     foreign_beginning,
     format_of,
     open_bytes,
+    unreadable,
 )
-from longeval.errors import LongEvalError, reason
+from longeval.errors import LongEvalError
 
 _UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError)
+_PIECE = 2**16
+_BLANKS = re.compile(r"[ \t\n\r]*")
 _ROWS = 16
-"""Values of a column that are made Python's at once."""
+"""Values of a column that are turned into Python strings at once."""
 
 Texts = Iterator[tuple[int, str]]
 """Texts of a file's records, each with the number of its line or row."""
-
-
-def check_path(path: str) -> Chosen:
-    """The files of a `--data` path.
-
-    Raises:
-        LongEvalError: If it can't be a source: it is missing, unreadable, empty, or of a kind never read.
-    """
-    try:
-        chosen = choose_files(path)
-        if sum(os.path.getsize(file) for file in chosen.files) == 0:
-            raise LongEvalError(f"--data {path}: empty", "There is nothing to score in it.")
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    return chosen
 
 
 def read_documents(path: str, *, text_field: str | None = None) -> Iterator[Text]:
@@ -81,14 +69,7 @@ def read_documents(path: str, *, text_field: str | None = None) -> Iterator[Text
             if number is None:
                 raise LongEvalError(f"{file}: no records in it", "There is nothing to score in it.")
         except _UNREADABLE as error:
-            raise _unreadable(file, error) from error
-
-
-def _unreadable(path: str, error: BaseException) -> LongEvalError:
-    """The message for a file that the system or a decompressor can't read."""
-    return LongEvalError(
-        f"--data {path}: can't be read ({reason(error)})", "Check that it is whole and that you may read it."
-    )
+            raise unreadable(file, error) from error
 
 
 def _read_text(path: str, kind: Format, *, may_be_empty: bool) -> str:
@@ -160,41 +141,32 @@ def _record_texts(path: str, text_field: str | None, kind: Format) -> Texts:
                 yield number, field.text_of(record, f"item {number}")
 
 
-def json_line_texts(stream: Readable, path: str, field: TextField, growth: Growth) -> Texts:
+def json_line_texts(stream: BinaryIO, path: str, field: TextField, growth: Growth) -> Texts:
     """Yields the text of each line of JSON; blank lines are skipped.
 
-    Args:
-        stream: The open file, binary: only a newline ends a line, not the other separators of Unicode.
-        path: What messages call the file.
-        field: Takes the text out of a record.
-        growth: Watches how much is read.
+    Only a newline ends a line, not the other separators of Unicode.
     """
     for number, line in enumerate(read_lines(stream, growth), start=1):
         if line.strip():
             yield number, field.text_of(parse_json(line.strip(), path, first_line=number), f"line {number}")
 
 
-def _array_items(stream: Readable, path: str, growth: Growth) -> Iterator[Any]:
+def _array_items(stream: BinaryIO, path: str, growth: Growth) -> Iterator[Any]:
     """Yields the items of a JSON array as they are read."""
     buffer = _JsonBuffer(stream, path, growth)
-    if buffer.peek() != "[":
+    if not buffer.take("["):
         kind = json_kind(buffer.value())
         remedy = "A .json file must be one array of objects; .jsonl has one a line."
         if buffer.peek():
             remedy = "It looks like one object a line: rename it to .jsonl."
         raise LongEvalError(f"{path}: {kind}, not an array", remedy)
-    buffer.skip()
-    if buffer.peek() == "]":
+    if buffer.take("]"):
         return
-    while True:
+    yield buffer.value()
+    while buffer.take(","):
         yield buffer.value()
-        end = buffer.peek()
-        if end == "]":
-            buffer.skip()
-            break
-        if end != ",":
-            raise buffer.wrong("Expecting ',' delimiter")
-        buffer.skip()
+    if not buffer.take("]"):
+        raise buffer.wrong("Expecting ',' delimiter")
     if buffer.peek():
         raise buffer.wrong("Extra data")
 
@@ -202,9 +174,10 @@ def _array_items(stream: Readable, path: str, growth: Growth) -> Iterator[Any]:
 class _JsonBuffer:
     """The part of a JSON text that has been read and not yet parsed."""
 
-    def __init__(self, stream: Readable, path: str, growth: Growth) -> None:
+    def __init__(self, stream: BinaryIO, path: str, growth: Growth) -> None:
         self._stream, self._path, self._growth = stream, path, growth
         self._utf8 = codecs.getincrementaldecoder("utf-8-sig")()
+        self._decoder = json.JSONDecoder()
         self._text = ""
         self._at = 0
         self._line = 1
@@ -213,25 +186,28 @@ class _JsonBuffer:
     def peek(self) -> str:
         """The next character that is no blank; empty at the end."""
         while True:
-            while self._at < len(self._text):
-                if self._text[self._at] not in " \t\n\r":
-                    return self._text[self._at]
-                self._at += 1
-            if not self._more(2**16):
+            blanks = _BLANKS.match(self._text, self._at)
+            assert blanks is not None
+            self._at = blanks.end()
+            if self._at < len(self._text):
+                return self._text[self._at]
+            if not self._more(_PIECE):
                 return ""
 
-    def skip(self) -> None:
-        """Goes past a character."""
-        self._at += 1
+    def take(self, character: str) -> bool:
+        """Whether this is the next character that is no blank; goes past it then."""
+        found = self.peek() == character
+        self._at += found
+        return found
 
     def value(self) -> Any:
         """Parses a value and goes past it."""
         self.peek()
-        size = 2**16
+        size = _PIECE
         while True:
             first_line, record_line = self._line, self._line + self._text.count("\n", 0, self._at)
             try:
-                value, end = json.JSONDecoder().raw_decode(self._text, self._at)
+                value, end = self._decoder.raw_decode(self._text, self._at)
             except (ValueError, RecursionError) as error:
                 if not self._is_cut(error) or not self._more(size):
                     raise wrong_json(error, self._path, first_line, record_line=record_line) from error
@@ -271,7 +247,7 @@ class _JsonBuffer:
         return not self._is_read
 
 
-def _table_texts(stream: Readable, path: str, field: TextField, delimiters: Sequence[str], growth: Growth) -> Texts:
+def _table_texts(stream: BinaryIO, path: str, field: TextField, delimiters: Sequence[str], growth: Growth) -> Texts:
     """Reads rows of text in the form of RFC 4180, the first with the columns' names."""
     decoded = _decoded(read_lines(stream, growth), path)
     first = next((line for line in decoded if line.strip()), None)

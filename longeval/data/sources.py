@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
-from longeval.data.corpora import Catalogue, Corpus, LocalCandidate, load_catalogue
+from longeval.data.corpora import Corpus, LocalCandidate, load_catalogue
 from longeval.data.documents import Text
-from longeval.data.files import format_of
+from longeval.data.files import check_path, format_of
 from longeval.data.hub import HubUnavailableError, read_hub_documents, resolve_revision
-from longeval.data.readers import check_path, read_documents
+from longeval.data.readers import read_documents
 from longeval.errors import LongEvalError, did_you_mean
 
 STDLIB = "stdlib"
@@ -80,14 +80,15 @@ def open_source(name: str, *, text_field: str | None = None) -> Source:
         return _open_corpus(catalogue.corpora[canonical])
     if _looks_like_path(name):
         return _open_path(name, text_field)
-    raise LongEvalError(f"--data {name}: unknown", f"{did_you_mean(name, _names(catalogue))} Or give a file or folder.")
+    known = [STDLIB, *catalogue.corpora, *catalogue.aliases]
+    raise LongEvalError(f"--data {name}: unknown", f"{did_you_mean(name, known)} Or give a file or folder.")
 
 
 def local_sources() -> list[str]:
-    """Returns the names of sources that are on this machine; nothing is opened and no network used.
+    """Names of the sources that are on this machine; nothing is opened and no network used.
 
     Raises:
-        LongEvalError: If LONGEVAL_DATA is set but is no folder, or a corpus file is broken.
+        LongEvalError: LONGEVAL_DATA is set but is no folder, or a corpus file is broken.
     """
     return [STDLIB, *(corpus.name for corpus in load_catalogue().corpora.values() if _local_copy(corpus) is not None)]
 
@@ -175,10 +176,6 @@ def _other_ways(corpus: Corpus) -> str:
     return f"Or put a copy into a folder as {_places(corpus)} and set LONGEVAL_DATA to that folder. {ways}"
 
 
-def _names(catalogue: Catalogue) -> list[str]:
-    return [STDLIB, *catalogue.corpora, *catalogue.aliases]
-
-
 def _looks_like_path(name: str) -> bool:
     return os.path.exists(os.path.expanduser(name)) or os.sep in name or name.startswith("~") or "." in name
 
@@ -186,13 +183,8 @@ def _looks_like_path(name: str) -> bool:
 def list_modules(folder: str | None = None) -> list[str]:
     """Relative paths of the NUM_MODULES longest modules of the standard library, the longest (in bytes) first.
 
-    Ties go by name. Left out: tests, what is installed beside the library, and tables that a program wrote.
-
-    Args:
-        folder: The library; default: that of the running Python.
-
-    Raises:
-        LongEvalError: If there are no sources there (a Python that ships only compiled or zipped modules).
+    Ties go by name. Left out: tests, what is installed beside the library, and tables that a program wrote. A Python
+    that ships only compiled or zipped modules raises LongEvalError.
     """
     folder = folder or sysconfig.get_path("stdlib")
     found: list[tuple[int, str]] = []

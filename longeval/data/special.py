@@ -118,12 +118,7 @@ class SpecialTokens:
     def rendered(self, render: Callable[[list[dict[str, str]]], str], messages: Sequence[Mapping[str, str]]) -> str:
         """Messages as a chat template writes them, with marks for the special tokens that are the template's own.
 
-        Args:
-            render: Applies the template.
-            messages: What they spell stays as it is.
-
-        Raises:
-            ValueError: The template changes what messages spell.
+        ValueError where the template changes what messages spell.
         """
         safe = [
             {key: self._spelt.sub(lambda match: self._hidden[match[0]], text) for key, text in message.items()}
@@ -198,11 +193,11 @@ class SpecialTokens:
 
 
 def spelt_note(what: str, model: str, found: Mapping[str, int], *, parsed: bool) -> str:
-    """Returns the note for the user on texts that spell special tokens.
+    """The note for the user on texts that spell special tokens.
 
     Args:
         what: Data set or task.
-        model: Whose tokenizer it is.
+        model: The model whose tokens are spelt.
         found: How often each is spelt, at least one.
         parsed: Whether they are read as control tokens.
     """

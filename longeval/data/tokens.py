@@ -57,11 +57,7 @@ class TokenisedDocument:
     """The arrays, where no cache could be written."""
 
     def load(self) -> TokenTable:
-        """Returns the arrays.
-
-        Raises:
-            FileNotFoundError: If the cache file has vanished or is no longer whole; names it.
-        """
+        """The arrays; FileNotFoundError, naming it, if the cache file has vanished or is no longer whole."""
         if self.held is not None:
             return self.held
         assert self.path is not None
@@ -117,12 +113,17 @@ def tokenise(
             held in memory.
         parse_special: Whether special tokens that the text spells are control tokens.
     """
-    spelt = special_tokens(tokenizer).spelt(document.text)
-    digest = _document_digest(document.text, tokenizer_digest, as_text=bool(spelt) and not parse_special)
+    special = special_tokens(tokenizer)
+    spelt = special.spelt(document.text)
+    way = "as-text\0" if spelt and not parse_special else ""
+    decides = f"{_FORMAT}\0{tokenizer_digest}\0{way}{document.text}"
+    digest = hashlib.sha256(decides.encode()).hexdigest()
     path = None if cache is None else os.path.join(cache, "tokens", digest[:2], f"{digest}.tokens")
     table = None if path is None else _read_table(path)
     if table is None:
-        table = _tokenise(document.text, tokenizer, parse_special)
+        encoded = special.encode(document.text, parse=parse_special, offsets=True)
+        byte_ends_T = None if encoded.ends_T is None else _byte_ends(document.text, encoded.ends_T)
+        table = TokenTable(np.asarray(encoded.ids, dtype=np.int32), byte_ends_T)
         if path is not None and not write_sealed(path, _to_bytes(table)):
             path = None
     return TokenisedDocument(
@@ -133,20 +134,6 @@ def tokenise(
         spelt=spelt,
         held=table if path is None else None,
     )
-
-
-def _document_digest(text: str, tokenizer_digest: str, *, as_text: bool) -> str:
-    """Digest of a text and a tokenizer; `as_text`: the text spells special tokens, and they are read as text."""
-    way = "as-text\0" if as_text else ""
-    digest = hashlib.sha256(f"{_FORMAT}\0{tokenizer_digest}\0{way}".encode())
-    digest.update(text.encode())
-    return digest.hexdigest()
-
-
-def _tokenise(text: str, tokenizer: Any, parse_special: bool) -> TokenTable:
-    encoded = special_tokens(tokenizer).encode(text, parse=parse_special, offsets=True)
-    tokens_T = np.asarray(encoded.ids, dtype=np.int32)
-    return TokenTable(tokens_T, None if encoded.ends_T is None else _byte_ends(text, encoded.ends_T))
 
 
 def _byte_ends(text: str, char_ends_T: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -183,9 +170,6 @@ def _read_table(path: str) -> TokenTable | None:
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
         bytes_T = arrays.get("bytes")
         return TokenTable(arrays["tokens"], None if bytes_T is None else np.cumsum(bytes_T, dtype=np.int64))
-
-
-# Which documents of a source a request uses: long enough, and at most so many; the others are counted.
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -162,12 +162,7 @@ def _perplexity(side: Side) -> float:
 
 
 def in_chunks(tokens: int, args: Mapping[str, Any]) -> dict[str, Any]:
-    """Adds options with which vLLM reads a window in several steps, unless `args` have them already.
-
-    Args:
-        tokens: Length of the window.
-        args: The user's own, from `parse_vllm_args`.
-    """
+    """Adds options with which vLLM reads a window of so many tokens in several steps, unless `args` have them."""
     chunk = {"max_num_seqs": SEQUENCES, **args}
     return {"max_num_batched_tokens": max(math.ceil(tokens / CHUNKS), chunk["max_num_seqs"]), **chunk}
 
@@ -232,12 +227,8 @@ def _gap(
 ) -> float | None:
     """By how many nats the backend prefers its own token where two continuations part; None where they are the same.
 
-    Args:
-        backend: The backend, which still serves the table under which it generated `own`.
-        prompt_T: The prompt of both continuations.
-        own: The backend's continuation.
-        other: The other backend's continuation.
-        ends: End tokens; where one continuation is the beginning of the other, one of these ended it.
+    The backend still serves the table under which it generated `own`. Where one continuation is the beginning of the
+    other, one of the end tokens `ends` ended it.
     """
     if tuple(own) == tuple(other):
         return None

@@ -12,24 +12,20 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from longeval.errors import LongEvalError, reason
-from longeval.export.encoding import Encoding, export_note
+from longeval.export.encoding import Encoding, Progress, check_parent, export_note
 from longeval.export.form import new_config
 from longeval.export.stock import Stock, check_stock
-from longeval.files import why_unwritable, working_folder
+from longeval.files import working_folder
 from longeval.models.folder import read_config, weight_files
 from longeval.models.hub import HubSnapshot, cached_weights, open_hub, unreachable_hub
 from longeval.models.library import quiet_transformers
 from longeval.models.load import check_weights
 from longeval.models.resolve import ModelRef, config_path, local_folder
 from longeval.models.tokenizer import class_that_splits_otherwise
-
-Progress = Callable[[int, int], None]
-"""Gets the bytes copied so far, and the bytes in all."""
 
 WRITTEN = ("config.json", "longeval.json")
 """Files that the export writes itself."""
@@ -66,31 +62,20 @@ def check_folder(path: str) -> None:
     """Raises LongEvalError, before anything is computed, unless a folder can appear at `path`."""
     if not path.strip():
         raise LongEvalError("--out '': an empty name", "Name a folder that doesn't exist yet.")
-    parent = os.path.dirname(os.path.abspath(path))
     if os.path.lexists(path) and not os.path.isdir(path):
         raise LongEvalError(f"--out {path}: is a file", "Name a folder that doesn't exist yet.")
     if os.path.isdir(path) and os.listdir(path):
         raise LongEvalError(
             f"--out {path}: exists and isn't empty", "Name another folder, or remove this one; nothing is overwritten."
         )
-    if not os.path.isdir(parent):
-        raise LongEvalError(f"--out {path}: there is no folder {parent}", "Name a folder in one that exists.")
-    if (why := why_unwritable(parent)) is not None:
-        raise LongEvalError(f"--out {path}: can't write there ({why})", "Choose a folder you may write to.")
+    check_parent(path)
 
 
 def write_folder(ref: ModelRef, config: Any, encoding: Encoding, path: str, progress: Progress) -> WrittenFolder:
-    """Writes a model with the encoding in its configuration.
-
-    Args:
-        ref: The model.
-        config: transformers' PreTrainedConfig of it.
-        encoding: What its configuration shall hold.
-        path: Where the folder goes; absent or empty.
-        progress: Called while files are copied.
+    """Writes a model with the encoding in its configuration to `path`, which is absent or empty.
 
     Raises:
-        LongEvalError: If the model can't be had, its settings can't be replaced, stock transformers wouldn't honour
+        LongEvalError: The model can't be had, its settings can't be replaced, stock transformers wouldn't honour
             them, or the folder can't be written. Nothing is left at `path` then.
     """
     check_folder(path)
@@ -207,11 +192,7 @@ def travels(name: str) -> bool:
 
 
 def source_folder(ref: ModelRef) -> str:
-    """Returns a local folder with all of a model's files; those of a hub model are downloaded where they are missing.
-
-    Raises:
-        LongEvalError: They can't be downloaded.
-    """
+    """A local folder with all of a model's files; those of a hub model are downloaded where they are missing."""
     folder = local_folder(ref)
     if folder is not None:
         return folder

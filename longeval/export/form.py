@@ -64,15 +64,10 @@ def longrope_form(table: RopeTable, *, theta: float, original: int, factor: floa
 
 
 def new_config(raw: Mapping[str, Any], config: Any, encoding: Encoding) -> dict[str, Any]:
-    """A model's `config.json` with the encoding in it; everything else stays as it was.
-
-    Args:
-        raw: The file as it is.
-        config: transformers' PreTrainedConfig of it.
-        encoding: What to write.
+    """A model's `config.json` (`raw`) with the encoding in it; everything else stays as it was.
 
     Raises:
-        LongEvalError: If the settings that would be replaced hold more than frequencies, or can't be found.
+        LongEvalError: The settings that would be replaced hold more than frequencies, or can't be found.
     """
     new = copy.deepcopy(dict(raw))
     new.pop("auto_map", None)  # it names Python files, which don't come along

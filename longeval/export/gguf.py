@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,147 +19,19 @@ import numpy as np
 import numpy.typing as npt
 
 from longeval.errors import LongEvalError, reason
-from longeval.export.encoding import Encoding, StockError, export_note, running, stock_error
+from longeval.export.encoding import Encoding, Progress, StockError, check_parent, export_note, running, stock_error
 from longeval.export.form import divisors
-from longeval.files import why_unwritable, working_folder
+from longeval.files import working_folder
 from longeval.models import load
 from longeval.models.gguf.config import complete_config
 from longeval.models.gguf.header import GgufHeader, model_header
 from longeval.models.library import quiet_transformers
 from longeval.models.resolve import ModelRef, is_present
 
-# Copies a GGUF with some fields set and one tensor added, and reads the copy back.
-#
-# Everything else stays as it is: fields with their types, text as the bytes that it is, tensors quantised or not.
-
-Progress = Callable[[int, int], None]
-"""Gets the bytes copied so far, and the bytes in all."""
-
 FREQUENCIES = "rope_freqs.weight"
 """The tensor of divisors, one a feature."""
 
 _OTHER_FACTORS = (FREQUENCIES, "rope_factors_long.weight", "rope_factors_short.weight")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Changes:
-    """The differences of a copy from its original."""
-
-    architecture: str
-    numbers: Mapping[str, int | float]
-    """Fields of type UINT32 (int) or FLOAT32 (float)."""
-    texts: Mapping[str, str]
-    divisor_F: npt.NDArray[np.float32]
-    """`rope_freqs.weight`, shape (F,)."""
-
-    @property
-    def names(self) -> set[str]:
-        """All fields that are set."""
-        return {*self.numbers, *self.texts}
-
-
-def open_gguf(path: str) -> Any:
-    """A GGUFReader, its tensors mapped into memory; raises LongEvalError for a file that it can't read."""
-    from gguf import GGUFReader
-
-    try:
-        return GGUFReader(path)
-    except (ValueError, KeyError, IndexError) as error:
-        raise LongEvalError(f"--model {path}: not a readable GGUF ({error})", "Fetch the file again.") from error
-
-
-def field_value(reader: Any, key: str) -> Any:
-    """A field's value, None where there is none."""
-    field = reader.get_field(key)
-    return None if field is None else field.contents()
-
-
-def write_copy(source: Any, changes: Changes, path: str, progress: Progress) -> None:
-    """Writes the copy of an open GGUF to `path`."""
-    from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter
-
-    tensors = _copied_tensors(source)
-    divisor_F = changes.divisor_F
-    writer = GGUFWriter(path, changes.architecture, endianess=source.endianess)  # codespell:ignore endianess
-    writer.data_alignment = source.alignment
-    try:
-        for name, field in _copied_fields(source, changes).items():
-            kind = field.types[0]
-            sub_type = field.types[-1] if kind == GGUFValueType.ARRAY else None
-            writer.add_key_value(name, _raw_value(field), kind, sub_type=sub_type)
-        for name, number in changes.numbers.items():
-            kind = GGUFValueType.UINT32 if isinstance(number, int) else GGUFValueType.FLOAT32
-            writer.add_key_value(name, number, kind)
-        for name, text in changes.texts.items():
-            writer.add_key_value(name, text, GGUFValueType.STRING)
-        writer.add_tensor_info(
-            FREQUENCIES, divisor_F.shape, divisor_F.dtype, divisor_F.nbytes, GGMLQuantizationType.F32
-        )
-        for tensor in tensors:
-            data = tensor.data
-            writer.add_tensor_info(tensor.name, data.shape, data.dtype, data.nbytes, tensor.tensor_type)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        writer.write_tensor_data(divisor_F)
-        total, done = sum(int(tensor.n_bytes) for tensor in tensors), 0
-        for tensor in tensors:
-            writer.write_tensor_data(tensor.data, tensor_endianess=source.endianess)  # codespell:ignore endianess
-            done += int(tensor.n_bytes)
-            progress(done, total)
-    finally:
-        writer.close()
-
-
-def read_back(source: Any, changes: Changes, path: str) -> int:
-    """Asserts that the copy says what it should and everything else as before; returns its number of tensors."""
-    copy = open_gguf(path)
-    for name, number in changes.numbers.items():
-        assert field_value(copy, name) == (number if isinstance(number, int) else np.float32(number)), name
-    for name, text in changes.texts.items():
-        assert field_value(copy, name) == text, name
-    for name, field in _copied_fields(source, changes).items():
-        assert _raw_value(copy.get_field(name)) == _raw_value(field), name
-    tensors = {tensor.name: tensor for tensor in copy.tensors}
-    assert np.array_equal(tensors.pop(FREQUENCIES).data, changes.divisor_F)
-    for tensor in _copied_tensors(source):
-        other = tensors.pop(tensor.name)
-        assert other.tensor_type == tensor.tensor_type and list(other.shape) == list(tensor.shape), tensor.name
-        assert np.array_equal(other.data.view(np.uint8), tensor.data.view(np.uint8)), tensor.name
-    assert not tensors, "more tensors than there were"
-    return len(copy.tensors)
-
-
-def _copied_tensors(source: Any) -> list[Any]:
-    """All tensors but divisors of another scaling."""
-    return [tensor for tensor in source.tensors if tensor.name not in _OTHER_FACTORS]
-
-
-def _copied_fields(source: Any, changes: Changes) -> dict[str, Any]:
-    """All fields but those set anew, what is left of another scaling, and what the writer writes by itself.
-
-    Empty arrays are left out as well: the writer has none, and to a reader they are the same as no field.
-    """
-    own = ("GGUF.", f"{changes.architecture}.rope.scaling.", f"{changes.architecture}.rope.scale_linear")
-    return {
-        name: field
-        for name, field in source.fields.items()
-        if not name.startswith(own)
-        and name not in changes.names
-        and name != "general.architecture"
-        and _raw_value(field) != []
-    }
-
-
-def _raw_value(field: Any) -> Any:
-    """A field's value as the writer takes it."""
-    from gguf import GGUFValueType
-
-    if field.types[-1] != GGUFValueType.STRING:
-        return field.contents()
-    texts = [field.parts[index].tobytes() for index in field.data]
-    return texts if field.types[0] == GGUFValueType.ARRAY else texts[0]
-
 
 HONOURED = (
     "apertus", "arcee", "deci", "exaone", "granite", "granitemoe", "llama", "minicpm", "mistral3", "nanbeige"
@@ -186,10 +58,7 @@ def check_file(path: str) -> None:
         raise LongEvalError(
             f"--out {path}: exists already", "Name another file, or remove this one; nothing is overwritten."
         )
-    if not os.path.isdir(folder := os.path.dirname(os.path.abspath(path))):
-        raise LongEvalError(f"--out {path}: there is no folder {folder}", "Name a file in a folder that exists.")
-    if (why := why_unwritable(folder)) is not None:
-        raise LongEvalError(f"--out {path}: can't write there ({why})", "Choose a folder you may write to.")
+    check_parent(path)
 
 
 def check_source(ref: ModelRef, path: str) -> None:
@@ -204,15 +73,11 @@ def check_source(ref: ModelRef, path: str) -> None:
 
 
 def config_of(ref: ModelRef, path: str) -> Any:
-    """Returns transformers' PreTrainedConfig of a model that comes as GGUF; a user's file isn't dequantised for it.
-
-    Args:
-        ref: A model that passed `check_source`.
-        path: The value of `--out`, for messages.
+    """The PreTrainedConfig of a model that passed `check_source`; a user's file isn't dequantised for it.
 
     Raises:
-        LongEvalError: If transformers doesn't know its architecture, the file states what can't be said exactly, or
-            llama.cpp reads no divisors for an embedded model.
+        LongEvalError: transformers doesn't know its architecture, the file states what can't be said exactly, or
+            llama.cpp reads no divisors for an embedded model (the message names `path`).
     """
     if ref.kind == "embedded" or is_present(ref):
         config = load.load_config(ref)
@@ -236,16 +101,10 @@ def config_of(ref: ModelRef, path: str) -> Any:
 
 
 def write_gguf(ref: ModelRef, encoding: Encoding, path: str, progress: Progress) -> WrittenGguf:
-    """Copies a model's GGUF with the encoding in it.
-
-    Args:
-        ref: A model that comes as GGUF; see `check_source`.
-        encoding: What the copy shall hold.
-        path: Where the file goes; absent.
-        progress: Gets the bytes copied so far, and the bytes in all.
+    """Copies the GGUF of a model that passed `check_source` to `path`, with the encoding in it.
 
     Raises:
-        LongEvalError: If the GGUF doesn't fit the encoding, or can't be written. Nothing is left at `path` then.
+        LongEvalError: The GGUF doesn't fit the encoding, or can't be written. Nothing is left at `path` then.
     """
     check_file(path)
     place = os.path.abspath(path)
@@ -257,7 +116,8 @@ def write_gguf(ref: ModelRef, encoding: Encoding, path: str, progress: Progress)
             architecture = _check_header(header, ref, path)
             _check_geometry(header, encoding)
             divisor_F = divisors(encoding.table.inv_freq_F, encoding.theta).astype(np.float32)
-            error = _error(encoding, divisor_F)
+            stock = running(encoding.theta, divisor_F)
+            error = stock_error(stock, encoding.table.attention_factor, encoding.table, encoding.target_length)
             note = export_note(ref, encoding, {"name": "llama.cpp", **error.to_json()})
             changes = _changes(architecture, encoding, divisor_F, note)
             source = open_gguf(original)
@@ -320,12 +180,6 @@ def _check_geometry(header: GgufHeader, encoding: Encoding) -> None:
         )
 
 
-def _error(encoding: Encoding, divisor_F: npt.NDArray[np.float32]) -> StockError:
-    """llama.cpp's largest error up to the target length."""
-    stock = running(encoding.theta, divisor_F)
-    return stock_error(stock, encoding.table.attention_factor, encoding.table, encoding.target_length)
-
-
 def _changes(
     architecture: str, encoding: Encoding, divisor_F: npt.NDArray[np.float32], note: dict[str, Any]
 ) -> Changes:
@@ -333,11 +187,116 @@ def _changes(
     scaling = f"{architecture}.rope.scaling"
     return Changes(
         architecture=architecture,
-        numbers={
+        fields={
             f"{architecture}.context_length": encoding.target_length,
             f"{scaling}.attn_factor": float(encoding.table.attention_factor),
             f"{scaling}.original_context_length": encoding.native_length,
+            f"{scaling}.type": "none",
+            _NOTE: json.dumps(note, ensure_ascii=False, allow_nan=False),
         },
-        texts={f"{scaling}.type": "none", _NOTE: json.dumps(note, ensure_ascii=False, allow_nan=False)},
         divisor_F=divisor_F,
     )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Changes:
+    """The differences of a copy from its original: fields with their type, text as the bytes that it is, stay."""
+
+    architecture: str
+    fields: Mapping[str, int | float | str]
+    """Fields that are set: of type UINT32 (int), FLOAT32 (float) or STRING."""
+    divisor_F: npt.NDArray[np.float32]
+    """`rope_freqs.weight`, shape (F,)."""
+
+
+def open_gguf(path: str) -> Any:
+    """A GGUFReader, its tensors mapped into memory; raises LongEvalError for a file that it can't read."""
+    from gguf import GGUFReader
+
+    try:
+        return GGUFReader(path)
+    except (ValueError, KeyError, IndexError) as error:
+        raise LongEvalError(f"--model {path}: not a readable GGUF ({error})", "Fetch the file again.") from error
+
+
+def write_copy(source: Any, changes: Changes, path: str, progress: Progress) -> None:
+    """Writes the copy of an open GGUF to `path`."""
+    from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter
+
+    kinds = {int: GGUFValueType.UINT32, float: GGUFValueType.FLOAT32, str: GGUFValueType.STRING}
+    tensors = _copied_tensors(source)
+    divisor_F = changes.divisor_F
+    writer = GGUFWriter(path, changes.architecture, endianess=source.endianess)  # codespell:ignore endianess
+    writer.data_alignment = source.alignment
+    try:
+        for name, field in _copied_fields(source, changes).items():
+            kind = field.types[0]
+            sub_type = field.types[-1] if kind == GGUFValueType.ARRAY else None
+            writer.add_key_value(name, _raw_value(field), kind, sub_type=sub_type)
+        for name, value in changes.fields.items():
+            writer.add_key_value(name, value, kinds[type(value)])
+        writer.add_tensor_info(
+            FREQUENCIES, divisor_F.shape, divisor_F.dtype, divisor_F.nbytes, GGMLQuantizationType.F32
+        )
+        for tensor in tensors:
+            data = tensor.data
+            writer.add_tensor_info(tensor.name, data.shape, data.dtype, data.nbytes, tensor.tensor_type)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        writer.write_tensor_data(divisor_F)
+        total, done = sum(int(tensor.n_bytes) for tensor in tensors), 0
+        for tensor in tensors:
+            writer.write_tensor_data(tensor.data, tensor_endianess=source.endianess)  # codespell:ignore endianess
+            done += int(tensor.n_bytes)
+            progress(done, total)
+    finally:
+        writer.close()
+
+
+def read_back(source: Any, changes: Changes, path: str) -> int:
+    """Asserts that the copy says what it should and everything else as before; returns its number of tensors."""
+    copy = open_gguf(path)
+    for name, value in changes.fields.items():
+        assert copy.get_field(name).contents() == (np.float32(value) if isinstance(value, float) else value), name
+    for name, field in _copied_fields(source, changes).items():
+        assert _raw_value(copy.get_field(name)) == _raw_value(field), name
+    tensors = {tensor.name: tensor for tensor in copy.tensors}
+    assert np.array_equal(tensors.pop(FREQUENCIES).data, changes.divisor_F)
+    for tensor in _copied_tensors(source):
+        other = tensors.pop(tensor.name)
+        assert other.tensor_type == tensor.tensor_type and list(other.shape) == list(tensor.shape), tensor.name
+        assert np.array_equal(other.data.view(np.uint8), tensor.data.view(np.uint8)), tensor.name
+    assert not tensors, "more tensors than there were"
+    return len(copy.tensors)
+
+
+def _copied_tensors(source: Any) -> list[Any]:
+    """All tensors but divisors of another scaling."""
+    return [tensor for tensor in source.tensors if tensor.name not in _OTHER_FACTORS]
+
+
+def _copied_fields(source: Any, changes: Changes) -> dict[str, Any]:
+    """All fields but those set anew, what is left of another scaling, and what the writer writes by itself.
+
+    Empty arrays are left out as well: the writer has none, and to a reader they are the same as no field.
+    """
+    own = ("GGUF.", f"{changes.architecture}.rope.scaling.", f"{changes.architecture}.rope.scale_linear")
+    return {
+        name: field
+        for name, field in source.fields.items()
+        if not name.startswith(own)
+        and name not in changes.fields
+        and name != "general.architecture"
+        and _raw_value(field) != []
+    }
+
+
+def _raw_value(field: Any) -> Any:
+    """A field's value as the writer takes it."""
+    from gguf import GGUFValueType
+
+    if field.types[-1] != GGUFValueType.STRING:
+        return field.contents()
+    texts = [field.parts[index].tobytes() for index in field.data]
+    return texts if field.types[0] == GGUFValueType.ARRAY else texts[0]

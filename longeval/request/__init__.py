@@ -5,9 +5,8 @@ anything up (names of methods, models, data and tasks are looked up by the plan)
 it was understood. The request of a study is in the study's folder.
 """
 
-from longeval.request.base import StudyRequest
+from longeval.request.base import StudyRequest, requests_from_yaml, requests_to_yaml
 from longeval.request.model import LAYERS, SCALE_FROM, Layers, ModelRequest, ScaleFrom
-from longeval.request.requests import requests_from_yaml, requests_to_yaml
 
 __all__ = [
     "LAYERS",

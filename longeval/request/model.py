@@ -12,7 +12,7 @@ from longeval.request.base import StudyRequest
 from longeval.request.setting import MACHINE, METHODS, OUTPUT, Declare
 
 TOKENS = "Tokens"
-"""Panel of what becomes of texts before a model reads them."""
+"""The panel of settings for how texts become tokens."""
 
 ScaleFrom = Literal["plain", "shipped"]
 SCALE_FROM: tuple[ScaleFrom, ...] = get_args(ScaleFrom)

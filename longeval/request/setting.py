@@ -2,10 +2,13 @@
 
 A field of a request class carries a `Declare`:
 
-    stride: Annotated[int | None, Declare(readers.length(least=1), "Tokens between windows.")] = None
+    stride: Annotated[int | None, Declare(setting.length(least=1), "Tokens between windows.")] = None
 
 From that come the flag `--stride` with its help, the key `stride` in YAML, the check of both, and the name that
 messages use. `request/base.py` reads values with it, `cli/command.py` makes flags of it.
+
+A flag gives text, YAML a scalar, a list or a mapping, Python any of these or the value itself; the same reader takes
+all of them. What it refuses, it refuses with the name of the setting, the value, and a remedy.
 """
 
 from __future__ import annotations
@@ -39,7 +42,7 @@ class Declare:
     """What a field of a request is called, says and accepts. The field itself has the type and the default."""
 
     read: Reader
-    """Reads and checks a value; see `request/readers.py`."""
+    """Reads and checks a value: one of the readers below."""
     help: str
     """What `--help` says."""
     _: KW_ONLY
@@ -61,12 +64,6 @@ class Declare:
     """A value for messages that say that one is missing."""
     write: Callable[[Any], Any] = lambda value: value
     """The value as YAML shows it."""
-
-
-# Readers of settings: from what a flag, YAML or Python gives to a checked value.
-#
-# A flag gives text, YAML a scalar, a list or a mapping, Python any of these or the value itself; the same reader takes
-# all of them. Whatever it refuses it refuses with what the setting is called, the value, and a remedy.
 
 
 def text(value: Any, where: str) -> str:

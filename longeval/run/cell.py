@@ -82,15 +82,7 @@ class Cell:
 
     def planned(self) -> PlannedCell:
         """The cell as the stored plan keeps it."""
-        return PlannedCell(
-            cell=self.id,
-            model=self.model,
-            pe=self.pe.canonical,
-            factor=self.factor,
-            length=self.length,
-            data=self.data,
-            task=self.task,
-            protocol=self.protocol,
-            backend=self.backend,
-            params={name: self.params[name] for name in self.told_apart_by},
-        )
+        kept = self.fields()
+        del kept["dtype"], kept["skipped"]
+        kept["params"] = {name: self.params[name] for name in self.told_apart_by}
+        return PlannedCell(**kept)

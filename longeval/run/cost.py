@@ -22,8 +22,6 @@ from longeval.models.prepare import PreparedModel
 from longeval.request import ModelRequest
 from longeval.values import format_length
 
-# A window: the tokens of one forward pass, and which of them are scored.
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Window:
@@ -70,7 +68,7 @@ class ModelSize:
     num_parameters: int
     """All of them, a tied embedding once."""
     num_embedding: int
-    """Those of the input embedding: looked up, not multiplied."""
+    """Parameters of the input embedding, which are looked up and not multiplied."""
     hidden_size: int
     intermediate_size: int
     num_layers: int
@@ -85,20 +83,20 @@ class ModelSize:
 
     @property
     def flops_per_token(self) -> float:
-        """Of everything but attention scores and the output head."""
+        """Operations for one token, without attention scores and the output head."""
         head = 0 if self.tied else self.hidden_size * self.vocab_size
         return 2.0 * (self.num_parameters - self.num_embedding - head)
 
     def attention_flops(self, length: int, cached: int = 0) -> float:
-        """Of causal attention scores and sums over `length` tokens, all layers; the first `cached` are done."""
+        """Operations of causal attention over `length` tokens in all layers, of which the first `cached` are done."""
         return 2.0 * self.num_layers * self.attention_width * (length**2 - cached**2)
 
     def head_flops(self, scored: int) -> float:
-        """Of the output head at `scored` positions."""
+        """Operations of the output head at `scored` positions."""
         return 2.0 * self.hidden_size * self.vocab_size * scored
 
     def window_flops(self, window: Window) -> float:
-        """Of one pass."""
+        """Operations of one pass."""
         linear = self.flops_per_token * window.length + self.head_flops(window.num_scored)
         return linear + self.attention_flops(window.length)
 
@@ -126,11 +124,7 @@ def model_size(prepared: PreparedModel) -> ModelSize:
 def memory_bytes(model: PreparedModel, size: ModelSize, longest: int, *, cached: int = 0) -> int:
     """Weights, activations of a pass over `longest` tokens, a chunk of logits, and the program itself.
 
-    Args:
-        model: Its precision and its attention.
-        size: Its sizes.
-        longest: Tokens of the longest pass.
-        cached: Tokens whose keys and values are held at the same time.
+    `cached` tokens have their keys and values held at the same time.
     """
     from longeval.backends.hf.backend import LOGITS_BYTES
 
@@ -203,11 +197,9 @@ def precision(request: ModelRequest, model: PreparedModel) -> str:
 
 
 def sample_costs(size: ModelSize, inputs: Sequence[npt.NDArray[np.int32]]) -> list[float]:
-    """Operations for each of several inputs that share the keys and values of common beginnings.
+    """Operations for each of several inputs (token ids) that share the keys and values of common beginnings.
 
-    Args:
-        size: The model's sizes.
-        inputs: Token ids, (T,) each. What one shares with the one before it in lexicographical order costs nothing.
+    What one shares with the one before it in lexicographical order costs nothing.
     """
     order = order_prompts(inputs)
     costs, shared = [0.0] * len(inputs), 0
@@ -220,16 +212,13 @@ def sample_costs(size: ModelSize, inputs: Sequence[npt.NDArray[np.int32]]) -> li
 
 
 def check_memory(model: PreparedModel, size: ModelSize, length: int, tokens: int) -> None:
-    """Refuses what can't fit into all the memory that there is, before weights are loaded.
+    """Raises LongEvalError for what can't fit into all the memory that there is, before weights are loaded.
 
     Args:
         model: The model.
         size: Its sizes.
         length: The window length that was asked for, for the message.
         tokens: Tokens of the longest input with its answer, all of whose keys and values are held at the end.
-
-    Raises:
-        LongEvalError: The estimate is more than the machine (or its GPUs together) has.
     """
     needed, there = memory_bytes(model, size, tokens, cached=tokens), total_memory(model)
     if there is None or needed <= there:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import longeval.metrics  # noqa: F401  (registers all metrics: stored cells are checked against them)
 from longeval.backends.base import Backend
 from longeval.run.executor import Executor, LocalExecutor
-from longeval.run.host import Progress, open_host
+from longeval.run.host import Host, Progress, backend_of
 from longeval.run.study import Outcome, Plan
 from longeval.store.folder import Store
 from longeval.store.plan import remember_request
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunResult:
-    """What a run ends with."""
+    """The outcome of a run."""
 
     records: tuple[Record, ...]
     """All records of the plan's cells, in the plan's order, stored before or computed now; then what follows from them,
@@ -73,7 +73,8 @@ def run(
     stored = {} if fresh else stored_cells(plan, store)
     left = plan.left(stored)
     keeper = _Keeper(plan=plan, store=store, progress=progress, fresh=fresh, under_way=under_way or bool(stored))
-    host = open_host(plan.request, store, progress, fresh=fresh, load=load, before_write=keeper.begin)
+    load = load or backend_of(plan.request)
+    host = Host(store=store, progress=progress, load=load, fresh=fresh, before_write=keeper.begin)
     costs = [cost for work in left for cost in work.costs(host)]
     if costs:
         store.check_writable()
@@ -109,7 +110,7 @@ class _Keeper:
     under_way: bool
     """Whether results exist already, so that nothing may end the run any more."""
     records: dict[str, tuple[Record, ...]] = field(default_factory=dict)
-    """Of the cells computed now, by cell id."""
+    """Records of the cells computed now, by cell id."""
     _begun: bool = False
 
     def begin(self) -> None:
@@ -136,15 +137,11 @@ class _Keeper:
         """What follows from the cells' records, stored where it is new."""
         found = []
         for record in self.plan.derived(records):
-            kept = self.store.load(record.cell)
-            if kept is not None and _says_the_same(kept.records[0], record):
-                found.append(kept.records[0])
+            stored = self.store.load(record.cell)
+            # What is stored stays where the two differ in nothing but where and when they were made.
+            if stored and dataclasses.replace(stored.records[0], provenance=record.provenance) == record:
+                found.append(stored.records[0])
             else:
                 self.store.save([record])
                 found.append(record)
         return found
-
-
-def _says_the_same(one: Record, other: Record) -> bool:
-    """Whether two records differ in nothing but where and when they were made."""
-    return dataclasses.replace(one, provenance=other.provenance) == other

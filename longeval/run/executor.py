@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from longeval.backends.base import BackendError, OutOfMemoryError
 from longeval.errors import LongEvalError, WriteError
-from longeval.run.host import Host, Progress, Silent, open_host
+from longeval.run.host import Host, Progress, Silent, backend_of
 from longeval.run.study import Outcome, Plan, Work, failed, find_study, request_from_mapping
 from longeval.store.folder import Store
 
@@ -111,7 +111,8 @@ def carry_out(order: Order, progress: Progress | None = None) -> Iterator[Outcom
             f"{request.command}: the same request has other cells in this process",
             "Give every process the same models, data and task files.",
         )
-    host = open_host(plan.request, Store(order.out), progress or Silent(), fresh=order.fresh)
+    store, load = Store(order.out), backend_of(plan.request)
+    host = Host(store=store, progress=progress or Silent(), load=load, fresh=order.fresh)
     try:
         for work in plan.left(others):
             yield from attempt(work, host)

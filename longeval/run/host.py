@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -23,7 +22,7 @@ OneWork = TypeVar("OneWork")
 
 
 class Progress(Protocol):
-    """Told how a run gets on."""
+    """Hears how a run gets on."""
 
     def begin(self, costs: Sequence[float]) -> None:
         """The operations of each pass that is to be made."""
@@ -83,11 +82,7 @@ class Host:
     _sizes: dict[str, ModelSize] = field(default_factory=dict)
 
     def backend(self, model: PreparedModel) -> Backend:
-        """The loaded model; the one before it is let go first.
-
-        Raises:
-            BackendError: It can't be loaded.
-        """
+        """The loaded model; the one before it is let go first. BackendError where it can't be loaded."""
         if self._loaded is None or self._loaded[0] is not model:
             self.close()
             try:
@@ -115,44 +110,16 @@ class Host:
         return kept
 
     def close(self) -> None:
-        """Lets the loaded model go."""
+        """Frees the loaded model."""
         if self._loaded is not None:
             self._loaded[1].close()
             self._loaded, self.device = None, ""
 
 
-def open_host(
-    request: Any,
-    store: Store,
-    progress: Progress,
-    *,
-    fresh: bool = False,
-    load: Callable[[PreparedModel], Backend] | None = None,
-    before_write: Callable[[], None] = lambda: None,
-) -> Host:
-    """A host in this process for the work of a request; no model is loaded yet.
-
-    Args:
-        request: It names the backend.
-        store: The run folder.
-        progress: Told about every pass.
-        fresh: Whether stored results are passed over.
-        load: Brings a model's weights; None: into the request's backend.
-        before_write: See `Host`.
-    """
-
-    def load_into_backend(model: PreparedModel) -> Backend:
-        return backend_of(request)(model)
-
-    return Host(store=store, progress=progress, load=load or load_into_backend, fresh=fresh, before_write=before_write)
-
-
 def by_engine(work: Sequence[OneWork], engine: Callable[[OneWork], tuple[PreparedModel, RopeTable]]) -> list[OneWork]:
-    """Brings together what one engine that holds one table can serve, otherwise in the given order.
+    """Sorts work so that what one engine with one table can serve is together; otherwise the order stays.
 
-    Args:
-        work: Pieces of work.
-        engine: A piece of work → the model and the table that it needs.
+    `engine` gives the model and the table that a piece of work needs.
     """
     engines: list[tuple[PreparedModel, RopeTable]] = []
 
@@ -168,5 +135,5 @@ def by_engine(work: Sequence[OneWork], engine: Callable[[OneWork], tuple[Prepare
 
 
 def backend_of(spec: ModelRequest) -> Callable[[PreparedModel], Backend]:
-    """What loads a prepared model into the backend that a request names."""
-    return functools.partial(capabilities(spec.backend).load, spec)
+    """What loads a prepared model into the backend that a request names; nothing is looked up before it is called."""
+    return lambda model: capabilities(spec.backend).load(spec, model)

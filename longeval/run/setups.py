@@ -7,9 +7,9 @@ starts.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 from longeval.backends.base import AnyRequest, Server, capabilities
 from longeval.errors import LongEvalError
@@ -20,25 +20,6 @@ from longeval.values import format_length
 
 if TYPE_CHECKING:
     from longeval.models.prepare import PreparedModel
-
-
-class MethodsAsked(Protocol):
-    """What a request says of methods."""
-
-    @property
-    def pe(self) -> tuple[str, ...]:
-        """Names of methods."""
-        ...
-
-    @property
-    def pe_args(self) -> dict[str, dict[str, Any]]:
-        """Their parameters, by method without resonance."""
-        ...
-
-    @property
-    def factor(self) -> float | Literal["each"] | None:
-        """The factor s, where it is given."""
-        ...
 
 
 def ask_server(spec: AnyRequest) -> tuple[AnyRequest, Server | None]:
@@ -61,18 +42,26 @@ def check_pin(spec: ModelRequest, names: Sequence[MethodName], models: Sequence[
         )
 
 
-def method_names(spec: MethodsAsked) -> list[MethodName]:
-    """The methods of a request; a factor or parameters that none of them takes would be ignored: an error."""
-    names = [parse_method_name(name) for name in spec.pe]
+def method_names(
+    pe: Sequence[str], pe_args: Mapping[str, Any], factor: float | Literal["each"] | None
+) -> list[MethodName]:
+    """The methods of a request; a factor or parameters that none of them takes would be ignored: an error.
+
+    Args:
+        pe: Their names.
+        pe_args: Parameters by name of the method, without resonance.
+        factor: The factor s, where it is given.
+    """
+    names = [parse_method_name(name) for name in pe]
     asked = {name.base for name in names}
-    for base in spec.pe_args:
+    for base in pe_args:
         METHODS.lookup(base)
         if base not in asked:
-            raise LongEvalError(f"--pe-arg {base}.…: {base} is not among --pe {','.join(spec.pe)}", "Remove one.")
-    if spec.factor is not None and not any(name.method.uses_factor for name in names):
-        factor = spec.factor if isinstance(spec.factor, str) else f"{spec.factor:g}"
+            raise LongEvalError(f"--pe-arg {base}.…: {base} is not among --pe {','.join(pe)}", "Remove one.")
+    if factor is not None and not any(name.method.uses_factor for name in names):
+        shown = factor if isinstance(factor, str) else f"{factor:g}"
         raise LongEvalError(
-            f"--factor {factor}: would be ignored, it changes nothing under --pe {', '.join(spec.pe)}",
+            f"--factor {shown}: would be ignored, it changes nothing under --pe {', '.join(pe)}",
             "Leave it out, or ask for a method that it stretches, such as yarn, as well.",
         )
     return names
@@ -80,44 +69,45 @@ def method_names(spec: MethodsAsked) -> list[MethodName]:
 
 def setting_notes(spec: ModelRequest, names: Sequence[MethodName], model: PreparedModel) -> list[str]:
     """What a user should know of the settings before anything starts."""
-    notes = _stretch_note(spec, names, model) + _pin_note(spec, names, model)
-    if capabilities(spec.backend).remote:
-        notes.append(_server_note(spec, names, model))
-    return notes
+    remote = capabilities(spec.backend).remote
+    notes = [
+        None if remote else _stretch_note(spec, names, model),  # a server's own stretch isn't known
+        _pin_note(spec, names, model),
+        _server_note(spec, names, model) if remote else None,
+    ]
+    return [note for note in notes if note]
 
 
-def _pin_note(spec: ModelRequest, names: Sequence[MethodName], model: PreparedModel) -> list[str]:
-    """A note where a method is pinned to less than what it is measured at."""
+def _stretch_note(spec: ModelRequest, names: Sequence[MethodName], model: PreparedModel) -> str | None:
+    """Says where methods that stretch have nothing to stretch."""
+    stretched = [name.canonical for name in names if name.method.uses_factor]
+    if not stretched or set(factors(spec, model.native_length).values()) != {1.0}:
+        return None
+    return (
+        f"{', '.join(stretched)}: s = 1 at these lengths, nothing is stretched (the native length is "
+        f"{format_length(model.native_length)}; --factor or longer --lengths would)"
+    )
+
+
+def _pin_note(spec: ModelRequest, names: Sequence[MethodName], model: PreparedModel) -> str | None:
+    """Says where a method is pinned to less than what it is measured at."""
     pinned = [name.canonical for name in names if model.rope.length_dependent(name)]
     if spec.pin_length is None or not pinned or spec.pin_length >= spec.lengths[-1]:
-        return []
-    return [
+        return None
+    return (
         f"--pin-length {format_length(spec.pin_length)}: is shorter than the longest window, "
         f"{format_length(spec.lengths[-1])}; longer ones get that table too ({', '.join(pinned)})"
-    ]
+    )
 
 
 def _server_note(spec: ModelRequest, names: Sequence[MethodName], model: PreparedModel) -> str:
-    """What a method is where a server computes."""
+    """Says what a method is where a server computes."""
     stretch = ", ".join(f"{s:g}" for s in sorted(set(factors(spec, model.native_length).values())))
     labels = [f"{name.canonical} (s = {stretch})" if name.method.uses_factor else name.canonical for name in names]
     return (
         f"--backend {spec.backend}: {spec.served_model} at {spec.base_url} rotates as it was started. longeval applies "
         f"nothing of --pe there and can't check what is: {', '.join(labels)} only labels the results, right or wrong"
     )
-
-
-def _stretch_note(spec: ModelRequest, names: Sequence[MethodName], model: PreparedModel) -> list[str]:
-    """A note where methods that stretch have nothing to stretch."""
-    stretched = [name.canonical for name in names if name.method.uses_factor]
-    if capabilities(spec.backend).remote:  # a server's own stretch isn't known
-        return []
-    if not stretched or set(factors(spec, model.native_length).values()) != {1.0}:
-        return []
-    return [
-        f"{', '.join(stretched)}: s = 1 at these lengths, nothing is stretched (the native length is "
-        f"{format_length(model.native_length)}; --factor or longer --lengths would)"
-    ]
 
 
 def dtype_of(spec: ModelRequest, model: PreparedModel) -> str:
@@ -147,7 +137,7 @@ class Setup:
     static: bool
     """Whether that is the same table for every sequence up to the window's length."""
     params: dict[str, Any]
-    """Model and method, as far as they decide a value."""
+    """The settings of model and method that decide a value."""
 
 
 def setups(spec: ModelRequest, model: PreparedModel, names: Sequence[MethodName]) -> Iterator[Setup]:

@@ -54,7 +54,7 @@ class Work(Protocol):
 
     @property
     def cells(self) -> Sequence[Cell]:
-        """What it computes."""
+        """The cells that it computes."""
         ...
 
     def costs(self, host: Host) -> Sequence[float]:
@@ -91,7 +91,7 @@ class SkippedWork:
     reason: str
 
     def costs(self, host: Host) -> Sequence[float]:
-        """None."""
+        """There are none."""
         return ()
 
     def run(self, host: Host) -> Iterator[Outcome]:
@@ -147,14 +147,14 @@ class Plan:
 
 
 class Tell(Protocol):
-    """Told how planning gets on."""
+    """Hears how planning gets on."""
 
     def note(self, text: str) -> None:
         """What a user should know at once, before something is fetched."""
         ...
 
     def preparing(self, what: str, done: int, total: int) -> None:
-        """So many of the samples of `what` are made or read."""
+        """Of the samples of `what`, `done` of `total` are made or read."""
         ...
 
 
@@ -168,7 +168,7 @@ class Study(Protocol):
     planning: str | None
     """What is said before a request is planned."""
     tells_passes: bool
-    """Whether `--verbose` says a line a pass."""
+    """Whether `--verbose` prints a line for each pass."""
     report_command: str
     """The command that makes a report of its records: `longeval report`, or one of its own."""
 

@@ -75,13 +75,7 @@ def artefact_of(record: Record) -> Artefact[Any] | None:
 
 
 def check_records(records: Sequence[Record], cell: str, status: str) -> None:
-    """Raises ValueError, saying what, where records aren't those of one cell.
-
-    Args:
-        records: All of its file.
-        cell: Its id, as the file is named.
-        status: The file's own.
-    """
+    """Raises ValueError, saying what, where the records of a file aren't all of the cell and status that it states."""
     if not records:
         raise ValueError("has no record")
     first = records[0]
@@ -108,15 +102,6 @@ def check_artefact(artefact: Artefact[Any], content: bytes, records: Sequence[Re
         if value is None:
             raise ValueError(f"{record.metric} is not one of its metrics")
         check_value(record.value, value(found, record), record.metric)
-
-
-def agree(artefact: Artefact[Any], content: bytes, records: Sequence[Record]) -> bool:
-    """Whether an artefact is what its records are made from."""
-    try:
-        check_artefact(artefact, content, records)
-    except ValueError:
-        return False
-    return True
 
 
 def check_count(recorded: int | None, found: int | None, what: str) -> None:

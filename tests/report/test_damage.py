@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -199,6 +200,20 @@ def test_files_of_other_versions_are_whole(run):
 def test_a_truncated_file_of_token_values_is_damaged(run):
     path = Path(run.path, "nll", f"{cell_of(run)}.npz")
     path.write_bytes(path.read_bytes()[:200])
+    assert is_damaged(run, path.stem)
+
+
+@pytest.mark.parametrize(
+    "header", ["{'descr': (", "{'descr': '<f4', 'fortran_order': False, 'shape': (1099511627776,)}"]
+)
+def test_an_array_whose_header_is_torn_or_claims_the_memory_is_damaged(run, header):
+    path = Path(run.path, "nll", f"{cell_of(run)}.npz")
+    with zipfile.ZipFile(path) as file:
+        parts = {name: file.read(name) for name in file.namelist()}
+    parts["nll.npy"] = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode()
+    with zipfile.ZipFile(path, "w") as file:
+        for name, content in parts.items():
+            file.writestr(name, content)
     assert is_damaged(run, path.stem)
 
 

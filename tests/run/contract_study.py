@@ -19,7 +19,7 @@ from longeval.backends.base import BackendError, OutOfMemoryError
 from longeval.errors import LongEvalError
 from longeval.run.engine import run, stored_cells
 from longeval.run.executor import carry_out, order_of
-from longeval.run.host import Silent, open_host
+from longeval.run.host import Host, Silent, backend_of
 from longeval.run.study import find_study
 from longeval.store.folder import Store
 from longeval.store.records import record_from_json
@@ -182,7 +182,7 @@ class StudyContract:
         """An order travels by pickle, and so do the outcomes."""
         own = run(plan, store, Silent())
         work = plan.work[-1]
-        elsewhere = open_host(made.request, Store(str(tmp_path / "elsewhere")), Silent())
+        elsewhere = Host(store=Store(str(tmp_path / "elsewhere")), progress=Silent(), load=backend_of(made.request))
         sent = pickle.dumps(order_of(plan, work, elsewhere))
         command = [sys.executable, "-c", IN_ANOTHER_PROCESS]
         answer = subprocess.run(command, input=sent, capture_output=True, check=False)
@@ -195,7 +195,7 @@ class StudyContract:
             assert [(record.metric, record.value) for record in outcome.records] == here
 
     def test_an_order_of_cells_that_are_not_here_is_refused(self, made, plan, store):
-        host = open_host(made.request, store, Silent())
+        host = Host(store=store, progress=Silent(), load=backend_of(made.request))
         order = dataclasses.replace(order_of(plan, plan.work[0], host), cells=("0" * 16,))
         with pytest.raises(LongEvalError, match="other cells"):
             list(carry_out(order))

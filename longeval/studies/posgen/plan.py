@@ -130,7 +130,7 @@ def check_settings(requests: Sequence[PosGenRequest], store: Store) -> None:
 
 def plan_posgen(request: PosGenRequest) -> PosGenPlan:
     """Checks a request and lays out its cells; raises LongEvalError for anything that is wrong with it."""
-    names = method_names(request)
+    names = method_names(request.pe, request.pe_args, request.factor)
     _check_native(request, names)
     device = resolve_device(request.device)
     _check_precision(request, device)

@@ -97,7 +97,7 @@ def plan_ppl(request: PplRequest, *, dry_run: bool = False) -> PplPlan:
             f"--stride {request.stride}: would be ignored under --protocol {request.protocol}",
             f"Leave it out, or use --protocol {' or '.join(strided)}.",
         )
-    names = method_names(request)
+    names = method_names(request.pe, request.pe_args, request.factor)
     request, server = ask_server(request)
     if server is not None:
         longest = request.lengths[-1]

@@ -52,7 +52,7 @@ def plan_tasks(request: TasksRequest, tell: Tell | None = None, *, dry_run: bool
     """
     tell = tell or Silent()
     check_request(request)
-    names = method_names(request)
+    names = method_names(request.pe, request.pe_args, request.factor)
     request, server = ask_server(request)
     index = Index(request.include)
     chosen = index.resolve(request.tasks)

@@ -8,7 +8,7 @@ from tiny import save_tiny_llama
 
 from longeval.models.prepare import prepare
 from longeval.run.cost import Window, memory_bytes, model_size
-from longeval.run.host import Silent, open_host
+from longeval.run.host import Host, Silent, backend_of
 from longeval.studies.ppl.plan import plan_ppl
 
 
@@ -37,7 +37,7 @@ def test_a_tied_head_is_counted_where_tokens_are_scored_only(tiny_llama, tmp_pat
 
 def test_a_plan_counts_shared_passes_once(request_spec, store):
     plan = plan_ppl(request_spec(pe=("none", "yarn", "dynamic_ntk")))
-    host = open_host(plan.request, store, Silent())
+    host = Host(store=store, progress=Silent(), load=backend_of(plan.request))
     (told,) = plan.overview(host, plan.left(()), ()).costs
     # Two documents reach 128 tokens; none (with dynamic_ntk to 64), yarn, and dynamic_ntk at 128.
     assert f"9 cells in 6 forward passes, {6 * 128} tokens; estimated " in told
