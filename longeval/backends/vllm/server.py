@@ -1,8 +1,8 @@
-"""vLLM's server as a process of ours: started, waited for until it answers, and ended with all that it started.
+"""vLLM's server as a process of ours, with one method for all prompts, chosen before it starts.
 
-Its log is kept out of sight: it says why the server didn't start, or died. Ctrl-C and SIGTERM come here alone (the
-server is a process group of its own) and are handed on; if this process is killed, the system ends the others
-(`serve`).
+The server is started, waited for until it answers, and ended with all that it started. Its log is kept out of sight,
+to say why it didn't start, or died. Ctrl-C and SIGTERM come here alone (the server is a process group of its own) and
+are handed on; if this process is killed, the system ends the others (`serve`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import psutil
 
-from longeval.backends.vllm.engine import cause_of, remedy_of
+from longeval.backends.vllm.engine import logged_cause, remedy_of
 from longeval.backends.vllm.serve import PARENT_VARIABLE
 from longeval.errors import LongEvalError, reason
 from longeval.rope.base import RopeTable
@@ -38,8 +38,24 @@ from longeval.values import format_length
 if TYPE_CHECKING:
     from longeval.models.prepare import PreparedModel
 
+logger = logging.getLogger(__name__)
 
-# The method of a server: one table for all prompts, chosen before it starts.
+COMMAND = ("-m", "vllm.entrypoints.launchers.api_server.entry")
+"""Arguments of Python for the same server without longeval (see `serve` for why this one)."""
+
+_OURS = ("-P", "-m", "longeval.backends.vllm.serve")
+
+_LINES = 2000
+"""Lines of its log that are kept."""
+
+_EVERY_S = 0.2
+"""Time between two looks at signals, answers and the server's end."""
+
+_GRACE_S = 30.0
+"""How long a server may take to end after it was asked to, beyond the time that its requests have."""
+
+_ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (nothing is bound by it)
+"""Hosts that mean all addresses of a machine: the one at which it reaches itself."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,58 +112,27 @@ def served_method(
             f"--pe {name.canonical}: has another table at every length, and a vLLM engine holds one",
             "Pin it to one length: --pin-length 16k.",
         )
-    parts = [name.canonical]
-    parts += [f"s = {s:g}"] if model.rope.uses_factor(name) else []
-    parts += [f"pinned to its table at {format_length(pin)}"] if pin is not None else []
+    parts, notes = [name.canonical], []
+    if model.rope.uses_factor(name):
+        parts.append(f"s = {s:g}")
+        if s == 1:
+            notes.append(
+                f"{name.canonical}: s = 1, nothing is stretched (the native length is "
+                f"{format_length(model.native_length)}; --factor or a longer --length would)"
+            )
+    if pin is not None:
+        parts.append(f"pinned to its table at {format_length(pin)}")
+        if pin < tokens:
+            notes.append(
+                f"--pin-length {format_length(pin)}: is shorter than the longest prompt, {format_length(tokens)}; "
+                "prompts beyond it get that table too"
+            )
     return Served(
         table=tables(tokens if pin is None else pin),
         length=tokens,
         description=", ".join((*parts, f"up to {format_length(tokens)} tokens")),
-        notes=(*_stretch_notes(name, s, model), *_pin_notes(pin, tokens)),
+        notes=tuple(notes),
     )
-
-
-def _stretch_notes(name: MethodName, s: float, model: PreparedModel) -> tuple[str, ...]:
-    """A note where a method that stretches has nothing to stretch."""
-    if not model.rope.uses_factor(name) or s != 1:
-        return ()
-    return (
-        f"{name.canonical}: s = 1, nothing is stretched (the native length is {format_length(model.native_length)}; "
-        "--factor or a longer --length would)",
-    )
-
-
-def _pin_notes(pin: int | None, tokens: int) -> tuple[str, ...]:
-    """A note where prompts may be longer than what their table is of."""
-    if pin is None or pin >= tokens:
-        return ()
-    return (
-        f"--pin-length {format_length(pin)}: is shorter than the longest prompt, {format_length(tokens)}; prompts "
-        "beyond it get that table too",
-    )
-
-
-logger = logging.getLogger(__name__)
-
-COMMAND = ("-m", "vllm.entrypoints.launchers.api_server.entry")
-"""What Python is to run for the same server without longeval (see `serve` for why this one)."""
-
-_OURS = ("-P", "-m", "longeval.backends.vllm.serve")
-
-_LINES = 2000
-"""Of its log that are kept."""
-
-_EVERY_S = 0.2
-"""How often is looked for signals, answers and the end."""
-
-_GRACE_S = 30.0
-"""How long a server may take to end after it was asked to, beyond the time that its requests have."""
-
-_SILENT = "the server ended without a word"
-
-
-_ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (nothing is bound by it)
-"""Hosts that mean all addresses of a machine: the one at which it reaches itself."""
 
 
 def check_address(host: str, port: int) -> None:
@@ -199,10 +184,10 @@ def run_server(
 
     Args:
         flags: vLLM's command line.
-        environment: Of the server.
+        environment: The server's, to which what ties it to this process is added.
         name: The model, for messages.
-        host: Where it listens.
-        port: Likewise.
+        host: The address where it listens.
+        port: The port there.
         show_log: Whether its log goes to stderr.
         drain_s: How long it lets requests finish when it is told to end.
         announce: Called once, when it answers.
@@ -217,7 +202,13 @@ def run_server(
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env=_environment(environment),
+            env={
+                **environment,
+                PARENT_VARIABLE: str(os.getpid()),
+                # A forked engine wouldn't import the main module, and so wouldn't be tied to its parent.
+                "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+                "TQDM_DISABLE": "1",
+            },
             encoding="utf-8",
             errors="replace",
             process_group=0,
@@ -241,17 +232,6 @@ def run_server(
             return _end_in_order(process, signals, _GRACE_S + drain_s)
         finally:
             _kill(process, started | _below(process))
-
-
-def _environment(given: Mapping[str, str]) -> dict[str, str]:
-    """What the server's processes see."""
-    ours = {
-        PARENT_VARIABLE: str(os.getpid()),
-        # A forked engine wouldn't import the main module, and so wouldn't be tied to its parent.
-        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
-        "TQDM_DISABLE": "1",
-    }
-    return {**given, **ours}
 
 
 def _wait_until_up(process: subprocess.Popen[str], host: str, port: int, signals: _Signals) -> bool:
@@ -295,8 +275,7 @@ def _why(process: subprocess.Popen[str], log: str) -> str:
     """Why a server ended that nobody told to: the first exception in its log, else its last line."""
     if process.returncode == -signal.SIGKILL:  # it can't have said so
         return "it was killed (SIGKILL), perhaps because the machine ran out of memory"
-    cause = cause_of(ChildProcessError(_SILENT), log)
-    if not cause.endswith(_SILENT):
+    if (cause := logged_cause(log)) is not None:
         return cause
     if "EngineDeadError" in log:
         return "its engine ended without a word (killed, perhaps because the machine ran out of memory)"
