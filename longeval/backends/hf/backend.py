@@ -1,12 +1,17 @@
 """The `hf` backend: a transformers causal language model, run window by window.
 
 The decoder runs once over a window; logits are computed only at positions whose next token is scored (see `parts`).
-Choices and answers share the key/value caches of prompts that begin alike (see `prefix_cache`, `hf_answers`).
+Choices and answers run prompt by prompt, in an order in which prompts that begin alike follow one another and share
+that part's keys and values (see `prefix_cache`).
+
+Shapes: T tokens of a prompt, S of a continuation, Q of all that run in one pass, V vocabulary.
 """
 
 from __future__ import annotations
 
 import gc
+import itertools
+import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +19,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from longeval.backends.answering import Ending, end_tokens, order_prompts
 from longeval.backends.base import Backend, ChoiceScore, ChoicesRequest, GenerateRequest, Generation
-from longeval.backends.hf import answers as hf_answers
 from longeval.backends.hf import memory
-from longeval.backends.hf.parts import LOGITS_BYTES, ModelParts, memory_told, replace_rotary
+from longeval.backends.hf.parts import ModelParts, memory_told, replace_rotary
+from longeval.backends.hf.prefix_cache import PrefixCache
 from longeval.errors import LongEvalError
 from longeval.models.device import device_name
 from longeval.rope.base import RopeTable
@@ -25,8 +31,7 @@ from longeval.rope.base import RopeTable
 if TYPE_CHECKING:
     from longeval.models.prepare import PreparedModel
 
-
-__all__ = ["LOGITS_BYTES", "HFBackend", "load_backend"]
+Tokens = npt.NDArray[np.int32]
 
 
 class HFBackend:
@@ -57,7 +62,7 @@ class HFBackend:
         return self._rotary.digest(length)
 
     @torch.inference_mode()
-    def score(self, tokens_T: npt.NDArray[np.int32], first_scored: int) -> npt.NDArray[np.float32]:
+    def score(self, tokens_T: Tokens, first_scored: int) -> npt.NDArray[np.float32]:
         """See `Backend.score`."""
         assert 1 <= first_scored <= len(tokens_T)
         with memory_told():
@@ -69,11 +74,43 @@ class HFBackend:
 
     def choices(self, requests: Sequence[ChoicesRequest]) -> Iterator[tuple[int, tuple[ChoiceScore, ...]]]:
         """See `Backend.choices`."""
-        return hf_answers.choices(self._parts, requests, self._rotary.length)
+        by_context: dict[bytes, list[int]] = {}
+        for index, request in enumerate(requests):
+            lengths = [len(tokens_S) for tokens_S in request.continuations]
+            assert len(request.context_T) >= 1 and min(lengths, default=1) >= 1, "an empty context or continuation"
+            assert len(request.context_T) + max(lengths, default=0) <= self._rotary.length, "the table is too short"
+            by_context.setdefault(request.context_T.tobytes(), []).append(index)
+        groups = list(by_context.values())
+        contexts = [requests[group[0]].context_T for group in groups]
+        order = order_prompts(contexts)
+        cache = PrefixCache(self._parts)
+        try:
+            for place, number in enumerate(order.indices):
+                group = [requests[index] for index in groups[number]]
+                with memory_told():
+                    scores = _score_context(self._parts, cache, contexts[number], group, order.returns(place))
+                for index in groups[number]:
+                    yield index, tuple(scores[tokens_S.tobytes()] for tokens_S in requests[index].continuations)
+        finally:
+            cache.release()
 
     def generate(self, requests: Sequence[GenerateRequest], tokenizer: Any) -> Iterator[tuple[int, Generation]]:
         """See `Backend.generate`."""
-        return hf_answers.generate(self._parts, requests, tokenizer, self._rotary.length)
+        for request in requests:
+            assert len(request.prompt_T) >= 1 and request.max_new_tokens >= 1, "an empty prompt or answer"
+            assert len(request.prompt_T) + request.max_new_tokens <= self._rotary.length, "the table is too short"
+            assert all(request.stop), "an empty stop text"
+        order = order_prompts([request.prompt_T for request in requests])
+        ends = end_tokens(getattr(self.model, "generation_config", None), tokenizer)
+        cache = PrefixCache(self._parts)
+        try:
+            for place, index in enumerate(order.indices):
+                ending = Ending(tokenizer, ends, requests[index])
+                with memory_told():
+                    answer = _answer(self._parts, cache, requests[index], ending, order.returns(place))
+                yield index, answer
+        finally:
+            cache.release()
 
     def reset_peak_memory(self) -> None:
         """See `Backend.reset_peak_memory`."""
@@ -111,3 +148,68 @@ def load_backend(model: PreparedModel) -> Backend:
                 "Its RoPE is of a kind that longeval doesn't know; use a model of another family.",
             )
     return backend
+
+
+@torch.inference_mode()
+def _score_context(
+    parts: ModelParts, cache: PrefixCache, context_T: Tokens, group: Sequence[ChoicesRequest], returns: Sequence[int]
+) -> dict[bytes, ChoiceScore]:
+    """Scores all continuations of one context, each different one once; by the bytes of their token ids."""
+    continuations = {tokens_S.tobytes(): tokens_S for request in group for tokens_S in request.continuations}
+    sizes = [len(tokens_S) for tokens_S in continuations.values()]
+    # Beside the context the cache has to hold what one pass adds: many continuations, or a long one.
+    added = max(min(sum(sizes), cache.branch_budget()), *sizes, 0)
+    decoded = cache.hold(context_T, room=len(context_T) + added, returns=returns)
+    with parts.head(decoded) as head:
+        logits_V = head(decoded.last_hidden_state[0, -1:])[0]
+    log_p_V = torch.log_softmax(logits_V.float(), dim=-1)
+    best = int(logits_V.argmax())
+    scores = {}
+    for key, tokens_S in continuations.items():
+        scores[key] = ChoiceScore(float(log_p_V[int(tokens_S[0])]), int(tokens_S[0]) == best)
+    longer = {key: tokens_S for key, tokens_S in continuations.items() if len(tokens_S) > 1}
+    for keys in _in_passes(longer, cache.branch_budget() if cache.takes_branches else 0):
+        together = [longer[key] for key in keys]
+        # The last token predicts nothing that is scored.
+        decoded, hidden_QH = cache.branch([tokens_S[:-1] for tokens_S in together])
+        targets_Q = torch.from_numpy(np.concatenate([tokens_S[1:] for tokens_S in together]).astype(np.int64))
+        scored = parts.score(decoded, hidden_QH, targets_Q, greedy=True)
+        assert scored.greedy_S is not None
+        by_token = zip(scored.nll_S.cpu().numpy(), scored.greedy_S.cpu().numpy(), strict=True)
+        for key, tokens_S in zip(keys, together, strict=True):
+            nlls, greedy = zip(*itertools.islice(by_token, len(tokens_S) - 1), strict=True)
+            first = scores[key]
+            scores[key] = ChoiceScore(first.log_likelihood - math.fsum(nlls), first.greedy and all(map(bool, greedy)))
+    return scores
+
+
+def _in_passes(continuations: dict[bytes, Tokens], budget: int) -> Iterator[list[bytes]]:
+    """Keys of the continuations that share a pass: as many as `budget` tokens allow, at least one."""
+    keys: list[bytes] = []
+    used = 0
+    for key, tokens_S in continuations.items():
+        size = len(tokens_S) - 1
+        if keys and used + size > budget:
+            yield keys
+            keys, used = [], 0
+        keys.append(key)
+        used += size
+    if keys:
+        yield keys
+
+
+@torch.inference_mode()
+def _answer(
+    parts: ModelParts, cache: PrefixCache, request: GenerateRequest, ending: Ending, returns: Sequence[int]
+) -> Generation:
+    """Continues one prompt, token by token."""
+    room = len(request.prompt_T) + request.max_new_tokens
+    decoded = cache.hold(request.prompt_T, room=room, returns=returns)
+    tokens: list[int] = []
+    while True:
+        with parts.head(decoded) as head:
+            tokens.append(int(head(decoded.last_hidden_state[0, -1:])[0].argmax()))
+        answer = ending.answer(tokens)
+        if answer is not None:
+            return answer
+        (decoded,) = cache.extend(np.array(tokens[-1:], dtype=np.int32))
