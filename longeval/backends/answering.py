@@ -152,7 +152,7 @@ class ChoicePair(NamedTuple):
 
 
 class DistinctPairs:
-    """The different pairs of context and continuation in requests, for backends that score a pair at a time.
+    """The different pairs of context and continuation in requests; a score that is found goes wherever it is asked for.
 
     Args:
         requests: What was asked.
@@ -160,19 +160,26 @@ class DistinctPairs:
 
     def __init__(self, requests: Sequence[ChoicesRequest]) -> None:
         self.pairs: list[ChoicePair] = []
-        """Each once; contexts that begin alike stand together, so that an engine finds the beginning in its cache."""
+        """Each once, sorted by context: contexts that begin alike stand together, so that a cache holds that part."""
+        self.by_context: list[list[int]] = []
+        """Indices of the pairs of each different context."""
         self._places: list[list[tuple[int, int]]] = []
         """By pair: (index of a request, place of the continuation in it), wherever it is asked for."""
         self._scores: list[list[ChoiceScore | None]] = [[None] * len(request.continuations) for request in requests]
-        numbers: dict[tuple[bytes, bytes], int] = {}
-        for index in order_prompts([request.context_T for request in requests]).indices:
-            context_T = requests[index].context_T
-            for place, tokens_S in enumerate(requests[index].continuations):
-                number = numbers.setdefault((context_T.tobytes(), tokens_S.tobytes()), len(self.pairs))
-                if number == len(self.pairs):
-                    self.pairs.append(ChoicePair(context_T, tokens_S))
-                    self._places.append([])
-                self._places[number].append((index, place))
+        order = order_prompts([request.context_T for request in requests]).indices
+        for _, group in itertools.groupby(order, key=lambda index: requests[index].context_T.tobytes()):
+            numbers: dict[bytes, int] = {}
+            for index in group:
+                context_T = requests[index].context_T
+                for place, tokens_S in enumerate(requests[index].continuations):
+                    assert len(context_T) >= 1 and len(tokens_S) >= 1, "an empty context or continuation"
+                    number = numbers.setdefault(tokens_S.tobytes(), len(self.pairs))
+                    if number == len(self.pairs):
+                        self.pairs.append(ChoicePair(context_T, tokens_S))
+                        self._places.append([])
+                    self._places[number].append((index, place))
+            if numbers:
+                self.by_context.append(list(numbers.values()))
 
     def without_continuations(self) -> Iterator[tuple[int, tuple[ChoiceScore, ...]]]:
         """Yields (index, no scores) of requests in which nothing is to be scored."""

@@ -10,7 +10,6 @@ Shapes: T tokens of a prompt, S of a continuation, Q of all that run in one pass
 from __future__ import annotations
 
 import gc
-import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from longeval.backends.answering import Ending, end_tokens, order_prompts
+from longeval.backends.answering import DistinctPairs, Ending, end_tokens, order_prompts
 from longeval.backends.base import Backend, ChoiceScore, ChoicesRequest, GenerateRequest, Generation
 from longeval.backends.hf import memory
 from longeval.backends.hf.parts import ModelParts, memory_told, replace_rotary
@@ -74,23 +73,20 @@ class HFBackend:
 
     def choices(self, requests: Sequence[ChoicesRequest]) -> Iterator[tuple[int, tuple[ChoiceScore, ...]]]:
         """See `Backend.choices`."""
-        by_context: dict[bytes, list[int]] = {}
-        for index, request in enumerate(requests):
-            lengths = [len(tokens_S) for tokens_S in request.continuations]
-            assert len(request.context_T) >= 1 and min(lengths, default=1) >= 1, "an empty context or continuation"
-            assert len(request.context_T) + max(lengths, default=0) <= self._rotary.length, "the table is too short"
-            by_context.setdefault(request.context_T.tobytes(), []).append(index)
-        groups = list(by_context.values())
-        contexts = [requests[group[0]].context_T for group in groups]
-        order = order_prompts(contexts)
+        distinct = DistinctPairs(requests)
+        for context_T, tokens_S in distinct.pairs:
+            assert len(context_T) + len(tokens_S) <= self._rotary.length, "the table is too short"
+        yield from distinct.without_continuations()
+        contexts = [distinct.pairs[numbers[0]].context_T for numbers in distinct.by_context]
+        order = order_prompts(contexts)  # which they are in
         cache = PrefixCache(self._parts)
         try:
-            for place, number in enumerate(order.indices):
-                group = [requests[index] for index in groups[number]]
+            for place, numbers in enumerate(distinct.by_context):
+                continuations = [distinct.pairs[number].continuation_S for number in numbers]
                 with memory_told():
-                    scores = _score_context(self._parts, cache, contexts[number], group, order.returns(place))
-                for index in groups[number]:
-                    yield index, tuple(scores[tokens_S.tobytes()] for tokens_S in requests[index].continuations)
+                    scores = _score_context(self._parts, cache, contexts[place], continuations, order.returns(place))
+                for number, score in zip(numbers, scores, strict=True):
+                    yield from distinct.scored(number, score)
         finally:
             cache.release()
 
@@ -152,50 +148,52 @@ def load_backend(model: PreparedModel) -> Backend:
 
 @torch.inference_mode()
 def _score_context(
-    parts: ModelParts, cache: PrefixCache, context_T: Tokens, group: Sequence[ChoicesRequest], returns: Sequence[int]
-) -> dict[bytes, ChoiceScore]:
-    """Scores all continuations of one context, each different one once; by the bytes of their token ids."""
-    continuations = {tokens_S.tobytes(): tokens_S for request in group for tokens_S in request.continuations}
-    sizes = [len(tokens_S) for tokens_S in continuations.values()]
+    parts: ModelParts, cache: PrefixCache, context_T: Tokens, continuations: Sequence[Tokens], returns: Sequence[int]
+) -> list[ChoiceScore]:
+    """Scores the continuations of one context."""
+    sizes = [len(tokens_S) for tokens_S in continuations]
     # Beside the context the cache has to hold what one pass adds: many continuations, or a long one.
-    added = max(min(sum(sizes), cache.branch_budget()), *sizes, 0)
+    added = max(min(sum(sizes), cache.branch_budget()), *sizes)
     decoded = cache.hold(context_T, room=len(context_T) + added, returns=returns)
     with parts.head(decoded) as head:
         logits_V = head(decoded.last_hidden_state[0, -1:])[0]
     log_p_V = torch.log_softmax(logits_V.float(), dim=-1)
     best = int(logits_V.argmax())
-    scores = {}
-    for key, tokens_S in continuations.items():
-        scores[key] = ChoiceScore(float(log_p_V[int(tokens_S[0])]), int(tokens_S[0]) == best)
-    longer = {key: tokens_S for key, tokens_S in continuations.items() if len(tokens_S) > 1}
-    for keys in _in_passes(longer, cache.branch_budget() if cache.takes_branches else 0):
-        together = [longer[key] for key in keys]
+    first_tokens = [int(tokens_S[0]) for tokens_S in continuations]
+    scores = [ChoiceScore(float(log_p_V[token]), token == best) for token in first_tokens]
+    for places in _in_passes(sizes, cache.branch_budget() if cache.takes_branches else 0):
+        together = [continuations[place] for place in places]
         # The last token predicts nothing that is scored.
         decoded, hidden_QH = cache.branch([tokens_S[:-1] for tokens_S in together])
         targets_Q = torch.from_numpy(np.concatenate([tokens_S[1:] for tokens_S in together]).astype(np.int64))
         scored = parts.score(decoded, hidden_QH, targets_Q, greedy=True)
         assert scored.greedy_S is not None
-        by_token = zip(scored.nll_S.cpu().numpy(), scored.greedy_S.cpu().numpy(), strict=True)
-        for key, tokens_S in zip(keys, together, strict=True):
-            nlls, greedy = zip(*itertools.islice(by_token, len(tokens_S) - 1), strict=True)
-            first = scores[key]
-            scores[key] = ChoiceScore(first.log_likelihood - math.fsum(nlls), first.greedy and all(map(bool, greedy)))
+        nll_Q, greedy_Q = scored.nll_S.cpu().numpy(), scored.greedy_S.cpu().numpy()
+        start = 0
+        for place in places:
+            part = slice(start, start + sizes[place] - 1)
+            start = part.stop
+            first = scores[place]
+            scores[place] = ChoiceScore(
+                first.log_likelihood - math.fsum(nll_Q[part]), first.greedy and bool(greedy_Q[part].all())
+            )
     return scores
 
 
-def _in_passes(continuations: dict[bytes, Tokens], budget: int) -> Iterator[list[bytes]]:
-    """Keys of the continuations that share a pass: as many as `budget` tokens allow, at least one."""
-    keys: list[bytes] = []
+def _in_passes(sizes: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Places of the continuations of several tokens that share a pass: as many as `budget` allows, at least one."""
+    places: list[int] = []
     used = 0
-    for key, tokens_S in continuations.items():
-        size = len(tokens_S) - 1
-        if keys and used + size > budget:
-            yield keys
-            keys, used = [], 0
-        keys.append(key)
-        used += size
-    if keys:
-        yield keys
+    for place, size in enumerate(sizes):
+        if size == 1:
+            continue  # its only token is scored by the context's pass
+        if places and used + size - 1 > budget:
+            yield places
+            places, used = [], 0
+        places.append(place)
+        used += size - 1
+    if places:
+        yield places
 
 
 @torch.inference_mode()

@@ -97,7 +97,6 @@ class OpenAIBackend:
         """See `Backend.choices`. Each different continuation of a context is one request to the server."""
         distinct = DistinctPairs(requests)
         for context_T, tokens_S in distinct.pairs:
-            assert len(context_T) >= 1 and len(tokens_S) >= 1, "an empty context or continuation"
             self._check_room(len(context_T) + len(tokens_S), 1)
         yield from distinct.without_continuations()
         bodies = (
