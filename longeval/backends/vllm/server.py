@@ -20,10 +20,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from types import FrameType
 from typing import IO, TYPE_CHECKING, Any
 
 import psutil
@@ -196,7 +195,7 @@ def run_server(
         LongEvalError: It didn't start; its own reason, and a remedy where one is known.
         KeyboardInterrupt: Ctrl-C before it was up.
     """
-    with _Signals() as signals:
+    with _noted_signals() as noted:
         process = subprocess.Popen(  # noqa: S603 (our own list)
             [sys.executable, *_OURS, *flags],
             stdin=subprocess.DEVNULL,
@@ -216,31 +215,29 @@ def run_server(
         log = _Log(process, show=show_log)
         started: set[psutil.Process] = set()
         try:
-            if not _wait_until_up(process, host, port, signals):
-                _raise_for_start(process, signals, log, name)
-                return 128 + signals.noted[0]
+            while process.poll() is None and not noted and not is_up(process.pid, host, port):
+                time.sleep(_EVERY_S)
+            if noted:
+                if noted[0] == signal.SIGINT:
+                    raise KeyboardInterrupt
+                return 128 + noted[0]
+            if process.poll() is not None:
+                problem = _why(process, log.text())
+                remedy = remedy_of(problem, serving=True)
+                raise LongEvalError(f"--model {name}: vLLM's server didn't start: {problem}", remedy)
             log.forget()  # what went before isn't why it may die later
             announce()
             started = _below(process)
-            while process.poll() is None and not signals.noted:
+            while process.poll() is None and not noted:
                 time.sleep(_EVERY_S)
-            if not signals.noted:
+            if not noted:
                 logger.error("vLLM's server ended by itself: %s", _why(process, log.text()))
                 return process.returncode if process.returncode > 0 else 1
             started |= _below(process)
             logger.info("ending the server; the same signal again ends it at once")
-            return _end_in_order(process, signals, _GRACE_S + drain_s)
+            return _end_in_order(process, noted, _GRACE_S + drain_s)
         finally:
             _kill(process, started | _below(process))
-
-
-def _wait_until_up(process: subprocess.Popen[str], host: str, port: int, signals: _Signals) -> bool:
-    """Whether it answers at last; False where it ended before, or was told to."""
-    while process.poll() is None and not signals.noted:
-        if is_up(process.pid, host, port):
-            return True
-        time.sleep(_EVERY_S)
-    return False
 
 
 def is_up(pid: int, host: str, port: int) -> bool:
@@ -261,16 +258,6 @@ def is_up(pid: int, host: str, port: int) -> bool:
         connection.close()
 
 
-def _raise_for_start(process: subprocess.Popen[str], signals: _Signals, log: _Log, name: str) -> None:
-    """Raises what ended a start, unless that was a signal other than Ctrl-C."""
-    if signals.noted:
-        if signals.noted[0] == signal.SIGINT:
-            raise KeyboardInterrupt
-        return
-    problem = _why(process, log.text())
-    raise LongEvalError(f"--model {name}: vLLM's server didn't start: {problem}", remedy_of(problem, serving=True))
-
-
 def _why(process: subprocess.Popen[str], log: str) -> str:
     """Why a server ended that nobody told to: the first exception in its log, else its last line."""
     if process.returncode == -signal.SIGKILL:  # it can't have said so
@@ -286,14 +273,14 @@ def _why(process: subprocess.Popen[str], log: str) -> str:
     return f"it ended with status {status}{f': {last}' if last else ''}"
 
 
-def _end_in_order(process: subprocess.Popen[str], signals: _Signals, within_s: float) -> int:
+def _end_in_order(process: subprocess.Popen[str], noted: Sequence[int], within_s: float) -> int:
     """Hands the signal on and waits; a second one, or the end of the time, ends the server at once."""
-    process.send_signal(signal.SIGINT if signals.noted[0] == signal.SIGINT else signal.SIGTERM)
+    process.send_signal(signal.SIGINT if noted[0] == signal.SIGINT else signal.SIGTERM)
     until = time.monotonic() + within_s
-    while process.poll() is None and len(signals.noted) < 2 and time.monotonic() < until:
+    while process.poll() is None and len(noted) < 2 and time.monotonic() < until:
         time.sleep(_EVERY_S)
     if process.poll() is None:
-        return 128 + signals.noted[0]
+        return 128 + noted[0]
     return process.returncode if process.returncode >= 0 else 128 - process.returncode
 
 
@@ -316,30 +303,22 @@ def _kill(process: subprocess.Popen[str], others: Iterable[psutil.Process]) -> N
     psutil.wait_procs(list(others), timeout=10)
 
 
-class _Signals:
-    """Notes Ctrl-C, SIGTERM and SIGHUP while it is open, so that the server can be ended in order.
+@contextlib.contextmanager
+def _noted_signals() -> Iterator[list[int]]:
+    """Yields a list to which Ctrl-C, SIGTERM and SIGHUP are added while it is open, so that the server ends in order.
 
     One that this process was started to ignore (by nohup, or behind a script) stays ignored.
     """
-
-    def __init__(self) -> None:
-        self.noted: list[int] = []
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> _Signals:
-        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        self._before = {number: signal.getsignal(number) for number in numbers}
-        for number, handler in self._before.items():
-            if handler is not signal.SIG_IGN:
-                signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
+    noted: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, lambda number, _frame: noted.append(number))
+    try:
+        yield noted
+    finally:
+        for number, handler in before.items():
             signal.signal(number, handler)
-
-    def _note(self, number: int, _frame: FrameType | None) -> None:
-        self.noted.append(number)
 
 
 class _Log:
