@@ -411,15 +411,6 @@ def test_queries_that_do_not_grow_are_served(request_spec, with_config):
     assert plan_ppl(request_spec(model=(with_config(growing(beta=0.0)),), backend="vllm")).cells
 
 
-@pytest.mark.parametrize(
-    ("change", "said"), [({"config": growing()}, "llama_4_scaling_beta"), ({"device": "cuda:1"}, "--device cuda:1")]
-)
-def test_models_that_engines_refuse_by_themselves(engine, change, said):
-    """Where nothing was planned, as for a server."""
-    with pytest.raises(LongEvalError, match=said):
-        engine(**change)
-
-
 @pytest.mark.parametrize(("backend", "attn"), [("hf", "eager"), ("vllm", None)])
 def test_capped_attention_logits_are_the_engines_own_affair(request_spec, with_config, backend, attn):
     folder = with_config(transformers.Gemma2Config(**SMALL, attn_logit_softcapping=1.0))

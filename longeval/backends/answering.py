@@ -1,17 +1,27 @@
-"""When an answer is at its end: the model's own end, a stop text, or the limit; the same for every backend."""
+"""What backends share: when an answer is at its end, the order of prompts, and which choices are the same.
+
+T tokens of a prompt or context, S of a continuation.
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from longeval.backends.base import GenerateRequest, Generation
+from longeval.backends.base import ChoiceScore, ChoicesRequest, GenerateRequest, Generation
 from longeval.data.special import special_tokens
+
+Tokens = npt.NDArray[np.int32]
+
+MAX_RETURNS = 2
+"""Most lengths of one prompt that are worth a copy of the cache."""
+MIN_GAIN = 64
+"""Tokens that a copy must save."""
 
 
 def end_tokens(settings: Any, tokenizer: Any) -> frozenset[int]:
@@ -27,7 +37,7 @@ def end_tokens(settings: Any, tokenizer: Any) -> frozenset[int]:
 
 
 class Ending:
-    """Knows when an answer is at its end.
+    """Knows when an answer is at its end: the model's own end, a stop text, or the limit.
 
     Args:
         tokenizer: Decodes it.
@@ -52,13 +62,15 @@ class Ending:
 
     def answer(self, tokens: Sequence[int]) -> Generation | None:
         """The answer if `tokens` are all of it, else None."""
-        if tokens[-1] in self._ends or tokens[-1] in self._stop_ids:
-            finish: Literal["eos", "stop"] = "eos" if tokens[-1] in self._ends else "stop"
-            return Generation(self._text(tokens[:-1]), len(tokens), finish)
+        if tokens[-1] in self._ends:
+            return Generation(self._text(tokens[:-1]), len(tokens), "eos")
+        if tokens[-1] in self._stop_ids:
+            return Generation(self._text(tokens[:-1]), len(tokens), "stop")
         if self._stop:
             text = self._text(tokens)
-            if (cut := self._cut(text)) != text:
-                return Generation(cut, len(tokens), "stop")
+            places = [place for stop in self._stop if (place := text.find(stop)) >= 0]
+            if places:
+                return Generation(text[: min(places)], len(tokens), "stop")
         if len(tokens) == self._limit:
             return Generation(self._text(tokens), len(tokens), "length")
         return None
@@ -68,31 +80,16 @@ class Ending:
 
         None if they are no answer yet: a stop text was seen there that isn't in the text as it is decoded here.
         """
-        return self._first(tokens, max(1, len(tokens) - 1))
+        return self.within(tokens, shortest=max(1, len(tokens) - 1))
 
-    def within(self, tokens: Sequence[int]) -> Generation | None:
-        """The answer in tokens that go on behind its end; None if there is no end in them."""
-        return self._first(tokens, 1)
-
-    def _first(self, tokens: Sequence[int], least: int) -> Generation | None:
-        sizes = range(least, len(tokens) + 1)
-        return next((answer for size in sizes if (answer := self.answer(tokens[:size])) is not None), None)
+    def within(self, tokens: Sequence[int], *, shortest: int = 1) -> Generation | None:
+        """The answer in tokens that may go on behind its end; None if no end is in them from `shortest` tokens on."""
+        answers = (self.answer(tokens[:size]) for size in range(shortest, len(tokens) + 1))
+        return next((answer for answer in answers if answer is not None), None)
 
     def _text(self, tokens: Sequence[int]) -> str:
         text: str = self._tokenizer.decode(list(tokens), skip_special_tokens=True)
         return text
-
-    def _cut(self, text: str) -> str:
-        """The text before the first stop text in it."""
-        return text[: min((place for stop in self._stop if (place := text.find(stop)) >= 0), default=len(text))]
-
-
-# The order in which prompts share as long beginnings as can be, and the lengths that are worth coming back to.
-
-MAX_RETURNS = 2
-"""Lengths of one prompt that are worth a copy, at most."""
-MIN_GAIN = 64
-"""Tokens that a copy must save."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,7 +118,7 @@ class PromptOrder:
         return tuple(sorted(sorted(gains, key=gains.__getitem__)[-MAX_RETURNS:]))
 
 
-def order_prompts(prompts: Sequence[npt.NDArray[np.int32]]) -> PromptOrder:
+def order_prompts(prompts: Sequence[Tokens]) -> PromptOrder:
     """Sorts prompts by their token ids."""
     # Big-endian bytes sort as the ids do, and much faster than lists of them.
     keys = [prompt_T.astype(">u4").tobytes() for prompt_T in prompts]
@@ -140,8 +137,60 @@ def order_prompts(prompts: Sequence[npt.NDArray[np.int32]]) -> PromptOrder:
     return PromptOrder(indices=tuple(indices), shared=tuple(shared), lower=tuple(lower))
 
 
-def common_prefix(one_T: npt.NDArray[np.int32], other_T: npt.NDArray[np.int32]) -> int:
+def common_prefix(one_T: Tokens, other_T: Tokens) -> int:
     """Number of tokens that two prompts begin with alike."""
     length = min(len(one_T), len(other_T))
     differs_T = one_T[:length] != other_T[:length]
     return int(differs_T.argmax()) if differs_T.any() else length
+
+
+class ChoicePair(NamedTuple):
+    """One continuation of one context."""
+
+    context_T: Tokens
+    continuation_S: Tokens
+
+
+class DistinctPairs:
+    """The different pairs of context and continuation in requests; a score that is found goes wherever it is asked for.
+
+    Args:
+        requests: What was asked.
+    """
+
+    def __init__(self, requests: Sequence[ChoicesRequest]) -> None:
+        self.pairs: list[ChoicePair] = []
+        """Each once, sorted by context: contexts that begin alike stand together, so that a cache holds that part."""
+        self.by_context: list[list[int]] = []
+        """Indices of the pairs of each different context."""
+        self._places: list[list[tuple[int, int]]] = []
+        """By pair: (index of a request, place of the continuation in it), wherever it is asked for."""
+        self._scores: list[list[ChoiceScore | None]] = [[None] * len(request.continuations) for request in requests]
+        order = order_prompts([request.context_T for request in requests]).indices
+        for _, group in itertools.groupby(order, key=lambda index: requests[index].context_T.tobytes()):
+            numbers: dict[bytes, int] = {}
+            for index in group:
+                context_T = requests[index].context_T
+                for place, tokens_S in enumerate(requests[index].continuations):
+                    assert len(context_T) >= 1 and len(tokens_S) >= 1, "an empty context or continuation"
+                    number = numbers.setdefault(tokens_S.tobytes(), len(self.pairs))
+                    if number == len(self.pairs):
+                        self.pairs.append(ChoicePair(context_T, tokens_S))
+                        self._places.append([])
+                    self._places[number].append((index, place))
+            if numbers:
+                self.by_context.append(list(numbers.values()))
+
+    def without_continuations(self) -> Iterator[tuple[int, tuple[ChoiceScore, ...]]]:
+        """Yields (index, no scores) of requests in which nothing is to be scored."""
+        for index, scores in enumerate(self._scores):
+            if not scores:
+                yield index, ()
+
+    def scored(self, number: int, score: ChoiceScore) -> Iterator[tuple[int, tuple[ChoiceScore, ...]]]:
+        """Notes the score of a pair; yields (index, scores) of the requests that are complete now."""
+        for index, place in self._places[number]:
+            self._scores[index][place] = score
+            known = [each for each in self._scores[index] if each is not None]
+            if len(known) == len(self._scores[index]):
+                yield index, tuple(known)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from longeval.rope.base import RopeTable
 
 AnyRequest = TypeVar("AnyRequest", bound="ModelRequest")
+"""A request of any study."""
 
 
 class OutOfMemoryError(Exception):
@@ -181,27 +182,6 @@ class Server(Protocol):
         ...
 
 
-class Connect(Protocol):
-    """Asks the server of a request what it serves."""
-
-    def __call__(self, spec: AnyRequest) -> tuple[AnyRequest, Server]:
-        """Returns the request with the model's name at the server, and the server; LongEvalError if it can't be had."""
-        ...
-
-
-def _no_check(spec: ModelRequest) -> None:
-    """Nothing can be wrong."""
-
-
-def _no_config_check(name: str, config: Any) -> None:
-    """Every model can be run."""
-
-
-def _no_params(spec: ModelRequest, length_dependent: bool) -> dict[str, Any]:
-    """Nothing of the backend's decides a value."""
-    return {}
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Capabilities:
     """What a backend can do, and by what it differs from others."""
@@ -222,14 +202,15 @@ class Capabilities:
     """Whether attention is transformers', which `--attn` chooses."""
     own_quantised_weights: bool = False
     """Whether it reads quantised weights that transformers doesn't know."""
-    check: Callable[[ModelRequest], None] = _no_check
+    check: Callable[[ModelRequest], None] = lambda spec: None
     """Raises LongEvalError where the backend isn't installed, or can't do what the request says."""
-    check_config: Callable[[str, Any], None] = _no_config_check
+    check_config: Callable[[str, Any], None] = lambda name, config: None
     """(the model's name, its transformers configuration): raises LongEvalError for a model that it can't run."""
-    params: Callable[[ModelRequest, bool], dict[str, Any]] = _no_params
+    params: Callable[[ModelRequest, bool], dict[str, Any]] = lambda spec, length_dependent: {}
     """(request, whether the method depends on length) → what the backend adds to the parameters of a cell."""
-    connect: Connect | None = None
-    """Asks the server where the model runs; None where it is run here."""
+    connect: Callable[[Any], tuple[Any, Server]] | None = None
+    """Asks the server where the model runs: request → (the request with the model's name there, the server);
+    LongEvalError if it can't be had. None where the model runs here."""
 
 
 BACKENDS: Registry[Capabilities] = Registry("--backend")
@@ -238,7 +219,10 @@ BACKENDS: Registry[Capabilities] = Registry("--backend")
 
 def capabilities(name: str) -> Capabilities:
     """Returns what the backend called `name` can do; raises LongEvalError with suggestions if there is none."""
-    _register_own()
+    package = importlib.import_module(__package__)
+    for module in pkgutil.iter_modules(package.__path__):
+        if module.ispkg:  # each folder beside this file registers its backend when it is imported
+            importlib.import_module(f"{__package__}.{module.name}")
     return BACKENDS.lookup(name)
 
 
@@ -253,11 +237,3 @@ def check_request(spec: ModelRequest) -> None:
                 f"It belongs to --backend {' and '.join(heeding)}; leave it out.",
             )
     chosen.check(spec)
-
-
-def _register_own() -> None:
-    """Imports the folders beside this file, each of which registers its backend."""
-    package = importlib.import_module(__package__)
-    for module in pkgutil.iter_modules(package.__path__):
-        if module.ispkg:
-            importlib.import_module(f"{__package__}.{module.name}")

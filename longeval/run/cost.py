@@ -126,7 +126,7 @@ def memory_bytes(model: PreparedModel, size: ModelSize, longest: int, *, cached:
 
     `cached` tokens have their keys and values held at the same time.
     """
-    from longeval.backends.hf.backend import LOGITS_BYTES
+    from longeval.backends.hf.parts import LOGITS_BYTES
 
     width = BYTES[model.dtype]
     # The largest moment of a layer: gate, up and their product, beside hidden states, residual, queries, keys, values.

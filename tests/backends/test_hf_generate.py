@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from longeval.backends.answering import Ending
 from longeval.backends.base import ChoicesRequest, GenerateRequest, OutOfMemoryError
-from longeval.backends.hf import answers as hf_answers
+from longeval.backends.hf import backend as hf_backend
 from longeval.backends.hf import prefix_cache
 
 RNG = np.random.default_rng(2)
@@ -271,7 +271,7 @@ def test_memory_that_runs_out_is_told_and_given_back(kind, name, tokenizer, monk
             held.append(weakref.ref(large))
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
 
-    monkeypatch.setattr(hf_answers, "PrefixCache", Watched)
+    monkeypatch.setattr(hf_backend, "PrefixCache", Watched)
     backend = make_backend(name)
     backend.model.get_submodule("model").layers[-1].register_forward_pre_hook(fail)
     done = []

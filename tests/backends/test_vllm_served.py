@@ -153,9 +153,9 @@ def test_it_says_what_it_is(served, server):
     assert last.startswith(f"longeval: ready: {served.url} serves tiny with resonance_yarn, s = 2, up to 256 tokens")
     assert KEY not in served.log.read_text()
     assert (server.served_model, server.max_length) == ("tiny", ROOM)
-    form = server._dialect.form()
+    form = server._dialect.form
     assert form.as_ids and form.returns_ids
-    assert server._dialect.route().name == "prompt_logprobs"
+    assert server._dialect.route.name == "prompt_logprobs"
 
 
 def test_it_keeps_the_contract(served, server):
@@ -185,7 +185,7 @@ def test_choices_and_scores_are_those_of_the_hf_backend(server, hf, route, monke
     window_T = join(some(LENGTH - 1))
     nll_S, expected_S = server.score(window_T, 1), hf.score(window_T, 1)
     np.testing.assert_allclose(nll_S, expected_S, atol=2e-4)
-    assert server._dialect.route().name.startswith(route)
+    assert server._dialect.route.name.startswith(route)
     logger.info("%s: choices by %.1e, scores by %.1e", route, max(differences), np.abs(nll_S - expected_S).max())
 
 
@@ -196,7 +196,7 @@ STOPS = [(), tuple("c"), ("fox", "j", "lazy dog", "q", "over", "b", "the"), ("<s
 def test_answers_are_those_of_the_hf_backend(served, server, hf, returns_ids, monkeypatch):
     if not returns_ids:
         form = openai_dialect.PromptForm(as_ids=True, returns_ids=False)
-        monkeypatch.setattr(server._dialect, "_form", form)
+        monkeypatch.setattr(server._dialect, "form", form)
     prompts = [join(DOCUMENT_T, some(n % 4 + 1)) for n in range(12)] + [join(some(4)) for _ in range(12)]
     requests = [
         GenerateRequest(prompt_T=prompt_T, max_new_tokens=30, stop=STOPS[n % len(STOPS)])

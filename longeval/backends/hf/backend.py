@@ -1,12 +1,16 @@
 """The `hf` backend: a transformers causal language model, run window by window.
 
 The decoder runs once over a window; logits are computed only at positions whose next token is scored (see `parts`).
-Choices and answers share the key/value caches of prompts that begin alike (see `prefix_cache`, `hf_answers`).
+Choices and answers run prompt by prompt, in an order in which prompts that begin alike follow one another and share
+that part's keys and values (see `prefix_cache`).
+
+Shapes: T tokens of a prompt, S of a continuation, Q of all that run in one pass, V vocabulary.
 """
 
 from __future__ import annotations
 
 import gc
+import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +18,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from longeval.backends.answering import DistinctPairs, Ending, end_tokens, order_prompts
 from longeval.backends.base import Backend, ChoiceScore, ChoicesRequest, GenerateRequest, Generation
-from longeval.backends.hf import answers as hf_answers
 from longeval.backends.hf import memory
-from longeval.backends.hf.parts import LOGITS_BYTES, ModelParts, memory_told, replace_rotary
+from longeval.backends.hf.parts import ModelParts, memory_told, replace_rotary
+from longeval.backends.hf.prefix_cache import PrefixCache
 from longeval.errors import LongEvalError
 from longeval.models.device import device_name
 from longeval.rope.base import RopeTable
@@ -25,8 +30,7 @@ from longeval.rope.base import RopeTable
 if TYPE_CHECKING:
     from longeval.models.prepare import PreparedModel
 
-
-__all__ = ["LOGITS_BYTES", "HFBackend", "load_backend"]
+Tokens = npt.NDArray[np.int32]
 
 
 class HFBackend:
@@ -57,7 +61,7 @@ class HFBackend:
         return self._rotary.digest(length)
 
     @torch.inference_mode()
-    def score(self, tokens_T: npt.NDArray[np.int32], first_scored: int) -> npt.NDArray[np.float32]:
+    def score(self, tokens_T: Tokens, first_scored: int) -> npt.NDArray[np.float32]:
         """See `Backend.score`."""
         assert 1 <= first_scored <= len(tokens_T)
         with memory_told():
@@ -69,11 +73,40 @@ class HFBackend:
 
     def choices(self, requests: Sequence[ChoicesRequest]) -> Iterator[tuple[int, tuple[ChoiceScore, ...]]]:
         """See `Backend.choices`."""
-        return hf_answers.choices(self._parts, requests, self._rotary.length)
+        distinct = DistinctPairs(requests)
+        for context_T, tokens_S in distinct.pairs:
+            assert len(context_T) + len(tokens_S) <= self._rotary.length, "the table is too short"
+        yield from distinct.without_continuations()
+        contexts = [distinct.pairs[numbers[0]].context_T for numbers in distinct.by_context]
+        order = order_prompts(contexts)  # which they are in
+        cache = PrefixCache(self._parts)
+        try:
+            for place, numbers in enumerate(distinct.by_context):
+                continuations = [distinct.pairs[number].continuation_S for number in numbers]
+                with memory_told():
+                    scores = _score_context(self._parts, cache, contexts[place], continuations, order.returns(place))
+                for number, score in zip(numbers, scores, strict=True):
+                    yield from distinct.scored(number, score)
+        finally:
+            cache.release()
 
     def generate(self, requests: Sequence[GenerateRequest], tokenizer: Any) -> Iterator[tuple[int, Generation]]:
         """See `Backend.generate`."""
-        return hf_answers.generate(self._parts, requests, tokenizer, self._rotary.length)
+        for request in requests:
+            assert len(request.prompt_T) >= 1 and request.max_new_tokens >= 1, "an empty prompt or answer"
+            assert len(request.prompt_T) + request.max_new_tokens <= self._rotary.length, "the table is too short"
+            assert all(request.stop), "an empty stop text"
+        order = order_prompts([request.prompt_T for request in requests])
+        ends = end_tokens(getattr(self.model, "generation_config", None), tokenizer)
+        cache = PrefixCache(self._parts)
+        try:
+            for place, index in enumerate(order.indices):
+                ending = Ending(tokenizer, ends, requests[index])
+                with memory_told():
+                    answer = _answer(self._parts, cache, requests[index], ending, order.returns(place))
+                yield index, answer
+        finally:
+            cache.release()
 
     def reset_peak_memory(self) -> None:
         """See `Backend.reset_peak_memory`."""
@@ -111,3 +144,70 @@ def load_backend(model: PreparedModel) -> Backend:
                 "Its RoPE is of a kind that longeval doesn't know; use a model of another family.",
             )
     return backend
+
+
+@torch.inference_mode()
+def _score_context(
+    parts: ModelParts, cache: PrefixCache, context_T: Tokens, continuations: Sequence[Tokens], returns: Sequence[int]
+) -> list[ChoiceScore]:
+    """Scores the continuations of one context."""
+    sizes = [len(tokens_S) for tokens_S in continuations]
+    # Beside the context the cache has to hold what one pass adds: many continuations, or a long one.
+    added = max(min(sum(sizes), cache.branch_budget()), *sizes)
+    decoded = cache.hold(context_T, room=len(context_T) + added, returns=returns)
+    with parts.head(decoded) as head:
+        logits_V = head(decoded.last_hidden_state[0, -1:])[0]
+    log_p_V = torch.log_softmax(logits_V.float(), dim=-1)
+    best = int(logits_V.argmax())
+    first_tokens = [int(tokens_S[0]) for tokens_S in continuations]
+    scores = [ChoiceScore(float(log_p_V[token]), token == best) for token in first_tokens]
+    for places in _in_passes(sizes, cache.branch_budget() if cache.takes_branches else 0):
+        together = [continuations[place] for place in places]
+        # The last token predicts nothing that is scored.
+        decoded, hidden_QH = cache.branch([tokens_S[:-1] for tokens_S in together])
+        targets_Q = torch.from_numpy(np.concatenate([tokens_S[1:] for tokens_S in together]).astype(np.int64))
+        scored = parts.score(decoded, hidden_QH, targets_Q, greedy=True)
+        assert scored.greedy_S is not None
+        nll_Q, greedy_Q = scored.nll_S.cpu().numpy(), scored.greedy_S.cpu().numpy()
+        start = 0
+        for place in places:
+            part = slice(start, start + sizes[place] - 1)
+            start = part.stop
+            first = scores[place]
+            scores[place] = ChoiceScore(
+                first.log_likelihood - math.fsum(nll_Q[part]), first.greedy and bool(greedy_Q[part].all())
+            )
+    return scores
+
+
+def _in_passes(sizes: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Places of the continuations of several tokens that share a pass: as many as `budget` allows, at least one."""
+    places: list[int] = []
+    used = 0
+    for place, size in enumerate(sizes):
+        if size == 1:
+            continue  # its only token is scored by the context's pass
+        if places and used + size - 1 > budget:
+            yield places
+            places, used = [], 0
+        places.append(place)
+        used += size - 1
+    if places:
+        yield places
+
+
+@torch.inference_mode()
+def _answer(
+    parts: ModelParts, cache: PrefixCache, request: GenerateRequest, ending: Ending, returns: Sequence[int]
+) -> Generation:
+    """Continues one prompt, token by token."""
+    room = len(request.prompt_T) + request.max_new_tokens
+    decoded = cache.hold(request.prompt_T, room=room, returns=returns)
+    tokens: list[int] = []
+    while True:
+        with parts.head(decoded) as head:
+            tokens.append(int(head(decoded.last_hidden_state[0, -1:])[0].argmax()))
+        answer = ending.answer(tokens)
+        if answer is not None:
+            return answer
+        (decoded,) = cache.extend(np.array(tokens[-1:], dtype=np.int32))

@@ -1,10 +1,14 @@
-"""A causal language model as two parts: the decoder, and what turns its hidden states into logits.
+"""A causal language model in parts: the decoder, the head, and a rotary module of ours in the place of its own.
 
 Logits are computed in chunks and only where they are needed, so that no tokens × vocabulary matrix ever exists. They
-come from the model's own forward with its decoder stood in for, so whatever a family does between hidden states and
-logits (soft caps, scales) is done by the family's own code.
+come from the model's own forward with its decoder stood in for, so that soft caps, scales and whatever else a family
+does between hidden states and logits is done by the family's own code.
 
-Shapes: B batch (1), T tokens, S scored tokens, C a chunk of them, V vocabulary, H hidden size.
+The rotary module serves one float32 table (float64 angles, exact periodicity, see `rope.base.RopeTable.cos_sin`) and
+casts last. It is accepted only if, given the model's own frequencies, it reproduces the module that it replaces.
+
+Shapes: B batch (1), T tokens, S scored tokens, C a chunk of them, V vocabulary, H hidden size, F features, D rotary
+dimensions = 2F.
 """
 
 from __future__ import annotations
@@ -28,12 +32,17 @@ from longeval.rope.base import CosSin, RopeTable, table_digest
 LOGITS_BYTES = 128 * 1024 * 1024
 """Size of the float32 logits of one chunk: large enough for full speed, small beside any model."""
 
+Layout = Literal["halves", "interleaved"]
+
+GLOBAL_LAYERS = "full_attention"
+"""Where a model rotates by layer type (Gemma 3), the layers that see the whole context, and so the ones to scale."""
+
 Head = Callable[[torch.Tensor], torch.Tensor]
 """From hidden states (C, H) to logits (C, V), in the model's dtype."""
 
 
 class TokenScores(NamedTuple):
-    """What the model says of tokens, in float32 on the device of the head."""
+    """Scores of S tokens, on the device of the hidden states."""
 
     nll_S: torch.Tensor
     """Negative log-likelihoods, nats."""
@@ -62,7 +71,7 @@ class ModelParts:
 
     @contextmanager
     def head(self, decoded: Any) -> Iterator[Head]:
-        """Yields the head: the model's forward, its decoder stubbed by `decoded`, something that the decoder gave."""
+        """Yields the head: the model's own forward, with an output of the decoder in the decoder's place."""
         stand_in = copy.copy(decoded)  # of the family's own class, with whatever else its forward looks at
         own_forward = self.decoder.__dict__.get("forward")  # an instance attribute only where accelerate put one
         self.decoder.forward = lambda *_, **__: stand_in
@@ -87,7 +96,7 @@ class ModelParts:
         """Scores tokens by the hidden states before them, a chunk of logits at a time.
 
         Args:
-            decoded: Something that the decoder gave, see `head`.
+            decoded: An output of the decoder, see `head`.
             hidden_SH: Hidden states of the tokens before.
             targets_S: The tokens.
             greedy: Whether to tell which are the most probable.
@@ -120,30 +129,20 @@ def memory_told() -> Iterator[None]:
         raise OutOfMemoryError(reason(error)) from error
 
 
-# The rotary module that takes the place of a transformers model's own, and the search for that place.
-#
-# It serves one float32 table (float64 angles, exact periodicity, see `rope.base.RopeTable.cos_sin`) and casts last. A
-# model's own module says how it lays features out over the head; the replacement is accepted only if, given the model's
-# own frequencies, it reproduces the module it replaces.
-#
-# Shapes: B batch, T tokens, F features, D rotary dimensions = 2F.
-
-Layout = Literal["halves", "interleaved"]
-
-GLOBAL_LAYERS = "full_attention"
-"""Where a model rotates by layer type (Gemma 3), the layers that see the whole context, and so the ones to scale."""
-
-
 class _Held(NamedTuple):
     """A float32 table as tensors, (T, F) each."""
 
     cos_TF: torch.Tensor
     sin_TF: torch.Tensor
 
+    @classmethod
+    def of(cls, table: RopeTable, length: int) -> _Held:
+        """The rows 0 … length−1 of a table."""
+        return cls(*(torch.from_numpy(part_TF) for part_TF in table.cos_sin(np.arange(length, dtype=np.int64))))
 
-def _hold(table: RopeTable, length: int) -> _Held:
-    """The rows 0 … length−1 of a table."""
-    return _Held(*(torch.from_numpy(part_TF) for part_TF in table.cos_sin(np.arange(length, dtype=np.int64))))
+    def on(self, device: torch.device) -> _Held:
+        """The same on a device."""
+        return self if self.cos_TF.device == device else _Held(*(part_TF.to(device) for part_TF in self))
 
 
 class TableRotaryEmbedding(nn.Module):
@@ -164,8 +163,8 @@ class TableRotaryEmbedding(nn.Module):
 
     def serve(self, table: RopeTable, length: int) -> None:
         """Holds `table`, and that of the local layers if it has one, for positions 0 … length−1."""
-        self._held = _hold(table, length)
-        self._local = None if table.local is None else _hold(table.local, length)
+        self._held = _Held.of(table, length)
+        self._local = None if table.local is None else _Held.of(table.local, length)
 
     @property
     def length(self) -> int:
@@ -189,16 +188,12 @@ class TableRotaryEmbedding(nn.Module):
             assert bool((position_ids == position_ids[:1]).all()), "positions by axis that differ: not text"
             position_ids = position_ids[0]
         if layer_type is None or layer_type == GLOBAL_LAYERS:
-            if self._held.cos_TF.device != x.device:
-                self._held = _Held(*(part_TF.to(x.device) for part_TF in self._held))
-            held = self._held
-        elif self._local is None:
-            local: tuple[torch.Tensor, torch.Tensor] = self.original(x, position_ids, layer_type)
-            return local
+            held = self._held = self._held.on(x.device)
+        elif self._local is not None:
+            held = self._local = self._local.on(x.device)
         else:
-            if self._local.cos_TF.device != x.device:
-                self._local = _Held(*(part_TF.to(x.device) for part_TF in self._local))
-            held = self._local
+            own: tuple[torch.Tensor, torch.Tensor] = self.original(x, position_ids, layer_type)
+            return own
         cos_BTF, sin_BTF = held.cos_TF[position_ids], held.sin_TF[position_ids]
         if self.layout == "halves":
             cos_BTD = torch.cat((cos_BTF, cos_BTF), dim=-1)

@@ -5,11 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from longeval.backends.base import BACKENDS, Backend, Capabilities
-from longeval.backends.openai.server import ask_server, check_named
+from longeval.backends.openai.server import ask_server
+from longeval.errors import LongEvalError
 
 if TYPE_CHECKING:
     from longeval.models.prepare import PreparedModel
     from longeval.request import ModelRequest
+
+
+def _check(spec: ModelRequest) -> None:
+    if spec.base_url is None:
+        raise LongEvalError(
+            "--backend openai: no server named", "Give its address: --base-url http://127.0.0.1:8000/v1."
+        )
 
 
 def _load(spec: ModelRequest, model: PreparedModel) -> Backend:
@@ -30,7 +38,7 @@ BACKENDS.register(
         load=_load,
         heeds=frozenset({"base_url", "served_model"}),
         remote=True,
-        check=check_named,
+        check=_check,
         params=_params,
         connect=ask_server,
     ),

@@ -19,14 +19,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from longeval.backends.answering import Ending, order_prompts
+from longeval.backends.answering import ChoicePair, DistinctPairs, Ending, order_prompts
 from longeval.backends.base import ChoiceScore, ChoicesRequest, GenerateRequest, Generation
-from longeval.backends.openai.client import ANSWER_S, Client, RefusedError, in_flight
-from longeval.backends.openai.dialect import COMPLETIONS, Body, Dialect, UnreadableError, answer_ids, choice_of
-from longeval.backends.openai.server import find_model
+from longeval.backends.openai.client import ANSWER_S, Body, Client, RefusedError, in_flight
+from longeval.backends.openai.dialect import COMPLETIONS, Dialect, UnreadableError, answer_ids, choice_of, told_count
+from longeval.backends.openai.server import find_model, too_long
 from longeval.errors import LongEvalError
 from longeval.rope.base import RopeTable
-from longeval.values import format_length
 
 MOST_STOPS = 4
 """Stop texts that the interface takes (vLLM 0.32 refuses a fifth); the others are found when the answer is here."""
@@ -34,7 +33,7 @@ MOST_STOPS = 4
 _TOO_LONG = re.compile(
     r"context|maximum (model )?length|max_model_len|too long|too large|exceed|max_tokens .*got 0", re.IGNORECASE
 )
-"""In what servers say of a prompt that doesn't fit; the last is vLLM's of one that fills its length exactly."""
+"""What servers say of a prompt that doesn't fit; the last is vLLM's of one that fills its length exactly."""
 
 
 class OpenAIBackend:
@@ -45,7 +44,7 @@ class OpenAIBackend:
         tokenizer: transformers' tokenizer of the model that is served there.
         api_key: Bearer token; None: none.
         model: The model's name at the server; None: the only one there.
-        timeout_s: How long one answer may take.
+        timeout_s: Time limit of one answer.
         concurrency: Requests under way at once.
 
     Raises:
@@ -65,15 +64,14 @@ class OpenAIBackend:
         timeout_s: float = ANSWER_S,
         concurrency: int = 16,
     ) -> None:
-        assert timeout_s > 0 and concurrency >= 1
         self._client = Client(base_url, api_key, timeout_s=timeout_s, connections=concurrency)
-        served = find_model(self._client, model)
-        self.served_model = served.name
+        server = find_model(self._client, model)
+        self.served_model = server.model
         """The model's name at the server."""
-        self.max_length = served.max_length
+        self.max_length = server.max_length
         """Most tokens of a prompt with its answer, where the server says."""
         self.device = f"server {self._client.host}"
-        self._dialect = Dialect(self._client, served.name, tokenizer)
+        self._dialect = Dialect(self._client, server.model, tokenizer)
         self._concurrency = concurrency
         self._length = 0
 
@@ -86,10 +84,10 @@ class OpenAIBackend:
 
     def score(self, tokens_T: npt.NDArray[np.int32], first_scored: int) -> npt.NDArray[np.float32]:
         """See `Backend.score`."""
-        assert 1 <= first_scored <= len(tokens_T) <= self._length
+        assert 1 <= first_scored <= len(tokens_T)
         if first_scored == len(tokens_T):
             return np.zeros(0, np.float32)
-        self._fits(len(tokens_T), 1)
+        self._check_room(len(tokens_T), 1)
         ids = tokens_T.tolist()
         choice = choice_of(self._post(self._dialect.scoring_body(ids, greedy=False)), len(ids))
         log_p_S = self._dialect.read(choice, ids, first_scored).log_p_S
@@ -97,35 +95,19 @@ class OpenAIBackend:
 
     def choices(self, requests: Sequence[ChoicesRequest]) -> Iterator[tuple[int, tuple[ChoiceScore, ...]]]:
         """See `Backend.choices`. Each different continuation of a context is one request to the server."""
-        places: dict[tuple[bytes, bytes], list[tuple[int, int]]] = {}
-        for index in order_prompts([request.context_T for request in requests]).indices:
-            request = requests[index]
-            assert len(request.context_T) >= 1, "an empty context"
-            for place, tokens_S in enumerate(request.continuations):
-                assert len(tokens_S) >= 1, "an empty continuation"
-                num_tokens = len(request.context_T) + len(tokens_S)
-                assert num_tokens <= self._length, "longer than the length that is served"
-                self._fits(num_tokens, 1)
-                places.setdefault((request.context_T.tobytes(), tokens_S.tobytes()), []).append((index, place))
-        scores: list[list[ChoiceScore | None]] = [[None] * len(request.continuations) for request in requests]
-        yield from ((index, ()) for index, request in enumerate(requests) if not request.continuations)
-        asked = list(places.values())
-
-        def ids_of(number: int) -> list[int]:
-            index, place = asked[number][0]
-            return [*requests[index].context_T.tolist(), *requests[index].continuations[place].tolist()]
-
-        bodies = ((number, self._dialect.scoring_body(ids_of(number), greedy=True)) for number in range(len(asked)))
+        distinct = DistinctPairs(requests)
+        for context_T, tokens_S in distinct.pairs:
+            self._check_room(len(context_T) + len(tokens_S), 1)
+        yield from distinct.without_continuations()
+        bodies = (
+            (number, self._dialect.scoring_body(_ids(pair), greedy=True)) for number, pair in enumerate(distinct.pairs)
+        )
         for number, answer in in_flight(self._post, bodies, self._concurrency):
-            index, place = asked[number][0]
-            score = self._choice_score(answer, ids_of(number), len(requests[index].context_T))
-            for index, place in asked[number]:
-                scores[index][place] = score
-                if None not in scores[index]:
-                    yield index, tuple(found for found in scores[index] if found is not None)
+            yield from distinct.scored(number, self._choice_score(answer, distinct.pairs[number]))
 
-    def _choice_score(self, answer: Body, ids: list[int], first: int) -> ChoiceScore:
-        scored = self._dialect.read(choice_of(answer, len(ids)), ids, first)
+    def _choice_score(self, answer: Body, pair: ChoicePair) -> ChoiceScore:
+        ids = _ids(pair)
+        scored = self._dialect.read(choice_of(answer, len(ids)), ids, len(pair.context_T))
         if scored.greedy_S is None:
             raise LongEvalError(
                 f"--base-url {self._client.shown}: gives log-probabilities without top_logprobs, so that it can't be "
@@ -139,9 +121,7 @@ class OpenAIBackend:
         for request in requests:
             assert len(request.prompt_T) >= 1 and request.max_new_tokens >= 1, "an empty prompt or answer"
             assert all(request.stop), "an empty stop text"
-            num_tokens = len(request.prompt_T) + request.max_new_tokens
-            assert num_tokens <= self._length, "longer than the length that is served"
-            self._fits(len(request.prompt_T), request.max_new_tokens)
+            self._check_room(len(request.prompt_T), request.max_new_tokens)
         if requests:
             self._dialect.check_reading()
         ends = frozenset() if tokenizer.eos_token_id is None else frozenset({int(tokenizer.eos_token_id)})
@@ -149,35 +129,28 @@ class OpenAIBackend:
         endings = {index: Ending(tokenizer, ends, requests[index]) for index in order}
         bodies = ((index, self._generation_body(requests[index], endings[index])) for index in order)
         for index, answer in in_flight(self._post, bodies, self._concurrency):
-            choice = choice_of(answer, len(requests[index].prompt_T))
-            yield index, ended(choice, answer.get("usage"), endings[index], requests[index], tokenizer)
+            yield index, _generation(answer, requests[index], endings[index], tokenizer)
 
     def _generation_body(self, request: GenerateRequest, ending: Ending) -> Body:
         body = self._dialect.body(request.prompt_T.tolist(), request.max_new_tokens)
         if request.stop:
             body["stop"] = list(dict.fromkeys(request.stop))[:MOST_STOPS]
-        if self._dialect.form().returns_ids:
+        if self._dialect.form.returns_ids:
             # vLLM takes defaults from the model's generation settings; a penalty there isn't greedy any more.
             body |= {"return_token_ids": True, "repetition_penalty": 1.0, "stop_token_ids": sorted(ending.ids)}
         return body
 
-    def _fits(self, num_prompt: int, num_new: int) -> None:
-        """Refuses what the server has no room for.
-
-        Raises:
-            LongEvalError: It doesn't fit.
-        """
+    def _check_room(self, num_prompt: int, num_new: int) -> None:
+        """Raises LongEvalError where the server has no room for a prompt and `num_new` generated tokens."""
+        # A scored window fills its length; the one token that is generated after it comes on top.
+        assert num_prompt + num_new - 1 <= self._length, "longer than the length that is served"
         if self.max_length is not None and num_prompt + num_new > self.max_length:
             raise self._too_long(
                 f"{num_prompt} tokens and {num_new} to generate, and the server's model length is {self.max_length}"
             )
 
     def _too_long(self, what: str) -> LongEvalError:
-        return LongEvalError(
-            f"--lengths {self._length}: {what}",
-            f"Ask for shorter --lengths, or start the server with more room: longeval serve --length "
-            f"{format_length(self._length)}, or vLLM's --max-model-len {self._length + 1}.",
-        )
+        return too_long(self._length, self._length + 1, what)
 
     def _post(self, body: Body, stop: threading.Event | None = None) -> Body:
         try:
@@ -199,46 +172,55 @@ class OpenAIBackend:
         self._client.close()
 
 
-def ended(choice: Body, usage: Any, ending: Ending, request: GenerateRequest, tokenizer: Any) -> Generation:
-    """An answer from what a server sent.
+def _ids(pair: ChoicePair) -> list[int]:
+    """Token ids of a context with its continuation."""
+    return [*pair.context_T.tolist(), *pair.continuation_S.tolist()]
+
+
+def _generation(answer: Body, request: GenerateRequest, ending: Ending, tokenizer: Any) -> Generation:
+    """The answer that a server sent.
 
     With token ids it is what the other backends would have made of these tokens. From text alone, stop texts are looked
-    for in it again, and where the server says `stop` without saying why, a stop text is taken to be the reason if any
-    was given.
+    for again, and where the server says `stop` without saying why, a stop text is taken to be the reason if any was
+    given.
 
     Args:
-        choice: Of the server's answer.
-        usage: Of the server's answer; None where it has none.
-        ending: Of the request.
+        answer: The server's.
         request: What was asked.
+        ending: Of the request.
         tokenizer: transformers' tokenizer of the model.
 
     Raises:
         UnreadableError: The server ended the answer for a reason of its own, or sent none.
     """
+    choice = choice_of(answer, len(request.prompt_T))
     text, why, by = choice.get("text"), choice.get("finish_reason"), choice.get("stop_reason")
     if not isinstance(text, str) or why not in ("stop", "length"):
         raise UnreadableError(f"the server ended an answer with {why!r}, neither stop nor length")
-    tokens = answer_ids(choice)
-    if len(tokens) > request.max_new_tokens or not all(0 <= token < 2**31 for token in tokens):
-        raise UnreadableError(f"the server sent token ids that can't be an answer of {request.max_new_tokens} tokens")
-    for count in range(1, len(tokens) + 1):
-        answer = ending.answer(tokens[:count])
-        if answer is not None:
-            return answer
-    cut = first_stop(text, request.stop)
-    num_tokens = len(tokens) or _counted(usage, text, tokenizer)
-    if why == "length" and cut == text:
-        if num_tokens < request.max_new_tokens and (tokens or _told(usage) is not None):
-            limit = request.max_new_tokens
-            raise UnreadableError(f"the server ended an answer after {num_tokens} of {limit} tokens, by its own limit")
-        return Generation(text, num_tokens, "length")
-    # Without a text: an end token that our tokenizer doesn't call so, of the model's generation settings.
-    by_text = isinstance(by, str) or (bool(request.stop) and not tokens)
+    limit, tokens = request.max_new_tokens, answer_ids(choice)
     if tokens:
-        # vLLM finds stop texts while it decodes token by token, which shows half a character differently.
-        cut = tokenizer.decode(tokens if by_text else tokens[:-1], skip_special_tokens=True)
-    return Generation(cut, num_tokens, "stop" if by_text else "eos")
+        if len(tokens) > limit or not all(0 <= token < 2**31 for token in tokens):
+            raise UnreadableError(f"the server sent token ids that can't be an answer of {limit} tokens")
+        if (found := ending.within(tokens)) is not None:
+            return found
+        if why == "length":
+            raise _own_limit(len(tokens), limit)
+        # vLLM finds stop texts while it decodes token by token, which shows half a character differently. Without a
+        # stop text it was an end token of the model's generation settings that our tokenizer doesn't know as such.
+        is_text = isinstance(by, str)
+        decoded: str = tokenizer.decode(tokens if is_text else tokens[:-1], skip_special_tokens=True)
+        return Generation(decoded, len(tokens), "stop" if is_text else "eos")
+    cut, told = first_stop(text, request.stop), told_count(answer, "completion_tokens")
+    num_tokens = len(tokenizer(text, add_special_tokens=False)["input_ids"]) if told is None else told
+    if why == "length" and cut == text:
+        if told is not None and told < limit:
+            raise _own_limit(told, limit)
+        return Generation(text, num_tokens, "length")
+    return Generation(cut, num_tokens, "stop" if request.stop or isinstance(by, str) else "eos")
+
+
+def _own_limit(num_tokens: int, limit: int) -> UnreadableError:
+    return UnreadableError(f"the server ended an answer after {num_tokens} of {limit} tokens, by its own limit")
 
 
 def first_stop(text: str, stops: tuple[str, ...]) -> str:
@@ -247,14 +229,3 @@ def first_stop(text: str, stops: tuple[str, ...]) -> str:
     if seen is None:
         return text
     return text[: min(place for stop in stops if (place := text.find(stop, 0, seen)) >= 0)]
-
-
-def _told(usage: Any) -> int | None:
-    count = usage.get("completion_tokens") if isinstance(usage, dict) else None
-    return count if isinstance(count, int) else None
-
-
-def _counted(usage: Any, text: str, tokenizer: Any) -> int:
-    """Tokens generated, as the server says, else as many as the text has."""
-    told = _told(usage)
-    return len(tokenizer(text, add_special_tokens=False)["input_ids"]) if told is None else told

@@ -1,13 +1,13 @@
-"""HTTP to an OpenAI-compatible server: its address, the key, patience with what passes, and errors in one line.
+"""HTTP to an OpenAI-compatible server: its address, the key, several requests at once, retries, and errors in one line.
 
-What a server sends is bounded, in bytes after unpacking and in seconds, headers and body together: none can hold a run
-or fill the memory. The key goes into one header and nowhere else: what a server says is shown without it, in case it
-repeats it.
+Answers are bounded in bytes (after unpacking) and in seconds (headers and body together), so that no server can hold a
+run or fill the memory. The key goes into one header and nowhere else; it is blotted out of what a server says.
 Interface: https://platform.openai.com/docs/api-reference/completions.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
 import ipaddress
 import json
 import os
@@ -17,59 +17,38 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, TypeVar
 
 import httpx2
 
 from longeval.errors import LongEvalError
 
-# The key of an OpenAI-compatible server: where it is read from, and what one may consist of.
-
 KEY_VARIABLE = "LONGEVAL_API_KEY"
-"""Where the key is read from: on a command line, in a spec or in a record somebody could read it."""
-
-
-def own_key() -> str | None:
-    """The key that the environment holds, fit for a header; None for none.
-
-    Raises:
-        LongEvalError: It can't be sent. It is not shown, since it may be nearly right.
-    """
-    return checked_key(os.environ.get(KEY_VARIABLE))
-
-
-def checked_key(key: str | None) -> str | None:
-    """See `own_key`."""
-    stripped = (key or "").strip()
-    if not (stripped.isascii() and stripped.isprintable() and " " not in stripped):
-        raise LongEvalError(
-            f"{KEY_VARIABLE}: has characters in it that no header can hold",
-            "Use ASCII letters and digits, without blanks and line breaks.",
-        )
-    return stripped or None
-
+"""Where the key is read from. A flag, a spec or a record would show it to others."""
 
 PATIENCE_S = 60.0
-"""How long one request is tried again after its first failure, all waits and tries together."""
+"""How long one request is repeated after its first failure, waits and tries together."""
 FIRST_WAIT_S = 0.5
-"""Before the second try; doubled from try to try."""
+"""Before the second try; doubled after each."""
 LONGEST_WAIT_S = 8.0
 CONNECT_S = 10.0
-"""How long a connection may take."""
+"""Time limit of a connection."""
 ANSWER_S = 600.0
-"""How long an answer may take: a long prompt on a busy server."""
+"""Time limit of an answer: a long prompt on a busy server."""
 LOOK_S = 30.0
-"""How long a GET may take."""
+"""Time limit of a GET."""
 LOOK_UP_S = 0.5
-"""How often who waits looks up: a Ctrl-C just before a wait doesn't end it."""
+"""Waits are cut into pieces of this length: a Ctrl-C just before a wait doesn't end the wait itself."""
 MOST_SAID = 300
-"""Characters of what a server says that are shown."""
+"""Characters of a server's message that are shown."""
 MOST_BYTES = 16 * 2**20
-"""Of any answer, unpacked; a list of hundreds of models has 1 MiB."""
+"""Largest answer, unpacked; a list of hundreds of models has 1 MiB."""
 MOST_BYTES_TOKEN = 2048
-"""And for each token that was sent or asked for; vLLM's `prompt_logprobs` take 200."""
+"""Added for each token that was sent or asked for; vLLM's `prompt_logprobs` take 200."""
 
 T = TypeVar("T")
+Key = TypeVar("Key")
+Body = dict[str, Any]
 
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Statuses that may be gone at the next try."""
@@ -80,12 +59,12 @@ class ServerError(Exception):
 
 
 class RefusedError(ServerError):
-    """The server refused a request as such: asking again is no use.
+    """The server refused a request as such: repeating it is no use.
 
     Args:
         status: HTTP status.
-        said: What the server says, in one line.
-        where: The server.
+        said: The server's message, in one line.
+        where: The server's address.
     """
 
     def __init__(self, status: int, said: str, where: str) -> None:
@@ -95,11 +74,11 @@ class RefusedError(ServerError):
 
 
 class _PassingError(Exception):
-    """What may be gone at the next try.
+    """A failure that may be gone at the next try.
 
     Args:
         reason: What happened.
-        wait_s: How long the server asks to wait, if it says.
+        wait_s: How long the server asks to wait; None if it doesn't say.
         lost: Whether the server may be gone, rather than busy.
     """
 
@@ -109,17 +88,19 @@ class _PassingError(Exception):
         self.lost = lost
 
 
-class _Answer(NamedTuple):
-    """What a server sent, whole."""
+def own_key() -> str | None:
+    """The key in the environment, or None; LongEvalError (without the key) if no header can hold it."""
+    return _checked_key(os.environ.get(KEY_VARIABLE))
 
-    status: int
-    """Of HTTP."""
-    reason: str
-    """The status in the server's words."""
-    headers: Mapping[str, str]
-    """Names in any case."""
-    content: bytes
-    """The body, unpacked."""
+
+def _checked_key(key: str | None) -> str | None:
+    stripped = (key or "").strip()
+    if not (stripped.isascii() and stripped.isprintable() and " " not in stripped):
+        raise LongEvalError(
+            f"{KEY_VARIABLE}: has characters in it that no header can hold",
+            "Use ASCII letters and digits, without blanks and line breaks.",
+        )
+    return stripped or None
 
 
 class Client:
@@ -128,20 +109,20 @@ class Client:
     Args:
         base_url: Address up to the version: `http://127.0.0.1:8000/v1`.
         api_key: Sent as a bearer token; None or empty: none.
-        timeout_s: How long one answer may take.
-        connections: Most requests at once.
+        timeout_s: Time limit of one answer.
+        connections: Connections that are kept open.
 
     Raises:
         LongEvalError: The address or the key can't be used.
     """
 
     def __init__(self, base_url: str, api_key: str | None, *, timeout_s: float, connections: int) -> None:
-        url = _checked(base_url)
+        url = _checked_url(base_url)
         self.host = url.netloc.decode("ascii")
         """Host and port."""
         self.shown = str(url).rstrip("/")
         """The address, for messages."""
-        self._key = checked_key(api_key)
+        self._key = _checked_key(api_key)
         self._timeout_s = timeout_s
         self._lost = False
         self._http = httpx2.Client(
@@ -155,7 +136,7 @@ class Client:
         )
 
     def get(self, path: str) -> Any:
-        """One GET without a second try: the JSON of its answer.
+        """The JSON that a GET returns; not repeated.
 
         Raises:
             LongEvalError: The server can't be reached or refuses the key.
@@ -170,8 +151,8 @@ class Client:
                 f"--base-url {self.shown}: {error}", "Is the server up, and is this its address, /v1 included?"
             ) from None
 
-    def post(self, path: str, body: dict[str, Any], stop: threading.Event | None = None) -> dict[str, Any]:
-        """One POST, tried again while what goes wrong may pass: the JSON object of its answer.
+    def post(self, path: str, body: Body, stop: threading.Event | None = None) -> Body:
+        """The JSON object that a POST returns; repeated after failures that may pass.
 
         Args:
             path: Below the base address.
@@ -181,7 +162,7 @@ class Client:
         Raises:
             LongEvalError: The server refuses the key.
             RefusedError: It refuses the request.
-            ServerError: It fails for longer than `PATIENCE_S`, takes longer than the time limit, or answers nonsense.
+            ServerError: It fails for longer than `PATIENCE_S`, exceeds the time limit, or answers nonsense.
         """
         stop = stop or threading.Event()
         failed_at, tries, wait_s = None, 0, FIRST_WAIT_S
@@ -192,7 +173,7 @@ class Client:
             except _PassingError as error:
                 failed_at = failed_at or time.monotonic()
                 spent_s = time.monotonic() - failed_at
-                # A server that was given up is asked once by each later request, not for another minute each.
+                # Once a server was given up, later requests ask it once, not for another minute each.
                 left_s = 0.0 if self._lost else PATIENCE_S - spent_s
                 asked_s = wait_s if error.wait_s is None else error.wait_s
                 if asked_s > left_s or stop.is_set():
@@ -212,18 +193,18 @@ class Client:
         """Closes the connections."""
         self._http.close()
 
-    def _once(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
+    def _once(self, method: str, path: str, body: Body | None) -> Any:
         """One try."""
         limit_s = self._timeout_s if body is not None else min(self._timeout_s, LOOK_S)
         tokens = 0 if body is None else len(body.get("prompt", "")) + body.get("max_tokens", 0)
         most = MOST_BYTES + MOST_BYTES_TOKEN * tokens
         given_up = threading.Event()
         try:
-            answer = _within(limit_s, lambda: self._exchange(method, path, body, limit_s, most, given_up))
+            response, content = _within(limit_s, lambda: self._exchange(method, path, body, limit_s, most, given_up))
         except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
             raise _PassingError(f"can't be reached ({self._line(str(error))})", lost=True) from None
-        except (httpx2.TimeoutException, queue.Empty):
-            # Not tried again: the server may still be at work on it, and would be asked for the same twice.
+        except (httpx2.TimeoutException, TimeoutError):
+            # Not repeated: the server may still be at work on it, and would be asked for the same twice.
             raise ServerError(f"{self.shown}: no answer within {limit_s:g} s") from None
         except httpx2.TransportError as error:
             raise _PassingError(f"lost the connection ({self._line(str(error))})", lost=True) from None
@@ -231,16 +212,17 @@ class Client:
             raise ServerError(f"{self.shown}/{path}: answers unreadably ({self._line(str(error))})") from None
         finally:
             given_up.set()
-        if answer.status in (401, 403):
-            raise self._key_refused(answer.status)
-        if answer.status in _PASSING:
-            said = f"{answer.status}: {self._said(answer)}"
-            raise _PassingError(said, _retry_after_s(answer.headers), lost=answer.status >= 500)
-        if answer.status != 200:
-            raise RefusedError(answer.status, self._said(answer), self.shown)
+        status = response.status_code
+        if status in (401, 403):
+            raise self._key_refused(status)
+        if status in _PASSING:
+            said = f"{status}: {self._said(response, content)}"
+            raise _PassingError(said, _retry_after_s(response.headers), lost=status >= 500)
+        if status != 200:
+            raise RefusedError(status, self._said(response, content), self.shown)
         try:
-            value = json.loads(answer.content)
-            if b"\\u" in answer.content:
+            value = json.loads(content)
+            if b"\\u" in content:
                 json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is no text: a ValueError
             return value
         except RecursionError:
@@ -249,9 +231,9 @@ class Client:
             raise ServerError(f"{self.shown}/{path}: answers with something that isn't JSON") from None
 
     def _exchange(
-        self, method: str, path: str, body: dict[str, Any] | None, limit_s: float, most: int, given_up: threading.Event
-    ) -> _Answer:
-        """Sends a request and reads the answer, at most `most` bytes of it and until nobody waits for it."""
+        self, method: str, path: str, body: Body | None, limit_s: float, most: int, given_up: threading.Event
+    ) -> tuple[httpx2.Response, bytes]:
+        """Sends a request; returns the response and its body, read to `most` bytes and until nobody waits for it."""
         timeout = httpx2.Timeout(limit_s, connect=min(CONNECT_S, limit_s), pool=None)
         content = bytearray()
         with self._http.stream(method, f"{self.shown}/{path}", json=body, timeout=timeout) as response:
@@ -261,7 +243,7 @@ class Client:
                     raise ServerError(f"{self.shown}/{path}: answers with more than {most // 2**20} MiB")
                 if given_up.is_set():
                     break
-            return _Answer(response.status_code, response.reason_phrase, response.headers, bytes(content))
+            return response, bytes(content)
 
     def _key_refused(self, status: int) -> LongEvalError:
         remedy = "Give the key that the server was started with, in the environment as LONGEVAL_API_KEY."
@@ -269,10 +251,10 @@ class Client:
             return LongEvalError(f"--base-url {self.shown}: the server wants a key ({status}), none is given", remedy)
         return LongEvalError(f"LONGEVAL_API_KEY: the server at {self.shown} refuses the key ({status})", remedy)
 
-    def _said(self, answer: _Answer) -> str:
-        """What an error answer says: OpenAI's form, vLLM's older one, FastAPI's, or its text."""
+    def _said(self, response: httpx2.Response, content: bytes) -> str:
+        """The message of an error answer: in OpenAI's form, vLLM's older one or FastAPI's, else its text."""
         try:
-            told = json.loads(answer.content)
+            told = json.loads(content)
             if isinstance(told, dict):
                 inner = told.get("error", told)
                 inner = inner.get("message", inner.get("detail")) if isinstance(inner, dict) else inner
@@ -280,12 +262,12 @@ class Client:
                     return self._line(str(inner))
         except (ValueError, RecursionError):
             pass
-        is_page = "html" in answer.headers.get("content-type", "")
-        text = "" if is_page else answer.content[: 4 * MOST_SAID].decode("utf-8", "replace")
-        return self._line(text) or self._line(answer.reason)
+        is_page = "html" in response.headers.get("content-type", "")
+        text = "" if is_page else content[: 4 * MOST_SAID].decode("utf-8", "replace")
+        return self._line(text) or self._line(response.reason_phrase)
 
     def _line(self, text: str) -> str:
-        """One line of limited length, the key left out."""
+        """One line of limited length, without the key."""
         text = text[: 100 * MOST_SAID]
         if self._key:
             text = text.replace(self._key, "***")
@@ -293,17 +275,82 @@ class Client:
         return line if len(line) <= MOST_SAID else f"{line[:MOST_SAID]}…"
 
 
-def _checked(base_url: str) -> httpx2.URL:
-    """The address, without anything secret in it."""
+def in_flight(
+    post: Callable[[Body, threading.Event], Body], bodies: Iterable[tuple[Key, Body]], concurrency: int
+) -> Iterator[tuple[Key, Body]]:
+    """Sends several requests at once, so that the server can batch them; yields (key, answer) as answers come.
+
+    Bodies are taken from `bodies` only when they can be sent, so that few long prompts are in memory. Threads are
+    daemons: Ctrl-C doesn't wait for what a server still computes.
+
+    Args:
+        post: Sends a body; the event says that the answer is no longer wanted.
+        bodies: (key, body) of each request.
+        concurrency: Most at once.
+
+    Raises:
+        Exception: The first that `post` or `bodies` raises; nothing new is sent then.
+    """
+    stop = threading.Event()
+    done: queue.SimpleQueue[tuple[Key, Body | Exception]] = queue.SimpleQueue()
+
+    def send(key: Key, body: Body) -> None:
+        try:
+            done.put((key, post(body, stop)))
+        except Exception as error:
+            done.put((key, error))
+
+    waiting = iter(bodies)
+    under_way = 0
+    try:
+        while True:
+            while under_way < concurrency and (job := next(waiting, None)) is not None:
+                threading.Thread(target=send, args=job, daemon=True, name=f"longeval-request-{under_way}").start()
+                under_way += 1
+            if not under_way:
+                return
+            try:
+                key, answer = done.get(timeout=LOOK_UP_S)
+            except queue.Empty:
+                continue
+            under_way -= 1
+            if isinstance(answer, Exception):
+                raise answer
+            yield key, answer
+    finally:
+        stop.set()
+
+
+def _within(limit_s: float, work: Callable[[], T]) -> T:
+    """What `work` returns or raises; TimeoutError if it takes longer, and it is left to itself then.
+
+    A time limit on each read wouldn't do: a server that sends a byte a second keeps to it.
+    """
+    done: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+    def carry_out() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=carry_out, daemon=True, name="longeval-exchange").start()
+    until = time.monotonic() + limit_s
+    while not done.done() and (left_s := until - time.monotonic()) > 0:
+        concurrent.futures.wait([done], timeout=min(LOOK_UP_S, left_s))
+    return done.result(timeout=0)
+
+
+def _checked_url(base_url: str) -> httpx2.URL:
+    """The address; none of the messages shows a part where a key may stand, since every record holds the address."""
     remedy = "An address looks like http://127.0.0.1:8000/v1."
     try:
         url = httpx2.URL(base_url.strip())
     except httpx2.InvalidURL:
-        shown = "" if "@" in base_url or "?" in base_url else f" {base_url.strip()}"  # no secret, and no line of one
+        shown = "" if "@" in base_url or "?" in base_url else f" {base_url.strip()}"
         raise LongEvalError(f"--base-url{shown}: not an address", remedy) from None
     plain = url.copy_with(username="", password="", query=None, fragment=None) if url.host else url
     if url.userinfo or url.query or url.fragment:
-        # None is shown: all are places where keys are put, and every record holds the address.
         what = "a name or password" if url.userinfo else "a query" if url.query else "a fragment"
         raise LongEvalError(
             f"--base-url {plain}: has {what} in it",
@@ -323,33 +370,6 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _within(limit_s: float, work: Callable[[], T]) -> T:
-    """What `work` returns or raises; queue.Empty if it takes longer, and it is left to itself then.
-
-    A time limit on each read wouldn't do: a server that sends a byte a second keeps to it.
-    """
-    done: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
-
-    def carry_out() -> None:
-        try:
-            done.put((work(), None))
-        except BaseException as error:
-            done.put((None, error))
-
-    threading.Thread(target=carry_out, daemon=True, name="longeval-exchange").start()
-    until = time.monotonic() + limit_s
-    while True:
-        try:
-            result, error = done.get(timeout=max(0.0, min(LOOK_UP_S, until - time.monotonic())))
-            break
-        except queue.Empty:
-            if time.monotonic() >= until:
-                raise
-    if error is not None:
-        raise error
-    return cast("T", result)
-
-
 def _retry_after_s(headers: Mapping[str, str]) -> float | None:
     """Seconds that the header Retry-After asks for: a number, or a date."""
     asked = headers.get("retry-after", "").strip()
@@ -360,65 +380,3 @@ def _retry_after_s(headers: Mapping[str, str]) -> float | None:
     except (ValueError, OverflowError):
         return None
     return max(0.0, ((moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - datetime.now(UTC)).total_seconds())
-
-
-# Several requests to a server at once, so that it can batch them; a new one starts as soon as one is done.
-
-Key = TypeVar("Key")
-Body = dict[str, Any]
-Post = Callable[[Body, threading.Event], Body]
-
-
-def in_flight(post: Post, bodies: Iterable[tuple[Key, Body]], concurrency: int) -> Iterator[tuple[Key, Body]]:
-    """Yields (key, answer) as answers come.
-
-    Bodies are taken from `bodies` only when they can be sent, in the consumer's thread: long prompts never lie about
-    by the hundred. Threads are daemons: Ctrl-C doesn't wait for what a server still computes.
-
-    Args:
-        post: Sends a body; the event says that the answer is no longer wanted.
-        bodies: (key, body) of each request.
-        concurrency: Most at once.
-
-    Raises:
-        Exception: The first that `post` or `bodies` raises; nothing new is sent then.
-    """
-    stop = threading.Event()
-    asked: queue.SimpleQueue[tuple[Key, Body] | None] = queue.SimpleQueue()
-    done: queue.SimpleQueue[tuple[Key, Body | Exception]] = queue.SimpleQueue()
-
-    def work() -> None:
-        while (job := asked.get()) is not None:
-            if stop.is_set():
-                return
-            key, body = job
-            try:
-                answer: Body | Exception = post(body, stop)
-            except Exception as error:
-                answer = error
-            done.put((key, answer))
-
-    waiting = iter(bodies)
-    threads = started = 0
-    try:
-        while True:
-            while started < concurrency and (job := next(waiting, None)) is not None:
-                if started == threads:
-                    threading.Thread(target=work, daemon=True, name=f"longeval-request-{threads}").start()
-                    threads += 1
-                asked.put(job)
-                started += 1
-            if not started:
-                return
-            try:
-                key, answer = done.get(timeout=LOOK_UP_S)
-            except queue.Empty:
-                continue
-            started -= 1
-            if isinstance(answer, Exception):
-                raise answer
-            yield key, answer
-    finally:
-        stop.set()
-        for _ in range(threads):
-            asked.put(None)

@@ -1,9 +1,9 @@
-"""What a server understands, found out by asking it once, and requests and answers in those words.
+"""What a server understands, found out by asking it once; requests and answers in those words.
 
-Every server that calls itself OpenAI-compatible leaves something out, and some leave it out silently. So nothing is
-believed that its answer doesn't show: prompts go as token ids, and the answer must count as many; log-probabilities of
-prompt tokens come from `prompt_logprobs` (vLLM's: by token id) or from `echo` with `logprobs` (OpenAI's: by place), and
-there must be one for every token; and what the server reads the ids as must be what our tokenizer wrote.
+Every server that calls itself OpenAI-compatible leaves something out, some silently. So nothing is believed that its
+answers don't show. Prompts go as token ids, and the answer must count as many. Log-probabilities of prompt tokens come
+from `prompt_logprobs` (vLLM's: by token id) or from `echo` with `logprobs` (OpenAI's: by place), and there must be one
+for every token. What the server reads the ids as must be what our tokenizer wrote.
 
 Sources: https://platform.openai.com/docs/api-reference/completions; vLLM's `CompletionRequest`.
 Shapes: T tokens of a prompt, S scored tokens.
@@ -12,14 +12,14 @@ Shapes: T tokens of a prompt, S scored tokens.
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from longeval.backends.base import BackendError
-from longeval.backends.openai.client import Client, RefusedError, ServerError
+from longeval.backends.openai.client import Body, Client, RefusedError, ServerError
 from longeval.data.special import own_prefix, special_tokens
 from longeval.errors import LongEvalError
 
@@ -32,8 +32,6 @@ FLOOR = -9999.0
 """What vLLM writes for minus infinity."""
 ROUNDING = 1e-5
 """Nats by which rounding may put a log-probability above 0: float32 numbers near a logit of 100 are 8e-6 apart."""
-
-Body = dict[str, Any]
 
 
 class MisreadError(BackendError):
@@ -53,8 +51,7 @@ class Scored(NamedTuple):
     """Whether nothing at its place is more probable; None where the server doesn't say."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PromptForm:
+class PromptForm(NamedTuple):
     """How prompts go to a server, and what its answers hold."""
 
     as_ids: bool
@@ -63,18 +60,26 @@ class PromptForm:
     """Whether answers come with their token ids (vLLM's `return_token_ids`), and other settings of vLLM's are known."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ScoringRoute:
+class ScoringRoute(NamedTuple):
     """How a server gives log-probabilities of prompt tokens."""
 
     name: str
-    """As in messages."""
+    """For messages."""
     settings: Body
-    """What a request says."""
-    read: Callable[[Body, Sequence[int], int], Scored]
-    """(choice of the answer, ids of the prompt, first scored) → what it says."""
-    shown: Callable[[Body, Sequence[int]], str | None]
-    """(choice of the answer, ids of the prompt) → the prompt as the server shows its tokens, if it does."""
+    """The part of a request that asks for them."""
+
+    @property
+    def echoes(self) -> bool:
+        """Whether they come by OpenAI's `echo`, else by vLLM's `prompt_logprobs`."""
+        return "echo" in self.settings
+
+
+_ROUTES = (
+    ScoringRoute("prompt_logprobs", {"prompt_logprobs": 1}),
+    ScoringRoute("echo with max_tokens 0", {"echo": True, "logprobs": 1, "max_tokens": 0}),
+    ScoringRoute("echo with max_tokens 1", {"echo": True, "logprobs": 1, "max_tokens": 1}),
+)
+"""In the order in which they are tried: exact ids first, then `echo`, with nothing generated where that is allowed."""
 
 
 class Dialect:
@@ -90,133 +95,60 @@ class Dialect:
         self._client = client
         self._model = model
         self._tokenizer = tokenizer
-        self._form: PromptForm | None = None
-        self._route: ScoringRoute | None = None
         self._is_checked = False
         self._shows_tokens = False
         self._letters: dict[int, str] = {}
 
+    @functools.cached_property
     def form(self) -> PromptForm:
-        """How prompts go there; asks at the first call.
+        """How prompts go there; asks at the first use.
 
         Raises:
             LongEvalError: It takes no prompt of ours.
         """
-        if self._form is None:
-            self._form = self._find_form()
-        return self._form
-
-    def route(self) -> ScoringRoute:
-        """How log-probabilities come back; asks at the first call.
-
-        Raises:
-            LongEvalError: They don't, or the model there has another vocabulary.
-        """
-        if self._route is None:
-            self._route = self._find_route()
-        return self._route
-
-    def check_reading(self) -> None:
-        """Makes sure that the server reads our token ids as we write them, where it shows that; an answer wouldn't.
-
-        Raises:
-            MisreadError: It serves a model with another tokenizer.
-        """
-        if self._route is not None or self._is_checked or not self.form().as_ids:
-            return
-        self._is_checked = True
-        try:
-            self.route()
-        except MisreadError:
-            raise
-        except LongEvalError:
-            logger.info("%s doesn't show how it reads token ids: --model must name what it serves", self._client.shown)
-
-    def body(self, ids: Sequence[int], max_tokens: int, form: PromptForm | None = None) -> Body:
-        """A request for a greedy continuation.
-
-        Raises:
-            LongEvalError: The server wants text, and no text has these tokens.
-        """
-        as_ids = (form or self.form()).as_ids
-        prompt = list(ids) if as_ids else self._text(ids)
-        return {"model": self._model, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0}
-
-    def read(self, choice: Body, ids: Sequence[int], first: int) -> Scored:
-        """The log-probabilities of a prompt's last tokens.
-
-        Raises:
-            UnreadableError: The answer doesn't hold them, or those of another text.
-        """
-        scored = self.route().read(choice, ids, first)
-        if self._shows_tokens and not self._are_ours(choice, ids):
-            raise UnreadableError("the answer is about other tokens than were sent")
-        return scored
-
-    def _are_ours(self, choice: Body, ids: Sequence[int]) -> bool:
-        """Whether the tokens that an answer shows beside its log-probabilities are those of the prompt.
-
-        Letters of tokens in plain ASCII are compared; servers show others in different ways.
-        """
-        shown = choice["logprobs"].get("tokens")
-        if not isinstance(shown, list) or len(shown) < len(ids):
-            return False
-        special = set(self._tokenizer.all_special_ids)
-        for token, text in zip(ids, shown, strict=False):
-            if token not in self._letters:
-                written = "" if token in special else self._tokenizer.decode([token])
-                self._letters[token] = _letters(written) if written.isascii() else ""
-            if self._letters[token] and (not isinstance(text, str) or _letters(text) != self._letters[token]):
-                return False
-        return True
-
-    def scoring_body(self, ids: Sequence[int], *, greedy: bool) -> Body:
-        """A request for log-probabilities of the prompt's tokens; `greedy`: and for what is most probable."""
-        settings = dict(self.route().settings)
-        if not greedy and "prompt_logprobs" in settings:
-            settings["prompt_logprobs"] = 0  # those of the prompt's own tokens alone: half the answer
-        return self.body(ids, 1) | settings
-
-    def _find_form(self) -> PromptForm:
         ids = self._probe_ids()
         refusals = []
-        for as_ids in (True, False):
-            for extended in (True, False):
-                form = PromptForm(as_ids=as_ids, returns_ids=extended)
-                body = self.body(ids, 1, form) | ({"return_token_ids": True} if extended else {})
-                try:
-                    answer = self._client.post(COMPLETIONS, body)
-                    choice = choice_of(answer, len(ids))
-                except (RefusedError, UnreadableError) as error:
-                    if isinstance(error, RefusedError) and error.status in (404, 405):
-                        raise LongEvalError(
-                            f"--base-url {self._client.shown}: no completions there ({error.said})",
-                            "A server for chat alone can't be evaluated: prompts must arrive as they are.",
-                        ) from None
-                    refusals.append(_reason(error))
-                    continue
-                # A server that doesn't know the setting may ignore it: the same answer then says what it knows.
-                return PromptForm(as_ids=as_ids, returns_ids=extended and bool(answer_ids(choice)))
+        for as_ids, extended in itertools.product((True, False), (True, False)):
+            body = self._body(ids, 1, as_ids=as_ids) | ({"return_token_ids": True} if extended else {})
+            try:
+                choice = choice_of(self._client.post(COMPLETIONS, body), len(ids))
+            except (RefusedError, UnreadableError) as error:
+                if isinstance(error, RefusedError) and error.status in (404, 405):
+                    raise LongEvalError(
+                        f"--base-url {self._client.shown}: no completions there ({error.said})",
+                        "A server for chat alone can't be evaluated: prompts must arrive as they are.",
+                    ) from None
+                refusals.append(_reason(error))
+                continue
+            # A server that doesn't know `return_token_ids` may ignore it: the answer says what it knows.
+            return PromptForm(as_ids=as_ids, returns_ids=extended and bool(answer_ids(choice)))
         raise LongEvalError(
             f"--base-url {self._client.shown}: takes a prompt neither as token ids ({refusals[0]}) nor as text "
             f"({refusals[-1]})",
             "Use a server with OpenAI's completions interface, as vLLM's is.",
         )
 
-    def _find_route(self) -> ScoringRoute:
+    @functools.cached_property
+    def route(self) -> ScoringRoute:
+        """How log-probabilities come back; asks at the first use.
+
+        Raises:
+            LongEvalError: They don't, or the model there has another vocabulary.
+        """
         ids = self._probe_ids()
         missing = []
         for route in _ROUTES:
             try:
-                choice = choice_of(self._client.post(COMPLETIONS, self.body(ids, 1) | route.settings), len(ids))
-                route.read(choice, ids, 1)
+                answer = self._client.post(COMPLETIONS, self.body(ids, 1) | route.settings)
+                choice = choice_of(answer, len(ids))
+                _read(route, choice, ids, 1)
             except (RefusedError, UnreadableError) as error:
                 missing.append(f"{route.name}: {_reason(error)}")
                 continue
-            misread = self._misread(route.shown(choice, ids), ids)
+            misread = self._misread(_shown(route, choice, ids), ids)
             if misread is None:
-                # Where it shows the probe's tokens as ours, it must do so for every prompt.
-                self._shows_tokens = "echo" in route.settings and self._are_ours(choice, ids)
+                # A server that shows the probe's tokens as ours has to do so for every prompt.
+                self._shows_tokens = route.echoes and self._are_ours(choice, ids)
                 return route
             if route.settings.get("max_tokens") == 0:  # an ignored `echo`, and as many tokens by chance
                 missing.append(f"{route.name}: the answer isn't the prompt")
@@ -231,6 +163,52 @@ class Dialect:
             "Tasks whose answers are generated work there. vLLM's server gives them.",
         )
 
+    def check_reading(self) -> None:
+        """Makes sure that the server reads our token ids as we write them, where it shows that; an answer wouldn't.
+
+        Raises:
+            MisreadError: It serves a model with another tokenizer.
+        """
+        if self._is_checked or not self.form.as_ids:
+            return
+        self._is_checked = True
+        try:
+            _ = self.route
+        except MisreadError:
+            raise
+        except LongEvalError:
+            logger.info("%s doesn't show how it reads token ids: --model must name what it serves", self._client.shown)
+
+    def body(self, ids: Sequence[int], max_tokens: int) -> Body:
+        """A request for a greedy continuation.
+
+        Raises:
+            LongEvalError: The server wants text, and no text has these tokens.
+        """
+        return self._body(ids, max_tokens, as_ids=self.form.as_ids)
+
+    def _body(self, ids: Sequence[int], max_tokens: int, *, as_ids: bool) -> Body:
+        prompt = list(ids) if as_ids else self._text(ids)
+        return {"model": self._model, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0}
+
+    def scoring_body(self, ids: Sequence[int], *, greedy: bool) -> Body:
+        """A request for log-probabilities of the prompt's tokens; `greedy`: and for what is most probable."""
+        settings = dict(self.route.settings)
+        if not greedy and not self.route.echoes:
+            settings["prompt_logprobs"] = 0  # those of the prompt's own tokens alone: half the answer
+        return self.body(ids, 1) | settings
+
+    def read(self, choice: Body, ids: Sequence[int], first: int) -> Scored:
+        """The log-probabilities of a prompt's tokens from place `first` on.
+
+        Raises:
+            UnreadableError: The answer doesn't hold them, or those of another text.
+        """
+        scored = _read(self.route, choice, ids, first)
+        if self._shows_tokens and not self._are_ours(choice, ids):
+            raise UnreadableError("the answer is about other tokens than were sent")
+        return scored
+
     def _misread(self, shown: str | None, ids: Sequence[int]) -> str | None:
         """What the server reads our token ids as, if that isn't what we wrote; None too where it shows nothing."""
         if shown is None:
@@ -240,6 +218,20 @@ class Dialect:
         # Letters alone: servers show spaces and bytes in different ways. The first token isn't shown by all.
         written = [_letters(self._tokenizer.decode(ids[start:], skip_special_tokens=True)) for start in (0, 1)]
         return None if _letters(shown).startswith(tuple(written)) else shown[:80]
+
+    def _are_ours(self, choice: Body, ids: Sequence[int]) -> bool:
+        """Whether the tokens beside echoed log-probabilities are the prompt's; letters of plain ASCII are compared."""
+        shown = choice["logprobs"].get("tokens")
+        if not isinstance(shown, list) or len(shown) < len(ids):
+            return False
+        special = set(self._tokenizer.all_special_ids)
+        for token, text in zip(ids, shown, strict=False):
+            if token not in self._letters:
+                written = "" if token in special else self._tokenizer.decode([token])
+                self._letters[token] = _letters(written) if written.isascii() else ""
+            if self._letters[token] and (not isinstance(text, str) or _letters(text) != self._letters[token]):
+                return False
+        return True
 
     def _probe_ids(self) -> list[int]:
         return [int(token) for token in self._tokenizer(PROBE)["input_ids"]]
@@ -258,35 +250,46 @@ class Dialect:
 
 
 def choice_of(answer: Body, num_prompt: int) -> Body:
-    """The one choice of an answer, after a look at how many tokens the server read.
+    """The one choice of an answer.
 
     Raises:
-        UnreadableError: There is none, or the server read another prompt than was sent.
+        UnreadableError: There is none, or the server counts another number of prompt tokens than was sent.
     """
-    try:
-        choice = answer["choices"][0]
-        assert isinstance(choice, dict)
-    except (AssertionError, KeyError, IndexError, TypeError):
-        raise UnreadableError("the server's answer has no choices") from None
-    usage = answer.get("usage")
-    read = usage.get("prompt_tokens") if isinstance(usage, dict) else None
-    if isinstance(read, int) and read != num_prompt:
+    choices = answer.get("choices")
+    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+        raise UnreadableError("the server's answer has no choices")
+    read = told_count(answer, "prompt_tokens")
+    if read is not None and read != num_prompt:
         raise UnreadableError(f"the server read {read} tokens where {num_prompt} were sent")
-    return choice
+    return choices[0]
+
+
+def told_count(answer: Body, name: str) -> int | None:
+    """A number of tokens in an answer's `usage`; None where the server doesn't say."""
+    usage = answer.get("usage")
+    count = usage.get(name) if isinstance(usage, dict) else None
+    return count if isinstance(count, int) else None
 
 
 def answer_ids(choice: Body) -> list[int]:
-    """Token ids of an answer, where the server gives them; else none."""
+    """Token ids of an answer; empty where the server gives none."""
     ids = choice.get("token_ids")
     return ids if isinstance(ids, list) and all(isinstance(token, int) for token in ids) else []
 
 
+def _read(route: ScoringRoute, choice: Body, ids: Sequence[int], first: int) -> Scored:
+    """The log-probabilities in an answer; UnreadableError where any is missing."""
+    if route.echoes:
+        return _by_place(choice, ids, first, num_generated=route.settings["max_tokens"])
+    return _by_id(choice, ids, first)
+
+
 def _by_id(choice: Body, ids: Sequence[int], first: int) -> Scored:
-    """Reads vLLM's `prompt_logprobs`: for each place a map from token id to log-probability, the prompt's own among."""
+    """Reads `prompt_logprobs`: for each place a map from token id to log-probability, the prompt's own among them."""
     places = choice.get("prompt_logprobs")
     if not isinstance(places, list):
         raise UnreadableError("none in the answer")
-    _as_many(len(places), len(ids))
+    _check_count(len(places), len(ids))
     log_p_S, greedy_S = [], []
     for token, place in zip(ids[first:], places[first:], strict=True):
         if not isinstance(place, dict) or str(token) not in place:
@@ -297,17 +300,14 @@ def _by_id(choice: Body, ids: Sequence[int], first: int) -> Scored:
     return Scored(log_p_S, greedy_S)
 
 
-def _by_place(choice: Body, ids: Sequence[int], first: int, *, more: int) -> Scored:
-    """Reads OpenAI's `echo` with `logprobs`: a list over prompt and answer, and the most probable by text.
-
-    `more`: tokens of an answer that may follow, as many as were asked for.
-    """
+def _by_place(choice: Body, ids: Sequence[int], first: int, *, num_generated: int) -> Scored:
+    """Reads `echo` with `logprobs`: lists over the prompt and `num_generated` tokens that may follow it."""
     told = choice.get("logprobs")
     values = told.get("token_logprobs") if isinstance(told, dict) else None
     if not isinstance(told, dict) or not isinstance(values, list):
         raise UnreadableError("no logprobs in the answer")
     # Fewer: `echo` was ignored. More: the server read or wrote something else than was asked for.
-    _as_many(len(values) - more if len(values) > len(ids) else len(values), len(ids))
+    _check_count(len(values) - num_generated if len(values) > len(ids) else len(values), len(ids))
     log_p_S = [_finite(value) for value in values[first : len(ids)]]
     tops = told.get("top_logprobs")
     if not isinstance(tops, list) or len(tops) < len(ids):
@@ -321,13 +321,13 @@ def _by_place(choice: Body, ids: Sequence[int], first: int, *, more: int) -> Sco
     return Scored(log_p_S, greedy_S)
 
 
-def _as_many(found: int, expected: int) -> None:
+def _check_count(found: int, expected: int) -> None:
     if found != expected:
         raise UnreadableError(f"log-probabilities for {found} of {expected} tokens")
 
 
 def _finite(value: Any) -> float:
-    """A log-probability of a token that was read; UnreadableError where it is none, or stands for none."""
+    """The log-probability of a token that was read; UnreadableError where it is none, or stands for none."""
     log_p = _log_p(value)
     if log_p <= FLOOR:
         raise UnreadableError(f"{value} as a log-probability of a token")
@@ -346,17 +346,14 @@ def _log_p(value: Any) -> float:
     return min(log_p, 0.0)
 
 
-def _shown_by_id(choice: Body, ids: Sequence[int]) -> str | None:
-    """The prompt's tokens as text, the first excepted: it has no log-probability to stand beside."""
-    places = choice["prompt_logprobs"][1:]
-    texts = [place[str(token)].get("decoded_token") for token, place in zip(ids[1:], places, strict=True)]
-    shown = [text for text in texts if isinstance(text, str)]
-    return "".join(shown) if len(shown) == len(texts) else None
-
-
-def _shown_by_place(choice: Body, ids: Sequence[int]) -> str | None:
-    text = choice.get("text")
-    return text if isinstance(text, str) else None
+def _shown(route: ScoringRoute, choice: Body, ids: Sequence[int]) -> str | None:
+    """The prompt as the server shows its tokens, if it does; by id without the first, which has no log-probability."""
+    if route.echoes:
+        text = choice.get("text")
+        return text if isinstance(text, str) else None
+    places = zip(ids[1:], choice["prompt_logprobs"][1:], strict=True)
+    texts = [place[str(token)].get("decoded_token") for token, place in places]
+    return "".join(texts) if all(isinstance(text, str) for text in texts) else None
 
 
 def _letters(text: str) -> str:
@@ -365,18 +362,3 @@ def _letters(text: str) -> str:
 
 def _reason(error: ServerError) -> str:
     return error.said if isinstance(error, RefusedError) else str(error)
-
-
-_ROUTES = (
-    ScoringRoute(name="prompt_logprobs", settings={"prompt_logprobs": 1}, read=_by_id, shown=_shown_by_id),
-    *(
-        ScoringRoute(
-            name=f"echo with max_tokens {more}",
-            settings={"echo": True, "logprobs": 1, "max_tokens": more},
-            read=functools.partial(_by_place, more=more),
-            shown=_shown_by_place,
-        )
-        for more in (0, 1)
-    ),
-)
-"""The exact one first; then OpenAI's own, with nothing to generate where the server takes that."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from longeval.backends.base import BACKENDS, Backend, Capabilities
-from longeval.backends.vllm.options import DECIDE_NOTHING, check_counts, check_family, check_first_gpu, check_owned
+from longeval.backends.vllm import options
 
 if TYPE_CHECKING:
     from longeval.models.prepare import PreparedModel
@@ -19,16 +19,13 @@ def _load(spec: ModelRequest, model: PreparedModel) -> Backend:
 
 
 def _check(spec: ModelRequest) -> None:
-    from longeval.backends.vllm.options import check_installed
-
-    check_owned(spec.vllm_args)
-    check_counts(spec.vllm_args)
-    check_first_gpu(spec.device)
-    check_installed()
+    options.check_args(spec.vllm_args)
+    options.check_first_gpu(spec.device)
+    options.check_installed()
 
 
 def _params(spec: ModelRequest, length_dependent: bool) -> dict[str, Any]:
-    deciding = {name: value for name, value in spec.vllm_args.items() if name not in DECIDE_NOTHING}
+    deciding = {name: value for name, value in spec.vllm_args.items() if name not in options.DECIDE_NOTHING}
     return {"pin_length": spec.pin_length if length_dependent else None, "vllm_args": deciding}
 
 
@@ -40,7 +37,7 @@ BACKENDS.register(
         one_table=True,
         own_quantised_weights=True,
         check=_check,
-        check_config=check_family,
+        check_config=options.check_family,
         params=_params,
     ),
 )

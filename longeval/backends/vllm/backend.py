@@ -8,7 +8,6 @@ places that were computed for the request itself.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from longeval.backends.answering import Ending, end_tokens, order_prompts
+from longeval.backends.answering import ChoicePair, DistinctPairs, Ending, end_tokens
 from longeval.backends.base import (
     BackendError,
     ChoiceScore,
@@ -27,7 +26,7 @@ from longeval.backends.base import (
     OutOfMemoryError,
 )
 from longeval.backends.vllm.engine import Engine, is_memory, start_engine
-from longeval.backends.vllm.options import check_installed, check_known, engine_arguments, engine_device
+from longeval.backends.vllm.options import check_known, engine_arguments, engine_device
 from longeval.rope.base import CosSin, RopeTable, table_digest
 
 if TYPE_CHECKING:
@@ -37,11 +36,8 @@ logger = logging.getLogger(__name__)
 
 Tokens = npt.NDArray[np.int32]
 
-Pair = tuple[bytes, bytes]
-"""Digests of a context and a continuation."""
-
 _MAX_WAITING_TOKENS = 1 << 25
-"""So many tokens at most wait in the engine's queue (0.3 GB as lists)."""
+"""Most tokens in the engine's queue (0.3 GB as lists)."""
 
 
 class _Asked(NamedTuple):
@@ -62,7 +58,7 @@ class VLLMBackend:
         share_prefixes: Whether prompts that begin alike share that part of the cache.
 
     Raises:
-        LongEvalError: vLLM isn't installed, has no such option, or computes on another device.
+        LongEvalError: vLLM has no such option, or computes on another device.
     """
 
     name = "vllm"
@@ -70,7 +66,6 @@ class VLLMBackend:
     def __init__(
         self, model: PreparedModel, *, length: int, args: Mapping[str, Any] | None = None, share_prefixes: bool = False
     ) -> None:
-        check_installed()
         self._args = dict(args or {})
         check_known(self._args)
         self.dtype = model.dtype
@@ -108,12 +103,10 @@ class VLLMBackend:
             self._engine = start_engine(self._model.name, arguments)
             self._table = table
             self.rope_digest(length)
-        except BackendError as error:
+        except BaseException as error:
             self.close()
-            self._refused.append((table, error))
-            raise
-        except BaseException:
-            self.close()
+            if isinstance(error, BackendError):
+                self._refused.append((table, error))
             raise
 
     def rope_digest(self, length: int) -> str:
@@ -125,31 +118,30 @@ class VLLMBackend:
         assert self._engine is not None and self._table is not None, "nothing is served"
         table = self._table
         parts = [table] if table.local is None else [table, table.local]
-        held = [part.cos_sin(np.arange(length, dtype=np.int64)) for part in parts]
-        expected = {table_digest(part) for part in held}
-        found: set[str] = set()
+        held = [CosSin(*part.cos_sin(np.arange(length, dtype=np.int64))) for part in parts]
         try:
             workers = self._engine.llm.collective_rpc("longeval_held_tables", args=(length,))
         except _dead_engine() as error:
-            raise self._died(error) from error
+            raise self._died() from error
+        problems: list[str] = []
+        found: set[str] = set()
         for worker in workers:
-            if worker["error"]:
-                raise self._wrong_table(worker["error"])
+            problems += worker["problems"]
             # Layers that keep their own settings have vLLM's own module; where all are to be ours, none may.
             if worker["others"] and not (self._model.rope.config.by_layer_type and table.local is None):
-                raise self._wrong_table(f"it rotates by {', '.join(worker['others'])}")
+                problems.append(f"it rotates by {', '.join(worker['others'])}")
             if not worker["digests"]:
-                raise self._wrong_table("no rotary module has it")
+                problems.append("no rotary module has it")
             found |= set(worker["digests"])
-        if found != expected:
-            raise self._wrong_table("another one is there")
-        return table_digest(*(CosSin(*part) for part in held))
-
-    def _wrong_table(self, reason: str) -> BackendError:
-        return BackendError(
-            f"--backend vllm: {self._model.name}: the engine doesn't hold the table that it was given: {reason}",
-            "This model's code in vLLM doesn't take it; use --backend hf.",
-        )
+        if not problems and found != {table_digest(part) for part in held}:
+            problems.append("another one is there")
+        if problems:
+            raise BackendError(
+                f"--backend vllm: {self._model.name}: the engine doesn't hold the table that it was given: "
+                f"{problems[0]}",
+                "This model's code in vLLM doesn't take it; use --backend hf.",
+            )
+        return table_digest(*held)
 
     def score(self, tokens_T: Tokens, first_scored: int) -> npt.NDArray[np.float32]:
         """See `Backend.score`."""
@@ -160,42 +152,27 @@ class VLLMBackend:
 
     def choices(self, requests: Sequence[ChoicesRequest]) -> Iterator[tuple[int, tuple[ChoiceScore, ...]]]:
         """See `Backend.choices`."""
-        # Contexts that begin alike stand together, so that the engine finds the beginning in its cache.
-        pairs: dict[Pair, tuple[Tokens, Tokens]] = {}
-        waiting: dict[Pair, list[int]] = {}
-        keys: dict[int, list[Pair]] = {}
-        for index in order_prompts([request.context_T for request in requests]).indices:
-            context_T = requests[index].context_T
-            digest = hashlib.sha256(context_T.tobytes()).digest()
-            keys[index] = [(digest, tokens_S.tobytes()) for tokens_S in requests[index].continuations]
-            for key, tokens_S in zip(keys[index], requests[index].continuations, strict=True):
-                pairs[key] = (context_T, tokens_S)
-                waiting.setdefault(key, []).append(index)
-            if not keys[index]:
-                yield index, ()
-        scores: dict[Pair, ChoiceScore] = {}
-        for key, score in self._score_pairs(pairs):
-            scores[key] = score
-            for index in dict.fromkeys(waiting[key]):
-                if all(of in scores for of in keys[index]):
-                    yield index, tuple(scores[of] for of in keys[index])
+        distinct = DistinctPairs(requests)
+        yield from distinct.without_continuations()
+        for number, score in self._score_pairs(distinct.pairs):
+            yield from distinct.scored(number, score)
 
-    def _score_pairs(self, pairs: Mapping[Pair, tuple[Tokens, Tokens]]) -> Iterator[tuple[Pair, ChoiceScore]]:
-        """Scores continuations of contexts; yields them as they are done."""
+    def _score_pairs(self, pairs: Sequence[ChoicePair]) -> Iterator[tuple[int, ChoiceScore]]:
+        """Scores pairs; yields (index, score) as they are done."""
+        numbers: Sequence[int] = range(len(pairs))
         for from_cache in (True, False):
             params = self._params(prompt_logprobs=1, max_tokens=1, skip_reading_prefix_cache=not from_cache)
-            keys = list(pairs)
-            again = {}
-            asked = (_Asked(np.concatenate(pairs[key]).tolist(), params) for key in keys)
+            asked = (_Asked(np.concatenate(pairs[number]).tolist(), params) for number in numbers)
+            again = []
             for place, output in self._run(asked):
-                context_T, tokens_S = pairs[keys[place]]
+                number = numbers[place]
                 # Of what came from the cache there are no log-probabilities, only memory that was never written.
-                if (output.num_cached_tokens or 0) >= len(context_T):
+                if (output.num_cached_tokens or 0) >= len(pairs[number].context_T):
                     assert from_cache, "the engine took a prompt from its cache that it was to compute"
-                    again[keys[place]] = pairs[keys[place]]
+                    again.append(number)
                 else:
-                    yield keys[place], choice_score(output, tokens_S)
-            pairs = again
+                    yield number, choice_score(output, pairs[number].continuation_S)
+            numbers = again
 
     def generate(self, requests: Sequence[GenerateRequest], tokenizer: Any) -> Iterator[tuple[int, Generation]]:
         """See `Backend.generate`."""
@@ -217,14 +194,14 @@ class VLLMBackend:
             yield again[place], found
 
     def _answer_to(self, request: GenerateRequest, ending: Ending, *, with_stop: bool = True) -> _Asked:
-        settings = {
-            "max_tokens": request.max_new_tokens,
-            "stop": (list(request.stop) or None) if with_stop else None,
-            "stop_token_ids": sorted(ending.ids),
-            "ignore_eos": True,  # what ends an answer is in stop_token_ids, as for every backend
-            "detokenize": True,
-        }
-        return _Asked(request.prompt_T.tolist(), self._params(**settings))
+        params = self._params(
+            max_tokens=request.max_new_tokens,
+            stop=(list(request.stop) or None) if with_stop else None,
+            stop_token_ids=sorted(ending.ids),
+            ignore_eos=True,  # what ends an answer is in stop_token_ids, as for every backend
+            detokenize=True,
+        )
+        return _Asked(request.prompt_T.tolist(), params)
 
     def _params(self, **settings: Any) -> Any:
         """Greedy SamplingParams."""
@@ -245,21 +222,18 @@ class VLLMBackend:
         engine = self._engine.llm.llm_engine
         self._runs += 1
         sizes: dict[str, int] = {}
-        """Tokens of what is under way, by name."""
+        """Tokens of each request under way, by name."""
         coming = enumerate(asked)
-        is_all = False
+        following = next(coming, None)
         try:
-            while True:
-                while not is_all and sum(sizes.values()) < _MAX_WAITING_TOKENS:
-                    if (following := next(coming, None)) is None:
-                        is_all = True
-                        break
+            while following is not None or sizes:
+                while following is not None and sum(sizes.values()) < _MAX_WAITING_TOKENS:
                     index, request = following
                     name = f"{self._runs}-{index}"
                     sizes[name] = len(request.tokens)
                     engine.add_request(name, {"prompt_token_ids": request.tokens}, request.params)
-                if not engine.has_unfinished_requests():
-                    break
+                    following = next(coming, None)
+                assert engine.has_unfinished_requests(), "the engine left requests unanswered"
                 for output in engine.step():
                     if output.finished:
                         if not is_answered(output):
@@ -268,17 +242,16 @@ class VLLMBackend:
                         yield int(output.request_id.partition("-")[2]), output
         except _dead_engine() as error:
             sizes.clear()
-            raise self._died(error) from error
+            raise self._died() from error
         finally:
             if sizes and self._engine is not None:
                 with contextlib.suppress(Exception):  # nothing here may hide an interrupt
                     engine.abort_request(list(sizes))
-        assert not sizes, "the engine left requests unanswered"
 
-    def _died(self, error: BaseException) -> Exception:
+    def _died(self) -> Exception:
         """What to raise; the engine is gone."""
         assert self._engine is not None
-        cause = self._engine.cause_of_death(error)
+        cause = self._engine.cause_of_death()
         self.close()
         problem = f"vLLM's engine died: {cause}"
         return OutOfMemoryError(problem) if is_memory(cause) else RuntimeError(problem)

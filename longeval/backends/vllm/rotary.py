@@ -1,4 +1,4 @@
-"""The rotary module of ours that vLLM's models get: one float32 table, from float64 angles, cast to the model's dtype.
+"""The rotary module that vLLM's models get: one float32 table, from float64 angles, cast to the model's dtype last.
 
 Imported only inside vLLM's processes, through the plugin and as the extension of vLLM's worker.
 
@@ -12,6 +12,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 import torch
+from vllm.config import get_current_vllm_config_or_none
 from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
 
 from longeval.backends.vllm.rope import ROPE_TYPE, EngineTable, from_parameters
@@ -27,11 +28,10 @@ def table_of(parameters: Mapping[str, Any], head_size: int, max_position: int) -
         parameters: As vLLM hands them to `get_rope`: of ROPE_TYPE, or of a type that `longeval.hf` registers, as in a
             model that was trained and saved with it.
         head_size: Dimensions of a head.
-        max_position: What the model's file says; an engine that takes longer prompts needs a longer table.
+        max_position: What the model's file says; an engine that takes longer prompts gets a longer table.
 
     Raises:
         LongEvalError: Impossible settings of one of the types of `longeval.hf`.
-        ValueError: A table that is incomplete.
     """
     rope_type = parameters.get("rope_type")
     if rope_type == ROPE_TYPE:
@@ -47,15 +47,9 @@ def table_of(parameters: Mapping[str, Any], head_size: int, max_position: int) -
         factor=settings.factor,
     )
     table = build_table(str(rope_type), geometry, make_parameters(settings.name.base, settings.arguments))
-    return EngineTable(table, max(max_position, _engine_length()))
-
-
-def _engine_length() -> int:
-    """`max_model_len` of the engine that is being built, 0 if there is none."""
-    from vllm.config import get_current_vllm_config_or_none
-
-    config = get_current_vllm_config_or_none()
-    return 0 if config is None or config.model_config is None else int(config.model_config.max_model_len)
+    config = get_current_vllm_config_or_none()  # of the engine that is being built
+    engine_length = 0 if config is None or config.model_config is None else int(config.model_config.max_model_len)
+    return EngineTable(table, max(max_position, engine_length))
 
 
 class VLLMTableRotaryEmbedding(RotaryEmbedding):  # type: ignore[misc]  # vLLM may not be installed where types are checked
@@ -78,31 +72,22 @@ class VLLMTableRotaryEmbedding(RotaryEmbedding):  # type: ignore[misc]  # vLLM m
         # vLLM builds models under their device and moves nothing there afterwards; from_numpy would stay on the host.
         return torch.as_tensor(np.concatenate(self.longeval_table, axis=1), device=torch.get_default_device())
 
-    def held(self) -> CosSin:
-        """The float32 table that the engine's cache is, or was cast from.
-
-        Raises:
-            ValueError: The cache isn't what was put into it.
-        """
+    def is_intact(self) -> bool:
+        """Whether the engine's cache still is `longeval_table`, cast to the cache's dtype."""
         cache = self.cos_sin_cache.detach().cpu()
         expected = torch.from_numpy(np.concatenate(self.longeval_table, axis=1))
-        if not torch.equal(cache, expected.to(cache.dtype)):
-            raise ValueError("the engine's table of cosines and sines isn't the one it was given")
-        if cache.dtype == torch.float32:
-            cos_TF, sin_TF = cache.numpy()[:, : self.rotary_dim // 2], cache.numpy()[:, self.rotary_dim // 2 :]
-            return CosSin(cos_TF, sin_TF)
-        return self.longeval_table
+        return torch.equal(cache, expected.to(cache.dtype))
 
 
 class HeldTables(TypedDict):
-    """What one worker's model holds."""
+    """What one worker's model rotates by."""
 
     digests: list[str]
     """Of the tables of our rotary modules for the asked positions, each once."""
     others: list[str]
     """Classes of rotary modules that aren't ours."""
-    error: str | None
-    """What is wrong with a table."""
+    problems: list[str]
+    """What is wrong with tables of ours."""
 
 
 class RopeWitness:
@@ -114,18 +99,16 @@ class RopeWitness:
     def longeval_held_tables(self, length: int) -> HeldTables:
         """The tables that this worker's part of the model holds for positions 0 … length−1."""
         model: Any = self.get_model()  # type: ignore[attr-defined]  # vLLM's worker has it
-        digests: set[str] = set()
-        others: set[str] = set()
+        digests, others, problems = set(), set(), set()
         for module in model.modules():  # each once, however many layers share it
             if isinstance(module, VLLMTableRotaryEmbedding):
-                try:
-                    held = module.held()
-                except ValueError as error:
-                    return HeldTables(digests=[], others=[], error=str(error))
-                if len(held.cos_TF) < length:
-                    reason = f"the engine holds {len(held.cos_TF)} positions, not {length}"
-                    return HeldTables(digests=[], others=[], error=reason)
-                digests.add(table_digest(CosSin(held.cos_TF[:length], held.sin_TF[:length])))
+                cos_TF, sin_TF = module.longeval_table
+                if not module.is_intact():
+                    problems.add("the engine's table of cosines and sines isn't the one it was given")
+                elif len(cos_TF) < length:
+                    problems.add(f"the engine holds {len(cos_TF)} positions, not {length}")
+                else:
+                    digests.add(table_digest(CosSin(cos_TF[:length], sin_TF[:length])))
             elif hasattr(module, "cos_sin_cache"):
                 others.add(type(module).__name__)
-        return HeldTables(digests=sorted(digests), others=sorted(others), error=None)
+        return HeldTables(digests=sorted(digests), others=sorted(others), problems=sorted(problems))

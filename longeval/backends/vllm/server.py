@@ -1,8 +1,8 @@
-"""vLLM's server as a process of ours: started, waited for until it answers, and ended with all that it started.
+"""vLLM's server as a process of ours, with one method for all prompts, chosen before it starts.
 
-Its log is kept out of sight: it says why the server didn't start, or died. Ctrl-C and SIGTERM come here alone (the
-server is a process group of its own) and are handed on; if this process is killed, the system ends the others
-(`serve`).
+The server is started, waited for until it answers, and ended with all that it started. Its log is kept out of sight,
+to say why it didn't start, or died. Ctrl-C and SIGTERM come here alone (the server is a process group of its own) and
+are handed on; if this process is killed, the system ends the others (`serve`).
 """
 
 from __future__ import annotations
@@ -20,15 +20,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from types import FrameType
 from typing import IO, TYPE_CHECKING, Any
 
 import psutil
 
-from longeval.backends.vllm.engine import cause_of, remedy_of
+from longeval.backends.vllm.engine import logged_cause, remedy_of
 from longeval.backends.vllm.serve import PARENT_VARIABLE
 from longeval.errors import LongEvalError, reason
 from longeval.rope.base import RopeTable
@@ -38,8 +37,24 @@ from longeval.values import format_length
 if TYPE_CHECKING:
     from longeval.models.prepare import PreparedModel
 
+logger = logging.getLogger(__name__)
 
-# The method of a server: one table for all prompts, chosen before it starts.
+COMMAND = ("-m", "vllm.entrypoints.launchers.api_server.entry")
+"""Arguments of Python for the same server without longeval (see `serve` for why this one)."""
+
+_OURS = ("-P", "-m", "longeval.backends.vllm.serve")
+
+_LINES = 2000
+"""Lines of its log that are kept."""
+
+_EVERY_S = 0.2
+"""Time between two looks at signals, answers and the server's end."""
+
+_GRACE_S = 30.0
+"""How long a server may take to end after it was asked to, beyond the time that its requests have."""
+
+_ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (nothing is bound by it)
+"""Hosts that mean all addresses of a machine: the one at which it reaches itself."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,58 +111,27 @@ def served_method(
             f"--pe {name.canonical}: has another table at every length, and a vLLM engine holds one",
             "Pin it to one length: --pin-length 16k.",
         )
-    parts = [name.canonical]
-    parts += [f"s = {s:g}"] if name.method.uses_factor else []
-    parts += [f"pinned to its table at {format_length(pin)}"] if pin is not None else []
+    parts, notes = [name.canonical], []
+    if name.method.uses_factor:
+        parts.append(f"s = {s:g}")
+        if s == 1:
+            notes.append(
+                f"{name.canonical}: s = 1, nothing is stretched (the native length is "
+                f"{format_length(model.native_length)}; --factor or a longer --length would)"
+            )
+    if pin is not None:
+        parts.append(f"pinned to its table at {format_length(pin)}")
+        if pin < tokens:
+            notes.append(
+                f"--pin-length {format_length(pin)}: is shorter than the longest prompt, {format_length(tokens)}; "
+                "prompts beyond it get that table too"
+            )
     return Served(
         table=tables(tokens if pin is None else pin),
         length=tokens,
         description=", ".join((*parts, f"up to {format_length(tokens)} tokens")),
-        notes=(*_stretch_notes(name, s, model), *_pin_notes(pin, tokens)),
+        notes=tuple(notes),
     )
-
-
-def _stretch_notes(name: MethodName, s: float, model: PreparedModel) -> tuple[str, ...]:
-    """A note where a method that stretches has nothing to stretch."""
-    if not name.method.uses_factor or s != 1:
-        return ()
-    return (
-        f"{name.canonical}: s = 1, nothing is stretched (the native length is {format_length(model.native_length)}; "
-        "--factor or a longer --length would)",
-    )
-
-
-def _pin_notes(pin: int | None, tokens: int) -> tuple[str, ...]:
-    """A note where prompts may be longer than what their table is of."""
-    if pin is None or pin >= tokens:
-        return ()
-    return (
-        f"--pin-length {format_length(pin)}: is shorter than the longest prompt, {format_length(tokens)}; prompts "
-        "beyond it get that table too",
-    )
-
-
-logger = logging.getLogger(__name__)
-
-COMMAND = ("-m", "vllm.entrypoints.launchers.api_server.entry")
-"""What Python is to run for the same server without longeval (see `serve` for why this one)."""
-
-_OURS = ("-P", "-m", "longeval.backends.vllm.serve")
-
-_LINES = 2000
-"""Of its log that are kept."""
-
-_EVERY_S = 0.2
-"""How often is looked for signals, answers and the end."""
-
-_GRACE_S = 30.0
-"""How long a server may take to end after it was asked to, beyond the time that its requests have."""
-
-_SILENT = "the server ended without a word"
-
-
-_ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (nothing is bound by it)
-"""Hosts that mean all addresses of a machine: the one at which it reaches itself."""
 
 
 def check_address(host: str, port: int) -> None:
@@ -199,10 +183,10 @@ def run_server(
 
     Args:
         flags: vLLM's command line.
-        environment: Of the server.
+        environment: The server's, to which what ties it to this process is added.
         name: The model, for messages.
-        host: Where it listens.
-        port: Likewise.
+        host: The address where it listens.
+        port: The port there.
         show_log: Whether its log goes to stderr.
         drain_s: How long it lets requests finish when it is told to end.
         announce: Called once, when it answers.
@@ -211,13 +195,19 @@ def run_server(
         LongEvalError: It didn't start; its own reason, and a remedy where one is known.
         KeyboardInterrupt: Ctrl-C before it was up.
     """
-    with _Signals() as signals:
+    with _noted_signals() as noted:
         process = subprocess.Popen(  # noqa: S603 (our own list)
             [sys.executable, *_OURS, *flags],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env=_environment(environment),
+            env={
+                **environment,
+                PARENT_VARIABLE: str(os.getpid()),
+                # A forked engine wouldn't import the main module, and so wouldn't be tied to its parent.
+                "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+                "TQDM_DISABLE": "1",
+            },
             encoding="utf-8",
             errors="replace",
             process_group=0,
@@ -225,42 +215,29 @@ def run_server(
         log = _Log(process, show=show_log)
         started: set[psutil.Process] = set()
         try:
-            if not _wait_until_up(process, host, port, signals):
-                _raise_for_start(process, signals, log, name)
-                return 128 + signals.noted[0]
+            while process.poll() is None and not noted and not is_up(process.pid, host, port):
+                time.sleep(_EVERY_S)
+            if noted:
+                if noted[0] == signal.SIGINT:
+                    raise KeyboardInterrupt
+                return 128 + noted[0]
+            if process.poll() is not None:
+                problem = _why(process, log.text())
+                remedy = remedy_of(problem, serving=True)
+                raise LongEvalError(f"--model {name}: vLLM's server didn't start: {problem}", remedy)
             log.forget()  # what went before isn't why it may die later
             announce()
             started = _below(process)
-            while process.poll() is None and not signals.noted:
+            while process.poll() is None and not noted:
                 time.sleep(_EVERY_S)
-            if not signals.noted:
+            if not noted:
                 logger.error("vLLM's server ended by itself: %s", _why(process, log.text()))
                 return process.returncode if process.returncode > 0 else 1
             started |= _below(process)
             logger.info("ending the server; the same signal again ends it at once")
-            return _end_in_order(process, signals, _GRACE_S + drain_s)
+            return _end_in_order(process, noted, _GRACE_S + drain_s)
         finally:
             _kill(process, started | _below(process))
-
-
-def _environment(given: Mapping[str, str]) -> dict[str, str]:
-    """What the server's processes see."""
-    ours = {
-        PARENT_VARIABLE: str(os.getpid()),
-        # A forked engine wouldn't import the main module, and so wouldn't be tied to its parent.
-        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
-        "TQDM_DISABLE": "1",
-    }
-    return {**given, **ours}
-
-
-def _wait_until_up(process: subprocess.Popen[str], host: str, port: int, signals: _Signals) -> bool:
-    """Whether it answers at last; False where it ended before, or was told to."""
-    while process.poll() is None and not signals.noted:
-        if is_up(process.pid, host, port):
-            return True
-        time.sleep(_EVERY_S)
-    return False
 
 
 def is_up(pid: int, host: str, port: int) -> bool:
@@ -281,22 +258,11 @@ def is_up(pid: int, host: str, port: int) -> bool:
         connection.close()
 
 
-def _raise_for_start(process: subprocess.Popen[str], signals: _Signals, log: _Log, name: str) -> None:
-    """Raises what ended a start, unless that was a signal other than Ctrl-C."""
-    if signals.noted:
-        if signals.noted[0] == signal.SIGINT:
-            raise KeyboardInterrupt
-        return
-    problem = _why(process, log.text())
-    raise LongEvalError(f"--model {name}: vLLM's server didn't start: {problem}", remedy_of(problem, serving=True))
-
-
 def _why(process: subprocess.Popen[str], log: str) -> str:
     """Why a server ended that nobody told to: the first exception in its log, else its last line."""
     if process.returncode == -signal.SIGKILL:  # it can't have said so
         return "it was killed (SIGKILL), perhaps because the machine ran out of memory"
-    cause = cause_of(ChildProcessError(_SILENT), log)
-    if not cause.endswith(_SILENT):
+    if (cause := logged_cause(log)) is not None:
         return cause
     if "EngineDeadError" in log:
         return "its engine ended without a word (killed, perhaps because the machine ran out of memory)"
@@ -307,14 +273,14 @@ def _why(process: subprocess.Popen[str], log: str) -> str:
     return f"it ended with status {status}{f': {last}' if last else ''}"
 
 
-def _end_in_order(process: subprocess.Popen[str], signals: _Signals, within_s: float) -> int:
+def _end_in_order(process: subprocess.Popen[str], noted: Sequence[int], within_s: float) -> int:
     """Hands the signal on and waits; a second one, or the end of the time, ends the server at once."""
-    process.send_signal(signal.SIGINT if signals.noted[0] == signal.SIGINT else signal.SIGTERM)
+    process.send_signal(signal.SIGINT if noted[0] == signal.SIGINT else signal.SIGTERM)
     until = time.monotonic() + within_s
-    while process.poll() is None and len(signals.noted) < 2 and time.monotonic() < until:
+    while process.poll() is None and len(noted) < 2 and time.monotonic() < until:
         time.sleep(_EVERY_S)
     if process.poll() is None:
-        return 128 + signals.noted[0]
+        return 128 + noted[0]
     return process.returncode if process.returncode >= 0 else 128 - process.returncode
 
 
@@ -337,30 +303,22 @@ def _kill(process: subprocess.Popen[str], others: Iterable[psutil.Process]) -> N
     psutil.wait_procs(list(others), timeout=10)
 
 
-class _Signals:
-    """Notes Ctrl-C, SIGTERM and SIGHUP while it is open, so that the server can be ended in order.
+@contextlib.contextmanager
+def _noted_signals() -> Iterator[list[int]]:
+    """Yields a list to which Ctrl-C, SIGTERM and SIGHUP are added while it is open, so that the server ends in order.
 
     One that this process was started to ignore (by nohup, or behind a script) stays ignored.
     """
-
-    def __init__(self) -> None:
-        self.noted: list[int] = []
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> _Signals:
-        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        self._before = {number: signal.getsignal(number) for number in numbers}
-        for number, handler in self._before.items():
-            if handler is not signal.SIG_IGN:
-                signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
+    noted: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, lambda number, _frame: noted.append(number))
+    try:
+        yield noted
+    finally:
+        for number, handler in before.items():
             signal.signal(number, handler)
-
-    def _note(self, number: int, _frame: FrameType | None) -> None:
-        self.noted.append(number)
 
 
 class _Log:
