@@ -8,8 +8,8 @@ from typing import Any
 
 from longeval.report.collect import Collection
 from longeval.report.document import Block, Bullets, Listing, Note, Paragraph, Prose, code, joined, prose
-from longeval.report.rows import GridRow, factor_text
 from longeval.report.settings import precision_text
+from longeval.report.tables import GridRow, factor_text
 from longeval.store.records import Record
 from longeval.values import format_length
 

@@ -21,7 +21,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from longeval.printable import printable
 from longeval.report.document import Picture
-from longeval.report.rows import GridRow, base_method, factor_text, is_resonance
+from longeval.report.tables import GridRow, base_method, factor_text, is_resonance
 from longeval.values import format_length
 
 _STYLES = {

@@ -25,7 +25,7 @@ from longeval.report import plots
 from longeval.report.document import Data, Picture
 from longeval.report.numbers import format_score
 from longeval.report.plots import length_axis, line_style, native_line
-from longeval.report.rows import GridRow, row_name
+from longeval.report.tables import GridRow, row_name
 from longeval.store.samples import Sample
 from longeval.studies.tasks.report.tables import TaskSet, TaskTable
 from longeval.values import format_length

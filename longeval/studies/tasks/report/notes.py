@@ -8,8 +8,8 @@ from typing import Any
 from longeval.report.document import Bullets, Prose, joined, prose
 from longeval.report.facts import codes, method_facts, model_fact, unique
 from longeval.report.numbers import counted, format_score
-from longeval.report.rows import GridRow, outcome_lines, row_name
 from longeval.report.settings import code_of
+from longeval.report.tables import GridRow, outcome_lines, row_name
 from longeval.stats.bootstrap import MIN_UNITS
 from longeval.store.records import Record
 from longeval.studies.tasks.report.figures import MAX_LEVELS

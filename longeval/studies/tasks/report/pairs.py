@@ -8,9 +8,8 @@ from typing import Any
 
 from longeval.report.document import Data, Prose, Row, Table, TableCell, prose, symbol
 from longeval.report.numbers import MISSING, counted, format_change, format_p, format_score
-from longeval.report.rows import GridRow, base_row, factor_text
 from longeval.report.settings import comparable
-from longeval.report.tables import DASH
+from longeval.report.tables import DASH, GridRow, factor_text, resonance_pairs
 from longeval.stats.bootstrap import MIN_UNITS
 from longeval.stats.scores import PairedScore, mcnemar, paired_score
 from longeval.store.records import Record
@@ -64,10 +63,7 @@ def task_pairs(table: TaskTable, samples: SamplesOf) -> list[TaskPair]:
     if table.members is not None:
         return []
     pairs = []
-    for row in table.rows:
-        base = base_row(row, table.rows)
-        if base is None:
-            continue
+    for base, row in resonance_pairs(table.rows):
         for length in table.lengths:
             a, b = base.cells.get(length), row.cells.get(length)
             if a is None or b is None or a.value is None or b.value is None:

@@ -10,8 +10,17 @@ from longeval.metrics import higher_is_better
 from longeval.report.document import Prose, Row, Table, TableCell, code, emphasis, joined, prose, symbol
 from longeval.report.facts import codes
 from longeval.report.numbers import format_score
-from longeval.report.rows import GridRow, ordered_rows, outcome_lines
-from longeval.report.tables import DASH, Grid, length_columns, method_row, method_rows_of, value_cell
+from longeval.report.tables import (
+    DASH,
+    Grid,
+    GridRow,
+    length_columns,
+    method_row,
+    method_rows_of,
+    ordered_rows,
+    outcome_lines,
+    value_cell,
+)
 from longeval.store.records import Record
 from longeval.studies.tasks.report.notes import CHANCE_MARK, count_rows, is_chance, span, table_notes
 from longeval.studies.tasks.report.tables import FEW_SAMPLES, CountField, TaskSet, TaskTable

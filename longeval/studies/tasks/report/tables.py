@@ -6,14 +6,13 @@ long samples and seed. Its tables are tasks by their main metric, then averages 
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from longeval.report.rows import GridRow, is_group, method_rows
 from longeval.report.settings import DEFINITION, OUTCOMES, split
+from longeval.report.tables import GridRow, is_group, method_rows, native_length, records_of
 from longeval.store.records import Record
 
 _SET_PARAMS = (
@@ -68,18 +67,13 @@ class TaskTable:
     @property
     def records(self) -> list[Record]:
         """All records, row by row, lengths ascending."""
-        return [row.cells[length] for row in self.rows for length in self.lengths if length in row.cells]
+        return records_of(self.rows, self.lengths)
 
     @property
     def chance(self) -> float | None:
         """Score of guessing, where the records tell; of the main metric only."""
         values = {value for record in self.records if (value := record.params.get("chance")) is not None}
         return float(values.pop()) if len(values) == 1 else None
-
-    @property
-    def slug(self) -> str:
-        """Its name in file names."""
-        return slug_of(self.title)
 
     def counts(self, field: CountField, length: int) -> tuple[int, int] | None:
         """Lowest and highest of a count over the methods at one length; None where no record has it."""
@@ -123,13 +117,7 @@ class TaskSet:
     @property
     def native_length(self) -> int | None:
         """L in tokens, where the records tell."""
-        values = {int(native) for record in self.records if (native := record.params.get("native_length"))}
-        return values.pop() if len(values) == 1 else None
-
-
-def slug_of(title: str) -> str:
-    """A title as a file name."""
-    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:80] or "table"
+        return native_length(self.records)
 
 
 def build_task_sets(records: Iterable[Record]) -> list[TaskSet]:
