@@ -36,6 +36,12 @@ OF_METHOD = frozenset({"method", "pin_length", "own_native_length", "source"})
 _DIGESTS = frozenset({"weights", "tokenizer", "data_digest", "task_digest"})
 """Parameters whose values tell a reader nothing. They are named only where nothing else tells two tables apart."""
 
+_FOLLOWS = _DIGESTS | {"end_tokens", "clean_up_spaces"}
+"""Parameters that follow from model, data and task. Earlier versions recorded fewer of them."""
+
+_DEFAULTS = {"haystack": "noise"}
+"""Defaults of settings that are something else than nothing, off or zero, and that earlier versions did not record."""
+
 
 def canonical(value: Any) -> str:
     """JSON with sorted keys: equal texts for equal values."""
@@ -56,15 +62,25 @@ def method_of(record: Record) -> str:
 
 
 def agree(a: Record, b: Record, ignored: Collection[str]) -> bool:
-    """Whether two records have the same parameters. One that a record lacks tells nothing.
+    """Whether two records have the same parameters.
+
+    New settings are recorded only where they aren't the default, so one that a record lacks has its default. Nothing
+    can be told of a parameter that follows from model, data and task where an earlier version didn't record it.
 
     Args:
         a: One record.
         b: The other.
         ignored: Names of parameters that may differ.
     """
-    names = (a.params.keys() & b.params.keys()) - set(ignored)
-    return all(canonical(a.params[name]) == canonical(b.params[name]) for name in names)
+    names = (a.params.keys() | b.params.keys()) - set(ignored)
+    return all(_agree_in(name, a, b) for name in names)
+
+
+def _agree_in(name: str, a: Record, b: Record) -> bool:
+    if name in a.params and name in b.params:
+        return canonical(a.params[name]) == canonical(b.params[name])
+    recorded = a.params.get(name, b.params.get(name))
+    return name in _FOLLOWS or not recorded or recorded == _DEFAULTS.get(name)
 
 
 def comparable(a: Record, b: Record) -> bool:
@@ -169,18 +185,19 @@ def split(
 
 def _colliding(records: Sequence[Record], keys: Sequence[str], per_cell: frozenset[str], *, columns: bool) -> list[str]:
     """Names of other parameters in which cells of one place differ."""
-    if not records:
-        return []
-    # What an older version didn't record tells nothing.
-    names = set.intersection(*(set(record.params) for record in records)) - {*keys, *per_cell}
+    names = {name for record in records for name in record.params} - {*keys, *per_cell}
     colliding = []
     for key in sorted(names):
+        if key in _FOLLOWS and not all(key in record.params for record in records):
+            continue
         values: dict[tuple[Any, ...], set[tuple[str, str]]] = defaultdict(set)
         for record in records:
             row = () if columns and key not in OF_SERVER else (record.pe, record.factor, method_of(record))
             # What led to samples makes no difference where the samples are the same after all.
             prompts = canonical(record.params.get("prompts")) if key in LED_TO_SAMPLES else ""
-            values[*row, record.length, *_values(record, keys)].add((canonical(record.params[key]), prompts))
+            # A record that lacks a setting has its default.
+            value = canonical(record.params.get(key) or _DEFAULTS.get(key))
+            values[*row, record.length, *_values(record, keys)].add((value, prompts))
         if any(_several(found) for found in values.values()):
             colliding.append(key)
     return colliding
