@@ -76,26 +76,27 @@ def position_blocks(grid: Grid, positions: Positions | None, slug: str, *, is_dr
 
 def position_data(grid: Grid, positions: Positions | None) -> Data:
     """One row per method and position bin: mean NLL and perplexity of the tokens at positions from ≤ p < to."""
-    columns = ("model", "data", "protocol", "differs", "pe", "factor", "length", "from", "to", "tokens")
-    rows = []
-    for method, curve in () if positions is None else positions.curves:
-        for k, (mean, tokens) in enumerate(zip(curve.mean_nll_K.tolist(), curve.tokens_K.tolist(), strict=True)):
-            row = {
-                "model": grid.model,
-                "data": grid.data,
-                "protocol": grid.protocol,
-                "differs": grid.differs,
-                "pe": method.label,
-                "factor": method.factor,
-                "length": positions.length if positions else None,
-                "from": int(curve.edges_K1[k]),
-                "to": int(curve.edges_K1[k + 1]),
-                "tokens": tokens,
-            }
-            if tokens:
-                row |= {"mean_nll": mean, "perplexity": math.exp(min(mean, 700.0))}
-            rows.append(row)
-    return Data(name="positions", columns=(*columns, "mean_nll", "perplexity"), rows=tuple(rows))
+    if positions is None:
+        return Data(name="positions", rows=())
+    rows = [
+        {
+            "model": grid.model,
+            "data": grid.data,
+            "protocol": grid.protocol,
+            "differs": grid.differs,
+            "pe": method.label,
+            "factor": method.factor,
+            "length": positions.length,
+            "from": int(curve.edges_K1[k]),
+            "to": int(curve.edges_K1[k + 1]),
+            "tokens": tokens,
+            "mean_nll": mean if tokens else None,
+            "perplexity": math.exp(min(mean, 700.0)) if tokens else None,
+        }
+        for method, curve in positions.curves
+        for k, (mean, tokens) in enumerate(zip(curve.mean_nll_K.tolist(), curve.tokens_K.tolist(), strict=True))
+    ]
+    return Data(name="positions", rows=tuple(rows))
 
 
 def length_curve(grid: Grid) -> Picture | None:

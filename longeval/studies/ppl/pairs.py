@@ -123,32 +123,29 @@ def _shown(cell: PairCell | None) -> TableCell:
 
 def pair_data(grid: Grid, pairs: Iterable[PairRow]) -> Data:
     """One row per pair and length: the difference of the resonance form from its base, in percent and in points."""
-    difference = ("points", "points_low", "points_high", "excludes_zero", "units", "kind", "level", "resamples", "seed")
-    columns = (
-        *("model", "data", "protocol", "differs", "base", "resonance", "factor", "length"),
-        *("perplexity_base", "perplexity_resonance", "ratio", "ratio_low", "ratio_high"),
-        *difference,
-    )
+    drawn = ("points_low", "points_high", "excludes_zero", "units", "kind", "level", "resamples", "seed")
     rows = []
     for pair in pairs:
         for length, cell in pair.cells.items():
-            base, resonance = cell.base.value, cell.resonance.value
-            row = {
-                "model": grid.model,
-                "data": grid.data,
-                "protocol": grid.protocol,
-                "differs": grid.differs,
-                "base": pair.base.label,
-                "resonance": pair.resonance.label,
-                "factor": cell.base.factor,
-                "length": length,
-                "perplexity_base": base,
-                "perplexity_resonance": resonance,
-                "ratio": cell.ratio,
-                "points": None if base is None or resonance is None else resonance - base,
-            }
-            if (found := cell.difference) is not None:
-                row |= {"ratio_low": found.low, "ratio_high": found.high}
-                row |= {name: getattr(found, name) for name in difference}
-            rows.append(row)
-    return Data(name="pairs", columns=columns, rows=tuple(rows))
+            base, resonance, found = cell.base.value, cell.resonance.value, cell.difference
+            points = None if base is None or resonance is None else resonance - base
+            rows.append(
+                {
+                    "model": grid.model,
+                    "data": grid.data,
+                    "protocol": grid.protocol,
+                    "differs": grid.differs,
+                    "base": pair.base.label,
+                    "resonance": pair.resonance.label,
+                    "factor": cell.base.factor,
+                    "length": length,
+                    "perplexity_base": base,
+                    "perplexity_resonance": resonance,
+                    "ratio": cell.ratio,
+                    "ratio_low": None if found is None else found.low,
+                    "ratio_high": None if found is None else found.high,
+                    "points": points if found is None else found.points,
+                    **{name: getattr(found, name, None) for name in drawn},
+                }
+            )
+    return Data(name="pairs", rows=tuple(rows))

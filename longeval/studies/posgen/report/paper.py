@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from longeval.report.document import Data, Row, Table, TableCell, prose, symbol
+from longeval.report.document import Data, Prose, Row, Table, TableCell, joined, prose, symbol
 from longeval.report.tables import DASH, method_row
 from longeval.stats.seeds import SeedMean
 from longeval.studies.posgen.report.figures import BY_EPOCH, BY_POSITION, RowCurves
@@ -25,33 +25,33 @@ from longeval.studies.posgen.report.tables import (
 )
 
 _CAPTIONS = {
-    OOD: "accuracy in % at positions that training never saw (OOD), with the true tokens before each",
-    IN_DISTRIBUTION: "accuracy in % at positions seen in training",
-    GENERATED: "accuracy in % of free-running generation at positions that training never saw",
+    "ood": (OOD, "accuracy in % at positions that training never saw (OOD), with the true tokens before each"),
+    "seen": (IN_DISTRIBUTION, "accuracy in % at positions seen in training"),
+    "generated": (GENERATED, "accuracy in % of free-running generation at positions that training never saw"),
 }
-"""Of the tables for a paper, in their order."""
-
-_LABELS = {OOD: "ood", IN_DISTRIBUTION: "seen", GENERATED: "generated"}
-
-_WHERE = ("regime", "model", "epochs", "dtype", "differs", "task", "pe", "factor")
-_MEAN = ("seeds", "mean", "variance", "low", "high")
+"""Of the tables for a paper, in their order: part of the label, metric, and what it is."""
 
 
 def paper_tables(table: PosGenTable, beside: Comparison | None, slug: str) -> list[Table]:
     """A table for each metric that has values, and one of the pairs' differences."""
     found = []
-    for metric, what in _CAPTIONS.items():
+    for label, (metric, what) in _CAPTIONS.items():
         if any(row.runs[task].mean(metric) for row in table.rows for task in table.tasks):
-            found.append(_mean_table(table, metric, what, beside if metric == OOD else None, slug))
+            title = f"PosGen, {what}: {_setting(table)}"
+            label = f"posgen-{label}-{slug}"
+            found.append(_mean_table(table, metric, beside if metric == OOD else None, title=title, label=label))
     pairs = list(table.pairs())
     if pairs:
         several = len(table.seeds) > 1
         caption = "Mean over seeds of the differences seed by seed, with paired 95% {}-intervals."
-        cells = [[difference_cell(pair.differences.get(t), for_paper=True) for t in table.tasks] for pair in pairs]
+        rows = []
+        for pair in pairs:
+            cells = [difference_cell(pair.differences.get(task), for_paper=True) for task in table.tasks]
+            rows.append(method_row(pair.base.row, cells))
         found.append(
             Table(
                 columns=columns(table.tasks),
-                rows=tuple(method_row(pair.base.row, shown) for pair, shown in zip(pairs, cells, strict=True)),
+                rows=tuple(rows),
                 title=f"PosGen, change of OOD accuracy by Resonance RoPE, in points: {_setting(table)}",
                 caption=prose(caption, symbol("t")) if several else "",
                 label=f"posgen-pairs-{slug}",
@@ -60,39 +60,30 @@ def paper_tables(table: PosGenTable, beside: Comparison | None, slug: str) -> li
     return found
 
 
-def _mean_table(table: PosGenTable, metric: str, what: str, beside: Comparison | None, slug: str) -> Table:
+def _mean_table(table: PosGenTable, metric: str, beside: Comparison | None, *, title: str, label: str) -> Table:
     """Means of one metric; published numbers stand below ours."""
-    rows = []
-    fewer = []
+    rows, fewer = [], []
     for row in table.rows:
-        means = {task: row.runs[task].mean(metric) for task in table.tasks}
-        rows.append(
-            method_row(
-                row.row,
-                [mean_cell(mean, is_strong=table.is_best(row, task, metric)) for task, mean in means.items()],
-            )
-        )
-        fewer += [
-            f"{row.name} on {task} {mean.n}"
-            for task, mean in means.items()
-            if mean is not None and mean.n < len(table.seeds)
-        ]
-    caption = [prose("Mean ± variance over {}, 95% {}-intervals in brackets.", table.seeds_phrase, symbol("t"))]
+        cells = []
+        for task in table.tasks:
+            mean = row.runs[task].mean(metric)
+            cells.append(mean_cell(mean, is_strong=table.is_best(row, task, metric)))
+            if mean is not None and mean.n < len(table.seeds):
+                fewer.append(f"{row.name} on {task} {mean.n}")
+        rows.append(method_row(row.row, cells))
+    caption: list[Prose] = [
+        prose("Mean ± variance over {}, 95% {}-intervals in brackets.", table.seeds_phrase, symbol("t"))
+    ]
     if len(table.seeds) == 1:
-        caption = [prose("One seed ({}).", table.seeds[0])]
-    caption.append(prose(" The better of a method and its resonance form in bold."))
-    caption += [prose(" Fewer seeds: {}.", ", ".join(fewer))] if fewer else []
+        caption = [f"One seed ({table.seeds[0]})."]
+    caption.append("The better of a method and its resonance form in bold.")
+    if fewer:
+        caption.append(f"Fewer seeds: {', '.join(fewer)}.")
     if beside is not None:
         rows += [_published_row(beside, row) for row in beside.rows]
         differ = "; settings differ" if any(beside.differences()) else ""
-        caption.append(prose(" Published: {}, mean ± variance over 5 seeds{}.", beside.published.source, differ))
-    return Table(
-        columns=columns(table.tasks),
-        rows=tuple(rows),
-        title=f"PosGen, {what}: {_setting(table)}",
-        caption=tuple(span for part in caption for span in part),
-        label=f"posgen-{_LABELS[metric]}-{slug}",
-    )
+        caption.append(f"Published: {beside.published.source}, mean ± variance over 5 seeds{differ}.")
+    return Table(columns=columns(table.tasks), rows=tuple(rows), title=title, caption=joined(" ", caption), label=label)
 
 
 def _published_row(beside: Comparison, row: PosGenRow) -> Row:
@@ -109,29 +100,33 @@ def _setting(table: PosGenTable) -> str:
 
 def csv_data(table: PosGenTable, beside: Comparison | None, curves: Sequence[RowCurves]) -> list[Data]:
     """Means, differences of pairs, and curves over seeds, for other programs."""
-    means, pairs = [], []
-    for task in table.tasks:
-        for row in table.rows:
-            for metric in METRICS:
-                mean = row.runs[task].mean(metric)
-                if mean is None:
-                    continue
-                line = _where(table, task, row) | {"metric": metric} | _numbers(mean)
-                theirs = beside.number(row, task) if beside is not None and metric == OOD else None
-                if theirs is not None:
-                    line |= {"published": theirs.mean, "published_variance": theirs.variance}
-                means.append(line)
-    for pair in table.pairs():
-        for task, difference in pair.differences.items():
-            line = _where(table, task, pair.resonance) | {"base": pair.base.row.label} | _numbers(difference)
-            pairs.append(line | {"excludes_zero": difference.excludes_zero if difference.n > 1 else None})
-    columns = (*_WHERE, "metric", *_MEAN, "published", "published_variance")
+    means = [
+        _where(table, task, row) | {"metric": metric} | _numbers(mean) | _published(beside, row, task, metric)
+        for task in table.tasks
+        for row in table.rows
+        for metric in METRICS
+        if (mean := row.runs[task].mean(metric)) is not None
+    ]
+    pairs = [
+        _where(table, task, pair.resonance)
+        | {"base": pair.base.row.label}
+        | _numbers(difference)
+        | {"excludes_zero": difference.excludes_zero if difference.n > 1 else None}
+        for pair in table.pairs()
+        for task, difference in pair.differences.items()
+    ]
     return [
-        Data(name="means", columns=columns, rows=tuple(means)),
-        Data(name="pairs", columns=(*_WHERE, "base", *_MEAN, "excludes_zero"), rows=tuple(pairs)),
+        Data(name="means", rows=tuple(means)),
+        Data(name="pairs", rows=tuple(pairs)),
         _curve_data("positions", table, curves, BY_POSITION, "position"),
         _curve_data("losses", table, curves, BY_EPOCH, "epoch"),
     ]
+
+
+def _published(beside: Comparison | None, row: PosGenRow, task: str, metric: str) -> dict[str, Any]:
+    number = beside.number(row, task) if beside is not None and metric == OOD else None
+    mean, variance = (None, None) if number is None else number
+    return {"published": mean, "published_variance": variance}
 
 
 def _curve_data(file: str, table: PosGenTable, curves: Sequence[RowCurves], names: Sequence[str], along: str) -> Data:
@@ -142,12 +137,13 @@ def _curve_data(file: str, table: PosGenTable, curves: Sequence[RowCurves], name
             band = one.band(name)
             if band is None:
                 continue
-            where = _where(table, one.task, one.row) | {"curve": name, "seeds": band.seeds}
+            where = _where(table, one.task, one.row) | {"curve": name}
             points = (values.tolist() for values in (band.x_K, band.mean_K, band.low_K, band.high_K))
             for x, mean, low, high in zip(*points, strict=True):
                 if math.isfinite(mean):
-                    rows.append(where | {along: int(x), "mean": mean, "low": low, "high": high})
-    return Data(name=file, columns=(*_WHERE, "curve", along, "seeds", "mean", "low", "high"), rows=tuple(rows))
+                    numbers = {along: int(x), "seeds": band.seeds, "mean": mean, "low": low, "high": high}
+                    rows.append(where | numbers)
+    return Data(name=file, rows=tuple(rows))
 
 
 def _where(table: PosGenTable, task: str, row: PosGenRow) -> dict[str, Any]:

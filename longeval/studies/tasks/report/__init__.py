@@ -101,33 +101,45 @@ def _task_blocks(tasks: TaskSet, slug: str, depths: dict[str, DepthTable]) -> It
 
 def _score_data(tasks: TaskSet) -> Data:
     """One row per method, length, task (or average) and metric; values and errors as the records have them."""
-    columns = (
-        *("model", "differs", "task", "metric", "kind", "pe", "factor", "length", "status", "value", "stderr"),
-        *("ci_low", "ci_high", "ci_method", "ci_unit", "ci_units", "chance", "n", "documents", "truncated", "skipped"),
-        *("cell", "error"),
-    )
-    rows = []
-    for kind, tables in (("main", tasks.tasks), ("average", tasks.groups), ("further", tasks.further)):
-        for table in tables:
-            place: dict[str, Any] = {
-                "model": tasks.model,
-                "differs": tasks.differs,
-                "task": table.title,
-                "metric": table.metric,
-            }
-            place |= {"kind": kind, "chance": table.chance if kind == "main" else None}
-            for row in table.rows:
-                for length, record in sorted(row.cells.items()):
-                    method = {"pe": row.label, "factor": record.factor, "length": length}
-                    rows.append(place | method | _numbers(record))
-    return Data(name="scores", columns=columns, rows=tuple(rows))
+    rows = [
+        {
+            "model": tasks.model,
+            "differs": tasks.differs,
+            "task": table.title,
+            "metric": table.metric,
+            "kind": kind,
+            "pe": row.label,
+            "factor": record.factor,
+            "length": length,
+            **_numbers(record, table.chance if kind == "main" else None),
+        }
+        for kind, tables in (("main", tasks.tasks), ("average", tasks.groups), ("further", tasks.further))
+        for table in tables
+        for row in table.rows
+        for length, record in sorted(row.cells.items())
+    ]
+    return Data(name="scores", rows=tuple(rows))
 
 
-def _numbers(record: Record) -> dict[str, Any]:
+def _numbers(record: Record, chance: float | None) -> dict[str, Any]:
     how = record.params.get("ci") or {}
-    names = ("status", "value", "ci_low", "ci_high", "n", "documents", "truncated", "skipped", "cell", "error")
-    drawn = {"ci_method": how.get("method"), "ci_unit": how.get("kind"), "ci_units": how.get("units")}
-    return {name: getattr(record, name) for name in names} | {"stderr": record.params.get("stderr")} | drawn
+    return {
+        "status": record.status,
+        "value": record.value,
+        "stderr": record.params.get("stderr"),
+        "ci_low": record.ci_low,
+        "ci_high": record.ci_high,
+        "ci_method": how.get("method"),
+        "ci_unit": how.get("kind"),
+        "ci_units": how.get("units"),
+        "chance": chance,
+        "n": record.n,
+        "documents": record.documents,
+        "truncated": record.truncated,
+        "skipped": record.skipped,
+        "cell": record.cell,
+        "error": record.error,
+    }
 
 
 # Published scores beside ours, and every difference of setting in words.

@@ -120,18 +120,26 @@ def _level(depth: float, binned: bool) -> float:
 
 def depth_data(tasks: TaskSet, every: Iterable[DepthTable]) -> Data:
     """One row per method, length and depth: mean score and number of samples; of a bin, its lower end."""
-    columns = ("model", "differs", "task", "metric", "pe", "factor", "length", "depth", "binned", "value", "n")
-    rows = []
-    for depths in every:
-        place: dict[str, Any] = {"model": tasks.model, "differs": tasks.differs, "task": depths.table.title}
-        place["metric"] = depths.table.metric
-        for row in depths.rows:
-            for (name, length, level), cell in sorted(depths.cells.items(), key=lambda item: item[0]):
-                if name == depths.name(row):
-                    method = {"pe": row.label, "factor": row.cells[length].factor, "length": length}
-                    score = {"depth": level, "binned": depths.binned, "value": cell.value, "n": cell.n}
-                    rows.append(place | method | score)
-    return Data(name="depths", columns=columns, rows=tuple(rows))
+    rows = [
+        {
+            "model": tasks.model,
+            "differs": tasks.differs,
+            "task": depths.table.title,
+            "metric": depths.table.metric,
+            "pe": row.label,
+            "factor": row.cells[length].factor,
+            "length": length,
+            "depth": level,
+            "binned": depths.binned,
+            "value": cell.value,
+            "n": cell.n,
+        }
+        for depths in every
+        for row in depths.rows
+        for (name, length, level), cell in sorted(depths.cells.items(), key=lambda item: item[0])
+        if name == depths.name(row)
+    ]
+    return Data(name="depths", rows=tuple(rows))
 
 
 _COLUMNS = 3
