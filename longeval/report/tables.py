@@ -312,19 +312,26 @@ def value_cell(record: Record | None, *, is_best: bool = False, with_interval: b
 
 def outcome_lines(rows: Sequence[GridRow], lengths: Sequence[int]) -> list[str]:
     """One line per reason for which cells have no value: `failed: yarn 8k, 16k; pi 16k: out of memory`."""
-    cells: dict[tuple[str, str], dict[str, list[str]]] = {}
-    for row in rows:
-        for record in records_of([row], lengths):
-            if record.status != "ok":
-                named = cells.setdefault((record.status, error_text(record)), {})
-                named.setdefault(row_name(row, rows), []).append(format_length(record.length))
-    total = len(records_of(rows, lengths))
+    every = records_of(rows, lengths)
+    without_value: dict[tuple[str, str], list[Record]] = defaultdict(list)
+    for record in every:
+        if record.status != "ok":
+            without_value[record.status, error_text(record)].append(record)
     lines = []
-    for (status, reason), named in cells.items():
-        where = ": " + "; ".join(f"{label} {', '.join(found)}" for label, found in named.items())
-        everywhere = total > 1 and sum(map(len, named.values())) == total
-        lines.append(f"{status}{' in every cell' if everywhere else where}: {reason}")
+    for (status, reason), records in without_value.items():
+        everywhere = len(records) == len(every) > 1
+        lines.append(f"{status}{' in every cell' if everywhere else f': {places_text(rows, records)}'}: {reason}")
     return lines
+
+
+def places_text(rows: Sequence[GridRow], records: Iterable[Record]) -> str:
+    """Methods and lengths of some records of these rows: `none 8k, 16k; yarn 16k`."""
+    cells = {record.cell for record in records}
+    parts = []
+    for row in rows:
+        lengths = [format_length(length) for length, record in sorted(row.cells.items()) if record.cell in cells]
+        parts += [f"{row_name(row, rows)} {', '.join(lengths)}"] if lengths else []
+    return "; ".join(parts)
 
 
 def error_text(record: Record) -> str:

@@ -14,7 +14,7 @@ from longeval.report import plots
 from longeval.report.collect import Collection
 from longeval.report.document import Block, Data, Figure, Paragraph, Picture, prose
 from longeval.report.numbers import format_perplexity
-from longeval.report.plots import length_axis, line_style, native_line, new_figure
+from longeval.report.plots import length_axis, line_style, native_line, new_figure, plain_axes
 from longeval.report.tables import Grid, GridRow
 from longeval.stats.bootstrap import PositionCurve, by_position, position_edges
 from longeval.values import format_length
@@ -104,7 +104,8 @@ def length_curve(grid: Grid) -> Picture | None:
     values = [record.value for record in grid.records if record.value is not None]
     if len({record.length for record in grid.records if record.value is not None}) < 2:
         return None
-    figure, axes = new_figure()
+    figure = new_figure()
+    axes = plain_axes(figure.add_subplot())
     for row in grid.rows:
         points = [(length, row.cells[length].value) for length in grid.lengths if length in row.cells]
         # A failed cell breaks the line: what lies between its neighbours is not known.
@@ -120,7 +121,8 @@ def length_curve(grid: Grid) -> Picture | None:
 
 def position_curve(grid: Grid, length: int, curves: Sequence[tuple[GridRow, PositionCurve]]) -> Picture:
     """Perplexity of the tokens at each position of a window of `length` tokens, one line per row."""
-    figure, axes = new_figure()
+    figure = new_figure()
+    axes = plain_axes(figure.add_subplot())
     shown = []
     for row, curve in curves:
         perplexity_K = np.exp(np.minimum(curve.mean_nll_K, 700.0))

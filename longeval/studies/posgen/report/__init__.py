@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 from longeval.report.build import StudyReport
 from longeval.report.collect import Collection
@@ -23,7 +21,7 @@ from longeval.report.document import (
     joined,
     prose,
 )
-from longeval.report.facts import codes, unique
+from longeval.report.facts import codes, parameters_text, unique
 from longeval.report.numbers import MISSING, count_range, counted, format_factor
 from longeval.report.tables import error_text, factor_text, method_row, slugs_of
 from longeval.studies.posgen.report.figures import SMOOTHED, RowCurves, loss_figure, position_figure, row_curves
@@ -239,7 +237,8 @@ def _generated_blocks(table: PosGenTable) -> list[Block]:
 
 def setting_facts(table: PosGenTable) -> Bullets:
     """All that decides the values of a table."""
-    facts: list[Prose] = [_data(table), *_sums(table), _model(table), _training(table), *_trained_with(table)]
+    sums = [f"{task}: sums {_TASKS[task]}." for task in table.tasks if task in _TASKS]
+    facts: list[Prose] = [_data(table), *sums, _model(table), _training(table), *_trained_with(table)]
     return Bullets(items=(*facts, *_methods(table), *_counts(table)))
 
 
@@ -261,10 +260,6 @@ def _data(table: PosGenTable) -> str:
         f"{params['k']}). Sequences: {counts}; {params['train_length']} tokens in training, {params['test_length']} in "
         f"validation and test; {whose}."
     )
-
-
-def _sums(table: PosGenTable) -> list[str]:
-    return [f"{task}: sums {_TASKS[task]}." for task in table.tasks if task in _TASKS]
 
 
 def _model(table: PosGenTable) -> Prose:
@@ -313,14 +308,9 @@ def _methods(table: PosGenTable) -> list[Prose]:
     for row in table.rows:
         said = []
         if row.row.factor is not None:
-            native = next(iter(row.row.cells.values())).params.get("native_length", "?")
+            native = next(iter(row.row.cells.values())).params["native_length"]
             said.append(f"s = {factor_text(row.row)}, L = {native}")
-        values: dict[str, Any] = json.loads(row.row.method)
-        said += [
-            f"{name} {format_factor(value) if isinstance(value, float) else value}"
-            for name, value in values.items()
-            if value is not None
-        ]
+        said += filter(None, [parameters_text(row.row)])
         if said:
             facts.append(prose("`{}`: {}.", row.name, ", ".join(said)))
     return facts

@@ -132,8 +132,7 @@ class PosGenTable:
     def title(self) -> str:
         """`regime trained, posgen-2x512, 150 epochs, float32`."""
         first = self.records[0]
-        epochs = first.params.get("epochs", "?")
-        return f"regime {self.regime}, {first.model}, {epochs} {'epoch' if epochs == 1 else 'epochs'}, {first.dtype}"
+        return f"regime {self.regime}, {first.model}, {counted(first.params['epochs'], 'epoch')}, {first.dtype}"
 
     @property
     def seeds_phrase(self) -> str:

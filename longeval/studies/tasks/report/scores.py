@@ -9,7 +9,7 @@ from typing import Literal
 from longeval.metrics import higher_is_better
 from longeval.report.document import Prose, Row, Table, TableCell, code, emphasis, joined, prose, symbol
 from longeval.report.facts import codes
-from longeval.report.numbers import format_score
+from longeval.report.numbers import count_range, format_score
 from longeval.report.tables import (
     DASH,
     Grid,
@@ -22,7 +22,7 @@ from longeval.report.tables import (
     value_cell,
 )
 from longeval.store.records import Record
-from longeval.studies.tasks.report.notes import CHANCE_MARK, count_rows, is_chance, span, table_notes
+from longeval.studies.tasks.report.notes import CHANCE_MARK, count_rows, is_chance, table_notes
 from longeval.studies.tasks.report.tables import FEW_SAMPLES, CountField, TaskSet, TaskTable
 from longeval.values import format_length
 
@@ -145,8 +145,8 @@ def _method_rows(table: TaskTable, lengths: Sequence[int], error: ScoreError) ->
 
 def _count(table: TaskTable, length: int) -> str:
     """`n 20`; nothing for an average."""
-    count = table.counts("n", length)
-    return "" if table.members is not None or count is None else f"n {span(count)}"
+    counts = table.counts("n", length)
+    return f"n {count_range(counts)}" if counts and table.members is None else ""
 
 
 def _short_notes(tasks: TaskSet) -> list[str]:
@@ -159,10 +159,10 @@ def _short_notes(tasks: TaskSet) -> list[str]:
     kinds: tuple[tuple[CountField, str], ...] = (("truncated", "cut to fit"), ("skipped", "left out as too long"))
     for field, what in kinds:
         cells = [
-            f"{table.title} {format_length(length)}: {span(count)}"
+            f"{table.title} {format_length(length)}: {count_range(counts)}"
             for table in tasks.tasks
             for length in table.lengths
-            if (count := table.counts(field, length)) and count[1]
+            if any(counts := table.counts(field, length))
         ]
         if cells:
             notes.append(f"samples {what}: {', '.join(cells)}")

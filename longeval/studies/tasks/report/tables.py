@@ -75,11 +75,10 @@ class TaskTable:
         values = {value for record in self.records if (value := record.params.get("chance")) is not None}
         return float(values.pop()) if len(values) == 1 else None
 
-    def counts(self, field: CountField, length: int) -> tuple[int, int] | None:
-        """Lowest and highest of a count over the methods at one length; None where no record has it."""
-        records = [record for row in self.rows if (record := row.cells.get(length)) is not None]
-        found = [count for r in records if r.status == "ok" and (count := getattr(r, field)) is not None]
-        return (min(found), max(found)) if found else None
+    def counts(self, field: CountField, length: int) -> list[int]:
+        """A count of each method at one length, as far as records have it."""
+        records = [record for record in records_of(self.rows, [length]) if record.status == "ok"]
+        return [count for record in records if (count := getattr(record, field)) is not None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
