@@ -13,7 +13,6 @@ from longeval.report.document import (
     Figure,
     Heading,
     Paragraph,
-    Picture,
     Prose,
     Section,
     Table,
@@ -81,16 +80,19 @@ def _section(table: PosGenTable, title: str, slug: str, collection: Collection) 
     blocks.append(_main_table(table))
     blocks += [] if beside is None else published_blocks(beside)
     blocks += _pair_blocks(table)
-    text = f"Each point is the mean of {SMOOTHED} neighbouring positions{_bands(curves)}."
-    description, picture = "Accuracy by position of the predicted token", position_figure(table, curves)
-    blocks += _figure_blocks("Accuracy by position", text, f"accuracy-{slug}", description, picture)
+    if (picture := position_figure(table, curves)) is not None:
+        text = f"Each point is the mean of {SMOOTHED} neighbouring positions{_bands(curves)}."
+        description = "Accuracy by position of the predicted token"
+        blocks += [Heading(text="Accuracy by position"), Paragraph(text=text)]
+        blocks.append(Figure(name=f"accuracy-{slug}", description=description, picture=picture))
     blocks += _generated_blocks(table)
-    text = (
-        "Mean negative log-likelihood of the validation sequences' tokens after each epoch that was validated, under "
-        f"the table of evaluation (the paper's Figure 3){_bands(curves)}."
-    )
-    description, picture = "Validation loss by epoch", loss_figure(table, curves)
-    blocks += _figure_blocks("Validation loss", text, f"loss-{slug}", description, picture)
+    if (picture := loss_figure(table, curves)) is not None:
+        text = (
+            "Mean negative log-likelihood of the validation sequences' tokens after each epoch that was validated, "
+            f"under the table of evaluation (the paper's Figure 3){_bands(curves)}."
+        )
+        blocks += [Heading(text="Validation loss"), Paragraph(text=text)]
+        blocks.append(Figure(name=f"loss-{slug}", description="Validation loss by epoch", picture=picture))
     blocks += [Heading(text="What was trained"), setting_facts(table)]
     return Section(
         title=title,
@@ -109,14 +111,6 @@ def _bands(curves: Sequence[RowCurves]) -> str:
     """What a line and its band are, where there are several seeds."""
     several = any(len(one.curves) > 1 for one in curves)
     return "; lines are means over seeds, bands reach from the lowest to the highest seed" if several else ""
-
-
-def _figure_blocks(heading: str, text: str, name: str, description: str, picture: Picture | None) -> list[Block]:
-    """A figure under its heading; nothing where there is nothing to draw."""
-    if picture is None:
-        return []
-    figure = Figure(name=name, description=description, picture=picture)
-    return [Heading(text=heading), Paragraph(text=text), figure]
 
 
 def _main_table(table: PosGenTable) -> Table:
