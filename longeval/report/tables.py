@@ -82,8 +82,6 @@ class Grid:
     model: str
     data: str
     protocol: str
-    backend: str
-    dtype: str
     metric: str
     differs: str
     """In what it differs from other tables of the same model, data and protocol; empty if it is the only one."""
@@ -135,8 +133,6 @@ def build_grids(records: Iterable[Record], metric: str = "perplexity") -> list[G
             model=model,
             data=data,
             protocol=protocol,
-            backend=part.records[0].backend,
-            dtype=part.records[0].dtype,
             metric=metric,
             differs=part.differs,
             lengths=tuple(sorted({record.length for record in part.records})),

@@ -50,7 +50,6 @@ INTRODUCTION = (
 _LEARNED = 90
 """In-distribution accuracy in % from which a model can be said to know the rule."""
 
-
 _TASKS = {
     "recursive": "the last j + k tokens",
     "cot": "the first j tokens of the sequence and the last k",

@@ -86,8 +86,6 @@ class TaskSet:
     """All tasks of one model, asked in one way."""
 
     model: str
-    backend: str
-    dtype: str
     differs: str
     """In what it differs from other sets of the same model; empty if it is the only one."""
     tasks: tuple[TaskTable, ...]
@@ -166,11 +164,8 @@ def _task_set(model: str, differs: str, records: Sequence[Record], groups: Seque
     main = _main_records(records)
     chosen = {id(record) for record in main}
     further = [record for record in records if id(record) not in chosen and record.status == "ok"]
-    first = (*records, *groups)[0]
     return TaskSet(
         model=model,
-        backend=first.backend,
-        dtype=first.dtype,
         differs=differs,
         tasks=_tables(main),
         groups=_tables(groups),
