@@ -17,7 +17,7 @@ import base64
 import functools
 import html
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from longeval.errors import LongEvalError
 from longeval.store.folder import Store
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from longeval.report.build import StudyReport
-    from longeval.report.collect import Collection
-    from longeval.report.document import Preface
 
 
 _OF_RESULTS = ("params.ci", "params.stderr", "params.primary", "params.higher_is_better", "params.filter")
@@ -133,16 +131,7 @@ class Results:
         """
         from longeval.report.build import write_report
 
-        kind = self._kind_of_report()
-        written = write_report(
-            [self.path],
-            studies=kind.studies,
-            read=kind.read,
-            name=kind.name,
-            out=path,
-            command="longeval.Results.report",
-            preface=kind.preface,
-        )
+        written = write_report([self.path], studies=self._studies(), out=path, command="longeval.Results.report")
         return written.files[0]
 
     def __repr__(self) -> str:
@@ -173,17 +162,12 @@ class Results:
     def _figures(self) -> list[str]:
         """The figures of the run folder's report, as HTML."""
         from longeval.report.build import build_document
+        from longeval.report.collect import collect
+        from longeval.report.document import Preface
 
-        kind = self._kind_of_report()
-        document = build_document(
-            kind.read([self.path]),
-            kind.studies,
-            command="",
-            preface=kind.preface,
-            published=False,
-            files=(),
-            folder="",
-        )
+        studies = self._studies()
+        cells = collect([self.path], studies[0].command)
+        document = build_document(cells, studies, command="", preface=Preface(), published=False)
         return [
             f'<img src="data:image/png;base64,{base64.b64encode(figure.picture.png).decode()}" '
             f'alt="{html.escape(figure.name)}" style="max-width: 640px">'
@@ -191,30 +175,13 @@ class Results:
             for figure in section.figures
         ]
 
-    def _kind_of_report(self) -> _KindOfReport:
-        """How the run folder's report is made."""
+    def _studies(self) -> tuple[StudyReport, ...]:
+        """Who says something in the run folder's report: all studies that share one, if any of them has a cell."""
         from longeval.cli.report import study_reports
-        from longeval.report.collect import collect
-        from longeval.report.document import Preface
+        from longeval.report.collect import LONGEVAL_REPORT, report_command
 
-        if any(record.backend != "posgen" for cell in self._store.cells() for record in cell.records):
-            return _KindOfReport("report", study_reports(), collect, Preface())
-        from longeval.studies.posgen.report.cells import collect_posgen
-        from longeval.studies.posgen.report.sections import REPORT, introduced
-
-        return _KindOfReport("posgen", (REPORT,), collect_posgen, introduced("", ""))
-
-
-class _KindOfReport(NamedTuple):
-    """What `longeval report` and `longeval posgen table` differ in."""
-
-    name: str
-    """Of the Markdown file, without suffix."""
-    studies: Sequence[StudyReport]
-    """Who says something of the cells."""
-    read: Callable[[Sequence[str]], Collection]
-    """Reads the cells of run folders."""
-    preface: Preface
+        commands = {report_command(cell.records[0]) for cell in self._store.cells()}
+        return study_reports(LONGEVAL_REPORT if LONGEVAL_REPORT in commands or not commands else commands.pop())
 
 
 def load(path: str) -> Results:

@@ -9,6 +9,7 @@ import numpy as np
 
 from longeval.cli.report import study_reports
 from longeval.report import build, plots
+from longeval.report.collect import collect
 from longeval.request import requests_to_yaml
 from longeval.stats.bootstrap import interval, resampling_units
 from longeval.stats.scores import score
@@ -18,9 +19,8 @@ from longeval.store.nll import TokenNll
 from longeval.store.plan import PlannedCell, PlannedRequest
 from longeval.store.records import Provenance, Record
 from longeval.store.samples import Sample
-from longeval.studies.posgen.report.cells import PosGenPlace, collect_posgen, place_of
-from longeval.studies.posgen.report.sections import REPORT as POSGEN_REPORT
-from longeval.studies.posgen.report.sections import introduced
+from longeval.studies.posgen.report import REPORT as POSGEN_REPORT
+from longeval.studies.posgen.report.tables import PosGenPlace, place_of
 from longeval.studies.posgen.request import PosGenRequest
 
 SPEC = "model: toy\npe: [none, yarn]\nlengths: [64, 128]\n"
@@ -457,17 +457,19 @@ def _meets(record, spec):
     return record.dtype == spec.dtype and all(record.params[name] == getattr(spec, name) for name in POSGEN_SETTINGS)
 
 
+def collect_posgen(paths):
+    """The cells of run folders that PosGen's report shows."""
+    return collect(paths, POSGEN_REPORT.command)
+
+
 def write_posgen_table(runs, *, out=None, json_path=None, command="longeval posgen table"):
     """The report of PosGen, as `longeval posgen table` writes it."""
     return build.write_report(
         runs,
         studies=(POSGEN_REPORT,),
-        read=collect_posgen,
-        name="posgen",
         out=out,
         json_path=json_path,
         command=command,
-        preface=introduced("", ""),
     )
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import shlex
 import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from longeval.cli.command import study_command
-from longeval.cli.report import PrefaceFile, QuietFiles, RecordsFile, Title, given_flags, read_preface, tell
+from longeval.cli.report import PrefaceFile, QuietFiles, RecordsFile, Title, write
 from longeval.cli.terminal import check_json_path, reader_is_gone, say, write_output
 from longeval.errors import LongEvalError
 from longeval.studies.posgen.request import PosGenRequest
@@ -152,22 +151,7 @@ def table(
 
     longeval posgen table runs/trained runs/swapped --out reports/posgen.md --title "PosGen in two regimes"
     """
-    from longeval.report.build import write_report
-    from longeval.studies.posgen.report.cells import collect_posgen
-    from longeval.studies.posgen.report.sections import REPORT, introduced
-
-    given = {"--out": out, "--title": title, "--preface": preface, "--json": json}
-    written = write_report(
-        runs,
-        studies=(REPORT,),
-        read=collect_posgen,
-        name="posgen",
-        out=out,
-        json_path=None if json == "-" else json,
-        command=shlex.join(["longeval", "posgen", "table", *runs, *given_flags(given)]),
-        preface=introduced(title or "", "" if preface is None else read_preface(preface)),
-    )
-    tell(written, json, quiet=quiet)
+    write(runs, "longeval posgen table", out=out, json=json, title=title, preface=preface, quiet=quiet)
 
 
 def _check_memory(setting: DataSetting) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,7 +13,7 @@ from longeval.errors import LongEvalError, reason
 from longeval.printable import printable
 
 if TYPE_CHECKING:
-    from longeval.report.build import StudyReport, WrittenReport
+    from longeval.report.build import StudyReport
 
 RecordsFile = Annotated[
     str | None,
@@ -56,40 +55,48 @@ def report(
 
     longeval report runs/demo --title "YaRN on our model" --preface notes.md --json records.json
     """
+    write(runs, "longeval report", out=out, json=json, title=title, preface=preface, published=published, quiet=quiet)
+
+
+def write(
+    runs: list[str],
+    command: str,
+    *,
+    out: str | None,
+    json: str | None,
+    title: str | None,
+    preface: str | None,
+    published: bool = False,
+    quiet: bool,
+) -> None:
+    """Writes a report, and tells its notes, its files, and its records where standard output is to have them.
+
+    Args:
+        runs: The run folders.
+        command: The command, `longeval report`: it tells which studies say something.
+        out: As the user gave `--out`; so are the others.
+        json: `--json`.
+        title: `--title`.
+        preface: `--preface`.
+        published: `--published`.
+        quiet: `--quiet`.
+    """
     from longeval.report.build import write_report
     from longeval.report.document import Preface
+    from longeval.report.formats.json import records_json
 
     given = {"--out": out, "--title": title, "--preface": preface, "--json": json}
-    flags = ["--published"] * published + given_flags(given)
+    flags = ["--published"] if published else []
+    flags += [part for flag, value in given.items() if value is not None for part in (flag, value)]
     written = write_report(
         runs,
-        studies=study_reports(),
+        studies=study_reports(command),
         out=out,
         json_path=None if json == "-" else json,
-        command=shlex.join(["longeval", "report", *runs, *flags]),
+        command=shlex.join([*command.split(), *runs, *flags]),
         published=published,
         preface=Preface(title=title or "", text="" if preface is None else read_preface(preface)),
     )
-    tell(written, json, quiet=quiet)
-
-
-def study_reports() -> tuple[StudyReport, ...]:
-    """What each study says of its cells in `longeval report`, without those that have a command of their own."""
-    from longeval.run.study import find_study, study_names
-
-    found = map(find_study, study_names())
-    return tuple(study.report() for study in found if study.report_command == "longeval report")
-
-
-def given_flags(values: Mapping[str, str | None]) -> list[str]:
-    """Flags with their values, as the report's own command line names them, without those that weren't given."""
-    return [part for flag, value in values.items() if value is not None for part in (flag, value)]
-
-
-def tell(written: WrittenReport, json: str | None, *, quiet: bool) -> None:
-    """Notes, the records where standard output is to have them, and the files that were written."""
-    from longeval.report.formats.json import records_json
-
     for note in written.notes:
         say(note)
     if json == "-":
@@ -97,6 +104,14 @@ def tell(written: WrittenReport, json: str | None, *, quiet: bool) -> None:
     if not quiet:
         for path in written.files:
             print(printable(path), file=sys.stderr if json == "-" else sys.stdout)
+
+
+def study_reports(command: str = "longeval report") -> tuple[StudyReport, ...]:
+    """What each study says of its cells in the report that a command makes."""
+    from longeval.run.study import find_study, study_names
+
+    found = map(find_study, study_names())
+    return tuple(study.report() for study in found if study.report_command == command)
 
 
 def read_preface(path: str) -> str:

@@ -1,4 +1,7 @@
-"""From cells to a document: what the studies say of them, how to repeat it, and where it was computed."""
+"""From run folders to a report: one document of what the studies say of the cells, written in every format.
+
+A report is written whole or not at all: every file is written beside its name, then all are renamed.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,24 @@ import matplotlib.style
 
 from longeval.errors import LongEvalError, reason
 from longeval.files import working_folder, write_whole
-from longeval.report.collect import Collection, collect
-from longeval.report.document import Block, Document, Paragraph, Preface, Prose, Section, Table, code, joined, prose
+from longeval.report.collect import LONGEVAL_REPORT, Collection, collect
+from longeval.report.document import (
+    Block,
+    Document,
+    Paragraph,
+    Preface,
+    Prose,
+    Section,
+    Table,
+    code,
+    joined,
+    prose,
+)
 from longeval.report.facts import provenance_facts, repeat_blocks, unique
 from longeval.report.formats import formats
 from longeval.report.formats.csv import csv_text
 from longeval.report.numbers import counted
-from longeval.report.rows import is_group
+from longeval.report.tables import is_group
 from longeval.store.records import Record
 
 MAX_DRAWN = 20
@@ -36,13 +50,86 @@ class StudyReport:
     """What a study says of its cells; each is made in the study's own `report` module."""
 
     subject: str
-    """What its tables show, as a title begins: `Perplexity`."""
+    """What its tables show, as a part of the report's title: `perplexity`."""
     sections: Callable[[Collection], Sequence[Section]]
     """Sections of a report. It gets all cells, and leaves those of other studies out."""
     summary: Callable[[Sequence[Record]], Sequence[Table]]
     """Tables for the terminal, from records of any study."""
     files: tuple[str, ...]
     """Patterns of the names that its figures and data have, by which those of an earlier report are found."""
+    across: str = ""
+    """What the columns of its tables are, as the end of the title: `context length`."""
+    introduction: str = ""
+    """A paragraph in front of all sections."""
+    command: str = LONGEVAL_REPORT
+    """The command that makes the report; studies share `longeval report` unless they have one of their own."""
+    name: str = "report"
+    """Name of the Markdown file in a run folder, without suffix."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WrittenReport:
+    """What `write_report` made."""
+
+    files: tuple[str, ...]
+    """Paths, the Markdown first."""
+    records: tuple[Record, ...]
+    """All records of the report."""
+    notes: tuple[str, ...]
+    """What the reader must know about cells found twice."""
+
+
+def write_report(
+    runs: Sequence[str],
+    *,
+    studies: Sequence[StudyReport],
+    out: str | None = None,
+    json_path: str | None = None,
+    command: str | None = None,
+    preface: Preface | None = None,
+    published: bool = False,
+) -> WrittenReport:
+    """Writes the report of one or several run folders; files of an earlier report are overwritten.
+
+    Args:
+        runs: Run folders (or fsspec URLs).
+        studies: Who says something of their cells, in the order of their sections. All have the same `command`, and
+            cells that another one shows are left out.
+        out: The Markdown file, `reports/demo.md`; its siblings are demo.csv, demo.json, demo.tex and the folder
+            demo_files. None: in the first run folder.
+        json_path: One more file for the JSON array of records.
+        command: The command line, for the report's own provenance.
+        preface: A title and text of the author's own.
+        published: Add a section of numbers from papers about the same tasks and data.
+
+    Raises:
+        LongEvalError: No run folder, no cells, or a place that can't be written. Nothing has been written then.
+    """
+    markdown_file = markdown_path(runs, out, f"{studies[0].name}.md")
+    if json_path is not None and os.path.isdir(json_path):
+        raise LongEvalError(f"--json {json_path}: is a folder", "Name a file, or - for standard output.")
+    collection = collect(runs, studies[0].command)
+    stem = markdown_file.removesuffix(".md")
+    base = os.path.basename(stem)
+    known = formats()
+    with matplotlib.style.context("default"):  # not that of a matplotlibrc in the current folder
+        document = build_document(
+            collection,
+            studies,
+            command=command or studies[0].command,
+            preface=preface or Preface(),
+            published=published,
+            files=tuple(f"{base}.{suffix}" for suffix in known if suffix != "md"),
+            folder=f"{base}_files",
+        )
+    files = {f"{stem}.{suffix}": render(document).encode() for suffix, render in known.items()}
+    files |= _own_files(f"{stem}_files", document)
+    flags = dict.fromkeys(files, "--out")
+    if json_path is not None and os.path.abspath(json_path) not in map(os.path.abspath, files):
+        files[json_path], flags[json_path] = files[f"{stem}.json"], "--json"
+    _write_all(files, flags)
+    _remove_stale(f"{stem}_files", files, [pattern for study in studies for pattern in study.files])
+    return WrittenReport(files=tuple(files), records=document.records, notes=collection.notes)
 
 
 def build_document(
@@ -66,20 +153,17 @@ def build_document(
         files: Names of the report in other formats.
         folder: Name of the folder of its figures and data.
     """
-    sections: list[Section] = []
-    subjects: list[str] = []
-    for study in studies:
-        found = study.sections(collection)
-        sections += found
-        subjects += [study.subject] if found else []
+    found = [(study, study.sections(collection)) for study in studies]
+    speaking = [study for study, own in found if own]
+    sections = [section for _, own in found for section in own]
     notes = [*collection.notes, *_told_apart(sections), *_undrawn(sections)]
     if published:
         sections.append(_published_section(sections))
     repeat = Section(title="How to repeat it", blocks=tuple(repeat_blocks(collection, command)))
     provenance = Section(title="Provenance", blocks=(provenance_facts(collection.records),))
     return Document(
-        title=preface.title or _title(subjects),
-        preface=preface.text,
+        title=preface.title or _title(speaking),
+        preface="\n\n".join(filter(None, (preface.text.strip(), *(study.introduction for study in speaking)))),
         summary=_summary(collection),
         files=files,
         folder=folder,
@@ -90,9 +174,12 @@ def build_document(
     )
 
 
-def _title(subjects: Sequence[str]) -> str:
-    """`Perplexity and tasks by context length`."""
-    return f"{' and '.join(subjects).capitalize()} by context length"
+def _title(studies: Sequence[StudyReport]) -> str:
+    """`Perplexity and tasks by context length`; without the columns where studies have different ones."""
+    across = {study.across for study in studies}
+    by = f" by {across.pop()}" if len(across) == 1 and all(across) else ""
+    title = f"{' and '.join(study.subject for study in studies)}{by}"
+    return title[:1].upper() + title[1:] or "Report"
 
 
 def _summary(collection: Collection) -> Prose:
@@ -153,77 +240,6 @@ def _published_section(sections: Sequence[Section]) -> Section:
     return Section(title="Published numbers", blocks=(Paragraph(text=nothing),))
 
 
-# Makes a whole report from run folders, or nothing: every file is written beside its name, then all are renamed.
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class WrittenReport:
-    """What `write_report` made."""
-
-    files: tuple[str, ...]
-    """Paths, the Markdown first."""
-    records: tuple[Record, ...]
-    """All records of the report."""
-    notes: tuple[str, ...]
-    """What the reader must know about cells found twice."""
-
-
-def write_report(
-    runs: Sequence[str],
-    *,
-    studies: Sequence[StudyReport],
-    read: Callable[[Sequence[str]], Collection] = collect,
-    name: str = "report",
-    out: str | None = None,
-    json_path: str | None = None,
-    command: str = "longeval report",
-    preface: Preface | None = None,
-    published: bool = False,
-) -> WrittenReport:
-    """Writes the report of one or several run folders; files of an earlier report are overwritten.
-
-    Args:
-        runs: Run folders (or fsspec URLs).
-        studies: Who says something of their cells, in the order of their sections.
-        read: Reads the cells of the run folders.
-        name: Name of the Markdown file in the first run folder, where `out` is not given.
-        out: The Markdown file, `reports/demo.md`; its siblings are demo.csv, demo.json, demo.tex and the folder
-            demo_files.
-        json_path: One more file for the JSON array of records.
-        command: The command line, for the report's own provenance.
-        preface: A title and text of the author's own.
-        published: Add a section of numbers from papers about the same tasks and data.
-
-    Raises:
-        LongEvalError: No run folder, no cells, or a place that can't be written. Nothing has been written then.
-    """
-    markdown_file = markdown_path(runs, out, f"{name}.md")
-    if json_path is not None and os.path.isdir(json_path):
-        raise LongEvalError(f"--json {json_path}: is a folder", "Name a file, or - for standard output.")
-    collection = read(runs)
-    stem = markdown_file.removesuffix(".md")
-    base = os.path.basename(stem)
-    known = formats()
-    with matplotlib.style.context("default"):  # not that of a matplotlibrc in the current folder
-        document = build_document(
-            collection,
-            studies,
-            command=command,
-            preface=preface or Preface(),
-            published=published,
-            files=tuple(f"{base}.{suffix}" for suffix in known if suffix != "md"),
-            folder=f"{base}_files",
-        )
-    files = {f"{stem}.{suffix}": render(document).encode() for suffix, render in known.items()}
-    files |= _own_files(f"{stem}_files", document)
-    flags = dict.fromkeys(files, "--out")
-    if json_path is not None and os.path.abspath(json_path) not in {os.path.abspath(path) for path in files}:
-        files[json_path], flags[json_path] = files[f"{stem}.json"], "--json"
-    write_all(files, flags)
-    remove_stale(f"{stem}_files", files, [pattern for study in studies for pattern in study.files])
-    return WrittenReport(files=tuple(files), records=document.records, notes=collection.notes)
-
-
 def _own_files(folder: str, document: Document) -> dict[str, bytes]:
     """Figures and data, which lie in the report's own folder."""
     files: dict[str, bytes] = {}
@@ -253,7 +269,7 @@ def markdown_path(runs: Sequence[str], out: str | None, default: str) -> str:
     return out
 
 
-def remove_stale(folder: str, files: Container[str], patterns: Iterable[str]) -> None:
+def _remove_stale(folder: str, files: Container[str], patterns: Iterable[str]) -> None:
     """Removes what an earlier report left in its own folder (names that fit `patterns`) and is not among `files`."""
     for pattern in patterns:
         for path in glob.glob(os.path.join(glob.escape(folder), pattern)):
@@ -261,7 +277,7 @@ def remove_stale(folder: str, files: Container[str], patterns: Iterable[str]) ->
                 os.unlink(path)
 
 
-def write_all(files: dict[str, bytes], flags: dict[str, str]) -> None:
+def _write_all(files: dict[str, bytes], flags: dict[str, str]) -> None:
     """Writes all files or none: on any error, temporary files and folders made on the way are removed again."""
     beside: dict[str, str] = {}
     working: dict[str, str] = {}

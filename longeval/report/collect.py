@@ -1,22 +1,25 @@
 """Reads run folders into one set of cells, each counted once, in the order in which they were asked for.
 
-Several folders may hold the same cell (its id is a digest of everything that decides the result): an equal one counts
-once, and where values differ the one finished last is kept and a note says so. An ok cell is kept before a failed one.
+Several folders may hold the same cell (its id is a digest of everything that decides the result). An equal one counts
+once. Where values differ the one finished last is kept and a note says so; an ok cell is kept before a failed one.
+
+`plan.json` says what was asked of a folder: which cells have no record, and in which order cells stand. Folders of
+earlier versions have no plan. The names in their spec.yaml then give the order, and which of their cells are unfinished
+is not known.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from longeval.errors import LongEvalError
-from longeval.report.rows import base_method, is_group, is_resonance, method_of, method_sort_key
-from longeval.report.settings import older_cells, older_note
+from longeval.report.numbers import numbers_text
+from longeval.report.settings import method_of, older_cells, older_note
+from longeval.report.tables import base_method, is_group, is_resonance, method_sort_key
 from longeval.request import requests_from_yaml
 from longeval.store.artefact import Artefact
-from longeval.store.curves import CURVES
 from longeval.store.folder import Store, StoredCell
 from longeval.store.nll import TokenNll
 from longeval.store.plan import PlannedCell, PlannedRequest
@@ -24,139 +27,21 @@ from longeval.store.records import Record
 from longeval.store.samples import Sample
 from longeval.values import format_length
 
-# What was asked of run folders, as their plan.json says: which cells have no record, and in which order cells stand.
-#
-# Folders of earlier versions have no plan. The names in their spec.yaml then give the order, as far as they are names
-# of methods, data, tasks and groups; which of their cells are unfinished is not known.
-
 MAX_NAMED = 6
 """More items than this are counted and not named."""
 
-
-class Names(NamedTuple):
-    """Names in the order in which they were asked for."""
-
-    models: Sequence[str] = ()
-    methods: Sequence[str] = ()
-    subjects: Sequence[tuple[str, str]] = ()
-    """`("data", name)` or `("tasks", name)`."""
+LONGEVAL_REPORT = "longeval report"
+"""The command whose report shows most cells."""
 
 
-def subject_of(cell: Record | PlannedCell) -> tuple[str, str]:
-    """What a cell is about: a task (or group), or data."""
-    return ("data", cell.data or "") if cell.task is None else ("tasks", cell.task)
+def report_command(cell: Record | PlannedCell) -> str:
+    """The command whose report shows a cell."""
+    return "longeval posgen table" if cell.backend == "posgen" else LONGEVAL_REPORT
 
 
-def planned_names(cells: Sequence[PlannedCell]) -> Names | None:
-    """Names in a stored plan; None where it asks for nothing."""
-    if not cells:
-        return None
-    return Names([cell.model for cell in cells], [cell.pe for cell in cells], [*map(subject_of, cells)])
-
-
-def written_names(spec: str) -> Names:
-    """Names in a spec.yaml; none where it can't be read."""
-    try:
-        requests = requests_from_yaml(spec, origin="spec.yaml") if spec else []
-    except LongEvalError:
-        return Names()
-    models = [name for request in requests for name in _texts(request.get("model"))]
-    methods = [name for request in requests for name in _texts(request.get("pe"))]
-    kinds = ("data", "tasks")
-    subjects = [(kind, name) for request in requests for kind in kinds for name in _texts(request.get(kind))]
-    return Names(models, methods, subjects)
-
-
-def _texts(value: Any) -> list[str]:
-    """A name, names with commas between them, or a list of names."""
-    if isinstance(value, str):
-        return [name.strip() for name in value.split(",")]
-    return [name for name in value if isinstance(name, str)] if isinstance(value, list) else []
-
-
-class ReadingOrder:
-    """Sorts cells as they were asked for: by model, data before tasks, subject, protocol, method, factor and length.
-
-    What nobody asked for by name comes after what was: models and subjects as they were finished, methods in the order
-    of their publication. Resonance forms stand below their base.
-    """
-
-    def __init__(self, asked: Iterable[Names], records: Sequence[Record]) -> None:
-        names = list(asked)
-        by_date = sorted(records, key=lambda r: (is_group(r), r.provenance.date, r.model, subject_of(r)[1]))
-        models = [name for one in names for name in one.models]
-        members = {subject_of(record): record.params["members"] for record in records if is_group(record)}
-        subjects: list[tuple[str, str]] = []
-        for subject in (subject for one in names for subject in one.subjects):
-            subjects += [*(("tasks", name) for name in members.get(subject, ())), subject]
-        self._models = _places([*models, *(record.model for record in by_date)])
-        self._methods = _places(base_method(name) for one in names for name in one.methods)
-        self._subjects = _places([*subjects, *map(subject_of, by_date)])
-
-    def key(self, record: Record) -> tuple[object, ...]:
-        """What to sort by."""
-        base = base_method(record.pe)
-        unnamed, name, _ = method_sort_key(base)
-        asked = (self._methods[base], 0, "") if base in self._methods else (len(self._methods), unnamed, name)
-        setting = (record.protocol or "", record.backend, record.dtype)
-        method = (*asked, method_of(record), record.factor or 0.0, is_resonance(record.pe))
-        return (
-            self._models[record.model],
-            record.task is not None,
-            self._subjects[subject_of(record)],
-            *setting,
-            *method,
-            record.length,
-            record.provenance.date,
-            record.cell,
-        )
-
-
-def _places(names: Iterable[Any]) -> dict[Any, int]:
-    return {name: place for place, name in enumerate(dict.fromkeys(names))}
-
-
-def unfinished_note(planned: Sequence[PlannedCell], present: Container[str]) -> str:
-    """A sentence that counts and names the cells without a record; empty where all have one.
-
-    Averages of groups are not counted: they follow their members.
-
-    Args:
-        planned: All cells that were asked for.
-        present: Ids of the cells that have a record.
-    """
-    asked = [cell for cell in planned if cell.params.get("members") is None]
-    missing = [cell for cell in asked if cell.cell not in present]
-    if not missing:
-        return ""
-    have = "has" if len(missing) == 1 else "have"
-    several = len({cell.protocol for cell in asked if cell.protocol is not None}) > 1
-    return (
-        f"Not finished: {len(missing):,} of {len(asked):,} cells {have} no record yet: "
-        f"{_named(missing, with_protocol=several)}. The same command goes on where it stopped."
-    )
-
-
-def _named(cells: Sequence[PlannedCell], *, with_protocol: bool) -> str:
-    """`yarn, resonance_yarn at 8k, 16k (passkey, niah_single); …`, what is missing alike together."""
-    lengths: dict[tuple[str, str, str], list[int]] = defaultdict(list)
-    for cell in cells:
-        subject = subject_of(cell)[1]
-        subject += f", {cell.protocol}" if with_protocol and cell.protocol is not None else ""
-        lengths[cell.model, cell.pe, subject].append(cell.length)
-    subjects: dict[tuple[str, str, tuple[int, ...]], list[str]] = defaultdict(list)
-    for (model, pe, subject), found in lengths.items():
-        subjects[model, pe, tuple(dict.fromkeys(found))].append(subject)
-    methods: dict[tuple[str, tuple[int, ...], tuple[str, ...]], list[str]] = defaultdict(list)
-    for (model, pe, at), about in subjects.items():
-        methods[model, at, tuple(about)].append(pe)
-    several = len({cell.model for cell in cells}) > 1
-    items = [
-        f"{f'{model} ' if several else ''}{', '.join(pes)} at {', '.join(map(format_length, at))} ({', '.join(about)})"
-        for (model, at, about), pes in methods.items()
-    ]
-    more = f"; and {len(items) - MAX_NAMED} more such" if len(items) > MAX_NAMED else ""
-    return "; ".join(items[:MAX_NAMED]) + more
+def posgen_rule(cell: Record | PlannedCell) -> str:
+    """The rule that a PosGen cell is about: its data without `posgen_`."""
+    return (cell.data or "").removeprefix("posgen_")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -214,82 +99,139 @@ class Collection:
         return self.read_samples[cell]
 
 
-def collect(paths: Sequence[str]) -> Collection:
+def collect(paths: Sequence[str], command: str = LONGEVAL_REPORT) -> Collection:
     """Reads run folders.
 
     Args:
         paths: Run folders or fsspec URLs; one named twice is read once.
+        command: The command that makes the report. Cells that another one shows are counted and left out.
 
     Raises:
-        LongEvalError: One is no run folder, or there are no whole cells but PosGen's.
+        LongEvalError: One is no run folder, or none has a whole cell for this command.
     """
     stores = [Store(path, create=False) for path in dict.fromkeys(path.rstrip("/") or path for path in paths)]
     kept: dict[str, tuple[StoredCell, Store]] = {}
+    others: dict[str, list[str]] = {}
     notes: list[str] = []
-    posgen: dict[str, int] = {}
     for store in stores:
         for cell in store.cells():
-            if cell.artefact is CURVES:
-                posgen[store.path] = posgen.get(store.path, 0) + 1
-                continue
-            if cell.cell not in kept:
-                kept[cell.cell] = (cell, store)
-                continue
-            other, other_store = kept[cell.cell]
-            newer = _rank(cell) > _rank(other)
-            if _values(cell) != _values(other):
-                taken = store if newer else other_store
-                notes.append(
-                    f"Cell {cell.cell[:12]} ({_name(cell)}) is in {other_store.path} and in {store.path} with "
-                    f"different outcomes ({_outcome(other)}; {_outcome(cell)}); the one of {taken.path} is shown."
-                )
-            if newer:
-                kept[cell.cell] = (cell, store)
-    notes += damaged_notes(stores)
-    if posgen:
-        notes.append(_left_out(posgen))
-    if not kept and posgen:
-        raise LongEvalError(
-            f"{', '.join(posgen)}: holds PosGen cells alone", f"Use longeval posgen table {' '.join(posgen)}."
-        )
+            shown_by = report_command(cell.records[0])
+            if shown_by != command:
+                others.setdefault(shown_by, []).append(store.path)
+            elif cell.cell not in kept:
+                kept[cell.cell] = cell, store
+            else:
+                before, taken = kept[cell.cell], max(kept[cell.cell], (cell, store), key=_rank)
+                kept[cell.cell] = taken
+                notes += _different_outcomes(before, (cell, store), taken)
+    notes += [_damaged_note(store) for store in stores if store.damaged]
+    notes += [_left_out(other, folders) for other, folders in others.items()]
     if not kept:
-        raise LongEvalError(
-            f"{', '.join(paths)}: no cells{but_damaged(stores)}",
-            "Run the request first: `longeval run RUN/spec.yaml` computes what is missing.",
-        )
-    runs, unread = run_folders(stores)
-    planned, unplanned = _planned(stores)
-    names = [planned_names(cells) or written_names(run.spec) for run, cells in zip(runs, planned, strict=True)]
+        raise _nothing(paths, command, stores, others)
+
+    runs, unread = _run_folders(stores)
+    planned = [_planned(store, command) for store in stores]
+    cells = [[cell for request in requests or () for cell in request.cells] for requests in planned]
+    names = [planned_names(found) or written_names(run.spec) for run, found in zip(runs, cells, strict=True)]
     records = [record for cell, _ in kept.values() for record in cell.records]
     order = ReadingOrder(names, records)
     ids = sorted(kept, key=lambda cell: order.key(kept[cell][0].records[0]))
     older = older_cells(records)
-    every = {cell.cell: cell for cells in planned for cell in cells}
-    notes = [unfinished_note([*every.values()], kept), *unplanned, *unread, older_note(records, older), *notes]
+    every = {cell.cell: cell for found in cells for cell in found}
+    without_plan = [store.path for store, requests in zip(stores, planned, strict=True) if requests is None]
+    notes = [
+        unfinished_note([*every.values()], kept),
+        _unknown_note(without_plan),
+        *unread,
+        older_note(records, older),
+        *notes,
+    ]
     return Collection(
         cells=tuple(kept[cell][0] for cell in ids),
         runs=runs,
         notes=tuple(filter(None, notes)),
         older=older,
         stores={cell: kept[cell][1] for cell in ids},
+        planned=tuple(request for requests in planned for request in requests or ()),
     )
 
 
-def _planned(stores: Sequence[Store]) -> tuple[list[list[PlannedCell]], list[str]]:
-    """The cells that were asked of each folder, PosGen's left out, and a sentence on folders that don't say."""
-    plans = [store.plan() for store in stores]
-    planned = [
-        [cell for request in plan.requests if request.command != "posgen" for cell in request.cells] if plan else []
-        for plan in plans
+def _rank(found: tuple[StoredCell, Store]) -> tuple[bool, str]:
+    """Ok before failed, then the later date."""
+    cell, _ = found
+    return cell.status == "ok", cell.records[0].provenance.date
+
+
+def _different_outcomes(
+    one: tuple[StoredCell, Store], other: tuple[StoredCell, Store], taken: tuple[StoredCell, Store]
+) -> list[str]:
+    """A sentence on a cell that two folders hold with different values; none where they agree."""
+    (cell, store), (second, second_store) = one, other
+    if _values(cell) == _values(second):
+        return []
+    return [
+        f"Cell {cell.cell[:12]} ({_name(cell.records[0])}) is in {store.path} and in {second_store.path} with "
+        f"different outcomes ({_outcome(cell)}; {_outcome(second)}); the one of {taken[1].path} is shown."
     ]
-    without = [store.path for store, plan in zip(stores, plans, strict=True) if plan is None]
-    if not without:
-        return planned, []
-    have = "has" if len(without) == 1 else "have"
-    return planned, [f"Whether cells are missing is not known: {', '.join(without)} {have} no plan.json."]
 
 
-def run_folders(stores: Sequence[Store]) -> tuple[tuple[RunFolder, ...], list[str]]:
+def _values(cell: StoredCell) -> dict[str, float | None]:
+    return {record.metric: record.value for record in cell.records} | {cell.status: None}
+
+
+def _name(record: Record) -> str:
+    """`yarn, 8k, gov_report`; of a training, its regime and seed too."""
+    name = f"{record.pe}, {format_length(record.length)}, {record.data or record.task}"
+    regime = record.params.get("regime")
+    return name if regime is None else f"{name}, {regime}, seed {record.params.get('seed')}"
+
+
+def _outcome(cell: StoredCell) -> str:
+    record = cell.records[0]
+    shown = cell.status if record.value is None else f"{record.metric} {record.value:.6g}"
+    return f"{shown} on {record.provenance.date}"
+
+
+def _nothing(
+    paths: Sequence[str], command: str, stores: Sequence[Store], others: Mapping[str, Sequence[str]]
+) -> LongEvalError:
+    """The error for folders without a cell that this command shows."""
+    named = ", ".join(paths)
+    if others:
+        remedies = [f"{other} {' '.join(dict.fromkeys(folders))}" for other, folders in others.items()]
+        return LongEvalError(f"{named}: no cells that `{command}` shows", f"Use {' or '.join(remedies)}.")
+    damaged = {cell: reason for store in stores for cell, reason in store.damaged.items()}
+    but = f" but damaged ones ({_ids_named(damaged)})" if damaged else ""
+    return LongEvalError(
+        f"{named}: no cells{but}", "Run the request first: `longeval run RUN/spec.yaml` computes what is missing."
+    )
+
+
+def _left_out(command: str, folders: Sequence[str]) -> str:
+    """A sentence on cells that another command shows."""
+    one = len(folders) == 1
+    return (
+        f"{len(folders):,} {'cell is' if one else 'cells are'} left out here: "
+        f"{command} {' '.join(dict.fromkeys(folders))} shows {'it' if one else 'them'}."
+    )
+
+
+def _damaged_note(store: Store) -> str:
+    """A sentence that counts and names the damaged cells of a run folder."""
+    one = len(store.damaged) == 1
+    return (
+        f"{len(store.damaged):,} {'cell is' if one else 'cells are'} damaged and left out in {store.path} "
+        f"({_ids_named(store.damaged)}). Running the request again computes {'it' if one else 'them'} anew."
+    )
+
+
+def _ids_named(damaged: Mapping[str, str]) -> str:
+    """`0123abcd: its records differ in model; …; and 3 more`."""
+    named = "; ".join(f"{cell[:40]}: {reason}" for cell, reason in [*damaged.items()][:MAX_NAMED])
+    return f"{named}; and {len(damaged) - MAX_NAMED:,} more" if len(damaged) > MAX_NAMED else named
+
+
+def _run_folders(stores: Sequence[Store]) -> tuple[tuple[RunFolder, ...], list[str]]:
     """The run folders with their spec.yaml, and a sentence for each of these that can't be read."""
     folders, notes = [], []
     for store in stores:
@@ -302,51 +244,180 @@ def run_folders(stores: Sequence[Store]) -> tuple[tuple[RunFolder, ...], list[st
     return tuple(folders), notes
 
 
-def damaged_notes(stores: Sequence[Store]) -> list[str]:
-    """A sentence for each run folder that counts and names its damaged cells."""
+def _planned(store: Store, command: str) -> list[PlannedRequest] | None:
+    """The requests that were made of a folder, those of other reports left out; None where it doesn't say."""
+    plan = store.plan()
+    if plan is None:
+        return None
+    return [request for request in plan.requests if all(report_command(cell) == command for cell in request.cells)]
+
+
+def _unknown_note(without_plan: Sequence[str]) -> str:
+    """A sentence on folders that don't say what was asked of them; empty without any."""
+    if not without_plan:
+        return ""
+    have = "has" if len(without_plan) == 1 else "have"
+    return f"Whether cells are missing is not known: {', '.join(without_plan)} {have} no plan.json."
+
+
+# The order in which cells were asked for.
+
+
+class Names(NamedTuple):
+    """Names in the order in which they were asked for."""
+
+    models: Sequence[str] = ()
+    methods: Sequence[str] = ()
+    subjects: Sequence[tuple[str, str]] = ()
+    """`("data", name)` or `("tasks", name)`."""
+    regimes: Sequence[str] = ()
+    """Of PosGen's trainings."""
+
+
+def subject_of(cell: Record | PlannedCell) -> tuple[str, str]:
+    """What a cell is about: a task (or group), or data."""
+    return ("data", cell.data or "") if cell.task is None else ("tasks", cell.task)
+
+
+def planned_names(cells: Sequence[PlannedCell]) -> Names | None:
+    """Names in a stored plan; None where it asks for nothing."""
+    if not cells:
+        return None
+    return Names(
+        [cell.model for cell in cells],
+        [cell.pe for cell in cells],
+        [*map(subject_of, cells)],
+        [*map(_regime, cells)],
+    )
+
+
+def written_names(spec: str) -> Names:
+    """Names in a spec.yaml; none where it can't be read."""
+    try:
+        requests = requests_from_yaml(spec, origin="spec.yaml") if spec else []
+    except LongEvalError:
+        return Names()
+    kinds = ("data", "tasks")
+    return Names(
+        [name for request in requests for name in _texts(request.get("model"))],
+        [name for request in requests for name in _texts(request.get("pe"))],
+        [(kind, name) for request in requests for kind in kinds for name in _texts(request.get(kind))],
+        [name for request in requests for name in _texts(request.get("regimes"))],
+    )
+
+
+def _texts(value: Any) -> list[str]:
+    """A name, names with commas between them, or a list of names."""
+    if isinstance(value, str):
+        return [name.strip() for name in value.split(",")]
+    return [name for name in value if isinstance(name, str)] if isinstance(value, list) else []
+
+
+def _regime(cell: Record | PlannedCell) -> str:
+    return str(cell.params.get("regime", ""))
+
+
+def _seed(cell: Record | PlannedCell) -> int:
+    seed = cell.params.get("seed")
+    return seed if isinstance(seed, int) else 0
+
+
+class ReadingOrder:
+    """Sorts cells as they were asked for: by model, data before tasks, subject, protocol, method, factor and length.
+
+    What nobody asked for by name comes after what was: models and subjects as they were finished, methods in the order
+    of their publication. Resonance forms stand below their base. PosGen's trainings are sorted by regime and seed too.
+    Cells that are alike in all this stay in the order of their folders.
+    """
+
+    def __init__(self, asked: Iterable[Names], records: Sequence[Record]) -> None:
+        names = list(asked)
+        by_date = sorted(records, key=lambda r: (is_group(r), r.provenance.date, r.model, subject_of(r)[1]))
+        models = [name for one in names for name in one.models]
+        members = {subject_of(record): record.params["members"] for record in records if is_group(record)}
+        subjects: list[tuple[str, str]] = []
+        for subject in (subject for one in names for subject in one.subjects):
+            subjects += [*(("tasks", name) for name in members.get(subject, ())), subject]
+        self._models = _places([*models, *(record.model for record in by_date)])
+        self._methods = _places(base_method(name) for one in names for name in one.methods)
+        self._subjects = _places([*subjects, *map(subject_of, by_date)])
+        self._regimes = _places([*(name for one in names for name in one.regimes), *map(_regime, by_date)])
+
+    def key(self, record: Record) -> tuple[object, ...]:
+        """What to sort by."""
+        base = base_method(record.pe)
+        unnamed, name, _ = method_sort_key(base)
+        asked = (self._methods[base], 0, "") if base in self._methods else (len(self._methods), unnamed, name)
+        setting = (self._regimes[_regime(record)], record.protocol or "", record.backend, record.dtype)
+        method = (*asked, method_of(record), record.factor or 0.0, is_resonance(record.pe))
+        return (
+            self._models[record.model],
+            record.task is not None,
+            self._subjects[subject_of(record)],
+            *setting,
+            *method,
+            record.length,
+            _seed(record),
+            record.provenance.date,
+        )
+
+
+def _places(names: Iterable[Any]) -> dict[Any, int]:
+    return {name: place for place, name in enumerate(dict.fromkeys(names))}
+
+
+# What was asked for and has no record.
+
+
+def unfinished_note(planned: Sequence[PlannedCell], present: Container[str]) -> str:
+    """A sentence that counts and names the cells without a record; empty where all have one.
+
+    Averages of groups are not counted: they follow their members.
+
+    Args:
+        planned: All cells that were asked for.
+        present: Ids of the cells that have a record.
+    """
+    asked = [cell for cell in planned if cell.params.get("members") is None]
+    missing = [cell for cell in asked if cell.cell not in present]
+    if not missing:
+        return ""
+    items = _trainings(missing) if any(map(_regime, missing)) else _places_named(missing, asked)
+    more = f"; and {len(items) - MAX_NAMED} more such" if len(items) > MAX_NAMED else ""
+    return (
+        f"Not finished: {len(missing):,} of {len(asked):,} cells {'has' if len(missing) == 1 else 'have'} no record "
+        f"yet: {'; '.join(items[:MAX_NAMED])}{more}. The same command goes on where it stopped."
+    )
+
+
+def _places_named(cells: Sequence[PlannedCell], asked: Sequence[PlannedCell]) -> list[str]:
+    """`yarn, resonance_yarn at 8k, 16k (passkey, niah_single)` and so on, what is missing alike together."""
+    with_model = len({cell.model for cell in cells}) > 1
+    with_protocol = len({cell.protocol for cell in asked if cell.protocol is not None}) > 1
+    rows: list[tuple[Any, ...]] = []
+    for cell in cells:
+        protocol = f", {cell.protocol}" if with_protocol and cell.protocol is not None else ""
+        rows.append((cell.model, cell.pe, f"{subject_of(cell)[1]}{protocol}", format_length(cell.length)))
+    for place in (3, 2, 1):  # lengths, then subjects, then methods
+        rows = _together(rows, place)
     return [
-        f"{len(store.damaged):,} {'cell is' if len(store.damaged) == 1 else 'cells are'} damaged and left out in "
-        f"{store.path} ({_ids_named(store.damaged)}). Running the request again computes "
-        f"{'it' if len(store.damaged) == 1 else 'them'} anew."
-        for store in stores
-        if store.damaged
+        f"{f'{model} ' if with_model else ''}{', '.join(methods)} at {', '.join(lengths)} ({', '.join(subjects)})"
+        for model, methods, subjects, lengths in rows
     ]
 
 
-def but_damaged(stores: Sequence[Store]) -> str:
-    """What to say behind `no cells`: that there are damaged ones, if so."""
-    damaged = {cell: reason for store in stores for cell, reason in store.damaged.items()}
-    return f" but damaged ones ({_ids_named(damaged)})" if damaged else ""
+def _trainings(cells: Sequence[PlannedCell]) -> list[str]:
+    """`yarn on cot, trained, seeds 0–4` and so on."""
+    rows = [(cell.pe, posgen_rule(cell), _regime(cell), _seed(cell)) for cell in cells]
+    return [
+        f"{pe} on {rule}, {regime}, {'seed' if len(seeds) == 1 else 'seeds'} {numbers_text(seeds)}"
+        for pe, rule, regime, seeds in _together(rows, 3)
+    ]
 
 
-def _ids_named(damaged: Mapping[str, str]) -> str:
-    """`0123abcd: its records differ in model; …; and 3 more`."""
-    named = "; ".join(f"{cell[:40]}: {reason}" for cell, reason in [*damaged.items()][:MAX_NAMED])
-    return f"{named}; and {len(damaged) - MAX_NAMED:,} more" if len(damaged) > MAX_NAMED else named
-
-
-def _left_out(posgen: Mapping[str, int]) -> str:
-    """A sentence on cells that another command shows."""
-    number, folders = sum(posgen.values()), " ".join(posgen)
-    are = "PosGen cell is" if number == 1 else "PosGen cells are"
-    return f"{number} {are} left out here: longeval posgen table {folders} shows them."
-
-
-def _rank(cell: StoredCell) -> tuple[bool, str]:
-    """Ok before failed, then the later date."""
-    return cell.status == "ok", cell.records[0].provenance.date
-
-
-def _values(cell: StoredCell) -> dict[str, float | None]:
-    return {record.metric: record.value for record in cell.records} | {cell.status: None}
-
-
-def _name(cell: StoredCell) -> str:
-    record = cell.records[0]
-    return f"{record.pe}, {format_length(record.length)}, {record.data or record.task}"
-
-
-def _outcome(cell: StoredCell) -> str:
-    record = cell.records[0]
-    shown = cell.status if record.value is None else f"{record.metric} {record.value:.6g}"
-    return f"{shown} on {record.provenance.date}"
+def _together(rows: Iterable[tuple[Any, ...]], place: int) -> list[tuple[Any, ...]]:
+    """Makes rows that differ in one place alone one row, which has all their values in that place, each once."""
+    values: dict[tuple[Any, ...], dict[Any, None]] = {}
+    for row in rows:
+        values.setdefault(row[:place] + row[place + 1 :], {})[row[place]] = None
+    return [(*others[:place], tuple(found), *others[place:]) for others, found in values.items()]

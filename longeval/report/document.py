@@ -205,9 +205,13 @@ class Data:
 
     name: str
     """The file's name without suffix."""
-    columns: tuple[str, ...]
     rows: tuple[Mapping[str, Any], ...]
     """Column to value; a column that a row lacks is empty."""
+
+    @property
+    def columns(self) -> list[str]:
+        """All columns, in the order in which rows have them."""
+        return list(dict.fromkeys(column for row in self.rows for column in row))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -267,8 +271,7 @@ class Document:
     @property
     def data(self) -> tuple[Data, ...]:
         """Data of all sections, those of equal name joined."""
-        found: dict[str, Data] = {}
+        rows: dict[str, list[Mapping[str, Any]]] = {}
         for part in (part for section in self.sections for part in section.data if part.rows):
-            before = found[part.name].rows if part.name in found else ()
-            found[part.name] = Data(name=part.name, columns=part.columns, rows=(*before, *part.rows))
-        return tuple(found.values())
+            rows.setdefault(part.name, []).extend(part.rows)
+        return tuple(Data(name=name, rows=tuple(found)) for name, found in rows.items())

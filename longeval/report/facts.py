@@ -8,8 +8,8 @@ from typing import Any
 
 from longeval.report.collect import Collection
 from longeval.report.document import Block, Bullets, Listing, Note, Paragraph, Prose, code, joined, prose
-from longeval.report.rows import GridRow, factor_text
 from longeval.report.settings import precision_text
+from longeval.report.tables import GridRow, factor_text
 from longeval.store.records import Record
 from longeval.values import format_length
 
@@ -84,22 +84,18 @@ def method_facts(rows: Sequence[GridRow]) -> list[Prose]:
     if factors:
         facts.append(prose("Factor s (target / native length): {}; other methods have none.", joined(", ", factors)))
     parameters = dict.fromkeys(
-        prose("`{}` {}", row.label, said) for row in rows if (said := _parameters(row.method)) is not None
+        prose("`{}` {}", row.label, _shortened(said)) for row in rows if (said := parameters_text(row))
     )
     if parameters:
         facts.append(prose("Method parameters: {}.", joined("; ", parameters)))
     return facts
 
 
-def _parameters(method: str) -> str | None:
-    """`beta_fast 32, beta_slow 1`: what is set, None where nothing is."""
-    values: dict[str, Any] = json.loads(method)
-    said = [
-        f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
-        for name, value in values.items()
-        if value is not None
-    ]
-    return _shortened(", ".join(said)) if said else None
+def parameters_text(row: GridRow) -> str:
+    """What is set of a method's parameters: `beta_fast 32, beta_slow 1`."""
+    values: dict[str, Any] = json.loads(row.method)
+    shown = {name: f"{value:g}" if isinstance(value, float) else value for name, value in values.items()}
+    return ", ".join(f"{name} {value}" for name, value in shown.items() if value is not None)
 
 
 def _shortened(text: str) -> str:

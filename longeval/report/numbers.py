@@ -71,6 +71,14 @@ def count_range(counts: Iterable[int | None]) -> str:
     return f"{min(known):,}" if min(known) == max(known) else f"{min(known):,}–{max(known):,}"
 
 
+def numbers_text(numbers: Iterable[int]) -> str:
+    """Whole numbers, ascending: `0–4` where there are three or more without a gap, else `1, 3`."""
+    ordered = sorted(set(numbers))
+    if len(ordered) > 2 and ordered[-1] - ordered[0] == len(ordered) - 1:
+        return f"{ordered[0]}–{ordered[-1]}"
+    return ", ".join(map(str, ordered))
+
+
 def format_score(value: float, stderr: float | None = None) -> str:
     """A score without its error: two decimals, three where the error is below 0.005, one from 10 on (percentages)."""
     return f"{value:.{_score_decimals(value, stderr)}f}"

@@ -9,19 +9,20 @@ and a grey), so that they can be told apart with any colour vision; the markers 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from longeval.printable import printable
 from longeval.report.document import Picture
-from longeval.report.rows import GridRow, base_method, factor_text, is_resonance
+from longeval.report.tables import GridRow, base_method, factor_text, is_resonance
 from longeval.values import format_length
 
 _STYLES = {
@@ -39,15 +40,27 @@ _STYLES = {
 _SPARE_STYLES = (("#332288", "h"), ("#44AA99", "p"), ("#AA4499", "d"), ("#661100", "8"))
 
 
-def new_figure() -> tuple[Figure, Axes]:
-    """An empty figure of one panel."""
-    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+def new_figure(width: float = 7.2, height: float = 4.2) -> Figure:
+    """An empty figure; sizes in inches."""
+    figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    return figure
+
+
+def plain_axes(axes: Axes) -> Axes:
+    """Leaves two sides of a panel open and puts a pale grid behind it."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(visible=True, which="major", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
-    return figure, axes
+    return axes
+
+
+def title_and_legend(figure: Figure, title: str, styles: Iterable[dict[str, Any]] = ()) -> None:
+    """A title above all panels, and a legend of lines in these styles beside them."""
+    handles = [Line2D([], [], **style) for style in styles]
+    if handles:
+        figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=8, handlelength=3.2)
+    figure.suptitle(title, fontsize=10, x=0.01, ha="left")
 
 
 def line_style(row: GridRow, rows: Sequence[GridRow], *, with_marker: bool) -> dict[str, Any]:
@@ -87,10 +100,14 @@ def native_line(axes: Axes, native_length: int | None) -> None:
     low, high = axes.get_xlim()
     if native_length is None or not low <= native_length <= high:
         return
-    axes.axvline(native_length, color="#666666", linewidth=1, linestyle=":", zorder=1)
-    label = f" native {format_length(native_length)}"
+    marked_length(axes, native_length, f" native {format_length(native_length)}", fontsize=8)
+
+
+def marked_length(axes: Axes, length: int, label: str, *, fontsize: int) -> None:
+    """A dotted line at a length, with a label above the panel."""
+    axes.axvline(length, color="#666666", linewidth=1, linestyle=":", zorder=1)
     transform = axes.get_xaxis_transform()
-    axes.text(native_length, 1.0, label, transform=transform, va="bottom", ha="center", fontsize=8, color="#444444")
+    axes.text(length, 1.0, label, transform=transform, va="bottom", ha="center", fontsize=fontsize, color="#444444")
 
 
 def render(figure: Figure) -> Picture:

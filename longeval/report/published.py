@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from longeval.report.document import Block, Bullets, Heading, Paragraph, Prose, Row, Table, TableCell, code, symbol
 from longeval.report.numbers import MISSING, format_factor
-from longeval.report.rows import GridRow, base_method, factor_text
+from longeval.report.tables import DASH, GridRow, base_method, factor_text
 from longeval.values import format_length
 
 Kind = Literal["tasks", "perplexity", "posgen"]
@@ -35,7 +35,7 @@ class PublishedRow:
     """How it was trained on with the method; null where the weights are as they came."""
     values: dict[str, float]
     """Column → number, in the set's unit; columns without one are left out."""
-    variances: dict[str, float] = field(default_factory=dict)
+    variances: dict[str, float]
     """Of PosGen: column → the variance printed beside the number."""
 
 
@@ -48,14 +48,15 @@ class PublishedSet:
     arxiv: str
     table: str
     kind: Kind
-    data: str | None
+    unit: str
+    data: str | None = None
     """Of perplexities: longeval's name of the data."""
-    protocol: str | None
-    cut: str | None
+    protocol: str | None = None
+    cut: str | None = None
     """Of tasks: which part of a long document was cut, as `--overlong` names it."""
-    answers: int | None
+    answers: int | None = None
     """Of tasks: most new tokens of an answer."""
-    params: dict[str, int | float | str]
+    params: dict[str, int | float | str] = field(default_factory=dict)
     """Of PosGen: settings that the paper states, by the names of longeval's records."""
     setting: tuple[str, ...]
     """Sentences for the reader."""
@@ -75,87 +76,99 @@ def published_sets() -> tuple[PublishedSet, ...]:
     import yaml
 
     with open(PATH, encoding="utf-8") as file:
-        return tuple(_set(entry) for entry in yaml.safe_load(file)["sets"])
+        return tuple(_set(**entry) for entry in yaml.safe_load(file)["sets"])
 
 
-def _set(plain: dict[str, Any]) -> PublishedSet:
-    source = plain["source"]
-    return PublishedSet(
-        name=plain["name"],
-        paper=source["paper"],
-        arxiv=source["arxiv"],
-        table=source["table"],
-        kind=plain["kind"],
-        data=plain.get("data"),
-        protocol=plain.get("protocol"),
-        cut=plain.get("cut"),
-        answers=plain.get("answers"),
-        params=plain.get("params", {}),
-        setting=tuple(plain["setting"]),
-        columns=tuple(plain["columns"]),
-        rows=tuple(_row(row, plain["columns"]) for row in plain["rows"]),
-    )
+def _set(
+    *, source: dict[str, Any], rows: list[Any], columns: list[str], setting: list[str], **fields: Any
+) -> PublishedSet:
+    made = tuple(_row(columns, **row) for row in rows)
+    return PublishedSet(**source, **fields, columns=tuple(columns), setting=tuple(setting), rows=made)
 
 
-def _row(plain: dict[str, Any], columns: Sequence[str]) -> PublishedRow:
+def _row(
+    columns: Sequence[str],
+    *,
+    factor: float | None,
+    values: Sequence[float | None],
+    variances: Sequence[float | None] = (),
+    **fields: Any,
+) -> PublishedRow:
     return PublishedRow(
-        model=plain["model"],
-        method=plain["method"],
-        factor=None if plain["factor"] is None else float(plain["factor"]),
-        context=plain["context"],
-        tuning=plain["tuning"],
-        values=_numbers(plain["values"], columns),
-        variances=_numbers(plain["variances"], columns) if "variances" in plain else {},
+        **fields,
+        factor=None if factor is None else float(factor),
+        values={column: float(value) for column, value in zip(columns, values, strict=True) if value is not None},
+        variances={c: float(value) for c, value in zip(columns, variances, strict=False) if value is not None},
     )
 
 
-def _numbers(values: Sequence[float | None], columns: Sequence[str]) -> dict[str, float]:
-    """Column → number, of a row's list."""
-    return {column: float(value) for column, value in zip(columns, values, strict=True) if value is not None}
+class OwnRow(NamedTuple):
+    """A row of ours in a comparison."""
+
+    row: GridRow
+    window: int | None
+    """The window where all its cells have one."""
+    cells: Sequence[TableCell]
 
 
 def comparison_blocks(
-    published: PublishedSet, ours: str, table: Table, differences: Sequence[str]
+    published: PublishedSet,
+    model: str,
+    rows: Sequence[OwnRow],
+    *,
+    title: str,
+    columns: Sequence[str],
+    number: Callable[[float], str],
+    differences: Iterable[str],
 ) -> tuple[Block, ...]:
     """One comparison: its heading and source, the table of both, and what differs.
 
     Args:
         published: The paper's table.
-        ours: Title of the section whose numbers stand below it.
-        table: Their rows, then ours.
-        differences: In which settings they differ, a clause each.
+        model: Our model.
+        rows: Our rows, below theirs.
+        title: Title of the section whose numbers these are.
+        columns: Columns of the table; the paper need not have all of them.
+        number: How a published number is written.
+        differences: In which settings the two differ, a clause each, beside models and factors.
     """
-    source = " ".join([f"Source: {published.source}.", *published.setting])
+    theirs = [
+        _published_row(row, [_number_cell(row.values.get(column), number) for column in columns])
+        for row in published.rows
+    ]
+    table = Table(
+        columns=("whose", "model", "method", symbol("s"), "window", "trained on", *columns),
+        rows=(*theirs, *(_own_row(model, row) for row in rows)),
+        left=3,
+    )
+    told = [*_models(published, model), *differences, *_factors(published, [row.row for row in rows])]
     return (
-        Heading(text=f"{published.name}: {ours} beside {published.paper}"),
-        Paragraph(text=source),
+        Heading(text=f"{published.name}: {title} beside {published.paper}"),
+        Paragraph(text=" ".join([f"Source: {published.source}.", *published.setting])),
         table,
         Paragraph(text="What differs:"),
-        Bullets(items=tuple(differences)),
+        Bullets(items=tuple(told)),
     )
 
 
-def published_columns(columns: Iterable[str]) -> tuple[Prose, ...]:
-    """Column titles of a comparison: what `published_row` and `own_row` put in front, then `columns`."""
-    return ("whose", "model", "method", symbol("s"), "window", "trained on", *columns)
+def _number_cell(value: float | None, number: Callable[[float], str]) -> TableCell:
+    return DASH if value is None else TableCell(text=number(value))
 
 
-def published_row(row: PublishedRow, cells: Iterable[TableCell]) -> Row:
-    """A row of the paper."""
+def _published_row(row: PublishedRow, cells: Iterable[TableCell]) -> Row:
     factor = MISSING if row.factor is None else format_factor(row.factor)
     method = code(row.method) if re.fullmatch("[a-z_0-9]+", row.method) else row.method
     start: list[Prose] = ["published", row.model, method, factor, row.context or MISSING, row.tuning or "no"]
     return Row(cells=(*(TableCell(text=text) for text in start), *cells))
 
 
-def own_row(model: str, row: GridRow, length: int | None, cells: Iterable[TableCell]) -> Row:
-    """A row of ours; `length` is the window where all its cells have one."""
-    window = MISSING if length is None else format_length(length)
-    start: list[Prose] = ["ours", model, code(row.label), factor_text(row), window, "no"]
-    return Row(cells=(*(TableCell(text=text) for text in start), *cells))
+def _own_row(model: str, own: OwnRow) -> Row:
+    window = MISSING if own.window is None else format_length(own.window)
+    start: list[Prose] = ["ours", model, code(own.row.label), factor_text(own.row), window, "no"]
+    return Row(cells=(*(TableCell(text=text) for text in start), *own.cells))
 
 
-def model_differences(published: PublishedSet, model: str) -> list[str]:
+def _models(published: PublishedSet, model: str) -> list[str]:
     """How the models differ, and whether theirs were trained with the method."""
     theirs = list(dict.fromkeys(row.model for row in published.rows))
     if any(_same_model(name, model) for name in theirs):
@@ -173,7 +186,7 @@ def _same_model(theirs: str, ours: str) -> bool:
     return a == b
 
 
-def factor_differences(published: PublishedSet, rows: Sequence[GridRow]) -> list[str]:
+def _factors(published: PublishedSet, rows: Sequence[GridRow]) -> list[str]:
     """Methods that both have, with other factors."""
     found = []
     for base in dict.fromkeys(base_method(row.pe) for row in rows):

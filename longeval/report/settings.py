@@ -1,23 +1,22 @@
 """Settings that decide which records may stand in one table, and how tables that differ in them are told apart.
 
-What a reader compares must differ in the method alone: cells of one column that were asked with other settings got
-other samples, so they go into a table of their own that is named by the setting (`limit 10`).
+What a reader compares must differ in the method alone. Cells of one column that were asked with other settings got
+other samples, so they go into a table of their own, named by the setting (`limit 10`).
+
+A run folder outlives versions of longeval. A task whose prompts, samples or scoring have changed gives cells with other
+ids, while all that a user set is as before. The newest is what the request means today, so it alone goes into tables;
+older cells stay in the CSV and JSON, and a note counts them.
 """
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
-from longeval.report.rows import canonical, method_of
 from longeval.store.records import Record
-
-# Cells that only the program's version tells apart: a report shows the newest, and says how many older ones there are.
-#
-# A run folder outlives versions of longeval. A task whose prompts, samples or scoring have changed gives cells with
-# other ids, while all that a user set is as before. Side by side they would look like two methods; the newest is what
-# the request means today, so it alone goes into tables. The others stay in the CSV and JSON.
 
 OUTCOMES = frozenset({"ci", "stderr", "primary", "filter", "higher_is_better"})
 """Parameters that say something of a result or of one metric."""
@@ -25,15 +24,84 @@ OUTCOMES = frozenset({"ci", "stderr", "primary", "filter", "higher_is_better"})
 DEFINITION = frozenset({"prompts", "task_digest", "task_version", "own_prompts", "chance"})
 """Parameters that a task's definition and the program's version decide, not the request."""
 
-_NO_SETTINGS = OUTCOMES | DEFINITION | {"own_native_length", "data_origin"}
+LED_TO_SAMPLES = frozenset({"limit", "same_samples", "overlong"})
+"""Settings that decide nothing beside the samples that they led to."""
+
+OF_SERVER = frozenset({"base_url", "served_model"})
+"""Which server answered. Each computes with one method, so methods that are compared come from several."""
+
+OF_METHOD = frozenset({"method", "pin_length", "own_native_length", "source"})
+"""Parameters that belong to a method, or say where something was found."""
+
+_DIGESTS = frozenset({"weights", "tokenizer", "data_digest", "task_digest"})
+"""Parameters whose values tell a reader nothing. They are named only where nothing else tells two tables apart."""
+
+_FOLLOWS = _DIGESTS | {"end_tokens", "clean_up_spaces"}
+"""Parameters that follow from model, data and task. Earlier versions recorded fewer of them."""
+
+_DEFAULTS = {"haystack": "noise"}
+"""Defaults of settings that are something else than nothing, off or zero, and that earlier versions did not record."""
+
+
+def canonical(value: Any) -> str:
+    """JSON with sorted keys: equal texts for equal values."""
+    plain = value is None or isinstance(value, str | int | float)
+    return _canonical_plain(value) if plain else json.dumps(value, sort_keys=True)
+
+
+@lru_cache(maxsize=1 << 14, typed=True)
+def _canonical_plain(value: Any) -> str:
+    """The same for a value that isn't nested. Reports ask for few of them, each very often."""
+    return json.dumps(value)
+
+
+def method_of(record: Record) -> str:
+    """Parameters of a record's method as canonical JSON, with the length that its one table is pinned to, if it is."""
+    pinned = record.params.get("pin_length")
+    return canonical((record.params.get("method") or {}) | ({} if pinned is None else {"pin_length": pinned}))
+
+
+def agree(a: Record, b: Record, ignored: Collection[str]) -> bool:
+    """Whether two records have the same parameters.
+
+    New settings are recorded only where they aren't the default, so one that a record lacks has its default. Nothing
+    can be told of a parameter that follows from model, data and task where an earlier version didn't record it.
+
+    Args:
+        a: One record.
+        b: The other.
+        ignored: Names of parameters that may differ.
+    """
+    names = (a.params.keys() | b.params.keys()) - set(ignored)
+    return all(_agree_in(name, a, b) for name in names)
+
+
+def _agree_in(name: str, a: Record, b: Record) -> bool:
+    if name in a.params and name in b.params:
+        return canonical(a.params[name]) == canonical(b.params[name])
+    recorded = a.params.get(name, b.params.get(name))
+    return name in _FOLLOWS or not recorded or recorded == _DEFAULTS.get(name)
+
+
+def comparable(a: Record, b: Record) -> bool:
+    """Whether two cells of a task differ in the method alone: the same settings and definition of the task.
+
+    Prompts may differ (`paired_score` takes the samples that have the same one). Equal ones show that settings that
+    only led to them made no difference.
+    """
+    if (a.task, a.length, a.backend, a.dtype) != (b.task, b.length, b.backend, b.dtype):
+        return False
+    same_prompts = a.params.get("prompts") is not None and a.params["prompts"] == b.params.get("prompts")
+    ignored = OF_METHOD | OF_SERVER | OUTCOMES | {"prompts"} | (LED_TO_SAMPLES if same_prompts else frozenset())
+    return agree(a, b, ignored)
 
 
 def older_cells(records: Iterable[Record]) -> frozenset[str]:
     """Ids of the cells for which there is a newer one that nothing but the program's version tells apart.
 
-    A parameter that one of two versions doesn't record can't tell these two apart. The newest is the one finished last,
-    even if it failed: its failure is what the request gives today.
+    The newest is the one finished last, even if it failed: its failure is what the request gives today.
     """
+    ignored = OUTCOMES | DEFINITION | {"own_native_length", "data_origin"}
     places: dict[tuple[object, ...], dict[str, Record]] = defaultdict(dict)
     for record in records:
         places[_place(record)].setdefault(record.cell, record)
@@ -41,21 +109,18 @@ def older_cells(records: Iterable[Record]) -> frozenset[str]:
     for found in places.values():
         newest_first = sorted(found.values(), key=lambda record: (record.provenance.date, record.cell), reverse=True)
         for number, record in enumerate(newest_first):
-            if any(_same_settings(record, newer) for newer in newest_first[:number]):
+            if any(agree(record, newer, ignored) for newer in newest_first[:number]):
                 older.add(record.cell)
     return frozenset(older)
 
 
-def code_of(record: Record) -> str:
-    """What computed a cell: `code 5b563c5`, or the release where no commit is known."""
-    provenance = record.provenance
-    if provenance.commit is None:
-        return f"longeval {provenance.versions.get('longeval', 'of an unknown version')}"
-    return f"code {provenance.commit[:7]}{' with uncommitted changes' if provenance.dirty else ''}"
+def _place(record: Record) -> tuple[object, ...]:
+    subject = (record.model, record.task, record.data, record.protocol, record.backend, record.dtype)
+    return *subject, record.pe, record.factor, record.length, canonical(record.params.get("members"))
 
 
 def older_note(records: Sequence[Record], older: frozenset[str]) -> str:
-    """A sentence for the reader about cells that are left out; empty without any.
+    """A sentence on cells that are left out since newer ones differ in the version alone; empty without any.
 
     Args:
         records: All records.
@@ -67,38 +132,22 @@ def older_note(records: Sequence[Record], older: frozenset[str]) -> str:
     codes = ", ".join(sorted({code_of(record) for record in left_out.values()}))
     dates = sorted(record.provenance.date[:10] for record in left_out.values())
     when = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
-    what = "an older cell is" if len(left_out) == 1 else f"{len(left_out):,} older cells are"
     subjects = ", ".join(dict.fromkeys(record.task or record.data or "" for record in left_out.values()))
+    one = len(left_out) == 1
     return (
-        f"{what[0].upper()}{what[1:]} left out of tables and figures ({subjects}; {codes}, {when}): "
-        f"{'a newer one has' if len(left_out) == 1 else 'newer ones have'} the same settings, and only the program's "
-        f"version or the task's definition differs. {'It stays' if len(left_out) == 1 else 'They stay'} in the CSV "
-        "and JSON files."
+        f"{'An older cell is' if one else f'{len(left_out):,} older cells are'} left out of tables and figures "
+        f"({subjects}; {codes}, {when}): {'a newer one has' if one else 'newer ones have'} the same settings, and only "
+        f"the program's version or the task's definition differs. {'It stays' if one else 'They stay'} in the CSV and "
+        "JSON files."
     )
 
 
-def _same_settings(a: Record, b: Record) -> bool:
-    names = (a.params.keys() & b.params.keys()) - _NO_SETTINGS
-    return all(canonical(a.params[name]) == canonical(b.params[name]) for name in names)
-
-
-def _place(record: Record) -> tuple[object, ...]:
-    subject = (record.model, record.task, record.data, record.protocol, record.backend, record.dtype)
-    return *subject, record.pe, record.factor, record.length, canonical(record.params.get("members"))
-
-
-_DIGESTS = frozenset({"weights", "tokenizer", "data_digest", "task_digest"})
-"""Parameters whose values tell a reader nothing; named only where nothing else tells two tables apart."""
-
-
-LED_TO_SAMPLES = frozenset({"limit", "same_samples", "overlong"})
-"""Settings that decide nothing beside the samples that they led to."""
-
-OF_SERVER = frozenset({"base_url", "served_model"})
-"""Which server answered: each computes with one method, so that methods that are compared come from several."""
-
-OF_METHOD = frozenset({"method", "pin_length", "own_native_length", "source"})
-"""Parameters that belong to a method, or say where something was found."""
+def code_of(record: Record) -> str:
+    """What computed a cell: `code 5b563c5`, or the release where no commit is known."""
+    provenance = record.provenance
+    if provenance.commit is None:
+        return f"longeval {provenance.versions.get('longeval', 'of an unknown version')}"
+    return f"code {provenance.commit[:7]}{' with uncommitted changes' if provenance.dirty else ''}"
 
 
 class Part(NamedTuple):
@@ -117,8 +166,8 @@ def split(
     Args:
         records: Of one metric of one subject (data and protocol, or a task).
         params: Parameters that split wherever they differ.
-        per_cell: Parameters that never split, since they belong to a row or a cell; all others that every record has
-            split where cells of one method, factor and length differ in them. None: no others split.
+        per_cell: Parameters that never split, since they belong to a row or a cell. All others split where cells of one
+            method, factor and length differ in them. None: no others split.
         columns: They split where cells of one length differ in them, whatever their methods.
 
     Returns:
@@ -132,6 +181,32 @@ def split(
         parts[_values(record, keys)].append(record)
     differing = _telling(keys, list(parts))
     return [Part(", ".join(_shown(key, _setting(part[0], key)) for key in differing), part) for part in parts.values()]
+
+
+def _colliding(records: Sequence[Record], keys: Sequence[str], per_cell: frozenset[str], *, columns: bool) -> list[str]:
+    """Names of other parameters in which cells of one place differ."""
+    names = {name for record in records for name in record.params} - {*keys, *per_cell}
+    colliding = []
+    for key in sorted(names):
+        if key in _FOLLOWS and not all(key in record.params for record in records):
+            continue
+        values: dict[tuple[Any, ...], set[tuple[str, str]]] = defaultdict(set)
+        for record in records:
+            row = () if columns and key not in OF_SERVER else (record.pe, record.factor, method_of(record))
+            # What led to samples makes no difference where the samples are the same after all.
+            prompts = canonical(record.params.get("prompts")) if key in LED_TO_SAMPLES else ""
+            # A record that lacks a setting has its default.
+            value = canonical(record.params.get(key) or _DEFAULTS.get(key))
+            values[*row, record.length, *_values(record, keys)].add((value, prompts))
+        if any(_several(found) for found in values.values()):
+            colliding.append(key)
+    return colliding
+
+
+def _several(found: set[tuple[str, str]]) -> bool:
+    """Whether values differ, and the prompts that they led to."""
+    values, prompts = ({pair[place] for pair in found} for place in (0, 1))
+    return len(values) > 1 and (prompts <= {"", "null"} or len(prompts) > 1)
 
 
 def _telling(keys: Sequence[str], parts: Sequence[tuple[str, ...]]) -> list[str]:
@@ -166,41 +241,3 @@ def _shown(key: str, value: Any) -> str:
 def precision_text(dtype: str) -> str:
     """`float32`; `precision unknown` where a server doesn't tell."""
     return "precision unknown" if dtype == "unknown" else dtype
-
-
-def _colliding(records: Sequence[Record], keys: Sequence[str], per_cell: frozenset[str], *, columns: bool) -> list[str]:
-    """Names of other parameters in which cells of one place differ."""
-    if not records:
-        return []
-    # What an older version didn't record tells nothing.
-    others = sorted(set.intersection(*(set(record.params) for record in records)) - {*keys, *per_cell})
-    colliding = []
-    for key in others:
-        values: dict[tuple[Any, ...], set[tuple[str, str]]] = defaultdict(set)
-        for record in records:
-            row = () if columns and key not in OF_SERVER else (record.pe, record.factor, method_of(record))
-            # What led to samples makes no difference where the samples are the same after all.
-            prompts = canonical(record.params.get("prompts")) if key in LED_TO_SAMPLES else ""
-            values[*row, record.length, *_values(record, keys)].add((canonical(record.params[key]), prompts))
-        if any(_several(found) for found in values.values()):
-            colliding.append(key)
-    return colliding
-
-
-def _several(found: set[tuple[str, str]]) -> bool:
-    """Whether values differ, and the prompts that they led to."""
-    values, prompts = ({pair[place] for pair in found} for place in (0, 1))
-    return len(values) > 1 and (prompts <= {"", "null"} or len(prompts) > 1)
-
-
-def comparable(a: Record, b: Record) -> bool:
-    """Whether two cells of a task differ in the method alone: the same settings and definition of the task.
-
-    Prompts may differ (`paired_score` takes the samples that have the same one); equal ones show that settings that
-    only led to them made no difference.
-    """
-    same_prompts = a.params.get("prompts") is not None and a.params["prompts"] == b.params.get("prompts")
-    ignored = OF_METHOD | OF_SERVER | OUTCOMES | {"prompts"} | (LED_TO_SAMPLES if same_prompts else frozenset())
-    names = (a.params.keys() & b.params.keys()) - ignored
-    same = (a.task, a.length, a.backend, a.dtype) == (b.task, b.length, b.backend, b.dtype)
-    return same and all(canonical(a.params[name]) == canonical(b.params[name]) for name in names)

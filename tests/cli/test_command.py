@@ -79,7 +79,8 @@ def test_flags_are_the_fields(made):
         sheep=("a", "b"), nights=3, share=0.5, asleep=True, counted=False, style="loud", dogs=("x,y", "z")
     )
     assert how == {
-        "out": "run", "json_path": None, "dry_run": False, "fresh": False, "track": None, "quiet": True, "verbose": False,
+        "out": "run", "json_path": None, "dry_run": False, "fresh": False, "track": None, "quiet": True,
+        "verbose": False,
     }  # fmt: skip
 
 

@@ -140,7 +140,7 @@ def test_a_report_on_a_folder_with_more_than_posgen_leaves_posgen_out():
     store.save([dataclasses.replace(posgen.records[0], cell="abc", **others)])
     collection = collect(["run"])
     assert [cell.cell for cell in collection.cells] == ["abc"]
-    assert any("1 PosGen cell" in note and "longeval posgen table run" in note for note in collection.notes)
+    assert any("1 cell is left out" in note and "longeval posgen table run" in note for note in collection.notes)
 
 
 def test_ctrl_c_says_that_checkpoints_are_there(capsys, monkeypatch):

@@ -54,8 +54,8 @@ def test_a_table_reads_alike_in_all_formats():
 
 
 def test_data_of_one_name_is_one_file():
-    one, two = (Data(name="pairs", columns=("a",), rows=({"a": value},)) for value in (1, 2))
-    section = Section(title="s", blocks=(), data=(one, Data(name="none", columns=("a",), rows=())))
+    one, two = (Data(name="pairs", rows=({"a": value},)) for value in (1, 2))
+    section = Section(title="s", blocks=(), data=(one, Data(name="none", rows=())))
     made = dataclasses.replace(document(), sections=(section, dataclasses.replace(section, data=(two,))))
     assert [(data.name, [*data.rows]) for data in made.data] == [("pairs", [{"a": 1}, {"a": 2}])]
 

@@ -8,7 +8,7 @@ from longeval.report.formats.markdown import block_text
 from longeval.report.published import PATH, published_sets
 from longeval.report.tables import build_grids
 from longeval.studies.ppl import report as of_perplexity
-from longeval.studies.tasks.report import sections as of_tasks
+from longeval.studies.tasks import report as of_tasks
 from longeval.studies.tasks.report.tables import build_task_sets
 from longeval.values import parse_length
 

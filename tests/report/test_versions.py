@@ -61,13 +61,26 @@ def test_averages_of_other_members_are_not_older():
 
 
 @pytest.mark.parametrize(
-    ("name", "newer"), [("haystack", [{}]), ("limit", [{"limit": 5}, {"limit": 10}])], ids=["one", "between"]
+    ("name", "newer", "same"),
+    [
+        ("haystack", "noise", True),
+        ("haystack", "essays", False),
+        ("limit", None, True),
+        ("limit", 5, False),
+        ("parse_special", True, False),
+        ("end_tokens", [2], True),
+        ("clean_up_spaces", True, True),
+    ],
 )
-def test_a_parameter_that_an_older_version_did_not_record_tells_nothing(name, newer):
-    before = old()
-    del before[0].params[name]
-    after = [record for params in newer for record in task(params=params)]
-    assert older_cells([*before, *after]) == {before[0].cell}
+def test_a_setting_that_a_record_lacks_has_its_default_and_what_follows_from_the_model_tells_nothing(name, newer, same):
+    before, after = old(), task(params={name: newer})
+    before[0].params.pop(name, None)
+    assert older_cells([*before, *after]) == ({before[0].cell} if same else frozenset())
+
+
+def test_cells_of_one_column_stand_apart_where_only_one_has_a_setting():
+    found = tables_of(task(), task("yarn", params={"new_setting": 3, "prompts": "other"}))
+    assert [table.differs for table in found] == ["no new_setting", "new_setting 3"]
 
 
 def test_methods_whose_table_is_pinned_stand_beside_those_that_have_one_anyway():

@@ -5,39 +5,31 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from longeval.printable import printable
 from longeval.report.document import Document
 from longeval.report.formats import register
-from longeval.store.records import Record
 
 _PROVENANCE = ("date", "commit", "dirty", "device", "platform", "command")
 
 
 @register("csv")
 def csv_report(document: Document) -> str:
-    """All records of a report, one a line."""
-    return records_csv(document.records, document.older)
+    """All records of a report, one a line: their fields, a column `params.NAME` per parameter, and provenance.
 
-
-def records_csv(records: Sequence[Record], older: Collection[str] = ()) -> str:
-    """One line per record: its fields, one column `params.NAME` per parameter, and the main fields of provenance.
-
-    Args:
-        records: All records.
-        older: Ids of cells that tables leave out for newer ones: true in the last column, `older`.
+    The last column, `older`, is true for cells that tables leave out for newer ones.
     """
-    names = sorted({name for record in records for name in record.params})
+    names = sorted({name for record in document.records for name in record.params})
     lines: list[dict[str, Any]] = []
-    for record in records:
+    for record in document.records:
         plain = record.to_json()
         provenance = plain.pop("provenance")
         params = plain.pop("params")
         line = plain | {f"params.{name}": params.get(name) for name in names}
         line |= {f"provenance.{name}": provenance[name] for name in _PROVENANCE}
-        lines.append(line | {"older": record.cell in older})
+        lines.append(line | {"older": record.cell in document.older})
     return csv_text(list(lines[0]), lines)
 
 

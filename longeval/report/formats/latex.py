@@ -6,7 +6,7 @@ Intervals go through the macro `\ci`, so that one line in the preamble hides the
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from longeval.printable import printable
 from longeval.report.document import Document, Prose, Row, Style, Table, TableCell, spans
@@ -64,7 +64,21 @@ def _table(table: Table) -> str:
     columns[0] = columns[0][:1].upper() + columns[0][1:]
     indent = r"\quad " if any(row.is_heading for row in table.rows) else ""
     rows = [_row(row, len(columns), indent) for row in table.rows]
-    return table_source(caption, f"tab:{table.label}", columns, rows, table.left)
+    lines = [
+        r"\begin{table}",
+        r"  \centering",
+        f"  \\caption{{{caption}}}",
+        f"  \\label{{tab:{table.label}}}",
+        f"  \\begin{{tabular}}{{{'l' * table.left}{'r' * (len(columns) - table.left)}}}",
+        r"    \toprule",
+        f"    {' & '.join(columns)} \\\\",
+        r"    \midrule",
+        *(f"    {' & '.join(row)} \\\\" for row in rows),
+        r"    \bottomrule",
+        r"  \end{tabular}",
+        r"\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def _sentence(note: Prose) -> str:
@@ -95,22 +109,3 @@ def _number(text: str) -> str:
         return escape_latex(text)
     sign, mantissa, exponent, percent = match.groups()
     return f"${sign.replace('−', '-')}{mantissa}{{\\times}}10^{{{exponent}}}${escape_latex(percent)}"
-
-
-def table_source(caption: str, label: str, columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """A booktabs table; caption, columns and cells are LaTeX already."""
-    lines = [
-        r"\begin{table}",
-        r"  \centering",
-        f"  \\caption{{{caption}}}",
-        f"  \\label{{{label}}}",
-        f"  \\begin{{tabular}}{{{'l' * left}{'r' * (len(columns) - left)}}}",
-        r"    \toprule",
-        f"    {' & '.join(columns)} \\\\",
-        r"    \midrule",
-        *(f"    {' & '.join(row)} \\\\" for row in rows),
-        r"    \bottomrule",
-        r"  \end{tabular}",
-        r"\end{table}",
-    ]
-    return "\n".join(lines) + "\n"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from longeval.printable import as_markup
@@ -78,8 +77,3 @@ def _width(table: Table) -> int:
             longest = max(map(len, _lines(cell))) + (indent if number == 0 and not row.is_heading else 0)
             widths[number] = max(widths[number], longest)
     return sum(widths) + 3 * len(widths) + 1
-
-
-def terminal_tables(tables: Sequence[Table], width: int | None = None) -> list[rich.table.Table]:
-    """Several tables; see `terminal_table`."""
-    return [terminal_table(table, width) for table in tables]

@@ -60,7 +60,7 @@ class PosGenStudy:
 
     def report(self) -> StudyReport:
         """See `Study`."""
-        from longeval.studies.posgen.report.sections import REPORT
+        from longeval.studies.posgen.report import REPORT
 
         return REPORT
 

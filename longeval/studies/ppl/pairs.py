@@ -6,11 +6,12 @@ from resampling the same units in both (`stats.paired`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from longeval.report.rows import GridRow, base_row
-from longeval.report.tables import Grid
+from longeval.report.document import Data, Table, TableCell, prose
+from longeval.report.numbers import format_percent
+from longeval.report.tables import DASH, Grid, GridRow, length_columns, method_row, resonance_pairs
 from longeval.stats.bootstrap import PairedDifference, paired
 from longeval.store.nll import TokenNll
 from longeval.store.records import Record
@@ -49,10 +50,7 @@ def pair_rows(grid: Grid, nll: Callable[[str], TokenNll | None]) -> list[PairRow
         One row per pair with equal parameters and factor and at least one length where both have values.
     """
     pairs = []
-    for row in grid.rows:
-        base = base_row(row, grid.rows)
-        if base is None:
-            continue
+    for base, row in resonance_pairs(grid.rows):
         cells = {}
         for length in grid.lengths:
             cell = _pair_cell(grid, base.cells.get(length), row.cells.get(length), nll)
@@ -82,3 +80,72 @@ def _pair_cell(
         )
     ratio = resonance.value / base.value - 1 if difference is None else difference.ratio
     return PairCell(base=base, resonance=resonance, ratio=ratio, difference=difference)
+
+
+def pair_table(grid: Grid, pairs: Sequence[PairRow], slug: str) -> Table:
+    """Differences between each method and its resonance form."""
+    every = [cell for pair in pairs for cell in pair.cells.values()]
+    drawn = next((cell.difference for cell in every if cell.difference is not None), None)
+    text = (
+        "Relative change of perplexity when the wavelengths of the method are rounded (negative: resonance is better)"
+    )
+    if drawn is not None:
+        text += (
+            f", with the {drawn.level:.0%} interval from resampling the same {drawn.kind}s in both. "
+            "Bold: the interval excludes 0. The intervals are not corrected for how many there are"
+        )
+    if any(cell.difference is None for cell in every):
+        text += ". Differences without an interval: the token-level NLLs are not stored, or are of other tokens"
+    return Table(
+        columns=length_columns(["pair"], grid.lengths),
+        rows=tuple(
+            method_row(
+                pair.base,
+                [_shown(pair.cells.get(length)) for length in grid.lengths],
+                [prose("`{}` vs `{}`", pair.resonance.label, pair.base.label)],
+            )
+            for pair in pairs
+        ),
+        title=grid.title,
+        caption=f"{text}.",
+        label=f"pairs-{slug}",
+    )
+
+
+def _shown(cell: PairCell | None) -> TableCell:
+    if cell is None:
+        return DASH
+    found = cell.difference
+    interval = None if found is None else (format_percent(found.low), format_percent(found.high))
+    is_different = found is not None and found.excludes_zero
+    return TableCell(text=format_percent(cell.ratio), interval=interval, is_strong=is_different)
+
+
+def pair_data(grid: Grid, pairs: Iterable[PairRow]) -> Data:
+    """One row per pair and length: the difference of the resonance form from its base, in percent and in points."""
+    drawn = ("points_low", "points_high", "excludes_zero", "units", "kind", "level", "resamples", "seed")
+    rows = []
+    for pair in pairs:
+        for length, cell in pair.cells.items():
+            base, resonance, found = cell.base.value, cell.resonance.value, cell.difference
+            points = None if base is None or resonance is None else resonance - base
+            rows.append(
+                {
+                    "model": grid.model,
+                    "data": grid.data,
+                    "protocol": grid.protocol,
+                    "differs": grid.differs,
+                    "base": pair.base.label,
+                    "resonance": pair.resonance.label,
+                    "factor": cell.base.factor,
+                    "length": length,
+                    "perplexity_base": base,
+                    "perplexity_resonance": resonance,
+                    "ratio": cell.ratio,
+                    "ratio_low": None if found is None else found.low,
+                    "ratio_high": None if found is None else found.high,
+                    "points": points if found is None else found.points,
+                    **{name: getattr(found, name, None) for name in drawn},
+                }
+            )
+    return Data(name="pairs", rows=tuple(rows))

@@ -43,7 +43,7 @@ class TasksStudy:
 
     def report(self) -> StudyReport:
         """See `Study`."""
-        from longeval.studies.tasks.report.sections import REPORT
+        from longeval.studies.tasks.report import REPORT
 
         return REPORT
 

@@ -9,18 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from longeval.report import plots
 from longeval.report.document import Picture
-from longeval.report.plots import line_style
+from longeval.report.plots import line_style, marked_length, new_figure, plain_axes, title_and_legend
 from longeval.stats.bootstrap import FloatArray
 from longeval.store.curves import Curves
 from longeval.studies.posgen.report.tables import PosGenRow, PosGenTable
@@ -37,8 +35,6 @@ _GUESS: dict[str, Any] = {"color": "#888888", "linewidth": 1, "linestyle": (0, (
 
 SMOOTHED = 4
 """A point of a curve by position is the mean of so many: single ones differ by the luck of the test sequences."""
-
-Along = Literal["positions", "epochs"]
 
 BY_POSITION = ("accuracy", "generated", "loss")
 """Curves along positions, as `Curves` names them."""
@@ -78,7 +74,7 @@ class RowCurves:
             width: So many neighbouring points of each seed become one, their mean.
             edge: None of them holds points on both sides of this one.
         """
-        along: Along = "epochs" if name in BY_EPOCH else "positions"
+        along = "epochs" if name in BY_EPOCH else "positions"
         points = [dict(zip(getattr(one, along), getattr(one, name), strict=True)) for one in self.curves]
         if along == "epochs" and any(len(found) > 1 for found in points):
             # Weights that were trained without this table have a loss at their end only, which is no curve.
@@ -125,24 +121,18 @@ def position_figure(table: PosGenTable, curves: Sequence[RowCurves]) -> Picture 
     if not names:
         return None
     figure, panels, tasks = _panels(names, curves, shared_y="all")
-    params = table.params
-    train_length, test_length = params.get("train_length"), params.get("test_length")
-    for line, name in enumerate(names):
-        for column, task in enumerate(tasks):
-            axes = panels[line][column]
+    train_length, test_length = table.params["train_length"], table.params["test_length"]
+    for line, name in zip(panels, names, strict=True):
+        for axes, task in zip(line, tasks, strict=True):
             for one in _of_task(curves, task):
-                if (band := one.band(name, width=SMOOTHED, edge=train_length or 0)) is not None:
+                if (band := one.band(name, width=SMOOTHED, edge=train_length)) is not None:
                     _draw(axes, band, line_style(one.row.row, _rows(curves), with_marker=False), scale=100)
             axes.set_ylim(-3, 103)
-            if params.get("modulus"):
-                axes.axhline(100 / params["modulus"], **_GUESS, zorder=1)
-            if train_length and test_length:
-                axes.set_xlim(0, test_length)
-                axes.xaxis.set_major_locator(
-                    FixedLocator(range(0, test_length + 1, max(train_length, test_length // 4)))
-                )
-                _mark(axes, train_length, label=line == 0)
-        panels[line][0].set_ylabel(f"Accuracy (%),\n{_ROW_TITLES[name]}", fontsize=8)
+            axes.axhline(100 / table.params["modulus"], **_GUESS, zorder=1)
+            axes.set_xlim(0, test_length)
+            axes.xaxis.set_major_locator(FixedLocator(range(0, test_length + 1, max(train_length, test_length // 4))))
+            marked_length(axes, train_length, f"trained to {train_length}" if name == names[0] else "", fontsize=7)
+        line[0].set_ylabel(f"Accuracy (%),\n{_ROW_TITLES[name]}", fontsize=8)
     for axes in panels[-1]:
         axes.set_xlabel("Position of the predicted token", fontsize=8)
     return _finish(figure, table, curves, f"Accuracy by position, {table.title}")
@@ -154,20 +144,17 @@ def loss_figure(table: PosGenTable, curves: Sequence[RowCurves]) -> Picture | No
     if not names:
         return None
     figure, panels, tasks = _panels(names, curves, shared_y="row")
-    for line, name in enumerate(names):
+    for line, name in zip(panels, names, strict=True):
         shown: list[float] = []
-        for column, task in enumerate(tasks):
-            axes = panels[line][column]
+        for axes, task in zip(line, tasks, strict=True):
             for one in _of_task(curves, task):
                 if (band := one.band(name)) is not None:
                     _draw(axes, band, line_style(one.row.row, _rows(curves), with_marker=False))
                     shown += [value for value in band.mean_K.tolist() if math.isfinite(value) and value > 0]
-            if table.params.get("modulus"):
-                guess = math.log(table.params["modulus"])
-                axes.axhline(guess, **_GUESS, zorder=1)
+            axes.axhline(math.log(table.params["modulus"]), **_GUESS, zorder=1)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-        _loss_axes(panels[line], shown)
-        panels[line][0].set_ylabel(f"Loss (nats),\n{_ROW_TITLES[name]}", fontsize=8)
+        _loss_axes(line, shown)
+        line[0].set_ylabel(f"Loss (nats),\n{_ROW_TITLES[name]}", fontsize=8)
     for axes in panels[-1]:
         axes.set_xlabel("Epoch", fontsize=8)
     return _finish(figure, table, curves, f"Validation loss by epoch, {table.title}")
@@ -180,15 +167,10 @@ def _of_task(curves: Sequence[RowCurves], task: str) -> list[RowCurves]:
 def _panels(names: Sequence[str], curves: Sequence[RowCurves], *, shared_y: Any) -> tuple[Figure, Any, list[str]]:
     """A grid of panels: a line per curve, a column per task."""
     tasks = list(dict.fromkeys(one.task for one in curves))
-    size = (max(5.6, 2.9 * len(tasks)) + 1.9, 2.3 * len(names) + 0.7)
-    figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(max(5.6, 2.9 * len(tasks)) + 1.9, 2.3 * len(names) + 0.7)
     panels = figure.subplots(len(names), len(tasks), squeeze=False, sharex=True, sharey=shared_y)
     for axes in panels.flat:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(visible=True, which="major", color="#dddddd", linewidth=0.6)
-        axes.set_axisbelow(True)
-        axes.tick_params(labelsize=8)
+        plain_axes(axes).tick_params(labelsize=8)
     for axes, task in zip(panels[0], tasks, strict=True):
         axes.set_title(task, fontsize=9, loc="left", pad=14)
     return figure, panels, tasks
@@ -213,15 +195,6 @@ def _draw(axes: Axes, band: Band, style: dict[str, Any], *, scale: float = 1.0) 
         )
 
 
-def _mark(axes: Axes, train_length: int, *, label: bool) -> None:
-    """A line at the training length, named above the panel."""
-    axes.axvline(train_length, color="#666666", linewidth=1, linestyle=":", zorder=1)
-    if label:
-        transform = axes.get_xaxis_transform()
-        text = f"trained to {train_length}"
-        axes.text(train_length, 1.0, text, transform=transform, va="bottom", ha="center", fontsize=7, color="#444444")
-
-
 def _loss_axes(panels: Sequence[Axes], shown: Sequence[float]) -> None:
     """Logarithmic where losses span more than a factor of ten, with labels that are numbers."""
     if not shown or max(shown) <= 10 * min(shown):
@@ -237,9 +210,6 @@ def _loss_axes(panels: Sequence[Axes], shown: Sequence[float]) -> None:
 
 def _finish(figure: Figure, table: PosGenTable, curves: Sequence[RowCurves], title: str) -> Picture:
     drawn = [row.row for row in table.rows if any(one.row is row for one in curves)]
-    handles = [Line2D([], [], **line_style(row, drawn, with_marker=False)) for row in drawn]
-    if table.params.get("modulus"):
-        handles.append(Line2D([], [], **_GUESS, label="guessing"))
-    figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=8, handlelength=3.2)
-    figure.suptitle(title, fontsize=10, x=0.01, ha="left")
+    styles = [line_style(row, drawn, with_marker=False) for row in drawn]
+    title_and_legend(figure, title, [*styles, _GUESS | {"label": "guessing"}])
     return plots.render(figure)

@@ -8,19 +8,7 @@ from dataclasses import dataclass
 from itertools import combinations, pairwise
 from typing import NamedTuple
 
-from longeval.report.document import (
-    Block,
-    Bullets,
-    Heading,
-    Paragraph,
-    Prose,
-    Span,
-    Table,
-    TableCell,
-    code,
-    joined,
-    prose,
-)
+from longeval.report.document import Block, Bullets, Heading, Paragraph, Prose, Table, TableCell, code, joined, prose
 from longeval.report.numbers import format_factor
 from longeval.report.published import PublishedRow, PublishedSet, published_sets
 from longeval.report.tables import DASH, method_row
@@ -88,37 +76,30 @@ class Comparison:
         return Published(found.values[task], found.variances[task])
 
     def both(self, task: str) -> list[Both]:
-        """Methods that have both numbers on a task, in the order of the rows."""
+        """Methods that have both numbers on a task, the best of ours first."""
         found = [(row, row.runs[task].mean(OOD), self.number(row, task)) for row in self.rows]
-        return [Both(row, ours.mean, theirs.mean) for row, ours, theirs in found if ours is not None and theirs]
+        both = [Both(row, ours.mean, theirs.mean) for row, ours, theirs in found if ours is not None and theirs]
+        return sorted(both, key=lambda one: -one.ours)
 
     def differences(self) -> Iterator[tuple[str, str, str]]:
         """Settings that the paper states and this table has otherwise: name, theirs, ours."""
         params = self.table.params | {"dtype": self.table.records[0].dtype, "seeds": len(self.table.seeds)}
         for name, theirs in self.published.params.items():
-            if name in _OF_METHODS:
-                found = self._of_methods(name)
-            else:
-                found = [params[name]] if params.get(name) is not None else []
-            if any(not _equal(theirs, ours) for ours in found):
-                yield name, _text(theirs), " and ".join(map(_text, found))
+            ours = self._of_methods(name) if name in _OF_METHODS else [params.get(name)]
+            ours = [value for value in ours if value is not None]
+            if not all(_equal(theirs, value) for value in ours):
+                yield name, _text(theirs), " and ".join(map(_text, ours))
 
-    def left_open(self) -> Iterator[tuple[str, str]]:
+    def left_open(self) -> list[str]:
         """Settings that the paper's text doesn't state, with ours."""
-        for name in _LEFT_OPEN:
-            if name in self.table.params:
-                yield name, _text(self.table.params[name])
+        params = self.table.params
+        return [f"{name} {_text(params[name])}" for name in _LEFT_OPEN if name in params]
 
     def _of_methods(self, name: str) -> list[object]:
         """Values of a setting among methods with a factor that the paper has too, each once."""
-        found: dict[object, None] = {}
-        for row in self.rows:
-            for runs in row.runs.values():
-                for record in runs.records:
-                    value = record.factor if name == "factor" else record.params.get(name)
-                    if record.factor is not None and value is not None:
-                        found[value] = None
-        return list(found)
+        records = [record for row in self.rows for runs in row.runs.values() for record in runs.records]
+        having = [record for record in records if record.factor is not None]
+        return list(dict.fromkeys(r.factor if name == "factor" else r.params.get(name) for r in having))
 
     def _row(self, row: PosGenRow) -> PublishedRow | None:
         return next((theirs for theirs in self.published.rows if theirs.method == row.row.pe), None)
@@ -129,11 +110,6 @@ def comparison(table: PosGenTable) -> Comparison | None:
     (published,) = [found for found in published_sets() if found.kind == "posgen"]
     found = Comparison(published=published, table=table)
     return found if found.rows and found.tasks else None
-
-
-def _lead(above: PosGenRow, below: PosGenRow, task: str) -> SeedMean | None:
-    """How much one method is above another, over the seeds that both have."""
-    return paired_over_seeds(below.values(task), above.values(task))
 
 
 def _equal(a: object, b: object) -> bool:
@@ -178,40 +154,49 @@ def _cells(beside: Comparison, row: PosGenRow, task: str) -> list[TableCell]:
 
 
 def _order_items(task: str, methods: Sequence[Both]) -> list[Prose | Bullets]:
-    """Whether the means are in the published order, each pair that isn't, and what the seeds can tell."""
+    """Whether the means are in the published order, each pair that isn't, and what the seeds can tell.
+
+    Args:
+        task: The task.
+        methods: The best of ours first.
+    """
     if len(methods) < 2:
         return []
-    inverted = list(_inverted(methods))
-    ours = sorted(methods, key=lambda one: -one.ours)
-    ties = [round(one.ours, 2) == round(other.ours, 2) for one, other in pairwise(ours)]
-    here = [Span(ours[0].row.name, "code")]
-    for one, is_tie in zip(ours[1:], ties, strict=True):
-        here += [Span(" = " if is_tie else " > "), Span(one.row.name, "code")]
+    inverted = [(above, below) for above, below in combinations(methods, 2) if _is_inverted(above, below)]
+    here: Prose = code(methods[0].row.name)
+    for above, below in pairwise(methods):
+        here = joined(" = " if _is_tie(above, below) else " > ", (here, code(below.row.name)))
     if inverted:
         theirs = joined(" > ", (code(one.row.name) for one in sorted(methods, key=lambda one: -one.theirs)))
         template = "{}: the means are not in the published order. Here {}; published {}."
-        said = prose(template, task, tuple(here), theirs)
-    elif any(ties):
-        said = prose("{}: no mean is above one that it is below there, {}.", task, tuple(here))
+        said = prose(template, task, here, theirs)
+    elif any(_is_tie(above, below) for above, below in pairwise(methods)):
+        said = prose("{}: no mean is above one that it is below there, {}.", task, here)
     else:
-        said = prose("{}: the means are in the published order, {}.", task, tuple(here))
+        said = prose("{}: the means are in the published order, {}.", task, here)
     inner = [_inversion(task, above, below) for above, below in inverted]
-    inner += _certainty(task, [one.row for one in ours])
-    return [said, Bullets(items=tuple(inner))]
+    return [said, Bullets(items=(*inner, *_certainty(task, methods)))]
 
 
-def _inverted(methods: Sequence[Both]) -> Iterator[tuple[Both, Both]]:
-    """Pairs that stand in the other order here than in the paper, the better one here first."""
-    for one, other in combinations(methods, 2):
-        above, below = (one, other) if one.ours > other.ours else (other, one)
-        if round(above.ours, 2) > round(below.ours, 2) and above.theirs < below.theirs:  # equal as shown is no order
-            yield above, below
+def _is_tie(above: Both, below: Both) -> bool:
+    """Whether two of our means read the same."""
+    return round(above.ours, 2) == round(below.ours, 2)
+
+
+def _is_inverted(above: Both, below: Both) -> bool:
+    """Whether two methods stand in the other order in the paper. Means that read the same have no order."""
+    return not _is_tie(above, below) and above.theirs < below.theirs
+
+
+def _lead(above: Both, below: Both, task: str) -> SeedMean | None:
+    """How much one method is above another, over the seeds that both have."""
+    return paired_over_seeds(below.row.values(task), above.row.values(task))
 
 
 def _inversion(task: str, above: Both, below: Both) -> Prose:
     """Which two methods are the other way round, by how much, and whether the seeds can tell."""
     points = above.ours - below.ours
-    difference = _lead(above.row, below.row, task)
+    difference = _lead(above, below, task)
     if difference is None:
         known = "; no seed has both"
     elif difference.n == 1:
@@ -226,19 +211,19 @@ def _inversion(task: str, above: Both, below: Both) -> Prose:
     return prose(template, above.row.name, f"{points:.2f}", below.row.name, known, published)
 
 
-def _certainty(task: str, rows: Sequence[PosGenRow]) -> Iterator[Prose]:
+def _certainty(task: str, methods: Sequence[Both]) -> Iterator[Prose]:
     """Of which neighbours in the order here the seeds can tell that one is above the other."""
     told: list[Prose] = []
     open_: list[Prose] = []
     untold: list[Prose] = []
-    for above, below in pairwise(rows):
+    for above, below in pairwise(methods):
+        pair = prose("`{}` and `{}`", above.row.name, below.row.name)
         lead = _lead(above, below, task)
         if lead is None or lead.n == 1:
-            untold.append(prose("`{}` and `{}`", above.name, below.name))
+            untold.append(pair)
         else:
             numbers = f"({points_text(lead.mean)}, interval {interval_text(lead)}, {lead.n} seeds)"
-            pair = prose("`{}` and `{}` {}", above.name, below.name, numbers)
-            (told if lead.excludes_zero else open_).append(pair)
+            (told if lead.excludes_zero else open_).append(joined(" ", (pair, numbers)))
     if told:
         template = "Neighbours that the seeds tell apart (the paired interval excludes 0): {}."
         yield prose(template, joined(", ", told))
@@ -260,7 +245,6 @@ def _setting_items(beside: Comparison) -> list[Prose]:
         items = [f"Other settings here than the paper states: {', '.join(named)}."]
     if beside.table.regime != "trained":
         items.append("The regime here is not the one of the paper's text, but the one of its published code.")
-    left_open = [f"{name} {ours}" for name, ours in beside.left_open()]
-    if left_open:
+    if left_open := beside.left_open():
         items.append(f"What the paper's text leaves open is here: {', '.join(left_open)}.")
     return items

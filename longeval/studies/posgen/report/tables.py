@@ -10,18 +10,17 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from longeval.report.collect import Collection
+from longeval.report.collect import Collection, posgen_rule
 from longeval.report.document import Prose, TableCell, symbol
-from longeval.report.numbers import counted
-from longeval.report.rows import GridRow, base_method, base_row, is_resonance, method_of, method_rows, row_name
-from longeval.report.settings import split
-from longeval.report.tables import DASH
+from longeval.report.numbers import counted, numbers_text
+from longeval.report.settings import method_of, split
+from longeval.report.tables import DASH, GridRow, base_method, is_resonance, method_rows, resonance_pairs, row_name
 from longeval.stats.seeds import SeedMean, over_seeds, paired_over_seeds
-from longeval.store.plan import PlannedRequest
+from longeval.store.curves import CURVES
+from longeval.store.plan import PlannedCell, PlannedRequest
 from longeval.store.records import Record
-from longeval.studies.posgen.report.cells import place_of
 
 OOD, IN_DISTRIBUTION, GENERATED = "accuracy_ood", "accuracy_in_distribution", "accuracy_generated"
 METRICS = (OOD, IN_DISTRIBUTION, GENERATED)
@@ -30,6 +29,30 @@ _PER_CELL = frozenset(
     {"regime", "seed", "data_seed", "training", "trained_with", "method", "own_native_length", "ci", "stacked"}
 )
 """Parameters that belong to a row, a seed or a cell, never to a table; the first three are treated apart."""
+
+
+REGIMES = {
+    "trained": "the method is on while training and in evaluation, as the paper's text has it",
+    "swapped": "the base is off while training (YaRN trains as plain RoPE) and switched on for evaluation, Resonance's "
+    "rounding is on in both, as in the paper's published code",
+}
+"""What each regime means."""
+
+
+class PosGenPlace(NamedTuple):
+    """What a cell is about, apart from settings."""
+
+    task: str
+    regime: str
+    pe: str
+    seed: int
+
+
+def place_of(cell: Record | PlannedCell) -> PosGenPlace:
+    """Where a cell belongs."""
+    regime, seed = cell.params.get("regime"), cell.params.get("seed")
+    seed = seed if isinstance(seed, int) else 0
+    return PosGenPlace(task=posgen_rule(cell), regime=str(regime), pe=cell.pe, seed=seed)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,8 +132,12 @@ class PosGenTable:
     def title(self) -> str:
         """`regime trained, posgen-2x512, 150 epochs, float32`."""
         first = self.records[0]
-        epochs = first.params.get("epochs", "?")
-        return f"regime {self.regime}, {first.model}, {epochs} {'epoch' if epochs == 1 else 'epochs'}, {first.dtype}"
+        return f"regime {self.regime}, {first.model}, {counted(first.params['epochs'], 'epoch')}, {first.dtype}"
+
+    @property
+    def seeds_phrase(self) -> str:
+        """`5 seeds (0–4)`."""
+        return f"{counted(len(self.seeds), 'seed')} ({numbers_text(self.seeds)})"
 
     def is_best(self, row: PosGenRow, task: str, metric: str) -> bool:
         """Whether a method is at least as good as the other of its pair, at two decimals; False without another."""
@@ -121,15 +148,13 @@ class PosGenTable:
 
     def pairs(self) -> Iterator[PosGenPair]:
         """Resonance forms whose base is in the table with the same parameters and factor."""
-        for row in self.rows:
-            base_of_row = base_row(row.row, [other.row for other in self.rows])
-            base = next((other for other in self.rows if other.row is base_of_row), None)
-            if base is None:
-                continue
-            found = {task: paired_over_seeds(base.values(task), row.values(task)) for task in self.tasks}
+        rows = {(row.row.pe, row.row.method, row.row.factor): row for row in self.rows}
+        for pair in resonance_pairs([row.row for row in self.rows]):
+            base, resonance = (rows[one.pe, one.method, one.factor] for one in pair)
+            found = {task: paired_over_seeds(base.values(task), resonance.values(task)) for task in self.tasks}
             differences = {task: difference for task, difference in found.items() if difference is not None}
             if differences:
-                yield PosGenPair(base=base, resonance=row, differences=differences)
+                yield PosGenPair(base=base, resonance=resonance, differences=differences)
 
 
 def _is_pair(a: GridRow, b: GridRow) -> bool:
@@ -145,8 +170,8 @@ def _shown_mean(row: PosGenRow, task: str, metric: str) -> float | None:
 
 
 def build_tables(collection: Collection) -> list[PosGenTable]:
-    """Sorts all records into tables, in the order of their first records."""
-    records = collection.records
+    """Sorts PosGen's records into tables, in the order of their first records."""
+    records = collection.made_from(CURVES)
     names = sorted({name for record in records for name in record.params} - _PER_CELL)
     tables: list[PosGenTable] = []
     for part in split(records, names, None):
@@ -170,28 +195,40 @@ def _by_data(records: Sequence[Record]) -> list[tuple[str, list[Record]]]:
 
 
 def _table(regime: str, differs: str, records: list[Record], planned: Sequence[PlannedRequest]) -> PosGenTable:
-    by_row: dict[tuple[str, str, float | None], dict[str, dict[int, dict[str, Record]]]] = defaultdict(dict)
-    replaced = 0
-    for record in sorted(records, key=_later_and_ok_last):
-        place = place_of(record)
-        cells = by_row[record.pe, method_of(record), record.factor].setdefault(place.task, {})
-        before = next(iter(cells.get(place.seed, {}).values()), None)
-        if before is None or before.cell != record.cell:  # of two cells in one place, the one sorted last
-            cells[place.seed] = {}
-            replaced += before is not None
-        cells[place.seed][record.metric] = record
+    cells = _latest(records)
+    shown = [record for record in records if record.cell in cells]
     tasks = tuple(dict.fromkeys(place_of(record).task for record in records))
     grid_rows = method_rows(records)
     rows = []
     for row in grid_rows:
-        assert not isinstance(row.factor, str)  # all cells of a table have one length
-        found = by_row[row.pe, row.method, row.factor]
-        runs = {task: Runs(cells=dict(sorted(found.get(task, {}).items()))) for task in tasks}
+        own = [r for r in shown if (r.pe, method_of(r), r.factor) == (row.pe, row.method, row.factor)]
+        runs = {task: _runs([record for record in own if place_of(record).task == task]) for task in tasks}
         rows.append(PosGenRow(row=row, name=row_name(row, grid_rows), runs=runs))
     seeds = {place_of(record).seed for record in records} | _planned_seeds(regime, records, planned)
     return PosGenTable(
-        regime=regime, differs=differs, tasks=tasks, seeds=tuple(sorted(seeds)), rows=tuple(rows), replaced=replaced
+        regime=regime,
+        differs=differs,
+        tasks=tasks,
+        seeds=tuple(sorted(seeds)),
+        rows=tuple(rows),
+        replaced=len({record.cell for record in records} - cells),
     )
+
+
+def _latest(records: Sequence[Record]) -> set[str]:
+    """Ids of the cells that are shown: of those in one place an ok one before a failed one, then the later."""
+    cells: dict[tuple[object, ...], str] = {}
+    for record in sorted(records, key=lambda record: (record.status == "ok", record.provenance.date, record.cell)):
+        cells[method_of(record), record.factor, place_of(record)] = record.cell
+    return set(cells.values())
+
+
+def _runs(records: Sequence[Record]) -> Runs:
+    """One method on one task, of its records."""
+    cells: dict[int, dict[str, Record]] = defaultdict(dict)
+    for record in records:
+        cells[place_of(record).seed][record.metric] = record
+    return Runs(cells=dict(sorted(cells.items())))
 
 
 def _planned_seeds(regime: str, records: Sequence[Record], planned: Sequence[PlannedRequest]) -> set[int]:
@@ -202,11 +239,7 @@ def _planned_seeds(regime: str, records: Sequence[Record], planned: Sequence[Pla
     return {place.seed for place in places if place.regime == regime}
 
 
-def _later_and_ok_last(record: Record) -> tuple[bool, str, str]:
-    return record.status == "ok", record.provenance.date, record.cell
-
-
-# How means over seeds are written: the number with its variance, its interval, and how many seeds it is of.
+# How means over seeds are shown.
 
 
 def mean_cell(

@@ -15,22 +15,17 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from longeval.report import plots
 from longeval.report.document import Data, Picture
 from longeval.report.numbers import format_score
-from longeval.report.plots import length_axis, line_style, native_line
-from longeval.report.rows import GridRow, row_name
+from longeval.report.plots import length_axis, line_style, native_line, new_figure, plain_axes, title_and_legend
+from longeval.report.tables import GridRow, row_name
 from longeval.store.samples import Sample
 from longeval.studies.tasks.report.tables import TaskSet, TaskTable
 from longeval.values import format_length
-
-# Scores by where in the context the needle lies: from the samples of tasks that have a depth.
 
 MAX_LEVELS = 11
 """As many distinct depths are shown each by itself; more are put into ten bins of equal width."""
@@ -80,58 +75,59 @@ def depth_table(table: TaskTable, samples: Callable[[str], Sequence[Sample] | No
         table: The task, by a metric that samples have.
         samples: Cell id → samples, or None.
     """
-    found: dict[tuple[str, int], list[Sample]] = {}
+    found: list[tuple[str, int, float, float]] = []
     for row in table.rows:
         for length, record in row.cells.items():
             stored = samples(record.cell) if record.status == "ok" else None
-            having = [s for s in stored or () if s.depth is not None and table.metric in s.scores]
-            if having:
-                found[row_name(row, table.rows), length] = having
+            name = row_name(row, table.rows)
+            found += [
+                (name, length, sample.depth, sample.scores[table.metric])
+                for sample in stored or ()
+                if sample.depth is not None and table.metric in sample.scores
+            ]
     if not found:
         return None
-    levels, binned = _levels(s.depth for having in found.values() for s in having if s.depth is not None)
-    cells: dict[tuple[str, int, float], list[float]] = defaultdict(list)
-    for (name, length), having in found.items():
-        for sample in having:
-            if sample.depth is not None:
-                cells[name, length, _level(sample.depth, binned)].append(sample.scores[table.metric])
+    levels = tuple(sorted({round(depth, 2) for _, _, depth, _ in found}))
+    binned = len(levels) > MAX_LEVELS
+    if binned:
+        levels = tuple(k / _BINS for k in range(_BINS))  # all of them: an empty one says something too
+    values: dict[tuple[str, int, float], list[float]] = defaultdict(list)
+    for name, length, depth, value in found:
+        level = min(int(depth * _BINS), _BINS - 1) / _BINS if binned else round(depth, 2)
+        values[name, length, level].append(value)
+    names = {name for name, _, _, _ in found}
     return DepthTable(
         table=table,
-        rows=tuple(row for row in table.rows if any(name == row_name(row, table.rows) for name, _ in found)),
-        lengths=tuple(sorted({length for _, length in found})),
+        rows=tuple(row for row in table.rows if row_name(row, table.rows) in names),
+        lengths=tuple(sorted({length for _, length, _, _ in found})),
         levels=levels,
         binned=binned,
-        cells={key: DepthCell(value=math.fsum(values) / len(values), n=len(values)) for key, values in cells.items()},
+        cells={key: DepthCell(value=math.fsum(having) / len(having), n=len(having)) for key, having in values.items()},
     )
-
-
-def _levels(depths: Iterable[float]) -> tuple[tuple[float, ...], bool]:
-    """Levels of depths, and whether they are bins: then all ten, since an empty one says something too."""
-    exact = {_level(depth, binned=False) for depth in depths}
-    if len(exact) <= MAX_LEVELS:
-        return tuple(sorted(exact)), False
-    return tuple(k / _BINS for k in range(_BINS)), True
-
-
-def _level(depth: float, binned: bool) -> float:
-    """The level of a depth: itself in whole percent, or the lower end of its bin; 1 is in the last bin."""
-    return min(int(depth * _BINS), _BINS - 1) / _BINS if binned else round(depth, 2)
 
 
 def depth_data(tasks: TaskSet, every: Iterable[DepthTable]) -> Data:
     """One row per method, length and depth: mean score and number of samples; of a bin, its lower end."""
-    columns = ("model", "differs", "task", "metric", "pe", "factor", "length", "depth", "binned", "value", "n")
-    rows = []
-    for depths in every:
-        place: dict[str, Any] = {"model": tasks.model, "differs": tasks.differs, "task": depths.table.title}
-        place["metric"] = depths.table.metric
-        for row in depths.rows:
-            for (name, length, level), cell in sorted(depths.cells.items(), key=lambda item: item[0]):
-                if name == depths.name(row):
-                    method = {"pe": row.label, "factor": row.cells[length].factor, "length": length}
-                    score = {"depth": level, "binned": depths.binned, "value": cell.value, "n": cell.n}
-                    rows.append(place | method | score)
-    return Data(name="depths", columns=columns, rows=tuple(rows))
+    rows = [
+        {
+            "model": tasks.model,
+            "differs": tasks.differs,
+            "task": depths.table.title,
+            "metric": depths.table.metric,
+            "pe": row.label,
+            "factor": row.cells[length].factor,
+            "length": length,
+            "depth": level,
+            "binned": depths.binned,
+            "value": cell.value,
+            "n": cell.n,
+        }
+        for depths in every
+        for row in depths.rows
+        for (name, length, level), cell in sorted(depths.cells.items(), key=lambda item: item[0])
+        if name == depths.name(row)
+    ]
+    return Data(name="depths", rows=tuple(rows))
 
 
 _COLUMNS = 3
@@ -147,16 +143,13 @@ def score_figure(tasks: TaskSet) -> Picture | None:
         return None
     columns = _num_columns(len(tables))
     lines = math.ceil(len(tables) / columns)
-    figure = Figure(figsize=(max(4.6, 3.1 * columns) + 1.9, 2.7 * lines + 0.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(max(4.6, 3.1 * columns) + 1.9, 2.7 * lines + 0.5)
     every = [row for table in tables for row in table.rows]
     shown: dict[str, dict[str, Any]] = {}
     for place, table in enumerate(tables):
         axes = figure.add_subplot(lines, columns, place + 1)
         shown |= _score_panel(axes, table, every, tasks.native_length)
-    handles = [Line2D([], [], **style) for style in shown.values()]
-    figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=8, handlelength=3.2)
-    figure.suptitle(tasks.title, fontsize=10, x=0.01, ha="left")
+    title_and_legend(figure, tasks.title, shown.values())
     return plots.render(figure)
 
 
@@ -164,9 +157,7 @@ def _score_panel(
     axes: Axes, table: TaskTable, every: Sequence[GridRow], native_length: int | None
 ) -> dict[str, dict[str, Any]]:
     """Draws one task; returns the style of each line by its label."""
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(visible=True, which="major", color="#dddddd", linewidth=0.6)
-    axes.set_axisbelow(True)
+    plain_axes(axes)
     styles = {}
     values: list[float] = []
     for number, row in enumerate(table.rows):
@@ -222,8 +213,7 @@ def depth_figure(depths: DepthTable) -> Picture:
     lines = math.ceil(len(rows) / columns)
     width = max(0.62 * len(depths.lengths), 1.9)
     height = max(0.36 * len(depths.levels), 1.1)
-    figure = Figure(figsize=((width + 0.35) * columns + 1.7, (height + 0.55) * lines + 0.8), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure((width + 0.35) * columns + 1.7, (height + 0.55) * lines + 0.8)
     values = [cell.value for cell in depths.cells.values()]
     norm = Normalize(min(0.0, *values), max(1.0, *values))
     panels = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
@@ -240,7 +230,7 @@ def depth_figure(depths: DepthTable) -> Picture:
     bar = figure.colorbar(ScalarMappable(norm, _MAPS), ax=list(panels.flat), shrink=0.9, aspect=24, pad=0.02)
     bar.set_label(f"Mean {depths.table.metric}", fontsize=8)
     bar.ax.tick_params(labelsize=7)
-    figure.suptitle(f"{depths.table.title} by depth and length", fontsize=10, x=0.01, ha="left")
+    title_and_legend(figure, f"{depths.table.title} by depth and length")
     return plots.render(figure)
 
 

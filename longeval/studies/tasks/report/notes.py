@@ -7,9 +7,9 @@ from typing import Any
 
 from longeval.report.document import Bullets, Prose, joined, prose
 from longeval.report.facts import codes, method_facts, model_fact, unique
-from longeval.report.numbers import counted, format_score
-from longeval.report.rows import GridRow, outcome_lines, row_name
+from longeval.report.numbers import count_range, counted, format_score
 from longeval.report.settings import code_of
+from longeval.report.tables import GridRow, outcome_lines, places_text, row_name
 from longeval.stats.bootstrap import MIN_UNITS
 from longeval.store.records import Record
 from longeval.studies.tasks.report.figures import MAX_LEVELS
@@ -40,19 +40,19 @@ def table_notes(table: TaskTable) -> list[str]:
         return notes
     chance = table.chance
     if chance is not None:
-        near = _named(table, [r for r in table.records if is_chance(table, r)])
+        near = places_text(table.rows, [r for r in table.records if is_chance(table, r)])
         if near:
             notes.append(
                 f"{CHANCE_MARK} not distinguishable from guessing, which scores {format_score(chance)}: {near}"
             )
-        below = _named(table, [r for r in table.records if r.ci_high is not None and r.ci_high < chance])
+        below = places_text(table.rows, [r for r in table.records if r.ci_high is not None and r.ci_high < chance])
         if below:
             notes.append(f"below guessing, which scores {format_score(chance)}: {below}")
     notes += [*_mixed_notes(table), *_sample_notes(table)]
     no_interval = [r for r in table.records if r.value is not None and r.ci_low is None]
     if no_interval:
         why = f"fewer than {MIN_UNITS} independent samples or documents, or not a mean over samples"
-        notes.append(f"no interval ({why}): {_named(table, no_interval)}")
+        notes.append(f"no interval ({why}): {places_text(table.rows, no_interval)}")
     return notes
 
 
@@ -89,63 +89,39 @@ def _versions(table: TaskTable, length: int) -> dict[tuple[str, str] | None, tup
 
 def _sample_notes(table: TaskTable) -> list[str]:
     notes = []
-    counts = {length: table.counts("n", length) for length in table.lengths}
-    known = {length: count for length, count in counts.items() if count is not None}
-    fewest = min((low for low, _ in known.values()), default=FEW_SAMPLES)
-    if fewest < FEW_SAMPLES:
-        notes.append(f"few samples ({fewest}): only large differences could show")
-    if len({count for pair in known.values() for count in pair}) > 1:
-        each = ", ".join(f"{span(count)} at {format_length(length)}" for length, count in known.items())
+    samples = {length: found for length in table.lengths if (found := table.counts("n", length))}
+    every = [count for found in samples.values() for count in found]
+    if min(every, default=FEW_SAMPLES) < FEW_SAMPLES:
+        notes.append(f"few samples ({min(every)}): only large differences could show")
+    if len(set(every)) > 1:
+        each = ", ".join(f"{count_range(found)} at {format_length(length)}" for length, found in samples.items())
         notes.append(f"not the same number of samples everywhere ({each}): columns or rows are not fully comparable")
-    if any((table.counts("truncated", length) or (0, 0))[1] for length in table.lengths):
+    if any(count for length in table.lengths for count in table.counts("truncated", length)):
         notes.append("a sample whose document was cut to fit may have lost what the answer rests on")
-    documents = [count for length in table.lengths if (count := table.counts("documents", length)) is not None]
-    fewest = min((low for low, _ in documents), default=MIN_UNITS)
-    if fewest < MIN_UNITS and any(count[1] > fewest for count in known.values()):
+    documents = [count for length in table.lengths for count in table.counts("documents", length)]
+    fewest = min(documents, default=MIN_UNITS)
+    if fewest < MIN_UNITS and any(count > fewest for count in every):
         notes.append(f"few documents ({fewest}): even the standard errors are rough")
     return notes
 
 
-def span(count: tuple[int, int] | None) -> str:
-    """`20`, `18–20` where methods differ, or a dash."""
-    if count is None:
-        return "–"
-    low, high = count
-    return f"{low:,}" if low == high else f"{low:,}–{high:,}"
-
-
 def count_rows(table: TaskTable) -> list[tuple[str, list[str]]]:
     """Counts by length under a table: samples, and where there are any, shared documents, cut and left-out samples."""
-    fields: tuple[tuple[str, CountField], ...] = (
-        ("samples", "n"),
-        ("documents", "documents"),
-        ("cut to fit", "truncated"),
-        ("left out", "skipped"),
-    )
+    fields: dict[CountField, str] = {
+        "n": "samples",
+        "documents": "documents",
+        "truncated": "cut to fit",
+        "skipped": "left out",
+    }
     rows = []
-    for name, field in fields:
+    for field, name in fields.items():
         counts = [table.counts(field, length) for length in table.lengths]
-        if field == "n" or any(count is not None and count[1] for count in counts):
-            rows.append((name, [span(count) for count in counts]))
+        if field == "n" or any(map(any, counts)):
+            rows.append((name, [count_range(found) for found in counts]))
     return rows
 
 
-def _named(table: TaskTable, records: Sequence[Record]) -> str:
-    """`none 8k, 16k; yarn 16k`."""
-    chosen = {id(record) for record in records}
-    parts = [
-        f"{row_name(row, table.rows)} {', '.join(format_length(length) for length in lengths)}"
-        for row in table.rows
-        if (lengths := _lengths(row, chosen))
-    ]
-    return "; ".join(parts)
-
-
-def _lengths(row: GridRow, chosen: set[int]) -> list[int]:
-    return [length for length, record in sorted(row.cells.items()) if id(record) in chosen]
-
-
-# Exactly what was scored in a set of tasks and how, in sentences: prompts, decoding, samples, metrics, intervals.
+# How the tasks were scored, in sentences: prompts, decoding, samples, metrics, intervals.
 
 METRICS = {
     "accuracy": "mean credit of a sample, 0 to 1, by the task's own rule of right and wrong",

@@ -8,9 +8,8 @@ from typing import Any
 
 from longeval.report.document import Data, Prose, Row, Table, TableCell, prose, symbol
 from longeval.report.numbers import MISSING, counted, format_change, format_p, format_score
-from longeval.report.rows import GridRow, base_row, factor_text
 from longeval.report.settings import comparable
-from longeval.report.tables import DASH
+from longeval.report.tables import DASH, GridRow, factor_text, resonance_pairs
 from longeval.stats.bootstrap import MIN_UNITS
 from longeval.stats.scores import PairedScore, mcnemar, paired_score
 from longeval.store.records import Record
@@ -64,10 +63,7 @@ def task_pairs(table: TaskTable, samples: SamplesOf) -> list[TaskPair]:
     if table.members is not None:
         return []
     pairs = []
-    for row in table.rows:
-        base = base_row(row, table.rows)
-        if base is None:
-            continue
+    for base, row in resonance_pairs(table.rows):
         for length in table.lengths:
             a, b = base.cells.get(length), row.cells.get(length)
             if a is None or b is None or a.value is None or b.value is None:
@@ -207,11 +203,6 @@ def _where(pairs: Sequence[TaskPair]) -> str:
 
 def pair_data(tasks: TaskSet, pairs: Iterable[TaskPair]) -> Data:
     """One row per pair, task and length: what the resonance form scores more than its base on the same samples."""
-    columns = (
-        *("model", "differs", "task", "metric", "base", "resonance", "factor", "length", "score_base"),
-        *("score_resonance", "difference", "stderr", "ci_low", "ci_high", "ci_method", "p_mcnemar", "base_only"),
-        *("resonance_only", "n", "documents", "unmatched", "different", "why_not"),
-    )
     rows = []
     for pair in pairs:
         found = pair.found
@@ -226,12 +217,12 @@ def pair_data(tasks: TaskSet, pairs: Iterable[TaskPair]) -> Data:
             "length": pair.length,
             "score_base": pair.record_base.value if found is None else found.value_a,
             "score_resonance": pair.record_resonance.value if found is None else found.value_b,
-            "why_not": pair.why_not,
         }
-        if found is not None:
-            row |= {name: getattr(found, name) for name in ("difference", "stderr", "ci_low", "ci_high", "n")}
-            row |= {"ci_method": (found.how or {}).get("method"), "p_mcnemar": found.p, "documents": found.clusters}
-            row |= {"base_only": found.a_only, "resonance_only": found.b_only, "unmatched": found.unmatched}
-            row |= {"different": pair.is_different}
-        rows.append(row)
-    return Data(name="score_pairs", columns=columns, rows=tuple(rows))
+        row |= {name: getattr(found, name, None) for name in ("difference", "stderr", "ci_low", "ci_high")}
+        row["ci_method"] = None if found is None else (found.how or {}).get("method")
+        own = {"p_mcnemar": "p", "base_only": "a_only", "resonance_only": "b_only", "n": "n", "documents": "clusters"}
+        row |= {column: getattr(found, name, None) for column, name in own.items()}
+        row["unmatched"] = None if found is None else found.unmatched
+        row["different"] = None if found is None else pair.is_different
+        rows.append(row | {"why_not": pair.why_not})
+    return Data(name="score_pairs", rows=tuple(rows))

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from longeval.metrics import higher_is_better
 from longeval.report.document import Prose, Row, Table, TableCell, code, emphasis, joined, prose, symbol
 from longeval.report.facts import codes
-from longeval.report.numbers import format_score
-from longeval.report.rows import GridRow, ordered_rows, outcome_lines
-from longeval.report.tables import DASH, Grid, length_columns, method_row, method_rows_of, value_cell
+from longeval.report.numbers import count_range, format_score
+from longeval.report.tables import (
+    DASH,
+    Grid,
+    GridRow,
+    length_columns,
+    method_row,
+    method_rows_of,
+    ordered_rows,
+    outcome_lines,
+    records_of,
+    value_cell,
+)
 from longeval.store.records import Record
-from longeval.studies.tasks.report.notes import CHANCE_MARK, count_rows, is_chance, span, table_notes
+from longeval.studies.tasks.report.notes import CHANCE_MARK, count_rows, is_chance, table_notes
 from longeval.studies.tasks.report.tables import FEW_SAMPLES, CountField, TaskSet, TaskTable
 from longeval.values import format_length
 
@@ -45,25 +55,32 @@ def score_cell(record: Record | None, error: ScoreError, mark: str = "") -> Tabl
     return TableCell(text=text, interval=interval, mark=mark)
 
 
-def marked_cell(table: TaskTable, record: Record | None, error: ScoreError) -> TableCell:
+def _marked_cell(table: TaskTable, record: Record | None, error: ScoreError) -> TableCell:
     """A score of a task, with a mark where it can't be told from guessing."""
     return score_cell(record, error, CHANCE_MARK if is_chance(table, record) else "")
 
 
+def _score_rows(table: TaskTable, lengths: Sequence[int]) -> list[Row]:
+    """A task's methods."""
+    error = score_error(table.records)
+    return list(method_rows_of(table.rows, lengths, lambda record: _marked_cell(table, record, error)))
+
+
+def _has_chance(tables: Iterable[TaskTable]) -> bool:
+    """Whether any score has the mark of guessing."""
+    return any(is_chance(table, record) for table in tables for record in table.records)
+
+
 def task_table(table: TaskTable) -> Table:
     """One task with its counts and notes, or an average with its members."""
-    error = score_error(table.records)
-    rows = method_rows_of(table.rows, table.lengths, lambda record: marked_cell(table, record, error))
+    rows = _score_rows(table, table.lengths)
     if table.members is None:
-        rows += tuple(
-            Row(
-                cells=(TableCell(text=emphasis(name)), TableCell(text=""), *(TableCell(text=count) for count in counts))
-            )
-            for name, counts in count_rows(table)
-        )
+        for name, counts in count_rows(table):
+            texts: list[Prose] = [emphasis(name), "", *counts]
+            rows.append(Row(cells=tuple(TableCell(text=text) for text in texts)))
     return Table(
         columns=length_columns(["method"], table.lengths),
-        rows=rows,
+        rows=tuple(rows),
         caption="" if table.members is None else prose("Over {}.", codes(table.members)),
         notes=tuple(table_notes(table)),
     )
@@ -97,7 +114,7 @@ def paper_table(tasks: TaskSet, slug: str) -> Table:
     caption = "Scores by context length."
     caption += " 95% intervals in brackets." if "interval" in errors else ""
     caption += " ±: one standard error." if "stderr" in errors else ""
-    if any(is_chance(table, record) for table in tables for record in table.records):
+    if _has_chance(tables):
         caption += f" {CHANCE_MARK}: not distinguishable from guessing."
     notes = [
         f"{table.title}: {note.removeprefix(f'{CHANCE_MARK} ')}" for table in tables for note in table_notes(table)
@@ -116,10 +133,9 @@ def _all_tasks(tasks: TaskSet, tables: Sequence[TaskTable], *, caption: str, not
     """Tasks as blocks of methods, a column for each length."""
     rows: list[Row] = []
     for table in tables:
-        error = score_error(table.records)
-        counts = [TableCell(text=_count(table, length)) for length in tasks.lengths]
-        rows.append(Row(cells=(TableCell(text=heading(table)), TableCell(text=""), *counts), is_heading=True))
-        rows += _method_rows(table, tasks.lengths, error)
+        texts = (heading(table), "", *(_count(table, length) for length in tasks.lengths))
+        rows.append(Row(cells=tuple(TableCell(text=text) for text in texts), is_heading=True))
+        rows += _score_rows(table, tasks.lengths)
     return Table(
         columns=length_columns(["task, method"], tasks.lengths),
         rows=tuple(rows),
@@ -130,30 +146,26 @@ def _all_tasks(tasks: TaskSet, tables: Sequence[TaskTable], *, caption: str, not
     )
 
 
-def _method_rows(table: TaskTable, lengths: Sequence[int], error: ScoreError) -> tuple[Row, ...]:
-    return method_rows_of(table.rows, lengths, lambda record: marked_cell(table, record, error))
-
-
 def _count(table: TaskTable, length: int) -> str:
     """`n 20`; nothing for an average."""
-    count = table.counts("n", length)
-    return "" if table.members is not None or count is None else f"n {span(count)}"
+    counts = table.counts("n", length)
+    return f"n {count_range(counts)}" if counts and table.members is None else ""
 
 
 def _short_notes(tasks: TaskSet) -> list[str]:
     """Marks, how many samples were cut or left out, and why cells have no value."""
     notes = []
-    if any(is_chance(table, record) for table in tasks.tasks for record in table.records):
+    if _has_chance(tasks.tasks):
         notes.append(f"{CHANCE_MARK} can't be told from guessing")
     if any(record.n is not None and record.n < FEW_SAMPLES for table in tasks.tasks for record in table.records):
         notes.append(f"fewer than {FEW_SAMPLES} samples tell little: mind the intervals")
     kinds: tuple[tuple[CountField, str], ...] = (("truncated", "cut to fit"), ("skipped", "left out as too long"))
     for field, what in kinds:
         cells = [
-            f"{table.title} {format_length(length)}: {span(count)}"
+            f"{table.title} {format_length(length)}: {count_range(counts)}"
             for table in tasks.tasks
             for length in table.lengths
-            if (count := table.counts(field, length)) and count[1]
+            if any(counts := table.counts(field, length))
         ]
         if cells:
             notes.append(f"samples {what}: {', '.join(cells)}")
@@ -199,21 +211,19 @@ def chance_sentence(tables: Sequence[TaskTable]) -> Prose:
             f"{does} not."
         )
         return prose(template, codes(untold))
-    is_marked = any(is_chance(table, record) for table in known for record in table.records)
-    return f"{CHANCE_MARK}: can't be told from guessing." if is_marked else ""
+    return f"{CHANCE_MARK}: can't be told from guessing." if _has_chance(known) else ""
 
 
 # Perplexity and scores of the same model beside each other, one table per length.
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class BesideRow:
+class BesideRow(NamedTuple):
     """One method with one factor."""
 
     row: GridRow
     """From the first table that has it."""
-    perplexity: tuple[Record | None, ...]
-    scores: tuple[Record | None, ...]
+    perplexity: list[Record | None]
+    scores: list[Record | None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -221,11 +231,11 @@ class Beside:
     """One length."""
 
     length: int
-    grids: tuple[Grid, ...]
+    grids: list[Grid]
     """Perplexity columns."""
-    tables: tuple[TaskTable, ...]
+    tables: list[TaskTable]
     """Score columns: tasks, then averages."""
-    rows: tuple[BesideRow, ...]
+    rows: list[BesideRow]
 
 
 def beside(tasks: TaskSet, grids: Sequence[Grid]) -> list[Beside]:
@@ -239,10 +249,17 @@ def beside(tasks: TaskSet, grids: Sequence[Grid]) -> list[Beside]:
     found = []
     for length in tasks.lengths:
         columns = [grid for grid in same if length in grid.lengths]
-        tables = [table for table in (*tasks.tasks, *tasks.groups) if _has_value(_at(table, length))]
-        rows = _rows(length, columns, tables)
-        if any(_has_value(row.perplexity) and _has_value(row.scores) for row in rows):
-            found.append(Beside(length=length, grids=tuple(columns), tables=tuple(tables), rows=rows))
+        tables = [table for table in (*tasks.tasks, *tasks.groups) if _has_value(records_of(table.rows, [length]))]
+        rows: dict[tuple[object, ...], GridRow] = {}
+        for row in [row for table in tables for row in table.rows] + [row for grid in columns for row in grid.rows]:
+            if length in row.cells:
+                rows.setdefault(_key(row, length), row)
+        shown = [
+            BesideRow(row, [_cell(grid, row, length) for grid in columns], [_cell(t, row, length) for t in tables])
+            for row in ordered_rows(rows.values(), [row.pe for row in rows.values()])
+        ]
+        if any(_has_value(row.perplexity) and _has_value(row.scores) for row in shown):
+            found.append(Beside(length=length, grids=columns, tables=tables, rows=shown))
     return found
 
 
@@ -251,39 +268,20 @@ def _same_model(tasks: TaskSet, grid: Grid) -> bool:
     if (a.model, a.backend, a.dtype) != (b.model, b.backend, b.dtype):
         return False
     keys = ("weights", "native_length", "tokenizer", "attn")
-    return all(a.params.get(key) == b.params.get(key) for key in keys if key in a.params and key in b.params)
+    return all(a.params[key] == b.params[key] for key in keys if key in a.params and key in b.params)
 
 
-def _rows(length: int, grids: Sequence[Grid], tables: Sequence[TaskTable]) -> tuple[BesideRow, ...]:
-    """All methods with a cell at this length, tasks' first; equal in name, parameters and own factor."""
-    every: dict[tuple[str, str, float | None], GridRow] = {}
-    for row in [row for table in tables for row in table.rows] + [row for grid in grids for row in grid.rows]:
-        if length in row.cells:
-            every.setdefault(_key(row, length), row)
-    order = [_key(row, length) for row in ordered_rows(every.values(), [row.pe for row in every.values()])]
-    return tuple(
-        BesideRow(
-            row=every[key],
-            perplexity=tuple(_cell(grid, key, length) for grid in grids),
-            scores=tuple(_cell(table, key, length) for table in tables),
-        )
-        for key in order
-    )
-
-
-def _key(row: GridRow, length: int) -> tuple[str, str, float | None]:
+def _key(row: GridRow, length: int) -> tuple[object, ...]:
+    """Rows of several tables belong together where name, parameters and the factor at this length are equal."""
     return row.pe, row.method, row.cells[length].factor
 
 
-def _cell(table: Grid | TaskTable, key: tuple[str, str, float | None], length: int) -> Record | None:
-    return next((row.cells[length] for row in table.rows if length in row.cells and _key(row, length) == key), None)
+def _cell(table: Grid | TaskTable, row: GridRow, length: int) -> Record | None:
+    found = (other for other in table.rows if length in other.cells and _key(other, length) == _key(row, length))
+    return next((other.cells[length] for other in found), None)
 
 
-def _at(table: TaskTable, length: int) -> list[Record]:
-    return [record for record in table.records if record.length == length]
-
-
-def _has_value(records: Sequence[Record | None]) -> bool:
+def _has_value(records: Iterable[Record | None]) -> bool:
     return any(record is not None and record.value is not None for record in records)
 
 
@@ -296,9 +294,8 @@ def beside_tables(tasks: TaskSet, grids: Sequence[Grid]) -> Iterator[Table]:
         titles = [f"perplexity, {_subject(grid)}" for grid in found.grids] + [table.title for table in found.tables]
         rows = []
         for row in found.rows:
-            scores = zip(found.tables, row.scores, strict=True)
             cells = [value_cell(record, with_interval=False) for record in row.perplexity]
-            cells += [marked_cell(table, record, "none") for table, record in scores]
+            cells += [_marked_cell(*pair, "none") for pair in zip(found.tables, row.scores, strict=True)]
             rows.append(method_row(row.row, cells))
         yield Table(
             columns=(f"at {format_length(found.length)}", symbol("s"), *titles),

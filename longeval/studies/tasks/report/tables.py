@@ -6,14 +6,13 @@ long samples and seed. Its tables are tasks by their main metric, then averages 
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from longeval.report.rows import GridRow, is_group, method_rows
 from longeval.report.settings import DEFINITION, OUTCOMES, split
+from longeval.report.tables import GridRow, is_group, method_rows, native_length, records_of
 from longeval.store.records import Record
 
 _SET_PARAMS = (
@@ -68,7 +67,7 @@ class TaskTable:
     @property
     def records(self) -> list[Record]:
         """All records, row by row, lengths ascending."""
-        return [row.cells[length] for row in self.rows for length in self.lengths if length in row.cells]
+        return records_of(self.rows, self.lengths)
 
     @property
     def chance(self) -> float | None:
@@ -76,16 +75,10 @@ class TaskTable:
         values = {value for record in self.records if (value := record.params.get("chance")) is not None}
         return float(values.pop()) if len(values) == 1 else None
 
-    @property
-    def slug(self) -> str:
-        """Its name in file names."""
-        return slug_of(self.title)
-
-    def counts(self, field: CountField, length: int) -> tuple[int, int] | None:
-        """Lowest and highest of a count over the methods at one length; None where no record has it."""
-        records = [record for row in self.rows if (record := row.cells.get(length)) is not None]
-        found = [count for r in records if r.status == "ok" and (count := getattr(r, field)) is not None]
-        return (min(found), max(found)) if found else None
+    def counts(self, field: CountField, length: int) -> list[int]:
+        """A count of each method at one length, as far as records have it."""
+        records = [record for record in records_of(self.rows, [length]) if record.status == "ok"]
+        return [count for record in records if (count := getattr(record, field)) is not None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,8 +86,6 @@ class TaskSet:
     """All tasks of one model, asked in one way."""
 
     model: str
-    backend: str
-    dtype: str
     differs: str
     """In what it differs from other sets of the same model; empty if it is the only one."""
     tasks: tuple[TaskTable, ...]
@@ -123,13 +114,7 @@ class TaskSet:
     @property
     def native_length(self) -> int | None:
         """L in tokens, where the records tell."""
-        values = {int(native) for record in self.records if (native := record.params.get("native_length"))}
-        return values.pop() if len(values) == 1 else None
-
-
-def slug_of(title: str) -> str:
-    """A title as a file name."""
-    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:80] or "table"
+        return native_length(self.records)
 
 
 def build_task_sets(records: Iterable[Record]) -> list[TaskSet]:
@@ -179,11 +164,8 @@ def _task_set(model: str, differs: str, records: Sequence[Record], groups: Seque
     main = _main_records(records)
     chosen = {id(record) for record in main}
     further = [record for record in records if id(record) not in chosen and record.status == "ok"]
-    first = (*records, *groups)[0]
     return TaskSet(
         model=model,
-        backend=first.backend,
-        dtype=first.dtype,
         differs=differs,
         tasks=_tables(main),
         groups=_tables(groups),

@@ -4,10 +4,9 @@ import dataclasses
 
 import numpy as np
 import pytest
-from records import full_run, make_cell, make_curves, make_posgen_run
+from records import collect_posgen, full_run, make_cell, make_curves, make_posgen_run
 
 from longeval.report import plots
-from longeval.studies.posgen.report.cells import collect_posgen
 from longeval.studies.posgen.report.figures import loss_figure, position_figure, row_curves
 from longeval.studies.posgen.report.tables import build_tables
 from longeval.studies.posgen.request import PosGenRequest

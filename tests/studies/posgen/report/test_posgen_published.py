@@ -2,11 +2,10 @@
 
 import dataclasses
 
-from records import full_run
+from records import collect_posgen, full_run
 
 from longeval.report.formats.markdown import block_text
 from longeval.report.published import published_sets
-from longeval.studies.posgen.report.cells import collect_posgen
 from longeval.studies.posgen.report.published import comparison, published_blocks
 from longeval.studies.posgen.report.tables import build_tables
 from longeval.studies.posgen.request import PosGenRequest

@@ -3,16 +3,16 @@
 import dataclasses
 
 import pytest
-from records import full_run, make_cell, make_curves, make_nll, make_posgen_run, make_records, make_run
+from records import collect_posgen, full_run, make_cell, make_curves, make_nll, make_posgen_run, make_records, make_run
 
 from longeval.errors import LongEvalError
 from longeval.report.build import build_document
+from longeval.report.document import Preface
 from longeval.report.formats.markdown import markdown_report
 from longeval.request import requests_to_yaml
 from longeval.stats.seeds import over_seeds
 from longeval.store.folder import Store
-from longeval.studies.posgen.report.cells import collect_posgen
-from longeval.studies.posgen.report.sections import REPORT, introduced
+from longeval.studies.posgen.report import REPORT
 from longeval.studies.posgen.report.tables import GENERATED, IN_DISTRIBUTION, OOD, build_tables
 from longeval.studies.posgen.request import PosGenRequest
 
@@ -28,7 +28,7 @@ NONE = SPEC.replaced(pe=("none",))
 @pytest.fixture(autouse=True)
 def no_figures(monkeypatch):
     for name in ("position_figure", "loss_figure"):
-        monkeypatch.setattr(f"longeval.studies.posgen.report.sections.{name}", lambda *_: None)
+        monkeypatch.setattr(f"longeval.studies.posgen.report.{name}", lambda *_: None)
 
 
 def cell(pe="none", seed=0, ood=0.6, *, spec=SPEC, **changes):
@@ -46,8 +46,7 @@ def tables_of(*paths):
 
 def markdown_of(*paths):
     found = collect_posgen([str(path) for path in paths])
-    preface = introduced("", "")
-    return markdown_report(build_document(found, [REPORT], command="table", preface=preface, published=False))
+    return markdown_report(build_document(found, [REPORT], command="table", preface=Preface(), published=False))
 
 
 def rows_of(text):
@@ -202,11 +201,13 @@ def test_cells_of_other_settings_do_not_stand_for_missing_ones(tmp_path):
 def test_a_folder_without_posgen_cells_is_refused_with_the_right_command(tmp_path):
     nll = make_nll([[2.0] * 31] * 12)
     other = make_run(tmp_path / "ppl", [(make_records("none", 32, nll), nll)])
-    with pytest.raises(LongEvalError, match="PosGen") as caught:
+    with pytest.raises(LongEvalError, match="no cells that `longeval posgen table` shows") as caught:
         collect_posgen([other])
     assert f"longeval report {other}" in caught.value.remedy
     run = make_posgen_run(tmp_path / "run", NONE.replaced(seeds=1), [cell()])
-    assert any("1 cell that is not PosGen's" in note for note in collect_posgen([run, other]).notes)
+    assert any(
+        note.startswith("1 cell is left out here: longeval report ") for note in collect_posgen([run, other]).notes
+    )
 
 
 def test_seeds_that_were_stacked_and_seeds_alone_stand_in_one_table(tmp_path):
