@@ -61,7 +61,7 @@ test: $(INSTALLED) ## Run the quick tests: no network, no GPU
 	@OMP_NUM_THREADS=1 $(PYTEST) -n $(WORKERS)
 
 test-slow: $(INSTALLED) ## Run the slow tests: the real model, and real documents under LONGEVAL_DATA
-	@$(PYTEST) -m 'slow and $(RUNNABLE)'
+	@OMP_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) --dist loadfile -m 'slow and $(RUNNABLE)'
 
 test-vllm: $(VLLM) ## Run the tests that need vLLM, which goes into .venv for that (minutes)
 	@VLLM_CPU_KVCACHE_SPACE=1 $(PYTEST) -m 'vllm and not gpu and not weekly'
