@@ -194,7 +194,14 @@ def load(path: str) -> Results:
 
 
 def carry_out(
-    command: str, /, *, out: str | None = None, fresh: bool = False, quiet: bool = False, **settings: Any
+    command: str,
+    /,
+    *,
+    out: str | None = None,
+    fresh: bool = False,
+    quiet: bool = False,
+    track: Sequence[str] = (),
+    **settings: Any,
 ) -> Results:
     """Carries out a request of a study, as the command of the same name does.
 
@@ -203,6 +210,7 @@ def carry_out(
         out: Run folder; None: `runs/<date>-<digest>`.
         fresh: Compute stored cells again.
         quiet: No progress on stderr.
+        track: Trackers to tell of each cell: tensorboard, wandb, mlflow, trackio.
         settings: By name of the flag with underscores. Values are as Python has them, `[1024, 2048]`, or as users type
             them, `"1k,2k"`.
 
@@ -216,7 +224,10 @@ def carry_out(
     from longeval.cli.run import check_folder, default_out
     from longeval.run.engine import run
     from longeval.run.study import find_study
+    from longeval.run.tracking import Tracking, check_trackers
 
+    trackers = (track,) if isinstance(track, str) else track
+    check_trackers(trackers)
     study = find_study(command)
     request = study.Request.read(settings)
     store = Store(out or default_out(request))
@@ -225,7 +236,8 @@ def carry_out(
         plan = study.plan(request, progress)
         for note in plan.notes:
             progress.say(f"longeval: {note}")
-        run(plan, store, progress, fresh=fresh)
+        with Tracking(trackers, folder=store.path, settings=request.to_mapping()) as tracking:
+            run(plan, store, progress, fresh=fresh, told=tracking.tell)
     return Results(store.path, [cell.id for cell in plan.cells])
 
 
@@ -234,16 +246,16 @@ def function_of(study: str) -> Callable[..., Results]:
     return functools.partial(carry_out, study)
 
 
-def ppl(*, out: str | None = None, fresh: bool = False, quiet: bool = False, **settings: Any) -> Results:
-    """Measures perplexity; settings are those of `longeval ppl`, and see `carry_out`."""
-    return carry_out("ppl", out=out, fresh=fresh, quiet=quiet, **settings)
+def ppl(**settings: Any) -> Results:
+    """Measures perplexity; settings are those of `longeval ppl` and of `carry_out`."""
+    return carry_out("ppl", **settings)
 
 
-def tasks(*, out: str | None = None, fresh: bool = False, quiet: bool = False, **settings: Any) -> Results:
-    """Runs downstream tasks; settings are those of `longeval tasks`, and see `carry_out`."""
-    return carry_out("tasks", out=out, fresh=fresh, quiet=quiet, **settings)
+def tasks(**settings: Any) -> Results:
+    """Runs downstream tasks; settings are those of `longeval tasks` and of `carry_out`."""
+    return carry_out("tasks", **settings)
 
 
-def posgen(*, out: str | None = None, fresh: bool = False, quiet: bool = False, **settings: Any) -> Results:
-    """Trains and tests PosGen's models; settings are those of `longeval posgen train`, and see `carry_out`."""
-    return carry_out("posgen", out=out, fresh=fresh, quiet=quiet, **settings)
+def posgen(**settings: Any) -> Results:
+    """Trains and tests PosGen's models; settings are those of `longeval posgen train` and of `carry_out`."""
+    return carry_out("posgen", **settings)

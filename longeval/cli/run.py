@@ -84,8 +84,7 @@ def carry_out(
     """(cell, metric) → the command and its record: requests of one folder may overlap, and a cell counts once."""
     for spec, plan in zip(specs, plans, strict=True):
         progress = RunProgress(quiet=quiet, verbose=verbose and studies[spec.command].tells_passes)
-        name, folder = os.path.basename(store.path.rstrip("/")), "." if "://" in store.path else store.path
-        with Tracking(trackers, run=name, folder=folder, settings=spec.to_mapping()) as tracking:
+        with Tracking(trackers, folder=store.path, settings=spec.to_mapping()) as tracking:
             result = _run(plan, store, progress, fresh=fresh, under_way=bool(found), told=tracking.tell)
         _say(f"{_outcome(result)}; records in {store.path}", quiet)
         found |= {(record.cell, record.metric): (spec.command, record) for record in result.records}

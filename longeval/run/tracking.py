@@ -50,21 +50,21 @@ class Tracking:
 
     Args:
         names: Of `TRACKERS`; none: nothing is tracked.
-        run: Name of the run, such as that of its folder.
-        folder: Local folder for trackers that write files: tensorboard.
+        folder: The run folder. The tracker's run is named after it; tensorboard writes into it, or into the current
+            folder where it is a URL.
         settings: The request, as spec.yaml has it.
 
     Raises:
         LongEvalError: A tracker can't be started, for example without a login.
     """
 
-    def __init__(self, names: Sequence[str], *, run: str, folder: str, settings: Mapping[str, Any]) -> None:
+    def __init__(self, names: Sequence[str], *, folder: str, settings: Mapping[str, Any]) -> None:
         check_trackers(names)
         self._trackers: dict[str, GeneralTracker] = {}
         for name in names:
             try:
                 with contextlib.redirect_stdout(sys.stderr):  # trackers talk, and stdout is for results
-                    self._trackers[name] = _started(name, run, folder)
+                    self._trackers[name] = _started(name, folder)
                     plain = {key: _simple(value) for key, value in settings.items()}
                     self._trackers[name].store_init_configuration(plain)
             except Exception as error:  # a service's own: no login, no network, a wrong address
@@ -111,15 +111,16 @@ class Tracking:
             del self._trackers[name]
 
 
-def _started(name: str, run: str, folder: str) -> GeneralTracker:
+def _started(name: str, folder: str) -> GeneralTracker:
     """A tracker with a new run."""
+    run = os.path.basename(folder.rstrip("/"))
     from accelerate import PartialState
     from accelerate.tracking import MLflowTracker, TensorBoardTracker, TrackioTracker, WandBTracker
 
     PartialState(cpu=True)  # what these classes ask which process they are in; it changes nothing else
     tracker: GeneralTracker
     if name == "tensorboard":
-        tracker = TensorBoardTracker(run, os.path.join(folder, "tensorboard"))
+        tracker = TensorBoardTracker(run, "tensorboard" if "://" in folder else os.path.join(folder, "tensorboard"))
     elif name == "wandb":
         tracker = WandBTracker(_PROJECT, name=run)
     elif name == "mlflow":

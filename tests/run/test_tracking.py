@@ -11,6 +11,7 @@ from accelerate.tracking import GeneralTracker
 from posgen_requests import tiny_request
 from records import make_nll, make_records
 
+import longeval
 from longeval.cli.app import run_app
 from longeval.errors import LongEvalError
 from longeval.run import tracking
@@ -65,7 +66,7 @@ def recorder(monkeypatch):
     def start(**options) -> Recorder:
         made = Recorder(**options)
         monkeypatch.setattr(tracking, "check_trackers", lambda names: None)
-        monkeypatch.setattr(tracking, "_started", lambda name, run, folder: made)
+        monkeypatch.setattr(tracking, "_started", lambda name, folder: made)
         return made
 
     return start
@@ -77,7 +78,7 @@ def outcome(pe="yarn", length=64) -> Outcome:
 
 
 def test_values_stand_at_their_lengths_in_a_real_tensorboard(tmp_path):
-    with tracking.Tracking(["tensorboard"], run="run", folder=str(tmp_path), settings={"pe": ["yarn"]}) as tracked:
+    with tracking.Tracking(["tensorboard"], folder=str(tmp_path), settings={"pe": ["yarn"]}) as tracked:
         told = [outcome(length=128), outcome(length=64)]
         for one in told:
             tracked.tell(one)
@@ -93,7 +94,7 @@ def test_losses_of_a_training_stand_at_their_epochs(recorder, tmp_path):
     request = tiny_request(pe=("none",), seeds=1)
     plan = find_study("posgen").plan(request, Silent())
     store = Store(str(tmp_path / "run"))
-    with tracking.Tracking(["mlflow"], run="r", folder=str(tmp_path), settings={}) as tracked:
+    with tracking.Tracking(["mlflow"], folder=str(tmp_path), settings={}) as tracked:
         run(plan, store, Silent(), told=tracked.tell)
     curves = store.curves(plan.cells[0].id)
     losses = {step: values for values, step in heard.logged if any("valid_loss_ood" in name for name in values)}
@@ -106,7 +107,7 @@ def test_losses_of_a_training_stand_at_their_epochs(recorder, tmp_path):
 
 def test_the_length_is_a_value_where_steps_can_only_grow(recorder):
     heard = recorder()
-    with tracking.Tracking(["wandb"], run="r", folder=".", settings={}) as tracked:
+    with tracking.Tracking(["wandb"], folder=".", settings={}) as tracked:
         tracked.tell(outcome(length=128))
         tracked.tell(outcome(length=64))
     assert {(values["length"], step) for values, step in heard.logged} == {(128, None), (64, None)}
@@ -114,7 +115,7 @@ def test_the_length_is_a_value_where_steps_can_only_grow(recorder):
 
 def test_a_tracker_that_fails_ends_no_run_and_is_not_asked_again(recorder, caplog):
     heard = recorder(fails_at=1)
-    with tracking.Tracking(["wandb"], run="r", folder=".", settings={}) as tracked:
+    with tracking.Tracking(["wandb"], folder=".", settings={}) as tracked:
         tracked.tell(outcome(length=128))
         tracked.tell(outcome(length=64))
     assert len(heard.logged) == 1 and not heard.finished
@@ -123,7 +124,7 @@ def test_a_tracker_that_fails_ends_no_run_and_is_not_asked_again(recorder, caplo
 
 def test_stdout_is_for_results(recorder, capsys):
     recorder()
-    with tracking.Tracking(["wandb"], run="r", folder=".", settings={}):
+    with tracking.Tracking(["wandb"], folder=".", settings={}):
         pass
     out = capsys.readouterr()
     assert (out.out, out.err) == ("", "trackers talk\n")
@@ -134,6 +135,15 @@ def test_a_tracker_that_is_not_there_is_refused(name, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(LongEvalError, match=f"--track {name}"):
         tracking.check_trackers([name])
+
+
+def test_python_tracks_too(recorder, tmp_path):
+    heard = recorder()
+    settings = tiny_request(pe=("none",), seeds=1).to_mapping()
+    settings.pop("command")
+    results = longeval.posgen(out=str(tmp_path / "run"), quiet=True, track="wandb", **settings)
+    sent = {name.partition("/")[0] for values, _ in heard.logged for name in values}
+    assert {record.metric for record in results.records} <= sent
 
 
 def test_the_flag_makes_tensorboard_beside_the_records_and_only_the_flag(tmp_path, capsys):
