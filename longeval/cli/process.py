@@ -1,4 +1,6 @@
-"""The edges of the process: Ctrl-C at any moment, and standard streams that are closed, full, or of a narrow encoding.
+"""The edges of the process: Ctrl-C and SIGTERM at any moment, and standard streams that are closed or full.
+
+Characters that a stream's encoding lacks are written as escapes.
 
 `guard` is called once, before anything else is imported; commands then write to stdout and stderr as ever.
 """
@@ -10,6 +12,7 @@ import io
 import os
 import signal
 import sys
+from types import FrameType
 from typing import NoReturn
 
 from longeval.errors import WriteError, reason
@@ -76,26 +79,39 @@ def guard() -> None:
 
 
 def raise_on_interrupt() -> None:
-    """Lets the first Ctrl-C end the command in order, as KeyboardInterrupt; the second ends the process at once."""
+    """Lets Ctrl-C or SIGTERM end the command in order, as KeyboardInterrupt; a second one ends the process at once."""
     if signal.getsignal(signal.SIGINT) is leave:
         signal.signal(signal.SIGINT, _interrupt)
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _interrupt)
 
 
 def leave_on_interrupt() -> None:
-    """Lets Ctrl-C end the process at once."""
-    if signal.getsignal(signal.SIGINT) is _interrupt:
-        signal.signal(signal.SIGINT, leave)
+    """Lets Ctrl-C or SIGTERM end the process at once."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is _interrupt:
+            signal.signal(number, leave)
 
 
-def leave(*_signal: object) -> NoReturn:
+def interrupted_status() -> int:
+    """The exit status of a command that was interrupted: 130 after Ctrl-C, 143 after SIGTERM."""
+    return 128 + _received[-1] if _received else INTERRUPTED
+
+
+def leave(number: int | None = None, _frame: FrameType | None = None) -> NoReturn:
     """Ends an interrupted process at once; stored files are whole at any moment. Also a handler of signals."""
     if os.isatty(2):
         os.write(2, _SHOW_CURSOR)
-    os._exit(INTERRUPTED)
+    os._exit(interrupted_status() if number is None else 128 + number)
 
 
-def _interrupt(*_signal: object) -> NoReturn:
-    signal.signal(signal.SIGINT, leave)
+_received: list[int] = []
+"""Numbers of the signals that interrupted the command."""
+
+
+def _interrupt(number: int, _frame: FrameType | None) -> NoReturn:
+    _received.append(number)
+    signal.signal(number, leave)
     raise KeyboardInterrupt
 
 

@@ -68,15 +68,16 @@ def test_arguments_that_are_no_text_and_a_folder_that_is_gone(tmp_path):
 
 
 @pytest.mark.parametrize("again_s", [None, 0.02])
-def test_ctrl_c_once_or_twice_ends_with_130_and_no_traceback(again_s):
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_or_sigterm_once_or_twice_ends_with_their_status_and_no_traceback(sent, status, again_s):
     process = start_program(["posgen", "generate", "--task", "cot", "--json", "-", "--num-train", "60000"])
     assert process.stdout.readline().startswith(b"{")
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sent)
     if again_s is not None:
         time.sleep(again_s)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(sent)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == status
     assert errors in (b"longeval: interrupted\n", b"")
 
 
