@@ -220,7 +220,7 @@ def _wide_console() -> Console:
 
 
 def run(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="A request: a run folder's spec.yaml, or one like it.")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A run folder, or a request file such as its spec.yaml.")],
     pe: Annotated[str | None, typer.Option(help="Only these of its methods; comma list.")] = None,
     out: Annotated[
         str | None,
@@ -243,7 +243,7 @@ def run(
 
     [bold]Examples[/bold]
 
-    longeval run runs/demo/spec.yaml
+    longeval run runs/demo
 
     longeval run runs/demo/spec.yaml --pe yarn --out runs/again
 
@@ -254,6 +254,8 @@ def run(
     from longeval.run.study import request_from_mapping
     from longeval.values import split_list
 
+    if os.path.isdir(file):
+        file = os.path.join(file, "spec.yaml")
     try:
         text = read_text(file)
     except (OSError, ValueError) as error:

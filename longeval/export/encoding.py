@@ -260,9 +260,11 @@ def stock_error(stock: StockAngles, attention_factor: float, table: RopeTable, l
 
 
 def check_parent(path: str) -> None:
-    """Raises LongEvalError unless the folder in which `--out` shall appear is there and can be written."""
+    """Raises LongEvalError unless the folder in which `--out` shall appear can be written, or made."""
     parent = os.path.dirname(os.path.abspath(path))
+    while not os.path.lexists(parent):
+        parent = os.path.dirname(parent)
     if not os.path.isdir(parent):
-        raise LongEvalError(f"--out {path}: there is no folder {parent}", "Name a place in a folder that exists.")
+        raise LongEvalError(f"--out {path}: {parent} is no folder", "Choose another place.")
     if (why := why_unwritable(parent)) is not None:
         raise LongEvalError(f"--out {path}: can't write there ({why})", "Choose a folder you may write to.")

@@ -82,6 +82,7 @@ def write_folder(ref: ModelRef, config: Any, encoding: Encoding, path: str, prog
     place = os.path.abspath(path)
     parent = os.path.dirname(place)
     try:
+        os.makedirs(parent, exist_ok=True)
         with working_folder(parent) as work:
             stock = _write_config(ref, config, encoding, work)
             source = source_folder(ref)

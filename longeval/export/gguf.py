@@ -110,6 +110,7 @@ def write_gguf(ref: ModelRef, encoding: Encoding, path: str, progress: Progress)
     place = os.path.abspath(path)
     folder, name = os.path.split(place)
     try:
+        os.makedirs(folder, exist_ok=True)
         with _original(ref) as original, working_folder(folder) as beside:
             work = os.path.join(beside, name)
             header = model_header(original)

@@ -10,6 +10,7 @@ is not known.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -103,13 +104,14 @@ def collect(paths: Sequence[str], command: str = LONGEVAL_REPORT) -> Collection:
     """Reads run folders.
 
     Args:
-        paths: Run folders or fsspec URLs; one named twice is read once.
+        paths: Run folders or fsspec URLs, or local folders of run folders; one named twice is read once.
         command: The command that makes the report. Cells that another one shows are counted and left out.
 
     Raises:
         LongEvalError: One is no run folder, or none has a whole cell for this command.
     """
-    stores = [Store(path, create=False) for path in dict.fromkeys(path.rstrip("/") or path for path in paths)]
+    named = [folder for path in paths for folder in _named(path.rstrip("/") or path)]
+    stores = [Store(path, create=False) for path in dict.fromkeys(named)]
     kept: dict[str, tuple[StoredCell, Store]] = {}
     others: dict[str, list[str]] = {}
     notes: list[str] = []
@@ -154,6 +156,14 @@ def collect(paths: Sequence[str], command: str = LONGEVAL_REPORT) -> Collection:
         stores={cell: kept[cell][1] for cell in ids},
         planned=tuple(request for requests in planned for request in requests or ()),
     )
+
+
+def _named(path: str) -> list[str]:
+    """The run folder of a path; where it is a local folder of others, those run folders that lie in it."""
+    if not os.path.isdir(path) or Store(path).is_run_folder():
+        return [path]
+    inside = [os.path.join(path, name) for name in sorted(os.listdir(path))]
+    return [folder for folder in inside if os.path.isdir(folder) and Store(folder).is_run_folder()] or [path]
 
 
 def _rank(found: tuple[StoredCell, Store]) -> tuple[bool, str]:

@@ -8,6 +8,7 @@ import pytest
 import typer
 import typer.main
 
+from longeval.cli.app import run_app
 from longeval.cli.command import parameter, study_command
 from longeval.errors import LongEvalError
 from longeval.request import StudyRequest, setting
@@ -123,3 +124,12 @@ def test_another_flag_may_take_over(made):
     assert made(ToyRequest, "--sheep", "a", more=more, instead=instead)[1] == ToyRequest(sheep=("a",))
     with pytest.raises(LongEvalError, match="--sheep: missing"):
         made(ToyRequest, more=more, instead=instead)
+
+
+def test_a_run_folder_stands_for_its_requests(tmp_path, monkeypatch):
+    requests = ("command: ppl\npe: none\nmodel: m\nlengths: 64\n", "pe: pi\nmodel: m\nlengths: 64\n")
+    (tmp_path / "spec.yaml").write_text("---\n".join(requests))
+    asked = []
+    monkeypatch.setattr("longeval.cli.run.carry_out", lambda specs, **how: asked.extend(specs) or 0)
+    assert run_app(["run", str(tmp_path)]) == 0
+    assert [request.pe for request in asked] == [("none",), ("pi",)]

@@ -110,7 +110,7 @@ YARN = {"pe": "yarn", "factor": "4", "out": "out"}
         ({"revision": "v1"}, "--revision v1"),
         ({"out": "full"}, "--out full: exists"),
         ({"out": "full/file"}, "--out full/file: is a file"),
-        ({"out": "no/out"}, "--out no/out"),
+        ({"out": "full/file/out"}, "--out full/file/out"),
         ({"out": ""}, "--out ''"),
         ({"out": "out.gguf"}, "convert_hf_to_gguf.py"),
         ({"out": "full/there.gguf"}, "--out full/there.gguf: exists"),

@@ -88,7 +88,7 @@ def test_of_a_cell_in_two_runs_it_is_said_which_is_shown(here, quick_pictures, c
     ("arguments", "named"),
     [
         (["nowhere"], "nowhere"),
-        (["runs"], "runs"),
+        (["."], "."),
         ([RUN, "--out", "runs"], "--out runs"),
         ([RUN, "--out", "report.txt"], "--out report.txt"),
         ([RUN, "--json", "runs"], "--json runs"),

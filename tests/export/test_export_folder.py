@@ -196,7 +196,12 @@ def test_an_empty_folder_may_be_there_already(model, tmp_path):
     assert "model.safetensors" in entries(tmp_path / "out")
 
 
-@pytest.mark.parametrize("name", ["full", "file", "link", "no/out"])
+def test_parents_are_made(model, tmp_path):
+    export_folder(model, tmp_path / "not" / "there" / "yet")
+    assert "config.json" in entries(tmp_path / "not" / "there" / "yet")
+
+
+@pytest.mark.parametrize("name", ["full", "file", "link", "file/out"])
 def test_places_where_nothing_can_appear(tmp_path, name):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").touch()

@@ -54,3 +54,12 @@ def test_a_protocol_that_nobody_knows_is_shown_all_the_same(tmp_path):
     assert [cell.records[0].protocol for cell in collect([make_run(tmp_path / "a", [(records, NLL)])]).cells] == [
         "tail"
     ]
+
+
+def test_a_folder_of_run_folders_stands_for_them(tmp_path):
+    for name, pe in (("b", "pi"), ("a", "none")):
+        make_run(tmp_path / name, [(make_records(pe, 64, NLL), NLL)])
+    (tmp_path / "notes").mkdir()
+    found = collect([str(tmp_path)])
+    assert [run.path for run in found.runs] == [str(tmp_path / "a"), str(tmp_path / "b")]
+    assert {cell.records[0].pe for cell in found.cells} == {"none", "pi"}
