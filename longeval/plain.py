@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import reprlib
 from collections.abc import Hashable
 from typing import Any, TypeVar, cast
 
@@ -77,9 +78,10 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 
 def first_problem(error: ValidationError) -> str:
     """The first thing that pydantic found, with its place: `provenance.date: Field required`."""
-    first = error.errors(include_url=False, include_input=False)[0]
-    place = ".".join(map(str, first["loc"]))
-    return f"{place}: {first['msg']}" if place else first["msg"]
+    first = error.errors(include_url=False)[0]
+    place, found = ".".join(map(str, first["loc"])), first["input"]
+    value = f" {reprlib.repr(found)}" if isinstance(found, str | int | float) else ""
+    return f"{place}{value}: {first['msg']}" if place else first["msg"]
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The `longeval` program: its commands, and the one place where errors become messages and exit statuses.
 
 0 all done; 1 a bug or anything unforeseen (traceback); 2 the request was wrong (one message, nothing computed);
-3 some cells failed (their records say why); 130 Ctrl-C (finished cells are stored).
+3 some cells failed (their records say why); 130 Ctrl-C, 143 SIGTERM (finished cells are stored).
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ def study_command(
         status = None if instead is None else instead(asked, how | others)
         return carry_out([make_request(kind, asked)], **how) if status is None else status
 
-    parameters = [*_settings(kind), *more, *RUN_FLAGS.values()]
+    parameters = [*_settings(kind, marked=instead is None), *more, *RUN_FLAGS.values()]
     command.__doc__ = kind.__doc__
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters} | {"return": int}
     command.__signature__ = inspect.Signature(parameters, return_annotation=int)  # type: ignore[attr-defined]  # typer reads it
@@ -102,11 +102,14 @@ def parameter(name: str, kind: Any, option: Any, default: Any) -> Parameter:
     return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
 
 
-def _settings(kind: type[StudyRequest]) -> list[Parameter]:
-    """The parameters of all settings; those of the panels that other commands have too come last."""
+def _settings(kind: type[StudyRequest], *, marked: bool) -> list[Parameter]:
+    """The parameters of all settings; those of the panels that other commands have too come last.
+
+    `marked`: what a request needs is marked as required.
+    """
     found: list[tuple[str | None, Parameter]] = []
     for name in kind.model_fields:
-        found += [(kind.setting(name).panel, one) for one in _parameters(kind, name)]
+        found += [(kind.setting(name).panel, one) for one in _parameters(kind, name, marked)]
     if kind.presets:
         told = f"{', '.join(kind.presets)}: where defaults come from. Flags override it."
         found.append((None, parameter("preset", str, typer.Option("--preset", help=told), next(iter(kind.presets)))))
@@ -114,7 +117,7 @@ def _settings(kind: type[StudyRequest]) -> list[Parameter]:
     return [one for _, one in sorted(found, key=lambda item: last.get(item[0] or "", 0))]
 
 
-def _parameters(kind: type[StudyRequest], name: str) -> Iterator[Parameter]:
+def _parameters(kind: type[StudyRequest], name: str, marked: bool) -> Iterator[Parameter]:
     """The parameters of a setting: one, or one for each of its switches."""
     setting = kind.setting(name)
     if setting.switches:
@@ -125,7 +128,7 @@ def _parameters(kind: type[StudyRequest], name: str) -> Iterator[Parameter]:
     elif setting.repeated:
         yield parameter(name, list[str] | None, option(kind, name), None)
     elif kind.model_fields[name].is_required():
-        told = f"{setting.help} [dim red]\\[required][/]"  # as typer marks what it requires itself
+        told = f"{setting.help} [dim red]\\[required][/]" if marked else setting.help  # as typer itself marks it
         yield parameter(name, str | None, option(kind, name, help=told), None)
     else:
         default = _shown(kind, name)

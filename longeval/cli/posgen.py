@@ -127,9 +127,7 @@ posgen.command("train")(study_command(PosGenRequest))
 
 @posgen.command()
 def table(
-    runs: Annotated[
-        list[str], typer.Argument(metavar="RUN", help="Run folders, as `longeval posgen train` wrote them.")
-    ],
+    runs: Annotated[list[str], typer.Argument(metavar="RUN", help="Run folders, or folders that hold run folders.")],
     out: Annotated[
         str | None,
         typer.Option(

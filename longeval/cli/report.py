@@ -26,9 +26,7 @@ QuietFiles = Annotated[bool, typer.Option("--quiet", "-q", help="Don't say which
 
 
 def report(
-    runs: Annotated[
-        list[str], typer.Argument(metavar="RUN", help="Run folders, as `longeval ppl` and `longeval tasks` wrote them.")
-    ],
+    runs: Annotated[list[str], typer.Argument(metavar="RUN", help="Run folders, or folders that hold run folders.")],
     out: Annotated[
         str | None,
         typer.Option(
@@ -50,6 +48,8 @@ def report(
     [bold]Examples[/bold]
 
     longeval report runs/demo
+
+    longeval report runs --out reports/all.md
 
     longeval report runs/demo runs/yarn --out reports/demo.md
 

@@ -63,8 +63,9 @@ def carry_out(
 
     if quiet and verbose:
         raise LongEvalError("-q and -v: contradict each other", "Give one of them.")
-    if json_path is not None and dry_run:
-        raise LongEvalError(f"--json {json_path}: a dry run has no records", "Leave one of the two out.")
+    for flag, value in (("--json", json_path), ("--track", track)):
+        if value is not None and dry_run:
+            raise LongEvalError(f"{flag} {value}: a dry run has no records", "Leave one of the two out.")
     check_json_path(json_path)
     if out is not None and not out.strip():
         raise LongEvalError("--out '': an empty name", "Name a folder, or leave it out.")
@@ -319,9 +320,11 @@ def _only(specs: Sequence[StudyRequest], methods: tuple[str, ...], file: str) ->
 
 
 def _own_folder(file: str) -> str | None:
-    """The folder of a run folder's spec.yaml; one whose first training is under way has no cells yet."""
+    """The folder of a run folder's spec.yaml; one whose first cell is under way has no cells yet."""
     folder = os.path.dirname(os.path.abspath(file))
-    written = any(os.path.isdir(os.path.join(folder, kind)) for kind in ("cells", "checkpoints", "weights"))
+    written = any(
+        os.path.exists(os.path.join(folder, name)) for name in ("plan.json", "cells", "checkpoints", "weights")
+    )
     if os.path.basename(file) == "spec.yaml" and written:
         return os.path.dirname(file) or "."
     return None

@@ -162,7 +162,11 @@ def _named(path: str) -> list[str]:
     """The run folder of a path; where it is a local folder of others, those run folders that lie in it."""
     if not os.path.isdir(path) or Store(path).is_run_folder():
         return [path]
-    inside = [os.path.join(path, name) for name in sorted(os.listdir(path))]
+    try:
+        names = sorted(name for name in os.listdir(path) if not name.startswith("."))
+    except OSError:  # it may be entered and not listed
+        return [path]
+    inside = [os.path.join(path, name) for name in names]
     return [folder for folder in inside if os.path.isdir(folder) and Store(folder).is_run_folder()] or [path]
 
 

@@ -74,7 +74,7 @@ def attempt(work: Work, host: Host) -> Iterator[Outcome]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Order:
-    """A work for another process: plain values, which travel."""
+    """A work for another process: plain values, which travel. `local` needs none; executors with other processes do."""
 
     request: dict[str, Any]
     """As spec.yaml holds it."""

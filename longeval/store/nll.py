@@ -162,10 +162,18 @@ def token_nll_from_bytes(content: bytes) -> TokenNll:
         document_W=arrays["document"],
         start_W=arrays["start"],
         bytes_W=arrays["bytes"],
-        documents=tuple(arrays["documents"].tolist()),
+        documents=_names(arrays["documents"]),
     )
     _check_windows(nll)
     return nll
+
+
+def _names(array: npt.NDArray[Any]) -> tuple[str, ...]:
+    """Texts of an array; ValueError for code points that there are not, of which numpy makes a SystemError."""
+    try:
+        return tuple(array.tolist())
+    except (SystemError, ValueError):
+        raise ValueError("a document's name is no text") from None
 
 
 def _check_windows(nll: TokenNll) -> None:

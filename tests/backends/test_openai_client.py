@@ -342,6 +342,7 @@ def hostile():
         (packed_blanks(2), "1 MiB"),
         (whole(b"hello", b"200 OK", b"Content-Encoding: gzip"), "unreadably"),
         (whole(b"[" * 100_000), "nested"),
+        (whole(b'{"text": "\xed\xa0\x80"}'), "isn't JSON"),  # half of a surrogate pair, as bytes
         (whole(b'{"a": ' + b"1" * 9999 + b"}"), "JSON"),
         (whole(b'{"error":' + b"[" * 900 + b"]" * 900 + b"}", b"400 no"), "(400)"),
         (whole(b"no", b"400 no", b"Content-Type: text/plain; charset=hex"), "(400): no"),

@@ -126,10 +126,18 @@ def test_another_flag_may_take_over(made):
         made(ToyRequest, more=more, instead=instead)
 
 
-def test_a_run_folder_stands_for_its_requests(tmp_path, monkeypatch):
+def test_a_run_folder_stands_for_its_requests_also_before_its_first_cell(tmp_path, monkeypatch):
     requests = ("command: ppl\npe: none\nmodel: m\nlengths: 64\n", "pe: pi\nmodel: m\nlengths: 64\n")
     (tmp_path / "spec.yaml").write_text("---\n".join(requests))
-    asked = []
-    monkeypatch.setattr("longeval.cli.run.carry_out", lambda specs, **how: asked.extend(specs) or 0)
+    (tmp_path / "plan.json").write_text("{}")
+    asked, folders = [], []
+
+    def carry_out(specs, out, **how):
+        asked.extend(specs)
+        folders.append(out)
+        return 0
+
+    monkeypatch.setattr("longeval.cli.run.carry_out", carry_out)
     assert run_app(["run", str(tmp_path)]) == 0
     assert [request.pe for request in asked] == [("none",), ("pi",)]
+    assert folders == [str(tmp_path)]

@@ -63,3 +63,12 @@ def test_a_folder_of_run_folders_stands_for_them(tmp_path):
     found = collect([str(tmp_path)])
     assert [run.path for run in found.runs] == [str(tmp_path / "a"), str(tmp_path / "b")]
     assert {cell.records[0].pe for cell in found.cells} == {"none", "pi"}
+
+
+def test_a_folder_that_may_not_be_listed_is_no_run_folder(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr("os.listdir", refuse)
+    with pytest.raises(LongEvalError, match=str(tmp_path)):
+        collect([str(tmp_path)])

@@ -181,6 +181,7 @@ def nlls(place, value):
         {"start": NLL.start_W - 2},
         {"documents": np.array(["one"])},
         {"documents": np.array([{}], dtype=object)},
+        {"documents": np.array([0x7FFFFFFF], dtype="<u4").view("<U1")},  # a code point that there is not
     ],
 )
 def test_token_values_that_are_not_the_records_are_damaged(run, changes):

@@ -221,7 +221,7 @@ class Client:
         if status != 200:
             raise RefusedError(status, self._said(response, content), self.shown)
         try:
-            value = json.loads(content)
+            value = json.loads(content.decode())  # of bytes, json would let halves of surrogate pairs pass
             if b"\\u" in content:
                 json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is no text: a ValueError
             return value
