@@ -50,10 +50,10 @@ def test_a_corpus_is_one_yaml_file(tmp_path):
     ("old", "new", "expected"),
     [
         ("docs: 3", "docs: [3", "line 5: "),
-        ("docs: 3", "docs: 0", "docs: "),
-        ("docs: 3", "dosc: 3", "dosc: "),
+        ("docs: 3", "docs: 0", "docs 0: "),
+        ("docs: 3", "dosc: 3", "dosc 3: "),
         ("source: s\n", "", "source: "),
-        ("field: body}", "column: body}", "local.0.column: "),
+        ("field: body}", "column: body}", "local.0.column 'body': "),
         ("  - {path: mine.jsonl, field: body}", "  path: mine.jsonl", "local: "),
         ("  split: test\n", "", "hub: "),
         ("  split: test", "  split: test\n  file: x", "hub: "),
