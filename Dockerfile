@@ -2,10 +2,10 @@
 #
 #     docker build -t longeval .                                   CUDA: the torch of the Python package index has it
 #     docker build -t longeval:cpu --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cpu .
-#     docker run --rm -v "$PWD/runs:/work/runs" longeval ppl --model smollm2-135m-q4 --pe none,yarn --lengths 1k,2k --data stdlib
+#     docker run --rm -v "$PWD/runs:/data/runs" longeval ppl --model smollm2-135m-q4 --pe none,yarn --lengths 1k,2k --data stdlib
 #
 # With a GPU: docker run --gpus all …; nothing of CUDA but the driver has to be on the host.
-FROM python:3.12-slim
+FROM python:3.11-slim
 
 ARG TORCH_INDEX=
 ARG EXTRAS=
@@ -22,6 +22,6 @@ RUN pip install --no-cache-dir -c constraints.txt ${TORCH_INDEX:+--index-url "$T
 
 # Models and documents that are fetched, and everything that can be made again, go here; mount a volume to keep them.
 ENV XDG_CACHE_HOME=/cache
-WORKDIR /work
+WORKDIR /data
 ENTRYPOINT ["longeval"]
 CMD ["--help"]

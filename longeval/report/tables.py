@@ -38,12 +38,10 @@ _METHOD_ORDER = (
 )
 """Order of methods that nobody asked for by name: roughly that of publication, then by name."""
 
-_TABLE_PARAMS = (
+MODEL_PARAMS = (
     "native_length",
     "theta",
     "head_dim",
-    "min_tokens",
-    "stride",
     "bos",
     "prefix",
     "parse_special",
@@ -51,8 +49,10 @@ _TABLE_PARAMS = (
     "seed",
     "weights",
     "tokenizer",
-    "data_digest",
 )
+"""Parameters of a model and of how it reads, which split the tables of every study wherever they differ."""
+
+_TABLE_PARAMS = (*MODEL_PARAMS, "min_tokens", "stride", "data_digest")
 """Parameters that split tables wherever they differ. Others (future ones) do so only where cells would collide."""
 
 _CELL_PARAMS = frozenset({"method", "pin_length", "ci"})

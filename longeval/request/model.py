@@ -23,6 +23,24 @@ LAYERS: tuple[Layers, ...] = get_args(Layers)
 """Which layers are scaled where a model rotates by layer type: those that see the whole context, or all."""
 
 
+MethodParameters = Annotated[
+    dict[str, dict[str, Any]],
+    Declare(
+        setting.method_parameters,
+        "A method's parameter, yarn.beta_fast=16; may be repeated.",
+        flag="--pe-arg",
+        metavar="METHOD.PARAM=VALUE",
+        repeated=True,
+        panel=METHODS,
+    ),
+]
+Methods = Annotated[
+    tuple[str, ...], Declare(setting.names, "Methods: none, yarn, resonance_yarn, …; comma list.", example="none,yarn")
+]
+Device = Annotated[str, Declare(setting.text, "auto, cpu, cuda, cuda:1, mps.", panel=MACHINE)]
+"""Settings that a study with models of its own has as well."""
+
+
 class ModelRequest(StudyRequest, frozen=True):
     """Models, methods and lengths, every combination of which is tried, and the machine to do it on."""
 
@@ -30,10 +48,7 @@ class ModelRequest(StudyRequest, frozen=True):
         tuple[str, ...],
         Declare(setting.paths, "Short name, hub id, folder or .gguf file; comma list.", example="smollm2-135m-q4"),
     ]
-    pe: Annotated[
-        tuple[str, ...],
-        Declare(setting.names, "Methods: none, yarn, resonance_yarn, …; comma list.", example="none,yarn"),
-    ]
+    pe: Methods
     lengths: Annotated[
         tuple[int, ...],
         Declare(
@@ -49,17 +64,7 @@ class ModelRequest(StudyRequest, frozen=True):
             panel=METHODS,
         ),
     ] = None
-    pe_args: Annotated[
-        dict[str, dict[str, Any]],
-        Declare(
-            setting.method_parameters,
-            "A method's parameter, yarn.beta_fast=16; may be repeated.",
-            flag="--pe-arg",
-            metavar="METHOD.PARAM=VALUE",
-            repeated=True,
-            panel=METHODS,
-        ),
-    ] = Field(default_factory=dict)
+    pe_args: MethodParameters = Field(default_factory=dict)
     bos: Annotated[
         bool | None,
         Declare(
@@ -126,7 +131,7 @@ class ModelRequest(StudyRequest, frozen=True):
         str | None, Declare(setting.text, "openai: the model's name there.", unset="its only one", panel=MACHINE)
     ] = None
     dtype: Annotated[str, Declare(setting.text, "auto, float32, bfloat16, float16.", panel=MACHINE)] = "auto"
-    device: Annotated[str, Declare(setting.text, "auto, cpu, cuda, cuda:1, mps.", panel=MACHINE)] = "auto"
+    device: Device = "auto"
     device_map: Annotated[
         str | None, Declare(setting.text, "Spread over devices: auto, balanced, …", panel=MACHINE)
     ] = None

@@ -13,12 +13,12 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from longeval.errors import LongEvalError, reason
 from longeval.run.study import Outcome
-from longeval.store.curves import Curves
+from longeval.store.artefact import artefact_of
 from longeval.store.records import Record
 
 if TYPE_CHECKING:
@@ -80,13 +80,16 @@ class Tracking:
         self.close()
 
     def tell(self, outcome: Outcome) -> None:
-        """Sends a cell's values, at its length, and its validation losses, at their epochs."""
+        """Sends a cell's values, at its length, and what its training left, at its epochs."""
         for record in outcome.records:
             if record.value is not None and math.isfinite(record.value):
                 self._send({f"{record.metric}/{_series(record)}": record.value}, "length", record.length)
-        if isinstance(outcome.found, Curves):
-            for epoch, values in _losses(outcome.found, _series(outcome.records[0])):
-                self._send(values, "epoch", epoch)
+        kind = outcome.artefact or artefact_of(outcome.records[0])
+        if outcome.found is not None and kind is not None and kind.by_epoch is not None:
+            for name, values in kind.by_epoch(outcome.found).items():
+                for epoch, value in values.items():
+                    if math.isfinite(value):
+                        self._send({f"{name}/{_series(outcome.records[0])}": value}, "epoch", epoch)
 
     def close(self) -> None:
         """Ends the trackers' runs."""
@@ -137,16 +140,6 @@ def _series(record: Record) -> str:
     parts += [f"s:{record.factor:g}"] if record.factor is not None else []
     parts += [f"{name}:{record.params[name]}" for name in ("regime", "seed") if "regime" in record.params]
     return re.sub(r"[^\w\-. :/]", "_", "/".join(filter(None, parts)))  # what mlflow allows in a name
-
-
-def _losses(curves: Curves, series: str) -> Iterator[tuple[int, dict[str, float]]]:
-    """(epoch, validation losses) of a training, without values that are not finite."""
-    for place, epoch in enumerate(curves.epochs):
-        losses = {
-            f"valid_loss_in_distribution/{series}": curves.valid_loss_in_distribution[place],
-            f"valid_loss_ood/{series}": curves.valid_loss_ood[place],
-        }
-        yield epoch, {name: value for name, value in losses.items() if math.isfinite(value)}
 
 
 def _simple(value: Any) -> str | int | float | bool:

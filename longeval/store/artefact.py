@@ -42,6 +42,8 @@ class Artefact(Generic[T]):
     """Inverse of `encode`; ValueError, saying what is wrong, for anything else."""
     check: Callable[[T, Sequence[Record]], None]
     """Raises ValueError, saying what is wrong, where the artefact contradicts itself or the counts of its records."""
+    by_epoch: Callable[[T], Mapping[str, Mapping[int, float]]] | None = None
+    """Name → epoch → value, of a kind that says how a training went: what experiment trackers draw."""
     values: dict[str, Callable[[T, Record], float | None]] = field(default_factory=dict)
     """Metric → the value that its record must have. Every further metric that is registered adds its own."""
     other: Callable[[T, Record], float | None] | None = None

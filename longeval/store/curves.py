@@ -100,6 +100,10 @@ CURVES = ARTEFACTS.register(
         encode=lambda curves: curves.to_json().encode(),
         decode=curves_from_json,
         check=_check,
+        by_epoch=lambda curves: {
+            "valid_loss_in_distribution": dict(zip(curves.epochs, curves.valid_loss_in_distribution, strict=True)),
+            "valid_loss_ood": dict(zip(curves.epochs, curves.valid_loss_ood, strict=True)),
+        },
         values={
             "accuracy_in_distribution": _mean_share(lambda curves, inside: curves.accuracy[:inside]),
             "accuracy_ood": _mean_share(lambda curves, inside: curves.accuracy[inside:]),

@@ -13,6 +13,7 @@ from pydantic import Field
 from longeval.errors import LongEvalError
 from longeval.request import setting
 from longeval.request.base import StudyRequest
+from longeval.request.model import Device, MethodParameters, Methods
 from longeval.request.setting import MACHINE, METHODS, Declare
 
 DATA, MODEL, TRAINING = "Data", "Model", "Training"
@@ -73,10 +74,7 @@ class PosGenRequest(StudyRequest, frozen=True):
         tuple[str, ...],
         Declare(setting.names, "Rules: recursive, cot, semi_recursive; comma list.", flag="--task", example="cot"),
     ] = ("recursive", "cot", "semi_recursive")
-    pe: Annotated[
-        tuple[str, ...],
-        Declare(setting.names, "Methods: none, yarn, resonance_yarn, …; comma list.", example="none,yarn"),
-    ] = ("none", "resonance", "yarn", "resonance_yarn")
+    pe: Methods = ("none", "resonance", "yarn", "resonance_yarn")
     regimes: Annotated[
         tuple[Regime, ...],
         Declare(
@@ -109,17 +107,7 @@ class PosGenRequest(StudyRequest, frozen=True):
     native: Annotated[
         int | None, Declare(setting.length(), "Native length in tokens.", unset="the training length", panel=METHODS)
     ] = None
-    pe_args: Annotated[
-        dict[str, dict[str, Any]],
-        Declare(
-            setting.method_parameters,
-            "A method's parameter, yarn.beta_fast=16; may be repeated.",
-            flag="--pe-arg",
-            metavar="METHOD.PARAM=VALUE",
-            repeated=True,
-            panel=METHODS,
-        ),
-    ] = Field(default_factory=dict)
+    pe_args: MethodParameters = Field(default_factory=dict)
     layers: Annotated[int, Declare(setting.count(), "Layers.", panel=MODEL)] = 2
     d_model: Annotated[int, Declare(setting.count(), "Width.", panel=MODEL)] = 512
     d_ff: Annotated[int, Declare(setting.count(), "Width of feed-forward layers.", panel=MODEL)] = 2048
@@ -180,7 +168,7 @@ class PosGenRequest(StudyRequest, frozen=True):
             panel=MACHINE,
         ),
     ] = "float32"
-    device: Annotated[str, Declare(setting.text, "auto, cpu, cuda, cuda:1, mps.", panel=MACHINE)] = "auto"
+    device: Device = "auto"
     stack: Annotated[
         bool | None,
         Declare(

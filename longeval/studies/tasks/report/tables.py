@@ -12,23 +12,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from longeval.report.settings import DEFINITION, OUTCOMES, split
-from longeval.report.tables import GridRow, is_group, method_rows, native_length, records_of
+from longeval.report.tables import MODEL_PARAMS, GridRow, is_group, method_rows, native_length, records_of
 from longeval.store.records import Record
 
-_SET_PARAMS = (
-    "native_length",
-    "theta",
-    "head_dim",
-    "bos",
-    "prefix",
-    "parse_special",
-    "attn",
-    "seed",
-    "weights",
-    "tokenizer",
-    "chat_template",
-    "overlong",
-)
+_SET_PARAMS = (*MODEL_PARAMS, "chat_template", "overlong")
 """Parameters that make sections of their own wherever they differ."""
 
 _ASKED_PARAMS = ("chat_template", "overlong")
