@@ -300,16 +300,16 @@ def _trusted(specs: Sequence[StudyRequest], flag: bool, file: str) -> list[Study
 
 def _only(specs: Sequence[StudyRequest], methods: tuple[str, ...], file: str) -> list[StudyRequest]:
     """The requests with only some of their methods; a factor that followed from the lengths stays the same."""
-    from longeval.rope.build import parse_method_name
+    from longeval.rope.build import listed_names, parse_method_name
 
-    asked = {name for spec in specs for name in dict(spec).get("pe", ())}
+    asked = {name for spec in specs for name in listed_names(dict(spec).get("pe", ()))}
     missing = [name for name in methods if name not in asked]
     if missing:
         raise LongEvalError(f"--pe {missing[0]}: not in {file}", f"It has {', '.join(sorted(asked))}.")
     chosen = []
     for spec in specs:
         settings = dict(spec)
-        kept = tuple(name for name in settings.get("pe", ()) if name in methods)
+        kept = tuple(name for name in listed_names(settings.get("pe", ())) if name in methods)
         changes: dict[str, object] = {"pe": kept}
         if "pe_args" in settings:
             bases = {parse_method_name(name).base for name in kept}

@@ -35,7 +35,12 @@ MethodParameters = Annotated[
     ),
 ]
 Methods = Annotated[
-    tuple[str, ...], Declare(setting.names, "Methods: none, yarn, resonance_yarn, …; comma list.", example="none,yarn")
+    tuple[str, ...],
+    Declare(
+        setting.names,
+        "Methods: none, yarn, resonance_yarn, …; comma list; all: every one that works.",
+        example="none,yarn",
+    ),
 ]
 Device = Annotated[str, Declare(setting.text, "auto, cpu, cuda, cuda:1, mps.", panel=MACHINE)]
 """Settings that a study with models of its own has as well."""

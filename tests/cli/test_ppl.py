@@ -16,6 +16,8 @@ from command_lines import command_line, json_of, start_program
 from tiny import make_text
 
 from longeval.cli.app import run_app
+from longeval.request import requests_from_yaml
+from longeval.rope.build import method_names
 
 
 @pytest.fixture
@@ -48,6 +50,19 @@ def test_run_repeats_one_method_of_a_request_elsewhere_with_the_same_numbers(arg
     expected = {(r["cell"], r["metric"]): r["value"] for r in first if r["pe"] == "yarn"}
     assert {(r["cell"], r["metric"]): r["value"] for r in second} == expected
     assert "--pe pi" in refused(["run", "run/spec.yaml", "--pe", "pi"])
+
+
+def test_all_methods_are_written_down_by_name(arguments, capsys, here):
+    assert run_app(arguments(pe="all", lengths="64")) == 0
+    assert "all leaves out longrope, resonance_longrope (" in capsys.readouterr().err
+    expected = sorted(set(method_names()) - {"longrope", "resonance_longrope"})
+    (request,) = requests_from_yaml((here / "run" / "spec.yaml").read_text(), origin="f")
+    assert sorted(request["pe"]) == expected
+    records = json_of(capsys, ["run", "run"])
+    assert sorted({record["pe"] for record in records}) == expected
+    (here / "request.yaml").write_text((here / "run" / "spec.yaml").read_text().replace("pe: [", "pe: [all, "))
+    records = json_of(capsys, ["run", "request.yaml", "--pe", "abf,yarn", "--out", "run"])
+    assert {record["pe"] for record in records} == {"abf", "yarn"}
 
 
 def test_the_default_folder_is_found_again_by_the_same_request(arguments, capsys, here):

@@ -27,7 +27,16 @@ from longeval.run.cell import cell_id
 from longeval.run.cost import Window, memory_bytes, precision, windows_seconds
 from longeval.run.host import Host, by_engine
 from longeval.run.overview import CellList, Overview, count, format_duration, format_gib
-from longeval.run.setups import Setup, ask_server, check_pin, dtype_of, method_names, setting_notes, setups
+from longeval.run.setups import (
+    Setup,
+    ask_server,
+    check_pin,
+    dtype_of,
+    method_names,
+    setting_notes,
+    setups,
+    usable_methods,
+)
 from longeval.run.study import Plan, SkippedWork, Work
 from longeval.studies.ppl.protocols import PROTOCOLS, Protocol, check_stride
 from longeval.studies.ppl.request import PplRequest
@@ -107,13 +116,14 @@ def plan_ppl(request: PplRequest, *, dry_run: bool = False) -> PplPlan:
         opened = [open_source(name, text_field=request.text_field) for name in request.data]
     sources = list({source.name: source for source in opened}.values())  # two aliases are one data set
     models = prepare_all(request, capabilities(request.backend), dry_run=dry_run)
+    request, names, notes = usable_methods(request, names, models)
     check_pin(request, names, models)
     if server is not None:
         server.check_reads([model.tokenizer for model in models], scores=True)
     cells: list[PplCell] = []
     work: list[PplWork] = []
     skipped: list[SkippedWork] = []
-    notes = [source.note for source in sources if source.note is not None]
+    notes += [source.note for source in sources if source.note is not None]
     for model in models:
         _check_prefix(request, model)
         check_stride(protocol, stride_of(request), request.lengths[0], len(model.prefix))
