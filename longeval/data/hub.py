@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from longeval.data.corpora import HubDataset
-from longeval.data.documents import Growth, Text, TextField
+from longeval.data.documents import Growth, Text, TextField, some_with_text
 from longeval.data.readers import json_line_texts
 from longeval.errors import LongEvalError, reason
 
@@ -48,7 +48,8 @@ def read_hub_documents(hub: HubDataset, commit: str) -> Iterator[Text]:
         LongEvalError: While iterating, if the connection breaks or a record has no text in `hub.field`.
     """
     try:
-        yield from (_read_split(hub, commit) if hub.file is None else _read_file(hub, commit))
+        read = _read_split if hub.file is None else _read_file
+        yield from some_with_text(read(hub, commit), f"hub data set {hub.id}")
     except LongEvalError:
         raise
     except Exception as error:
@@ -63,7 +64,8 @@ def _read_split(hub: HubDataset, commit: str) -> Iterator[Text]:
     rows = datasets.load_dataset(hub.id, name=hub.config, split=hub.split, revision=commit, streaming=True)
     field = TextField(f"hub data set {hub.id}", hub.field)
     for number, row in enumerate(rows, start=1):
-        yield Text(name=f"{hub.split}#{number}", text=field.text_of(row, f"row {number}"))
+        where = f"row {number}"
+        yield Text.of_record(f"{hub.split}#{number}", field.checked(row[field.choose(list(row), where)], where))
 
 
 def _read_file(hub: HubDataset, commit: str) -> Iterator[Text]:
@@ -73,7 +75,7 @@ def _read_file(hub: HubDataset, commit: str) -> Iterator[Text]:
     with HfFileSystem().open(f"datasets/{hub.id}/{hub.file}", "rb", revision=commit) as lines:
         path, name = f"hub data set {hub.id}, {hub.file}", hub.file.rsplit("/", 1)[-1]
         for number, text in json_line_texts(lines, path, TextField(path, hub.field), Growth(path, None)):
-            yield Text(name=f"{name}#{number}", text=text)
+            yield Text.of_record(f"{name}#{number}", text)
 
 
 def _explain(hub: HubDataset, error: Exception) -> HubUnavailableError:

@@ -132,7 +132,7 @@ def _files(path: str, text_field: str | None, *, name: str, origin: str, default
     """The source of local files; the first document is read at once, so that errors in it are told early."""
     note = check_path(path).note
     read = partial(read_documents, path, text_field=text_field)
-    next(read(), None)
+    next((document for document in read() if not document.missing), None)
     return Source(name=name, origin=origin, default_docs=default_docs, note=note, documents=read)
 
 

@@ -169,15 +169,16 @@ def together(alone: Sequence[PplWork]) -> list[PplWork]:
 
 def _alone(request: PplRequest, protocol: Protocol, model: PreparedModel, corpus: DataSet, setup: Setup) -> PplWork:
     """The work of one cell: one method and length on one data set."""
-    lengths = corpus.selection.lengths
+    selection, lengths = corpus.selection, corpus.selection.lengths
     windows = tuple(protocol.windows(lengths, setup.length, stride_of(request), len(model.prefix)))
     scored = len({window.document for window in windows})
     too_short = 0 if protocol.joined and windows else len(lengths) - scored
     params = setup.params | {
         "stride": stride_of(request) if protocol.strided else None,
         "min_tokens": corpus.min_tokens,
-        "data_digest": corpus.selection.digest,
+        "data_digest": selection.digest,
         "data_origin": corpus.source.origin,
+        **({"without_text": selection.without_text} if selection.without_text else {}),
     }
     fields: dict[str, Any] = {
         "model": model.name,
@@ -187,7 +188,7 @@ def _alone(request: PplRequest, protocol: Protocol, model: PreparedModel, corpus
         "protocol": protocol.name,
         "backend": request.backend,
         "dtype": dtype_of(request, model),
-        "skipped": corpus.selection.skipped + too_short,
+        "skipped": selection.skipped + too_short,
     }
     cell = PplCell(
         id=cell_id("ppl", fields | {"pe": setup.pe.canonical}, params),
@@ -325,8 +326,11 @@ def _notes(
     for corpus in corpora:
         chosen, skipped = len(corpus.selection.documents), corpus.selection.skipped
         if skipped:
+            without = corpus.selection.without_text
+            told = f", {without} of them without text (null or missing)" if without else ""
             notes.append(
                 f"{corpus.source.name}: {chosen} documents; {skipped} of fewer than {corpus.min_tokens} tokens skipped"
+                f"{told}"
             )
         if corpus.selection.spelt:
             notes.append(
