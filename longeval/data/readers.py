@@ -1,4 +1,4 @@
-"""Documents from local files: plain text, and records in JSON, tables and columns; a file or a folder.
+"""Documents from local files: plain text, and records in JSON, tables and columns; a file, a folder, or a pattern.
 
 Everything is read lazily and in a fixed order: one record after the other, never a whole file of them at once. Nothing
 is ever unpickled. What can't be read as it stands raises LongEvalError with file, line and remedy; no document is left
@@ -54,10 +54,10 @@ Texts = Iterator[tuple[int, str | None]]
 
 
 def read_documents(path: str, *, text_field: str | None = None) -> Iterator[Text]:
-    """Yields the documents of a file or folder.
+    """Yields the documents of a file, of a folder, or of the files that match a pattern.
 
     Args:
-        path: A file or folder that passed `check_path`.
+        path: What passed `check_path`.
         text_field: The field that holds the text in records; default: the first of DEFAULT_FIELDS they have.
 
     Raises:
@@ -70,13 +70,13 @@ def read_documents(path: str, *, text_field: str | None = None) -> Iterator[Text
 
 def _all_documents(path: str, text_field: str | None) -> Iterator[Text]:
     """See `read_documents`."""
-    is_folder = os.path.isdir(path)
-    for file in check_path(path).files:
-        name = os.path.relpath(file, path) if is_folder else os.path.basename(path)
+    chosen = check_path(path)
+    for file in chosen.files:
+        name = os.path.basename(path) if chosen.folder is None else os.path.relpath(file, chosen.folder)
         kind = format_of(file)
         try:
             if kind.kind == "text":
-                yield Text(name=name, text=_read_text(file, kind, may_be_empty=is_folder))
+                yield Text(name=name, text=_read_text(file, kind, may_be_empty=chosen.folder is not None))
                 continue
             number = None
             for number, text in _record_texts(file, text_field, kind):

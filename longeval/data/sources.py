@@ -1,4 +1,4 @@
-"""From what the user typed after `--data` to documents: a corpus by name, `stdlib`, or a path.
+"""From what the user typed after `--data` to documents: a corpus by name, `stdlib`, or a path or pattern.
 
 A named corpus is read from its local copy under $LONGEVAL_DATA if there is one, and from the hub otherwise. A name wins
 over a file of the same name in the current folder; `./name` is that file.
@@ -18,7 +18,7 @@ from functools import partial
 
 from longeval.data.corpora import Corpus, LocalCandidate, load_catalogue
 from longeval.data.documents import Text
-from longeval.data.files import check_path, format_of
+from longeval.data.files import check_path, format_of, is_pattern
 from longeval.data.hub import HubUnavailableError, read_hub_documents, resolve_revision
 from longeval.data.readers import read_documents
 from longeval.errors import LongEvalError, did_you_mean
@@ -58,7 +58,7 @@ def open_source(name: str, *, text_field: str | None = None) -> Source:
     """Finds a source and checks that it can be read, its first document included (on the hub: that the hub has it).
 
     Args:
-        name: A corpus (`gov_report`, `leval:sci_fi`), `stdlib`, or the path of a file or folder.
+        name: A corpus (`gov_report`, `leval:sci_fi`), `stdlib`, the path of a file or folder, or a pattern of paths.
         text_field: Field that holds the text, for files of records (JSON, tables, parquet, Arrow) given by path.
 
     Raises:
@@ -81,7 +81,7 @@ def open_source(name: str, *, text_field: str | None = None) -> Source:
     if _looks_like_path(name):
         return _open_path(name, text_field)
     known = [STDLIB, *catalogue.corpora, *catalogue.aliases]
-    raise LongEvalError(f"--data {name}: unknown", f"{did_you_mean(name, known)} Or give a file or folder.")
+    raise LongEvalError(f"--data {name}: unknown", f"{did_you_mean(name, known)} Or give a file, folder or pattern.")
 
 
 def local_sources() -> list[str]:
@@ -118,7 +118,7 @@ def _open_corpus(corpus: Corpus) -> Source:
 
 
 def _open_path(path: str, text_field: str | None) -> Source:
-    """A file or folder of the user's."""
+    """Files of the user's."""
     expanded = os.path.expanduser(path)
     if text_field is not None and not any(format_of(file).kind == "records" for file in check_path(expanded).files):
         raise LongEvalError(
@@ -177,7 +177,8 @@ def _other_ways(corpus: Corpus) -> str:
 
 
 def _looks_like_path(name: str) -> bool:
-    return os.path.exists(os.path.expanduser(name)) or os.sep in name or name.startswith("~") or "." in name
+    expanded = os.path.expanduser(name)
+    return os.path.exists(expanded) or is_pattern(expanded) or os.sep in name or name.startswith("~") or "." in name
 
 
 def list_modules(folder: str | None = None) -> list[str]:

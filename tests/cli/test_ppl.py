@@ -111,6 +111,33 @@ def test_the_same_documents_in_any_form_have_the_same_perplexity(arguments, caps
     assert "not read: README.md" in shown.err
 
 
+def test_records_without_text_are_counted_and_change_no_number(arguments, capsys, documents, here):
+    with_nulls = ['{"text": null}', *documents.read_text().splitlines(), '{"id": 3}']
+    (here / "nulls.jsonl").write_text("\n".join(with_nulls))
+    assert run_app([*arguments(pe="none", data="nulls.jsonl,documents.jsonl"), "--json", "-"]) == 0
+    shown = capsys.readouterr()
+    assert "2 of them without text" in shown.err
+    records = [record for record in json.loads(shown.out) if record["metric"] == "perplexity"]
+    nulls, whole = ([r for r in records if r["data"] == f"{name}.jsonl"] for name in ("nulls", "documents"))
+    for mine, other in zip(nulls, whole, strict=True):
+        assert (mine["value"], mine["documents"]) == (other["value"], other["documents"])
+        assert (mine["skipped"], mine["params"]["without_text"]) == (other["skipped"] + 2, 2)
+        assert "without_text" not in other["params"]
+    assert run_app(["report", "run", "-q"]) == 0
+    report = (here / "run" / "report.md").read_text()
+    assert report.count("Records without text (null or missing), counted as skipped: 2.") == 1
+
+
+def test_a_pattern_is_one_data_set_and_a_comma_list_several(arguments, capsys, documents, here):
+    (here / "books").mkdir()
+    for number, line in enumerate(documents.read_text().splitlines()):
+        (here / "books" / f"{number}.txt").write_text(json.loads(line)["text"])
+    records = json_of(capsys, arguments(pe="none", lengths="64", data="books/*.txt,documents.jsonl,books/0.txt"))
+    values = {r["data"]: r["value"] for r in records if r["metric"] == "perplexity"}
+    assert list(values) == ["books/*.txt", "documents.jsonl", "books/0.txt"]
+    assert values["books/*.txt"] == values["documents.jsonl"] != values["books/0.txt"]
+
+
 def test_a_pipe_stays_a_pipe(arguments, here):
     os.mkfifo(here / "pipe")
     reader = subprocess.Popen(["cat", "pipe"], cwd=here, stdout=subprocess.PIPE)
@@ -141,6 +168,7 @@ def test_a_folder_that_cannot_be_written_gives_what_is_stored(arguments, capsys,
         ({"model": "."}, "--model .", ""),
         ({"data": "gov_reprt"}, "gov_reprt", "gov_report"),
         ({"data": "missing.jsonl"}, "missing.jsonl", ""),
+        ({"data": "docs/*.txt"}, "--data docs/*.txt", "quotes"),
         ({"text_field": "body"}, "body", "text"),
         ({"protocol": "slide"}, "--protocol slide", "sliding"),
         ({"dtype": "bfloat61"}, "bfloat61", "bfloat16"),

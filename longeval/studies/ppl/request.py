@@ -32,7 +32,8 @@ class PplRequest(ModelRequest, frozen=True):
         tuple[str, ...],
         Declare(
             setting.paths,
-            "gov_report, pg19, proof_pile, leval:NAME, stdlib, files, folders; comma list (\\, for one in a path).",
+            "gov_report, pg19, proof_pile, leval:NAME, stdlib, files, folders, patterns in quotes ('docs/*.txt'); "
+            "comma list (\\, for one in a path).",
             example="gov_report",
         ),
     ] = ("gov_report",)
