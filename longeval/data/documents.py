@@ -147,7 +147,7 @@ class TextField:
             fields = ", ".join(name if len(name) <= 40 else f"{name[:40]}…" for name in names[:20]) or "none"
             raise LongEvalError(
                 f"{self._asked}{self._path}, {where}: no field {wanted}; its fields: {fields}",
-                "Name the one that holds the text: give the file by its path, with --text-field NAME.",
+                "Name the one that holds the text with --text-field NAME (a corpus has none: give its file by path).",
             )
         return self._name
 

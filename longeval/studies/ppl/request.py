@@ -32,8 +32,8 @@ class PplRequest(ModelRequest, frozen=True):
         tuple[str, ...],
         Declare(
             setting.paths,
-            "gov_report, pg19, proof_pile, leval:NAME, stdlib, files, folders, patterns in quotes ('docs/*.txt'); "
-            "comma list (\\, for one in a path).",
+            "gov_report, pg19, proof_pile, leval:NAME, stdlib, files, folders, patterns in quotes ('docs/*.txt'), "
+            "hub:OWNER/NAME[:CONFIG]:SPLIT; comma list (\\, for one in a path).",
             example="gov_report",
         ),
     ] = ("gov_report",)
@@ -58,10 +58,11 @@ class PplRequest(ModelRequest, frozen=True):
         Declare(
             setting.either("all", setting.count()),
             "At most so many documents, or all.",
-            unset="what the data set says",
+            unset="what the data set says, 50 of hub:…",
             panel=DOCUMENTS,
         ),
     ] = None
     text_field: Annotated[
-        str | None, Declare(setting.text, "Field of JSON, CSV, parquet files with the text.", panel=DOCUMENTS)
+        str | None,
+        Declare(setting.text, "Field with the text in JSON, CSV, parquet files and hub:… data sets.", panel=DOCUMENTS),
     ] = None
