@@ -177,7 +177,7 @@ def prepare(
     if trust_remote_code and dry_run:
         load.tell_code(ref, "would run (not in a dry run)")
     prepared = PreparedModel(
-        name=name,
+        name=ref.name,
         ref=ref,
         config=config,
         tokenizer=tokenizer,

@@ -51,7 +51,11 @@ class ModelRequest(StudyRequest, frozen=True):
 
     model: Annotated[
         tuple[str, ...],
-        Declare(setting.paths, "Short name, hub id, folder or .gguf file; comma list.", example="smollm2-135m-q4"),
+        Declare(
+            setting.models,
+            "Short name, hub id (OWNER/NAME@REVISION) or address, folder or .gguf file; comma list.",
+            example="smollm2-135m-q4",
+        ),
     ]
     pe: Methods
     lengths: Annotated[
