@@ -85,7 +85,7 @@ def carry_out(
     """(cell, metric) → the command and its record: requests of one folder may overlap, and a cell counts once."""
     for spec, plan in zip(specs, plans, strict=True):
         progress = RunProgress(quiet=quiet, verbose=verbose and studies[spec.command].tells_passes)
-        with Tracking(trackers, folder=store.path, settings=spec.to_mapping()) as tracking:
+        with Tracking(trackers, folder=store.path, settings=plan.request.to_mapping()) as tracking:
             result = _run(plan, store, progress, fresh=fresh, under_way=bool(found), told=tracking.tell)
         _say(f"{_outcome(result)}; records in {store.path}", quiet)
         found |= {(record.cell, record.metric): (spec.command, record) for record in result.records}
@@ -125,12 +125,10 @@ def _plan_all(specs: Sequence[StudyRequest], studies: Mapping[str, Study], quiet
     """The plans of requests, each checked; for a dry run without running code of models and of task files."""
     from longeval.cli.progress import RunProgress
 
-    for planning in dict.fromkeys(study.planning for study in studies.values()):
-        if planning is not None:
-            _say(planning, quiet)
     plans = []
     for spec in specs:
         with RunProgress(quiet=quiet) as progress:
+            progress.preparing("loading libraries")
             plans.append(studies[spec.command].plan(spec, progress, dry_run=dry_run))
     for note in dict.fromkeys(note for plan in plans for note in plan.notes):
         _say(note, quiet)

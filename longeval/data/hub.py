@@ -7,6 +7,7 @@ unreachable hub is noticed at once. Then the hub's local cache serves, if it has
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -126,11 +127,13 @@ def _read_split(hub: HubDataset, pinned: PinnedDataset) -> Iterator[Text]:
 def _split(hub: HubDataset, pinned: PinnedDataset) -> tuple[str, Any]:
     """The name and the rows of the split that is asked for; nothing is read yet."""
     import datasets
-    from huggingface_hub import logging
+    from huggingface_hub.utils import logging as hub_logging
 
     datasets.disable_progress_bars()
-    logging.set_verbosity(logging.ERROR)
-    at = {"path": hub.id, "revision": pinned.commit} if pinned.folder is None else {"path": pinned.folder}
+    hub_logging.set_verbosity(logging.ERROR)
+    at: dict[str, Any] = {"path": pinned.folder or hub.id}
+    if pinned.folder is None:
+        at["revision"] = pinned.commit
     try:
         builder = datasets.load_dataset_builder(name=hub.config, **at)
     except (datasets.exceptions.DataFilesNotFoundError, datasets.data_files.EmptyDatasetError) as error:
@@ -147,7 +150,7 @@ def _split(hub: HubDataset, pinned: PinnedDataset) -> tuple[str, Any]:
             f"hub data set {hub.id}: is made of {builder.name} files, not of text",
             f"Data files of {', '.join(_PLAIN)} are read.",
         )
-    _check_inside(hub, pinned, builder.config.data_files)
+    _check_inside(hub, pinned, builder.config.data_files or {})
     if builder.name == "text":
         builder.config.sample_by = "document"  # a file is a document, not its lines
     splits = builder.as_streaming_dataset()

@@ -1,8 +1,8 @@
 """What the user means by `--model NAME`, where that model's files are on this machine, and which weights they are.
 
-A name is a short name of the catalogue, a hub id or address, a local folder, a GGUF file, or an embedded model. Weights are told
-without loading them: a hub model is its commit; a folder is the content of its config and its safetensors; a GGUF is
-the content of the file. Renaming or moving a folder doesn't change what it is.
+A name is a short name of the catalogue, a hub id or address, a local folder, a GGUF file, or an embedded model. Weights
+are told without loading them: a hub model is its commit; a folder is the content of its config and its safetensors; a
+GGUF is the content of the file. Renaming or moving a folder doesn't change what it is.
 """
 
 from __future__ import annotations

@@ -138,6 +138,10 @@ def test_a_pattern_is_one_data_set_and_a_comma_list_several(arguments, capsys, d
     assert values["books/*.txt"] == values["documents.jsonl"] != values["books/0.txt"]
 
 
+def test_a_pattern_that_the_shell_has_replaced_is_explained(arguments, refused):
+    assert "'docs/*.txt'" in refused([*arguments(data="a.txt"), "b.txt"])
+
+
 def test_a_pipe_stays_a_pipe(arguments, here):
     os.mkfifo(here / "pipe")
     reader = subprocess.Popen(["cat", "pipe"], cwd=here, stdout=subprocess.PIPE)

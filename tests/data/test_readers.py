@@ -224,7 +224,7 @@ def test_a_field_that_the_first_records_lack_is_a_wrong_one(write, monkeypatch):
     monkeypatch.setattr(TextField, "MOST_WITHOUT", 3)
     lines = ['{"id": 1}'] * 3 + ['{"text": "t"}']
     assert texts_or_none(write("a.jsonl", content="\n".join(lines[1:]))) == [None, None, "t"]
-    assert "a.jsonl, line 1: no field" in problem_of(write("b.jsonl", content="\n".join(lines)))
+    assert "b.jsonl, line 1: no field" in problem_of(write("b.jsonl", content="\n".join(lines)))
 
 
 def test_a_pickle_is_never_opened(write, tmp_path):

@@ -50,7 +50,7 @@ def test_an_address_is_the_id_of_its_model(name, location, revision, monkeypatch
     assert asked.model == (ref.name, "other/m")
     assert resolve(name, revision=revision).revision == revision
     if revision is not None:
-        with pytest.raises(LongEvalError, match="--revision main: .* names another"):
+        with pytest.raises(LongEvalError, match=r"--revision main: .* names another"):
             resolve(name, revision="main")
 
 

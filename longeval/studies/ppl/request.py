@@ -24,6 +24,8 @@ class PplRequest(ModelRequest, frozen=True):
     longeval ppl --model smollm2-135m-q4 --pe none,yarn,resonance_yarn --lengths 4k,8k,12k --data stdlib --docs 2
 
     longeval ppl --model ./my-model --pe yarn --factor 4 --lengths 32k --data book.txt --protocol sliding --dry-run
+
+    longeval ppl --model ./my-model --pe all --lengths 4k,8k --data 'docs/*.txt,hub:OWNER/NAME:test'
     """
 
     command: ClassVar[str] = "ppl"

@@ -66,7 +66,7 @@ def plan_tasks(request: TasksRequest, tell: Tell | None = None, *, dry_run: bool
     _check_titles(leaves, index)
     for leaf in leaves:
         check_code(leaf, index, trusted=request.trust_remote_code, dry_run=dry_run)
-    models = prepare_all(request, capabilities(request.backend), dry_run=dry_run)
+    models = prepare_all(request, capabilities(request.backend), tell.preparing, dry_run=dry_run)
     request, names, notes = usable_methods(request, names, models)
     check_pin(request, names, models)
     if server is not None:
@@ -315,6 +315,7 @@ class _ModelPlan:
 
     def _load(self, leaf: str, config: Config, metadata: TaskMetadata, length: int) -> Any:
         """The lm-eval task with its samples; those that are made are made for this window."""
+        self._tell.preparing(f"{self._title(leaf)} at {format_length(length)}: reading its data")
         setting = self._setting(leaf, config, metadata, length)
         extra: dict[str, Any] = {"setting": setting}
         if metadata.synthetic and self._request.max_new_tokens is not None:
