@@ -7,6 +7,7 @@ is fetched first if it isn't there yet.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -124,13 +125,12 @@ def rope(
         shipped = _read_model(model, native, revision, trust_remote_code, scale_from or "plain")
         geometry = dataclasses.replace(shipped.geometry, factor=stretch)
     n = current or geometry.target_length
+    describe = functools.cache(lambda name: _describe(name, values.get(name.base, {}), n, geometry, shipped))
     if ALL in listed:
-        methods, left_out = usable(
-            listed, values, lambda name: _describe(name, values.get(name.base, {}), n, geometry, shipped)
-        )
+        methods, left_out = usable(listed, values, describe)
         if left_out is not None:
             say(left_out)
-    descriptions = [_describe(method, values.get(method.base, {}), n, geometry, shipped) for method in methods]
+    descriptions = [describe(method) for method in methods]
     if shipped is not None:
         _introduce(shipped, geometry)
     if plot is not None and image_format is not None:
