@@ -104,7 +104,7 @@ class RunProgress(AbstractContextManager["RunProgress"]):
                 return
             if told != self._prepared:
                 told = self._prepared
-                self.say(f"longeval: {told} …")
+                self.say(f"  {told} …")
 
     def _end_planning(self) -> None:
         """Ends what `preparing` began."""

@@ -37,7 +37,7 @@ def test_what_takes_long_is_told_once_in_plain_lines(impatient, monkeypatch, cap
         shown.begin([])
         shown.preparing("too late")
         time.sleep(0.2)
-    assert told == ["longeval: opening m …", "longeval: tokenising a …"]
+    assert told == ["  opening m …", "  tokenising a …"]
 
 
 def test_what_is_quick_or_quiet_is_not_told(impatient, monkeypatch, capsys):
