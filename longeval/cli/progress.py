@@ -46,6 +46,8 @@ class RunProgress(AbstractContextManager["RunProgress"]):
         self._prepared = ""
         self._planned = threading.Event()
         self._watch: threading.Thread | None = None
+        self._shown = threading.Lock()
+        """Held while the live line's task changes."""
         self._last_line = self._last_pass = time.monotonic()
 
     def __enter__(self) -> RunProgress:
@@ -86,21 +88,26 @@ class RunProgress(AbstractContextManager["RunProgress"]):
         if self._watch is None and not self._quiet:
             self._watch = threading.Thread(target=self._tell_planning, daemon=True)
             self._watch.start()
-        if self._task is not None:
+        if self._live is None:
+            if now - self._last_line > PLAIN_EVERY_S:
+                self.say(f"  {what}: {done:,}{f' of {total:,}' if total else ''}")
+            return
+        with self._shown:
+            if self._task is None:  # not yet told
+                return
             if is_new:
                 self._live.remove_task(self._task)
                 self._task = self._live.add_task(what, total=None, rate="")
             rate = f"{done:,}/{total:,}" if total else f"{done:,}" if done else ""
             self._live.update(self._task, total=total or None, completed=done, rate=rate)
-        elif self._live is None and now - self._last_line > PLAIN_EVERY_S:
-            self.say(f"  {what}: {done:,}{f' of {total:,}' if total else ''}")
 
     def _tell_planning(self) -> None:
         """Tells what is being prepared once that has taken long: on a terminal in the live line, else in lines."""
         told = ""
         while not self._planned.wait(QUICK_S):
             if self._live is not None:
-                self._task = self._live.add_task(self._prepared, total=None, rate="")
+                with self._shown:
+                    self._task = self._live.add_task(self._prepared, total=None, rate="")
                 return
             if told != self._prepared:
                 told = self._prepared
