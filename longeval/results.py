@@ -233,10 +233,11 @@ def carry_out(
     store = Store(out or default_out(request))
     check_folder([request], {command: study}, store)
     with RunProgress(quiet=quiet) as progress:
+        progress.preparing("loading libraries")
         plan = study.plan(request, progress)
         for note in plan.notes:
             progress.say(f"longeval: {note}")
-        with Tracking(trackers, folder=store.path, settings=request.to_mapping()) as tracking:
+        with Tracking(trackers, folder=store.path, settings=plan.request.to_mapping()) as tracking:
             run(plan, store, progress, fresh=fresh, told=tracking.tell)
     return Results(store.path, [cell.id for cell in plan.cells])
 

@@ -6,6 +6,7 @@ import itertools
 import math
 import os
 import re
+import urllib.parse
 
 from longeval.errors import LongEvalError
 
@@ -112,6 +113,31 @@ def checked_name(name: str, flag: str) -> str:
     if not name.strip():
         raise LongEvalError(f"{flag}: an empty name", "Name something, or leave it out.")
     return name
+
+
+_ADDRESS = re.compile(r"(?:(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)|hf:/)/(.*)", re.IGNORECASE)
+"""An address of the model hub, and what follows the host."""
+_OF_MODEL = re.compile(r"([\w.-]+/[\w.-]+?)(?:/tree/([^/?#]+)|@([^/?#]+))?/?(?:[?#].*)?")
+"""Owner and name of a model, and its revision."""
+
+
+def hub_id(name: str, *, flag: str = "--model") -> str:
+    """The hub id of a model, `OWNER/NAME` or `OWNER/NAME@REVISION`, where its address on the hub is given.
+
+    `https://huggingface.co/OWNER/NAME/tree/REVISION`, `hf.co/OWNER/NAME` and `hf://OWNER/NAME` are addresses; anything
+    else stays as it is, and so does what exists as a path.
+    """
+    address = _ADDRESS.fullmatch(name.strip())
+    if address is None or _exists(name):
+        return name
+    found = _OF_MODEL.fullmatch(address[1])
+    if found is None or found[1].startswith(("datasets/", "spaces/")):
+        raise LongEvalError(
+            f"{flag} {name}: not the address of a model",
+            "Give its page, https://huggingface.co/OWNER/NAME, or OWNER/NAME.",
+        )
+    revision = found[2] or found[3]
+    return found[1] if revision is None else f"{found[1]}@{urllib.parse.unquote(revision)}"
 
 
 def format_length(length: int) -> str:

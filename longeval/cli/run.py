@@ -85,7 +85,7 @@ def carry_out(
     """(cell, metric) → the command and its record: requests of one folder may overlap, and a cell counts once."""
     for spec, plan in zip(specs, plans, strict=True):
         progress = RunProgress(quiet=quiet, verbose=verbose and studies[spec.command].tells_passes)
-        with Tracking(trackers, folder=store.path, settings=spec.to_mapping()) as tracking:
+        with Tracking(trackers, folder=store.path, settings=plan.request.to_mapping()) as tracking:
             result = _run(plan, store, progress, fresh=fresh, under_way=bool(found), told=tracking.tell)
         _say(f"{_outcome(result)}; records in {store.path}", quiet)
         found |= {(record.cell, record.metric): (spec.command, record) for record in result.records}
@@ -125,12 +125,10 @@ def _plan_all(specs: Sequence[StudyRequest], studies: Mapping[str, Study], quiet
     """The plans of requests, each checked; for a dry run without running code of models and of task files."""
     from longeval.cli.progress import RunProgress
 
-    for planning in dict.fromkeys(study.planning for study in studies.values()):
-        if planning is not None:
-            _say(planning, quiet)
     plans = []
     for spec in specs:
         with RunProgress(quiet=quiet) as progress:
+            progress.preparing("loading libraries")
             plans.append(studies[spec.command].plan(spec, progress, dry_run=dry_run))
     for note in dict.fromkeys(note for plan in plans for note in plan.notes):
         _say(note, quiet)
@@ -300,16 +298,16 @@ def _trusted(specs: Sequence[StudyRequest], flag: bool, file: str) -> list[Study
 
 def _only(specs: Sequence[StudyRequest], methods: tuple[str, ...], file: str) -> list[StudyRequest]:
     """The requests with only some of their methods; a factor that followed from the lengths stays the same."""
-    from longeval.rope.build import parse_method_name
+    from longeval.rope.build import listed_names, parse_method_name
 
-    asked = {name for spec in specs for name in dict(spec).get("pe", ())}
+    asked = {name for spec in specs for name in listed_names(dict(spec).get("pe", ()))}
     missing = [name for name in methods if name not in asked]
     if missing:
         raise LongEvalError(f"--pe {missing[0]}: not in {file}", f"It has {', '.join(sorted(asked))}.")
     chosen = []
     for spec in specs:
         settings = dict(spec)
-        kept = tuple(name for name in settings.get("pe", ()) if name in methods)
+        kept = tuple(name for name in listed_names(settings.get("pe", ())) if name in methods)
         changes: dict[str, object] = {"pe": kept}
         if "pe_args" in settings:
             bases = {parse_method_name(name).base for name in kept}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -113,10 +113,17 @@ class PreparedModel:
         return load.load_generation_settings(self.ref, self.config)
 
 
-def prepare_all(spec: ModelRequest, backend: Capabilities, *, dry_run: bool = False) -> list[PreparedModel]:
-    """Prepares the models of a request for its backend; with `dry_run` none of their own code runs."""
-    return [
-        prepare(
+def prepare_all(
+    spec: ModelRequest, backend: Capabilities, told: Callable[[str], None], *, dry_run: bool = False
+) -> list[PreparedModel]:
+    """Prepares the models of a request for its backend; with `dry_run` none of their own code runs.
+
+    `told` hears what is being done.
+    """
+    models = []
+    for name in spec.model:
+        told(f"opening {name}")
+        model = prepare(
             name,
             revision=spec.revision,
             native=spec.native,
@@ -131,8 +138,8 @@ def prepare_all(spec: ModelRequest, backend: Capabilities, *, dry_run: bool = Fa
             backend=backend,
             dry_run=dry_run,
         )
-        for name in spec.model
-    ]
+        models.append(model)
+    return models
 
 
 def prepare(
@@ -177,7 +184,7 @@ def prepare(
     if trust_remote_code and dry_run:
         load.tell_code(ref, "would run (not in a dry run)")
     prepared = PreparedModel(
-        name=name,
+        name=ref.name,
         ref=ref,
         config=config,
         tokenizer=tokenizer,

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 from longeval.store.records import Record
 
-OUTCOMES = frozenset({"ci", "stderr", "primary", "filter", "higher_is_better"})
-"""Parameters that say something of a result or of one metric."""
+OUTCOMES = frozenset({"ci", "stderr", "primary", "filter", "higher_is_better", "without_text"})
+"""Parameters that say something of a result, of one metric, or of records without text."""
 
 DEFINITION = frozenset({"prompts", "task_digest", "task_version", "own_prompts", "chance"})
 """Parameters that a task's definition and the program's version decide, not the request."""

@@ -35,7 +35,12 @@ MethodParameters = Annotated[
     ),
 ]
 Methods = Annotated[
-    tuple[str, ...], Declare(setting.names, "Methods: none, yarn, resonance_yarn, …; comma list.", example="none,yarn")
+    tuple[str, ...],
+    Declare(
+        setting.names,
+        "Methods: none, yarn, resonance_yarn, …; comma list; all: every one that works.",
+        example="none,yarn",
+    ),
 ]
 Device = Annotated[str, Declare(setting.text, "auto, cpu, cuda, cuda:1, mps.", panel=MACHINE)]
 """Settings that a study with models of its own has as well."""
@@ -46,7 +51,11 @@ class ModelRequest(StudyRequest, frozen=True):
 
     model: Annotated[
         tuple[str, ...],
-        Declare(setting.paths, "Short name, hub id, folder or .gguf file; comma list.", example="smollm2-135m-q4"),
+        Declare(
+            setting.models,
+            "Short name, hub id (OWNER/NAME@REVISION) or address, folder or .gguf file; comma list.",
+            example="smollm2-135m-q4",
+        ),
     ]
     pe: Methods
     lengths: Annotated[

@@ -21,6 +21,7 @@ from longeval.errors import LongEvalError, check_word
 from longeval.values import (
     checked_name,
     format_length,
+    hub_id,
     parse_count,
     parse_factor,
     parse_length,
@@ -152,6 +153,11 @@ def names(value: Any, where: str) -> tuple[str, ...]:
 def paths(value: Any, where: str) -> tuple[str, ...]:
     """Names and paths in the order given; in a list, commas belong to the names."""
     return _named(value, where, split_paths)
+
+
+def models(value: Any, where: str) -> tuple[str, ...]:
+    """Names and paths of models; an address on the hub is the id of its model."""
+    return tuple(dict.fromkeys(hub_id(name, flag=where) for name in paths(value, where)))
 
 
 def method_parameters(value: Any, where: str) -> dict[str, dict[str, Any]]:

@@ -47,7 +47,7 @@ class Silent:
     def note(self, text: str) -> None:
         """See `Tell`."""
 
-    def preparing(self, what: str, done: int, total: int) -> None:
+    def preparing(self, what: str, done: int = 0, total: int = 0) -> None:
         """See `Tell`."""
 
     def begin(self, costs: Sequence[float]) -> None:

@@ -9,17 +9,20 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from longeval.backends.base import AnyRequest, Server, capabilities
 from longeval.errors import LongEvalError
 from longeval.request import ModelRequest
 from longeval.rope.base import METHODS, RopeTable
-from longeval.rope.build import MethodName, parse_method_name
+from longeval.rope.build import ALL, MethodName, listed_names, parse_method_name, usable
 from longeval.values import format_length
 
 if TYPE_CHECKING:
     from longeval.models.prepare import PreparedModel
+
+
+_Request = TypeVar("_Request", bound=ModelRequest)
 
 
 def ask_server(spec: AnyRequest) -> tuple[AnyRequest, Server | None]:
@@ -48,11 +51,11 @@ def method_names(
     """The methods of a request; a factor or parameters that none of them takes would be ignored: an error.
 
     Args:
-        pe: Their names.
+        pe: Their names; `all` stands for every method.
         pe_args: Parameters by name of the method, without resonance.
         factor: The factor s, where it is given.
     """
-    names = [parse_method_name(name) for name in pe]
+    names = [parse_method_name(name) for name in listed_names(pe)]
     asked = {name.base for name in names}
     for base in pe_args:
         METHODS.lookup(base)
@@ -65,6 +68,30 @@ def method_names(
             "Leave it out, or ask for a method that it stretches, such as yarn, as well.",
         )
     return names
+
+
+def usable_methods(
+    spec: _Request, names: list[MethodName], models: Sequence[PreparedModel]
+) -> tuple[_Request, list[MethodName], list[str]]:
+    """The request with the methods that all its models can have in place of `all`, those methods, and notes.
+
+    Raises:
+        LongEvalError: No method can be used, or one that the user named or gave parameters for can't.
+    """
+    if ALL not in spec.pe:
+        return spec, names, []
+
+    def build(name: MethodName) -> None:
+        for model in models:
+            try:
+                for setup in setups(spec, model, [name]):
+                    setup.table(setup.length)
+            except LongEvalError as error:
+                of = f" on {model.name}" if len(models) > 1 else ""
+                raise LongEvalError(f"{error.problem}{of}", error.remedy) from error
+
+    found, note = usable(spec.pe, spec.pe_args, build)
+    return spec.replaced(pe=[name.canonical for name in found]), found, [] if note is None else [note]
 
 
 def setting_notes(spec: ModelRequest, names: Sequence[MethodName], model: PreparedModel) -> list[str]:

@@ -153,8 +153,8 @@ class Tell(Protocol):
         """What a user should know at once, before something is fetched."""
         ...
 
-    def preparing(self, what: str, done: int, total: int) -> None:
-        """Of the samples of `what`, `done` of `total` are made or read."""
+    def preparing(self, what: str, done: int = 0, total: int = 0) -> None:
+        """What is being done, such as `opening NAME`; of its documents or samples, `done` of `total` (0: not known)."""
         ...
 
 
@@ -165,8 +165,6 @@ class Study(Protocol):
     """Name of the command and of the folder."""
     Request: type[StudyRequest]
     """What can be asked of it; its fields are the flags of the command."""
-    planning: str | None
-    """What is said before a request is planned."""
     tells_passes: bool
     """Whether `--verbose` prints a line for each pass."""
     report_command: str

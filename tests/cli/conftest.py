@@ -6,7 +6,7 @@ import pytest
 
 from longeval.cli.app import run_app
 
-NOTES = ("reading model configuration", " needs ", " tokens skipped", " would run ")
+NOTES = (" …", " needs ", " tokens skipped", " would run ")
 """What may be said before a request turns out to be wrong."""
 
 

@@ -166,7 +166,8 @@ def test_records_travel_as_a_json_array_of_those_objects():
 def planned(tmp_path, monkeypatch):
     """Returns a function that makes `ppl` end with the given records instead of computing any."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("longeval.studies.ppl.plan.plan_ppl", lambda spec, **_: types.SimpleNamespace(notes=()))
+    plan = "longeval.studies.ppl.plan.plan_ppl"
+    monkeypatch.setattr(plan, lambda spec, *_, **__: types.SimpleNamespace(notes=(), request=spec))
 
     def end_with(outcome):
         def run(*arguments, **settings):

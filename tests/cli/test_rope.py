@@ -39,6 +39,14 @@ def test_list_names_every_method_its_parameters_and_source(capsys):
     assert methods["abf"]["parameters"] == {"base": 500000.0} and methods["dynamic_ntk"]["length_dependent"]
 
 
+def test_all_shows_every_method_that_the_geometry_can_have(capsys):
+    assert run_app(["rope", "all", *TINY, "--json", "-"]) == 0
+    out, err = capsys.readouterr()
+    names = [row["name"] for row in json.loads(out)]
+    assert len(names) == 18 and not any("longrope" in name for name in names)
+    assert "resonance_longrope" in err
+
+
 def test_files_are_written_and_named_on_stderr(tmp_path, capsys):
     json_path, png, svg = tmp_path / "t.json", tmp_path / "t.png", tmp_path / "t.svg"
     assert run_app(["rope", "none,yarn", *LLAMA2, "--json", str(json_path), "--plot", str(png)]) == 0

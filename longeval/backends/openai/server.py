@@ -16,6 +16,7 @@ from longeval.backends.base import AnyRequest
 from longeval.backends.openai.client import ANSWER_S, Client, ServerError, own_key
 from longeval.backends.openai.dialect import Dialect
 from longeval.errors import LongEvalError, did_you_mean
+from longeval.rope.build import ALL
 from longeval.values import format_length
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def ask_server(spec: AnyRequest) -> tuple[AnyRequest, OpenAIServer]:
         LongEvalError: The request names more than a server has, or see `find_model`.
     """
     for flag, names, what in (("--model", spec.model, "one model"), ("--pe", spec.pe, "the one method")):
-        if len(names) > 1:
+        if len(names) > 1 or (flag, *names) == ("--pe", ALL):
             raise LongEvalError(
                 f"{flag} {','.join(names)}: a server computes with {what} that it was started with",
                 "Name that one; for others start a server each, and give the same --out.",

@@ -31,7 +31,6 @@ class PosGenStudy:
 
     name = "posgen"
     Request = PosGenRequest
-    planning: str | None = None
     tells_passes = False  # they are steps: thousands of lines
     report_command = "longeval posgen table"
 
@@ -45,6 +44,7 @@ class PosGenStudy:
         """See `Study`."""
         from longeval.studies.posgen.plan import plan_posgen
 
+        tell.preparing("building tables and trainings")
         return plan_posgen(request)
 
     def summary(self, records: Sequence[Record], width: int) -> list[Table]:

@@ -271,4 +271,6 @@ def _shown(value: Any) -> str:
 
 def _bases(names: tuple[str, ...]) -> set[str]:
     """Methods without resonance, which parameters belong to."""
-    return {name.removeprefix("resonance_") for name in names}
+    from longeval.rope.build import listed_names  # here, because --help imports this module
+
+    return {name.removeprefix("resonance_") for name in listed_names(names)}

@@ -7,6 +7,7 @@ tokenised, tables are built. Weights are not loaded.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,19 +17,29 @@ import numpy as np
 
 from longeval.backends.base import capabilities, check_request
 from longeval.cache import cache_dir
+from longeval.data.documents import Text
 from longeval.data.sources import Source, open_source
 from longeval.data.special import spelt_note
-from longeval.data.tokens import select, tokenise
+from longeval.data.tokens import TokenisedDocument, select, tokenise
 from longeval.errors import LongEvalError
 from longeval.metrics.perplexity import PERPLEXITY
 from longeval.models.prepare import PreparedModel, prepare_all
 from longeval.rope.build import MethodName
 from longeval.run.cell import cell_id
 from longeval.run.cost import Window, memory_bytes, precision, windows_seconds
-from longeval.run.host import Host, by_engine
+from longeval.run.host import Host, Silent, by_engine
 from longeval.run.overview import CellList, Overview, count, format_duration, format_gib
-from longeval.run.setups import Setup, ask_server, check_pin, dtype_of, method_names, setting_notes, setups
-from longeval.run.study import Plan, SkippedWork, Work
+from longeval.run.setups import (
+    Setup,
+    ask_server,
+    check_pin,
+    dtype_of,
+    method_names,
+    setting_notes,
+    setups,
+    usable_methods,
+)
+from longeval.run.study import Plan, SkippedWork, Tell, Work
 from longeval.studies.ppl.protocols import PROTOCOLS, Protocol, check_stride
 from longeval.studies.ppl.request import PplRequest
 from longeval.studies.ppl.work import DataSet, PplCell, PplWork
@@ -84,11 +95,15 @@ class PplPlan(Plan):
         return f"{said}; estimated {duration} and {format_gib(memory)}"
 
 
-def plan_ppl(request: PplRequest, *, dry_run: bool = False) -> PplPlan:
+def plan_ppl(request: PplRequest, tell: Tell | None = None, *, dry_run: bool = False) -> PplPlan:
     """Checks a request and lays out its cells; raises LongEvalError for anything that is wrong with it.
 
-    With `dry_run` no code of models runs.
+    Args:
+        request: What was asked.
+        tell: Told what is being done; None: nobody.
+        dry_run: Whether this is only to be shown: no code of models runs.
     """
+    tell = tell or Silent()
     check_request(request)
     protocol = PROTOCOLS.lookup(request.protocol)
     if request.stride is not None and not protocol.strided:
@@ -104,20 +119,24 @@ def plan_ppl(request: PplRequest, *, dry_run: bool = False) -> PplPlan:
         what = f"a window of {longest} tokens takes {longest + 1} there, since a server generates one at least"
         server.check_room(longest, longest + 1, what)
     with _data_flag():
-        opened = [open_source(name, text_field=request.text_field) for name in request.data]
+        opened = []
+        for name in request.data:
+            tell.preparing(f"reading {name}")
+            opened.append(open_source(name, text_field=request.text_field))
     sources = list({source.name: source for source in opened}.values())  # two aliases are one data set
-    models = prepare_all(request, capabilities(request.backend), dry_run=dry_run)
+    models = prepare_all(request, capabilities(request.backend), tell.preparing, dry_run=dry_run)
+    request, names, notes = usable_methods(request, names, models)
     check_pin(request, names, models)
     if server is not None:
         server.check_reads([model.tokenizer for model in models], scores=True)
     cells: list[PplCell] = []
     work: list[PplWork] = []
     skipped: list[SkippedWork] = []
-    notes = [source.note for source in sources if source.note is not None]
+    notes += [source.note for source in sources if source.note is not None]
     for model in models:
         _check_prefix(request, model)
         check_stride(protocol, stride_of(request), request.lengths[0], len(model.prefix))
-        corpora = [_corpus(source, request, model) for source in sources]
+        corpora = [_corpus(source, request, model, tell) for source in sources]
         _check_lengths(request, protocol, model, corpora)
         notes += _notes(request, names, model, corpora)
         for corpus in corpora:
@@ -159,15 +178,16 @@ def together(alone: Sequence[PplWork]) -> list[PplWork]:
 
 def _alone(request: PplRequest, protocol: Protocol, model: PreparedModel, corpus: DataSet, setup: Setup) -> PplWork:
     """The work of one cell: one method and length on one data set."""
-    lengths = corpus.selection.lengths
+    selection, lengths = corpus.selection, corpus.selection.lengths
     windows = tuple(protocol.windows(lengths, setup.length, stride_of(request), len(model.prefix)))
     scored = len({window.document for window in windows})
     too_short = 0 if protocol.joined and windows else len(lengths) - scored
     params = setup.params | {
         "stride": stride_of(request) if protocol.strided else None,
         "min_tokens": corpus.min_tokens,
-        "data_digest": corpus.selection.digest,
+        "data_digest": selection.digest,
         "data_origin": corpus.source.origin,
+        **({"without_text": selection.without_text} if selection.without_text else {}),
     }
     fields: dict[str, Any] = {
         "model": model.name,
@@ -177,7 +197,7 @@ def _alone(request: PplRequest, protocol: Protocol, model: PreparedModel, corpus
         "protocol": protocol.name,
         "backend": request.backend,
         "dtype": dtype_of(request, model),
-        "skipped": corpus.selection.skipped + too_short,
+        "skipped": selection.skipped + too_short,
     }
     cell = PplCell(
         id=cell_id("ppl", fields | {"pe": setup.pe.canonical}, params),
@@ -237,24 +257,21 @@ def _check_prefix(request: PplRequest, model: PreparedModel) -> None:
     )
 
 
-def _corpus(source: Source, request: PplRequest, model: PreparedModel) -> DataSet:
+def _corpus(source: Source, request: PplRequest, model: PreparedModel, tell: Tell) -> DataSet:
     """A data set's documents, tokenised for a model."""
     default_min = request.lengths[-1] if request.protocol == "prefix" else 2
     min_tokens = default_min if request.min_tokens is None else request.min_tokens
     docs = request.docs if request.docs is not None else source.default_docs or "all"
-    with _data_flag():
-        selection = select(
-            source.documents(),
-            lambda document: tokenise(
-                document,
-                model.tokenizer,
-                model.tokenizer_digest,
-                cache_dir(),
-                parse_special=request.parse_special,
-            ),
-            min_tokens=min_tokens,
-            docs=docs,
+    looked_at = itertools.count(1)
+
+    def tokenised(document: Text) -> TokenisedDocument:
+        tell.preparing(f"{source.name}: tokenising documents for {model.name}", next(looked_at))
+        return tokenise(
+            document, model.tokenizer, model.tokenizer_digest, cache_dir(), parse_special=request.parse_special
         )
+
+    with _data_flag():
+        selection = select(source.documents(), tokenised, min_tokens=min_tokens, docs=docs)
     for document in selection.documents:
         if model.unembedded:
             model.check_embedded([document.tokens()], f"--data {source.name}: {document.name}")
@@ -315,8 +332,11 @@ def _notes(
     for corpus in corpora:
         chosen, skipped = len(corpus.selection.documents), corpus.selection.skipped
         if skipped:
+            without = corpus.selection.without_text
+            told = f", {without} of them without text (null or missing)" if without else ""
             notes.append(
                 f"{corpus.source.name}: {chosen} documents; {skipped} of fewer than {corpus.min_tokens} tokens skipped"
+                f"{told}"
             )
         if corpus.selection.spelt:
             notes.append(

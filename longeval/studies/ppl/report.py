@@ -160,6 +160,8 @@ def scored_blocks(grid: Grid, documents: Sequence[str]) -> list[Block]:
     if documents:
         more = f" and {len(documents) - _MAX_DOCUMENTS} more" if len(documents) > _MAX_DOCUMENTS else ""
         facts.append(prose(f"Documents: {{}}{more}.", codes(documents[:_MAX_DOCUMENTS])))
+    if settings.get("without_text"):
+        facts.append(f"Records without text (null or missing), counted as skipped: {settings['without_text']:,}.")
     if settings.get("data_digest"):
         facts.append(prose("Digest of the texts: `{}`.", settings["data_digest"]))
     if settings.get("bos") is not None:

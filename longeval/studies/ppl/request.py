@@ -24,6 +24,8 @@ class PplRequest(ModelRequest, frozen=True):
     longeval ppl --model smollm2-135m-q4 --pe none,yarn,resonance_yarn --lengths 4k,8k,12k --data stdlib --docs 2
 
     longeval ppl --model ./my-model --pe yarn --factor 4 --lengths 32k --data book.txt --protocol sliding --dry-run
+
+    longeval ppl --model ./my-model --pe all --lengths 4k,8k --data 'docs/*.txt,hub:OWNER/NAME:test'
     """
 
     command: ClassVar[str] = "ppl"
@@ -32,7 +34,8 @@ class PplRequest(ModelRequest, frozen=True):
         tuple[str, ...],
         Declare(
             setting.paths,
-            "gov_report, pg19, proof_pile, leval:NAME, stdlib, files, folders; comma list (\\, for one in a path).",
+            "gov_report, pg19, proof_pile, leval:NAME, stdlib, files, folders, patterns in quotes ('docs/*.txt'), "
+            "hub:OWNER/NAME[:CONFIG]:SPLIT; comma list (\\, for one in a path).",
             example="gov_report",
         ),
     ] = ("gov_report",)
@@ -57,10 +60,11 @@ class PplRequest(ModelRequest, frozen=True):
         Declare(
             setting.either("all", setting.count()),
             "At most so many documents, or all.",
-            unset="what the data set says",
+            unset="what the data set says, 50 of hub:…",
             panel=DOCUMENTS,
         ),
     ] = None
     text_field: Annotated[
-        str | None, Declare(setting.text, "Field of JSON, CSV, parquet files with the text.", panel=DOCUMENTS)
+        str | None,
+        Declare(setting.text, "Field with the text in JSON, CSV, parquet files and hub:… data sets.", panel=DOCUMENTS),
     ] = None

@@ -133,7 +133,6 @@ class TurnsStudy:
 
     name = "turns"
     Request = TurnsRequest
-    planning = None
     tells_passes = False
     report_command = "longeval report"
 
