@@ -30,11 +30,12 @@ OPTIONS = {
     "ppl": "--model --pe --lengths --data --protocol --factor --native --pe-arg --scale-from --layers --docs "
     "--min-tokens --stride --bos --no-bos --parse-special --text-field --backend --vllm-arg --pin-length --base-url "
     "--served-model --dtype --device --device-map --attn --revision --trust-remote-code --seed --out --json --dry-run "
-    "--fresh --track --quiet -q --verbose -v",
+    "--fresh --track --show --quiet -q --verbose -v",
     "tasks": "--model --pe --tasks --lengths --list --limit --overlong --same-samples --chat-template --num-fewshot "
     "--max-new-tokens --haystack --include --factor --native --pe-arg --scale-from --layers --bos --no-bos "
     "--parse-special --backend --vllm-arg --pin-length --base-url --served-model --dtype --device --device-map "
-    "--attn --revision --trust-remote-code --seed --out --json --dry-run --fresh --track --quiet -q --verbose -v",
+    "--attn --revision --trust-remote-code --seed --out --json --dry-run --fresh --track --show --save-prompts "
+    "--quiet -q --verbose -v",
     "posgen": "",
     "posgen generate": "--task --json --num-train --num-valid --num-test --length --test-length --modulus --j --k "
     "--seed",
@@ -45,7 +46,7 @@ OPTIONS = {
     "--validate-every --tf32 --bf16 --stack --no-stack --device --out --json --dry-run --fresh --track "
     "--quiet -q --verbose -v",
     "posgen table": "--out --json --title --preface --quiet -q",
-    "run": "--pe --out --trust-remote-code --json --dry-run --fresh --track --quiet -q --verbose -v",
+    "run": "--pe --out --trust-remote-code --json --dry-run --fresh --track --show --quiet -q --verbose -v",
     "report": "--out --json --title --preface --published --quiet -q",
     "rope": "--model --head-dim --theta --native --factor --length --pe-arg --scale-from --revision "
     "--trust-remote-code --json --plot --list",

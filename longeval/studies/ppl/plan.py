@@ -7,6 +7,7 @@ tokenised, tables are built. Weights are not loaded.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,14 +26,18 @@ from longeval.models.prepare import PreparedModel, prepare_all
 from longeval.rope.build import MethodName
 from longeval.run.cell import cell_id
 from longeval.run.cost import Window, memory_bytes, precision, windows_seconds
+from longeval.run.examples import ShownInputs
 from longeval.run.host import Host, by_engine
 from longeval.run.overview import CellList, Overview, count, format_duration, format_gib
 from longeval.run.setups import Setup, ask_server, check_pin, dtype_of, method_names, setting_notes, setups
 from longeval.run.study import Plan, SkippedWork, Work
+from longeval.store.folder import Store
 from longeval.studies.ppl.protocols import PROTOCOLS, Protocol, check_stride
 from longeval.studies.ppl.request import PplRequest
 from longeval.studies.ppl.work import DataSet, PplCell, PplWork
 from longeval.values import format_length
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_STRIDE = 256
 """Tokens between windows where nothing else is asked for, as in YaRN's and LongLoRA's runs."""
@@ -65,6 +70,18 @@ class PplPlan(Plan):
             sections=tuple(CellList(title=title, rows=tuple(rows)) for title, rows in sections.items()),
             costs=tuple(self._cost(host, model, left) for model in self.models),
         )
+
+    def examples(self, number: int, store: Store) -> Iterator[ShownInputs]:
+        """See `Plan`: the first windows of each model, data set and length."""
+        works = {cell.id: work for work in self.work if isinstance(work, PplWork) for cell in work.cells}
+        alike: dict[tuple[str, str | None, int], list[PplCell]] = {}
+        for cell in self.cells:  # methods differ in nothing that decides the windows
+            alike.setdefault((cell.model, cell.data, cell.length), []).append(cell)
+        for (model, data, length), cells in alike.items():
+            if cells[0].id in works:
+                yield works[cells[0].id].examples(cells, number, store)
+            else:
+                logger.info("%s on %s at %s: has no window to show", model, data, format_length(length))
 
     def _cost(self, host: Host, model: PreparedModel, left: Sequence[Work]) -> str:
         """What is left to do with a model."""
