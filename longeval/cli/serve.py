@@ -87,6 +87,8 @@ def serve(
         OWNED_BY_SERVE,
         check_installed,
         check_known,
+    from longeval.backends.vllm.card import CONFIG_KEY, KEEPS_OTHERS
+    from longeval.backends.vllm.card import NAME as MIDDLEWARE
         engine_arguments,
         engine_device,
         parse_vllm_args,
@@ -94,7 +96,7 @@ def serve(
     from longeval.backends.vllm.server import base_url, check_address, run_server, served_method
     from longeval.models.prepare import prepare
     from longeval.rope.build import parse_method_name, parse_pe_args
-    from longeval.values import parse_factor, parse_length
+    from longeval.values import format_length, parse_factor, parse_length
 
     check_installed("serve")
     args = parse_vllm_args(vllm_arg or [], OWNED_BY_SERVE)
@@ -128,8 +130,9 @@ def serve(
         pin=read("pin_length", pin_length),
     )
     # One more: vLLM generates at least one token, and a prompt that fills the window is scored too.
-    engine = engine_arguments(prepared, served.table, served.length + 1, args, share_prefixes=True)
-    del engine["worker_extension_cls"]  # nobody would ask it
+    engine = engine_arguments(prepared, served.table, served.method.length + 1, args, share_prefixes=True)
+    partly = prepared.rope.config.by_layer_type and served.table.local is None
+    engine["hf_overrides"][CONFIG_KEY] = dataclasses.asdict(served.method) | {KEEPS_OTHERS: partly}
     name = served_model or prepared.name
     flags = [*_flags(engine), "--host", host, "--port", str(port), "--served-model-name", name]
     if not verbose:
@@ -137,8 +140,9 @@ def serve(
     for note in (*prepared.notes, *served.notes):
         say(note)
     if no_api_key and host not in LOOPBACK:
+    flags += ["--middleware", MIDDLEWARE]
         say(f"--no-api-key on {host}: whoever reaches this machine can use the model")
-    what = f"{name} with {served.description}"
+    what = f"{name} with {served.method.described()}, up to {format_length(served.method.length)} tokens"
     if dry_run:
         _show_line(flags, what, no_api_key)
         return 0

@@ -8,10 +8,12 @@ import socket
 
 import pytest
 
+from longeval.backends.served import ServedMethod
 from longeval.backends.vllm import options as vllm_options
 from longeval.backends.vllm import server as vllm_server
 from longeval.backends.vllm.rope import from_parameters
 from longeval.cli.app import run_app
+from longeval.plain import made_from
 from longeval.rope.base import Geometry
 from longeval.rope.build import build_table
 
@@ -76,6 +78,12 @@ def test_the_server_gets_our_table_and_length(line, tiny_llama, capsys):
     assert given["--served-model-name"] == str(tiny_llama)
     assert "--no-trust-remote-code" in given
     assert "--enable-prefix-caching" in given
+    assert given["--middleware"] == "longeval.backends.vllm.card.MethodCard"
+    told = json.loads(given["--hf-overrides"])["longeval_served"]
+    assert told.pop("keeps_others") is False
+    method = made_from(ServedMethod, told)
+    assert (method.pe, method.factor, method.native_length, method.length) == ("resonance_yarn", 4.0, 64, 256)
+    assert method.parameters == {"beta_fast": 32.0, "beta_slow": 1.0, "attention_factor": None}
 
 
 @pytest.mark.parametrize("length", ["128", "32"])  # 32: below the native 64, where it would otherwise be as it was

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from longeval.backends.base import capabilities, check_request
+from longeval.backends.base import Server, capabilities, check_request
 from longeval.cache import cache_dir
 from longeval.data.sources import Source, open_source
 from longeval.data.special import spelt_note
@@ -136,7 +136,7 @@ def plan_ppl(request: PplRequest, *, dry_run: bool = False) -> PplPlan:
         check_stride(protocol, stride_of(request), request.lengths[0], len(model.prefix))
         corpora = [_corpus(source, request, model) for source in sources]
         _check_lengths(request, protocol, model, corpora)
-        notes += _notes(request, names, model, corpora)
+        notes += _notes(request, names, model, corpora, server)
         for corpus in corpora:
             alone = [_alone(request, protocol, model, corpus, setup) for setup in setups(request, model, names)]
             cells += [one.cells[0] for one in alone]
@@ -325,10 +325,14 @@ def _how_to_fill(request: PplRequest, protocol: Protocol, corpora: Sequence[Data
 
 
 def _notes(
-    request: PplRequest, names: Sequence[MethodName], model: PreparedModel, corpora: Sequence[DataSet]
+    request: PplRequest,
+    names: Sequence[MethodName],
+    model: PreparedModel,
+    corpora: Sequence[DataSet],
+    server: Server | None,
 ) -> list[str]:
     """What a user should know of a model and of its documents before anything starts."""
-    notes = [*model.notes, *setting_notes(request, names, model)]
+    notes = [*model.notes, *setting_notes(request, names, model, server)]
     for corpus in corpora:
         chosen, skipped = len(corpus.selection.documents), corpus.selection.skipped
         if skipped:
