@@ -132,6 +132,21 @@ def test_the_log_is_shown_if_asked_for(line, started, capsys, flags, shown):
     assert ("-v shows its log" in capsys.readouterr().err) is not shown
 
 
+def test_quiet_says_nothing_but_a_key_that_is_new(line, started, capsys, monkeypatch):
+    yarn = [*line, "--pe", "yarn", "-q"]  # s = 1, of which a note tells otherwise
+    assert run_app(yarn) == 0
+    key = started[0][1]["VLLM_API_KEY"]
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and err.rstrip().endswith(key)
+    monkeypatch.setenv("LONGEVAL_API_KEY", "mine")
+    assert run_app(yarn) == 0
+    assert capsys.readouterr() == ("", "")
+    assert run_app([*yarn, "--dry-run"]) == 0
+    assert capsys.readouterr().err == ""
+    assert run_app([*yarn, "-v"]) == 2
+    assert "-q and -v: contradict each other" in capsys.readouterr().err
+
+
 def test_lists_are_words_of_the_command_line(line, started):
     lists = ["--vllm-arg", "cudagraph_capture_sizes=[1, 2]", "--vllm-arg", "device_ids=[0, 1]"]
     others = ["--vllm-arg", "speculative_config={a: 1}", "--vllm-arg", "shutdown_timeout=7"]
