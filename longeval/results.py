@@ -103,17 +103,20 @@ class Results:
     def samples(self, cell: str) -> pd.DataFrame:
         """The samples of a cell of downstream tasks, one row each: prompt digest, answer, scores, tokens cut.
 
+        With `save_prompts` there is a column `prompt`: the text that the model was given, special tokens included; of
+        scored choices a list with [context, [continuation, …]] for each context.
+
         Raises:
             LongEvalError: The cell has no samples.
         """
-        import dataclasses
-
         import pandas as pd
+
+        from longeval.store.samples import sample_to_json
 
         samples = self._store.samples(cell)
         if samples is None:
             raise LongEvalError(f"cell {cell}: has no samples in {self.path}", "Take a finished cell of tasks.")
-        return pd.json_normalize([dataclasses.asdict(sample) for sample in samples])
+        return pd.json_normalize([sample_to_json(sample) for sample in samples])
 
     def report(self, path: str | None = None) -> str:
         """Writes the report of the whole run folder, in every format, as `longeval report` does.

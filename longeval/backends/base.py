@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from longeval.backends.served import ServedMethod
     from longeval.models.prepare import PreparedModel
     from longeval.request import ModelRequest
     from longeval.rope.base import RopeTable
@@ -155,6 +156,18 @@ class Backend(Protocol):
 
 class Server(Protocol):
     """A server that runs the model elsewhere, as a plan sees it: it was asked once, and can be asked more."""
+
+    def proves(self, asked: ServedMethod, table: RopeTable) -> bool:
+        """Whether the server says that it computes with a method, and its engine holds the table; False: not known.
+
+        Args:
+            asked: The method of the request.
+            table: Its table at the longest length.
+
+        Raises:
+            LongEvalError: It computes with another one.
+        """
+        ...
 
     def check_room(self, length: int, needed: int, what: str) -> None:
         """Refuses a window that the server has no room for, where it says how much it has.

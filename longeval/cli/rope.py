@@ -41,7 +41,7 @@ def rope(
         str | None,
         typer.Option(metavar="L", help="Native length in tokens: 4096 or 4k.", show_default="with --model its own"),
     ] = None,
-    factor: Annotated[str, typer.Option(metavar="S", help="s = target length / native length, at least 1.")] = "1",
+    factor: Annotated[str, typer.Option(metavar="S", help="s = target / native length.")] = "1",
     length: Annotated[
         str | None,
         typer.Option(

@@ -27,6 +27,8 @@ class StudyRequest(BaseModel, frozen=True, extra="forbid"):
     """What the study is called in YAML and in stored plans."""
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
     """By name, the values that differ from the defaults; the first preset has none. `--preset` chooses one."""
+    can_show: ClassVar[bool] = False
+    """Whether its command has `--show`, which prints what the model is given."""
     how_only: ClassVar[frozenset[str]] = frozenset()
     """Fields that say how to compute, not what: requests that differ in nothing else are one."""
 
@@ -90,7 +92,8 @@ class StudyRequest(BaseModel, frozen=True, extra="forbid"):
         """As plain YAML: every field that says something, lengths as users write them."""
         plain: dict[str, Any] = {"command": self.command}
         for name, value in self:
-            if value is not None and value not in ({}, ()):
+            unsaid = name in self.how_only and self.is_default(name)
+            if value is not None and value not in ({}, ()) and not unsaid:
                 plain[name] = self.setting(name).write(value)
         untyped: dict[str, Any] = json.loads(canonical_json(plain))  # tuples to lists, also within pe_args
         return {key: untyped[key] for key in plain}

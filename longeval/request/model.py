@@ -137,7 +137,8 @@ class ModelRequest(StudyRequest, frozen=True):
         ),
     ] = None
     served_model: Annotated[
-        str | None, Declare(setting.text, "openai: the model's name there.", unset="its only one", panel=MACHINE)
+        str | None,
+        Declare(setting.text, "openai: the model's name at the server.", unset="its only one", panel=MACHINE),
     ] = None
     dtype: Annotated[str, Declare(setting.text, "auto, float32, bfloat16, float16.", panel=MACHINE)] = "auto"
     device: Device = "auto"

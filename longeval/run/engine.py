@@ -71,6 +71,8 @@ def run(
     """
     running_commit()  # now, not at the first record: the code that runs is the code of this moment
     stored = {} if fresh else stored_cells(plan, store)
+    for note in plan.stored_notes(store, stored):
+        progress.note(note)
     left = plan.left(stored)
     keeper = _Keeper(plan=plan, store=store, progress=progress, fresh=fresh, under_way=under_way or bool(stored))
     load = load or backend_of(plan.request)

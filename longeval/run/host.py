@@ -24,6 +24,10 @@ OneWork = TypeVar("OneWork")
 class Progress(Protocol):
     """Hears how a run gets on."""
 
+    def note(self, text: str) -> None:
+        """What a user should know before it starts."""
+        ...
+
     def begin(self, costs: Sequence[float]) -> None:
         """The operations of each pass that is to be made."""
         ...

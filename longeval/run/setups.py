@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from longeval.backends.base import AnyRequest, Server, capabilities
+from longeval.backends.served import ServedMethod
 from longeval.errors import LongEvalError
 from longeval.request import ModelRequest
 from longeval.rope.base import METHODS, RopeTable
@@ -94,13 +95,25 @@ def usable_methods(
     return spec.replaced(pe=[name.canonical for name in found]), found, [] if note is None else [note]
 
 
-def setting_notes(spec: ModelRequest, names: Sequence[MethodName], model: PreparedModel) -> list[str]:
-    """What a user should know of the settings before anything starts."""
+def setting_notes(
+    spec: ModelRequest, names: Sequence[MethodName], model: PreparedModel, server: Server | None = None
+) -> list[str]:
+    """What a user should know of the settings before anything starts.
+
+    Args:
+        spec: The request.
+        names: Its methods.
+        model: One of its models.
+        server: Where that runs; None: here.
+
+    Raises:
+        LongEvalError: The server says that it computes with another method.
+    """
     remote = capabilities(spec.backend).remote
     notes = [
         None if remote else _stretch_note(spec, names, model),  # a server's own stretch isn't known
         _pin_note(spec, names, model),
-        _server_note(spec, names, model) if remote else None,
+        None if server is None else _server_note(spec, names, model, server),
     ]
     return [note for note in notes if note]
 
@@ -127,8 +140,27 @@ def _pin_note(spec: ModelRequest, names: Sequence[MethodName], model: PreparedMo
     )
 
 
-def _server_note(spec: ModelRequest, names: Sequence[MethodName], model: PreparedModel) -> str:
-    """Says what a method is where a server computes."""
+def _server_note(spec: ModelRequest, names: Sequence[MethodName], model: PreparedModel, server: Server) -> str:
+    """Says what a method is where a server computes: proven by what it says of itself, or a label."""
+    asked = [
+        (
+            ServedMethod(
+                pe=one.pe.canonical,
+                parameters=one.params["method"],
+                factor=one.factor,
+                native_length=model.native_length,
+                length=one.length,
+            ),
+            one.table(one.length),
+        )
+        for one in setups(spec, model, names)
+    ]
+    proven = [server.proves(method, table) for method, table in asked]  # each of them may be refused
+    if all(proven):
+        return (
+            f"--backend {spec.backend}: {spec.served_model} at {spec.base_url} says that it computes with "
+            f"{asked[0][0].described()}, and its engine holds the table of --pe: the digest is recorded"
+        )
     stretch = ", ".join(f"{s:g}" for s in sorted(set(factors(spec, model.native_length).values())))
     labels = [f"{name.canonical} (s = {stretch})" if name.method.uses_factor else name.canonical for name in names]
     return (

@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # the program's --help looks for studies, and must not import
     from longeval.backends.base import BackendError
     from longeval.report.build import StudyReport
     from longeval.run.cell import Cell
+    from longeval.run.examples import ShownInputs
     from longeval.run.host import Host
     from longeval.run.overview import Overview
     from longeval.store.artefact import Artefact
@@ -144,6 +145,14 @@ class Plan:
     def overview(self, host: Host, left: Sequence[Work], stored: Container[str]) -> Overview:
         """What a dry run shows: the cells, and what the work that is left costs."""
         raise NotImplementedError
+
+    def examples(self, number: int, store: Store) -> Iterator[ShownInputs]:
+        """The first inputs of each model and length, with the answers that the run folder has: what `--show` prints."""
+        raise NotImplementedError
+
+    def stored_notes(self, store: Store, stored: Container[str]) -> list[str]:
+        """What a user should know of cells that are stored already and stay as they are."""
+        return []
 
 
 class Tell(Protocol):

@@ -1,6 +1,7 @@
 """The `openai` backend: any server with OpenAI's completions interface, as it is.
 
-An outside server's RoPE can be neither set nor seen: it computes what it was started with, and no digest is recorded.
+An outside server's RoPE can't be set: it computes what it was started with. One that `longeval serve` started says
+which table its engine holds, and a digest is recorded where that is the one asked for; of others none is.
 Prompts go as token ids of our tokenizer, several at once, sorted so that a server with a prefix cache finds what they
 share. What the server understands is asked once (see `dialect`).
 Interface: https://platform.openai.com/docs/api-reference/completions.
@@ -25,7 +26,7 @@ from longeval.backends.openai.client import ANSWER_S, Body, Client, RefusedError
 from longeval.backends.openai.dialect import COMPLETIONS, Dialect, UnreadableError, answer_ids, choice_of, told_count
 from longeval.backends.openai.server import find_model, too_long
 from longeval.errors import LongEvalError
-from longeval.rope.base import RopeTable
+from longeval.rope.base import RopeTable, table_digest
 
 MOST_STOPS = 4
 """Stop texts that the interface takes (vLLM 0.32 refuses a fifth); the others are found when the answer is here."""
@@ -70,17 +71,27 @@ class OpenAIBackend:
         """The model's name at the server."""
         self.max_length = server.max_length
         """Most tokens of a prompt with its answer, where the server says."""
+        self._method = server.method
+        self._table: RopeTable | None = None
         self.device = f"server {self._client.host}"
         self._dialect = Dialect(self._client, server.model, tokenizer)
         self._concurrency = concurrency
         self._length = 0
 
     def serve(self, table: RopeTable, length: int) -> None:
-        """Remembers the length; the server's own table stays what it is."""
-        self._length = length
+        """Remembers what should be served; the server's own table stays what it is."""
+        self._table, self._length = table, length
 
-    def rope_digest(self, length: int) -> None:
-        """None: the server's table can't be seen."""
+    def rope_digest(self, length: int) -> str | None:
+        """See `Backend.rope_digest`: of the table that is asked for, if the server says that its engine holds it.
+
+        None for a server that says nothing, and for one that says something else than it did to the plan.
+        """
+        table, method = self._table, self._method
+        if table is None or method is None or length > method.length or not method.holds(table):
+            return None
+        positions_T = np.arange(length, dtype=np.int64)
+        return table_digest(*(one.cos_sin(positions_T) for one in (table, table.local) if one is not None))
 
     def score(self, tokens_T: npt.NDArray[np.int32], first_scored: int) -> npt.NDArray[np.float32]:
         """See `Backend.score`."""

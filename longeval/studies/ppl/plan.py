@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import logging
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from longeval.backends.base import capabilities, check_request
+from longeval.backends.base import Server, capabilities, check_request
 from longeval.cache import cache_dir
 from longeval.data.documents import Text
 from longeval.data.sources import Source, open_source
@@ -27,6 +28,7 @@ from longeval.models.prepare import PreparedModel, prepare_all
 from longeval.rope.build import MethodName
 from longeval.run.cell import cell_id
 from longeval.run.cost import Window, memory_bytes, precision, windows_seconds
+from longeval.run.examples import ShownInputs
 from longeval.run.host import Host, Silent, by_engine
 from longeval.run.overview import CellList, Overview, count, format_duration, format_gib
 from longeval.run.setups import (
@@ -40,10 +42,13 @@ from longeval.run.setups import (
     usable_methods,
 )
 from longeval.run.study import Plan, SkippedWork, Tell, Work
+from longeval.store.folder import Store
 from longeval.studies.ppl.protocols import PROTOCOLS, Protocol, check_stride
 from longeval.studies.ppl.request import PplRequest
 from longeval.studies.ppl.work import DataSet, PplCell, PplWork
 from longeval.values import format_length
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_STRIDE = 256
 """Tokens between windows where nothing else is asked for, as in YaRN's and LongLoRA's runs."""
@@ -76,6 +81,18 @@ class PplPlan(Plan):
             sections=tuple(CellList(title=title, rows=tuple(rows)) for title, rows in sections.items()),
             costs=tuple(self._cost(host, model, left) for model in self.models),
         )
+
+    def examples(self, number: int, store: Store) -> Iterator[ShownInputs]:
+        """See `Plan`: the first windows of each model, data set and length."""
+        works = {cell.id: work for work in self.work if isinstance(work, PplWork) for cell in work.cells}
+        alike: dict[tuple[str, str | None, int], list[PplCell]] = {}
+        for cell in self.cells:  # methods differ in nothing that decides the windows
+            alike.setdefault((cell.model, cell.data, cell.length), []).append(cell)
+        for (model, data, length), cells in alike.items():
+            if cells[0].id in works:
+                yield works[cells[0].id].examples(cells, number, store)
+            else:
+                logger.info("%s on %s at %s: has no window to show", model, data, format_length(length))
 
     def _cost(self, host: Host, model: PreparedModel, left: Sequence[Work]) -> str:
         """What is left to do with a model."""
@@ -138,7 +155,7 @@ def plan_ppl(request: PplRequest, tell: Tell | None = None, *, dry_run: bool = F
         check_stride(protocol, stride_of(request), request.lengths[0], len(model.prefix))
         corpora = [_corpus(source, request, model, tell) for source in sources]
         _check_lengths(request, protocol, model, corpora)
-        notes += _notes(request, names, model, corpora)
+        notes += _notes(request, names, model, corpora, server)
         for corpus in corpora:
             alone = [_alone(request, protocol, model, corpus, setup) for setup in setups(request, model, names)]
             cells += [one.cells[0] for one in alone]
@@ -325,10 +342,14 @@ def _how_to_fill(request: PplRequest, protocol: Protocol, corpora: Sequence[Data
 
 
 def _notes(
-    request: PplRequest, names: Sequence[MethodName], model: PreparedModel, corpora: Sequence[DataSet]
+    request: PplRequest,
+    names: Sequence[MethodName],
+    model: PreparedModel,
+    corpora: Sequence[DataSet],
+    server: Server | None,
 ) -> list[str]:
     """What a user should know of a model and of its documents before anything starts."""
-    notes = [*model.notes, *setting_notes(request, names, model)]
+    notes = [*model.notes, *setting_notes(request, names, model, server)]
     for corpus in corpora:
         chosen, skipped = len(corpus.selection.documents), corpus.selection.skipped
         if skipped:

@@ -29,6 +29,7 @@ class PplRequest(ModelRequest, frozen=True):
     """
 
     command: ClassVar[str] = "ppl"
+    can_show: ClassVar[bool] = True
 
     data: Annotated[
         tuple[str, ...],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,9 +19,12 @@ from longeval.metrics import derived
 from longeval.rope.base import RopeTable
 from longeval.run.cell import Cell
 from longeval.run.cost import Window
+from longeval.run.examples import Found, InputPart, ShownInput, ShownInputs, stored
 from longeval.run.host import Host
+from longeval.run.overview import count
 from longeval.run.study import Outcome, failed
-from longeval.store.nll import NLL, TokenNll
+from longeval.store.folder import Store
+from longeval.store.nll import LARGEST_EXPONENT, NLL, TokenNll
 from longeval.store.records import provenance
 from longeval.studies.ppl.protocols import Protocol
 from longeval.values import format_length
@@ -65,6 +69,11 @@ class PplWork:
     """Window length → table."""
     static: bool
     """Whether that is the same table for every window."""
+
+    @property
+    def _texts(self) -> Texts:
+        """The documents that windows are cut from."""
+        return Texts(self.corpus.selection, joined=self.protocol.joined, prefix=self.model.prefix)
 
     @property
     def longest(self) -> int:
@@ -118,7 +127,7 @@ class PplWork:
         lengths = ",".join(dict.fromkeys(format_length(cell.length) for cell in self.cells))
         what = f"{methods} {lengths} · {self.model.name} on {self.corpus.source.name}"
         host.progress.stage(what, len(self.passes()), "window")
-        texts = Texts(self.corpus.selection, joined=self.protocol.joined, prefix=self.model.prefix)
+        texts = self._texts
         started = time.perf_counter()
         scored = self._score(host, backend, texts)
         elapsed_s = round(time.perf_counter() - started, 3)
@@ -144,11 +153,47 @@ class PplWork:
             host.progress.advance(window.length, cost, f"{window.num_scored} scored")
         return scored
 
+    def examples(self, cells: Sequence[PplCell], number: int, store: Store) -> ShownInputs:
+        """The first windows of cells that differ in their method alone, with their values as far as they are stored."""
+        first, windows = cells[0], cells[0].windows
+        found = [stored(cell, store, NLL) for cell in cells]
+        return ShownInputs(
+            title=(
+                f"{first.data} at {format_length(first.length)} · {self.model.name}, {self.protocol.name}: "
+                f"{min(number, len(windows))} of {count(len(windows), 'window')}"
+            ),
+            tokenizer=self.model.tokenizer,
+            examples=tuple(self._example(window, self._texts, found) for window in windows[:number]),
+        )
+
+    def _example(self, window: Window, texts: Texts, found: Sequence[Found[TokenNll]]) -> ShownInput:
+        """One window, split where scoring starts, and what each method gave its tokens."""
+        tokens_T = texts.window(window)
+        name = "stream" if self.protocol.joined else self.corpus.selection.documents[window.document].name
+        return ShownInput(
+            title=(
+                f"{name}, tokens {window.start:,} to {window.stop - 1:,}: a window of {count(window.length, 'token')}, "
+                f"scored from position {window.context:,} on"
+            ),
+            parts=(
+                InputPart(name="context", tokens_T=tokens_T[: window.context]),
+                InputPart(name="scored", tokens_T=tokens_T[window.context :]),
+            ),
+            answers=tuple((one.method, one.tell(lambda nll: _told(nll, window))) for one in found),
+        )
+
     def _digest(self, cell: PplCell, backend: Backend) -> str | None:
         """The digest of the table as the model holds it now, at the cell's length."""
         if not self.static:
             backend.serve(self.table(cell.length), cell.length)
         return backend.rope_digest(cell.length)
+
+
+def _told(nll: TokenNll, window: Window) -> str:
+    """What a cell's token values say of one of its windows."""
+    nll_S = nll.of_window(window.document, window.score_start)
+    mean = float(nll_S.mean(dtype=np.float64))
+    return f"{mean:.4f} nats a token, perplexity {math.exp(min(mean, LARGEST_EXPONENT)):.4g}"
 
 
 def _outcome(

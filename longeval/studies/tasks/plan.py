@@ -72,7 +72,7 @@ def plan_tasks(request: TasksRequest, tell: Tell | None = None, *, dry_run: bool
     if server is not None:
         server.check_reads([model.tokenizer for model in models], scores=False)
     code: Code = "named" if dry_run else "run" if request.trust_remote_code else "refused"
-    plans = [_ModelPlan(request, model, names, index, tell, code) for model in models]
+    plans = [_ModelPlan(request, model, names, index, tell, code, server) for model in models]
     for plan in plans:
         plan.add_tasks(chosen)
     jobs = [job for plan in plans for job in plan.jobs]
@@ -152,9 +152,10 @@ class _ModelPlan:
         index: Index,
         tell: Tell,
         code: Code,
+        server: Server | None,
     ) -> None:
         self.jobs: list[TaskJob] = []
-        self.notes = [*model.notes, *setting_notes(request, names, model)]
+        self.notes = [*model.notes, *setting_notes(request, names, model, server)]
         self.left_out: list[int] = []
         """Tokens of the window that samples would take that don't fit into theirs."""
         self._request = request
