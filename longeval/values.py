@@ -7,6 +7,8 @@ import math
 import os
 import re
 import urllib.parse
+from collections.abc import Mapping
+from typing import Any
 
 from longeval.errors import LongEvalError
 
@@ -145,6 +147,13 @@ def format_length(length: int) -> str:
     if length % (1024 * 1024) == 0:
         return f"{length // (1024 * 1024)}m"
     return f"{length // 1024}k" if length % 1024 == 0 else str(length)
+
+
+def quantization_text(params: Mapping[str, Any]) -> str:
+    """What a record's `quantization` says, for readers: `gptq, 4 bits, group size 128`."""
+    shown = {"method": "{}", "bits": "{} bits", "format": "{}", "group_size": "group size {}"}
+    parts = [template.format(params[key]) for key, template in shown.items() if params.get(key) is not None]
+    return ", ".join(parts + (["computed in plain numbers"] if params.get("dequantized") else []))
 
 
 def parse_factor(text: str, *, flag: str = "--factor") -> float:

@@ -16,11 +16,13 @@ from longeval.data.tokens import tokenizer_digest
 from longeval.errors import LongEvalError
 from longeval.models import load
 from longeval.models.device import resolve_attention, resolve_device, resolve_device_map, resolve_dtype
+from longeval.models.quantisation import Quantisation
 from longeval.models.resolve import ModelRef, resolve, tokenizer_files, weights_digest
 from longeval.models.scaling import ModelRope, model_rope
 from longeval.models.tokenizer import tokenizer_notes
 from longeval.request import ModelRequest
 from longeval.rope.base import Geometry
+from longeval.values import quantization_text
 
 if TYPE_CHECKING:
     from longeval.backends.base import Capabilities
@@ -44,11 +46,14 @@ class PreparedModel:
     rope: ModelRope
     """Its position encoding: where methods start, and the scaling that it came with."""
     dtype: str
+    """What the model computes in."""
     device: str
     device_map: str | None
     attn: str | None
     """Attention implementation of transformers; None: the model's default, or a backend that has its own."""
     trust_remote_code: bool
+    quantisation: Quantisation | None = None
+    """How the weights are quantised; None where they aren't, or a server has them."""
     unembedded: Mapping[int, str] = field(default_factory=dict)
     """Tokens that the tokenizer has and the model's embedding hasn't, by id: those that were added for padding, say."""
 
@@ -67,6 +72,8 @@ class PreparedModel:
     def notes(self) -> tuple[str, ...]:
         """Notes for the user, one line each."""
         notes = (*self.rope.notes, *(f"{self.name}: {note}" for note in tokenizer_notes(self.tokenizer)))
+        if self.quantisation is not None:
+            notes = (*notes, f"{self.name}: weights are quantised: {quantization_text(self.quantisation.params)}")
         if _soft_cap(self.config) is None or self.attn != "eager":
             return notes
         capped = (
@@ -177,8 +184,13 @@ def prepare(
         if backend is None or backend.transformers_attention:  # others have attention of their own, with the cap
             attn = _with_soft_cap(name, config, attn)
         rope = model_rope(name, config, native=native, scale_from=scale_from, layers=layers)
+        quantisation = None
         if not remote:  # a server has weights of its own
-            load.check_weights(ref, config, own_quantised=backend is not None and backend.own_quantised_weights)
+            own_quantised = backend is not None and backend.own_quantised_weights
+            load.check_weights(ref, config, own_quantised=own_quantised)
+            quantisation, dtype = load.set_up_quantisation(
+                ref, config, dtype=dtype, device=device, device_map=device_map, own_quantised=own_quantised
+            )
             load.load_generation_settings(ref, config)  # so that all models are checked first
         tokenizer = load.load_tokenizer(ref, trust_remote_code=runs_code)
     if trust_remote_code and dry_run:
@@ -197,6 +209,7 @@ def prepare(
         device_map=device_map,
         attn=attn,
         trust_remote_code=runs_code,
+        quantisation=quantisation,
         unembedded={} if remote else _unembedded(name, tokenizer, config),
     )
     prepared.check_embedded([np.array(prepared.prefix, dtype=np.int32)], "what its windows start with")

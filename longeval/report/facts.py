@@ -11,7 +11,7 @@ from longeval.report.document import Block, Bullets, Listing, Note, Paragraph, P
 from longeval.report.settings import precision_text
 from longeval.report.tables import GridRow, factor_text
 from longeval.store.records import Record
-from longeval.values import format_length
+from longeval.values import format_length, quantization_text
 
 _MAX_SHOWN = 160
 """More characters of a parameter's value than this are cut off."""
@@ -34,8 +34,10 @@ def model_fact(model: str, native_length: int | None, record: Record) -> Prose:
     if own and own != native_length:
         native += f" by `--native` (the model's own: {format_length(own)})"
     attention = prose(", attention `{}`", record.params["attn"]) if record.params.get("attn") else ""
-    template = f"Model `{{}}`: native length {native}, backend {{}}, {{}}{{}}."
-    return prose(template, model, record.backend, precision_text(record.dtype), attention)
+    quantization = record.params.get("quantization")
+    quantised = prose(", weights quantised ({})", quantization_text(quantization)) if quantization else ""
+    template = f"Model `{{}}`: native length {native}, backend {{}}, {{}}{{}}{{}}."
+    return prose(template, model, record.backend, precision_text(record.dtype), quantised, attention)
 
 
 def _is_servers(record: Record) -> bool:

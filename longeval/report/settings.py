@@ -36,7 +36,7 @@ OF_METHOD = frozenset({"method", "pin_length", "own_native_length", "source"})
 _DIGESTS = frozenset({"weights", "tokenizer", "data_digest", "task_digest"})
 """Parameters whose values tell a reader nothing. They are named only where nothing else tells two tables apart."""
 
-_FOLLOWS = _DIGESTS | {"end_tokens", "clean_up_spaces"}
+_FOLLOWS = _DIGESTS | {"end_tokens", "clean_up_spaces", "quantization"}
 """Parameters that follow from model, data and task. Earlier versions recorded fewer of them."""
 
 _DEFAULTS = {"haystack": "noise"}

@@ -6,6 +6,8 @@ the output head only where a token is scored.
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,8 +19,11 @@ import numpy.typing as npt
 from longeval.backends.answering import order_prompts
 from longeval.backends.base import capabilities
 from longeval.errors import LongEvalError
+from longeval.models.folder import stored_tensors
 from longeval.models.library import empty_model
 from longeval.models.prepare import PreparedModel
+from longeval.models.quantisation import stored_bytes
+from longeval.models.resolve import config_path, is_present
 from longeval.request import ModelRequest
 from longeval.values import format_length
 
@@ -80,6 +85,8 @@ class ModelSize:
     vocab_size: int
     tied: bool
     """Whether the output head is the input embedding."""
+    quantised_bytes: int | None = None
+    """What quantised weights take in memory; None for plain numbers, also those that were made of quantised ones."""
 
     @property
     def flops_per_token(self) -> float:
@@ -102,12 +109,12 @@ class ModelSize:
 
 
 def model_size(prepared: PreparedModel) -> ModelSize:
-    """Sizes of a model from its configuration."""
+    """Sizes of a model from its configuration, and of quantised weights from their files."""
     model = empty_model(prepared.config, trust_remote_code=prepared.trust_remote_code)
     text = prepared.config.get_text_config()
     num_heads = text.num_attention_heads
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // num_heads
-    return ModelSize(
+    size = ModelSize(
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
         num_embedding=model.get_input_embeddings().weight.numel(),
         hidden_size=text.hidden_size,
@@ -119,6 +126,21 @@ def model_size(prepared: PreparedModel) -> ModelSize:
         vocab_size=text.vocab_size,
         tied=bool(getattr(text, "tie_word_embeddings", False)),
     )
+    return dataclasses.replace(size, quantised_bytes=_quantised_bytes(prepared, size))
+
+
+def _quantised_bytes(prepared: PreparedModel, size: ModelSize) -> int | None:
+    """See `ModelSize.quantised_bytes`; while the files aren't here, from the bits of a weight."""
+    quantisation, width = prepared.quantisation, BYTES[prepared.dtype]
+    if quantisation is None or quantisation.dequantised:
+        return None
+    if is_present(prepared.ref):
+        folder = os.path.dirname(config_path(prepared.ref))
+        return stored_bytes(stored_tensors(prepared.name, folder).values(), width)
+    if quantisation.bits is None:
+        return None
+    plain = size.num_embedding + (0 if size.tied else size.hidden_size * size.vocab_size)
+    return (size.num_parameters - plain) * quantisation.bits // 8 + plain * width
 
 
 def memory_bytes(model: PreparedModel, size: ModelSize, longest: int, *, cached: int = 0) -> int:
@@ -137,7 +159,8 @@ def memory_bytes(model: PreparedModel, size: ModelSize, longest: int, *, cached:
         # Tokens × tokens: logits, their cap or mask, probabilities, and the float32 in which the softmax is taken.
         per_token += size.num_heads * longest * (3 * width + 4)
     held = cached * 2 * size.num_layers * size.key_value_width * width
-    return size.num_parameters * width + longest * per_token + held + LOGITS_COPIES * LOGITS_BYTES + RUNTIME_BYTES
+    weights = size.num_parameters * width if size.quantised_bytes is None else size.quantised_bytes
+    return weights + longest * per_token + held + LOGITS_COPIES * LOGITS_BYTES + RUNTIME_BYTES
 
 
 def rates(model: PreparedModel, size: ModelSize) -> tuple[float, float]:

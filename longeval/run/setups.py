@@ -255,6 +255,7 @@ def _model_params(spec: ModelRequest, model: PreparedModel, method: dict[str, An
         **({"parse_special": True} if spec.parse_special else {}),
         "seed": spec.seed,
         "attn": model.attn,
+        **({} if model.quantisation is None else {"quantization": model.quantisation.params}),
         "weights": model.weights_digest,
         "tokenizer": model.tokenizer_digest,
     }
