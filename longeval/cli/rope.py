@@ -57,7 +57,9 @@ def rope(
     json_path: Annotated[
         str | None, typer.Option("--json", metavar="PATH", help="Write JSON there instead of a table; - is stdout.")
     ] = None,
-    plot: Annotated[str | None, typer.Option(metavar="FILE", help="Also draw a page of plots: .png or .svg.")] = None,
+    plot: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Also draw a page of plots: .png, .svg or .pdf.")
+    ] = None,
     list_methods: Annotated[
         bool, typer.Option("--list", help="List the methods with their parameters, and stop.")
     ] = False,

@@ -85,7 +85,7 @@ def changed(flag, value):
         (["yarn", *LLAMA2, "--length", "0"], "--length 0"),
         (["yarn", *LLAMA2, "--pe-arg", "yarn.beta_fast=0.5"], "yarn.beta_fast 0.5"),
         (["yarn", *LLAMA2, "--pe-arg", "ntk.base_rule=linear"], "not among the methods asked for"),
-        (["yarn", *LLAMA2, "--plot", "table.pdf"], "--plot table.pdf"),
+        (["yarn", *LLAMA2, "--plot", "table.jpg"], "--plot table.jpg"),
         (["yarn", *LLAMA2, "--plot", "no/such/folder/t.png"], "no/such/folder"),
         (["yarn", *LLAMA2, "--json", "no/such/folder/t.json"], "no/such/folder"),
         (["yarn", *LLAMA2, "--plot", "t.png", "--json", "."], "--json ."),
@@ -100,7 +100,7 @@ def changed(flag, value):
         (["yran", "--model", "m"], "NAME yran"),
         (["--model", "m", "--scale-from", "here"], "--scale-from here"),
         (["--model", "m", "--native", "4q"], "--native '4q'"),
-        (["--model", "m", "--plot", "t.pdf"], "--plot t.pdf"),
+        (["--model", "m", "--plot", "t.jpg"], "--plot t.jpg"),
         (["--model", "m", "--pe-arg", "yarn.beta_fast=16"], "not among the methods asked for"),
     ],
 )

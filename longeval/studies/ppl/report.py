@@ -271,5 +271,6 @@ REPORT = StudyReport(
     across="context length",
     sections=sections,
     summary=summary,
-    files=("perplexity-*.png", "perplexity-*.svg", "position-*.png", "position-*.svg", "pairs.csv", "positions.csv"),
+    figures=("perplexity-*", "position-*"),
+    data=("pairs.csv", "positions.csv"),
 )
