@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from longeval.store.records import Record
 
-OUTCOMES = frozenset({"ci", "stderr", "primary", "filter", "higher_is_better"})
+OUTCOMES = frozenset({"ci", "batch_size", "stderr", "primary", "filter", "higher_is_better"})
 """Parameters that say something of a result or of one metric."""
 
 DEFINITION = frozenset({"prompts", "task_digest", "task_version", "own_prompts", "chance"})
