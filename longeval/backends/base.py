@@ -4,7 +4,7 @@ A backend is a folder beside this file. Its `__init__.py` registers a `Capabilit
 differs from others; nothing else in the package asks for a backend by name. This module and those declarations import
 neither torch nor an engine, so that a command line can be checked in no time.
 
-T tokens, S scored tokens.
+B windows, T tokens, S scored tokens.
 """
 
 from __future__ import annotations
@@ -118,6 +118,22 @@ class Backend(Protocol):
         """
         ...
 
+    def score_batch(
+        self, tokens_BT: npt.NDArray[np.int32], first_scored_B: Sequence[int]
+    ) -> list[npt.NDArray[np.float32]]:
+        """What `score` says of each of several windows of equal length, up to rounding.
+
+        Equal lengths need no padding and no mask, and a table that depends on the length is the same for all.
+
+        Args:
+            tokens_BT: Token ids, a window a row.
+            first_scored_B: Index of the first scored token of each window, at least 1.
+
+        Raises:
+            OutOfMemoryError: Together they are too large for the device.
+        """
+        ...
+
     def choices(self, requests: Sequence[ChoicesRequest]) -> Iterator[tuple[int, tuple[ChoiceScore, ...]]]:
         """Scores continuations; yields (index of the request, its scores) as they are done, in any order.
 
@@ -209,6 +225,8 @@ class Capabilities:
     together, and methods with another table at every length need `--pin-length`."""
     remote: bool = False
     """Whether somebody else has started the model: its weights, precision and rotation can't be set or seen."""
+    windows_at_once: int = 1
+    """Windows that it is given at once, where it batches by itself and heeds no `batch_size`."""
     estimates: bool = False
     """Whether time and memory can be told before the start, by the cost of passes in this process."""
     transformers_attention: bool = False
@@ -242,7 +260,8 @@ def capabilities(name: str) -> Capabilities:
 def check_request(spec: ModelRequest) -> None:
     """Raises LongEvalError for an unknown backend, or settings that it would ignore or can't do."""
     chosen = capabilities(spec.backend)
-    for setting in sorted({setting for backend in BACKENDS.values() for setting in backend.heeds} - chosen.heeds):
+    not_heeded = {setting for backend in BACKENDS.values() for setting in backend.heeds} - chosen.heeds
+    for setting in sorted(not_heeded & type(spec).model_fields.keys()):  # some belong to one study
         if not spec.is_default(setting):
             heeding = [name for name, backend in BACKENDS.items() if setting in backend.heeds]
             raise LongEvalError(

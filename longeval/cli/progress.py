@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from longeval.cli.terminal import console
 from longeval.printable import printable
-from longeval.run.overview import format_duration
+from longeval.run.overview import count, format_duration
 from longeval.values import format_length
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ class RunProgress(AbstractContextManager["RunProgress"]):
         if self._live is not None:
             self._live.update(self._task, description=what)
         else:
-            self.say(f"{what} ({num_passes} {noun}{'' if num_passes == 1 else 's'})")
+            self.say(f"{what} ({count(num_passes, noun)})")
 
     def advance(self, tokens: int, cost: float, detail: str) -> None:
         """See `Progress`."""

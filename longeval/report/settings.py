@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from longeval.store.records import Record
 
-OUTCOMES = frozenset({"ci", "stderr", "primary", "filter", "higher_is_better", "without_text"})
+OUTCOMES = frozenset({"batch_size", "ci", "stderr", "primary", "filter", "higher_is_better", "without_text"})
 """Parameters that say something of a result, of one metric, or of records without text."""
 
 DEFINITION = frozenset({"prompts", "task_digest", "task_version", "own_prompts", "chance"})

@@ -42,7 +42,7 @@ MODEL_PARAMS = (
 _TABLE_PARAMS = (*MODEL_PARAMS, "min_tokens", "stride", "data_digest")
 """Parameters that split tables wherever they differ. Others (future ones) do so only where cells would collide."""
 
-_CELL_PARAMS = frozenset({"method", "pin_length", "ci"})
+_CELL_PARAMS = frozenset({"method", "pin_length", "ci", "batch_size"})
 """Parameters that belong to a row or a cell, never to a table."""
 
 

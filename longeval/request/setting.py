@@ -105,6 +105,11 @@ def count(least: int = 1) -> Reader:
     return lambda value, where: parse_count(written(value), flag=where, least=least)
 
 
+def count_or_auto(value: Any, where: str) -> int | None:
+    """A whole number of at least 1; None for `auto`."""
+    return None if value == "auto" else parse_count(written(value), flag=where)
+
+
 def number(must_be: str = "a number", holds: Callable[[float], bool] = lambda _: True) -> Reader:
     """A finite number for which something holds: `number("greater than 0", lambda rate: rate > 0)`."""
 

@@ -33,7 +33,7 @@ class Progress(Protocol):
         ...
 
     def stage(self, what: str, num_passes: int, noun: str) -> None:
-        """Passes over `what` start; `noun` is what one pass serves: window, sample."""
+        """Passes over `what` start; `noun` is what one pass serves: window, sample; pass where it is several."""
         ...
 
     def advance(self, tokens: int, cost: float, detail: str) -> None:

@@ -29,8 +29,8 @@ COMMANDS = flat(typer.main.get_command(app).commands)
 OPTIONS = {
     "ppl": "--model --pe --lengths --data --protocol --factor --native --pe-arg --scale-from --layers --docs "
     "--min-tokens --stride --bos --no-bos --parse-special --text-field --backend --vllm-arg --pin-length --base-url "
-    "--served-model --dtype --device --device-map --attn --revision --trust-remote-code --seed --out --json --dry-run "
-    "--fresh --track --show --quiet -q --verbose -v",
+    "--served-model --dtype --device --device-map --attn --revision --trust-remote-code --batch-size --seed --out "
+    "--json --dry-run --fresh --track --show --quiet -q --verbose -v",
     "tasks": "--model --pe --tasks --lengths --list --limit --overlong --same-samples --chat-template --num-fewshot "
     "--max-new-tokens --haystack --include --factor --native --pe-arg --scale-from --layers --bos --no-bos "
     "--parse-special --backend --vllm-arg --pin-length --base-url --served-model --dtype --device --device-map "

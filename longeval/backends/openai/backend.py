@@ -95,14 +95,23 @@ class OpenAIBackend:
 
     def score(self, tokens_T: npt.NDArray[np.int32], first_scored: int) -> npt.NDArray[np.float32]:
         """See `Backend.score`."""
-        assert 1 <= first_scored <= len(tokens_T)
-        if first_scored == len(tokens_T):
-            return np.zeros(0, np.float32)
-        self._check_room(len(tokens_T), 1)
-        ids = tokens_T.tolist()
-        choice = choice_of(self._post(self._dialect.scoring_body(ids, greedy=False)), len(ids))
-        log_p_S = self._dialect.read(choice, ids, first_scored).log_p_S
-        return -np.array(log_p_S, dtype=np.float32)
+        return self.score_batch(tokens_T[None], [first_scored])[0]
+
+    def score_batch(
+        self, tokens_BT: npt.NDArray[np.int32], first_scored_B: Sequence[int]
+    ) -> list[npt.NDArray[np.float32]]:
+        """See `Backend.score_batch`. Each window is one request to the server, which batches them as it likes."""
+        length = tokens_BT.shape[1]
+        assert all(1 <= first <= length for first in first_scored_B)
+        found = [np.zeros(0, np.float32) for _ in first_scored_B]
+        asked = [row for row, first in enumerate(first_scored_B) if first < length]
+        if asked:
+            self._check_room(length, 1)
+        bodies = ((row, self._dialect.scoring_body(tokens_BT[row].tolist(), greedy=False)) for row in asked)
+        for row, answer in in_flight(self._post, bodies, self._concurrency):
+            scored = self._dialect.read(choice_of(answer, length), tokens_BT[row].tolist(), first_scored_B[row])
+            found[row] = -np.array(scored.log_p_S, dtype=np.float32)
+        return found
 
     def choices(self, requests: Sequence[ChoicesRequest]) -> Iterator[tuple[int, tuple[ChoiceScore, ...]]]:
         """See `Backend.choices`. Each different continuation of a context is one request to the server."""

@@ -27,7 +27,7 @@ from longeval.metrics.perplexity import PERPLEXITY
 from longeval.models.prepare import PreparedModel, prepare_all
 from longeval.rope.build import MethodName
 from longeval.run.cell import cell_id
-from longeval.run.cost import Window, memory_bytes, precision, windows_seconds
+from longeval.run.cost import Window, batch_size, memory_bytes, precision, windows_seconds
 from longeval.run.examples import ShownInputs
 from longeval.run.host import Host, Silent, by_engine
 from longeval.run.overview import CellList, Overview, count, format_duration, format_gib
@@ -97,17 +97,21 @@ class PplPlan(Plan):
     def _cost(self, host: Host, model: PreparedModel, left: Sequence[Work]) -> str:
         """What is left to do with a model."""
         cells = [cell for work in left for cell in work.cells if cell.model == model.name]
-        windows = [
-            window for work in left if isinstance(work, PplWork) and work.model is model for window in work.passes()
-        ]
+        passes = [one for work in left if isinstance(work, PplWork) and work.model is model for one in work.passes()]
+        windows = [window for one in passes for window in one]
+        most = max(map(len, passes), default=1)
         said = (
-            f"{model.name} ({precision(self.request, model)}): {count(len(cells), 'cell')} in {len(windows)} forward "
-            f"{'pass' if len(windows) == 1 else 'passes'}, {sum(window.length for window in windows):,} tokens"
+            f"{model.name} ({precision(self.request, model)}): {count(len(cells), 'cell')} in "
+            f"{count(len(passes), 'forward pass')}{f' of up to {most} windows' if most > 1 else ''}, "
+            f"{sum(window.length for window in windows):,} tokens"
         )
         if not capabilities(self.request.backend).estimates:  # what an engine or a server takes, only it knows
             return said
         size = host.size(model)
-        memory = memory_bytes(model, size, max((window.length for window in windows), default=0))
+        memory = max(
+            (memory_bytes(model, size, one[0].length, batch=len(one)) for one in passes),
+            default=memory_bytes(model, size, 0),
+        )
         duration = format_duration(windows_seconds(model, size, windows))
         return f"{said}; estimated {duration} and {format_gib(memory)}"
 
@@ -159,7 +163,7 @@ def plan_ppl(request: PplRequest, tell: Tell | None = None, *, dry_run: bool = F
         for corpus in corpora:
             alone = [_alone(request, protocol, model, corpus, setup) for setup in setups(request, model, names)]
             cells += [one.cells[0] for one in alone]
-            work += together([one for one in alone if one.cells[0].windows])
+            work += [_batched(request, one) for one in together([one for one in alone if one.cells[0].windows])]
             skipped += [
                 SkippedWork(cells=one.cells, reason=_why_skipped(one)) for one in alone if not one.cells[0].windows
             ]
@@ -191,6 +195,15 @@ def together(alone: Sequence[PplWork]) -> list[PplWork]:
         else:
             work.append(new)
     return work
+
+
+def _batched(request: PplRequest, work: PplWork) -> PplWork:
+    """The work with the number of windows that share a pass, as asked or as is faster."""
+    if request.batch_size is not None:
+        return dataclasses.replace(work, batch_size=request.batch_size)
+    chosen = capabilities(request.backend)
+    most = batch_size(work.model, work.longest) if "batch_size" in chosen.heeds else chosen.windows_at_once
+    return dataclasses.replace(work, batch_size=most)
 
 
 def _alone(request: PplRequest, protocol: Protocol, model: PreparedModel, corpus: DataSet, setup: Setup) -> PplWork:

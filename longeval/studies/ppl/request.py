@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from longeval.request import setting
 from longeval.request.model import ModelRequest
-from longeval.request.setting import Declare
+from longeval.request.setting import MACHINE, Declare
 
 DOCUMENTS = "Documents"
 
@@ -30,6 +30,7 @@ class PplRequest(ModelRequest, frozen=True):
 
     command: ClassVar[str] = "ppl"
     can_show: ClassVar[bool] = True
+    how_only: ClassVar[frozenset[str]] = frozenset({"batch_size"})
 
     data: Annotated[
         tuple[str, ...],
@@ -68,4 +69,13 @@ class PplRequest(ModelRequest, frozen=True):
     text_field: Annotated[
         str | None,
         Declare(setting.text, "Field with the text in JSON, CSV, parquet files and hub:… data sets.", panel=DOCUMENTS),
+    ] = None
+    batch_size: Annotated[
+        int | None,
+        Declare(
+            setting.count_or_auto,
+            "hf: windows of equal length that share a forward pass, or auto.",
+            unset="auto: 1 on a CPU, elsewhere about 8k tokens a pass",
+            panel=MACHINE,
+        ),
     ] = None
