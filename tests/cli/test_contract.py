@@ -127,7 +127,7 @@ def test_the_options_of_each_command(command):
 
 OF_ITS_OWN = {
     "serve": "--model --pe --factor --served-model --trust-remote-code --dry-run --quiet --verbose",  # one of each
-    "posgen train": "--factor --layers",
+    "posgen train": "--batch-size --factor --layers",
     "posgen generate": "--json --seed",
     "posgen table": "--out --quiet",
 }
