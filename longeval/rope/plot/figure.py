@@ -1,9 +1,9 @@
-"""One page of plots: what methods do to the features of RoPE, and what rounding their wavelengths is good for.
+"""One page of plots that shows how methods change the features of RoPE, and what rounding of wavelengths achieves.
 
 Equal descriptions give equal bytes. matplotlib is imported inside the functions, and only its object interface is used,
-so that a program that makes its own plots is not disturbed. Each base method has a colour and a marker, the same as in
-the figures of a report. Its resonance form has them too, as a dashed line; where both are drawn, the base method is a
-wide pale line on which the dashes can be seen.
+so that programs with plots of their own are not affected. Each base method has a colour and a marker, the same as in
+the figures of a report. Its resonance form is a dashed line with the same colour and marker. If both are drawn, the
+base method is a wide pale line, so that the dashes on it are visible.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _WIDTH_INCHES = 10.5
 
 
 def plot_format(path: str) -> str:
-    """The format that a file name asks for, `png` or `svg`; another suffix raises LongEvalError."""
+    """The image format by a file's suffix, `png` or `svg`; raises LongEvalError for another suffix."""
     suffix = path.rpartition(".")[2].lower()
     if suffix not in _FORMATS:
         raise LongEvalError(f"--plot {path}: neither .png nor .svg", "Name the file tables.png or tables.svg.")
@@ -62,7 +62,7 @@ def draw(descriptions: Sequence[Mapping[str, Any]], image_format: str) -> bytes:
     import matplotlib.style
 
     buffer = io.BytesIO()
-    # Not the user's own settings. Text stays text in SVG, and the same request gives the same file.
+    # Ignores the user's matplotlib settings. Text stays text in SVG, and equal requests give equal files.
     with matplotlib.style.context("default"), mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "longeval"}):
         figure = make_figure(descriptions)
         metadata = {"Date": None} if image_format == "svg" else None
@@ -129,7 +129,7 @@ def _styles(names: Sequence[str]) -> list[dict[str, Any]]:
                 "color": colour,
                 "alpha": 0.35 if pale else 1.0,
                 "linestyle": (0, (4, 2)) if rounded else "-",
-                # Thinner and thinner, so that methods with the same table are seen to lie on each other.
+                # Each line is thinner than the one before, so that lines on top of each other are visible.
                 "linewidth": 4.5 if pale else 1.3 if rounded else 1.4 + 1.4 * (1 - (index + 1) / len(names)),
                 "zorder": 3 if rounded else 2,
                 "marker": marker,
