@@ -1,7 +1,7 @@
-"""Documents from the Hugging Face hub: text only, streamed, from plain data files (a loading script is never run).
+"""Streams text documents from the Hugging Face hub, from plain data files. Loading scripts are never run.
 
-A source's revision is settled before the first document is read, so that its origin says exactly what was read, and an
-unreachable hub is noticed at once. Splits are read by `datasets` (streaming), single JSON-lines files by our reader.
+A source's commit is resolved before the first document is read, so that its origin states exactly what was read, and an
+unreachable hub is noticed immediately. `datasets` reads splits (streaming); our reader reads single JSON-lines files.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _CLIENTS = {"aiohttp", "datasets", "fsspec", "httpx", "httpx2", "huggingface_hub
 
 
 class HubUnavailableError(Exception):
-    """The hub can't serve a data set; `str()` is the reason, `remedy` what may help."""
+    """The hub can't provide a data set. `str()` gives the reason, and `remedy` a remedy."""
 
     def __init__(self, reason: str, remedy: str) -> None:
         self.remedy = remedy
@@ -26,10 +26,10 @@ class HubUnavailableError(Exception):
 
 
 def resolve_revision(hub: HubDataset) -> str:
-    """Returns the commit that `hub.revision` (default: main) stands for; asks the hub.
+    """Asks the hub for the commit of `hub.revision` (default: main).
 
     Raises:
-        HubUnavailableError: If the hub can't be reached, or doesn't give this data set to this user.
+        HubUnavailableError: The hub can't be reached, or doesn't provide this data set to this user.
     """
     from huggingface_hub import HfApi
 
@@ -45,7 +45,7 @@ def read_hub_documents(hub: HubDataset, commit: str) -> Iterator[Text]:
     """Yields a data set's documents in its order, at `commit` (see `resolve_revision`).
 
     Raises:
-        LongEvalError: While iterating, if the connection breaks or a record has no text in `hub.field`.
+        LongEvalError: While iterating: the connection breaks, or a record has no text in `hub.field`.
     """
     try:
         yield from (_read_split(hub, commit) if hub.file is None else _read_file(hub, commit))
@@ -77,7 +77,7 @@ def _read_file(hub: HubDataset, commit: str) -> Iterator[Text]:
 
 
 def _explain(hub: HubDataset, error: Exception) -> HubUnavailableError:
-    """Says what an error of the hub's clients means; any other error is a bug and is raised again."""
+    """Explains an error of the hub's clients; any other error is a bug and is raised again."""
     from huggingface_hub import errors
 
     page = f"https://huggingface.co/datasets/{hub.id}"

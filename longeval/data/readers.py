@@ -1,8 +1,7 @@
-"""Documents from local files: plain text, and records in JSON, tables and columns; a file or a folder.
+"""Reads documents from a local file or folder: plain text, and records in JSON, tables and column formats.
 
-Everything is read lazily and in a fixed order: one record after the other, never a whole file of them at once. Nothing
-is ever unpickled. What can't be read as it stands raises LongEvalError with file, line and remedy; no document is left
-out on the way, an empty one inside a collection included.
+Records are read one after another in a fixed order, never a whole file at once, and nothing is unpickled. Anything that
+can't be read raises LongEvalError with file, line and remedy. No document is left out, not even empty ones in a file.
 """
 
 from __future__ import annotations
@@ -38,10 +37,10 @@ _UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError)
 _PIECE = 2**16
 _BLANKS = re.compile(r"[ \t\n\r]*")
 _ROWS = 16
-"""Values of a column that are turned into Python strings at once."""
+"""Number of values of a column that are converted to Python strings together."""
 
 Texts = Iterator[tuple[int, str]]
-"""Texts of a file's records, each with the number of its line or row."""
+"""Texts of a file's records, each with its line or row number."""
 
 
 def read_documents(path: str, *, text_field: str | None = None) -> Iterator[Text]:
@@ -49,11 +48,11 @@ def read_documents(path: str, *, text_field: str | None = None) -> Iterator[Text
 
     Args:
         path: A file or folder that passed `check_path`.
-        text_field: The field that holds the text in records; default: the first of DEFAULT_FIELDS they have.
+        text_field: The field that holds the text in records; None: the first of DEFAULT_FIELDS that they have.
 
     Raises:
-        LongEvalError: While iterating, at the first thing that can't be read: binary or non-UTF-8 content, malformed
-            JSON, a missing field or one that is no string, a file that vanished.
+        LongEvalError: While iterating, at the first content that can't be read: binary or non-UTF-8 content, malformed
+            JSON, a missing field or one that isn't a string, a file that vanished.
     """
     is_folder = os.path.isdir(path)
     for file in check_path(path).files:
@@ -73,7 +72,7 @@ def read_documents(path: str, *, text_field: str | None = None) -> Iterator[Text
 
 
 def _read_text(path: str, kind: Format, *, may_be_empty: bool) -> str:
-    """The text of a plain file, checked to be text."""
+    """Reads a text file; raises LongEvalError if its content isn't plain text."""
     size = os.path.getsize(path)
     growth = Growth(path, size)
     if not kind.compression:
@@ -106,14 +105,14 @@ def _read_text(path: str, kind: Format, *, may_be_empty: bool) -> str:
 
 
 def _looks_like_records(text: str) -> bool:
-    """Whether the first two lines that aren't blank, or the only one, are each a JSON object, or an array of such."""
+    """Whether the first two lines that aren't blank, or the only one, are JSON objects or arrays of objects."""
     filled = (line for line in io.StringIO(text) if line.strip())
     lines = list(itertools.islice(filled, 2))
     return bool(lines) and all(_is_record(line.strip()) for line in lines)
 
 
 def _is_record(line: str) -> bool:
-    """Whether a line is a JSON object that isn't empty, or an array that begins with one."""
+    """Whether a line is a non-empty JSON object, or an array that begins with one."""
     if line[0] not in "{[":
         return False
     try:
@@ -126,7 +125,7 @@ def _is_record(line: str) -> bool:
 
 
 def _record_texts(path: str, text_field: str | None, kind: Format) -> Texts:
-    """The texts of a file whose kind is `records`."""
+    """Yields the texts of a file whose kind is `records`."""
     field, growth = TextField(path, text_field), Growth(path, os.path.getsize(path))
     if kind.suffix in COLUMNS:
         yield from _column_texts(path, kind, field, growth)
@@ -142,9 +141,9 @@ def _record_texts(path: str, text_field: str | None, kind: Format) -> Texts:
 
 
 def json_line_texts(stream: BinaryIO, path: str, field: TextField, growth: Growth) -> Texts:
-    """Yields the text of each line of JSON; blank lines are skipped.
+    """Yields the text of each line of JSON, without blank lines.
 
-    Only a newline ends a line, not the other separators of Unicode.
+    Only a newline ends a line, not the other line separators of Unicode.
     """
     for number, line in enumerate(read_lines(stream, growth), start=1):
         if line.strip():
@@ -152,7 +151,7 @@ def json_line_texts(stream: BinaryIO, path: str, field: TextField, growth: Growt
 
 
 def _array_items(stream: BinaryIO, path: str, growth: Growth) -> Iterator[Any]:
-    """Yields the items of a JSON array as they are read."""
+    """Yields the items of a JSON array while it is read."""
     buffer = _JsonBuffer(stream, path, growth)
     if not buffer.take("["):
         kind = json_kind(buffer.value())
@@ -172,7 +171,7 @@ def _array_items(stream: BinaryIO, path: str, growth: Growth) -> Iterator[Any]:
 
 
 class _JsonBuffer:
-    """The part of a JSON text that has been read and not yet parsed."""
+    """The part of a JSON text that has been read but not yet parsed."""
 
     def __init__(self, stream: BinaryIO, path: str, growth: Growth) -> None:
         self._stream, self._path, self._growth = stream, path, growth
@@ -184,7 +183,7 @@ class _JsonBuffer:
         self._is_read = False
 
     def peek(self) -> str:
-        """The next character that is no blank; empty at the end."""
+        """The next character that isn't white space; empty at the end."""
         while True:
             blanks = _BLANKS.match(self._text, self._at)
             assert blanks is not None
@@ -195,13 +194,13 @@ class _JsonBuffer:
                 return ""
 
     def take(self, character: str) -> bool:
-        """Whether this is the next character that is no blank; goes past it then."""
+        """Whether the next character that isn't white space is this one; if so, moves past it."""
         found = self.peek() == character
         self._at += found
         return found
 
     def value(self) -> Any:
-        """Parses a value and goes past it."""
+        """Parses a value and moves past it."""
         self.peek()
         size = _PIECE
         while True:
@@ -211,26 +210,26 @@ class _JsonBuffer:
             except (ValueError, RecursionError) as error:
                 if not self._is_cut(error) or not self._more(size):
                     raise wrong_json(error, self._path, first_line, record_line=record_line) from error
-                size *= 2  # again from the start of the value, with twice as much
+                size *= 2  # tries again from the start of the value with more text
             else:
                 if end == len(self._text) and self._more(size):
-                    continue  # a number may go on
+                    continue  # the next piece may continue a number
                 self._at = end
                 return value
 
     def _is_cut(self, error: Exception) -> bool:
-        """Whether an error of the parser may come from the end of what has been read."""
+        """Whether the parser may have failed because the text that has been read ends too early."""
         if not isinstance(error, json.JSONDecodeError):
             return False
         return error.msg.startswith("Unterminated string") or error.pos + 16 > len(self._text)
 
     def wrong(self, what: str) -> LongEvalError:
-        """The message for an error at the present place."""
+        """The error for a problem at the current position."""
         error = json.JSONDecodeError(what, self._text, self._at)
         return wrong_json(error, self._path, self._line, record_line=self._line)
 
     def _more(self, size: int) -> bool:
-        """Reads on and drops what is parsed; False at the end."""
+        """Reads more text and drops the parsed part; returns False at the end."""
         if self._is_read:
             return False
         self._line += self._text.count("\n", 0, self._at)
@@ -248,7 +247,7 @@ class _JsonBuffer:
 
 
 def _table_texts(stream: BinaryIO, path: str, field: TextField, delimiters: Sequence[str], growth: Growth) -> Texts:
-    """Reads rows of text in the form of RFC 4180, the first with the columns' names."""
+    """Yields the texts of a table in the form of RFC 4180, whose first row has the names of the columns."""
     decoded = _decoded(read_lines(stream, growth), path)
     first = next((line for line in decoded if line.strip()), None)
     if first is None:
@@ -278,7 +277,7 @@ def _table_texts(stream: BinaryIO, path: str, field: TextField, delimiters: Sequ
 
 
 def _cells(line: str, delimiter: str) -> list[str]:
-    """The cells of one line; none where it is no row."""
+    """The cells of one line; none if it isn't a row."""
     try:
         return next(csv.reader([line], delimiter=delimiter))
     except csv.Error:
@@ -286,7 +285,7 @@ def _cells(line: str, delimiter: str) -> list[str]:
 
 
 def _decoded(lines: Iterator[bytes], path: str) -> Iterator[str]:
-    """Lines as text, without a byte order mark."""
+    """Yields the lines as text, without a byte order mark."""
     for number, line in enumerate(lines, start=1):
         if b"\0" in line:
             raise LongEvalError(f"{path}, line {number}: binary (a NUL byte)", FORMATS_REMEDY)
@@ -297,7 +296,7 @@ def _decoded(lines: Iterator[bytes], path: str) -> Iterator[str]:
 
 
 def _column_texts(path: str, kind: Format, field: TextField, growth: Growth) -> Texts:
-    """The texts of a parquet or Arrow file."""
+    """Yields the texts of a parquet or Arrow file."""
     import pyarrow
 
     is_parquet = kind.suffix == ".parquet"
@@ -312,7 +311,7 @@ def _column_texts(path: str, kind: Format, field: TextField, growth: Growth) -> 
                     number = next(rows)
                     text = field.checked(value, f"row {number}")
                     growth.check(len(text), f"row {number}")
-                    growth.add(len(text) + 32)  # empty ones have no end either
+                    growth.add(len(text) + 32)  # counts empty texts too, of which there may be arbitrarily many
                     yield number, text
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         what = "parquet" if is_parquet else "Arrow"
@@ -320,7 +319,7 @@ def _column_texts(path: str, kind: Format, field: TextField, growth: Growth) -> 
 
 
 def _parquet_columns(path: str, field: TextField) -> Iterator[Any]:
-    """The column with the texts, piece by piece."""
+    """Yields the column with the texts in batches."""
     import pyarrow.parquet
 
     with pyarrow.parquet.ParquetFile(path) as file:
@@ -330,14 +329,14 @@ def _parquet_columns(path: str, field: TextField) -> Iterator[Any]:
             columns = (part.column(index) for index in range(part.num_columns))
             size = sum(each.total_uncompressed_size for each in columns if each.path_in_schema == column)
             Growth(path, os.path.getsize(path)).add(size)
-            # A value that stands there once may be repeated by each row: as many rows as can't fill the memory.
+            # A value that is stored once may be repeated in each row, so batches are limited to what fits into memory.
             most = max(1, min(256, Growth.MOST_RECORD // max(size, 1)))
             for batch in file.iter_batches(batch_size=most, row_groups=[group], columns=[column]):
                 yield batch.column(0)
 
 
 def _arrow_columns(path: str, field: TextField) -> Iterator[Any]:
-    """The column with the texts of Arrow's file format, or of its stream format, which `datasets` writes."""
+    """Yields the column with the texts in batches, from Arrow's file format or its stream format (of `datasets`)."""
     import pyarrow.ipc
 
     with pyarrow.memory_map(path) as source:
@@ -351,7 +350,7 @@ def _arrow_columns(path: str, field: TextField) -> Iterator[Any]:
 
 
 def _checked_column(field: TextField, schema: Any) -> str:
-    """The name of the column with the texts; one that holds none is refused before any of it is read."""
+    """The name of the column with the texts; raises LongEvalError if it doesn't hold strings."""
     import pyarrow.types as types
 
     column = field.choose(schema.names, "its schema")
