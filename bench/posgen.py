@@ -101,8 +101,13 @@ def _measure(request: Request, config: ModelConfig, precision: Precision, num_st
     )
 
 
-def stepping(config: ModelConfig, num_seeds: int, precision: Precision, device: str) -> Callable[[int], float]:
-    """A training of some seeds, as a function that makes so many steps, waits for them, and returns the mean loss."""
+def stepping(
+    config: ModelConfig, num_seeds: int, precision: Precision, device: str, *, graph: bool = True
+) -> Callable[[int], float]:
+    """A training of some seeds, as a function that makes so many steps, waits for them, and returns the mean loss.
+
+    Without `graph`, no CUDA graph is captured on a GPU.
+    """
     import numpy as np
     import torch
 
@@ -127,6 +132,8 @@ def stepping(config: ModelConfig, num_seeds: int, precision: Precision, device: 
         weight_decay=0.01,
         precision=precision,
     )
+    if not graph:
+        stepper._capturable = False  # only a measurement wants this
 
     def make(num_steps: int) -> float:
         batches_SKB = np.tile(np.arange(BATCH_SIZE), (num_seeds, num_steps, 1))

@@ -97,7 +97,7 @@ def open_text(request: Request, dtype: str) -> Text:
     (work,) = plan_ppl(request_spec(request, dtype, pe="none", lengths=(request.longest,))).work
     assert isinstance(work, PplWork)
     texts = Texts(work.corpus.selection, joined=False, prefix=work.model.prefix)
-    return Text(work=work, tokens_T=texts.window(work.passes()[0]))
+    return Text(work=work, tokens_T=texts.window(work.passes()[0][0]))
 
 
 def open_ours(text: Text) -> Backend:

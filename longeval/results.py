@@ -101,17 +101,20 @@ class Results:
     def samples(self, cell: str) -> pd.DataFrame:
         """The samples of a cell of downstream tasks, one row each: prompt digest, answer, scores, tokens cut.
 
+        With `save_prompts` there is a column `prompt`: the text that the model was given, special tokens included; of
+        scored choices a list with [context, [continuation, …]] for each context.
+
         Raises:
             LongEvalError: The cell has no samples.
         """
-        import dataclasses
-
         import pandas as pd
+
+        from longeval.store.samples import sample_to_json
 
         samples = self._store.samples(cell)
         if samples is None:
-            raise LongEvalError(f"cell {cell}: has no samples in {self.path}", "Use a finished cell of tasks.")
-        return pd.json_normalize([dataclasses.asdict(sample) for sample in samples])
+            raise LongEvalError(f"cell {cell}: has no samples in {self.path}", "Take a finished cell of tasks.")
+        return pd.json_normalize([sample_to_json(sample) for sample in samples])
 
     def report(self, path: str | None = None) -> str:
         """Writes the report of the whole run folder in every format, as `longeval report` does.
@@ -232,10 +235,11 @@ def carry_out(
     store = Store(out or default_out(request))
     check_folder([request], {command: study}, store)
     with RunProgress(quiet=quiet) as progress:
+        progress.preparing("loading libraries")
         plan = study.plan(request, progress)
         for note in plan.notes:
             progress.say(f"longeval: {note}")
-        with Tracking(trackers, folder=store.path, settings=request.to_mapping()) as tracking:
+        with Tracking(trackers, folder=store.path, settings=plan.request.to_mapping()) as tracking:
             run(plan, store, progress, fresh=fresh, told=tracking.tell)
     return Results(store.path, [cell.id for cell in plan.cells])
 

@@ -6,6 +6,9 @@ import itertools
 import math
 import os
 import re
+import urllib.parse
+from collections.abc import Mapping
+from typing import Any
 
 from longeval.errors import LongEvalError
 
@@ -118,11 +121,43 @@ def checked_name(name: str, flag: str) -> str:
     return name
 
 
+_ADDRESS = re.compile(r"(?:(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)|hf:/)/(.*)", re.IGNORECASE)
+"""An address of the model hub, and what follows the host."""
+_OF_MODEL = re.compile(r"([\w.-]+/[\w.-]+?)(?:/tree/([^/?#]+)|@([^/?#]+))?/?(?:[?#].*)?")
+"""Owner and name of a model, and its revision."""
+
+
+def hub_id(name: str, *, flag: str = "--model") -> str:
+    """The hub id of a model, `OWNER/NAME` or `OWNER/NAME@REVISION`, where its address on the hub is given.
+
+    `https://huggingface.co/OWNER/NAME/tree/REVISION`, `hf.co/OWNER/NAME` and `hf://OWNER/NAME` are addresses; anything
+    else stays as it is, and so does what exists as a path.
+    """
+    address = _ADDRESS.fullmatch(name.strip())
+    if address is None or _exists(name):
+        return name
+    found = _OF_MODEL.fullmatch(address[1])
+    if found is None or found[1].startswith(("datasets/", "spaces/")):
+        raise LongEvalError(
+            f"{flag} {name}: not the address of a model",
+            "Give its page, https://huggingface.co/OWNER/NAME, or OWNER/NAME.",
+        )
+    revision = found[2] or found[3]
+    return found[1] if revision is None else f"{found[1]}@{urllib.parse.unquote(revision)}"
+
+
 def format_length(length: int) -> str:
     """A length as text: 4096 as `4k`, 1048576 as `1m`, others in digits."""
     if length % (1024 * 1024) == 0:
         return f"{length // (1024 * 1024)}m"
     return f"{length // 1024}k" if length % 1024 == 0 else str(length)
+
+
+def quantization_text(params: Mapping[str, Any]) -> str:
+    """What a record's `quantization` says, for readers: `gptq, 4 bits, group size 128`."""
+    shown = {"method": "{}", "bits": "{} bits", "format": "{}", "group_size": "group size {}"}
+    parts = [template.format(params[key]) for key, template in shown.items() if params.get(key) is not None]
+    return ", ".join(parts + (["computed in plain numbers"] if params.get("dequantized") else []))
 
 
 def parse_factor(text: str, *, flag: str = "--factor") -> float:

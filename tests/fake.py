@@ -4,7 +4,7 @@ Token t's negative log-likelihood is a given function of (token id, position in 
 worked out by hand; what it says of choices and what it answers are given functions as well. Tables are really built and
 digested, nothing else is computed.
 
-Shapes: T tokens of a context or prompt, S scored tokens.
+Shapes: B windows, T tokens of a context or prompt, S scored tokens.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class FakeBackend:
 
     Args:
         nll: (token ids (S,), their positions (S,), the served table) → nats (S,).
-        max_tokens: Windows longer than this raise OutOfMemoryError.
+        max_tokens: Passes of more tokens than this raise OutOfMemoryError.
         choice: (context (T,), continuation (S,), the served table) → log-likelihood of the continuation, nats; unless
             given, what `nll` says of its tokens. Greedy is where a token has more than 1/2 in the geometric mean.
         answer: (prompt (T,), the served table) → what the model would say if nothing stopped it but itself.
@@ -56,6 +56,8 @@ class FakeBackend:
         self._length = 0
         self.windows: list[tuple[int, int]] = []
         """(window length, first scored) of every call of `score`, in order."""
+        self.batches: list[int] = []
+        """How many windows every call of `score_batch` had, in order."""
         self.served: list[tuple[RopeTable, int]] = []
         """Every table that was served, and its length, in order."""
         self.asked: list[ChoicesRequest | GenerateRequest] = []
@@ -79,6 +81,16 @@ class FakeBackend:
         self.windows.append((len(tokens_T), first_scored))
         positions_S = np.arange(first_scored, len(tokens_T), dtype=np.int64)
         return self._nll(tokens_T[first_scored:], positions_S, table).astype(np.float32)
+
+    def score_batch(
+        self, tokens_BT: npt.NDArray[np.int32], first_scored_B: Sequence[int]
+    ) -> list[npt.NDArray[np.float32]]:
+        """See `Backend.score_batch`; `max_tokens` bounds the tokens of all windows together."""
+        self._table_for(tokens_BT.shape[1])
+        if self._max_tokens is not None and tokens_BT.size > self._max_tokens:
+            raise OutOfMemoryError(f"{tokens_BT.size} tokens")
+        self.batches.append(len(tokens_BT))
+        return [self.score(tokens_T, first) for tokens_T, first in zip(tokens_BT, first_scored_B, strict=True)]
 
     def choices(self, requests: Sequence[ChoicesRequest]) -> Iterator[tuple[int, tuple[ChoiceScore, ...]]]:
         """See `Backend.choices`; the last request comes first."""

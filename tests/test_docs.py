@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import typer.main
+from docs_commands import PAGES, commands_in_blocks, commands_in_text
 
 from longeval.cli.app import app, run_app
 
@@ -27,19 +28,6 @@ NEEDS_MODEL = "--model"
 
 COMMANDS = [match[1] for match in BLOCK.finditer(PAGE.read_text(encoding="utf-8"))]
 FIGURES = [(match[1], match[2]) for match in FIGURE.finditer(PAGE.read_text(encoding="utf-8"))]
-
-
-IN_BLOCKS = re.compile(r"^(?:\$ )?longeval ([a-z]+(?: [^|\n#]+)?)$", re.MULTILINE)
-FENCES = re.compile(r"^```(?:sh|console)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-IN_TEXT = re.compile(r"`longeval ([a-z][^`\n]*)`")
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-
-
-def arguments_in(page, pattern):
-    """The command lines in the blocks or in the text of a page, without the program."""
-    text = re.sub(r"\\\n +", "", page.read_text(encoding="utf-8"))
-    text = "\n".join(FENCES.findall(text)) if pattern is IN_BLOCKS else text
-    return [shlex.split(match[1]) for match in pattern.finditer(text)]
 
 
 def slow_if_model(command):
@@ -116,7 +104,7 @@ def test_the_page_has_commands_figures_and_working_links():
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_commands_of_a_page_and_their_flags_are_there(page):
-    for words in arguments_in(page, IN_BLOCKS) + arguments_in(page, IN_TEXT):
+    for words in map(shlex.split, commands_in_blocks(page) + commands_in_text(page)):
         command = typer.main.get_command(app)
         while hasattr(command, "commands") and words and not words[0].startswith("-"):
             command, words = command.commands[words[0]], words[1:]
@@ -129,7 +117,7 @@ def test_the_commands_of_a_page_and_their_flags_are_there(page):
 def test_the_requests_in_blocks_of_a_page_are_whole(page, monkeypatch):
     requests = []
     monkeypatch.setattr("longeval.cli.run.carry_out", lambda specs, **how: requests.extend(specs) or 0)
-    for words in arguments_in(page, IN_BLOCKS):
+    for words in map(shlex.split, commands_in_blocks(page)):
         if words[0] in ("ppl", "tasks") or words[:2] == ["posgen", "train"]:
             assert run_app(words) == 0, f"{page.name}: {words}"
     assert all(request.pe for request in requests)

@@ -4,7 +4,7 @@ A backend is a folder beside this file. Its `__init__.py` registers a `Capabilit
 differs from others; no other code asks for a backend by name. This module and those declarations import neither torch
 nor an engine, so that command lines are checked quickly.
 
-Shapes: T tokens, S scored tokens.
+B windows, T tokens, S scored tokens.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from longeval.backends.served import ServedMethod
     from longeval.models.prepare import PreparedModel
     from longeval.request import ModelRequest
     from longeval.rope.base import RopeTable
@@ -117,6 +118,22 @@ class Backend(Protocol):
         """
         ...
 
+    def score_batch(
+        self, tokens_BT: npt.NDArray[np.int32], first_scored_B: Sequence[int]
+    ) -> list[npt.NDArray[np.float32]]:
+        """What `score` says of each of several windows of equal length, up to rounding.
+
+        Equal lengths need no padding and no mask, and a table that depends on the length is the same for all.
+
+        Args:
+            tokens_BT: Token ids, a window a row.
+            first_scored_B: Index of the first scored token of each window, at least 1.
+
+        Raises:
+            OutOfMemoryError: Together they are too large for the device.
+        """
+        ...
+
     def choices(self, requests: Sequence[ChoicesRequest]) -> Iterator[tuple[int, tuple[ChoiceScore, ...]]]:
         """Scores continuations; yields (index of the request, its scores) as they finish, in any order.
 
@@ -156,6 +173,18 @@ class Backend(Protocol):
 class Server(Protocol):
     """A server that runs the model, for checks while planning."""
 
+    def proves(self, asked: ServedMethod, table: RopeTable) -> bool:
+        """Whether the server says that it computes with a method, and its engine holds the table; False: not known.
+
+        Args:
+            asked: The method of the request.
+            table: Its table at the longest length.
+
+        Raises:
+            LongEvalError: It computes with another one.
+        """
+        ...
+
     def check_room(self, length: int, needed: int, what: str) -> None:
         """Raises LongEvalError for a window that is too long for the server, if the server states its limit.
 
@@ -191,7 +220,9 @@ class Capabilities:
     """Whether a loaded model can hold only one table, so that another table needs a new start. Then cells with the same
     table run together, and length-dependent methods need `--pin-length`."""
     remote: bool = False
-    """Whether the model runs on a server, so that its weights, precision and table can't be set or read."""
+    """Whether somebody else has started the model: its weights, precision and rotation can't be set or seen."""
+    windows_at_once: int = 1
+    """Windows that it is given at once, where it batches by itself and heeds no `batch_size`."""
     estimates: bool = False
     """Whether time and memory can be estimated from the cost of passes in this process."""
     transformers_attention: bool = False
@@ -225,7 +256,8 @@ def capabilities(name: str) -> Capabilities:
 def check_request(spec: ModelRequest) -> None:
     """Raises LongEvalError for an unknown backend, or for settings that it ignores or can't carry out."""
     chosen = capabilities(spec.backend)
-    for setting in sorted({setting for backend in BACKENDS.values() for setting in backend.heeds} - chosen.heeds):
+    not_heeded = {setting for backend in BACKENDS.values() for setting in backend.heeds} - chosen.heeds
+    for setting in sorted(not_heeded & type(spec).model_fields.keys()):  # some belong to one study
         if not spec.is_default(setting):
             heeding = [name for name, backend in BACKENDS.items() if setting in backend.heeds]
             raise LongEvalError(

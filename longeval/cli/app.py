@@ -124,7 +124,9 @@ def _run(arguments: list[str]) -> int:
         return error.status
     except typer.TyperException as error:
         # typer carries a click of its own: its errors are not those of the package click.
-        say(f"{error.format_message().rstrip('.')}. Try --help.")
+        unquoted = "unexpected extra argument" in error.format_message() and "--data" in arguments
+        hint = "Put a pattern in quotes: --data 'docs/*.txt'" if unquoted else "Try --help"
+        say(f"{error.format_message().rstrip('.')}. {hint}.")
         return 2
     except typer.Abort as abort:
         if isinstance(abort.__context__, EOFError):  # typer takes any for Ctrl-D at a prompt, and there are none

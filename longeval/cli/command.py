@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from longeval.cli.options import DryRun, Fresh, Json, Out, Quiet, Track, Verbose, option
+from longeval.cli.options import DryRun, Fresh, Json, Out, Quiet, Show, Track, Verbose, option
 from longeval.errors import LongEvalError
 from longeval.request import StudyRequest
 from longeval.request.setting import MACHINE, OUTPUT, names, switch
@@ -33,6 +33,8 @@ def run_flags(
 
 
 RUN_FLAGS = inspect.signature(run_flags, eval_str=True).parameters
+SHOW = Parameter("examples", Parameter.KEYWORD_ONLY, default=None, annotation=Show)
+"""The flag of commands that can print the inputs of a model."""
 
 
 def study_command(
@@ -55,13 +57,14 @@ def study_command(
     def command(**given: Any) -> int:
         from longeval.cli.run import carry_out
 
-        how = {name: given.pop(name) for name in RUN_FLAGS}
+        how = {parameter.name: given.pop(parameter.name) for parameter in run_parameters}
         others = {parameter.name: given.pop(parameter.name) for parameter in more}
         asked = {name: value for name, value in given.items() if value is not None}
         status = None if instead is None else instead(asked, how | others)
         return carry_out([make_request(kind, asked)], **how) if status is None else status
 
-    parameters = [*_settings(kind, marked=instead is None), *more, *RUN_FLAGS.values()]
+    run_parameters = [*RUN_FLAGS.values(), *([SHOW] if kind.can_show else [])]
+    parameters = [*_settings(kind, marked=instead is None), *more, *run_parameters]
     command.__doc__ = kind.__doc__
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters} | {"return": int}
     command.__signature__ = inspect.Signature(parameters, return_annotation=int)  # type: ignore[attr-defined]  # typer reads it

@@ -24,13 +24,11 @@ if TYPE_CHECKING:
 
 def export(
     model: Annotated[str, typer.Option(help="Short name, hub id, folder or .gguf file.")],
-    pe: Annotated[str, typer.Option(metavar="NAME", help="The method: yarn, resonance_yarn, …")],
+    pe: Annotated[str, typer.Option(metavar="NAME", help="The method: none, yarn, resonance_yarn, …")],
     out: Annotated[
         str, typer.Option(metavar="PATH", help="Folder to write, or FILE.gguf for a model that comes as GGUF.")
     ],
-    factor: Annotated[
-        str | None, typer.Option(metavar="S", help="s = target length / native length, at least 1.")
-    ] = None,
+    factor: Annotated[str | None, typer.Option(metavar="S", help="s = target / native length.")] = None,
     native: Annotated[str | None, model_option("native", rich_help_panel=None)] = None,
     pe_arg: Annotated[list[str] | None, model_option("pe_args", rich_help_panel=None)] = None,
     scale_from: Annotated[str, model_option("scale_from", rich_help_panel=None)] = "plain",

@@ -21,6 +21,15 @@ DryRun = Annotated[
     bool,
     typer.Option("--dry-run", help="Show cells, passes, time and memory; compute nothing.", rich_help_panel=OUTPUT),
 ]
+Show = Annotated[
+    str | None,
+    typer.Option(
+        "--show",
+        metavar="N",
+        help="Print the first N windows or samples as the model gets them, with answers and values.",
+        rich_help_panel=OUTPUT,
+    ),
+]
 Track = Annotated[
     str | None,
     typer.Option(

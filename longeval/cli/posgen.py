@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from longeval.cli.command import study_command
+from longeval.cli.options import Quiet, option
 from longeval.cli.report import PrefaceFile, QuietFiles, RecordsFile, Title, write
 from longeval.cli.terminal import check_json_path, reader_is_gone, say, write_output
 from longeval.errors import LongEvalError
+from longeval.request.setting import OUTPUT
 from longeval.studies.posgen.request import PosGenRequest
 
 if TYPE_CHECKING:
@@ -23,6 +25,11 @@ _BYTES_PER_TOKEN = 24
 
 posgen = typer.Typer(no_args_is_help=False, rich_markup_mode="rich")
 """The sub-commands; `app.py` hangs them under `longeval posgen`."""
+
+
+def _setting(name: str, **changes: Any) -> Any:
+    """The option of a setting of `train`; `changes` as for `option`."""
+    return option(PosGenRequest, name, **changes)
 
 
 @posgen.callback(invoke_without_command=True)
@@ -51,19 +58,27 @@ def describe(context: typer.Context) -> None:
 
 @posgen.command()
 def generate(
-    task: Annotated[str, typer.Option(help="The rule: recursive, cot, semi_recursive.", show_default=False)],
+    task: Annotated[str, _setting("tasks", help="The rule: recursive, cot, semi_recursive.", show_default=False)],
     json_path: Annotated[
-        str, typer.Option("--json", metavar="PATH", help="JSON lines go there; - is stdout.", show_default=False)
+        str,
+        typer.Option(
+            "--json",
+            metavar="PATH",
+            help="Sequences as JSON lines; - is stdout.",
+            show_default=False,
+            rich_help_panel=OUTPUT,
+        ),
     ],
-    num_train: Annotated[str, typer.Option(help="Sequences to train on.")] = "10000",
-    num_valid: Annotated[str, typer.Option(help="Sequences for validation.")] = "1000",
-    num_test: Annotated[str, typer.Option(help="Sequences for the test.")] = "1000",
-    length: Annotated[str, typer.Option(help="Tokens of a training sequence.")] = "64",
-    test_length: Annotated[str, typer.Option(help="Tokens of a validation or test sequence.")] = "256",
-    modulus: Annotated[str, typer.Option(help="m: tokens are 0 … m − 1.")] = "17",
-    j: Annotated[str, typer.Option("--j", help="Tokens that are summed at the rule's own place.")] = "1",
-    k: Annotated[str, typer.Option("--k", help="Tokens that are summed right before the new one.")] = "3",
-    seed: Annotated[str, typer.Option(help="Of the random starts.")] = "0",
+    num_train: Annotated[str, _setting("num_train")] = "10000",
+    num_valid: Annotated[str, _setting("num_valid")] = "1000",
+    num_test: Annotated[str, _setting("num_test")] = "1000",
+    length: Annotated[str, _setting("length")] = "64",
+    test_length: Annotated[str, _setting("test_length")] = "256",
+    modulus: Annotated[str, _setting("modulus")] = "17",
+    j: Annotated[str, _setting("j")] = "1",
+    k: Annotated[str, _setting("k")] = "3",
+    seed: Annotated[str, typer.Option(help="Seed of the random starts.", rich_help_panel=OUTPUT)] = "0",
+    quiet: Quiet = False,
 ) -> None:
     """The sequences of a PosGen task, as JSON lines.
 
@@ -118,8 +133,9 @@ def generate(
                 break
         return
     write_output("--json", json_path, "".join(f"{line}\n" for line in lines).encode())
-    sizes = ", ".join(f"{size} {split}" for split, size in setting.sizes.items())
-    say(f"{json_path}: {setting.task}, {sizes}")
+    if not quiet:
+        sizes = ", ".join(f"{size} {split}" for split, size in setting.sizes.items())
+        say(f"{json_path}: {setting.task}, {sizes}")
 
 
 posgen.command("train")(study_command(PosGenRequest))

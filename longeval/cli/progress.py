@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from longeval.cli.terminal import console
 from longeval.printable import printable
-from longeval.run.overview import format_duration
+from longeval.run.overview import count, format_duration
 from longeval.values import format_length
 
 if TYPE_CHECKING:
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 PLAIN_EVERY_S = 30.0
 """Seconds between plain lines of a long group."""
+
+QUICK_S = 2.0
+"""Seconds of planning that need no line, and between lines about it."""
 
 
 class RunProgress(AbstractContextManager["RunProgress"]):
@@ -40,6 +44,10 @@ class RunProgress(AbstractContextManager["RunProgress"]):
         self._busy_s = 0.0
         self._noun = "window"
         self._prepared = ""
+        self._planned = threading.Event()
+        self._watch: threading.Thread | None = None
+        self._shown = threading.Lock()
+        """Held while the live line's task changes."""
         self._last_line = self._last_pass = time.monotonic()
 
     def __enter__(self) -> RunProgress:
@@ -63,6 +71,7 @@ class RunProgress(AbstractContextManager["RunProgress"]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._end_planning()
         if self._live is not None:
             self._live.stop()
 
@@ -70,22 +79,54 @@ class RunProgress(AbstractContextManager["RunProgress"]):
         """See `Tell`."""
         self.say(f"longeval: {text}")
 
-    def preparing(self, what: str, done: int, total: int) -> None:
-        """See `Tell`."""
+    def preparing(self, what: str, done: int = 0, total: int = 0) -> None:
+        """See `Tell`. What is quick isn't told; a thread looks, since the work itself may say nothing for long."""
         now = time.monotonic()
-        if what != self._prepared:  # the time that came before it, with imports and downloads, isn't its own
+        is_new = what != self._prepared
+        if is_new:  # the time that came before it, with imports and downloads, isn't its own
             self._prepared, self._last_line = what, now
-        if self._live is not None:
-            if self._task is None:
-                self._task = self._live.add_task(what, total=total, rate="")
-            self._live.update(self._task, description=what, total=total, completed=done, rate=f"{done:,}/{total:,}")
-        elif now - self._last_line > PLAIN_EVERY_S:
-            self.say(f"  {what}: {done:,} of {total:,}")
+        if self._watch is None and not self._quiet:
+            self._watch = threading.Thread(target=self._tell_planning, daemon=True)
+            self._watch.start()
+        if self._live is None:
+            if now - self._last_line > PLAIN_EVERY_S:
+                self.say(f"  {what}: {done:,}{f' of {total:,}' if total else ''}")
+            return
+        with self._shown:
+            if self._task is None:  # not yet told
+                return
+            if is_new:
+                self._live.remove_task(self._task)
+                self._task = self._live.add_task(what, total=None, rate="")
+            rate = f"{done:,}/{total:,}" if total else f"{done:,}" if done else ""
+            self._live.update(self._task, total=total or None, completed=done, rate=rate)
+
+    def _tell_planning(self) -> None:
+        """Tells what is being prepared once that has taken long: on a terminal in the live line, else in lines."""
+        told = ""
+        while not self._planned.wait(QUICK_S):
+            if self._live is not None:
+                with self._shown:
+                    self._task = self._live.add_task(self._prepared, total=None, rate="")
+                return
+            if told != self._prepared:
+                told = self._prepared
+                self.say(f"  {told} …")
+
+    def _end_planning(self) -> None:
+        """Ends what `preparing` began."""
+        self._planned.set()
+        if self._watch is not None:
+            self._watch.join()
+        if self._task is not None:
+            self._live.remove_task(self._task)
+            self._task = None
 
     def begin(self, costs: Sequence[float]) -> None:
         """See `Progress`."""
         self._total, self._num_passes = sum(costs), len(costs)
         self._last_pass = time.monotonic()
+        self._end_planning()
         if self._live is not None and costs:
             self._task = self._live.add_task("loading the model", total=self._total, rate="")
 
@@ -96,7 +137,7 @@ class RunProgress(AbstractContextManager["RunProgress"]):
         if self._live is not None:
             self._live.update(self._task, description=what)
         else:
-            self.say(f"{what} ({num_passes} {noun}{'' if num_passes == 1 else 's'})")
+            self.say(f"{what} ({count(num_passes, noun)})")
 
     def advance(self, tokens: int, cost: float, detail: str) -> None:
         """See `Progress`."""

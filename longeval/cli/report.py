@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 RecordsFile = Annotated[
     str | None,
-    typer.Option(metavar="PATH|-", help="Also write the array of records to this file, or to standard output."),
+    typer.Option(metavar="PATH", help="Records as a JSON array; - is stdout."),
 ]
 Title = Annotated[str | None, typer.Option(help="The report's heading.")]
 PrefaceFile = Annotated[str | None, typer.Option(metavar="FILE", help="Markdown of your own to put under the heading.")]

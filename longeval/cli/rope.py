@@ -7,6 +7,7 @@ is fetched first if it isn't there yet.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,7 +28,7 @@ def rope(
         str | None,
         typer.Argument(
             metavar="NAME[,NAME…]",
-            help="Methods: none, resonance, yarn, resonance_yarn, …; with --model none if left out.",
+            help="Methods: none, resonance, yarn, resonance_yarn, …; all; with --model none if left out.",
         ),
     ] = None,
     model: Annotated[
@@ -40,7 +41,7 @@ def rope(
         str | None,
         typer.Option(metavar="L", help="Native length in tokens: 4096 or 4k.", show_default="with --model its own"),
     ] = None,
-    factor: Annotated[str, typer.Option(metavar="S", help="s = target length / native length, at least 1.")] = "1",
+    factor: Annotated[str, typer.Option(metavar="S", help="s = target / native length.")] = "1",
     length: Annotated[
         str | None,
         typer.Option(
@@ -56,7 +57,9 @@ def rope(
     json_path: Annotated[
         str | None, typer.Option("--json", metavar="PATH", help="Write JSON there instead of a table; - is stdout.")
     ] = None,
-    plot: Annotated[str | None, typer.Option(metavar="FILE", help="Also draw a page of plots: .png or .svg.")] = None,
+    plot: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Also draw a page of plots: .png, .svg or .pdf.")
+    ] = None,
     list_methods: Annotated[
         bool, typer.Option("--list", help="List the methods with their parameters, and stop.")
     ] = False,
@@ -98,17 +101,16 @@ def rope(
         _refuse_ignored("--list", {"NAME": names} | by_hand | others | of_model, "Give --list alone, or with --json.")
         _list_methods(json_path)
         return
-    from longeval.rope.build import parse_method_name, parse_pe_args
+    from longeval.rope.build import ALL, listed_names, parse_method_name, parse_pe_args, usable
     from longeval.rope.plot.figure import draw, plot_format
     from longeval.rope.text import show
     from longeval.values import parse_factor, parse_length, split_list
 
     if names is None and model is None:
         raise LongEvalError("NAME: no method given", "Give one or more, such as yarn,resonance_yarn; --list shows all.")
-    methods = [
-        parse_method_name(name, flag="NAME") for name in split_list("none" if names is None else names, flag="NAME")
-    ]
-    values = parse_pe_args(pe_arg or [], [method.canonical for method in methods])
+    listed = split_list("none" if names is None else names, flag="NAME")
+    methods = [parse_method_name(name, flag="NAME") for name in listed_names(listed)]
+    values = parse_pe_args(pe_arg or [], listed)
     stretch = parse_factor(factor)
     current = None if length is None else parse_length(length, flag="--length")
     image_format = None if plot is None else plot_format(plot)
@@ -125,7 +127,12 @@ def rope(
         shipped = _read_model(model, native, revision, trust_remote_code, scale_from or "plain")
         geometry = dataclasses.replace(shipped.geometry, factor=stretch)
     n = current or geometry.target_length
-    descriptions = [_describe(method, values.get(method.base, {}), n, geometry, shipped) for method in methods]
+    describe = functools.cache(lambda name: _describe(name, values.get(name.base, {}), n, geometry, shipped))
+    if ALL in listed:
+        methods, left_out = usable(listed, values, describe)
+        if left_out is not None:
+            say(left_out)
+    descriptions = [describe(method) for method in methods]
     if shipped is not None:
         _introduce(shipped, geometry)
     if plot is not None and image_format is not None:

@@ -7,17 +7,16 @@ them, then sum up.
 from __future__ import annotations
 
 import datetime
-import logging
 import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
-from longeval.cli.options import DryRun, Fresh, Json, Quiet, Track, Verbose
-from longeval.cli.terminal import check_json_path, console, say, show, write_json
+from longeval.cli.options import DryRun, Fresh, Json, Quiet, Show, Track, Verbose
+from longeval.cli.terminal import check_json_path, check_loudness, console, say, show, write_json
 from longeval.errors import LongEvalError, reason
 from longeval.printable import as_markup
 from longeval.run.overview import Overview, count
@@ -49,6 +48,7 @@ def carry_out(
     quiet: bool,
     verbose: bool,
     track: str | None = None,
+    examples: str | None = None,
 ) -> int:
     """Plans requests and runs them (or shows what they would do); returns the exit status.
 
@@ -61,23 +61,23 @@ def carry_out(
     from longeval.store.folder import Store
     from longeval.values import split_list
 
-    if quiet and verbose:
-        raise LongEvalError("-q and -v: contradict each other", "Give one of them.")
+    check_loudness(quiet=quiet, verbose=verbose)
     for flag, value in (("--json", json_path), ("--track", track)):
         if value is not None and dry_run:
             raise LongEvalError(f"{flag} {value}: a dry run has no records", "Leave one of the two out.")
     check_json_path(json_path)
+    num_shown = None if examples is None else _num_shown(examples, specs)
     if out is not None and not out.strip():
         raise LongEvalError("--out '': an empty name", "Name a folder, or leave it out.")
     trackers = () if track is None else split_list(track, flag="--track")
     check_trackers(trackers)
-    logging.getLogger("longeval").setLevel(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
     store = Store(out or default_out(specs[0]))
     studies = {spec.command: find_study(spec.command) for spec in specs}
     check_folder(specs, studies, store)
     plans = _plan_all(specs, studies, quiet, dry_run=dry_run)
     if dry_run:
         _show_plans(plans, store, fresh)
+        _show_examples(plans, store, num_shown, file=sys.stdout)
         return 0
     store.sweep()
     sweep_temporary()
@@ -85,13 +85,14 @@ def carry_out(
     """(cell, metric) → the command and its record: requests of one folder may overlap, and a cell counts once."""
     for spec, plan in zip(specs, plans, strict=True):
         progress = RunProgress(quiet=quiet, verbose=verbose and studies[spec.command].tells_passes)
-        with Tracking(trackers, folder=store.path, settings=spec.to_mapping()) as tracking:
+        with Tracking(trackers, folder=store.path, settings=plan.request.to_mapping()) as tracking:
             result = _run(plan, store, progress, fresh=fresh, under_way=bool(found), told=tracking.tell)
         _say(f"{_outcome(result)}; records in {store.path}", quiet)
         found |= {(record.cell, record.metric): (spec.command, record) for record in result.records}
     records = [record for _, record in found.values()]
     if json_path is not None:
         write_json([record.to_json() for record in records], json_path)
+    _show_examples(plans, store, num_shown, file=sys.stderr if json_path == "-" else sys.stdout)
     if json_path != "-" and not quiet:
         for name, study in studies.items():
             _show_summary(study, [record for command, record in found.values() if command == name])
@@ -125,12 +126,10 @@ def _plan_all(specs: Sequence[StudyRequest], studies: Mapping[str, Study], quiet
     """The plans of requests, each checked; for a dry run without running code of models and of task files."""
     from longeval.cli.progress import RunProgress
 
-    for planning in dict.fromkeys(study.planning for study in studies.values()):
-        if planning is not None:
-            _say(planning, quiet)
     plans = []
     for spec in specs:
         with RunProgress(quiet=quiet) as progress:
+            progress.preparing("loading libraries")
             plans.append(studies[spec.command].plan(spec, progress, dry_run=dry_run))
     for note in dict.fromkeys(note for plan in plans for note in plan.notes):
         _say(note, quiet)
@@ -186,6 +185,29 @@ def _show_plans(plans: Sequence[Plan], store: Store, fresh: bool) -> None:
         stored = {} if fresh else stored_cells(plan, store)
         host = Host(store=store, progress=Silent(), load=backend_of(plan.request), fresh=fresh)
         _show_overview(plan.overview(host, plan.left(stored), stored), screen)
+        for note in plan.stored_notes(store, stored):
+            say(note)
+
+
+def _num_shown(asked: str, specs: Sequence[StudyRequest]) -> int:
+    """The number of `--show`; LongEvalError where a request has nothing to show."""
+    from longeval.values import parse_count
+
+    for spec in specs:
+        if not spec.can_show:
+            raise LongEvalError(f"--show {asked}: would be ignored, {spec.command} has no prompts", "Leave it out.")
+    return parse_count(asked, flag="--show")
+
+
+def _show_examples(plans: Sequence[Plan], store: Store, number: int | None, file: TextIO) -> None:
+    """Prints the first inputs of each plan, with what is stored of their answers."""
+    if number is None:
+        return
+    for plan in plans:
+        for examples in plan.examples(number, store):
+            print(file=file)
+            for line in examples.lines():
+                print(line, file=file)
 
 
 def _show_overview(overview: Overview, screen: Console) -> None:
@@ -237,6 +259,7 @@ def run(
     dry_run: DryRun = False,
     fresh: Fresh = False,
     track: Track = None,
+    examples: Show = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> int:
@@ -278,6 +301,7 @@ def run(
         quiet=quiet,
         verbose=verbose,
         track=track,
+        examples=examples,
     )
 
 
@@ -300,16 +324,16 @@ def _trusted(specs: Sequence[StudyRequest], flag: bool, file: str) -> list[Study
 
 def _only(specs: Sequence[StudyRequest], methods: tuple[str, ...], file: str) -> list[StudyRequest]:
     """The requests with only some of their methods; a factor that followed from the lengths stays the same."""
-    from longeval.rope.build import parse_method_name
+    from longeval.rope.build import listed_names, parse_method_name
 
-    asked = {name for spec in specs for name in dict(spec).get("pe", ())}
+    asked = {name for spec in specs for name in listed_names(dict(spec).get("pe", ()))}
     missing = [name for name in methods if name not in asked]
     if missing:
         raise LongEvalError(f"--pe {missing[0]}: not in {file}", f"It has {', '.join(sorted(asked))}.")
     chosen = []
     for spec in specs:
         settings = dict(spec)
-        kept = tuple(name for name in settings.get("pe", ()) if name in methods)
+        kept = tuple(name for name in listed_names(settings.get("pe", ())) if name in methods)
         changes: dict[str, object] = {"pe": kept}
         if "pe_args" in settings:
             bases = {parse_method_name(name).base for name in kept}

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from longeval.cli.options import model_option, read
-from longeval.cli.terminal import say, show
+from longeval.cli.terminal import check_loudness, say, show
 from longeval.errors import LongEvalError
-from longeval.request.setting import METHODS
+from longeval.request.setting import METHODS, OUTPUT
 
 SERVER = "Server"
 
@@ -20,7 +20,9 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 def serve(
     model: Annotated[str, typer.Option(help="Short name, hub id, folder or .gguf file.")],
-    pe: Annotated[str, typer.Option(help="One method.", rich_help_panel=METHODS)] = "none",
+    pe: Annotated[
+        str, typer.Option(help="The method: none, yarn, resonance_yarn, …", rich_help_panel=METHODS)
+    ] = "none",
     factor: Annotated[
         str | None,
         model_option(
@@ -43,7 +45,7 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.", rich_help_panel=SERVER)] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port.", rich_help_panel=SERVER)] = 8000,
     served_model: Annotated[
-        str | None, typer.Option(help="The model's name there.", show_default="--model", rich_help_panel=SERVER)
+        str | None, typer.Option(help="The model's name at the server.", show_default="--model", rich_help_panel=SERVER)
     ] = None,
     no_api_key: Annotated[
         bool,
@@ -57,13 +59,19 @@ def serve(
     dtype: Annotated[str, model_option("dtype")] = "auto",
     device: Annotated[str, model_option("device")] = "auto",
     revision: Annotated[str | None, model_option("revision")] = None,
-    trust_remote_code: Annotated[bool, model_option("trust_remote_code")] = False,
+    trust_remote_code: Annotated[
+        bool, model_option("trust_remote_code", help="Run code from the model's repository.")
+    ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show vLLM's command line and start nothing.", rich_help_panel=SERVER)
+        bool, typer.Option("--dry-run", help="Show vLLM's command line; start nothing.", rich_help_panel=OUTPUT)
+    ] = False,
+    quiet: Annotated[
+        bool,
+        typer.Option("-q", "--quiet", help="Only errors, and a key that is new.", rich_help_panel=OUTPUT),
     ] = False,
     verbose: Annotated[
         bool,
-        typer.Option("-v", "--verbose", help="vLLM's log, and a line for each request.", rich_help_panel=SERVER),
+        typer.Option("-v", "--verbose", help="vLLM's log, and a line for each request.", rich_help_panel=OUTPUT),
     ] = False,
 ) -> int:
     """Serve a model with a RoPE method: vLLM's OpenAI-compatible server.
@@ -83,6 +91,8 @@ def serve(
 
     from longeval.backends.base import capabilities
     from longeval.backends.openai.client import own_key
+    from longeval.backends.vllm.card import CONFIG_KEY, KEEPS_OTHERS
+    from longeval.backends.vllm.card import NAME as MIDDLEWARE
     from longeval.backends.vllm.options import (
         OWNED_BY_SERVE,
         check_installed,
@@ -94,8 +104,9 @@ def serve(
     from longeval.backends.vllm.server import base_url, check_address, run_server, served_method
     from longeval.models.prepare import prepare
     from longeval.rope.build import parse_method_name, parse_pe_args
-    from longeval.values import parse_factor, parse_length
+    from longeval.values import format_length, parse_factor, parse_length
 
+    check_loudness(quiet=quiet, verbose=verbose)
     check_installed("serve")
     args = parse_vllm_args(vllm_arg or [], OWNED_BY_SERVE)
     if "," in pe:
@@ -128,22 +139,30 @@ def serve(
         pin=read("pin_length", pin_length),
     )
     # One more: vLLM generates at least one token, and a prompt that fills the window is scored too.
-    engine = engine_arguments(prepared, served.table, served.length + 1, args, share_prefixes=True)
-    del engine["worker_extension_cls"]  # nobody would ask it
+    engine = engine_arguments(prepared, served.table, served.method.length + 1, args, share_prefixes=True)
+    partly = prepared.rope.config.by_layer_type and served.table.local is None
+    engine["hf_overrides"][CONFIG_KEY] = dataclasses.asdict(served.method) | {KEEPS_OTHERS: partly}
     name = served_model or prepared.name
     flags = [*_flags(engine), "--host", host, "--port", str(port), "--served-model-name", name]
+    flags += ["--middleware", MIDDLEWARE]
     if not verbose:
         flags.append("--disable-uvicorn-access-log")
-    for note in (*prepared.notes, *served.notes):
+    for note in () if quiet else (*prepared.notes, *served.notes):
         say(note)
-    if no_api_key and host not in LOOPBACK:
+    if no_api_key and host not in LOOPBACK and not quiet:
         say(f"--no-api-key on {host}: whoever reaches this machine can use the model")
-    what = f"{name} with {served.description}"
+    what = f"{name} with {served.method.described()}, up to {format_length(served.method.length)} tokens"
     if dry_run:
-        _show_line(flags, what, no_api_key)
+        _show_line(flags, what, no_api_key, quiet)
         return 0
     environment, key = _environment(own, no_api_key)
-    say(f"starting vLLM's server: {what} (a minute or more on a CPU{'' if verbose else '; -v shows its log'})")
+
+    def announce() -> None:
+        if not quiet or (own is None and not no_api_key):
+            say(f"ready: {base_url(host, port)} serves {what}; Ctrl-C ends it; {key}")
+
+    if not quiet:
+        say(f"starting vLLM's server: {what} (a minute or more on a CPU{'' if verbose else '; -v shows its log'})")
     return run_server(
         flags,
         environment,
@@ -152,7 +171,7 @@ def serve(
         port=port,
         show_log=verbose,
         drain_s=float(args.get("shutdown_timeout") or 0),
-        announce=lambda: say(f"ready: {base_url(host, port)} serves {what}; Ctrl-C ends it; {key}"),
+        announce=announce,
     )
 
 
@@ -174,14 +193,15 @@ def _flags(engine: Mapping[str, Any]) -> list[str]:
     return flags
 
 
-def _show_line(flags: list[str], what: str, no_api_key: bool) -> None:
+def _show_line(flags: list[str], what: str, no_api_key: bool, quiet: bool) -> None:
     """Prints vLLM's command line on stdout, and on stderr what it doesn't say."""
     import shlex
 
     from longeval.backends.vllm.server import COMMAND
 
-    say(f"this line serves {what}, with a Python that has longeval and vLLM installed")
-    if not no_api_key:
+    if not quiet:
+        say(f"this line serves {what}, with a Python that has longeval and vLLM installed")
+    if not no_api_key and not quiet:
         say("its key isn't on the line: set VLLM_API_KEY in its environment, or it asks for none")
     show(shlex.join(["python", *COMMAND, *flags]))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import sys
@@ -23,6 +24,14 @@ def say(text: str) -> None:
 def show(text: str) -> None:
     """One line of results on stdout."""
     print(printable(text, keep="\t"))
+
+
+def check_loudness(*, quiet: bool, verbose: bool) -> None:
+    """Raises LongEvalError where both are asked for, and has the package's messages follow what is."""
+    if quiet and verbose:
+        raise LongEvalError("-q and -v: contradict each other", "Give one of them.")
+    level = logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO
+    logging.getLogger("longeval").setLevel(level)
 
 
 def reader_is_gone() -> bool:

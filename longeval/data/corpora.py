@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from longeval.bounded_yaml import why_unreadable
 from longeval.errors import LongEvalError, reason
@@ -47,22 +47,16 @@ class HubDataset(_Part):
 
     id: str
     """Owner and name."""
-    field: str
-    """Field that holds the text."""
+    field: str | None = None
+    """Field that holds the text; null: the first of the usual ones that its records have."""
     split: str | None = None
-    """Split, for data sets that `datasets` reads itself."""
+    """Split, for data sets that `datasets` reads itself; null without a file: its only one."""
     config: str | None = None
     """Configuration, if there are several."""
     file: str | None = None
     """A .jsonl file of the repository, instead of a split."""
     revision: str | None = None
     """Commit, tag or branch; default: main. The source's origin states the commit."""
-
-    @model_validator(mode="after")
-    def _is_one_of_two(self) -> HubDataset:
-        if (self.split is None) == (self.file is None):
-            raise ValueError("needs either a split or a file")
-        return self
 
 
 class Corpus(_Part):
@@ -82,6 +76,13 @@ class Corpus(_Part):
     """Places of a local copy; the first that exists is read."""
     hub: HubDataset | None = None
     """The data set on the hub, which is read if there is no local copy."""
+
+    @field_validator("hub")
+    @classmethod
+    def _says_what_is_read(cls, hub: HubDataset | None) -> HubDataset | None:
+        if hub is not None and (hub.field is None or (hub.split is None) == (hub.file is None)):
+            raise ValueError("needs a field, and either a split or a file")
+        return hub
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

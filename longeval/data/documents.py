@@ -7,7 +7,7 @@ have 10 MB, and text compresses by a factor of 3 to 20.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -22,7 +22,28 @@ class Text:
     name: str
     """The place of the text: a file's path in its folder, or `file.jsonl#12` for the twelfth line or row of a file."""
     text: str
-    """The text; always encodable as UTF-8."""
+    """The text; always encodable as UTF-8. Empty where the record has none."""
+    missing: bool = False
+    """Whether it is of a record without text: its field is null or not there."""
+
+    @classmethod
+    def of_record(cls, name: str, text: str | None) -> Text:
+        """The text of a record, which may have none."""
+        return cls(name=name, text=text or "", missing=text is None)
+
+
+def some_with_text(documents: Iterable[Text], what: str) -> Iterator[Text]:
+    """Yields the documents of `what`; LongEvalError at their end if all of them are records without text."""
+    number = with_text = 0
+    for document in documents:
+        number += 1
+        with_text += not document.missing
+        yield document
+    if number and not with_text:
+        raise LongEvalError(
+            f"{what}: the field with the text is null or missing in all {number:,} records",
+            "Name the field that holds the text with --text-field NAME.",
+        )
 
 
 _PIECE = 2**20
@@ -92,21 +113,26 @@ def read_lines(stream: BinaryIO, growth: Growth) -> Iterator[bytes]:
 
 
 DEFAULT_FIELDS = ("text", "input", "content")
-"""Fields that may hold the text if none is named. The first record of a file decides which one is used."""
+"""Fields tried when none is named; which one is used is decided by the first record that has any, for all of a file."""
 
 
 class TextField:
     """Reads the text from the records of a file.
 
     Args:
-        path: The file's name in messages.
-        text_field: The field; None: the first of DEFAULT_FIELDS that the first record has.
+        path: What messages call the file.
+        text_field: Its name; null: the first of DEFAULT_FIELDS that a record has, from then on.
     """
+
+    MOST_WITHOUT = 100
+    """Records without the field, from the first on, that show that it is the wrong one."""
 
     def __init__(self, path: str, text_field: str | None) -> None:
         self._path = path
         self._name = text_field
         self._asked = "" if text_field is None else f"--text-field {text_field}: "
+        self._seen = False
+        self._without: list[LongEvalError] = []
 
     def is_in(self, names: Sequence[str]) -> bool:
         """Whether one of the fields that hold the text is among `names`."""
@@ -121,22 +147,41 @@ class TextField:
             fields = ", ".join(name if len(name) <= 40 else f"{name[:40]}…" for name in names[:20]) or "none"
             raise LongEvalError(
                 f"{self._asked}{self._path}, {where}: no field {wanted}; its fields: {fields}",
-                "Name the one that holds the text: give the file by its path, with --text-field NAME.",
+                "Name the one that holds the text with --text-field NAME (a corpus has none: give its file by path).",
             )
         return self._name
 
-    def text_of(self, record: object, where: str) -> str:
-        """Returns the text of one record; raises LongEvalError if it isn't an object with a string in the field."""
+    def text_of(self, record: object, where: str) -> str | None:
+        """Returns the text of one record; None if its field is null or not there.
+
+        LongEvalError names `where` if it is no object, or if something else than a string is in the field.
+        """
         if not isinstance(record, dict):
             raise LongEvalError(
                 f"{self._path}, {where}: {json_kind(record)}, not an object",
                 'Every record must be an object with the text in a field: {"text": "…"}.',
             )
-        name = self.choose(list(record), where)
-        return self.checked(record[name], where)
+        if not self._seen:
+            try:
+                self.choose(list(record), where)
+            except LongEvalError as error:
+                self._without.append(error)
+                if len(self._without) == self.MOST_WITHOUT:
+                    self.end()
+                return None
+            self._seen = True
+        assert self._name is not None
+        return self.checked(record.get(self._name), where)
 
-    def checked(self, value: object, where: str) -> str:
-        """Returns `value`; raises LongEvalError if it isn't a string that UTF-8 can encode."""
+    def end(self) -> None:
+        """To be called after the last record; LongEvalError if none of them has the field."""
+        if self._without and not self._seen:
+            raise self._without[0]
+
+    def checked(self, value: object, where: str) -> str | None:
+        """Returns `value`, a string or null; LongEvalError if it is neither, or can't be written as UTF-8."""
+        if value is None:
+            return None
         if not isinstance(value, str):
             raise self.no_string(where, json_kind(value))
         try:

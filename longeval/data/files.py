@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import bz2
 import collections
+import glob
 import gzip
 import io
 import lzma
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, Literal, NamedTuple, cast
 
@@ -149,28 +150,44 @@ class Chosen:
     """The files of a `--data` path that are documents."""
 
     files: tuple[str, ...]
-    """Paths in the order in which they are read."""
+    """In the order they are read."""
+    folder: str | None
+    """The folder that names of documents are relative to; None for a single file."""
     note: str | None
     """A note about which files are read and which aren't, if users may not expect it."""
 
 
 def check_path(path: str) -> Chosen:
-    """The file at `path`, or the documents below a folder, sorted by relative path.
+    """The file at `path`, or those below a folder or of a pattern that are documents, sorted by relative path.
+
+    A path that exists is no pattern. In patterns, `*` stands for anything within a name, `?` for one character, `[ab]`
+    for one of several, and `**` for folders, however deep.
 
     In a folder these are left out: hidden files and folders, files that only describe a data set (README, licence) if
     there are others, files of unsupported formats, and either text or data files, whichever are smaller. Links are
     followed if they stay in the folder or lead into the hub's cache.
 
     Raises:
-        LongEvalError: It is missing, unreadable, empty, or of an unsupported format.
+        LongEvalError: It can't be a source: it is missing, unreadable, empty, or of a kind that is never read; no file
+            matches the pattern.
     """
     try:
-        chosen = _in_folder(path) if os.path.isdir(path) else _one_file(path)
+        if os.path.isdir(path):
+            chosen = _in_folder(path, path, _walk(path))
+        elif is_pattern(path):
+            chosen = _in_folder(path, _fixed_folder(path), _matching(path))
+        else:
+            chosen = _one_file(path)
         if not any(os.path.getsize(file) for file in chosen.files):
             raise LongEvalError(f"--data {path}: empty", "There is nothing to score in it.")
     except OSError as error:
         raise unreadable(path, error) from error
     return chosen
+
+
+def is_pattern(path: str) -> bool:
+    """Whether a path stands for all files that match it."""
+    return glob.has_magic(path) and not os.path.lexists(path)
 
 
 def unreadable(path: str, error: BaseException) -> LongEvalError:
@@ -190,28 +207,56 @@ def _one_file(path: str) -> Chosen:
     kind = format_of(path)
     if kind.kind == "other":
         raise _not_read(path, kind)
-    return Chosen(files=(path,), note=None if kind.is_known else f"--data {path}: read as plain text, as it stands")
+    note = None if kind.is_known else f"--data {path}: read as plain text, as it stands"
+    return Chosen(files=(path,), folder=None, note=note)
 
 
-def _in_folder(path: str) -> Chosen:
-    found, left_out = _walk(path)
+def _in_folder(path: str, folder: str, entries: Iterable[str]) -> Chosen:
+    """The documents among what was found in a folder; `path` is what messages call it."""
+    found, left_out = _plain_files(folder, entries)
     readable = [file for file in found if format_of(file).kind != "other"]
     if not readable:
         if any(format_of(file).is_pickle for file in found):
             raise _not_read(found[0], format_of(found[0]))
-        others = _named([*_relative(found, path), *left_out]) or "it is empty"
+        others = _named([*_relative(found, folder), *left_out]) or "it is empty"
         raise LongEvalError(f"--data {path}: holds no files that are read ({others})", FORMATS_REMEDY)
     files = _one_kind([file for file in readable if not _is_about(file)] or readable)
     kept = set(files)
-    left_out += _relative((file for file in found if file not in kept), path)
-    return Chosen(files=tuple(files), note=_note(path, files, sorted(left_out)))
+    left_out += _relative((file for file in found if file not in kept), folder)
+    return Chosen(files=tuple(files), folder=folder, note=_note(path, folder, files, sorted(left_out)))
 
 
-def _walk(folder: str) -> tuple[list[str], list[str]]:
-    """All regular files below a folder that may be opened, sorted; and the names of others, with reasons."""
+def _walk(folder: str) -> Iterator[str]:
+    """Everything below a folder, hidden folders themselves, but nothing in them."""
 
     def fail(error: OSError) -> None:
         raise error
+
+    for parent, subfolders, names in os.walk(folder, onerror=fail):
+        yield from (os.path.join(parent, name) for name in (*subfolders, *names))
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+
+
+def _matching(pattern: str) -> list[str]:
+    """What matches a pattern; LongEvalError where no file does."""
+    found = [file for file in glob.glob(pattern, recursive=True) if not os.path.isdir(file)]
+    if not found:
+        raise LongEvalError(
+            f"--data {pattern}: no file matches",
+            "Check the pattern, and that it stands in quotes; * matches within a folder, and **/* below it.",
+        )
+    return found
+
+
+def _fixed_folder(pattern: str) -> str:
+    """The folder in front of the first part of a pattern that isn't fixed."""
+    while glob.has_magic(pattern):
+        pattern = os.path.dirname(pattern)
+    return pattern or "."
+
+
+def _plain_files(folder: str, entries: Iterable[str]) -> tuple[list[str], list[str]]:
+    """The plain files of a folder that may be opened, sorted, and what else is among its entries, with reasons."""
 
     def shown(file: str) -> str:
         return os.path.relpath(file, folder)
@@ -219,18 +264,15 @@ def _walk(folder: str) -> tuple[list[str], list[str]]:
     roots = _roots(folder)
     files: list[str] = []
     left_out: list[str] = []
-    for parent, subfolders, names in os.walk(folder, onerror=fail):
-        for name in (*subfolders, *names):
-            file = os.path.join(parent, name)
-            if name.startswith("."):
-                left_out.append(shown(file))
-            elif os.path.islink(file) and not _is_in(file, roots):
-                left_out.append(f"{shown(file)} (leads out of the folder)")
-            elif os.path.isfile(file):
-                files.append(file)
-            elif not os.path.isdir(file):  # os.walk visits folders itself
-                left_out.append(f"{shown(file)} (no plain file)")
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+    for file in entries:
+        if os.path.basename(file).startswith("."):
+            left_out.append(shown(file))
+        elif not _is_in(file, roots):
+            left_out.append(f"{shown(file)} (leads out of the folder)")
+        elif os.path.isfile(file):
+            files.append(file)
+        elif not os.path.isdir(file):  # folders, and links to them, are walked through anyway
+            left_out.append(f"{shown(file)} (no plain file)")
     once: dict[str, str] = {}
     for file in sorted(files, key=lambda file: (os.path.islink(file), shown(file))):
         first = once.setdefault(os.path.realpath(file), file)
@@ -266,12 +308,12 @@ def _one_kind(files: Sequence[str]) -> list[str]:
     return texts if not records or prose > sum(map(os.path.getsize, records)) else records
 
 
-def _note(path: str, files: Sequence[str], left_out: Sequence[str]) -> str | None:
-    """A note about which files are read; None if all files are read and have the same format."""
+def _note(path: str, folder: str, files: Sequence[str], left_out: Sequence[str]) -> str | None:
+    """What is read of a folder, and what isn't; None where all of it is, and of one kind."""
     counts = collections.Counter(format_of(file).suffix for file in files)
     records = format_of(files[0]).kind == "records"
     unknown = sorted({format_of(file).suffix for file in files if not format_of(file).is_known})
-    splits = [split for split, words in _SPLITS.items() if any(_is_of(file, path, words) for file in files)]
+    splits = [split for split, words in _SPLITS.items() if any(_is_of(file, folder, words) for file in files)]
     together = records and len(splits) > 1
     if not (left_out or unknown or together or (records and len(counts) > 1)):
         return None

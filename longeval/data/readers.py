@@ -1,7 +1,8 @@
-"""Reads documents from a local file or folder: plain text, and records in JSON, tables and column formats.
+"""Documents from local files: plain text, and records in JSON, tables and columns; a file, a folder, or a pattern.
 
-Records are read one after another in a fixed order, never a whole file at once, and nothing is unpickled. Anything that
-can't be read raises LongEvalError with file, line and remedy. No document is left out, not even empty ones in a file.
+Everything is read lazily and in a fixed order: one record after the other, never a whole file of them at once. Nothing
+is ever unpickled. What can't be read as it stands raises LongEvalError with file, line and remedy; no document is left
+out on the way. A record without text, whose field is null or not there, is one too, so that it can be counted.
 """
 
 from __future__ import annotations
@@ -18,7 +19,16 @@ import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
-from longeval.data.documents import Growth, Text, TextField, json_kind, parse_json, read_lines, wrong_json
+from longeval.data.documents import (
+    Growth,
+    Text,
+    TextField,
+    json_kind,
+    parse_json,
+    read_lines,
+    some_with_text,
+    wrong_json,
+)
 from longeval.data.files import (
     COLUMNS,
     FORMATS_REMEDY,
@@ -39,32 +49,38 @@ _BLANKS = re.compile(r"[ \t\n\r]*")
 _ROWS = 16
 """Number of values of a column that are converted to Python strings together."""
 
-Texts = Iterator[tuple[int, str]]
-"""Texts of a file's records, each with its line or row number."""
+Texts = Iterator[tuple[int, str | None]]
+"""Texts of a file's records, each with the number of its line or row; None where a record has no text."""
 
 
 def read_documents(path: str, *, text_field: str | None = None) -> Iterator[Text]:
-    """Yields the documents of a file or folder.
+    """Yields the documents of a file, of a folder, or of the files that match a pattern.
 
     Args:
-        path: A file or folder that passed `check_path`.
-        text_field: The field that holds the text in records; None: the first of DEFAULT_FIELDS that they have.
+        path: What passed `check_path`.
+        text_field: The field that holds the text in records; default: the first of DEFAULT_FIELDS they have.
 
     Raises:
-        LongEvalError: While iterating, at the first content that can't be read: binary or non-UTF-8 content, malformed
-            JSON, a missing field or one that isn't a string, a file that vanished.
+        LongEvalError: While iterating, at the first thing that can't be read: binary or non-UTF-8 content, malformed
+            JSON, a field that is no string or that no record has, a file that vanished; at the end if all are records
+            without text.
     """
-    is_folder = os.path.isdir(path)
-    for file in check_path(path).files:
-        name = os.path.relpath(file, path) if is_folder else os.path.basename(path)
+    yield from some_with_text(_all_documents(path, text_field), f"--data {path}")
+
+
+def _all_documents(path: str, text_field: str | None) -> Iterator[Text]:
+    """See `read_documents`."""
+    chosen = check_path(path)
+    for file in chosen.files:
+        name = os.path.basename(path) if chosen.folder is None else os.path.relpath(file, chosen.folder)
         kind = format_of(file)
         try:
             if kind.kind == "text":
-                yield Text(name=name, text=_read_text(file, kind, may_be_empty=is_folder))
+                yield Text(name=name, text=_read_text(file, kind, may_be_empty=chosen.folder is not None))
                 continue
             number = None
             for number, text in _record_texts(file, text_field, kind):
-                yield Text(name=f"{name}#{number}", text=text)
+                yield Text.of_record(f"{name}#{number}", text)
             if number is None:
                 raise LongEvalError(f"{file}: no records in it", "There is nothing to score in it.")
         except _UNREADABLE as error:
@@ -133,11 +149,13 @@ def _record_texts(path: str, text_field: str | None, kind: Format) -> Texts:
     with open_bytes(path, kind.compression) as stream:
         if kind.suffix in JSON_LINES:
             yield from json_line_texts(stream, path, field, growth)
-        elif kind.suffix in TABLES:
+            return
+        if kind.suffix in TABLES:
             yield from _table_texts(stream, path, field, TABLES[kind.suffix], growth)
-        else:
-            for number, record in enumerate(_array_items(stream, path, growth), start=1):
-                yield number, field.text_of(record, f"item {number}")
+            return
+        for number, record in enumerate(_array_items(stream, path, growth), start=1):
+            yield number, field.text_of(record, f"item {number}")
+    field.end()
 
 
 def json_line_texts(stream: BinaryIO, path: str, field: TextField, growth: Growth) -> Texts:
@@ -148,6 +166,7 @@ def json_line_texts(stream: BinaryIO, path: str, field: TextField, growth: Growt
     for number, line in enumerate(read_lines(stream, growth), start=1):
         if line.strip():
             yield number, field.text_of(parse_json(line.strip(), path, first_line=number), f"line {number}")
+    field.end()
 
 
 def _array_items(stream: BinaryIO, path: str, growth: Growth) -> Iterator[Any]:
@@ -266,7 +285,7 @@ def _table_texts(stream: BinaryIO, path: str, field: TextField, delimiters: Sequ
                     f"{path}, line {rows.line_num}: {len(row)} cells where the first row names {len(names)} columns",
                     "Put cells that hold the delimiter or a line break in quotes.",
                 )
-            yield number, field.checked(row[column], f"row {number}")
+            yield number, field.checked(row[column] or None, f"row {number}")  # a table has no other null
     except csv.Error as error:
         if "field limit" in str(error):
             growth.check(growth.MOST_RECORD + 1, f"line {rows.line_num}")
@@ -310,8 +329,9 @@ def _column_texts(path: str, kind: Format, field: TextField, growth: Growth) -> 
                 for value in few.to_pylist():
                     number = next(rows)
                     text = field.checked(value, f"row {number}")
-                    growth.check(len(text), f"row {number}")
-                    growth.add(len(text) + 32)  # counts empty texts too, of which there may be arbitrarily many
+                    length = len(text or "")
+                    growth.check(length, f"row {number}")
+                    growth.add(length + 32)  # empty ones have no end either
                     yield number, text
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         what = "parquet" if is_parquet else "Arrow"

@@ -1,4 +1,4 @@
-"""Finds the documents of `--data`: a corpus by name, `stdlib`, or a path.
+"""From what the user typed after `--data` to documents: a corpus, `stdlib`, a data set of the hub, a path or pattern.
 
 A named corpus is read from its local copy under $LONGEVAL_DATA if there is one, otherwise from the hub. A name takes
 precedence over a file of the same name in the current folder; write `./name` for the file.
@@ -16,15 +16,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
-from longeval.data.corpora import Corpus, LocalCandidate, load_catalogue
+from longeval.data.corpora import Corpus, HubDataset, LocalCandidate, load_catalogue
 from longeval.data.documents import Text
-from longeval.data.files import check_path, format_of
-from longeval.data.hub import HubUnavailableError, read_hub_documents, resolve_revision
+from longeval.data.files import check_path, format_of, is_pattern
+from longeval.data.hub import PREFIX, HubUnavailableError, parse_hub_name, pin, read_hub_documents
 from longeval.data.readers import read_documents
 from longeval.errors import LongEvalError, did_you_mean
 
 STDLIB = "stdlib"
 _STDLIB_DOCS = 4
+_HUB_DOCS = 50
+"""Documents taken of a data set of the hub by default: some never end."""
 
 NUM_MODULES = 64
 """Number of modules of the standard library that are documents."""
@@ -58,8 +60,10 @@ def open_source(name: str, *, text_field: str | None = None) -> Source:
     """Finds a source and checks that it can be read, including its first document (on the hub: that it exists).
 
     Args:
-        name: A corpus (`gov_report`, `leval:sci_fi`), `stdlib`, or the path of a file or folder.
-        text_field: Field that holds the text, for files of records (JSON, tables, parquet, Arrow) given by path.
+        name: A corpus (`gov_report`, `leval:sci_fi`), `stdlib`, a data set of the hub (`hub:OWNER/NAME:SPLIT`), the
+            path of a file or folder, or a pattern of paths.
+        text_field: Field that holds the text, for files of records (JSON, tables, parquet, Arrow) given by path, and
+            for data sets of the hub.
 
     Raises:
         LongEvalError: The name is unknown, there is no copy, the file can't be read, or `text_field` would be ignored.
@@ -70,17 +74,21 @@ def open_source(name: str, *, text_field: str | None = None) -> Source:
         if text_field is not None:
             raise LongEvalError(
                 f"--text-field {text_field}: {name} has no field to choose",
-                "It is for JSON, tables and parquet files given by their path; leave it out.",
+                "It is for hub:… and for JSON, tables and parquet files given by their path; leave it out.",
             )
         if canonical == STDLIB:
             list_modules()
             origin = f"Python {platform.python_version()} standard library"
             return Source(name=STDLIB, origin=origin, default_docs=_STDLIB_DOCS, documents=read_stdlib)
         return _open_corpus(catalogue.corpora[canonical])
+    if name.startswith(PREFIX):
+        hub = parse_hub_name(name, text_field)
+        ways = "Or give a copy of its files with --data PATH --text-field FIELD."
+        return _open_hub(hub, name=name, default_docs=_HUB_DOCS, missing="", ways=ways)
     if _looks_like_path(name):
         return _open_path(name, text_field)
     known = [STDLIB, *catalogue.corpora, *catalogue.aliases]
-    raise LongEvalError(f"--data {name}: unknown", f"{did_you_mean(name, known)} Or give a file or folder.")
+    raise LongEvalError(f"--data {name}: unknown", f"{did_you_mean(name, known)} Or give a file, folder or pattern.")
 
 
 def local_sources() -> list[str]:
@@ -101,23 +109,38 @@ def _open_corpus(corpus: Corpus) -> Source:
     hub = corpus.hub
     if hub is None:
         raise LongEvalError(f"--data {corpus.name}: {_no_copy(corpus)}", _other_ways(corpus))
+    missing = f"{_no_copy(corpus)}, and "
+    return _open_hub(hub, name=corpus.name, default_docs=corpus.docs, missing=missing, ways=_other_ways(corpus))
+
+
+def _open_hub(hub: HubDataset, *, name: str, default_docs: int | None, missing: str, ways: str) -> Source:
+    """A data set of the hub.
+
+    Args:
+        hub: The data set.
+        name: As the user named it.
+        default_docs: Documents to take where the user doesn't say.
+        missing: What messages say of places that were looked at before.
+        ways: How else to get the text.
+    """
     try:
-        commit = resolve_revision(hub)
+        pinned = pin(hub)
     except HubUnavailableError as error:
         raise LongEvalError(
-            f"--data {corpus.name}: {_no_copy(corpus)}, and hub data set {hub.id}: {error}",
-            f"{error.remedy} {_other_ways(corpus)}",
+            f"--data {name}: {missing}hub data set {hub.id}: {error}", f"{error.remedy} {ways}"
         ) from error
+    told = f"--data {name}: read from the hub's local cache, commit {pinned.commit[:12]}; {pinned.why}"
     return Source(
-        name=corpus.name,
-        origin=f"hub {hub.id}@{commit}",
-        default_docs=corpus.docs,
-        documents=partial(read_hub_documents, hub, commit),
+        name=name,
+        origin=f"hub {hub.id}@{pinned.commit}",
+        default_docs=default_docs,
+        note=told if pinned.folder is not None else None,
+        documents=partial(read_hub_documents, hub, pinned),
     )
 
 
 def _open_path(path: str, text_field: str | None) -> Source:
-    """The source of a user's file or folder."""
+    """Files of the user's."""
     expanded = os.path.expanduser(path)
     if text_field is not None and not any(format_of(file).kind == "records" for file in check_path(expanded).files):
         raise LongEvalError(
@@ -131,7 +154,7 @@ def _files(path: str, text_field: str | None, *, name: str, origin: str, default
     """The source of local files. The first document is read now, so that errors are found early."""
     note = check_path(path).note
     read = partial(read_documents, path, text_field=text_field)
-    next(read(), None)
+    next((document for document in read() if not document.missing), None)
     return Source(name=name, origin=origin, default_docs=default_docs, note=note, documents=read)
 
 
@@ -176,7 +199,8 @@ def _other_ways(corpus: Corpus) -> str:
 
 
 def _looks_like_path(name: str) -> bool:
-    return os.path.exists(os.path.expanduser(name)) or os.sep in name or name.startswith("~") or "." in name
+    expanded = os.path.expanduser(name)
+    return os.path.exists(expanded) or is_pattern(expanded) or os.sep in name or name.startswith("~") or "." in name
 
 
 def list_modules(folder: str | None = None) -> list[str]:

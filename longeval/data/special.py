@@ -91,6 +91,16 @@ class SpecialTokens:
         """Whether a text spells any special token."""
         return self._spelt.search(text) is not None
 
+    def among(self, ids: Sequence[int]) -> Counter[str]:
+        """How often each special token is among token ids."""
+        names = {number: text for text, number in self.ids.items()}
+        return Counter(names[token] for token in ids if token in names)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, special tokens in it as they are spelt."""
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return text
+
     def encode(self, text: str, *, parse: bool, offsets: bool = False) -> Encoded:
         """Encodes a text without adding special tokens.
 

@@ -176,7 +176,9 @@ class Selection:
     documents: tuple[TokenisedDocument, ...]
     """The chosen documents, in the source's order."""
     skipped: int
-    """Number of documents that were read and are too short."""
+    """Documents that were looked at and have fewer tokens than asked for, records without text among them."""
+    without_text: int
+    """Records without text."""
     longest_tokens: int
     """Tokens of the longest document that was read."""
     identical: int
@@ -202,10 +204,12 @@ def select(
     min_tokens: int,
     docs: int | Literal["all"],
 ) -> Selection:
-    """Chooses the first `docs` documents with at least `min_tokens` tokens, and reads no more than needed."""
+    """Takes documents of at least `min_tokens` tokens in order until `docs` are found; reads no further than that."""
+    assert min_tokens > 0
     chosen: list[TokenisedDocument] = []
-    skipped = longest = 0
+    skipped = without_text = longest = 0
     for document in documents:
+        without_text += document.missing
         tokenised = tokenise(document)
         longest = max(longest, tokenised.num_tokens)
         if tokenised.num_tokens < min_tokens:
@@ -218,6 +222,7 @@ def select(
     return Selection(
         documents=tuple(chosen),
         skipped=skipped,
+        without_text=without_text,
         longest_tokens=longest,
         identical=len(digests) - len(set(digests)),
         digest=hashlib.sha256("\n".join(digests).encode()).hexdigest(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import sys
 import warnings
 from collections.abc import Iterator
@@ -26,8 +27,9 @@ def import_transformers_lean() -> None:
 def quiet_transformers() -> Iterator[None]:
     """Silences transformers' logging, warnings and progress bars inside the block, and restores them afterwards.
 
-    Its messages are for programmers who call transformers; problems for our users are raised as exceptions. On a
-    terminal, the hub's download bars stay visible.
+    They are advice for people who call transformers themselves (set this flag, pass that argument); what concerns our
+    user comes back as an exception. Download bars of the hub stay, on a terminal only: gigabytes should be seen to
+    arrive. What is printed on stdout is dropped: gptqmodel shows a banner there, and stdout is for results.
     """
     import huggingface_hub.utils
     from transformers.utils import logging
@@ -40,7 +42,7 @@ def quiet_transformers() -> Iterator[None]:
     if sys.stderr.isatty() and not hub_silent:
         hub.enable_progress_bars()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -21,6 +21,7 @@ from longeval.models.folder import check_adapter, read_config
 from longeval.models.geometry import check_raw
 from longeval.models.hub import cached_weights, open_hub, unreachable_hub
 from longeval.models.library import import_transformers_lean, quiet_transformers
+from longeval.models.quantisation import Quantisation, quantization_settings, read_quantisation, set_up_quantised
 from longeval.models.resolve import QUANTISATION_FILE, ModelRef, config_path, local_folder
 from longeval.models.tokenizer import open_tokenizer
 from longeval.models.weights import check_complete, check_stored, zero_biases
@@ -49,6 +50,7 @@ _REMEDIES = {
     "generation settings": "Correct its generation_config.json, or remove it: then its config.json counts.",
     "weights": "Check its config.json; it may be another model's than the weights.",
     "model": "Weights must be the safetensors of a causal language model that transformers knows.",
+    "quantization_config": "Check its config.json.",
 }
 """The remedy for each part of a model that can't be loaded."""
 
@@ -142,21 +144,53 @@ def check_weights(ref: ModelRef, config: Any, *, own_quantised: bool = False) ->
     Raises:
         LongEvalError: Weights are missing, unexpected, or of another shape; or the folder holds an adapter.
     """
-    folder = os.path.dirname(config_path(ref))
-    files = os.listdir(folder)
-    if ref.kind == "hub":
-        files += open_hub(ref).files
+    folder, files = os.path.dirname(config_path(ref)), _file_names(ref)
     check_adapter(ref.name, files)
     if (
         (ref.kind == "hub" and not cached_weights(ref.location, open_hub(ref).commit))
         or (own_quantised and QUANTISATION_FILE in files)
-        or getattr(config, "quantization_config", None) is not None
+        or quantization_settings(config) is not None
         or not type(config).__module__.startswith("transformers.")
     ):
         return False
     with _reading(ref, "weights"):
         check_stored(ref.name, folder, config)
     return True
+
+
+def _file_names(ref: ModelRef) -> set[str]:
+    """Names of a model's files, those included that are on the hub still."""
+    names = set(os.listdir(os.path.dirname(config_path(ref))))
+    return names | set(open_hub(ref).files) if ref.kind == "hub" else names
+
+
+def set_up_quantisation(
+    ref: ModelRef, config: Any, *, dtype: str, device: str, device_map: str | None, own_quantised: bool = False
+) -> tuple[Quantisation | None, str]:
+    """How a model's weights are quantised, and the dtype that it computes in; nothing is loaded.
+
+    Args:
+        ref: From `resolve`.
+        config: transformers' PreTrainedConfig; see `set_up_quantised`.
+        dtype: From `resolve_dtype`.
+        device: From `resolve_device`.
+        device_map: accelerate's word, which wins over `device`.
+        own_quantised: Whether the backend reads quantised weights itself, also those that only a file beside the
+            config tells of.
+
+    Raises:
+        LongEvalError: transformers, which is to load them, can't do so here.
+    """
+    settings = quantization_settings(config)
+    if settings is not None:
+        with _reading(ref, "quantization_config"):
+            found = read_quantisation(settings)
+            if own_quantised:
+                return found, dtype
+            return set_up_quantised(ref.name, config, dtype=dtype, device_map=device_map or {"": device})
+    if own_quantised and QUANTISATION_FILE in _file_names(ref):  # on the hub its content isn't read
+        return read_quantisation({"quant_method": "modelopt"}), dtype
+    return None, dtype
 
 
 def load_model(
@@ -189,9 +223,10 @@ def load_model(
 
     source = _source(ref)
     config = load_config(ref, trust_remote_code=trust_remote_code)
+    quantisation, dtype = set_up_quantisation(ref, config, dtype=dtype, device=device, device_map=device_map)
     checked = check_weights(ref, config)
     options: dict[str, Any] = {"attn_implementation": name} if (name := resolve_attention(attn, device)) else {}
-    if device_map is not None or device != "cpu":
+    if device_map is not None or device != "cpu" or quantisation is not None:  # quantisers would choose a device
         options["device_map"] = resolve_device_map(device_map) or {"": device}
     try:
         with _reading(ref, "model"):
@@ -217,7 +252,8 @@ def load_model(
         loading["unexpected_keys"] = set()
     else:
         unexpected = set(loading["unexpected_keys"])
-        zeros = zero_biases(os.path.dirname(config_path(ref)), unexpected, _quantisation(ref))
+        method = None if quantisation is None else quantisation.method
+        zeros = zero_biases(os.path.dirname(config_path(ref)), unexpected, method)
         loading["unexpected_keys"] = unexpected - zeros
     check_complete(ref.name, loading, config)
     return model.eval().requires_grad_(False)
@@ -270,6 +306,11 @@ def _check_config(ref: ModelRef, trust_remote_code: bool) -> None:
                 f"Remove {key} from it, and give the files their usual names.",
             )
     for settings in (config, *config.values()):
+        if isinstance(settings, dict) and not isinstance(settings.get("quantization_config"), dict | None):
+            raise LongEvalError(
+                f"--model {ref.name}: quantization_config in its config.json is not a JSON object",
+                "Fetch the model again, or correct its config.json.",
+            )
         for key in _COUNTS:
             if isinstance(settings, dict) and isinstance(n := settings.get(key), int) and n > _MOST:
                 raise LongEvalError(
@@ -342,14 +383,7 @@ def _unloadable(ref: ModelRef, part: str, error: Exception) -> LongEvalError:
     if "trust_remote_code" in str(error):
         return CodeError(f"--model {ref.name}: its {part} runs Python code that comes with the model", "that code")
     remedy = _REMEDIES[part]
-    if part == "model" and (method := _quantisation(ref)) is not None:
-        remedy = (
-            f"It is quantised ({method}): install the package that the message names, or use the unquantised model."
-        )
-    return LongEvalError(f"--model {ref.name}: its {part} can't be loaded ({reason(error)})", remedy)
-
-
-def _quantisation(ref: ModelRef) -> str | None:
-    """The quantisation method in config.json; None if the weights aren't quantised."""
     settings = read_config(config_path(ref), ref.name).get("quantization_config")
-    return str(settings.get("quant_method", "by an unknown method")) if isinstance(settings, dict) else None
+    if part == "model" and isinstance(settings, dict):
+        remedy = f"It is quantised ({settings.get('quant_method')}): mend what the reason says, or give it unquantised."
+    return LongEvalError(f"--model {ref.name}: its {part} can't be loaded ({reason(error)})", remedy)

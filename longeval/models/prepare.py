@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -16,11 +16,13 @@ from longeval.data.tokens import tokenizer_digest
 from longeval.errors import LongEvalError
 from longeval.models import load
 from longeval.models.device import resolve_attention, resolve_device, resolve_device_map, resolve_dtype
+from longeval.models.quantisation import Quantisation
 from longeval.models.resolve import ModelRef, resolve, tokenizer_files, weights_digest
 from longeval.models.scaling import ModelRope, model_rope
 from longeval.models.tokenizer import tokenizer_notes
 from longeval.request import ModelRequest
 from longeval.rope.base import Geometry
+from longeval.values import quantization_text
 
 if TYPE_CHECKING:
     from longeval.backends.base import Capabilities
@@ -44,11 +46,14 @@ class PreparedModel:
     rope: ModelRope
     """Its position encoding, with the scaling that it comes with."""
     dtype: str
+    """What the model computes in."""
     device: str
     device_map: str | None
     attn: str | None
     """Attention implementation of transformers; None: transformers' default, or a backend with its own attention."""
     trust_remote_code: bool
+    quantisation: Quantisation | None = None
+    """How the weights are quantised; None where they aren't, or a server has them."""
     unembedded: Mapping[int, str] = field(default_factory=dict)
     """Tokens of the tokenizer that have no row in the model's embedding (such as added padding tokens), by id."""
 
@@ -67,6 +72,8 @@ class PreparedModel:
     def notes(self) -> tuple[str, ...]:
         """Notes for the user, one line each."""
         notes = (*self.rope.notes, *(f"{self.name}: {note}" for note in tokenizer_notes(self.tokenizer)))
+        if self.quantisation is not None:
+            notes = (*notes, f"{self.name}: weights are quantised: {quantization_text(self.quantisation.params)}")
         if _soft_cap(self.config) is None or self.attn != "eager":
             return notes
         capped = (
@@ -114,10 +121,17 @@ class PreparedModel:
         return load.load_generation_settings(self.ref, self.config)
 
 
-def prepare_all(spec: ModelRequest, backend: Capabilities, *, dry_run: bool = False) -> list[PreparedModel]:
-    """Prepares all models of a request for its backend; see `prepare`."""
-    return [
-        prepare(
+def prepare_all(
+    spec: ModelRequest, backend: Capabilities, told: Callable[[str], None], *, dry_run: bool = False
+) -> list[PreparedModel]:
+    """Prepares the models of a request for its backend; with `dry_run` none of their own code runs.
+
+    `told` hears what is being done.
+    """
+    models = []
+    for name in spec.model:
+        told(f"opening {name}")
+        model = prepare(
             name,
             revision=spec.revision,
             native=spec.native,
@@ -132,8 +146,8 @@ def prepare_all(spec: ModelRequest, backend: Capabilities, *, dry_run: bool = Fa
             backend=backend,
             dry_run=dry_run,
         )
-        for name in spec.model
-    ]
+        models.append(model)
+    return models
 
 
 def prepare(
@@ -174,14 +188,19 @@ def prepare(
         if backend is None or backend.transformers_attention:  # other backends' own attention applies the cap
             attn = _with_soft_cap(name, config, attn)
         rope = model_rope(name, config, native=native, scale_from=scale_from, layers=layers)
-        if not remote:  # a server has its own weights
-            load.check_weights(ref, config, own_quantised=backend is not None and backend.own_quantised_weights)
-            load.load_generation_settings(ref, config)  # read now, so that errors come before the first cell
+        quantisation = None
+        if not remote:  # a server has weights of its own
+            own_quantised = backend is not None and backend.own_quantised_weights
+            load.check_weights(ref, config, own_quantised=own_quantised)
+            quantisation, dtype = load.set_up_quantisation(
+                ref, config, dtype=dtype, device=device, device_map=device_map, own_quantised=own_quantised
+            )
+            load.load_generation_settings(ref, config)  # so that all models are checked first
         tokenizer = load.load_tokenizer(ref, trust_remote_code=runs_code)
     if trust_remote_code and dry_run:
         load.tell_code(ref, "would run (not in a dry run)")
     prepared = PreparedModel(
-        name=name,
+        name=ref.name,
         ref=ref,
         config=config,
         tokenizer=tokenizer,
@@ -194,6 +213,7 @@ def prepare(
         device_map=device_map,
         attn=attn,
         trust_remote_code=runs_code,
+        quantisation=quantisation,
         unembedded={} if remote else _unembedded(name, tokenizer, config),
     )
     prepared.check_embedded([np.array(prepared.prefix, dtype=np.int32)], "the start of its windows")

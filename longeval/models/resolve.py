@@ -1,8 +1,8 @@
 """Resolves `--model NAME`, finds the model's files on this machine, and identifies its weights.
 
-A name is a short name of the catalogue, a hub id, a local folder, a GGUF file, or an embedded model. Weights are
-identified without loading them: by the commit of a hub model, or by the content of a folder's config and safetensors or
-of a GGUF. Renaming or moving a folder doesn't change its identity.
+A name is a short name of the catalogue, a hub id or address, a local folder, a GGUF file, or an embedded model. Weights
+are told without loading them: a hub model is its commit; a folder is the content of its config and its safetensors; a
+GGUF is the content of the file. Renaming or moving a folder doesn't change what it is.
 """
 
 from __future__ import annotations
@@ -22,11 +22,13 @@ from longeval.models.folder import CONFIG, INDEX, WHOLE, check_folder, weight_fi
 from longeval.models.gguf.folder import cached_folder, converted_folder, is_whole
 from longeval.models.gguf.header import gguf_digest, gguf_shards
 from longeval.models.hub import cached_weights, open_hub
+from longeval.values import hub_id
 
 QUANTISATION_FILE = "hf_quant_config.json"
 """ModelOpt's file with the quantisation of a model, which vLLM reads if `config.json` doesn't state it."""
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*")
+_HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*)(?:@([\w./-]+))?")
+"""Owner and name, and a revision behind an @."""
 _NO_TOKENIZER = (
     *(".safetensors", ".safetensors.index.json", ".gguf", ".ggml", ".bin", ".bin.index.json", ".pt", ".pth", ".ckpt"),
     *(".h5", ".msgpack", ".onnx", ".onnx_data", ".ot", ".npz", ".tflite", ".mlmodel", ".pkl", ".pickle", ".md"),
@@ -84,7 +86,8 @@ class ModelRef:
 def resolve(name: str, *, revision: str | None = None, weights: bool = True) -> ModelRef:
     """Resolves the name of a model without network access.
 
-    A short name of the catalogue takes precedence, then an existing path, then `organisation/name` as a hub id.
+    A short name of the catalogue comes first, then what exists as a path, then `organisation/name` as a hub id, with
+    `@revision` or without.
 
     Args:
         name: The value of `--model`.
@@ -95,12 +98,15 @@ def resolve(name: str, *, revision: str | None = None, weights: bool = True) -> 
         LongEvalError: The name is unknown, the path doesn't exist or is not a model, or a revision is given for a model
             that is not on the hub.
     """
+    name = hub_id(name)
     ref = _recognise(name.strip(), revision, weights)
     if revision is not None and ref.kind != "hub":
         raise LongEvalError(
             f"--revision {revision}: {name} is not on the hub",
             "Leave --revision out; it chooses a branch, tag or commit.",
         )
+    if revision not in (None, ref.revision):
+        raise LongEvalError(f"--revision {revision}: {name} names another one", "Leave one of the two out.")
     return ref
 
 
@@ -122,10 +128,14 @@ def _recognise(name: str, revision: str | None, weights: bool) -> ModelRef:
                 "Give the folder that holds config.json and the safetensors.",
             )
         return ModelRef(name=name, kind="gguf", location=gguf_shards(path)[0])
-    if name.lower().endswith(".gguf") or name.startswith((".", "/", "~")) or name.count("/") > 1:
+    if "://" in name:
+        raise LongEvalError(f"--model {name}: not an address of the hub", "Give https://huggingface.co/OWNER/NAME.")
+    found = _HUB_ID.fullmatch(name)
+    is_path = name.lower().endswith(".gguf") or name.startswith((".", "/", "~")) or name.count("/") > 1
+    if is_path and (found is None or found[2] is None):
         raise LongEvalError(f"--model {name}: there is no such file or folder", "Check the path.")
-    if _HUB_ID.fullmatch(name):
-        return ModelRef(name=name, kind="hub", location=name, revision=revision)
+    if found is not None:
+        return ModelRef(name=name, kind="hub", location=found[1], revision=found[2] or revision)
     raise LongEvalError(
         f"--model {name}: unknown",
         f"{did_you_mean(name, CATALOG)} Or give a hub id (organisation/name), a model folder, or a .gguf file.",

@@ -17,6 +17,7 @@ from longeval.errors import LongEvalError, reason
 from longeval.files import working_folder, write_whole
 from longeval.report.collect import LONGEVAL_REPORT, Collection, collect
 from longeval.report.document import (
+    PICTURE_FORMATS,
     Block,
     Document,
     Paragraph,
@@ -55,8 +56,10 @@ class StudyReport:
     """Sections of a report. It gets all cells, and leaves those of other studies out."""
     summary: Callable[[Sequence[Record]], Sequence[Table]]
     """Tables for the terminal, from records of any study."""
-    files: tuple[str, ...]
-    """Patterns of the names that its figures and data have, by which those of an earlier report are found."""
+    figures: tuple[str, ...] = ()
+    """Patterns of its figures' names without suffix (`score-*`), by which those of an earlier report are found."""
+    data: tuple[str, ...] = ()
+    """Names of its data's files, by which those of an earlier report are found."""
     across: str = ""
     """What the columns of its tables are, as the end of the title: `context length`."""
     introduction: str = ""
@@ -65,6 +68,11 @@ class StudyReport:
     """The command that makes the report; studies share `longeval report` unless they have one of their own."""
     name: str = "report"
     """Name of the Markdown file in a run folder, without suffix."""
+
+    @property
+    def own_files(self) -> tuple[str, ...]:
+        """Patterns of the names of all its files."""
+        return (*(f"{name}.{suffix}" for name in self.figures for suffix in PICTURE_FORMATS), *self.data)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,7 +136,7 @@ def write_report(
     if json_path is not None and os.path.abspath(json_path) not in map(os.path.abspath, files):
         files[json_path], flags[json_path] = files[f"{stem}.json"], "--json"
     _write_all(files, flags)
-    _remove_stale(f"{stem}_files", files, [pattern for study in studies for pattern in study.files])
+    _remove_stale(f"{stem}_files", files, [pattern for study in studies for pattern in study.own_files])
     return WrittenReport(files=tuple(files), records=document.records, notes=collection.notes)
 
 
@@ -244,8 +252,7 @@ def _own_files(folder: str, document: Document) -> dict[str, bytes]:
     """Figures and data, which lie in the report's own folder."""
     files: dict[str, bytes] = {}
     for figure in (figure for section in document.sections for figure in section.figures):
-        files[f"{folder}/{figure.name}.png"] = figure.picture.png
-        files[f"{folder}/{figure.name}.svg"] = figure.picture.svg
+        files |= {f"{folder}/{figure.name}.{suffix}": getattr(figure.picture, suffix) for suffix in PICTURE_FORMATS}
     for data in document.data:
         files[f"{folder}/{data.name}.csv"] = csv_text(data.columns, data.rows).encode()
     return files

@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from longeval.errors import LongEvalError
+from longeval.looks import base_method, is_resonance
 from longeval.report.numbers import numbers_text
 from longeval.report.settings import method_of, older_cells, older_note
-from longeval.report.tables import base_method, is_group, is_resonance, method_sort_key
+from longeval.report.tables import is_group, method_sort_key
 from longeval.request import requests_from_yaml
 from longeval.store.artefact import Artefact
 from longeval.store.folder import Store, StoredCell

@@ -6,6 +6,7 @@ looks, and escapes every text once: names of models, files and documents come fr
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -179,10 +180,15 @@ class Listing:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Picture:
-    """A rendered figure."""
+    """A rendered figure, in each format that a file beside the report has; the fields are the files' suffixes."""
 
     png: bytes
     svg: bytes
+    pdf: bytes
+
+
+PICTURE_FORMATS = tuple(field.name for field in dataclasses.fields(Picture))
+"""Suffixes of the files of a figure."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

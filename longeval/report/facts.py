@@ -11,7 +11,7 @@ from longeval.report.document import Block, Bullets, Listing, Note, Paragraph, P
 from longeval.report.settings import precision_text
 from longeval.report.tables import GridRow, factor_text
 from longeval.store.records import Record
-from longeval.values import format_length
+from longeval.values import format_length, quantization_text
 
 _MAX_SHOWN = 160
 """More characters of a parameter's value than this are cut off."""
@@ -34,8 +34,10 @@ def model_fact(model: str, native_length: int | None, record: Record) -> Prose:
     if own and own != native_length:
         native += f" by `--native` (the model's own: {format_length(own)})"
     attention = prose(", attention `{}`", record.params["attn"]) if record.params.get("attn") else ""
-    template = f"Model `{{}}`: native length {native}, backend {{}}, {{}}{{}}."
-    return prose(template, model, record.backend, precision_text(record.dtype), attention)
+    quantization = record.params.get("quantization")
+    quantised = prose(", weights quantised ({})", quantization_text(quantization)) if quantization else ""
+    template = f"Model `{{}}`: native length {native}, backend {{}}, {{}}{{}}{{}}."
+    return prose(template, model, record.backend, precision_text(record.dtype), quantised, attention)
 
 
 def _is_servers(record: Record) -> bool:
@@ -51,21 +53,38 @@ def server_notes(records: Sequence[Record]) -> list[Note]:
     """
     if not records or not _is_servers(records[0]):
         return []
+    proven = [record for record in records if record.rope_digest is not None]
+    if not proven:
+        return [_label_note(records)]
+    unknown = [record for record in records if record.status == "ok" and record.rope_digest is None]
+    return [_proven_note(proven), *([_label_note(unknown)] if unknown else [])]
+
+
+def _proven_note(records: Sequence[Record]) -> Note:
+    """A note on servers that said which method they have."""
+    text = "Results of a server that longeval started: its engine holds the table of the method asked for ({})."
+    return Note(text=prose(text, _asked(records)))
+
+
+def _label_note(records: Sequence[Record]) -> Note:
+    """A note on servers that rotate nobody knows how."""
+    return Note(
+        text=prose(
+            "Methods are labels here: these are results of a server, which rotates as it was started. longeval "
+            "applied nothing of `--pe`, and nothing shows whether method, factor and parameters are what the "
+            "server computes with. Asked: {}.",
+            _asked(records),
+        )
+    )
+
+
+def _asked(records: Sequence[Record]) -> Prose:
+    """Which servers were asked, and under which methods."""
     methods: dict[Prose, list[str]] = {}
     for record in records:
         name, address = record.params.get("served_model") or "a model without a name", record.params.get("base_url")
         methods.setdefault(prose("`{}` at {}", name, address), []).append(record.pe)
-    served = [prose("{} ({})", where, codes(unique(names))) for where, names in methods.items()]
-    return [
-        Note(
-            text=prose(
-                "Methods are labels here: these are results of a server, which rotates as it was started. longeval "
-                "applied nothing of `--pe`, and nothing shows whether method, factor and parameters are what the "
-                "server computes with. Asked: {}.",
-                joined("; ", served),
-            )
-        )
-    ]
+    return joined("; ", [prose("{} ({})", where, codes(unique(names))) for where, names in methods.items()])
 
 
 def method_facts(rows: Sequence[GridRow]) -> list[Prose]:

@@ -1,76 +1,98 @@
 """How figures of all reports look: colours and markers of methods, axes of lengths, and how a figure is rendered.
 
 A colour and a marker belong to a base method, in every figure; its resonance form has the same colour, dashed and with
-hollow markers. The two often coincide, so the base of a pair is a wide pale line that the dashes can be seen on. The
-colours are those of Okabe & Ito (2008) without the yellow, which white paper swallows, and three more (two of Tol 2021
-and a grey), so that they can be told apart with any colour vision; the markers tell them apart in print.
+hollow markers. The two often coincide, so the base of a pair is a wide pale line that the dashes can be seen on.
 """
 
 from __future__ import annotations
 
 import io
+import math
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from longeval.looks import MARKERS, base_method, is_resonance, look_of, shade
 from longeval.printable import printable
 from longeval.report.document import Picture
-from longeval.report.tables import GridRow, base_method, factor_text, is_resonance
+from longeval.report.tables import GridRow, factor_text
 from longeval.values import format_length
 
-_STYLES = {
-    "none": ("#000000", "o"),
-    "pi": ("#E69F00", "s"),
-    "ntk": ("#56B4E9", "^"),
-    "dynamic_ntk": ("#0072B2", "v"),
-    "ntk_by_parts": ("#CC79A7", "D"),
-    "yarn": ("#D55E00", "P"),
-    "dynamic_yarn": ("#882255", "X"),
-    "llama3": ("#009E73", "<"),
-    "longrope": ("#999933", ">"),
-    "abf": ("#888888", "*"),
-}
-_SPARE_STYLES = (("#332288", "h"), ("#44AA99", "p"), ("#AA4499", "d"), ("#661100", "8"))
+WIDTH_INCHES = 6.4
+"""Width of figures: on a page of LaTeX's `article`, whose lines are 4.8 inches long, text of 9 points is 6.7 points."""
+
+_DOTS_PER_INCH = 160
+_LEGEND_SIZE = 8.5
+_EM_PER_CHARACTER = 0.6
+"""Width of characters, roughly; most are narrower."""
 
 
-def new_figure(width: float = 7.2, height: float = 4.2) -> Figure:
+def new_figure(width: float = WIDTH_INCHES, height: float = 4.4) -> Figure:
     """An empty figure; sizes in inches."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
+def wrapped(text: str, inches: float, fontsize: float) -> str:
+    """A text in lines of so many inches, at most four; names of models may be long paths."""
+    width = max(8, int(72 * inches / (_EM_PER_CHARACTER * fontsize)))
+    return textwrap.fill(text, width, max_lines=4, placeholder=" …")
+
+
 def plain_axes(axes: Axes) -> Axes:
-    """Leaves two sides of a panel open and puts a pale grid behind it."""
+    """Leaves two sides of a panel open, puts a pale grid behind it, and writes ticks as whole numbers, not as +1e1."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(visible=True, which="major", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
+    axes.ticklabel_format(useOffset=False, style="plain")
     return axes
 
 
 def title_and_legend(figure: Figure, title: str, styles: Iterable[dict[str, Any]] = ()) -> None:
-    """A title above all panels, and a legend of lines in these styles beside them."""
+    """A title above all panels, and a legend of lines in these styles below them."""
+    width = figure.get_figwidth()
     handles = [Line2D([], [], **style) for style in styles]
     if handles:
-        figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=8, handlelength=3.2)
-    figure.suptitle(title, fontsize=10, x=0.01, ha="left")
+        labels = [wrapped(str(handle.get_label()), width - 0.8, _LEGEND_SIZE) for handle in handles]
+        longest = max(len(line) for label in labels for line in label.splitlines())
+        inches = (_EM_PER_CHARACTER * longest + 5.5) * _LEGEND_SIZE / 72
+        rows = math.ceil(len(handles) / max(1, int(width / inches)))
+        figure.legend(
+            handles,
+            labels,
+            loc="outside lower center",
+            ncols=math.ceil(len(handles) / rows),
+            frameon=False,
+            fontsize=_LEGEND_SIZE,
+            handlelength=3.2,
+        )
+    figure.suptitle(wrapped(title, width, 10), fontsize=10, x=0.01, ha="left")
 
 
 def line_style(row: GridRow, rows: Sequence[GridRow], *, with_marker: bool) -> dict[str, Any]:
-    """Colour and marker by base method; the resonance form is dashed, hollow and drawn on top."""
-    base = base_method(row.pe)
-    unknown = sorted({base_method(other.pe) for other in rows} - set(_STYLES))
-    color, marker = _STYLES[base] if base in _STYLES else _SPARE_STYLES[unknown.index(base) % len(_SPARE_STYLES)]
+    """Colour and marker by base method; the resonance form is dashed, hollow and drawn on top.
+
+    Rows of one method with several factors or parameters have shades of its colour and markers of their own.
+    """
+    look = look_of(row.pe, [other.pe for other in rows])
+    setting = row.method, row.factor
+    same = [other for other in rows if base_method(other.pe) == base_method(row.pe)]
+    settings = list(dict.fromkeys((other.method, other.factor) for other in same))
+    place = settings.index(setting)
+    color = shade(look.colour, place, len(settings))
     resonance = is_resonance(row.pe)
-    paired = any(base_method(other.pe) == base and is_resonance(other.pe) != resonance for other in rows)
-    pale = paired and not resonance
+    pale = not resonance and any(is_resonance(other.pe) and (other.method, other.factor) == setting for other in same)
     several = len({other.factor for other in rows if other.pe == row.pe}) > 1
     style: dict[str, Any] = {
         "color": color,
@@ -81,7 +103,8 @@ def line_style(row: GridRow, rows: Sequence[GridRow], *, with_marker: bool) -> d
         "label": f"{row.label} s={factor_text(row)}" if several else row.label,
     }
     if with_marker:
-        style |= {"marker": marker, "markersize": 9 if pale else 5.5}
+        style |= {"marker": look.marker if len(settings) == 1 else MARKERS[place % len(MARKERS)]}
+        style |= {"markersize": 9 if pale else 5.5}
         style |= {"markerfacecolor": "white" if resonance else color, "markeredgewidth": 0 if pale else 1}
     return style
 
@@ -111,14 +134,20 @@ def marked_length(axes: Axes, length: int, label: str, *, fontsize: int) -> None
 
 
 def render(figure: Figure) -> Picture:
-    """Renders both formats; equal data give equal bytes. Texts are shown as they are: no mathematics, no escapes."""
+    """Renders all formats; equal data give equal bytes. Texts are shown as they are: no mathematics, no escapes."""
     for text in figure.findobj(Text):
         assert isinstance(text, Text)
         if not text.get_text().startswith("$\\mathdefault"):  # matplotlib's own numbers on logarithmic axes
             text.set(text=printable(text.get_text(), keep="\n"), parse_math=False)
-    png, svg = io.BytesIO(), io.BytesIO()
-    figure.savefig(png, format="png", dpi=160)
-    figure.set_layout_engine("none")  # the same places in both; finding them takes long
-    with mpl.rc_context({"svg.hashsalt": "longeval"}):
-        figure.savefig(svg, format="svg", metadata={"Date": None})
-    return Picture(png=png.getvalue(), svg=svg.getvalue())
+    png, svg, pdf = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    # The canvases' own functions, since savefig draws everything twice. Journals refuse PDF with Type 3 fonts.
+    with mpl.rc_context({"svg.hashsalt": "longeval", "pdf.fonttype": 42}):
+        figure.set_dpi(_DOTS_PER_INCH)
+        canvas: Any = FigureCanvasAgg(figure)
+        canvas.print_png(png)
+        figure.set_layout_engine("none")  # the same places in all formats; finding them takes long
+        canvas = FigureCanvasSVG(figure)
+        canvas.print_svg(svg, metadata={"Date": None})
+        canvas = FigureCanvasPdf(figure)
+        canvas.print_pdf(pdf, metadata={"CreationDate": None})
+    return Picture(png=png.getvalue(), svg=svg.getvalue(), pdf=pdf.getvalue())

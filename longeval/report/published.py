@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal, NamedTuple
 
+from longeval.looks import base_method
 from longeval.report.document import Block, Bullets, Heading, Paragraph, Prose, Row, Table, TableCell, code, symbol
 from longeval.report.numbers import MISSING, format_factor
-from longeval.report.tables import DASH, GridRow, base_method, factor_text
+from longeval.report.tables import DASH, GridRow, factor_text
 from longeval.values import format_length
 
 Kind = Literal["tasks", "perplexity", "posgen"]

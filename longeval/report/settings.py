@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 from longeval.store.records import Record
 
-OUTCOMES = frozenset({"ci", "stderr", "primary", "filter", "higher_is_better"})
-"""Parameters that say something of a result or of one metric."""
+OUTCOMES = frozenset({"batch_size", "ci", "stderr", "primary", "filter", "higher_is_better", "without_text"})
+"""Parameters that say something of a result, of one metric, or of records without text."""
 
 DEFINITION = frozenset({"prompts", "task_digest", "task_version", "own_prompts", "chance"})
 """Parameters that a task's definition and the program's version decide, not the request."""
@@ -36,7 +36,7 @@ OF_METHOD = frozenset({"method", "pin_length", "own_native_length", "source"})
 _DIGESTS = frozenset({"weights", "tokenizer", "data_digest", "task_digest"})
 """Parameters whose values tell a reader nothing. They are named only where nothing else tells two tables apart."""
 
-_FOLLOWS = _DIGESTS | {"end_tokens", "clean_up_spaces"}
+_FOLLOWS = _DIGESTS | {"end_tokens", "clean_up_spaces", "quantization"}
 """Parameters that follow from model, data and task. Earlier versions recorded fewer of them."""
 
 _DEFAULTS = {"haystack": "noise"}

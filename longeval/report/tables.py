@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from longeval.looks import LOOKS, base_method, is_resonance
 from longeval.metrics import higher_is_better
 from longeval.report.document import Prose, Row, TableCell, code, symbol
 from longeval.report.numbers import MISSING, format_factor, format_value
@@ -23,20 +24,6 @@ from longeval.values import format_length
 
 DASH = TableCell(text=MISSING)
 """Where there is nothing to show."""
-
-_METHOD_ORDER = (
-    "none",
-    "pi",
-    "ntk",
-    "dynamic_ntk",
-    "ntk_by_parts",
-    "yarn",
-    "dynamic_yarn",
-    "llama3",
-    "longrope",
-    "abf",
-)
-"""Order of methods that nobody asked for by name: roughly that of publication, then by name."""
 
 MODEL_PARAMS = (
     "native_length",
@@ -55,7 +42,7 @@ MODEL_PARAMS = (
 _TABLE_PARAMS = (*MODEL_PARAMS, "min_tokens", "stride", "data_digest")
 """Parameters that split tables wherever they differ. Others (future ones) do so only where cells would collide."""
 
-_CELL_PARAMS = frozenset({"method", "pin_length", "ci"})
+_CELL_PARAMS = frozenset({"method", "pin_length", "ci", "batch_size"})
 """Parameters that belong to a row or a cell, never to a table."""
 
 
@@ -166,20 +153,10 @@ def slugs_of(titles: Iterable[str]) -> list[str]:
 # Methods: their names, and rows of them.
 
 
-def base_method(pe: str) -> str:
-    """Name of the method that a resonance form rounds: `resonance_yarn` → `yarn`, `resonance` → `none`."""
-    return "none" if pe == "resonance" else pe.removeprefix("resonance_")
-
-
-def is_resonance(pe: str) -> bool:
-    """Whether a method name is a resonance form."""
-    return pe == "resonance" or pe.startswith("resonance_")
-
-
 def method_sort_key(pe: str) -> tuple[int, str, bool]:
     """Sorts method names: known bases in their order, then others by name; each resonance form after its base."""
     base = base_method(pe)
-    place = _METHOD_ORDER.index(base) if base in _METHOD_ORDER else len(_METHOD_ORDER)
+    place = list(LOOKS).index(base) if base in LOOKS else len(LOOKS)
     return place, base, is_resonance(pe)
 
 

@@ -25,7 +25,9 @@ class StudyRequest(BaseModel, frozen=True, extra="forbid"):
     command: ClassVar[str]
     """Name of the study in YAML and in stored plans."""
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
-    """Presets of `--preset`: name → values that differ from the defaults. The first preset has none."""
+    """By name, the values that differ from the defaults; the first preset has none. `--preset` chooses one."""
+    can_show: ClassVar[bool] = False
+    """Whether its command has `--show`, which prints what the model is given."""
     how_only: ClassVar[frozenset[str]] = frozenset()
     """Fields that say only how to compute. Requests that differ only in these count as equal."""
 
@@ -91,7 +93,8 @@ class StudyRequest(BaseModel, frozen=True, extra="forbid"):
         """The request as plain YAML values, without empty fields, and with lengths as users write them."""
         plain: dict[str, Any] = {"command": self.command}
         for name, value in self:
-            if value is not None and value not in ({}, ()):
+            unsaid = name in self.how_only and self.is_default(name)
+            if value is not None and value not in ({}, ()) and not unsaid:
                 plain[name] = self.setting(name).write(value)
         untyped: dict[str, Any] = json.loads(canonical_json(plain))  # tuples to lists, also within pe_args
         return {key: untyped[key] for key in plain}

@@ -35,7 +35,12 @@ MethodParameters = Annotated[
     ),
 ]
 Methods = Annotated[
-    tuple[str, ...], Declare(setting.names, "Methods: none, yarn, resonance_yarn, …; comma list.", example="none,yarn")
+    tuple[str, ...],
+    Declare(
+        setting.names,
+        "Methods: none, yarn, resonance_yarn, …; comma list; all: every one that works.",
+        example="none,yarn",
+    ),
 ]
 Device = Annotated[str, Declare(setting.text, "auto, cpu, cuda, cuda:1, mps.", panel=MACHINE)]
 """Types of settings that studies with models of their own also use."""
@@ -46,7 +51,11 @@ class ModelRequest(StudyRequest, frozen=True):
 
     model: Annotated[
         tuple[str, ...],
-        Declare(setting.paths, "Short name, hub id, folder or .gguf file; comma list.", example="smollm2-135m-q4"),
+        Declare(
+            setting.models,
+            "Short name, hub id (OWNER/NAME@REVISION) or address, folder or .gguf file; comma list.",
+            example="smollm2-135m-q4",
+        ),
     ]
     pe: Methods
     lengths: Annotated[
@@ -131,7 +140,7 @@ class ModelRequest(StudyRequest, frozen=True):
     ] = None
     served_model: Annotated[
         str | None,
-        Declare(setting.text, "openai: the model's name at the server.", unset="its only model", panel=MACHINE),
+        Declare(setting.text, "openai: the model's name at the server.", unset="its only one", panel=MACHINE),
     ] = None
     dtype: Annotated[str, Declare(setting.text, "auto, float32, bfloat16, float16.", panel=MACHINE)] = "auto"
     device: Device = "auto"

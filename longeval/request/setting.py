@@ -21,6 +21,7 @@ from longeval.errors import LongEvalError, check_word
 from longeval.values import (
     checked_name,
     format_length,
+    hub_id,
     parse_count,
     parse_factor,
     parse_length,
@@ -106,6 +107,11 @@ def count(least: int = 1) -> Reader:
     return lambda value, where: parse_count(written(value), flag=where, least=least)
 
 
+def count_or_auto(value: Any, where: str) -> int | None:
+    """A whole number of at least 1; None for `auto`."""
+    return None if value == "auto" else parse_count(written(value), flag=where)
+
+
 def number(must_be: str = "a number", holds: Callable[[float], bool] = lambda _: True) -> Reader:
     """A reader of a finite number with a condition, such as `number("greater than 0", lambda rate: rate > 0)`."""
 
@@ -154,6 +160,11 @@ def names(value: Any, where: str) -> tuple[str, ...]:
 def paths(value: Any, where: str) -> tuple[str, ...]:
     """Reads names and paths in the given order. In a list, commas belong to the names."""
     return _named(value, where, split_paths)
+
+
+def models(value: Any, where: str) -> tuple[str, ...]:
+    """Names and paths of models; an address on the hub is the id of its model."""
+    return tuple(dict.fromkeys(hub_id(name, flag=where) for name in paths(value, where)))
 
 
 def method_parameters(value: Any, where: str) -> dict[str, dict[str, Any]]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -18,6 +19,9 @@ import numpy as np
 from longeval.errors import LongEvalError, did_you_mean, reason
 from longeval.rope.base import METHODS, Geometry, Method, RopeTable, check_table
 from longeval.rope.resonance import resonate
+
+ALL = "all"
+"""In a list of methods: every method, with and without resonance, as far as it can be used."""
 
 _PREFIX = "resonance_"
 
@@ -49,6 +53,48 @@ def method_names() -> tuple[str, ...]:
     return tuple(
         MethodName(base=base, resonance=resonance).canonical for base in METHODS for resonance in (False, True)
     )
+
+
+def listed_names(names: Sequence[str]) -> tuple[str, ...]:
+    """The names of a list of methods, with every method in place of `all`, without repeats."""
+    return tuple(dict.fromkeys(each for name in names for each in (method_names() if name == ALL else (name,))))
+
+
+def usable(
+    names: Sequence[str], given: Container[str], build: Callable[[MethodName], object]
+) -> tuple[list[MethodName], str | None]:
+    """The methods of a list; of `all`, those that can't be used are left out.
+
+    A method that is named beside `all`, or that has parameters, is not left out: what is wrong with it is an error.
+
+    Args:
+        names: Methods as the user listed them, with `all` among them.
+        given: Methods, without resonance, whose parameters the user gave.
+        build: Builds whatever is needed of a method; raises LongEvalError where the method can't be used.
+
+    Returns:
+        The methods in order, and a note that names those that were left out, with reasons; None where none was.
+
+    Raises:
+        LongEvalError: By `build`, if a method that the user named can't be used, or if no method can.
+    """
+    found: list[MethodName] = []
+    why: dict[str, list[str]] = {}
+    first: LongEvalError | None = None
+    for name in map(parse_method_name, listed_names(names)):
+        try:
+            build(name)
+        except LongEvalError as error:
+            if name.canonical in names or name.base in given:
+                raise
+            first = first or error
+            why.setdefault(re.sub(r"^--pe \w+: ", "", error.problem), []).append(name.canonical)
+        else:
+            found.append(name)
+    if first is not None and not found:
+        raise first
+    left_out = "; ".join(f"{', '.join(methods)} ({problem})" for problem, methods in why.items())
+    return found, f"{ALL} leaves out {left_out}" if why else None
 
 
 def parse_method_name(name: str, *, flag: str = "--pe") -> MethodName:
@@ -128,7 +174,7 @@ def parse_pe_args(items: Sequence[str], names: Sequence[str]) -> dict[str, dict[
         LongEvalError: An item has another form, an unknown method or one that is not among `names`, an unknown
             parameter or an unreadable value; or a parameter is given twice with different values.
     """
-    asked = {parse_method_name(name).base for name in names}
+    asked = {parse_method_name(name).base for name in listed_names(names)}
     values: dict[str, dict[str, Any]] = {}
     for item in items:
         key, _, text = item.partition("=")

@@ -16,9 +16,9 @@ from longeval.store.records import SCHEMA_VERSION, Record, Status, provenance
 ID_DIGITS = 16
 """Hex digits of a cell id. They are 64 bits, enough to exclude collisions among a study's cells."""
 
-FOR_READERS = ("data_origin", "own_native_length", "source", "limit", "same_samples", "overlong")
-"""Parameters that don't affect the result and are left out of the id: the origin of texts and tasks, the native length
-that --native replaced, and settings that choose a task's samples (the samples themselves are part of the id)."""
+FOR_READERS = ("data_origin", "without_text", "own_native_length", "source", "limit", "same_samples", "overlong")
+"""Parameters that decide nothing by themselves: where texts and tasks were found, how many records had no text, the
+native length that --native replaced, and what led to a task's samples, which are in its cell's id themselves."""
 
 
 def cell_id(kind: str, fields: Mapping[str, Any], params: Mapping[str, Any]) -> str:

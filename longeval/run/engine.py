@@ -71,6 +71,8 @@ def run(
     """
     running_commit()  # read now, because the checkout may change before the first record is written
     stored = {} if fresh else stored_cells(plan, store)
+    for note in plan.stored_notes(store, stored):
+        progress.note(note)
     left = plan.left(stored)
     keeper = _Keeper(plan=plan, store=store, progress=progress, fresh=fresh, under_way=under_way or bool(stored))
     load = load or backend_of(plan.request)

@@ -24,12 +24,16 @@ OneWork = TypeVar("OneWork")
 class Progress(Protocol):
     """Receives the progress of a run."""
 
+    def note(self, text: str) -> None:
+        """What a user should know before it starts."""
+        ...
+
     def begin(self, costs: Sequence[float]) -> None:
         """Called at the start with the operations of each pass of the run."""
         ...
 
     def stage(self, what: str, num_passes: int, noun: str) -> None:
-        """Called before passes over `what`; `noun` names what a pass is for, such as window or sample."""
+        """Passes over `what` start; `noun` is what one pass serves: window, sample; pass where it is several."""
         ...
 
     def advance(self, tokens: int, cost: float, detail: str) -> None:
@@ -47,7 +51,7 @@ class Silent:
     def note(self, text: str) -> None:
         """See `Tell`."""
 
-    def preparing(self, what: str, done: int, total: int) -> None:
+    def preparing(self, what: str, done: int = 0, total: int = 0) -> None:
         """See `Tell`."""
 
     def begin(self, costs: Sequence[float]) -> None:

@@ -26,8 +26,9 @@ class Overview:
 
 
 def count(number: int, noun: str) -> str:
-    """A number with its noun, such as `1 cell` or `2 cells`."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+    """`1 cell`, `2 cells`, `2 passes`."""
+    plural = "es" if noun.endswith("s") else "s"
+    return f"{number} {noun}{'' if number == 1 else plural}"
 
 
 def format_gib(num_bytes: int) -> str:

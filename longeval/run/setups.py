@@ -8,17 +8,21 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from longeval.backends.base import AnyRequest, Server, capabilities
+from longeval.backends.served import ServedMethod
 from longeval.errors import LongEvalError
 from longeval.request import ModelRequest
 from longeval.rope.base import METHODS, RopeTable
-from longeval.rope.build import MethodName, parse_method_name
+from longeval.rope.build import ALL, MethodName, listed_names, parse_method_name, usable
 from longeval.values import format_length
 
 if TYPE_CHECKING:
     from longeval.models.prepare import PreparedModel
+
+
+_Request = TypeVar("_Request", bound=ModelRequest)
 
 
 def ask_server(spec: AnyRequest) -> tuple[AnyRequest, Server | None]:
@@ -49,10 +53,12 @@ def method_names(
 ) -> list[MethodName]:
     """The methods of a request, whose parameters and factor must not be ignored.
 
-    Raises:
-        LongEvalError: A method is unknown, or no method uses the factor or the parameters.
+    Args:
+        pe: Their names; `all` stands for every method.
+        pe_args: Parameters by name of the method, without resonance.
+        factor: The factor s, where it is given.
     """
-    names = [parse_method_name(name) for name in pe]
+    names = [parse_method_name(name) for name in listed_names(pe)]
     asked = {name.base for name in names}
     for base in pe_args:
         METHODS.lookup(base)
@@ -67,13 +73,49 @@ def method_names(
     return names
 
 
-def setting_notes(spec: ModelRequest, names: Sequence[MethodName], model: PreparedModel) -> list[str]:
-    """Notes for the user about the settings."""
+def usable_methods(
+    spec: _Request, names: list[MethodName], models: Sequence[PreparedModel]
+) -> tuple[_Request, list[MethodName], list[str]]:
+    """The request with the methods that all its models can have in place of `all`, those methods, and notes.
+
+    Raises:
+        LongEvalError: No method can be used, or one that the user named or gave parameters for can't.
+    """
+    if ALL not in spec.pe:
+        return spec, names, []
+
+    def build(name: MethodName) -> None:
+        for model in models:
+            try:
+                for setup in setups(spec, model, [name]):
+                    setup.table(setup.length)
+            except LongEvalError as error:
+                of = f" on {model.name}" if len(models) > 1 else ""
+                raise LongEvalError(f"{error.problem}{of}", error.remedy) from error
+
+    found, note = usable(spec.pe, spec.pe_args, build)
+    return spec.replaced(pe=[name.canonical for name in found]), found, [] if note is None else [note]
+
+
+def setting_notes(
+    spec: ModelRequest, names: Sequence[MethodName], model: PreparedModel, server: Server | None = None
+) -> list[str]:
+    """What a user should know of the settings before anything starts.
+
+    Args:
+        spec: The request.
+        names: Its methods.
+        model: One of its models.
+        server: Where that runs; None: here.
+
+    Raises:
+        LongEvalError: The server says that it computes with another method.
+    """
     remote = capabilities(spec.backend).remote
     notes = [
         None if remote else _stretch_note(spec, names, model),  # a server's factor is unknown
         _pin_note(spec, names, model),
-        _server_note(spec, names, model) if remote else None,
+        None if server is None else _server_note(spec, names, model, server),
     ]
     return [note for note in notes if note]
 
@@ -100,8 +142,27 @@ def _pin_note(spec: ModelRequest, names: Sequence[MethodName], model: PreparedMo
     )
 
 
-def _server_note(spec: ModelRequest, names: Sequence[MethodName], model: PreparedModel) -> str:
-    """A note that methods are only labels if a server runs the model."""
+def _server_note(spec: ModelRequest, names: Sequence[MethodName], model: PreparedModel, server: Server) -> str:
+    """Says what a method is where a server computes: proven by what it says of itself, or a label."""
+    asked = [
+        (
+            ServedMethod(
+                pe=one.pe.canonical,
+                parameters=one.params["method"],
+                factor=one.factor,
+                native_length=model.native_length,
+                length=one.length,
+            ),
+            one.table(one.length),
+        )
+        for one in setups(spec, model, names)
+    ]
+    proven = [server.proves(method, table) for method, table in asked]  # each of them may be refused
+    if all(proven):
+        return (
+            f"--backend {spec.backend}: {spec.served_model} at {spec.base_url} says that it computes with "
+            f"{asked[0][0].described()}, and its engine holds the table of --pe: the digest is recorded"
+        )
     stretch = ", ".join(f"{s:g}" for s in sorted(set(factors(spec, model.native_length).values())))
     labels = [f"{name.canonical} (s = {stretch})" if name.method.uses_factor else name.canonical for name in names]
     return (
@@ -200,6 +261,7 @@ def _model_params(spec: ModelRequest, model: PreparedModel, method: dict[str, An
         **({"parse_special": True} if spec.parse_special else {}),
         "seed": spec.seed,
         "attn": model.attn,
+        **({} if model.quantisation is None else {"quantization": model.quantisation.params}),
         "weights": model.weights_digest,
         "tokenizer": model.tokenizer_digest,
     }

@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # the program's --help looks for studies, and must not import
     from longeval.backends.base import BackendError
     from longeval.report.build import StudyReport
     from longeval.run.cell import Cell
+    from longeval.run.examples import ShownInputs
     from longeval.run.host import Host
     from longeval.run.overview import Overview
     from longeval.store.artefact import Artefact
@@ -145,6 +146,14 @@ class Plan:
         """The content of a dry run: the cells, and the cost of the remaining work."""
         raise NotImplementedError
 
+    def examples(self, number: int, store: Store) -> Iterator[ShownInputs]:
+        """The first inputs of each model and length, with the answers that the run folder has: what `--show` prints."""
+        raise NotImplementedError
+
+    def stored_notes(self, store: Store, stored: Container[str]) -> list[str]:
+        """What a user should know of cells that are stored already and stay as they are."""
+        return []
+
 
 class Tell(Protocol):
     """Receives the progress of planning."""
@@ -153,8 +162,8 @@ class Tell(Protocol):
         """Called with a note that the user should read immediately, such as before a download."""
         ...
 
-    def preparing(self, what: str, done: int, total: int) -> None:
-        """Called when `done` of `total` samples of `what` have been made or read."""
+    def preparing(self, what: str, done: int = 0, total: int = 0) -> None:
+        """What is being done, such as `opening NAME`; of its documents or samples, `done` of `total` (0: not known)."""
         ...
 
 
@@ -164,9 +173,7 @@ class Study(Protocol):
     name: str
     """Name of the command and of the folder."""
     Request: type[StudyRequest]
-    """The class of its requests, whose fields are the flags of the command."""
-    planning: str | None
-    """A message that is shown before a request is planned."""
+    """What can be asked of it; its fields are the flags of the command."""
     tells_passes: bool
     """Whether `--verbose` prints a line for each pass."""
     report_command: str

@@ -87,6 +87,22 @@ class TokenNll:
             return np.zeros(0)
         return np.add.reduceat(self.nll_S.astype(np.float64), self.offsets_W)
 
+    def of_window(self, document: int, start: int) -> npt.NDArray[np.float32]:
+        """The values of one window, shape (S,), in nats.
+
+        Args:
+            document: As in `document_W`.
+            start: As in `start_W`.
+
+        Raises:
+            ValueError: There is no such window.
+        """
+        (found_W,) = np.nonzero((self.document_W == document) & (self.start_W == start))
+        if len(found_W) != 1:
+            raise ValueError(f"document {document} has no window whose first scored token is {start}")
+        begin = int(self.offsets_W[found_W[0]])
+        return self.nll_S[begin : begin + int(self.tokens_W[found_W[0]])]
+
     def mean(self, protocol: str | None) -> float:
         """Mean NLL in nats, float64; perplexity is its exp.
 

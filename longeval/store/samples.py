@@ -45,12 +45,23 @@ class Sample:
     depth: Annotated[float, Field(ge=0, le=1)] | None = None
     """Position of the needle in the context, 0 (start) to 1 (end), for tasks that have a needle."""
     finish: str | None = None
-    """Why generation ended: `stop`, `eos` or `length`."""
+    """What ended a generated answer: `stop`, `eos` or `length`."""
+    prompt: Any = None
+    """With `--save-prompts` what the model was given, as text with its special tokens: the prompt of a generated
+    answer, or for scored choices a list with [context, [continuation, …]] for each context. None: it isn't kept."""
+
+
+def sample_to_json(sample: Sample) -> dict[str, Any]:
+    """A sample as plain JSON types; a prompt that isn't kept is left out."""
+    found = dataclasses.asdict(sample)
+    if sample.prompt is None:
+        del found["prompt"]
+    return found
 
 
 def samples_to_jsonl(samples: Iterable[Sample]) -> str:
-    """The samples as JSON objects, one per line."""
-    lines = [json.dumps(dataclasses.asdict(sample), ensure_ascii=False, allow_nan=False) for sample in samples]
+    """One JSON object a line, in the order given."""
+    lines = [json.dumps(sample_to_json(sample), ensure_ascii=False, allow_nan=False) for sample in samples]
     return "".join(f"{line}\n" for line in lines)
 
 

@@ -78,6 +78,11 @@ def test_scoring_equals_plain_transformers_with_the_familys_own_head_and_layout(
     backend.serve(backend.shipped.table(), len(TOKENS_T))
     np.testing.assert_allclose(backend.score(TOKENS_T, 1), expected_S, atol=1e-4)
     np.testing.assert_allclose(backend.score(TOKENS_T, 150), expected_S[149:], atol=1e-4)
+    others_BT = np.stack([TOKENS_T[::-1], TOKENS_T, np.roll(TOKENS_T, 7)])
+    firsts = (1, 150, 40)
+    together = backend.score_batch(others_BT, firsts)
+    for tokens_T, first, nll_S in zip(others_BT, firsts, together, strict=True):
+        np.testing.assert_allclose(nll_S, backend.score(tokens_T, first), atol=1e-5)
     # The decoder is itself again: a plain call still works.
     with torch.no_grad():
         np.testing.assert_allclose(model(ids_T[None]).logits[0].float().numpy(), logits_TV.numpy(), atol=1e-4)
@@ -89,6 +94,9 @@ def test_never_more_logits_than_a_chunk(model, served, monkeypatch):
     model.lm_head.register_forward_hook(lambda *arguments: shapes.append(arguments[2].shape[1]))
     served().score(TOKENS_T, 165)
     assert shapes == [10, 10, 10, 5]
+    shapes.clear()
+    served().score_batch(np.stack([TOKENS_T] * 3), (193, 165, 190))  # 7, 35 and 10 scored
+    assert shapes == [10, 10, 10, 10, 10, 2]
 
 
 def test_digest_is_of_the_table_in_the_model(model, served):

@@ -78,6 +78,7 @@ def add_a_model(server):
         (add_a_model, {}, r"--base-url .*\(one, two\).*--served-model"),
         (add_a_model, {"served_model": "three"}, "--served-model three"),
         (serve, {"pe": ("none", "yarn")}, "--pe none,yarn"),
+        (serve, {"pe": ("all",)}, "--pe all"),
         (serve, {"model": ("nothing-here", "nor-here")}, "--model nothing-here,nor-here"),
     ],
 )

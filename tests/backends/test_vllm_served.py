@@ -159,7 +159,7 @@ def test_it_says_what_it_is(served, server):
 
 
 def test_it_keeps_the_contract(served, server):
-    check_backend(server, served.tokenizer, TABLE, LENGTH, ids=range(VOCABULARY), remote=True, atol=5e-4)
+    check_backend(server, served.tokenizer, TABLE, LENGTH, ids=range(VOCABULARY), atol=5e-4)
 
 
 @pytest.mark.parametrize("route", ["prompt_logprobs", "echo"])
@@ -268,11 +268,13 @@ def test_what_is_served_is_what_is_measured(served, tmp_path, monkeypatch, capsy
     status, found = carry_out("openai", **common, **openai)
     said = capsys.readouterr().err
     assert status == 0, said
-    assert "only labels the results" in said and KEY not in said
+    assert "says that it computes with resonance_yarn, s = 2" in said and KEY not in said
     assert found.keys() == expected.keys()
     for key, record in found.items():
         assert record["value"] == pytest.approx(expected[key]["value"], rel=1e-4)
-        assert (record["backend"], record["rope_digest"]) == ("openai", None)
+        assert (record["backend"], record["rope_digest"]) == ("openai", expected[key]["rope_digest"])
+    assert carry_out("other", **common | {"factor": 4}, **openai) == (2, {})
+    assert "Use --factor 2, or" in capsys.readouterr().err
     monkeypatch.setenv("LONGEVAL_API_KEY", "another")
     assert carry_out("wrong", **common, **openai) == (2, {})
     said = capsys.readouterr().err

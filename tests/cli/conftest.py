@@ -6,7 +6,7 @@ import pytest
 
 from longeval.cli.app import run_app
 
-NOTES = ("reading model configuration", " needs ", " tokens skipped", " would run ")
+NOTES = (" …", " needs ", " tokens skipped", " would run ")
 """What may be said before a request turns out to be wrong."""
 
 
@@ -42,4 +42,4 @@ def quick_pictures(monkeypatch):
     """Figures are not drawn."""
     from longeval.report import plots
 
-    monkeypatch.setattr(plots, "render", lambda figure: plots.Picture(png=b"png", svg=b"svg"))
+    monkeypatch.setattr(plots, "render", lambda figure: plots.Picture(png=b"png", svg=b"svg", pdf=b"pdf"))

@@ -29,15 +29,16 @@ COMMANDS = flat(typer.main.get_command(app).commands)
 OPTIONS = {
     "ppl": "--model --pe --lengths --data --protocol --factor --native --pe-arg --scale-from --layers --docs "
     "--min-tokens --stride --bos --no-bos --parse-special --text-field --backend --vllm-arg --pin-length --base-url "
-    "--served-model --dtype --device --device-map --attn --revision --trust-remote-code --seed --out --json --dry-run "
-    "--fresh --track --quiet -q --verbose -v",
+    "--served-model --dtype --device --device-map --attn --revision --trust-remote-code --batch-size --seed --out "
+    "--json --dry-run --fresh --track --show --quiet -q --verbose -v",
     "tasks": "--model --pe --tasks --lengths --list --limit --overlong --same-samples --chat-template --num-fewshot "
     "--max-new-tokens --haystack --include --factor --native --pe-arg --scale-from --layers --bos --no-bos "
     "--parse-special --backend --vllm-arg --pin-length --base-url --served-model --dtype --device --device-map "
-    "--attn --revision --trust-remote-code --seed --out --json --dry-run --fresh --track --quiet -q --verbose -v",
+    "--attn --revision --trust-remote-code --seed --out --json --dry-run --fresh --track --show --save-prompts "
+    "--quiet -q --verbose -v",
     "posgen": "",
     "posgen generate": "--task --json --num-train --num-valid --num-test --length --test-length --modulus --j --k "
-    "--seed",
+    "--seed --quiet -q",
     "posgen train": "--task --pe --seeds --regime --preset --first-seed --num-train --num-valid --num-test "
     "--length --test-length --modulus --j --k --data-seed --factor --native --pe-arg --layers --d-model --d-ff "
     "--heads --head-dim --theta --tied --untied --attention-scale --no-attention-scale --init --start-token "
@@ -45,7 +46,7 @@ OPTIONS = {
     "--validate-every --tf32 --bf16 --stack --no-stack --device --out --json --dry-run --fresh --track "
     "--quiet -q --verbose -v",
     "posgen table": "--out --json --title --preface --quiet -q",
-    "run": "--pe --out --trust-remote-code --json --dry-run --fresh --track --quiet -q --verbose -v",
+    "run": "--pe --out --trust-remote-code --json --dry-run --fresh --track --show --quiet -q --verbose -v",
     "report": "--out --json --title --preface --published --quiet -q",
     "rope": "--model --head-dim --theta --native --factor --length --pe-arg --scale-from --revision "
     "--trust-remote-code --json --plot --list",
@@ -54,7 +55,8 @@ OPTIONS = {
     "doctor": "--parity --model --pe --length --factor --native --pe-arg --scale-from --layers --pin-length --vllm-arg "
     "--dtype --device --revision --trust-remote-code --json",
     "serve": "--model --pe --factor --length --native --pe-arg --scale-from --layers --pin-length --host --port "
-    "--served-model --no-api-key --vllm-arg --dtype --device --revision --trust-remote-code --dry-run --verbose -v",
+    "--served-model --no-api-key --vllm-arg --dtype --device --revision --trust-remote-code --dry-run --quiet -q "
+    "--verbose -v",
 }
 """All options of all commands, in both forms of those that have two."""
 
@@ -123,6 +125,26 @@ def test_the_options_of_each_command(command):
     assert {p.opts[0] for p in COMMANDS[command].params if p.required} == REQUIRED[command]
 
 
+OF_ITS_OWN = {
+    "serve": "--model --pe --factor --served-model --trust-remote-code --dry-run --quiet --verbose",  # one of each
+    "posgen train": "--factor --layers",
+    "posgen generate": "--json --seed",
+    "posgen table": "--out --quiet",
+}
+"""Flags that mean something else than in `ppl` and `tasks`."""
+
+
+@pytest.mark.parametrize("command", OF_ITS_OWN)
+def test_a_flag_that_means_the_same_is_described_in_the_same_words(command):
+    def described(name):
+        options = [p for p in COMMANDS[name].params if p.param_type_name == "option"]
+        return {max(option.opts, key=len): option.help.partition(" [dim red]")[0] for option in options}
+
+    known, own = described("ppl") | described("tasks"), described(command)
+    shared = own.keys() & known.keys() - {"--help"}
+    assert {flag for flag in shared if own[flag] != known[flag]} == set(OF_ITS_OWN[command].split())
+
+
 def test_the_defaults_of_ppl():
     defaults = {option.name: option.default for option in COMMANDS["ppl"].params}
     assert {name: defaults[name] for name in DEFAULTS} == DEFAULTS
@@ -166,7 +188,8 @@ def test_records_travel_as_a_json_array_of_those_objects():
 def planned(tmp_path, monkeypatch):
     """Returns a function that makes `ppl` end with the given records instead of computing any."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("longeval.studies.ppl.plan.plan_ppl", lambda spec, **_: types.SimpleNamespace(notes=()))
+    plan = "longeval.studies.ppl.plan.plan_ppl"
+    monkeypatch.setattr(plan, lambda spec, *_, **__: types.SimpleNamespace(notes=(), request=spec))
 
     def end_with(outcome):
         def run(*arguments, **settings):

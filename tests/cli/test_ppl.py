@@ -16,6 +16,8 @@ from command_lines import command_line, json_of, start_program
 from tiny import make_text
 
 from longeval.cli.app import run_app
+from longeval.request import requests_from_yaml
+from longeval.rope.build import method_names
 
 
 @pytest.fixture
@@ -48,6 +50,19 @@ def test_run_repeats_one_method_of_a_request_elsewhere_with_the_same_numbers(arg
     expected = {(r["cell"], r["metric"]): r["value"] for r in first if r["pe"] == "yarn"}
     assert {(r["cell"], r["metric"]): r["value"] for r in second} == expected
     assert "--pe pi" in refused(["run", "run/spec.yaml", "--pe", "pi"])
+
+
+def test_all_methods_are_written_down_by_name(arguments, capsys, here):
+    assert run_app(arguments(pe="all", lengths="64")) == 0
+    assert "all leaves out longrope, resonance_longrope (" in capsys.readouterr().err
+    expected = sorted(set(method_names()) - {"longrope", "resonance_longrope"})
+    (request,) = requests_from_yaml((here / "run" / "spec.yaml").read_text(), origin="f")
+    assert sorted(request["pe"]) == expected
+    records = json_of(capsys, ["run", "run"])
+    assert sorted({record["pe"] for record in records}) == expected
+    (here / "request.yaml").write_text((here / "run" / "spec.yaml").read_text().replace("pe: [", "pe: [all, "))
+    records = json_of(capsys, ["run", "request.yaml", "--pe", "abf,yarn", "--out", "run"])
+    assert {record["pe"] for record in records} == {"abf", "yarn"}
 
 
 def test_the_default_folder_is_found_again_by_the_same_request(arguments, capsys, here):
@@ -96,6 +111,37 @@ def test_the_same_documents_in_any_form_have_the_same_perplexity(arguments, caps
     assert "not read: README.md" in shown.err
 
 
+def test_records_without_text_are_counted_and_change_no_number(arguments, capsys, documents, here):
+    with_nulls = ['{"text": null}', *documents.read_text().splitlines(), '{"id": 3}']
+    (here / "nulls.jsonl").write_text("\n".join(with_nulls))
+    assert run_app([*arguments(pe="none", data="nulls.jsonl,documents.jsonl"), "--json", "-"]) == 0
+    shown = capsys.readouterr()
+    assert "2 of them without text" in shown.err
+    records = [record for record in json.loads(shown.out) if record["metric"] == "perplexity"]
+    nulls, whole = ([r for r in records if r["data"] == f"{name}.jsonl"] for name in ("nulls", "documents"))
+    for mine, other in zip(nulls, whole, strict=True):
+        assert (mine["value"], mine["documents"]) == (other["value"], other["documents"])
+        assert (mine["skipped"], mine["params"]["without_text"]) == (other["skipped"] + 2, 2)
+        assert "without_text" not in other["params"]
+    assert run_app(["report", "run", "-q"]) == 0
+    report = (here / "run" / "report.md").read_text()
+    assert report.count("Records without text (null or missing), counted as skipped: 2.") == 1
+
+
+def test_a_pattern_is_one_data_set_and_a_comma_list_several(arguments, capsys, documents, here):
+    (here / "books").mkdir()
+    for number, line in enumerate(documents.read_text().splitlines()):
+        (here / "books" / f"{number}.txt").write_text(json.loads(line)["text"])
+    records = json_of(capsys, arguments(pe="none", lengths="64", data="books/*.txt,documents.jsonl,books/0.txt"))
+    values = {r["data"]: r["value"] for r in records if r["metric"] == "perplexity"}
+    assert list(values) == ["books/*.txt", "documents.jsonl", "books/0.txt"]
+    assert values["books/*.txt"] == values["documents.jsonl"] != values["books/0.txt"]
+
+
+def test_a_pattern_that_the_shell_has_replaced_is_explained(arguments, refused):
+    assert "'docs/*.txt'" in refused([*arguments(data="a.txt"), "b.txt"])
+
+
 def test_a_pipe_stays_a_pipe(arguments, here):
     os.mkfifo(here / "pipe")
     reader = subprocess.Popen(["cat", "pipe"], cwd=here, stdout=subprocess.PIPE)
@@ -126,6 +172,7 @@ def test_a_folder_that_cannot_be_written_gives_what_is_stored(arguments, capsys,
         ({"model": "."}, "--model .", ""),
         ({"data": "gov_reprt"}, "gov_reprt", "gov_report"),
         ({"data": "missing.jsonl"}, "missing.jsonl", ""),
+        ({"data": "docs/*.txt"}, "--data docs/*.txt", "quotes"),
         ({"text_field": "body"}, "body", "text"),
         ({"protocol": "slide"}, "--protocol slide", "sliding"),
         ({"dtype": "bfloat61"}, "bfloat61", "bfloat16"),

@@ -39,6 +39,14 @@ def test_list_names_every_method_its_parameters_and_source(capsys):
     assert methods["abf"]["parameters"] == {"base": 500000.0} and methods["dynamic_ntk"]["length_dependent"]
 
 
+def test_all_shows_every_method_that_the_geometry_can_have(capsys):
+    assert run_app(["rope", "all", *TINY, "--json", "-"]) == 0
+    out, err = capsys.readouterr()
+    names = [row["name"] for row in json.loads(out)]
+    assert len(names) == 18 and not any("longrope" in name for name in names)
+    assert "resonance_longrope" in err
+
+
 def test_files_are_written_and_named_on_stderr(tmp_path, capsys):
     json_path, png, svg = tmp_path / "t.json", tmp_path / "t.png", tmp_path / "t.svg"
     assert run_app(["rope", "none,yarn", *LLAMA2, "--json", str(json_path), "--plot", str(png)]) == 0
@@ -77,7 +85,7 @@ def changed(flag, value):
         (["yarn", *LLAMA2, "--length", "0"], "--length 0"),
         (["yarn", *LLAMA2, "--pe-arg", "yarn.beta_fast=0.5"], "yarn.beta_fast 0.5"),
         (["yarn", *LLAMA2, "--pe-arg", "ntk.base_rule=linear"], "not among the methods asked for"),
-        (["yarn", *LLAMA2, "--plot", "table.pdf"], "--plot table.pdf"),
+        (["yarn", *LLAMA2, "--plot", "table.jpg"], "--plot table.jpg"),
         (["yarn", *LLAMA2, "--plot", "no/such/folder/t.png"], "no/such/folder"),
         (["yarn", *LLAMA2, "--json", "no/such/folder/t.json"], "no/such/folder"),
         (["yarn", *LLAMA2, "--plot", "t.png", "--json", "."], "--json ."),
@@ -92,7 +100,7 @@ def changed(flag, value):
         (["yran", "--model", "m"], "NAME yran"),
         (["--model", "m", "--scale-from", "here"], "--scale-from here"),
         (["--model", "m", "--native", "4q"], "--native '4q'"),
-        (["--model", "m", "--plot", "t.pdf"], "--plot t.pdf"),
+        (["--model", "m", "--plot", "t.jpg"], "--plot t.jpg"),
         (["--model", "m", "--pe-arg", "yarn.beta_fast=16"], "not among the methods asked for"),
     ],
 )

@@ -8,10 +8,12 @@ import socket
 
 import pytest
 
+from longeval.backends.served import ServedMethod
 from longeval.backends.vllm import options as vllm_options
 from longeval.backends.vllm import server as vllm_server
 from longeval.backends.vllm.rope import from_parameters
 from longeval.cli.app import run_app
+from longeval.plain import made_from
 from longeval.rope.base import Geometry
 from longeval.rope.build import build_table
 
@@ -76,6 +78,12 @@ def test_the_server_gets_our_table_and_length(line, tiny_llama, capsys):
     assert given["--served-model-name"] == str(tiny_llama)
     assert "--no-trust-remote-code" in given
     assert "--enable-prefix-caching" in given
+    assert given["--middleware"] == "longeval.backends.vllm.card.MethodCard"
+    told = json.loads(given["--hf-overrides"])["longeval_served"]
+    assert told.pop("keeps_others") is False
+    method = made_from(ServedMethod, told)
+    assert (method.pe, method.factor, method.native_length, method.length) == ("resonance_yarn", 4.0, 64, 256)
+    assert method.parameters == {"beta_fast": 32.0, "beta_slow": 1.0, "attention_factor": None}
 
 
 @pytest.mark.parametrize("length", ["128", "32"])  # 32: below the native 64, where it would otherwise be as it was
@@ -122,6 +130,21 @@ def test_the_log_is_shown_if_asked_for(line, started, capsys, flags, shown):
     assert settings["show_log"] is shown
     assert ("--disable-uvicorn-access-log" in given) is not shown
     assert ("-v shows its log" in capsys.readouterr().err) is not shown
+
+
+def test_quiet_says_nothing_but_a_key_that_is_new(line, started, capsys, monkeypatch):
+    yarn = [*line, "--pe", "yarn", "-q"]  # s = 1, of which a note tells otherwise
+    assert run_app(yarn) == 0
+    key = started[0][1]["VLLM_API_KEY"]
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and err.rstrip().endswith(key)
+    monkeypatch.setenv("LONGEVAL_API_KEY", "mine")
+    assert run_app(yarn) == 0
+    assert capsys.readouterr() == ("", "")
+    assert run_app([*yarn, "--dry-run"]) == 0
+    assert capsys.readouterr().err == ""
+    assert run_app([*yarn, "-v"]) == 2
+    assert "-q and -v: contradict each other" in capsys.readouterr().err
 
 
 def test_lists_are_words_of_the_command_line(line, started):

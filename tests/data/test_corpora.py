@@ -57,6 +57,7 @@ def test_a_corpus_is_one_yaml_file(tmp_path):
         ("  - {path: mine.jsonl, field: body}", "  path: mine.jsonl", "local: "),
         ("  split: test\n", "", "hub: "),
         ("  split: test", "  split: test\n  file: x", "hub: "),
+        ("  split: test\n  field: body\n", "  split: test\n", "hub: "),
         ("license: l", "license: !!python/object/apply:os.getcwd []", "line 3: "),
         (GOOD, "- a list", "must be a mapping"),
         (GOOD, "", "must be a mapping"),

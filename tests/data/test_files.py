@@ -127,3 +127,33 @@ def test_fifos_sockets_and_devices_are_never_opened(write, monkeypatch):
 
 def test_a_folder_with_the_name_of_a_file_is_a_folder(write):
     assert names(write("x.jsonl/a.txt", content="text").parent) == ["a.txt"]
+
+
+def test_a_pattern_is_the_files_that_match_it_by_the_rule_of_folders(write, tmp_path, monkeypatch):
+    write("outside.txt", content="secret")
+    write("f/b.txt", "f/a.txt", "f/c.md", "f/sub/z.txt", "f/.h.txt", "f/.hidden/x.txt", content="text")
+    folder = write("f/p.png", content=b"\x89PNG\0").parent
+    (folder / "d.txt").symlink_to(tmp_path / "outside.txt")
+    assert names(folder / "*.txt") == ["a.txt", "b.txt"] and "d.txt (leads out" in note(folder / "*.txt")
+    assert names(folder / "[ac].*") == ["a.txt", "c.md"] and note(folder / "[ac].*") is None
+    assert names(folder / "**" / "*.txt") == ["a.txt", "b.txt", "sub/z.txt"]
+    assert names(tmp_path / "f*" / "sub" / "?.txt") == ["f/sub/z.txt"]
+    assert names(folder / "*") == ["a.txt", "b.txt", "c.md"] and "p.png" in note(folder / "*")
+    for pattern, said in (("*.rst", "no file matches"), ("s*", "no file matches"), ("*.png", r"p\.png"), (".*", "h")):
+        with pytest.raises(LongEvalError, match=said):
+            check_path(str(folder / pattern))
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert texts("*.md") == ["text"]
+    source = open_source("~/f/*.md")
+    assert (source.name, source.origin) == ("~/f/*.md", "path ~/f/*.md")
+    assert [document.name for document in source.documents()] == ["c.md"]
+    assert [document.name for document in open_source("?.md").documents()] == ["c.md"]
+
+
+def test_a_file_whose_name_looks_like_a_pattern_is_that_file(write, tmp_path):
+    path = write("a[12].txt", content="this one")
+    write("a1.txt", content="not this one")
+    assert texts(path) == ["this one"]
+    path.unlink()
+    assert texts(path) == ["not this one"]

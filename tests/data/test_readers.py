@@ -17,7 +17,7 @@ import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 
-from longeval.data.documents import Growth
+from longeval.data.documents import Growth, TextField
 from longeval.data.readers import check_path, read_documents
 from longeval.errors import LongEvalError
 
@@ -28,6 +28,10 @@ ROWS = [{"id": number, "text": text} for number, text in enumerate(TEXTS)]
 def read(path, **options):
     check_path(str(path))
     return [document.text for document in read_documents(str(path), **options)]
+
+
+def texts_or_none(path, **options):
+    return [None if document.missing else document.text for document in read_documents(str(path), **options)]
 
 
 def names(path):
@@ -118,8 +122,7 @@ def test_json_lines_end_at_newlines_only_and_are_named_by_line(write):
 def test_the_first_record_settles_which_field_is_read(write):
     assert read(write("a.jsonl", content='{"content": "c", "text": "t"}')) == ["t"]
     assert read(write("b.jsonl", content='{"content": "c", "input": "i"}')) == ["i"]
-    problem = problem_of(write("c.jsonl", content='{"input": "i"}\n{"text": "t"}'))
-    assert "c.jsonl, line 2: no field 'input'; its fields: text" in problem
+    assert texts_or_none(write("c.jsonl", content='{"input": "i"}\n{"text": "t"}')) == ["i", None]
 
 
 def test_a_long_json_array_is_read_piece_by_piece(write):
@@ -150,7 +153,9 @@ def test_a_long_json_array_is_read_piece_by_piece(write):
         ("a.jsonl", '{"text": "a"}\n{"text": \n', "line 2, column 9: malformed"),
         ("a.jsonl", b'{"text": "a"}\n{"text": "\xff"}\n', "line 2: not UTF-8"),
         ("a.jsonl", '{"text": "a"}\n["b"]', "line 2: an array"),
-        ("a.jsonl", '{"text": null}', "line 1: field 'text' is null"),
+        ("a.jsonl", '{"text": null}\n{"text": null}', "null or missing in all 2 records"),
+        ("a.csv", "id,text\n1,\n", "null or missing in all 1 records"),
+        ("a.jsonl", '{"n": 1}\n{"m": 1}', "line 1: no field 'text' or 'input' or 'content'; its fields: n"),
         ("a.jsonl", '{"text": "a\\ud800"}', "surrogate pair at character 1"),
         ("a.jsonl", '{"title": "a", "body": "b"}', "no field 'text' or 'input' or 'content'; its fields: title, body"),
         ("a.jsonl", '{"a":' + "[" * 100_000, "line 1: JSON nested too deeply"),
@@ -195,7 +200,31 @@ def test_text_with_braces_stays_text(write, text):
 def test_parquet_without_the_field_or_with_a_null_in_it(tmp_path):
     pyarrow.parquet.write_table(pyarrow.table({"body": ["a", None]}), tmp_path / "x.parquet")
     assert "its fields: body" in problem_of(tmp_path / "x.parquet")
-    assert "row 2: field 'body' is null" in problem_of(tmp_path / "x.parquet", text_field="body")
+    assert texts_or_none(tmp_path / "x.parquet", text_field="body") == ["a", None]
+    pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.nulls(3)}), tmp_path / "y.parquet")
+    assert "in all 3 records" in problem_of(tmp_path / "y.parquet")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jsonl", '{"id": 1}\n{"text": null}\n{"text": ""}\n{"text": "t"}\n{"id": 2}'),
+        ("a.json", '[{"id": 1}, {"text": null}, {"text": ""}, {"text": "t"}, {"id": 2}]'),
+    ],
+)
+def test_a_record_without_text_is_told_from_an_empty_one(write, name, content):
+    assert texts_or_none(write(name, content=content)) == [None, None, "", "t", None]
+
+
+def test_an_empty_cell_of_a_table_is_null(write):
+    assert texts_or_none(write("a.csv", content='id,text\n1,\n2,""\n3,t\n')) == [None, None, "t"]
+
+
+def test_a_field_that_the_first_records_lack_is_a_wrong_one(write, monkeypatch):
+    monkeypatch.setattr(TextField, "MOST_WITHOUT", 3)
+    lines = ['{"id": 1}'] * 3 + ['{"text": "t"}']
+    assert texts_or_none(write("a.jsonl", content="\n".join(lines[1:]))) == [None, None, "t"]
+    assert "b.jsonl, line 1: no field" in problem_of(write("b.jsonl", content="\n".join(lines)))
 
 
 def test_a_pickle_is_never_opened(write, tmp_path):

@@ -31,6 +31,14 @@ def test_reading_stops_when_enough_are_found():
     assert [document.name for document in source] == ["3", "4"]
 
 
+def test_records_without_text_are_skipped_and_counted():
+    source = [Text.of_record("a", None), *documents(20, 5), Text.of_record("b", None), *documents(20)]
+    found = select(source, tokenise, min_tokens=10, docs=1)
+    assert (found.lengths, found.skipped, found.without_text) == ([20], 1, 1)  # those before the last one that is read
+    found = select(source, tokenise, min_tokens=10, docs="all")
+    assert (found.lengths, found.skipped, found.without_text) == ([20, 20], 3, 2)
+
+
 def test_the_digest_is_of_the_chosen_texts_in_order():
     def digest(*lengths):
         return select(documents(*lengths), tokenise, min_tokens=2, docs="all").digest

@@ -7,7 +7,7 @@ import pytest
 
 from longeval.data import sources
 from longeval.data.documents import Text
-from longeval.data.hub import HubUnavailableError
+from longeval.data.hub import HubUnavailableError, PinnedDataset
 from longeval.data.sources import list_modules, local_sources, open_source, read_stdlib
 from longeval.errors import LongEvalError
 
@@ -17,7 +17,7 @@ def no_hub(monkeypatch):
     def unreachable(hub):
         raise HubUnavailableError("the hub can't be reached", "Check the network.")
 
-    monkeypatch.setattr(sources, "resolve_revision", unreachable)
+    monkeypatch.setattr(sources, "pin", unreachable)
 
 
 @pytest.fixture
@@ -73,8 +73,8 @@ def test_without_copy_and_hub_every_way_is_named(data, monkeypatch):
 
 
 def test_the_hub_is_next_and_its_commit_is_in_the_origin(data, monkeypatch):
-    monkeypatch.setattr(sources, "resolve_revision", lambda hub: "c0ffee")
-    monkeypatch.setattr(sources, "read_hub_documents", lambda hub, commit: iter([Text(name=hub.id, text=commit)]))
+    monkeypatch.setattr(sources, "pin", lambda hub: PinnedDataset(commit="c0ffee"))
+    monkeypatch.setattr(sources, "read_hub_documents", lambda hub, at: iter([Text(name=hub.id, text=at.commit)]))
     source = open_source("pg19")
     assert source.origin == "hub emozilla/pg19-test@c0ffee"
     assert list(source.documents()) == [Text(name="emozilla/pg19-test", text="c0ffee")]

@@ -10,6 +10,7 @@ import sys
 
 import numpy as np
 import pytest
+from fp8 import to_fp8
 from tiny_families import FAMILIES, NATIVE, export_folder, save_family
 from tokenizers import Tokenizer
 
@@ -246,3 +247,19 @@ def test_a_killed_export_leaves_no_folder_and_the_next_one_tidies_up(model, tmp_
     assert not (tmp_path / "out").exists()
     export_folder(model, tmp_path / "out")
     assert left not in entries(tmp_path)
+
+
+def test_quantised_weights_are_copied_as_they_are(tmp_path, tokens_T):
+    """Stock transformers reads them with the new frequencies."""
+    model = save_family("llama", tmp_path / "model")
+    to_fp8(model)
+    ref, encoding, _ = export_folder(model, tmp_path / "out", "resonance_yarn", 8.0)
+    for name in ("model.safetensors", "config.json"):
+        same = (model / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+        assert same == (name != "config.json")
+    np.save(tmp_path / "tokens.npy", tokens_T)
+    paths = [str(tmp_path / name) for name in ("tokens.npy", "answers.npz", "out")]
+    subprocess.run([sys.executable, "-c", STOCK, *paths], check=True, cwd=tmp_path, capture_output=True)
+    backend = injected(ref)
+    backend.serve(encoding.table, NUM_TOKENS)
+    np.testing.assert_allclose(np.load(paths[1])[f"{paths[2]} 0"], backend.score(tokens_T, 1), atol=1e-3)

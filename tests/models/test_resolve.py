@@ -11,6 +11,7 @@ import pytest
 from longeval.errors import LongEvalError
 from longeval.models.embedded import EMBEDDED_MODELS
 from longeval.models.resolve import CATALOG, is_present, local_folder, resolve
+from longeval.studies.ppl.request import PplRequest
 
 
 def test_short_name_hub_id_folder_and_embedded(llama, monkeypatch):
@@ -26,6 +27,56 @@ def test_short_name_hub_id_folder_and_embedded(llama, monkeypatch):
     assert embedded.kind == "embedded" and not is_present(embedded)
     with pytest.raises(LongEvalError, match="--revision main"):
         resolve(str(llama), revision="main")
+
+
+@pytest.mark.parametrize(
+    ("name", "location", "revision"),
+    [
+        ("https://huggingface.co/some-org/some.model-1", "some-org/some.model-1", None),
+        ("https://huggingface.co/some-org/some.model-1/", "some-org/some.model-1", None),
+        ("http://www.huggingface.co/some-org/m?library=transformers", "some-org/m", None),
+        ("https://huggingface.co/some-org/m/tree/refs%2Fpr%2F1", "some-org/m", "refs/pr/1"),
+        ("https://hf.co/some-org/m/tree/v1.0/", "some-org/m", "v1.0"),
+        ("hf.co/some-org/m", "some-org/m", None),
+        ("hf://some-org/m@step1000", "some-org/m", "step1000"),
+        ("some-org/m@refs/pr/1", "some-org/m", "refs/pr/1"),
+    ],
+)
+def test_an_address_is_the_id_of_its_model(name, location, revision, monkeypatch, tmp_path):
+    ref = resolve(name)
+    assert (ref.kind, ref.location, ref.revision) == ("hub", location, revision)
+    assert ref.name == (location if revision is None else f"{location}@{revision}")
+    asked = PplRequest(model=f"{name},{ref.name},other/m", pe="none", lengths="4k")
+    assert asked.model == (ref.name, "other/m")
+    assert resolve(name, revision=revision).revision == revision
+    if revision is not None:
+        with pytest.raises(LongEvalError, match=r"--revision main: .* names another"):
+            resolve(name, revision="main")
+
+
+def test_a_folder_that_is_called_like_an_address_is_that_folder(llama, monkeypatch):
+    (llama.parent / "hf.co" / "org").mkdir(parents=True)
+    (llama.parent / "hf.co" / "org" / "m").symlink_to(llama)
+    monkeypatch.chdir(llama.parent)
+    assert resolve("hf.co/org/m").kind == "folder"
+    assert PplRequest(model="hf.co/org/m", pe="none", lengths="4k").model == ("hf.co/org/m",)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "https://huggingface.co/some-org",
+        "https://huggingface.co/datasets/some-org/m",
+        "https://huggingface.co/some-org/m/blob/main/config.json",
+        "https://huggingface.co/some-org/m/tree/main/folder",
+        "https://example.com/some-org/m",
+        "hf://some-org/m/config.json",
+    ],
+)
+def test_other_addresses_are_refused(name):
+    with pytest.raises(LongEvalError, match=r"not (the|an) address") as caught:
+        resolve(name)
+    assert "https://huggingface.co/OWNER/NAME" in caught.value.remedy
 
 
 def test_unknown_name_gets_suggestions():

@@ -50,7 +50,7 @@ def test_a_table_reads_alike_in_all_formats():
     latex = latex_report(document(paper=(table,)))
     assert r"\quad a\_b & \textbf{$1.5{\times}10^{4}$}\ci{1}{2}$^\dagger$ \\" in latex
     assert r"\multicolumn{2}{l}{\textit{task}} \\" in latex
-    assert r"\caption{T. C. N.}" in latex and r"\label{tab:x}" in latex
+    assert r"\caption{T. C.}" in latex and r"\label{tab:x}" in latex and r"\footnotesize N.}" in latex
 
 
 def test_data_of_one_name_is_one_file():

@@ -1,8 +1,9 @@
 import pytest
 from records import make_nll, make_records
 
+from longeval.looks import base_method, is_resonance
 from longeval.report.formats.markdown import block_text
-from longeval.report.tables import base_method, build_grids, is_resonance
+from longeval.report.tables import build_grids
 from longeval.studies.ppl.report import scored_blocks
 
 

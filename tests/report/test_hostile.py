@@ -124,5 +124,5 @@ def test_settings_of_figures_that_lie_in_the_current_folder_are_not_heeded(tmp_p
     for usetex in (False, True):
         with mpl.rc_context({"text.usetex": usetex, "font.size": 30.0 if usetex else 10.0}):
             written = write_report([run], out=str(tmp_path / "report.md"))
-        figures.append([Path(path).read_bytes() for path in written.files if path.endswith((".svg", ".png"))])
+        figures.append([Path(path).read_bytes() for path in written.files if path.endswith((".svg", ".png", ".pdf"))])
     assert figures[0] and figures[0] == figures[1]

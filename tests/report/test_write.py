@@ -75,7 +75,7 @@ def test_markdown_tables(reports):
 def test_every_link_leads_to_a_file(reports):
     text = (reports / "demo.md").read_text()
     links = re.findall(r"\]\(([^)]+)\)", text)
-    assert len(links) == 3 + 4
+    assert len(links) == 3 + 2 * 3
     for link in links:
         assert (reports / link).is_file(), link
 
@@ -84,7 +84,9 @@ def test_figures_are_pictures_and_equal_data_give_equal_bytes(reports, tmp_path)
     first = {path.name: path.read_bytes() for path in (reports / "demo_files").iterdir()}
     pngs = [content for name, content in first.items() if name.endswith(".png")]
     svgs = [content for name, content in first.items() if name.endswith(".svg")]
-    assert len(pngs) == len(svgs) == 2
+    pdfs = [content for name, content in first.items() if name.endswith(".pdf")]
+    assert len(pngs) == len(svgs) == len(pdfs) == 2
+    assert all(content.startswith(b"%PDF") and b"/Type3" not in content for content in pdfs)
     assert all(content.startswith(b"\x89PNG") and len(content) > 10_000 for content in pngs)
     assert all(b"<svg" in content[:500] for content in svgs)
     write_report([str(reports.parent / "runs" / "demo")], out=str(tmp_path / "demo.md"))
@@ -124,10 +126,10 @@ def test_records_for_other_programs(reports):
 def test_figures_of_an_earlier_report_go_and_other_files_stay(run, tmp_path):
     folder = tmp_path / "reports" / "demo_files"
     folder.mkdir(parents=True)
-    for name in ("perplexity-gone.png", "depths.csv", "notes.txt"):
+    for name in ("perplexity-gone.png", "perplexity-gone.pdf", "depths.csv", "notes.txt"):
         (folder / name).write_text("old")
     write_report([run], out=str(tmp_path / "reports" / "demo.md"))
-    assert not (folder / "perplexity-gone.png").exists() and not (folder / "depths.csv").exists()
+    assert not list(folder.glob("perplexity-gone.*")) and not (folder / "depths.csv").exists()
     assert (folder / "notes.txt").read_text() == "old"
 
 

@@ -15,6 +15,7 @@ from longeval.rope.build import (
     method_names,
     parse_method_name,
     parse_pe_args,
+    usable,
 )
 from longeval.rope.yarn import YarnParameters
 
@@ -29,6 +30,30 @@ def test_names_are_canonical_and_come_in_pairs():
     assert len(names) == 2 * len(METHODS) == 20 and "resonance_none" not in names
     assert [parse_method_name(name).canonical for name in names] == list(names)
     assert parse_method_name("resonance_pi").method is METHODS["pi"]
+
+
+def test_all_is_every_method_that_can_be_built_and_says_which_cannot():
+    def build(name):
+        build_table(name.canonical, GEOMETRY, make_parameters(name.base, {}))
+
+    found, note = usable(["yarn", "all", "none"], (), build)
+    names = [name.canonical for name in found]
+    assert names[:3] == ["yarn", "none", "resonance"]  # in place of `all`, and nothing twice
+    assert sorted(names) == sorted(set(method_names()) - {"longrope", "resonance_longrope"})
+    assert note.startswith("all leaves out longrope, resonance_longrope (needs short_factor")
+    for asked, given in ((["all", "resonance_longrope"], ()), (["all"], {"longrope"})):
+        with pytest.raises(LongEvalError, match="needs short_factor"):
+            usable(asked, given, build)
+
+    def fail(name):
+        raise LongEvalError(f"--pe {name.canonical}: no")
+
+    with pytest.raises(LongEvalError, match="--pe none: no"):
+        usable(["all"], (), fail)
+
+
+def test_parameters_may_be_given_for_any_of_all():
+    assert parse_pe_args(["abf.base=5"], ["all"]) == {"abf": {"base": 5.0}}
 
 
 @pytest.mark.parametrize(

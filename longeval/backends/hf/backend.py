@@ -1,10 +1,11 @@
-"""The `hf` backend: a transformers causal language model, run window by window.
+"""The `hf` backend: a transformers causal language model.
 
-The decoder runs once over a window; logits are computed only at positions whose next token is scored (see `parts`).
-Choices and answers run prompt by prompt, in an order in which prompts that begin alike follow one another and share
-that part's keys and values (see `prefix_cache`).
+The decoder runs once over a window, or over several of equal length. Logits are computed only at positions whose
+next token is scored (see `parts`). Choices and answers run prompt by prompt, in an order in which prompts that begin
+alike follow one another and share that part's keys and values (see `prefix_cache`).
 
-Shapes: T tokens of a prompt, S of a continuation, Q of all that run in one pass, V vocabulary.
+Shapes: B windows, T tokens of a window or prompt, S scored ones or those of a continuation, Q of all that run in one
+pass, V vocabulary, H hidden size.
 """
 
 from __future__ import annotations
@@ -60,16 +61,24 @@ class HFBackend:
         """See `Backend.rope_digest`."""
         return self._rotary.digest(length)
 
-    @torch.inference_mode()
     def score(self, tokens_T: Tokens, first_scored: int) -> npt.NDArray[np.float32]:
         """See `Backend.score`."""
-        assert 1 <= first_scored <= len(tokens_T)
+        return self.score_batch(tokens_T[None], [first_scored])[0]
+
+    @torch.inference_mode()
+    def score_batch(self, tokens_BT: Tokens, first_scored_B: Sequence[int]) -> list[npt.NDArray[np.float32]]:
+        """See `Backend.score_batch`. The scored tokens of all windows share the chunks of logits."""
+        assert all(1 <= first <= tokens_BT.shape[1] for first in first_scored_B)
         with memory_told():
-            ids_T = torch.from_numpy(tokens_T.astype(np.int64)).to(self._parts.device)
+            ids_BT = torch.from_numpy(tokens_BT.astype(np.int64)).to(self._parts.device)
             # The last token predicts nothing that is scored: it stays out of the pass.
-            decoded = self._parts.decoder(input_ids=ids_T[None, :-1], use_cache=False)
-            hidden_SH = decoded.last_hidden_state[0, first_scored - 1 :]
-            return self._parts.score(decoded, hidden_SH, ids_T[first_scored:]).nll_S.cpu().numpy()
+            decoded = self._parts.decoder(input_ids=ids_BT[:, :-1], use_cache=False)
+            starts = list(enumerate(first_scored_B))
+            hidden_QH = torch.cat([decoded.last_hidden_state[row, first - 1 :] for row, first in starts])
+            targets_Q = torch.cat([ids_BT[row, first:] for row, first in starts])
+            nll_Q = self._parts.score(decoded, hidden_QH, targets_Q).nll_S.cpu().numpy()
+        ends = np.cumsum([tokens_BT.shape[1] - first for first in first_scored_B])
+        return np.split(nll_Q, ends[:-1])
 
     def choices(self, requests: Sequence[ChoicesRequest]) -> Iterator[tuple[int, tuple[ChoiceScore, ...]]]:
         """See `Backend.choices`."""

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from longeval.request import ModelRequest
 
 
+CONCURRENCY = 16
+"""Requests under way at once."""
+
+
 def _check(spec: ModelRequest) -> None:
     if spec.base_url is None:
         raise LongEvalError(
@@ -25,7 +29,13 @@ def _load(spec: ModelRequest, model: PreparedModel) -> Backend:
     from longeval.backends.openai.client import own_key
 
     assert spec.base_url is not None
-    return OpenAIBackend(base_url=spec.base_url, api_key=own_key(), model=spec.served_model, tokenizer=model.tokenizer)
+    return OpenAIBackend(
+        base_url=spec.base_url,
+        api_key=own_key(),
+        model=spec.served_model,
+        tokenizer=model.tokenizer,
+        concurrency=CONCURRENCY,
+    )
 
 
 def _params(spec: ModelRequest, length_dependent: bool) -> dict[str, Any]:
@@ -38,6 +48,7 @@ BACKENDS.register(
         load=_load,
         heeds=frozenset({"base_url", "served_model"}),
         remote=True,
+        windows_at_once=CONCURRENCY,
         check=_check,
         params=_params,
         connect=ask_server,

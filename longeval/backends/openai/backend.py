@@ -1,8 +1,9 @@
 """The `openai` backend: any server with OpenAI's completions interface.
 
-The RoPE of such a server can be neither set nor read, so no digest is recorded. Prompts are sent as token ids of our
-tokenizer, several at the same time, sorted so that a server with a prefix cache can reuse common prefixes. `dialect`
-finds out once which requests the server understands.
+An outside server's RoPE can't be set: it computes what it was started with. One that `longeval serve` started says
+which table its engine holds, and a digest is recorded where that is the one asked for; of others none is.
+Prompts go as token ids of our tokenizer, several at once, sorted so that a server with a prefix cache finds what they
+share. What the server understands is asked once (see `dialect`).
 Interface: https://platform.openai.com/docs/api-reference/completions.
 
 Shapes: T tokens of a window or prompt, S scored tokens.
@@ -25,7 +26,7 @@ from longeval.backends.openai.client import ANSWER_S, Body, Client, RefusedError
 from longeval.backends.openai.dialect import COMPLETIONS, Dialect, UnreadableError, answer_ids, choice_of, told_count
 from longeval.backends.openai.server import find_model, too_long
 from longeval.errors import LongEvalError
-from longeval.rope.base import RopeTable
+from longeval.rope.base import RopeTable, table_digest
 
 MOST_STOPS = 4
 """Most stop texts in a request (vLLM 0.32 refuses a fifth); further ones are searched in the answer."""
@@ -69,29 +70,48 @@ class OpenAIBackend:
         self.served_model = server.model
         """The model's name at the server."""
         self.max_length = server.max_length
-        """Most tokens of a prompt with its answer, or None if the server doesn't state it."""
+        """Most tokens of a prompt with its answer, where the server says."""
+        self._method = server.method
+        self._table: RopeTable | None = None
         self.device = f"server {self._client.host}"
         self._dialect = Dialect(self._client, server.model, tokenizer)
         self._concurrency = concurrency
         self._length = 0
 
     def serve(self, table: RopeTable, length: int) -> None:
-        """Stores the length. The server's table can't be changed."""
-        self._length = length
+        """Remembers what should be served; the server's own table stays what it is."""
+        self._table, self._length = table, length
 
-    def rope_digest(self, length: int) -> None:
-        """None, because the server's table can't be read."""
+    def rope_digest(self, length: int) -> str | None:
+        """See `Backend.rope_digest`: of the table that is asked for, if the server says that its engine holds it.
+
+        None for a server that says nothing, and for one that says something else than it did to the plan.
+        """
+        table, method = self._table, self._method
+        if table is None or method is None or length > method.length or not method.holds(table):
+            return None
+        positions_T = np.arange(length, dtype=np.int64)
+        return table_digest(*(one.cos_sin(positions_T) for one in (table, table.local) if one is not None))
 
     def score(self, tokens_T: npt.NDArray[np.int32], first_scored: int) -> npt.NDArray[np.float32]:
         """See `Backend.score`."""
-        assert 1 <= first_scored <= len(tokens_T)
-        if first_scored == len(tokens_T):
-            return np.zeros(0, np.float32)
-        self._check_room(len(tokens_T), 1)
-        ids = tokens_T.tolist()
-        choice = choice_of(self._post(self._dialect.scoring_body(ids, greedy=False)), len(ids))
-        log_p_S = self._dialect.read(choice, ids, first_scored).log_p_S
-        return -np.array(log_p_S, dtype=np.float32)
+        return self.score_batch(tokens_T[None], [first_scored])[0]
+
+    def score_batch(
+        self, tokens_BT: npt.NDArray[np.int32], first_scored_B: Sequence[int]
+    ) -> list[npt.NDArray[np.float32]]:
+        """See `Backend.score_batch`. Each window is one request to the server, which batches them as it likes."""
+        length = tokens_BT.shape[1]
+        assert all(1 <= first <= length for first in first_scored_B)
+        found = [np.zeros(0, np.float32) for _ in first_scored_B]
+        asked = [row for row, first in enumerate(first_scored_B) if first < length]
+        if asked:
+            self._check_room(length, 1)
+        bodies = ((row, self._dialect.scoring_body(tokens_BT[row].tolist(), greedy=False)) for row in asked)
+        for row, answer in in_flight(self._post, bodies, self._concurrency):
+            scored = self._dialect.read(choice_of(answer, length), tokens_BT[row].tolist(), first_scored_B[row])
+            found[row] = -np.array(scored.log_p_S, dtype=np.float32)
+        return found
 
     def choices(self, requests: Sequence[ChoicesRequest]) -> Iterator[tuple[int, tuple[ChoiceScore, ...]]]:
         """See `Backend.choices`. Each distinct pair of context and continuation is one request to the server."""

@@ -15,13 +15,21 @@ from typing import Any
 from longeval.backends.base import AnyRequest
 from longeval.backends.openai.client import ANSWER_S, Client, ServerError, own_key
 from longeval.backends.openai.dialect import Dialect
+from longeval.backends.served import KEY, ServedMethod
 from longeval.errors import LongEvalError, did_you_mean
+from longeval.plain import canonical_json, made_from
+from longeval.rope.base import RopeTable
+from longeval.rope.build import ALL
 from longeval.values import format_length
 
 _MOST_NAMED = 400
 """Most models that are named in a message."""
 _LONGEST_NAME = 300
-_NOT_ONE = "Give the address of an OpenAI-compatible server including the version, such as http://127.0.0.1:8000/v1."
+_LONGEST = 1 << 21
+"""Most positions, in tokens, of which a table is computed to compare it."""
+_MOST_TOLD = 1 << 16
+"""Characters of what a server says of its method; factors of LongRoPE take some thousands."""
+_NOT_ONE = "It must be an OpenAI-compatible server, and its address up to the version: http://127.0.0.1:8000/v1."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,7 +41,25 @@ class OpenAIServer:
     model: str
     """The model's name at the server."""
     max_length: int | None
-    """Most tokens of a prompt with its answer; None if the server doesn't state it."""
+    """Most tokens of a prompt with its answer; None where it doesn't say."""
+    method: ServedMethod | None = None
+    """Its method, where `longeval serve` started it; None: not known."""
+
+    def proves(self, asked: ServedMethod, table: RopeTable) -> bool:
+        """See `Server.proves`."""
+        if self.method is None:
+            return False
+        flags = self.method.flags_from(asked)
+        found = f"{self.base_url} computes with {self.method.described()}"
+        ways = f"{' '.join(flags) or 'the --model, --scale-from and --layers that it was started with'}"
+        remedy = f"Use {ways}, or start another server with longeval serve."
+        if flags:
+            raise LongEvalError(f"--pe {asked.pe}: is asked for with {asked.described()}, and {found}", remedy)
+        if self.method.pin_length is not None or not self.method.rope_digests:
+            return False
+        if not self.method.holds(table):
+            raise LongEvalError(f"--pe {asked.pe}: {found}, by another table of cosines and sines", remedy)
+        return True
 
     def check_room(self, length: int, needed: int, what: str) -> None:
         """See `Server.check_room`."""
@@ -77,7 +103,7 @@ def ask_server(spec: AnyRequest) -> tuple[AnyRequest, OpenAIServer]:
         LongEvalError: The request has several models or methods, or see `find_model`.
     """
     for flag, names, what in (("--model", spec.model, "one model"), ("--pe", spec.pe, "the one method")):
-        if len(names) > 1:
+        if len(names) > 1 or (flag, *names) == ("--pe", ALL):
             raise LongEvalError(
                 f"{flag} {','.join(names)}: a server has only {what} that it was started with",
                 "Give that one. For others, start a server for each, and use the same --out.",
@@ -115,7 +141,22 @@ def find_model(client: Client, wanted: str | None) -> OpenAIServer:
         )
     length = models[wanted].get("max_model_len")
     is_number = isinstance(length, int) and not isinstance(length, bool)
-    return OpenAIServer(base_url=client.shown, model=wanted, max_length=length if is_number else None)
+    return OpenAIServer(
+        base_url=client.shown,
+        model=wanted,
+        max_length=length if is_number else None,
+        method=_method(models[wanted].get(KEY)),
+    )
+
+
+def _method(told: object) -> ServedMethod | None:
+    """What a server says of its method; None where that is nothing of ours."""
+    try:
+        found = made_from(ServedMethod, told)
+        size = len(canonical_json(told))
+    except ValueError:
+        return None
+    return found if 2 <= found.length <= _LONGEST and size <= _MOST_TOLD else None
 
 
 def _is_name(name: object) -> bool:

@@ -35,6 +35,7 @@ BACKENDS.register(
         load=_load,
         heeds=frozenset({"vllm_args", "pin_length", "device", "dtype"}),
         one_table=True,
+        windows_at_once=16,
         own_quantised_weights=True,
         check=_check,
         check_config=options.check_family,

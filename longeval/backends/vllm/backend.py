@@ -145,10 +145,17 @@ class VLLMBackend:
 
     def score(self, tokens_T: Tokens, first_scored: int) -> npt.NDArray[np.float32]:
         """See `Backend.score`."""
-        assert 1 <= first_scored <= len(tokens_T)
+        return self.score_batch(tokens_T[None], [first_scored])[0]
+
+    def score_batch(self, tokens_BT: Tokens, first_scored_B: Sequence[int]) -> list[npt.NDArray[np.float32]]:
+        """See `Backend.score_batch`; the engine batches them as it likes."""
+        assert all(1 <= first <= tokens_BT.shape[1] for first in first_scored_B)
         params = self._params(prompt_logprobs=0, max_tokens=1, skip_reading_prefix_cache=True)
-        ((_, output),) = self._run([_EngineRequest(tokens_T.tolist(), params)])
-        return -np.array(log_likelihoods(output, tokens_T[first_scored:]), dtype=np.float32)
+        found = dict(self._run(_Asked(tokens_T.tolist(), params) for tokens_T in tokens_BT))
+        return [
+            -np.array(log_likelihoods(found[row], tokens_BT[row, first:]), dtype=np.float32)
+            for row, first in enumerate(first_scored_B)
+        ]
 
     def choices(self, requests: Sequence[ChoicesRequest]) -> Iterator[tuple[int, tuple[ChoiceScore, ...]]]:
         """See `Backend.choices`."""

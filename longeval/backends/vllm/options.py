@@ -56,6 +56,7 @@ OWNED_BY_SERVE = OWNED | {
     "host": "--host",
     "port": "--port",
     "api_key": "LONGEVAL_API_KEY",
+    "middleware": "nothing: longeval tells clients of its method through it",
     "uvicorn_log_level": "-v",
     "disable_uvicorn_access_log": "-v",
 }

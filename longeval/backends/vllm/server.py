@@ -27,6 +27,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import psutil
 
+from longeval.backends.served import ServedMethod
 from longeval.backends.vllm.engine import logged_cause, remedy_of
 from longeval.backends.vllm.serve import PARENT_VARIABLE
 from longeval.errors import LongEvalError, reason
@@ -62,10 +63,8 @@ class Served:
     """One method, set up for one length."""
 
     table: RopeTable
-    length: int
-    """Longest prompt with its answer, tokens."""
-    description: str
-    """Method, factor, pinned length and length in words."""
+    method: ServedMethod
+    """What it is, for clients; digests are the engine's to tell."""
     notes: tuple[str, ...]
     """Notes for the user."""
 
@@ -112,25 +111,27 @@ def served_method(
             f"--pe {name.canonical}: has a different table for every length, but a vLLM engine holds one",
             "Pin it to one length, such as --pin-length 16k.",
         )
-    parts, notes = [name.canonical], []
-    if name.method.uses_factor:
-        parts.append(f"s = {s:g}")
-        if s == 1:
-            notes.append(
-                f"{name.canonical}: s = 1, nothing is stretched (the native length is "
-                f"{format_length(model.native_length)}; --factor or a longer --length would)"
-            )
-    if pin is not None:
-        parts.append(f"pinned to its table at {format_length(pin)}")
-        if pin < tokens:
-            notes.append(
-                f"--pin-length {format_length(pin)}: is shorter than the longest prompt, {format_length(tokens)}; "
-                "longer prompts use that table too"
-            )
+    notes = []
+    if name.method.uses_factor and s == 1:
+        notes.append(
+            f"{name.canonical}: s = 1, nothing is stretched (the native length is "
+            f"{format_length(model.native_length)}; --factor or a longer --length would)"
+        )
+    if pin is not None and pin < tokens:
+        notes.append(
+            f"--pin-length {format_length(pin)}: is shorter than the longest prompt, {format_length(tokens)}; "
+            "prompts beyond it get that table too"
+        )
     return Served(
         table=tables(tokens if pin is None else pin),
-        length=tokens,
-        description=", ".join((*parts, f"up to {format_length(tokens)} tokens")),
+        method=ServedMethod(
+            pe=name.canonical,
+            parameters=dataclasses.asdict(model.rope.parameters(name, arguments)),
+            factor=s if name.method.uses_factor else None,
+            native_length=model.native_length,
+            pin_length=pin,
+            length=tokens,
+        ),
         notes=tuple(notes),
     )
 

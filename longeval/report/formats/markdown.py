@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 from longeval.printable import printable
 from longeval.report.document import (
+    PICTURE_FORMATS,
     Block,
     Bullets,
     Document,
@@ -92,9 +93,10 @@ def code_block(language: str, lines: Iterable[str]) -> list[str]:
 
 
 def figure(folder: str, stem: str, alt: str) -> str:
-    """A PNG from the report's folder of figures, with a link to the same as SVG."""
+    """A PNG from the report's folder of figures, with links to the same in the other formats."""
     path = quote(f"{folder}/{stem}")
-    return f"![{escape_markdown(alt)}]({path}.png)\n\n[The same as SVG]({path}.svg)"
+    others = " and ".join(f"[{name.upper()}]({path}.{name})" for name in PICTURE_FORMATS if name != "png")
+    return f"![{escape_markdown(alt)}]({path}.png)\n\nThe same as {others}."
 
 
 def _one_line(text: object) -> str:

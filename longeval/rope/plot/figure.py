@@ -1,9 +1,9 @@
 """One page of plots that shows how methods change the features of RoPE, and what rounding of wavelengths achieves.
 
 Equal descriptions give equal bytes. matplotlib is imported inside the functions, and only its object interface is used,
-so that programs with plots of their own are not affected. Each base method has a colour and a marker, the same as in
-the figures of a report. Its resonance form is a dashed line with the same colour and marker. If both are drawn, the
-base method is a wide pale line, so that the dashes on it are visible.
+so that a program that makes its own plots is not disturbed. Colours and markers are those of a report's figures
+(`longeval.looks`). The line of a resonance form is dashed; where its base is drawn too, that is a wide pale line on
+which the dashes can be seen.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from longeval.errors import LongEvalError
+from longeval.looks import base_method, is_resonance, look_of
 from longeval.rope.plot import panels
 from longeval.rope.plot.panels import Page
 from longeval.rope.plot.phases import draw_phases
@@ -21,30 +22,20 @@ from longeval.values import format_length
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours without the yellow, and three more; colour-blind readers can distinguish them too.
-_LOOKS = {
-    "none": ("#000000", "o"),
-    "pi": ("#E69F00", "s"),
-    "ntk": ("#56B4E9", "^"),
-    "dynamic_ntk": ("#0072B2", "v"),
-    "ntk_by_parts": ("#CC79A7", "D"),
-    "yarn": ("#D55E00", "P"),
-    "dynamic_yarn": ("#882255", "X"),
-    "llama3": ("#009E73", "<"),
-    "longrope": ("#999933", ">"),
-    "abf": ("#888888", "*"),
-}
-_SPARE_LOOKS = (("#332288", "h"), ("#44AA99", "p"), ("#AA4499", "d"), ("#661100", "8"))
-_FORMATS = ("png", "svg")
+_FORMATS = {"png": None, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
+"""Formats, and what of their metadata is left out so that the same request gives the same file."""
+
 _DPI = 150
 _WIDTH_INCHES = 10.5
 
 
 def plot_format(path: str) -> str:
-    """The image format by a file's suffix, `png` or `svg`; raises LongEvalError for another suffix."""
+    """The format that a file name asks for: `png`, `svg` or `pdf`; another suffix raises LongEvalError."""
     suffix = path.rpartition(".")[2].lower()
     if suffix not in _FORMATS:
-        raise LongEvalError(f"--plot {path}: neither .png nor .svg", "Name the file tables.png or tables.svg.")
+        raise LongEvalError(
+            f"--plot {path}: not .png, .svg or .pdf", "Name the file tables.png, tables.svg or tables.pdf."
+        )
     return suffix
 
 
@@ -53,7 +44,7 @@ def draw(descriptions: Sequence[Mapping[str, Any]], image_format: str) -> bytes:
 
     Args:
         descriptions: What `describe` returns, at least one, all with the same native length and factor.
-        image_format: `png` or `svg`.
+        image_format: `png`, `svg` or `pdf`.
 
     Returns:
         The content of the image file.
@@ -62,11 +53,13 @@ def draw(descriptions: Sequence[Mapping[str, Any]], image_format: str) -> bytes:
     import matplotlib.style
 
     buffer = io.BytesIO()
-    # Ignores the user's matplotlib settings. Text stays text in SVG, and equal requests give equal files.
-    with matplotlib.style.context("default"), mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "longeval"}):
+    # Not the user's own settings. Text stays text in SVG and PDF, and the same request gives the same file.
+    with (
+        matplotlib.style.context("default"),
+        mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "longeval", "pdf.fonttype": 42}),
+    ):
         figure = make_figure(descriptions)
-        metadata = {"Date": None} if image_format == "svg" else None
-        figure.savefig(buffer, format=image_format, dpi=_DPI, metadata=metadata)
+        figure.savefig(buffer, format=image_format, dpi=_DPI, metadata=_FORMATS[image_format])
     return buffer.getvalue()
 
 
@@ -117,33 +110,27 @@ def _title(description: Mapping[str, Any]) -> str:
 
 def _styles(names: Sequence[str]) -> list[dict[str, Any]]:
     """Line properties of every method, for matplotlib."""
-    bases = [_base(name) for name in names]
-    unknown = sorted(set(bases) - set(_LOOKS))
+    bases = [base_method(name) for name in names]
     styles = []
     for index, (name, base) in enumerate(zip(names, bases, strict=True)):
-        rounded = name != base
-        colour, marker = _LOOKS[base] if base in _LOOKS else _SPARE_LOOKS[unknown.index(base) % len(_SPARE_LOOKS)]
+        rounded = is_resonance(name)
+        look = look_of(name, names)
         pale = not rounded and bases.count(base) > 1
         styles.append(
             {
-                "color": colour,
+                "color": look.colour,
                 "alpha": 0.35 if pale else 1.0,
                 "linestyle": (0, (4, 2)) if rounded else "-",
                 # Each line is thinner than the one before, so that lines on top of each other are visible.
                 "linewidth": 4.5 if pale else 1.3 if rounded else 1.4 + 1.4 * (1 - (index + 1) / len(names)),
                 "zorder": 3 if rounded else 2,
-                "marker": marker,
+                "marker": look.marker,
                 "markersize": 4.5 if rounded else 0,
                 "markerfacecolor": "white",
                 "markeredgewidth": 0.9,
             }
         )
     return styles
-
-
-def _base(name: str) -> str:
-    """The method that a resonance method rounds, or a base method itself."""
-    return "none" if name == "resonance" else name.removeprefix("resonance_")
 
 
 def _legend_grid(names: Sequence[str]) -> tuple[int, int]:

@@ -31,8 +31,7 @@ class PosGenStudy:
 
     name = "posgen"
     Request = PosGenRequest
-    planning: str | None = None
-    tells_passes = False  # passes are training steps, which would be thousands of lines
+    tells_passes = False  # they are steps: thousands of lines
     report_command = "longeval posgen table"
 
     def check(self, requests: Sequence[PosGenRequest], store: Store) -> None:
@@ -45,6 +44,7 @@ class PosGenStudy:
         """See `Study`."""
         from longeval.studies.posgen.plan import plan_posgen
 
+        tell.preparing("building tables and trainings")
         return plan_posgen(request)
 
     def summary(self, records: Sequence[Record], width: int) -> list[Table]:

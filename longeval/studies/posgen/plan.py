@@ -22,7 +22,7 @@ from longeval.metrics.accuracy import ACCURACY_OOD
 from longeval.models.device import resolve_device
 from longeval.plain import canonical_json
 from longeval.rope.base import Geometry, RopeTable, table_digest
-from longeval.rope.build import MethodName, build_table, make_parameters
+from longeval.rope.build import ALL, MethodName, build_table, make_parameters, usable
 from longeval.run.cell import ID_DIGITS, cell_id
 from longeval.run.host import Host
 from longeval.run.overview import CellList, Overview, count, format_duration, format_gib
@@ -131,6 +131,10 @@ def check_settings(requests: Sequence[PosGenRequest], store: Store) -> None:
 def plan_posgen(request: PosGenRequest) -> PosGenPlan:
     """Checks a request and makes its cells and work; raises LongEvalError if anything in it is wrong."""
     names = method_names(request.pe, request.pe_args, request.factor)
+    notes: list[str] = []
+    if ALL in request.pe:
+        names, left_out = usable(request.pe, request.pe_args, lambda name: _test_table(request, name))
+        request, notes = request.replaced(pe=[name.canonical for name in names]), [left_out] if left_out else []
     _check_native(request, names)
     device = resolve_device(request.device)
     _check_precision(request, device)
@@ -153,7 +157,7 @@ def plan_posgen(request: PosGenRequest) -> PosGenPlan:
         request=request,
         cells=tuple(cells),
         work=tuple(stacks.values() if stacked else (one for stack in stacks.values() for one in stack.by_seed())),
-        notes=_notes(request, names),
+        notes=(*notes, *_notes(request, names)),
         experiment=experiment,
         stacked=stacked,
     )

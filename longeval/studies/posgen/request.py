@@ -84,20 +84,30 @@ class PosGenRequest(StudyRequest, frozen=True):
             example="trained",
         ),
     ] = ("trained",)
-    seeds: Annotated[int, Declare(setting.count(), "Number of seeds.")] = 5
+    seeds: Annotated[int, Declare(setting.count(), "How many seeds, one training each.")] = 5
     first_seed: Annotated[int, Declare(setting.count(least=0), "The first seed.")] = 0
     data_seed: Annotated[
         int | None,
         Declare(setting.count(least=0), "Seed of one data set for all seeds.", unset="each seed its own", panel=DATA),
     ] = None
-    num_train: Annotated[int, Declare(setting.count(), "Training sequences.", panel=DATA)] = 10000
-    num_valid: Annotated[int, Declare(setting.count(), "Validation sequences.", panel=DATA)] = 1000
-    num_test: Annotated[int, Declare(setting.count(), "Test sequences.", panel=DATA)] = 1000
+    num_train: Annotated[int, Declare(setting.count(), "Sequences to train on.", panel=DATA)] = 10000
+    num_valid: Annotated[
+        int, Declare(setting.count(), "Sequences for validation, whose losses are kept by epoch.", panel=DATA)
+    ] = 1000
+    num_test: Annotated[
+        int, Declare(setting.count(), "Sequences for the test, which gives the accuracies.", panel=DATA)
+    ] = 1000
     modulus: Annotated[int, Declare(setting.count(least=2), "m: tokens are 0 … m−1.", panel=DATA)] = 17
-    j: Annotated[int, Declare(setting.count(least=0), "Number of summed tokens at the rule's place.", panel=DATA)] = 1
+    j: Annotated[
+        int, Declare(setting.count(least=0), "Tokens that are summed at the rule's own place.", panel=DATA)
+    ] = 1
     k: Annotated[
         int,
-        Declare(setting.count(least=0), "Number of summed last tokens; the first j + k tokens are random.", panel=DATA),
+        Declare(
+            setting.count(least=0),
+            "Tokens that are summed right before the new one; the first j + k are random.",
+            panel=DATA,
+        ),
     ] = 3
     length: Annotated[int, Declare(setting.length(), "Tokens of a training sequence.", panel=DATA)] = 64
     test_length: Annotated[int, Declare(setting.length(), "Tokens of a validation or test sequence.", panel=DATA)] = 256
@@ -279,5 +289,7 @@ def _shown(value: Any) -> str:
 
 
 def _bases(names: tuple[str, ...]) -> set[str]:
-    """The base methods of some methods; parameters belong to these."""
-    return {name.removeprefix("resonance_") for name in names}
+    """Methods without resonance, which parameters belong to."""
+    from longeval.rope.build import listed_names  # here, because --help imports this module
+
+    return {name.removeprefix("resonance_") for name in listed_names(names)}

@@ -22,7 +22,6 @@ class PplStudy:
 
     name = "ppl"
     Request = PplRequest
-    planning: str | None = "reading model configuration and documents …"
     tells_passes = True
     report_command = "longeval report"
 
@@ -33,7 +32,7 @@ class PplStudy:
         """See `Study`."""
         from longeval.studies.ppl.plan import plan_ppl
 
-        return plan_ppl(request, dry_run=dry_run)
+        return plan_ppl(request, tell, dry_run=dry_run)
 
     def summary(self, records: Sequence[Record], width: int) -> list[Table]:
         """See `Study`."""

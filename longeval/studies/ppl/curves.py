@@ -14,7 +14,7 @@ from longeval.report import plots
 from longeval.report.collect import Collection
 from longeval.report.document import Block, Data, Figure, Paragraph, Picture, prose
 from longeval.report.numbers import format_perplexity
-from longeval.report.plots import length_axis, line_style, native_line, new_figure, plain_axes
+from longeval.report.plots import length_axis, line_style, native_line, new_figure, plain_axes, title_and_legend
 from longeval.report.tables import Grid, GridRow
 from longeval.stats.bootstrap import PositionCurve, by_position, position_edges
 from longeval.values import format_length
@@ -24,6 +24,8 @@ _POSITION_BINS = 32
 
 _LOG_FROM_RANGE = 10.0
 """A perplexity axis is logarithmic where the largest value is more than this times the smallest."""
+_LEAST_RANGE = 0.01
+"""A perplexity axis spans at least this share of its largest value, so that nearly equal values look so."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,16 +108,18 @@ def length_curve(grid: Grid) -> Picture | None:
         return None
     figure = new_figure()
     axes = plain_axes(figure.add_subplot())
+    styles = []
     for row in grid.rows:
         points = [(length, row.cells[length].value) for length in grid.lengths if length in row.cells]
         # A failed cell breaks the line: what lies between its neighbours is not known.
         y = [math.nan if value is None else value for _, value in points]
-        axes.plot([length for length, _ in points], y, **line_style(row, grid.rows, with_marker=True))
+        styles.append(line_style(row, grid.rows, with_marker=True))
+        axes.plot([length for length, _ in points], y, **styles[-1])
     axes.set_xlabel("Context length (tokens)")
     length_axis(axes, grid.lengths)
     _perplexity_axis(axes, values)
     native_line(axes, grid.native_length)
-    _legend(axes, grid.title)
+    title_and_legend(figure, grid.title, styles)
     return plots.render(figure)
 
 
@@ -124,12 +128,13 @@ def position_curve(grid: Grid, length: int, curves: Sequence[tuple[GridRow, Posi
     figure = new_figure()
     axes = plain_axes(figure.add_subplot())
     shown = []
+    styles = []
     for row, curve in curves:
         perplexity_K = np.exp(np.minimum(curve.mean_nll_K, 700.0))
         centre_K = (curve.edges_K1[:-1] + curve.edges_K1[1:]) / 2
         held_K = np.isfinite(perplexity_K)
-        style = line_style(row, grid.rows, with_marker=False)
-        axes.plot(centre_K[held_K], perplexity_K[held_K], **style)
+        styles.append(line_style(row, grid.rows, with_marker=False))
+        axes.plot(centre_K[held_K], perplexity_K[held_K], **styles[-1])
         shown.extend(perplexity_K[held_K].tolist())
     axes.set_xlabel(f"Position in a window of {format_length(length)} tokens")
     axes.set_xlim(0, length)
@@ -138,14 +143,20 @@ def position_curve(grid: Grid, length: int, curves: Sequence[tuple[GridRow, Posi
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: format_length(round(x)) if x else "0"))
     _perplexity_axis(axes, shown)
     native_line(axes, grid.native_length)
-    _legend(axes, grid.title)
+    title_and_legend(figure, grid.title, styles)
     return plots.render(figure)
 
 
 def _perplexity_axis(axes: Axes, values: Sequence[float]) -> None:
     axes.set_ylabel("Perplexity")
     low, high = min(values), max(values)
+    plain = FuncFormatter(lambda y, _: f"{y:g}" if y < 1e4 else format_perplexity(y))
     if high <= _LOG_FROM_RANGE * low:
+        if high - low < _LEAST_RANGE * high:
+            middle = (low + high) / 2
+            axes.set_ylim(middle - 0.6 * _LEAST_RANGE * high, middle + 0.6 * _LEAST_RANGE * high)
+        if high >= 1e5:
+            axes.yaxis.set_major_formatter(plain)
         return
     axes.set_yscale("log")
     # Decades alone would leave the range where working methods lie without a label.
@@ -155,10 +166,5 @@ def _perplexity_axis(axes: Axes, values: Sequence[float]) -> None:
     ticks = [step * 10.0**exponent for exponent in exponents for step in steps]
     bottom, top = axes.get_ylim()
     axes.yaxis.set_major_locator(FixedLocator([tick for tick in ticks if bottom <= tick <= top]))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}" if y < 1e4 else format_perplexity(y)))
+    axes.yaxis.set_major_formatter(plain)
     axes.yaxis.set_minor_formatter(NullFormatter())
-
-
-def _legend(axes: Axes, title: str) -> None:
-    axes.set_title(title, fontsize=10, loc="left", pad=18)
-    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, fontsize=8, handlelength=3.2)

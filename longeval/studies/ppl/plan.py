@@ -7,6 +7,8 @@ tokenised, tables are built. Weights are not loaded.
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import logging
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,25 +16,39 @@ from typing import Any
 
 import numpy as np
 
-from longeval.backends.base import capabilities, check_request
+from longeval.backends.base import Server, capabilities, check_request
 from longeval.cache import cache_dir
+from longeval.data.documents import Text
 from longeval.data.sources import Source, open_source
 from longeval.data.special import spelt_note
-from longeval.data.tokens import select, tokenise
+from longeval.data.tokens import TokenisedDocument, select, tokenise
 from longeval.errors import LongEvalError
 from longeval.metrics.perplexity import PERPLEXITY
 from longeval.models.prepare import PreparedModel, prepare_all
 from longeval.rope.build import MethodName
 from longeval.run.cell import cell_id
-from longeval.run.cost import Window, memory_bytes, precision, windows_seconds
-from longeval.run.host import Host, by_engine
+from longeval.run.cost import Window, batch_size, memory_bytes, precision, windows_seconds
+from longeval.run.examples import ShownInputs
+from longeval.run.host import Host, Silent, by_engine
 from longeval.run.overview import CellList, Overview, count, format_duration, format_gib
-from longeval.run.setups import Setup, ask_server, check_pin, dtype_of, method_names, setting_notes, setups
-from longeval.run.study import Plan, SkippedWork, Work
+from longeval.run.setups import (
+    Setup,
+    ask_server,
+    check_pin,
+    dtype_of,
+    method_names,
+    setting_notes,
+    setups,
+    usable_methods,
+)
+from longeval.run.study import Plan, SkippedWork, Tell, Work
+from longeval.store.folder import Store
 from longeval.studies.ppl.protocols import PROTOCOLS, Protocol, check_stride
 from longeval.studies.ppl.request import PplRequest
 from longeval.studies.ppl.work import DataSet, PplCell, PplWork
 from longeval.values import format_length
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_STRIDE = 256
 """Tokens between windows where nothing else is asked for, as in YaRN's and LongLoRA's runs."""
@@ -66,29 +82,49 @@ class PplPlan(Plan):
             costs=tuple(self._cost(host, model, left) for model in self.models),
         )
 
+    def examples(self, number: int, store: Store) -> Iterator[ShownInputs]:
+        """See `Plan`: the first windows of each model, data set and length."""
+        works = {cell.id: work for work in self.work if isinstance(work, PplWork) for cell in work.cells}
+        alike: dict[tuple[str, str | None, int], list[PplCell]] = {}
+        for cell in self.cells:  # methods differ in nothing that decides the windows
+            alike.setdefault((cell.model, cell.data, cell.length), []).append(cell)
+        for (model, data, length), cells in alike.items():
+            if cells[0].id in works:
+                yield works[cells[0].id].examples(cells, number, store)
+            else:
+                logger.info("%s on %s at %s: has no window to show", model, data, format_length(length))
+
     def _cost(self, host: Host, model: PreparedModel, left: Sequence[Work]) -> str:
         """What is left to do with a model."""
         cells = [cell for work in left for cell in work.cells if cell.model == model.name]
-        windows = [
-            window for work in left if isinstance(work, PplWork) and work.model is model for window in work.passes()
-        ]
+        passes = [one for work in left if isinstance(work, PplWork) and work.model is model for one in work.passes()]
+        windows = [window for one in passes for window in one]
+        most = max(map(len, passes), default=1)
         said = (
-            f"{model.name} ({precision(self.request, model)}): {count(len(cells), 'cell')} in {len(windows)} forward "
-            f"{'pass' if len(windows) == 1 else 'passes'}, {sum(window.length for window in windows):,} tokens"
+            f"{model.name} ({precision(self.request, model)}): {count(len(cells), 'cell')} in "
+            f"{count(len(passes), 'forward pass')}{f' of up to {most} windows' if most > 1 else ''}, "
+            f"{sum(window.length for window in windows):,} tokens"
         )
         if not capabilities(self.request.backend).estimates:  # what an engine or a server takes, only it knows
             return said
         size = host.size(model)
-        memory = memory_bytes(model, size, max((window.length for window in windows), default=0))
+        memory = max(
+            (memory_bytes(model, size, one[0].length, batch=len(one)) for one in passes),
+            default=memory_bytes(model, size, 0),
+        )
         duration = format_duration(windows_seconds(model, size, windows))
         return f"{said}; estimated {duration} and {format_gib(memory)}"
 
 
-def plan_ppl(request: PplRequest, *, dry_run: bool = False) -> PplPlan:
+def plan_ppl(request: PplRequest, tell: Tell | None = None, *, dry_run: bool = False) -> PplPlan:
     """Checks a request and lays out its cells; raises LongEvalError for anything that is wrong with it.
 
-    With `dry_run` no code of models runs.
+    Args:
+        request: What was asked.
+        tell: Told what is being done; None: nobody.
+        dry_run: Whether this is only to be shown: no code of models runs.
     """
+    tell = tell or Silent()
     check_request(request)
     protocol = PROTOCOLS.lookup(request.protocol)
     if request.stride is not None and not protocol.strided:
@@ -104,26 +140,30 @@ def plan_ppl(request: PplRequest, *, dry_run: bool = False) -> PplPlan:
         what = f"a window of {longest} tokens takes {longest + 1} there, since a server generates one at least"
         server.check_room(longest, longest + 1, what)
     with _data_flag():
-        opened = [open_source(name, text_field=request.text_field) for name in request.data]
+        opened = []
+        for name in request.data:
+            tell.preparing(f"reading {name}")
+            opened.append(open_source(name, text_field=request.text_field))
     sources = list({source.name: source for source in opened}.values())  # two aliases are one data set
-    models = prepare_all(request, capabilities(request.backend), dry_run=dry_run)
+    models = prepare_all(request, capabilities(request.backend), tell.preparing, dry_run=dry_run)
+    request, names, notes = usable_methods(request, names, models)
     check_pin(request, names, models)
     if server is not None:
         server.check_reads([model.tokenizer for model in models], scores=True)
     cells: list[PplCell] = []
     work: list[PplWork] = []
     skipped: list[SkippedWork] = []
-    notes = [source.note for source in sources if source.note is not None]
+    notes += [source.note for source in sources if source.note is not None]
     for model in models:
         _check_prefix(request, model)
         check_stride(protocol, stride_of(request), request.lengths[0], len(model.prefix))
-        corpora = [_corpus(source, request, model) for source in sources]
+        corpora = [_corpus(source, request, model, tell) for source in sources]
         _check_lengths(request, protocol, model, corpora)
-        notes += _notes(request, names, model, corpora)
+        notes += _notes(request, names, model, corpora, server)
         for corpus in corpora:
             alone = [_alone(request, protocol, model, corpus, setup) for setup in setups(request, model, names)]
             cells += [one.cells[0] for one in alone]
-            work += together([one for one in alone if one.cells[0].windows])
+            work += [_batched(request, one) for one in together([one for one in alone if one.cells[0].windows])]
             skipped += [
                 SkippedWork(cells=one.cells, reason=_why_skipped(one)) for one in alone if not one.cells[0].windows
             ]
@@ -157,17 +197,27 @@ def together(alone: Sequence[PplWork]) -> list[PplWork]:
     return work
 
 
+def _batched(request: PplRequest, work: PplWork) -> PplWork:
+    """The work with the number of windows that share a pass, as asked or as is faster."""
+    if request.batch_size is not None:
+        return dataclasses.replace(work, batch_size=request.batch_size)
+    chosen = capabilities(request.backend)
+    most = batch_size(work.model, work.longest) if "batch_size" in chosen.heeds else chosen.windows_at_once
+    return dataclasses.replace(work, batch_size=most)
+
+
 def _alone(request: PplRequest, protocol: Protocol, model: PreparedModel, corpus: DataSet, setup: Setup) -> PplWork:
     """The work of one cell: one method and length on one data set."""
-    lengths = corpus.selection.lengths
+    selection, lengths = corpus.selection, corpus.selection.lengths
     windows = tuple(protocol.windows(lengths, setup.length, stride_of(request), len(model.prefix)))
     scored = len({window.document for window in windows})
     too_short = 0 if protocol.joined and windows else len(lengths) - scored
     params = setup.params | {
         "stride": stride_of(request) if protocol.strided else None,
         "min_tokens": corpus.min_tokens,
-        "data_digest": corpus.selection.digest,
+        "data_digest": selection.digest,
         "data_origin": corpus.source.origin,
+        **({"without_text": selection.without_text} if selection.without_text else {}),
     }
     fields: dict[str, Any] = {
         "model": model.name,
@@ -177,7 +227,7 @@ def _alone(request: PplRequest, protocol: Protocol, model: PreparedModel, corpus
         "protocol": protocol.name,
         "backend": request.backend,
         "dtype": dtype_of(request, model),
-        "skipped": corpus.selection.skipped + too_short,
+        "skipped": selection.skipped + too_short,
     }
     cell = PplCell(
         id=cell_id("ppl", fields | {"pe": setup.pe.canonical}, params),
@@ -237,24 +287,21 @@ def _check_prefix(request: PplRequest, model: PreparedModel) -> None:
     )
 
 
-def _corpus(source: Source, request: PplRequest, model: PreparedModel) -> DataSet:
+def _corpus(source: Source, request: PplRequest, model: PreparedModel, tell: Tell) -> DataSet:
     """A data set's documents, tokenised for a model."""
     default_min = request.lengths[-1] if request.protocol == "prefix" else 2
     min_tokens = default_min if request.min_tokens is None else request.min_tokens
     docs = request.docs if request.docs is not None else source.default_docs or "all"
-    with _data_flag():
-        selection = select(
-            source.documents(),
-            lambda document: tokenise(
-                document,
-                model.tokenizer,
-                model.tokenizer_digest,
-                cache_dir(),
-                parse_special=request.parse_special,
-            ),
-            min_tokens=min_tokens,
-            docs=docs,
+    looked_at = itertools.count(1)
+
+    def tokenised(document: Text) -> TokenisedDocument:
+        tell.preparing(f"{source.name}: tokenising documents for {model.name}", next(looked_at))
+        return tokenise(
+            document, model.tokenizer, model.tokenizer_digest, cache_dir(), parse_special=request.parse_special
         )
+
+    with _data_flag():
+        selection = select(source.documents(), tokenised, min_tokens=min_tokens, docs=docs)
     for document in selection.documents:
         if model.unembedded:
             model.check_embedded([document.tokens()], f"--data {source.name}: {document.name}")
@@ -308,15 +355,22 @@ def _how_to_fill(request: PplRequest, protocol: Protocol, corpora: Sequence[Data
 
 
 def _notes(
-    request: PplRequest, names: Sequence[MethodName], model: PreparedModel, corpora: Sequence[DataSet]
+    request: PplRequest,
+    names: Sequence[MethodName],
+    model: PreparedModel,
+    corpora: Sequence[DataSet],
+    server: Server | None,
 ) -> list[str]:
     """What a user should know of a model and of its documents before anything starts."""
-    notes = [*model.notes, *setting_notes(request, names, model)]
+    notes = [*model.notes, *setting_notes(request, names, model, server)]
     for corpus in corpora:
         chosen, skipped = len(corpus.selection.documents), corpus.selection.skipped
         if skipped:
+            without = corpus.selection.without_text
+            told = f", {without} of them without text (null or missing)" if without else ""
             notes.append(
                 f"{corpus.source.name}: {chosen} documents; {skipped} of fewer than {corpus.min_tokens} tokens skipped"
+                f"{told}"
             )
         if corpus.selection.spelt:
             notes.append(

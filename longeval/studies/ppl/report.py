@@ -157,9 +157,17 @@ def scored_blocks(grid: Grid, documents: Sequence[str]) -> list[Block]:
             "All lengths of a method whose table does not depend on length come from one forward pass a document; in "
             "bfloat16 and float16 the last digits can differ from those of a pass at that length alone."
         )
+    shared = max((record.params.get("batch_size", 1) for record in grid.records), default=1)
+    if shared > 1:
+        facts.append(
+            f"Up to {shared} windows of equal length shared a forward pass, without padding; values differ from those "
+            "of single windows by rounding only."
+        )
     if documents:
         more = f" and {len(documents) - _MAX_DOCUMENTS} more" if len(documents) > _MAX_DOCUMENTS else ""
         facts.append(prose(f"Documents: {{}}{more}.", codes(documents[:_MAX_DOCUMENTS])))
+    if settings.get("without_text"):
+        facts.append(f"Records without text (null or missing), counted as skipped: {settings['without_text']:,}.")
     if settings.get("data_digest"):
         facts.append(prose("Digest of the texts: `{}`.", settings["data_digest"]))
     if settings.get("bos") is not None:
@@ -269,5 +277,6 @@ REPORT = StudyReport(
     across="context length",
     sections=sections,
     summary=summary,
-    files=("perplexity-*.png", "perplexity-*.svg", "position-*.png", "position-*.svg", "pairs.csv", "positions.csv"),
+    figures=("perplexity-*", "position-*"),
+    data=("pairs.csv", "positions.csv"),
 )

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from longeval.request import setting
 from longeval.request.model import ModelRequest
-from longeval.request.setting import Declare
+from longeval.request.setting import MACHINE, Declare
 
 DOCUMENTS = "Documents"
 
@@ -24,15 +24,20 @@ class PplRequest(ModelRequest, frozen=True):
     longeval ppl --model smollm2-135m-q4 --pe none,yarn,resonance_yarn --lengths 4k,8k,12k --data stdlib --docs 2
 
     longeval ppl --model ./my-model --pe yarn --factor 4 --lengths 32k --data book.txt --protocol sliding --dry-run
+
+    longeval ppl --model ./my-model --pe all --lengths 4k,8k --data 'docs/*.txt,hub:OWNER/NAME:test'
     """
 
     command: ClassVar[str] = "ppl"
+    can_show: ClassVar[bool] = True
+    how_only: ClassVar[frozenset[str]] = frozenset({"batch_size"})
 
     data: Annotated[
         tuple[str, ...],
         Declare(
             setting.paths,
-            "gov_report, pg19, proof_pile, leval:NAME, stdlib, files, folders; comma list (\\, for one in a path).",
+            "gov_report, pg19, proof_pile, leval:NAME, stdlib, files, folders, patterns in quotes ('docs/*.txt'), "
+            "hub:OWNER/NAME[:CONFIG]:SPLIT; comma list (\\, for one in a path).",
             example="gov_report",
         ),
     ] = ("gov_report",)
@@ -57,10 +62,20 @@ class PplRequest(ModelRequest, frozen=True):
         Declare(
             setting.either("all", setting.count()),
             "At most so many documents, or all.",
-            unset="what the data set says",
+            unset="what the data set says, 50 of hub:…",
             panel=DOCUMENTS,
         ),
     ] = None
     text_field: Annotated[
-        str | None, Declare(setting.text, "Field of JSON, CSV, parquet files with the text.", panel=DOCUMENTS)
+        str | None,
+        Declare(setting.text, "Field with the text in JSON, CSV, parquet files and hub:… data sets.", panel=DOCUMENTS),
+    ] = None
+    batch_size: Annotated[
+        int | None,
+        Declare(
+            setting.count_or_auto,
+            "hf: windows of equal length that share a forward pass, or auto.",
+            unset="auto: 1 on a CPU, elsewhere about 8k tokens a pass",
+            panel=MACHINE,
+        ),
     ] = None

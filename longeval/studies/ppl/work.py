@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,9 +19,12 @@ from longeval.metrics import derived
 from longeval.rope.base import RopeTable
 from longeval.run.cell import Cell
 from longeval.run.cost import Window
+from longeval.run.examples import Found, InputPart, ShownInput, ShownInputs, stored
 from longeval.run.host import Host
+from longeval.run.overview import count
 from longeval.run.study import Outcome, failed
-from longeval.store.nll import NLL, TokenNll
+from longeval.store.folder import Store
+from longeval.store.nll import LARGEST_EXPONENT, NLL, TokenNll
 from longeval.store.records import provenance
 from longeval.studies.ppl.protocols import Protocol
 from longeval.values import format_length
@@ -29,7 +33,9 @@ if TYPE_CHECKING:
     from longeval.models.prepare import PreparedModel
 
 Scored = list[tuple[Window, npt.NDArray[np.float32]]]
-"""A cell's windows in the order in which they were run, each with the values of its scored tokens, nats."""
+"""A cell's windows in their order, each with the values of its scored tokens, nats."""
+Passed = dict[tuple[int, int], tuple[Window, npt.NDArray[np.float32]]]
+"""By document and start: the window that was run, and the values of its scored tokens, nats."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,6 +71,13 @@ class PplWork:
     """Window length → table."""
     static: bool
     """Whether that is the same table for every window."""
+    batch_size: int = 1
+    """Most windows that share a pass; all windows of a pass have one length."""
+
+    @property
+    def _texts(self) -> Texts:
+        """The documents that windows are cut from."""
+        return Texts(self.corpus.selection, joined=self.protocol.joined, prefix=self.model.prefix)
 
     @property
     def longest(self) -> int:
@@ -78,22 +91,26 @@ class PplWork:
             return False
         return self.table(new.longest).same_as(new.table(new.longest))
 
-    def passes(self) -> list[Window]:
-        """The windows to run: for each, every cell's window of the same document and start is a beginning of it."""
-        return [longest for longest, _ in self._shared()]
-
-    def _shared(self) -> list[tuple[Window, list[tuple[PplCell, Window]]]]:
-        """The windows to run, each with the cells that it serves and their windows."""
-        groups: dict[tuple[int, int], list[tuple[PplCell, Window]]] = {}
+    def passes(self) -> list[list[Window]]:
+        """The windows of each pass, which have one length; every cell's window is a beginning of one of them."""
+        longest: dict[tuple[int, int], Window] = {}
         for cell in self.cells:
             for window in cell.windows:
-                groups.setdefault((window.document, window.start), []).append((cell, window))
-        return [(max((window for _, window in group), key=lambda one: one.stop), group) for group in groups.values()]
+                known = longest.setdefault(_place(window), window)
+                if window.stop > known.stop:
+                    longest[_place(window)] = window
+        passes, waiting = [], dict[int, list[Window]]()
+        for window in longest.values():
+            alike = waiting.setdefault(window.length, [])
+            alike.append(window)
+            if len(alike) == self.batch_size:
+                passes.append(waiting.pop(window.length))
+        return [*passes, *waiting.values()]
 
     def costs(self, host: Host) -> Sequence[float]:
         """See `Work`."""
         size = host.size(self.model)
-        return [size.window_flops(window) for window in self.passes()]
+        return [sum(map(size.window_flops, windows)) for windows in self.passes()]
 
     def without(self, ids: Container[str]) -> PplWork | None:
         """See `Work`."""
@@ -101,7 +118,10 @@ class PplWork:
         return dataclasses.replace(self, cells=cells) if cells else None
 
     def smaller(self) -> PplWork | None:
-        """The cells of shorter lengths."""
+        """Half as many windows in a pass; where they are alone already, the cells of shorter lengths."""
+        most = max(map(len, self.passes()))
+        if most > 1:
+            return dataclasses.replace(self, batch_size=most // 2)
         return self.without({cell.id for cell in self.cells if cell.length == self.longest})
 
     def no_memory(self, reason: str) -> str:
@@ -117,38 +137,103 @@ class PplWork:
         methods = ",".join(dict.fromkeys(cell.pe.canonical for cell in self.cells))
         lengths = ",".join(dict.fromkeys(format_length(cell.length) for cell in self.cells))
         what = f"{methods} {lengths} · {self.model.name} on {self.corpus.source.name}"
-        host.progress.stage(what, len(self.passes()), "window")
-        texts = Texts(self.corpus.selection, joined=self.protocol.joined, prefix=self.model.prefix)
+        passes = self.passes()
+        most = max(map(len, passes))
+        host.progress.stage(what, len(passes), "window" if most == 1 else "pass")
+        texts = self._texts
         started = time.perf_counter()
-        scored = self._score(host, backend, texts)
+        nlls = self._score(host, backend, texts, passes)
         elapsed_s = round(time.perf_counter() - started, 3)
+        # Named in records, but not in the cells' ids: windows that share a pass have the same values but for rounding.
+        named = {"batch_size": most} if most > 1 else {}
+        cells = [dataclasses.replace(cell, params=cell.params | named) for cell in self.cells]
         # All of them before the first is stored: a document that went away fails all its cells.
         yield from [
-            _outcome(cell, scored[cell.id], texts, backend, elapsed_s, self._digest(cell, backend))
-            for cell in self.cells
+            _outcome(cell, _of_cell(cell, nlls), texts, backend, elapsed_s, self._digest(cell, backend))
+            for cell in cells
         ]
 
-    def _score(self, host: Host, backend: Backend, texts: Texts) -> dict[str, Scored]:
-        """Runs all passes and hands each cell its part, by id; a static table is served already."""
-        scored: dict[str, Scored] = {cell.id: [] for cell in self.cells}
+    def _score(self, host: Host, backend: Backend, texts: Texts, passes: Sequence[Sequence[Window]]) -> Passed:
+        """Runs the passes; a static table is served already."""
+        nlls: Passed = {}
         served = 0
-        for window, served_cells in self._shared():
-            if not self.static and served != window.length:
-                served = window.length
+        for windows in passes:
+            length = windows[0].length
+            if not self.static and served != length:
+                served = length
                 backend.serve(self.table(served), served)
-            nll_S = backend.score(texts.window(window), window.context)
-            for cell, own in served_cells:
-                assert own.context == window.context
-                scored[cell.id].append((own, nll_S[: own.num_scored]))
-            cost = host.size(self.model).window_flops(window)
-            host.progress.advance(window.length, cost, f"{window.num_scored} scored")
-        return scored
+            for window, nll_S in zip(windows, _score_together(backend, texts, windows), strict=True):
+                nlls[_place(window)] = window, nll_S
+            cost = sum(map(host.size(self.model).window_flops, windows))
+            said = f"{sum(window.num_scored for window in windows)} scored"
+            detail = f"{len(windows)} windows, {said}" if len(windows) > 1 else said
+            host.progress.advance(len(windows) * length, cost, detail)
+        return nlls
+
+    def examples(self, cells: Sequence[PplCell], number: int, store: Store) -> ShownInputs:
+        """The first windows of cells that differ in their method alone, with their values as far as they are stored."""
+        first, windows = cells[0], cells[0].windows
+        found = [stored(cell, store, NLL) for cell in cells]
+        return ShownInputs(
+            title=(
+                f"{first.data} at {format_length(first.length)} · {self.model.name}, {self.protocol.name}: "
+                f"{min(number, len(windows))} of {count(len(windows), 'window')}"
+            ),
+            tokenizer=self.model.tokenizer,
+            examples=tuple(self._example(window, self._texts, found) for window in windows[:number]),
+        )
+
+    def _example(self, window: Window, texts: Texts, found: Sequence[Found[TokenNll]]) -> ShownInput:
+        """One window, split where scoring starts, and what each method gave its tokens."""
+        tokens_T = texts.window(window)
+        name = "stream" if self.protocol.joined else self.corpus.selection.documents[window.document].name
+        return ShownInput(
+            title=(
+                f"{name}, tokens {window.start:,} to {window.stop - 1:,}: a window of {count(window.length, 'token')}, "
+                f"scored from position {window.context:,} on"
+            ),
+            parts=(
+                InputPart(name="context", tokens_T=tokens_T[: window.context]),
+                InputPart(name="scored", tokens_T=tokens_T[window.context :]),
+            ),
+            answers=tuple((one.method, one.tell(lambda nll: _told(nll, window))) for one in found),
+        )
 
     def _digest(self, cell: PplCell, backend: Backend) -> str | None:
         """The digest of the table as the model holds it now, at the cell's length."""
         if not self.static:
             backend.serve(self.table(cell.length), cell.length)
         return backend.rope_digest(cell.length)
+
+
+def _told(nll: TokenNll, window: Window) -> str:
+    """What a cell's token values say of one of its windows."""
+    nll_S = nll.of_window(window.document, window.score_start)
+    mean = float(nll_S.mean(dtype=np.float64))
+    return f"{mean:.4f} nats a token, perplexity {math.exp(min(mean, LARGEST_EXPONENT)):.4g}"
+
+
+def _place(window: Window) -> tuple[int, int]:
+    """Document and start: windows that share them are beginnings of the longest of them."""
+    return window.document, window.start
+
+
+def _score_together(backend: Backend, texts: Texts, windows: Sequence[Window]) -> list[npt.NDArray[np.float32]]:
+    """Values of the scored tokens of each of several windows of one length, from one pass."""
+    if len(windows) == 1:
+        return [backend.score(texts.window(windows[0]), windows[0].context)]
+    tokens_BT = np.stack([texts.window(window) for window in windows])
+    return backend.score_batch(tokens_BT, [window.context for window in windows])
+
+
+def _of_cell(cell: PplCell, nlls: Passed) -> Scored:
+    """A cell's part of what the passes gave, in the order of its windows."""
+    scored: Scored = []
+    for own in cell.windows:
+        window, nll_S = nlls[_place(own)]
+        assert own.context == window.context
+        scored.append((own, nll_S[: own.num_scored]))
+    return scored
 
 
 def _outcome(

@@ -22,7 +22,6 @@ class TasksStudy:
 
     name = "tasks"
     Request = TasksRequest
-    planning: str | None = "reading model configuration and documents …"
     tells_passes = True
     report_command = "longeval report"
 

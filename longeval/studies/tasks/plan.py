@@ -22,7 +22,7 @@ from longeval.models.tokenizer import tokenizer_folder
 from longeval.rope.build import MethodName
 from longeval.run.cost import check_memory, model_size
 from longeval.run.host import Silent
-from longeval.run.setups import ask_server, check_pin, method_names, setting_notes, setups
+from longeval.run.setups import ask_server, check_pin, method_names, setting_notes, setups, usable_methods
 from longeval.run.study import Tell
 from longeval.studies.tasks.answers import is_length
 from longeval.studies.tasks.cells import GroupCell, TaskJob, group_cell
@@ -66,12 +66,13 @@ def plan_tasks(request: TasksRequest, tell: Tell | None = None, *, dry_run: bool
     _check_titles(leaves, index)
     for leaf in leaves:
         check_code(leaf, index, trusted=request.trust_remote_code, dry_run=dry_run)
-    models = prepare_all(request, capabilities(request.backend), dry_run=dry_run)
+    models = prepare_all(request, capabilities(request.backend), tell.preparing, dry_run=dry_run)
+    request, names, notes = usable_methods(request, names, models)
     check_pin(request, names, models)
     if server is not None:
         server.check_reads([model.tokenizer for model in models], scores=False)
     code: Code = "named" if dry_run else "run" if request.trust_remote_code else "refused"
-    plans = [_ModelPlan(request, model, names, index, tell, code) for model in models]
+    plans = [_ModelPlan(request, model, names, index, tell, code, server) for model in models]
     for plan in plans:
         plan.add_tasks(chosen)
     jobs = [job for plan in plans for job in plan.jobs]
@@ -84,7 +85,7 @@ def plan_tasks(request: TasksRequest, tell: Tell | None = None, *, dry_run: bool
         request,
         jobs,
         [cell for plan in plans for cell in plan.groups(chosen)],
-        [note for plan in plans for note in plan.notes],
+        [*notes, *(note for plan in plans for note in plan.notes)],
     )
 
 
@@ -151,9 +152,10 @@ class _ModelPlan:
         index: Index,
         tell: Tell,
         code: Code,
+        server: Server | None,
     ) -> None:
         self.jobs: list[TaskJob] = []
-        self.notes = [*model.notes, *setting_notes(request, names, model)]
+        self.notes = [*model.notes, *setting_notes(request, names, model, server)]
         self.left_out: list[int] = []
         """Tokens of the window that samples would take that don't fit into theirs."""
         self._request = request
@@ -314,6 +316,7 @@ class _ModelPlan:
 
     def _load(self, leaf: str, config: Config, metadata: TaskMetadata, length: int) -> Any:
         """The lm-eval task with its samples; those that are made are made for this window."""
+        self._tell.preparing(f"{self._title(leaf)} at {format_length(length)}: reading its data")
         setting = self._setting(leaf, config, metadata, length)
         extra: dict[str, Any] = {"setting": setting}
         if metadata.synthetic and self._request.max_new_tokens is not None:

@@ -35,6 +35,8 @@ class TasksRequest(ModelRequest, frozen=True):
     """
 
     command: ClassVar[str] = "tasks"
+    can_show: ClassVar[bool] = True
+    how_only: ClassVar[frozenset[str]] = frozenset({"save_prompts"})
 
     tasks: Annotated[
         tuple[str, ...],
@@ -87,6 +89,11 @@ class TasksRequest(ModelRequest, frozen=True):
             panel=SAMPLES,
         ),
     ] = None
+
+    save_prompts: Annotated[
+        bool,
+        Declare(setting.switch, "Store with each answer the prompt that the model was given.", panel=SAMPLES),
+    ] = False
 
     def check(self) -> None:
         """See `StudyRequest.check`."""

@@ -12,19 +12,23 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from longeval.backends.base import Backend, capabilities
+from longeval.backends.base import Backend, GenerateRequest, capabilities
 from longeval.metrics import Value, derived
 from longeval.run.cost import memory_bytes, precision, seconds
+from longeval.run.examples import Found, InputPart, ShownInput, ShownInputs, shortened
+from longeval.run.examples import stored as stored_of
 from longeval.run.host import Host, by_engine
 from longeval.run.overview import CellList, Overview, count, format_duration, format_gib
 from longeval.run.study import Outcome, Plan, SkippedWork, Work
 from longeval.stats.scores import score
+from longeval.store.folder import Store
 from longeval.store.plan import PlannedRequest
 from longeval.store.records import Record, Status, provenance
-from longeval.store.samples import SAMPLES
+from longeval.store.samples import SAMPLES, Sample
 from longeval.studies.tasks.answers import Answers, TaskLM, answer, metric_name
 from longeval.studies.tasks.cells import GroupCell, TaskCell, TaskJob
 from longeval.studies.tasks.definitions.entries import GroupAverage
+from longeval.studies.tasks.prompts.requests import Place, PreparedSample, as_text
 from longeval.studies.tasks.request import TasksRequest
 from longeval.values import format_length
 
@@ -82,7 +86,7 @@ class TaskWork:
         elapsed_s = time.perf_counter() - started
         backend.serve(cell.setup.table(cell.length), cell.length)
         records = _records(cell, job, answers, backend, elapsed_s=elapsed_s)
-        yield Outcome(records=tuple(records), found=answers.samples)
+        yield Outcome(records=tuple(records), found=_kept(job, answers.samples))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,6 +114,81 @@ class TaskPlan(Plan):
             sections=tuple(CellList(title=name, rows=tuple(_row(job, stored) for job in own[name])) for name in own),
             costs=tuple(_cost(self.request, own[name], left) for name in own),
         )
+
+    def examples(self, number: int, store: Store) -> Iterator[ShownInputs]:
+        """See `Plan`: the first samples of each model, task and length."""
+        for job in self.jobs:
+            yield _examples(job, number, store)
+
+    def stored_notes(self, store: Store, stored: Container[str]) -> list[str]:
+        """See `Plan`: prompts that were asked for and can't be added."""
+        if not self.request.save_prompts:
+            return []
+        ids = [cell.id for job in self.jobs if job.prepared.samples for cell in job.cells if cell.id in stored]
+        without = [one for one in ids if any(sample.prompt is None for sample in store.samples(one) or ())]
+        if not without:
+            return []
+        cells = f"{len(without)} of {count(len(ids), 'stored cell')}"
+        return [f"--save-prompts: {cells} were computed without it and stay as they are; --fresh computes them again"]
+
+
+def _kept(job: TaskJob, samples: Sequence[Sample]) -> tuple[Sample, ...]:
+    """Samples as they are stored: with their prompts where that was asked for."""
+    if not job.request.save_prompts:
+        return tuple(samples)
+    prompts = {one.index: as_text(one.requests, job.model.tokenizer) for one in job.prepared.samples}
+    return tuple(dataclasses.replace(sample, prompt=prompts[sample.index]) for sample in samples)
+
+
+def _examples(job: TaskJob, number: int, store: Store) -> ShownInputs:
+    """The first samples of a task at one length, with each method's answers as far as they are stored."""
+    samples = job.prepared.samples
+    found = [stored_of(cell, store, SAMPLES) for cell in job.cells]
+    return ShownInputs(
+        title=(
+            f"{job.title} at {format_length(job.length)} · {job.model.name}: "
+            f"{min(number, len(samples))} of {count(len(samples), 'sample')}"
+        ),
+        tokenizer=job.model.tokenizer,
+        examples=tuple(_example(sample, found) for sample in samples[:number]),
+    )
+
+
+def _example(sample: PreparedSample, found: Sequence[Found[tuple[Sample, ...]]]) -> ShownInput:
+    """One sample: what the model is given, what would be right, and what each method answered."""
+
+    def told(answered: Sequence[Sample]) -> str:
+        return _told(next(one for one in answered if one.index == sample.index))
+
+    cut = f", its document shorter by {count(sample.cut_tokens, 'token')}" if sample.truncated else ""
+    return ShownInput(
+        title=f"sample {sample.index}{cut}",
+        parts=tuple(_parts(sample)),
+        answers=(("expected", shortened(sample.target)), *((one.method, one.tell(told)) for one in found)),
+    )
+
+
+def _parts(sample: PreparedSample) -> Iterator[InputPart]:
+    """What the model is given: a prompt, or contexts and what is scored after each."""
+    numbers = {place: number for number, places in enumerate(sample.places, start=1) for place in places}
+    for index, request in enumerate(sample.requests):
+        if isinstance(request, GenerateRequest):
+            yield InputPart(name="prompt", tokens_T=request.prompt_T)
+            continue
+        yield InputPart(name="context", tokens_T=request.context_T)
+        for place, tokens_T in enumerate(request.continuations):
+            name = f"choice {numbers[Place(index, place)]}" if len(sample.instances) > 1 else "scored"
+            yield InputPart(name=name, tokens_T=tokens_T)
+
+
+def _told(sample: Sample) -> str:
+    """An answer with its scores: the text and what ended it, or the log-likelihoods of the choices."""
+    scores = "".join(f", {name} {value:g}" for name, value in sample.scores.items())
+    if isinstance(sample.output, str):
+        ended = f" (ended by {sample.finish})" if sample.finish else ""
+        return f"{shortened(sample.output)}{ended}{scores}"
+    values = ["−∞" if value is None else f"{value:.4f}" for value, *_ in sample.output]
+    return f"log-likelihood {', '.join(values)}{scores}"
 
 
 def task_plan(

@@ -222,7 +222,13 @@ def test_png_has_150_dots_an_inch():
     assert (width, height) == tuple(int(150 * side) for side in make_figure([description("none")]).get_size_inches())
 
 
+def test_pdf_is_the_same_each_time_and_has_no_type_3_fonts():
+    pdf = draw([description("none")], "pdf")
+    assert pdf.startswith(b"%PDF") and b"/Type3" not in pdf and b"CreationDate" not in pdf
+    assert draw([description("none")], "pdf") == pdf
+
+
 def test_suffixes():
-    assert (plot_format("a.b/c.PNG"), plot_format("c.svg")) == ("png", "svg")
-    with pytest.raises(LongEvalError, match=r"--plot c\.pdf"):
-        plot_format("c.pdf")
+    assert [plot_format(name) for name in ("a.b/c.PNG", "c.svg", "c.pdf")] == ["png", "svg", "pdf"]
+    with pytest.raises(LongEvalError, match=r"--plot c\.jpg"):
+        plot_format("c.jpg")

@@ -38,6 +38,14 @@ def test_every_combination_is_a_cell_in_the_order_asked_for():
     assert len({cell.id for cell in cells}) == len(cells)
 
 
+def test_all_methods_stand_in_the_request_that_is_stored():
+    plan = plan_posgen(tiny_request(pe=("all",)))
+    assert len(plan.request.pe) == 18 and set(plan.request.pe) == {cell.pe.canonical for cell in plan.cells}
+    assert "longrope" in plan.notes[0]
+    other = tiny_request(pe=("yarn",), pe_args={"yarn": {"beta_fast": 2}})
+    assert tiny_request(pe=("all",)).differences(other) == ["--pe-arg yarn: none, not beta_fast=2"]
+
+
 def test_swapped_methods_are_made_from_their_bases_trainings():
     trainings = by_cell(tiny_request(pe=ALL, regimes=BOTH, seeds=1))
     own = {pe: trainings["cot", "trained", pe, 0] for pe in ALL}

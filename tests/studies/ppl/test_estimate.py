@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import pytest
 from tiny import save_tiny_llama
 
 from longeval.models.prepare import prepare
@@ -51,3 +52,14 @@ def test_eager_attention_holds_matrices_of_tokens_by_tokens(tiny_llama):
     lean, eager = (memory_bytes(dataclasses.replace(model, attn=attn), size, 128) for attn in (None, "eager"))
     assert eager - lean == 4 * 128**2 * (3 * 4 + 4)
     assert lean > 4 * size.num_parameters
+
+
+@pytest.mark.parametrize(
+    ("hidden", "intermediate", "measured"), [(2048, 8192, 65_170), (4096, 11008, 99_360)], ids=["1B", "7B"]
+)
+def test_activations_on_a_gpu_are_as_measured(tiny_llama, hidden, intermediate, measured):
+    """Bytes a token between windows of 4k and 128k tokens in bfloat16, measured on an H200 (reports/gpu)."""
+    model = dataclasses.replace(prepared(tiny_llama), dtype="bfloat16", device="cuda:0")
+    size = dataclasses.replace(model_size(model), hidden_size=hidden, intermediate_size=intermediate)
+    per_token = (memory_bytes(model, size, 131072) - memory_bytes(model, size, 4096)) / (131072 - 4096)
+    assert per_token == pytest.approx(measured, rel=0.02)

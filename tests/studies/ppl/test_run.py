@@ -20,6 +20,7 @@ from longeval.errors import LongEvalError
 from longeval.models.prepare import prepare
 from longeval.rope.build import parse_method_name
 from longeval.run.engine import run
+from longeval.run.host import Silent
 from longeval.store.folder import Store
 from longeval.studies.ppl.plan import plan_ppl
 
@@ -302,3 +303,15 @@ def test_a_run_folder_that_is_removed_meanwhile_is_whole_again(request_spec, sto
     assert "lengths" in again.read_text("spec.yaml")
     assert removed and removed[0] not in {cell.cell for cell in again.cells()}
     assert carry_out(request_spec(), store, FakeBackend(log_position)).computed == 1
+
+
+def test_planning_tells_what_it_does(request_spec, tiny_llama, documents):
+    told = []
+
+    class Told(Silent):
+        def preparing(self, what, done=0, total=0):
+            told.append((what, done))
+
+    plan_ppl(request_spec(), Told())
+    tokenising = f"{documents}: tokenising documents for {tiny_llama}"
+    assert told == [(f"reading {documents}", 0), (f"opening {tiny_llama}", 0), *((tokenising, n) for n in (1, 2, 3))]

@@ -18,7 +18,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocat
 
 from longeval.report import plots
 from longeval.report.document import Picture
-from longeval.report.plots import line_style, marked_length, new_figure, plain_axes, title_and_legend
+from longeval.report.plots import WIDTH_INCHES, line_style, marked_length, new_figure, plain_axes, title_and_legend
 from longeval.stats.bootstrap import FloatArray
 from longeval.store.curves import Curves
 from longeval.studies.posgen.report.tables import PosGenRow, PosGenTable
@@ -170,7 +170,7 @@ def _of_task(curves: Sequence[RowCurves], task: str) -> list[RowCurves]:
 def _panels(names: Sequence[str], curves: Sequence[RowCurves], *, shared_y: Any) -> tuple[Figure, Any, list[str]]:
     """Makes a figure with a grid of panels, one row per curve and one column per task."""
     tasks = list(dict.fromkeys(one.task for one in curves))
-    figure = new_figure(max(5.6, 2.9 * len(tasks)) + 1.9, 2.3 * len(names) + 0.7)
+    figure = new_figure(max(WIDTH_INCHES, 2.5 * len(tasks)), 2.2 * len(names) + 1.0)
     panels = figure.subplots(len(names), len(tasks), squeeze=False, sharex=True, sharey=shared_y)
     for axes in panels.flat:
         plain_axes(axes).tick_params(labelsize=8)

@@ -12,11 +12,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from longeval.looks import base_method, is_resonance
 from longeval.report.collect import Collection, posgen_rule
 from longeval.report.document import Prose, TableCell, symbol
 from longeval.report.numbers import counted, numbers_text
 from longeval.report.settings import method_of, split
-from longeval.report.tables import DASH, GridRow, base_method, is_resonance, method_rows, resonance_pairs, row_name
+from longeval.report.tables import DASH, GridRow, method_rows, resonance_pairs, row_name
 from longeval.stats.seeds import SeedMean, over_seeds, paired_over_seeds
 from longeval.store.curves import CURVES
 from longeval.store.plan import PlannedCell, PlannedRequest

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from longeval.backends.base import ChoiceScore, ChoicesRequest, GenerateRequest, Generation
+from longeval.data.special import special_tokens
 from longeval.errors import LongEvalError
 from longeval.studies.tasks.definitions.checks import check_generation
 from longeval.studies.tasks.prompts.encoding import Encoder, Pair
@@ -267,6 +268,16 @@ def longest(requests: Iterable[Request], size: Any = input_tokens) -> int:
 def all_inputs(request: Request) -> tuple[npt.NDArray[np.int32], ...]:
     """All token ids of a request: of its prompt, or of its context and each continuation."""
     return (request.prompt_T,) if isinstance(request, GenerateRequest) else (request.context_T, *request.continuations)
+
+
+def as_text(requests: Sequence[Request], tokenizer: Any) -> Any:
+    """What the model is given as text, special tokens as they are spelt: see `Sample.prompt`."""
+    decode = special_tokens(tokenizer).decode
+    texts: list[Any] = []
+    for request in requests:
+        first, *rest = [decode(ids_T.tolist()) for ids_T in all_inputs(request)]
+        texts.append(first if isinstance(request, GenerateRequest) else [first, rest])
+    return texts[0] if len(texts) == 1 and isinstance(texts[0], str) else texts
 
 
 def _longest_input(requests: Sequence[Request]) -> npt.NDArray[np.int32]:

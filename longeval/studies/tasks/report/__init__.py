@@ -96,7 +96,7 @@ def _task_blocks(tasks: TaskSet, slug: str, depths: dict[str, DepthTable]) -> It
         yield task_table(table)
         if table.members is None and (found := depths.get(table.title)) is not None:
             description = f"{table.title} by depth and length"
-            yield Figure(name=f"depth-{slug}-{name}", description=description, picture=depth_figure(found))
+            yield Figure(name=f"depth-{slug}-{name}", description=description, picture=depth_figure(found, tasks.title))
 
 
 def _score_data(tasks: TaskSet) -> Data:
@@ -236,8 +236,6 @@ REPORT = StudyReport(
     across="context length",
     sections=sections,
     summary=summary,
-    files=(
-        *("score-*.png", "score-*.svg", "depth-*.png", "depth-*.svg"),
-        *("scores.csv", "score_pairs.csv", "depths.csv"),
-    ),
+    figures=("score-*", "depth-*"),
+    data=("scores.csv", "score_pairs.csv", "depths.csv"),
 )

@@ -21,7 +21,16 @@ from matplotlib.colors import Normalize
 from longeval.report import plots
 from longeval.report.document import Data, Picture
 from longeval.report.numbers import format_score
-from longeval.report.plots import length_axis, line_style, native_line, new_figure, plain_axes, title_and_legend
+from longeval.report.plots import (
+    WIDTH_INCHES,
+    length_axis,
+    line_style,
+    native_line,
+    new_figure,
+    plain_axes,
+    title_and_legend,
+    wrapped,
+)
 from longeval.report.tables import GridRow, row_name
 from longeval.store.samples import Sample
 from longeval.studies.tasks.report.tables import TaskSet, TaskTable
@@ -130,8 +139,10 @@ def depth_data(tasks: TaskSet, every: Iterable[DepthTable]) -> Data:
     return Data(name="depths", rows=tuple(rows))
 
 
-_COLUMNS = 3
-"""Most panels beside each other."""
+_MANY_PANELS = 6
+"""Figures of more panels than these are wider than others, so that they are less high."""
+
+_WIDER_INCHES = 7.6
 
 _MAPS = "cividis"
 
@@ -141,14 +152,18 @@ def score_figure(tasks: TaskSet) -> Picture | None:
     tables = [t for t in (*tasks.tasks, *tasks.groups) if len({r.length for r in t.records if r.value is not None}) > 1]
     if not tables:
         return None
-    columns = _num_columns(len(tables))
+    columns = 3 if len(tables) > _MANY_PANELS else min(2, len(tables))
     lines = math.ceil(len(tables) / columns)
-    figure = new_figure(max(4.6, 3.1 * columns) + 1.9, 2.7 * lines + 0.5)
+    width = _WIDER_INCHES if columns == 3 else WIDTH_INCHES
+    figure = new_figure(width, (3.2 if columns == 1 else 2.4) * lines + 1.0)
     every = [row for table in tables for row in table.rows]
     shown: dict[str, dict[str, Any]] = {}
     for place, table in enumerate(tables):
         axes = figure.add_subplot(lines, columns, place + 1)
         shown |= _score_panel(axes, table, every, tasks.native_length)
+        average = "average " if table.members is not None else ""
+        title = wrapped(f"{table.title}: {average}{table.metric}", width / columns - 0.5, 9)
+        axes.set_title(title, fontsize=9, loc="left", pad=14)
     title_and_legend(figure, tasks.title, shown.values())
     return plots.render(figure)
 
@@ -188,12 +203,6 @@ def _score_panel(
         axes.set_ylim(-0.03, 1.03)
     length_axis(axes, table.lengths)
     axes.tick_params(labelsize=8)
-    axes.set_title(
-        f"{table.title}: {'average ' if table.members is not None else ''}{table.metric}",
-        fontsize=9,
-        loc="left",
-        pad=14,
-    )
     axes.set_xlabel("Context length (tokens)", fontsize=8)
     native_line(axes, native_length)
     return styles
@@ -206,14 +215,18 @@ def _beside(lengths: Sequence[int], every: Sequence[int], place: float) -> list[
     return [length + 0.012 * place * (max(every) - min(every)) for length in lengths]
 
 
-def depth_figure(depths: DepthTable) -> Picture:
-    """Heat maps of depth by length, a panel per method; colour and number are the mean score, small the samples."""
+def depth_figure(depths: DepthTable, title: str) -> Picture:
+    """Heat maps of depth by length, a panel per method; colour and number are the mean score, small the samples.
+
+    Args:
+        depths: The scores.
+        title: Names the model; the task and what is shown are added.
+    """
     rows = depths.rows
-    columns = _num_columns(len(rows))
-    lines = math.ceil(len(rows) / columns)
-    width = max(0.62 * len(depths.lengths), 1.9)
-    height = max(0.36 * len(depths.levels), 1.1)
-    figure = new_figure((width + 0.35) * columns + 1.7, (height + 0.55) * lines + 0.8)
+    width = max(0.55 * len(depths.lengths), 1.3) + 0.25
+    height = max(0.36 * len(depths.levels), 0.9) + 0.6
+    columns, lines = _map_grid(len(rows), width, height)
+    figure = new_figure(max(width * columns + 1.4, 4.4), height * lines + 0.7)
     values = [cell.value for cell in depths.cells.values()]
     norm = Normalize(min(0.0, *values), max(1.0, *values))
     panels = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
@@ -222,6 +235,7 @@ def depth_figure(depths: DepthTable) -> Picture:
             axes.set_visible(False)
             continue
         _depth_panel(axes, depths, rows[place], norm)
+        axes.set_title(wrapped(depths.name(rows[place]), width, 9), fontsize=9, loc="left")
         axes.tick_params(labelbottom=True)
     for axes in (panels[line][0] for line in range(lines)):
         axes.set_ylabel("Depth in the context", fontsize=8)
@@ -230,8 +244,19 @@ def depth_figure(depths: DepthTable) -> Picture:
     bar = figure.colorbar(ScalarMappable(norm, _MAPS), ax=list(panels.flat), shrink=0.9, aspect=24, pad=0.02)
     bar.set_label(f"Mean {depths.table.metric}", fontsize=8)
     bar.ax.tick_params(labelsize=7)
-    title_and_legend(figure, f"{depths.table.title} by depth and length")
+    title_and_legend(figure, f"{title}: {depths.table.title} by depth and length")
     return plots.render(figure)
+
+
+def _map_grid(num_panels: int, width: float, height: float) -> tuple[int, int]:
+    """Columns and lines of panels, such that text is largest where the figure has to fit on a page; sizes in inches."""
+
+    def size(columns: int) -> tuple[float, int]:
+        scale = min(4.8 / (width * columns + 1.4), 6.1 / (height * math.ceil(num_panels / columns) + 0.7))
+        return min(scale, 0.75), columns
+
+    columns = max(range(1, num_panels + 1), key=size)
+    return columns, math.ceil(num_panels / columns)
 
 
 def _depth_panel(axes: Axes, depths: DepthTable, row: GridRow, norm: Normalize) -> None:
@@ -246,7 +271,7 @@ def _depth_panel(axes: Axes, depths: DepthTable, row: GridRow, norm: Normalize) 
             # Relative luminance decides whether black or white reads better (ITU-R BT.709 weights).
             color = "black" if 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.45 else "white"
             axes.text(j, i - 0.1, format_score(cell.value), ha="center", va="center", fontsize=8, color=color)
-            axes.text(j, i + 0.3, f"n {cell.n}", ha="center", va="center", fontsize=5, color=color)
+            axes.text(j, i + 0.3, f"n {cell.n}", ha="center", va="center", fontsize=6, color=color)
     axes.set_facecolor("#eeeeee")
     axes.imshow(values, cmap=_MAPS, norm=norm, aspect="auto", interpolation="nearest")
     axes.set_xticks(range(len(depths.lengths)), [format_length(length) for length in depths.lengths], fontsize=8)
@@ -257,9 +282,3 @@ def _depth_panel(axes: Axes, depths: DepthTable, row: GridRow, norm: Normalize) 
     axes.tick_params(which="both", length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)
-    axes.set_title(depths.name(row), fontsize=9, loc="left")
-
-
-def _num_columns(num_panels: int) -> int:
-    """Panels beside each other; four make a square."""
-    return 2 if num_panels == 4 else min(_COLUMNS, num_panels)

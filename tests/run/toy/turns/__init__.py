@@ -133,7 +133,6 @@ class TurnsStudy:
 
     name = "turns"
     Request = TurnsRequest
-    planning = None
     tells_passes = False
     report_command = "longeval report"
 
@@ -166,7 +165,7 @@ class TurnsStudy:
         return [terminal_table(table, width) for table in tables(records)]
 
     def report(self):
-        return StudyReport(subject="Turns", sections=sections, summary=tables, files=())
+        return StudyReport(subject="Turns", sections=sections, summary=tables)
 
 
 STUDY = TurnsStudy()

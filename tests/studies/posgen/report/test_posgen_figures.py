@@ -22,7 +22,9 @@ THREE_EPOCHS = make_curves(COT, VALUES)
 def drawn(monkeypatch):
     """Figures in the order of their drawing."""
     figures = []
-    monkeypatch.setattr(plots, "render", lambda figure: figures.append(figure) or plots.Picture(png=b"", svg=b""))
+    monkeypatch.setattr(
+        plots, "render", lambda figure: figures.append(figure) or plots.Picture(png=b"", svg=b"", pdf=b"")
+    )
     return figures
 
 

@@ -22,7 +22,7 @@ RENDER = plots.render
 def run(tmp_path, monkeypatch):
     """A run in a folder of the test's own, and figures left unrendered, which is slow."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(plots, "render", lambda figure: plots.Picture(png=b"png", svg=b"svg"))
+    monkeypatch.setattr(plots, "render", lambda figure: plots.Picture(png=b"png", svg=b"svg", pdf=b"pdf"))
     full_run("run", SPEC, OOD)
 
 
@@ -35,13 +35,13 @@ def test_all_files_are_there_and_every_link_leads_to_one(monkeypatch):
     monkeypatch.setattr(plots, "render", RENDER)
     written = write_posgen_table(["run"], out="reports/posgen.md", command="longeval posgen table run")
     slug = "trained-posgen-2x512-150-epochs-float32"
-    figures = [f"{kind}-{slug}.{suffix}" for kind in ("accuracy", "loss") for suffix in ("png", "svg")]
+    figures = [f"{kind}-{slug}.{suffix}" for kind in ("accuracy", "loss") for suffix in ("png", "svg", "pdf")]
     tables = ["means.csv", "pairs.csv", "positions.csv", "losses.csv"]
     expected = [f"reports/posgen.{suffix}" for suffix in ("md", "csv", "json", "tex")]
     assert list(written.files) == expected + [f"reports/posgen_files/{name}" for name in (*figures, *tables)]
     assert all(Path(file).stat().st_size for file in written.files)
     links = re.findall(r"\]\(([^)]+)\)", Path("reports/posgen.md").read_text())
-    assert len(links) == 3 + 2 * 2
+    assert len(links) == 3 + 2 * 3
     assert all(Path("reports", link).is_file() for link in links)
     assert Path("reports/posgen_files", figures[0]).read_bytes().startswith(b"\x89PNG")
     assert Path("reports/posgen_files", figures[1]).read_bytes().startswith(b"<?xml")
@@ -90,9 +90,9 @@ def test_latex_has_the_means_the_published_numbers_and_the_pairs():
     assert r"yarn & 4 & 90.00 $\pm$ 0.00\ci{90.00}{90.00} \\" in text
     assert r"resonance, published &  & 75.25 $\pm$ 0.10 \\" in text
     assert r"none & -- & +5.00\ci{2.52}{7.48} \\" in text
-    assert len(set(re.findall(r"\\label\{(.+?)\}", text))) == 4
+    assert len(set(re.findall(r"\\label\{tab:(.+?)\}", text))) == 4
     captions = re.findall(r"\\caption\{(.*)\}$", text, flags=re.MULTILINE)
-    assert len(captions) == 4 and not any(re.search(r"(?<!\\)[%_&#]", caption) for caption in captions)
+    assert len(captions) == 4 + 2 and not any(re.search(r"(?<!\\)[%_&#]", caption) for caption in captions)
 
 
 def test_latex_names_means_that_lack_seeds():
@@ -116,7 +116,7 @@ def test_what_an_earlier_report_left_is_removed():
 def test_several_settings_have_figures_of_their_own():
     full_run("b", SPEC.replaced(lr=1e-3), OOD)
     written = write_posgen_table(["run", "b"], out="both.md")
-    assert len(set(written.files)) == len(written.files) == 4 + 8 + 4
+    assert len(set(written.files)) == len(written.files) == 4 + 12 + 4
     assert any("lr-0-001" in file for file in written.files) and any("lr-0-0002" in file for file in written.files)
 
 

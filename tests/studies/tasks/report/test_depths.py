@@ -61,7 +61,8 @@ def test_the_heat_map_says_every_number(drawn):
         ("none", 128): ([0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 0.0, 1.0]),
         ("resonance", 64): ([0.25], [0.0]),
     }
-    assert depth_figure(depths_of(values)[0]).png.startswith(b"\x89PNG")
+    assert depth_figure(depths_of(values)[0], "toy (bfloat16)").png.startswith(b"\x89PNG")
+    assert drawn[0].get_suptitle() == "toy (bfloat16): passkey by depth and length"
     first, second, bar = drawn[0].axes
     assert [axes.get_title(loc="left") for axes in (first, second)] == ["none", "resonance"]
     texts = {}
@@ -79,7 +80,7 @@ def test_the_heat_map_says_every_number(drawn):
 def test_all_shapes_are_drawn(drawn, rows, levels):
     names = ["none", "resonance", "pi", "resonance_pi", "yarn", "resonance_yarn"][:rows]
     found, _ = depths_of({(pe, 64): ([1.0] * levels, [k / 10 for k in range(levels)]) for pe in names})
-    depth_figure(found)
+    depth_figure(found, "toy")
     titles = [axes.get_title(loc="left") for axes in drawn[0].axes if axes.get_visible()]
     assert [title for title in titles if title] == names
 

@@ -146,7 +146,7 @@ def test_what_is_prepared_is_told_sample_by_sample(spec, choice_task):
     told = []
 
     class Told(Silent):
-        def preparing(self, what, done, total):
+        def preparing(self, what, done=0, total=0):
             told.append((what, done, total))
 
     plan_tasks(spec(choice_task, "passkey", lengths=(512,), limit=3), Told())

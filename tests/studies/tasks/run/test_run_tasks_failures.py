@@ -27,7 +27,7 @@ def test_a_request_that_leaves_out_everything_is_refused(spec, files, same_sampl
 
 def test_more_samples_than_memory_holds_are_refused_before_one_is_made(spec):
     class Told(Silent):
-        def preparing(self, what, done, total):
+        def preparing(self, what, done=0, total=0):
             pytest.fail("made one")
 
     with pytest.raises(LongEvalError, match=r"--limit 1000000000: .* GiB"):
