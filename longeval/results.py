@@ -113,7 +113,7 @@ class Results:
 
         samples = self._store.samples(cell)
         if samples is None:
-            raise LongEvalError(f"cell {cell}: has no samples in {self.path}", "Take a finished cell of tasks.")
+            raise LongEvalError(f"cell {cell}: has no samples in {self.path}", "Use a finished cell of tasks.")
         return pd.json_normalize([sample_to_json(sample) for sample in samples])
 
     def report(self, path: str | None = None) -> str:

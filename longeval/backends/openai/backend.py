@@ -70,7 +70,7 @@ class OpenAIBackend:
         self.served_model = server.model
         """The model's name at the server."""
         self.max_length = server.max_length
-        """Most tokens of a prompt with its answer, where the server says."""
+        """Most tokens of a prompt with its answer, or None if the server doesn't state it."""
         self._method = server.method
         self._table: RopeTable | None = None
         self.device = f"server {self._client.host}"

@@ -29,7 +29,7 @@ _LONGEST = 1 << 21
 """Most positions, in tokens, of which a table is computed to compare it."""
 _MOST_TOLD = 1 << 16
 """Characters of what a server says of its method; factors of LongRoPE take some thousands."""
-_NOT_ONE = "It must be an OpenAI-compatible server, and its address up to the version: http://127.0.0.1:8000/v1."
+_NOT_ONE = "Give the address of an OpenAI-compatible server including the version, such as http://127.0.0.1:8000/v1."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

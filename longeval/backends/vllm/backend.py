@@ -151,7 +151,7 @@ class VLLMBackend:
         """See `Backend.score_batch`; the engine batches them as it likes."""
         assert all(1 <= first <= tokens_BT.shape[1] for first in first_scored_B)
         params = self._params(prompt_logprobs=0, max_tokens=1, skip_reading_prefix_cache=True)
-        found = dict(self._run(_Asked(tokens_T.tolist(), params) for tokens_T in tokens_BT))
+        found = dict(self._run(_EngineRequest(tokens_T.tolist(), params) for tokens_T in tokens_BT))
         return [
             -np.array(log_likelihoods(found[row], tokens_BT[row, first:]), dtype=np.float32)
             for row, first in enumerate(first_scored_B)

@@ -31,7 +31,7 @@ class PosGenStudy:
 
     name = "posgen"
     Request = PosGenRequest
-    tells_passes = False  # they are steps: thousands of lines
+    tells_passes = False  # passes are training steps, which would be thousands of lines
     report_command = "longeval posgen table"
 
     def check(self, requests: Sequence[PosGenRequest], store: Store) -> None:

@@ -289,7 +289,7 @@ def _shown(value: Any) -> str:
 
 
 def _bases(names: tuple[str, ...]) -> set[str]:
-    """Methods without resonance, which parameters belong to."""
+    """The base methods of some methods; parameters belong to these."""
     from longeval.rope.build import listed_names  # here, because --help imports this module
 
     return {name.removeprefix("resonance_") for name in listed_names(names)}
