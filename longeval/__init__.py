@@ -1,8 +1,8 @@
 """longeval measures how well a RoPE model works when its context is longer than in training.
 
 The Python interface: `longeval.ppl(…)`, `longeval.tasks(…)` and `longeval.posgen(…)` carry out a request, and
-`longeval.load(path)` opens a run folder; all of them give `Results`. They are imported when they are first used:
-importing `longeval` alone imports nothing heavy. CONTRIBUTING.md says how the package is built.
+`longeval.load(path)` opens a run folder; all return `Results`. They are imported when they are first used, so importing
+`longeval` alone is fast. CONTRIBUTING.md describes the structure of the package.
 """
 
 TYPE_CHECKING = (
@@ -16,11 +16,11 @@ __all__ = ["DISTRIBUTION", "Results", "__version__", "load", "posgen", "ppl", "t
 __version__ = "0.1.0"
 
 DISTRIBUTION = "longeval-rope"
-"""What pip calls this package; `longeval` on the index is somebody else's."""
+"""The name of this package for pip. The package `longeval` on the index is another project."""
 
 
 def __getattr__(name: str) -> object:
-    """The Python interface, imported when it is first used; a study that is not named above has its function too."""
+    """Imports the Python interface at its first use. Every study has a function, not only those in `__all__`."""
     import importlib.util
 
     if name in __all__:

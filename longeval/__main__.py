@@ -1,21 +1,21 @@
-"""The program: `longeval`, and the same as `python -m longeval`."""
+"""Entry point of the program, for `longeval` and for `python -m longeval`."""
 
 import os
 import sys
 
-# `python -m` looks for modules in the current folder first, where anything may lie; the console script doesn't. A
-# checkout that the program itself comes from stays, and so does PYTHONPATH.
+# `python -m` searches the current folder for modules first; the console script doesn't. So the folder is removed,
+# unless it is the checkout of longeval itself. PYTHONPATH stays.
 if __name__ == "__main__" and not sys.flags.safe_path and sys.path[0] != os.path.dirname(os.path.dirname(__file__)):
     del sys.path[0]
 
-import signal  # this and all else from where Python and its packages are installed
+import signal  # imported after the current folder was removed from the path, as everything below
 
 
 def main() -> None:
-    """Entry point of the console script. While the rest is imported, Ctrl-C ends the process without a word."""
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as in a background job of a shell: it stays so
+    """Runs the program. During the imports, Ctrl-C ends the process without a traceback."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # in a shell's background job it stays ignored
         signal.signal(signal.SIGINT, lambda *_: os._exit(130))
-    os.environ["PYTHONSAFEPATH"] = "1"  # nor does any interpreter that is started from here on
+    os.environ["PYTHONSAFEPATH"] = "1"  # child interpreters don't search the current folder either
     from longeval.cli.process import guard
 
     guard()

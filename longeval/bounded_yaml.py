@@ -1,4 +1,4 @@
-"""YAML files from outside, read within bounds: a few lines of aliases can stand for billions of values."""
+"""Reads untrusted YAML within limits, because a few lines with aliases can expand to billions of values."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import Any
 import yaml
 
 LARGEST_TEXT = 4 << 20
-"""Bytes of a file: some ten thousand requests, or the longest task file many times over."""
+"""Most bytes of a file, enough for ten thousand requests and many times the longest task file."""
 
 MOST_VALUES = 200_000
-"""Values of one document, each counted as often as aliases repeat it."""
+"""Most values of one document, each counted as often as aliases repeat it."""
 
 UNREADABLE = (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError)
-"""What `documents` raises; the last three are the YAML library's for values that aren't of the type of their tag."""
+"""Exceptions that `documents` raises. PyYAML raises the last three for values that don't fit their tag."""
 
 
 def read_text(path: str) -> str:
-    """The text of a file.
+    """Reads a text file.
 
     Raises:
-        OSError: It can't be read, or is no regular file: a device has no end, a pipe may never have one.
-        ValueError: It is no UTF-8, or far too large.
+        OSError: It can't be read, or is not a regular file (reading a device or a pipe may never end).
+        ValueError: It is not UTF-8, or larger than LARGEST_TEXT.
     """
     if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
         raise OSError(0, "not a regular file")
@@ -35,11 +35,11 @@ def read_text(path: str) -> str:
 
 
 def documents(text: str, loader: Any = yaml.SafeLoader) -> Iterator[Any]:
-    """The documents of a YAML text, as plain data; what aliases would blow up is refused before it is built.
+    """Yields the documents of a YAML text as plain data. Documents with too many values are refused before expansion.
 
     Args:
         text: The text.
-        loader: A loader class of PyYAML that runs no code.
+        loader: A loader class of PyYAML that doesn't run code.
 
     Raises:
         Exception: One of `UNREADABLE`.
@@ -55,7 +55,7 @@ def documents(text: str, loader: Any = yaml.SafeLoader) -> Iterator[Any]:
 
 
 def why_unreadable(error: Exception) -> str:
-    """What is wrong with a YAML text, in a few words, for one of `UNREADABLE`."""
+    """Describes an exception of `UNREADABLE` in a few words."""
     if isinstance(error, yaml.MarkedYAMLError):
         return ", ".join(part for part in (error.context, error.problem) if part)
     if isinstance(error, RecursionError):
@@ -64,9 +64,9 @@ def why_unreadable(error: Exception) -> str:
 
 
 def _num_values(node: yaml.Node, known: dict[int, int]) -> int:
-    """Values under a node, those of an alias each time; `known` are those of nodes seen so far, by their identity."""
+    """Number of values under a node, counting aliases each time. `known` caches the numbers by node identity."""
     if id(node) not in known:
-        known[id(node)] = MOST_VALUES + 1  # of a node that holds itself there would be no end
+        known[id(node)] = MOST_VALUES + 1  # a node that contains itself counts as too large
         inner: list[yaml.Node] = []
         if isinstance(node, yaml.MappingNode):
             inner = [part for pair in node.value for part in pair]

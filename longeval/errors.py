@@ -1,7 +1,7 @@
-"""The exceptions for what a user can correct, and the words for what other libraries raise.
+"""Exceptions for errors that a user can correct, and short descriptions of other libraries' exceptions.
 
-Every command catches a `LongEvalError` at the top: its one message goes to stderr, and the exit status is its own (see
-`cli/app.py`). Bugs are not `LongEvalError`s: they keep their traceback and end with status 1.
+Every command catches `LongEvalError` at the top: its message goes to stderr, and its `status` is the exit status (see
+`cli/app.py`). Bugs raise other exceptions; they show a traceback and end with status 1.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from collections.abc import Iterable, Iterator
 
 
 class LongEvalError(Exception):
-    """What was wrong, and what to do about it.
+    """An error that the user can correct.
 
     Args:
-        problem: What was wrong, naming the flag or file and the value: ``--stride 0: must be at least 1``.
-        remedy: What to do: ``Use 256, as Press et al. do.`` Whole sentences; may be empty if `problem` says it.
+        problem: What is wrong, with the flag or file and the value, such as ``--stride 0: must be at least 1``.
+        remedy: What to do, in whole sentences, such as ``Use 256, as Press et al. do.`` May be empty.
     """
 
     status = 2
-    """Exit status of the program: the request was wrong, and nothing was computed."""
+    """Exit status of the program; 2 means that the request was wrong and nothing was computed."""
 
     def __init__(self, problem: str, remedy: str = "") -> None:
         self.problem = problem.rstrip(".")
@@ -28,26 +28,26 @@ class LongEvalError(Exception):
         super().__init__(f"{self.problem}. {remedy}".rstrip())
 
     def __reduce__(self) -> tuple[type[LongEvalError], tuple[str, str]]:
-        """Lets it be pickled for another process."""
+        """Allows pickling, to send the error to another process."""
         return type(self), (self.problem, self.remedy)
 
 
 class WriteError(LongEvalError):
-    """Results that can't be written, found while computing or afterwards: a full disk, a folder that went away."""
+    """Results can't be written during or after a run, such as on a full disk."""
 
     status = 1
 
 
 class MissingDataError(LongEvalError):
-    """Data of a task that can't be had here, neither from a local copy nor from the hub.
+    """The data of a task are available neither as a local copy nor from the hub.
 
-    A group may be evaluated without such a task where the user says so.
+    A setting allows a group to be evaluated without such tasks.
 
     Args:
-        problem: As for `LongEvalError`.
-        remedy: As for `LongEvalError`.
-        data: What is missing, where that is known apart from the reason: ``hub data set Rowan/hellaswag``.
-        reason: Why; default: `problem`.
+        problem: See `LongEvalError`.
+        remedy: See `LongEvalError`.
+        data: The missing data, if known, such as ``hub data set Rowan/hellaswag``.
+        reason: Why they are missing; None: `problem`.
     """
 
     def __init__(self, problem: str, remedy: str = "", *, data: str | None = None, reason: str | None = None) -> None:
@@ -57,12 +57,12 @@ class MissingDataError(LongEvalError):
 
 
 @contextlib.contextmanager
-def said_of(subject: str, *, unless: tuple[str, ...]) -> Iterator[None]:
-    """Puts `subject` in front of the problems of LongEvalErrors that are raised inside the block.
+def prefix_errors(subject: str, *, unless: tuple[str, ...]) -> Iterator[None]:
+    """Adds `subject` to the start of the problem of LongEvalErrors that are raised inside the block.
 
     Args:
-        subject: What the block is about: ``--model NAME``.
-        unless: Beginnings of problems that stay as they are.
+        subject: What the block is about, such as ``--model NAME``.
+        unless: Problems that begin with one of these are not changed.
     """
     try:
         yield
@@ -73,14 +73,14 @@ def said_of(subject: str, *, unless: tuple[str, ...]) -> Iterator[None]:
 
 
 _LONGEST_REASON = 400
-"""Characters; some messages repeat a whole file."""
+"""Most characters of a reason, because some messages repeat a whole file."""
 
 
 def reason(error: BaseException) -> str:
-    """What an exception says, in one line without a full stop at its end.
+    """The message of an exception in one line without a full stop.
 
-    Of the operating system's errors that is the system's own words (`Permission denied`); of others the first line, and
-    where this is a heading (`Validation error for field 'hidden_size':`), also what follows.
+    For errors of the operating system, it is the system's message (`Permission denied`). For others, it is the first
+    line and, if that ends with a colon (`Validation error for field 'hidden_size':`), the next one.
     """
     if isinstance(error, OSError) and error.strerror:
         return str(error.strerror)
@@ -95,14 +95,14 @@ def reason(error: BaseException) -> str:
 
 
 def check_word(flag: str, word: str, known: Iterable[str]) -> None:
-    """Raises LongEvalError with suggestions unless `word` is one of the `known` ones."""
+    """Raises LongEvalError with suggestions if `word` is not in `known`."""
     known = tuple(known)
     if word not in known:
         raise LongEvalError(f"{flag} {word}: unknown", did_you_mean(word, known))
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Returns a sentence for an unknown `name`: the nearest known names if any are near, and all of them if few."""
+    """Returns a remedy for an unknown `name`: similar known names, if any, and all known names."""
     names = sorted(known)
     near = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.55)
     hint = f"Did you mean {' or '.join(near)}? " if near else ""

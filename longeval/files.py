@@ -1,9 +1,8 @@
-"""Local files that appear under their name only when they are whole, and working files that don't outlive their run.
+"""Atomic writing of local files and folders, and removal of unfinished files that killed runs left.
 
-A file or folder that is being made has a name of its own, `.longeval-<machine>-<number>`, and is locked (flock) by the
-process that makes it. The lock ends with that process however it ends, so `sweep` can tell what a killed run left from
-what another one is writing. On a file system without locks, and for what another machine or an earlier boot left, age
-decides.
+A file or folder has a temporary name while it is written, `.longeval-<machine>-<number>`, and is locked (flock) by its
+process. The lock ends with the process, even if it is killed, so `sweep` can distinguish leftovers from files that
+another process is writing. Without locks, and for leftovers of another machine or an earlier boot, their age decides.
 """
 
 from __future__ import annotations
@@ -29,10 +28,10 @@ _STALE_S = 24 * 3600.0
 
 
 def write_whole(path: str, content: bytes) -> None:
-    """Writes or replaces a local file, whole or not at all, and makes its folder; the last of several writers wins.
+    """Writes or replaces a local file atomically, and makes its folder. The last of several writers wins.
 
     Raises:
-        OSError: If the folder can't be made or the file can't be written. Nothing is left behind then.
+        OSError: The folder can't be made or the file can't be written. Then no temporary file is left.
     """
     folder = os.path.dirname(os.path.abspath(path))
     os.makedirs(folder, exist_ok=True)
@@ -51,15 +50,15 @@ def write_whole(path: str, content: bytes) -> None:
 
 @contextlib.contextmanager
 def working_folder(parent: str | None = None) -> Iterator[str]:
-    """Makes a folder that is removed after the block; one that the block renames stays.
+    """Yields a new folder, which is removed after the block unless the block renames it.
 
-    What killed runs left in the same place is removed first.
+    Leftovers of killed runs in the same place are removed first.
 
     Args:
-        parent: Where it is made; None: in the system's folder for temporary files, readable by the user alone.
+        parent: The folder to make it in; None: the system's folder for temporary files, readable only by the user.
 
     Raises:
-        OSError: If it can't be made.
+        OSError: It can't be made.
     """
     place = tempfile.gettempdir() if parent is None else parent
     sweep(place)
@@ -77,15 +76,17 @@ def working_folder(parent: str | None = None) -> Iterator[str]:
 
 
 def put_folder(made: str, folder: str, *, is_whole: Callable[[str], bool]) -> None:
-    """Renames a complete folder to its place; a damaged one there is moved beside `made`, a complete one stays.
+    """Renames a complete folder to its final path. If a complete folder exists there, it stays.
+
+    A damaged folder at that path is moved beside `made`.
 
     Args:
         made: The complete folder, inside a working folder.
-        folder: Its place, on the same file system.
-        is_whole: Whether a folder is there and complete.
+        folder: Its final path, on the same file system.
+        is_whole: Returns whether a folder exists and is complete.
 
     Raises:
-        OSError: If it can't be renamed.
+        OSError: It can't be renamed.
     """
     if is_whole(folder):
         return
@@ -94,25 +95,25 @@ def put_folder(made: str, folder: str, *, is_whole: Callable[[str], bool]) -> No
     try:
         os.rename(made, folder)
     except OSError:
-        if not is_whole(folder):  # else another process was first, and its folder is as good
+        if not is_whole(folder):  # otherwise another process was faster, and its folder is equal
             raise
 
 
 def lasting_folder() -> str:
-    """Makes a working folder in the system's folder for temporary files; it lasts as long as this process."""
+    """Makes a temporary folder that exists until this process ends."""
     stack = contextlib.ExitStack()
     atexit.register(stack.close)
     return stack.enter_context(working_folder())
 
 
 def sweep(*folders: str, prefixes: tuple[str, ...] = ()) -> None:
-    """Removes the working files and folders that lie in some folders and that no living process holds.
+    """Removes temporary files and folders that no running process is writing.
 
-    What can't be read or removed stays, and so does everything else in these folders.
+    Those that can't be read or removed stay.
 
     Args:
-        folders: Where to look; they need not exist.
-        prefixes: What names of other working files begin with; age alone decides about those.
+        folders: The folders to search, which may not exist.
+        prefixes: Prefixes of further names that count as temporary; only their age decides.
     """
     for folder in folders:
         try:
@@ -127,9 +128,9 @@ def sweep(*folders: str, prefixes: tuple[str, ...] = ()) -> None:
 
 
 def why_unwritable(folder: str, name: str = "longeval") -> str | None:
-    """Why `write_whole` can't write a file of this name into an existing folder, or None; leaves nothing behind.
+    """Why `write_whole` can't write a file of this name into an existing folder, or None.
 
-    Asking the file system by writing is the only answer that also covers read-only mounts, root, and long names.
+    A file is written and removed, because only this covers read-only mounts, root, and long names.
     """
     probe = _working_name(folder)
     try:
@@ -137,7 +138,7 @@ def why_unwritable(folder: str, name: str = "longeval") -> str | None:
             os.lstat(os.path.join(folder, name))
         with open(probe, "xb"):
             pass
-        with contextlib.suppress(FileNotFoundError):  # another process may have swept it away
+        with contextlib.suppress(FileNotFoundError):  # `sweep` in another process may have removed it
             os.unlink(probe)
     except OSError as error:
         return reason(error)
@@ -150,7 +151,7 @@ def _working_name(folder: str) -> str:
 
 @functools.cache
 def _machine() -> str:
-    """What tells this boot of this machine from others: eight hexadecimal digits, alike in all of its containers."""
+    """Eight hexadecimal digits for this boot of this machine, equal in all its containers."""
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             boot = file.read()
@@ -160,18 +161,18 @@ def _machine() -> str:
 
 
 def _make(folder: str, make: Callable[[str], int]) -> tuple[str, int]:
-    """Makes a working file or folder that this process holds; returns its path and the descriptor of the lock."""
+    """Makes a locked temporary file or folder; returns its path and the descriptor of the lock."""
     while True:
         name = _working_name(folder)
         try:
             handle = make(name)
         except FileNotFoundError:
-            if os.path.isdir(folder):  # taken before it was opened, see below
+            if os.path.isdir(folder):  # removed before it was opened, see below
                 continue
             raise
         with contextlib.suppress(OSError):  # a file system without locks
             _lock(handle, wait=True)
-        # Until it is locked another process may take it for one that was left, and remove it.
+        # Before it is locked, another process may remove it as a leftover; then try again.
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.stat(name), os.fstat(handle)):
                 return name, handle
@@ -182,8 +183,8 @@ def _lock(handle: int, *, wait: bool) -> None:
     """Locks an open file or folder until it is closed.
 
     Raises:
-        BlockingIOError: Another process holds it; only without `wait`.
-        OSError: The file system, or Windows, has no such locks.
+        BlockingIOError: Another process holds the lock, and `wait` is False.
+        OSError: The file system or Windows doesn't support such locks.
     """
     if sys.platform == "win32":
         raise OSError("no locks of files")
@@ -193,7 +194,7 @@ def _lock(handle: int, *, wait: bool) -> None:
 
 
 def _remove_if_left(path: str, *, here: bool) -> None:
-    """Removes a working file or folder unless it is held; `here`: a process of this machine made it."""
+    """Removes a temporary file or folder unless it is locked. `here`: whether a process of this boot made it."""
     handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         try:

@@ -1,7 +1,7 @@
-"""Stored JSON, read strictly: what longeval can't have written is refused with the reason.
+"""Reads stored JSON strictly, and refuses anything that longeval doesn't write.
 
-Python's own reader takes more than JSON: numbers that overflow, NaN, one key twice, UTF-16. A stored file with any of
-these is damaged or somebody else's.
+Python's reader accepts more than JSON: numbers that overflow, NaN, duplicate keys, UTF-16. A stored file with any of
+these is damaged or was written by another program.
 """
 
 from __future__ import annotations
@@ -16,19 +16,21 @@ from typing import Any, TypeVar, cast
 from pydantic import TypeAdapter, ValidationError
 
 LARGEST = 2**53
-"""Whole numbers beyond it are no counts, and float64 can't tell them apart."""
+"""Largest integer that is accepted. Above it float64 can't represent every integer."""
 
 _DEEPEST = 32
-"""Levels of nested lists and objects, far beyond what any record has."""
+"""Most levels of nested lists and objects, far more than any record has."""
 
 Made = TypeVar("Made")
 
 
 def read_json(content: bytes) -> Any:
-    """The value of a JSON text in UTF-8.
+    """Parses a JSON text in UTF-8.
 
     Raises:
-        ValueError: It is no such text, nests deeply, has a key twice, or a number that float64 and int64 can't hold.
+        ValueError: It is not valid JSON, is nested too deeply, has a duplicate key, or a number that is not finite or
+        an
+            integer beyond LARGEST.
     """
     try:
         value = json.loads(
@@ -43,12 +45,12 @@ def read_json(content: bytes) -> Any:
     if _nests_deeply(value):
         raise ValueError("nested too deeply")
     if b"\\u" in content:
-        json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is no text: a ValueError
+        json.dumps(value, ensure_ascii=False).encode()  # raises ValueError for lone surrogates
     return value
 
 
 def _nests_deeply(value: Any, levels: int = _DEEPEST) -> bool:
-    """Whether lists and objects nest more deeply than any that longeval writes."""
+    """Whether lists and objects are nested more deeply than `levels`."""
     if not isinstance(value, list | dict):
         return False
     inner = value.values() if isinstance(value, dict) else value
@@ -56,15 +58,15 @@ def _nests_deeply(value: Any, levels: int = _DEEPEST) -> bool:
 
 
 def made_from(kind: type[Made], plain: object) -> Made:
-    """An instance of a dataclass or a pydantic model from a JSON value, whose types must be the declared ones.
+    """Makes an instance of a dataclass or a pydantic model from a JSON value, with strict types.
 
-    Keys that it doesn't know are left out: a field that a later version adds changes the meaning of none that is here.
+    Unknown keys are dropped: fields that a later version adds don't change the meaning of known ones.
 
     Raises:
-        ValueError: A field is missing, of another type, or outside its declared bounds; the message names it.
+        ValueError: A field is missing, has another type, or is outside its bounds; the message names it.
     """
     try:
-        # As JSON, since pydantic then knows that a list may be a tuple and an object a dataclass, and stays strict.
+        # From JSON text, because strict pydantic then accepts lists for tuples and objects for dataclasses.
         made: Made = _adapter(cast(Hashable, kind)).validate_json(json.dumps(plain), strict=True)
     except ValidationError as error:
         raise ValueError(first_problem(error)) from None
@@ -77,7 +79,7 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 
 
 def first_problem(error: ValidationError) -> str:
-    """The first thing that pydantic found, with its place: `provenance.date: Field required`."""
+    """The first problem in a ValidationError with its place, such as `provenance.date: Field required`."""
     first = error.errors(include_url=False)[0]
     place, found = ".".join(map(str, first["loc"])), first["input"]
     value = f" {reprlib.repr(found)}" if isinstance(found, str | int | float) else ""
@@ -96,20 +98,20 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise ValueError(f"{text[:40]} is no number that can be")
+        raise ValueError(f"{text[:40]} is not a possible number")
     return number
 
 
 def _whole(text: str) -> int:
     if len(text) > 20 or abs(number := int(text)) > LARGEST:
-        raise ValueError(f"{text[:40]} is no number that can be")
+        raise ValueError(f"{text[:40]} is not a possible number")
     return number
 
 
 def _constant(text: str) -> float:
-    raise ValueError(f"{text} is no JSON")
+    raise ValueError(f"{text} is not JSON")
 
 
 def canonical_json(value: object) -> str:
-    """JSON with sorted keys and no spaces: the one text of a value, as digests need it. NaN is refused (ValueError)."""
+    """JSON with sorted keys and no spaces, for digests; equal values have equal texts. Raises ValueError for NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)

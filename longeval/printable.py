@@ -1,23 +1,22 @@
-"""Text from outside (names of models, files, documents and servers; stored records) made safe to show."""
+"""Makes untrusted text safe to display: names of models, files, documents and servers, and stored records."""
 
 from __future__ import annotations
 
 import re
 
 _UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060\u2066-\u2069\ufeff\ud800-\udfff]")
-"""Control characters (C0, DEL, C1), line and paragraph separators, marks that turn the direction of text around
-(Unicode Standard Annex 9), blanks of no width, and halves of surrogate pairs, which Python
-makes of file names that are no UTF-8."""
+"""Control characters (C0, DEL, C1), line and paragraph separators, marks that change the direction of text (Unicode
+Standard Annex 9), zero-width spaces, and lone surrogates, which Python uses for file names that aren't UTF-8."""
 
 
 def printable(text: str, *, keep: str = "") -> str:
     r"""Returns `text` with every control character written as an escape: `\x1b`, `\n`, `\u202e`.
 
-    A terminal obeys such characters, an SVG with them is no XML, and a line break in a name starts a line of its own.
+    Such characters control a terminal, are invalid in SVG, and can start new lines.
 
     Args:
         text: Any text.
-        keep: Characters that stay as they are: `"\n"` for a text of several lines.
+        keep: Characters that are not escaped, such as `"\n"` for a text of several lines.
     """
 
     def escaped(match: re.Match[str]) -> str:
@@ -28,7 +27,7 @@ def printable(text: str, *, keep: str = "") -> str:
 
 
 def as_markup(text: str) -> str:
-    """Returns one line of text as a rich table takes it: printable, and brackets are no markup."""
+    """Returns one line of text for a rich table: printable, with brackets escaped."""
     from rich.markup import escape
 
     return escape(printable(text))

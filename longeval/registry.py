@@ -1,4 +1,4 @@
-"""A small generic registry: names to things, a duplicate is a bug, an unknown name is answered with suggestions."""
+"""A generic registry of objects by name. It refuses duplicates and suggests names for unknown ones."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ T = TypeVar("T")
 
 
 class Registry(Mapping[str, T], Generic[T]):
-    """An ordered mapping of unique names.
+    """An ordered mapping from unique names to objects.
 
     Args:
-        noun: What the things are called in messages, with the flag if there is one: ``--pe``.
+        noun: The kind of object in messages; the flag, such as ``--pe``, if there is one.
     """
 
     def __init__(self, noun: str) -> None:

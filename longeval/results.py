@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 _OF_RESULTS = ("params.ci", "params.stderr", "params.primary", "params.higher_is_better", "params.filter")
-"""Columns that follow from a result, and tell no two cells apart."""
+"""Columns that describe results instead of settings, so they don't distinguish cells."""
 
 
 class Results:
@@ -41,15 +41,13 @@ class Results:
 
         Args:
             path: The folder.
-            cells: Ids of the cells that belong to these results, in order; None: all cells of the folder.
+            cells: Ids of the cells of these results, in order; None: all cells of the folder.
 
         Raises:
-            LongEvalError: There is no run folder.
+            LongEvalError: It is not a run folder.
         """
         self._store = Store(path, create=False)
         self._cells = None if cells is None else tuple(cells)
-        if not self._store.is_run_folder():
-            raise LongEvalError(f"{path}: not a run folder", "Name one that longeval wrote, such as runs/demo.")
 
     @property
     def path(self) -> str:
@@ -58,7 +56,7 @@ class Results:
 
     @functools.cached_property
     def records(self) -> tuple[Record, ...]:
-        """All records, cell by cell in the order in which the cells were asked for."""
+        """All records, cell by cell in the order of the requests."""
         stored = {cell.cell: cell.records for cell in self._store.cells()}
         plan = self._store.plan()
         planned = [cell.cell for request in plan.requests for cell in request.cells] if plan is not None else []
@@ -67,10 +65,10 @@ class Results:
 
     @functools.cached_property
     def frame(self) -> pd.DataFrame:
-        """One row a record. Columns are the fields of records; those of `params` and `provenance` have that in front.
+        """A data frame with one row per record. Its columns are the fields of records.
 
-        A nested parameter has its own column, such as `params.method.beta_fast`. Cells that failed or were skipped have
-        rows too: `status` and `error` say why they have no value.
+        Entries of `params` and `provenance` have columns of their own, such as `params.method.beta_fast`. Cells that
+        failed or were skipped have rows too; `status` and `error` state why they have no value.
         """
         import pandas as pd
 
@@ -80,11 +78,11 @@ class Results:
         """The scored tokens of a perplexity cell, one row each, in the order in which they were scored.
 
         Args:
-            cell: Its id, from the column `cell` of `frame`.
+            cell: The cell's id, from the column `cell` of `frame`.
 
         Returns:
             Columns `document` (name), `window` (number of the window in the cell), `position` (in the window, prefix
-            included, which is the length of the context that the model saw) and `nll` (nats).
+            included; equal to the number of tokens before it) and `nll` (nats).
 
         Raises:
             LongEvalError: The cell has no token values.
@@ -94,7 +92,7 @@ class Results:
 
         nll = self._store.nll(cell)
         if nll is None:
-            raise LongEvalError(f"cell {cell}: has no token values in {self.path}", "Take a finished cell of ppl.")
+            raise LongEvalError(f"cell {cell}: has no token values in {self.path}", "Use a finished cell of ppl.")
         window_S = np.repeat(np.arange(len(nll.tokens_W)), nll.tokens_W)
         documents = np.array(nll.documents, dtype=object)[nll.document_W]
         columns = {"document": documents[window_S], "window": window_S, "position": nll.positions_S(), "nll": nll.nll_S}
@@ -115,16 +113,17 @@ class Results:
 
         samples = self._store.samples(cell)
         if samples is None:
-            raise LongEvalError(f"cell {cell}: has no samples in {self.path}", "Take a finished cell of tasks.")
+            raise LongEvalError(f"cell {cell}: has no samples in {self.path}", "Use a finished cell of tasks.")
         return pd.json_normalize([sample_to_json(sample) for sample in samples])
 
     def report(self, path: str | None = None) -> str:
-        """Writes the report of the whole run folder, in every format, as `longeval report` does.
+        """Writes the report of the whole run folder in every format, as `longeval report` does.
 
-        A folder that holds PosGen cells alone gets the report of `longeval posgen table`.
+        A folder with only PosGen cells gets the report of `longeval posgen table`.
 
         Args:
-            path: The Markdown file; its siblings get the same name. None: `report.md` (`posgen.md`) in the run folder.
+            path: The Markdown file; the other formats get the same name with their suffix. None: `report.md`
+                (`posgen.md`) in the run folder.
 
         Returns:
             The path of the Markdown file.
@@ -138,19 +137,19 @@ class Results:
         return written.files[0]
 
     def __repr__(self) -> str:
-        """How many cells there are, and where."""
+        """The folder and the number of cells."""
         cells = {record.cell: record.status for record in self.records}
         failed = sum(status == "failed" for status in cells.values())
         return f"Results({self.path!r}: {len(cells)} cells, {failed} failed)"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the values of these results, and the figures of the run folder's report."""
+        """The display in a notebook: the values of these results, and the figures of the run folder's report."""
         if not self.records:
             return f"<p>{html.escape(self.path)}: no cells</p>"
         return "\n".join((self._table(), *self._figures()))
 
     def _table(self) -> str:
-        """The values as an HTML table: a column for each length, a row for each combination of what else differs."""
+        """The values as an HTML table: a column for each length, a row for each combination of other settings."""
         frame = self.frame.assign(data=self.frame["task"].fillna(self.frame["data"]))
         always = ["model", "data", "metric", "pe"]
         others = [name for name in frame if name.startswith("params.") and not name.startswith(_OF_RESULTS)]
@@ -179,7 +178,7 @@ class Results:
         ]
 
     def _studies(self) -> tuple[StudyReport, ...]:
-        """Who says something in the run folder's report: all studies that share one, if any of them has a cell."""
+        """The studies of the run folder's report: those of `longeval report` if they have cells, else another one's."""
         from longeval.cli.report import study_reports
         from longeval.report.collect import LONGEVAL_REPORT, report_command
 
@@ -188,10 +187,10 @@ class Results:
 
 
 def load(path: str) -> Results:
-    """The results that a run folder holds, of all its requests.
+    """Opens a run folder and returns the results of all its requests.
 
     Raises:
-        LongEvalError: It is no run folder.
+        LongEvalError: It is not a run folder.
     """
     return Results(path)
 
@@ -209,16 +208,16 @@ def carry_out(
     """Carries out a request of a study, as the command of the same name does.
 
     Args:
-        command: `ppl`, `tasks`, `posgen`, or another study's name.
+        command: Name of the study: `ppl`, `tasks`, `posgen`, or another.
         out: Run folder; None: `runs/<date>-<digest>`.
-        fresh: Compute stored cells again.
-        quiet: No progress on stderr.
-        track: Trackers to tell of each cell: tensorboard, wandb, mlflow, trackio.
-        settings: By name of the flag with underscores. Values are as Python has them, `[1024, 2048]`, or as users type
-            them, `"1k,2k"`.
+        fresh: Whether to compute stored cells again.
+        quiet: Whether to show no progress on stderr.
+        track: Trackers that get the values of each cell: tensorboard, wandb, mlflow, trackio.
+        settings: Values by name of the flag with underscores, either as Python values, `[1024, 2048]`, or as on the
+            command line, `"1k,2k"`.
 
     Returns:
-        The results of this request. Cells that failed are among them, with the reason.
+        The results of this request, including failed cells with the reason.
 
     Raises:
         LongEvalError: The request is wrong; nothing has been computed or written.
@@ -246,20 +245,20 @@ def carry_out(
 
 
 def function_of(study: str) -> Callable[..., Results]:
-    """What `longeval.NAME` is for a study that has no function below."""
+    """The function `longeval.NAME` of a study that has none below."""
     return functools.partial(carry_out, study)
 
 
 def ppl(**settings: Any) -> Results:
-    """Measures perplexity; settings are those of `longeval ppl` and of `carry_out`."""
+    """Measures perplexity. The settings are those of `longeval ppl` and of `carry_out`."""
     return carry_out("ppl", **settings)
 
 
 def tasks(**settings: Any) -> Results:
-    """Runs downstream tasks; settings are those of `longeval tasks` and of `carry_out`."""
+    """Runs downstream tasks. The settings are those of `longeval tasks` and of `carry_out`."""
     return carry_out("tasks", **settings)
 
 
 def posgen(**settings: Any) -> Results:
-    """Trains and tests PosGen's models; settings are those of `longeval posgen train` and of `carry_out`."""
+    """Trains and tests PosGen's models. The settings are those of `longeval posgen train` and of `carry_out`."""
     return carry_out("posgen", **settings)

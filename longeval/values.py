@@ -1,4 +1,4 @@
-"""Values as users write them, on the command line and in YAML: lengths, factors, counts, comma lists."""
+"""Parses values that users write on the command line and in YAML: lengths, factors, counts, comma lists."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _GROUPED = re.compile(r"[0-9]{1,3}([,_.' ][0-9]{3})+")
 
 
 def parse_length(text: str, *, flag: str = "--lengths", least: int = 2) -> int:
-    """One length in tokens: `4k` is 4096, `1m` is 1048576, plain integers as they are."""
+    """Parses a length in tokens: `4k` is 4096, `1m` is 1048576; plain integers are tokens."""
     match = _LENGTH.fullmatch(text.strip())
     if match is None:
         digits = re.sub(r"[,_.' ]", "", text)
@@ -38,17 +38,17 @@ def parse_length(text: str, *, flag: str = "--lengths", least: int = 2) -> int:
 
 
 def parse_lengths(text: str, *, flag: str = "--lengths") -> tuple[int, ...]:
-    """A comma list of lengths, ascending, without repeats."""
+    """Parses a comma list of lengths; returns them ascending and without duplicates."""
     _check_thousands([part.strip() for part in text.split(",")], text, flag)
     return tuple(sorted({parse_length(part, flag=flag) for part in split_list(text, flag=flag)}))
 
 
 def _check_thousands(parts: list[str], text: str, flag: str) -> None:
-    """Raises LongEvalError for a list that may be a number with thousands separators: `4,096` is neither 4 nor 96.
+    """Raises LongEvalError for a list that is probably a number with thousands separators, such as `4,096`.
 
-    So it is where three digits follow one to three, and they begin with 0, or the window before them would have less
-    than 10 tokens, or both together are a usual length: few times a power of 2, as 65,536, or 12,500. 16,512 and
-    128,256 are lists.
+    It is one if three digits follow one to three digits, and the three begin with 0, or the first number is below 10,
+    or both together are a usual length: a small multiple of a power of 2, such as 65,536, or a multiple of 500, such as
+    12,500. 16,512 and 128,256 are lists.
     """
     for place, (before, group) in enumerate(itertools.pairwise(parts)):
         if not (re.fullmatch("[0-9]{1,3}", before) and re.fullmatch("[0-9]{3}", group)):
@@ -67,15 +67,19 @@ def _check_thousands(parts: list[str], text: str, flag: str) -> None:
 
 
 def split_list(text: str, *, flag: str) -> tuple[str, ...]:
-    """A comma list of names in the order given, without repeats; an empty item raises LongEvalError."""
+    """Parses a comma list of names; returns them in the given order without duplicates.
+
+    Raises:
+        LongEvalError: An item is empty or not valid UTF-8.
+    """
     return _unique(text, [part.strip() for part in text.split(",")], flag)
 
 
 def split_paths(text: str, *, flag: str) -> tuple[str, ...]:
-    """A comma list of names and paths; a comma belongs to a path where that exists, or behind a backslash.
+    """Parses a comma list of names and paths. A comma belongs to a path if that path exists or after a backslash.
 
     Raises:
-        LongEvalError: As `split_list`, and where it can't be told whether one path is meant or several names.
+        LongEvalError: See `split_list`; or the text may mean one path or several names.
     """
     parts = [part.replace("\\,", ",") for part in re.split(r"(?<!\\),", text)]
     found: list[str] = []
@@ -94,9 +98,9 @@ def split_paths(text: str, *, flag: str) -> tuple[str, ...]:
 
 
 def _unique(text: str, names: list[str], flag: str) -> tuple[str, ...]:
-    """The names that a comma list holds, checked, without repeats."""
+    """Checks the names of a comma list and removes duplicates."""
     if not all(names):
-        raise LongEvalError(f"{flag} {text!r}: an empty item", "Write a comma list without blanks: a,b,c.")
+        raise LongEvalError(f"{flag} {text!r}: has an empty item", "Write a comma list such as a,b,c.")
     return tuple(dict.fromkeys(checked_name(name, flag) for name in names))
 
 
@@ -105,7 +109,7 @@ def _exists(path: str) -> bool:
 
 
 def checked_name(name: str, flag: str) -> str:
-    """Names go into records and digests, so they must be text."""
+    """Returns a name; raises LongEvalError if it is empty or not valid UTF-8, because it goes into records."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -113,7 +117,7 @@ def checked_name(name: str, flag: str) -> str:
             f"{flag} {name!a}: not UTF-8", "Rename the file or link to it under another name."
         ) from None
     if not name.strip():
-        raise LongEvalError(f"{flag}: an empty name", "Name something, or leave it out.")
+        raise LongEvalError(f"{flag}: the name is empty", "Give a name, or leave it out.")
     return name
 
 
@@ -143,7 +147,7 @@ def hub_id(name: str, *, flag: str = "--model") -> str:
 
 
 def format_length(length: int) -> str:
-    """`4096` as `4k`, `1048576` as `1m`, others as they are."""
+    """A length as text: 4096 as `4k`, 1048576 as `1m`, others in digits."""
     if length % (1024 * 1024) == 0:
         return f"{length // (1024 * 1024)}m"
     return f"{length // 1024}k" if length % 1024 == 0 else str(length)
@@ -157,7 +161,7 @@ def quantization_text(params: Mapping[str, Any]) -> str:
 
 
 def parse_factor(text: str, *, flag: str = "--factor") -> float:
-    """A factor s ≥ 1; NaN, infinity and what is no number raise LongEvalError."""
+    """Parses a finite factor s of at least 1; raises LongEvalError for anything else."""
     factor = _finite(text)
     if factor is None or factor < 1:
         raise LongEvalError(
@@ -168,7 +172,7 @@ def parse_factor(text: str, *, flag: str = "--factor") -> float:
 
 
 def parse_number(text: str, *, flag: str) -> float:
-    """A finite number: `0.0002`, `2e-4`."""
+    """Parses a finite number, such as `0.0002` or `2e-4`; raises LongEvalError for anything else."""
     number = _finite(text)
     if number is None:
         raise LongEvalError(f"{flag} {text!r}: not a finite number", "Write it as 0.01 or 2e-4.")
@@ -176,7 +180,7 @@ def parse_number(text: str, *, flag: str) -> float:
 
 
 def _finite(text: str) -> float | None:
-    """The number that a text says; None for NaN, infinity and what is no number."""
+    """Parses a number; None for NaN, infinity, and text that isn't a number."""
     try:
         number = float(text)
     except ValueError:
@@ -185,7 +189,7 @@ def _finite(text: str) -> float | None:
 
 
 def parse_count(text: str, *, flag: str, least: int = 1) -> int:
-    """A whole number of at least `least`."""
+    """Parses a whole number of at least `least`; raises LongEvalError for anything else."""
     try:
         count = int(text)
     except ValueError:

@@ -106,7 +106,7 @@ SERVER = {"backend": "openai", "base_url": "http://localhost/v1"}
         ("--device-map: would be ignored", {"device_map": "auto"}),
         ("--dtype: would be ignored", SERVER | {"dtype": "float32"}),
         ("--device: would be ignored", SERVER | {"device": "cpu"}),
-        ("--backend openai: no server", {"backend": "openai"}),
+        ("--backend openai: needs a server", {"backend": "openai"}),
         ("--device cuda:1: .*CUDA_VISIBLE_DEVICES=1", {"device": "cuda:1"}),
     ],
 )
@@ -399,7 +399,7 @@ def with_config(tiny_llama, tmp_path):
     return make
 
 
-@pytest.mark.parametrize(("config", "said"), [(seeing, "see or hear"), (growing, "llama_4_scaling_beta")])
+@pytest.mark.parametrize(("config", "said"), [(seeing, "is multimodal"), (growing, "llama_4_scaling_beta")])
 def test_models_that_vllm_makes_others_of_are_refused_when_planned(request_spec, with_config, config, said):
     folder = with_config(config())
     assert plan_ppl(request_spec(model=(folder,))).cells

@@ -101,7 +101,7 @@ def test_continuations_part_only_at_near_ties(plan, answers, gap, verdict):
     one, _ = compared(plan, Fake(nll, answers[1]), hf)
     assert (one.verdict, one.mean_difference) == (verdict, 0)
     assert one.answer_gap == pytest.approx(gap, rel=1e-3, abs=1e-7)
-    assert ["continuations part" in reason for reason in one.reasons] == [True] * (verdict == "different")
+    assert ["continuations diverge" in reason for reason in one.reasons] == [True] * (verdict == "different")
     # The window, then one token after what both say after its first half, twice.
     assert hf.windows[:3] == [(128, 1), (64 + place + 1, 64 + place), (64 + place + 1, 64 + place)]
 

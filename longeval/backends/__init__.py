@@ -1,1 +1,1 @@
-"""What runs the models."""
+"""Backends, which run the models."""

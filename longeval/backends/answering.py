@@ -1,6 +1,6 @@
-"""What backends share: when an answer is at its end, the order of prompts, and which choices are the same.
+"""Code that backends share: the end of an answer, the order of prompts, and distinct pairs of context and continuation.
 
-T tokens of a prompt or context, S of a continuation.
+Shapes: T tokens of a prompt or context, S tokens of a continuation.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from longeval.data.special import special_tokens
 Tokens = npt.NDArray[np.int32]
 
 MAX_RETURNS = 2
-"""Most lengths of one prompt that are worth a copy of the cache."""
+"""Most copies of the key/value cache for one prompt, each at another length."""
 MIN_GAIN = 64
-"""Tokens that a copy must save."""
+"""Minimum number of tokens that a copy must save."""
 
 
 def end_tokens(settings: Any, tokenizer: Any) -> frozenset[int]:
@@ -37,12 +37,12 @@ def end_tokens(settings: Any, tokenizer: Any) -> frozenset[int]:
 
 
 class Ending:
-    """Knows when an answer is at its end: the model's own end, a stop text, or the limit.
+    """Finds the end of an answer: an end token, a stop text, or the limit.
 
     Args:
-        tokenizer: Decodes it.
-        ends: Ids that end it.
-        request: What was asked.
+        tokenizer: The tokenizer that decodes the answer.
+        ends: Ids of the end tokens.
+        request: The request.
     """
 
     def __init__(self, tokenizer: Any, ends: frozenset[int], request: GenerateRequest) -> None:
@@ -50,9 +50,9 @@ class Ending:
         self._ends = ends
         self._limit = request.max_new_tokens
         self._stop = request.stop
-        # A special token is not in the decoded text: one that is named as a stop text is told by its id.
+        # Decoded text has no special tokens, so a stop text that is a special token is found by its id.
         named = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
-        special = special_tokens(tokenizer).ids | named  # transformers 5 lists those alone that have a role
+        special = special_tokens(tokenizer).ids | named  # transformers 5 lists only those with a role
         self._stop_ids = frozenset(special[text] for text in request.stop if text in special)
 
     @property
@@ -61,7 +61,7 @@ class Ending:
         return self._ends | self._stop_ids
 
     def answer(self, tokens: Sequence[int]) -> Generation | None:
-        """The answer if `tokens` are all of it, else None."""
+        """The answer if the last of `tokens` ends it, else None."""
         if tokens[-1] in self._ends:
             return Generation(self._text(tokens[:-1]), len(tokens), "eos")
         if tokens[-1] in self._stop_ids:
@@ -76,14 +76,14 @@ class Ending:
         return None
 
     def of_whole(self, tokens: Sequence[int]) -> Generation | None:
-        """The answer in tokens that were generated elsewhere, by something that stops at the same ends.
+        """The answer in tokens of an engine that stops at the same ends.
 
-        None if they are no answer yet: a stop text was seen there that isn't in the text as it is decoded here.
+        None if it isn't complete: the engine found a stop text that isn't in the text as it is decoded here.
         """
         return self.within(tokens, shortest=max(1, len(tokens) - 1))
 
     def within(self, tokens: Sequence[int], *, shortest: int = 1) -> Generation | None:
-        """The answer in tokens that may go on behind its end; None if no end is in them from `shortest` tokens on."""
+        """The answer in tokens that may continue after its end; None if there is no end from `shortest` tokens on."""
         answers = (self.answer(tokens[:size]) for size in range(shortest, len(tokens) + 1))
         return next((answer for answer in answers if answer is not None), None)
 
@@ -94,17 +94,17 @@ class Ending:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PromptOrder:
-    """Prompts sorted by their tokens: each shares as much as it can with the one before."""
+    """The order of prompts by token ids, in which each shares a prefix as long as possible with the one before."""
 
     indices: tuple[int, ...]
-    """Which prompt comes when."""
+    """Indices of the prompts in this order."""
     shared: tuple[int, ...]
-    """By place: tokens in common with the next prompt, which has at least one more; 0 for the last."""
+    """For each place, the tokens shared with the next prompt, but not all of that prompt; 0 for the last."""
     lower: tuple[int, ...]
-    """By place: the next place whose `shared` is smaller."""
+    """For each place, the next place with a smaller `shared`."""
 
     def returns(self, place: int) -> tuple[int, ...]:
-        """Lengths of the prompt at `place`, ascending, that later prompts go back to and that are worth a copy."""
+        """Lengths at which the cache of the prompt at `place` should be copied for later prompts, ascending."""
         lengths: list[int] = []
         while place < len(self.shared) and self.shared[place] >= MIN_GAIN:
             lengths.append(self.shared[place])
@@ -120,7 +120,7 @@ class PromptOrder:
 
 def order_prompts(prompts: Sequence[Tokens]) -> PromptOrder:
     """Sorts prompts by their token ids."""
-    # Big-endian bytes sort as the ids do, and much faster than lists of them.
+    # Big-endian bytes have the same order as the ids, and are sorted much faster than lists.
     keys = [prompt_T.astype(">u4").tobytes() for prompt_T in prompts]
     indices = sorted(range(len(prompts)), key=keys.__getitem__)
     shared = [
@@ -138,7 +138,7 @@ def order_prompts(prompts: Sequence[Tokens]) -> PromptOrder:
 
 
 def common_prefix(one_T: Tokens, other_T: Tokens) -> int:
-    """Number of tokens that two prompts begin with alike."""
+    """Length of the common prefix of two prompts, tokens."""
     length = min(len(one_T), len(other_T))
     differs_T = one_T[:length] != other_T[:length]
     return int(differs_T.argmax()) if differs_T.any() else length
@@ -152,19 +152,19 @@ class ChoicePair(NamedTuple):
 
 
 class DistinctPairs:
-    """The different pairs of context and continuation in requests; a score that is found goes wherever it is asked for.
+    """The distinct pairs of context and continuation in requests. Each is scored once, for all requests that have it.
 
     Args:
-        requests: What was asked.
+        requests: The requests.
     """
 
     def __init__(self, requests: Sequence[ChoicesRequest]) -> None:
         self.pairs: list[ChoicePair] = []
-        """Each once, sorted by context: contexts that begin alike stand together, so that a cache holds that part."""
+        """The pairs sorted by context, so that contexts with a common prefix are next to each other."""
         self.by_context: list[list[int]] = []
-        """Indices of the pairs of each different context."""
+        """Indices of the pairs of each distinct context."""
         self._places: list[list[tuple[int, int]]] = []
-        """By pair: (index of a request, place of the continuation in it), wherever it is asked for."""
+        """For each pair, its occurrences: (index of a request, index of the continuation in it)."""
         self._scores: list[list[ChoiceScore | None]] = [[None] * len(request.continuations) for request in requests]
         order = order_prompts([request.context_T for request in requests]).indices
         for _, group in itertools.groupby(order, key=lambda index: requests[index].context_T.tobytes()):
@@ -182,13 +182,13 @@ class DistinctPairs:
                 self.by_context.append(list(numbers.values()))
 
     def without_continuations(self) -> Iterator[tuple[int, tuple[ChoiceScore, ...]]]:
-        """Yields (index, no scores) of requests in which nothing is to be scored."""
+        """Yields (index, no scores) for requests without continuations."""
         for index, scores in enumerate(self._scores):
             if not scores:
                 yield index, ()
 
     def scored(self, number: int, score: ChoiceScore) -> Iterator[tuple[int, tuple[ChoiceScore, ...]]]:
-        """Notes the score of a pair; yields (index, scores) of the requests that are complete now."""
+        """Stores the score of a pair; yields (index, scores) of requests that are now complete."""
         for index, place in self._places[number]:
             self._scores[index][place] = score
             known = [each for each in self._scores[index] if each is not None]

@@ -1,8 +1,8 @@
-"""What a backend is: it holds a model, serves a RoPE table to it, scores tokens, and answers.
+"""The interface of a backend, which runs a model with our RoPE table: it scores tokens and generates answers.
 
-A backend is a folder beside this file. Its `__init__.py` registers a `Capabilities`, which says by what the backend
-differs from others; nothing else in the package asks for a backend by name. This module and those declarations import
-neither torch nor an engine, so that a command line can be checked in no time.
+A backend is a folder beside this file. Its `__init__.py` registers a `Capabilities`, which states how the backend
+differs from others; no other code asks for a backend by name. This module and those declarations import neither torch
+nor an engine, so that command lines are checked quickly.
 
 B windows, T tokens, S scored tokens.
 """
@@ -32,38 +32,38 @@ AnyRequest = TypeVar("AnyRequest", bound="ModelRequest")
 
 
 class OutOfMemoryError(Exception):
-    """The device had no memory for a pass; a shorter one may still work."""
+    """The device has not enough memory for a pass; a shorter one may still work."""
 
 
 class BackendError(LongEvalError):
-    """The model can't be run at all as asked; told before the first cell, it ends the run."""
+    """The model can't be run with these settings at all. Before the first result, it ends the run."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class ChoicesRequest:
-    """Continuations of one context, each to be scored given that context alone."""
+    """Continuations of one context, each of which is scored given only that context."""
 
     context_T: npt.NDArray[np.int32]
-    """Token ids of the context, BOS included where there is one; at least one."""
+    """Token ids of the context, with a BOS if there is one; at least one."""
     continuations: tuple[npt.NDArray[np.int32], ...]
     """Token ids of each continuation, shape (S,), S ≥ 1; S may differ."""
 
 
 class ChoiceScore(NamedTuple):
-    """What one continuation got."""
+    """The score of one continuation."""
 
     log_likelihood: float
     """Sum over its tokens of their log-probability given all tokens before, nats."""
     greedy: bool
-    """Whether each of its tokens is the most probable one at its place."""
+    """Whether each of its tokens is the most probable one at its position."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class GenerateRequest:
-    """A prompt to be continued greedily."""
+    """A prompt that is continued greedily."""
 
     prompt_T: npt.NDArray[np.int32]
-    """Token ids, BOS included where there is one; at least one."""
+    """Token ids, with a BOS if there is one; at least one."""
     max_new_tokens: int
     """Most tokens to generate, at least 1."""
     stop: tuple[str, ...]
@@ -71,21 +71,21 @@ class GenerateRequest:
 
 
 class Generation(NamedTuple):
-    """An answer."""
+    """A generated answer."""
 
     text: str
-    """Decoded, special tokens left out, cut before the first stop text."""
+    """The text without special tokens, cut before the first stop text."""
     num_tokens: int
-    """Tokens that were generated, the ending one included."""
+    """Number of generated tokens, with the end token."""
     finish: Literal["stop", "eos", "length"]
-    """What ended it: a stop text, the model itself, or `max_new_tokens`."""
+    """Why it ended: a stop text, an end token of the model, or `max_new_tokens`."""
 
 
 class Backend(Protocol):
-    """A loaded model. One table is served at a time; nothing else is remembered between calls."""
+    """A loaded model. It serves one table at a time and has no other state between calls."""
 
     name: str
-    """`hf`, `vllm`, …: the `backend` of a record."""
+    """The `backend` of a record: `hf`, `vllm`, …"""
     dtype: str
     """The precision that the model computes in: `float32`, `bfloat16`, `float16`."""
     device: str
@@ -95,14 +95,14 @@ class Backend(Protocol):
         """Makes the model use `table` at positions 0 … length−1 from now on.
 
         Raises:
-            BackendError: It can't.
+            BackendError: The model can't use the table.
         """
         ...
 
     def rope_digest(self, length: int) -> str | None:
         """SHA-256 of the table that the model holds for positions 0 … length−1 (see `rope.base.table_digest`).
 
-        None where the model runs elsewhere and nobody can look.
+        None if the model runs on a server whose table can't be read.
         """
         ...
 
@@ -110,7 +110,7 @@ class Backend(Protocol):
         """Negative log-likelihoods (nats) of tokens `first_scored` … T−1, each given all tokens before it; shape (S,).
 
         Args:
-            tokens_T: Token ids of one window, BOS included where there is one.
+            tokens_T: Token ids of one window, with a BOS if there is one.
             first_scored: Index of the first scored token, at least 1.
 
         Raises:
@@ -135,10 +135,10 @@ class Backend(Protocol):
         ...
 
     def choices(self, requests: Sequence[ChoicesRequest]) -> Iterator[tuple[int, tuple[ChoiceScore, ...]]]:
-        """Scores continuations; yields (index of the request, its scores) as they are done, in any order.
+        """Scores continuations; yields (index of the request, its scores) as they finish, in any order.
 
-        The table that is served must reach the longest context with its longest continuation. Contexts that begin
-        alike share that part's key/value cache, which changes nothing but time.
+        The served table must be long enough for the longest context with its continuation. Contexts with a common
+        prefix may share that part of the key/value cache, which only saves time.
 
         Raises:
             OutOfMemoryError: While iterating: a request is too long for the device.
@@ -146,11 +146,11 @@ class Backend(Protocol):
         ...
 
     def generate(self, requests: Sequence[GenerateRequest], tokenizer: Any) -> Iterator[tuple[int, Generation]]:
-        """Continues prompts greedily; yields (index of the request, its answer) as they are done, in any order.
+        """Continues prompts greedily; yields (index of the request, its answer) as they finish, in any order.
 
         Args:
-            requests: Prompts; the table that is served must reach each prompt with its `max_new_tokens`.
-            tokenizer: transformers' tokenizer of the model, to decode and to know the end tokens.
+            requests: Prompts. The served table must be long enough for each prompt with its `max_new_tokens`.
+            tokenizer: transformers' tokenizer of the model, for decoding and for its end tokens.
 
         Raises:
             OutOfMemoryError: While iterating: a request is too long for the device.
@@ -162,16 +162,16 @@ class Backend(Protocol):
         ...
 
     def peak_memory_bytes(self) -> int | None:
-        """Peak since the last reset: of the process on a CPU, of the allocator on a GPU; None if unknown."""
+        """Peak memory in bytes since the last reset, of the process (CPU) or the allocator (GPU); None if unknown."""
         ...
 
     def close(self) -> None:
-        """Lets the model go, with all that was started for it; nothing else may be called afterwards."""
+        """Frees the model and ends everything that was started for it. No other method may be called afterwards."""
         ...
 
 
 class Server(Protocol):
-    """A server that runs the model elsewhere, as a plan sees it: it was asked once, and can be asked more."""
+    """A server that runs the model, for checks while planning."""
 
     def proves(self, asked: ServedMethod, table: RopeTable) -> bool:
         """Whether the server says that it computes with a method, and its engine holds the table; False: not known.
@@ -186,70 +186,66 @@ class Server(Protocol):
         ...
 
     def check_room(self, length: int, needed: int, what: str) -> None:
-        """Refuses a window that the server has no room for, where it says how much it has.
+        """Raises LongEvalError for a window that is too long for the server, if the server states its limit.
 
         Args:
             length: The window in tokens.
-            needed: Tokens of the longest prompt with what is generated, at most `length` and one more.
-            what: A clause that says what takes so many.
-
-        Raises:
-            LongEvalError: It doesn't fit.
+            needed: Tokens of the longest prompt with its generated tokens, at most `length` + 1.
+            what: A clause that says what needs this many tokens.
         """
         ...
 
     def check_reads(self, tokenizers: Sequence[Any], *, scores: bool) -> None:
-        """Makes sure that the server reads token ids as our tokenizers write them, where it shows that.
+        """Checks that the server decodes token ids to the text that our tokenizers encoded, if it shows that.
 
         Args:
             tokenizers: transformers' tokenizers of the request's models.
-            scores: Whether log-probabilities of prompts are needed; a server without them is refused then.
+            scores: Whether log-probabilities of prompts are needed; then a server without them is refused.
 
         Raises:
-            LongEvalError: It serves another model, or doesn't understand what is to be asked.
+            LongEvalError: It serves another model, or doesn't support what is needed.
         """
         ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Capabilities:
-    """What a backend can do, and by what it differs from others."""
+    """The features of a backend, in which it differs from others."""
 
     load: Callable[[ModelRequest, PreparedModel], Backend]
-    """Loads a model of a request. What is heavy (torch, an engine) is imported here, not before."""
+    """Loads a model of a request. It imports heavy packages (torch, an engine), which must not be imported before."""
     heeds: frozenset[str]
-    """Settings of a request that this backend heeds, of those that not every backend does. Another backend's are
-    refused instead of ignored."""
+    """Settings that this backend uses, of those that not every backend uses. Other such settings are refused."""
     one_table: bool = False
-    """Whether a loaded model holds one table, so that each further one takes a new start: cells of one table run
-    together, and methods with another table at every length need `--pin-length`."""
+    """Whether a loaded model can hold only one table, so that another table needs a new start. Then cells with the same
+    table run together, and length-dependent methods need `--pin-length`."""
     remote: bool = False
     """Whether somebody else has started the model: its weights, precision and rotation can't be set or seen."""
     windows_at_once: int = 1
     """Windows that it is given at once, where it batches by itself and heeds no `batch_size`."""
     estimates: bool = False
-    """Whether time and memory can be told before the start, by the cost of passes in this process."""
+    """Whether time and memory can be estimated from the cost of passes in this process."""
     transformers_attention: bool = False
     """Whether attention is transformers', which `--attn` chooses."""
     own_quantised_weights: bool = False
-    """Whether it reads quantised weights that transformers doesn't know."""
+    """Whether it reads quantised weights that transformers can't read."""
     check: Callable[[ModelRequest], None] = lambda spec: None
-    """Raises LongEvalError where the backend isn't installed, or can't do what the request says."""
+    """Raises LongEvalError if the backend isn't installed or can't carry out the request."""
     check_config: Callable[[str, Any], None] = lambda name, config: None
-    """(the model's name, its transformers configuration): raises LongEvalError for a model that it can't run."""
+    """Takes the model's name and PreTrainedConfig; raises LongEvalError if the backend can't run the model."""
     params: Callable[[ModelRequest, bool], dict[str, Any]] = lambda spec, length_dependent: {}
-    """(request, whether the method depends on length) → what the backend adds to the parameters of a cell."""
+    """Takes the request and whether the method is length-dependent; returns parameters to add to a cell."""
     connect: Callable[[Any], tuple[Any, Server]] | None = None
-    """Asks the server where the model runs: request → (the request with the model's name there, the server);
-    LongEvalError if it can't be had. None where the model runs here."""
+    """Asks the server for its model; returns the request with the model's name at the server, and the server. Raises
+    LongEvalError if it can't be reached. None if the model runs here."""
 
 
 BACKENDS: Registry[Capabilities] = Registry("--backend")
-"""What is registered so far; `capabilities` registers the backends of this package before it looks one up."""
+"""The registered backends. `capabilities` registers those of this package before it looks one up."""
 
 
 def capabilities(name: str) -> Capabilities:
-    """Returns what the backend called `name` can do; raises LongEvalError with suggestions if there is none."""
+    """Returns the capabilities of a backend; raises LongEvalError with suggestions for an unknown name."""
     package = importlib.import_module(__package__)
     for module in pkgutil.iter_modules(package.__path__):
         if module.ispkg:  # each folder beside this file registers its backend when it is imported
@@ -258,7 +254,7 @@ def capabilities(name: str) -> Capabilities:
 
 
 def check_request(spec: ModelRequest) -> None:
-    """Raises LongEvalError for an unknown backend, or settings that it would ignore or can't do."""
+    """Raises LongEvalError for an unknown backend, or for settings that it ignores or can't carry out."""
     chosen = capabilities(spec.backend)
     not_heeded = {setting for backend in BACKENDS.values() for setting in backend.heeds} - chosen.heeds
     for setting in sorted(not_heeded & type(spec).model_fields.keys()):  # some belong to one study

@@ -1,6 +1,6 @@
-"""Long documents: where they come from (`sources`), and what a model reads of them (`tokens`).
+"""Long documents: their sources (`sources`), and their tokens (`tokens`).
 
-    name or path ─▶ Source ─▶ Document ─▶ TokenisedDocument
+    name or path ─▶ Source ─▶ Text ─▶ TokenisedDocument
 
-Named corpora are YAML files in tasks/perplexity/ (`corpora`); adding one adds no Python.
+Named corpora are YAML files in tasks/perplexity/ (`corpora`), so adding one needs no Python.
 """

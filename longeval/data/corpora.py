@@ -1,13 +1,15 @@
-"""Corpora by name: each is a YAML file in tasks/perplexity/, read here; adding one adds no Python.
+"""Reads named corpora. Each is a YAML file in tasks/perplexity/, so adding one needs no Python.
+
+The keys of a file:
 
     description, source, license    one line each
-    docs                            documents taken by default; left out: all
-    local                           candidates under $LONGEVAL_DATA, tried in this order: path, and field if it has any
-    hub                             id, field, revision (optional), and split with config (optional), or file
-    members, aliases                make it a family, `leval:NAME`: {name}, and each member's own keys, are filled into
+    docs                            number of documents by default; if missing, all
+    local                           candidates under $LONGEVAL_DATA in order of preference: path, and field if any
+    hub                             id, field, revision (optional), and either split with config (optional), or file
+    members, aliases                for a family such as `leval:NAME`: {name} and each member's own keys are filled into
                                     the paths of local and hub
 
-A corpus is called after its file: pg19.yaml is `pg19`. The files lie in the checkout, or in the installed package.
+A corpus has the name of its file: pg19.yaml is `pg19`. The files are in the checkout or in the installed package.
 """
 
 from __future__ import annotations
@@ -26,18 +28,18 @@ from longeval.plain import first_problem
 
 
 class _Part(BaseModel):
-    """What stands in a YAML file: keys that aren't known are refused, because a typing error would pass unseen."""
+    """A part of a YAML file. Unknown keys are refused, so that typing errors are found."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class LocalCandidate(_Part):
-    """A place under $LONGEVAL_DATA where a copy of the corpus may lie."""
+    """A place under $LONGEVAL_DATA where a copy of the corpus may be."""
 
     path: str
     """File or folder, relative to $LONGEVAL_DATA."""
     field: str | None = None
-    """Field that holds the text; plain text files have none, and none is needed for them."""
+    """Field that holds the text; None for plain text files."""
 
 
 class HubDataset(_Part):
@@ -50,30 +52,30 @@ class HubDataset(_Part):
     split: str | None = None
     """Split, for data sets that `datasets` reads itself; null without a file: its only one."""
     config: str | None = None
-    """Configuration, where there are several."""
+    """Configuration, if there are several."""
     file: str | None = None
     """A .jsonl file of the repository, instead of a split."""
     revision: str | None = None
-    """Commit, tag or branch; default: main. What it stood for is in the source's origin."""
+    """Commit, tag or branch; default: main. The source's origin states the commit."""
 
 
 class Corpus(_Part):
     """A named set of long documents."""
 
     name: str
-    """What the user types: `pg19`, `leval:sci_fi`."""
+    """The name that users type, such as `pg19` or `leval:sci_fi`."""
     description: str
     """One line for listings."""
     source: str
-    """Who made it: paper or project."""
+    """Paper or project that made it."""
     license: str
-    """Licence of the texts, as far as their source states one."""
+    """Licence of the texts, if their source states one."""
     docs: Annotated[int, Field(ge=1, strict=True)] | None = None
-    """Documents taken by default; null: all."""
+    """Number of documents by default; None: all."""
     local: tuple[LocalCandidate, ...] = ()
-    """Where a copy may lie; the first that exists is read."""
+    """Places of a local copy; the first that exists is read."""
     hub: HubDataset | None = None
-    """Where it is read from otherwise."""
+    """The data set on the hub, which is read if there is no local copy."""
 
     @field_validator("hub")
     @classmethod
@@ -85,16 +87,16 @@ class Corpus(_Part):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Catalogue:
-    """All corpora that have a YAML file."""
+    """All named corpora."""
 
     corpora: Mapping[str, Corpus]
-    """By name, in alphabetical order of their files."""
+    """Corpora by name, in alphabetical order of their files."""
     aliases: Mapping[str, str]
-    """Other names, `leval:toefl`, to the names in `corpora`."""
+    """Other names, such as `leval:toefl` → names in `corpora`."""
 
 
 def corpora_dir() -> str:
-    """The folder of the YAML files: inside the package where it is installed, tasks/perplexity in a checkout."""
+    """The folder of the YAML files: inside an installed package, or tasks/perplexity in a checkout."""
     package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     installed = os.path.join(package, "_tasks", "perplexity")
     return installed if os.path.isdir(installed) else os.path.join(os.path.dirname(package), "tasks", "perplexity")
@@ -103,7 +105,8 @@ def corpora_dir() -> str:
 def load_catalogue(folder: str | None = None) -> Catalogue:
     """Reads all YAML files of `folder` (default: `corpora_dir()`).
 
-    LongEvalError names the file and the key that is wrong.
+    Raises:
+        LongEvalError: A file is wrong; the message names the file and the key.
     """
     folder = corpora_dir() if folder is None else folder
     if not os.path.isdir(folder):
@@ -123,7 +126,7 @@ def load_catalogue(folder: str | None = None) -> Catalogue:
 
 
 def _load_file(path: str, corpora: dict[str, Corpus], aliases: dict[str, str]) -> None:
-    """Adds a file's corpora and aliases: one corpus, or a family's members. Raises what `_why` explains."""
+    """Adds the corpora and aliases of a file, which is one corpus or a family. Raises errors that `_why` explains."""
     name = os.path.splitext(os.path.basename(path))[0]
     with open(path, encoding="utf-8") as file:
         plain = yaml.safe_load(file)
@@ -146,7 +149,7 @@ def _load_file(path: str, corpora: dict[str, Corpus], aliases: dict[str, str]) -
 
 
 def _filled(value: Any, keys: Mapping[str, str]) -> Any:
-    """A value of a family's file, with a member's keys filled into its texts."""
+    """Fills a member's keys into the texts of a family's file."""
     if isinstance(value, dict):
         return {key: _filled(item, keys) for key, item in value.items()}
     if isinstance(value, list):
@@ -158,7 +161,7 @@ def _filled(value: Any, keys: Mapping[str, str]) -> Any:
 
 
 def _why(error: Exception) -> str:
-    """What is wrong with a corpus's file, with the line or the key."""
+    """What is wrong with a corpus file, with the line or the key."""
     if isinstance(error, ValidationError):
         return first_problem(error)
     if isinstance(error, yaml.MarkedYAMLError):

@@ -1,7 +1,7 @@
-"""Documents, and what guards their reading: the field of a record that holds the text, and bounds on growth.
+"""Documents, the field of a record that holds the text, and limits on sizes.
 
-Bounds are on what a file may grow to while it is read: a few bytes can unpack to all memory there is. They refuse no
-corpus: the longest of books has 10 MB, and text packs 3 to 20 times smaller.
+The limits guard against files that decompress to more than the memory. No real corpus exceeds them: the longest books
+have 10 MB, and text compresses by a factor of 3 to 20.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from longeval.errors import LongEvalError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Text:
-    """One text, as it stands in its source: nothing stripped, no line ends changed."""
+    """One text, exactly as in its source."""
 
     name: str
-    """Says where the text is: a file's path in its folder, or `file.jsonl#12` for its twelfth line or row."""
+    """The place of the text: a file's path in its folder, or `file.jsonl#12` for the twelfth line or row of a file."""
     text: str
     """The text; always encodable as UTF-8. Empty where the record has none."""
     missing: bool = False
@@ -50,23 +50,23 @@ _PIECE = 2**20
 
 
 class Growth:
-    """Watches how much comes out of a file.
+    """Limits how much is read from a file.
 
     Args:
-        path: What messages call the file.
-        size: Its bytes on disk; null: not known, and anything may come out.
+        path: The file's name in messages.
+        size: Its bytes on disk; None: unknown, and the ratio is not limited.
     """
 
     MOST_TEXT = 2**28
-    """Bytes of one document of plain text."""
+    """Most bytes of one document of plain text."""
     MOST_RECORD = 2**26
-    """Bytes of one record: a line of JSON, a row of a table. Parsed, it can take twenty times as much."""
+    """Most bytes of one record (a line of JSON, a row of a table). Parsed, it can need twenty times as much."""
     MOST_TIMES = 200
-    """How many times larger than on disk the content of a file may be, and each record of it."""
+    """Largest ratio of the size of a file's content, or of one record, to the file's size on disk."""
     FREE_TEXT = 2**28
-    """Bytes that content may have however small the file is."""
+    """Bytes of content that are always allowed, regardless of the ratio."""
     FREE_RECORD = 2**23
-    """Bytes that a record may have however small the file is."""
+    """Bytes of a record that are always allowed, regardless of the ratio."""
 
     def __init__(self, path: str, size: int | None) -> None:
         self._path = path
@@ -74,7 +74,7 @@ class Growth:
         self._grown = 0
 
     def add(self, size: int) -> None:
-        """Counts bytes that came out, or are about to; LongEvalError where it is more than any text unpacks to."""
+        """Adds to the bytes of content; raises LongEvalError if they are more than any text decompresses to."""
         self._grown += size
         if self._size is not None and self._grown > max(self.FREE_TEXT, self.MOST_TIMES * self._size):
             raise LongEvalError(
@@ -83,7 +83,7 @@ class Growth:
             )
 
     def check(self, size: int, where: str, *, whole: bool = False) -> None:
-        """Raises LongEvalError where a record, or with `whole` a text that is one document, is too long."""
+        """Raises LongEvalError if a record, or with `whole` a document of plain text, is too long."""
         most = self.MOST_TEXT if whole else self.MOST_RECORD
         if self._size is not None:
             most = min(most, max(self.FREE_RECORD, self.MOST_TIMES * self._size))
@@ -93,12 +93,12 @@ class Growth:
 
 
 def read_lines(stream: BinaryIO, growth: Growth) -> Iterator[bytes]:
-    """Yields lines with their line end, piece by piece; only a newline ends one."""
+    """Yields lines with their line end. Only a newline ends a line."""
     pieces: list[bytes] = []
     pending = number = 0
     while piece := stream.read(_PIECE):
         *whole, rest = piece.split(b"\n")
-        growth.add(len(piece) + 32 * len(whole))  # so that blank lines count, which take time too
+        growth.add(len(piece) + 32 * len(whole))  # counts blank lines too, which also take time
         for line in whole:
             number += 1
             growth.check(pending + len(line), f"line {number}")
@@ -117,7 +117,7 @@ DEFAULT_FIELDS = ("text", "input", "content")
 
 
 class TextField:
-    """Takes the text out of a file's records, one after the other.
+    """Reads the text from the records of a file.
 
     Args:
         path: What messages call the file.
@@ -139,7 +139,7 @@ class TextField:
         return any(field in names for field in (DEFAULT_FIELDS if self._name is None else (self._name,)))
 
     def choose(self, names: Sequence[str], where: str) -> str:
-        """Returns the field to read, settled by the first record; LongEvalError if `names` don't have it."""
+        """Returns the field to read, which the first call decides; raises LongEvalError if `names` don't have it."""
         if self._name is None:
             self._name = next((field for field in DEFAULT_FIELDS if field in names), None)
         if self._name is None or self._name not in names:
@@ -194,7 +194,7 @@ class TextField:
         return value
 
     def no_string(self, where: str, kind: str) -> LongEvalError:
-        """The message for a field that holds no string."""
+        """The error for a field that doesn't hold a string."""
         return LongEvalError(
             f"{self._path}, {where}: field {self._name!r} is {kind}, not a string",
             "Choose the field that holds the whole text with --text-field NAME.",
@@ -202,7 +202,7 @@ class TextField:
 
 
 def parse_json(content: bytes, path: str, *, first_line: int) -> Any:
-    """Parses JSON whose first line is line `first_line` of the file; LongEvalError names the line if it is none."""
+    """Parses JSON that begins in line `first_line` of the file; raises LongEvalError with the line if it is invalid."""
     try:
         return json.loads(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -212,19 +212,19 @@ def parse_json(content: bytes, path: str, *, first_line: int) -> Any:
 
 
 def wrong_json(error: Exception, path: str, first_line: int, *, record_line: int) -> LongEvalError:
-    """The message for JSON that can't be parsed: text from `first_line` on, of the record in `record_line`."""
+    """The error for invalid JSON in a text that begins in `first_line`, for the record in `record_line`."""
     if isinstance(error, json.JSONDecodeError):
         line = first_line + error.lineno - 1
         problem = f"{path}, line {line}, column {error.colno}: malformed JSON ({error.msg})"
         return LongEvalError(problem, "Repair or remove the record.")
     if isinstance(error, RecursionError):
         return LongEvalError(f"{path}, line {record_line}: JSON nested too deeply", "Repair the record.")
-    # Python refuses numbers of thousands of digits, and says how to allow them.
+    # Python refuses numbers with thousands of digits; its message goes on with a setting that allows them.
     reason = str(error).partition(";")[0]
     return LongEvalError(f"{path}, line {record_line}: JSON can't be read ({reason})", "Repair the record.")
 
 
 def json_kind(value: object) -> str:
-    """What JSON calls a value."""
+    """The JSON type of a value in words."""
     names = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
     return names.get(type(value), "a number" if isinstance(value, (int, float)) else type(value).__name__)

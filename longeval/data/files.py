@@ -1,8 +1,8 @@
-"""Which files of a `--data` path are documents, told by their names: records, plain text, or nothing that is read.
+"""Chooses the documents among the files of a `--data` path by their names: records, plain text, or other files.
 
-A folder is often the clone of a data set: beside its data lie a card, a licence, pictures. The Hugging Face hub's
-libraries go by names too (https://huggingface.co/docs/hub/datasets-data-files-configuration). Case doesn't matter. A
-compression is looked through: `x.JSONL.gz` holds JSON lines.
+A folder is often the clone of a data set, with a card, a licence and pictures beside its data. The Hugging Face hub's
+libraries also choose files by name (https://huggingface.co/docs/hub/datasets-data-files-configuration). Case doesn't
+matter, and compression suffixes are removed: `x.JSONL.gz` holds JSON lines.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ FORMATS_REMEDY = (
 
 JSON_LINES = (".jsonl", ".ndjson", ".jsonlines")
 TABLES = {".csv": (",", ";", "\t", "|"), ".tsv": ("\t", ",", ";", "|")}
-"""Tables as text, with the delimiters that are tried in this order."""
+"""Tables as text, with their delimiters in the order in which they are tried."""
 ARROW = (".arrow", ".feather")
 COLUMNS = (".parquet", *ARROW)
-"""Compressed inside; never unpacked around."""
+"""Column formats, which are compressed inside; a compression around them is not supported."""
 _RECORDS = (*JSON_LINES, ".json", *TABLES, *COLUMNS)
 _TEXT = (".txt", ".text", ".md", ".markdown", ".rst", ".tex", ".py")
-"""Suffixes of plain text; any other suffix is taken for text too, and said."""
+"""Suffixes of plain text. Files with unknown suffixes are read as text too, with a note."""
 _CODE = (".py",)
 _COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 _PICKLED = (".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib")
@@ -60,42 +60,42 @@ _BEGINNINGS = {
     b"\xff\xfe": "UTF-16's: convert it, iconv -f UTF-16 -t UTF-8",
     b"\xfe\xff": "UTF-16's: convert it, iconv -f UTF-16 -t UTF-8",
 }
-"""How files begin that aren't UTF-8 text, and what helps."""
+"""First bytes of files that aren't UTF-8 text, with the format's name and a remedy."""
 
 
 class Format(NamedTuple):
-    """What a file is by its name."""
+    """The format of a file according to its name."""
 
     suffix: str
-    """Of what is in it, lower case: `.jsonl` of `X.JSONL.gz`; empty where there is none."""
+    """Suffix without compression, lower case: `.jsonl` for `X.JSONL.gz`; empty without a suffix."""
     compression: str
-    """`.gz`, or another; empty where there is none."""
+    """Suffix of the compression, such as `.gz`; empty without compression."""
     kind: Literal["records", "text", "other"]
     """Records have fields; `other` is never read."""
 
     @property
     def is_pickle(self) -> bool:
-        """Whether reading it could run code."""
+        """Whether it is a pickle, which could run code when it is read."""
         return self.suffix in _PICKLED
 
     @property
     def is_archive(self) -> bool:
-        """Whether it has to be unpacked first."""
+        """Whether users must unpack it first."""
         return self.suffix in _ARCHIVES or (self.kind == "other" and bool(self.compression))
 
     @property
     def is_prose(self) -> bool:
-        """Whether it is text that somebody may have written to be read, rather than code or something unknown."""
+        """Whether it is probably prose, rather than code or an unknown format."""
         return self.kind == "text" and self.suffix in ("", *_TEXT) and self.suffix not in _CODE
 
     @property
     def is_known(self) -> bool:
-        """Whether the suffix says what it is."""
+        """Whether the suffix is known."""
         return self.kind != "text" or self.suffix in _TEXT
 
 
 def format_of(path: str) -> Format:
-    """What a file is by its name."""
+    """The format of a file according to its name."""
     stem, suffix = os.path.splitext(os.path.basename(path).lower())
     compression = suffix if suffix in _COMPRESSIONS else ""
     if compression:
@@ -106,7 +106,7 @@ def format_of(path: str) -> Format:
 
 
 def open_bytes(path: str, compression: str) -> BinaryIO:
-    """Opens a file; what is read from it is unpacked piece by piece."""
+    """Opens a file for reading, with decompression while it is read."""
     if compression == ".zst":
         import pyarrow
 
@@ -122,7 +122,7 @@ def open_bytes(path: str, compression: str) -> BinaryIO:
 
 
 def foreign_beginning(content: bytes | bytearray) -> str | None:
-    """Tells the format of content that isn't UTF-8 text by its first bytes, and what helps; None for text."""
+    """Recognises a format other than UTF-8 text by the first bytes; returns its name with a remedy, or None."""
     return next((whose for beginning, whose in _BEGINNINGS.items() if content.startswith(beginning)), None)
 
 
@@ -130,7 +130,7 @@ _ABOUT_TEXT = re.compile(
     r"(readme|licen[cs]e)([._-].*)?|(copying|notice|citation|authors|contributing|changelog)(\.\w+)?|requirements.*\.txt",
     re.IGNORECASE,
 )
-"""Names of texts that describe a data set and are no part of it."""
+"""Names of texts that describe a data set but don't belong to it."""
 _ABOUT = re.compile(
     r"(dataset_infos?|dataset_dict|state|croissant)\.json|metadata\.(csv|tsv|jsonl?|parquet)", re.IGNORECASE
 )
@@ -140,9 +140,9 @@ _SPLITS = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
-"""Words in names that say which split a file belongs to, as the hub reads them."""
+"""Words in file names that indicate a split, as on the hub."""
 _MOST_NAMED = 5
-"""Files that a note names; others are counted."""
+"""Most files that a note names; further ones are counted."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -154,7 +154,7 @@ class Chosen:
     folder: str | None
     """The folder that names of documents are relative to; None for a single file."""
     note: str | None
-    """What is read and what isn't, where that may surprise."""
+    """A note about which files are read and which aren't, if users may not expect it."""
 
 
 def check_path(path: str) -> Chosen:
@@ -163,9 +163,9 @@ def check_path(path: str) -> Chosen:
     A path that exists is no pattern. In patterns, `*` stands for anything within a name, `?` for one character, `[ab]`
     for one of several, and `**` for folders, however deep.
 
-    Hidden files and folders are left out; so is what only tells of a data set (README, licence) where there is more,
-    what is of no format that is read, and text beside data files, or data files beside more text. A link is followed
-    where it stays in the folder, or in the store of the hub's cache.
+    In a folder these are left out: hidden files and folders, files that only describe a data set (README, licence) if
+    there are others, files of unsupported formats, and either text or data files, whichever are smaller. Links are
+    followed if they stay in the folder or lead into the hub's cache.
 
     Raises:
         LongEvalError: It can't be a source: it is missing, unreadable, empty, or of a kind that is never read; no file
@@ -191,7 +191,7 @@ def is_pattern(path: str) -> bool:
 
 
 def unreadable(path: str, error: BaseException) -> LongEvalError:
-    """The message for a file that the system or a decompressor can't read."""
+    """The error for a file that the system or a decompressor can't read."""
     return LongEvalError(
         f"--data {path}: can't be read ({reason(error)})", "Check that it is whole and that you may read it."
     )
@@ -287,7 +287,7 @@ def _is_in(file: str, roots: Sequence[str]) -> bool:
 
 
 def _roots(folder: str) -> tuple[str, ...]:
-    """Where links of a folder may lead: into itself; from a snapshot in the hub's cache, to the blobs beside it."""
+    """Where links in a folder may lead: into the folder, and from a snapshot in the hub's cache to its blobs."""
     real = os.path.realpath(folder)
     snapshot = re.fullmatch(r"(.+)/snapshots/[^/]+(/.*)?", real)
     blobs = os.path.join(snapshot[1], "blobs") if snapshot else None
@@ -295,13 +295,13 @@ def _roots(folder: str) -> tuple[str, ...]:
 
 
 def _is_about(file: str) -> bool:
-    """Whether a file describes a data set (card, licence) and is no part of it."""
+    """Whether a file only describes a data set (card, licence)."""
     name = os.path.basename(file)
     return bool(_ABOUT.fullmatch(name) or (format_of(file).kind == "text" and _ABOUT_TEXT.fullmatch(name)))
 
 
 def _one_kind(files: Sequence[str]) -> list[str]:
-    """Keeps data files or texts, not both: data sets come with scripts, folders of books with a table of them."""
+    """Keeps either data files or texts: data sets come with scripts, and folders of books with tables of contents."""
     records = [file for file in files if format_of(file).kind == "records"]
     texts = [file for file in files if format_of(file).kind == "text"]
     prose = sum(os.path.getsize(file) for file in texts if format_of(file).is_prose)
@@ -309,7 +309,7 @@ def _one_kind(files: Sequence[str]) -> list[str]:
 
 
 def _note(path: str, folder: str, files: Sequence[str], left_out: Sequence[str]) -> str | None:
-    """What is read of a folder, and what isn't; None where all of it is, and of one kind."""
+    """A note about which files are read; None if all files are read and have the same format."""
     counts = collections.Counter(format_of(file).suffix for file in files)
     records = format_of(files[0]).kind == "records"
     unknown = sorted({format_of(file).suffix for file in files if not format_of(file).is_known})
@@ -341,7 +341,7 @@ def _named(names: Sequence[str]) -> str:
 
 
 def _not_read(path: str, kind: Format) -> LongEvalError:
-    """A file of a kind that is never opened, whatever is in it."""
+    """The error for a file of an unsupported format."""
     if kind.is_pickle:
         return LongEvalError(
             f"--data {path}: a pickle can run code when it is read, so it never is",

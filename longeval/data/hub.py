@@ -1,4 +1,4 @@
-"""Documents from the Hugging Face hub: text only, streamed, from plain data files (a loading script is never run).
+"""Streams text documents from the Hugging Face hub, from plain data files. Loading scripts are never run.
 
 A source's revision is settled before the first document is read, so that its origin says exactly what was read, and an
 unreachable hub is noticed at once. Then the hub's local cache serves, if it has the data set. Splits are read by
@@ -30,7 +30,7 @@ _PLAIN = ("arrow", "csv", "json", "parquet", "text")
 
 
 class HubUnavailableError(Exception):
-    """The hub can't serve a data set; `str()` is the reason, `remedy` what may help."""
+    """The hub can't provide a data set. `str()` gives the reason, and `remedy` a remedy."""
 
     def __init__(self, reason: str, remedy: str, *, reached: bool = True) -> None:
         self.remedy = remedy
@@ -62,10 +62,10 @@ def parse_hub_name(name: str, text_field: str | None) -> HubDataset:
 
 
 def resolve_revision(hub: HubDataset) -> str:
-    """Returns the commit that `hub.revision` (default: main) stands for; asks the hub.
+    """Asks the hub for the commit of `hub.revision` (default: main).
 
     Raises:
-        HubUnavailableError: If the hub can't be reached, or doesn't give this data set to this user.
+        HubUnavailableError: The hub can't be reached, or doesn't provide this data set to this user.
     """
     from huggingface_hub import HfApi
 
@@ -192,7 +192,7 @@ def _open_file(hub: HubDataset, pinned: PinnedDataset) -> Any:
 
 
 def _explain(hub: HubDataset, error: Exception) -> HubUnavailableError:
-    """Says what an error of the hub's clients means; any other error is a bug and is raised again."""
+    """Explains an error of the hub's clients; any other error is a bug and is raised again."""
     from huggingface_hub import errors
 
     page = f"https://huggingface.co/datasets/{hub.id}"

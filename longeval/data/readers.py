@@ -47,7 +47,7 @@ _UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError)
 _PIECE = 2**16
 _BLANKS = re.compile(r"[ \t\n\r]*")
 _ROWS = 16
-"""Values of a column that are turned into Python strings at once."""
+"""Number of values of a column that are converted to Python strings together."""
 
 Texts = Iterator[tuple[int, str | None]]
 """Texts of a file's records, each with the number of its line or row; None where a record has no text."""
@@ -88,7 +88,7 @@ def _all_documents(path: str, text_field: str | None) -> Iterator[Text]:
 
 
 def _read_text(path: str, kind: Format, *, may_be_empty: bool) -> str:
-    """The text of a plain file, checked to be text."""
+    """Reads a text file; raises LongEvalError if its content isn't plain text."""
     size = os.path.getsize(path)
     growth = Growth(path, size)
     if not kind.compression:
@@ -121,14 +121,14 @@ def _read_text(path: str, kind: Format, *, may_be_empty: bool) -> str:
 
 
 def _looks_like_records(text: str) -> bool:
-    """Whether the first two lines that aren't blank, or the only one, are each a JSON object, or an array of such."""
+    """Whether the first two lines that aren't blank, or the only one, are JSON objects or arrays of objects."""
     filled = (line for line in io.StringIO(text) if line.strip())
     lines = list(itertools.islice(filled, 2))
     return bool(lines) and all(_is_record(line.strip()) for line in lines)
 
 
 def _is_record(line: str) -> bool:
-    """Whether a line is a JSON object that isn't empty, or an array that begins with one."""
+    """Whether a line is a non-empty JSON object, or an array that begins with one."""
     if line[0] not in "{[":
         return False
     try:
@@ -141,7 +141,7 @@ def _is_record(line: str) -> bool:
 
 
 def _record_texts(path: str, text_field: str | None, kind: Format) -> Texts:
-    """The texts of a file whose kind is `records`."""
+    """Yields the texts of a file whose kind is `records`."""
     field, growth = TextField(path, text_field), Growth(path, os.path.getsize(path))
     if kind.suffix in COLUMNS:
         yield from _column_texts(path, kind, field, growth)
@@ -159,9 +159,9 @@ def _record_texts(path: str, text_field: str | None, kind: Format) -> Texts:
 
 
 def json_line_texts(stream: BinaryIO, path: str, field: TextField, growth: Growth) -> Texts:
-    """Yields the text of each line of JSON; blank lines are skipped.
+    """Yields the text of each line of JSON, without blank lines.
 
-    Only a newline ends a line, not the other separators of Unicode.
+    Only a newline ends a line, not the other line separators of Unicode.
     """
     for number, line in enumerate(read_lines(stream, growth), start=1):
         if line.strip():
@@ -170,7 +170,7 @@ def json_line_texts(stream: BinaryIO, path: str, field: TextField, growth: Growt
 
 
 def _array_items(stream: BinaryIO, path: str, growth: Growth) -> Iterator[Any]:
-    """Yields the items of a JSON array as they are read."""
+    """Yields the items of a JSON array while it is read."""
     buffer = _JsonBuffer(stream, path, growth)
     if not buffer.take("["):
         kind = json_kind(buffer.value())
@@ -190,7 +190,7 @@ def _array_items(stream: BinaryIO, path: str, growth: Growth) -> Iterator[Any]:
 
 
 class _JsonBuffer:
-    """The part of a JSON text that has been read and not yet parsed."""
+    """The part of a JSON text that has been read but not yet parsed."""
 
     def __init__(self, stream: BinaryIO, path: str, growth: Growth) -> None:
         self._stream, self._path, self._growth = stream, path, growth
@@ -202,7 +202,7 @@ class _JsonBuffer:
         self._is_read = False
 
     def peek(self) -> str:
-        """The next character that is no blank; empty at the end."""
+        """The next character that isn't white space; empty at the end."""
         while True:
             blanks = _BLANKS.match(self._text, self._at)
             assert blanks is not None
@@ -213,13 +213,13 @@ class _JsonBuffer:
                 return ""
 
     def take(self, character: str) -> bool:
-        """Whether this is the next character that is no blank; goes past it then."""
+        """Whether the next character that isn't white space is this one; if so, moves past it."""
         found = self.peek() == character
         self._at += found
         return found
 
     def value(self) -> Any:
-        """Parses a value and goes past it."""
+        """Parses a value and moves past it."""
         self.peek()
         size = _PIECE
         while True:
@@ -229,26 +229,26 @@ class _JsonBuffer:
             except (ValueError, RecursionError) as error:
                 if not self._is_cut(error) or not self._more(size):
                     raise wrong_json(error, self._path, first_line, record_line=record_line) from error
-                size *= 2  # again from the start of the value, with twice as much
+                size *= 2  # tries again from the start of the value with more text
             else:
                 if end == len(self._text) and self._more(size):
-                    continue  # a number may go on
+                    continue  # the next piece may continue a number
                 self._at = end
                 return value
 
     def _is_cut(self, error: Exception) -> bool:
-        """Whether an error of the parser may come from the end of what has been read."""
+        """Whether the parser may have failed because the text that has been read ends too early."""
         if not isinstance(error, json.JSONDecodeError):
             return False
         return error.msg.startswith("Unterminated string") or error.pos + 16 > len(self._text)
 
     def wrong(self, what: str) -> LongEvalError:
-        """The message for an error at the present place."""
+        """The error for a problem at the current position."""
         error = json.JSONDecodeError(what, self._text, self._at)
         return wrong_json(error, self._path, self._line, record_line=self._line)
 
     def _more(self, size: int) -> bool:
-        """Reads on and drops what is parsed; False at the end."""
+        """Reads more text and drops the parsed part; returns False at the end."""
         if self._is_read:
             return False
         self._line += self._text.count("\n", 0, self._at)
@@ -266,7 +266,7 @@ class _JsonBuffer:
 
 
 def _table_texts(stream: BinaryIO, path: str, field: TextField, delimiters: Sequence[str], growth: Growth) -> Texts:
-    """Reads rows of text in the form of RFC 4180, the first with the columns' names."""
+    """Yields the texts of a table in the form of RFC 4180, whose first row has the names of the columns."""
     decoded = _decoded(read_lines(stream, growth), path)
     first = next((line for line in decoded if line.strip()), None)
     if first is None:
@@ -296,7 +296,7 @@ def _table_texts(stream: BinaryIO, path: str, field: TextField, delimiters: Sequ
 
 
 def _cells(line: str, delimiter: str) -> list[str]:
-    """The cells of one line; none where it is no row."""
+    """The cells of one line; none if it isn't a row."""
     try:
         return next(csv.reader([line], delimiter=delimiter))
     except csv.Error:
@@ -304,7 +304,7 @@ def _cells(line: str, delimiter: str) -> list[str]:
 
 
 def _decoded(lines: Iterator[bytes], path: str) -> Iterator[str]:
-    """Lines as text, without a byte order mark."""
+    """Yields the lines as text, without a byte order mark."""
     for number, line in enumerate(lines, start=1):
         if b"\0" in line:
             raise LongEvalError(f"{path}, line {number}: binary (a NUL byte)", FORMATS_REMEDY)
@@ -315,7 +315,7 @@ def _decoded(lines: Iterator[bytes], path: str) -> Iterator[str]:
 
 
 def _column_texts(path: str, kind: Format, field: TextField, growth: Growth) -> Texts:
-    """The texts of a parquet or Arrow file."""
+    """Yields the texts of a parquet or Arrow file."""
     import pyarrow
 
     is_parquet = kind.suffix == ".parquet"
@@ -339,7 +339,7 @@ def _column_texts(path: str, kind: Format, field: TextField, growth: Growth) -> 
 
 
 def _parquet_columns(path: str, field: TextField) -> Iterator[Any]:
-    """The column with the texts, piece by piece."""
+    """Yields the column with the texts in batches."""
     import pyarrow.parquet
 
     with pyarrow.parquet.ParquetFile(path) as file:
@@ -349,14 +349,14 @@ def _parquet_columns(path: str, field: TextField) -> Iterator[Any]:
             columns = (part.column(index) for index in range(part.num_columns))
             size = sum(each.total_uncompressed_size for each in columns if each.path_in_schema == column)
             Growth(path, os.path.getsize(path)).add(size)
-            # A value that stands there once may be repeated by each row: as many rows as can't fill the memory.
+            # A value that is stored once may be repeated in each row, so batches are limited to what fits into memory.
             most = max(1, min(256, Growth.MOST_RECORD // max(size, 1)))
             for batch in file.iter_batches(batch_size=most, row_groups=[group], columns=[column]):
                 yield batch.column(0)
 
 
 def _arrow_columns(path: str, field: TextField) -> Iterator[Any]:
-    """The column with the texts of Arrow's file format, or of its stream format, which `datasets` writes."""
+    """Yields the column with the texts in batches, from Arrow's file format or its stream format (of `datasets`)."""
     import pyarrow.ipc
 
     with pyarrow.memory_map(path) as source:
@@ -370,7 +370,7 @@ def _arrow_columns(path: str, field: TextField) -> Iterator[Any]:
 
 
 def _checked_column(field: TextField, schema: Any) -> str:
-    """The name of the column with the texts; one that holds none is refused before any of it is read."""
+    """The name of the column with the texts; raises LongEvalError if it doesn't hold strings."""
     import pyarrow.types as types
 
     column = field.choose(schema.names, "its schema")

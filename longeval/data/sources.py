@@ -1,10 +1,10 @@
 """From what the user typed after `--data` to documents: a corpus, `stdlib`, a data set of the hub, a path or pattern.
 
-A named corpus is read from its local copy under $LONGEVAL_DATA if there is one, and from the hub otherwise. A name wins
-over a file of the same name in the current folder; `./name` is that file.
+A named corpus is read from its local copy under $LONGEVAL_DATA if there is one, otherwise from the hub. A name takes
+precedence over a file of the same name in the current folder; write `./name` for the file.
 
-`stdlib` is the longest modules of Python's own standard library, long text that every machine has. It belongs to the
-Python version, which the source's origin names: numbers of two versions don't compare.
+`stdlib` consists of the longest modules of Python's standard library, long text that every machine has. It depends on
+the Python version, which the source's origin states; results of two versions can't be compared.
 """
 
 from __future__ import annotations
@@ -29,35 +29,35 @@ _HUB_DOCS = 50
 """Documents taken of a data set of the hub by default: some never end."""
 
 NUM_MODULES = 64
-"""Modules of the standard library that are documents."""
+"""Number of modules of the standard library that are documents."""
 _TABLES = {"html/entities.py"}
-"""Modules that a program wrote, beside the folders pydoc_data and encodings."""
+"""Generated modules, in addition to the folders pydoc_data and encodings."""
 _NOT_READ = (
     "site-packages", "dist-packages", "__pycache__", "test", "tests", "idlelib", "lib2to3", "turtledemo", "pydoc_data",
     "encodings"
 )  # fmt: skip
-"""Folders in the library that are tests, installed beside it, or written by a program."""
+"""Folders in the library that hold tests, installed packages, or generated modules."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
-    """Documents that are there to be read, checked as far as that goes without reading them all."""
+    """A source of documents, checked as far as possible without reading all of them."""
 
     name: str
-    """As the user named it, aliases resolved: `leval:tpo` for `leval:toefl`."""
+    """The name that the user gave, with aliases resolved: `leval:tpo` for `leval:toefl`."""
     origin: str
-    """Where it is really read from: `local leval/tpo.jsonl` (under $LONGEVAL_DATA), `hub ID@COMMIT`, `path P`, …"""
+    """Where it is read from: `local leval/tpo.jsonl` (under $LONGEVAL_DATA), `hub ID@COMMIT`, `path P`, …"""
     default_docs: int | None
-    """Documents to take where the user doesn't say; null: all."""
+    """Number of documents if the user gives none; None: all."""
     note: str | None = None
-    """What is read of a folder and what isn't, where that may surprise."""
+    """A note about which files of a folder are read, if users may not expect it."""
     documents: Callable[[], Iterator[Text]]
-    """Yields the documents, lazily, in an order that is always the same. Raises LongEvalError at a document that can't
-    be read (see `readers`, `hub`)."""
+    """Yields the documents lazily, always in the same order. Raises LongEvalError at a document that can't be read (see
+    `readers`, `hub`)."""
 
 
 def open_source(name: str, *, text_field: str | None = None) -> Source:
-    """Finds a source and checks that it can be read, its first document included (on the hub: that the hub has it).
+    """Finds a source and checks that it can be read, including its first document (on the hub: that it exists).
 
     Args:
         name: A corpus (`gov_report`, `leval:sci_fi`), `stdlib`, a data set of the hub (`hub:OWNER/NAME:SPLIT`), the
@@ -66,8 +66,7 @@ def open_source(name: str, *, text_field: str | None = None) -> Source:
             for data sets of the hub.
 
     Raises:
-        LongEvalError: If the name is unknown, no copy is to be had, the file can't be read, or `text_field` would be
-            ignored.
+        LongEvalError: The name is unknown, there is no copy, the file can't be read, or `text_field` would be ignored.
     """
     catalogue = load_catalogue()
     canonical = catalogue.aliases.get(name, name)
@@ -93,16 +92,16 @@ def open_source(name: str, *, text_field: str | None = None) -> Source:
 
 
 def local_sources() -> list[str]:
-    """Names of the sources that are on this machine; nothing is opened and no network used.
+    """Names of the sources on this machine. No document is opened, and no network is used.
 
     Raises:
-        LongEvalError: LONGEVAL_DATA is set but is no folder, or a corpus file is broken.
+        LongEvalError: LONGEVAL_DATA is not a folder, or a corpus file is wrong.
     """
     return [STDLIB, *(corpus.name for corpus in load_catalogue().corpora.values() if _local_copy(corpus) is not None)]
 
 
 def _open_corpus(corpus: Corpus) -> Source:
-    """A named corpus: its local copy if there is one, else the hub."""
+    """The source of a named corpus: its local copy if there is one, else the hub."""
     copy = _local_copy(corpus)
     if copy is not None:
         path = os.path.join(str(_data_root()), copy.path)
@@ -152,7 +151,7 @@ def _open_path(path: str, text_field: str | None) -> Source:
 
 
 def _files(path: str, text_field: str | None, *, name: str, origin: str, default_docs: int | None) -> Source:
-    """The source of local files; the first document is read at once, so that errors in it are told early."""
+    """The source of local files. The first document is read now, so that errors are found early."""
     note = check_path(path).note
     read = partial(read_documents, path, text_field=text_field)
     next((document for document in read() if not document.missing), None)
@@ -160,14 +159,14 @@ def _files(path: str, text_field: str | None, *, name: str, origin: str, default
 
 
 def _local_copy(corpus: Corpus) -> LocalCandidate | None:
-    """The first place under $LONGEVAL_DATA where a copy of the corpus lies."""
+    """The first existing copy of the corpus under $LONGEVAL_DATA, or None."""
     root = _data_root()
     places = corpus.local if root is not None else ()
     return next((place for place in places if os.path.exists(os.path.join(str(root), place.path))), None)
 
 
 def _data_root() -> str | None:
-    """$LONGEVAL_DATA; set to something that is no folder, it would be ignored, which is an error."""
+    """The folder $LONGEVAL_DATA, or None if it is not set; raises LongEvalError if it is not a folder."""
     root = os.environ.get("LONGEVAL_DATA")
     if not root:
         return None
@@ -178,7 +177,7 @@ def _data_root() -> str | None:
 
 
 def _no_copy(corpus: Corpus) -> str:
-    """Says that there is no local copy, and where one was looked for."""
+    """A clause that there is no local copy, with the places that were searched."""
     root = _data_root()
     if root is None:
         return "no local copy (LONGEVAL_DATA is not set)"
@@ -190,7 +189,7 @@ def _places(corpus: Corpus) -> str:
 
 
 def _other_ways(corpus: Corpus) -> str:
-    """How to get the same text, or another, without the hub."""
+    """A remedy: ways to get the same or another text without the hub."""
     ways = "Give a file or folder with --data PATH, or use --data stdlib, which every machine has."
     if not corpus.local:
         return ways
@@ -205,10 +204,12 @@ def _looks_like_path(name: str) -> bool:
 
 
 def list_modules(folder: str | None = None) -> list[str]:
-    """Relative paths of the NUM_MODULES longest modules of the standard library, the longest (in bytes) first.
+    """Relative paths of the NUM_MODULES longest modules of the standard library, longest (in bytes) first.
 
-    Ties go by name. Left out: tests, what is installed beside the library, and tables that a program wrote. A Python
-    that ships only compiled or zipped modules raises LongEvalError.
+    Ties are sorted by name. Tests, installed packages and generated modules are left out.
+
+    Raises:
+        LongEvalError: This Python has only compiled or zipped modules.
     """
     folder = folder or sysconfig.get_path("stdlib")
     found: list[tuple[int, str]] = []
@@ -228,7 +229,7 @@ def list_modules(folder: str | None = None) -> list[str]:
 
 
 def read_stdlib(folder: str | None = None) -> Iterator[Text]:
-    """Yields the modules of `list_modules` in its order."""
+    """Yields the modules of `list_modules` in the same order."""
     folder = folder or sysconfig.get_path("stdlib")
     for name in list_modules(folder):
         with open(os.path.join(folder, name), encoding="utf-8", newline="") as file:
@@ -236,7 +237,7 @@ def read_stdlib(folder: str | None = None) -> Iterator[Text]:
 
 
 def _is_library(folder: str) -> bool:
-    """Whether a folder holds modules of the library itself."""
+    """Whether a folder holds modules that belong to the library."""
     return (
         folder not in _NOT_READ
         and not folder.startswith((".", "config-"))

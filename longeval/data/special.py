@@ -1,11 +1,11 @@
-"""Special tokens of a tokenizer: what it puts in front of a text, and texts that spell them.
+"""Special tokens of a tokenizer: the prefix that it adds to texts, and texts that contain the spelling of such a token.
 
-A tokenizer takes `</s>` in a document for the control token of that name. It is text like any other here, unless a
-user asks for the other reading. Control tokens that a chat template writes are told apart from what messages spell by
-marks, which stand for them in a rendered prompt.
+A tokenizer reads `</s>` in a document as the control token of that name. Here it is read as plain text unless the user
+asks for the tokenizer's reading. To distinguish the control tokens of a chat template from text in messages, unique
+marks replace them in a rendered prompt.
 
-transformers' `split_special_tokens` isn't enough: a Unigram vocabulary holds `</s>` as a piece and finds it, a slow
-tokenizer then leaves all other added tokens out as well, and neither knows which `<|im_start|>` the template wrote.
+transformers' `split_special_tokens` isn't enough: a Unigram vocabulary contains `</s>` as a piece and still finds it, a
+slow tokenizer then ignores all other added tokens too, and neither knows which `<|im_start|>` the template wrote.
 """
 
 from __future__ import annotations
@@ -25,30 +25,30 @@ from longeval.errors import LongEvalError
 
 
 class Encoded(NamedTuple):
-    """A text as a tokenizer reads it, nothing added."""
+    """The tokens of a text, without added special tokens."""
 
     ids: list[int]
     """Token ids."""
     ends_T: npt.NDArray[np.int64] | None
-    """End of each token in characters of the text, shape (T,), as the tokenizer says; None where it can't tell."""
+    """End of each token in characters of the text, shape (T,); None if the tokenizer can't tell."""
 
 
 @functools.lru_cache(maxsize=8)
 def special_tokens(tokenizer: Any) -> SpecialTokens:
-    """The special tokens of a transformers tokenizer, looked up once."""
+    """The special tokens of a transformers tokenizer, cached."""
     return SpecialTokens(tokenizer)
 
 
 def prefix_ids(tokenizer: Any) -> tuple[int, ...]:
-    """The prefix of inputs that have one: what the tokenizer puts there itself, else its BOS if it has one."""
+    """The prefix for inputs with a prefix: the tokenizer's own, or else its BOS if it has one."""
     bos_id = tokenizer.bos_token_id
     return own_prefix(tokenizer) or (() if bos_id is None else (int(bos_id),))
 
 
 def own_prefix(tokenizer: Any) -> tuple[int, ...]:
-    """What a tokenizer puts in front of every text: one BOS, several tokens, or nothing."""
-    if getattr(tokenizer, "is_fast", False):  # which tells what is the text's
-        for probe in ("a", "1", "A."):  # a normalizer may leave nothing of one
+    """The tokens that a tokenizer adds before every text: one BOS, several tokens, or none."""
+    if getattr(tokenizer, "is_fast", False):  # fast tokenizers tell which tokens belong to the text
+        for probe in ("a", "1", "A."):  # a normalizer may remove all of one
             encoding = tokenizer.backend_tokenizer.encode(probe)
             if (
                 first := next((i for i, part in enumerate(encoding.sequence_ids) if part is not None), None)
@@ -62,23 +62,19 @@ def own_prefix(tokenizer: Any) -> tuple[int, ...]:
 
 
 class SpecialTokens:
-    """Finds spellings of a tokenizer's special tokens in texts, and encodes texts that have some.
-
-    Args:
-        tokenizer: A transformers tokenizer, which is not changed.
-    """
+    """Finds spellings of a transformers tokenizer's special tokens in texts, and encodes texts that contain them."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        decoder = getattr(tokenizer, "added_tokens_decoder", {})  # without it, a text can't spell one
+        decoder = getattr(tokenizer, "added_tokens_decoder", {})  # without it, texts can't spell special tokens
         added = {token.content: (int(number), token) for number, token in decoder.items()}
-        named = set(getattr(tokenizer, "all_special_tokens", ()))  # BOS, EOS, …, which files needn't flag as special
+        named = set(getattr(tokenizer, "all_special_tokens", ()))  # BOS, EOS, …, which files may not flag as special
         self.ids = {
             text: number for text, (number, token) in added.items() if text and (token.special or text in named)
         }
-        """Special token as it is spelt → its id."""
+        """Spelling of each special token → its id."""
         self._ordinary = {text: number for text, (number, _) in added.items() if text and text not in self.ids}
-        # Random, so that no document can contain a mark; token ids don't depend on it.
+        # Random, so that no document can contain a mark. Token ids don't depend on it.
         secret = secrets.token_hex(8)
         self._marks = {text: f"\ufdd0{secret}.{number}\ufdd1" for text, number in self.ids.items()}
         self._hidden = {text: f"\ufdd0{secret}-{number}\ufdd1" for text, number in self.ids.items()}
@@ -88,11 +84,11 @@ class SpecialTokens:
         self._hiding = re.compile(rf"\ufdd0{secret}-\d+\ufdd1")
 
     def spelt(self, text: str) -> Counter[str]:
-        """How often a text spells each special token; marks are none."""
+        """How often a text spells each special token; marks don't count."""
         return Counter(self._spelt.findall(text))
 
     def is_spelt(self, text: str) -> bool:
-        """Whether a text spells any."""
+        """Whether a text spells any special token."""
         return self._spelt.search(text) is not None
 
     def among(self, ids: Sequence[int]) -> Counter[str]:
@@ -106,15 +102,15 @@ class SpecialTokens:
         return text
 
     def encode(self, text: str, *, parse: bool, offsets: bool = False) -> Encoded:
-        """Token ids of a text, nothing added.
+        """Encodes a text without adding special tokens.
 
         Args:
-            text: Marks in it are control tokens.
-            parse: Whether special tokens that it spells are control tokens too, as for the tokenizer itself.
-            offsets: Whether to look up where tokens end.
+            text: The text. Marks in it become control tokens.
+            parse: Whether spelt special tokens become control tokens too, as with the tokenizer itself.
+            offsets: Whether to return the ends of tokens.
 
         Raises:
-            LongEvalError: The tokenizer takes a spelling for the control token whatever it is told.
+            LongEvalError: The tokenizer always reads a spelling as the control token.
         """
         if parse or not self.is_spelt(text):
             return self._encode(self.unmarked(text), offsets=offsets)
@@ -126,9 +122,10 @@ class SpecialTokens:
         return Encoded(self._by_parts(text), None)
 
     def rendered(self, render: Callable[[list[dict[str, str]]], str], messages: Sequence[Mapping[str, str]]) -> str:
-        """Messages as a chat template writes them, with marks for the special tokens that are the template's own.
+        """Renders messages with a chat template, with marks in place of the template's own special tokens.
 
-        ValueError where the template changes what messages spell.
+        Raises:
+            ValueError: The template changes special tokens that a message spells.
         """
         safe = [
             {key: self._spelt.sub(lambda match: self._hidden[match[0]], text) for key, text in message.items()}
@@ -142,11 +139,11 @@ class SpecialTokens:
         return self._hiding.sub(lambda match: self._names[match[0]], text)
 
     def unmarked(self, text: str) -> str:
-        """A rendered prompt as the template wrote it."""
+        """A rendered prompt with marks replaced by the special tokens."""
         return self._mark.sub(lambda match: self._names[match[0]], text)
 
     def _encode(self, text: str, *, offsets: bool = False, **options: Any) -> Encoded:
-        """As the tokenizer itself reads it."""
+        """Encodes a text with the tokenizer itself."""
         offsets = offsets and bool(getattr(self._tokenizer, "is_fast", False))
         encoded = self._tokenizer(
             text,
@@ -156,7 +153,7 @@ class SpecialTokens:
             return_offsets_mapping=offsets,
             return_attention_mask=False,
             return_token_type_ids=False,
-            # Without this it warns of texts longer than the model's native length, which is what we are here for.
+            # Avoids warnings about texts that are longer than the model's native length.
             verbose=False,
             **options,
         )
@@ -167,7 +164,7 @@ class SpecialTokens:
 
     @functools.cached_property
     def _plain(self) -> tuple[Any, dict[int, int]]:
-        """A copy of a fast tokenizer to which marks are its special tokens, and the true ids of its added tokens."""
+        """A copy of a fast tokenizer whose special tokens are the marks, and a map from its ids to the true ids."""
         from tokenizers import Tokenizer
 
         copy = json.loads(self._tokenizer.backend_tokenizer.to_str())
@@ -176,11 +173,11 @@ class SpecialTokens:
             token["content"] = self._marks.get(token["content"], token["content"])
         _forget(copy["model"], {text: mark for text, mark in self._marks.items() if len(text) > 1})
         plain: Any = Tokenizer.from_str(json.dumps(copy))
-        # Added tokens that are no part of the vocabulary are numbered anew.
+        # The copy renumbers added tokens that aren't in the vocabulary.
         return plain, {plain.token_to_id(token["content"]): token["id"] for token in copy["added_tokens"]}
 
     def _by_parts(self, text: str) -> list[int]:
-        """Token ids by a slow tokenizer: it splits texts at added tokens and reads what is between them one by one."""
+        """Token ids with a slow tokenizer: the text is split at added tokens, and the parts are encoded one by one."""
         known = self._ordinary | {mark: self.ids[name] for name, mark in self._marks.items()}
         control = set(self.ids.values()) - {self._tokenizer.unk_token_id}
         ids: list[int] = []
@@ -203,14 +200,7 @@ class SpecialTokens:
 
 
 def spelt_note(what: str, model: str, found: Mapping[str, int], *, parsed: bool) -> str:
-    """The note for the user on texts that spell special tokens.
-
-    Args:
-        what: Data set or task.
-        model: The model whose tokens are spelt.
-        found: How often each is spelt, at least one.
-        parsed: Whether they are read as control tokens.
-    """
+    """The note about texts of `what` that spell special tokens of a model; `found` counts how often each is spelt."""
     total, names = sum(found.values()), sorted(found, key=lambda name: (-found[name], name))
     shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
     times = "once" if total == 1 else f"{total:,} times"
@@ -223,7 +213,7 @@ def spelt_note(what: str, model: str, found: Mapping[str, int], *, parsed: bool)
 
 
 def _any_of(texts: Collection[str]) -> re.Pattern[str]:
-    """Matches the longest of several texts; nothing where there are none."""
+    """A pattern that matches the longest of several texts, or nothing if there are none."""
     return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or r"(?!)")
 
 
@@ -231,7 +221,7 @@ def _forget(model: dict[str, Any], marks: Mapping[str, str]) -> None:
     """Renames special tokens in the vocabulary of a model that would find them in a text without merges."""
     if model["type"] == "BPE":
         return
-    if isinstance(model["vocab"], list):  # Unigram: in sentencepiece, pieces that no text has have a score of 0
+    if isinstance(model["vocab"], list):  # Unigram; sentencepiece gives control tokens a score of 0
         model["vocab"] = [[marks.get(piece, piece) if score == 0 else piece, score] for piece, score in model["vocab"]]
     else:
         model["vocab"] = {marks.get(piece, piece): number for piece, number in model["vocab"].items()}

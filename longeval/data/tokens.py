@@ -1,7 +1,7 @@
-"""Documents as a model reads them: tokenised once, then kept in the cache by content and tokenizer.
+"""Tokenises documents and caches their tokens by content and tokenizer.
 
-Special tokens are not added: BOS belongs to a window, not to a document, and what a text spells is text. Beside the
-tokens stands how many bytes of the text they cover, which makes bits per byte, the number that compares tokenizers.
+Special tokens are not added, because a BOS belongs to a window and not to a document. With the tokens, the number of
+bytes of text that they cover is stored, which is needed for bits per byte.
 
 Shapes: T tokens of a document.
 """
@@ -26,7 +26,7 @@ from longeval.data.special import special_tokens
 from longeval.plain import canonical_json
 
 _FORMAT = "tokens-1"
-"""Part of every digest; a change of what the arrays mean changes it."""
+"""Part of every digest. Change it when the meaning of the arrays changes."""
 
 
 class TokenTable(NamedTuple):
@@ -35,29 +35,29 @@ class TokenTable(NamedTuple):
     tokens_T: npt.NDArray[np.int32]
     """Token ids without special tokens, shape (T,)."""
     byte_ends_T: npt.NDArray[np.int64] | None
-    """UTF-8 bytes of the text up to the end of each token, shape (T,): never decreasing, the last is the whole text, so
-    a stretch of tokens covers the difference of two. Null if the tokenizer can't tell."""
+    """UTF-8 bytes of the text up to the end of each token, shape (T,), non-decreasing; the last is the whole text. A
+    range of tokens covers the difference of two entries. None if the tokenizer can't tell."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class TokenisedDocument:
-    """A tokenised document; its arrays lie in the cache and are read when they are asked for."""
+    """A tokenised document. Its arrays are in the cache and are read on demand."""
 
     name: str
     """The document's name."""
     digest: str
-    """SHA-256 of the text and the tokenizer's digest: equal digests have equal tokens."""
+    """SHA-256 of the text and the tokenizer's digest. Documents with equal digests have equal tokens."""
     num_tokens: int
-    """T, special tokens not counted."""
+    """T, without special tokens."""
     path: str | None
-    """The cache file; null if the arrays are held in memory."""
+    """The cache file; None if the arrays are in memory."""
     spelt: Mapping[str, int] = field(default_factory=dict)
     """How often the text spells each special token of the tokenizer."""
     held: TokenTable | None = field(default=None, repr=False)
-    """The arrays, where no cache could be written."""
+    """The arrays, if the cache can't be written."""
 
     def load(self) -> TokenTable:
-        """The arrays; FileNotFoundError, naming it, if the cache file has vanished or is no longer whole."""
+        """Reads the arrays; raises FileNotFoundError if the cache file has vanished or is damaged."""
         if self.held is not None:
             return self.held
         assert self.path is not None
@@ -71,19 +71,16 @@ class TokenisedDocument:
         return self.load().tokens_T
 
     def byte_ends(self) -> npt.NDArray[np.int64] | None:
-        """Returns the byte ends, shape (T,), or null (see `TokenTable`); raises as `load` does."""
+        """Returns the byte ends, shape (T,), or None (see `TokenTable`); raises as `load` does."""
         return self.load().byte_ends_T
 
 
 def tokenizer_digest(tokenizer: Any, files: Callable[[], str] = lambda: "") -> str:
-    """SHA-256 (hex) of all that decides how a transformers tokenizer splits a text.
+    """SHA-256 (hex) of everything that determines how a transformers tokenizer splits a text.
 
-    For a fast one that is its serialised form (without the truncation and padding that the last call left in it). One
-    that is written in Python, or whose class comes with the model, doesn't tell all that it read: its files count.
-
-    Args:
-        tokenizer: The tokenizer.
-        files: Gives the identity of the files that it came from, where that is needed.
+    For a fast tokenizer this is its serialised form, without truncation and padding, which earlier calls may have set.
+    A slow tokenizer, or one whose class comes with the model, can't be serialised; `files` returns the identity of its
+    files.
     """
     fast, own_class = getattr(tokenizer, "is_fast", False), not type(tokenizer).__module__.startswith("transformers.")
     if fast and not own_class:
@@ -103,14 +100,14 @@ def tokenizer_digest(tokenizer: Any, files: Callable[[], str] = lambda: "") -> s
 def tokenise(
     document: Text, tokenizer: Any, tokenizer_digest: str, cache: str | None, *, parse_special: bool = False
 ) -> TokenisedDocument:
-    """Tokenises a document, or finds it in the cache.
+    """Tokenises a document, or reads its tokens from the cache.
 
     Args:
         document: The document.
         tokenizer: A transformers tokenizer.
-        tokenizer_digest: Its `tokenizer_digest`, which costs too much to be taken anew for each document.
-        cache: The cache folder (see `longeval.cache.cache_dir`); null, or one that can't be written: the arrays are
-            held in memory.
+        tokenizer_digest: Its `tokenizer_digest`, which is too slow to compute for each document.
+        cache: The cache folder (see `longeval.cache.cache_dir`). If it is None or can't be written, the arrays stay in
+            memory.
         parse_special: Whether special tokens that the text spells are control tokens.
     """
     special = special_tokens(tokenizer)
@@ -137,11 +134,11 @@ def tokenise(
 
 
 def _byte_ends(text: str, char_ends_T: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Byte ends from the tokens' ends in characters.
+    """Computes byte ends from the ends in characters.
 
-    Tokens that split a character all end behind it, so the first of them covers its bytes. Tokenizers give ends that
-    step back, (0, 0) or trimmed ones, for tokens that stand for no text or for blanks: the maximum so far holds then.
-    The last token ends with the text, also where the tokenizer drops what follows.
+    If several tokens form one character, all end behind it, so the first of them covers its bytes. For tokens of white
+    space or without text, tokenizers may give smaller ends than before, such as 0; then the largest end so far is used.
+    The last token always ends with the text, even if the tokenizer drops the rest.
     """
     points = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
     widths = 1 + (points >= 0x80).astype(np.int64) + (points >= 0x800) + (points >= 0x10000)
@@ -153,7 +150,7 @@ def _byte_ends(text: str, char_ends_T: npt.NDArray[np.int64]) -> npt.NDArray[np.
 
 
 def _to_bytes(table: TokenTable) -> bytes:
-    """The content of a cache file: byte ends as differences, which are small and pack well."""
+    """The content of a cache file. Byte ends are stored as differences, which compress well."""
     arrays: dict[str, npt.NDArray[Any]] = {"tokens": table.tokens_T.astype("<i4")}
     if table.byte_ends_T is not None:
         arrays["bytes"] = np.diff(table.byte_ends_T, prepend=0).astype("<i4")
@@ -163,7 +160,7 @@ def _to_bytes(table: TokenTable) -> bytes:
 
 
 def _read_table(path: str) -> TokenTable | None:
-    """Reads a cache file, which is called after the document's digest; null if there is none, or none that is whole."""
+    """Reads a cache file; None if there is none or it is damaged."""
     content = read_sealed(path)
     if content is None:
         return None
@@ -174,18 +171,18 @@ def _read_table(path: str) -> TokenTable | None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Selection:
-    """The documents of one data set, as tokenised for one model."""
+    """The documents of one data set that were chosen for one model."""
 
     documents: tuple[TokenisedDocument, ...]
-    """The chosen ones, in the source's order."""
+    """The chosen documents, in the source's order."""
     skipped: int
     """Documents that were looked at and have fewer tokens than asked for, records without text among them."""
     without_text: int
     """Records without text."""
     longest_tokens: int
-    """Tokens of the longest document that was looked at."""
+    """Tokens of the longest document that was read."""
     identical: int
-    """How many of the chosen documents repeat an earlier one's text."""
+    """Number of chosen documents that repeat the text of an earlier one."""
     digest: str
     """SHA-256 over the chosen documents' digests (text and tokenizer)."""
 
@@ -196,7 +193,7 @@ class Selection:
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens of each chosen document, BOS not counted."""
+        """Tokens of each chosen document, without BOS."""
         return [document.num_tokens for document in self.documents]
 
 
@@ -207,7 +204,7 @@ def select(
     min_tokens: int,
     docs: int | Literal["all"],
 ) -> Selection:
-    """Takes documents of at least `min_tokens` tokens in order until `docs` are found; reads no further than that."""
+    """Chooses the first `docs` documents with at least `min_tokens` tokens, and reads no more than needed."""
     assert min_tokens > 0
     chosen: list[TokenisedDocument] = []
     skipped = without_text = longest = 0

@@ -1,1 +1,1 @@
-"""What works on this machine (`checks`), and whether vLLM computes what transformers computes (`parity`)."""
+"""Checks of this machine (`checks`), and a comparison of vLLM with transformers (`parity`)."""

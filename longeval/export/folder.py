@@ -1,9 +1,9 @@
-"""`--out FOLDER`: a model folder that stock engines load with the encoding's frequencies, without longeval.
+"""`--out FOLDER`: writes a model folder with the encoding's frequencies, which stock engines load without longeval.
 
-The folder is written under another name and renamed when it is complete, so that it is there whole or not at all.
-Weights are copied byte for byte; tokenizer and other plain data come along. Nothing that can run does: no Python files
-and no pickles. Files that would make an engine read something else than `config.json` stay behind too: adapters, and
-Mistral's `params.json` and consolidated weights, which vLLM prefers.
+The folder is written under a temporary name and renamed when it is complete, so that no incomplete folder is left.
+Weights, tokenizer and other plain data are copied byte for byte. Files that can run code (Python files, pickles) are
+left out. So are files that an engine would read instead of `config.json`: adapters, and Mistral's `params.json` and
+consolidated weights, which vLLM prefers.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ WRITTEN = ("config.json", "longeval.json")
 """Files that the export writes itself."""
 
 LIMITS = ("tokenizer_config.json", "generation_config.json")
-"""Files that may hold a limit on length; see `raised_limit`."""
+"""Files that may limit the length; see `raised_limit`."""
 
 _DATA = (".json", ".jinja", ".md", ".model", ".tiktoken", ".txt", ".vocab", ".bpe")
 _RUNS = (".py", ".pyc", ".pkl", ".pickle", ".bin", ".pt", ".pth", ".ckpt", ".so", ".sh")
@@ -51,15 +51,15 @@ class WrittenFolder:
     num_bytes: int
     stock: Stock
     changed: tuple[str, ...]
-    """Files besides `config.json` that were written with a longer limit."""
+    """Names of files besides `config.json` in which a limit on length was raised."""
     other_class: str | None
-    """The class under which stock transformers would have split texts otherwise than `tokenizer.json`."""
+    """A tokenizer class with which stock transformers splits texts differently from `tokenizer.json`; else None."""
     is_replaced: bool
-    """Whether another name in `tokenizer_config.json` helps against that."""
+    """Whether naming another class in `tokenizer_config.json` solved that."""
 
 
 def check_folder(path: str) -> None:
-    """Raises LongEvalError, before anything is computed, unless a folder can appear at `path`."""
+    """Raises LongEvalError if no folder can be written at `path`."""
     if not path.strip():
         raise LongEvalError("--out '': an empty name", "Name a folder that doesn't exist yet.")
     if os.path.lexists(path) and not os.path.isdir(path):
@@ -75,8 +75,8 @@ def write_folder(ref: ModelRef, config: Any, encoding: Encoding, path: str, prog
     """Writes a model with the encoding in its configuration to `path`, which is absent or empty.
 
     Raises:
-        LongEvalError: The model can't be had, its settings can't be replaced, stock transformers wouldn't honour
-            them, or the folder can't be written. Nothing is left at `path` then.
+        LongEvalError: The model can't be read, its settings can't be replaced, stock transformers would not apply
+            them, or the folder can't be written. Then nothing is left at `path`.
     """
     check_folder(path)
     place = os.path.abspath(path)
@@ -86,7 +86,7 @@ def write_folder(ref: ModelRef, config: Any, encoding: Encoding, path: str, prog
         with working_folder(parent) as work:
             stock = _write_config(ref, config, encoding, work)
             source = source_folder(ref)
-            check_weights(ref, config)  # a stock engine would leave out, or make up, what doesn't fit
+            check_weights(ref, config)  # a stock engine would ignore or randomly initialise weights that don't fit
             names = file_names(source)
             _check_room(source, names, parent, path)
             changed = _copy(source, names, work, encoding, progress)
@@ -110,14 +110,14 @@ def write_folder(ref: ModelRef, config: Any, encoding: Encoding, path: str, prog
 
 
 def _write_config(ref: ModelRef, config: Any, encoding: Encoding, work: str) -> Stock:
-    """Writes the new `config.json`, alone so far, and has stock transformers prove it."""
+    """Writes the new `config.json` and checks it with stock transformers."""
     raw = read_config(config_path(ref), ref.name)
     _write_json(os.path.join(work, "config.json"), new_config(raw, config, encoding))
     return check_stock(work, encoding, config)
 
 
 def _check_room(source: str, names: list[str], parent: str, path: str) -> None:
-    """Raises LongEvalError if the files don't fit onto the disk, rather than when it is full."""
+    """Raises LongEvalError if the disk has not enough room for the files."""
     needed = sum(os.path.getsize(os.path.join(source, name)) for name in names)
     free = shutil.disk_usage(parent).free
     if needed > free:
@@ -128,7 +128,7 @@ def _check_room(source: str, names: list[str], parent: str, path: str) -> None:
 
 
 def _copy(source: str, names: list[str], work: str, encoding: Encoding, progress: Progress) -> tuple[str, ...]:
-    """Copies the files; returns the names of those in which a limit was raised."""
+    """Copies the files, and returns the names of those in which a limit was raised."""
     total = sum(os.path.getsize(os.path.join(source, name)) for name in names)
     done = 0
     changed = []
@@ -156,7 +156,11 @@ def _copy(source: str, names: list[str], work: str, encoding: Encoding, progress
 
 
 def _name_class(work: str, model: str) -> tuple[str | None, bool]:
-    """Names a class that takes `tokenizer.json` as it is, where stock transformers takes another; see WrittenFolder."""
+    """Names a generic tokenizer class if the model's own class would not follow `tokenizer.json`.
+
+    Returns:
+        `other_class` and `is_replaced` of `WrittenFolder`.
+    """
     with quiet_transformers():
         if (other := class_that_splits_otherwise(work)) is None:
             return None, False
@@ -169,7 +173,7 @@ def _name_class(work: str, model: str) -> tuple[str | None, bool]:
 
 
 def _open_source(path: str, model: str) -> BinaryIO:
-    """Opens a model's file for reading; an error names `--model` and not `--out`."""
+    """Opens a model's file for reading. Its errors name `--model` instead of `--out`."""
     try:
         return open(path, "rb")
     except OSError as error:
@@ -179,13 +183,13 @@ def _open_source(path: str, model: str) -> BinaryIO:
 
 
 def _write_json(path: str, value: Any) -> None:
-    """Writes JSON in the form that model folders have; NaN is a bug."""
+    """Writes a JSON file in the usual layout of model folders."""
     with open(path, "x", encoding="utf-8") as file:
         file.write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def travels(name: str) -> bool:
-    """Whether a file at the top of a model's folder is plain data that belongs to it; weights aside."""
+def is_copied(name: str) -> bool:
+    """Whether a file in a model's folder is copied. Weights are not decided here."""
     lower = name.lower()
     if name in (*WRITTEN, *_OTHER_PATHS, _INDEX) or lower.endswith(_RUNS) or name.startswith("."):
         return False
@@ -193,7 +197,7 @@ def travels(name: str) -> bool:
 
 
 def source_folder(ref: ModelRef) -> str:
-    """A local folder with all of a model's files; those of a hub model are downloaded where they are missing."""
+    """A local folder with all files of a model; missing files of a hub model are downloaded."""
     folder = local_folder(ref)
     if folder is not None:
         return folder
@@ -207,22 +211,22 @@ def source_folder(ref: ModelRef) -> str:
 
 
 def file_names(folder: str) -> list[str]:
-    """Names of the files of a model's folder that travel, sorted."""
+    """Names of the files in a model's folder that are copied, weights included, sorted."""
     weights = weight_files(folder)
-    names = {name for name in os.listdir(folder) if travels(name) and os.path.isfile(os.path.join(folder, name))}
+    names = {name for name in os.listdir(folder) if is_copied(name) and os.path.isfile(os.path.join(folder, name))}
     if weights != ["model.safetensors"]:
         names.add(_INDEX)
     return sorted(names | set(weights))
 
 
 def _fetch(ref: ModelRef, snapshot: HubSnapshot) -> None:
-    """Downloads the files of a hub model that travel into the hub's cache."""
+    """Downloads the files of a hub model that are copied into the hub's cache."""
     from huggingface_hub import HfApi, errors, hf_hub_download
 
     try:
         with quiet_transformers():
             listed = HfApi().list_repo_files(snapshot.hub_id, revision=snapshot.commit)
-            names = [name for name in listed if "/" not in name and travels(name)]
+            names = [name for name in listed if "/" not in name and is_copied(name)]
             if "model.safetensors" in listed:
                 names.append("model.safetensors")
             else:
@@ -235,10 +239,10 @@ def _fetch(ref: ModelRef, snapshot: HubSnapshot) -> None:
 
 
 def raised_limit(name: str, settings: dict[str, Any], *, native: int, target: int) -> dict[str, Any] | None:
-    """Settings of a tokenizer or of generation with the target length in place of a smaller limit; None if none is.
+    """The content of a file of LIMITS with its limit on length raised to the target length; None if it isn't smaller.
 
-    vLLM serves no more than the tokenizer's `model_max_length`. `generate` stops at `max_length`, which some models
-    (Llama 2) set to their native length; a smaller one is somebody's choice and stays.
+    vLLM serves at most the tokenizer's `model_max_length`. `generate` stops at `max_length`, which some models (Llama
+    2) set to their native length; a smaller value was chosen on purpose and stays.
     """
     key, least = {"tokenizer_config.json": ("model_max_length", 1), "generation_config.json": ("max_length", native)}[
         name

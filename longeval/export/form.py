@@ -1,12 +1,12 @@
-"""Writes any frequency table into a model's `config.json`, in the standard `longrope` form with two equal lists.
+"""Writes any frequency table into a model's `config.json`, as rope type `longrope` with two equal lists.
 
-θ̃_j = θ_j / F_j with F_j in `short_factor` and in `long_factor`, so that it doesn't matter which of them an engine
-picks for a sequence. transformers reads `attention_factor`; vLLM (and transformers' Phi-MoE) read `short_mscale` and
-`long_mscale` instead. Sources: transformers 5.19 `modeling_rope_utils`, vLLM 0.32 `phi3_long_rope_scaled_rope`.
+θ̃_j = θ_j / F_j. The divisors F_j are in both `short_factor` and `long_factor`, so that every sequence gets the same
+table. transformers reads `attention_factor`; vLLM (and transformers' Phi-MoE) read `short_mscale` and `long_mscale`
+instead. Sources: transformers 5.19 `modeling_rope_utils`, vLLM 0.32 `phi3_long_rope_scaled_rope`.
 
-The table is written twice: as transformers 5 reads it (`rope_parameters`) and as transformers 4 does (`rope_theta`,
-`rope_scaling`). transformers 5 prefers `rope_scaling` where it exists, so both have the same contents. transformers
-4.57 reads it in most families; Phi-3 and OLMo 2 refuse its keys there, and Nemotron ignores any scaling.
+The table is written in two places: `rope_parameters` for transformers 5, and `rope_theta` and `rope_scaling` for
+transformers 4. transformers 5 prefers `rope_scaling` if it exists, so both have the same contents. transformers 4.57
+reads it in most families; Phi-3 and OLMo 2 refuse its keys there, and Nemotron ignores any scaling.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _READ_ELSEWHERE = {
     "mscale_all_dim": "the scale of its attention",
     "mrope_section": "which features rotate by which axis",
 }
-"""Keys of rope_parameters that decide more than frequencies, with what they decide; it would be lost."""
+"""Keys of rope_parameters that do more than set frequencies, and what they set. An export would lose it."""
 
 _FLAT_TOO = ("gemma3_text",)
-"""Model types by layer type whose `rope_scaling`, in transformers 4 and 5, is that of the global layers."""
+"""Model types with a RoPE per layer type, whose `rope_scaling` in transformers 4 and 5 is for the global layers."""
 
 
 def divisors(inv_freq_F: FloatArray, theta: float) -> FloatArray:
@@ -43,10 +43,10 @@ def longrope_form(table: RopeTable, *, theta: float, original: int, factor: floa
     """A table as `rope_parameters` of rope type longrope.
 
     Args:
-        table: Frequencies and attention factor; the form has no place for exact periods.
+        table: Frequencies and attention factor; longrope can't express exact periods.
         theta: The base in the configuration.
         original: `original_max_position_embeddings`, tokens.
-        factor: s, at least 1; engines use it only where there is no attention factor.
+        factor: s, at least 1; engines use it only if there is no attention factor.
     """
     lists = [float(divisor) for divisor in divisors(table.inv_freq_F, theta)]
     attention = float(table.attention_factor)
@@ -64,13 +64,13 @@ def longrope_form(table: RopeTable, *, theta: float, original: int, factor: floa
 
 
 def new_config(raw: Mapping[str, Any], config: Any, encoding: Encoding) -> dict[str, Any]:
-    """A model's `config.json` (`raw`) with the encoding in it; everything else stays as it was.
+    """Returns a copy of `raw`, the content of a model's `config.json`, with the encoding in it.
 
     Raises:
-        LongEvalError: The settings that would be replaced hold more than frequencies, or can't be found.
+        LongEvalError: The settings that would be replaced set more than frequencies, or can't be found.
     """
     new = copy.deepcopy(dict(raw))
-    new.pop("auto_map", None)  # it names Python files, which don't come along
+    new.pop("auto_map", None)  # it names Python files, which are not exported
     text = config.get_text_config()
     part = _text_part(new, config, encoding)
     _check_replaceable(encoding)
@@ -87,7 +87,7 @@ def new_config(raw: Mapping[str, Any], config: Any, encoding: Encoding) -> dict[
     if partial is not None:
         (parameters[GLOBAL_LAYERS] if own.by_layer_type else parameters)["partial_rotary_factor"] = partial
     else:
-        part.pop("partial_rotary_factor", None)  # the family ignores it, but the longrope form would not
+        part.pop("partial_rotary_factor", None)  # the family ignores it, but longrope would not
     part["rope_parameters"] = parameters
     part.pop("rope_scaling", None)
     if flat is not None:
@@ -97,7 +97,7 @@ def new_config(raw: Mapping[str, Any], config: Any, encoding: Encoding) -> dict[
     if own.by_layer_type or hasattr(text, "original_max_position_embeddings"):
         part["original_max_position_embeddings"] = encoding.native_length
     if getattr(text, "head_dim", 0) is None:
-        # stock longrope takes the attribute where there is one, and can't compute with None
+        # stock longrope uses the attribute if it exists, and fails if it is None
         part["head_dim"] = text.hidden_size // text.num_attention_heads
     return new
 
@@ -105,8 +105,8 @@ def new_config(raw: Mapping[str, Any], config: Any, encoding: Encoding) -> dict[
 def _by_layer_type(encoding: Encoding) -> dict[str, Any]:
     """`rope_parameters` by layer type.
 
-    `original_max_position_embeddings` is the target there: once a sequence exceeds it, transformers 5.16 to 5.19 looks
-    for a long list again at the second pass and fails; the two lists are equal, so nothing is lost. L stands beside.
+    `original_max_position_embeddings` is set to the target there. transformers 5.16 to 5.19 fails at the second pass
+    if a sequence is longer than it. The two lists are equal, so the result doesn't change. L is stored beside it.
     """
 
     def form(table: RopeTable, theta: float) -> dict[str, Any]:
@@ -115,8 +115,8 @@ def _by_layer_type(encoding: Encoding) -> dict[str, Any]:
     parameters = copy.deepcopy(encoding.rope.config.parameters)
     if GLOBAL_LAYERS not in parameters:
         raise LongEvalError(
-            f"--model {encoding.rope.model}: rotates by layer type without '{GLOBAL_LAYERS}' layers",
-            "Only its global layers could be scaled.",
+            f"--model {encoding.rope.model}: has a RoPE for each layer type, but no '{GLOBAL_LAYERS}' layers",
+            "Such a model can't be exported, because methods scale these layers.",
         )
     parameters[GLOBAL_LAYERS] = form(encoding.table, encoding.theta)
     if encoding.table.local is not None:
@@ -136,20 +136,20 @@ def _text_part(new: dict[str, Any], config: Any, encoding: Encoding) -> dict[str
     if not isinstance(part, dict):
         raise LongEvalError(
             f"--model {encoding.rope.model}: its config.json has no text_config to write the frequencies into",
-            "Export its language model saved on its own.",
+            "Save its language model alone, and export that.",
         )
     return part
 
 
 def _check_replaceable(encoding: Encoding) -> None:
-    """Raises LongEvalError if the model takes more than frequencies from the settings that are replaced."""
+    """Raises LongEvalError if the settings that are replaced set more than frequencies."""
     parameters = encoding.rope.config.parameters
     settings = list(parameters.values()) if encoding.rope.config.by_layer_type else [parameters]
     for given in settings:
         for key, what in _READ_ELSEWHERE.items():
             if given is not None and given.get(key):
                 raise LongEvalError(
-                    f"--model {encoding.rope.model}: takes {what} from {key} in its RoPE settings, which the longrope "
-                    "form can't hold",
+                    f"--model {encoding.rope.model}: takes {what} from {key} in its RoPE settings, which rope type "
+                    "longrope can't express",
                     "Such a model can't be exported; longeval itself measures it with any method.",
                 )

@@ -1,9 +1,9 @@
-"""`--out FILE.gguf`: a GGUF with a divisor for every feature, `rope_freqs.weight`, as llama.cpp reads it.
+"""`--out FILE.gguf`: writes a GGUF whose tensor `rope_freqs.weight` holds a divisor for every feature.
 
-llama.cpp divides each feature's angle by its number in that tensor (made for Llama 3.1) and multiplies cos and sin with
-`rope.scaling.attn_factor`; any other scaling of its own is switched off by `rope.scaling.type` none. All other fields
-and all tensors are copied as they are, quantised or not, and the file is read back before it gets its name. Source:
-llama.cpp, `llama-model.cpp`, `llama-context.cpp` and `ggml_rope_cache_init`, as of llama-cpp-python 0.3.36.
+llama.cpp divides each feature's angle by its number in that tensor (made for Llama 3.1) and multiplies cos and sin by
+`rope.scaling.attn_factor`. `rope.scaling.type` none switches off all other scaling. All other fields and tensors are
+copied unchanged, and the file is read back before it gets its name. Source: llama.cpp, `llama-model.cpp`,
+`llama-context.cpp` and `ggml_rope_cache_init`, as of llama-cpp-python 0.3.36.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from longeval.export.form import divisors
 from longeval.files import working_folder
 from longeval.models import load
 from longeval.models.gguf.config import complete_config
-from longeval.models.gguf.header import GgufHeader, model_header
+from longeval.models.gguf.header import GgufHeader, copy_field, model_header, raw_value
 from longeval.models.library import quiet_transformers
 from longeval.models.resolve import ModelRef, is_present
 
 FREQUENCIES = "rope_freqs.weight"
-"""The tensor of divisors, one a feature."""
+"""The tensor of divisors, one for each feature."""
 
 _OTHER_FACTORS = (FREQUENCIES, "rope_factors_long.weight", "rope_factors_short.weight")
 
 HONOURED = (
     "apertus", "arcee", "deci", "exaone", "granite", "granitemoe", "llama", "minicpm", "mistral3", "nanbeige"
 )  # fmt: skip
-"""Architectures whose loader in llama.cpp reads rope_freqs and whose every layer then uses it."""
+"""Architectures for which llama.cpp reads rope_freqs and uses it in every layer."""
 
 _NOTE = "longeval.export"
 
@@ -53,7 +53,7 @@ class WrittenGguf:
 
 
 def check_file(path: str) -> None:
-    """Raises LongEvalError, before anything is computed, unless a file can appear at `path`."""
+    """Raises LongEvalError if no file can be written at `path`."""
     if os.path.lexists(path):
         raise LongEvalError(
             f"--out {path}: exists already", "Name another file, or remove this one; nothing is overwritten."
@@ -62,7 +62,7 @@ def check_file(path: str) -> None:
 
 
 def check_source(ref: ModelRef, path: str) -> None:
-    """Raises LongEvalError unless the model comes as a GGUF that llama.cpp reads divisors from."""
+    """Raises LongEvalError if the model is not a GGUF, or if llama.cpp would ignore divisors in it."""
     if ref.kind not in ("gguf", "embedded"):
         raise LongEvalError(
             f"--out {path}: {ref.name} doesn't come as a GGUF",
@@ -73,15 +73,15 @@ def check_source(ref: ModelRef, path: str) -> None:
 
 
 def config_of(ref: ModelRef, path: str) -> Any:
-    """The PreTrainedConfig of a model that passed `check_source`; a user's file isn't dequantised for it.
+    """The PreTrainedConfig of a model that passed `check_source`, without dequantising a user's file.
 
     Raises:
-        LongEvalError: transformers doesn't know its architecture, the file states what can't be said exactly, or
-            llama.cpp reads no divisors for an embedded model (the message names `path`).
+        LongEvalError: transformers doesn't know its architecture, it has settings that transformers can't express, or
+            llama.cpp would ignore divisors in an embedded model (the message names `path`).
     """
     if ref.kind == "embedded" or is_present(ref):
         config = load.load_config(ref)
-        if ref.kind == "embedded":  # its GGUF has to be fetched once more: not in vain
+        if ref.kind == "embedded":  # checked now, before its GGUF is fetched once more
             _check_architecture(config.model_type, ref, path)
         return config
     import transformers
@@ -93,7 +93,7 @@ def config_of(ref: ModelRef, path: str) -> Any:
         return complete_config(model_header(ref.location), config)
     except LongEvalError:
         raise
-    except Exception as error:  # the file may hold anything, and transformers checks little
+    except Exception as error:  # transformers raises any kind of error for a file that it can't read
         raise LongEvalError(
             f"--model {ref.name}: transformers {transformers.__version__} can't read this GGUF ({reason(error)})",
             "Only GGUFs that longeval can also measure are exported.",
@@ -104,7 +104,7 @@ def write_gguf(ref: ModelRef, encoding: Encoding, path: str, progress: Progress)
     """Copies the GGUF of a model that passed `check_source` to `path`, with the encoding in it.
 
     Raises:
-        LongEvalError: The GGUF doesn't fit the encoding, or can't be written. Nothing is left at `path` then.
+        LongEvalError: The GGUF doesn't match the encoding, or can't be written. Then nothing is left at `path`.
     """
     check_file(path)
     place = os.path.abspath(path)
@@ -125,7 +125,7 @@ def write_gguf(ref: ModelRef, encoding: Encoding, path: str, progress: Progress)
             write_copy(source, changes, work, progress)
             num_tensors = read_back(source, changes, work)
             written = WrittenGguf(path=place, num_tensors=num_tensors, num_bytes=os.path.getsize(work), error=error)
-            check_file(path)  # a rename would replace what came in between
+            check_file(path)  # a rename would replace a file that was created in the meantime
             os.rename(work, place)
     except OSError as error:
         raise LongEvalError(
@@ -136,7 +136,7 @@ def write_gguf(ref: ModelRef, encoding: Encoding, path: str, progress: Progress)
 
 @contextmanager
 def _original(ref: ModelRef) -> Iterator[str]:
-    """Yields the path of the model's GGUF: the user's file, or the embedded model's, unpacked for the time being."""
+    """Yields the path of the model's GGUF: the user's file, or the embedded model's in a temporary folder."""
     if ref.kind == "gguf":
         yield ref.location
         return
@@ -147,7 +147,7 @@ def _original(ref: ModelRef) -> Iterator[str]:
 
 
 def _check_header(header: GgufHeader, ref: ModelRef, path: str) -> str:
-    """The GGUF's architecture; raises LongEvalError unless llama.cpp reads divisors for it, or if it is one of many."""
+    """The GGUF's architecture. Raises LongEvalError if llama.cpp would ignore divisors, or if the file was split."""
     _check_architecture(header.architecture, ref, path)
     if int(header.fields.get("split.count", 1)) > 1:
         raise LongEvalError(
@@ -157,16 +157,16 @@ def _check_header(header: GgufHeader, ref: ModelRef, path: str) -> str:
 
 
 def _check_architecture(architecture: str, ref: ModelRef, path: str) -> None:
-    """Raises LongEvalError unless llama.cpp reads divisors for an architecture."""
+    """Raises LongEvalError if llama.cpp ignores divisors for an architecture."""
     if architecture not in HONOURED:
         raise LongEvalError(
-            f"--out {path}: llama.cpp reads no frequencies of their own for {architecture} models",
-            f"It does for {', '.join(HONOURED)}. Export {ref.name} to a folder instead.",
+            f"--out {path}: llama.cpp ignores the frequencies in a GGUF of a {architecture} model",
+            f"It reads them for {', '.join(HONOURED)}. Export {ref.name} to a folder instead.",
         )
 
 
 def _check_geometry(header: GgufHeader, encoding: Encoding) -> None:
-    """Raises LongEvalError unless the GGUF's base and rotary dimensions are those that the divisors are made for."""
+    """Raises LongEvalError if the GGUF's base or rotary dimensions differ from those of the divisors."""
     theta = float(header.own("rope.freq_base", 10000.0))
     dimensions = header.own("rope.dimension_count") or header.own("attention.key_length")
     if dimensions is None:
@@ -176,7 +176,7 @@ def _check_geometry(header: GgufHeader, encoding: Encoding) -> None:
     if (int(dimensions), float(np.float32(theta))) != wanted:
         raise LongEvalError(
             f"--model {encoding.rope.model}: llama.cpp rotates {dimensions} dimensions of this GGUF with base "
-            f"{theta:g}, and transformers {wanted[0]} with base {wanted[1]:g}",
+            f"{theta:g}, but transformers {wanted[0]} with base {wanted[1]:g}",
             "Convert the original model again.",
         )
 
@@ -184,7 +184,7 @@ def _check_geometry(header: GgufHeader, encoding: Encoding) -> None:
 def _changes(
     architecture: str, encoding: Encoding, divisor_F: npt.NDArray[np.float32], note: dict[str, Any]
 ) -> Changes:
-    """The fields and the tensor that the copy has instead of the original's."""
+    """The fields and the tensor in which the copy differs from the original."""
     scaling = f"{architecture}.rope.scaling"
     return Changes(
         architecture=architecture,
@@ -201,17 +201,17 @@ def _changes(
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Changes:
-    """The differences of a copy from its original: fields with their type, text as the bytes that it is, stay."""
+    """The differences of a copy from its original."""
 
     architecture: str
     fields: Mapping[str, int | float | str]
-    """Fields that are set: of type UINT32 (int), FLOAT32 (float) or STRING."""
+    """Fields that are set, as UINT32 (int), FLOAT32 (float) or STRING."""
     divisor_F: npt.NDArray[np.float32]
     """`rope_freqs.weight`, shape (F,)."""
 
 
 def open_gguf(path: str) -> Any:
-    """A GGUFReader, its tensors mapped into memory; raises LongEvalError for a file that it can't read."""
+    """Opens a GGUF with a GGUFReader, which maps tensors into memory; raises LongEvalError if it can't be read."""
     from gguf import GGUFReader
 
     try:
@@ -231,9 +231,7 @@ def write_copy(source: Any, changes: Changes, path: str, progress: Progress) -> 
     writer.data_alignment = source.alignment
     try:
         for name, field in _copied_fields(source, changes).items():
-            kind = field.types[0]
-            sub_type = field.types[-1] if kind == GGUFValueType.ARRAY else None
-            writer.add_key_value(name, _raw_value(field), kind, sub_type=sub_type)
+            copy_field(writer, name, field)
         for name, value in changes.fields.items():
             writer.add_key_value(name, value, kinds[type(value)])
         writer.add_tensor_info(
@@ -256,12 +254,12 @@ def write_copy(source: Any, changes: Changes, path: str, progress: Progress) -> 
 
 
 def read_back(source: Any, changes: Changes, path: str) -> int:
-    """Asserts that the copy says what it should and everything else as before; returns its number of tensors."""
+    """Asserts that the copy has the changes and that everything else is equal; returns its number of tensors."""
     copy = open_gguf(path)
     for name, value in changes.fields.items():
         assert copy.get_field(name).contents() == (np.float32(value) if isinstance(value, float) else value), name
     for name, field in _copied_fields(source, changes).items():
-        assert _raw_value(copy.get_field(name)) == _raw_value(field), name
+        assert raw_value(copy.get_field(name)) == raw_value(field), name
     tensors = {tensor.name: tensor for tensor in copy.tensors}
     assert np.array_equal(tensors.pop(FREQUENCIES).data, changes.divisor_F)
     for tensor in _copied_tensors(source):
@@ -273,14 +271,14 @@ def read_back(source: Any, changes: Changes, path: str) -> int:
 
 
 def _copied_tensors(source: Any) -> list[Any]:
-    """All tensors but divisors of another scaling."""
+    """All tensors except the divisors of another scaling."""
     return [tensor for tensor in source.tensors if tensor.name not in _OTHER_FACTORS]
 
 
 def _copied_fields(source: Any, changes: Changes) -> dict[str, Any]:
-    """All fields but those set anew, what is left of another scaling, and what the writer writes by itself.
+    """The fields that are copied: all but changed fields, other scaling, and fields that the writer adds itself.
 
-    Empty arrays are left out as well: the writer has none, and to a reader they are the same as no field.
+    Empty arrays are left out too: the writer can't write them, and readers treat a missing field in the same way.
     """
     own = ("GGUF.", f"{changes.architecture}.rope.scaling.", f"{changes.architecture}.rope.scale_linear")
     return {
@@ -289,15 +287,5 @@ def _copied_fields(source: Any, changes: Changes) -> dict[str, Any]:
         if not name.startswith(own)
         and name not in changes.fields
         and name != "general.architecture"
-        and _raw_value(field) != []
+        and raw_value(field) != []
     }
-
-
-def _raw_value(field: Any) -> Any:
-    """A field's value as the writer takes it."""
-    from gguf import GGUFValueType
-
-    if field.types[-1] != GGUFValueType.STRING:
-        return field.contents()
-    texts = [field.parts[index].tobytes() for index in field.data]
-    return texts if field.types[0] == GGUFValueType.ARRAY else texts[0]

@@ -1,8 +1,8 @@
-"""Asks the installed transformers, before anything is written, what it makes of an exported configuration.
+"""Checks with the installed transformers that an exported configuration gives our frequencies.
 
-The family's own rotary module is built from the new `config.json` and run at near and far positions, more than once,
-because some modules choose their frequencies when they see a long sequence. A family that reads the longrope form in
-another way is refused here, whatever the reason.
+The family's rotary module is built from the new `config.json` and run at near and far positions, more than once,
+because some modules choose their frequencies when they see a long sequence. If its cosines differ from ours for any
+reason, the export is refused.
 
 Shapes: F features, T positions, D rotary dimensions = 2F.
 """
@@ -24,37 +24,37 @@ from longeval.models.resolve import ModelRef, config_path
 from longeval.rope.base import FloatArray, RopeTable
 
 _CLOSE = 1e-6
-"""Relative difference of a float32 frequency from ours, or of a cosine from its own angle's, that rounding explains."""
+"""Largest relative error of float32 frequencies and cosines that rounding explains."""
 
 INTERLEAVED = frozenset(
     ["cohere", "cohere2", "cohere2_moe", "deepseek_v2", "deepseek_v3", "ernie4_5", "ernie4_5_moe", "glm", "glm4"]
 )
-"""Model types whose pairs vLLM rotates as neighbours. Its longrope class knows only halves: vLLM 0.32 fails on these,
-except on ERNIE 4.5 (and on GLM before 0.32), whose flag it sets afterwards and which it then rotates wrongly."""
+"""Model types whose rotated pairs are neighbours. vLLM's longrope class can only rotate halves: vLLM 0.32 fails on
+these types, except on ERNIE 4.5 (and on GLM before 0.32), which it rotates wrongly."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stock:
-    """What stock transformers does with an exported configuration."""
+    """The result of stock transformers with an exported configuration."""
 
     transformers: str
-    """Its version."""
+    """Version of transformers."""
     error: StockError
     """Its largest error up to the target length."""
 
     def to_json(self) -> dict[str, Any]:
-        """The engine in an export's note."""
+        """The entry `engine` of an export's note."""
         return {"name": "transformers", "version": self.transformers, **self.error.to_json()}
 
 
 def check_stock_type(ref: ModelRef) -> None:
-    """Raises LongEvalError for a model that comes with code of its own, which an export doesn't hold."""
+    """Raises LongEvalError for a model that needs Python code of its own, which is not exported."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     model_type = read_config(config_path(ref), ref.name).get("model_type")
     if model_type not in CONFIG_MAPPING:
         raise LongEvalError(
-            f"--model {ref.name}: model type {model_type!r} needs code of its own, and an export holds none",
+            f"--model {ref.name}: model type {model_type!r} needs Python code of its own, which is not exported",
             "Export a model of a family that transformers knows.",
         )
 
@@ -62,13 +62,10 @@ def check_stock_type(ref: ModelRef) -> None:
 def check_stock(folder: str, encoding: Encoding, original: Any) -> Stock:
     """Compares the rotary module that stock transformers builds from `folder/config.json` with the encoding.
 
-    Args:
-        folder: A folder with the new `config.json`.
-        encoding: What it should say.
-        original: transformers' PreTrainedConfig of the model before, for layers that must stay as they were.
+    `original` is the model's unchanged PreTrainedConfig, for layers that must stay as they were.
 
     Raises:
-        LongEvalError: If transformers can't read it or gives other frequencies than ours.
+        LongEvalError: transformers can't read it, or gives other frequencies than ours.
     """
     import transformers
 
@@ -79,14 +76,14 @@ def check_stock(folder: str, encoding: Encoding, original: Any) -> Stock:
             errors = _check_module(module, encoding, original)
     except LongEvalError:
         raise
-    except Exception as error:  # a family fails in many ways on settings that it doesn't understand
+    except Exception as error:  # families raise any kind of error for settings that they don't understand
         raise _refused(encoding, reason(error)) from error
     worst = max(errors, key=lambda error: error.largest)
     return Stock(transformers=transformers.__version__, error=worst)
 
 
 def _rotary_module(config: Any, encoding: Encoding) -> Any:
-    """The family's rotary module alone, on the CPU; the model around it gets no weights."""
+    """The family's rotary module on the CPU, without the weights of the model."""
     modules = [
         module
         for module in empty_model(config).modules()
@@ -98,7 +95,7 @@ def _rotary_module(config: Any, encoding: Encoding) -> Any:
 
 
 def _check_module(module: Any, encoding: Encoding, original: Any) -> list[StockError]:
-    """The errors of each kind of layer that the export scales; LongEvalError where a kind has other frequencies."""
+    """The error for each layer type that the export scales. Raises LongEvalError if a layer type is wrong."""
     if not isinstance(module.rope_type, dict):
         return [_check_kind(module, None, encoding.table, encoding)]
     before = _rotary_module(original, encoding)
@@ -113,10 +110,10 @@ def _check_module(module: Any, encoding: Encoding, original: Any) -> list[StockE
 
 
 def _check_kind(module: Any, kind: str | None, table: RopeTable, encoding: Encoding) -> StockError:
-    """Checks that one kind of layer has our frequencies and attention factor; returns its error."""
+    """Checks that one layer type has our frequencies and attention factor; returns its error."""
     far = encoding.target_length - 1
     probes = sorted({0, 1, min(encoding.native_length, far), far})
-    for positions in ([far], probes, [0, 1]):  # the second long pass, and the short one after it, differ in some
+    for positions in ([far], probes, [0, 1]):  # in some families a second long pass, or a short pass after it, differs
         cos_TF, sin_TF = _forward(module, kind, positions, len(table.inv_freq_F))
         inv_freq_F = _frequencies(module, kind)
         if inv_freq_F.shape != table.inv_freq_F.shape:
@@ -134,7 +131,7 @@ def _check_kind(module: Any, kind: str | None, table: RopeTable, encoding: Encod
 
 
 def _forward(module: Any, kind: str | None, positions: list[int], num_features: int) -> tuple[FloatArray, FloatArray]:
-    """The module's cosines and sines at positions, one column a feature, shape (T, F)."""
+    """The module's cosines and sines at some positions, shape (T, F) each."""
     import torch
 
     position_ids_BT = torch.tensor([positions])
@@ -150,13 +147,13 @@ def _forward(module: Any, kind: str | None, positions: list[int], num_features: 
 
 
 def _frequencies(module: Any, kind: str | None) -> npt.NDArray[np.float32]:
-    """The float32 frequencies that a module holds now, shape (F,)."""
+    """The module's current float32 frequencies, shape (F,)."""
     frequencies: npt.NDArray[np.float32] = getattr(module, "inv_freq" if kind is None else f"{kind}_inv_freq").numpy()
     return frequencies
 
 
 def _refused(encoding: Encoding, why: str) -> LongEvalError:
-    """The message for a family that doesn't read the configuration as it must."""
+    """The error for a family that gives other frequencies than ours."""
     import transformers
 
     return LongEvalError(
@@ -167,7 +164,7 @@ def _refused(encoding: Encoding, why: str) -> LongEvalError:
 
 
 def vllm_reason(model_type: str) -> str | None:
-    """Why vLLM can't read the form on a family, or None where nothing is known against it."""
+    """The reason why vLLM can't use an export of this family, or None if none is known."""
     if model_type in INTERLEAVED:
         return (
             f"not for vLLM: its longrope rotates halves of a head, and a {model_type} model neighbouring pairs; "

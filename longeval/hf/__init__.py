@@ -1,38 +1,38 @@
-"""Our methods as rope types of transformers, for anybody's training script.
+"""Our methods as rope types of transformers, for use in any training script.
 
     import longeval.hf  # registers the names; so does longeval.hf.register()
 
     rope = {"rope_type": "resonance_yarn", "rope_theta": 10000.0, "factor": 8, "original_max_position_embeddings": 4096}
     model = AutoModelForCausalLM.from_pretrained(name, rope_parameters=rope, dtype=torch.bfloat16)
 
-Registered are the canonical names of `longeval rope --list` but transformers' own: yarn, llama3 and longrope stay its
-own functions, and plain RoPE is called default. The frequencies are those of `longeval rope`. The keys:
+The canonical names of `longeval rope --list` are registered, except yarn, llama3 and longrope, which remain
+transformers' own functions; plain RoPE is called default. The frequencies are those of `longeval rope`. The keys:
 
-- `rope_theta`: the model's own base. Needed, because transformers would silently take its family's default.
+- `rope_theta`: the model's own base. It is required, because transformers would silently take its family's default.
 - `factor`: s, for the methods that use it.
-- `original_max_position_embeddings`: L. Where it isn't given, here or beside `rope_parameters`,
-  `max_position_embeddings` is taken and written into the config, so that it survives saving and later changes of that
-  number. Give it if you change that number as well.
-- `partial_rotary_factor`: the rotated part of a head, where that isn't all of it (GPT-NeoX, StableLM, Phi).
+- `original_max_position_embeddings`: L. If it isn't given here or beside `rope_parameters`, `max_position_embeddings`
+  is taken and written into the config, so that saving and later changes of `max_position_embeddings` don't affect it.
+  Give it if you also change `max_position_embeddings`.
+- `partial_rotary_factor`: the rotated part of a head, if it isn't the whole head (GPT-NeoX, StableLM, Phi).
 - The method's parameters, such as `beta_fast`, `base_rule`, `attention_factor`, or `base` of abf.
 
-What is missing, unknown or would be ignored is a LongEvalError when the config or the model is built; what a family
-looks for before it asks us is transformers' KeyError that names the key (`partial_rotary_factor` of StableLM and Phi at
-loading, a layer type of Gemma 3). Families that rotate by layer type take a dictionary for each:
-`{"full_attention": {…}, "sliding_attention": {…}}`. Phi-3's config refuses every type but default and longrope;
-`longeval export` says our frequencies as longrope. Methods that follow the length of the sequence are refused:
-transformers takes every name with "dynamic" in it for a kind of its own, which remembers the longest sequence so far,
-so that results would depend on the order of the data.
+A key that is missing, unknown or would be ignored raises LongEvalError when the config or the model is built. A key
+that a family reads before it calls us raises transformers' KeyError with its name (`partial_rotary_factor` of StableLM
+and Phi at loading, a layer type of Gemma 3). Families with a RoPE per layer type need a dictionary for each type:
+`{"full_attention": {…}, "sliding_attention": {…}}`. Phi-3's config refuses every type except default and longrope; use
+`longeval export`, which writes our frequencies as longrope. Methods whose table depends on the length of the sequence
+are refused: transformers treats every name that contains "dynamic" as its own type, which remembers the longest
+sequence so far, so that results would depend on the order of the data.
 
-A saved model needs the import in the process that loads it. Without it transformers warns "Missing validation function
+The process that loads a saved model needs the import too. Without it transformers warns "Missing validation function
 in 'RotaryEmbeddingConfigMixin' for 'rope_type'='resonance_yarn'", and then fails with `KeyError: 'resonance_yarn'`.
 
-What this route can't give, because transformers' own modules do the rotation:
+Two limits, because the rotation is done by transformers' own modules:
 
-- Exact periods. They multiply positions and frequencies in float32, so that rounded features repeat only nearly;
-  longeval's own runs reduce positions modulo the wavelength first.
-- Frequencies that survive `model.to(torch.bfloat16)` or `.half()`: these cast them too, and wavelengths miss their
-  integers by up to half a token. Give `dtype=` at loading instead, which leaves them in float32.
+- Periods are not exact. The modules multiply positions and frequencies in float32, so rounded features repeat only
+  approximately; longeval's own runs reduce positions modulo the wavelength first.
+- `model.to(torch.bfloat16)` and `.half()` also cast the frequencies, and wavelengths then differ from their integers by
+  up to half a token. Give `dtype=` at loading instead, which leaves the frequencies in float32.
 
 Source of the interface: transformers 5, `modeling_rope_utils` (ROPE_INIT_FUNCTIONS, RotaryEmbeddingConfigMixin).
 """

@@ -1,4 +1,4 @@
-"""Reads and checks the `rope_parameters` of our rope types; needs neither torch nor transformers.
+"""Reads and checks the `rope_parameters` of our rope types, without importing torch or transformers.
 
 Every message names the rope type and the key. A value of None counts as not given, as in transformers.
 """
@@ -18,18 +18,18 @@ from longeval.rope.base import METHODS
 from longeval.rope.build import MethodName, make_parameters, method_names, parse_method_name
 
 STOCK = ("yarn", "llama3", "longrope")
-"""Our names that transformers has too; they stay its own functions."""
+"""Our names that transformers also has; they remain its own functions."""
 
 REFUSED = {
     "none": "Use default, transformers' name for plain RoPE.",
     **{
         name: f"Use {name.replace('dynamic_', '')} with a factor, one table for all lengths; or measure with "
-        f"longeval ppl --pe {name}, where every window has the table of its own length."
+        f"longeval ppl --pe {name}, where every window has the table for its own length."
         for name in method_names()
         if "dynamic" in name
     },
 }
-"""Names with which no model can be built, each with a remedy."""
+"""Names that are refused when a model is built, each with a remedy."""
 
 ROPE_TYPES: tuple[str, ...] = tuple(name for name in method_names() if name not in {*STOCK, *REFUSED})
 """The rope types that models can be built with once `longeval.hf` is imported."""
@@ -38,19 +38,19 @@ NATIVE = "original_max_position_embeddings"
 """The key of L."""
 
 _COMMON = ("rope_type", "type", "rope_theta", "partial_rotary_factor", NATIVE)
-"""Keys that go with every rope type; `type` is transformers' older word for `rope_type`."""
+"""Keys that every rope type may have; `type` is transformers' older name of `rope_type`."""
 
 
 class RopeSettings(NamedTuple):
-    """The contents of `rope_parameters` of one of our types."""
+    """The content of `rope_parameters` for one of our types."""
 
     name: MethodName
     arguments: dict[str, Any]
-    """The method's parameters that were given, converted to their types."""
+    """The given parameters of the method, converted to their types."""
     factor: float
     """s; 1 for methods that don't use it."""
     native_length: int | None
-    """L in tokens; None where it isn't given."""
+    """L in tokens; None if it isn't given."""
 
 
 def read_parameters(rope_type: str, given: Mapping[str, Any], *, ignore: Collection[str] = ()) -> RopeSettings:
@@ -58,14 +58,14 @@ def read_parameters(rope_type: str, given: Mapping[str, Any], *, ignore: Collect
 
     Args:
         rope_type: One of ROPE_TYPES.
-        given: The flat dictionary, or that of one layer type.
+        given: The flat dictionary, or the dictionary of one layer type.
         ignore: Keys that belong to the model's family and not to the method.
 
     Raises:
-        LongEvalError: A type that is refused, a key that is missing, unknown or would be ignored, an impossible value.
+        LongEvalError: The type is refused; a key is missing, unknown or would be ignored; or a value is impossible.
     """
     if rope_type in REFUSED:
-        why = "follows the length of the sequence, and in transformers that of earlier sequences too"
+        why = "depends on the length of the sequence, and in transformers also on that of earlier sequences"
         raise LongEvalError(
             f"rope_type {rope_type}: {'not a rope type of transformers' if rope_type == 'none' else why}",
             REFUSED[rope_type],
@@ -73,7 +73,7 @@ def read_parameters(rope_type: str, given: Mapping[str, Any], *, ignore: Collect
     name = parse_method_name(rope_type, flag="rope_type")
     values = {key: value for key, value in given.items() if value is not None and (key in _COMMON or key not in ignore)}
     if not name.method.uses_factor and values.get("factor") == 1:
-        # Says no more than that nothing is stretched; DeepSeek's attention wants the key with every type but default.
+        # A factor of 1 changes nothing, and DeepSeek's attention needs the key with every type except default.
         del values["factor"]
     fields = {field.name: field for field in dataclasses.fields(name.method.parameters)}
     _check_keys(name, values, fields)
@@ -90,15 +90,15 @@ def read_parameters(rope_type: str, given: Mapping[str, Any], *, ignore: Collect
 
 
 def rotates_part(config: Any) -> bool:
-    """Whether models of a config's family read `partial_rotary_factor`; Llama and many others rotate whole heads."""
+    """Whether a config's model family reads `partial_rotary_factor`; Llama and many others rotate whole heads."""
     return _mentions_part(type(config).__module__)
 
 
 @functools.cache
 def _mentions_part(module: str) -> bool:
-    """Whether the code of the models whose config class is in `module` reads the key; True for code of other origin.
+    """Whether the model code beside a config module mentions the key; True for code outside transformers.
 
-    transformers keeps a family's model beside its config, and the code is only searched: importing it takes torch.
+    The source file is searched as text, because importing it would import torch.
     """
     spec = None
     if module.startswith("transformers.models."):
@@ -109,7 +109,7 @@ def _mentions_part(module: str) -> bool:
 
 
 def missing_key(rope_type: str, key: str) -> LongEvalError:
-    """The message for a required key that is missing."""
+    """The error for a missing key."""
     remedy = {
         "rope_theta": "Give the model's own base, config.rope_parameters['rope_theta'] of the unchanged model; "
         "transformers would silently take its default, often 10000.",
@@ -117,7 +117,7 @@ def missing_key(rope_type: str, key: str) -> LongEvalError:
         NATIVE: "Give the length that the model was trained for, in tokens.",
         "partial_rotary_factor": "Models of this family rotate a part of the head: give that of the unchanged model, "
         "config.rope_parameters['partial_rotary_factor'].",
-    }.get(key, "It has no default; the config.json of a model that comes with such scaling holds it.")
+    }.get(key, "It has no default; take it from the config.json of a model that was trained with this scaling.")
     return LongEvalError(f"rope_type {rope_type}: rope_parameters have no {key}", remedy)
 
 
@@ -159,7 +159,7 @@ def _check_keys(name: MethodName, values: Mapping[str, Any], fields: Mapping[str
 def _check_number(rope_type: str, key: str, value: Any) -> None:
     """Raises LongEvalError unless `value` is a number in the range of `key`."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    number = float(value) if is_number else math.nan  # which is in no range
+    number = float(value) if is_number else math.nan  # NaN is outside of every range
     fits, range_ = {
         "rope_theta": (number > 0, "a finite number above 0"),
         "partial_rotary_factor": (0 < number <= 1, "a number above 0 and at most 1"),
@@ -171,7 +171,7 @@ def _check_number(rope_type: str, key: str, value: Any) -> None:
 
 
 def _make_parameters(name: MethodName, arguments: Mapping[str, Any]) -> Any:
-    """Makes the method's parameters. Text is refused where a number is needed: it must not name a file to read."""
+    """Makes the method's parameters. Refuses text for numbers, because `@file` in a config must not read a file."""
     hints = get_type_hints(name.method.parameters)
     for key, value in arguments.items():
         if isinstance(value, str) and get_origin(hints[key]) is not Literal:

@@ -1,10 +1,10 @@
 """The functions and checks that transformers calls for our rope types, and their registration.
 
-When a model is built, transformers looks its frequencies up by name in ROPE_INIT_FUNCTIONS. When a config is built or
-saved, it checks `rope_parameters` by `_validate_<name>_rope_parameters`. Both are open to new names. But before a
-config is checked, transformers fills in defaults. These hide that a base wasn't given, or that the dictionary has the
-form of another family and is ignored as a whole. So `PreTrainedConfig.__post_init__` is wrapped too, for dictionaries
-that name our types; others go to transformers as they are.
+When a model is built, transformers looks up the function for its frequencies in ROPE_INIT_FUNCTIONS. When a config is
+built or saved, it checks `rope_parameters` with `_validate_<name>_rope_parameters`. Both accept new names. But before
+transformers checks a config, it fills in defaults, which hide that a base is missing, or that the whole dictionary has
+the form of another family and is ignored. So `PreTrainedConfig.__post_init__` is wrapped too. The wrapper checks only
+dictionaries that name our types.
 
 Source: transformers 5, `modeling_rope_utils` and `configuration_utils`.
 """
@@ -38,17 +38,17 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _REGISTERED = (*ROPE_TYPES, *REFUSED)
-"""Refused names are registered too, because our message says more than transformers' KeyError."""
+"""Refused names are registered too, because our message is clearer than transformers' KeyError."""
 
 _OLD_BASES = ("rope_theta", "rotary_emb_base", "rope_local_base_freq", "global_rope_theta", "local_rope_theta")
-"""The keys of the base in configs of older forms, outside `rope_parameters`."""
+"""Keys of the base outside `rope_parameters`, in older configs."""
 
 
 def register() -> None:
-    """Registers our methods with transformers in this process; importing `longeval.hf` calls it. Repeating is harmless.
+    """Registers our methods with transformers in this process. Importing `longeval.hf` calls it; it may be repeated.
 
     Raises:
-        LongEvalError: Another package has registered one of our names. Nothing is changed then.
+        LongEvalError: Another package has registered one of our names. Then nothing is registered.
     """
     from transformers import modeling_rope_utils
     from transformers.configuration_utils import PreTrainedConfig
@@ -58,20 +58,20 @@ def register() -> None:
         owner = getattr(functions.get(name), "__module__", None)
         if name in functions and owner != __name__:
             raise LongEvalError(
-                f"import longeval.hf: transformers knows rope_type {name} already, from {owner}",
-                "Two formulas can't share a name: use only one of the two packages in a process.",
+                f"import longeval.hf: rope_type {name} is already registered with transformers, by {owner}",
+                "Use only one of the two packages in a process.",
             )
     for name in _REGISTERED:
         functions[name] = RopeInit(rope_type=name)
         setattr(modeling_rope_utils.RotaryEmbeddingConfigMixin, f"_validate_{name}_rope_parameters", _validate)
-    # Registering again, or reloading this module, must not wrap the wrapper.
+    # If this is called again, or the module is reloaded, the wrapper must not be wrapped.
     current = PreTrainedConfig.__post_init__
     PreTrainedConfig.__post_init__ = _checking(getattr(current, "longeval_original", current))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RopeInit:
-    """The function of one of our types in ROPE_INIT_FUNCTIONS, as an object that can be pickled with a model."""
+    """The entry of one of our types in ROPE_INIT_FUNCTIONS: a callable that can be pickled with a model."""
 
     rope_type: str
     """One of our names."""
@@ -83,28 +83,31 @@ class RopeInit:
         seq_len: int | None = None,
         layer_type: str | None = None,
     ) -> tuple[torch.Tensor, float]:
-        """Computes the frequencies, float32 from float64, shape (F,), rad/token, and the attention factor.
+        """Computes frequencies and attention factor.
 
         Args:
             config: transformers' PreTrainedConfig.
-            device: Where the frequencies go.
+            device: Device of the frequencies.
             seq_len: Not used; our types have one table for all lengths.
-            layer_type: Which entry of `rope_parameters`, where they differ by layer type.
+            layer_type: Key in `rope_parameters`, if they differ by layer type.
+
+        Returns:
+            Frequencies of shape (F,), rad/token, computed in float64 and rounded to float32; and the attention factor.
 
         Raises:
-            LongEvalError: Impossible settings, see `read_parameters`, or a config whose family refuses our types.
+            LongEvalError: Impossible settings (see `read_parameters`), or the config's family refuses our types.
         """
         import torch
 
-        # The dictionary may be the caller's own, in use for other models.
+        # The caller may use the same dictionary for other models.
         config.rope_parameters = copy.deepcopy(config.rope_parameters)
         try:
-            # A config that was edited after it was built comes unchecked, and would fail at saving, after training.
+            # A config that was edited after it was built is unchecked, and would only fail at saving, after training.
             config.validate_rope()
         except (KeyError, ValueError) as error:
             raise LongEvalError(
                 f"rope_type {self.rope_type}: refused by the config of {config.model_type} models ({error})",
-                "longeval export says the same frequencies in a form that stock configs take.",
+                "Use longeval export, which writes the same frequencies in a form that this config accepts.",
             ) from error
         given = config.rope_parameters if layer_type is None else config.rope_parameters[layer_type]
         settings = _validate(config, given, config.ignore_keys_at_rope_validation)
@@ -124,11 +127,13 @@ class RopeInit:
 
 
 def _rotary_dim(rope_type: str, config: Any, given: dict[str, Any], layer_type: str | None) -> int:
-    """The rotated dimensions of a head, read as transformers' own functions do; writes the rotated part into `given`.
+    """The rotated dimensions of a head, as transformers' own functions read them.
+
+    It copies `partial_rotary_factor` from the config into `given`.
 
     Raises:
-        LongEvalError: A family that rotates a part of the head, and nothing says which: all of it would be rotated;
-            or one that rotates whole heads, and a part is given.
+        LongEvalError: The family rotates a part of the head and `partial_rotary_factor` is missing (transformers would
+            rotate all of it), or the family rotates whole heads and a part is given.
     """
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     part = given.get("partial_rotary_factor")
@@ -141,13 +146,13 @@ def _rotary_dim(rope_type: str, config: Any, given: dict[str, Any], layer_type: 
     if part not in (None, 1) and not rotates_part(config):
         raise LongEvalError(
             f"rope_type {rope_type}: partial_rotary_factor {part!r}, but {config.model_type} models rotate whole heads",
-            "Remove it from rope_parameters, or from what stands beside them in config.json.",
+            "Remove it from rope_parameters, or from the keys beside them in config.json.",
         )
     return int(head_dim * (1.0 if part is None else part))
 
 
 def _validate(config: Any, rope_parameters: dict[str, Any], ignore_keys: Collection[str] | None = None) -> RopeSettings:
-    """Validates our types, as a method of the config; writes L into `rope_parameters` where it isn't given."""
+    """Checks the settings of one of our types, as a method of the config; writes a missing L into `rope_parameters`."""
     rope_type = str(rope_parameters["rope_type"])
     settings = read_parameters(rope_type, rope_parameters, ignore=ignore_keys or ())
     if settings.native_length is not None:
@@ -158,8 +163,8 @@ def _validate(config: Any, rope_parameters: dict[str, Any], ignore_keys: Collect
             rope_parameters[NATIVE] = length
             if settings.name.method.uses_factor:
                 _log.warning(
-                    f"rope_type {rope_type}: rope_parameters have no {NATIVE}; taking {key} = {length} for the length "
-                    f"that the model was trained for, so that factor {settings.factor:g} reaches "
+                    f"rope_type {rope_type}: rope_parameters have no {NATIVE}; using {key} = {length} as the length "
+                    f"that the model was trained for, so factor {settings.factor:g} reaches "
                     f"{round(settings.factor * length)}"
                 )
             return settings._replace(native_length=length)
@@ -167,14 +172,14 @@ def _validate(config: Any, rope_parameters: dict[str, Any], ignore_keys: Collect
 
 
 def _checking(original: Callable[..., None]) -> Callable[..., None]:
-    """Wraps `PreTrainedConfig.__post_init__` in checks that must come before transformers fills in defaults."""
+    """Wraps `PreTrainedConfig.__post_init__` with the checks that must come before transformers fills in defaults."""
 
     @functools.wraps(original)
     def post_init(self: Any, **kwargs: Any) -> None:
         scaling = kwargs.get("rope_scaling")
         given = scaling or getattr(self, "rope_parameters", None)
         ours = list(_of_ours(given))
-        _check_heeded(self, kwargs.get("rope_parameters"))
+        _check_not_ignored(self, kwargs.get("rope_parameters"))
         if not ours:
             original(self, **kwargs)
             return
@@ -182,9 +187,11 @@ def _checking(original: Callable[..., None]) -> Callable[..., None]:
         for rope_type, parameters in ours:
             if not has_base and parameters.get("rope_theta") is None and rope_type not in REFUSED:
                 raise missing_key(rope_type, "rope_theta")
-        # The dictionary may be the caller's own, in use for other models, and transformers writes into it.
+        # The caller may use the same dictionary for other models, and transformers writes into it.
         given = copy.deepcopy(given)
-        if (native := kwargs.get(NATIVE)) is not None:  # beside the dictionary: not an attribute of the config yet
+        if (
+            native := kwargs.get(NATIVE)
+        ) is not None:  # given beside the dictionary; not yet an attribute of the config
             for _, parameters in _of_ours(given):
                 if parameters.get(NATIVE) is None:
                     parameters[NATIVE] = native
@@ -196,23 +203,23 @@ def _checking(original: Callable[..., None]) -> Callable[..., None]:
         by_layer_type = sorted(key for key, value in self.rope_parameters.items() if isinstance(value, dict))
         if by_layer_type and "rope_type" in self.rope_parameters:
             raise LongEvalError(
-                f"rope_type {ours[0][0]}: would be ignored, rope_parameters are by layer type in some families and "
-                f"flat in others, and not as given in {self.model_type} models",
-                f"Families that rotate by layer type, as Gemma 3 does, need a dictionary for each of them "
-                f"({', '.join(by_layer_type)}); others need one flat dictionary.",
+                f"rope_type {ours[0][0]}: would be ignored, because {self.model_type} models need rope_parameters in "
+                "another form",
+                f"Families with a RoPE per layer type, such as Gemma 3, need a dictionary for each layer type "
+                f"({', '.join(by_layer_type)}); other families need one flat dictionary.",
             )
 
     post_init.longeval_original = original  # type: ignore[attr-defined]  # functions take attributes
     return post_init
 
 
-def _check_heeded(config: Any, loose: Any) -> None:
-    """Raises LongEvalError where a family of transformers gets one of our types and would ignore it."""
+def _check_not_ignored(config: Any, loose: Any) -> None:
+    """Raises LongEvalError if one of our types is given to a family of transformers that would ignore it."""
     own = type(config).__module__.startswith("transformers.") and not hasattr(type(config), "rope_parameters")
     if own and (ours := next(_of_ours(loose), None)):
         raise LongEvalError(
-            f"rope_type {ours[0]}: would be ignored, {config.model_type} models have no RoPE that settings change",
-            "Give it to the text configuration of a model that can also see or hear, or use a model of another family.",
+            f"rope_type {ours[0]}: would be ignored, because {config.model_type} models have no configurable RoPE",
+            "For a multimodal model, give it to the text configuration; otherwise use a model of another family.",
         )
 
 

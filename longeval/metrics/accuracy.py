@@ -1,7 +1,7 @@
 """Metrics of PosGen's curves: accuracies below and beyond the training length.
 
-They are shares, 0 … 1, over all test sequences and the positions in question. Teacher-forced accuracy is given the true
-tokens before each predicted one, free-running accuracy the model's own.
+Each is the share (0 to 1) of correct tokens over all test sequences and some positions. For teacher-forced accuracy the
+model sees the true tokens before each predicted one; for free-running accuracy it sees the tokens it generated.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def _generated(curves: Curves, protocol: str | None, params: Mapping[str, Any]) 
 
 
 def _teacher_forced(shares: tuple[float, ...], losses: tuple[float, ...], num_sequences: int) -> Value:
-    """Mean share over some positions, with their summed NLL."""
+    """Mean accuracy over some positions, with their summed NLL."""
     fields = {
         "protocol": "teacher_forced",
         "tokens": num_sequences * len(shares),

@@ -1,6 +1,6 @@
-"""What a metric is, and the registry of all metrics.
+"""The `Metric` class and the registry of all metrics.
 
-A metric is one function over an artefact of a cell, with a name, a direction and a way to write its values:
+A metric is one function over a cell's artefact, with a name, a direction and a number format:
 
     register(
         Metric(
@@ -13,7 +13,7 @@ A metric is one function over an artefact of a cell, with a name, a direction an
         )
     )
 
-Every cell with this artefact then has a record of the metric, and reports have a table of it.
+Every cell with this kind of artefact then gets a record of the metric, and reports get a table of it.
 """
 
 from __future__ import annotations
@@ -29,32 +29,31 @@ from longeval.store.records import Record
 T = TypeVar("T")
 
 NumberFormat = Literal["significant", "score", "percent"]
-"""How reports write a metric's values: four significant digits; two decimals, or three where the standard error is
-small; hundredths with one decimal."""
+"""How reports write a metric's values.
+
+- `significant`: four significant digits.
+- `score`: two decimals, or three if the standard error is small.
+- `percent`: percent with one decimal.
+"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Value:
-    """A metric of one cell: its value, and what else of a record differs from metric to metric."""
+    """The value of a metric for one cell, with the fields of its record that depend on the metric."""
 
     value: float
     low: float | None = None
-    """Lower end of the 95% interval; None where there is none."""
+    """Lower end of the 95% interval; None without an interval."""
     high: float | None = None
     how: dict[str, Any] | None = None
-    """How the interval was drawn, plain JSON for the record's `params.ci`."""
+    """How the interval was computed, as plain JSON for the record's `params.ci`."""
     fields: Mapping[str, Any] = field(default_factory=dict)
-    """Further fields of the record that differ from metric to metric: `protocol`, `n`, `tokens`, `nll_sum`."""
+    """Other fields of the record that depend on the metric, such as `protocol`, `n`, `tokens`, `nll_sum`."""
     params: Mapping[str, Any] = field(default_factory=dict)
-    """The same for the record's `params`: `stderr`."""
+    """Entries of the record's `params` that depend on the metric, such as `stderr`."""
 
     def record(self, metric: str, common: Mapping[str, Any]) -> Record:
-        """The record of this value.
-
-        Args:
-            metric: Name of the metric.
-            common: Fields that all records of the cell share.
-        """
+        """Makes the record of this value from the fields that all records of the cell share."""
         params = {**common["params"], **self.params}
         ends = {"ci_low": self.low, "ci_high": self.high}
         return Record(**{**common, **ends, **self.fields, "params": params, "metric": metric, "value": self.value})
@@ -65,17 +64,16 @@ class Metric(Generic[T]):
     """A metric: one name for one definition."""
 
     name: str
-    """As records have it, lower case."""
+    """Its name in records, lower case."""
     artefact: Artefact[T]
-    """What it is derived from."""
+    """The kind of artefact that it is computed from."""
     higher_is_better: bool | None
-    """None where that is not known."""
+    """None if unknown."""
     number: NumberFormat
-    """How reports write its values."""
     definition: str
-    """What it is, in one sentence."""
+    """Its definition in one sentence, for reports."""
     function: Callable[[T, str | None, Mapping[str, Any]], Value | None]
-    """(artefact, the cell's protocol, the cell's params) → value; None where the metric does not apply."""
+    """Takes (artefact, the cell's protocol, the cell's params); returns None if the metric does not apply."""
 
 
 METRICS: Registry[Metric[Any]] = Registry("metric")
@@ -83,15 +81,15 @@ METRICS: Registry[Metric[Any]] = Registry("metric")
 
 
 def register(metric: Metric[T]) -> Metric[T]:
-    """Adds a metric to all metrics; ValueError if its name is taken."""
+    """Registers a metric; raises ValueError if its name is taken."""
     METRICS.register(metric.name, metric)
-    # Stored records of the metric are then compared with their artefact as those of every other metric are.
+    # The store checks records of this metric against their artefact with this function.
     metric.artefact.values.setdefault(metric.name, lambda found, record: _value_of(metric, found, record))
     return metric
 
 
 def _value_of(metric: Metric[T], found: T, record: Record) -> float | None:
-    """The value that a stored record must have."""
+    """The metric's value for a stored record."""
     value = metric.function(found, record.protocol, record.params)
     return None if value is None else value.value
 
@@ -99,14 +97,7 @@ def _value_of(metric: Metric[T], found: T, record: Record) -> float | None:
 def derived(
     artefact: Artefact[T], found: T, protocol: str | None, params: Mapping[str, Any]
 ) -> list[tuple[Metric[T], Value]]:
-    """All registered metrics of a kind of artefact that apply to one cell, with their values.
-
-    Args:
-        artefact: The kind.
-        found: The cell's artefact.
-        protocol: The cell's protocol.
-        params: The cell's params.
-    """
+    """Computes all registered metrics that apply to a cell from its artefact, protocol and params."""
     values = [
         (metric, metric.function(found, protocol, params)) for metric in METRICS.values() if metric.artefact is artefact
     ]
@@ -119,11 +110,11 @@ def metrics_of(artefact: Artefact[T]) -> list[Metric[T]]:
 
 
 def metric_of(record: Record) -> Metric[Any] | None:
-    """The registered metric of a record; None for those that a downstream task defines itself."""
+    """The registered metric of a record; None for metrics that a downstream task defines."""
     return METRICS.get(record.metric) if record.task is None else None
 
 
 def higher_is_better(record: Record) -> bool | None:
-    """Whether more of a record's metric is better; None where nobody says."""
+    """Whether higher values of a record's metric are better; None if unknown."""
     found = metric_of(record)
     return record.params.get("higher_is_better") if found is None else found.higher_is_better

@@ -1,1 +1,1 @@
-"""Models: names and catalogue, the embedded one, GGUF conversion, opening and loading, and what their configs say."""
+"""Models: names, catalogue, embedded models, GGUF conversion, loading, and the position encoding in their configs."""

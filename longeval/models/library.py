@@ -1,4 +1,4 @@
-"""transformers as longeval uses it: without what takes long to import, without its messages, without weights."""
+"""Helpers for transformers: a faster import, silenced messages, and models without weights."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from typing import Any
 
 
 def import_transformers_lean() -> None:
-    """Imports transformers without scikit-learn and scipy, and the pandas and pyarrow that these bring along.
+    """Imports transformers without scikit-learn and scipy, and without pandas and pyarrow, which these import.
 
-    Its configurations import its generation code, which takes one function of scikit-learn for assisted decoding if it
-    is installed, and its models import losses of object detection, which need scipy. longeval uses neither, and they
-    are a third of the time until a model's configuration is read.
+    If they are installed, transformers imports scikit-learn for assisted decoding and scipy for losses of object
+    detection. longeval uses neither, and without them a model's configuration is read in two thirds of the time.
     """
     import transformers.utils
     from transformers.utils import import_utils
@@ -57,7 +56,7 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def empty_model(config: Any, *, trust_remote_code: bool = False) -> Any:
-    """Builds a causal language model of a `PreTrainedConfig` without memory for its weights ("meta" device)."""
+    """Builds the causal language model of a `PreTrainedConfig` on the "meta" device, without memory for weights."""
     import torch
     import transformers
 

@@ -1,7 +1,7 @@
-"""Opens a resolved model: config, tokenizer, weights, through transformers and from safetensors only.
+"""Loads a resolved model with transformers: config, tokenizer, and weights, which must be safetensors.
 
-The dtype is given at loading: `model.to(bfloat16)` afterwards would cast the rotary frequencies as well, and
-wavelengths would miss their integers by up to half a token.
+The dtype is given at loading. `model.to(bfloat16)` afterwards would also cast the rotary frequencies, and wavelengths
+would differ from their integers by up to half a token.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Iterator
 from typing import Any
 
-from longeval.errors import LongEvalError, reason, said_of
+from longeval.errors import LongEvalError, prefix_errors, reason
 from longeval.models.device import resolve_attention, resolve_device_map
 from longeval.models.folder import check_adapter, read_config
 from longeval.models.geometry import check_raw
@@ -29,10 +29,9 @@ from longeval.models.weights import check_complete, check_stored, zero_biases
 _log = logging.getLogger(__name__)
 
 _MOST = 10_000
-"""No model has so many layers or labels; transformers takes its time for each, before it can be seen that weights are
-missing."""
+"""Most layers or labels that a config may state; transformers takes time for each before weights are checked."""
 _COUNTS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer", "num_labels")
-"""What configurations call their number of layers; and of labels, which transformers makes names for."""
+"""Keys of the number of layers in configurations, and of the number of labels."""
 
 _READ = (
     "config.json",
@@ -43,7 +42,7 @@ _READ = (
     "added_tokens.json",
     "vocab.json",
 )
-"""Files that transformers reads as JSON objects; others may lie beside a model and are not read."""
+"""Files in a model's folder that transformers reads as JSON objects."""
 
 _REMEDIES = {
     "config": "Check its config.json.",
@@ -53,15 +52,15 @@ _REMEDIES = {
     "model": "Weights must be the safetensors of a causal language model that transformers knows.",
     "quantization_config": "Check its config.json.",
 }
-"""What to do where a part of a model can't be loaded."""
+"""The remedy for each part of a model that can't be loaded."""
 
 
 class CodeError(LongEvalError):
-    """A model can't be read without code of its own, which may not run.
+    """A model needs Python code of its own, which is not allowed to run.
 
     Args:
-        problem: As in every `LongEvalError`.
-        code: What runs, as the object of a sentence.
+        problem: See `LongEvalError`.
+        code: A noun phrase for the code, which completes "Read …" in the remedy.
     """
 
     def __init__(self, problem: str, code: str) -> None:
@@ -70,14 +69,10 @@ class CodeError(LongEvalError):
 
 
 def load_config(ref: ModelRef, *, trust_remote_code: bool = False) -> Any:
-    """Returns the model's `PreTrainedConfig`; no weights are read.
-
-    Args:
-        ref: From `resolve`.
-        trust_remote_code: Whether Python code that comes with the model may run.
+    """Returns the model's `PreTrainedConfig`; reads no weights, and runs the model's own code only if it is trusted.
 
     Raises:
-        LongEvalError: If the model can't be reached, its type is unknown, or it needs code that isn't trusted.
+        LongEvalError: The model can't be read, its type is unknown, or it needs code that isn't trusted.
     """
     import_transformers_lean()
     import transformers
@@ -90,24 +85,24 @@ def load_config(ref: ModelRef, *, trust_remote_code: bool = False) -> Any:
     if trust_remote_code:
         tell_code(ref, "runs")
     with _reading(ref, "config"):
-        # A dtype is given in place of the config's own, which may be one that torch doesn't have.
+        # The config's own dtype may be one that torch doesn't have, so another is given.
         config = transformers.AutoConfig.from_pretrained(**source, dtype="float32", trust_remote_code=trust_remote_code)
-        config._attn_implementation = None  # `--attn` decides, else transformers
+        config._attn_implementation = None  # `--attn` or transformers decides, not the config
         return config
 
 
 def load_tokenizer(ref: ModelRef, *, trust_remote_code: bool = False) -> Any:
-    """Returns the model's tokenizer (see `models.tokenizer`); raises LongEvalError if it has none that can be read."""
+    """Returns the model's tokenizer (see `models.tokenizer`); raises LongEvalError if it can't be read."""
     source = _source(ref)
     config = load_config(ref, trust_remote_code=trust_remote_code)
     with _reading(ref, "tokenizer"):
         tokenizer = open_tokenizer(source, trust_remote_code=trust_remote_code, config=config)
-        tokenizer("a")  # some settings are looked at only then
+        tokenizer("a")  # some wrong settings raise only at the first text
         return tokenizer
 
 
 def load_generation_settings(ref: ModelRef, config: Any) -> Any:
-    """Returns the model's `GenerationConfig`: from its own file, or where it has none, as its config implies."""
+    """Returns the model's `GenerationConfig`: from its file, or without one, derived from its config."""
     import transformers
 
     source = _source(ref)
@@ -118,7 +113,7 @@ def load_generation_settings(ref: ModelRef, config: Any) -> Any:
         with _reading(ref, "generation settings"):
             try:
                 settings = transformers.GenerationConfig.from_pretrained(where, **source)
-            except OSError as error:  # of a hub model: there may be no such file
+            except OSError as error:  # a hub model may have no such file
                 if folder is not None or "JSON" in str(error):
                     raise
     if settings is None:
@@ -126,23 +121,28 @@ def load_generation_settings(ref: ModelRef, config: Any) -> Any:
     ends = settings.eos_token_id
     if not all(one is None or type(one) is int for one in (ends if isinstance(ends, list) else [ends])):
         raise LongEvalError(
-            f"--model {ref.name}: eos_token_id of its generation settings is {ends!r}, no token id",
-            "Correct its generation_config.json, or config.json where it has none.",
+            f"--model {ref.name}: eos_token_id of its generation settings is {ends!r}, which is not a token id",
+            "Correct its generation_config.json or, if it has none, its config.json.",
         )
     return settings
 
 
 def check_weights(ref: ModelRef, config: Any, *, own_quantised: bool = False) -> bool:
-    """Compares the model's files on this machine with its configuration; no weights are loaded.
+    """Compares the headers of the model's weights on this machine with its configuration; loads no weights.
 
-    Quantised files are left to `load_model`, because their names and types are those of the method; and so are models
-    with code of their own. vLLM, but not transformers, also reads a quantisation from a file of its own.
+    Weights that are not on this machine, quantised weights (whose names and dtypes depend on the quantisation method)
+    and models with code of their own are not compared here, but in `load_model`.
+
+    Args:
+        ref: The model.
+        config: Its PreTrainedConfig.
+        own_quantised: Whether the engine also reads a quantisation from QUANTISATION_FILE, as vLLM does.
 
     Returns:
         Whether the names and shapes of the weights were compared.
 
     Raises:
-        LongEvalError: If weights are missing, of another shape, or there and of no use; if there is an adapter.
+        LongEvalError: Weights are missing, unexpected, or of another shape; or the folder holds an adapter.
     """
     folder, files = os.path.dirname(config_path(ref)), _file_names(ref)
     check_adapter(ref.name, files)
@@ -202,13 +202,13 @@ def load_model(
     attn: str | None = None,
     trust_remote_code: bool = False,
 ) -> Any:
-    """Loads the weights, in eval mode and without gradients.
+    """Loads a model with its weights, in eval mode and without gradients.
 
     Args:
         ref: From `resolve`.
         dtype: From `resolve_dtype`.
-        device: From `resolve_device`; where the model goes unless `device_map` spreads it.
-        device_map: accelerate's word (`auto`, `balanced`, …) for a model that needs several devices.
+        device: From `resolve_device`; used unless `device_map` is given.
+        device_map: accelerate's placement (`auto`, `balanced`, …) for a model that needs several devices.
         attn: The value of `--attn`.
         trust_remote_code: Whether Python code that comes with the model may run.
 
@@ -216,7 +216,7 @@ def load_model(
         A transformers `PreTrainedModel` for causal language modelling.
 
     Raises:
-        LongEvalError: If the weights can't be had, are no safetensors, or don't fit the architecture.
+        LongEvalError: The weights can't be read, are not safetensors, don't fit the config, or don't fit into memory.
     """
     import torch
     import transformers
@@ -246,9 +246,9 @@ def load_model(
             f"--model {ref.name}: its weights in {dtype} don't fit into the memory of {device}",
             "Try --dtype bfloat16, --device-map auto, or a smaller model; --dry-run estimates what is needed.",
         ) from error.__cause__
-    if not checked and ref.kind == "hub":  # its files are here now
+    if not checked and ref.kind == "hub":  # its files have been downloaded meanwhile
         checked = check_weights(ref, config)
-    if checked:  # which knows better what may be left over
+    if checked:  # check_weights knows which unexpected weights are harmless
         loading["unexpected_keys"] = set()
     else:
         unexpected = set(loading["unexpected_keys"])
@@ -260,7 +260,7 @@ def load_model(
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out; the CPU allocator and mmap have no class of their own for that."""
+    """Whether an exception means out of memory; the CPU allocator and mmap raise general classes for that."""
     import torch
 
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
@@ -268,7 +268,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @functools.cache
 def tell_code(ref: ModelRef, does: str) -> None:
-    """Says once on stderr which Python a model runs, or would run: its config and its tokenizer may name some."""
+    """Warns once about the Python code that a model's config or tokenizer names; `does` is the verb, such as `runs`."""
     from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
     where = _source(ref)
@@ -281,7 +281,7 @@ def tell_code(ref: ModelRef, does: str) -> None:
 
 
 def _source(ref: ModelRef) -> dict[str, Any]:
-    """The arguments that tell transformers where the model is: a folder, or a commit on the hub."""
+    """The location of the model, a folder or a commit on the hub, as arguments of `from_pretrained`."""
     folder = local_folder(ref)
     if folder is not None:
         return {"pretrained_model_name_or_path": folder, "local_files_only": True}
@@ -302,8 +302,8 @@ def _check_config(ref: ModelRef, trust_remote_code: bool) -> None:
     for key in ("configuration_files", "transformers_weights"):
         if config.get(key) is not None:
             raise LongEvalError(
-                f"--model {ref.name}: its config.json names other files to be read instead ({key})",
-                f"Remove {key} from it, and keep the files under their usual names.",
+                f"--model {ref.name}: its config.json names other files that replace the usual ones ({key})",
+                f"Remove {key} from it, and give the files their usual names.",
             )
     for settings in (config, *config.values()):
         if isinstance(settings, dict) and not isinstance(settings.get("quantization_config"), dict | None):
@@ -314,10 +314,10 @@ def _check_config(ref: ModelRef, trust_remote_code: bool) -> None:
         for key in _COUNTS:
             if isinstance(settings, dict) and isinstance(n := settings.get(key), int) and n > _MOST:
                 raise LongEvalError(
-                    f"--model {ref.name}: {key} in its config.json is {n}, and no model has so many",
+                    f"--model {ref.name}: {key} in its config.json is {n}, more than any model has",
                     "Fetch the model again, or correct its config.json.",
                 )
-    with said_of(f"--model {ref.name}", unless=()):
+    with prefix_errors(f"--model {ref.name}", unless=()):
         check_raw(config)
     model_type = config.get("model_type")
     if isinstance(model_type, str) and model_type in CONFIG_MAPPING:
@@ -334,13 +334,13 @@ def _check_config(ref: ModelRef, trust_remote_code: bool) -> None:
 
 @contextlib.contextmanager
 def _reading(ref: ModelRef, part: str) -> Iterator[None]:
-    """Turns whatever transformers raises over a model's files inside the block into a LongEvalError.
+    """Turns any exception of transformers about a model's files into a LongEvalError.
 
-    They may hold anything, and transformers checks little: any class of exception may be what it fails with.
+    transformers checks little, so damaged files raise any class of exception.
     """
     try:
-        # A rope type of ours doesn't know which model it is about.
-        with quiet_transformers(), said_of(f"--model {ref.name}", unless=("--model",)):
+        # Errors of our rope types don't name the model, so its name is added.
+        with quiet_transformers(), prefix_errors(f"--model {ref.name}", unless=("--model",)):
             yield
     except LongEvalError:
         raise
@@ -351,9 +351,10 @@ def _reading(ref: ModelRef, part: str) -> Iterator[None]:
 
 
 def _is_bug(error: Exception) -> bool:
-    """Whether this is a bug of longeval, and no library's complaint about a file.
+    """Whether an exception is a bug of longeval rather than a library's error about a file.
 
-    Libraries written in other languages have no frame of their own: only what they don't raise over a file counts.
+    It is one if it was raised in our code. Compiled libraries have no Python frame, so their errors seem to come from
+    ours; only classes that they don't raise for files count.
     """
     if not isinstance(error, TypeError | AttributeError | NameError | LookupError | ZeroDivisionError | AssertionError):
         return False
@@ -362,7 +363,7 @@ def _is_bug(error: Exception) -> bool:
 
 
 def _damaged(ref: ModelRef) -> LongEvalError | None:
-    """The message for the first of a model's JSON files that is broken, clearer than that of transformers."""
+    """The error for the first JSON file of a model that can't be read; it is clearer than that of transformers."""
     folder = local_folder(ref)
     for name in () if folder is None else sorted(os.listdir(folder)):
         if name in _READ or name.endswith(".safetensors.index.json"):
@@ -374,7 +375,7 @@ def _damaged(ref: ModelRef) -> LongEvalError | None:
 
 
 def _unloadable(ref: ModelRef, part: str, error: Exception) -> LongEvalError:
-    """The message for what transformers could not load."""
+    """The error for a part of a model that transformers could not load."""
     if ref.kind == "hub" and isinstance(error, OSError):
         snapshot = open_hub(ref)
         if snapshot.local_only:

@@ -1,4 +1,4 @@
-"""A model as a plan needs it: everything about it except its weights."""
+"""Prepares a model for a plan: its configuration, tokenizer, identity and position encoding, without its weights."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PreparedModel:
-    """Configuration, tokenizer and identity of a model; `load` brings the weights."""
+    """Configuration, tokenizer and identity of a model; `load` loads its weights."""
 
     name: str
     """As the user named it."""
@@ -42,20 +42,20 @@ class PreparedModel:
     tokenizer_digest: str
     weights_digest: str
     prefix: tuple[int, ...]
-    """Token ids that every window starts with: BOS, or whatever else the tokenizer puts in front of a text."""
+    """Token ids that every window starts with: BOS, or all tokens that the tokenizer puts before a text."""
     rope: ModelRope
-    """Its position encoding: where methods start, and the scaling that it came with."""
+    """Its position encoding, with the scaling that it comes with."""
     dtype: str
     """What the model computes in."""
     device: str
     device_map: str | None
     attn: str | None
-    """Attention implementation of transformers; None: the model's default, or a backend that has its own."""
+    """Attention implementation of transformers; None: transformers' default, or a backend with its own attention."""
     trust_remote_code: bool
     quantisation: Quantisation | None = None
     """How the weights are quantised; None where they aren't, or a server has them."""
     unembedded: Mapping[int, str] = field(default_factory=dict)
-    """Tokens that the tokenizer has and the model's embedding hasn't, by id: those that were added for padding, say."""
+    """Tokens of the tokenizer that have no row in the model's embedding (such as added padding tokens), by id."""
 
     @property
     def bos(self) -> bool:
@@ -64,7 +64,7 @@ class PreparedModel:
 
     @property
     def has_usual_prefix(self) -> bool:
-        """Whether windows start with nothing, or with the one BOS that the tokenizer's digest already tells of."""
+        """Whether windows start with nothing, or with only the BOS that the tokenizer's digest already covers."""
         own = self.prefix == (self.tokenizer.bos_token_id,) and self.prefix == own_prefix(self.tokenizer)
         return not self.prefix or (own and bool(getattr(self.tokenizer, "is_fast", False)))
 
@@ -77,14 +77,15 @@ class PreparedModel:
         if _soft_cap(self.config) is None or self.attn != "eager":
             return notes
         capped = (
-            f"{self.name} caps its attention logits softly: attention is eager, whose memory grows with the square of "
-            "the length (--attn flex_attention or, on a GPU, flash_attention_2 need less; sdpa would leave the cap out)"
+            f"{self.name} has a soft cap on its attention logits, so attention is eager, whose memory grows with the "
+            "square of the length (--attn flex_attention or, on a GPU, flash_attention_2 need less; sdpa would ignore "
+            "the cap)"
         )
         return (*notes, capped)
 
     @property
     def geometry(self) -> Geometry:
-        """What methods start from, at factor 1."""
+        """The geometry that methods start from, at factor 1."""
         return self.rope.geometry
 
     @property
@@ -93,15 +94,15 @@ class PreparedModel:
         return self.geometry.native_length
 
     def check_embedded(self, inputs: Iterable[npt.NDArray[np.int32]], what: str) -> None:
-        """Raises LongEvalError if token ids of `what` have no row in the model's embedding."""
+        """Raises LongEvalError if a token id in `inputs` has no row in the model's embedding; `what` describes them."""
         if not self.unembedded:
             return
         for tokens_T in inputs:
             for token in self.unembedded.keys() & set(tokens_T.tolist()):
                 raise LongEvalError(
-                    f"--model {self.name}: {what} holds the token {self.unembedded[token]!r} ({token}), and the "
+                    f"--model {self.name}: {what} holds the token {self.unembedded[token]!r} ({token}), but the "
                     f"model's embedding has {self.config.get_text_config().vocab_size} rows",
-                    "The tokenizer is another model's, or got tokens that the model never learned.",
+                    "The tokenizer belongs to another model, or it has added tokens that the model never learned.",
                 )
 
     def load(self) -> Any:
@@ -116,7 +117,7 @@ class PreparedModel:
         )
 
     def generation_settings(self) -> Any:
-        """The GenerationConfig of transformers: the model's own file, or what its configuration implies."""
+        """The model's GenerationConfig; see `load_generation_settings`."""
         return load.load_generation_settings(self.ref, self.config)
 
 
@@ -165,10 +166,13 @@ def prepare(
     backend: Capabilities | None = None,
     dry_run: bool = False,
 ) -> PreparedModel:
-    """Finds a model, reads its configuration and tokenizer; for the errors see `models.load` and `models.scaling`.
+    """Finds a model and reads its configuration and tokenizer.
 
-    With a `backend`, a model that this backend can't run as transformers does is an error too. With `dry_run`, code of
-    the model's own doesn't run even where it is trusted.
+    The arguments are settings of `ModelRequest`, `name` being one model. If a backend is given, it must be able to run
+    the model. With `dry_run`, the model's own code doesn't run even if it is trusted.
+
+    Raises:
+        LongEvalError: The model can't be used; see `models.load` and `models.scaling`.
     """
     remote = backend is not None and backend.remote
     runs_code = trust_remote_code and not dry_run
@@ -181,7 +185,7 @@ def prepare(
         config = load.load_config(ref, trust_remote_code=runs_code)
         if backend is not None:
             backend.check_config(name, config)
-        if backend is None or backend.transformers_attention:  # others have attention of their own, with the cap
+        if backend is None or backend.transformers_attention:  # other backends' own attention applies the cap
             attn = _with_soft_cap(name, config, attn)
         rope = model_rope(name, config, native=native, scale_from=scale_from, layers=layers)
         quantisation = None
@@ -212,11 +216,11 @@ def prepare(
         quantisation=quantisation,
         unembedded={} if remote else _unembedded(name, tokenizer, config),
     )
-    prepared.check_embedded([np.array(prepared.prefix, dtype=np.int32)], "what its windows start with")
+    prepared.check_embedded([np.array(prepared.prefix, dtype=np.int32)], "the start of its windows")
     rows = getattr(config.get_text_config(), "vocab_size", None)
-    if rows is not None and max(prepared.prefix, default=0) >= rows:  # an id that the vocabulary doesn't know either
+    if rows is not None and max(prepared.prefix, default=0) >= rows:  # an id that isn't in the vocabulary either
         raise LongEvalError(
-            f"--model {name}: windows start with the token {max(prepared.prefix)}, and its embedding has {rows} rows",
+            f"--model {name}: windows start with the token {max(prepared.prefix)}, but its embedding has {rows} rows",
             "Correct the post_processor in its tokenizer.json, or use --no-bos.",
         )
     return prepared
@@ -224,7 +228,7 @@ def prepare(
 
 @contextlib.contextmanager
 def _needing_code(*, withheld: bool) -> Iterator[None]:
-    """Gives the error for a model that needs its own code a fitting remedy where that is trusted, but may not run."""
+    """Changes the remedy of a CodeError if `withheld`: the code is trusted, but a dry run doesn't run it."""
     try:
         yield
     except load.CodeError as error:
@@ -235,13 +239,13 @@ def _needing_code(*, withheld: bool) -> Iterator[None]:
 
 
 def _unembedded(name: str, tokenizer: Any, config: Any) -> dict[int, str]:
-    """Tokens without a row in the model's embedding.
+    """Tokens without a row in the model's embedding, by id.
 
-    Models exist whose padding token was added beyond it; that does no harm until a text has it. A vocabulary that is
-    itself larger is another model's.
+    Some models have an added padding token beyond their embedding, which is harmless unless a text contains it. If the
+    vocabulary without added tokens is too large, it belongs to another model.
 
     Raises:
-        LongEvalError: If the vocabulary, without added tokens, is larger than the embedding.
+        LongEvalError: The vocabulary without added tokens is larger than the embedding.
     """
     rows = getattr(config.get_text_config(), "vocab_size", None)
     if not isinstance(rows, int):
@@ -250,36 +254,36 @@ def _unembedded(name: str, tokenizer: Any, config: Any) -> dict[int, str]:
     own = beyond.keys() - tokenizer.added_tokens_decoder.keys()
     if own:
         raise LongEvalError(
-            f"--model {name}: its tokenizer has a vocabulary of {max(own) + 1} tokens, and its embedding {rows} rows "
-            "(vocab_size)",
-            "The tokenizer is another model's, or config.json was edited.",
+            f"--model {name}: its tokenizer has a vocabulary of {max(own) + 1} tokens, but its embedding has {rows} "
+            "rows (vocab_size)",
+            "The tokenizer belongs to another model, or vocab_size in config.json is wrong.",
         )
     return beyond
 
 
 def _soft_cap(config: Any) -> float | None:
-    """The bound of a model's attention logits (Gemma 2), None where it has none."""
+    """The soft cap of a model's attention logits (Gemma 2), or None."""
     cap: float | None = getattr(config.get_text_config(), "attn_logit_softcapping", None)
     return cap
 
 
 def _with_soft_cap(name: str, config: Any, attn: str | None) -> str | None:
-    """The attention implementation; eager by default where logits are capped, which SDPA can't do.
+    """The attention implementation: by default eager for models with a soft cap, which SDPA doesn't support.
 
-    transformers takes SDPA for such models as well and says nothing; Gemma 2 is then another model.
+    transformers would silently use SDPA for them without the cap, which changes the results of Gemma 2.
     """
     if _soft_cap(config) is None:
         return attn
     if attn == "sdpa":
         raise LongEvalError(
-            f"--attn sdpa: leaves out the soft cap of the attention logits of {name}",
+            f"--attn sdpa: ignores the soft cap on the attention logits of {name}",
             "Leave --attn out, or use eager, flex_attention or flash_attention_2.",
         )
     return attn or "eager"
 
 
 def _prefix(name: str, tokenizer: Any, asked: bool | None) -> tuple[int, ...]:
-    """What windows start with: as asked, else what the tokenizer itself would put there."""
+    """Token ids that windows start with: as the user asked, or else what the tokenizer puts before a text."""
     if asked is None:
         return own_prefix(tokenizer)
     prefix = prefix_ids(tokenizer) if asked else ()

@@ -1,4 +1,4 @@
-"""What the user means by `--model NAME`, where that model's files are on this machine, and which weights they are.
+"""Resolves `--model NAME`, finds the model's files on this machine, and identifies its weights.
 
 A name is a short name of the catalogue, a hub id or address, a local folder, a GGUF file, or an embedded model. Weights
 are told without loading them: a hub model is its commit; a folder is the content of its config and its safetensors; a
@@ -25,7 +25,7 @@ from longeval.models.hub import cached_weights, open_hub
 from longeval.values import hub_id
 
 QUANTISATION_FILE = "hf_quant_config.json"
-"""Where ModelOpt writes how it quantised a model, if its `config.json` doesn't say: vLLM reads it."""
+"""ModelOpt's file with the quantisation of a model, which vLLM reads if `config.json` doesn't state it."""
 
 _HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*)(?:@([\w./-]+))?")
 """Owner and name, and a revision behind an @."""
@@ -33,7 +33,7 @@ _NO_TOKENIZER = (
     *(".safetensors", ".safetensors.index.json", ".gguf", ".ggml", ".bin", ".bin.index.json", ".pt", ".pth", ".ckpt"),
     *(".h5", ".msgpack", ".onnx", ".onnx_data", ".ot", ".npz", ".tflite", ".mlmodel", ".pkl", ".pickle", ".md"),
 )
-"""Endings of files that no tokenizer reads."""
+"""Suffixes of files that no tokenizer reads."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,17 +45,17 @@ class CatalogEntry:
     """`organisation/name` on the hub; None for an embedded model."""
     licence: str
     gated: bool = False
-    """Whether the hub asks for an accepted licence and a token before it hands out the files."""
+    """Whether the hub requires an accepted licence and a token."""
     parameters: int
     """Number of weights, embeddings included, rounded to three digits."""
     native_length: int
     """L in tokens."""
     note: str = ""
-    """One line: what is special about it here."""
+    """What is special about it, in one line."""
 
 
 def _load_catalog() -> dict[str, CatalogEntry]:
-    """Reads `catalog.yaml`, which lies beside this file; adding a model there adds no Python."""
+    """Reads `catalog.yaml` beside this file."""
     with open(os.path.join(os.path.dirname(__file__), "catalog.yaml"), encoding="utf-8") as file:
         plain: dict[str, dict[str, Any]] = yaml.safe_load(file)
     return {
@@ -65,26 +65,26 @@ def _load_catalog() -> dict[str, CatalogEntry]:
 
 
 CATALOG: Mapping[str, CatalogEntry] = _load_catalog()
-"""All short names."""
+"""All short names of models."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelRef:
-    """A model that was named and recognised, not yet opened."""
+    """A model whose name was resolved; its files have not been opened."""
 
     name: str
-    """As the user named it: what records and reports show."""
+    """The name that the user gave, which records and reports show."""
     kind: Literal["hub", "folder", "gguf", "embedded"]
     location: str
     """Hub id, or the absolute path of the folder or GGUF file; the short name of an embedded model."""
     revision: str | None = None
-    """Branch, tag or commit on the hub; None is the hub's default."""
+    """Branch, tag or commit on the hub; None: the hub's default."""
     licence: str | None = None
-    """Where the catalogue knows it."""
+    """The licence, if it is in the catalogue."""
 
 
 def resolve(name: str, *, revision: str | None = None, weights: bool = True) -> ModelRef:
-    """Recognises a model by its name; only names and local files are looked at.
+    """Resolves the name of a model without network access.
 
     A short name of the catalogue comes first, then what exists as a path, then `organisation/name` as a hub id, with
     `@revision` or without.
@@ -92,11 +92,11 @@ def resolve(name: str, *, revision: str | None = None, weights: bool = True) -> 
     Args:
         name: The value of `--model`.
         revision: The value of `--revision`: branch, tag or commit; only hub models have one.
-        weights: Whether a folder must hold weights; without, its config.json is enough.
+        weights: Whether a folder must hold weights; if False, its config.json is enough.
 
     Raises:
-        LongEvalError: For an unknown name (with suggestions), a path that isn't there, a folder or file that is no
-            model, or a revision where there is none to choose.
+        LongEvalError: The name is unknown, the path doesn't exist or is not a model, or a revision is given for a model
+            that is not on the hub.
     """
     name = hub_id(name)
     ref = _recognise(name.strip(), revision, weights)
@@ -111,7 +111,7 @@ def resolve(name: str, *, revision: str | None = None, weights: bool = True) -> 
 
 
 def _recognise(name: str, revision: str | None, weights: bool) -> ModelRef:
-    """The ref of a name; folders and files are checked, hub ids are taken as they are."""
+    """The ref of a name. Folders and files are checked, hub ids are not."""
     if name in CATALOG:
         entry = CATALOG[name]
         if entry.hub_id is None:
@@ -124,7 +124,8 @@ def _recognise(name: str, revision: str | None, weights: bool) -> ModelRef:
     if name and os.path.isfile(path):
         if not path.lower().endswith(".gguf"):
             raise LongEvalError(
-                f"--model {name}: a file, but no .gguf", "Give the folder that holds config.json and the safetensors."
+                f"--model {name}: is a file, but not a .gguf",
+                "Give the folder that holds config.json and the safetensors.",
             )
         return ModelRef(name=name, kind="gguf", location=gguf_shards(path)[0])
     if "://" in name:
@@ -144,7 +145,7 @@ def _recognise(name: str, revision: str | None, weights: bool) -> ModelRef:
 def local_folder(ref: ModelRef) -> str | None:
     """Returns the folder with the model's config, safetensors and tokenizer, or None for a hub model.
 
-    An embedded model is fetched and a GGUF converted if that hasn't happened yet (seconds to minutes, once).
+    The first call fetches an embedded model or converts a GGUF, which takes seconds to minutes.
     """
     if ref.kind == "embedded":
         return embedded_folder(ref.location)
@@ -154,13 +155,13 @@ def local_folder(ref: ModelRef) -> str | None:
 
 
 def config_path(ref: ModelRef) -> str:
-    """Returns the path of the model's own `config.json`; of a hub model nothing else is fetched for it."""
+    """Returns the path of the model's `config.json`; for a hub model, only this file is fetched."""
     folder = local_folder(ref)
     return os.path.join(folder, CONFIG) if folder is not None else open_hub(ref).config_path
 
 
 def is_present(ref: ModelRef) -> bool:
-    """Whether the model can be loaded without fetching or converting anything; asks no network."""
+    """Whether the model can be loaded without fetching or converting anything."""
     if ref.kind == "embedded":
         return is_whole(embedded_path(ref.location))
     if ref.kind == "gguf":
@@ -169,7 +170,7 @@ def is_present(ref: ModelRef) -> bool:
 
 
 def _gguf_name(ref: ModelRef) -> str:
-    """The beginning of the name of the folder that is made of a user's GGUF file."""
+    """Name of the cache folder for a user's GGUF file, to which a digest is appended."""
     return f"gguf-{os.path.splitext(os.path.basename(ref.location))[0]}"
 
 
@@ -180,8 +181,8 @@ def weights_digest(ref: ModelRef) -> str:
         `hub:ID@COMMIT`, `sha256:…` of a folder, or `gguf:…` with the SHA-256 of the file (also for an embedded model).
 
     Raises:
-        LongEvalError: If a hub model can't be found.
-        OSError: If a file can't be read.
+        LongEvalError: A hub model can't be found.
+        OSError: A file can't be read.
     """
     if ref.kind == "hub":
         snapshot = open_hub(ref)
@@ -192,14 +193,13 @@ def weights_digest(ref: ModelRef) -> str:
         return f"gguf:{gguf_digest(ref.location)}"
     weights, names = weight_files(ref.location), os.listdir(ref.location)
     counted = {CONFIG, *weights} | ({INDEX} if WHOLE not in weights else set())
-    # ModelOpt models state their quantisation in a file of its own. Code of the model's own decides what it computes,
-    # where it is trusted to run.
+    # ModelOpt states the quantisation in a separate file, and the model's Python files, if trusted, change results.
     counted |= {name for name in names if name == QUANTISATION_FILE or name.endswith(".py")}
     return f"sha256:{files_digest(ref.location, counted)}"
 
 
 def tokenizer_files(ref: ModelRef) -> str:
-    """Returns the identity of all files that a tokenizer may have read: those of a folder that are no weights."""
+    """Returns the identity of all files that a tokenizer may read: those of the folder except weights and configs."""
     if ref.kind != "folder":
         return weights_digest(ref)
     names = {

@@ -1,13 +1,13 @@
-"""What a model's configuration makes of the methods: where they start, what it came with, which layers they reach.
+"""How methods apply to a model: the frequencies that they start from, the shipped scaling, and the scaled layers.
 
-A model may come already scaled (Llama 3.1, Phi-3). `none` then means as shipped, always. Other methods replace that
-scaling and start from plain RoPE at the length before it; or, with `scale_from="shipped"`, they build on it: they start
-from the shipped frequencies, and L is the length that those were made for. Models that rotate by layer type (Gemma 3)
-have their global layers scaled, their sliding-window layers only on request (`layers="all"`).
+A model may come with a scaling (Llama 3.1, Phi-3), called shipped here. `none` always keeps it. Other methods replace
+it: they start from plain RoPE and the length before that scaling. With `scale_from="shipped"` they build on it: they
+start from the shipped frequencies, and L is the length that these reach. In models with a RoPE per layer type (Gemma 3)
+methods scale the global layers, and the sliding-window layers only with `layers="all"`.
 
-The shipped scaling is said in our methods' terms. transformers' linear is pi; llama3 and yarn are themselves; longrope
-takes its short or its long list by the length of the sequence at hand; dynamic is ntk with s·n/L − (s−1) in place of s
-beyond L (transformers `modeling_rope_utils`), here without its memory of longer sequences that came before. The types
+The shipped scaling is expressed by our methods. transformers' linear is pi; llama3 and yarn are the same; longrope uses
+its short or long list depending on the length of the current sequence; dynamic is ntk with s·n/L − (s−1) instead of s
+beyond L (transformers `modeling_rope_utils`), but here it doesn't remember longer sequences that came before. The types
 that `longeval.hf` registers are our own methods.
 """
 
@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-from longeval.errors import LongEvalError, said_of
+from longeval.errors import LongEvalError, prefix_errors
 from longeval.models.geometry import NATIVE, ConfigRope, native_length, rope_geometry
 from longeval.request import LAYERS, SCALE_FROM, Layers, ScaleFrom
 from longeval.rope.base import Geometry, RopeTable
@@ -30,19 +30,19 @@ from longeval.values import format_length
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelRope:
-    """The position encoding of a model, as its configuration tells it."""
+    """The position encoding of a model, read from its configuration."""
 
     model: str
-    """As the user named it."""
+    """The model's name as the user gave it."""
     model_type: str
-    """transformers' word for the family."""
+    """transformers' name of the family."""
     geometry: Geometry
-    """What methods start from, at factor 1."""
+    """The geometry that methods start from, at factor 1."""
     config: ConfigRope
     shipped: Shipped
-    """The scaling that the model came with."""
+    """The scaling that the model comes with."""
     own_native_length: int | None
-    """The configuration's L in tokens, whatever `--native` says; None if it has none."""
+    """L in the configuration, in tokens, regardless of `--native`; None if it has none."""
     scale_from: ScaleFrom
     layers: Layers
 
@@ -55,37 +55,37 @@ class ModelRope:
             if self.scale_from == "shipped":
                 others = f"other methods build on it, from {format_length(self.geometry.native_length)}"
             notes.append(
-                f"{self.model} comes with {self.shipped.describe()}: none means as shipped, resonance rounds that, "
+                f"{self.model} comes with {self.shipped.describe()}: none keeps it, resonance rounds its wavelengths, "
                 f"{others}"
             )
         guessed = self.own_native_length == self.geometry.native_length and not self.shipped.knows_native_length
         if self.shipped.base == "pi" and self.scale_from == "plain" and guessed:
             notes.append(
-                f"{self.model}: its configuration doesn't tell the length before its {self.shipped.rope_type} scaling; "
-                f"methods that replace it take L = {self.geometry.native_length} (--native sets another)"
+                f"{self.model}: its configuration doesn't state the length before its {self.shipped.rope_type} "
+                f"scaling; methods that replace it use L = {self.geometry.native_length} (--native sets another)"
             )
         of_layers = [given for given in self.config.parameters.values() if isinstance(given, Mapping)]
         if any("mscale_all_dim" in given for given in (self.config.parameters, *of_layers)):
             notes.append(
-                f"{self.model}: its attention keeps the softmax scale of its own yarn scaling (mscale_all_dim) under "
-                "every method; an attention factor of a method comes on top"
+                f"{self.model}: under every method its attention keeps the softmax scale of its own yarn scaling "
+                "(mscale_all_dim); a method's attention factor is applied in addition"
             )
         if self.config.by_layer_type and self.layers == "global":
             notes.append(
-                f"{self.model} rotates by layer type: methods apply to the layers that see the whole context, "
-                "sliding-window layers stay as they are (--layers all of ppl and export scales those too)"
+                f"{self.model} has a RoPE for each layer type: methods scale the global layers and leave the "
+                "sliding-window layers unchanged (--layers all of ppl and export scales both)"
             )
         return tuple(notes)
 
     def length_dependent(self, name: MethodName) -> bool:
-        """Whether the window's own length decides this method's table."""
+        """Whether the method's table depends on the length of the window."""
         return name.method.length_dependent or (name.base == "none" and self.shipped.length_dependent)
 
     def parameters(self, name: MethodName, arguments: Mapping[str, Any]) -> Any:
-        """A method's parameters: what was given, else the model's own where a method has no default (longrope's lists).
+        """A method's parameters: the given ones, and for longrope, which has no defaults, the model's own lists.
 
         Raises:
-            LongEvalError: As `make_parameters`.
+            LongEvalError: See `make_parameters`.
         """
         own: dict[str, Any] = {}
         if name.base == self.shipped.base == "longrope":
@@ -93,12 +93,10 @@ class ModelRope:
         return make_parameters(name.base, own | dict(arguments))
 
     def tables(self, name: MethodName, geometry: Geometry, arguments: Mapping[str, Any]) -> Callable[[int], RopeTable]:
-        """Returns a function from window length to a method's table for this model; checks the parameters at once.
+        """Returns a function that maps a window length to a method's table for this model.
 
-        Args:
-            name: The method.
-            geometry: This model's, with the factor that is wanted.
-            arguments: The method's parameters as the user gave them.
+        `geometry` is this model's with the wanted factor. `arguments` are the method's parameters as the user gave
+        them; they are checked immediately.
 
         Raises:
             LongEvalError: Impossible parameters, or a method that can't build on the shipped scaling.
@@ -108,7 +106,7 @@ class ModelRope:
 
         def table(length: int) -> RopeTable:
             if name.base == "none":
-                # Global layers as shipped; the others are then left alone unless they are to be rounded.
+                # Global layers keep the shipped scaling; local layers are unchanged unless resonance rounds them.
                 built = self.shipped_table(length)
             else:
                 built = build_table(name.base, geometry, parameters, length)
@@ -125,17 +123,17 @@ class ModelRope:
         return table
 
     def shipped_table(self, length: int) -> RopeTable:
-        """The table that the model came with, for `length` tokens; `--native` and `--factor` don't touch it."""
+        """The table that the model comes with, for `length` tokens, regardless of `--native` and `--factor`."""
         plain = Geometry(
             head_dim=self.geometry.head_dim, theta=self.geometry.theta, native_length=self.geometry.native_length
         )
         return self.shipped.table(plain, length)
 
     def local_theta(self) -> float:
-        """The base of the sliding-window layers; LongEvalError where `--layers all` has none to scale."""
+        """The base of the sliding-window layers; raises LongEvalError if there are none for `--layers all` to scale."""
         if not self.config.by_layer_type:
             raise LongEvalError(
-                f"--layers all: would be ignored, {self.model} ({self.model_type}) rotates all its layers alike",
+                f"--layers all: would be ignored, {self.model} ({self.model_type}) has the same RoPE in all layers",
                 "Leave --layers out.",
             )
         if self.config.local is None:
@@ -149,20 +147,15 @@ class ModelRope:
 def model_rope(
     name: str, config: Any, *, native: int | None = None, scale_from: str = "plain", layers: str = "global"
 ) -> ModelRope:
-    """Reads everything about a model's position encoding from its configuration.
+    """Reads a model's position encoding from its `PreTrainedConfig`.
 
-    Args:
-        name: As the user named the model, for messages.
-        config: transformers' PreTrainedConfig.
-        native: The value of `--native`, which wins over the configuration's L.
-        scale_from: `plain` or `shipped`, see the module.
-        layers: `global` or `all`, see the module.
+    `native` takes precedence over the configuration's L. The module docstring explains `scale_from` and `layers`.
 
     Raises:
-        LongEvalError: No RoPE, one that our methods can't say, or a setting that would be ignored on this model.
+        LongEvalError: The model has no RoPE or one that our methods can't express, or a setting would be ignored.
     """
     assert scale_from in SCALE_FROM and layers in LAYERS
-    with said_of(f"--model {name}", unless=("--native",)):
+    with prefix_errors(f"--model {name}", unless=("--native",)):
         rope = rope_geometry(config)
         before = native_length(config, native)
     try:
@@ -199,17 +192,17 @@ def _own_native_length(config: Any) -> int | None:
 
 
 def _start_from_shipped(name: str, geometry: Geometry, shipped: Shipped, native: int | None) -> Geometry:
-    """The geometry of methods that build on the shipped scaling: its frequencies, and the length it was made for."""
+    """The geometry for methods that build on the shipped scaling: its frequencies, and the length that it reaches."""
     if shipped.base == "none":
         raise LongEvalError(
             f"--scale-from shipped: would be ignored, {name} comes with plain RoPE", "Leave --scale-from out."
         )
     if shipped.base == "dynamic":
         raise LongEvalError(
-            f"--scale-from shipped: {name} comes with dynamic scaling, which has other frequencies at every length",
+            f"--scale-from shipped: {name} comes with dynamic scaling, whose frequencies differ at every length",
             "Leave it out: methods then replace that scaling.",
         )
-    # Beyond L, so that of two lists the long one is taken.
+    # A length beyond L, so that longrope's long list is used.
     table = shipped.table(geometry, shipped.reach)
     return dataclasses.replace(
         geometry,
@@ -221,10 +214,10 @@ def _start_from_shipped(name: str, geometry: Geometry, shipped: Shipped, native:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shipped:
-    """A scaling in a configuration."""
+    """The scaling in a model's configuration."""
 
     rope_type: str
-    """transformers' word, or one of `longeval.hf`."""
+    """A rope type of transformers or of `longeval.hf`."""
     base: str
     """Our method, `none` for plain RoPE; `dynamic` for transformers' formula of that name."""
     resonance: bool = False
@@ -232,39 +225,39 @@ class Shipped:
     arguments: dict[str, Any]
     """The method's parameters."""
     factor: float
-    """Its s."""
+    """s of the scaling."""
     native_length: int
-    """Its L in tokens."""
+    """L of the scaling, in tokens."""
     reach: int
-    """The length that the model was stretched to, tokens."""
+    """The length that the scaling extends the context to, tokens."""
     knows_native_length: bool
-    """Whether the configuration tells L, the length before that scaling."""
+    """Whether the configuration states L, the length before the scaling."""
 
     @property
     def length_dependent(self) -> bool:
-        """Whether the length of the sequence at hand decides the table."""
+        """Whether the table depends on the length of the sequence."""
         if self.rope_type == "longrope":
             return bool(self.arguments["short_factor"] != self.arguments["long_factor"])
         return self.base == "dynamic"
 
     def table(self, plain: Geometry, length: int) -> RopeTable:
-        """The table for a sequence of `length` tokens; of `plain`, only head_dim and base are used."""
+        """The table for a sequence of `length` tokens; only head_dim and base of `plain` are used."""
         geometry = dataclasses.replace(plain, native_length=self.native_length, factor=self.factor)
         if self.base == "dynamic":
             grown = max(1.0, self.factor * length / self.native_length - (self.factor - 1.0))
             table = build_table("ntk", dataclasses.replace(geometry, factor=grown))
         else:
-            if self.rope_type == "longrope":  # as transformers does; under our own types s decides
+            if self.rope_type == "longrope":  # transformers chooses the list by length; our own types choose it by s
                 geometry = dataclasses.replace(geometry, factor=max(1.0, length / self.native_length))
             table = build_table(self.base, geometry, make_parameters(self.base, self.arguments))
         return resonate(table) if self.resonance else table
 
     def probes(self) -> tuple[int, ...]:
-        """Lengths at which a loaded model's table is compared with this one: 2, and more where length matters."""
+        """Lengths at which a loaded model's table is compared with this one."""
         return (2, self.native_length + 1, 4 * self.native_length) if self.length_dependent else (2,)
 
     def describe(self) -> str:
-        """Describes it for messages: `llama3 scaling from 8k to 128k (s = 8)`."""
+        """Describes the scaling for messages, such as `llama3 scaling from 8k to 128k (s = 8)`."""
         start = "" if self.reach == self.native_length else f"from {format_length(self.native_length)} "
         return f"{self.rope_type} scaling {start}to {format_length(self.reach)} (s = {self.factor:g})"
 
@@ -277,7 +270,7 @@ _ARGUMENTS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "longrope": ("longrope", ("short_factor", "long_factor", "attention_factor")),
     "dynamic": ("dynamic", ()),
 }
-"""Of each rope type of transformers: our method, and the keys that are its parameters."""
+"""Each rope type of transformers, with our method and the keys of its parameters."""
 
 _NEEDED = {
     "linear": ("factor",),
@@ -286,26 +279,26 @@ _NEEDED = {
     "yarn": (NATIVE,),
     "longrope": ("short_factor", "long_factor", NATIVE),
 }
-"""Keys without which transformers can't compute a type; for a yarn without factor it takes a ratio of lengths."""
+"""Keys that transformers needs for a rope type. For yarn without a factor it takes a ratio of lengths."""
 
 
 def _read_shipped(name: str, config: Any, rope: ConfigRope, native_length: int) -> Shipped:
-    """Reads the scaling in a configuration; `native_length` is L where the scaling itself doesn't say.
+    """Reads the scaling in a configuration; `native_length` is used as L if the scaling doesn't state it.
 
     Raises:
-        LongEvalError: A scaling that our methods can't say, or one whose settings are incomplete or impossible.
+        LongEvalError: Our methods can't express the scaling, or its settings are incomplete or impossible.
     """
     text = config.get_text_config()
     positions = getattr(text, "max_position_embeddings", None)
     positions = int(positions) if isinstance(positions, int | float) and positions >= 1 else native_length
     given = rope.full_attention
     if not rope.by_layer_type and given.get(NATIVE) is None:
-        # Types that don't need it aren't given it by transformers.
+        # transformers doesn't copy it into rope_parameters for types that don't need it.
         given = given | {NATIVE: getattr(text, NATIVE, None)}
     try:
         if (shipped := _read_ours(text, rope.rope_type, given, positions, native_length)) is None:
             shipped = _read_transformers(name, rope.rope_type, given, positions, native_length)
-        # An impossible setting shall be told now, and by the model's name.
+        # Finds impossible settings now, so that the message can name the model.
         shipped.table(Geometry(head_dim=rope.head_dim, theta=rope.theta, native_length=shipped.native_length), 2)
     except LongEvalError as error:
         if error.problem.startswith("--model"):
@@ -320,7 +313,7 @@ def _read_shipped(name: str, config: Any, rope: ConfigRope, native_length: int) 
 def _read_ours(
     text: Any, rope_type: str, given: Mapping[str, Any], positions: int, native_length: int
 ) -> Shipped | None:
-    """The scaling of a type that `longeval.hf` registers; None for others."""
+    """The scaling of a rope type of `longeval.hf`; None for other types."""
     from longeval.hf import ROPE_TYPES, read_parameters  # loads transformers
 
     if rope_type not in ROPE_TYPES:
@@ -340,7 +333,7 @@ def _read_ours(
 
 
 def _read_transformers(name: str, rope_type: str, given: dict[str, Any], positions: int, native_length: int) -> Shipped:
-    """The scaling of one of transformers' types; `positions` is the config's max_position_embeddings."""
+    """The scaling of a rope type of transformers; `positions` is the config's max_position_embeddings."""
     if rope_type not in _ARGUMENTS:
         raise LongEvalError(
             f"--model {name}: comes with rope_type {rope_type}, which longeval can't reproduce exactly",
@@ -348,8 +341,8 @@ def _read_transformers(name: str, rope_type: str, given: dict[str, Any], positio
         )
     if rope_type == "dynamic" and given.get("alpha"):
         raise LongEvalError(
-            f"--model {name}: its dynamic scaling has an alpha, a formula of its family's own",
-            "Use a model with plain RoPE, or one whose dynamic scaling is transformers'.",
+            f"--model {name}: its dynamic scaling has an alpha, a formula that only its family uses",
+            "Use a model with plain RoPE, or one with transformers' dynamic scaling.",
         )
     if rope_type == "yarn" and not given.get("truncate", True):
         raise LongEvalError(
@@ -359,7 +352,7 @@ def _read_transformers(name: str, rope_type: str, given: dict[str, Any], positio
     if missing := [key for key in _NEEDED.get(rope_type, ()) if given.get(key) is None]:
         raise LongEvalError(
             f"--model {name}: its {rope_type} scaling has no {missing[0]}",
-            "Correct rope_parameters, or what stands beside them, in its config.json.",
+            "Correct rope_parameters, or the keys beside them, in its config.json.",
         )
     original = int(given.get(NATIVE) or 0)
     if rope_type in ("yarn", "longrope"):
@@ -369,7 +362,7 @@ def _read_transformers(name: str, rope_type: str, given: dict[str, Any], positio
     else:
         factor = float(given.get("factor") or 1.0)
     base, keys = _ARGUMENTS[rope_type]
-    # transformers' dynamic formula counts from max_position_embeddings, whatever else the config says.
+    # transformers' dynamic formula always uses max_position_embeddings as L.
     own = positions if rope_type == "dynamic" else original or native_length
     return Shipped(
         rope_type=rope_type,
@@ -387,9 +380,9 @@ def _read_transformers(name: str, rope_type: str, given: dict[str, Any], positio
 
 
 def _reach(rope_type: str, factor: float, own: int, positions: int, tells_native: bool) -> int:
-    """The length that a model was stretched to: what its config allows, or s·L where that is not less.
+    """The length that a scaling extends the context to: max_position_embeddings, or s·L if that is longer.
 
-    llama3's s is how far slow features are slowed, no ratio of lengths: Llama 3.2 goes from 8k to 128k with s = 32.
+    For llama3, s divides the slow frequencies and is no ratio of lengths: Llama 3.2 goes from 8k to 128k with s = 32.
     """
     if (rope_type == "llama3" and positions > own) or not (tells_native or rope_type == "dynamic"):
         return max(positions, own)
@@ -399,7 +392,7 @@ def _reach(rope_type: str, factor: float, own: int, positions: int, tells_native
 def _attention_factor(rope_type: str, given: Mapping[str, Any], factor: float, original: int) -> float | None:
     """The attention factor of a yarn or longrope scaling, as transformers computes it; None: the method's default.
 
-    A yarn may give it as `mscale` and `mscale_all_dim` (DeepSeek).
+    A yarn scaling may give it as `mscale` and `mscale_all_dim` (DeepSeek).
     """
     if given.get("attention_factor") is not None:
         return cast(float, given["attention_factor"])

@@ -1,15 +1,14 @@
-"""A model's tokenizer, doing what the model's own files say.
+"""Opens a model's tokenizer so that it follows the model's own files.
 
-transformers builds a tokenizer by the name of a class, which `tokenizer_config.json` or the model's type gives, and
-takes only vocabulary and merges from `tokenizer.json`: normalisation and splitting are those of the class. Under the
-name of another class (DeepSeek's files say LlamaTokenizerFast, SmolLM2's GPT2Tokenizer) a text then loses its blanks,
-or its numbers are cut in another way. So here the file itself is always taken: `tokenizer.json` as it is, or a
-sentencepiece model as sentencepiece reads it. Special tokens and chat template are settings of `tokenizer_config.json`,
-which hold as in transformers.
+transformers chooses a tokenizer class by its name in `tokenizer_config.json` or by the model's type. It takes only
+vocabulary and merges from `tokenizer.json`; normalisation and splitting are those of the class. If the class is wrong
+(DeepSeek's files name LlamaTokenizerFast, SmolLM2's GPT2Tokenizer), texts lose their spaces or numbers are split
+differently. So here the files always decide: `tokenizer.json` is used unchanged, and a sentencepiece model is read as
+sentencepiece reads it. Special tokens and chat template come from `tokenizer_config.json`, as in transformers.
 
-A sentencepiece vocabulary becomes a tokenizer of the tokenizers library with sentencepiece's own ids. Source:
-sentencepiece (`sentencepiece_model.proto`, `bpe_model.cc`): merges go by score, and only normal pieces are merged;
-symbols defined by the user are found first; what can't be written is written in bytes.
+A sentencepiece vocabulary becomes a tokenizer of the tokenizers library with the same ids. Source: sentencepiece
+(`sentencepiece_model.proto`, `bpe_model.cc`): merges are ordered by score, and only normal pieces are merged;
+user-defined symbols are found first; text outside of the vocabulary is encoded as bytes.
 """
 
 from __future__ import annotations
@@ -28,12 +27,12 @@ from longeval.models.folder import read_config
 _JSON, _MODEL = "tokenizer.json", "tokenizer.model"
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
 _KEPT = ("model_input_names", "padding_side", "truncation_side")
-"""Settings whose defaults are those of a class; none of them changes a token."""
+"""Settings that are copied from transformers' class; none of them changes how a text is tokenised."""
 
 UNSTATED = "longeval_rule_unstated"
-"""Key in the `tokenizer_config.json` of a converted GGUF that doesn't say how it splits a text."""
-_MENDED = "longeval_mended"
-"""Attribute of a tokenizer that isn't as transformers builds it."""
+"""Key in the `tokenizer_config.json` of a converted GGUF whose file doesn't state how texts are split."""
+_CORRECTED = "longeval_corrected"
+"""Attribute of a tokenizer that differs from the one that transformers builds."""
 
 PROBE = (
     "Hello world",
@@ -43,43 +42,41 @@ PROBE = (
     "def f(x):\n    return {'a': x+1}  # don't, I'LL <b>&amp;</b> //\\\\ ```",
     "🙂👍🏽👩‍💻 … “quoted” — [1] $5 50% @me #tag HELLO hello",
 )
-"""Texts in which tokenizers differ."""
+"""Texts that show differences between tokenizers."""
 
 
 def open_tokenizer(source: dict[str, Any], *, trust_remote_code: bool, config: Any) -> Any:
-    """Returns a model's transformers tokenizer.
+    """Returns a model's transformers tokenizer; `source` has transformers' arguments for the location of the model.
 
-    Args:
-        source: transformers' arguments that say where the model is.
-        trust_remote_code: Whether Python code that comes with the model may run; a tokenizer of its own is as it is.
-        config: The model's PreTrainedConfig.
+    A tokenizer that is defined by the model's own code is not changed.
 
     Raises:
-        ValueError: If there is no vocabulary, or none whose ids are known for certain; or whatever transformers raises.
+        ValueError: There is no vocabulary, or its ids can't be determined for certain.
+        Exception: Any error of transformers.
     """
     tokenizer = _by_files(_by_class(source, trust_remote_code, config), source)
     model: Any = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
     if getattr(model, "dropout", None) is not None:
-        model.dropout = None  # it is for training: texts would be split at random
+        model.dropout = None  # BPE dropout is for training; it would split texts at random
     return tokenizer
 
 
 def _by_class(source: dict[str, Any], trust_remote_code: bool, config: Any) -> Any:
-    """The tokenizer that transformers makes by the name of a class, or of the file where it can't."""
+    """The tokenizer that transformers makes by class name, or if that fails, from `tokenizer.json`."""
     import transformers
 
     try:
         return transformers.AutoTokenizer.from_pretrained(**source, config=config, trust_remote_code=trust_remote_code)
-    except Exception as error:  # tokenizers has no class of its own
+    except Exception as error:  # tokenizers raises plain Exception
         if trust_remote_code or "trust_remote_code" in str(error) or _file(source, _JSON) is None:
             raise
         tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(**source)
-        setattr(tokenizer, _MENDED, True)
+        setattr(tokenizer, _CORRECTED, True)
         return tokenizer
 
 
 def _by_files(by_class: Any, source: dict[str, Any]) -> Any:
-    """The tokenizer that the model's files say, given the one that transformers made."""
+    """The tokenizer that follows the model's files; `by_class` is the one that transformers made."""
     import transformers
 
     generic = transformers.PreTrainedTokenizerFast
@@ -88,19 +85,19 @@ def _by_files(by_class: Any, source: dict[str, Any]) -> Any:
     if _file(source, _JSON) is not None:
         if type(by_class) is generic:
             return by_class
-        tokenizer = _like(by_class, generic.from_pretrained(**source))
-        setattr(tokenizer, _MENDED, not _alike(by_class, tokenizer))
+        tokenizer = _with_settings_of(by_class, generic.from_pretrained(**source))
+        setattr(tokenizer, _CORRECTED, not _encode_alike(by_class, tokenizer))
         return tokenizer
     if (path := _file(source, _MODEL)) is not None:
         return _as_sentencepiece(by_class, path)
     if isinstance(by_class, generic) and getattr(by_class, "vocab_file", None) is None:
-        raise ValueError(f"it has no vocabulary: {_JSON} is missing, and so is what {type(by_class).__name__} reads")
+        raise ValueError(f"it has no vocabulary: {_JSON} is missing, and so are the files of {type(by_class).__name__}")
     return by_class
 
 
 def is_stock(tokenizer: Any) -> bool:
-    """Whether transformers, and engines that use it, read this tokenizer alike from the model's files."""
-    return not getattr(tokenizer, _MENDED, False)
+    """Whether transformers, and engines that use it, build the same tokenizer from the model's files."""
+    return not getattr(tokenizer, _CORRECTED, False)
 
 
 def tokenizer_notes(tokenizer: Any) -> tuple[str, ...]:
@@ -108,15 +105,16 @@ def tokenizer_notes(tokenizer: Any) -> tuple[str, ...]:
     if not getattr(tokenizer, "init_kwargs", {}).get(UNSTATED):
         return ()
     return (
-        "its file doesn't state tokenizer.ggml.pre: texts are split by llama.cpp's default rule, which may not be the "
-        "one that the model was made with",
+        "its file doesn't state tokenizer.ggml.pre: texts are split by llama.cpp's default rule, which may differ from "
+        "the one that the model was trained with",
     )
 
 
 def class_that_splits_otherwise(folder: str) -> str | None:
-    """Returns the class that stock transformers makes of a model's folder if it splits texts otherwise than the file.
+    """Returns the name of stock transformers' tokenizer class for a folder if it doesn't follow `tokenizer.json`.
 
-    None where it does as `tokenizer.json` says, and where there is no such file or none that can be read.
+    Returns:
+        The name; None if texts are split as `tokenizer.json` says, or if the folder has no readable `tokenizer.json`.
     """
     import transformers
     from tokenizers import Tokenizer
@@ -127,7 +125,7 @@ def class_that_splits_otherwise(folder: str) -> str | None:
     try:
         stock = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
         own = Tokenizer.from_file(path)
-    except Exception:  # tokenizers has no class of its own; whoever loads the folder is told
+    except Exception:  # tokenizers raises plain Exception; loading the folder reports the error
         return None
     own.no_truncation()
     own.no_padding()
@@ -154,8 +152,8 @@ def _file(source: dict[str, Any], name: str) -> str | None:
     return None if found is None else str(found)
 
 
-def _like(by_class: Any, tokenizer: Any) -> Any:
-    """Gives the file's tokenizer the settings and special tokens of a class, which don't change how it splits."""
+def _with_settings_of(by_class: Any, tokenizer: Any) -> Any:
+    """Gives `tokenizer` the settings and special tokens of `by_class`, which don't change how texts are split."""
     for name in _KEPT:
         setattr(tokenizer, name, getattr(by_class, name, getattr(tokenizer, name)))
     vocabulary = tokenizer.get_vocab()
@@ -169,8 +167,8 @@ def _like(by_class: Any, tokenizer: Any) -> Any:
     return tokenizer
 
 
-def _alike(one: Any, other: Any) -> bool:
-    """Whether two tokenizers encode and decode the probe alike, and end a text with the same token."""
+def _encode_alike(one: Any, other: Any) -> bool:
+    """Whether two tokenizers encode and decode the texts of PROBE in the same way and have the same EOS token."""
 
     def made(tokenizer: Any) -> list[Any]:
         ids = [tokenizer(text, add_special_tokens=special).input_ids for text in PROBE for special in (True, False)]
@@ -178,15 +176,15 @@ def _alike(one: Any, other: Any) -> bool:
 
     try:
         return made(one) == made(other)
-    except Exception:  # a class that fails over the file; the libraries have none of their own
+    except Exception:  # a class that fails with the file; the libraries raise plain Exception
         return False
 
 
 def _as_sentencepiece(by_class: Any, path: str) -> Any:
-    """Returns the tokenizer if its ids are those of sentencepiece, else a new one with those ids.
+    """Returns `by_class` if its ids equal sentencepiece's, otherwise a new tokenizer whose ids do.
 
     Raises:
-        ValueError: If none here has them.
+        ValueError: The ids of the new tokenizer differ too.
     """
     import sentencepiece
     import transformers
@@ -195,7 +193,7 @@ def _as_sentencepiece(by_class: Any, path: str) -> Any:
         content = file.read()
     try:
         model = sentencepiece.SentencePieceProcessor(model_proto=content)
-    except RuntimeError:  # another kind of file of that name
+    except RuntimeError:  # the file is not a sentencepiece model
         return by_class
     expected = model.encode(list(PROBE))
     if _ids(by_class) == expected:
@@ -211,26 +209,26 @@ def _as_sentencepiece(by_class: Any, path: str) -> Any:
         add_eos_token=getattr(by_class, "add_eos_token", False),
     )
     if _ids(tokenizer) != expected:
-        raise ValueError(f"{type(by_class).__name__} splits texts in another way than its {_MODEL}")
-    tokenizer = _like(by_class, tokenizer)
-    setattr(tokenizer, _MENDED, True)
+        raise ValueError(f"{type(by_class).__name__} splits texts differently from its {_MODEL}")
+    tokenizer = _with_settings_of(by_class, tokenizer)
+    setattr(tokenizer, _CORRECTED, True)
     return tokenizer
 
 
 def _ids(tokenizer: Any) -> list[list[int]]:
-    """The token ids that a tokenizer gives the texts of the probe."""
+    """A tokenizer's ids for each text of PROBE."""
     return [tokenizer(text, add_special_tokens=False).input_ids for text in PROBE]
 
 
 def tokenizer_folder(tokenizer: Any) -> str:
-    """Saves a transformers tokenizer, once for each content, for programs that load theirs from a folder.
+    """Saves a transformers tokenizer into a folder, for programs that load a tokenizer from a folder.
 
-    vLLM gets one where transformers would build another tokenizer from the model's own files. RULER's generators call
-    `AutoTokenizer.from_pretrained(…, trust_remote_code=True)`: without `auto_map` and Python files in the folder, there
-    is no foreign code that this could run.
+    vLLM gets such a folder if transformers would build a different tokenizer from the model's own files. RULER's
+    generators call `AutoTokenizer.from_pretrained(…, trust_remote_code=True)`; the folder has no `auto_map` and no
+    Python files, so this runs no foreign code.
 
     Returns:
-        Absolute path, `cache_dir()/tokenizers/<digest>`; or a temporary folder if the cache can't be written.
+        Absolute path, `cache_dir()/tokenizers/<digest>`, or a temporary folder if the cache can't be written.
     """
     try:
         return _save(tokenizer, os.path.join(cache_dir(), "tokenizers"))
@@ -244,7 +242,7 @@ def _instead_of_cache() -> str:
 
 
 def _save(tokenizer: Any, parent: str) -> str:
-    """Saves beside the final place and moves the folder there as a whole; another process may have been quicker."""
+    """Saves into a temporary folder and renames it to its digest; another process may already have done so."""
     os.makedirs(parent, mode=0o700, exist_ok=True)
     with working_folder(parent) as work:
         made = os.path.join(work, "tokenizer")
@@ -261,7 +259,7 @@ def _save(tokenizer: Any, parent: str) -> str:
 
 
 def _remove_code(folder: str) -> None:
-    """Removes Python files from a tokenizer's folder, and what names classes in them."""
+    """Removes Python files and `auto_map`, which names classes in them, from a tokenizer's folder."""
     for name in os.listdir(folder):
         if name.endswith(".py"):
             os.unlink(os.path.join(folder, name))
@@ -273,41 +271,41 @@ def _remove_code(folder: str) -> None:
 
 
 NORMAL, CONTROL, USER_DEFINED = 1, 3, 4
-"""Kinds of pieces that are told apart here, as both sentencepiece and GGUF number them."""
+"""Kinds of pieces, as both sentencepiece and GGUF number them; other kinds are treated like normal ones."""
 _BLANK = "▁"
-"""How sentencepiece writes a space."""
+"""sentencepiece's character for a space."""
 _UNIGRAM, _BPE = 1, 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pieces:
-    """A vocabulary and how a text is written before it is cut into pieces."""
+    """A sentencepiece vocabulary with its rules of normalisation."""
 
     tokens: Sequence[str]
-    """By id."""
+    """Tokens by id."""
     kinds: Sequence[int]
     scores: Sequence[float]
     unknown: int | None
-    """The id of what can't be written at all."""
+    """Id of the unknown token."""
     prefix: bool
-    """Whether a text begins with a blank that it doesn't have."""
+    """Whether a space is added before a text."""
     merges: Sequence[tuple[str, str]] | None = None
-    """First to last; None: as the scores say."""
+    """Merges in order; None: they follow from the scores."""
     unigram: bool = False
-    """Whether the likeliest pieces are taken instead of merging."""
+    """Whether this is a unigram model instead of BPE."""
     byte_fallback: bool = True
-    """Whether what can't be written is written in bytes."""
+    """Whether text outside of the vocabulary is encoded as bytes."""
     charsmap: bytes = b""
     """sentencepiece's compiled normalisation."""
     trims: bool = False
-    """Whether blanks at both ends are dropped, and several in a row become one."""
+    """Whether spaces at both ends are removed and repeated spaces become one."""
 
 
 def backend_of(pieces: Pieces) -> Any:
     """Returns the `tokenizers.Tokenizer` of a vocabulary, with its special tokens."""
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers
 
-    # A user's symbol is found in the text itself, where blanks are blanks.
+    # User-defined symbols are searched in the original text, which has plain spaces.
     tokens = [
         token.replace(_BLANK, " ") if kind == USER_DEFINED else token
         for token, kind in zip(pieces.tokens, pieces.kinds, strict=True)
@@ -333,7 +331,7 @@ def backend_of(pieces: Pieces) -> Any:
 
 
 def add_special(tokenizer: Any, tokens: Sequence[str], kinds: Sequence[int]) -> None:
-    """Adds control tokens as special tokens, and a user's own symbols as tokens that no rule divides."""
+    """Adds control tokens as special tokens, and user-defined symbols as tokens that are never divided."""
     from tokenizers import AddedToken
 
     for kind in (CONTROL, USER_DEFINED):
@@ -348,10 +346,10 @@ def add_special(tokenizer: Any, tokens: Sequence[str], kinds: Sequence[int]) -> 
 
 
 def read_pieces(model: bytes) -> Pieces:
-    """Reads the content of a `tokenizer.model` that sentencepiece reads.
+    """Reads the content of a sentencepiece `tokenizer.model`.
 
     Raises:
-        ValueError: If it is of another kind than BPE and unigram.
+        ValueError: It is neither a BPE nor a unigram model.
     """
     from transformers.convert_slow_tokenizer import import_protobuf
 
@@ -359,7 +357,7 @@ def read_pieces(model: bytes) -> Pieces:
     proto.ParseFromString(model)
     trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
     if trainer.model_type not in (_UNIGRAM, _BPE):
-        raise ValueError("a sentencepiece model that cuts texts into words or characters")
+        raise ValueError("a sentencepiece model of words or characters, which is not supported")
     return Pieces(
         tokens=[piece.piece for piece in proto.pieces],
         kinds=[piece.type for piece in proto.pieces],
@@ -374,7 +372,7 @@ def read_pieces(model: bytes) -> Pieces:
 
 
 def _merges_by_score(pieces: Pieces) -> list[tuple[str, str]]:
-    """The merges that the scores imply: every pair of pieces that makes a piece, best piece first."""
+    """The merges that follow from the scores: every pair of pieces that forms a piece, in the order of its score."""
     normal = {
         token: score
         for token, kind, score in zip(pieces.tokens, pieces.kinds, pieces.scores, strict=True)

@@ -1,9 +1,9 @@
-"""Whether a model's files hold exactly the weights that its configuration describes, told from their headers.
+"""Checks from file headers that a model's files hold exactly the weights that its configuration describes.
 
-transformers fills what is missing with random numbers, drops what it doesn't know, some of it without a word
-(`_keys_to_ignore_on_load_unexpected`), and casts integers to floats. The names in the files are compared with a model
-without memory for its weights ("meta" device), through transformers' own renaming and merging of weights, so that
-whatever is wrong is known before anything is loaded.
+transformers initialises missing weights at random, ignores unexpected ones, some of them silently
+(`_keys_to_ignore_on_load_unexpected`), and casts integers to floats. Here the names in the files are compared with a
+model on the "meta" device, with transformers' own renaming and merging of weights, so that errors are found before
+anything is loaded.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
 _SHOWN = 3
-"""So many names are shown in a message."""
+"""Most names in a message."""
 
 _LEFTOVER = re.compile(
     "|".join(
@@ -30,62 +30,57 @@ _LEFTOVER = re.compile(
             r"(^|\.)rotary_(pos_)?emb\.(inv_freq|cos_cached|sin_cached)$",  # frequencies, computed from the config
             r"(^|\.)position_ids$",  # the numbers 0, 1, 2, …
             r"(^|\.)mtp(_layers|_block)?\.",  # layers that predict further tokens (Qwen3-Next, MiMo, Nemotron-H, …)
-            r"\.(k|v|q|kv)_scale$",  # scales of a quantised key/value cache; here it isn't quantised
+            r"\.(k|v|q|kv)_scale$",  # scales of a quantised key/value cache, which is not used here
             r"^v_head\.",  # a value head of reinforcement learning, beside the output head
         )
     )
 )
-"""Names that change nothing for a language model."""
+"""Names of unexpected weights that don't affect a language model."""
 
 _MASK = re.compile(r"(^|\.)(attn|attention)\.(bias|masked_bias)$")
-"""Causal masks that GPT-NeoX and GPT-2 kept: a square for all lengths, and the number that it puts where it is shut."""
+"""Causal masks that GPT-NeoX and GPT-2 store: a square matrix, and the number for masked logits."""
 
-_FURTHER = re.compile(r"^(.*\blayers\.(\d+)\.)eh_proj\.")
-"""In DeepSeek and GLM, a layer behind the last that predicts a further token; `eh_proj` occurs only in such layers."""
+_MTP_LAYER = re.compile(r"^(.*\blayers\.(\d+)\.)eh_proj\.")
+"""A layer after the last one that predicts a further token (DeepSeek, GLM); only such layers have `eh_proj`."""
 
-_OTHER_SENSES = re.compile(r"^(model\.)?(visual|vision|audio|image|embed_vision|embed_audio|multi_modal|mm_)")
-"""Parts of a model that can also see or hear, where its language model is loaded alone."""
+_MULTIMODAL = re.compile(r"^(model\.)?(visual|vision|audio|image|embed_vision|embed_audio|multi_modal|mm_)")
+"""Vision and audio parts of a multimodal model, of which only the language model is loaded."""
 
 _SCALES = re.compile(r"\.(input|output)_scale$")
-"""Of activations, in quantised files; where the configuration has them computed on the way."""
+"""Scales of activations in quantised files, for configurations that compute them at run time."""
 
-_fitting: set[tuple[Any, ...]] = set()
-"""Folders whose weights fitted their configuration, each with the state of its files."""
+_checked: set[tuple[Any, ...]] = set()
+"""Folders whose weights match their configuration, each with the state of its files."""
 
 
 def check_stored(name: str, folder: str, config: Any) -> None:
-    """Raises LongEvalError unless the files of an unquantised model hold its weights, all of them and nothing else.
+    """Raises LongEvalError unless the files of an unquantised model hold exactly the weights of its configuration.
 
-    Once per process while no file changes: a plan and a run both ask.
-
-    Args:
-        name: As the user named the model.
-        folder: Where its safetensors and its config.json are.
-        config: transformers' PreTrainedConfig, of a family that transformers has.
+    The check runs once per process and state of the files, because both plan and run call it.
     """
     stamps = [tuple(file_stamp(os.path.join(folder, file))) for file in weight_files(folder)]
     state = (folder, file_digest(os.path.join(folder, CONFIG)), *stamps)
-    if state not in _fitting:
+    if state not in _checked:
         _compare(name, folder, config)
-        _fitting.add(state)
+        _checked.add(state)
 
 
 def _compare(name: str, folder: str, config: Any) -> None:
-    """Compares the files with the configuration, as `check_stored` says."""
+    """Does the work of `check_stored`."""
     stored = stored_tensors(name, folder)
     num_layers = _num_layers(config)
-    if isinstance(num_layers, int) and num_layers > len(stored):  # before a model of so many layers is built
+    if isinstance(num_layers, int) and num_layers > len(stored):  # checked before a model with so many layers is built
         raise LongEvalError(
-            f"--model {name}: its config says {num_layers} layers, and its files hold {len(stored)} weights",
+            f"--model {name}: its config says {num_layers} layers, but its files hold {len(stored)} weights",
             "Correct num_hidden_layers in its config.json.",
         )
     model = empty_model(config)
     for key, target in _targets(name, model, stored).items():
         if target.is_floating_point() and not stored[key].dtype.startswith(("F", "BF")):
             raise LongEvalError(
-                f"--model {name}: {key} is stored as integers ({stored[key].dtype}), and its config names no "
+                f"--model {name}: {key} is stored as integers ({stored[key].dtype}), but its config names no "
                 "quantisation",
-                "It is not the model's weights, or its config.json lost its quantization_config.",
+                "The files belong to another model, or config.json lacks its quantization_config.",
             )
     _check_tied(name, folder, model, stored)
     loading = _load(model, stored)
@@ -102,14 +97,10 @@ def check_complete(
     stored: Mapping[str, Stored] | None = None,
     text_only: bool = False,
 ) -> None:
-    """Raises LongEvalError if weights are missing, of another shape, or in the files and not in the model.
+    """Raises LongEvalError if weights are missing, have another shape, or are in the files but not in the model.
 
-    Args:
-        name: As the user named the model.
-        loading: transformers' loading info.
-        config: transformers' PreTrainedConfig.
-        stored: The files' tensors, where they were read.
-        text_only: Whether the language model of a larger model was loaded.
+    `loading` is transformers' loading info, and `stored` the tensors in the files, if known. `text_only`: whether only
+    the language model of a multimodal model was loaded.
     """
     missing, mismatched, failed, unexpected = (
         sorted(_names(loading.get(kind)))
@@ -117,7 +108,7 @@ def check_complete(
     )
     num_layers = _num_layers(config)
     further = tuple(
-        layer[1] for key in unexpected if (layer := _FURTHER.match(key)) is not None and int(layer[2]) >= num_layers
+        layer[1] for key in unexpected if (layer := _MTP_LAYER.match(key)) is not None and int(layer[2]) >= num_layers
     )
     unexpected = [
         key
@@ -127,14 +118,14 @@ def check_complete(
     for keys, kind in (
         (missing, "missing"),
         (mismatched + failed, "mismatched, of another shape in its files"),
-        (unexpected, "unexpected, in its files but not in the model, which would leave them out"),
+        (unexpected, "unexpected, in its files but not in the model, which would ignore them"),
     ):
         if keys:
             shown = ", ".join(keys[:_SHOWN]) + (", …" if len(keys) > _SHOWN else "")
             count = "1 weight is" if len(keys) == 1 else f"{len(keys)} weights are"
             raise LongEvalError(
                 f"--model {name}: its files don't fit its config, {count} {kind} ({shown})",
-                "It may be no causal language model, an incomplete download, or an edited config.json.",
+                "Check that it is a causal language model, that the download is complete, and its config.json.",
             )
 
 
@@ -143,35 +134,29 @@ def _num_layers(config: Any) -> Any:
 
 
 def _names(keys: Any) -> list[str]:
-    """Names of weights; mismatched ones come with their shapes."""
+    """Names of weights. transformers lists mismatched ones as (name, shapes)."""
     return [str(key[0]) if isinstance(key, tuple) else str(key) for key in keys or ()]
 
 
 def _is_leftover(key: str, config: Any, tensor: Stored | None, text_only: bool) -> bool:
-    """Whether an unexpected weight is known to change nothing."""
+    """Whether an unexpected weight is known to be unused."""
     if _LEFTOVER.search(key):
         return True
     if _MASK.search(key):  # a real bias has one dimension
         return tensor is not None and (len(tensor.shape) == 4 or tensor.shape in ((), (1,)))
-    if text_only and _OTHER_SENSES.search(key):
+    if text_only and _MULTIMODAL.search(key):
         return True
     return getattr(config, "quantization_config", None) is not None and _SCALES.search(key) is not None
 
 
 def zero_biases(folder: str, keys: Iterable[str], method: str | None) -> set[str]:
-    """Returns the biases full of zeros, which AutoGPTQ stores for every layer, among a model's unexpected weights.
-
-    Args:
-        folder: Where the safetensors are.
-        keys: Names of weights that the model has no place for.
-        method: How the model is quantised.
-    """
+    """Returns those of a model's unexpected weights that are all-zero biases, which AutoGPTQ stores for every layer."""
     biases = {key for key in keys if key.endswith(".bias")} if method == "gptq" else set()
     return {key for key, tensor in _read_tensors(folder, biases).items() if not tensor.any()}
 
 
 def _read_tensors(folder: str, names: Set[str]) -> dict[str, torch.Tensor]:
-    """Those of a folder's weights that have one of some names."""
+    """Reads the weights with these names from a folder; missing ones are left out."""
     from safetensors import safe_open
 
     found: dict[str, torch.Tensor] = {}
@@ -183,7 +168,7 @@ def _read_tensors(folder: str, names: Set[str]) -> dict[str, torch.Tensor]:
 
 
 def _targets(name: str, model: Any, stored: Mapping[str, Stored]) -> dict[str, Any]:
-    """Maps stored names to the model's own tensors; LongEvalError where two stored ones are the same weight."""
+    """Maps stored names to the model's tensors; raises LongEvalError if two stored names are the same weight."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
@@ -208,7 +193,7 @@ def _targets(name: str, model: Any, stored: Mapping[str, Stored]) -> dict[str, A
 
 
 def _load(model: Any, stored: Mapping[str, Stored]) -> dict[str, Any]:
-    """Returns transformers' loading info on the meta device, with the names that the family would ignore."""
+    """Returns transformers' loading info on the meta device, including names that the family would ignore."""
     import torch
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import convert_and_load_state_dict_in_model
@@ -231,7 +216,7 @@ def _load(model: Any, stored: Mapping[str, Stored]) -> dict[str, Any]:
 
 
 def _check_tied(name: str, folder: str, model: Any, stored: Mapping[str, Stored]) -> None:
-    """Raises LongEvalError if a weight that the config says is another one is stored as well, with other values."""
+    """Raises LongEvalError if two weights that are tied in the config are stored with different values."""
     import torch
 
     for target, source in model.all_tied_weights_keys.items():
@@ -240,7 +225,7 @@ def _check_tied(name: str, folder: str, model: Any, stored: Mapping[str, Stored]
         values = _read_tensors(folder, {target, source})
         if not torch.equal(values[target].to(torch.float32), values[source].to(torch.float32)):
             raise LongEvalError(
-                f"--model {name}: its config says that {target} is {source} (tie_word_embeddings), and its files hold "
+                f"--model {name}: its config says that {target} is {source} (tie_word_embeddings), but its files hold "
                 "different values for the two",
-                "Engines would take one or the other. Set tie_word_embeddings in its config.json to what is right.",
+                "Correct tie_word_embeddings in its config.json.",
             )

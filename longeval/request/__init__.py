@@ -1,8 +1,7 @@
-"""What was asked: values as users write them, and the frozen requests that runs are made from.
+"""Requests: the settings of a run, read from flags, YAML (`longeval run FILE`) or Python.
 
-A request comes from flags or from YAML (`longeval run FILE`), is checked here as far as it can be without looking
-anything up (names of methods, models, data and tasks are looked up by the plan), and is written into the run folder as
-it was understood. The request of a study is in the study's folder.
+Values are checked here as far as possible without looking anything up; the plan looks up names of methods, models, data
+and tasks. A request is written into the run folder. The class of a study's request is in the study's folder.
 """
 
 from longeval.request.base import StudyRequest, requests_from_yaml, requests_to_yaml

@@ -1,9 +1,8 @@
-"""What was asked of a study: a frozen pydantic model whose fields declare its settings, and requests as YAML.
+"""The base class of requests, a frozen pydantic model whose fields declare settings; and requests as YAML.
 
-The class of a request is all that a command needs: its fields become flags and YAML keys, its docstring becomes the
-text of `--help`. What can be checked without looking anything up is checked here, when a request is made; names of
-methods, models, data and tasks are looked up by the plan. The `spec.yaml` of a run folder holds requests in the words
-of the flags, one YAML document each.
+A command is made from the class of its request: fields become flags and YAML keys, and the docstring becomes the text
+of `--help`. Everything that needs no look-up is checked when a request is made; the plan looks up names of methods,
+models, data and tasks. The `spec.yaml` of a run folder holds requests, one YAML document each, with values as in flags.
 """
 
 from __future__ import annotations
@@ -21,27 +20,27 @@ from longeval.request.setting import Declare
 
 
 class StudyRequest(BaseModel, frozen=True, extra="forbid"):
-    """The settings of one request. A subclass's docstring is what `--help` says of its command."""
+    """The settings of one request. A subclass's docstring is the text of `--help`."""
 
     command: ClassVar[str]
-    """What the study is called in YAML and in stored plans."""
+    """Name of the study in YAML and in stored plans."""
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
     """By name, the values that differ from the defaults; the first preset has none. `--preset` chooses one."""
     can_show: ClassVar[bool] = False
     """Whether its command has `--show`, which prints what the model is given."""
     how_only: ClassVar[frozenset[str]] = frozenset()
-    """Fields that say how to compute, not what: requests that differ in nothing else are one."""
+    """Fields that say only how to compute. Requests that differ only in these count as equal."""
 
     @classmethod
     def read(cls, given: Mapping[str, Any], origin: str | None = None) -> Self:
-        """A request from what a user wrote: texts of flags, YAML, or Python values.
+        """Makes a request from a user's values: texts of flags, YAML, or Python values.
 
         Args:
-            given: Values by name of the field or the flag, with - or _; `preset` among them where there are presets.
-            origin: The file that they are from, for messages; None: messages name flags.
+            given: Values by name of the field or of the flag, with - or _. May include `preset` if there are presets.
+            origin: The file of the values, for messages; None: messages name flags.
 
         Raises:
-            LongEvalError: An unknown or missing name, or a value that is refused.
+            LongEvalError: A name is unknown or missing, or a value is refused.
         """
         by_flag = {cls.flag(name).lstrip("-").replace("-", "_"): name for name in cls.model_fields}
         values: dict[str, Any] = {}
@@ -55,7 +54,9 @@ class StudyRequest(BaseModel, frozen=True, extra="forbid"):
                 where = "" if origin is None else f"{origin}: "
                 raise LongEvalError(f"{where}unknown key {written}", did_you_mean(key, known))
         if cls.presets:
-            values = _preset(str(given.get("preset", next(iter(cls.presets)))), cls.presets) | values
+            preset = str(given.get("preset", next(iter(cls.presets))))
+            check_word("--preset", preset, cls.presets)
+            values = cls.presets[preset] | values
         for name, field in cls.model_fields.items():
             if field.is_required() and name not in values:
                 example = cls.setting(name).example
@@ -66,30 +67,30 @@ class StudyRequest(BaseModel, frozen=True, extra="forbid"):
 
     @classmethod
     def setting(cls, name: str) -> Declare:
-        """What the field called `name` declares."""
+        """The declaration of a field."""
         (found,) = (item for item in cls.model_fields[name].metadata if isinstance(item, Declare))
         return found
 
     @classmethod
     def flag(cls, name: str) -> str:
-        """The flag of a field: `--batch-size`."""
+        """The flag of a field, such as `--batch-size`."""
         return cls.setting(name).flag or f"--{name.replace('_', '-')}"
 
     @classmethod
     def default(cls, name: str) -> Any:
-        """The value that a field has when it isn't given."""
+        """The default of a field."""
         return cls.model_fields[name].get_default(call_default_factory=True)
 
     def is_default(self, name: str) -> bool:
-        """Whether a field has the value that it has when it isn't given."""
+        """Whether a field has its default value."""
         return bool(getattr(self, name) == self.default(name))
 
     def replaced(self, **changes: Any) -> Self:
-        """The same request with other values in some fields, checked again."""
+        """A copy of the request with other values in some fields, checked again."""
         return type(self).model_validate(dict(self) | changes)
 
     def to_mapping(self) -> dict[str, Any]:
-        """As plain YAML: every field that says something, lengths as users write them."""
+        """The request as plain YAML values, without empty fields, and with lengths as users write them."""
         plain: dict[str, Any] = {"command": self.command}
         for name, value in self:
             unsaid = name in self.how_only and self.is_default(name)
@@ -99,7 +100,7 @@ class StudyRequest(BaseModel, frozen=True, extra="forbid"):
         return {key: untyped[key] for key in plain}
 
     def digest(self) -> str:
-        """A short digest of what is asked for, for naming its run folder."""
+        """A short digest of the request, for the name of its run folder."""
         named = {name: value for name, value in self.to_mapping().items() if name not in self.how_only}
         return hashlib.sha256(canonical_json(named).encode()).hexdigest()[:8]
 
@@ -114,7 +115,7 @@ class StudyRequest(BaseModel, frozen=True, extra="forbid"):
     @field_validator("*", mode="before")
     @classmethod
     def _read(cls, value: Any, info: ValidationInfo) -> Any:
-        """One value, read as its setting says."""
+        """Reads a value with the reader of its setting."""
         name = str(info.field_name)
         field, setting = cls.model_fields[name], cls.setting(name)
         if value is None and field.default is None:
@@ -125,15 +126,9 @@ class StudyRequest(BaseModel, frozen=True, extra="forbid"):
         return found
 
 
-def _preset(name: str, presets: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """The values of a preset."""
-    check_word("--preset", name, presets)
-    return presets[name]
-
-
 def requests_to_yaml(requests: list[dict[str, Any]]) -> str:
-    """One YAML document per request."""
-    import yaml  # here, because --help imports the classes of requests
+    """The requests as YAML, one document each."""
+    import yaml  # imported here, because --help imports the classes of requests
 
     head = "# What was asked of this run folder; `longeval run` on this file computes what is missing.\n"
     dumped = [
@@ -144,7 +139,7 @@ def requests_to_yaml(requests: list[dict[str, Any]]) -> str:
 
 
 def requests_from_yaml(text: str, *, origin: str) -> list[dict[str, Any]]:
-    """The mappings of a request file, one per YAML document; what is no such file raises LongEvalError."""
+    """The requests in a YAML text, one mapping per document. Raises LongEvalError if it is not such a text."""
     from longeval.bounded_yaml import UNREADABLE, documents, why_unreadable
 
     try:

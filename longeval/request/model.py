@@ -1,4 +1,4 @@
-"""What `ppl` and `tasks` both ask: models, methods and lengths, and the machine to run them on."""
+"""The settings that `ppl` and `tasks` share: models, methods, lengths, and the machine."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ TOKENS = "Tokens"
 
 ScaleFrom = Literal["plain", "shipped"]
 SCALE_FROM: tuple[ScaleFrom, ...] = get_args(ScaleFrom)
-"""What methods start from on a model that comes already scaled: plain RoPE, or the shipped frequencies."""
+"""What methods start from on a model that comes with a scaling: plain RoPE, or the shipped frequencies."""
 
 Layers = Literal["global", "all"]
 LAYERS: tuple[Layers, ...] = get_args(Layers)
-"""Which layers are scaled where a model rotates by layer type: those that see the whole context, or all."""
+"""The layers that are scaled in a model with a RoPE per layer type: only full-attention layers, or all."""
 
 
 MethodParameters = Annotated[
@@ -43,11 +43,11 @@ Methods = Annotated[
     ),
 ]
 Device = Annotated[str, Declare(setting.text, "auto, cpu, cuda, cuda:1, mps.", panel=MACHINE)]
-"""Settings that a study with models of its own has as well."""
+"""Types of settings that studies with models of their own also use."""
 
 
 class ModelRequest(StudyRequest, frozen=True):
-    """Models, methods and lengths, every combination of which is tried, and the machine to do it on."""
+    """Settings of models, methods and lengths, every combination of which is evaluated, and of the machine."""
 
     model: Annotated[
         tuple[str, ...],
@@ -68,7 +68,7 @@ class ModelRequest(StudyRequest, frozen=True):
         float | Literal["each"] | None,
         Declare(
             setting.either("each", setting.factor),
-            "s = target / native length for all lengths; each: every length its own.",
+            "s = target / native length for all lengths; each: a factor for every length.",
             unset="longest length / native length, at least 1",
             panel=METHODS,
         ),
@@ -78,14 +78,16 @@ class ModelRequest(StudyRequest, frozen=True):
         bool | None,
         Declare(
             setting.switch,
-            "Start every input with BOS, or what else the tokenizer puts in front.",
+            "Start every input with BOS, or with all tokens that the tokenizer puts before a text.",
             unset="as the tokenizer does",
             panel=TOKENS,
         ),
     ] = None
     parse_special: Annotated[
         bool,
-        Declare(setting.switch, "Special tokens that texts spell (</s>) are control tokens, not text.", panel=TOKENS),
+        Declare(
+            setting.switch, "Read special tokens that texts spell (</s>) as control tokens, not as text.", panel=TOKENS
+        ),
     ] = False
     native: Annotated[
         int | None, Declare(setting.length(), "Native length in tokens.", unset="the model's own", panel=METHODS)
@@ -94,7 +96,7 @@ class ModelRequest(StudyRequest, frozen=True):
         ScaleFrom,
         Declare(
             setting.words(ScaleFrom),
-            "On a model that comes already scaled: plain (methods replace that) or shipped (they build on it).",
+            "For a model that comes with a scaling: plain (methods replace it) or shipped (they build on it).",
             panel=METHODS,
         ),
     ] = "plain"
@@ -102,7 +104,7 @@ class ModelRequest(StudyRequest, frozen=True):
         Layers,
         Declare(
             setting.words(Layers),
-            "Where a model rotates by layer type (Gemma 3): scale the global layers, or all.",
+            "For a model with a RoPE per layer type (Gemma 3): scale the global layers, or all.",
             panel=METHODS,
         ),
     ] = "global"
@@ -124,7 +126,7 @@ class ModelRequest(StudyRequest, frozen=True):
         int | None,
         Declare(
             setting.length(),
-            "vllm: the one length whose table a length-dependent method has at all lengths.",
+            "vllm: the length whose table a length-dependent method uses at all lengths.",
             panel=METHODS,
         ),
     ] = None
@@ -159,7 +161,7 @@ class ModelRequest(StudyRequest, frozen=True):
     ] = False
     seed: Annotated[
         int,
-        Declare(setting.count(least=0), "Seed of all that is drawn: the bootstrap, synthetic samples.", panel=OUTPUT),
+        Declare(setting.count(least=0), "Seed of the bootstrap and of synthetic samples.", panel=OUTPUT),
     ] = 0
 
     def check(self) -> None:

@@ -1,14 +1,14 @@
-"""How a setting of a request is declared, once.
+"""Declares the settings of requests.
 
 A field of a request class carries a `Declare`:
 
     stride: Annotated[int | None, Declare(setting.length(least=1), "Tokens between windows.")] = None
 
-From that come the flag `--stride` with its help, the key `stride` in YAML, the check of both, and the name that
-messages use. `request/base.py` reads values with it, `cli/command.py` makes flags of it.
+This one declaration gives the flag `--stride` with its help, the key `stride` in YAML, the check of both, and the name
+in messages. `request/base.py` reads values with it, and `cli/command.py` makes flags from it.
 
-A flag gives text, YAML a scalar, a list or a mapping, Python any of these or the value itself; the same reader takes
-all of them. What it refuses, it refuses with the name of the setting, the value, and a remedy.
+A reader accepts the text of a flag, a scalar, list or mapping of YAML, and Python values. Its errors name the setting,
+the value, and a remedy.
 """
 
 from __future__ import annotations
@@ -32,61 +32,63 @@ from longeval.values import (
 )
 
 METHODS, MACHINE, OUTPUT = "Methods", "Machine", "Output"
-"""Panels of `--help` that several commands have."""
+"""Panels of `--help` in several commands."""
 
 Reader = Callable[[Any, str], Any]
-"""(what a flag, YAML or Python gives, what messages call it) → the value; raises LongEvalError for a wrong one."""
+"""Takes a value from a flag, YAML or Python and the setting's name for messages; returns the checked value.
+
+It raises LongEvalError for a wrong value."""
 
 
 @dataclass(frozen=True, slots=True)
 class Declare:
-    """What a field of a request is called, says and accepts. The field itself has the type and the default."""
+    """The flag, help and reader of a field of a request. The field itself has the type and the default."""
 
     read: Reader
-    """Reads and checks a value: one of the readers below."""
+    """Reads and checks a value; one of the readers below."""
     help: str
-    """What `--help` says."""
+    """The text in `--help`."""
     _: KW_ONLY
     panel: str | None = None
-    """The panel of `--help`; None: the first one."""
+    """The panel in `--help`; None: the first one."""
     unset: str | None = None
-    """What `--help` shows as the default where the field's default is None."""
+    """The default that `--help` shows if the field's default is None."""
     flag: str | None = None
     """The flag; None: `--name-of-the-field`."""
     off: str | None = None
-    """The flag that says no, of a setting that is true or false; None: `--no-name-of-the-field`."""
+    """The negative flag of a boolean setting; None: `--no-name-of-the-field`."""
     switches: Mapping[str, str] = field(default_factory=dict)
-    """Flags without a value that stand for words of this setting, with their help: `--bf16`. They replace the flag."""
+    """Flags that replace the setting's flag: word of the setting → help. Each, such as `--bf16`, sets that word."""
     metavar: str | None = None
-    """What `--help` shows in place of the value."""
+    """The placeholder for the value in `--help`."""
     repeated: bool = False
     """Whether the flag may be given several times."""
     example: str = ""
-    """A value for messages that say that one is missing."""
+    """A value for the message that the setting is missing."""
     write: Callable[[Any], Any] = lambda value: value
-    """The value as YAML shows it."""
+    """Converts the value for YAML."""
 
 
 def text(value: Any, where: str) -> str:
-    """Any text."""
+    """Reads any text."""
     if not isinstance(value, str):
         raise LongEvalError(f"{where} {written(value)}: must be text", "Put it in quotes.")
     return value
 
 
 def switch(value: Any, where: str) -> bool:
-    """True or false."""
+    """Reads true or false."""
     if not isinstance(value, bool):
         raise LongEvalError(f"{where} {written(value)}: must be true or false", "Leave it out for the default.")
     return value
 
 
 def words(kind: Any) -> Reader:
-    """One of the words of a `Literal`."""
+    """A reader of one word of a `Literal`."""
     known: tuple[str, ...] = get_args(kind)
 
     def read(value: Any, where: str) -> str:
-        if isinstance(value, bool) and {"on", "off"} <= set(known):  # as YAML reads these two words
+        if isinstance(value, bool) and {"on", "off"} <= set(known):  # YAML reads these two words as booleans
             return "on" if value else "off"
         check_word(where, text(value, where), known)
         return str(value)
@@ -95,13 +97,13 @@ def words(kind: Any) -> Reader:
 
 
 def several(kind: Any) -> Reader:
-    """Words of a `Literal`, in the order given."""
+    """A reader of several words of a `Literal`, in the given order."""
     one = words(kind)
     return lambda value, where: tuple(one(word, where) for word in names(value, where))
 
 
 def count(least: int = 1) -> Reader:
-    """A whole number of at least `least`."""
+    """A reader of a whole number of at least `least`."""
     return lambda value, where: parse_count(written(value), flag=where, least=least)
 
 
@@ -111,7 +113,7 @@ def count_or_auto(value: Any, where: str) -> int | None:
 
 
 def number(must_be: str = "a number", holds: Callable[[float], bool] = lambda _: True) -> Reader:
-    """A finite number for which something holds: `number("greater than 0", lambda rate: rate > 0)`."""
+    """A reader of a finite number with a condition, such as `number("greater than 0", lambda rate: rate > 0)`."""
 
     def read(value: Any, where: str) -> float:
         found = parse_number(written(value), flag=where)
@@ -123,40 +125,40 @@ def number(must_be: str = "a number", holds: Callable[[float], bool] = lambda _:
 
 
 def factor(value: Any, where: str) -> float:
-    """A factor s of at least 1."""
+    """Reads a factor s of at least 1."""
     return parse_factor(written(value), flag=where)
 
 
 def length(least: int = 2) -> Reader:
-    """A length in tokens: 4096, `4k`."""
+    """A reader of a length in tokens, such as `4096` or `4k`."""
     return lambda value, where: parse_length(written(value), flag=where, least=least)
 
 
 def either(word: str, other: Reader) -> Reader:
-    """A word, or what another reader takes."""
+    """A reader that accepts one word, or anything that another reader accepts."""
     return lambda value, where: word if value == word else other(value, where)
 
 
 def lengths(value: Any, where: str) -> tuple[int, ...]:
-    """Lengths, ascending: `4k,8k`, or a list."""
-    if isinstance(value, list | tuple):  # its items are apart already: 16,384 are two lengths there
+    """Reads lengths from `4k,8k` or a list, and sorts them."""
+    if isinstance(value, list | tuple):  # the items of a list are separate, so 16, 384 is no thousands separator
         items = _items(value, where)
         return tuple(sorted({item for part in items for item in parse_lengths(part, flag=where)}))
     return parse_lengths(*_items([value], where), flag=where)
 
 
 def lengths_as_written(value: tuple[int, ...]) -> list[int | str]:
-    """Lengths as users write them: 4k, 5000."""
+    """Lengths as users write them, such as `4k` or 5000."""
     return [int(shown) if shown.isdigit() else shown for shown in map(format_length, value)]
 
 
 def names(value: Any, where: str) -> tuple[str, ...]:
-    """Names in the order given: `none,yarn`, or a list."""
+    """Reads names from `none,yarn` or a list, in the given order."""
     return _named(value, where, split_list)
 
 
 def paths(value: Any, where: str) -> tuple[str, ...]:
-    """Names and paths in the order given; in a list, commas belong to the names."""
+    """Reads names and paths in the given order. In a list, commas belong to the names."""
     return _named(value, where, split_paths)
 
 
@@ -166,24 +168,24 @@ def models(value: Any, where: str) -> tuple[str, ...]:
 
 
 def method_parameters(value: Any, where: str) -> dict[str, dict[str, Any]]:
-    """Parameters by method; which there are, the plan looks up."""
+    """Reads a mapping from methods to parameters. The plan checks the parameters."""
     if not (_is_mapping(value) and all(_is_mapping(item) for item in value.values())):
         raise LongEvalError(f"{where}: must map methods to parameters", "Write yarn: {beta_fast: 16}.")
     return {name: dict(item) for name, item in value.items()}
 
 
 def engine_options(value: Any, where: str) -> dict[str, Any]:
-    """Options of vLLM's engine by name, with underscores."""
+    """Reads options of vLLM's engine; names get underscores."""
     if not _is_mapping(value):
         raise LongEvalError(f"{where}: must map options of vLLM's engine to values", "Write tensor_parallel_size: 2.")
     return {name.replace("-", "_"): item for name, item in value.items()}
 
 
 def written(value: Any) -> str:
-    """A value as it may have been written, for parsers of text and for messages."""
+    """A value as text, for parsers of text and for messages."""
     try:
         return str(value)
-    except ValueError:  # YAML writes whole numbers in base 16 too, of more digits than Python turns into text
+    except ValueError:  # hexadecimal YAML integers may have more digits than Python converts to decimal
         return "a number of too many digits"
 
 
@@ -194,7 +196,7 @@ def _named(value: Any, where: str, split: Callable[..., tuple[str, ...]]) -> tup
 
 
 def _items(items: list[Any] | tuple[Any, ...], where: str) -> list[str]:
-    """The items of a list as text, if they are names or whole numbers."""
+    """The items of a list as text; raises LongEvalError unless they are names or whole numbers."""
     if not all(isinstance(item, str | int) and not isinstance(item, bool) for item in items):
         raise LongEvalError(f"{where}: must be a list of names", "Write [a, b] or a,b.")
     return [written(item) for item in items]

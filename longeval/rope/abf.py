@@ -29,7 +29,7 @@ def abf(geometry: Geometry, parameters: AbfParameters, seq_len: int) -> RopeTabl
     """base^(−2j/d), shape (F,), rad/token; attention factor 1.
 
     Raises:
-        LongEvalError: frequencies to start from that no base stands for.
+        LongEvalError: `geometry.start` is given; abf can't be applied on top of another scaling.
     """
     refuse_start(geometry, "abf replaces the base, and the scaling that the model comes with has none")
     return RopeTable(inv_freq_F=geometry.plain_inv_freq(parameters.base), attention_factor=1.0)

@@ -1,8 +1,8 @@
 """The interface of a RoPE scaling method: a pure function from geometry, parameters and length to a RopeTable.
 
-Shapes: F features (rotary dimensions / 2), T positions. Everything is float64 numpy; torch and the models come later,
-in the backends. Source of the words: Su et al. 2021 (arXiv 2104.09864) for RoPE, Wang et al. 2024 (arXiv 2403.00071)
-for wavelengths, pre-critical features and the periodic form.
+Shapes: F features (rotary dimensions / 2), T positions. All arrays are float64 numpy; the backends convert them to
+torch. Sources: Su et al. 2021 (arXiv 2104.09864) for RoPE, Wang et al. 2024 (arXiv 2403.00071) for wavelengths,
+pre-critical features and the periodic form.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
 _LARGEST_HEAD = 8192
-"""Rotary dimensions; no model comes near, and more would keep a command busy for hours."""
+"""Most rotary dimensions. No model comes near it, and an analysis of more would take hours."""
 
 _LONGEST = 2.0**53
-"""Tokens, and radians: beyond it, float64 can't distinguish neighbouring whole numbers."""
+"""Largest position in tokens, and largest angle in radians: above it float64 can't represent every integer."""
 
 _ROWS = 8192
-"""Positions whose float64 angles are in memory at once, so that a long table needs little more than its own memory."""
+"""Positions whose float64 angles are in memory at the same time."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,7 +37,7 @@ class Geometry:
     """The rotary geometry of a model and the length it is set up for."""
 
     head_dim: int
-    """d: rotated dimensions of a head (smaller than the head where only a part is rotated)."""
+    """d: rotated dimensions of a head (fewer than all if the model rotates only a part of each head)."""
     theta: float
     """b: the base, `rope_theta`."""
     native_length: int
@@ -45,7 +45,7 @@ class Geometry:
     factor: float = 1.0
     """s = target length / native length, at least 1."""
     start: tuple[float, ...] | None = None
-    """Frequencies that methods scale instead of b^(−2j/d), rad/token: those of a model that is already scaled."""
+    """Frequencies that methods scale instead of b^(−2j/d), rad/token, for a model that already comes with a scaling."""
     start_attention_factor: float = 1.0
     """The attention factor that belongs to `start`; a method's own factor multiplies it."""
 
@@ -87,7 +87,7 @@ class Geometry:
         return round(self.factor * self.native_length)
 
     def base_inv_freq(self) -> FloatArray:
-        """The frequencies that methods scale: `start`, else θ_j = b^(−2j/d) for j = 0 … F−1, rad/token, shape (F,)."""
+        """The frequencies that methods scale, rad/token, shape (F,): `start`, or θ_j = b^(−2j/d) for j = 0 … F−1."""
         if self.start is not None:
             return np.array(self.start, dtype=np.float64)
         return self.plain_inv_freq(self.theta)
@@ -100,21 +100,20 @@ class Geometry:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class RopeTable:
-    """The result of a method: frequencies, attention factor, and for rounded wavelengths the exact periods."""
+    """The result of a method: frequencies, attention factor and, if wavelengths are rounded, exact periods."""
 
     inv_freq_F: FloatArray
     """θ̃_j in rad/token, shape (F,)."""
     attention_factor: float
-    """Multiplies both cos and sin (once each; so attention logits grow by its square)."""
+    """Factor of both cos and sin, so attention logits are multiplied by its square."""
     period_F: IntArray | None = None
-    """Integer wavelengths in tokens where resonance rounded them, shape (F,); then inv_freq is 2π/period."""
+    """Integer wavelengths in tokens if resonance rounded them, shape (F,); then inv_freq is 2π/period."""
     local: RopeTable | None = None
-    """The table of the layers with a sliding window, in models that rotate by layer type; None leaves these layers as
-    they are."""
+    """The table for layers with a sliding window, in models with a RoPE per layer type; None leaves them unchanged."""
 
     @property
     def wavelengths_F(self) -> FloatArray:
-        """λ_j = 2π/θ_j in tokens, shape (F,); exact integers where resonance rounded them."""
+        """λ_j = 2π/θ_j in tokens, shape (F,); exact integers if resonance rounded them."""
         if self.period_F is not None:
             return self.period_F.astype(np.float64)
         return 2.0 * np.pi / self.inv_freq_F
@@ -130,7 +129,7 @@ class RopeTable:
         return positions_T.astype(np.float64)[:, None] * self.inv_freq_F[None, :]
 
     def cos_sin(self, positions_T: IntArray) -> CosSin:
-        """Cosines and sines times the attention factor: float64 throughout, cast to float32 at the end; (T, F) each."""
+        """Cosines and sines times the attention factor, shape (T, F) each, computed in float64 and cast to float32."""
         shape = (len(positions_T), len(self.inv_freq_F))
         table = CosSin(np.empty(shape, dtype=np.float32), np.empty(shape, dtype=np.float32))
         for first in range(0, len(positions_T), _ROWS):
@@ -141,7 +140,7 @@ class RopeTable:
         return table
 
     def same_as(self, other: RopeTable) -> bool:
-        """True if both give the same angles and the same attention factor, bit for bit, in all layers."""
+        """Whether both tables have exactly the same angles and attention factor in all layers."""
         if self.local is not None and other.local is not None and not self.local.same_as(other.local):
             return False
         return (
@@ -153,12 +152,9 @@ class RopeTable:
 
 
 def check_table(table: RopeTable, length: int, settings: str) -> None:
-    """Raises LongEvalError unless a table's frequencies and attention factor can be served up to a length.
+    """Raises LongEvalError if a table's frequencies or attention factor can't be used for sequences of `length` tokens.
 
-    Args:
-        table: A method's table.
-        length: The longest sequence that the table is for, tokens.
-        settings: The flags that led to it, for the message.
+    `settings` are the flags of the table, for the message.
     """
     inv_freq_F = table.inv_freq_F
     with np.errstate(all="ignore"):
@@ -171,7 +167,7 @@ def check_table(table: RopeTable, length: int, settings: str) -> None:
         what = f"an attention factor of {table.attention_factor:g}"
     else:
         return
-    raise LongEvalError(f"{settings}: gives {what}, which can't be computed with", "Use a less extreme value.")
+    raise LongEvalError(f"{settings}: gives {what}, which is not usable", "Use a less extreme value.")
 
 
 class CosSin(NamedTuple):
@@ -182,9 +178,9 @@ class CosSin(NamedTuple):
 
 
 def table_digest(*tables: CosSin) -> str:
-    """SHA-256 (hex) of a float32 table: all cosines, then all sines, row-major, little-endian.
+    """SHA-256 (hex) of one or more float32 tables: all cosines, then all sines, row-major, little-endian.
 
-    Where the local layers are scaled too, their table follows that of the global ones in the same form.
+    If the local layers are scaled too, their table follows the table of the global layers.
     """
     digest = hashlib.sha256()
     for table in tables:
@@ -202,17 +198,17 @@ class Method:
 
     name: str
     summary: str
-    """One line for `longeval rope --list` and the docs."""
+    """Description in one line, for `longeval rope --list` and the docs."""
     source: str
     """Paper or author."""
     parameters: type
-    """The method's own dataclass; its fields are the names after the dot in `--pe-arg yarn.beta_fast=32`."""
+    """The method's dataclass; its fields are the names after the dot in `--pe-arg yarn.beta_fast=32`."""
     compute: MethodFunction
     """(geometry, parameters, seq_len) → RopeTable."""
     uses_factor: bool = True
-    """Whether s decides the table."""
+    """Whether the table depends on s."""
     length_dependent: bool = False
-    """Whether the window's own length decides the table (then s does not)."""
+    """Whether the table depends on the length of the window (and then not on s)."""
 
 
 METHODS: Registry[Method] = Registry("--pe")
@@ -220,7 +216,7 @@ METHODS: Registry[Method] = Registry("--pe")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NoParameters:
-    """For methods that have none."""
+    """The parameters of a method that has none."""
 
 
 def method(
@@ -261,6 +257,6 @@ def check_positive(name: str, value: float) -> None:
 
 
 def refuse_start(geometry: Geometry, reason: str) -> None:
-    """Raises LongEvalError, for `reason`, if methods are to start from the scaling that the model comes with."""
+    """Raises LongEvalError with `reason` if a method is to be applied on top of the model's own scaling."""
     if geometry.start is not None:
         raise LongEvalError(f"--scale-from shipped: {reason}", "Leave it out: the method then replaces that scaling.")

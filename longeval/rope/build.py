@@ -1,7 +1,7 @@
-"""Builds a RopeTable from names and settings as users write them, for every command and backend.
+"""Builds a RopeTable from the names and settings that users write, for every command and backend.
 
-Parameters come as text (`--pe-arg yarn.beta_fast=16`) or typed, as from YAML. The dataclass of a method is the only
-place that knows its parameters, their types and defaults; messages name a parameter as a user would set it.
+Parameters are given as text (`--pe-arg yarn.beta_fast=16`) or as typed values, as in YAML. A method's dataclass alone
+declares its parameters, their types and defaults. Messages name a parameter in the form in which users set it.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ _PREFIX = "resonance_"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MethodName:
-    """A name of `--pe`, taken apart."""
+    """The parts of a method name of `--pe`."""
 
     base: str
     """The registered method."""
     resonance: bool
-    """Whether its wavelengths are rounded afterwards."""
+    """Whether its wavelengths are rounded."""
 
     @property
     def canonical(self) -> str:
-        """The one spelling: `none`, `resonance`, `yarn`, `resonance_yarn`."""
+        """The method's only valid name, such as `none`, `resonance`, `yarn`, `resonance_yarn`."""
         if not self.resonance:
             return self.base
         return "resonance" if self.base == "none" else _PREFIX + self.base
@@ -49,7 +49,7 @@ class MethodName:
 
 
 def method_names() -> tuple[str, ...]:
-    """All canonical names: every method, and its resonance form right after it."""
+    """All canonical names: every method, followed by its resonance form."""
     return tuple(
         MethodName(base=base, resonance=resonance).canonical for base in METHODS for resonance in (False, True)
     )
@@ -98,7 +98,7 @@ def usable(
 
 
 def parse_method_name(name: str, *, flag: str = "--pe") -> MethodName:
-    """Takes a canonical method name apart.
+    """Splits a canonical method name into method and resonance.
 
     Raises:
         LongEvalError: `resonance_none` (its name is `resonance`), or an unknown name, with suggestions.
@@ -116,7 +116,7 @@ def parse_method_name(name: str, *, flag: str = "--pe") -> MethodName:
 
 
 def build_table(name: str, geometry: Geometry, parameters: Any = None, seq_len: int | None = None) -> RopeTable:
-    """The table of a method, rounded last if the name says resonance.
+    """Builds the table of a method; if the name says resonance, rounds its wavelengths at the end.
 
     Args:
         name: Canonical method name.
@@ -126,7 +126,7 @@ def build_table(name: str, geometry: Geometry, parameters: Any = None, seq_len: 
             target length s·L.
 
     Returns:
-        Frequencies of shape (F,), attention factor, and periods where they were rounded.
+        Frequencies of shape (F,), attention factor, and periods if wavelengths are rounded.
 
     Raises:
         LongEvalError: Unknown name, a parameter that is missing, or a setting for which the method is undefined.
@@ -139,7 +139,7 @@ def build_table(name: str, geometry: Geometry, parameters: Any = None, seq_len: 
     assert isinstance(parameters, parsed.method.parameters) and seq_len >= 1
     settings = _settings(parsed, geometry, parameters, seq_len)
     try:
-        with np.errstate(all="ignore"):  # what overflows is found in the table
+        with np.errstate(all="ignore"):  # check_table finds overflows
             table = parsed.method.compute(geometry, parameters, seq_len)
     except (ArithmeticError, ValueError) as error:
         raise LongEvalError(f"{settings}: {error}", "Use a less extreme value.") from error
@@ -150,7 +150,7 @@ def build_table(name: str, geometry: Geometry, parameters: Any = None, seq_len: 
 
 
 def _settings(name: MethodName, geometry: Geometry, parameters: Any, seq_len: int) -> str:
-    """The flags that lead to a table, for messages: only the parameters that differ from their defaults."""
+    """The flags of a table, for messages; parameters with their default value are left out."""
     own = [
         f"--pe-arg {name.base}.{item.name}={getattr(parameters, item.name)}"[:100]
         for item in dataclasses.fields(parameters)
@@ -161,18 +161,18 @@ def _settings(name: MethodName, geometry: Geometry, parameters: Any, seq_len: in
 
 
 def parse_pe_args(items: Sequence[str], names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Reads repeated `--pe-arg METHOD.PARAMETER=VALUE`.
+    """Reads the values of the repeatable flag `--pe-arg METHOD.PARAMETER=VALUE`.
 
     Args:
-        items: What was given, e.g. `yarn.beta_fast=16` or `longrope.long_factor=@factors.json`.
-        names: The methods asked for; a setting of `yarn` goes to `yarn` and `resonance_yarn` alike.
+        items: The values, e.g. `yarn.beta_fast=16` or `longrope.long_factor=@factors.json`.
+        names: The methods of `--pe`; a parameter of `yarn` applies to `yarn` and `resonance_yarn`.
 
     Returns:
-        The given values: base method → parameter name → value (float, tuple of floats, word or None).
+        Base method → parameter name → value (float, tuple of floats, word or None).
 
     Raises:
-        LongEvalError: An item has another form, an unknown method, one that was not asked for, an unknown parameter, or
-            an unreadable value; or a parameter has two values.
+        LongEvalError: An item has another form, an unknown method or one that is not among `names`, an unknown
+            parameter or an unreadable value; or a parameter is given twice with different values.
     """
     asked = {parse_method_name(name).base for name in listed_names(names)}
     values: dict[str, dict[str, Any]] = {}
@@ -199,20 +199,20 @@ def parse_pe_args(items: Sequence[str], names: Sequence[str]) -> dict[str, dict[
         given = values.setdefault(base, {})
         if given.setdefault(parameter, value) != value:
             raise LongEvalError(
-                f"--pe-arg {item}: {base}.{parameter} is given twice, with another value", "Give it once."
+                f"--pe-arg {item}: {base}.{parameter} is given twice with different values", "Give it once."
             )
     return values
 
 
 def make_parameters(base: str, values: Mapping[str, Any]) -> Any:
-    """The parameters dataclass of a method, from its defaults and `values`.
+    """Makes the parameters dataclass of a method from its defaults and `values`.
 
     Args:
         base: A registered method's name, without resonance.
-        values: Parameter name to value: typed as from YAML (numbers, lists), or text as from `--pe-arg`.
+        values: Parameter name → value, either typed (numbers, lists) or text as in `--pe-arg`.
 
     Raises:
-        LongEvalError: Unknown parameter, unreadable or impossible value, or one without default that is missing.
+        LongEvalError: Unknown parameter, unreadable or impossible value, or a missing parameter without default.
     """
     converted = {name: _convert(base, name, value) for name, value in values.items()}
     kind = METHODS.lookup(base).parameters
@@ -230,9 +230,9 @@ def make_parameters(base: str, values: Mapping[str, Any]) -> Any:
 
 
 def _convert(base: str, name: str, value: Any) -> Any:
-    """One value in the type of the parameter `name` of method `base`: a float, a tuple of floats, a word or None.
+    """Converts a value to the type of parameter `name` of method `base`: float, tuple of floats, word or None.
 
-    Text is read as a number, a comma list, or `@file.json`.
+    Text may be a number, a comma list, or `@file.json`.
     """
     hints = get_type_hints(METHODS.lookup(base).parameters)
     if name not in hints:

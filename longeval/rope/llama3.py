@@ -1,4 +1,4 @@
-"""llama3: short wavelengths kept, long ones divided by s, a blend in rotations between.
+"""llama3: features with short wavelengths keep their frequency, long ones are divided by s, others are blended.
 
 Source: Llama 3.1 (Meta 2024), its model card and configuration: low_freq_factor 1, high_freq_factor 4, factor 8.
 """

@@ -1,7 +1,7 @@
 """longrope: each frequency divided by its own searched factor. Source: Ding et al. 2024, arXiv 2402.13753.
 
-The factors belong to a model (its configuration holds them); there is no default. The long list is for targets beyond
-the native length. Which list applies follows the target, not the current sequence: the table is one for a whole run.
+The factors are specific to a model, whose configuration holds them, so there are no defaults. The long list applies if
+the target length is longer than the native length. It does not depend on the current sequence: a run has one table.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def longrope(geometry: Geometry, parameters: LongropeParameters, seq_len: int) -
     """θ_j / factor_j, shape (F,), rad/token; attention factor sqrt(1 + ln(s)/ln(L)).
 
     Raises:
-        LongEvalError: a list that hasn't F numbers, or frequencies to start from that the factors weren't searched for.
+        LongEvalError: A list doesn't have F numbers, or `geometry.start` is given: the factors are for plain RoPE.
     """
     refuse_start(geometry, "longrope's factors are for plain RoPE, not for the scaling that the model comes with")
     for name, factors in (("short_factor", parameters.short_factor), ("long_factor", parameters.long_factor)):
@@ -52,7 +52,7 @@ def longrope(geometry: Geometry, parameters: LongropeParameters, seq_len: int) -
             raise LongEvalError(
                 f"--pe-arg longrope.{name}: {len(factors)} numbers, but {geometry.head_dim} rotary dimensions "
                 f"need {geometry.num_features}",
-                "Take both lists from the configuration of this very model.",
+                "Take both lists from the configuration of this model.",
             )
     attention_factor = parameters.attention_factor
     if attention_factor is None:

@@ -1,7 +1,7 @@
 """ntk and dynamic_ntk: a larger base, so that high frequencies hardly change and the lowest one is divided by s.
 
-Source: bloc97 2023 for ntk ("NTK-aware scaled RoPE"); Peng et al. 2024, arXiv 2309.00071, for the dynamic form, where s
-follows the current sequence alone and no earlier one is remembered.
+Sources: bloc97 2023 for ntk ("NTK-aware scaled RoPE"); Peng et al. 2024, arXiv 2309.00071, for the dynamic form. Its
+s depends only on the current sequence, while transformers remembers the longest sequence so far.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def dynamic_ntk(geometry: Geometry, parameters: NtkParameters, seq_len: int) -> 
 
 
 def _table(geometry: Geometry, parameters: NtkParameters, factor: float) -> RopeTable:
-    """The frequencies of the base enlarged for `factor`."""
+    """The table for the base that belongs to `factor`."""
     exponent = 1.0
     if parameters.base_rule == "power":
         if geometry.head_dim == 2:
@@ -56,7 +56,7 @@ def _table(geometry: Geometry, parameters: NtkParameters, factor: float) -> Rope
         exponent = geometry.head_dim / (geometry.head_dim - 2)
     growth = factor**exponent
     if geometry.start is not None:
-        # A base that is k times as large divides θ_j by k^(2j/d); frequencies of any other kind get the same divisors.
+        # A base k times as large divides θ_j by k^(2j/d). Frequencies without a base get the same divisors.
         inv_freq_F = geometry.base_inv_freq() * geometry.plain_inv_freq(growth)
     else:
         inv_freq_F = geometry.plain_inv_freq(geometry.theta * growth)

@@ -1,7 +1,7 @@
-"""ntk_by_parts: features that turn often in L tokens keep their frequency, those that turn rarely are divided by s.
+"""ntk_by_parts: features with many rotations in L tokens keep their frequency, those with few are divided by s.
 
-Source: Peng et al. 2024, arXiv 2309.00071, section 3.2; the ramp over the feature index as in the authors' own models.
-The blend is shared with yarn, which adds an attention factor, and with llama3, which ramps over rotations.
+Source: Peng et al. 2024, arXiv 2309.00071, section 3.2, with the ramp over the feature index of the authors' code.
+yarn uses the same blend and adds an attention factor; llama3 uses it with a ramp over rotations.
 """
 
 from __future__ import annotations
@@ -49,22 +49,22 @@ def ntk_by_parts(geometry: Geometry, parameters: NtkByPartsParameters, seq_len: 
     """γ_j·θ_j + (1−γ_j)·θ_j/s, shape (F,), rad/token; attention factor 1.
 
     Raises:
-        LongEvalError: base ≤ 1, where no ramp exists.
+        LongEvalError: The base is at most 1, for which the ramp is undefined.
     """
     ramp_F = interpolated_share(geometry, parameters.beta_fast, parameters.beta_slow)
     return RopeTable(inv_freq_F=blend(geometry.base_inv_freq(), geometry.factor, ramp_F), attention_factor=1.0)
 
 
 def interpolated_share(geometry: Geometry, beta_fast: float, beta_slow: float) -> FloatArray:
-    """1−γ_j: how much of feature j is interpolated, 0 … 1, shape (F,).
+    """1−γ_j, the share by which feature j is interpolated, 0 … 1, shape (F,).
 
-    A feature that makes r rotations in L tokens has the (real) index d·ln(L/(2πr)) / (2·ln b). The ramp runs from the
-    floor of that index for beta_fast to the ceiling of that for beta_slow, kept within 0 … d−1, and linearly between.
-    Frequencies that come from no base get the index by interpolating ln θ_j linearly between the features, which is
-    the same formula where a base exists.
+    A feature with r rotations in L tokens has the (real) index d·ln(L/(2πr)) / (2·ln b). The share rises linearly from
+    0 at the floor of the index for beta_fast to 1 at the ceiling of the index for beta_slow, both kept within 0 … d−1.
+    For frequencies that have no base (`geometry.start`), the index follows from linear interpolation of ln θ_j between
+    the features; with a base this is the same formula.
 
     Raises:
-        LongEvalError: base ≤ 1, or other frequencies whose wavelengths don't grow with the index.
+        LongEvalError: The base is at most 1, or the given frequencies don't fall with the index.
     """
     if geometry.theta <= 1:
         raise LongEvalError(
@@ -79,14 +79,14 @@ def interpolated_share(geometry: Geometry, beta_fast: float, beta_slow: float) -
 
     low = max(math.floor(index_of(beta_fast)), 0)
     high = min(math.ceil(index_of(beta_slow)), geometry.head_dim - 1)
-    # The smallest span keeps the ramp a step upwards where a short native length puts both bounds at or below 0.
+    # With a short native length both bounds may be at or below 0; the smallest span then makes the ramp a step.
     span = max(high - low, 0.001)
     j_F = np.arange(geometry.num_features, dtype=np.float64)
     return np.clip((j_F - low) / span, 0.0, 1.0)
 
 
 def _index(inv_freq_F: FloatArray, log_frequency: float) -> float:
-    """The real index at which ln θ, linear between features and beyond both ends, has a value."""
+    """The real index with the given ln θ, by linear interpolation between features and extrapolation at both ends."""
     log_F = np.log(inv_freq_F)
     if len(log_F) < 2 or not np.all(np.diff(log_F) < 0):
         raise LongEvalError(
@@ -99,6 +99,6 @@ def _index(inv_freq_F: FloatArray, log_frequency: float) -> float:
 
 
 def blend(inv_freq_F: FloatArray, factor: float, interpolated_F: FloatArray) -> FloatArray:
-    """(1−x_j)·θ_j + x_j·θ_j/s for the shares x_j, shape (F,); exactly θ_j at x=0 or s=1, exactly θ_j/s at x=1."""
+    """(1−x_j)·θ_j + x_j·θ_j/s for shares x_j, shape (F,); exactly θ_j if x=0 or s=1, and exactly θ_j/s if x=1."""
     stretched_F = inv_freq_F / factor
     return np.where(interpolated_F >= 1.0, stretched_F, inv_freq_F - interpolated_F * (inv_freq_F - stretched_F))

@@ -1,8 +1,8 @@
 """Resonance: every wavelength rounded to a whole number of tokens. Source: Wang et al. 2024, arXiv 2403.00071.
 
-At positions never seen in training, a feature with an integer wavelength λ̃ ≤ L takes only values that it took in
-training. Resonance transforms another method's table and is applied last: rounding first and scaling afterwards would
-give other wavelengths, most of them not integers.
+At positions beyond the trained length, a feature with an integer wavelength λ̃ ≤ L has only values that also occur in
+training. Resonance transforms another method's table and is applied last, because scaling after rounding would give
+wavelengths that are not integers.
 """
 
 from __future__ import annotations
@@ -13,20 +13,16 @@ from longeval.errors import LongEvalError
 from longeval.rope.base import RopeTable
 
 _LONGEST_WAVELENGTH = 2.0**53
-"""Tokens; from here on float64 has no fractions."""
+"""Longest wavelength in tokens; above it float64 has no fractions."""
 
 
 def resonate(table: RopeTable) -> RopeTable:
-    """λ̃_j = round(λ_j) and θ̃_j = 2π/λ̃_j for every feature; the attention factor is kept.
+    """Rounds all wavelengths of a method's table: λ̃_j = round(λ_j) and θ̃_j = 2π/λ̃_j, shape (F,).
 
-    Args:
-        table: Any method's table.
-
-    Returns:
-        A table with `period_F` set, whose angles repeat exactly after `period_F` tokens.
+    The attention factor stays. `period_F` is set, so angles repeat exactly after these numbers of tokens.
 
     Raises:
-        LongEvalError: A wavelength below half a token, or too long to be an exact integer (a senseless base).
+        LongEvalError: A wavelength is below half a token, or too long for an exact integer in float64.
     """
     wavelengths_F = np.asarray(table.wavelengths_F)
     rounded_F = np.rint(wavelengths_F)

@@ -1,6 +1,6 @@
-"""The terminal output of `longeval rope`: one method feature by feature, several side by side, or the list of methods.
+"""The terminal output of `longeval rope`: the features of one method, a comparison of several, or the list of methods.
 
-It shows what `describe` returned. A legend below every table says what the columns mean.
+It prints the values of `describe`. A legend below each table explains its columns.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _ERRORS = (
     ("bfloat16_inv_freq", "bfloat16", "the same, after model.to(bfloat16) has cast θ"),
     ("longeval", "longeval", "float64 angles or exact periods, float32 at the end"),
 )
-"""Key of `precision`, the name that is shown, and how the angle is computed."""
+"""Keys of `precision`, each with the name that is shown and how the angle is computed."""
 
 
 def show(descriptions: Sequence[Mapping[str, Any]]) -> None:
@@ -137,7 +137,7 @@ def _summary(description: Mapping[str, Any]) -> list[str]:
 
 
 def _why_no_gaps(description: Mapping[str, Any]) -> str:
-    """Says why every gap is 0 where the target is no longer than L; empty otherwise."""
+    """The reason why all gaps are 0, if the target is not longer than L; otherwise empty."""
     native = description["native_length"]
     if round(description["factor"] * native) > native:
         return ""

@@ -1,7 +1,7 @@
 """yarn and dynamic_yarn: ntk_by_parts with an attention factor of 0.1·ln(s) + 1.
 
-Source: Peng et al. 2024, arXiv 2309.00071. The attention factor multiplies cos and sin once each, so that attention
-logits grow by its square, as the paper's temperature asks.
+Source: Peng et al. 2024, arXiv 2309.00071. The attention factor multiplies both cos and sin, so attention logits are
+multiplied by its square, which is the paper's 1/t.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def yarn(geometry: Geometry, parameters: YarnParameters, seq_len: int) -> RopeTa
     """γ_j·θ_j + (1−γ_j)·θ_j/s, shape (F,), rad/token; attention factor 0.1·ln(s) + 1.
 
     Raises:
-        LongEvalError: base ≤ 1, where no ramp exists.
+        LongEvalError: The base is at most 1, for which the ramp is undefined.
     """
     return _table(geometry, parameters, geometry.factor)
 

@@ -1,1 +1,1 @@
-"""The engine that every study shares: cells, work, outcomes, executors."""
+"""The engine that all studies share: cells, work, outcomes, executors."""

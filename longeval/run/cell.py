@@ -1,4 +1,4 @@
-"""A cell, the unit of storage and resume, and its id: a digest of everything that decides its result."""
+"""A cell, the unit of storage and resume, and its id, a digest of everything that determines its result."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from longeval.store.plan import PlannedCell
 from longeval.store.records import SCHEMA_VERSION, Record, Status, provenance
 
 ID_DIGITS = 16
-"""Hex digits of a cell id: 64 bits, no collision to fear among a study's cells."""
+"""Hex digits of a cell id. They are 64 bits, enough to exclude collisions among a study's cells."""
 
 FOR_READERS = ("data_origin", "without_text", "own_native_length", "source", "limit", "same_samples", "overlong")
 """Parameters that decide nothing by themselves: where texts and tasks were found, how many records had no text, the
@@ -22,7 +22,7 @@ native length that --native replaced, and what led to a task's samples, which ar
 
 
 def cell_id(kind: str, fields: Mapping[str, Any], params: Mapping[str, Any]) -> str:
-    """A digest of everything that decides a cell's result."""
+    """A digest of everything that determines a cell's result: fields, and params except those in FOR_READERS."""
     decides = {"kind": kind, "schema": SCHEMA_VERSION, **fields}
     decides |= {key: value for key, value in params.items() if key not in FOR_READERS}
     return hashlib.sha256(canonical_json(decides).encode()).hexdigest()[:ID_DIGITS]
@@ -30,12 +30,12 @@ def cell_id(kind: str, fields: Mapping[str, Any], params: Mapping[str, Any]) -> 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cell:
-    """One (model, method, length, data or task, protocol). Studies add what only they need."""
+    """One combination of model, method, length, data or task, and protocol. Studies add fields in subclasses."""
 
     told_apart_by: ClassVar[tuple[str, ...]] = ()
-    """Parameters that tell apart cells of one table, which the stored plan keeps."""
+    """Parameters in which cells of one table differ; the stored plan holds them."""
     artefact: ClassVar[Artefact[Any] | None] = None
-    """The kind of artefact that it leaves; None: the one that its record tells (`store.artefact.artefact_of`)."""
+    """The kind of artefact that it stores; None: the one that `store.artefact.artefact_of` gives for its records."""
 
     id: str
     model: str
@@ -48,18 +48,18 @@ class Cell:
     task: str | None = None
     protocol: str | None = None
     backend: str
-    """What runs it."""
+    """Name of the backend."""
     dtype: str
-    """The precision, as far as it is known."""
+    """The precision, or `unknown`."""
     params: dict[str, Any]
-    """Everything else that decides the value, as the record shows it."""
+    """Everything else that determines the value, as in the record."""
     metric: str
-    """The main metric, which the record of a failure names."""
+    """The main metric. The record of a failed cell names it."""
     skipped: int | None = None
-    """Documents or samples that were looked at and left out."""
+    """Number of documents or samples that were left out."""
 
     def fields(self) -> dict[str, Any]:
-        """The fields that a plan knows of the cell's records."""
+        """The fields of the cell's records that are known before it is computed."""
         return {
             "cell": self.id,
             "model": self.model,
@@ -81,7 +81,7 @@ class Cell:
         return Record(**self.fields() | why, provenance=provenance(device))
 
     def planned(self) -> PlannedCell:
-        """The cell as the stored plan keeps it."""
+        """The cell's entry in the stored plan."""
         kept = self.fields()
         del kept["dtype"], kept["skipped"]
         kept["params"] = {name: self.params[name] for name in self.told_apart_by}

@@ -1,7 +1,7 @@
-"""What a pass costs: operations and memory of a model from its sizes, and how fast this machine multiplies.
+"""Estimates the cost of a forward pass: operations and memory from a model's sizes, and the speed of this machine.
 
-Operations count two per multiply-add: 2·parameters a token, 2·layers·width·T² for causal attention over T tokens, and
-the output head only where a token is scored.
+A multiply-add counts as two operations. A pass has 2·parameters operations per token, 2·layers·width·T² for causal
+attention over T tokens, and those of the output head for scored tokens only.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from longeval.values import format_length
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Window:
-    """One forward pass: tokens [start, stop) of a document behind a prefix; [score_start, stop) are scored."""
+    """One forward pass: a prefix and tokens [start, stop) of a document, of which [score_start, stop) are scored."""
 
     document: int
     """Index of the document (for `stream`, of the document that holds the first scored token)."""
@@ -41,11 +41,11 @@ class Window:
     score_start: int
     """First scored token."""
     prefix: int
-    """Tokens in front: a BOS, or what else the tokenizer puts before a text."""
+    """Number of tokens that the tokenizer puts before a text, such as a BOS."""
 
     @property
     def length(self) -> int:
-        """Tokens in the window, prefix included: what length-dependent methods go by."""
+        """Tokens in the window, prefix included. Length-dependent methods use this length."""
         return self.stop - self.start + self.prefix
 
     @property
@@ -55,12 +55,12 @@ class Window:
 
     @property
     def num_scored(self) -> int:
-        """Scored tokens."""
+        """Number of scored tokens."""
         return self.stop - self.score_start
 
 
 RUNTIME_BYTES = 500 * 1024 * 1024
-"""Python, torch and transformers themselves (measured, CPU build)."""
+"""Memory of Python, torch and transformers (measured with a CPU build)."""
 LOGITS_COPIES = 3
 """Float32 logits of a chunk, their log-softmax, and the model's own precision."""
 PASS_TOKENS = 8192
@@ -70,12 +70,12 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelSize:
-    """The sizes that decide the cost of a pass."""
+    """The sizes of a model that determine the cost of a pass."""
 
     num_parameters: int
-    """All of them, a tied embedding once."""
+    """Number of all parameters; a tied embedding counts once."""
     num_embedding: int
-    """Parameters of the input embedding, which are looked up and not multiplied."""
+    """Number of parameters of the input embedding, which needs no multiplications."""
     hidden_size: int
     intermediate_size: int
     num_layers: int
@@ -97,7 +97,7 @@ class ModelSize:
         return 2.0 * (self.num_parameters - self.num_embedding - head)
 
     def attention_flops(self, length: int, cached: int = 0) -> float:
-        """Operations of causal attention over `length` tokens in all layers, of which the first `cached` are done."""
+        """Operations of causal attention over `length` tokens in all layers; the first `cached` are not computed."""
         return 2.0 * self.num_layers * self.attention_width * (length**2 - cached**2)
 
     def head_flops(self, scored: int) -> float:
@@ -182,7 +182,7 @@ def batch_size(model: PreparedModel, longest: int) -> int:
 
 
 def rates(model: PreparedModel, size: ModelSize) -> tuple[float, float]:
-    """(matrix product, causal attention) in operations per second, both measured now on this model's shapes."""
+    """Operations per second of (matrix product, causal attention), measured now with this model's shapes."""
     import torch
 
     from longeval.models.device import resolve_device
@@ -206,7 +206,7 @@ def rates(model: PreparedModel, size: ModelSize) -> tuple[float, float]:
 
 
 def _time(work: Callable[[], Any], device: Any, repeats: int = 5) -> float:
-    """Median seconds of `work`, warmed up."""
+    """Median seconds of `work` after a warm-up."""
     import torch
 
     seconds = []
@@ -220,12 +220,12 @@ def _time(work: Callable[[], Any], device: Any, repeats: int = 5) -> float:
 
 
 def seconds(model: PreparedModel, size: ModelSize, flops: float) -> float:
-    """About how long so many operations take, at the rate of a matrix product on this model's shapes."""
+    """Estimated seconds for `flops` operations at the measured speed of a matrix product."""
     return flops / rates(model, size)[0]
 
 
 def windows_seconds(model: PreparedModel, size: ModelSize, windows: Sequence[Window]) -> float:
-    """About how long passes take: operations over the rates of a matrix product and of attention, measured now."""
+    """Estimated seconds for passes, from the measured speeds of a matrix product and of attention."""
     if not windows:
         return 0.0
     matmul_rate, attention_rate = rates(model, size)
@@ -235,14 +235,14 @@ def windows_seconds(model: PreparedModel, size: ModelSize, windows: Sequence[Win
 
 
 def precision(request: ModelRequest, model: PreparedModel) -> str:
-    """What a model computes in, as a dry run shows it; a server's own isn't known."""
+    """The precision of a model for a dry run; that of a server is unknown."""
     return "precision unknown" if capabilities(request.backend).remote else model.dtype
 
 
 def sample_costs(size: ModelSize, inputs: Sequence[npt.NDArray[np.int32]]) -> list[float]:
-    """Operations for each of several inputs (token ids) that share the keys and values of common beginnings.
+    """Operations for each of several inputs (token ids) that share the keys and values of common prefixes.
 
-    What one shares with the one before it in lexicographical order costs nothing.
+    The prefix that an input shares with the one before it in lexicographical order costs nothing.
     """
     order = order_prompts(inputs)
     costs, shared = [0.0] * len(inputs), 0
@@ -255,13 +255,10 @@ def sample_costs(size: ModelSize, inputs: Sequence[npt.NDArray[np.int32]]) -> li
 
 
 def check_memory(model: PreparedModel, size: ModelSize, length: int, tokens: int) -> None:
-    """Raises LongEvalError for what can't fit into all the memory that there is, before weights are loaded.
+    """Raises LongEvalError if an input can't fit into all of the memory. Called before weights are loaded.
 
-    Args:
-        model: The model.
-        size: Its sizes.
-        length: The window length that was asked for, for the message.
-        tokens: Tokens of the longest input with its answer, all of whose keys and values are held at the end.
+    `length` is the requested window length, for the message. `tokens` is that of the longest input with its answer; at
+    the end, the keys and values of all of it are in memory.
     """
     needed, there = memory_bytes(model, size, tokens, cached=tokens), total_memory(model)
     if there is None or needed <= there:
@@ -274,7 +271,7 @@ def check_memory(model: PreparedModel, size: ModelSize, length: int, tokens: int
 
 
 def _ways_to_fit(model: PreparedModel, size: ModelSize, there: int) -> list[str]:
-    """What may make a request fit into `there` bytes: only what isn't done already, or would be in vain."""
+    """Changes that may make a request fit into `there` bytes, without those that are already made or can't help."""
     import torch
 
     ways = ["shorter lengths"] if memory_bytes(model, size, 2, cached=2) <= there else []
@@ -287,7 +284,7 @@ def _ways_to_fit(model: PreparedModel, size: ModelSize, there: int) -> list[str]
 
 
 def total_memory(model: PreparedModel) -> int | None:
-    """Bytes of memory where a model is to run: of its GPU (all, where it is spread), else of the machine."""
+    """Bytes of memory for a model: of its GPU (of all GPUs with `--device-map`), or else of the machine."""
     import psutil
     import torch
 

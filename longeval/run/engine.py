@@ -1,7 +1,7 @@
-"""The engine: computes what is missing of a plan and stores each cell as soon as it is whole, whatever the study.
+"""The engine: computes the missing cells of a plan, for any study, and stores each cell as soon as it is finished.
 
-Resume, failures, interrupts and storing are here, and nowhere else. A cell that fails (out of memory, a NaN, a document
-that went away) becomes a failed record with its reason, and the others go on.
+Resuming, failures, interrupts and storing are handled only here. A cell that fails (out of memory, a NaN, a document
+that vanished) becomes a failed record with the reason, and the run goes on.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ class RunResult:
     """The outcome of a run."""
 
     records: tuple[Record, ...]
-    """All records of the plan's cells, in the plan's order, stored before or computed now; then what follows from them,
-    such as averages of groups."""
+    """Records of all cells in the plan's order, whether stored before or computed now; then derived records, such as
+    averages of groups."""
     computed: int
-    """Cells computed now."""
+    """Number of cells computed now."""
     reused: int
-    """Cells that were stored already."""
+    """Number of cells that were already stored."""
 
     @property
     def failed(self) -> int:
-        """Cells that failed."""
+        """Number of cells that failed."""
         return len({record.cell for record in self.records if record.status == "failed"})
 
 
@@ -53,23 +53,23 @@ def run(
     executor: Executor | None = None,
     told: Callable[[Outcome], None] = lambda outcome: None,
 ) -> RunResult:
-    """Runs what is missing and returns all records of the plan.
+    """Computes the missing cells of a plan and returns all its records.
 
     Args:
-        plan: What to compute.
-        store: Where records are and go; the request and its plan are written beside them before the first.
-        progress: Told about every pass and cell.
-        fresh: Compute stored cells again.
-        under_way: Whether results of the same invocation exist already, so that nothing may end it any more.
-        load: Brings a model's weights, called only if one of its cells is missing; None: into the request's backend.
-        executor: Where work runs; None: in this process.
-        told: Called with each outcome once it is stored.
+        plan: The plan.
+        store: The run folder. The request and its plan are written into it before the first record.
+        progress: Is told about every pass and cell.
+        fresh: Whether to compute stored cells again.
+        under_way: Whether the same invocation already has results; then errors of a model only fail its cells.
+        load: Loads a model, called only if one of its cells is missing; None: loads it into the request's backend.
+        executor: Executes the work; None: in this process.
+        told: Called with each outcome after it is stored.
 
     Raises:
-        LongEvalError: A model can't be loaded or used, and nothing has been computed or found yet; later, that model's
-            cells fail.
+        LongEvalError: A model can't be loaded or used, and there are no results yet. Once there are results, such an
+            error only fails that model's cells.
     """
-    running_commit()  # now, not at the first record: the code that runs is the code of this moment
+    running_commit()  # read now, because the checkout may change before the first record is written
     stored = {} if fresh else stored_cells(plan, store)
     for note in plan.stored_notes(store, stored):
         progress.note(note)
@@ -97,26 +97,26 @@ def run(
 
 
 def stored_cells(plan: Plan, store: Store) -> dict[str, tuple[Record, ...]]:
-    """Records of the plan's cells that are done, by cell id."""
+    """Records of the plan's finished cells, by cell id."""
     return {cell.id: found for cell in plan.cells if (found := store.finished(cell.id)) is not None}
 
 
 @dataclass(kw_only=True, slots=True)
 class _Keeper:
-    """Stores what a run computes."""
+    """Stores the outcomes of a run."""
 
     plan: Plan
     store: Store
     progress: Progress
     fresh: bool
     under_way: bool
-    """Whether results exist already, so that nothing may end the run any more."""
+    """Whether results exist already, so that errors of a model only fail its cells."""
     records: dict[str, tuple[Record, ...]] = field(default_factory=dict)
     """Records of the cells computed now, by cell id."""
     _begun: bool = False
 
     def begin(self) -> None:
-        """Before the first file of the run: writes the request and its cells, once, unless someone removed them."""
+        """Writes the request and its cells before the first file of the run, and again if they were removed."""
         self.under_way = True
         if not self._begun or not self.store.is_run_folder():
             remember_request(self.store, self.plan.request, self.plan.planned())
@@ -125,7 +125,7 @@ class _Keeper:
         self._begun = True
 
     def keep(self, outcome: Outcome) -> None:
-        """Stores a cell."""
+        """Stores the outcome of a cell and reports it to the progress."""
         if outcome.error is not None and not self.under_way:
             raise outcome.error
         self.begin()
@@ -136,11 +136,11 @@ class _Keeper:
         self.progress.finished((*main, *outcome.records)[0])
 
     def derived(self, records: dict[str, tuple[Record, ...]]) -> list[Record]:
-        """What follows from the cells' records, stored where it is new."""
+        """Records that are derived from those of the cells; new ones are stored."""
         found = []
         for record in self.plan.derived(records):
             stored = self.store.load(record.cell)
-            # What is stored stays where the two differ in nothing but where and when they were made.
+            # A stored record that differs only in its provenance is kept.
             if stored and dataclasses.replace(stored.records[0], provenance=record.provenance) == record:
                 found.append(stored.records[0])
             else:

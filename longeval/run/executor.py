@@ -1,7 +1,8 @@
-"""Where work runs: an executor gives it to workers and yields what comes out; `local` is this process.
+"""Executors carry out work and yield its outcomes. The local executor does so in this process.
 
-Work holds models and texts, which don't travel. An executor with other processes sends an `Order`: the request and
-the ids of the cells. Whoever gets it plans the same request and takes the work of these cells.
+Work holds models and texts, which can't be sent to other processes. An executor with other processes sends an `Order`,
+which holds the request and the ids of cells. The other process plans the same request and takes the work of these
+cells.
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ logger = logging.getLogger(__name__)
 
 
 class Executor(Protocol):
-    """Gives work to workers."""
+    """Carries out work."""
 
     def outcomes(self, plan: Plan, work: Sequence[Work], host: Host) -> Iterator[Outcome]:
-        """Carries out work of a plan; yields an outcome for every cell, as they are done, in any order."""
+        """Carries out work of a plan; yields an outcome for every cell as it finishes, in any order."""
         ...
 
 
 class LocalExecutor:
-    """This process, one work after another."""
+    """Carries out work in this process, one after another."""
 
     def outcomes(self, plan: Plan, work: Sequence[Work], host: Host) -> Iterator[Outcome]:
         """See `Executor`."""
@@ -38,9 +39,9 @@ class LocalExecutor:
 
 
 def attempt(work: Work, host: Host) -> Iterator[Outcome]:
-    """Carries out one work; a cell that can't be computed gets a failed record with the reason.
+    """Carries out one work. A cell that can't be computed gets a failed record with the reason.
 
-    Where memory runs out, what is smaller goes on without the rest.
+    If memory runs out, the work goes on with `Work.smaller`, and the other cells fail.
 
     Raises:
         WriteError: The run folder can't be written.
@@ -61,10 +62,10 @@ def attempt(work: Work, host: Host) -> Iterator[Outcome]:
             rest = left.smaller()
             reason = left.no_memory(str(problem) or type(problem).__name__)
         except Exception as problem:
-            # A file that went away, a model that breaks at this length, a bug: its reason is kept, the others go on.
+            # A vanished file, a model that fails at this length, or a bug: these cells fail, and the run goes on.
             logger.debug("%s", problem, exc_info=True)
             reason = f"{type(problem).__name__}: {problem}"
-        # Only here, after the except blocks: the exception holds the failed pass's tensors.
+        # After the except blocks, because the exception keeps the failed pass's tensors in memory.
         kept = done | {cell.id for cell in (rest.cells if rest else ())}
         for cell in left.cells:
             if cell.id not in kept:
@@ -74,20 +75,20 @@ def attempt(work: Work, host: Host) -> Iterator[Outcome]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Order:
-    """A work for another process: plain values, which travel. `local` needs none; executors with other processes do."""
+    """Work for another process, as plain values that can be sent. The local executor doesn't need it."""
 
     request: dict[str, Any]
-    """As spec.yaml holds it."""
+    """The request in the form of spec.yaml."""
     cells: tuple[str, ...]
     """Ids of the cells to compute."""
     out: str
     """The run folder."""
     fresh: bool
-    """Whether stored results are passed over."""
+    """Whether stored results are ignored."""
 
 
 def order_of(plan: Plan, work: Work, host: Host) -> Order:
-    """The order of a work."""
+    """Makes the order for a work."""
     return Order(
         request=plan.request.to_mapping(),
         cells=tuple(cell.id for cell in work.cells),
@@ -97,10 +98,10 @@ def order_of(plan: Plan, work: Work, host: Host) -> Order:
 
 
 def carry_out(order: Order, progress: Progress | None = None) -> Iterator[Outcome]:
-    """Plans the request of an order again and carries out its cells; needs nothing of the process that sent it.
+    """Plans the request of an order again and computes its cells, without the process that sent it.
 
     Raises:
-        LongEvalError: The request has other cells here: texts, weights or task files aren't the same.
+        LongEvalError: The request has other cells in this process, because texts, weights or task files differ.
     """
     request = request_from_mapping(order.request, origin="order")
     plan = find_study(request.command).plan(request, Silent())

@@ -1,4 +1,4 @@
-"""What a run gives to its work: the loaded model, the run folder, progress, and what a study keeps between works."""
+"""The host gives work what it needs: the loaded model, the run folder, progress, and objects that outlive one work."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ OneWork = TypeVar("OneWork")
 
 
 class Progress(Protocol):
-    """Hears how a run gets on."""
+    """Receives the progress of a run."""
 
     def note(self, text: str) -> None:
         """What a user should know before it starts."""
         ...
 
     def begin(self, costs: Sequence[float]) -> None:
-        """The operations of each pass that is to be made."""
+        """Called at the start with the operations of each pass of the run."""
         ...
 
     def stage(self, what: str, num_passes: int, noun: str) -> None:
@@ -37,16 +37,16 @@ class Progress(Protocol):
         ...
 
     def advance(self, tokens: int, cost: float, detail: str) -> None:
-        """A pass over so many tokens is over."""
+        """Called after a pass, with its tokens and operations."""
         ...
 
     def finished(self, record: Record) -> None:
-        """A cell is stored."""
+        """Called after a cell is stored."""
         ...
 
 
 class Silent:
-    """A `Progress`, and a `Tell` while planning, that says nothing."""
+    """A `Progress` and `Tell` that does nothing."""
 
     def note(self, text: str) -> None:
         """See `Tell`."""
@@ -69,24 +69,28 @@ class Silent:
 
 @dataclass(kw_only=True, slots=True, eq=False)
 class Host:
-    """Where work runs: one process with at most one loaded model."""
+    """The process that carries out work, with at most one loaded model."""
 
     store: Store
     progress: Progress
     load: Callable[[PreparedModel], Backend]
-    """Brings a model's weights."""
+    """Loads a model."""
     fresh: bool = False
-    """Whether stored results are passed over."""
+    """Whether stored results are ignored."""
     before_write: Callable[[], None] = lambda: None
-    """To be called before a file other than a cell's is written into the run folder."""
+    """Work calls it before it writes a file other than a cell's into the run folder."""
     device: str = ""
-    """What computes, as records name it; empty before anything is loaded."""
+    """Name of the device in records; empty before anything is loaded."""
     _loaded: tuple[PreparedModel, Backend] | None = None
     _kept: dict[type[Any], Any] = field(default_factory=dict)
     _sizes: dict[str, ModelSize] = field(default_factory=dict)
 
     def backend(self, model: PreparedModel) -> Backend:
-        """The loaded model; the one before it is let go first. BackendError where it can't be loaded."""
+        """The backend of a model. It is loaded if needed, after the model before it was freed.
+
+        Raises:
+            BackendError: The model can't be loaded.
+        """
         if self._loaded is None or self._loaded[0] is not model:
             self.close()
             try:
@@ -99,7 +103,7 @@ class Host:
         return self._loaded[1]
 
     def size(self, model: PreparedModel) -> ModelSize:
-        """The model's sizes, found out once."""
+        """The model's sizes, computed once."""
         from longeval.run.cost import model_size
 
         if model.name not in self._sizes:
@@ -107,7 +111,7 @@ class Host:
         return self._sizes[model.name]
 
     def kept(self, kind: type[Kept]) -> Kept:
-        """The run's one instance of a class: what a study keeps from one work to the next."""
+        """The run's only instance of a class, in which a study keeps data from one work to the next."""
         if kind not in self._kept:
             self._kept[kind] = kind()
         kept: Kept = self._kept[kind]
@@ -121,10 +125,7 @@ class Host:
 
 
 def by_engine(work: Sequence[OneWork], engine: Callable[[OneWork], tuple[PreparedModel, RopeTable]]) -> list[OneWork]:
-    """Sorts work so that what one engine with one table can serve is together; otherwise the order stays.
-
-    `engine` gives the model and the table that a piece of work needs.
-    """
+    """Groups work by the model and table that `engine` returns, so that one engine serves it; else keeps the order."""
     engines: list[tuple[PreparedModel, RopeTable]] = []
 
     def number(one: OneWork) -> int:
@@ -139,5 +140,5 @@ def by_engine(work: Sequence[OneWork], engine: Callable[[OneWork], tuple[Prepare
 
 
 def backend_of(spec: ModelRequest) -> Callable[[PreparedModel], Backend]:
-    """What loads a prepared model into the backend that a request names; nothing is looked up before it is called."""
+    """A function that loads a prepared model into the request's backend; it looks the backend up when called."""
     return lambda model: capabilities(spec.backend).load(spec, model)

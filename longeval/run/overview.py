@@ -1,4 +1,4 @@
-"""What a plan would compute, as `--dry-run` shows it: a table of cells, and lines about what they cost."""
+"""The output of `--dry-run`: a table of the plan's cells, and lines about their cost."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CellList:
-    """Rows of the table that belong together."""
+    """A group of rows of the table."""
 
     title: str | None
     rows: tuple[tuple[str, ...], ...]
@@ -15,14 +15,14 @@ class CellList:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Overview:
-    """A dry run, whatever the study."""
+    """The content of a dry run of any study."""
 
     columns: tuple[str, ...]
     words: frozenset[str]
-    """Columns of words, which stand left; all others hold numbers."""
+    """Columns that hold words and are aligned left; all others hold numbers."""
     sections: tuple[CellList, ...]
     costs: tuple[str, ...]
-    """One line for each model: cells, passes, time, memory."""
+    """A line for each model: cells, passes, time, memory."""
 
 
 def count(number: int, noun: str) -> str:
@@ -32,12 +32,12 @@ def count(number: int, noun: str) -> str:
 
 
 def format_gib(num_bytes: int) -> str:
-    """`1.5 GiB`."""
+    """Bytes as text, such as `1.5 GiB`."""
     return f"{num_bytes / 2**30:.1f} GiB"
 
 
 def format_duration(seconds: float) -> str:
-    """`42 s`, `3 min 05 s`, `2 h 10 min`."""
+    """Seconds as text, such as `42 s`, `3 min 05 s` or `2 h 10 min`."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

@@ -1,7 +1,6 @@
-"""One method on one model, set up for one length: its table, what decides a value, and what to say of it first.
+"""Sets up each method on a model for each length: its table, the parameters of its cells, and notes for the user.
 
-A setting that nothing would heed is refused here, and what a user should know of the others is said before anything
-starts.
+Settings that would be ignored are refused here.
 """
 
 from __future__ import annotations
@@ -27,17 +26,20 @@ _Request = TypeVar("_Request", bound=ModelRequest)
 
 
 def ask_server(spec: AnyRequest) -> tuple[AnyRequest, Server | None]:
-    """The request with what its server says of itself, and the server; as it is and None where the model runs here.
+    """Asks the server of a request, if its backend has one, for its model.
+
+    Returns:
+        The request, with the model's name and address at the server; and the server, or None if the model runs here.
 
     Raises:
-        LongEvalError: The server can't be reached, or doesn't have what the request names.
+        LongEvalError: The server can't be reached, or doesn't have the model.
     """
     connect = capabilities(spec.backend).connect
     return (spec, None) if connect is None else connect(spec)
 
 
 def check_pin(spec: ModelRequest, names: Sequence[MethodName], models: Sequence[PreparedModel]) -> None:
-    """Raises LongEvalError for `--pin-length` where no method has more than one table."""
+    """Raises LongEvalError for `--pin-length` if no method is length-dependent."""
     if spec.pin_length is not None and not any(m.rope.length_dependent(name) for m in models for name in names):
         raise LongEvalError(
             f"--pin-length {format_length(spec.pin_length)}: would be ignored, "
@@ -49,7 +51,7 @@ def check_pin(spec: ModelRequest, names: Sequence[MethodName], models: Sequence[
 def method_names(
     pe: Sequence[str], pe_args: Mapping[str, Any], factor: float | Literal["each"] | None
 ) -> list[MethodName]:
-    """The methods of a request; a factor or parameters that none of them takes would be ignored: an error.
+    """The methods of a request, whose parameters and factor must not be ignored.
 
     Args:
         pe: Their names; `all` stands for every method.
@@ -111,7 +113,7 @@ def setting_notes(
     """
     remote = capabilities(spec.backend).remote
     notes = [
-        None if remote else _stretch_note(spec, names, model),  # a server's own stretch isn't known
+        None if remote else _stretch_note(spec, names, model),  # a server's factor is unknown
         _pin_note(spec, names, model),
         None if server is None else _server_note(spec, names, model, server),
     ]
@@ -119,7 +121,7 @@ def setting_notes(
 
 
 def _stretch_note(spec: ModelRequest, names: Sequence[MethodName], model: PreparedModel) -> str | None:
-    """Says where methods that stretch have nothing to stretch."""
+    """A note if the factor is 1, so that methods with a factor change nothing."""
     stretched = [name.canonical for name in names if name.method.uses_factor]
     if not stretched or set(factors(spec, model.native_length).values()) != {1.0}:
         return None
@@ -130,7 +132,7 @@ def _stretch_note(spec: ModelRequest, names: Sequence[MethodName], model: Prepar
 
 
 def _pin_note(spec: ModelRequest, names: Sequence[MethodName], model: PreparedModel) -> str | None:
-    """Says where a method is pinned to less than what it is measured at."""
+    """A note if a method is pinned to a length that is shorter than the longest window."""
     pinned = [name.canonical for name in names if model.rope.length_dependent(name)]
     if spec.pin_length is None or not pinned or spec.pin_length >= spec.lengths[-1]:
         return None
@@ -170,12 +172,12 @@ def _server_note(spec: ModelRequest, names: Sequence[MethodName], model: Prepare
 
 
 def dtype_of(spec: ModelRequest, model: PreparedModel) -> str:
-    """The precision that results are recorded with: a server's own isn't known, and this machine's decides nothing."""
+    """The precision in records; that of a server is unknown."""
     return "unknown" if capabilities(spec.backend).remote else model.dtype
 
 
 def factors(spec: ModelRequest, native_length: int) -> dict[int, float]:
-    """The factor s of every length."""
+    """The factor s for each length."""
     if spec.factor == "each":
         return {length: max(1.0, length / native_length) for length in spec.lengths}
     one = max(1.0, spec.lengths[-1] / native_length) if spec.factor is None else spec.factor
@@ -192,15 +194,19 @@ class Setup:
     length: int
     """Window length in tokens."""
     table: Callable[[int], RopeTable]
-    """Sequence length → table."""
+    """Returns the table for a sequence length."""
     static: bool
-    """Whether that is the same table for every sequence up to the window's length."""
+    """Whether the table is the same for every sequence up to the window's length."""
     params: dict[str, Any]
-    """The settings of model and method that decide a value."""
+    """The settings of model and method that determine a value."""
 
 
 def setups(spec: ModelRequest, model: PreparedModel, names: Sequence[MethodName]) -> Iterator[Setup]:
-    """Every method at every length, in this order; LongEvalError where a method can't have its parameters."""
+    """Yields a setup for every method at every length, method by method.
+
+    Raises:
+        LongEvalError: A method can't have its parameters.
+    """
     factor_of, backend = factors(spec, model.native_length), capabilities(spec.backend)
     for name in names:
         for length in spec.lengths:
@@ -208,9 +214,9 @@ def setups(spec: ModelRequest, model: PreparedModel, names: Sequence[MethodName]
             geometry = dataclasses.replace(model.geometry, factor=factor_of[length])
             table = model.rope.tables(name, geometry, arguments)
             dependent = model.rope.length_dependent(name)
-            # Their tables change with n in one direction only: equal at both ends is equal in between.
+            # Tables change monotonically with n, so tables that are equal at both ends are equal in between.
             static = not dependent or table(length).same_as(table(2))
-            # A pin holds at every length, also where the method alone would still be what it is at short ones.
+            # A pinned length applies to every window, even to short ones for which the table would be static.
             if backend.one_table and dependent and (spec.pin_length is not None or not static):
                 table, static = _pinned(spec, name, length, table), True
             yield Setup(
@@ -227,7 +233,7 @@ def setups(spec: ModelRequest, model: PreparedModel, names: Sequence[MethodName]
 def _pinned(
     spec: ModelRequest, name: MethodName, length: int, table: Callable[[int], RopeTable]
 ) -> Callable[[int], RopeTable]:
-    """The one table that an engine can hold of a method that has another one at every length."""
+    """The table function of a length-dependent method that is pinned to one length, for engines with one table."""
     if spec.pin_length is None:
         raise LongEvalError(
             f"--pe {name.canonical}: has another table at every length, and --backend {spec.backend} holds one "

@@ -1,7 +1,7 @@
-"""The seam of a study: what the engine knows of perplexity, downstream tasks and PosGen, and of those to come.
+"""The interface between the engine and studies.
 
-A study turns a request into a plan: cells, and work that computes them. The engine runs the work, stores what comes
-out, and knows nothing else of a study. A study is a folder of `longeval/studies`; its package has a `STUDY`.
+A study turns a request into a plan, which consists of cells and of work that computes them. The engine runs the work
+and stores the outcomes; it knows nothing else about a study. A study is a package in `longeval/studies` with a `STUDY`.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ if TYPE_CHECKING:  # the program's --help looks for studies, and must not import
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Outcome:
-    """What is stored of a cell."""
+    """The outcome of a cell, which is stored."""
 
     records: tuple[Record, ...]
-    """One for each metric."""
+    """One record for each metric."""
     found: Any = None
-    """The artefact that they are made from: token NLLs, samples, curves; None for a cell that failed."""
+    """The artefact (token NLLs, samples, curves); None for a cell that failed."""
     artefact: Artefact[Any] | None = None
-    """Its kind, where it is another one than the records tell."""
+    """The kind of artefact; None: the one that `artefact_of` gives for the records."""
     error: BackendError | None = None
-    """Why the model can't be run at all: it ends a run that has no result yet, later it fails the cell."""
+    """The error if the model can't be run at all. It ends a run without results; later it only fails the cell."""
 
     @property
     def cell(self) -> str:
-        """Id of the cell."""
+        """The cell's id."""
         return self.records[0].cell
 
 
 class Work(Protocol):
-    """Cells that are computed together, since they share passes or a training. An executor gives it to one worker."""
+    """Cells that are computed together because they share passes or a training. An executor gives it to one worker."""
 
     @property
     def cells(self) -> Sequence[Cell]:
@@ -59,44 +59,44 @@ class Work(Protocol):
         ...
 
     def costs(self, host: Host) -> Sequence[float]:
-        """The operations of each pass that is left to do; `run` tells the host's progress of as many passes."""
+        """The operations of each remaining pass; `run` reports the same number of passes to the host's progress."""
         ...
 
     def run(self, host: Host) -> Iterator[Outcome]:
         """Computes the cells and yields their outcomes, each once.
 
         Raises:
-            OutOfMemoryError: The device has no memory for it; MemoryError says the same.
-            BackendError: The model can't be run at all as asked.
+            OutOfMemoryError: The device has not enough memory. A MemoryError means the same.
+            BackendError: The model can't be run with these settings at all.
         """
         ...
 
     def without(self, ids: Container[str]) -> Work | None:
-        """What is left of it without some cells; None where nothing is."""
+        """The same work without some cells; None if no cells are left."""
         ...
 
     def smaller(self) -> Work | None:
-        """What may still fit into memory where this didn't; None where nothing may."""
+        """A part of the work that may fit into memory after the whole didn't; None if there is none."""
         ...
 
     def no_memory(self, reason: str) -> str:
-        """What the records of cells say that were too large for the device's memory."""
+        """The error text in the records of cells that didn't fit into the device's memory."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SkippedWork:
-    """Cells with nothing to compute, and why. Plans put it last: a model that can't be loaded leaves nothing stored."""
+    """Cells that are skipped for a reason. They are last in a plan, so a model that can't be loaded stores none."""
 
     cells: tuple[Cell, ...]
     reason: str
 
     def costs(self, host: Host) -> Sequence[float]:
-        """There are none."""
+        """See `Work`. There are no passes."""
         return ()
 
     def run(self, host: Host) -> Iterator[Outcome]:
-        """A record with the reason for each cell."""
+        """Yields a record with the reason for each cell."""
         for cell in self.cells:
             yield Outcome(records=(cell.without_value("skipped", self.reason, ""),), artefact=cell.artefact)
 
@@ -115,35 +115,35 @@ class SkippedWork:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """A checked request: what will be computed. Studies add what only they need."""
+    """A checked request with its cells and work. Studies have subclasses with more fields."""
 
     request: Any
-    """As it was understood, with what planning found out (the name of the model at a server)."""
+    """The request, completed by planning (such as with the name of the model at a server)."""
     cells: tuple[Cell, ...]
-    """In the order in which they were asked for."""
+    """The cells in the order of the request."""
     work: tuple[Work, ...]
-    """In the order in which it is to be done; it has every cell once."""
+    """The work in the order of execution. It has every cell once."""
     notes: tuple[str, ...]
-    """What a user should know before it starts."""
+    """Notes for the user before the run starts."""
 
     def planned(self) -> PlannedRequest:
-        """The cells as the run folder keeps them."""
+        """The cells in the form of plan.json."""
         cells = tuple(cell.planned() for cell in self.cells)
         return PlannedRequest(command=self.request.command, digest=self.request.digest(), cells=cells)
 
     def left(self, stored: Container[str]) -> list[Work]:
-        """The work without cells that are stored."""
+        """The work without the stored cells."""
         return [left for work in self.work if (left := work.without(stored)) is not None]
 
     def derived(self, records: Mapping[str, Sequence[Record]]) -> list[Record]:
-        """Records that follow from those of the cells (by cell id), such as averages of groups."""
+        """Records that are derived from those of the cells (by cell id), such as averages of groups."""
         return []
 
     def clear(self, store: Store) -> None:
-        """Removes what an earlier run left and a fresh start must not go on with; called before its first file."""
+        """Removes files of an earlier run that `--fresh` must not use. Called before the first file is written."""
 
     def overview(self, host: Host, left: Sequence[Work], stored: Container[str]) -> Overview:
-        """What a dry run shows: the cells, and what the work that is left costs."""
+        """The content of a dry run: the cells, and the cost of the remaining work."""
         raise NotImplementedError
 
     def examples(self, number: int, store: Store) -> Iterator[ShownInputs]:
@@ -156,10 +156,10 @@ class Plan:
 
 
 class Tell(Protocol):
-    """Hears how planning gets on."""
+    """Receives the progress of planning."""
 
     def note(self, text: str) -> None:
-        """What a user should know at once, before something is fetched."""
+        """Called with a note that the user should read immediately, such as before a download."""
         ...
 
     def preparing(self, what: str, done: int = 0, total: int = 0) -> None:
@@ -177,25 +177,26 @@ class Study(Protocol):
     tells_passes: bool
     """Whether `--verbose` prints a line for each pass."""
     report_command: str
-    """The command that makes a report of its records: `longeval report`, or one of its own."""
+    """The command that makes a report of its records, such as `longeval report`."""
 
     def check(self, requests: Sequence[Any], store: Store) -> None:
-        """Raises LongEvalError where requests can't go into a run folder, with each other or with what is there."""
+        """Raises LongEvalError if a run folder can't hold the requests together with each other and its content."""
         ...
 
     def plan(self, request: Any, tell: Tell, *, dry_run: bool = False) -> Plan:
-        """Checks a request and lays out its cells; raises LongEvalError for anything that is wrong with it.
+        """Checks a request and makes its plan. With `dry_run`, no code of models and of users' task files runs.
 
-        With `dry_run` no code of models and of users' task files runs.
+        Raises:
+            LongEvalError: Anything in the request is wrong.
         """
         ...
 
     def summary(self, records: Sequence[Record], width: int) -> Sequence[Table]:
-        """Tables for the terminal, which has so many columns."""
+        """Tables of the records for a terminal with `width` columns."""
         ...
 
     def report(self) -> StudyReport:
-        """What it says of its cells in a report."""
+        """The study's part of a report."""
         ...
 
 
@@ -211,14 +212,10 @@ def find_study(name: str) -> Study:
 
 
 def request_from_mapping(plain: Mapping[str, Any], *, origin: str) -> StudyRequest:
-    """A request from YAML; flags' spellings (`4k,8k`, `text-field`) are understood too.
-
-    Args:
-        plain: The mapping; without `command` it is a request of `ppl`.
-        origin: File name for messages.
+    """Makes a request from a YAML mapping, by default of `ppl`. Spellings of flags (`text-field`) are accepted too.
 
     Raises:
-        LongEvalError: No such study, or a value that is refused.
+        LongEvalError: The study is unknown, or a value is refused; the message names the file `origin`.
     """
     command = str(plain.get("command", "ppl"))
     if command not in study_names():

@@ -1,7 +1,7 @@
-"""`--track`: sends records and validation losses to experiment trackers, through accelerate's classes for them.
+"""`--track`: sends records and validation losses to experiment trackers, with accelerate's tracker classes.
 
-Off by default: nothing leaves the machine without the flag. A tracker that fails ends no run: a warning says so once,
-and the records are in the run folder all the same.
+Without the flag nothing leaves the machine. A tracker that fails doesn't end the run; a warning is shown once, and the
+records still go into the run folder.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
-"""Names of trackers, which are also the names of their packages."""
+"""Names of trackers and of their packages."""
 
 _PROJECT = "longeval"
-"""The project or experiment under which trackers show runs."""
+"""The project or experiment of all runs."""
 
 _ONE_STEP_AXIS = ("wandb", "trackio")
-"""Trackers whose steps may only grow. Cells are not computed by length, so there the length is a value of its own."""
+"""Trackers whose step may only increase. Cells are not computed in the order of lengths, so these get it as a value."""
 
 
 def check_trackers(names: Sequence[str]) -> None:
@@ -46,16 +46,16 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 class Tracking:
-    """Trackers that are told of each cell as soon as it is stored. Use it in a `with` block.
+    """Sends each cell to trackers after it is stored. Use it in a `with` block.
 
     Args:
-        names: Of `TRACKERS`; none: nothing is tracked.
-        folder: The run folder. The tracker's run is named after it; tensorboard writes into it, or into the current
-            folder where it is a URL.
-        settings: The request, as spec.yaml has it.
+        names: Names from `TRACKERS`, possibly none.
+        folder: The run folder, after which the tracker's run is named. tensorboard writes into it or, if it is a URL,
+            into the current folder.
+        settings: The request in the form of spec.yaml.
 
     Raises:
-        LongEvalError: A tracker can't be started, for example without a login.
+        LongEvalError: A tracker can't be started, such as without a login.
     """
 
     def __init__(self, names: Sequence[str], *, folder: str, settings: Mapping[str, Any]) -> None:
@@ -63,11 +63,11 @@ class Tracking:
         self._trackers: dict[str, GeneralTracker] = {}
         for name in names:
             try:
-                with contextlib.redirect_stdout(sys.stderr):  # trackers talk, and stdout is for results
+                with contextlib.redirect_stdout(sys.stderr):  # trackers print, but stdout is for results
                     self._trackers[name] = _started(name, folder)
                     plain = {key: _simple(value) for key, value in settings.items()}
                     self._trackers[name].store_init_configuration(plain)
-            except Exception as error:  # a service's own: no login, no network, a wrong address
+            except Exception as error:  # services raise any kind of error (no login, no network, a wrong address)
                 self.close()
                 raise LongEvalError(
                     f"--track {name}: can't start ({reason(error)})", "Log in to it, or leave the flag out."
@@ -80,7 +80,7 @@ class Tracking:
         self.close()
 
     def tell(self, outcome: Outcome) -> None:
-        """Sends a cell's values, at its length, and what its training left, at its epochs."""
+        """Sends a cell's values at its length, and the losses of its training at their epochs."""
         for record in outcome.records:
             if record.value is not None and math.isfinite(record.value):
                 self._send({f"{record.metric}/{_series(record)}": record.value}, "length", record.length)
@@ -105,7 +105,7 @@ class Tracking:
                 self._try(name, lambda tracker: tracker.log(dict(values), step=step))
 
     def _try(self, name: str, action: Callable[[GeneralTracker], object]) -> None:
-        """Lets a tracker do something; one that fails is not asked again."""
+        """Calls a tracker; if it fails, warns and stops using it."""
         try:
             with contextlib.redirect_stdout(sys.stderr):
                 action(self._trackers[name])
@@ -115,12 +115,12 @@ class Tracking:
 
 
 def _started(name: str, folder: str) -> GeneralTracker:
-    """A tracker with a new run."""
+    """Starts a tracker with a new run."""
     run = os.path.basename(folder.rstrip("/"))
     from accelerate import PartialState
     from accelerate.tracking import MLflowTracker, TensorBoardTracker, TrackioTracker, WandBTracker
 
-    PartialState(cpu=True)  # what these classes ask which process they are in; it changes nothing else
+    PartialState(cpu=True)  # the tracker classes need it to know their process
     tracker: GeneralTracker
     if name == "tensorboard":
         tracker = TensorBoardTracker(run, "tensorboard" if "://" in folder else os.path.join(folder, "tensorboard"))
@@ -135,13 +135,13 @@ def _started(name: str, folder: str) -> GeneralTracker:
 
 
 def _series(record: Record) -> str:
-    """What one curve shows: `gov_report/llama2-7b/yarn/s:4`, with regime and seed where there are any."""
+    """Name of a record's curve, such as `gov_report/llama2-7b/yarn/s:4`, for PosGen with regime and seed."""
     parts = [record.task or record.data or "", record.model, record.pe]
     parts += [f"s:{record.factor:g}"] if record.factor is not None else []
     parts += [f"{name}:{record.params[name]}" for name in ("regime", "seed") if "regime" in record.params]
-    return re.sub(r"[^\w\-. :/]", "_", "/".join(filter(None, parts)))  # what mlflow allows in a name
+    return re.sub(r"[^\w\-. :/]", "_", "/".join(filter(None, parts)))  # mlflow allows only these characters
 
 
 def _simple(value: Any) -> str | int | float | bool:
-    """A setting as trackers take them."""
+    """A setting's value in a form that trackers accept."""
     return value if isinstance(value, str | int | float | bool) else str(value)

@@ -1,1 +1,1 @@
-"""Numbers to numbers: intervals, scores, means over seeds."""
+"""Statistics on arrays of numbers: bootstrap intervals, scores of tasks, means over seeds."""

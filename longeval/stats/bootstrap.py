@@ -1,13 +1,12 @@
-"""Numbers derived from token-level negative log-likelihoods: means, bootstrap intervals, paired differences, curves.
+"""Statistics of token-level negative log-likelihoods: means, bootstrap intervals, paired differences, curves.
 
 Perplexity is exp of a mean, so everything here works on means in float64 and takes exp last. Intervals are percentile
-bootstraps (Efron & Tibshirani 1993, ch. 13) over units that can pass for independent: whole documents where there are
-enough, else contiguous blocks of text (block bootstrap, Künsch 1989). The same units, resampled in two cells at once,
-give the paired interval of their difference: what two methods share (which text is hard) cancels, and what is left is
-what the methods do.
+bootstraps (Efron & Tibshirani 1993, ch. 13) over units that are close to independent: whole documents if there are
+enough, otherwise contiguous blocks of text (block bootstrap, Künsch 1989). For the difference of two methods the same
+units are resampled in both cells. The difficulty of the text, which both share, then cancels in the difference.
 
-A unit carries a numerator and a denominator, so that resampling units resamples a ratio of sums: a token-weighted mean,
-or the mean of window means.
+Each unit has a numerator and a denominator, and the statistic is the ratio of their sums over units: a token-weighted
+mean, or the mean of window means.
 
 Shapes: W windows, S scored tokens, U resampling units, R resamples, K position bins.
 """
@@ -28,35 +27,35 @@ IntArray = npt.NDArray[np.int64]
 UnitKind = Literal["document", "block"]
 
 MIN_DOCUMENTS = 10
-"""Fewer documents than this, and resampling them tells little: blocks instead."""
+"""With fewer documents than this, blocks are resampled instead."""
 BLOCK_TOKENS = 512
-"""Length of a block: beyond a few hundred tokens, neighbouring NLLs of running text are close to uncorrelated."""
+"""Length of a block. NLLs that are more than a few hundred tokens apart are nearly uncorrelated."""
 MIN_BLOCK_TOKENS = 16
-"""Shortest block, where BLOCK_TOKENS would leave fewer than MIN_BLOCKS of them."""
+"""Length of the shortest block, used if blocks of BLOCK_TOKENS would be fewer than MIN_BLOCKS."""
 MIN_BLOCKS = 32
-"""Below about thirty units a percentile interval is visibly too narrow, so short texts get shorter blocks."""
+"""Number of blocks aimed at. With fewer than about thirty units a percentile interval is clearly too narrow."""
 
 _INDEX_BUDGET = 1 << 21
-"""Most unit indices drawn at once: 16 MiB, and as much again for each array that they select from."""
+"""Most unit indices drawn at once: 16 MiB, and as much again for each array that they index."""
 
 MIN_UNITS = 8
-"""Fewest units that are resampled: a percentile interval from a handful covers far less than it says."""
+"""Fewest units for an interval. With fewer, a percentile interval covers far less than its nominal level."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Resampling:
-    """How an interval was drawn."""
+    """How a bootstrap interval was computed."""
 
     kind: UnitKind
     """What was resampled."""
     units: int
-    """How many there were."""
+    """Number of units."""
     level: float
     """Nominal coverage, 0.95 for 95%."""
     resamples: int
-    """Bootstrap resamples."""
+    """Number of bootstrap resamples."""
     seed: int
-    """Seed of their random numbers."""
+    """Seed of the random numbers."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,10 +68,10 @@ class Interval(Resampling):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PairedDifference(Resampling):
-    """Perplexity of b against that of a on the same tokens, with intervals from resampling the same units in both."""
+    """Difference of two perplexities on the same tokens, with intervals from resampling the same units in both."""
 
     ratio: float
-    """exp(mean_b − mean_a) − 1: −0.01 says that b's perplexity is 1% lower."""
+    """exp(mean_b − mean_a) − 1; −0.01 means that b's perplexity is 1% lower than a's."""
     low: float
     """Lower end of the interval of `ratio`."""
     high: float
@@ -97,9 +96,9 @@ class PositionCurve:
     edges_K1: FloatArray
     """Bin edges in tokens, shape (K+1,); bin k holds positions in [edge k, edge k+1)."""
     mean_nll_K: FloatArray
-    """Mean NLL of each bin's tokens in nats, shape (K,); NaN where a bin holds none."""
+    """Mean NLL of each bin's tokens in nats, shape (K,); NaN for empty bins."""
     tokens_K: IntArray
-    """Scored tokens of each bin, shape (K,)."""
+    """Number of scored tokens in each bin, shape (K,)."""
 
 
 def interval(units: Units, *, resamples: int = 2000, seed: int = 0, level: float = 0.95) -> Interval | None:
@@ -107,7 +106,7 @@ def interval(units: Units, *, resamples: int = 2000, seed: int = 0, level: float
     if len(units) < MIN_UNITS:
         return None
     (mean_R,) = resampled_means(units.denominator_U, (units.numerator_U,), resamples, seed)
-    # The percentile of exp is exp of the percentile, which can't interpolate between infinities.
+    # exp is monotonic, so exp of a percentile is the percentile of exp; in this order nothing interpolates between inf.
     low, high = (_exp(end) for end in percentiles(mean_R, level))
     return Interval(low=low, high=high, kind=units.kind, units=len(units), level=level, resamples=resamples, seed=seed)
 
@@ -115,10 +114,11 @@ def interval(units: Units, *, resamples: int = 2000, seed: int = 0, level: float
 def paired(
     nll_a: TokenNll, nll_b: TokenNll, protocol: str, *, resamples: int = 2000, seed: int = 0, level: float = 0.95
 ) -> PairedDifference | None:
-    """Difference of b's perplexity from a's, with the interval from resampling the same units in both.
+    """Difference between the perplexities of b and a, with intervals from resampling the same units in both.
 
     Returns:
-        None unless both scored exactly the same windows of the same documents, in at least MIN_UNITS units.
+        The difference; None if the two did not score the same windows of the same documents, or if there are fewer
+        than MIN_UNITS units.
 
     Raises:
         ValueError: No token was scored.
@@ -159,16 +159,15 @@ def same_windows(nll_a: TokenNll, nll_b: TokenNll) -> bool:
 
 
 def position_edges(length: int, *, bins: int = 24, spacing: Literal["log", "linear"] = "log") -> FloatArray:
-    """Edges of position bins from 1 to `length`, whole tokens, strictly ascending; at most `bins` bins."""
+    """Strictly ascending integer edges of at most `bins` position bins between 1 and `length`, shape (K+1,)."""
     make = np.geomspace if spacing == "log" else np.linspace
     return np.unique(np.round(make(1, max(length, 2), bins + 1))).astype(np.float64)
 
 
 def by_position(nll: TokenNll, edges_K1: FloatArray) -> PositionCurve:
-    """Mean NLL by position in the window (how many tokens, BOS included, a token was predicted from).
+    """Mean NLL by position in the window, which is the number of tokens (BOS included) before the scored token.
 
-    Positions outside the edges are left out. Under every protocol each scored token counts once for each window that
-    scores it.
+    Positions outside the edges are left out. A token that several windows score counts once for each of them.
     """
     bin_S = np.searchsorted(edges_K1, nll.positions_S(), side="right") - 1
     num_bins = len(edges_K1) - 1
@@ -182,12 +181,12 @@ def by_position(nll: TokenNll, edges_K1: FloatArray) -> PositionCurve:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Units:
-    """What the bootstrap resamples: the statistic is sum(numerator) / sum(denominator), a mean NLL in nats."""
+    """The units of a bootstrap. The statistic is sum(numerator) / sum(denominator), a mean NLL in nats."""
 
     numerator_U: FloatArray
     """Sum of each unit's NLLs (of its window means for `sliding_window_mean`), shape (U,)."""
     denominator_U: FloatArray
-    """Scored tokens of each unit (windows for `sliding_window_mean`), shape (U,)."""
+    """Number of each unit's scored tokens (of its windows for `sliding_window_mean`), shape (U,)."""
     kind: UnitKind
     """Whether a unit is a document or a block of text."""
 
@@ -196,28 +195,28 @@ class Units:
 
     @property
     def mean(self) -> float:
-        """The statistic itself, nats."""
+        """The statistic over all units, nats."""
         return float(self.numerator_U.sum() / self.denominator_U.sum())
 
 
 def resampling_units(nll: TokenNll, protocol: str | None) -> Units:
-    """Cuts a cell into the units that the bootstrap resamples.
+    """Divides a cell's scored tokens into the units that the bootstrap resamples.
 
-    *Documents* where at least 10 have scored tokens: tokens of one document share topic and author, documents are as
-    good as independent, and the interval then speaks of other documents of the same kind.
+    The units are *documents* if at least 10 documents have scored tokens. Tokens of one document share topic and
+    author, while documents are nearly independent. The interval then holds for other documents of the same kind.
 
-    *Blocks* where there are fewer: a handful of documents can't show how documents vary, so the interval speaks of
-    more text from these documents only (and is narrower than one over documents would be). Blocks are contiguous, so
-    that the correlation of neighbouring tokens stays inside, and never cross a document:
+    With fewer documents the units are *blocks* of text, because a few documents can't show how documents vary. The
+    interval then holds for more text from these documents only, and is narrower than an interval over documents. Blocks
+    are contiguous, so that neighbouring tokens, which are correlated, stay together:
 
-    - prefix, sliding (every token once): runs of about 512 scored tokens, of equal length within a document; shorter,
-      down to 16, where there would be fewer than 32 blocks, since too few units bias an interval more than the little
-      correlation that crosses a block's edge.
-    - sliding_window_mean: runs of whole consecutive windows holding as many scored tokens (with a stride of 256, two
-      windows), since the statistic is made of windows.
-    - stream: runs of whole consecutive windows that advance by at least one window's length, because overlapping
-      windows score the same tokens; documents only if they hold that many windows on average, for the same reason.
-      Blocks may cross documents here: the stream has no boundaries.
+    - prefix, sliding (each token is scored once): runs of about 512 scored tokens, equally long within a document, and
+      never across documents. If these were fewer than 32 blocks, they become shorter, down to 16 tokens: too few units
+      bias an interval more than the correlation between neighbouring blocks does.
+    - sliding_window_mean: runs of consecutive windows of one document with at least as many scored tokens (two windows
+      at a stride of 256), because the statistic is a mean over windows.
+    - stream: runs of consecutive windows that advance by at least one window's length, because overlapping windows
+      score the same tokens. Blocks may cross documents, as the stream does. For the same reason documents are units
+      only if they hold that many windows on average.
 
     Returns:
         Units whose `mean` is `nll.mean(protocol)`.
@@ -244,19 +243,19 @@ def resampling_units(nll: TokenNll, protocol: str | None) -> Units:
 
 
 def _grouped(numerator: FloatArray, denominator: FloatArray, unit: IntArray, kind: UnitKind) -> Units:
-    """Sums tokens or windows into the units they belong to (consecutive numbers from 0)."""
+    """Sums the values of tokens or windows by unit; `unit` numbers each one's unit from 0."""
     numerator_U = np.bincount(unit, weights=numerator).astype(np.float64)
     denominator_U = np.bincount(unit, weights=denominator).astype(np.float64)
     return Units(numerator_U=numerator_U, denominator_U=denominator_U, kind=kind)
 
 
 def _block_tokens(nll: TokenNll) -> int:
-    """Block length for this much text: 512 tokens, or what gives 32 blocks, but at least 16."""
+    """Tokens per block: 512, or fewer to make 32 blocks, but at least 16."""
     return min(BLOCK_TOKENS, max(MIN_BLOCK_TOKENS, len(nll.nll_S) // MIN_BLOCKS))
 
 
 def _token_blocks_S(nll: TokenNll) -> IntArray:
-    """Numbers the equal runs of tokens that each document is cut into, shape (S,)."""
+    """Block number of each scored token, shape (S,): equal runs of tokens within each document."""
     document_S = np.repeat(nll.document_W, nll.tokens_W)
     unit_S = np.zeros(len(document_S), dtype=np.int64)
     block_tokens, first = _block_tokens(nll), 0
@@ -269,7 +268,7 @@ def _token_blocks_S(nll: TokenNll) -> IntArray:
 
 
 def _window_blocks_W(nll: TokenNll) -> IntArray:
-    """Numbers runs of consecutive windows of one document that hold at least a block's tokens, shape (W,)."""
+    """Block number of each window, shape (W,): consecutive windows of a document with a block's tokens or more."""
     unit_W = np.zeros(len(nll.tokens_W), dtype=np.int64)
     block_tokens, unit, held = _block_tokens(nll), 0, 0
     for window, tokens in enumerate(nll.tokens_W):
@@ -282,16 +281,16 @@ def _window_blocks_W(nll: TokenNll) -> IntArray:
 
 
 def _windows_per_length(nll: TokenNll) -> int:
-    """How many stream windows start within one window's length (and within a block's): stride n gives 1."""
+    """Number of stream windows that start within the length of one window, or of one block if that is longer."""
     if len(nll.start_W) < 2:
         return 1
     stride = max(1, int(np.median(np.diff(nll.start_W))))
-    # A window's first token is not scored, so its length is one more; with a BOS in front, all of it is text.
+    # The scored tokens stand for the window's length: only its first token, a BOS if there is one, is not scored.
     return max(-(-int(nll.tokens_W.max()) // stride), -(-_block_tokens(nll) // stride))
 
 
 def _stream_blocks_W(nll: TokenNll) -> IntArray:
-    """Numbers runs of as many windows as advance by one window's length, equal in size, shape (W,)."""
+    """Block number of each stream window, shape (W,): equal runs that advance by at least one window's length."""
     num_windows = len(nll.tokens_W)
     num_blocks = max(1, num_windows // _windows_per_length(nll))
     unit_W: IntArray = np.arange(num_windows, dtype=np.int64) * num_blocks // num_windows
@@ -301,7 +300,17 @@ def _stream_blocks_W(nll: TokenNll) -> IntArray:
 def resampled_means(
     denominator_U: FloatArray, numerators: tuple[FloatArray, ...], resamples: int, seed: int
 ) -> tuple[FloatArray, ...]:
-    """Means of resampled units, one (R,) array per numerator, all from the same draws; memory stays bounded."""
+    """Means of R bootstrap resamples, drawn in chunks of bounded memory.
+
+    Args:
+        denominator_U: Weight of each unit, shape (U,).
+        numerators: One or more arrays of sums per unit, each of shape (U,).
+        resamples: R.
+        seed: Seed of the random numbers.
+
+    Returns:
+        For each numerator the means, shape (R,). All numerators use the same draws.
+    """
     random = np.random.default_rng(seed)
     num_units = len(denominator_U)
     at_once = max(1, _INDEX_BUDGET // num_units)
@@ -316,17 +325,17 @@ def resampled_means(
 
 
 def _exp(mean: float) -> float:
-    """Exp that answers infinity for what float64 can't hold."""
+    """Exp that returns infinity instead of raising OverflowError."""
     return math.exp(mean) if mean < LARGEST_EXPONENT else math.inf
 
 
 def _finite_exp(mean_R: FloatArray) -> FloatArray:
-    """Exp that stops short of infinity, so that differences stay numbers."""
+    """Exp that stays finite, so that differences of its values are never NaN, shape (R,)."""
     values_R: FloatArray = np.exp(np.minimum(mean_R, LARGEST_EXPONENT))
     return values_R
 
 
 def percentiles(values_R: FloatArray, level: float) -> tuple[float, float]:
-    """Ends of the central `level` of resampled values."""
+    """Ends of the interval that holds the central share `level` of the values."""
     low, high = np.quantile(values_R, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

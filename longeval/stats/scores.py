@@ -1,12 +1,12 @@
 """Scores of a downstream task from its samples: the mean with its standard error and interval, and paired differences.
 
-- Standard error: samples that ask about the same document are not independent, so it is clustered by document (Miller
-  2024, "Adding Error Bars to Evals", arXiv 2411.00640, section 2.2), with the factor G/(G−1) for G clusters (Cameron &
-  Miller 2015, eq. 12), which makes it the usual s/√n where every cluster has one sample.
-- Interval: Wilson's (1927) for right-or-wrong samples that are independent, else a percentile bootstrap over samples,
-  or over whole clusters where samples share documents.
-- Two methods are compared on the same samples with the same prompts: McNemar's test in its exact, two-sided form (not
-  mid-p) and Bonett & Price's (2012) interval for independent right-or-wrong samples, else a bootstrap of the
+- Standard error: samples about the same document are not independent, so the error is clustered by document (Miller
+  2024, "Adding Error Bars to Evals", arXiv 2411.00640, section 2.2). The factor G/(G−1) for G clusters (Cameron &
+  Miller 2015, eq. 12) makes it equal to s/√n if every cluster has one sample.
+- Interval: Wilson's (1927) for independent samples that are right or wrong; otherwise a percentile bootstrap over
+  samples, or over clusters if samples share documents.
+- Two methods are compared on the same samples with the same prompts. Independent samples that are right or wrong get
+  McNemar's test (exact, two-sided, not mid-p) and Bonett & Price's (2012) interval; others get a bootstrap of the
   differences over the same units.
 
 Shapes: N samples, U resampling units (samples or clusters), R resamples.
@@ -34,7 +34,7 @@ _Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
 
 
 class Spread(NamedTuple):
-    """An interval and how it was drawn."""
+    """The ends of an interval and how it was computed; all None if there is no interval."""
 
     low: float | None
     high: float | None
@@ -46,27 +46,28 @@ NO_SPREAD = Spread(None, None, None)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Score:
-    """The mean of one metric over a cell's samples, and how well it is known."""
+    """The mean of one metric over a cell's samples, with its uncertainty."""
 
     value: float
     """Mean over the samples that have the metric."""
     stderr: float | None
-    """Standard error, clustered by document; null for a single sample or document."""
+    """Standard error, clustered by document; None for a single sample or document."""
     ci_low: float | None
-    """Lower end of the 95% interval; null where there is none."""
+    """Lower end of the 95% interval; None without an interval."""
     ci_high: float | None
     n: int
-    """Samples that have the metric."""
+    """Number of samples that have the metric."""
     clusters: int | None
-    """Distinct documents among them; null where the task names none."""
+    """Number of distinct documents among them; None if the task does not name documents."""
     how: dict[str, Any] | None
-    """How the interval was drawn, plain JSON for `params.ci`: `method` (`wilson`, `bootstrap`), `kind` (`sample`,
-    `document`) and `units` (how many there were), `level`; `resamples` and `seed` of a bootstrap. Null without one."""
+    """How the interval was computed, as plain JSON for `params.ci`; None without an interval. Keys: `method` (`wilson`
+    or `bootstrap`), `kind` (`sample` or `document`), `units` (their number), `level`, and for a bootstrap `resamples`
+    and `seed`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PairedScore:
-    """What b scores more than a on the samples that both answered from the same prompt."""
+    """Difference between the scores of b and a on the samples that both answered from the same prompt."""
 
     value_a: float
     """Mean of a over the matched samples."""
@@ -76,26 +77,26 @@ class PairedScore:
     stderr: float | None
     """Standard error of the difference, clustered by document."""
     ci_low: float | None
-    """Lower end of the difference's 95% interval; null where there is none."""
+    """Lower end of the difference's 95% interval; None without an interval."""
     ci_high: float | None
     p: float | None
-    """McNemar's exact two-sided p; null where samples are not right or wrong, or share documents."""
+    """McNemar's exact two-sided p; None if scores are not just right or wrong, or if samples share documents."""
     a_only: int
-    """Samples in which a scored more than b: of right-or-wrong ones, those that only a has right."""
+    """Number of samples in which a scored more than b. For right or wrong: those that only a has right."""
     b_only: int
-    """Samples in which b scored more than a."""
+    """Number of samples in which b scored more than a."""
     n: int
-    """Matched samples."""
+    """Number of matched samples."""
     clusters: int | None
-    """Distinct documents among them; null where the task names none."""
+    """Number of distinct documents among them; None if the task does not name documents."""
     unmatched: int
-    """Samples that only one of the two has, or that were given other prompts: left out."""
+    """Number of samples left out because only one of the two has them, or because their prompts differ."""
     how: dict[str, Any] | None
-    """How the interval was drawn: as in `Score`, `method` being `bonett_price` or `bootstrap`."""
+    """How the interval was computed: as in `Score`, with the methods `bonett_price` and `bootstrap`."""
 
     @property
     def discordant(self) -> int:
-        """Samples in which the two score differently: all that a comparison has to go by."""
+        """Number of samples in which the scores of a and b differ. Only these inform the comparison."""
         return self.a_only + self.b_only
 
     @property
@@ -105,16 +106,9 @@ class PairedScore:
 
 
 def score(samples: Iterable[Sample], metric: str, *, seed: int = 0, resamples: int = 2000) -> Score:
-    """Mean of `metric` over samples, with its standard error and 95% interval.
+    """Mean of `metric`, a key of `Sample.scores`, over the samples that have it, with standard error and 95% interval.
 
-    Args:
-        samples: A cell's samples; those without the metric are left out.
-        metric: A key of their `scores`.
-        seed: Of the bootstrap's random numbers.
-        resamples: Of the bootstrap.
-
-    Returns:
-        The score; without an interval where fewer than MIN_UNITS units could be resampled.
+    There is no interval if the bootstrap would have fewer than MIN_UNITS units.
 
     Raises:
         ValueError: No sample has the metric.
@@ -127,7 +121,7 @@ def score(samples: Iterable[Sample], metric: str, *, seed: int = 0, resamples: i
     binary = bool(np.isin(value_N, (0.0, 1.0)).all())
     kind, num_units = _kind(unit_N), int(unit_N.max()) + 1
     if binary and (kind == "sample" or value_N.min() == value_N.max()):
-        # Resampling samples that are all right gives an interval without width; whole documents then count as samples.
+        # A bootstrap of equal values has an interval of zero width, so Wilson's is used, with documents as samples.
         spread = wilson(float(value_N.mean()), num_units, kind)
     else:
         spread = _bootstrap(value_N, unit_N, kind, seed, resamples)
@@ -145,20 +139,10 @@ def score(samples: Iterable[Sample], metric: str, *, seed: int = 0, resamples: i
 def paired_score(
     samples_a: Iterable[Sample], samples_b: Iterable[Sample], metric: str, *, seed: int = 0, resamples: int = 2000
 ) -> PairedScore | None:
-    """What b scores more than a, on the samples that both have with equal prompts.
+    """Mean score of b minus that of a on the samples that both have with equal prompts; None if no samples match.
 
-    Samples belong together by `index`, and only where `prompt_digest` is equal: after a cut to another window length,
-    the same question is another prompt.
-
-    Args:
-        samples_a: Of the base.
-        samples_b: Of what is compared with it.
-        metric: A key of their `scores`.
-        seed: Of the bootstrap's random numbers.
-        resamples: Of the bootstrap.
-
-    Returns:
-        The difference, or None where no sample matches.
+    Samples match if `index` and `prompt_digest` are equal. The same question cut to another window length is another
+    prompt, and does not match.
     """
     by_index_a = {sample.index: sample for sample in samples_a if metric in sample.scores}
     by_index_b = {sample.index: sample for sample in samples_b if metric in sample.scores}
@@ -203,7 +187,7 @@ def paired_score(
 
 def mcnemar(a_only: int, b_only: int) -> float:
     """McNemar's exact two-sided p: twice the smaller tail of Binomial(a_only + b_only, 1/2), at most 1."""
-    from scipy.special import bdtr  # only here: it takes a second to import
+    from scipy.special import bdtr  # imported here because it takes a second
 
     return min(1.0, 2 * float(bdtr(min(a_only, b_only), a_only + b_only, 0.5)))
 
@@ -212,7 +196,7 @@ def wilson(share: float, n: int, kind: ScoreUnit = "sample") -> Spread:
     """Wilson's 95% interval of a proportion `share` among `n` (Wilson 1927; Brown, Cai & DasGupta 2001, eq. 4)."""
     centre = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
     half = _Z / (1 + _Z**2 / n) * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2))
-    # At 0 and 1 the formula's own ends, without the last digits of its rounding.
+    # At shares of 0 and 1 the formula gives exactly 0 and 1, but for rounding.
     low = 0.0 if share == 0 else centre - half
     high = 1.0 if share == 1 else centre + half
     return Spread(low, high, {"method": "wilson", "kind": kind, "units": n, "level": LEVEL})
@@ -221,8 +205,8 @@ def wilson(share: float, n: int, kind: ScoreUnit = "sample") -> Spread:
 def bonett_price(a_only: int, b_only: int, n: int, kind: ScoreUnit = "sample") -> Spread:
     """Bonett & Price's 95% interval of a difference of paired proportions (2012, Wald with Laplace's adjustment).
 
-    Its coverage is close to nominal from small samples on (Fagerland, Lydersen & Laake 2014), and it has a width where
-    no sample differs.
+    Its coverage is close to nominal even for small samples (Fagerland, Lydersen & Laake 2014), and its width is not
+    zero if no sample differs.
     """
     more, less = (b_only + 1) / (n + 2), (a_only + 1) / (n + 2)
     half = _Z * math.sqrt((more + less - (more - less) ** 2) / (n + 2))
@@ -231,7 +215,7 @@ def bonett_price(a_only: int, b_only: int, n: int, kind: ScoreUnit = "sample") -
 
 
 def _bootstrap(value_N: FloatArray, unit_N: IntArray, kind: ScoreUnit, seed: int, resamples: int) -> Spread:
-    """Percentile interval from resampled units; none below MIN_UNITS, or where all values are alike (no width)."""
+    """Percentile bootstrap interval over units; NO_SPREAD for fewer than MIN_UNITS units or equal values."""
     num_units = int(unit_N.max()) + 1
     if num_units < MIN_UNITS or value_N.min() == value_N.max():
         return NO_SPREAD
@@ -249,13 +233,13 @@ def _stderr(value_N: FloatArray, unit_N: IntArray) -> float | None:
     if num_units < 2:
         return None
     if value_N.min() == value_N.max():
-        return 0.0  # the mean of equal values may miss them by a rounding
+        return 0.0  # the formula would give a rounding error
     residual_U = np.bincount(unit_N, weights=value_N - value_N.mean())
     return math.sqrt(num_units / (num_units - 1) * float((residual_U**2).sum())) / len(value_N)
 
 
 def _units_N(samples: Sequence[Sample]) -> IntArray:
-    """Numbers the unit of each sample from 0: its document, or the sample itself where it names none, shape (N,)."""
+    """Unit number of each sample from 0, shape (N,). A unit is a document, or a sample that names no document."""
     numbers: dict[tuple[str, str | int], int] = {}
     return np.array(
         [
@@ -267,7 +251,7 @@ def _units_N(samples: Sequence[Sample]) -> IntArray:
 
 
 def _kind(unit_N: IntArray) -> ScoreUnit:
-    """Whether some samples share a document."""
+    """`document` if some samples share a unit, otherwise `sample`."""
     return "sample" if int(unit_N.max()) + 1 == len(unit_N) else "document"
 
 

@@ -1,9 +1,9 @@
 """Means over seeds with Student's t-interval, and differences of two methods seed by seed.
 
-A seed decides data, initial weights and order of training, so trainings are the independent units here; positions and
-sequences of one training are not. With two methods, the same seed shares all three: their difference is taken seed by
-seed (a paired t-interval), which leaves out what both have in common. A handful of seeds is enough for a t-interval and
-too few for a bootstrap; it takes values to be roughly normal, which accuracies near 100% are not.
+A seed determines data, initial weights and batch order of a training. Trainings are therefore independent of each
+other; positions and sequences within a training are not. Two methods with the same seed share all three, so they are
+compared seed by seed (paired t-interval), which removes the variation they share. A few seeds are enough for a
+t-interval but not for a bootstrap. The t-interval assumes roughly normal values; accuracies near 100% are not normal.
 """
 
 from __future__ import annotations
@@ -14,36 +14,32 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 LEVEL = 0.95
-"""Nominal coverage of all intervals here."""
+"""Nominal coverage of the intervals."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SeedMean:
-    """A mean over seeds; the unit is that of the values."""
+    """A mean over seeds, in the unit of the values."""
 
     n: int
-    """Seeds."""
+    """Number of seeds."""
     mean: float
     variance: float | None
-    """Sample variance (n − 1 below), in the square of the unit; None with one seed."""
+    """Sample variance (divided by n − 1); None with one seed."""
     low: float | None
     """Lower end of the 95% t-interval of the mean; None with one seed."""
     high: float | None
-    """Upper end."""
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether there is an interval, on one side of zero."""
+        """Whether there is an interval and it lies on one side of zero."""
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
 
 def over_seeds(values: Mapping[int, float], *, lowest: float = -math.inf, highest: float = math.inf) -> SeedMean | None:
-    """Mean, variance and interval of one value per seed; None without any.
+    """Mean, variance and 95% t-interval of one finite value per seed; None without values.
 
-    Args:
-        values: Seed to value, finite.
-        lowest: Least value possible; the interval ends there, where t alone would go beyond.
-        highest: Greatest value possible.
+    The interval is cut at `lowest` and `highest`, the bounds of possible values.
     """
     found = list(values.values())
     n = len(found)
@@ -58,12 +54,12 @@ def over_seeds(values: Mapping[int, float], *, lowest: float = -math.inf, highes
 
 
 def paired_over_seeds(a: Mapping[int, float], b: Mapping[int, float]) -> SeedMean | None:
-    """Mean of b − a over the seeds that both have, with its interval; None if they share none."""
+    """Mean of b − a over the seeds that both have, with its interval; None if they share no seed."""
     return over_seeds({seed: b[seed] - a[seed] for seed in a if seed in b})
 
 
 def t_quantile(degrees: int, level: float = LEVEL) -> float:
-    """The t with P(|T| ≤ t) = level for Student's distribution with so many degrees of freedom."""
-    from scipy.special import stdtrit  # only here: it takes a second to import
+    """The t with P(|T| ≤ t) = level for Student's t-distribution with this many degrees of freedom."""
+    from scipy.special import stdtrit  # imported here because it takes a second
 
     return float(stdtrit(degrees, (1 + level) / 2))

@@ -1,1 +1,1 @@
-"""What a run leaves: records, artefacts, the run folder, where they came from."""
+"""What a run stores: records with their provenance, artefacts, the plan, and the run folder that holds them."""

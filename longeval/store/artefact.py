@@ -1,10 +1,10 @@
-"""What a cell leaves beside its record: token NLLs, samples, curves. Every metric is derived from it.
+"""Artefacts: what a cell stores beside its records (token NLLs, samples, curves). Metrics are computed from them.
 
-Each kind of artefact is declared once, beside the class that it stores: the folder and suffix of its files, how it is
-written and read, and how records are compared with it. A run folder knows no more of it than this declaration.
+Each kind of artefact is declared once, beside the class that it stores. The declaration says in which folder its files
+lie, how they are written and read, and how records are checked against them.
 
-Counts must be what records say; means may differ in the last digits, since libraries and processors add up in another
-order.
+A record's counts must equal those of its artefact. Means may differ in the last digits, because libraries and
+processors add floats in different orders.
 """
 
 from __future__ import annotations
@@ -22,53 +22,54 @@ from longeval.store.records import Record
 T = TypeVar("T")
 
 _OF_CELL = ("cell", "model", "pe", "factor", "length", "data", "task", "backend", "dtype", "status")
-"""Fields that all records of a cell share."""
+"""Fields that must be equal in all records of a cell."""
 
 _CLOSE = 1e-5
-"""Relative difference that the order of additions in float32 may make; one wrong value in a thousand makes more."""
+"""Largest relative difference between a recorded mean and the one computed again.
+
+The order of additions in float32 changes a mean by less; one wrong value among a thousand changes it by more."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Artefact(Generic[T]):
-    """A kind of artefact."""
+    """How one kind of artefact is stored, read and checked."""
 
     folder: str
-    """Folder of a run folder, and the kind's name: `nll`."""
+    """Folder of its files inside a run folder, such as `nll`. It also names the kind."""
     suffix: str
-    """What its files end in: `npz`."""
+    """Suffix of its files, such as `npz`."""
     encode: Callable[[T], bytes]
-    """Content of its file."""
+    """Turns an artefact into the content of its file."""
     decode: Callable[[bytes], T]
-    """Inverse of `encode`; ValueError, saying what is wrong, for anything else."""
+    """Inverse of `encode`. Raises ValueError with the reason for any other content."""
     check: Callable[[T, Sequence[Record]], None]
-    """Raises ValueError, saying what is wrong, where the artefact contradicts itself or the counts of its records."""
+    """Raises ValueError with the reason if the artefact contradicts itself or the counts of its records."""
     by_epoch: Callable[[T], Mapping[str, Mapping[int, float]]] | None = None
-    """Name → epoch → value, of a kind that says how a training went: what experiment trackers draw."""
+    """Returns name → epoch → value, for the plots of experiment trackers. None for kinds without epochs."""
     values: dict[str, Callable[[T, Record], float | None]] = field(default_factory=dict)
-    """Metric → the value that its record must have. Every further metric that is registered adds its own."""
+    """Metric → function that computes the value its record must have. Registering a metric adds an entry."""
     other: Callable[[T, Record], float | None] | None = None
-    """The same for all metrics that are not among `values`; None where there are no others."""
+    """The same function for every metric without an entry in `values`; None if there may be no such metric."""
 
     def __reduce__(self) -> tuple[Callable[[str], Artefact[Any]], tuple[str]]:
-        """An outcome that goes to another process names its kind of artefact: functions of metrics can't be pickled."""
+        """Pickles the kind by name, because the functions of metrics can't be pickled."""
         return _registered, (self.folder,)
 
     def path(self, cell: str) -> str:
-        """Name of a cell's file, with its folder."""
+        """The path of a cell's file inside the run folder."""
         return f"{self.folder}/{cell}.{self.suffix}"
 
 
 ARTEFACTS: Registry[Artefact[Any]] = Registry("artefact")
-"""Kinds of artefacts by folder."""
+"""All kinds of artefacts, by folder."""
 
 
 def _registered(folder: str) -> Artefact[Any]:
-    """The kind of artefact with this folder."""
     return ARTEFACTS[folder]
 
 
 def artefact_of(record: Record) -> Artefact[Any] | None:
-    """What a cell's records are made from, as its record tells; None for averages of groups, which have none."""
+    """The kind of artefact that a record was computed from; None for the average of a task group, which has none."""
     if record.backend == "posgen":
         return ARTEFACTS["curves"]
     if record.task is None:
@@ -77,7 +78,7 @@ def artefact_of(record: Record) -> Artefact[Any] | None:
 
 
 def check_records(records: Sequence[Record], cell: str, status: str) -> None:
-    """Raises ValueError, saying what, where the records of a file aren't all of the cell and status that it states."""
+    """Checks that a file's records belong to the cell and status that the file states; raises ValueError if not."""
     if not records:
         raise ValueError("has no record")
     first = records[0]
@@ -91,12 +92,12 @@ def check_records(records: Sequence[Record], cell: str, status: str) -> None:
 
 
 def digest(records: Sequence[Mapping[str, Any]], content: bytes) -> str:
-    """SHA-256 of what a cell's file and its artefact hold."""
+    """SHA-256 (hex) of a cell's records and the content of its artefact's file."""
     return hashlib.sha256(canonical_json(records).encode() + content).hexdigest()
 
 
 def check_artefact(artefact: Artefact[Any], content: bytes, records: Sequence[Record]) -> None:
-    """Raises ValueError, saying what, unless a cell's artefact is whole and its records are made from it."""
+    """Checks that an artefact can be decoded and that its records follow from it; raises ValueError if not."""
     found = artefact.decode(content)
     artefact.check(found, records)
     for record in records:
@@ -107,14 +108,14 @@ def check_artefact(artefact: Artefact[Any], content: bytes, records: Sequence[Re
 
 
 def check_count(recorded: int | None, found: int | None, what: str) -> None:
-    """Raises ValueError unless a record counts what is there; what it doesn't count is not compared."""
+    """Raises ValueError if a recorded count differs from the artefact's; a count of None is not compared."""
     if recorded is not None and recorded != found:
         raise ValueError(f"its record counts {recorded} {what}, and there are {found}")
 
 
 def check_value(recorded: float | None, found: float | None, what: str) -> None:
-    """Raises ValueError unless a record has the value that follows from what is there."""
+    """Raises ValueError if a recorded value differs from the artefact's; a value of None is not compared."""
     if recorded is None:
         return
     if found is None or not math.isclose(recorded, found, rel_tol=_CLOSE, abs_tol=1e-9):
-        raise ValueError(f"its record says {what} {recorded:.6g}, which is not what it is made of")
+        raise ValueError(f"its record says {what} {recorded:.6g}, which does not follow from its artefact")

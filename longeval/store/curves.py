@@ -1,7 +1,7 @@
-"""Curves of a PosGen cell: what its accuracies are made of, by position, and how its losses fell, by epoch.
+"""Curves of a PosGen cell: accuracy and loss by position, and validation losses by epoch.
 
-A record holds means over positions; these hold every position, so that a figure needs no model. Stored as one JSON
-object a cell.
+Records hold means over positions. Curves hold every position, so that figures can be drawn without the model. Each
+cell's curves are stored as one JSON object.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from longeval.store.artefact import ARTEFACTS, Artefact, check_count
 from longeval.store.records import Record
 
 _Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
-"""A number; null in a file is NaN."""
+"""A float; null in the file stands for NaN."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,20 +28,20 @@ class Curves:
     """Accuracy and loss of one cell by position, and its validation losses by epoch."""
 
     positions: tuple[int, ...]
-    """Index of each predicted token in its sequence, from the first that a rule makes to the last; the lists below of
-    the same length go with it."""
+    """Index in the sequence of each predicted token, ascending. `accuracy`, `loss` and `generated` have one value for
+    each of them."""
     accuracy: tuple[_Number, ...]
-    """Share of test sequences whose token here is the likeliest one, given the true ones before it."""
+    """Share of test sequences in which the model finds the true token likeliest, given the true tokens before it."""
     loss: tuple[_Number, ...]
-    """Mean negative log-likelihood of that token, nats."""
+    """Mean negative log-likelihood of the true token, nats."""
     generated: tuple[_Number, ...]
-    """Share of test sequences whose token here is right when the model goes on from its own tokens."""
+    """Share of test sequences in which the model generates the true token, continuing from its own tokens."""
     epochs: tuple[int, ...]
-    """Epochs after which the validation losses were taken, counted from 1."""
+    """Epochs after which the validation losses were computed, counted from 1."""
     valid_loss_in_distribution: tuple[_Number, ...]
-    """Mean loss, nats, over positions below the training length, by epoch."""
+    """Mean loss in nats over positions below the training length, for each epoch."""
     valid_loss_ood: tuple[_Number, ...]
-    """Mean loss, nats, over positions from the training length on, by epoch."""
+    """Mean loss in nats over positions from the training length on, for each epoch."""
 
     def __post_init__(self) -> None:
         if not len(self.positions) == len(self.accuracy) == len(self.loss) == len(self.generated):
@@ -50,11 +50,11 @@ class Curves:
             raise ValueError("its lists by epoch differ in length")
 
     def num_inside(self, train_length: int) -> int:
-        """How many of the positions, from the first on, are below the training length: in distribution."""
+        """Number of positions below the training length (in distribution); they come first."""
         return max(0, train_length - self.positions[0])
 
     def to_json(self) -> str:
-        """One JSON object; a value that is not finite becomes null (JSON has no NaN)."""
+        """The curves as one JSON object. Values that are not finite become null, because JSON has no NaN."""
         plain: dict[str, list[Any]] = {
             item.name: [value if math.isfinite(value) else None for value in getattr(self, item.name)]
             for item in dataclasses.fields(self)
@@ -63,15 +63,15 @@ class Curves:
 
 
 def curves_from_json(content: bytes) -> Curves:
-    """Inverse of `Curves.to_json`, null becoming NaN; ValueError where `content` is nothing of the kind."""
+    """Inverse of `Curves.to_json`; null becomes NaN. Raises ValueError for any other content."""
     return made_from(Curves, read_json(content))
 
 
 def _check(curves: Curves, records: Sequence[Record]) -> None:
-    """Raises ValueError, saying what, where positions, epochs or shares can't be."""
+    """Raises ValueError with the reason for impossible positions, epochs or shares."""
     positions = curves.positions
     if not positions or list(positions) != list(range(positions[0], positions[-1] + 1)):
-        raise ValueError("its positions are not in a row")
+        raise ValueError("its positions are not consecutive")
     if list(curves.epochs) != sorted(set(curves.epochs)):
         raise ValueError("its epochs are not in order")
     if not all(0 <= share <= 1 for share in (*curves.accuracy, *curves.generated)):
@@ -79,12 +79,12 @@ def _check(curves: Curves, records: Sequence[Record]) -> None:
 
 
 def _mean_share(shares_of: Callable[[Curves, int], tuple[float, ...]]) -> Callable[[Curves, Record], float]:
-    """Mean of a metric's shares, which are found from (curves, number of positions in distribution)."""
+    """Makes the function for `Artefact.values`: the mean of `shares_of(curves, positions in distribution)`."""
 
     def value(curves: Curves, record: Record) -> float:
         shares = shares_of(curves, curves.num_inside(record.params["train_length"]))
         if not shares:
-            raise ValueError(f"no position is of {record.metric}")
+            raise ValueError(f"it has no position for {record.metric}")
         if record.n is not None:
             check_count(record.tokens, record.n * len(shares), "tokens")
         return math.fsum(shares) / len(shares)

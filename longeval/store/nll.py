@@ -1,7 +1,7 @@
-"""Token-level negative log-likelihoods: what a perplexity run produces, and all that later numbers need.
+"""Token-level negative log-likelihoods (NLLs), the artefact of a perplexity cell.
 
-Perplexities, intervals, bits per byte and curves by position are derived from a `TokenNll` without the model.
-Stored as one `.npz` a cell: float32 values with a few integers per window, never pickle.
+Perplexities, intervals, bits per byte and curves by position are computed from a `TokenNll` without the model. Each
+cell has one `.npz` file with float32 values and a few integers per window, and no pickled objects.
 
 Shapes: W windows in the order they ran, S scored tokens (those of window 0, then of window 1, …).
 """
@@ -32,37 +32,38 @@ _FORMS = {
     "bytes": "<i8",
     "documents": "U",
 }
-"""Arrays of the file with their types; names have the length of the longest."""
+"""Arrays of the file and their dtypes (`U`: text of any width)."""
 
 _LARGEST_FILE = 1 << 31
-"""Most bytes that a file's arrays unpack to: half a billion tokens. What claims to be more is no cell's."""
+"""Most bytes that a file may unpack to, enough for half a billion tokens. It guards against zip bombs."""
 
 LARGEST_EXPONENT = 709.0
-"""Beyond it exp overflows float64."""
+"""Above it, exp overflows float64."""
 
 _JOINED = "stream"
 """The protocol whose windows cross documents."""
 
 _LEAST_NLL = -0.01
-"""A likelihood is at most 1; float32 arithmetic on large logits may miss that by a little."""
+"""Smallest NLL accepted: 0, less the rounding of float32 arithmetic on large logits."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class TokenNll:
-    """Scored tokens of one cell."""
+    """The scored tokens of one cell."""
 
     nll_S: npt.NDArray[np.float32]
     """Negative log-likelihood of each scored token in nats, shape (S,)."""
     tokens_W: npt.NDArray[np.int32]
-    """Scored tokens of each window, shape (W,); sums to S."""
+    """Number of scored tokens of each window, shape (W,); sums to S."""
     context_W: npt.NDArray[np.int32]
-    """Position inside its window (prefix included) of each window's first scored token = how much context it had."""
+    """Position in the window (prefix included) of its first scored token, shape (W,): the context that token had."""
     document_W: npt.NDArray[np.int32]
-    """Index into `documents` of the window's document (of its first scored token for a stream)."""
+    """Index into `documents` of each window's document, shape (W,); for a stream, of its first scored token."""
     start_W: npt.NDArray[np.int64]
-    """Index in its document (in the stream for `stream`) of the window's first scored token, prefix not counted."""
+    """Index in the document, or in the stream, of each window's first scored token, shape (W,). The prefix does not
+    count."""
     bytes_W: npt.NDArray[np.int64]
-    """UTF-8 bytes of the window's scored tokens; −1 where the tokenizer can't tell."""
+    """UTF-8 bytes of each window's scored tokens, shape (W,); −1 if the tokenizer can't tell."""
     documents: tuple[str, ...]
     """Names of the documents."""
 
@@ -71,7 +72,7 @@ class TokenNll:
         if any(len(values_W) != len(self.tokens_W) for values_W in by_window):
             raise ValueError("its arrays by window differ in length")
         if int(self.tokens_W.sum()) != len(self.nll_S):
-            raise ValueError("its windows have other tokens than it has values")
+            raise ValueError("the tokens of its windows are not as many as its values")
 
     @property
     def offsets_W(self) -> npt.NDArray[np.int64]:
@@ -106,8 +107,8 @@ class TokenNll:
         """Mean NLL in nats, float64; perplexity is its exp.
 
         Args:
-            protocol: `sliding_window_mean` takes the plain mean of all windows' means, as YaRN's published GovReport
-                numbers were made; every other protocol weighs each scored token equally.
+            protocol: `sliding_window_mean` takes the unweighted mean over windows of each window's mean, as YaRN's
+                published GovReport numbers do. Every other protocol weighs each scored token equally.
 
         Raises:
             ValueError: No token was scored.
@@ -118,9 +119,9 @@ class TokenNll:
         return float(self.nll_S.mean(dtype=np.float64))
 
     def bits_per_byte(self) -> float | None:
-        """Total NLL in bits over the UTF-8 bytes of the scored tokens; None where they could not be counted.
+        """Total NLL in bits divided by the UTF-8 bytes of the scored tokens; None if those could not be counted.
 
-        It is token-weighted under every protocol: bytes belong to tokens, not to windows.
+        Each scored token weighs the same under every protocol, because bytes belong to tokens and not to windows.
 
         Raises:
             ValueError: No token was scored.
@@ -136,12 +137,12 @@ class TokenNll:
             raise ValueError("no token was scored")
 
     def positions_S(self) -> npt.NDArray[np.int64]:
-        """Position inside its window of every scored token, shape (S,): how many tokens it was predicted from."""
+        """Position in its window of every scored token, shape (S,): the number of tokens it was predicted from."""
         within_S = np.arange(len(self.nll_S), dtype=np.int64) - np.repeat(self.offsets_W, self.tokens_W)
         return within_S + np.repeat(self.context_W.astype(np.int64), self.tokens_W)
 
     def to_bytes(self) -> bytes:
-        """The `.npz` file's content (deterministic: equal tables give equal bytes up to zip time stamps)."""
+        """The content of the `.npz` file."""
         buffer = io.BytesIO()
         np.savez_compressed(
             buffer,
@@ -157,20 +158,20 @@ class TokenNll:
 
 
 def token_nll_from_bytes(content: bytes) -> TokenNll:
-    """Inverse of `TokenNll.to_bytes`; raises ValueError for anything else. Never unpickles."""
+    """Inverse of `TokenNll.to_bytes`; raises ValueError for any other content. Never unpickles."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as file:
             if sum(item.file_size for item in file.infolist()) > _LARGEST_FILE:
-                raise ValueError("it unpacks to more than any cell has")
+                raise ValueError(f"it unpacks to more than {_LARGEST_FILE >> 30} GiB")
             parts = {name: io.BytesIO(file.read(f"{name}.npy")) for name in _FORMS}
         read = functools.partial(np.lib.format.read_array, allow_pickle=False)
         arrays: dict[str, npt.NDArray[Any]] = {name: read(part) for name, part in parts.items()}
-    except Exception as error:  # of a damaged file, zipfile, zlib and numpy raise a dozen kinds
+    except Exception as error:  # zipfile, zlib and numpy raise a dozen kinds of errors for a damaged file
         raise ValueError(f"not a token NLL file: {reason(error)}") from error
     for name, array in arrays.items():
         form = array.dtype.kind if array.dtype.kind == "U" else array.dtype.str
         if array.ndim != 1 or form != _FORMS[name]:
-            raise ValueError(f"not a token NLL file: {name} is not what it should be")
+            raise ValueError(f"not a token NLL file: {name} has another shape or dtype")
     nll = TokenNll(
         nll_S=arrays["nll"],
         tokens_W=arrays["tokens"],
@@ -185,29 +186,29 @@ def token_nll_from_bytes(content: bytes) -> TokenNll:
 
 
 def _names(array: npt.NDArray[Any]) -> tuple[str, ...]:
-    """Texts of an array; ValueError for code points that there are not, of which numpy makes a SystemError."""
+    """The strings of an array. Code points that don't exist raise ValueError (numpy raises SystemError for them)."""
     try:
         return tuple(array.tolist())
     except (SystemError, ValueError):
-        raise ValueError("a document's name is no text") from None
+        raise ValueError("a document's name is not valid text") from None
 
 
 def _check_windows(nll: TokenNll) -> None:
-    """Raises ValueError, saying what, where the values can't be those of scored tokens."""
+    """Raises ValueError with the reason for values that scored tokens can't have."""
     if (nll.tokens_W < 1).any():
         raise ValueError("a window has no token")
     if not np.isfinite(nll.nll_S).all():
         raise ValueError("a token's value is not finite")
     if len(nll.nll_S) and nll.nll_S.min() < _LEAST_NLL:
-        raise ValueError("a token's value is negative: it would be likelier than certain")
+        raise ValueError("a token's NLL is negative")
     if (nll.document_W < 0).any() or (nll.document_W >= len(nll.documents)).any():
-        raise ValueError("a window is of a document that it doesn't name")
+        raise ValueError("a window's document is not in its list of documents")
     if (nll.context_W < 0).any() or (nll.start_W < 0).any() or (nll.bytes_W < -1).any():
         raise ValueError("a window begins before its document")
 
 
 def _check(nll: TokenNll, records: Sequence[Record]) -> None:
-    """Raises ValueError, saying what, where perplexity's records count other windows, tokens or documents."""
+    """Raises ValueError with the reason if records count other windows, tokens or documents than there are."""
     if not len(nll.nll_S):
         raise ValueError("no token is scored")
     num_documents = len(set(nll.document_W.tolist()))

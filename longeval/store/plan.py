@@ -1,7 +1,6 @@
-"""What was asked of a run folder: `spec.yaml` holds the requests, `plan.json` the cells of each, in their order.
+"""The stored plan of a run folder: `spec.yaml` holds its requests, `plan.json` the cells of each request, in order.
 
-A run writes both before its first cell. From the plan a report knows what is unfinished and in which order rows were
-asked for:
+A run writes both before its first cell. Reports learn from the plan which cells are unfinished, and the order of rows:
 
     {"schema_version": 1, "requests": [{"command": "ppl", "digest": "…", "cells": [{"cell": id, "model", …}, …]}]}
 """
@@ -26,10 +25,10 @@ PLAN_SCHEMA = 1
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlannedCell:
-    """One cell that was asked for, in the words of its records."""
+    """One cell of a request. Fields have the names and meanings of a record's."""
 
     cell: str
-    """Its id."""
+    """The cell's id."""
     model: str
     pe: str
     """Canonical method name."""
@@ -37,11 +36,11 @@ class PlannedCell:
     length: int
     data: str | None
     task: str | None
-    """A downstream task, or a group whose average this is (`params.members` then names its tasks)."""
+    """A downstream task, or a task group (then `params.members` names its tasks and the cell is their average)."""
     protocol: str | None
     backend: str
     params: dict[str, Any] = field(default_factory=dict)
-    """What tells cells of one table apart: regime and seed of PosGen, members of a group."""
+    """Parameters that tell the cells of one table apart: PosGen's regime and seed, a group's members."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,26 +48,26 @@ class PlannedRequest:
     """The cells of one request."""
 
     command: str
-    """The study: `ppl`, `tasks`, `posgen`."""
+    """Name of the study, such as `ppl`."""
     digest: str
-    """The request's own `digest()`: the same request finds its entry again."""
+    """The request's `digest()`. A request that is repeated replaces its earlier entry."""
     cells: tuple[PlannedCell, ...]
-    """In the order in which they were asked for."""
+    """Its cells, in the order of the request."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoredPlan:
-    """All requests that were made of a run folder, in their order."""
+    """All requests of a run folder, oldest first."""
 
     requests: tuple[PlannedRequest, ...] = ()
 
     @property
     def cells(self) -> tuple[PlannedCell, ...]:
-        """All cells, each once, in the order in which they were asked for first."""
+        """All cells, each once, in the order in which they were first requested."""
         return tuple({cell.cell: cell for request in self.requests for cell in request.cells}.values())
 
     def with_request(self, new: PlannedRequest) -> StoredPlan:
-        """The plan with a request: at its old place if it was made before, else at the end."""
+        """The plan with a request added: in the place of an earlier equal request, otherwise at the end."""
         same = (new.command, new.digest)
         kept = [new if (one.command, one.digest) == same else one for one in self.requests]
         if new not in kept:
@@ -83,7 +82,7 @@ class StoredPlan:
 
 
 def plan_from_json(text: str) -> StoredPlan:
-    """Inverse of `StoredPlan.to_json`; ValueError, saying what is wrong, for anything else."""
+    """Inverse of `StoredPlan.to_json`; raises ValueError with the reason for any other text."""
     plain = read_json(text.encode())
     if not isinstance(plain, dict) or plain.get("schema_version") != PLAN_SCHEMA:
         raise ValueError(f"it is not a plan of schema {PLAN_SCHEMA}")
@@ -91,20 +90,22 @@ def plan_from_json(text: str) -> StoredPlan:
 
 
 def stored_requests(store: Store) -> list[dict[str, Any]]:
-    """The requests in the folder's spec.yaml, none where it has no such file; LongEvalError where it is damaged."""
+    """The requests in the folder's spec.yaml; none without the file. Raises LongEvalError if the file is damaged."""
     text, origin = store.read_text("spec.yaml"), f"{store.path}/spec.yaml"
     requests = [] if text is None else requests_from_yaml(text, origin=origin)
     try:
         canonical_json(requests)
-    except (TypeError, ValueError):  # dates, sets, NaN: nothing that longeval wrote
-        raise LongEvalError(f"{origin}: holds no requests", "Mend or remove it; cells stay.") from None
+    except (TypeError, ValueError):  # dates, sets, NaN: longeval writes none of these
+        raise LongEvalError(
+            f"{origin}: holds no requests", "Correct or remove the file; finished cells stay."
+        ) from None
     return requests
 
 
 def remember_request(store: Store, request: StudyRequest, planned: PlannedRequest) -> None:
-    """Writes the request into the folder's spec.yaml and its cells into plan.json.
+    """Writes a request into the folder's spec.yaml and its cells into plan.json.
 
-    It goes after those that are there, or in the place of one that asks for the same.
+    It replaces an earlier request with the same cells; otherwise it is appended.
     """
     store.remember_plan(planned)
     requests = stored_requests(store)
@@ -118,5 +119,5 @@ def remember_request(store: Store, request: StudyRequest, planned: PlannedReques
 
 
 def _what(request: Mapping[str, Any], how_only: Container[str]) -> str:
-    """What a written request asks for, without how it is to be computed."""
+    """A stored request as canonical JSON, without the settings that only say how it is computed."""
     return canonical_json({name: value for name, value in request.items() if name not in how_only})

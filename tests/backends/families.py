@@ -55,7 +55,7 @@ _WIDE = {"head_dim": 32}
 _EXACT_NORM = {"rms_norm_eps": 1e-12}
 _ORIGINAL = {"original_max_position_embeddings": NATIVE}
 _BY_LAYER = "sliding-window layers keep their own base unless `--layers all`"
-_NATIVE = "give `--native`: its config doesn't tell the length before its scaling"
+_NATIVE = "give `--native`: its config doesn't state the length before its scaling"
 _NO_ROPE = "layers that see the whole context have no RoPE: no method reaches them"
 
 FAMILIES = (

@@ -117,7 +117,7 @@ def test_a_server_that_reads_another_prompt_is_an_error(server):
         lambda: list(backend.choices([chosen([3, 4], [5])])),
         lambda: answer(backend, server.tokenizer, [3, 4, 5]),
     ):
-        with pytest.raises(ServerError, match="2 tokens where 3 were sent"):
+        with pytest.raises(ServerError, match="2 tokens, but 3 were sent"):
             ask()
 
 
@@ -132,7 +132,7 @@ def test_a_server_that_reads_another_prompt_is_an_error(server):
 )
 def test_another_vocabulary_is_told(server, scoring, ask):
     server.scoring = scoring
-    with pytest.raises(LongEvalError, match="--model must name the model that the server serves"):
+    with pytest.raises(LongEvalError, match="--model must be the model that the server serves"):
         ask(connect(server, make_tokenizer(words=SHUFFLED)), server.tokenizer)
 
 
@@ -150,7 +150,7 @@ def test_text_that_has_not_these_tokens_is_refused(server):
     [
         ((422, {}, '{"detail": "no"}'), r"neither as token ids \(no\) nor as text \(no\)"),
         ((200, {}, '{"choices": []}'), "has no choices"),
-        ((404, {}, '{"detail": "Not Found"}'), "no completions there"),
+        ((404, {}, '{"detail": "Not Found"}'), "no completions interface"),
     ],
 )
 def test_a_server_that_takes_no_prompt_or_has_no_completions(server, reply, said):

@@ -121,7 +121,7 @@ def test_a_wrong_model_ends_with_status_2_also_where_cells_are_stored(command, c
     assert run_app(command(lengths="32")) == 0
     before = contents(tmp_path / "run")
     assert run_app(command(model=shuffled_model)) == 2
-    assert "--model must name" in capsys.readouterr().err
+    assert "--model must be" in capsys.readouterr().err
     assert contents(tmp_path / "run") == before
 
 

@@ -181,7 +181,7 @@ def test_a_server_that_does_not_say_is_found_out_while_it_runs(server, asked, st
 @pytest.mark.parametrize("scoring", ["prompt_logprobs", "echo"])
 def test_another_model_than_model_is_refused_in_the_plan(server, asked, shuffled_model, scoring, study):
     server.scoring = scoring
-    with pytest.raises(BackendError, match="--model must name"):
+    with pytest.raises(BackendError, match="--model must be"):
         asked(study, model=shuffled_model)
     assert {len(body["prompt"]) for body in server.posts} == {9}, "nothing but the probe"
 
@@ -189,7 +189,7 @@ def test_another_model_than_model_is_refused_in_the_plan(server, asked, shuffled
 def test_a_model_that_is_exchanged_after_the_plan_ends_the_run(server, asked, store):
     plan = asked()
     server.tokenizer = make_tokenizer(words=SHUFFLED)
-    with pytest.raises(BackendError, match="--model must name"):
+    with pytest.raises(BackendError, match="--model must be"):
         run(plan, store, RunProgress(quiet=True))
     assert store.read_text("spec.yaml") is None and not any(store.load(cell.id) for cell in plan.cells)
 
@@ -204,5 +204,5 @@ def test_perplexity_needs_a_server_that_scores(server, asked, scoring):
 
 def test_a_server_that_fails_at_the_first_question_is_an_error_without_a_traceback(server, asked):
     server.next_answers = [(200, {}, "[1]")]
-    with pytest.raises(LongEvalError, match=r"--base-url: .*no object"):
+    with pytest.raises(LongEvalError, match=r"--base-url: .*not an object"):
         asked()

@@ -149,7 +149,7 @@ def test_it_keeps_the_contract(vllm, model):
 
 def test_a_table_that_isnt_the_asked_one_is_told(vllm, model, monkeypatch):
     monkeypatch.setattr(vllm, "_table", table_of(model, "yarn"))  # which the engine wasn't given
-    with pytest.raises(BackendError, match="another one is there"):
+    with pytest.raises(BackendError, match="it holds another table"):
         vllm.rope_digest(LENGTH)
 
 
@@ -182,7 +182,7 @@ def test_a_killed_engine_is_told_and_replaced(hf, vllm, model):
     """The last test of the shared engine; the one that takes its place has another table."""
     threading.Timer(1.0, kill_engine).start()  # while it works: the requests are for far longer
     prompts = [GenerateRequest(prompt_T=RANDOM_T[: 5 + i], max_new_tokens=490, stop=()) for i in range(200)]
-    with pytest.raises(RuntimeError, match="engine died: its process ended without a word"):
+    with pytest.raises(RuntimeError, match="engine died: its process ended without a message"):
         list(vllm.generate(prompts, model.tokenizer))
     table = table_of(model, "none")
     assert_same(everything(hf, model, table), everything(vllm, model, table))

@@ -214,14 +214,14 @@ def test_answers_are_those_of_the_hf_backend(served, server, hf, returns_ids, mo
 
 def test_another_vocabulary_is_told(served):
     other = make_tokenizer(words=[*WORDS[:3], *reversed(WORDS[3:])])
-    with pytest.raises(LongEvalError, match="--model must name the model that the server serves"):
+    with pytest.raises(LongEvalError, match="--model must be the model that the server serves"):
         connect(served, other).score(join(some(5)), 1)
 
 
 def test_what_does_not_fit_is_told(server, monkeypatch):
     window_T = join(some(ROOM))
     server.serve(TABLE, ROOM)
-    said = f"--lengths {ROOM}: {ROOM} tokens and 1 to generate, and the server's model length is {ROOM}"
+    said = f"--lengths {ROOM}: {ROOM} tokens and 1 to generate exceed the server's model length {ROOM}"
     with pytest.raises(LongEvalError, match=said):
         server.score(window_T, 1)
     monkeypatch.setattr(server, "max_length", None)

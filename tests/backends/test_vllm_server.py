@@ -209,9 +209,9 @@ def test_a_signal_that_was_ignored_stays_so(start, capfd):
 @pytest.mark.parametrize(
     ("mode", "said"),
     [
-        ("broken", "ValueError: no memory for the KV cache. Give it more room:"),
+        ("broken", "ValueError: no memory for the KV cache. Let it use more memory:"),
         ("refuses", "status 2: entry.py: error: argument --x: invalid int value: 'two'. -v"),
-        ("killed", "(SIGKILL), perhaps because the machine ran out of memory. Let it take less:"),
+        ("killed", "(SIGKILL), perhaps because the machine ran out of memory. Let it use less memory:"),
     ],
 )
 def test_a_server_that_doesnt_start(start, mode, said):
@@ -225,8 +225,8 @@ def test_a_server_that_doesnt_start(start, mode, said):
     ("mode", "said"),
     [
         ("dies", "KeyError: of the run"),
-        ("loses its engine", "its engine ended without a word"),
-        ("loses a worker", "its engine ended without a word"),
+        ("loses its engine", "its engine ended without a message"),
+        ("loses a worker", "its engine ended without a message"),
         ("is killed", "it was killed (SIGKILL)"),
     ],
 )

@@ -115,7 +115,7 @@ YARN = {"pe": "yarn", "factor": "4", "out": "out"}
         ({"out": "out.gguf"}, "convert_hf_to_gguf.py"),
         ({"out": "full/there.gguf"}, "--out full/there.gguf: exists"),
         ({"model": "llama2-7"}, "Did you mean llama2-7b"),
-        ({"model": "./full"}, "this folder is no model"),
+        ({"model": "./full"}, "this folder is not a model"),
     ],
     ids=str,
 )

@@ -107,7 +107,7 @@ def test_flags_override_the_preset(monkeypatch):
         ({"tf32": True}, "--tf32"),
         ({"tf32": True, "bf16": True}, "--tf32 and --bf16"),
         ({"stack": True, "seeds": "1"}, "--stack: would be ignored"),
-        ({"epochs": "1", "batch_size": "40"}, "that is one step"),
+        ({"epochs": "1", "batch_size": "40"}, "this is a single step"),
         ({"pe": "none,resonance", "native": "16"}, "--native 16: would be ignored"),
         ({"device": "cuda:77"}, "--device cuda:77"),
         ({"quiet": True, "verbose": True}, "-q and -v"),

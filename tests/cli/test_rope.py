@@ -179,7 +179,7 @@ def test_none_is_as_shipped_and_other_methods_replace_it(scaled_model, capsys):
     plain = Geometry(head_dim=16, theta=10000.0, native_length=64, factor=4.0)
     assert yarn["inv_freq"] == build_table("yarn", plain).inv_freq_F.tolist()
     assert (none["native_length"], none["length"]) == (64, 256)
-    assert "L 64, llama3 scaling from 64 to 512 (s = 8)" in err and "none means as shipped" in err
+    assert "L 64, llama3 scaling from 64 to 512 (s = 8)" in err and "none keeps it" in err
     assert "--factor 8" not in err
     _, err = described(capsys, "--model", model)
     assert "--factor 8 shows it up to the 512" in err

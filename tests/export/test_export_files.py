@@ -9,7 +9,7 @@ import pytest
 from tiny_families import save_family
 
 from longeval.errors import LongEvalError
-from longeval.export.folder import file_names, raised_limit, source_folder, travels
+from longeval.export.folder import file_names, is_copied, raised_limit, source_folder
 from longeval.models import hub
 from longeval.models.resolve import resolve
 
@@ -27,8 +27,8 @@ INDEX = "model.safetensors.index.json"
 
 
 def test_data_travels_and_code_pickles_and_other_weights_stay():
-    assert [name for name in DATA.split() if not travels(name)] == []
-    assert [name for name in OTHERS.split() if travels(name)] == []
+    assert [name for name in DATA.split() if not is_copied(name)] == []
+    assert [name for name in OTHERS.split() if is_copied(name)] == []
 
 
 def test_weights_are_those_of_the_model_alone(tmp_path):
@@ -68,7 +68,7 @@ def test_limits_that_would_hold_the_model_back_are_raised(name, limit, expected)
 @pytest.fixture
 def cached(tmp_path, monkeypatch):
     """A tiny Llama as org/tiny in the hub's cache, as a download leaves it, and the hub switched off."""
-    for function in (hub._open, hub.hub_reachable):
+    for function in (hub.open_hub, hub.hub_reachable):
         function.cache_clear()
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
@@ -76,7 +76,7 @@ def cached(tmp_path, monkeypatch):
     (repo / "refs").mkdir(parents=True)
     (repo / "refs" / "main").write_text(COMMIT)
     yield save_family("llama", repo / "snapshots" / COMMIT)
-    hub._open.cache_clear()
+    hub.open_hub.cache_clear()
 
 
 def test_a_hub_model_in_the_cache_needs_its_weights(cached):

@@ -110,7 +110,7 @@ def test_older_forms_of_configs_are_read():
         ({"rope_type": "none"}, "rope_type none: .* Use default"),
         ({"rope_type": "dynamic_ntk"}, "Use ntk .* --pe dynamic_ntk"),
         ({"rope_type": "resonance_dynamic_yarn", "rope_theta": 1e4}, "Use resonance_yarn"),
-        ({"full_attention": dict(ROPE)}, "not as given in llama models"),
+        ({"full_attention": dict(ROPE)}, "llama models need rope_parameters in another form"),
     ],
 )
 def test_a_config_with_mistakes_is_not_built(rope, words):

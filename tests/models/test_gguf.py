@@ -225,7 +225,7 @@ def test_a_missing_or_foreign_file_of_a_split_gguf_is_named(shards):
     second.write_bytes(third.read_bytes())
     refused(first, f"{second.name} belongs to another model")
     second.unlink()
-    refused(third, f"one of 3 files, and {second.name} is missing")
+    refused(third, f"one of 3 files, but {second.name} is missing")
     second.write_bytes(kept)
     refused(first.rename(first.parent / "renamed.gguf"), r"renamed\.gguf: is one of 3 files")
 

@@ -1,4 +1,4 @@
-"""The RoPE settings of GGUF files, against llama.cpp's logits and closed forms, and what can't be taken over."""
+"""The RoPE settings of GGUF files, against llama.cpp's logits and closed forms, and what can't be converted."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @pytest.fixture(autouse=True)
 def nothing_remembered():
-    caches = (hub._open, hub.hub_reachable)  # a test may replace the functions themselves
+    caches = (hub.open_hub, hub.hub_reachable)  # a test may replace the functions themselves
     for cache in caches:
         cache.cache_clear()
     yield

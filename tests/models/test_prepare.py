@@ -57,7 +57,7 @@ def test_attention_logits_that_are_capped_softly_stay_so(llama):
     config = transformers.Gemma2Config(**sizes, **special, attn_logit_softcapping=1.0, initializer_range=0.5)
     AutoModelForCausalLM.from_config(config).save_pretrained(llama)
     model = prepared(llama)
-    assert model.attn == "eager" and "softly" in model.notes[-1]
+    assert model.attn == "eager" and "soft cap" in model.notes[-1]
     scores = {}
     for attn in ("eager", "sdpa"):
         plain = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32, attn_implementation=attn).eval()
@@ -133,7 +133,7 @@ def test_a_quantisation_that_only_vllm_reads_is_left_to_it(llama):
 @pytest.mark.parametrize(
     ("config", "backend", "said"),
     [
-        (transformers.Mistral3Config(), VLLM, "see or hear"),
+        (transformers.Mistral3Config(), VLLM, "is multimodal"),
         (transformers.BertConfig(), VLLM, "bert: no rotary"),
         (transformers.BertConfig(), HF, "bert: no rotary"),
     ],

@@ -147,7 +147,7 @@ def test_broken_config(llama, content):
     refused(llama, r"config\.json")
 
 
-@pytest.mark.parametrize(("name", "said"), [("x.gguf", "not a GGUF file"), ("x.txt", r"no \.gguf")])
+@pytest.mark.parametrize(("name", "said"), [("x.gguf", "not a GGUF file"), ("x.txt", r"not a \.gguf")])
 def test_file_that_is_no_gguf(tmp_path, name, said):
     (tmp_path / name).write_bytes(b"PK\x03\x04")
     refused(tmp_path / name, said)

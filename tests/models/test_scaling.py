@@ -112,7 +112,7 @@ def test_a_note_says_where_the_length_before_a_scaling_is_unknown():
     def notes(settings, **options):
         return model_rope("m", llama_config(settings), **options).notes
 
-    unknown = "doesn't tell the length before its linear scaling"
+    unknown = "doesn't state the length before its linear scaling"
     assert any(unknown in note for note in notes("linear"))
     for quiet in (notes("linear", scale_from="shipped"), notes("llama3"), notes("dynamic")):
         assert len(quiet) == 1 and unknown not in quiet[0]

@@ -156,7 +156,7 @@ def test_one_weight_under_two_names_or_in_two_files(llama):
         save_file({key: weights[key] for key in weights if index["weight_map"][key] == name}, llama / name)
     check(llama)
     save_file(weights, llama / names[0])
-    refused(llama, "is stored twice")
+    refused(llama, "is stored in two files")
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])

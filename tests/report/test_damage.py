@@ -150,7 +150,7 @@ def test_what_is_no_file_is_no_cell_and_said_before_it_would_be_written(run, kin
     if kind == "link":
         assert Store(run.path).load(cell) is None, "a file can take its place"
     else:
-        with pytest.raises(LongEvalError, match="is no file"):
+        with pytest.raises(LongEvalError, match="is not a file"):
             Store(run.path).load(cell)
 
 

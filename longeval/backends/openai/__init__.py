@@ -1,4 +1,4 @@
-"""Models run by an OpenAI-compatible server that somebody else started."""
+"""The `openai` backend: models on an OpenAI-compatible server that is already running."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CONCURRENCY = 16
 def _check(spec: ModelRequest) -> None:
     if spec.base_url is None:
         raise LongEvalError(
-            "--backend openai: no server named", "Give its address: --base-url http://127.0.0.1:8000/v1."
+            "--backend openai: needs a server", "Give its address, such as --base-url http://127.0.0.1:8000/v1."
         )
 
 

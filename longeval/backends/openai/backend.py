@@ -1,4 +1,4 @@
-"""The `openai` backend: any server with OpenAI's completions interface, as it is.
+"""The `openai` backend: any server with OpenAI's completions interface.
 
 An outside server's RoPE can't be set: it computes what it was started with. One that `longeval serve` started says
 which table its engine holds, and a digest is recorded where that is the one asked for; of others none is.
@@ -29,27 +29,27 @@ from longeval.errors import LongEvalError
 from longeval.rope.base import RopeTable, table_digest
 
 MOST_STOPS = 4
-"""Stop texts that the interface takes (vLLM 0.32 refuses a fifth); the others are found when the answer is here."""
+"""Most stop texts in a request (vLLM 0.32 refuses a fifth); further ones are searched in the answer."""
 
 _TOO_LONG = re.compile(
     r"context|maximum (model )?length|max_model_len|too long|too large|exceed|max_tokens .*got 0", re.IGNORECASE
 )
-"""What servers say of a prompt that doesn't fit; the last is vLLM's of one that fills its length exactly."""
+"""Messages of servers about a prompt that is too long; the last is vLLM's for a prompt of exactly its length."""
 
 
 class OpenAIBackend:
-    """A server under one address. See `Backend`.
+    """A model on a server, see `Backend`.
 
     Args:
-        base_url: Address up to the version: `http://127.0.0.1:8000/v1`.
-        tokenizer: transformers' tokenizer of the model that is served there.
-        api_key: Bearer token; None: none.
-        model: The model's name at the server; None: the only one there.
+        base_url: Address including the version, such as `http://127.0.0.1:8000/v1`.
+        tokenizer: transformers' tokenizer of the served model.
+        api_key: Bearer token, or None.
+        model: The model's name at the server; None: the server's only model.
         timeout_s: Time limit of one answer.
-        concurrency: Requests under way at once.
+        concurrency: Number of concurrent requests.
 
     Raises:
-        LongEvalError: The server can't be reached, is of another kind, refuses the key, or has no such model.
+        LongEvalError: The server can't be reached, has another interface, refuses the key, or has no such model.
     """
 
     name = "openai"
@@ -70,7 +70,7 @@ class OpenAIBackend:
         self.served_model = server.model
         """The model's name at the server."""
         self.max_length = server.max_length
-        """Most tokens of a prompt with its answer, where the server says."""
+        """Most tokens of a prompt with its answer, or None if the server doesn't state it."""
         self._method = server.method
         self._table: RopeTable | None = None
         self.device = f"server {self._client.host}"
@@ -114,7 +114,7 @@ class OpenAIBackend:
         return found
 
     def choices(self, requests: Sequence[ChoicesRequest]) -> Iterator[tuple[int, tuple[ChoiceScore, ...]]]:
-        """See `Backend.choices`. Each different continuation of a context is one request to the server."""
+        """See `Backend.choices`. Each distinct pair of context and continuation is one request to the server."""
         distinct = DistinctPairs(requests)
         for context_T, tokens_S in distinct.pairs:
             self._check_room(len(context_T) + len(tokens_S), 1)
@@ -130,14 +130,14 @@ class OpenAIBackend:
         scored = self._dialect.read(choice_of(answer, len(ids)), ids, len(pair.context_T))
         if scored.greedy_S is None:
             raise LongEvalError(
-                f"--base-url {self._client.shown}: gives log-probabilities without top_logprobs, so that it can't be "
-                "told whether a choice is the most probable",
-                "Tasks whose answers are generated work there. vLLM's server gives both.",
+                f"--base-url {self._client.shown}: gives log-probabilities without top_logprobs, so it is unknown "
+                "whether a choice is the most probable",
+                "Use tasks with generated answers, or another server, such as vLLM's.",
             )
         return ChoiceScore(math.fsum(scored.log_p_S), all(scored.greedy_S))
 
     def generate(self, requests: Sequence[GenerateRequest], tokenizer: Any) -> Iterator[tuple[int, Generation]]:
-        """See `Backend.generate`. The model's end is what the server takes for it."""
+        """See `Backend.generate`. The server decides where the model ends its answer."""
         for request in requests:
             assert len(request.prompt_T) >= 1 and request.max_new_tokens >= 1, "an empty prompt or answer"
             assert all(request.stop), "an empty stop text"
@@ -156,17 +156,17 @@ class OpenAIBackend:
         if request.stop:
             body["stop"] = list(dict.fromkeys(request.stop))[:MOST_STOPS]
         if self._dialect.form.returns_ids:
-            # vLLM takes defaults from the model's generation settings; a penalty there isn't greedy any more.
+            # vLLM takes defaults from the model's generation settings, in which a penalty would change greedy answers.
             body |= {"return_token_ids": True, "repetition_penalty": 1.0, "stop_token_ids": sorted(ending.ids)}
         return body
 
     def _check_room(self, num_prompt: int, num_new: int) -> None:
-        """Raises LongEvalError where the server has no room for a prompt and `num_new` generated tokens."""
-        # A scored window fills its length; the one token that is generated after it comes on top.
+        """Raises LongEvalError if a prompt and `num_new` generated tokens are too long for the server."""
+        # A scored window has the served length, and one token is generated after it.
         assert num_prompt + num_new - 1 <= self._length, "longer than the length that is served"
         if self.max_length is not None and num_prompt + num_new > self.max_length:
             raise self._too_long(
-                f"{num_prompt} tokens and {num_new} to generate, and the server's model length is {self.max_length}"
+                f"{num_prompt} tokens and {num_new} to generate exceed the server's model length {self.max_length}"
             )
 
     def _too_long(self, what: str) -> LongEvalError:
@@ -176,15 +176,15 @@ class OpenAIBackend:
         try:
             return self._client.post(COMPLETIONS, body, stop)
         except RefusedError as error:
-            if _TOO_LONG.search(error.said):
-                raise self._too_long(f"the server refuses a request of that length ({error.said})") from None
+            if _TOO_LONG.search(error.message):
+                raise self._too_long(f"the server refuses a request of that length ({error.message})") from None
             raise
 
     def reset_peak_memory(self) -> None:
-        """Nothing: the server's memory can't be seen."""
+        """Does nothing, because the server's memory can't be read."""
 
     def peak_memory_bytes(self) -> int | None:
-        """None: the server's memory can't be seen."""
+        """None, because the server's memory can't be read."""
         return None
 
     def close(self) -> None:
@@ -198,20 +198,13 @@ def _ids(pair: ChoicePair) -> list[int]:
 
 
 def _generation(answer: Body, request: GenerateRequest, ending: Ending, tokenizer: Any) -> Generation:
-    """The answer that a server sent.
+    """Reads the answer that a server sent.
 
-    With token ids it is what the other backends would have made of these tokens. From text alone, stop texts are looked
-    for again, and where the server says `stop` without saying why, a stop text is taken to be the reason if any was
-    given.
-
-    Args:
-        answer: The server's.
-        request: What was asked.
-        ending: Of the request.
-        tokenizer: transformers' tokenizer of the model.
+    If it has token ids, the result is the same as for other backends. Otherwise stop texts are searched in the text. If
+    the server ended it with `stop` without a reason, a stop text counts as the reason if the request has any.
 
     Raises:
-        UnreadableError: The server ended the answer for a reason of its own, or sent none.
+        UnreadableError: There is no answer, or the server ended it for another reason.
     """
     choice = choice_of(answer, len(request.prompt_T))
     text, why, by = choice.get("text"), choice.get("finish_reason"), choice.get("stop_reason")
@@ -225,8 +218,8 @@ def _generation(answer: Body, request: GenerateRequest, ending: Ending, tokenize
             return found
         if why == "length":
             raise _own_limit(len(tokens), limit)
-        # vLLM finds stop texts while it decodes token by token, which shows half a character differently. Without a
-        # stop text it was an end token of the model's generation settings that our tokenizer doesn't know as such.
+        # vLLM searches stop texts while it decodes token by token, where half a character looks different. Without a
+        # stop text, the answer ended with an end token that only the model's generation settings name.
         is_text = isinstance(by, str)
         decoded: str = tokenizer.decode(tokens if is_text else tokens[:-1], skip_special_tokens=True)
         return Generation(decoded, len(tokens), "stop" if is_text else "eos")
@@ -244,7 +237,7 @@ def _own_limit(num_tokens: int, limit: int) -> UnreadableError:
 
 
 def first_stop(text: str, stops: tuple[str, ...]) -> str:
-    """The text before the stop text that would have been seen first while it was written."""
+    """The text before the stop text that is complete first when the text is read from the start."""
     seen = min((place + len(stop) for stop in stops if (place := text.find(stop)) >= 0), default=None)
     if seen is None:
         return text

@@ -1,7 +1,7 @@
-"""HTTP to an OpenAI-compatible server: its address, the key, several requests at once, retries, and errors in one line.
+"""HTTP client for an OpenAI-compatible server: address, key, concurrent requests, retries, and errors in one line.
 
-Answers are bounded in bytes (after unpacking) and in seconds (headers and body together), so that no server can hold a
-run or fill the memory. The key goes into one header and nowhere else; it is blotted out of what a server says.
+Answers are limited in bytes (after decompression) and in seconds (headers and body together), so that no server can
+block a run or fill the memory. The key is only sent in a header, and is masked in messages of a server.
 Interface: https://platform.openai.com/docs/api-reference/completions.
 """
 
@@ -24,62 +24,62 @@ import httpx2
 from longeval.errors import LongEvalError
 
 KEY_VARIABLE = "LONGEVAL_API_KEY"
-"""Where the key is read from. A flag, a spec or a record would show it to others."""
+"""Environment variable of the key. A flag, a spec or a record would show it to others."""
 
 PATIENCE_S = 60.0
-"""How long one request is repeated after its first failure, waits and tries together."""
+"""Time for which a request is repeated after its first failure, including waits."""
 FIRST_WAIT_S = 0.5
-"""Before the second try; doubled after each."""
+"""Wait before the second try; it doubles after each try."""
 LONGEST_WAIT_S = 8.0
 CONNECT_S = 10.0
-"""Time limit of a connection."""
+"""Time limit for connecting."""
 ANSWER_S = 600.0
-"""Time limit of an answer: a long prompt on a busy server."""
-LOOK_S = 30.0
+"""Time limit of an answer, enough for a long prompt on a busy server."""
+GET_S = 30.0
 """Time limit of a GET."""
-LOOK_UP_S = 0.5
-"""Waits are cut into pieces of this length: a Ctrl-C just before a wait doesn't end the wait itself."""
-MOST_SAID = 300
-"""Characters of a server's message that are shown."""
+WAIT_STEP_S = 0.5
+"""Longest uninterrupted wait; a Ctrl-C just before a wait only takes effect after it."""
+MOST_SHOWN = 300
+"""Most characters of a server's message that are shown."""
 MOST_BYTES = 16 * 2**20
-"""Largest answer, unpacked; a list of hundreds of models has 1 MiB."""
+"""Largest answer after decompression; a list of hundreds of models has 1 MiB."""
 MOST_BYTES_TOKEN = 2048
-"""Added for each token that was sent or asked for; vLLM's `prompt_logprobs` take 200."""
+"""Allowance for each token that is sent or requested; vLLM's `prompt_logprobs` need 200."""
 
 T = TypeVar("T")
 Key = TypeVar("Key")
 Body = dict[str, Any]
 
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
-"""Statuses that may be gone at the next try."""
+"""HTTP statuses of failures that may not occur at the next try."""
 
 
 class ServerError(Exception):
-    """The server failed while a run was under way; one line."""
+    """The server failed during a run. The message is one line."""
 
 
 class RefusedError(ServerError):
-    """The server refused a request as such: repeating it is no use.
+    """The server refused a request, so repeating it is useless.
 
     Args:
         status: HTTP status.
-        said: The server's message, in one line.
+        message: The server's message, in one line.
         where: The server's address.
     """
 
-    def __init__(self, status: int, said: str, where: str) -> None:
-        super().__init__(f"{where} refused a request ({status}): {said}")
+    def __init__(self, status: int, message: str, where: str) -> None:
+        super().__init__(f"{where} refused a request ({status}): {message}")
         self.status = status
-        self.said = said
+        self.message = message
 
 
 class _PassingError(Exception):
-    """A failure that may be gone at the next try.
+    """A failure that may not occur at the next try.
 
     Args:
         reason: What happened.
         wait_s: How long the server asks to wait; None if it doesn't say.
-        lost: Whether the server may be gone, rather than busy.
+        lost: Whether the server may be down rather than busy.
     """
 
     def __init__(self, reason: str, wait_s: float | None = None, *, lost: bool) -> None:
@@ -89,7 +89,7 @@ class _PassingError(Exception):
 
 
 def own_key() -> str | None:
-    """The key in the environment, or None; LongEvalError (without the key) if no header can hold it."""
+    """The key in the environment, or None. Raises LongEvalError, without showing the key, if it is invalid."""
     return _checked_key(os.environ.get(KEY_VARIABLE))
 
 
@@ -97,18 +97,18 @@ def _checked_key(key: str | None) -> str | None:
     stripped = (key or "").strip()
     if not (stripped.isascii() and stripped.isprintable() and " " not in stripped):
         raise LongEvalError(
-            f"{KEY_VARIABLE}: has characters in it that no header can hold",
-            "Use ASCII letters and digits, without blanks and line breaks.",
+            f"{KEY_VARIABLE}: has characters that a header can't hold",
+            "Use ASCII letters and digits, without spaces and line breaks.",
         )
     return stripped or None
 
 
 class Client:
-    """A server under one address; may be used from several threads.
+    """The client of one server. It may be used from several threads.
 
     Args:
-        base_url: Address up to the version: `http://127.0.0.1:8000/v1`.
-        api_key: Sent as a bearer token; None or empty: none.
+        base_url: Address including the version, such as `http://127.0.0.1:8000/v1`.
+        api_key: Sent as a bearer token, unless None or empty.
         timeout_s: Time limit of one answer.
         connections: Connections that are kept open.
 
@@ -127,16 +127,16 @@ class Client:
         self._lost = False
         self._http = httpx2.Client(
             headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
-            # No limit on all of them: one that was given up is held until the server ends it.
+            # No limit on all connections, because one that was given up stays open until the server ends it.
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=connections),
             # A proxy of the environment can't reach this machine's own addresses, and would see the key.
             trust_env=not _is_loopback(url.host),
             verify=url.scheme == "https",  # reading the certificates takes a while
-            follow_redirects=False,  # the key goes nowhere else
+            follow_redirects=False,  # the key must not be sent elsewhere
         )
 
     def get(self, path: str) -> Any:
-        """The JSON that a GET returns; not repeated.
+        """The JSON that a GET returns. It is not repeated after failures.
 
         Raises:
             LongEvalError: The server can't be reached or refuses the key.
@@ -148,21 +148,16 @@ class Client:
             if not error.lost:
                 raise ServerError(f"{self.shown}: {error}") from None
             raise LongEvalError(
-                f"--base-url {self.shown}: {error}", "Is the server up, and is this its address, /v1 included?"
+                f"--base-url {self.shown}: {error}", "Check that the server is up, and its address, which ends in /v1."
             ) from None
 
     def post(self, path: str, body: Body, stop: threading.Event | None = None) -> Body:
-        """The JSON object that a POST returns; repeated after failures that may pass.
-
-        Args:
-            path: Below the base address.
-            body: What is sent, as JSON.
-            stop: Set by another thread: no further try.
+        """The JSON object that a POST returns. Retries after temporary failures until another thread sets `stop`.
 
         Raises:
             LongEvalError: The server refuses the key.
-            RefusedError: It refuses the request.
-            ServerError: It fails for longer than `PATIENCE_S`, exceeds the time limit, or answers nonsense.
+            RefusedError: The server refuses the request.
+            ServerError: It fails for longer than `PATIENCE_S`, exceeds the time limit, or sends an invalid answer.
         """
         stop = stop or threading.Event()
         failed_at, tries, wait_s = None, 0, FIRST_WAIT_S
@@ -173,7 +168,7 @@ class Client:
             except _PassingError as error:
                 failed_at = failed_at or time.monotonic()
                 spent_s = time.monotonic() - failed_at
-                # Once a server was given up, later requests ask it once, not for another minute each.
+                # Once a server was given up, later requests try only once, instead of for another minute each.
                 left_s = 0.0 if self._lost else PATIENCE_S - spent_s
                 asked_s = wait_s if error.wait_s is None else error.wait_s
                 if asked_s > left_s or stop.is_set():
@@ -186,7 +181,7 @@ class Client:
                 continue
             self._lost = False
             if not isinstance(answer, dict):
-                raise ServerError(f"{self.shown}/{path}: answers with JSON that is no object")
+                raise ServerError(f"{self.shown}/{path}: answers with JSON that is not an object")
             return answer
 
     def close(self) -> None:
@@ -194,8 +189,8 @@ class Client:
         self._http.close()
 
     def _once(self, method: str, path: str, body: Body | None) -> Any:
-        """One try."""
-        limit_s = self._timeout_s if body is not None else min(self._timeout_s, LOOK_S)
+        """Sends a request once and returns the JSON value of the answer."""
+        limit_s = self._timeout_s if body is not None else min(self._timeout_s, GET_S)
         tokens = 0 if body is None else len(body.get("prompt", "")) + body.get("max_tokens", 0)
         most = MOST_BYTES + MOST_BYTES_TOKEN * tokens
         given_up = threading.Event()
@@ -204,7 +199,7 @@ class Client:
         except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
             raise _PassingError(f"can't be reached ({self._line(str(error))})", lost=True) from None
         except (httpx2.TimeoutException, TimeoutError):
-            # Not repeated: the server may still be at work on it, and would be asked for the same twice.
+            # Not repeated, because the server may still be working on it.
             raise ServerError(f"{self.shown}: no answer within {limit_s:g} s") from None
         except httpx2.TransportError as error:
             raise _PassingError(f"lost the connection ({self._line(str(error))})", lost=True) from None
@@ -216,24 +211,24 @@ class Client:
         if status in (401, 403):
             raise self._key_refused(status)
         if status in _PASSING:
-            said = f"{status}: {self._said(response, content)}"
-            raise _PassingError(said, _retry_after_s(response.headers), lost=status >= 500)
+            failure = f"{status}: {self._error_message(response, content)}"
+            raise _PassingError(failure, _retry_after_s(response.headers), lost=status >= 500)
         if status != 200:
-            raise RefusedError(status, self._said(response, content), self.shown)
+            raise RefusedError(status, self._error_message(response, content), self.shown)
         try:
-            value = json.loads(content.decode())  # of bytes, json would let halves of surrogate pairs pass
+            value = json.loads(content.decode())  # json.loads of bytes would accept lone surrogates
             if b"\\u" in content:
-                json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is no text: a ValueError
+                json.dumps(value, ensure_ascii=False).encode()  # raises ValueError for lone surrogates
             return value
         except RecursionError:
             raise ServerError(f"{self.shown}/{path}: answers with JSON nested too deeply") from None
-        except ValueError:  # no JSON, no text, or numbers of thousands of digits
+        except ValueError:  # not JSON, not UTF-8, or numbers with thousands of digits
             raise ServerError(f"{self.shown}/{path}: answers with something that isn't JSON") from None
 
     def _exchange(
         self, method: str, path: str, body: Body | None, limit_s: float, most: int, given_up: threading.Event
     ) -> tuple[httpx2.Response, bytes]:
-        """Sends a request; returns the response and its body, read to `most` bytes and until nobody waits for it."""
+        """Sends a request; returns the response and its body of at most `most` bytes. Stops once `given_up` is set."""
         timeout = httpx2.Timeout(limit_s, connect=min(CONNECT_S, limit_s), pool=None)
         content = bytearray()
         with self._http.stream(method, f"{self.shown}/{path}", json=body, timeout=timeout) as response:
@@ -248,11 +243,11 @@ class Client:
     def _key_refused(self, status: int) -> LongEvalError:
         remedy = "Give the key that the server was started with, in the environment as LONGEVAL_API_KEY."
         if self._key is None:
-            return LongEvalError(f"--base-url {self.shown}: the server wants a key ({status}), none is given", remedy)
+            return LongEvalError(f"--base-url {self.shown}: the server requires a key ({status})", remedy)
         return LongEvalError(f"LONGEVAL_API_KEY: the server at {self.shown} refuses the key ({status})", remedy)
 
-    def _said(self, response: httpx2.Response, content: bytes) -> str:
-        """The message of an error answer: in OpenAI's form, vLLM's older one or FastAPI's, else its text."""
+    def _error_message(self, response: httpx2.Response, content: bytes) -> str:
+        """The message in an error answer, which may have OpenAI's, vLLM's older or FastAPI's form; else its text."""
         try:
             told = json.loads(content)
             if isinstance(told, dict):
@@ -263,33 +258,33 @@ class Client:
         except (ValueError, RecursionError):
             pass
         is_page = "html" in response.headers.get("content-type", "")
-        text = "" if is_page else content[: 4 * MOST_SAID].decode("utf-8", "replace")
+        text = "" if is_page else content[: 4 * MOST_SHOWN].decode("utf-8", "replace")
         return self._line(text) or self._line(response.reason_phrase)
 
     def _line(self, text: str) -> str:
-        """One line of limited length, without the key."""
-        text = text[: 100 * MOST_SAID]
+        """The text in one line of limited length, with the key masked."""
+        text = text[: 100 * MOST_SHOWN]
         if self._key:
             text = text.replace(self._key, "***")
         line = " ".join(text.split())
-        return line if len(line) <= MOST_SAID else f"{line[:MOST_SAID]}…"
+        return line if len(line) <= MOST_SHOWN else f"{line[:MOST_SHOWN]}…"
 
 
 def in_flight(
     post: Callable[[Body, threading.Event], Body], bodies: Iterable[tuple[Key, Body]], concurrency: int
 ) -> Iterator[tuple[Key, Body]]:
-    """Sends several requests at once, so that the server can batch them; yields (key, answer) as answers come.
+    """Sends requests concurrently, so that the server can batch them; yields (key, answer) as answers arrive.
 
     Bodies are taken from `bodies` only when they can be sent, so that few long prompts are in memory. Threads are
-    daemons: Ctrl-C doesn't wait for what a server still computes.
+    daemons, so Ctrl-C doesn't wait for answers.
 
     Args:
-        post: Sends a body; the event says that the answer is no longer wanted.
+        post: Sends a body; the event is set when the answer is no longer needed.
         bodies: (key, body) of each request.
-        concurrency: Most at once.
+        concurrency: Most concurrent requests.
 
     Raises:
-        Exception: The first that `post` or `bodies` raises; nothing new is sent then.
+        Exception: The first error of `post` or `bodies`; no further requests are sent.
     """
     stop = threading.Event()
     done: queue.SimpleQueue[tuple[Key, Body | Exception]] = queue.SimpleQueue()
@@ -310,7 +305,7 @@ def in_flight(
             if not under_way:
                 return
             try:
-                key, answer = done.get(timeout=LOOK_UP_S)
+                key, answer = done.get(timeout=WAIT_STEP_S)
             except queue.Empty:
                 continue
             under_way -= 1
@@ -322,9 +317,9 @@ def in_flight(
 
 
 def _within(limit_s: float, work: Callable[[], T]) -> T:
-    """What `work` returns or raises; TimeoutError if it takes longer, and it is left to itself then.
+    """Returns or raises the result of `work`, or raises TimeoutError after `limit_s`; `work` then goes on by itself.
 
-    A time limit on each read wouldn't do: a server that sends a byte a second keeps to it.
+    A time limit for each read is not enough, because a server can send one byte per second.
     """
     done: concurrent.futures.Future[T] = concurrent.futures.Future()
 
@@ -337,12 +332,15 @@ def _within(limit_s: float, work: Callable[[], T]) -> T:
     threading.Thread(target=carry_out, daemon=True, name="longeval-exchange").start()
     until = time.monotonic() + limit_s
     while not done.done() and (left_s := until - time.monotonic()) > 0:
-        concurrent.futures.wait([done], timeout=min(LOOK_UP_S, left_s))
+        concurrent.futures.wait([done], timeout=min(WAIT_STEP_S, left_s))
     return done.result(timeout=0)
 
 
 def _checked_url(base_url: str) -> httpx2.URL:
-    """The address; none of the messages shows a part where a key may stand, since every record holds the address."""
+    """Checks and normalises the address. Messages never show parts that may contain a key.
+
+    Such parts are refused, because every record holds the address.
+    """
     remedy = "An address looks like http://127.0.0.1:8000/v1."
     try:
         url = httpx2.URL(base_url.strip())
@@ -354,7 +352,7 @@ def _checked_url(base_url: str) -> httpx2.URL:
         what = "a name or password" if url.userinfo else "a query" if url.query else "a fragment"
         raise LongEvalError(
             f"--base-url {plain}: has {what} in it",
-            "Leave it out; a key goes into the environment as LONGEVAL_API_KEY.",
+            "Leave it out; give a key in the environment as LONGEVAL_API_KEY.",
         )
     if url.scheme not in ("http", "https") or not url.host or (url.port or 0) > 65535:
         raise LongEvalError(f"--base-url {base_url.strip()}: not an address of http or https", remedy)
@@ -371,7 +369,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """Seconds that the header Retry-After asks for: a number, or a date."""
+    """Seconds in the header Retry-After, which is a number or a date; None without a valid one."""
     asked = headers.get("retry-after", "").strip()
     if asked.isdecimal():
         return float(asked)

@@ -1,9 +1,9 @@
-"""What a server understands, found out by asking it once; requests and answers in those words.
+"""Finds out which requests a server understands, and makes requests and reads answers in that form.
 
-Every server that calls itself OpenAI-compatible leaves something out, some silently. So nothing is believed that its
-answers don't show. Prompts go as token ids, and the answer must count as many. Log-probabilities of prompt tokens come
-from `prompt_logprobs` (vLLM's: by token id) or from `echo` with `logprobs` (OpenAI's: by place), and there must be one
-for every token. What the server reads the ids as must be what our tokenizer wrote.
+Every server that calls itself OpenAI-compatible lacks some features, sometimes silently. So only features that its
+answers prove are used. Prompts are sent as token ids, and the answer must count as many tokens. Log-probabilities of
+prompt tokens come from `prompt_logprobs` (vLLM's, by token id) or from `echo` with `logprobs` (OpenAI's, by position),
+and every token must have one. The text that the server shows for the ids must be the text that our tokenizer encoded.
 
 Sources: https://platform.openai.com/docs/api-reference/completions; vLLM's `CompletionRequest`.
 Shapes: T tokens of a prompt, S scored tokens.
@@ -27,11 +27,11 @@ logger = logging.getLogger(__name__)
 
 COMPLETIONS = "completions"
 PROBE = "The quick brown fox jumps over the lazy dog"
-"""ASCII, so that a server which shows its tokens as text shows letters."""
+"""Text of the first requests. It is ASCII, so that a server shows its tokens as letters."""
 FLOOR = -9999.0
-"""What vLLM writes for minus infinity."""
+"""vLLM's number for minus infinity."""
 ROUNDING = 1e-5
-"""Nats by which rounding may put a log-probability above 0: float32 numbers near a logit of 100 are 8e-6 apart."""
+"""Nats by which rounding may raise a log-probability above 0: float32 numbers near a logit of 100 are 8e-6 apart."""
 
 
 class MisreadError(BackendError):
@@ -39,38 +39,38 @@ class MisreadError(BackendError):
 
 
 class UnreadableError(ServerError):
-    """An answer doesn't hold what was asked for."""
+    """An answer lacks a part that was requested."""
 
 
 class Scored(NamedTuple):
-    """The last S tokens of a prompt."""
+    """Scores of the last S tokens of a prompt."""
 
     log_p_S: list[float]
-    """Log-probability of each given all before it, nats."""
+    """Log-probability of each token given all tokens before it, nats."""
     greedy_S: list[bool] | None
-    """Whether nothing at its place is more probable; None where the server doesn't say."""
+    """Whether each token is the most probable one at its position; None if the server doesn't tell."""
 
 
 class PromptForm(NamedTuple):
-    """How prompts go to a server, and what its answers hold."""
+    """The form of prompts that a server accepts, and of its answers."""
 
     as_ids: bool
-    """Whether as token ids; otherwise as text that the server's tokenizer makes the same ids of."""
+    """Whether prompts are token ids; otherwise they are text that the server's tokenizer encodes to the same ids."""
     returns_ids: bool
-    """Whether answers come with their token ids (vLLM's `return_token_ids`), and other settings of vLLM's are known."""
+    """Whether answers have token ids (vLLM's `return_token_ids`), so that other settings of vLLM also work."""
 
 
 class ScoringRoute(NamedTuple):
-    """How a server gives log-probabilities of prompt tokens."""
+    """A way to get log-probabilities of prompt tokens from a server."""
 
     name: str
-    """For messages."""
+    """Name for messages."""
     settings: Body
-    """The part of a request that asks for them."""
+    """The settings of a request that ask for them."""
 
     @property
     def echoes(self) -> bool:
-        """Whether they come by OpenAI's `echo`, else by vLLM's `prompt_logprobs`."""
+        """Whether it is OpenAI's `echo` instead of vLLM's `prompt_logprobs`."""
         return "echo" in self.settings
 
 
@@ -79,17 +79,11 @@ _ROUTES = (
     ScoringRoute("echo with max_tokens 0", {"echo": True, "logprobs": 1, "max_tokens": 0}),
     ScoringRoute("echo with max_tokens 1", {"echo": True, "logprobs": 1, "max_tokens": 1}),
 )
-"""In the order in which they are tried: exact ids first, then `echo`, with nothing generated where that is allowed."""
+"""The ways in the order in which they are tried: by token ids first, then `echo` without and with a generated token."""
 
 
 class Dialect:
-    """What one server understands.
-
-    Args:
-        client: The server.
-        model: The model's name there.
-        tokenizer: transformers' tokenizer of that model.
-    """
+    """The requests and answers that one server understands for a model."""
 
     def __init__(self, client: Client, model: str, tokenizer: Any) -> None:
         self._client = client
@@ -101,10 +95,10 @@ class Dialect:
 
     @functools.cached_property
     def form(self) -> PromptForm:
-        """How prompts go there; asks at the first use.
+        """The form of prompts; the first access asks the server.
 
         Raises:
-            LongEvalError: It takes no prompt of ours.
+            LongEvalError: The server accepts none of our prompts.
         """
         ids = self._probe_ids()
         refusals = []
@@ -115,25 +109,26 @@ class Dialect:
             except (RefusedError, UnreadableError) as error:
                 if isinstance(error, RefusedError) and error.status in (404, 405):
                     raise LongEvalError(
-                        f"--base-url {self._client.shown}: no completions there ({error.said})",
-                        "A server for chat alone can't be evaluated: prompts must arrive as they are.",
+                        f"--base-url {self._client.shown}: has no completions interface ({error.message})",
+                        "A server with only a chat interface can't be evaluated, because it changes prompts.",
                     ) from None
                 refusals.append(_reason(error))
                 continue
-            # A server that doesn't know `return_token_ids` may ignore it: the answer says what it knows.
+            # A server may ignore `return_token_ids`, so the answer decides.
             return PromptForm(as_ids=as_ids, returns_ids=extended and bool(answer_ids(choice)))
         raise LongEvalError(
-            f"--base-url {self._client.shown}: takes a prompt neither as token ids ({refusals[0]}) nor as text "
+            f"--base-url {self._client.shown}: accepts a prompt neither as token ids ({refusals[0]}) nor as text "
             f"({refusals[-1]})",
-            "Use a server with OpenAI's completions interface, as vLLM's is.",
+            "Use a server with OpenAI's completions interface, such as vLLM's.",
         )
 
     @functools.cached_property
     def route(self) -> ScoringRoute:
-        """How log-probabilities come back; asks at the first use.
+        """The way to get log-probabilities; the first access asks the server.
 
         Raises:
-            LongEvalError: They don't, or the model there has another vocabulary.
+            LongEvalError: The server gives none.
+            MisreadError: The served model has another tokenizer.
         """
         ids = self._probe_ids()
         missing = []
@@ -147,27 +142,27 @@ class Dialect:
                 continue
             misread = self._misread(_shown(route, choice, ids), ids)
             if misread is None:
-                # A server that shows the probe's tokens as ours has to do so for every prompt.
+                # If the server shows the tokens of PROBE correctly, it must do so for every prompt.
                 self._shows_tokens = route.echoes and self._are_ours(choice, ids)
                 return route
-            if route.settings.get("max_tokens") == 0:  # an ignored `echo`, and as many tokens by chance
+            if route.settings.get("max_tokens") == 0:  # `echo` was ignored, and the number of tokens agrees by chance
                 missing.append(f"{route.name}: the answer isn't the prompt")
                 continue
             raise MisreadError(
                 f"--base-url {self._client.shown}: reads our token ids of {PROBE!r} as {misread!r}",
-                "--model must name the model that the server serves: its tokenizer is used here.",
+                "--model must be the model that the server serves, because its tokenizer is used here.",
             )
         raise LongEvalError(
             f"--base-url {self._client.shown}: gives no log-probabilities of a prompt's tokens, which choices and "
             f"perplexity need ({'; '.join(missing)})",
-            "Tasks whose answers are generated work there. vLLM's server gives them.",
+            "Use tasks with generated answers, or another server, such as vLLM's.",
         )
 
     def check_reading(self) -> None:
-        """Makes sure that the server reads our token ids as we write them, where it shows that; an answer wouldn't.
+        """Checks that the server decodes our token ids to our text, if it shows that. Answers alone would not tell.
 
         Raises:
-            MisreadError: It serves a model with another tokenizer.
+            MisreadError: The served model has another tokenizer.
         """
         if self._is_checked or not self.form.as_ids:
             return
@@ -177,13 +172,13 @@ class Dialect:
         except MisreadError:
             raise
         except LongEvalError:
-            logger.info("%s doesn't show how it reads token ids: --model must name what it serves", self._client.shown)
+            logger.info("%s doesn't show how it reads token ids: --model must be the served model", self._client.shown)
 
     def body(self, ids: Sequence[int], max_tokens: int) -> Body:
         """A request for a greedy continuation.
 
         Raises:
-            LongEvalError: The server wants text, and no text has these tokens.
+            LongEvalError: The server needs text, and no text has exactly these tokens.
         """
         return self._body(ids, max_tokens, as_ids=self.form.as_ids)
 
@@ -192,35 +187,35 @@ class Dialect:
         return {"model": self._model, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0}
 
     def scoring_body(self, ids: Sequence[int], *, greedy: bool) -> Body:
-        """A request for log-probabilities of the prompt's tokens; `greedy`: and for what is most probable."""
+        """A request for log-probabilities of the prompt's tokens and, with `greedy`, of the most probable tokens."""
         settings = dict(self.route.settings)
         if not greedy and not self.route.echoes:
-            settings["prompt_logprobs"] = 0  # those of the prompt's own tokens alone: half the answer
+            settings["prompt_logprobs"] = 0  # only the prompt's own tokens, which halves the answer
         return self.body(ids, 1) | settings
 
     def read(self, choice: Body, ids: Sequence[int], first: int) -> Scored:
-        """The log-probabilities of a prompt's tokens from place `first` on.
+        """The log-probabilities of a prompt's tokens from index `first` on.
 
         Raises:
-            UnreadableError: The answer doesn't hold them, or those of another text.
+            UnreadableError: The answer doesn't have them, or is about another text.
         """
         scored = _read(self.route, choice, ids, first)
         if self._shows_tokens and not self._are_ours(choice, ids):
-            raise UnreadableError("the answer is about other tokens than were sent")
+            raise UnreadableError("the answer is about other tokens than those that were sent")
         return scored
 
     def _misread(self, shown: str | None, ids: Sequence[int]) -> str | None:
-        """What the server reads our token ids as, if that isn't what we wrote; None too where it shows nothing."""
+        """The text that the server shows for our token ids if it differs from ours; None if equal or not shown."""
         if shown is None:
             return None
         for special in (*special_tokens(self._tokenizer).ids, *self._tokenizer.all_special_tokens):
             shown = shown.replace(special, "")
-        # Letters alone: servers show spaces and bytes in different ways. The first token isn't shown by all.
+        # Only letters are compared, because servers show spaces and bytes differently. Some leave out the first token.
         written = [_letters(self._tokenizer.decode(ids[start:], skip_special_tokens=True)) for start in (0, 1)]
         return None if _letters(shown).startswith(tuple(written)) else shown[:80]
 
     def _are_ours(self, choice: Body, ids: Sequence[int]) -> bool:
-        """Whether the tokens beside echoed log-probabilities are the prompt's; letters of plain ASCII are compared."""
+        """Whether the tokens beside echoed log-probabilities are those of the prompt, comparing only ASCII letters."""
         shown = choice["logprobs"].get("tokens")
         if not isinstance(shown, list) or len(shown) < len(ids):
             return False
@@ -237,55 +232,55 @@ class Dialect:
         return [int(token) for token in self._tokenizer(PROBE)["input_ids"]]
 
     def _text(self, ids: Sequence[int]) -> str:
-        """A text that the model's tokenizer makes exactly these ids of, with what it puts in front by itself."""
+        """A text that the model's tokenizer encodes to exactly these ids, with or without the prefix that it adds."""
         for kept in (list(ids), list(ids)[len(own_prefix(self._tokenizer)) :]):
             text: str = self._tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
             if list(self._tokenizer(text)["input_ids"]) == list(ids):
                 return text
         raise LongEvalError(
-            f"--base-url {self._client.shown}: takes prompts as text only, and no text has exactly the {len(ids)} "
+            f"--base-url {self._client.shown}: accepts prompts only as text, and no text has exactly the {len(ids)} "
             "tokens of this one",
-            "Use a server that takes token ids, as vLLM's does.",
+            "Use a server that accepts token ids, such as vLLM's.",
         )
 
 
 def choice_of(answer: Body, num_prompt: int) -> Body:
-    """The one choice of an answer.
+    """The first choice of an answer.
 
     Raises:
-        UnreadableError: There is none, or the server counts another number of prompt tokens than was sent.
+        UnreadableError: There is none, or the server states another number of prompt tokens than were sent.
     """
     choices = answer.get("choices")
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
         raise UnreadableError("the server's answer has no choices")
     read = told_count(answer, "prompt_tokens")
     if read is not None and read != num_prompt:
-        raise UnreadableError(f"the server read {read} tokens where {num_prompt} were sent")
+        raise UnreadableError(f"the server read {read} tokens, but {num_prompt} were sent")
     return choices[0]
 
 
 def told_count(answer: Body, name: str) -> int | None:
-    """A number of tokens in an answer's `usage`; None where the server doesn't say."""
+    """A number of tokens in an answer's `usage`; None if the server doesn't state it."""
     usage = answer.get("usage")
     count = usage.get(name) if isinstance(usage, dict) else None
     return count if isinstance(count, int) else None
 
 
 def answer_ids(choice: Body) -> list[int]:
-    """Token ids of an answer; empty where the server gives none."""
+    """Token ids of an answer; empty if the server gives none."""
     ids = choice.get("token_ids")
     return ids if isinstance(ids, list) and all(isinstance(token, int) for token in ids) else []
 
 
 def _read(route: ScoringRoute, choice: Body, ids: Sequence[int], first: int) -> Scored:
-    """The log-probabilities in an answer; UnreadableError where any is missing."""
+    """The log-probabilities in an answer; raises UnreadableError if any is missing."""
     if route.echoes:
         return _by_place(choice, ids, first, num_generated=route.settings["max_tokens"])
     return _by_id(choice, ids, first)
 
 
 def _by_id(choice: Body, ids: Sequence[int], first: int) -> Scored:
-    """Reads `prompt_logprobs`: for each place a map from token id to log-probability, the prompt's own among them."""
+    """Reads `prompt_logprobs`: a map from token id to log-probability for each position, own token included."""
     places = choice.get("prompt_logprobs")
     if not isinstance(places, list):
         raise UnreadableError("none in the answer")
@@ -293,7 +288,7 @@ def _by_id(choice: Body, ids: Sequence[int], first: int) -> Scored:
     log_p_S, greedy_S = [], []
     for token, place in zip(ids[first:], places[first:], strict=True):
         if not isinstance(place, dict) or str(token) not in place:
-            raise UnreadableError(f"token {token} isn't where it was sent")
+            raise UnreadableError(f"token {token} isn't at its position")
         values = {key: _finite(told.get("logprob") if isinstance(told, dict) else None) for key, told in place.items()}
         log_p_S.append(values[str(token)])
         greedy_S.append(values[str(token)] >= max(values.values()))
@@ -301,12 +296,12 @@ def _by_id(choice: Body, ids: Sequence[int], first: int) -> Scored:
 
 
 def _by_place(choice: Body, ids: Sequence[int], first: int, *, num_generated: int) -> Scored:
-    """Reads `echo` with `logprobs`: lists over the prompt and `num_generated` tokens that may follow it."""
+    """Reads `echo` with `logprobs`: lists over the prompt and at most `num_generated` tokens after it."""
     told = choice.get("logprobs")
     values = told.get("token_logprobs") if isinstance(told, dict) else None
     if not isinstance(told, dict) or not isinstance(values, list):
         raise UnreadableError("no logprobs in the answer")
-    # Fewer: `echo` was ignored. More: the server read or wrote something else than was asked for.
+    # With fewer values, `echo` was ignored; with more, the server read or generated other tokens than requested.
     _check_count(len(values) - num_generated if len(values) > len(ids) else len(values), len(ids))
     log_p_S = [_finite(value) for value in values[first : len(ids)]]
     tops = told.get("top_logprobs")
@@ -316,7 +311,7 @@ def _by_place(choice: Body, ids: Sequence[int], first: int, *, num_generated: in
     for value, top in zip(log_p_S, tops[first : len(ids)], strict=True):
         if not isinstance(top, dict) or not top:
             return Scored(log_p_S, None)
-        # By value: several ids can be one text, half a character for one.
+        # Values are compared, because several ids can have the same text, such as parts of characters.
         greedy_S.append(value >= max(float("-inf") if other is None else _log_p(other) for other in top.values()))
     return Scored(log_p_S, greedy_S)
 
@@ -327,7 +322,7 @@ def _check_count(found: int, expected: int) -> None:
 
 
 def _finite(value: Any) -> float:
-    """The log-probability of a token that was read; UnreadableError where it is none, or stands for none."""
+    """The log-probability of a prompt token; raises UnreadableError for minus infinity and invalid values."""
     log_p = _log_p(value)
     if log_p <= FLOOR:
         raise UnreadableError(f"{value} as a log-probability of a token")
@@ -335,19 +330,23 @@ def _finite(value: Any) -> float:
 
 
 def _log_p(value: Any) -> float:
-    """A number that can be a log-probability, minus infinity included; what rounding put above 0 is 0."""
+    """A log-probability, which may be minus infinity; values that rounding raised above 0 become 0.
+
+    Raises:
+        UnreadableError: The value can't be a log-probability.
+    """
     try:
         log_p = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
-    except OverflowError:  # of a whole number
+    except OverflowError:  # an int beyond float64
         log_p = math.nan
-    if not log_p <= ROUNDING:  # NaN isn't
+    if not log_p <= ROUNDING:  # also true for NaN
         shown = "no" if value is None else f"{str(value)[:40]} as a"
         raise UnreadableError(f"{shown} log-probability of a token")
     return min(log_p, 0.0)
 
 
 def _shown(route: ScoringRoute, choice: Body, ids: Sequence[int]) -> str | None:
-    """The prompt as the server shows its tokens, if it does; by id without the first, which has no log-probability."""
+    """The prompt's text as the server shows it, or None. `prompt_logprobs` lack the first token."""
     if route.echoes:
         text = choice.get("text")
         return text if isinstance(text, str) else None
@@ -361,4 +360,4 @@ def _letters(text: str) -> str:
 
 
 def _reason(error: ServerError) -> str:
-    return error.said if isinstance(error, RefusedError) else str(error)
+    return error.message if isinstance(error, RefusedError) else str(error)

@@ -1,7 +1,7 @@
-"""The server of a request, as a plan sees it: the name of its model, its room, and how it reads token ids.
+"""Asks the server of a request about its models and its longest prompt, and checks how it reads token ids.
 
-A request without `--served-model` means the one model that is there now. Records and cell ids must name it: otherwise
-results of one model would be taken for those of another that is served later under the same address.
+A request without `--served-model` means the only model of the server. Records and cell ids name this model, so that
+they can't be mistaken for those of another model that is served later at the same address.
 Interface: https://platform.openai.com/docs/api-reference/models; `max_model_len` is vLLM's.
 """
 
@@ -23,23 +23,23 @@ from longeval.rope.build import ALL
 from longeval.values import format_length
 
 _MOST_NAMED = 400
-"""Models of a server that are named in a message."""
+"""Most models that are named in a message."""
 _LONGEST_NAME = 300
 _LONGEST = 1 << 21
 """Most positions, in tokens, of which a table is computed to compare it."""
 _MOST_TOLD = 1 << 16
 """Characters of what a server says of its method; factors of LongRoPE take some thousands."""
-_NOT_ONE = "It must be an OpenAI-compatible server, and its address up to the version: http://127.0.0.1:8000/v1."
+_NOT_ONE = "Give the address of an OpenAI-compatible server including the version, such as http://127.0.0.1:8000/v1."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OpenAIServer:
-    """A server that answered, and the model that is meant there. See `longeval.backends.base.Server`."""
+    """A server that answered, and the model to use on it. See `longeval.backends.base.Server`."""
 
     base_url: str
-    """Its address up to the version."""
+    """Its address including the version."""
     model: str
-    """The model's name there."""
+    """The model's name at the server."""
     max_length: int | None
     """Most tokens of a prompt with its answer; None where it doesn't say."""
     method: ServedMethod | None = None
@@ -79,40 +79,34 @@ class OpenAIServer:
                     else:
                         dialect.check_reading()
                 except ServerError as error:
-                    remedy = "Its log may say why; ask again once it answers."
+                    remedy = "Look into the server's log, and try again."
                     raise LongEvalError(f"--base-url: {error}", remedy) from None
 
 
 def too_long(length: int, needed: int, what: str) -> LongEvalError:
-    """The error for a window that a server has no room for.
-
-    Args:
-        length: The window in tokens.
-        needed: Room that is needed, tokens.
-        what: A clause that says what doesn't fit.
-    """
+    """The error for a window on a server that would need room for `needed` tokens; `what` says what is too long."""
     shown = format_length(length)
     return LongEvalError(
         f"--lengths {shown}: {what}",
-        f"Ask for shorter --lengths, or start the server with more room: longeval serve --length {shown}, or vLLM's "
+        f"Use shorter --lengths, or start the server for longer prompts: longeval serve --length {shown}, or vLLM's "
         f"--max-model-len {needed}.",
     )
 
 
 def ask_server(spec: AnyRequest) -> tuple[AnyRequest, OpenAIServer]:
-    """Asks the server of a request which model it has.
+    """Asks the server of a request for its model.
 
     Returns:
-        The request with the model's name there and the address in one form, and the server.
+        The request with the model's name at the server and the normalised address, and the server.
 
     Raises:
-        LongEvalError: The request names more than a server has, or see `find_model`.
+        LongEvalError: The request has several models or methods, or see `find_model`.
     """
     for flag, names, what in (("--model", spec.model, "one model"), ("--pe", spec.pe, "the one method")):
         if len(names) > 1 or (flag, *names) == ("--pe", ALL):
             raise LongEvalError(
-                f"{flag} {','.join(names)}: a server computes with {what} that it was started with",
-                "Name that one; for others start a server each, and give the same --out.",
+                f"{flag} {','.join(names)}: a server has only {what} that it was started with",
+                "Give that one. For others, start a server for each, and use the same --out.",
             )
     assert spec.base_url is not None
     with contextlib.closing(_client(spec.base_url)) as client:
@@ -121,15 +115,11 @@ def ask_server(spec: AnyRequest) -> tuple[AnyRequest, OpenAIServer]:
 
 
 def find_model(client: Client, wanted: str | None) -> OpenAIServer:
-    """Asks a server which models it has.
-
-    Args:
-        client: The server.
-        wanted: The model's name there; None: the only one.
+    """Finds the model called `wanted` on a server, or with None the server's only model.
 
     Raises:
-        LongEvalError: The server can't be reached, refuses the key, isn't one of this kind, or it can't be told which
-            of its models is meant.
+        LongEvalError: The server can't be reached, refuses the key, has another interface, or doesn't have the model;
+            or no model is given and the server has several.
     """
     try:
         told = client.get("models")

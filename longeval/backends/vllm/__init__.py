@@ -1,4 +1,4 @@
-"""Models run by vLLM: an engine in this process, and the server of `longeval serve`."""
+"""The `vllm` backend, which runs an engine from this process, and the server of `longeval serve`."""
 
 from __future__ import annotations
 

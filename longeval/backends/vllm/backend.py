@@ -1,8 +1,8 @@
-"""The `vllm` backend: vLLM's engine with our table in it, one engine for each table.
+"""The `vllm` backend: vLLM's engine with our table, one engine for each table.
 
-Prompts are given as token ids and scored by vLLM's prompt log-probabilities; answers are decoded by us, so that they
-end where those of the `hf` backend end. Prefix caching is left to vLLM for tasks; log-probabilities are only taken from
-places that were computed for the request itself.
+Prompts are token ids, scored by vLLM's prompt log-probabilities. Answers are decoded here, so that they end where those
+of the `hf` backend end. For tasks, vLLM's prefix caching is on; log-probabilities are only taken from positions that
+were computed for the request itself.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _MAX_WAITING_TOKENS = 1 << 25
 """Most tokens in the engine's queue (0.3 GB as lists)."""
 
 
-class _Asked(NamedTuple):
+class _EngineRequest(NamedTuple):
     """One request to the engine."""
 
     tokens: list[int]
@@ -49,13 +49,13 @@ class _Asked(NamedTuple):
 
 
 class VLLMBackend:
-    """A model in vLLM. See `Backend`; engines start when a table is served, and end when another is or at `close`.
+    """A model in vLLM, see `Backend`. An engine starts when a table is served; it ends with the next table or `close`.
 
     Args:
         model: The model; its weights are loaded by vLLM.
-        length: The longest window of the run, tokens: what the engines are built for.
+        length: The longest window of the run, tokens; engines are built for it.
         args: Engine options of the user, from `parse_vllm_args`.
-        share_prefixes: Whether prompts that begin alike share that part of the cache.
+        share_prefixes: Whether prompts with a common prefix share that part of the key/value cache.
 
     Raises:
         LongEvalError: vLLM has no such option, or computes on another device.
@@ -79,7 +79,7 @@ class VLLMBackend:
         self._runs = 0
 
     def serve(self, table: RopeTable, length: int) -> None:
-        """See `Backend.serve`; another table is another engine.
+        """See `Backend.serve`. Another table needs another engine.
 
         Raises:
             BackendError: The engine doesn't start, or doesn't hold the table.
@@ -89,9 +89,9 @@ class VLLMBackend:
             return
         for refused, error in self._refused:
             if refused.same_as(table):
-                raise error  # it would fail as it did, a minute later
+                raise error  # starting again would take a minute and fail in the same way
         self.close()
-        # A window is scored as a prompt, and vLLM generates at least one token after it.
+        # A scored window is a prompt, after which vLLM generates at least one token.
         engine_length = self._length + 1
         arguments = engine_arguments(self._model, table, engine_length, self._args, share_prefixes=self._share_prefixes)
         logger.info(
@@ -110,10 +110,10 @@ class VLLMBackend:
             raise
 
     def rope_digest(self, length: int) -> str:
-        """See `Backend.rope_digest`: every worker's tables are read and compared with the one that was asked for.
+        """See `Backend.rope_digest`. The tables of all workers are read and compared with the served one.
 
         Raises:
-            BackendError: A worker holds anything else.
+            BackendError: A worker holds another table.
         """
         assert self._engine is not None and self._table is not None, "nothing is served"
         table = self._table
@@ -127,19 +127,19 @@ class VLLMBackend:
         found: set[str] = set()
         for worker in workers:
             problems += worker["problems"]
-            # Layers that keep their own settings have vLLM's own module; where all are to be ours, none may.
+            # vLLM's own rotary modules may only be in layers that keep their settings.
             if worker["others"] and not (self._model.rope.config.by_layer_type and table.local is None):
-                problems.append(f"it rotates by {', '.join(worker['others'])}")
+                problems.append(f"it uses vLLM's {', '.join(worker['others'])}")
             if not worker["digests"]:
                 problems.append("no rotary module has it")
             found |= set(worker["digests"])
         if not problems and found != {table_digest(part) for part in held}:
-            problems.append("another one is there")
+            problems.append("it holds another table")
         if problems:
             raise BackendError(
                 f"--backend vllm: {self._model.name}: the engine doesn't hold the table that it was given: "
                 f"{problems[0]}",
-                "This model's code in vLLM doesn't take it; use --backend hf.",
+                "vLLM's code for this model doesn't use the table; use --backend hf.",
             )
         return table_digest(*held)
 
@@ -151,7 +151,7 @@ class VLLMBackend:
         """See `Backend.score_batch`; the engine batches them as it likes."""
         assert all(1 <= first <= tokens_BT.shape[1] for first in first_scored_B)
         params = self._params(prompt_logprobs=0, max_tokens=1, skip_reading_prefix_cache=True)
-        found = dict(self._run(_Asked(tokens_T.tolist(), params) for tokens_T in tokens_BT))
+        found = dict(self._run(_EngineRequest(tokens_T.tolist(), params) for tokens_T in tokens_BT))
         return [
             -np.array(log_likelihoods(found[row], tokens_BT[row, first:]), dtype=np.float32)
             for row, first in enumerate(first_scored_B)
@@ -165,15 +165,15 @@ class VLLMBackend:
             yield from distinct.scored(number, score)
 
     def _score_pairs(self, pairs: Sequence[ChoicePair]) -> Iterator[tuple[int, ChoiceScore]]:
-        """Scores pairs; yields (index, score) as they are done."""
+        """Scores pairs; yields (index, score) as they finish."""
         numbers: Sequence[int] = range(len(pairs))
         for from_cache in (True, False):
             params = self._params(prompt_logprobs=1, max_tokens=1, skip_reading_prefix_cache=not from_cache)
-            asked = (_Asked(np.concatenate(pairs[number]).tolist(), params) for number in numbers)
+            asked = (_EngineRequest(np.concatenate(pairs[number]).tolist(), params) for number in numbers)
             again = []
             for place, output in self._run(asked):
                 number = numbers[place]
-                # Of what came from the cache there are no log-probabilities, only memory that was never written.
+                # For tokens from the cache vLLM computes no log-probabilities; their values are uninitialised memory.
                 if (output.num_cached_tokens or 0) >= len(pairs[number].context_T):
                     assert from_cache, "the engine took a prompt from its cache that it was to compute"
                     again.append(number)
@@ -192,23 +192,23 @@ class VLLMBackend:
                 yield index, answer
             else:
                 again.append(index)
-        # The engine's text, decoded piece by piece, begins with a blank where the whole's doesn't: what it took for a
-        # stop text at the very beginning is none.
+        # The engine decodes piece by piece, so its text may begin with a space that the whole text doesn't have. A stop
+        # text that it finds at the very beginning may therefore not be one.
         whole = (self._answer_to(requests[index], endings[index], with_stop=False) for index in again)
         for place, output in self._run(whole):
             found = endings[again[place]].within(output.outputs[0].token_ids)
             assert found is not None, "an answer without an end"
             yield again[place], found
 
-    def _answer_to(self, request: GenerateRequest, ending: Ending, *, with_stop: bool = True) -> _Asked:
+    def _answer_to(self, request: GenerateRequest, ending: Ending, *, with_stop: bool = True) -> _EngineRequest:
         params = self._params(
             max_tokens=request.max_new_tokens,
             stop=(list(request.stop) or None) if with_stop else None,
             stop_token_ids=sorted(ending.ids),
-            ignore_eos=True,  # what ends an answer is in stop_token_ids, as for every backend
+            ignore_eos=True,  # stop_token_ids holds all end tokens, as for every backend
             detokenize=True,
         )
-        return _Asked(request.prompt_T.tolist(), params)
+        return _EngineRequest(request.prompt_T.tolist(), params)
 
     def _params(self, **settings: Any) -> Any:
         """Greedy SamplingParams."""
@@ -218,18 +218,18 @@ class VLLMBackend:
         settings = {"detokenize": False, "flat_logprobs": True} | settings
         return SamplingParams(temperature=0.0, output_kind=RequestOutputKind.FINAL_ONLY, **settings)
 
-    def _run(self, asked: Iterable[_Asked]) -> Iterator[tuple[int, Any]]:
-        """Hands all requests to the engine at once; yields (index, vLLM's RequestOutput) as they are done.
+    def _run(self, asked: Iterable[_EngineRequest]) -> Iterator[tuple[int, Any]]:
+        """Sends requests to the engine together; yields (index, vLLM's RequestOutput) as they finish.
 
         Raises:
-            RuntimeError: The engine died; the next table that is served gets a new one.
+            RuntimeError: The engine died. The next served table starts a new one.
             OutOfMemoryError: It died because memory ran out.
         """
         assert self._engine is not None, "nothing is served"
         engine = self._engine.llm.llm_engine
         self._runs += 1
         sizes: dict[str, int] = {}
-        """Tokens of each request under way, by name."""
+        """Tokens of each unfinished request, by name."""
         coming = enumerate(asked)
         following = next(coming, None)
         try:
@@ -252,11 +252,11 @@ class VLLMBackend:
             raise self._died() from error
         finally:
             if sizes and self._engine is not None:
-                with contextlib.suppress(Exception):  # nothing here may hide an interrupt
+                with contextlib.suppress(Exception):  # an error here must not hide an interrupt
                     engine.abort_request(list(sizes))
 
     def _died(self) -> Exception:
-        """What to raise; the engine is gone."""
+        """Closes a dead engine and returns the error to raise."""
         assert self._engine is not None
         cause = self._engine.cause_of_death()
         self.close()
@@ -264,10 +264,10 @@ class VLLMBackend:
         return OutOfMemoryError(problem) if is_memory(cause) else RuntimeError(problem)
 
     def reset_peak_memory(self) -> None:
-        """See `Backend.reset_peak_memory`; nothing to do."""
+        """See `Backend.reset_peak_memory`. Does nothing."""
 
     def peak_memory_bytes(self) -> int | None:
-        """None: an engine takes all the memory it is given for its cache before the first request."""
+        """None, because an engine allocates all its memory before the first request."""
         return None
 
     def close(self) -> None:
@@ -285,16 +285,16 @@ def _dead_engine() -> type[Exception]:
 
 
 def is_answered(output: Any) -> bool:
-    """Whether a finished request came to its own end; an engine that is going down hands out what it has."""
+    """Whether a finished request is complete; an engine that is shutting down returns incomplete ones."""
     return output.outputs[0].finish_reason in ("stop", "length")
 
 
 def log_likelihoods(output: Any, tokens_S: Tokens) -> list[float]:
-    """Log-probabilities of the last S tokens of a prompt, nats: the first candidate that vLLM lists at each place.
+    """Log-probabilities of the last S tokens of a prompt, nats: the first candidate that vLLM lists at each position.
 
     Args:
-        output: A RequestOutput with flat prompt log-probabilities. What the engine took from its prefix cache has none,
-            and may be missing from the list altogether (vLLM's second model runner), so it is counted from the end.
+        output: A RequestOutput with flat prompt log-probabilities. Tokens from the prefix cache have none and may be
+            missing from the list (vLLM's second model runner), so positions are counted from the end.
         tokens_S: The prompt's last S tokens.
     """
     flat = output.prompt_logprobs
@@ -304,7 +304,7 @@ def log_likelihoods(output: Any, tokens_S: Tokens) -> list[float]:
 
 
 def choice_score(output: Any, tokens_S: Tokens) -> ChoiceScore:
-    """The sum, and whether each token was the most probable one, which vLLM lists after the prompt's own."""
+    """The score of a continuation. vLLM lists the most probable token after the prompt's own at each position."""
     found = log_likelihoods(output, tokens_S)
     flat = output.prompt_logprobs
     greedy = all(flat.token_ids[start] == flat.token_ids[start + 1] for start in _starts(flat, len(tokens_S)))
@@ -312,7 +312,7 @@ def choice_score(output: Any, tokens_S: Tokens) -> ChoiceScore:
 
 
 def _starts(flat: Any, size: int) -> list[int]:
-    """Where the candidates of the last `size` places begin; the first place of all has none."""
+    """Start indices of the candidates at the last `size` positions; the first position of a prompt has none."""
     assert 1 <= size < len(flat.start_indices), "log-probabilities of too few tokens"
     starts: list[int] = flat.start_indices[-size:]
     return starts

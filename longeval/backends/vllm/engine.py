@@ -1,7 +1,7 @@
-"""Starts and stops vLLM's engine, so that no process of it outlives its use, and says why one failed.
+"""Starts and stops vLLM's engine, ends all its processes, and finds out why it failed.
 
-vLLM runs the engine in a process of its own, whose exceptions reach us only as "see root cause above". The cause is in
-its log, which therefore goes to a file; vLLM's own settings would mix it with the results on stdout.
+vLLM runs the engine in another process, whose exceptions reach us only as "see root cause above". The cause is in its
+log, which goes to a file; by default vLLM would write it to stdout, where results go.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from longeval.files import lasting_folder
 logger = logging.getLogger(__name__)
 
 _EVERY_S = 0.5
-"""How often a thread looks whether an engine still lives."""
+"""Seconds between checks whether an engine is still alive."""
 
 _CAUSE = re.compile(r"\b((?:[A-Za-z_]+\.)*[A-Za-z_]*(?:Error|Exception))\s*:\s*(.+)")
-"""An exception's last line in a traceback."""
+"""The last line of a traceback."""
 
 _WRAPPERS = (
     "Engine core initialization failed",
@@ -41,34 +41,29 @@ _WRAPPERS = (
     "Worker proc",
     "Executor failed",
 )
-"""What vLLM says of an exception that it has logged before."""
+"""Messages of exceptions that refer to one that vLLM has logged before."""
 
 _REMARK = re.compile(r"\b(?:WARNING|INFO|DEBUG)\b")
-"""Levels of lines that may name an exception, but none that ended anything."""
+"""Levels of log lines that may name an exception which was handled."""
 
 _PYDANTIC = re.compile(r"\s*\[type=\w+, input_value=.*$")
-"""What follows pydantic's sentence about an option's value: types, inputs, an address."""
+"""Details that pydantic appends to its message about an option's value."""
 
-_OVER = re.compile(r"free memory|out of memory|can't allocate|allocate memory|MemoryError", re.IGNORECASE)
-"""More memory was taken than there is."""
+_OUT_OF_MEMORY = re.compile(r"free memory|out of memory|can't allocate|allocate memory|MemoryError", re.IGNORECASE)
+"""More memory was requested than is available."""
 
-_UNDER = re.compile(r"KV cache|cache blocks|memory", re.IGNORECASE)
-"""Too little memory is left for the cache."""
+_CACHE_TOO_SMALL = re.compile(r"KV cache|cache blocks|memory", re.IGNORECASE)
+"""Too little memory is left for the key/value cache."""
 
 _NO_TABLE = re.compile(r"KeyError: '?longeval_table")
-"""transformers' code doesn't know our rope type: its functions of rope types are in a dictionary."""
+"""transformers' dictionary of rope types doesn't have ours."""
 
 _NO_PLUGIN = re.compile(r"Unknown RoPE scaling type '?longeval_table")
-"""vLLM's own `get_rope` doesn't know it: ours didn't take its place."""
+"""vLLM's own `get_rope` was called, because ours didn't replace it."""
 
 
 class Engine:
-    """A started engine.
-
-    Args:
-        llm: `vllm.LLM`.
-        log: Where its messages go.
-    """
+    """A started `vllm.LLM` with the log of its messages."""
 
     def __init__(self, llm: Any, log: EngineLog) -> None:
         self.llm = llm
@@ -77,32 +72,28 @@ class Engine:
         self._watch = _Watch(llm.llm_engine.engine_core)
 
     def cause_of_death(self) -> str:
-        """Why it died, as far as its log says."""
+        """Why the engine died, according to its log."""
         logged = self._log.since(self._begin)
         logger.debug("vLLM's log:\n%s", logged)
-        # vLLM's own words point to a trace that isn't there.
+        # vLLM's own message refers to a traceback that isn't shown.
         return logged_cause(logged) or (
-            "its process ended without a word (killed, perhaps by the system for want of memory)"
+            "its process ended without a message (it was killed, perhaps because memory ran out)"
         )
 
     def stop(self) -> None:
         """Ends the engine's processes and waits for them."""
         self._watch.stop()
-        with contextlib.suppress(Exception):  # it may have died already
+        with contextlib.suppress(Exception):  # the engine may already be dead
             self.llm.llm_engine.engine_core.shutdown()
         del self.llm
         gc.collect()
 
 
 def start_engine(name: str, arguments: Mapping[str, Any]) -> Engine:
-    """Builds an engine; 5 to 60 seconds and more.
-
-    Args:
-        name: The model, for messages.
-        arguments: From `engine_arguments`.
+    """Starts an engine with the arguments of `engine_arguments`, which takes 5 to 60 seconds or more.
 
     Raises:
-        BackendError: The engine didn't start; its own reason, and a remedy where one is known.
+        BackendError: The engine didn't start. The message has its reason, and a remedy if one is known.
     """
     log = engine_log()
     from vllm import LLM
@@ -113,7 +104,7 @@ def start_engine(name: str, arguments: Mapping[str, Any]) -> Engine:
         with _insistent_interrupt():
             return Engine(LLM(**arguments), log)
     except BaseException as error:
-        # What an engine had started before it failed, or was interrupted, doesn't always end by itself.
+        # Processes that a failed or interrupted engine had started don't always end by themselves.
         _end(set(psutil.Process().children(recursive=True)) - before)
         if not isinstance(error, Exception):
             raise
@@ -130,18 +121,18 @@ def _end(processes: set[psutil.Process]) -> None:
 
 
 class EngineLog:
-    """A file that vLLM logs into, in this process and, told by the environment, in those that it starts."""
+    """The log file of vLLM in this process and, through environment variables, in the processes that it starts."""
 
     def __init__(self) -> None:
         self.path = os.path.join(lasting_folder(), "vllm.log")
         os.environ[LOG_VARIABLE] = self.path
-        # vLLM's own settings would write to stdout, where results go.
+        # By default vLLM would log to stdout, where results go.
         os.environ["VLLM_CONFIGURE_LOGGING"] = "0"
-        # A forked engine would inherit locks and threads of a process that has worked with torch already.
+        # A forked engine would inherit locks and threads of a process that has already used torch.
         os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
-        # Progress bars (loading, capturing) stay off the terminal.
+        # No progress bars of loading and capturing on the terminal.
         os.environ["TQDM_DISABLE"] = "1"
-        # Shared memory that vLLM leaves to the system at its end is told to the user otherwise, after the results.
+        # No warning, after the results, about shared memory that vLLM leaves to the system at its end.
         ignored = "ignore:resource_tracker:UserWarning"
         os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), ignored]))
         handler = logging.FileHandler(self.path, delay=True)
@@ -151,14 +142,14 @@ class EngineLog:
         vllm.propagate = False
 
     def position(self) -> int:
-        """Where the file ends now."""
+        """The current size of the file, bytes."""
         try:
             return os.path.getsize(self.path)
         except OSError:
             return 0
 
     def since(self, position: int) -> str:
-        """What was logged after `position`."""
+        """The text that was logged after `position`."""
         try:
             with open(self.path, encoding="utf-8", errors="replace") as file:
                 file.seek(position)
@@ -169,12 +160,12 @@ class EngineLog:
 
 @functools.cache
 def engine_log() -> EngineLog:
-    """The log of this process's engines; to be called before vLLM is first imported."""
+    """The log of this process's engines. Call it before vLLM is imported for the first time."""
     return EngineLog()
 
 
 def logged_cause(log: str) -> str | None:
-    """The first exception in a log that isn't about another one, in one line; None if there is none."""
+    """The first exception in a log that doesn't refer to another one, in one line; None if there is none."""
     for line in log.splitlines():
         found = _CAUSE.search(line)
         if not found or _REMARK.search(line[: found.start()]):
@@ -185,7 +176,7 @@ def logged_cause(log: str) -> str | None:
 
 
 def cause_of(error: BaseException, log: str) -> str:
-    """Why an engine didn't start, in one line: what its log says, else the exception that reached us."""
+    """Why an engine didn't start, in one line: the cause in its log, or else the exception that reached us."""
     return logged_cause(log) or _shortened(f"{type(error).__name__}: {' '.join(str(error).split())}")
 
 
@@ -194,16 +185,11 @@ def _shortened(problem: str) -> str:
 
 
 def remedy_of(problem: str, *, serving: bool = False) -> str:
-    """What to do about an engine that didn't start.
-
-    Args:
-        problem: Its own reason, from `cause_of`.
-        serving: Whether it is a server's, for which there is no other backend.
-    """
+    """The remedy for an engine that didn't start, by the reason from `cause_of`; `serving`: it belongs to a server."""
     if _NO_TABLE.search(problem):
         return (
-            "vLLM runs this family through transformers' code, which doesn't take our table (docs/vllm.md lists such "
-            f"families): {'serve a model of another one' if serving else 'use --backend hf'}."
+            "vLLM runs this family through transformers' code, which doesn't support our table (docs/vllm.md lists "
+            f"such families): {'serve a model of another family' if serving else 'use --backend hf'}."
         )
     if _NO_PLUGIN.search(problem):
         return (
@@ -211,33 +197,33 @@ def remedy_of(problem: str, *, serving: bool = False) -> str:
             f"the same Python, and unset {PLUGINS_VARIABLE}."
         )
     if serving and "Address already in use" in problem:
-        return "Another server took the port while this one was starting: use another --port."
+        return "Another server took the port while this one was starting. Use another --port."
     several = "--vllm-arg tensor_parallel_size=2 on several GPUs"
     rest = f"{several}, or a shorter --length." if serving else f"{several}, shorter --lengths, or --backend hf."
-    if is_memory(problem) or "decrease `--gpu-memory-utilization`" in problem:  # others hold what it asks for
+    if is_memory(problem) or "decrease `--gpu-memory-utilization`" in problem:  # other programs hold the memory
         return (
-            "Let it take less: --vllm-arg gpu_memory_utilization=0.8 (on a CPU: VLLM_CPU_KVCACHE_SPACE, in GiB), "
-            f"--vllm-arg max_num_seqs=32, --vllm-arg max_num_batched_tokens=1024; or {rest}"
+            "Let it use less memory: --vllm-arg gpu_memory_utilization=0.8 (on a CPU: VLLM_CPU_KVCACHE_SPACE, in "
+            f"GiB), --vllm-arg max_num_seqs=32, --vllm-arg max_num_batched_tokens=1024; or {rest}"
         )
-    if _UNDER.search(problem) and "Input should be" not in problem:  # an option's value, whatever its name
+    if _CACHE_TOO_SMALL.search(problem) and "Input should be" not in problem:  # not pydantic's message about an option
         return (
-            "Give it more room: --vllm-arg gpu_memory_utilization=0.95 (on a CPU: VLLM_CPU_KVCACHE_SPACE, in GiB), "
-            f"{rest}"
+            "Let it use more memory: --vllm-arg gpu_memory_utilization=0.95 (on a CPU: VLLM_CPU_KVCACHE_SPACE, in "
+            f"GiB), {rest}"
         )
     return f"-v shows vLLM's log. Change --vllm-arg{'' if serving else ', or use --backend hf'}."
 
 
 def is_memory(problem: str) -> bool:
-    """Whether memory ran out."""
-    return _OVER.search(problem) is not None
+    """Whether the reason is that memory ran out."""
+    return _OUT_OF_MEMORY.search(problem) is not None
 
 
 @contextlib.contextmanager
 def _insistent_interrupt() -> Iterator[None]:
-    """Makes Ctrl-C end a start that is under way.
+    """Makes Ctrl-C end the start of an engine.
 
-    vLLM 0.32 takes a KeyboardInterrupt while it waits for the engine's process, ends that process, and then waits ten
-    minutes for its first message: the interrupt is repeated until it gets through.
+    If vLLM 0.32 gets a KeyboardInterrupt while it waits for the engine's process, it ends that process and then waits
+    ten minutes for its first message. So the interrupt is repeated until vLLM stops.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -266,13 +252,13 @@ def _insistent_interrupt() -> Iterator[None]:
 
 
 class _Watch:
-    """A thread that waits for an engine's death, and then wakes whoever waits for the engine's answer.
+    """A thread that notices when an engine dies, and then ends all waiting for its answers.
 
-    vLLM 0.32 notices that the engine's process was killed (by the kernel, when memory runs out), marks the engine as
-    dead, and leaves its synchronous client waiting for the next answer for ever.
+    vLLM 0.32 notices that the engine's process was killed (such as by the kernel, when memory runs out) and marks the
+    engine as dead, but its synchronous client waits for the next answer forever.
 
     Args:
-        core: vLLM's client of the engine (`LLM.llm_engine.engine_core`); one that runs in this process isn't watched.
+        core: vLLM's client of the engine (`LLM.llm_engine.engine_core`). One that runs in this process isn't watched.
     """
 
     def __init__(self, core: Any) -> None:
@@ -282,7 +268,7 @@ class _Watch:
             threading.Thread(target=self._watch, name="longeval-engine-watch", daemon=True).start()
 
     def stop(self) -> None:
-        """The engine is being ended on purpose."""
+        """Stops watching, before the engine is shut down."""
         self._over.set()
 
     def _watch(self) -> None:
@@ -292,7 +278,7 @@ class _Watch:
                 return
 
     def _wake(self) -> None:
-        """Answers everything that is waited for, now and by calls that are on their way, with the engine's death."""
+        """Raises EngineDeadError in all calls that wait for an answer, also in those that begin to wait now."""
         from vllm.v1.engine.exceptions import EngineDeadError
 
         self._core.outputs_queue.put_nowait(EngineDeadError())
@@ -300,6 +286,6 @@ class _Watch:
         while time.monotonic() < end:
             for future in list(self._core.utility_results.values()):
                 if not future.done():
-                    with contextlib.suppress(Exception):  # it was answered meanwhile
+                    with contextlib.suppress(Exception):  # it may have been answered meanwhile
                         future.set_exception(EngineDeadError())
             self._over.wait(_EVERY_S)

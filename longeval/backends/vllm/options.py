@@ -1,6 +1,6 @@
-"""Options of vLLM's engine: those that the user passes through (`--vllm-arg`), and those that longeval sets itself.
+"""Options of vLLM's engine: those of the user (`--vllm-arg`), and those that longeval sets.
 
-vLLM is imported only by the functions that say so.
+Only functions whose docstrings say so import vLLM.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ OWNED = {
     "trust_remote_code": "--trust-remote-code",
     "seed": "--seed",
     "hf_token": "HF_TOKEN in the environment: records would show it",
-    "enable_prefix_caching": "nothing: tasks share beginnings of prompts, ppl doesn't",
+    "enable_prefix_caching": "nothing: it is on for tasks and off for ppl",
     "worker_extension_cls": "nothing: longeval reads the engine's table through it",
     "skip_tokenizer_init": "nothing",
     "runner": "nothing: longeval scores and generates",
@@ -46,12 +46,12 @@ OWNED = {
     "disable_log_stats": "nothing: longeval reads no statistics of the engine",
     "load_format": "nothing: weights are read from safetensors",
 }
-"""Engine options that other flags decide."""
+"""Engine options that longeval sets: option → flag that sets it, or `nothing`, with the reason after a colon."""
 
 OWNED_BY_SERVE = OWNED | {
     "max_model_len": "--length",
-    "seed": "nothing: requests to a server bring their own",
-    "enable_prefix_caching": "nothing: prompts that begin alike share their cache",
+    "seed": "nothing: each request to a server has its own",
+    "enable_prefix_caching": "nothing: it is always on",
     "served_model_name": "--served-model",
     "host": "--host",
     "port": "--port",
@@ -60,7 +60,7 @@ OWNED_BY_SERVE = OWNED | {
     "uvicorn_log_level": "-v",
     "disable_uvicorn_access_log": "-v",
 }
-"""Options of vLLM's server that flags of `longeval serve` decide."""
+"""The same for `longeval serve`, with options of vLLM's server."""
 
 DECIDE_NOTHING = frozenset(
     {
@@ -69,19 +69,19 @@ DECIDE_NOTHING = frozenset(
         "num_gpu_blocks_override", "block_size", "enable_log_outputs",
     }
 )  # fmt: skip
-"""Options of memory and logging, on which no result depends: they are no part of a cell."""
+"""Options of memory and logging that change no result, so they are not part of a cell."""
 
 COUNTS = ("max_num_seqs", "max_num_batched_tokens")
-"""Options that longeval computes with: whole numbers of at least 1."""
+"""Options whose values longeval uses; they must be whole numbers of at least 1."""
 
 PROMPT_CHUNK = 2048
-"""Tokens of prompts in one step of the engine: logits of so many positions are in memory at once, in float32."""
+"""Prompt tokens in one step of the engine. The float32 logits of this many positions are in memory together."""
 
 PLUGIN = "longeval"
-"""The name of our entry point in vLLM's group of plugins."""
+"""Name of our entry point in vLLM's group of plugins."""
 
 PLUGINS_VARIABLE = "VLLM_PLUGINS"
-"""Where it is set, vLLM loads only the plugins that it names, separated by commas."""
+"""If this environment variable is set, vLLM loads only the plugins in its comma list."""
 
 INSTALL = (
     "Install it: on a machine with a GPU pip install -e '.[vllm]' in a checkout (or 'longeval_rope-….whl[vllm]'), "
@@ -89,21 +89,25 @@ INSTALL = (
 )
 
 _QUERY_SCALING = "llama_4_scaling_beta"
-"""Grows queries with their position. transformers reads it from `rope_parameters` (Ministral 3, Mistral 4), vLLM 0.32
-from a key of Mistral's own format, `llama_4_scaling`, which such configurations lack: it leaves the growth out."""
+"""Scales queries by their position. transformers reads it from `rope_parameters` (Ministral 3, Mistral 4). vLLM 0.32
+reads it only from `llama_4_scaling`, a key of Mistral's own format, so it ignores the scaling of such
+configurations."""
 
 _KEY = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
 
 def parse_vllm_args(texts: Sequence[str], owned: Mapping[str, str] = OWNED) -> dict[str, Any]:
-    """The values of `--vllm-arg NAME=VALUE`: names with underscores, values as YAML reads them.
+    """Reads the values of `--vllm-arg NAME=VALUE`.
 
     Args:
-        texts: As given.
-        owned: Options that other flags of the command decide.
+        texts: The values as given.
+        owned: Options that longeval or other flags set.
+
+    Returns:
+        Option names with underscores → values, which are read as YAML.
 
     Raises:
-        LongEvalError: No name, no value, a name given twice, one that another flag decides, or a count that is none.
+        LongEvalError: A name or value is missing, an option is given twice or is in `owned`, or a count is invalid.
     """
     import yaml  # here, because --help imports this module
 
@@ -124,7 +128,7 @@ def parse_vllm_args(texts: Sequence[str], owned: Mapping[str, str] = OWNED) -> d
 
 
 def check_args(args: Mapping[str, Any], owned: Mapping[str, str] = OWNED) -> None:
-    """Raises LongEvalError for engine options that longeval sets itself, and for counts below 1 or not whole."""
+    """Raises LongEvalError for engine options that longeval sets, and for counts that aren't whole numbers above 0."""
     for name, value in args.items():
         if name in owned:
             flag, _, why = owned[name].partition(": ")
@@ -135,7 +139,7 @@ def check_args(args: Mapping[str, Any], owned: Mapping[str, str] = OWNED) -> Non
 
 
 def check_known(args: Mapping[str, Any]) -> None:
-    """Raises LongEvalError for options that the installed vLLM doesn't have. Imports vLLM (seconds)."""
+    """Raises LongEvalError for options that the installed vLLM doesn't have. Imports vLLM, which takes seconds."""
     if not args:
         return
     from vllm.engine.arg_utils import EngineArgs
@@ -152,10 +156,9 @@ def check_known(args: Mapping[str, Any]) -> None:
 
 
 def check_installed(needed_by: str = "--backend vllm") -> None:
-    """Raises LongEvalError where vLLM, or our plugin for it, isn't installed; imports nothing of it.
+    """Raises LongEvalError if vLLM or our plugin for it isn't installed, without importing vLLM.
 
-    Args:
-        needed_by: What was asked for.
+    `needed_by` is the flag or command that needs vLLM, for the message.
     """
     if importlib.util.find_spec("vllm") is None:
         instead = " Or use --backend hf." if needed_by == "--backend vllm" else ""
@@ -163,58 +166,50 @@ def check_installed(needed_by: str = "--backend vllm") -> None:
     allowed = os.environ.get(PLUGINS_VARIABLE)
     if allowed is not None and PLUGIN not in allowed.split(","):
         raise LongEvalError(
-            f"{needed_by}: {PLUGINS_VARIABLE}={allowed} keeps longeval's plugin from vLLM, without which it knows "
-            "no table of ours",
-            f"Unset it, or name {PLUGIN} in it too.",
+            f"{needed_by}: {PLUGINS_VARIABLE}={allowed} disables longeval's plugin, without which vLLM can't use our "
+            "tables",
+            f"Unset it, or add {PLUGIN} to it.",
         )
     if not importlib.metadata.entry_points(group="vllm.general_plugins", name=PLUGIN):
         raise LongEvalError(
-            f"{needed_by}: vLLM can't find longeval's plugin, because this longeval runs without being installed",
+            f"{needed_by}: vLLM can't find longeval's plugin, because this longeval isn't installed",
             "Install it into this Python: pip install -e . in the checkout.",
         )
 
 
 def check_family(name: str, config: Any) -> None:
-    """Raises LongEvalError for a model that vLLM would refuse, or compute as another one.
+    """Raises LongEvalError for a model that vLLM would refuse or compute wrongly.
 
-    Families whose code in vLLM doesn't take a table are told only by the error that ends the start (see `engine`).
-
-    Args:
-        name: As the user named the model.
-        config: transformers' PreTrainedConfig.
+    Families whose code in vLLM doesn't support our table are only found when the engine starts (see `engine`).
     """
     remedy = "Use another model, or --backend hf (ppl and tasks)."
     text = config.get_text_config()
     if text is not config:
-        raise LongEvalError(
-            f"--model {name}: can also see or hear, and vLLM can't be given the table of such a model", remedy
-        )
+        raise LongEvalError(f"--model {name}: is multimodal, and vLLM can't use our table in such a model", remedy)
     given = getattr(text, "rope_parameters", None) or {}
     for settings in (given, *given.values()):
         if isinstance(settings, Mapping) and settings.get(_QUERY_SCALING):
             raise LongEvalError(
-                f"--model {name}: scales its queries by position ({_QUERY_SCALING}), which vLLM leaves out for "
-                "models in this format: it would be another model beyond its original length",
+                f"--model {name}: scales its queries by position ({_QUERY_SCALING}), which vLLM ignores for models in "
+                "this format, so results beyond its original length would be wrong",
                 remedy,
             )
 
 
 def check_first_gpu(device: str) -> None:
-    """Raises LongEvalError for a `--device` that names another GPU than the first: vLLM always starts at that one."""
+    """Raises LongEvalError if `--device` names another GPU than the first, because vLLM always uses the first."""
     match = re.fullmatch(r"cuda:(\d+)", device)
     if match and int(match[1]) > 0:
         raise LongEvalError(
-            f"--device {device}: vLLM takes the first GPU that it sees",
-            f"Show it only that one: CUDA_VISIBLE_DEVICES={int(match[1])} longeval …, without --device.",
+            f"--device {device}: vLLM uses the first GPU that it sees",
+            f"Make only that GPU visible: CUDA_VISIBLE_DEVICES={int(match[1])} longeval …, without --device.",
         )
 
 
 def engine_device(device: str, *, serving: bool = False) -> str:
-    """What records call the device that vLLM computes on: `cuda (NVIDIA H100, vLLM)`. Imports vLLM (seconds).
+    """The name of vLLM's device in records, such as `cuda (NVIDIA H100, vLLM)`. Imports vLLM, which takes seconds.
 
-    Args:
-        device: As `resolve_device` returns it.
-        serving: Whether it is asked for a server, which nothing else than vLLM can be.
+    `device` is a value of `resolve_device`. A server (`serving`) can't use another backend, which changes the remedy.
 
     Raises:
         LongEvalError: The installed vLLM computes on another kind of device.
@@ -227,7 +222,7 @@ def engine_device(device: str, *, serving: bool = False) -> str:
         ways = [f"--device {kind}"] if kind in ("cpu", "cuda") else []
         ways += [] if serving else ["--backend hf"]
         raise LongEvalError(
-            f"--device {device}: the vLLM that is installed computes on {kind or 'no device of this machine'}",
+            f"--device {device}: the installed vLLM computes on {kind or 'no device of this machine'}",
             f"Use {', or '.join(ways)}." if ways else "Install a vLLM that is built for it.",
         )
     name = current_platform.get_device_name()
@@ -240,16 +235,16 @@ def engine_arguments(
     """Keyword arguments of vLLM's `EngineArgs` for one model under one table.
 
     Args:
-        model: The model, of a family that `check_family` lets pass.
-        table: What all its positions are rotated by.
-        length: The longest prompt with its answer, tokens; the engine takes this many.
-        args: The user's own, from `parse_vllm_args`.
-        share_prefixes: Whether prompts that begin alike share that part of the key/value cache.
+        model: The model, which passed `check_family`.
+        table: The table for all positions.
+        length: The longest prompt with its answer, tokens, for which the engine is built.
+        args: The user's options, from `parse_vllm_args`.
+        share_prefixes: Whether prompts with a common prefix share that part of the key/value cache.
     """
     rope = model.rope.config
     overrides = {
         "rope_parameters": to_parameters(table, length, rope.parameters, by_layer_type=rope.by_layer_type),
-        # A longer engine than the model was made for is what a length beyond its target needs.
+        # vLLM refuses a max_model_len beyond it.
         "max_position_embeddings": max(length, int(getattr(model.config, "max_position_embeddings", 0) or 0)),
     }
     ours = {
@@ -270,9 +265,9 @@ def engine_arguments(
 
 
 def _files(model: PreparedModel) -> dict[str, str]:
-    """Where vLLM finds the model: a folder, or on the hub the commit that everything else was read from.
+    """The location of the model: a folder, or the commit on the hub from which everything else was read.
 
-    A tokenizer that transformers would build in another way than here comes from a folder of its own.
+    If transformers would build a different tokenizer from the model's files, ours is saved into a folder for vLLM.
     """
     from longeval.models.hub import open_hub
     from longeval.models.resolve import local_folder

@@ -1,11 +1,11 @@
-"""vLLM's plugin: makes our rope types known in every process that vLLM starts.
+"""Our plugin for vLLM. It registers our rope types in every process that vLLM starts.
 
-vLLM calls `register` (entry point group `vllm.general_plugins`) in the process that asks, in the engine's and in each
-worker's, before model files are imported; those import `get_rope` by name, so that replacing it then reaches all of
-them. `get_rope` goes on doing what it does for rope types that aren't ours.
+vLLM calls `register` (entry point group `vllm.general_plugins`) in the calling process, in the engine's and in each
+worker's, before it imports model files. These import `get_rope` by name, so replacing it before reaches all of them.
+For rope types that aren't ours, the original `get_rope` is called.
 
-It also runs where somebody uses vLLM without longeval being meant at all, and so must never raise: with a vLLM that
-is built differently our types stay unknown, and `--backend vllm` says so when it doesn't find its table in the engine.
+The plugin also runs when vLLM is used without longeval, so it must never raise. If another version of vLLM is built
+differently, our types stay unknown, and `--backend vllm` reports that its table isn't in the engine.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ _DIE_WITH_PARENT = 1
 """PR_SET_PDEATHSIG of prctl(2), which only Linux has."""
 
 LOG_VARIABLE = "LONGEVAL_ENGINE_LOG"
-"""Names the log of the engines that longeval itself starts; inherited by all their processes."""
+"""Environment variable with the log file of engines that longeval starts; all their processes inherit it."""
 
 
 def register() -> None:
-    """Puts our `get_rope` in the place of vLLM's; again is harmless."""
+    """Replaces vLLM's `get_rope` by ours. It may be called repeatedly."""
     try:
         if os.environ.get(LOG_VARIABLE) and multiprocessing.parent_process() is not None:
             _belong_to_parent(os.environ[LOG_VARIABLE])
-        import longeval.hf  # registers our names with transformers as well: a saved model's config may have them
+        import longeval.hf  # registers our types with transformers too, because a saved model's config may have them
 
         longeval.hf.register()
         place: Any = importlib.import_module(_PLACE)
@@ -49,7 +49,7 @@ def register() -> None:
 
 
 def _belong_to_parent(log: str) -> None:
-    """An engine's process writes into the log, not over our progress and results, and ends when its parent does."""
+    """Redirects the output of an engine's process into the log, and makes it end when its parent ends."""
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
@@ -59,12 +59,10 @@ def _belong_to_parent(log: str) -> None:
 
 
 def die_with_parent(parent: int | None) -> None:
-    """Has the system kill this process when its parent ends; does nothing where the system isn't Linux.
+    """Makes Linux kill this process when its parent ends; does nothing on other systems.
 
-    vLLM's processes outlive a parent that is killed, holding all the memory that they were given.
-
-    Args:
-        parent: The parent's process id, to notice that it ended before this was asked for; None: not known.
+    Otherwise vLLM's processes outlive a killed parent and keep their memory. `parent` is its process id, if known, to
+    notice that it has already ended.
     """
     if sys.platform != "linux":
         return
@@ -74,7 +72,7 @@ def die_with_parent(parent: int | None) -> None:
 
 
 def _get_rope(original: Callable[..., Any]) -> Callable[..., Any]:
-    """The `get_rope` of vLLM that knows our types."""
+    """Makes a `get_rope` that handles our types and calls the original for others."""
     held: dict[tuple[Any, ...], Any] = {}
 
     def get_rope(
@@ -94,9 +92,9 @@ def _get_rope(original: Callable[..., Any]) -> Callable[..., Any]:
         if found is None:
             return original(head_size, max_position, is_neox_style, rope_parameters, dtype, **others)
         if others.get("dual_chunk_attention_config") is not None:
-            raise ValueError(f"rope_type {parameters['rope_type']}: not with dual chunk attention")
+            raise ValueError(f"rope_type {parameters['rope_type']}: doesn't support dual chunk attention")
         dtype = dtype or torch.get_default_dtype()
-        # One module for all layers that rotate alike, as in vLLM.
+        # Layers with the same settings share one module, as in vLLM.
         key = (head_size, is_neox_style, dtype, found.length, json.dumps(parameters, sort_keys=True))
         if key not in held:
             held[key] = VLLMTableRotaryEmbedding(head_size, found, is_neox_style=is_neox_style, dtype=dtype)

@@ -1,8 +1,8 @@
-"""Our table as vLLM's `rope_parameters`: rope_type `longeval_table`, with the frequencies themselves.
+"""Our table as vLLM's `rope_parameters`, with rope_type `longeval_table` and the frequencies themselves.
 
-The engine gets numbers, not the name of a method: what `--backend vllm` computes is then what `longeval rope` prints,
-for every method, model and starting point. Python writes a float64 so that it reads back bit for bit.
-This module knows neither torch nor vLLM.
+The engine gets frequencies instead of the name of a method, so that `--backend vllm` uses exactly the frequencies that
+`longeval rope` prints, for every method and model. JSON numbers written by Python keep every bit of a float64. This
+module imports neither torch nor vLLM.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import numpy as np
 from longeval.rope.base import RopeTable
 
 ROPE_TYPE = "longeval_table"
-"""Ours alone: vLLM's own types mean other formulas under the names that the field uses."""
+"""Our own rope type, because vLLM's types have other formulas under the usual names."""
 
 _KEPT = ("partial_rotary_factor", "rope_theta")
-"""The model's own settings that stay: which part of a head rotates, and the base, which vLLM wants to see."""
+"""Settings of the model that stay: the rotated part of a head, and the base, which vLLM requires."""
 
 
 class EngineTable(NamedTuple):
-    """A table, and how many positions of it an engine holds."""
+    """A table, and the number of its positions in an engine."""
 
     table: RopeTable
     length: int
@@ -32,17 +32,17 @@ class EngineTable(NamedTuple):
 def to_parameters(
     table: RopeTable, length: int, own: Mapping[str, Any] | None, *, by_layer_type: bool
 ) -> dict[str, Any]:
-    """`rope_parameters` for `hf_overrides`, which take the place of the model's own.
+    """`rope_parameters` for `hf_overrides`, which replace the model's own.
 
     Args:
-        table: What is to be applied.
-        length: Positions that the engine is to hold.
+        table: The table to apply.
+        length: Number of positions in the engine.
         own: The model's own `rope_parameters`.
-        by_layer_type: Whether these are by layer type: `full_attention` gets `table`, others its local one, or keep
-            their own settings where it has none.
+        by_layer_type: Whether these are by layer type. Then `full_attention` gets `table`, and other layer types get
+            its local table or, without one, keep their settings.
 
     Returns:
-        A dictionary of JSON values, of the same form as `own`.
+        A dictionary of JSON values in the form of `own`.
     """
     if not by_layer_type:
         return _one(table, length, own or {})
@@ -66,7 +66,7 @@ def _one(table: RopeTable, length: int, own: Mapping[str, Any]) -> dict[str, Any
 
 
 def from_parameters(parameters: Mapping[str, Any]) -> EngineTable:
-    """Reads what `to_parameters` wrote for one kind of layer; lists may have become tuples."""
+    """Inverse of `to_parameters` for one layer type; lists may have become tuples."""
     periods = parameters["periods"]
     table = RopeTable(
         inv_freq_F=np.array(parameters["inv_freq"], dtype=np.float64),

@@ -1,6 +1,6 @@
-"""The rotary module that vLLM's models get: one float32 table, from float64 angles, cast to the model's dtype last.
+"""The rotary module for vLLM's models, with a float32 table from float64 angles, cast to the model's dtype at the end.
 
-Imported only inside vLLM's processes, through the plugin and as the extension of vLLM's worker.
+It is imported only in vLLM's processes, by the plugin and as the extension of vLLM's worker.
 
 Shapes: T positions, F features, D = 2F rotated dimensions.
 """
@@ -22,16 +22,16 @@ from longeval.rope.build import build_table, make_parameters
 
 
 def table_of(parameters: Mapping[str, Any], head_size: int, max_position: int) -> EngineTable | None:
-    """The table that `rope_parameters` mean, or None where their type isn't ours.
+    """The table for some `rope_parameters`, or None if their type isn't ours.
 
     Args:
-        parameters: As vLLM hands them to `get_rope`: of ROPE_TYPE, or of a type that `longeval.hf` registers, as in a
-            model that was trained and saved with it.
+        parameters: The argument of vLLM's `get_rope`. Its type is ROPE_TYPE, or one of `longeval.hf` if the model was
+            trained and saved with it.
         head_size: Dimensions of a head.
-        max_position: What the model's file says; an engine that takes longer prompts gets a longer table.
+        max_position: The model's number of positions; an engine for longer prompts gets a longer table.
 
     Raises:
-        LongEvalError: Impossible settings of one of the types of `longeval.hf`.
+        LongEvalError: Impossible settings of a type of `longeval.hf`.
     """
     rope_type = parameters.get("rope_type")
     if rope_type == ROPE_TYPE:
@@ -47,19 +47,19 @@ def table_of(parameters: Mapping[str, Any], head_size: int, max_position: int) -
         factor=settings.factor,
     )
     table = build_table(str(rope_type), geometry, make_parameters(settings.name.base, settings.arguments))
-    config = get_current_vllm_config_or_none()  # of the engine that is being built
+    config = get_current_vllm_config_or_none()  # the config of the engine that is being built
     engine_length = 0 if config is None or config.model_config is None else int(config.model_config.max_model_len)
     return EngineTable(table, max(max_position, engine_length))
 
 
 class VLLMTableRotaryEmbedding(RotaryEmbedding):  # type: ignore[misc]  # vLLM may not be installed where types are checked
-    """Drop-in for vLLM's `RotaryEmbedding`, whose kernels only read `cos_sin_cache` (T, 2F), cosines then sines.
+    """Replaces vLLM's `RotaryEmbedding`, whose kernels only read `cos_sin_cache` (T, 2F), cosines then sines.
 
     Args:
         head_size: Dimensions of a head.
-        engine_table: What to hold, and for how many positions.
-        is_neox_style: Whether feature j sits at dimensions (j, j+F), else (2j, 2j+1).
-        dtype: What the engine's cache is cast to, last of all.
+        engine_table: The table and its number of positions.
+        is_neox_style: Whether feature j is at dimensions (j, j+F), else at (2j, 2j+1).
+        dtype: The dtype to which the engine's cache is cast at the end.
     """
 
     def __init__(self, head_size: int, engine_table: EngineTable, *, is_neox_style: bool, dtype: torch.dtype) -> None:
@@ -69,29 +69,29 @@ class VLLMTableRotaryEmbedding(RotaryEmbedding):  # type: ignore[misc]  # vLLM m
         super().__init__(head_size, rotary_dim, length, 0.0, is_neox_style, dtype)
 
     def _compute_cos_sin_cache(self) -> torch.Tensor:
-        # vLLM builds models under their device and moves nothing there afterwards; from_numpy would stay on the host.
+        # vLLM builds models on their device and moves nothing afterwards; from_numpy would stay on the host.
         return torch.as_tensor(np.concatenate(self.longeval_table, axis=1), device=torch.get_default_device())
 
     def is_intact(self) -> bool:
-        """Whether the engine's cache still is `longeval_table`, cast to the cache's dtype."""
+        """Whether the engine's cache still equals `longeval_table`, cast to the cache's dtype."""
         cache = self.cos_sin_cache.detach().cpu()
         expected = torch.from_numpy(np.concatenate(self.longeval_table, axis=1))
         return torch.equal(cache, expected.to(cache.dtype))
 
 
 class HeldTables(TypedDict):
-    """What one worker's model rotates by."""
+    """The rotary tables of one worker's model."""
 
     digests: list[str]
-    """Of the tables of our rotary modules for the asked positions, each once."""
+    """Digests of the tables in our rotary modules for the requested positions, without duplicates."""
     others: list[str]
     """Classes of rotary modules that aren't ours."""
     problems: list[str]
-    """What is wrong with tables of ours."""
+    """Problems of our tables."""
 
 
 class RopeWitness:
-    """What the backend asks of vLLM's worker processes, by `collective_rpc`: which tables their models rotate by.
+    """Reports the tables of a worker's model to the backend, which calls it by `collective_rpc`.
 
     vLLM mixes this class into its worker class (`worker_extension_cls`).
     """
@@ -100,11 +100,11 @@ class RopeWitness:
         """The tables that this worker's part of the model holds for positions 0 … length−1."""
         model: Any = self.get_model()  # type: ignore[attr-defined]  # vLLM's worker has it
         digests, others, problems = set(), set(), set()
-        for module in model.modules():  # each once, however many layers share it
+        for module in model.modules():  # a module that layers share comes once
             if isinstance(module, VLLMTableRotaryEmbedding):
                 cos_TF, sin_TF = module.longeval_table
                 if not module.is_intact():
-                    problems.add("the engine's table of cosines and sines isn't the one it was given")
+                    problems.add("the engine's table of cosines and sines was changed")
                 elif len(cos_TF) < length:
                     problems.add(f"the engine holds {len(cos_TF)} positions, not {length}")
                 else:

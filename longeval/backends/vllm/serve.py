@@ -1,10 +1,10 @@
-"""The process of vLLM's server, tied to `longeval serve`: `python -m longeval.backends.vllm.serve` with vLLM's flags.
+"""The main module of vLLM's server process: `python -m longeval.backends.vllm.serve` with vLLM's flags.
 
-vLLM starts its engine's processes by `spawn`, and each of them imports the program's main module first, which is this
-one: so all are tied to their parents before they import anything of vLLM, from the first moment on.
+It makes the server's processes end with their parents. vLLM starts its engine's processes by `spawn`, and each imports
+the main module, which is this one, before anything of vLLM.
 
-Of vLLM's ways to start a server this is the one without drawbacks: `vllm serve` asks for a package called vllm (the
-build for CPUs is called otherwise), `vllm.entrypoints.openai.api_server` is deprecated.
+The server is started through its entry module, because `vllm serve` requires a package named vllm (the CPU build has
+another name) and `vllm.entrypoints.openai.api_server` is deprecated.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 from longeval.backends.vllm.plugin import die_with_parent
 
 PARENT_VARIABLE = "LONGEVAL_SERVER_PARENT"
-"""Tells a process that is started who its parent is: each one writes its own id there for those that it starts."""
+"""Environment variable with the parent's process id. Each process writes its own id there for its children."""
 
 
 def _belong_to_parent() -> None:
@@ -24,7 +24,7 @@ def _belong_to_parent() -> None:
         os.environ[PARENT_VARIABLE] = str(os.getpid())
 
 
-if __name__ in ("__main__", "__mp_main__"):  # the second in what multiprocessing spawns
+if __name__ in ("__main__", "__mp_main__"):  # the second in processes that multiprocessing spawns
     _belong_to_parent()
 
 if __name__ == "__main__":

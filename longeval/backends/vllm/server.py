@@ -1,8 +1,8 @@
-"""vLLM's server as a process of ours, with one method for all prompts, chosen before it starts.
+"""Runs vLLM's server as a child process, with one method for all prompts.
 
-The server is started, waited for until it answers, and ended with all that it started. Its log is kept out of sight,
-to say why it didn't start, or died. Ctrl-C and SIGTERM come here alone (the server is a process group of its own) and
-are handed on; if this process is killed, the system ends the others (`serve`).
+The server is started, polled until it answers, and ended with all its processes. Its log is not shown; it is used to
+explain why the server didn't start or died. Ctrl-C and SIGTERM only reach this process (the server has its own process
+group), which passes them on. If this process is killed, the system ends the others (see `serve`).
 """
 
 from __future__ import annotations
@@ -41,21 +41,21 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 COMMAND = ("-m", "vllm.entrypoints.launchers.api_server.entry")
-"""Arguments of Python for the same server without longeval (see `serve` for why this one)."""
+"""Arguments of Python that start the same server without longeval; `serve` explains the choice."""
 
 _OURS = ("-P", "-m", "longeval.backends.vllm.serve")
 
 _LINES = 2000
-"""Lines of its log that are kept."""
+"""Number of log lines that are kept."""
 
 _EVERY_S = 0.2
-"""Time between two looks at signals, answers and the server's end."""
+"""Seconds between checks for signals, answers and the server's end."""
 
 _GRACE_S = 30.0
-"""How long a server may take to end after it was asked to, beyond the time that its requests have."""
+"""Seconds that a server may take to end, in addition to the time for its requests."""
 
 _ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (nothing is bound by it)
-"""Hosts that mean all addresses of a machine: the one at which it reaches itself."""
+"""Hosts that mean all addresses, each with an address at which this machine reaches itself."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,7 +66,7 @@ class Served:
     method: ServedMethod
     """What it is, for clients; digests are the engine's to tell."""
     notes: tuple[str, ...]
-    """What a user should know."""
+    """Notes for the user."""
 
 
 def served_method(
@@ -78,22 +78,23 @@ def served_method(
     arguments: Mapping[str, Any],
     pin: int | None,
 ) -> Served:
-    """The method as a server has it.
+    """The method with its table for a server.
 
     Args:
         model: The model.
         name: The method.
         factor: s; None: length / native length, at least 1.
-        length: Longest prompt with its answer, tokens; None: s times native.
-        arguments: The method's own parameters.
-        pin: The length, in tokens, whose table a length-dependent method has for all prompts.
+        length: Longest prompt with its answer, tokens; None: s times the native length.
+        arguments: The method's parameters.
+        pin: The length in tokens whose table a length-dependent method uses for all prompts.
 
     Raises:
-        LongEvalError: A factor or a pin that nothing heeds, or a method that needs a pin.
+        LongEvalError: A factor or a pinned length would be ignored, or the method needs a pinned length.
     """
     if factor is not None and length is not None and not name.method.uses_factor:
         raise LongEvalError(
-            f"--factor {factor:g}: would be ignored, --length {length} is given and {name.canonical} isn't stretched",
+            f"--factor {factor:g}: would be ignored, because --length {length} is given and {name.canonical} uses no "
+            "factor",
             "Leave one of the two out.",
         )
     tokens = round((factor or 1.0) * model.native_length) if length is None else length
@@ -107,8 +108,8 @@ def served_method(
         )
     if pin is None and dependent and not tables(tokens).same_as(tables(2)):
         raise LongEvalError(
-            f"--pe {name.canonical}: has another table at every length, and a vLLM engine holds one",
-            "Pin it to one length: --pin-length 16k.",
+            f"--pe {name.canonical}: has a different table for every length, but a vLLM engine holds one",
+            "Pin it to one length, such as --pin-length 16k.",
         )
     notes = []
     if name.method.uses_factor and s == 1:
@@ -136,33 +137,33 @@ def served_method(
 
 
 def check_address(host: str, port: int) -> None:
-    """Raises LongEvalError where no server can listen at an address; before a model is loaded for it."""
+    """Raises LongEvalError if no server can listen at an address. Called before a model is loaded."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET  # as vLLM chooses
     try:
         address = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)[0][4]
     except OSError as error:
         raise _no_address(host) from error
     with socket.socket(family, socket.SOCK_STREAM) as tried:
-        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as vLLM: else a port just left would seem taken
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as in vLLM: a port just freed counts as free
         try:
             tried.bind(address)
         except OSError as error:
             if error.errno == errno.EADDRNOTAVAIL:
                 raise _no_address(host) from error
             raise LongEvalError(
-                f"--port {port}: can't be listened on at {host} ({reason(error).lower()})",
-                f"Use another, such as --port {port + 1 if port < 65535 else 8000}, or end what listens there.",
+                f"--port {port}: can't listen there at {host} ({reason(error).lower()})",
+                f"Use another, such as --port {port + 1 if port < 65535 else 8000}, or stop the program that uses it.",
             ) from error
 
 
 def _no_address(host: str) -> LongEvalError:
     return LongEvalError(
-        f"--host {host or repr(host)}: no address of this machine", "Such as 127.0.0.1, or 0.0.0.0 for all."
+        f"--host {host or repr(host)}: not an address of this machine", "Use 127.0.0.1, or 0.0.0.0 for all addresses."
     )
 
 
 def base_url(host: str, port: int) -> str:
-    """The server's address for those on this machine, up to the version."""
+    """The server's address for programs on this machine, including /v1."""
     reached = _ANYWHERE.get(host, host)
     return f"http://{f'[{reached}]' if ':' in reached else reached}:{port}/v1"
 
@@ -178,23 +179,25 @@ def run_server(
     drain_s: float,
     announce: Callable[[], None],
 ) -> int:
-    """Runs the server until it ends or is told to, and returns the exit status.
-
-    That is the server's own where it was up (0 after Ctrl-C or SIGTERM), else 128 + the signal that ended the start.
+    """Runs the server until it ends or a signal comes.
 
     Args:
         flags: vLLM's command line.
-        environment: The server's, to which what ties it to this process is added.
-        name: The model, for messages.
+        environment: The server's environment variables; those that tie it to this process are added.
+        name: The model's name, for messages.
         host: The address where it listens.
-        port: The port there.
+        port: The port where it listens.
         show_log: Whether its log goes to stderr.
-        drain_s: How long it lets requests finish when it is told to end.
-        announce: Called once, when it answers.
+        drain_s: Seconds that it lets requests finish when it is asked to end.
+        announce: Called once, when the server answers.
+
+    Returns:
+        The exit status: the server's own if it was up (0 after Ctrl-C or SIGTERM), else 128 + the signal that ended
+        the start.
 
     Raises:
-        LongEvalError: It didn't start; its own reason, and a remedy where one is known.
-        KeyboardInterrupt: Ctrl-C before it was up.
+        LongEvalError: The server didn't start. The message has its reason, and a remedy if one is known.
+        KeyboardInterrupt: Ctrl-C before the server was up.
     """
     with _noted_signals() as noted:
         process = subprocess.Popen(  # noqa: S603 (our own list)
@@ -205,7 +208,7 @@ def run_server(
             env={
                 **environment,
                 PARENT_VARIABLE: str(os.getpid()),
-                # A forked engine wouldn't import the main module, and so wouldn't be tied to its parent.
+                # A forked engine wouldn't import the main module, which ties it to its parent.
                 "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
                 "TQDM_DISABLE": "1",
             },
@@ -226,7 +229,7 @@ def run_server(
                 problem = _why(process, log.text())
                 remedy = remedy_of(problem, serving=True)
                 raise LongEvalError(f"--model {name}: vLLM's server didn't start: {problem}", remedy)
-            log.forget()  # what went before isn't why it may die later
+            log.forget()  # messages of the start don't explain a later end
             announce()
             started = _below(process)
             while process.poll() is None and not noted:
@@ -235,14 +238,14 @@ def run_server(
                 logger.error("vLLM's server ended by itself: %s", _why(process, log.text()))
                 return process.returncode if process.returncode > 0 else 1
             started |= _below(process)
-            logger.info("ending the server; the same signal again ends it at once")
+            logger.info("ending the server; repeat the signal to end it immediately")
             return _end_in_order(process, noted, _GRACE_S + drain_s)
         finally:
             _kill(process, started | _below(process))
 
 
 def is_up(pid: int, host: str, port: int) -> bool:
-    """Whether a process, and not another server that was quicker to take the port, answers there that it is well."""
+    """Whether this process (not another server that took the port) listens there and reports that it is healthy."""
     try:
         sockets = psutil.Process(pid).net_connections("tcp")
         if not any(each.status == psutil.CONN_LISTEN and each.laddr.port == port for each in sockets):
@@ -260,13 +263,13 @@ def is_up(pid: int, host: str, port: int) -> bool:
 
 
 def _why(process: subprocess.Popen[str], log: str) -> str:
-    """Why a server ended that nobody told to: the first exception in its log, else its last line."""
-    if process.returncode == -signal.SIGKILL:  # it can't have said so
+    """Why a server ended by itself: the first exception in its log, else the log's last line."""
+    if process.returncode == -signal.SIGKILL:  # the log can't tell
         return "it was killed (SIGKILL), perhaps because the machine ran out of memory"
     if (cause := logged_cause(log)) is not None:
         return cause
     if "EngineDeadError" in log:
-        return "its engine ended without a word (killed, perhaps because the machine ran out of memory)"
+        return "its engine ended without a message (it was killed, perhaps because the machine ran out of memory)"
     status = process.returncode
     if status < 0:
         return f"it was killed ({signal.Signals(-status).name})"
@@ -275,7 +278,7 @@ def _why(process: subprocess.Popen[str], log: str) -> str:
 
 
 def _end_in_order(process: subprocess.Popen[str], noted: Sequence[int], within_s: float) -> int:
-    """Hands the signal on and waits; a second one, or the end of the time, ends the server at once."""
+    """Passes the signal on and waits until the server ends, a second signal comes, or the time is over."""
     process.send_signal(signal.SIGINT if noted[0] == signal.SIGINT else signal.SIGTERM)
     until = time.monotonic() + within_s
     while process.poll() is None and len(noted) < 2 and time.monotonic() < until:
@@ -286,7 +289,7 @@ def _end_in_order(process: subprocess.Popen[str], noted: Sequence[int], within_s
 
 
 def _below(process: subprocess.Popen[str]) -> set[psutil.Process]:
-    """What the server has started so far."""
+    """All processes that the server has started."""
     try:
         return set(psutil.Process(process.pid).children(recursive=True))
     except psutil.NoSuchProcess:
@@ -294,7 +297,7 @@ def _below(process: subprocess.Popen[str]) -> set[psutil.Process]:
 
 
 def _kill(process: subprocess.Popen[str], others: Iterable[psutil.Process]) -> None:
-    """Ends what is left of a server, and waits for it."""
+    """Kills the remaining processes of a server and waits for them."""
     if process.poll() is None:
         process.kill()
     process.wait()
@@ -306,9 +309,9 @@ def _kill(process: subprocess.Popen[str], others: Iterable[psutil.Process]) -> N
 
 @contextlib.contextmanager
 def _noted_signals() -> Iterator[list[int]]:
-    """Yields a list to which Ctrl-C, SIGTERM and SIGHUP are added while it is open, so that the server ends in order.
+    """Yields a list to which SIGINT, SIGTERM and SIGHUP are added inside the block, instead of ending the process.
 
-    One that this process was started to ignore (by nohup, or behind a script) stays ignored.
+    Signals that were already ignored (by nohup, or in a script's background job) stay ignored.
     """
     noted: list[int] = []
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
@@ -323,12 +326,7 @@ def _noted_signals() -> Iterator[list[int]]:
 
 
 class _Log:
-    """The end of what a process says, read as it says it.
-
-    Args:
-        process: Its stdout is a pipe.
-        show: Whether it goes to stderr as well.
-    """
+    """The last lines of a process's piped output, read continuously; with `show` they also go to stderr."""
 
     def __init__(self, process: subprocess.Popen[str], *, show: bool) -> None:
         assert process.stdout is not None
@@ -338,11 +336,11 @@ class _Log:
         self._thread.start()
 
     def forget(self) -> None:
-        """Drops what was said so far."""
+        """Drops all lines so far."""
         self._lines.clear()
 
     def text(self) -> str:
-        """What was said; to the end where the process ended."""
+        """The lines so far; if the process has ended, all of its last lines."""
         self._thread.join(timeout=2 * _EVERY_S)
         return "".join(self._lines.copy())
 
@@ -353,5 +351,5 @@ class _Log:
                 try:
                     sys.stderr.write(line)
                     sys.stderr.flush()
-                except (OSError, ValueError):  # gone; a pipe that nobody empties would stop the server
+                except (OSError, ValueError):  # stderr is closed; go on reading, or a full pipe would stop the server
                     self._show = False

@@ -1,1 +1,1 @@
-"""GGUF files, read into folders that transformers can load."""
+"""Converts GGUF files into folders that transformers can load."""

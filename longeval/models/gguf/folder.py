@@ -1,12 +1,12 @@
-"""GGUF files as models: dequantised once by transformers, kept as an ordinary safetensors folder in the cache.
+"""Converts a GGUF into a safetensors folder in the cache, once.
 
-transformers dequantises a GGUF at every start (20 s for 135M parameters), and the model that it makes refuses
-`save_pretrained`: it counts as quantised although all its weights are plain numbers by then. So the model is rebuilt
-without its quantisation config and saved, and from then on loads like any folder.
+transformers dequantises a GGUF at every start (20 s for 135M parameters). The resulting model refuses
+`save_pretrained`, because it counts as quantised although its weights no longer are. So the model is rebuilt without
+its quantisation config and saved; from then on it loads like any folder.
 
-Values are kept exactly as dequantised: in float32, or in a half-width dtype if every single weight survives that. What
-a file states about its model and transformers leaves out is added, or refused before anything is dequantised (see
-`config`). The tokenizer is built from the file itself (see `tokenizer`).
+The dequantised values are stored exactly, in float32, or in bfloat16 or float16 if that changes no weight. Settings
+that transformers ignores are added, or refused before anything is dequantised (see `config`). The tokenizer is built
+from the file itself (see `tokenizer`).
 """
 
 from __future__ import annotations
@@ -38,44 +38,44 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 CONVERSION = 4
-"""Raised whenever a file would be converted into something else than before; part of the folder's name from 2 on.
+"""Version of the conversion. Raise it whenever its result changes. From 2 on it is part of the folder's name.
 
 2: RoPE scaling, BOS and Gemma's settings are read from the file.
-3: The tokenizer is built by the rule that the file names (see `tokenizer`). Weights that are missing, or that the
-   model has no place for, are refused; all files of a split one are read.
+3: The tokenizer is built by the rule that the file names (see `tokenizer`). Missing and unexpected weights are refused;
+   all files of a split GGUF are read.
 4: Text for Qwen's tokenizers is composed (NFC).
 """
 
 _READ_ELSEWHERE = re.compile(r"rope_(freqs|factors_(long|short))\.weight")
 """Tensors that become part of the configuration: see `config`."""
 _EXPERTS = re.compile(r"_exps(\.|$)")
-"""Tensors of all experts of a layer, which transformers takes apart before it looks for their names."""
+"""Tensors with all experts of a layer, which transformers splits before it looks up their names."""
 _NOTE = "origin.json"
-"""What a converted folder came from, and the digest of each of its files."""
+"""File in a converted folder that states its origin and the digest of each of its files."""
 
 
 def converted_folder(
     path: str, *, name: str, sha256: str, conversion: int = CONVERSION, beside: Mapping[str, str] | None = None
 ) -> str:
-    """Returns the folder of the dequantised model, and makes it if it isn't there yet or is damaged.
+    """Returns the folder of the dequantised model; makes it if it doesn't exist or is damaged.
 
-    The folder appears by one rename when it is complete. When two processes make it at once, the first rename wins.
+    The folder is renamed to its final name when it is complete. If two processes make it, the first rename wins.
 
     Args:
         path: The GGUF file.
-        name: What the folder's name starts with, e.g. `smollm2-135m-q4`.
+        name: Start of the folder's name, such as `smollm2-135m-q4`.
         sha256: The file's digest (hex).
         conversion: See `cached_folder`.
-        beside: Files to keep in the folder, such as a licence: their names there, and where they are now.
+        beside: Further files for the folder, such as a licence: name in the folder → current path.
 
     Raises:
-        LongEvalError: If this GGUF can't be read exactly, or the cache can't be written.
+        LongEvalError: This GGUF can't be read exactly, or the cache can't be written.
     """
     folder = cached_folder(name, sha256, conversion)
     if is_whole(folder):
         return folder
     if os.path.lexists(folder):
-        _log.warning("%s: not the files that were put there, or from an earlier version; making it again", folder)
+        _log.warning("%s: its files were changed, or are from an earlier version; converting it again", folder)
     _log.info("converting %s to safetensors (once; kept in %s)", os.path.basename(path), folder)
     started = time.monotonic()
     try:
@@ -95,20 +95,19 @@ def converted_folder(
 
 
 def cached_folder(name: str, sha256: str, conversion: int = CONVERSION) -> str:
-    """Returns where the dequantised model is or would be, without making it.
+    """Returns the path of a dequantised model's folder, whether it exists or not.
 
     Args:
-        name: What the folder's name starts with.
+        name: Start of the folder's name.
         sha256: The file's digest (hex).
-        conversion: The `CONVERSION` that the folder comes from; an older one for a file whose conversion is known not
-            to have changed since.
+        conversion: The `CONVERSION` of the folder; an older one for a file whose conversion has not changed since.
     """
     stem = f"{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}-{sha256[:8]}"
     return os.path.join(cache_dir(), "models", stem if conversion == 1 else f"{stem}-v{conversion}")
 
 
 def is_whole(folder: str) -> bool:
-    """Whether a converted folder is there and holds the files that were put there, byte for byte, and no others."""
+    """Whether a converted folder exists and its files are exactly those that were written."""
     try:
         with open(os.path.join(folder, _NOTE), encoding="utf-8") as file:
             noted = json.load(file)["files"]
@@ -121,16 +120,16 @@ def is_whole(folder: str) -> bool:
 
 
 def unwritable(error: OSError) -> LongEvalError:
-    """The message for a cache that can't be written."""
+    """The error for a cache that can't be written."""
     return LongEvalError(
         f"cache {cache_dir()}: {reason(error)}",
-        "Converting a GGUF needs room there for its weights in float32 (four bytes a parameter). "
-        "Make room, or name another folder in LONGEVAL_CACHE.",
+        "Converting a GGUF needs room there for its weights in float32 (four bytes per parameter). "
+        "Make room, or set LONGEVAL_CACHE to another folder.",
     )
 
 
 def _note_files(folder: str, origin: Mapping[str, str]) -> None:
-    """Writes where a folder's files come from, and what they are."""
+    """Writes the note about a folder: its origin and the digests of its files."""
     import transformers
 
     files = {name: sha256_of(os.path.join(folder, name)) for name in sorted(os.listdir(folder))}
@@ -145,7 +144,7 @@ def _convert(path: str, folder: str) -> None:
     import transformers
 
     try:
-        # The progress bar of the dequantisation can't be switched off: it gets a stderr of its own.
+        # The progress bar of the dequantisation can't be switched off, so stderr is redirected.
         with (
             whole_gguf(path, folder) as whole,
             quiet_transformers(),
@@ -153,8 +152,8 @@ def _convert(path: str, folder: str) -> None:
             _one_reader() as named,
         ):
             _dequantise(path, whole, folder, named)
-    except Exception as error:  # the file may hold anything, and transformers checks little
-        if isinstance(error, LongEvalError) or (isinstance(error, OSError) and error.errno):  # the latter of the cache
+    except Exception as error:  # transformers raises any kind of error for a file that it can't convert
+        if isinstance(error, LongEvalError) or (isinstance(error, OSError) and error.errno):  # OSError: of the cache
             raise
         raise LongEvalError(
             f"--model {path}: transformers {transformers.__version__} can't convert this GGUF ({reason(error)})",
@@ -163,16 +162,12 @@ def _convert(path: str, folder: str) -> None:
 
 
 def _dequantise(name: str, path: str, folder: str, named: Mapping[str, str]) -> None:
-    """Has transformers read a file, adds what it left out, and saves the model and its tokenizer into `folder`.
+    """Reads a GGUF with transformers, completes its config, and saves model and tokenizer into `folder`.
 
-    Args:
-        name: The user's file, for messages.
-        path: The same model in one file.
-        folder: Where to.
-        named: From `_one_reader`.
+    `name` is the user's file, `path` the same model in one file, and `named` is from `_one_reader`.
 
     Raises:
-        LongEvalError: The file lacks weights, or has some that the model has no place for.
+        LongEvalError: Weights are missing or unexpected.
     """
     import torch
     import transformers
@@ -196,14 +191,14 @@ def _dequantise(name: str, path: str, folder: str, named: Mapping[str, str]) -> 
 
 @contextlib.contextmanager
 def _one_reader() -> Iterator[dict[str, str]]:
-    """Inside the block, gguf parses a file once, and not each time that transformers asks.
+    """Makes gguf parse a file only once inside the block, although transformers opens it several times.
 
-    That takes 13 s each time for a vocabulary of 262k. Readers only read, so one may serve all.
+    Each parse takes 13 s for a vocabulary of 262k.
 
     Yields:
-        transformers' names of the file's tensors, by the file's names; filled when transformers reads the file.
-        A tensor that isn't among them is left out of the model. Empty for the architectures that transformers reads in
-        its newer way, whose loading info is complete.
+        A dictionary that is filled when transformers reads the file: name of the tensor in the file → transformers'
+        name. transformers ignores all other tensors. It stays empty for architectures that transformers reads with its
+        newer code, whose loading info is complete.
     """
     import gguf
     import transformers.modeling_gguf_pytorch_utils as reading
@@ -226,7 +221,7 @@ def _one_reader() -> Iterator[dict[str, str]]:
 
 
 def _rebuild(quantised: Any) -> Any:
-    """The same weights (shared, not copied) in a model without quantisation config, in the narrowest exact dtype."""
+    """A model with the same weights, without quantisation config, in the narrowest dtype that changes no weight."""
     plain = quantised.config.to_dict()
     plain.pop("quantization_config", None)
     dtype = _narrowest_exact([tensor for tensor in quantised.state_dict().values() if tensor.is_floating_point()])
@@ -240,7 +235,7 @@ def _rebuild(quantised: Any) -> Any:
 
 
 def _narrowest_exact(tensors: list[torch.Tensor]) -> torch.dtype:
-    """bfloat16 or float16 if every weight is unchanged by it, else float32."""
+    """bfloat16 or float16 if the cast changes no weight, otherwise float32."""
     import torch
 
     for dtype in (torch.bfloat16, torch.float16):

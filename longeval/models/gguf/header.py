@@ -1,7 +1,7 @@
-"""The metadata of a GGUF file and where its tensors lie, read in a moment; and files that gguf-split divided.
+"""Reads the metadata of a GGUF file and the locations of its tensors, and joins files that gguf-split divided.
 
-The gguf package's own reader makes a numpy view of every token and takes 13 s for a vocabulary of 262k. Here strings
-in arrays are skipped, so that a file of no use is refused before anything long begins.
+The gguf package's reader takes 13 s for a vocabulary of 262k, because it makes a numpy view of every token. Here
+strings in arrays are skipped, so that unusable files are refused quickly.
 
 Source: ggml's file format (ggml, docs/gguf.md), versions 2 and 3, little-endian.
 """
@@ -29,41 +29,41 @@ from longeval.errors import LongEvalError, reason
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-"""Value types of a fixed size, as `struct` calls them."""
+"""Value types of a fixed size, with their `struct` formats."""
 _STRING, _ARRAY = 8, 9
 _FLOATS = {0: "<f4", 1: "<f2"}
-"""Tensor types that are plain numbers, as numpy calls them."""
+"""Tensor types that are not quantised, with their numpy dtypes."""
 _ALIGNMENT = 32
 _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.IGNORECASE)
-"""What llama.cpp's gguf-split calls its files."""
+"""File names of llama.cpp's gguf-split."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TensorPlace:
-    """Where a tensor lies."""
+    """The location of a tensor."""
 
     path: str
-    """The file; of a split model not always the header's."""
+    """The file that holds the tensor; in a split model it may differ from the header's file."""
     shape: tuple[int, ...]
     """Outermost dimension first, as in numpy."""
     kind: int
-    """ggml's number of the type: 0 is float32, 1 float16, others mostly quantised."""
+    """ggml's number of the type: 0 is float32, 1 is float16, most others are quantised."""
     offset: int
-    """From the start of the file, bytes."""
+    """Bytes from the start of the file."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GgufHeader:
-    """Everything in a GGUF file but the weights and the vocabulary."""
+    """Everything in a GGUF file except the weights and the vocabulary."""
 
     path: str
     fields: Mapping[str, Any]
-    """Metadata by key: numbers, strings, booleans, lists of numbers; arrays of strings are left out."""
+    """Metadata by key: numbers, strings, booleans, lists of numbers. Arrays of strings are left out."""
     tensors: Mapping[str, TensorPlace]
 
     @property
     def architecture(self) -> str:
-        """llama.cpp's word for the family, which its keys begin with."""
+        """llama.cpp's name of the family, with which the family's keys begin."""
         return str(self.fields.get("general.architecture", ""))
 
     def own(self, key: str, default: Any = None) -> Any:
@@ -71,14 +71,14 @@ class GgufHeader:
         return self.fields.get(f"{self.architecture}.{key}", default)
 
     def refused(self, what: str, why: str) -> LongEvalError:
-        """The message for something in the file that can't be said in transformers' terms."""
+        """The error for a setting in the file that transformers can't express."""
         return LongEvalError(
-            f"--model {self.path}: its {what} can't be taken over ({why})",
+            f"--model {self.path}: its {what} can't be converted ({why})",
             "Give the original model instead, a hub id or a folder with config.json and safetensors.",
         )
 
     def values(self, name: str) -> npt.NDArray[np.float64]:
-        """Reads a tensor that is stored as plain numbers; ValueError if it is quantised or cut off."""
+        """Reads a float32 or float16 tensor; raises ValueError if it is quantised or cut off."""
         place = self.tensors[name]
         if place.kind not in _FLOATS:
             raise ValueError(f"{name} is stored in ggml type {place.kind}, not as plain numbers")
@@ -90,11 +90,11 @@ class GgufHeader:
 
 
 def read_header(path: str) -> GgufHeader:
-    """Reads the header of one GGUF file; takes about 0.1 s for a vocabulary of 262k.
+    """Reads the header of one GGUF file, in about 0.1 s for a vocabulary of 262k.
 
     Raises:
-        ValueError: If it is no GGUF of these versions, or cut off within its header.
-        OSError: If it can't be read.
+        ValueError: It is not a GGUF of a known version, or its header is cut off.
+        OSError: It can't be read.
     """
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         try:
@@ -104,10 +104,10 @@ def read_header(path: str) -> GgufHeader:
 
 
 def model_header(path: str) -> GgufHeader:
-    """Reads the header of a user's GGUF, with the tensors of all files where it was split.
+    """Reads the header of a user's GGUF; of a split GGUF, with the tensors of all files.
 
     Raises:
-        LongEvalError: As `gguf_shards`, or two files hold the same tensor.
+        LongEvalError: See `gguf_shards`; or two files hold the same tensor.
     """
     first, *others = gguf_shards(path)
     header = _users_header(first)
@@ -115,7 +115,7 @@ def model_header(path: str) -> GgufHeader:
         tensors = _users_header(other).tensors
         if twice := header.tensors.keys() & tensors.keys():
             raise LongEvalError(
-                f"--model {path}: {min(twice)} is there twice, also in {other}", "Fetch the files again."
+                f"--model {path}: {min(twice)} is in two files, one of them {other}", "Fetch the files again."
             )
         header = dataclasses.replace(header, tensors={**header.tensors, **tensors})
     return header
@@ -140,7 +140,7 @@ class _Reader:
         return self.content[self.at - length : self.at].decode()
 
     def value(self) -> Any:
-        """A value that is preceded by its type; None for an array of strings."""
+        """The next value, which is preceded by its type; None for an array of strings."""
         (kind,) = self.take("I")
         if kind in _NUMBERS:
             return self.take(_NUMBERS[kind])[0]
@@ -153,7 +153,7 @@ class _Reader:
             return list(self.take(f"{count}{_NUMBERS[of]}"))
         if of != _STRING:
             raise ValueError(f"its header holds an array of type {of}")
-        length_at = struct.Struct("<Q").unpack_from  # a vocabulary is long: no call of `take` for each
+        length_at = struct.Struct("<Q").unpack_from  # faster than calling `take` for each token
         for _ in range(count):
             self.at += 8 + length_at(self.content, self.at)[0]
         return None
@@ -184,13 +184,10 @@ def _parse(path: str, reader: _Reader) -> GgufHeader:
 
 
 def gguf_shards(path: str) -> tuple[str, ...]:
-    """Returns all files of a model that gguf-split divided, in order; a whole GGUF is the only one.
-
-    Args:
-        path: Any of them.
+    """Returns the paths of all files of a GGUF in order, given any of them. It is one unless gguf-split divided it.
 
     Raises:
-        LongEvalError: If it isn't a readable GGUF, or one of the others isn't there or not of the same model.
+        LongEvalError: It isn't a readable GGUF, or another file is missing or belongs to another model.
     """
     fields = _users_header(path).fields
     count = int(fields.get("split.count") or 1)
@@ -199,7 +196,7 @@ def gguf_shards(path: str) -> tuple[str, ...]:
     named = _SHARD.fullmatch(path)
     if named is None or int(named[3]) != count or int(named[2]) != fields.get("split.no", -1) + 1:
         raise LongEvalError(
-            f"--model {path}: is one of {count} files that a model was split into, and isn't named as such",
+            f"--model {path}: is one of {count} files of a split model, but its name doesn't say so",
             f"Name them NAME-00001-of-{count:05}.gguf and so on, as llama.cpp's gguf-split does.",
         )
     paths = tuple(f"{named[1]}-{number:05}-of-{named[3]}.gguf" for number in range(1, count + 1))
@@ -207,7 +204,7 @@ def gguf_shards(path: str) -> tuple[str, ...]:
     for number, shard in enumerate(paths):
         if not os.path.isfile(shard):
             raise LongEvalError(
-                f"--model {path}: is one of {count} files, and {os.path.basename(shard)} is missing",
+                f"--model {path}: is one of {count} files, but {os.path.basename(shard)} is missing",
                 "Put all of them into one folder.",
             )
         header = _users_header(shard)
@@ -225,7 +222,7 @@ def gguf_shards(path: str) -> tuple[str, ...]:
 
 
 def _users_header(path: str) -> GgufHeader:
-    """The header of a user's file; LongEvalError if it can't be read or is no GGUF."""
+    """The header of a user's file; raises LongEvalError if it can't be read or is not a GGUF."""
     try:
         with open(path, "rb") as file:
             head = file.read(len(_MAGIC))
@@ -237,24 +234,24 @@ def _users_header(path: str) -> GgufHeader:
         ) from error
     raise LongEvalError(
         f"--model {path}: not a GGUF file (it starts with {head!r})",
-        "A Git LFS pointer or a broken download looks like this: fetch the file again.",
+        "It may be a Git LFS pointer or a broken download. Fetch the file again.",
     )
 
 
 def gguf_digest(path: str) -> str:
-    """Returns the SHA-256 (hex) of a GGUF; of one that was split, that of its files' digests in order."""
+    """Returns the SHA-256 (hex) of a GGUF; for a split GGUF, that of the digests of its files in order."""
     digests = [file_digest(shard) for shard in gguf_shards(path)]
     return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
 @contextlib.contextmanager
 def whole_gguf(path: str, folder: str) -> Iterator[str]:
-    """Yields the path of the GGUF in one file: itself, or for the block a copy in `folder`, joined from its shards."""
+    """Yields the path of a GGUF as one file: itself, or a temporary copy in `folder` that joins its shards."""
     shards = gguf_shards(path)
     if len(shards) == 1:
         yield path
         return
-    model_header(path)  # refuses tensors that are there twice
+    model_header(path)  # refuses tensors that are in two files
     joined = os.path.join(folder, "joined.gguf")
     try:
         _join(shards, joined)
@@ -264,9 +261,28 @@ def whole_gguf(path: str, folder: str) -> Iterator[str]:
             os.unlink(joined)
 
 
+def copy_field(writer: Any, name: str, field: Any) -> None:
+    """Writes a field of a GGUFReader with a GGUFWriter, unchanged."""
+    from gguf import GGUFValueType
+
+    kind = field.types[0]
+    sub_type = field.types[-1] if kind == GGUFValueType.ARRAY else None
+    writer.add_key_value(name, raw_value(field), kind, sub_type=sub_type)
+
+
+def raw_value(field: Any) -> Any:
+    """A field's value in the form that GGUFWriter needs. Text is bytes, because tokens need not be valid UTF-8."""
+    from gguf import GGUFValueType
+
+    if field.types[-1] != GGUFValueType.STRING:
+        return field.contents()
+    texts = [field.parts[index].tobytes() for index in field.data]
+    return texts if field.types[0] == GGUFValueType.ARRAY else texts[0]
+
+
 def _join(shards: tuple[str, ...], path: str) -> None:
     """Writes the fields of the first shard and the tensors of all, unchanged, into one file."""
-    from gguf import GGUFReader, GGUFValueType, GGUFWriter
+    from gguf import GGUFReader, GGUFWriter
 
     readers = [GGUFReader(shard) for shard in shards]
     fields = readers[0].fields
@@ -275,13 +291,8 @@ def _join(shards: tuple[str, ...], path: str) -> None:
     try:
         for name, field in fields.items():
             if name == "general.architecture" or name.startswith(("GGUF.", "split.")) or not field.data:
-                continue  # the writer's own; what was true of the shards; empty lists, which it can't write
-            kind, value = field.types[0], field.contents()
-            if field.types[-1] == GGUFValueType.STRING:  # as bytes: vocabularies needn't be text
-                texts = [field.parts[index].tobytes() for index in field.data]
-                value = texts if kind == GGUFValueType.ARRAY else texts[0]
-            sub_type = field.types[-1] if kind == GGUFValueType.ARRAY else None
-            writer.add_key_value(name, value, kind, sub_type=sub_type)
+                continue  # fields that the writer adds, fields about the split, and empty lists, which it can't write
+            copy_field(writer, name, field)
         tensors = [tensor for reader in readers for tensor in reader.tensors]
         for tensor in tensors:
             data = tensor.data

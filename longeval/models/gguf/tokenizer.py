@@ -1,12 +1,12 @@
-"""The tokenizer that a GGUF file states, built as llama.cpp reads it.
+"""Builds the tokenizer of a GGUF file as llama.cpp does.
 
-transformers takes over the vocabulary, but it splits a byte-level vocabulary like GPT-2 wherever it doesn't list the
-value of `tokenizer.ggml.pre`, and it ignores `add_space_prefix`, the words that no merge may divide, and special
-tokens that aren't ASCII. So the vocabulary, the merges and the kinds of the tokens are read here, and put together with
-the rule that the file names. What isn't known for certain is refused by its key and value.
+transformers reads the vocabulary of a GGUF. But it splits texts as GPT-2 does if it doesn't know the value of
+`tokenizer.ggml.pre`, and it ignores `add_space_prefix`, words that no merge may divide, and special tokens that aren't
+ASCII. So the tokenizer is built here from the vocabulary, the merges, the kinds of the tokens, and the splitting rule
+that the file names. Anything that isn't known for certain is refused; the message names key and value.
 
-Rules: llama.cpp, `src/llama-vocab.cpp` (how it splits, and what each name stands for). Where its expression is
-only near to that of the original `tokenizer.json`, which its engine can't run, the original is taken.
+Source of the rules: llama.cpp, `src/llama-vocab.cpp`. If llama.cpp only approximates the expression of the original
+`tokenizer.json`, because its engine can't run it, the original is used.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from longeval.models.tokenizer import NORMAL, UNSTATED, Pieces, add_special, bac
 
 _KEY = "tokenizer.ggml."
 _SPECIAL = {"bos_token": ("bos", 1), "eos_token": ("eos", 2), "unk_token": ("unknown", 0), "pad_token": ("padding", -1)}
-"""transformers' names, and the file's; and the ids that a sentencepiece vocabulary has where the file states none."""
+"""transformers' name of each special token, its name in the file, and its default id in a sentencepiece vocabulary."""
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
 _CONTRACTION = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -43,7 +43,7 @@ _CASED = (
     "\u1fbeῂ-ῄῆ-ῌῐ-\u1fd3ῖ-\u1fdbῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤ\u2126ℨ\u212a-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ"
     "𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃"
 )  # fmt: skip
-"""DeepSeek's letters that have a case."""
+"""Letters with upper and lower case in DeepSeek's rule."""
 _DEEPSEEK3 = (
     r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"""
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -51,14 +51,14 @@ _DEEPSEEK3 = (
 
 
 class Rule(NamedTuple):
-    """How a byte-level vocabulary divides a text before merges are applied."""
+    """How a text is split for a byte-level vocabulary before merges are applied."""
 
     splits: tuple[str, ...]
-    """Expressions, each applied to the pieces that the one before left; matches and what is between them are pieces."""
+    """Regular expressions, applied one after another. Each splits pieces into its matches and the text between them."""
     whole_words: bool = False
-    """Whether a piece that is a token stays whole even where no merges lead to it."""
+    """Whether a piece that is a token stays whole even if no merges produce it."""
     composes: bool = False
-    """Whether characters are composed first (NFC), as the original `tokenizer.json` says; llama.cpp leaves that out."""
+    """Whether the text is first normalised to NFC, as in the original `tokenizer.json`; llama.cpp doesn't do it."""
 
 
 _RULES: tuple[tuple[Rule, str], ...] = (
@@ -102,15 +102,15 @@ _RULES: tuple[tuple[Rule, str], ...] = (
 )
 
 RULES: Mapping[str, Rule] = {name: rule for rule, names in _RULES for name in names.split()}
-"""By the value of `tokenizer.ggml.pre`."""
+"""Splitting rules by the value of `tokenizer.ggml.pre`."""
 
 
 def build_tokenizer(header: GgufHeader) -> Any:
     """Returns a file's tokenizer, a `PreTrainedTokenizerFast`.
 
     Raises:
-        LongEvalError: For a tokenizer that isn't known for certain, naming key and value; or its vocabulary and its
-            merges don't fit together.
+        LongEvalError: The tokenizer isn't known for certain (the message names key and value), or its merges don't fit
+            its vocabulary.
     """
     from transformers import PreTrainedTokenizerFast
     from transformers.integrations.gguf.reader import read_gguf_metadata
@@ -120,11 +120,11 @@ def build_tokenizer(header: GgufHeader) -> Any:
     tokens = [token or f"[EMPTY_{index}]" for index, token in enumerate(arrays[f"{_KEY}tokens"])]
     kinds = _stated(header, "token_type") or [NORMAL] * len(tokens)
     if len(set(tokens)) < len(tokens) or len(kinds) != len(tokens):
-        raise header.refused(f"{_KEY}tokens", "a token is there twice, or token_type is of another length")
+        raise header.refused(f"{_KEY}tokens", "it has duplicate tokens, or token_type has another length")
     build = _byte_level if _stated(header, "model") == "gpt2" else _sentencepiece
     try:
         backend = build(header, tokens, kinds, arrays.get(f"{_KEY}merges") or [])
-    except Exception as error:  # the library has no class of its own for what it can't build
+    except Exception as error:  # tokenizers raises plain Exception
         raise header.refused(f"{_KEY}merges", str(error)) from error
     special = {name: _special_id(header, name) for name in _SPECIAL}
     return PreTrainedTokenizerFast(
@@ -138,28 +138,28 @@ def build_tokenizer(header: GgufHeader) -> Any:
 
 
 def _stated(header: GgufHeader, key: str) -> Any:
-    """The value of `tokenizer.ggml.<key>`; None where the file has none."""
+    """The value of `tokenizer.ggml.<key>`, or None."""
     return header.fields.get(f"{_KEY}{key}")
 
 
 def _rule_name(header: GgufHeader) -> str:
-    """The rule that a file names; where it names none, the one that llama.cpp then takes."""
+    """The name of the file's splitting rule; llama.cpp's default if the file names none."""
     return str(_stated(header, "pre") or "default")
 
 
 def _check(header: GgufHeader) -> None:
-    """Raises LongEvalError, naming key and value, for a tokenizer that isn't known for certain."""
+    """Raises LongEvalError, naming key and value, if the tokenizer isn't known for certain."""
     kind, pre = _stated(header, "model"), _rule_name(header)
     if kind not in ("gpt2", "llama", "gemma4"):
-        raise header.refused(f"{_KEY}model = {kind}", "known are gpt2, llama and gemma4")
+        raise header.refused(f"{_KEY}model = {kind}", "supported are gpt2, llama and gemma4")
     if kind == "gpt2" and pre not in RULES:
-        raise header.refused(f"{_KEY}pre = {pre}", "how it splits a text isn't known here")
+        raise header.refused(f"{_KEY}pre = {pre}", "this splitting rule is unknown")
     if kind == "llama" and not _stated(header, "scores"):
-        raise header.refused(f"{_KEY}scores", "its tokens have none, so the order of merging isn't known")
+        raise header.refused(f"{_KEY}scores", "it is missing, so the order of merges is unknown")
 
 
 def _byte_level(header: GgufHeader, tokens: list[str], kinds: list[int], merges: list[str]) -> Any:
-    """The `tokenizers.Tokenizer` of a vocabulary whose tokens are bytes, with its special tokens."""
+    """The `tokenizers.Tokenizer` of a byte-level vocabulary, with its special tokens."""
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     rule = RULES[_rule_name(header)]
@@ -179,7 +179,7 @@ def _byte_level(header: GgufHeader, tokens: list[str], kinds: list[int], merges:
 
 
 def _sentencepiece(header: GgufHeader, tokens: list[str], kinds: list[int], merges: list[str]) -> Any:
-    """The same of a vocabulary whose tokens are text, with bytes for what it can't write."""
+    """The `tokenizers.Tokenizer` of a sentencepiece vocabulary with byte fallback, with its special tokens."""
     from tokenizers import Regex, pre_tokenizers
 
     is_gemma4 = _stated(header, "model") == "gemma4"
@@ -203,7 +203,7 @@ def _sentencepiece(header: GgufHeader, tokens: list[str], kinds: list[int], merg
 
 
 def _special_id(header: GgufHeader, name: str) -> int | None:
-    """The id of a special token; None if it has none."""
+    """The id of a special token, or None."""
     key, default = _SPECIAL[name]
     stated = _stated(header, f"{key}_token_id")
     if stated is None:
@@ -212,9 +212,9 @@ def _special_id(header: GgufHeader, name: str) -> int | None:
 
 
 def _pairs(merges: list[str], tokens: list[str]) -> list[tuple[str, str]]:
-    """Merges as the library takes them; the first character may itself be a space."""
+    """Splits merges, which are stored as `left right`, into pairs; `left` may begin with a space."""
     pairs = [(merge[:cut], merge[cut + 1 :]) for merge in merges if (cut := merge.find(" ", 1)) > 0]
     known = set(tokens)
     if any(not {left, right, left + right} <= known for left, right in pairs):
-        raise ValueError("they lead to tokens that aren't in the vocabulary")
+        raise ValueError("they produce tokens that aren't in the vocabulary")
     return pairs

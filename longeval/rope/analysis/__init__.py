@@ -1,1 +1,1 @@
-"""What a frequency table is worth beyond the native length: gaps, collisions, decay and precision, as numbers."""
+"""Analysis of a frequency table beyond the native length: feature gaps, collisions, decay and precision."""

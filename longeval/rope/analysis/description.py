@@ -1,12 +1,12 @@
-"""One method's numbers in one dictionary: what `longeval rope` prints, draws, and writes as JSON.
+"""The analysis of one method as a dictionary, which `longeval rope` prints, draws, and writes as JSON.
 
-Feature gaps, pre-critical features and unique positions are ideas of Wang et al. 2024, arXiv 2403.00071. Decay is the
-mean over features of cos(Δ·θ̃_j): the logit of a query and an equal key, Δ tokens apart, whose features all have the
-same length (Su et al. 2021, arXiv 2104.09864, section 3.4.3). It leaves the attention factor out, because its square
-multiplies the logits at every distance.
+Feature gaps, pre-critical features and unique positions are from Wang et al. 2024, arXiv 2403.00071. Decay is the mean
+over features of cos(Δ·θ̃_j). This is the logit of a query and an equal key that are Δ tokens apart, if all their
+features have the same norm (Su et al. 2021, arXiv 2104.09864, section 3.4.3). It leaves out the attention factor, whose
+square multiplies the logits at every distance.
 
-With integer wavelengths the pre-critical features as a whole repeat after the least common multiple of those
-wavelengths: so many positions are unique.
+With integer wavelengths, the pre-critical features together repeat after the least common multiple of their
+wavelengths. This is the number of unique positions.
 
 Shapes: F features, K distances.
 """
@@ -27,21 +27,11 @@ from longeval.rope.build import build_table, parse_method_name
 from longeval.rope.resonance import resonate
 
 _NUM_SPACED = 370
-"""Log-spaced distances of a decay curve; with the round ones added and repeats removed there are at most about 400."""
+"""Number of log-spaced distances of a decay curve; with the round distances there are about 400 in all."""
 
 
 def describe(name: str, geometry: Geometry, parameters: Any = None, seq_len: int | None = None) -> dict[str, Any]:
-    """Describes a method on a plain geometry, as `describe_tables` does.
-
-    Args:
-        name: Canonical method name.
-        geometry: Rotary geometry, native length and factor.
-        parameters: The method's parameters dataclass; its defaults if None.
-        seq_len: Current sequence length n in tokens; default s·L.
-
-    Raises:
-        LongEvalError: As `build_table` and `feature_gaps`.
-    """
+    """Describes a method on a geometry; for arguments and errors see `build_table` and `describe_tables`."""
     parsed = parse_method_name(name)
     length = geometry.target_length if seq_len is None else seq_len
     unrounded = build_table(parsed.base, geometry, parameters, length)
@@ -52,17 +42,17 @@ def describe(name: str, geometry: Geometry, parameters: Any = None, seq_len: int
 def describe_tables(
     name: str, geometry: Geometry, *, unrounded: RopeTable, table: RopeTable, length: int
 ) -> dict[str, Any]:
-    """Describes one method's table in plain JSON types.
+    """Describes one method's table as plain JSON types.
 
     Args:
         name: Canonical method name.
         geometry: Rotary geometry, native length and factor.
         unrounded: The method's table before resonance rounded its wavelengths.
-        table: The method's table; `unrounded` itself where nothing is rounded.
-        length: Sequence length n that the tables were made for, tokens.
+        table: The method's table; `unrounded` itself for methods without resonance.
+        length: Sequence length n of the tables, tokens.
 
     Raises:
-        LongEvalError: As `feature_gaps`.
+        LongEvalError: See `feature_gaps`.
     """
     critical_F = pre_critical(unrounded, geometry)
     gaps_F = feature_gaps(table, geometry)
@@ -83,7 +73,7 @@ def describe_tables(
         "wavelengths": table.wavelengths_F.tolist(),
         "attention_factor": float(table.attention_factor),
         "pre_critical": int(np.count_nonzero(critical_F)),
-        # All digits; `str` of an integer refuses more than 4,300, which many long periods reach.
+        # `str` of an int refuses more than 4,300 digits, which products of many periods exceed.
         "unique_positions": None if unique is None else str(Decimal(unique)),
         "feature_gap": float(gaps_F[critical_F].max(initial=0.0)),
         "feature_gaps": gaps_F.tolist(),
@@ -101,17 +91,17 @@ def describe_tables(
 
 
 def pre_critical(unrounded: RopeTable, geometry: Geometry) -> npt.NDArray[np.bool_]:
-    """Which features have a wavelength of at most L tokens, shape (F,).
+    """Whether each feature's wavelength is at most L tokens, shape (F,).
 
-    Judged before rounding, so that a method and its resonance form count the same features.
+    It uses the wavelengths before rounding, so that a method and its resonance form count the same features.
     """
     return np.less_equal(unrounded.wavelengths_F, geometry.native_length)
 
 
 def decay_distances(geometry: Geometry) -> IntArray:
-    """Distances of a decay curve, shape (K,): 0, then about log-spaced up to L'−1, tokens.
+    """Distances of a decay curve in tokens, ascending, shape (K,).
 
-    They include all powers of two and the native length L, so that tables can name round distances.
+    They are 0, roughly log-spaced distances up to L'−1, all powers of two, and the native length L.
     """
     last = geometry.target_length - 1
     if last < 1:
@@ -123,6 +113,6 @@ def decay_distances(geometry: Geometry) -> IntArray:
 
 
 def mean_cosines(table: RopeTable, distance_K: IntArray) -> FloatArray:
-    """Mean over features of cos(Δ·θ̃_j) for every distance Δ, shape (K,); exact periods are reduced first."""
+    """Mean over features of cos(Δ·θ̃_j) for each distance Δ, shape (K,)."""
     mean_K: FloatArray = np.cos(table.angles(distance_K)).mean(axis=1)
     return mean_K

@@ -1,12 +1,11 @@
-"""The feature gap: how far a feature's value at an unseen position can be from its values at all seen positions.
+"""The feature gap: the largest distance of a feature's value at an unseen position from all values seen in training.
 
-Source of the idea: Wang et al. 2024, arXiv 2403.00071. It is defined here in its strong reading, for each feature j,
-with L the native and L' the target length:
+The idea is from Wang et al. 2024, arXiv 2403.00071. For each feature j, with L the native and L' the target length:
 
     gap_j = max over m in [L, L') of min over n in [0, L) of 2·|sin((m−n)·θ_j/2)|
 
-the largest change of a unit feature between an unseen position and the nearest seen one, between 0 and 2. It is
-computed exactly, in a time that grows with L' alone.
+This is the distance on the unit circle between an unseen position and the nearest seen one, for the worst unseen
+position; it lies between 0 and 2. It is computed exactly, in a time proportional to L'.
 
 Shapes: F features.
 """
@@ -21,23 +20,23 @@ from longeval.errors import LongEvalError
 from longeval.rope.base import FloatArray, Geometry, RopeTable
 
 _CHUNK = 2**18
-"""Positions in memory at once; a block is never shorter than the native length."""
+"""Positions in memory at the same time, unless the native length is longer."""
 _MOST_EVALUATIONS = 2**32
-"""The largest L'·F, which takes about a minute: 64m tokens at head_dim 128."""
+"""The largest L'·F that is computed. It takes about a minute, and is 64m tokens at head_dim 128."""
 
 
 def feature_gaps(table: RopeTable, geometry: Geometry) -> FloatArray:
     """The feature gap of every feature between the native and the target length.
 
     Args:
-        table: A method's frequencies or, where resonance rounded them, periods.
-        geometry: Gives L and L' = s·L.
+        table: A method's table.
+        geometry: The native length L and the target length L' = s·L.
 
     Returns:
-        Gaps from 0 to 2, shape (F,). All 0 if L' ≤ L; exactly 0 for a period of at most L tokens.
+        Gaps from 0 to 2, shape (F,). All are 0 if L' ≤ L; a feature with a period of at most L tokens has exactly 0.
 
     Raises:
-        LongEvalError: A target length so long that the exact maximum is out of reach.
+        LongEvalError: The target length is too long for the exact maximum to be computed.
     """
     native, target, num_features = geometry.native_length, geometry.target_length, geometry.num_features
     if target * num_features > _MOST_EVALUATIONS:
@@ -55,7 +54,7 @@ def feature_gaps(table: RopeTable, geometry: Geometry) -> FloatArray:
             continue
         turns = 1.0 / period if period is not None else _turns(float(table.inv_freq_F[j]))
         if (target - 1) * turns <= 0.5:
-            # Less than half a turn in all: the nearest seen position is the last one, the farthest unseen the last.
+            # All positions lie within half a turn: the worst unseen position is L'−1, and L−1 is nearest to it.
             turn = (target - native) * turns
         else:
             turn = _largest_window_minimum(turns, period, native, target)
@@ -64,7 +63,7 @@ def feature_gaps(table: RopeTable, geometry: Geometry) -> FloatArray:
 
 
 def _turns(inv_freq: float) -> float:
-    """Turns per token, brought to 0 … 1/2: whole turns and the direction don't change a distance."""
+    """Turns per token, reduced to 0 … 1/2: neither whole turns nor the direction change a distance."""
     turns = inv_freq / (2.0 * math.pi)
     return abs(turns - round(turns))
 
@@ -72,8 +71,8 @@ def _turns(inv_freq: float) -> float:
 def _largest_window_minimum(turns: float, period: int | None, native: int, target: int) -> float:
     """Max over windows [a, a+L) within 1 … L'−1 of the min over k in it of the distance of k·turns to an integer.
 
-    With k = m−n this is the gap as a fraction of a turn. Sliding minima in two passes (van Herk 1992): in blocks of L,
-    a window is the end of one block and the start of the next, so running minima from both sides give it.
+    With k = m−n this is the gap as a fraction of a turn. The sliding minima take two passes (van Herk 1992): a window
+    of L consists of the end of one block of L and the start of the next, so running minima from both sides give it.
     """
     windows = target - native
     blocks = max(1, min(_CHUNK // native, -(-windows // native)))

@@ -1,11 +1,11 @@
-"""Floating point at long positions: the error of cos and sin, and positions whose numbers are the same.
+"""Floating-point effects at long positions: errors of cos and sin, and positions with equal values.
 
-Stock engines multiply position and frequency in float32. The product keeps 24 bits whatever its size, so that after
-thousands of turns few of them are left for the part of a turn; and the frequency itself, rounded to 24 bits (8 once
-`model.to(bfloat16)` has cast it), is multiplied by the position with its error. longeval takes angles in float64, or
-reduces the position by the exact period first, and casts the cosine last.
+Stock engines multiply position and frequency in float32. The product has 24 bits, so after thousands of turns few bits
+remain for the fraction of a turn. In addition, the rounding error of the frequency (24 bits, or 8 after
+`model.to(bfloat16)`) is multiplied by the position. longeval computes angles in float64, or reduces the position modulo
+the exact period first, and casts the cosine last.
 
-Two positions collide where every cosine and every sine of one row is rounded to the same number as in the other.
+Two positions collide if all their cosines and sines are rounded to the same numbers.
 
 Shapes: F features, T positions.
 """
@@ -20,18 +20,18 @@ import numpy.typing as npt
 from longeval.rope.base import CosSin, FloatArray, IntArray, RopeTable
 
 ENDS = (131072, 1048576)
-"""Errors are given for the positions just before these, tokens."""
+"""Errors are computed for the positions just before these, tokens."""
 
 _NUM_POSITIONS = 4096
 _LOWER_BITS = 20
 """A position below 2^20 times the upper 33 of a float64's 53 bits, or times the lower 20, is exact in float64."""
 _ROWS = 512
-"""Positions whose angles are in memory at once."""
+"""Positions whose angles are in memory at the same time."""
 _HALF_WORD = np.uint32(16)
 _MOST_VALUES = 2**26
-"""The largest L'·F whose collisions are counted: 1m positions of 64 features, which take about half a second."""
+"""The largest L'·F whose collisions are counted (1m positions of 64 features). It takes about half a second."""
 _MANY_VALUES = 128
-"""From this wavelength on, in tokens, a feature has about as many values as bfloat16 can show."""
+"""Wavelength in tokens from which on a feature has about as many values as bfloat16 can distinguish."""
 
 
 def float_errors(table: RopeTable, end: int) -> dict[str, float]:
@@ -40,13 +40,13 @@ def float_errors(table: RopeTable, end: int) -> dict[str, float]:
     The attention factor is left out.
 
     Args:
-        table: A method's table; its float64 frequencies, or exact periods, count as the truth.
+        table: A method's table. Errors are relative to its float64 frequencies or exact periods.
         end: N, tokens, at least 1 and at most 2^20.
 
     Returns:
-        `positions` is N. `float32_product` takes the angle as float32(m)·float32(θ̃), as stock engines do.
-        `bfloat16_inv_freq` does so after θ̃ was cast to bfloat16, as `model.to(bfloat16)` casts the buffer. `longeval`
-        is our own float32 table.
+        `positions` is N. The other keys are errors: `float32_product` of angles float32(m)·float32(θ̃), as in stock
+        engines; `bfloat16_inv_freq` of the same after θ̃ was cast to bfloat16, as `model.to(bfloat16)` casts the
+        buffer; `longeval` of our float32 table.
     """
     assert 1 <= end <= 2**_LOWER_BITS
     ours = RopeTable(inv_freq_F=table.inv_freq_F, attention_factor=1.0, period_F=table.period_F)
@@ -66,11 +66,11 @@ def float_errors(table: RopeTable, end: int) -> dict[str, float]:
 def exact_cos_sin(table: RopeTable, position_T: IntArray) -> tuple[FloatArray, FloatArray]:
     """cos(m·θ̃) and sin(m·θ̃) without the attention factor, each (T, F), exact to about 1e-16 for m below 2^20.
 
-    A float64 product m·θ̃ alone would be off by up to m·θ̃·1.1e-16 (1e-10 at a million tokens). θ̃ is split into an upper
-    part whose product with m is exact and a small lower part, and the two are put together by the addition theorem.
+    A float64 product m·θ̃ has an error of up to m·θ̃·1.1e-16 (1e-10 at a million tokens). So θ̃ is split into an upper
+    part, whose product with m is exact, and a small lower part; the addition theorem joins their cosines and sines.
     """
     if table.period_F is not None:
-        # The angle is below one turn: there is no large product that could lose bits.
+        # The angle is below one turn, so no large product loses bits.
         angle_TF = table.angles(position_T)
         return np.cos(angle_TF), np.sin(angle_TF)
     upper_F = (table.inv_freq_F.view(np.uint64) >> _LOWER_BITS << _LOWER_BITS).view(np.float64)
@@ -88,35 +88,29 @@ def _stock(inv_freq_F: npt.NDArray[np.float32], position_T: IntArray) -> CosSin:
 
 
 class Collisions(NamedTuple):
-    """How many of the positions 0 … n−1 have the same row of cos and sin as an earlier one, in two dtypes."""
+    """Number of positions in 0 … n−1 that have the same cosines and sines as an earlier one, in two dtypes."""
 
     float32: int
     bfloat16: int
 
 
 def count_collisions(table: RopeTable, length: int) -> Collisions | None:
-    """Counts the positions below `length` whose whole row equals an earlier one's, in float32 and in bfloat16.
+    """Counts the positions below `length` whose cosines and sines all equal those of an earlier position.
 
-    The rows are those that models are given: attention factor included, float32, and cast to bfloat16 last.
-
-    Args:
-        table: A method's table.
-        length: Number of positions, tokens.
-
-    Returns:
-        The counts, or None where length·F is too large to count quickly.
+    The values are those that models get: attention factor included, in float32, and cast to bfloat16 last. Returns None
+    if length·F is too large to count quickly.
     """
     if length * len(table.inv_freq_F) > _MOST_VALUES:
         return None
     everything = _Groups(np.arange(length, dtype=np.int64), np.zeros(length, dtype=np.int64))
     bfloat16 = _split(everything, table, to_bfloat16=True)
-    # Rows that are equal in float32 are equal in bfloat16 too, so that only these groups are left to compare.
+    # Rows that are equal in float32 are also equal in bfloat16, so only these groups need to be compared.
     float32 = _split(bfloat16, table, to_bfloat16=False)
     return Collisions(float32=float32.num_repeats, bfloat16=bfloat16.num_repeats)
 
 
 class _Groups(NamedTuple):
-    """Positions that share their values with another position, in all columns that were compared so far."""
+    """Positions that are equal to another position in all columns compared so far."""
 
     position_T: IntArray
     label_T: IntArray
@@ -131,8 +125,8 @@ class _Groups(NamedTuple):
 def _split(groups: _Groups, table: RopeTable, *, to_bfloat16: bool) -> _Groups:
     """Splits groups by the columns of a table, and drops positions that are alone in their group.
 
-    The order of the columns decides only how soon that happens: a feature with a period of a hundred tokens or more
-    has many values, and two or three such features distinguish nearly all positions.
+    Columns with many values come first, because two or three of them already distinguish nearly all positions. The
+    order does not change the result.
     """
     position_T, label_T = groups
     for j in np.argsort(table.wavelengths_F < _MANY_VALUES, kind="stable"):
@@ -158,7 +152,7 @@ def bfloat16_bits(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint32]:
     numpy has no bfloat16. It is the upper 16 bits of a float32; this rounds as torch's `.to(torch.bfloat16)` does.
     """
     bits = values.view(np.uint32)
-    # Just under a half of the last bit that stays, or exactly a half where that bit is odd: ties go to even.
+    # Adds just under half of the last kept bit, or exactly half if that bit is odd: ties round to even.
     return (bits + np.uint32(0x7FFF) + ((bits >> _HALF_WORD) & np.uint32(1))) >> _HALF_WORD
 
 

@@ -1,4 +1,4 @@
-"""One page of plots: what methods do to the features of RoPE, and what rounding their wavelengths is good for.
+"""One page of plots that shows how methods change the features of RoPE, and what rounding of wavelengths achieves.
 
 Equal descriptions give equal bytes. matplotlib is imported inside the functions, and only its object interface is used,
 so that a program that makes its own plots is not disturbed. Colours and markers are those of a report's figures
@@ -121,7 +121,7 @@ def _styles(names: Sequence[str]) -> list[dict[str, Any]]:
                 "color": look.colour,
                 "alpha": 0.35 if pale else 1.0,
                 "linestyle": (0, (4, 2)) if rounded else "-",
-                # Thinner and thinner, so that methods with the same table are seen to lie on each other.
+                # Each line is thinner than the one before, so that lines on top of each other are visible.
                 "linewidth": 4.5 if pale else 1.3 if rounded else 1.4 + 1.4 * (1 - (index + 1) / len(names)),
                 "zorder": 3 if rounded else 2,
                 "marker": look.marker,

@@ -1,7 +1,7 @@
 """Five panels of the page: wavelength, interpolation, feature gap, attention decay, floating-point error.
 
-Every panel draws keys of `describe` as they are, and its headline says what to see in these numbers. `Page`, `headline`
-and `finish` serve the sixth panel too, which is in `phases`.
+Each panel draws values of `describe` unchanged, and its headline states the main result. The sixth panel, in `phases`,
+also uses `Page`, `headline` and `finish`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 SMALL_TEXT: dict[str, Any] = {"fontsize": 8.5, "color": "#555555"}
 _SHADE = "#EEF3F8"
-"""Background of what is pre-critical."""
+"""Background of pre-critical features."""
 _GUIDE = "#777777"
 """Colour of lines that mark a length or a factor."""
 _HEADLINE_CHARACTERS = 58
@@ -65,7 +65,7 @@ class Page:
         """Yields a per-feature key of every method with its style; at most about 20 features have markers."""
         for index, (description, style) in enumerate(zip(self.descriptions, self.styles, strict=True)):
             step = max(1, len(description[key]) // 20)
-            # One feature alone makes no line.
+            # A single feature makes no line, so its marker must be visible.
             size = style["markersize"] if len(description[key]) > 1 else 6
             changes = {"label": description["name"], "markevery": (index % step, step), "markersize": size}
             yield description[key], dict(style) | changes
@@ -106,7 +106,7 @@ def draw_wavelengths(axes: Axes, page: Page) -> None:
     _feature_axis(axes, page)
     finish(axes, "feature j", "wavelength (tokens)")
     axes.axhline(page.native, color=_GUIDE, linewidth=1, linestyle=":")
-    # Below and above their lines, so that close lengths don't write on each other.
+    # One label below its line and one above, so that labels of close lengths don't overlap.
     _say(axes, f"native {format_length(page.native)}", (0.015, page.native), (0, -2), "top")
     if page.target > page.native:
         axes.axhline(page.target, color=_GUIDE, linewidth=1, linestyle="-.")
@@ -123,7 +123,7 @@ def draw_wavelengths(axes: Axes, page: Page) -> None:
 
 
 def draw_interpolation(axes: Axes, page: Page) -> None:
-    """θ/θ̃ by feature: 1 where a method leaves a feature alone, s where it interpolates fully."""
+    """θ/θ̃ by feature: 1 for unchanged features, s for fully interpolated ones."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     for interpolation_F, style in page.curves("interpolation"):
@@ -152,7 +152,7 @@ def draw_interpolation(axes: Axes, page: Page) -> None:
 
 
 def draw_gaps(axes: Axes, page: Page) -> None:
-    """Feature gap by feature, linear near 0 so that an exact 0 has a place."""
+    """Feature gap by feature, on a symmetric log axis, which can show an exact 0."""
     for gaps_F, style in page.curves("feature_gaps"):
         axes.plot(gaps_F, **style, clip_on=False)
     positive = [gap for gap in page.values("feature_gaps") if gap > 0]
@@ -173,7 +173,7 @@ def draw_gaps(axes: Axes, page: Page) -> None:
 
 
 def _gap_headline(page: Page) -> str:
-    """Says how large the gaps of pre-critical features are, without and with rounding."""
+    """The headline: the largest gaps of pre-critical features without and with rounding."""
     if page.target <= page.native:
         return "No gaps: the target is the native length, so no position is unseen."
     counted = [item for item in page.descriptions if item["pre_critical"]]
@@ -224,7 +224,7 @@ def _say(axes: Axes, text: str, place: tuple[float, float], offset: tuple[float,
 
 
 def draw_decay(axes: Axes, page: Page) -> None:
-    """Mean over features of cos(distance · θ̃) by distance; distance 0, where it is 1, has no place on a log axis."""
+    """Mean over features of cos(distance · θ̃) by distance; the log axis leaves out distance 0, where it is 1."""
     from matplotlib.ticker import NullLocator
 
     longest, lowest = 1, 0.0
@@ -232,11 +232,11 @@ def draw_decay(axes: Axes, page: Page) -> None:
         decay = description["decay"]
         points = [point for point in zip(decay["distances"], decay["mean_cos"], strict=True) if point[0] > 0]
         distances, means = [distance for distance, _ in points], [mean for _, mean in points]
-        # Thinner than elsewhere: these curves go up and down a lot.
+        # Thin lines, because these curves oscillate.
         axes.plot(distances, means, **dict(style) | {"marker": None, "linewidth": style["linewidth"] / 1.6})
         longest, lowest = max([longest, *distances]), min([lowest, *means])
     axes.set_xscale("log", base=2)
-    # Room on the right for the length that is written along its line.
+    # Leaves room on the right for the label of the target length.
     axes.set_xlim(0.9, longest * 2)
     axes.set_ylim(lowest - 0.05, 1.04)
     powers = range(0, math.floor(math.log2(longest)) + 1, max(1, math.ceil(math.log2(longest) / 9)))
@@ -286,7 +286,7 @@ def draw_precision(axes: Axes, page: Page) -> None:
 
 
 def _precision_headline(page: Page) -> str:
-    """Says how large the errors are at the last position."""
+    """The headline: the largest errors just before the last position."""
     last = [description["precision"][-1] for description in page.descriptions]
     product, ours = (max(point[way] for point in last) for way in ("float32_product", "longeval"))
     return (

@@ -1,8 +1,8 @@
-"""The panel of phases: where a feature's seen and unseen positions lie, and why a rounded feature has no gap.
+"""The panel of phases. It shows why a feature with a rounded wavelength has no gap.
 
-At position m a feature has the phase m/λ mod 1, a fraction of a turn. Positions 0 … L−1 are seen in training. With a
-wavelength that is no integer, later positions fall into the holes between the seen phases; with an integer wavelength
-λ̃ ≤ L they fall on the seen ones. Source of the idea: Wang et al. 2024, arXiv 2403.00071.
+At position m a feature has the phase m/λ mod 1, a fraction of a turn. Positions 0 … L−1 are seen in training. If the
+wavelength is not an integer, later positions have phases between the seen ones; with an integer wavelength λ̃ ≤ L they
+have exactly the seen phases. The idea is from Wang et al. 2024, arXiv 2403.00071.
 
 Shapes: F features, P positions.
 """
@@ -25,21 +25,21 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _LONGEST_NATIVE = 2**22
-"""Nothing is drawn beyond this native length, which no model has: sorting its phases would take too long."""
+"""Longest native length that is drawn. Sorting the phases of more positions would take too long."""
 _MOST_LENGTHS = 8
-"""Positions are shown up to this multiple of the native length; beyond it, the trained part would be a thin line."""
+"""Positions are shown up to this multiple of the native length, so that the trained part stays visible."""
 _ENOUGH_UNSEEN = 2**14
-"""Unseen positions that are enough to choose a feature by."""
+"""Size of the sample of unseen positions that is used to choose a feature."""
 _MOST_UNSEEN = 2**18
-"""Unseen positions that are looked at; of more, a sample."""
+"""Most unseen positions that are drawn; if there are more, a sample."""
 _MOST_REPEATS = 3.0
 _HOLE_SHARES = 30.0
-"""The panel shows at most so many repeats of the rounded feature, and at most so many times the distance from the worst
-unseen phase to the nearest seen one."""
+"""Limits of the panel's width: this many periods of the rounded feature's phases, and this many times the distance
+from the worst unseen phase to the nearest seen one."""
 _NOISE_TURNS = 1e-9
-"""A distance below this is rounding of float64, not a hole."""
+"""Distances below this are rounding errors of float64."""
 _MOST_DOTS = 1200
-"""Dots of each colour, so that an SVG stays small."""
+"""Most dots of each colour, which keeps an SVG small."""
 _NAME_CHARACTERS = 38
 _SEEN = "#4D5A66"
 _BAND = "#C9D2DA"
@@ -47,10 +47,10 @@ _UNSEEN = "#E0001B"
 
 
 def draw_phases(above: Axes, below: Axes, page: Page) -> None:
-    """Phase by position of one feature: unrounded above, rounded below.
+    """Draws the phases of one feature by position: unrounded in the upper half, rounded in the lower half.
 
-    The middle of the upper half is the unseen phase that is farthest from all seen ones; that of the lower half is the
-    nearest rounded phase. Both are equally wide.
+    The upper half is centred on the unseen phase that is farthest from all seen ones, the lower half on the nearest
+    phase of the rounded feature. Both halves have the same width.
     """
     native, end = page.native, _shown_end(page.descriptions[0])
     example = choose_example(page.descriptions)
@@ -81,15 +81,15 @@ class Example:
     """A pre-critical feature whose phases are shown."""
 
     name: str
-    """The method without rounding, or `NAME before rounding` where only the rounded one is drawn."""
+    """The method without rounding, or `NAME before rounding` if only its resonance form is drawn."""
     rounded_name: str | None
-    """The method that rounds it, if that is drawn."""
+    """Its resonance form, if that is drawn."""
     feature: int
     """j."""
     wavelength: float
     """λ_j before rounding, tokens."""
     gap: float
-    """Its feature gap before rounding, 0 … 2; from a sample of positions where only the resonance form is drawn."""
+    """Its feature gap before rounding, 0 … 2; from a sample of positions if only the resonance form is drawn."""
 
     @property
     def period(self) -> int:
@@ -98,10 +98,13 @@ class Example:
 
 
 def choose_example(descriptions: Sequence[Mapping[str, Any]]) -> Example | None:
-    """The pre-critical feature with the largest gap of an unrounded method, if possible one with its resonance form.
+    """Chooses the pre-critical feature with the largest gap before rounding.
 
-    Where no such method is drawn, wavelengths are taken back to before the rounding. None without a pre-critical
-    feature, or for a native length with too many phases.
+    Methods that are drawn both with and without resonance come first, then methods without it. For methods that are
+    drawn only with resonance, the wavelengths before rounding are restored.
+
+    Returns:
+        The feature; None if no feature is pre-critical or the native length has too many phases to draw.
     """
     if int(descriptions[0]["native_length"]) > _LONGEST_NATIVE:
         return None
@@ -119,7 +122,7 @@ def choose_example(descriptions: Sequence[Mapping[str, Any]]) -> Example | None:
 
 
 def _examples(description: Mapping[str, Any], names: Collection[str]) -> Iterator[Example]:
-    """Yields a method's pre-critical features as they are before rounding."""
+    """Yields a method's pre-critical features with their values before rounding."""
     name, rounded = description["name"], description["unique_positions"] is not None
     form = name if rounded else MethodName(base=name, resonance=True).canonical
     native = int(description["native_length"])
@@ -140,7 +143,7 @@ def _examples(description: Mapping[str, Any], names: Collection[str]) -> Iterato
 
 
 def distances_to_seen(wavelength: float, native: int, unseen_P: IntArray) -> FloatArray:
-    """How far the phase of each position is from the nearest one of positions 0 … L−1, in turns, shape (P,)."""
+    """Distance of each position's phase from the nearest phase of positions 0 … L−1, in turns, shape (P,)."""
     seen_P = np.sort(_phases(wavelength, np.arange(native)))
     phases_P = _phases(wavelength, unseen_P)
     right_P = np.searchsorted(seen_P, phases_P)
@@ -159,14 +162,14 @@ def _shown_end(description: Mapping[str, Any]) -> int:
 
 
 def unseen_positions(native: int, end: int, most: int) -> IntArray:
-    """Positions L … end−1, or a fixed random sample of them; regular steps could be in phase with the wavelength."""
+    """Positions L … end−1, or a fixed random sample of them. Regular steps could coincide with the wavelength."""
     if end - native <= most:
         return np.arange(native, end)
     return np.unique(np.random.default_rng(0).integers(native, end, most))
 
 
 def seen_intervals(phases_P: FloatArray, resolution: float) -> list[tuple[float, float]]:
-    """Phases in order, with those closer than the resolution joined: [(first, last), …]."""
+    """Intervals of phases, ascending: [(first, last), …]. Phases closer than the resolution are joined."""
     sorted_P = np.sort(phases_P)
     groups = np.split(sorted_P, np.flatnonzero(np.diff(sorted_P) > resolution) + 1)
     return [(float(group_P[0]), float(group_P[-1])) for group_P in groups if group_P.size]
@@ -192,7 +195,7 @@ def _finish_half(axes: Axes, native: int, end: int) -> None:
     """Draws the vertical axis, and a line at the native length."""
     finish(axes, "", "position")
     axes.grid(visible=False)
-    # Unseen positions get at least a quarter of the height; the bands still show all of the seen phases.
+    # Unseen positions take at least a quarter of the height; the bands still show all seen phases.
     start = max(0, native - 3 * (end - native)) if end > native else 0
     axes.set_ylim(start, end)
     axes.axhline(native, color=_SEEN, linewidth=1, linestyle=":")
@@ -201,14 +204,14 @@ def _finish_half(axes: Axes, native: int, end: int) -> None:
 
 
 def _label_half(axes: Axes, text: str, *, under_headline: bool) -> None:
-    """Writes what is shown above the axes; the title of the upper half is the headline, which leaves room."""
+    """Writes a label above the axes; in the upper half it goes below the headline, which leaves room for it."""
     if not under_headline:
         axes.set_title(text, loc="left", **SMALL_TEXT, pad=4)
         return
     label = axes.annotate(
         text, (0, 1), xycoords="axes fraction", xytext=(0, 4), textcoords="offset points", **SMALL_TEXT
     )
-    # A long one must not make the axes narrower.
+    # A long label must not make the axes narrower.
     label.set_in_layout(False)
 
 
@@ -223,12 +226,12 @@ def _finish_phase_axis(axes: Axes, width: float) -> None:
 
 
 def _fitting(name: str) -> str:
-    """A name short enough for a line."""
+    """A name, shortened to fit on a line."""
     return name if len(name) <= _NAME_CHARACTERS else name[: _NAME_CHARACTERS - 1] + "…"
 
 
 def _headline(example: Example, native: int, end: int, *, falls_between: bool) -> str:
-    """Says where the unseen positions of the example lie."""
+    """The headline: where the phases of unseen positions lie."""
     feature = f"feature {example.feature} of {_fitting(example.name)}"
     if end <= native:
         return f"All positions of {feature} up to the target are seen in training."
@@ -241,7 +244,7 @@ def _headline(example: Example, native: int, end: int, *, falls_between: bool) -
 
 
 def _draw_nothing(above: Axes, below: Axes, native: int) -> None:
-    """Says why there are no phases to draw."""
+    """Writes the reason why there are no phases to draw."""
     for axes in (above, below):
         axes.set_axis_off()
     if native > _LONGEST_NATIVE:

@@ -1,7 +1,7 @@
-"""PosGen: sequences whose next token is equally easy everywhere, so that unseen positions are all that can be hard.
+"""PosGen: a synthetic benchmark in which every next token is equally hard to predict, except for unseen positions.
 
-Wang et al. 2024 (arXiv 2403.00071), section 5. `data.py` makes the sequences; the model, its training and its
-evaluation are in the other modules.
+Small models are trained on short sequences and tested on longer ones. Source: Wang et al. 2024 (arXiv 2403.00071),
+section 5. `data.py` makes the sequences; model, training and evaluation are in the other modules.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from longeval.studies.posgen.plan import PosGenPlan
 
 _METRICS = {"accuracy_in_distribution": "in distribution", "accuracy_ood": "OOD", "accuracy_generated": "generated"}
-"""Metrics and the columns of the terminal that show them."""
+"""Metrics in the terminal's table, with their column titles."""
 
 
 class PosGenStudy:
@@ -31,11 +31,11 @@ class PosGenStudy:
 
     name = "posgen"
     Request = PosGenRequest
-    tells_passes = False  # they are steps: thousands of lines
+    tells_passes = False  # passes are training steps, which would be thousands of lines
     report_command = "longeval posgen table"
 
     def check(self, requests: Sequence[PosGenRequest], store: Store) -> None:
-        """See `Study`; a folder holds PosGen cells of one setting."""
+        """See `Study`. All PosGen cells of a run folder must have the same settings."""
         from longeval.studies.posgen.plan import check_settings
 
         check_settings(requests, store)
@@ -48,7 +48,7 @@ class PosGenStudy:
         return plan_posgen(request)
 
     def summary(self, records: Sequence[Record], width: int) -> list[Table]:
-        """See `Study`; one table of accuracies for each task and regime, in the records' order."""
+        """See `Study`. There is one table of accuracies for each task and regime, in the order of the records."""
         groups: dict[tuple[str, str, str, str], dict[str, list[Record]]] = {}
         for record in records:
             key = (str(record.data), str(record.params["regime"]), record.model, record.dtype)
@@ -66,7 +66,7 @@ class PosGenStudy:
 
 
 def _table(title: str, rows: dict[str, list[Record]]) -> Table:
-    """Accuracies by method, means over seeds."""
+    """The table of mean accuracies over seeds, one row per method."""
     from rich.table import Table
 
     table = Table(
@@ -87,7 +87,7 @@ def _table(title: str, rows: dict[str, list[Record]]) -> Table:
 
 
 def _mean(records: Sequence[Record], metric: str) -> str:
-    """`98.31 ± 0.20`, in percent."""
+    """Mean ± standard deviation in percent, such as `98.31 ± 0.20`."""
     values = [100 * record.value for record in records if record.metric == metric and record.value is not None]
     if not values:
         return "–"

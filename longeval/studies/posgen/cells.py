@@ -1,4 +1,4 @@
-"""PosGen's cells, the trainings that they are made from, and the sizes of the models that are trained."""
+"""PosGen's cells, their trainings, and the configuration of the trained models."""
 
 from __future__ import annotations
 
@@ -14,17 +14,19 @@ from longeval.studies.posgen.data import DataSetting
 from longeval.studies.posgen.request import Init, PosGenRequest, Regime
 
 ALGORITHM = 1
-"""A part of every training's id. Raise it when a change of the code gives other weights for the same request (rounding
-aside): in how data, initial weights, orders or dropout are drawn, in the model, the loss, the schedule or AdamW. Stored
-weights and checkpoints of the earlier code are then not used, but trained again."""
+"""Version of the training code, part of every training's id.
+
+Raise it when a change of the code changes the weights of a training beyond rounding: in the drawing of data, initial
+weights, batch orders or dropout, or in the model, the loss, the schedule or AdamW. Stored weights and checkpoints of
+earlier code are then no longer used."""
 
 PREFIX = "posgen_"
-"""In front of a rule's name, it is what records and reports call the data."""
+"""Prefix of a rule's name that gives the data set's name in records and reports."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
-    """The sizes of the PosGen model, and the choices that the paper leaves open: fields of a `PosGenRequest`."""
+    """Sizes of the PosGen model and choices that the paper leaves open; all are settings of `PosGenRequest`."""
 
     modulus: int = 17
     """m: tokens are 0 … m−1."""
@@ -37,25 +39,26 @@ class ModelConfig:
     head_dim: int = 64
     """Dimensions of a head, all rotated."""
     theta: float = 10000.0
-    """RoPE's base b. It decides the frequency table, which is computed outside the model."""
+    """RoPE's base b. The frequency table is computed from it outside the model."""
     tied: bool = True
-    """Whether the output layer is the embedding; with `t5` it reads hidden states times d_model^−0.5 then, as in T5."""
+    """Whether the output layer shares the embedding's weights. With `t5`, hidden states are then multiplied by
+    d_model^−0.5, as in T5."""
     attention_scale: bool = False
-    """Whether attention logits are divided by √head_dim; T5 puts that into the queries' initialisation instead."""
+    """Whether attention logits are divided by √head_dim. T5 scales the queries' initialisation instead."""
     init: Init = "t5"
-    """`t5`: normal with T5's standard deviations (embedding 1, matrices 1/√inputs, queries as attention_scale needs);
-    `normal`: 0.02 everywhere."""
+    """`t5`: normal with T5's standard deviations (embedding 1, matrices 1/√inputs, and queries further divided by
+    √head_dim without attention_scale); `normal`: standard deviation 0.02 for all."""
     start_token: bool = False
-    """Whether a token with id m stands in front of every sequence, which shifts positions by one."""
+    """Whether every sequence begins with a token of id m, which shifts positions by one."""
     dropout: float = 0.0
-    """Dropout while training: of embeddings, of each part's output, inside the feed-forward layer and before the output
-    layer; not of attention weights."""
+    """Dropout rate in training, applied to embeddings, to the outputs of attention and feed-forward layers, inside the
+    feed-forward layers and before the output layer; not to attention weights."""
     frozen_mlp: bool = False
-    """Whether the feed-forward layers, norms included, stay as initialised."""
+    """Whether the feed-forward layers and their norms keep their initial weights."""
 
     @property
     def vocabulary(self) -> int:
-        """V: m, and the start token where there is one."""
+        """V: m, plus 1 with a start token."""
         return self.modulus + int(self.start_token)
 
     @property
@@ -65,16 +68,16 @@ class ModelConfig:
 
     @property
     def offset(self) -> int:
-        """The first token that is predicted: 1, or 0 with a start token; logits at row i are of token i + offset."""
+        """Index of the first predicted token: 1, or 0 with a start token. Row i of logits is for token i + offset."""
         return 1 - int(self.start_token)
 
     def num_positions(self, length: int) -> int:
-        """Positions that the model reads to predict sequences of `length` tokens: all tokens but the last."""
+        """Number of positions that the model reads for sequences of `length` tokens: all tokens except the last."""
         return length - self.offset
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every weight by name, without the seeds' axis, in the order in which they are drawn."""
+        """Shape of every weight by name, without the axis of seeds, in the order in which they are initialised."""
         shapes: dict[str, tuple[int, ...]] = {"embedding": (self.vocabulary, self.d_model)}
         for layer in range(self.layers):
             shapes |= {
@@ -92,33 +95,33 @@ class ModelConfig:
 
     @property
     def trainable(self) -> tuple[str, ...]:
-        """Names of the weights that training changes."""
+        """Names of the trained weights."""
         return tuple(name for name in self.shapes if not (self.frozen_mlp and ".mlp." in name))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Experiment:
-    """What all trainings of a request share."""
+    """Request, model and device that all trainings of a request share."""
 
     request: PosGenRequest
     config: ModelConfig
     device: str
-    """As `resolve_device` returns it."""
+    """A value of `resolve_device`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Training:
-    """One training run of one seed."""
+    """One training run with one seed."""
 
     id: str
-    """A digest of everything that decides its weights."""
+    """A digest of everything that determines its weights."""
     seed: int
     data: DataSetting
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PosGenCell(Cell):
-    """One (task, method, regime, seed)."""
+    """The cell of one task, method, regime and seed."""
 
     told_apart_by: ClassVar[tuple[str, ...]] = ("regime", "seed")
 
@@ -126,22 +129,22 @@ class PosGenCell(Cell):
     regime: Regime
 
     def without_value(self, status: Status, reason: str, device: str) -> Record:
-        """The record of a cell that failed: of its main metric, which has a protocol of its own."""
+        """See `Cell`. The main metric has the protocol `teacher_forced`."""
         return dataclasses.replace(Cell.without_value(self, status, reason, device), protocol="teacher_forced")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
-    """One method in one regime on the weights of several seeds."""
+    """The evaluation of one method in one regime on the weights of several seeds."""
 
     pe: MethodName
     regime: Regime
     table: RopeTable
-    """The table that is on in evaluation."""
+    """The table in evaluation."""
     name: str
-    """What validation losses with this table are stored under: the method, and the table's digest."""
+    """Name of the table in stored validation losses: the method and the table's digest."""
     cells: tuple[PosGenCell, ...]
-    """One a seed."""
+    """One cell for each seed."""
 
     @property
     def seeds(self) -> tuple[int, ...]:

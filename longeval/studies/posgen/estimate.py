@@ -1,7 +1,7 @@
-"""What a PosGen training and its evaluation cost: operations and memory from the model's sizes, and a measured rate.
+"""Estimates the cost of a PosGen training and its evaluation: operations, memory, and the measured speed.
 
-Operations count two per multiply-add; a backward pass takes twice its forward pass, once for the gradients of what came
-in and once for those of the weights.
+A multiply-add counts as two operations. A backward pass costs twice its forward pass: once for the gradients of inputs
+and once for those of weights.
 """
 
 from __future__ import annotations
@@ -25,17 +25,21 @@ _WARM_UP, _REPEATS = 2, 5
 
 
 class Phase(NamedTuple):
-    """Epochs that the same seeds make together."""
+    """A range of epochs in which the same seeds train together."""
 
     seeds: int
+    """Number of seeds."""
     first: int
-    """Epochs done before."""
+    """Epochs done before the phase."""
     until: int
-    """Epochs done after."""
+    """Epochs done after the phase."""
 
 
 def phases(epochs_done: Sequence[int], epochs: int) -> Iterator[Phase]:
-    """How seeds that have done different epochs are brought together: those behind catch up, then all go on as one."""
+    """Divides the training of seeds, given the finished epochs of each, into phases up to epoch `epochs`.
+
+    Seeds with fewer epochs catch up first; then all train together.
+    """
     seeds = 0
     ends = [*sorted(set(epochs_done))[1:], epochs]
     for (first, group), until in zip(groupby(sorted(epochs_done)), ends, strict=True):
@@ -44,18 +48,18 @@ def phases(epochs_done: Sequence[int], epochs: int) -> Iterator[Phase]:
 
 
 class PassCosts(NamedTuple):
-    """Operations of each kind of pass over a stack."""
+    """Number of operations of each kind of pass over a stack of seeds."""
 
     step: float
-    """A step of training, the mean of an epoch's."""
+    """One training step; the mean over an epoch."""
     validation: float
-    """Losses on the validation sequences, with every table."""
+    """Losses on the validation sequences with every table."""
     evaluation: float
-    """Accuracies on the test sequences with one table, teacher-forced and generated with keys and values kept."""
+    """Accuracies on the test sequences with one table, teacher-forced and free-running with a key/value cache."""
 
 
 def pass_costs(experiment: Experiment, seeds: int, tables: int) -> PassCosts:
-    """What passes cost over so many seeds at once, validated with so many tables."""
+    """The costs of passes for this number of stacked seeds and of tables in validation."""
     request, config = experiment.request, experiment.config
     steps = steps_per_epoch(request.num_train, request.batch_size)
     forward = forward_flops(config, request.test_length)
@@ -67,7 +71,7 @@ def pass_costs(experiment: Experiment, seeds: int, tables: int) -> PassCosts:
 
 
 def phase_costs(experiment: Experiment, phase: Phase, tables: int) -> Iterator[float]:
-    """The operations of each pass of a phase in order: an epoch's steps, then its validation if there is one."""
+    """Yields the operations of each pass of a phase in order: for each epoch its steps, then a validation if due."""
     request = experiment.request
     cost = pass_costs(experiment, phase.seeds, tables)
     for epoch in range(phase.first + 1, phase.until + 1):
@@ -77,7 +81,7 @@ def phase_costs(experiment: Experiment, phase: Phase, tables: int) -> Iterator[f
 
 
 def forward_flops(config: ModelConfig, tokens: int) -> float:
-    """Operations of a forward pass over one sequence of so many tokens, causal attention included."""
+    """Operations of a forward pass over one sequence of `tokens` tokens, with causal attention."""
     attention = 4 * config.d_model * config.width
     feed_forward = 2 * config.d_model * config.d_ff
     per_token = 2.0 * (config.layers * (attention + feed_forward) + config.d_model * config.vocabulary)
@@ -85,35 +89,27 @@ def forward_flops(config: ModelConfig, tokens: int) -> float:
 
 
 def train_flops(config: ModelConfig, tokens: int) -> float:
-    """Operations of a forward and a backward pass over one sequence; frozen weights get no gradient."""
+    """Operations of a forward and a backward pass over one sequence; frozen weights need no gradient."""
     frozen = 2.0 * config.layers * 2 * config.d_model * config.d_ff * tokens if config.frozen_mlp else 0.0
     return 3.0 * forward_flops(config, tokens) - frozen
 
 
 def num_parameters(config: ModelConfig) -> int:
-    """Weights of one model."""
+    """Number of weights of one model."""
     return sum(math.prod(shape) for shape in config.shapes.values())
 
 
 def memory_bytes(config: ModelConfig, seeds: int, batch_size: int, tokens: int) -> int:
-    """Peak of a stacked training: weights, gradients and both moments, what backward needs, and the program itself."""
+    """Peak memory of a stacked training: weights, gradients, both moments, activations, and the program itself."""
     weights = 4 * 4 * num_parameters(config)
-    # Kept for backward, a layer: inputs, normed twice, queries, keys and values before and after rotation, attended,
-    # and the feed-forward layer before and after its ReLU; then logits, their softmax and their gradient.
+    # Activations for backward, per layer: two inputs and their norms; queries, keys and values before and after
+    # rotation; attention output; feed-forward layer before and after ReLU. Then logits, softmax and their gradient.
     per_token = config.layers * (4 * config.d_model + 7 * config.width + 2 * config.d_ff) + 3 * config.vocabulary
     return seeds * (weights + 4 * batch_size * tokens * per_token) + RUNTIME_BYTES
 
 
 def matmul_rate(config: ModelConfig, seeds: int, batch_tokens: int, precision: Precision, device: str) -> float:
-    """Operations per second of a stacked matrix product on this model's shapes, measured now.
-
-    Args:
-        config: The model.
-        seeds: Models in the stack.
-        batch_tokens: Tokens of a step.
-        precision: Precision of the product.
-        device: As `resolve_device` returns it.
-    """
+    """Measures the operations per second of a product with the model's shapes for stacked seeds."""
     x_STD = torch.randn(seeds, batch_tokens, config.d_model, dtype=product_dtype(precision), device=device)
     weight_SDI = torch.randn(seeds, config.d_model, config.d_ff, dtype=x_STD.dtype, device=device)
 

@@ -1,11 +1,11 @@
-"""How well trained models predict each position, teacher-forced and in free-running generation.
+"""Evaluates trained models at each position, teacher-forced and in free-running generation.
 
-Teacher-forced accuracy, which the paper reports, gives the model the true tokens before each one that it predicts
-greedily. Free-running generation gives it its own tokens, so that one mistake can spoil all that follow. Positions
-below the training length are in distribution (ID), later ones are out of distribution (OOD).
+For teacher-forced accuracy, which the paper reports, the model sees the true tokens before each token that it predicts
+greedily. In free-running generation it sees its own tokens, so an error can cause further errors. Positions below the
+training length are in distribution (ID), later ones are out of distribution (OOD).
 
-Shapes: S seeds, N sequences, B of them at once, T tokens of a sequence, P predicted tokens (those after the first j+k),
-V vocabulary.
+Shapes: S seeds, N sequences, B sequences of a batch, T tokens of a sequence, P predicted tokens (those after the first
+j+k), V vocabulary.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from longeval.studies.posgen.request import Precision
 from longeval.studies.posgen.state import ValidLoss
 
 BATCH_BYTES = 2**30
-"""Approximate limit for the activations, or the keys and values, of a batch."""
+"""Approximate limit for the activations, or for the keys and values, of a batch."""
 
 FloatArray = npt.NDArray[np.float64]
 TokenArray = npt.NDArray[np.int64]
@@ -42,16 +42,16 @@ TokenArray = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class SeedEvaluation:
-    """The results of one seed's model on some sequences, by position of the predicted token."""
+    """Results of one seed's model on some sequences, by position of the predicted token."""
 
     first: int
     """Position of the first predicted token, j+k; the tokens before it are random."""
     accuracy_P: FloatArray
-    """Teacher-forced: share of sequences whose token is predicted."""
+    """Teacher-forced: share of sequences whose token is predicted correctly."""
     loss_P: FloatArray
     """Teacher-forced: mean negative log-likelihood, nats."""
     generated_P: FloatArray | None
-    """Free-running: share of sequences whose token is generated; None where that was not asked for."""
+    """Free-running: share of sequences whose token is generated correctly; None if generation was not requested."""
     num_sequences: int
 
     @property
@@ -64,12 +64,12 @@ class SeedEvaluation:
         return float(values_P[: length - self.first].mean())
 
     def ood(self, values_P: FloatArray, length: int) -> float:
-        """Mean over the positions from the training length on; NaN where there are none."""
+        """Mean over the positions from the training length on; NaN if there are none."""
         values_P = values_P[length - self.first :]
         return float(values_P.mean()) if values_P.size else float("nan")
 
     def valid_loss(self, epoch: int, table: str, length: int) -> ValidLoss:
-        """The mean losses, if the sequences are those of validation: after an epoch, with a table, by its name."""
+        """The mean losses on validation sequences, for an epoch and a table; `length` is the training length."""
         return ValidLoss(
             epoch=epoch,
             table=table,
@@ -93,13 +93,16 @@ def evaluate(
 
     Args:
         config: Sizes of the model.
-        weights: Name → (S, …), on any device.
+        weights: Name → tensor of shape (S, …), on any device.
         test_SNT: The sequences of each seed.
-        table: The RoPE table; that of sequences of T tokens if its method depends on length.
-        first: j+k: how many tokens are given.
-        device: Where to compute.
+        table: The RoPE table; for a length-dependent method, the table for sequences of T tokens.
+        first: j+k, the number of given tokens.
+        device: Device to compute on.
         precision: Precision of the matrix products.
-        generate: Whether to test free-running generation too.
+        generate: Whether to evaluate free-running generation too.
+
+    Returns:
+        One result per seed.
     """
     weights = {name: tensor.detach().to(device) for name, tensor in weights.items()}
     held = cos_sin(table, config.num_positions(test_SNT.shape[-1]), device)
@@ -127,7 +130,7 @@ def teacher_forced(
     first: int,
     precision: Precision,
 ) -> tuple[FloatArray, FloatArray]:
-    """Accuracy and mean loss by predicted position, (S, P) each; each token is predicted from the true ones before."""
+    """Accuracy and mean loss in nats by predicted position, shape (S, P) each, given the true tokens before it."""
     num_seeds, num_sequences, num_tokens = tokens_SNT.shape
     correct_SP, nll_SP = np.zeros((2, num_seeds, num_tokens - first))
     per_token = 2 * config.d_ff + 8 * config.d_model + 8 * config.width + 4 * config.vocabulary
@@ -148,7 +151,7 @@ def free_running(
     first: int,
     precision: Precision,
 ) -> FloatArray:
-    """Share of sequences whose token is generated (greedily, from the first tokens) at each position, (S, P)."""
+    """Share of sequences whose token is generated correctly (greedily) at each position, shape (S, P)."""
     num_seeds, num_sequences, num_tokens = tokens_SNT.shape
     dtype = product_dtype(precision)
     hits_SP = np.zeros((num_seeds, num_tokens - first))
@@ -160,7 +163,7 @@ def free_running(
             tokens_SBT.device,
             dtype or weights["embedding"].dtype,
         )
-        # `model_inputs` leaves out the last token, so this reads just the tokens that are given.
+        # `model_inputs` drops the last token, so this reads exactly the given tokens.
         read_SBT = model_inputs(tokens_SBT[..., : first + 1], config)
         answers = []
         for _ in range(first, num_tokens):
@@ -172,19 +175,19 @@ def free_running(
 
 
 def predicted(logits_SBTV: torch.Tensor, first: int, config: ModelConfig) -> torch.Tensor:
-    """The logits of tokens `first` … T−1, (S, B, P, V)."""
+    """The logits of tokens `first` … T−1, shape (S, B, P, V)."""
     return logits_SBTV[:, :, first - config.offset :]
 
 
 def token_nll(logits_SBTV: torch.Tensor, tokens_SBT: torch.Tensor, first: int, config: ModelConfig) -> torch.Tensor:
-    """Negative log-likelihood of tokens `first` … T−1 in nats, (S, B, P)."""
+    """Negative log-likelihood of tokens `first` … T−1 in nats, shape (S, B, P)."""
     targets_SBP = tokens_SBT[..., first:]
     logits_MV = predicted(logits_SBTV, first, config).reshape(-1, config.vocabulary)
     return functional.cross_entropy(logits_MV, targets_SBP.reshape(-1), reduction="none").view(targets_SBP.shape)
 
 
 def _batches(tokens_SNT: torch.Tensor, bytes_each: int) -> Iterator[torch.Tensor]:
-    """Yields batches of sequences that stay within the limit of memory."""
+    """Yields batches of sequences of at most BATCH_BYTES."""
     size = max(1, BATCH_BYTES // bytes_each)
     for start in range(0, tokens_SNT.shape[1], size):
         yield tokens_SNT[:, start : start + size]

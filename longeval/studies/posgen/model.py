@@ -1,12 +1,12 @@
-"""The PosGen model: a small decoder with RoPE. Its weights carry a leading axis of seeds, so that seeds train together.
+"""The PosGen model, a small decoder with RoPE. Its weights have a leading axis of seeds, so that seeds train together.
 
-Pre-norm RMSNorm, causal attention, a ReLU feed-forward layer, no biases: T5's block without cross-attention, at the
-sizes of T5-Small and with two layers, as Wang et al. 2024 (arXiv 2403.00071, section 6.1) train it. What the paper
-leaves open is a field of `ModelConfig`. Every product is one batched matrix product over the seeds, so a seed gives the
-same result alone and stacked.
+It has pre-norm RMSNorm, causal attention, ReLU feed-forward layers and no biases: T5's block without cross-attention,
+in the sizes of T5-Small with two layers, as in Wang et al. 2024 (arXiv 2403.00071, section 6.1). Choices that the paper
+leaves open are fields of `ModelConfig`. Every product is one batched matrix product over the seeds, so a seed has the
+same results alone and stacked.
 
-Queries and keys are rotated (Su et al. 2021, arXiv 2104.09864) by the rows of `RopeTable.cos_sin`, which every backend
-of longeval serves too. Pairs are laid out as in Llama: feature j is dimensions (j, j+F) of a head.
+Queries and keys are rotated (Su et al. 2021, arXiv 2104.09864) with the rows of `RopeTable.cos_sin`, as in all backends
+of longeval. Pairs are laid out as in Llama: feature j is dimensions (j, j+F) of a head.
 
 Shapes: S seeds stacked, B sequences, T positions, N = B·T, R = S·B, F = head_dim/2 features, H heads, d head_dim,
 D d_model, V vocabulary.
@@ -28,10 +28,10 @@ from longeval.studies.posgen.cells import ModelConfig
 from longeval.studies.posgen.request import Precision
 
 Weights = dict[str, torch.Tensor]
-"""Weights by name, each with a leading axis of seeds; matrices are (S, inputs, outputs)."""
+"""Weights by name, each with a leading axis of seeds; matrices have shape (S, inputs, outputs)."""
 
 Drop = Callable[[torch.Tensor], torch.Tensor]
-"""Dropout of a tensor whose first axis is seeds (or seeds × sequences)."""
+"""Applies dropout to a tensor whose first axis is seeds (or seeds × sequences)."""
 
 NORM_EPS = 1e-6
 """The ε of T5's RMSNorm."""
@@ -40,29 +40,32 @@ NORMAL_STD = 0.02
 
 
 class TorchTable(NamedTuple):
-    """Rows of a table, float32, (T, F) each, attention factor included."""
+    """Rows of a RoPE table, float32, shape (T, F) each, attention factor included."""
 
     cos_TF: torch.Tensor
     sin_TF: torch.Tensor
 
 
 def cos_sin(table: RopeTable, num_positions: int, device: str | torch.device = "cpu") -> TorchTable:
-    """The rows 0 … num_positions−1 of a table on a device."""
+    """Rows 0 … num_positions−1 of a RoPE table on a device."""
     rows = table.cos_sin(np.arange(num_positions, dtype=np.int64))
     return TorchTable(*(torch.from_numpy(part_TF).to(device) for part_TF in rows))
 
 
 def digest(table: RopeTable, num_positions: int) -> str:
-    """The `rope_digest` of a record: SHA-256 of the rows as the model reads them, brought back from torch."""
+    """The `rope_digest` of a record: SHA-256 of the rows as torch tensors, which the model uses."""
     return table_digest(CosSin(*(part_TF.numpy() for part_TF in cos_sin(table, num_positions))))
 
 
 def initial_weights(
     config: ModelConfig, seeds: Sequence[int], device: str | torch.device, dtype: torch.dtype = torch.float32
 ) -> Weights:
-    """Draws the initial weights, (S, …) by name, on the CPU in float32, then casts them and moves them to the device.
+    """Draws the initial weights on the CPU in float32, then casts them and moves them to the device.
 
-    Those of a seed depend on `config` and the seed, not on other seeds or the device.
+    The weights of a seed depend only on `config` and the seed, not on other seeds or the device.
+
+    Returns:
+        Name → tensor of shape (S, …).
     """
     drawn: dict[str, list[torch.Tensor]] = {name: [] for name in config.shapes}
     for seed in seeds:
@@ -102,19 +105,19 @@ def forward(
     """Computes the logits of every seed's model for its own sequences.
 
     Args:
-        weights: As `initial_weights` gives them.
+        weights: In the form of `initial_weights`.
         tokens_SBT: The model's input, integers; see `model_inputs`.
-        cos_TF: The RoPE table's cosines, attention factor included, for at least the positions read.
+        cos_TF: The RoPE table's cosines, attention factor included, for at least the positions of the input.
         sin_TF: Its sines.
         config: Sizes of the model.
-        dtype: Dtype of the matrix products and of attention; the weights' own if None. The residual stream, the norms
+        dtype: Dtype of the matrix products and of attention; None: that of the weights. The residual stream, the norms
             and the logits keep the weights' dtype.
-        drop: Dropout, while training.
-        cache: For generation: the tokens follow those in the cache, which is extended. The first call may read any
-            number of tokens, every later call reads one.
+        drop: Dropout for training.
+        cache: Key/value cache for generation. The input follows the tokens in the cache and is added to it. The first
+            call may have any number of tokens, later calls have one.
 
     Returns:
-        (S, B, T, V): row i predicts the token after the i-th one read.
+        Logits of shape (S, B, T, V); row i predicts the token after input token i.
     """
     num_seeds, num_sequences, num_tokens = tokens_SBT.shape
     first = 0 if cache is None else cache.length
@@ -123,7 +126,7 @@ def forward(
     run = _Run(config=config, dtype=dtype, drop=drop, cache=cache, cos_TF=cos_TF[rows], sin_TF=sin_TF[rows])
     assert len(run.cos_TF) == num_tokens, "positions beyond the table"
     embedding_SVD = weights["embedding"]
-    # A product with one-hot rows instead of a look-up: its gradient is a product too, deterministic and quick on a GPU.
+    # A product with one-hot rows instead of a look-up, because its gradient is deterministic and fast on a GPU.
     ids_V = torch.arange(config.vocabulary, device=tokens_SBT.device)
     one_hot_SNV = (tokens_SBT.reshape(num_seeds, -1, 1) == ids_V).to(embedding_SVD.dtype)
     x_SND = run.dropped(torch.bmm(one_hot_SNV, embedding_SVD))
@@ -140,7 +143,7 @@ def forward(
 
 
 def model_inputs(tokens_SBT: torch.Tensor, config: ModelConfig) -> torch.Tensor:
-    """The model's input for predicting tokens `config.offset` … T−1: all but the last, after the start token if any."""
+    """The model's input for predicting tokens `config.offset` … T−1: the start token, if any, and all but the last."""
     read_SBT = tokens_SBT[..., :-1]
     if not config.start_token:
         return read_SBT
@@ -159,7 +162,7 @@ class _Run:
     sin_TF: torch.Tensor
 
     def dropped(self, x: torch.Tensor) -> torch.Tensor:
-        """The tensor after dropout, while training."""
+        """Applies dropout if this is a training pass."""
         return x if self.drop is None else self.drop(x)
 
     def product(self, x_SNI: torch.Tensor, weight_SIO: torch.Tensor) -> torch.Tensor:
@@ -167,9 +170,9 @@ class _Run:
         return torch.bmm(x_SNI.to(self.dtype or x_SNI.dtype), weight_SIO.to(self.dtype or weight_SIO.dtype))
 
     def attention(self, x_SND: torch.Tensor, weights: Weights, layer: int, num_sequences: int) -> torch.Tensor:
-        """Causal attention with rotated queries and keys, (S, N, D)."""
+        """Causal attention with rotated queries and keys, shape (S, N, D)."""
         config, num_seeds, num_tokens = self.config, len(x_SND), len(self.cos_TF)
-        # The norm's gain goes into the matrix, which is smaller than what it would multiply.
+        # The norm's gain is multiplied into the matrix, which is smaller than the activations.
         qkv_SDO = weights[f"{layer}.attention.norm"][..., None] * weights[f"{layer}.attention.qkv"]
         qkv_SNO = self.product(_normed(x_SND), qkv_SDO)
         shape = (num_seeds * num_sequences, num_tokens, 3, config.heads, config.head_dim)
@@ -188,21 +191,21 @@ class _Run:
         return self.product(out_SNO, weights[f"{layer}.attention.out"]).to(x_SND.dtype)
 
     def mlp(self, x_SND: torch.Tensor, weights: Weights, layer: int) -> torch.Tensor:
-        """The feed-forward layer, (S, N, D)."""
+        """The feed-forward layer, shape (S, N, D)."""
         in_SDO = weights[f"{layer}.mlp.norm"][..., None] * weights[f"{layer}.mlp.in"]
         hidden_SNO = self.dropped(functional.relu_(self.product(_normed(x_SND), in_SDO)))
         return self.product(hidden_SNO, weights[f"{layer}.mlp.out"]).to(x_SND.dtype)
 
 
 def _normed(x_SND: torch.Tensor) -> torch.Tensor:
-    """RMSNorm without its gain."""
+    """RMSNorm without gain."""
     return functional.rms_norm(x_SND, (x_SND.shape[-1],), eps=NORM_EPS)
 
 
 class _Rotation(torch.autograd.Function):
-    """Rotates queries and keys, (R, T, H, d) each, in few passes over memory; values stay as they are.
+    """Rotates queries and keys, shape (R, T, H, d) each, in few passes over memory; values are only copied.
 
-    The gradient is the rotation backwards, so no activation is kept for it. Cosines and sines are float32 and include
+    The gradient is the inverse rotation, so no activation is stored for it. Cosines and sines are float32 and include
     the attention factor.
     """
 
@@ -231,7 +234,7 @@ class _Rotation(torch.autograd.Function):
 
 
 def _rotate(x_RTHd: torch.Tensor, cos_TF: torch.Tensor, sin_TF: torch.Tensor, out_RTHd: torch.Tensor) -> torch.Tensor:
-    """(a, b) → (a·cos − b·sin, b·cos + a·sin), halves of each head, into `out_RTHd`."""
+    """Writes (a·cos − b·sin, b·cos + a·sin) into `out_RTHd`, where a and b are the halves of each head."""
     cos_TIF, sin_TIF = cos_TF[:, None, :], sin_TF[:, None, :]
     first_RTHF, second_RTHF = x_RTHd.chunk(2, dim=-1)
     out_first_RTHF, out_second_RTHF = out_RTHd.chunk(2, dim=-1)
@@ -241,9 +244,9 @@ def _rotate(x_RTHd: torch.Tensor, cos_TF: torch.Tensor, sin_TF: torch.Tensor, ou
 
 
 class Cache:
-    """Keys (rotated) and values of the positions read so far, for generation of R = seeds × sequences.
+    """Rotated keys and values of earlier positions, for generation.
 
-    `num_positions` is the largest number of positions that will be read.
+    `num_sequences` is R = seeds × sequences, and `num_positions` the largest number of positions.
     """
 
     def __init__(
@@ -252,10 +255,10 @@ class Cache:
         shape = (config.layers, 2, num_sequences, num_positions, config.heads, config.head_dim)
         self._held = torch.empty(shape, device=device, dtype=dtype)
         self.length = 0
-        """Number of positions read so far."""
+        """Number of positions in the cache."""
 
     def extend(self, layer: int, key_RTHd: torch.Tensor, value_RTHd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Adds the keys and values of the next T positions in one layer; returns those of all positions up to there."""
+        """Adds keys and values of the next T positions in one layer; returns those of all positions so far."""
         end = self.length + key_RTHd.shape[1]
         held_2RTHd = self._held[layer, :, :, :end]
         held_2RTHd[0, :, self.length :] = key_RTHd
@@ -264,13 +267,13 @@ class Cache:
 
 
 def product_dtype(precision: Precision) -> torch.dtype | None:
-    """The dtype that `forward` casts to for its products; None leaves the weights' own."""
+    """The dtype of `forward`'s products; None: that of the weights."""
     return torch.bfloat16 if precision == "bf16" else None
 
 
 @contextmanager
 def matmul_precision(precision: Precision) -> Iterator[None]:
-    """Lets float32 products be TF32 or not inside the block, and restores the process's own setting afterwards."""
+    """Allows TF32 for float32 products inside the block if `precision` is `tf32`; restores the setting afterwards."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     try:

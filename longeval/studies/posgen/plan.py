@@ -1,10 +1,10 @@
-"""A request of `posgen train` becomes cells with stable ids, and cells become stacks whose seeds train together.
+"""Plans a request of `posgen train`: cells with stable ids, and stacks of seeds that train together.
 
-Everything a request can have wrong is found here, before the first step: rules and methods are looked up, sizes are
-checked, tables are built. Nothing is generated or trained.
+All errors in a request are found here, before the first step: rules and methods are looked up, sizes are checked,
+tables are built. Nothing is generated or trained.
 
-What decides a training's weights decides its id: methods whose table is the same while training (in the regime
-`swapped`, a method and its base) share it, and so do regimes.
+A training's id depends on everything that determines its weights. Methods and regimes with the same table in training
+(such as a method and its base in regime `swapped`) share a training.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from longeval.studies.posgen.request import PosGenRequest, Regime
 from longeval.studies.posgen.work import PosGenWork
 
 _SCHEDULE = ("epochs", "batch_size", "lr", "weight_decay", "warmup")
-"""Fields of the request that decide how a model trains, beside its precision."""
+"""Fields of the request that determine how a model trains, besides its precision."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,17 +57,17 @@ class PosGenPlan(Plan):
     work: tuple[PosGenWork, ...]
     experiment: Experiment
     stacked: bool
-    """Whether seeds train together; a stack is of one seed each if not."""
+    """Whether seeds train together; if not, each stack has one seed."""
 
     @property
     def trainings(self) -> list[Training]:
-        """All trainings, stack by stack."""
+        """The trainings of all stacks."""
         return [training for stack in self.work for training in stack.trainings]
 
     def clear(self, store: Store) -> None:
-        """Removes the trainings of an earlier run.
+        """Removes all weights and checkpoints of an earlier run.
 
-        All at once: whoever goes on with a killed fresh start finds its own weights and checkpoints alone.
+        All are removed at the start, so that resuming a killed `--fresh` run finds only its own files.
         """
         for training in self.trainings:
             for kind in get_args(TrainingFile):
@@ -91,7 +91,7 @@ class PosGenPlan(Plan):
         )
 
     def _cost(self, host: Host, left: Sequence[Work]) -> str:
-        """What is left to do, with a rate that is measured now."""
+        """The estimated cost of the remaining work, with a speed that is measured now."""
         request, config, device = self.request, self.experiment.config, self.experiment.device
         flops = sum(sum(work.costs(host)) for work in left)
         seeds = [len(work.epochs_to_go_on(host)) for work in left if isinstance(work, PosGenWork)]
@@ -110,11 +110,11 @@ class PosGenPlan(Plan):
 
 
 def check_settings(requests: Sequence[PosGenRequest], store: Store) -> None:
-    """Refuses to put PosGen cells of two settings into one run folder, where nobody could tell them apart.
+    """Checks that all PosGen cells of a run folder have the same settings, because reports could not separate them.
 
     Raises:
-        LongEvalError: Requests differ, from each other or from one that the folder has, in more than tasks, methods,
-            regimes and seeds.
+        LongEvalError: The requests differ from each other or from a stored one in more than tasks, methods, regimes
+            and seeds.
     """
     plain, origin = stored_requests(store), f"{store.path}/spec.yaml"
     there = [request_from_mapping(one, origin=origin) for one in plain if one.get("command") == "posgen"]
@@ -123,13 +123,13 @@ def check_settings(requests: Sequence[PosGenRequest], store: Store) -> None:
             assert isinstance(other, PosGenRequest)
             if found := request.differences(other):
                 raise LongEvalError(
-                    f"--out {store.path}: is a run folder of other settings ({'; '.join(found)})",
-                    "Choose another --out, or the settings that are there.",
+                    f"--out {store.path}: this run folder has other settings ({'; '.join(found)})",
+                    "Choose another --out, or use the folder's settings.",
                 )
 
 
 def plan_posgen(request: PosGenRequest) -> PosGenPlan:
-    """Checks a request and lays out its cells; raises LongEvalError for anything that is wrong with it."""
+    """Checks a request and makes its cells and work; raises LongEvalError if anything in it is wrong."""
     names = method_names(request.pe, request.pe_args, request.factor)
     notes: list[str] = []
     if ALL in request.pe:
@@ -150,8 +150,8 @@ def plan_posgen(request: PosGenRequest) -> PosGenPlan:
                 if old is not None:
                     new = dataclasses.replace(old, evaluations=(*old.evaluations, *new.evaluations))
                 stacks[new.trainings] = new
-    # On two CPU cores a small stack took longer than its seeds one after another. On a GPU neither was measured: there
-    # one small model alone is not expected to fill the device.
+    # On two CPU cores a small stack took longer than its seeds one after another. On a GPU this was not measured; one
+    # small model is not expected to use the whole device.
     stacked = device != "cpu" if request.stack is None else request.stack
     return PosGenPlan(
         request=request,
@@ -164,31 +164,31 @@ def plan_posgen(request: PosGenRequest) -> PosGenPlan:
 
 
 def data_setting(request: PosGenRequest, task: str, seed: int) -> DataSetting:
-    """The data of one seed."""
+    """The data settings of one seed."""
     data_seed = seed if request.data_seed is None else request.data_seed
     return DataSetting(task=task, seed=data_seed, **_common(request, DataSetting))
 
 
 def model_config(request: PosGenRequest) -> ModelConfig:
-    """The model of a request."""
+    """The model configuration of a request."""
     return ModelConfig(**_common(request, ModelConfig))
 
 
 def _common(request: PosGenRequest, kind: type[DataSetting | ModelConfig]) -> dict[str, Any]:
-    """The values of the fields that a request and `kind` have in common."""
+    """The values of the request's fields that `kind` also has."""
     names = [item.name for item in dataclasses.fields(kind) if item.name in PosGenRequest.model_fields]
     return {name: getattr(request, name) for name in names}
 
 
 def _check_native(request: PosGenRequest, names: Sequence[MethodName]) -> None:
-    """Raises LongEvalError for a native length that no method reads: a short and a long one give the same tables."""
+    """Raises LongEvalError for a `--native` that no method uses: a short and a long one give the same tables."""
     if request.native is None:
         return
     own = [_test_table(request, name) for name in names]
     for native in (2, 2**20):
         try:
             others = [_test_table(request.replaced(native=native), name) for name in names]
-        except LongEvalError:  # a length that a method refuses is one that it reads
+        except LongEvalError:  # a method that refuses the length also uses it
             return
         if not all(one.same_as(other) for one, other in zip(own, others, strict=True)):
             return
@@ -209,17 +209,17 @@ def _check_precision(request: PosGenRequest, device: str) -> None:
     if not nvidia or torch.cuda.get_device_capability(device)[0] < 8:
         raise LongEvalError(
             f"--tf32: would be ignored, {device} has no TF32 units",
-            "They are in NVIDIA GPUs since Ampere; leave it out for float32.",
+            "NVIDIA GPUs have them since Ampere; leave it out for float32.",
         )
 
 
 def _test_table(request: PosGenRequest, name: MethodName) -> RopeTable:
-    """A method's table for the window of evaluation."""
+    """A method's table for the evaluation window."""
     return _table(request, name, request.pe_args.get(name.base, {}), request.test_window)
 
 
 def _table(request: PosGenRequest, name: MethodName, arguments: dict[str, Any], length: int) -> RopeTable:
-    """A method's table for a window of so many tokens."""
+    """A method's table for a window of `length` tokens."""
     geometry = Geometry(
         head_dim=request.head_dim,
         theta=request.theta,
@@ -230,9 +230,9 @@ def _table(request: PosGenRequest, name: MethodName, arguments: dict[str, Any], 
 
 
 def _stack(experiment: Experiment, task: str, regime: Regime, name: MethodName) -> PosGenWork:
-    """One method and regime on one task, all seeds."""
+    """The work of one method and regime on one task, with all seeds."""
     request = experiment.request
-    # What is on while training: the method itself, or with its base off (resonance stays).
+    # In regime `swapped` the base is off in training; resonance stays on.
     trained_with = name if regime == "trained" else MethodName(base="none", resonance=name.resonance)
     arguments = request.pe_args.get(name.base, {})
     own = arguments if trained_with.base == name.base else {}
@@ -255,7 +255,7 @@ def _stack(experiment: Experiment, task: str, regime: Regime, name: MethodName) 
 
 
 def _training(experiment: Experiment, table: RopeTable, data: DataSetting, seed: int) -> Training:
-    """One seed's training and its id."""
+    """The training of one seed, with its id."""
     request, config = experiment.request, experiment.config
     positions_T = np.arange(request.train_window, dtype=np.int64)
     decides = {
@@ -268,7 +268,7 @@ def _training(experiment: Experiment, table: RopeTable, data: DataSetting, seed:
         "table": table_digest(table.cos_sin(positions_T)),
         "seed": seed,
     }
-    if config.dropout:  # its masks come from the device's own generator: other weights, not other rounding
+    if config.dropout:  # dropout masks depend on the device's generator, so weights differ by more than rounding
         decides["dropout_on"] = experiment.device.partition(":")[0]
     digest = hashlib.sha256(canonical_json(decides).encode()).hexdigest()[:ID_DIGITS]
     return Training(id=digest, seed=seed, data=data)
@@ -277,7 +277,7 @@ def _training(experiment: Experiment, table: RopeTable, data: DataSetting, seed:
 def _cell(
     request: PosGenRequest, name: MethodName, regime: Regime, training: Training, trained_with: MethodName
 ) -> PosGenCell:
-    """One seed's cell and its id."""
+    """The cell of one seed, with its id."""
     data = training.data
     params = {
         "regime": regime,
@@ -311,7 +311,7 @@ def _cell(
 
 
 def _notes(request: PosGenRequest, names: Sequence[MethodName]) -> tuple[str, ...]:
-    """What a user should know of the settings before anything starts."""
+    """Notes for the user about the settings."""
     stretched = ", ".join(name.canonical for name in names if name.method.uses_factor)
     if not stretched or request.scaling_factor != 1:
         return ()

@@ -1,7 +1,7 @@
-"""A request of `longeval posgen train`: tasks, methods, regimes and seeds, and the one setting that they share.
+"""The request of `longeval posgen train`: tasks, methods, regimes and seeds, and the settings that they share.
 
-Everything has a number here, so that a spec.yaml says what was done even after a default has changed. The defaults are
-those of the preset `full`: the sizes, data and schedule of Wang et al. 2024 (arXiv 2403.00071), section 6.1 and C.1.
+All numbers are settings, so that a spec.yaml states what was done even if a default changes. The defaults are those of
+the preset `full`: sizes, data and schedule of Wang et al. 2024 (arXiv 2403.00071), section 6.1 and C.1.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from longeval.request.setting import MACHINE, METHODS, Declare
 DATA, MODEL, TRAINING = "Data", "Model", "Training"
 
 Regime = Literal["trained", "swapped"]
-"""trained: a method is on while training. swapped: its base is off while training (`yarn` trains as `none`,
+"""`trained`: the method is on in training. `swapped`: its base is off in training (`yarn` trains as `none`,
 `resonance_yarn` as `resonance`), and the method is switched on for evaluation."""
 
 Precision = Literal["float32", "tf32", "bf16"]
-"""How matrix products are taken; weights, moments and sums are float32 in all of them."""
+"""Precision of matrix products; weights, moments and sums are always float32."""
 
 Init = Literal["t5", "normal"]
-"""Initial weights: by each matrix's own scale as in T5, or all with one standard deviation."""
+"""Initial weights: T5's scale for each matrix, or one standard deviation for all."""
 
 _SEEDS_END = 2**63
-"""The least seed that torch doesn't take."""
+"""Seeds must be below this number for torch."""
 
-_NO_SETTING = ("tasks", "pe", "pe_args", "regimes", "seeds", "first_seed", "device", "stack")
-"""What may differ between the requests of one run folder (parameters of the same method may not)."""
+_MAY_DIFFER = ("tasks", "pe", "pe_args", "regimes", "seeds", "first_seed", "device", "stack")
+"""Settings that may differ between the requests of one run folder (but not parameters of the same method)."""
 
 
 class PosGenRequest(StudyRequest, frozen=True):
@@ -88,7 +88,7 @@ class PosGenRequest(StudyRequest, frozen=True):
     first_seed: Annotated[int, Declare(setting.count(least=0), "The first seed.")] = 0
     data_seed: Annotated[
         int | None,
-        Declare(setting.count(least=0), "One data set for all seeds.", unset="each seed its own", panel=DATA),
+        Declare(setting.count(least=0), "Seed of one data set for all seeds.", unset="each seed its own", panel=DATA),
     ] = None
     num_train: Annotated[int, Declare(setting.count(), "Sequences to train on.", panel=DATA)] = 10000
     num_valid: Annotated[
@@ -127,29 +127,37 @@ class PosGenRequest(StudyRequest, frozen=True):
     theta: Annotated[
         float, Declare(setting.number("greater than 0", lambda base: base > 0), "RoPE's base.", panel=MODEL)
     ] = 10000.0
-    tied: Annotated[bool, Declare(setting.switch, "Output layer = embedding.", off="--untied", panel=MODEL)] = True
+    tied: Annotated[
+        bool, Declare(setting.switch, "Output layer shares the embedding's weights.", off="--untied", panel=MODEL)
+    ] = True
     attention_scale: Annotated[
         bool, Declare(setting.switch, "Divide attention logits by √head_dim, which T5 doesn't.", panel=MODEL)
     ] = False
     init: Annotated[
-        Init, Declare(setting.words(Init), "t5: each matrix by its own scale; normal: one for all.", panel=MODEL)
+        Init,
+        Declare(
+            setting.words(Init), "Initial weights. t5: a scale for each matrix; normal: one scale for all.", panel=MODEL
+        ),
     ] = "t5"
     start_token: Annotated[
-        bool, Declare(setting.switch, "One more token in front: positions shift by one.", panel=MODEL)
+        bool, Declare(setting.switch, "Put a start token in front, which shifts positions by one.", panel=MODEL)
     ] = False
     dropout: Annotated[
         float,
         Declare(
             setting.number("at least 0 and below 1", lambda share: 0 <= share < 1),
-            "Share dropped in training.",
+            "Dropout rate in training.",
             panel=MODEL,
         ),
     ] = 0.0
     frozen_mlp: Annotated[
-        bool, Declare(setting.switch, "Leave feed-forward layers as drawn, as the paper's code does.", panel=MODEL)
+        bool,
+        Declare(
+            setting.switch, "Keep the initial weights of feed-forward layers, as the paper's code does.", panel=MODEL
+        ),
     ] = False
     epochs: Annotated[int, Declare(setting.count(), "Passes over the training data.", panel=TRAINING)] = 150
-    batch_size: Annotated[int, Declare(setting.count(), "Sequences of a step.", panel=TRAINING)] = 128
+    batch_size: Annotated[int, Declare(setting.count(), "Sequences per step.", panel=TRAINING)] = 128
     lr: Annotated[
         float,
         Declare(
@@ -165,7 +173,7 @@ class PosGenRequest(StudyRequest, frozen=True):
         float,
         Declare(
             setting.number("between 0 and 1", lambda share: 0 < share < 1),
-            "Share of steps in which the rate rises.",
+            "Share of steps in which the learning rate rises.",
             panel=TRAINING,
         ),
     ] = 0.1
@@ -174,7 +182,7 @@ class PosGenRequest(StudyRequest, frozen=True):
         Precision,
         Declare(
             setting.words(Precision),
-            "How matrix products are taken.",
+            "Precision of matrix products.",
             switches={"tf32": "Matrix products in TF32 (NVIDIA GPUs).", "bf16": "Matrix products in bfloat16."},
             panel=MACHINE,
         ),
@@ -201,9 +209,9 @@ class PosGenRequest(StudyRequest, frozen=True):
             raise LongEvalError(f"--head-dim {self.head_dim}: must be even", "RoPE rotates pairs; 64 is usual.")
         if self.epochs == 1 and self.num_train <= self.batch_size:
             raise LongEvalError(
-                f"--epochs 1, --num-train {self.num_train}, --batch-size {self.batch_size}: that is one step, and the "
-                "one-cycle schedule ends with a rate of nearly 0, so that nothing would be trained",
-                "Ask for more epochs or smaller batches.",
+                f"--epochs 1, --num-train {self.num_train}, --batch-size {self.batch_size}: this is a single step, for "
+                "which the one-cycle schedule has a learning rate of nearly 0, so nothing would be trained",
+                "Use more epochs or smaller batches.",
             )
         for name, last in (("first_seed", self.first_seed + self.seeds - 1), ("data_seed", self.data_seed or 0)):
             if last >= _SEEDS_END:
@@ -215,7 +223,7 @@ class PosGenRequest(StudyRequest, frozen=True):
 
     @property
     def model_name(self) -> str:
-        """`posgen-2x512`: layers and width."""
+        """The model's name from its layers and width, such as `posgen-2x512`."""
         return f"posgen-{self.layers}x{self.d_model}"
 
     @property
@@ -225,12 +233,12 @@ class PosGenRequest(StudyRequest, frozen=True):
 
     @property
     def train_window(self) -> int:
-        """Tokens that the model sees at once in training, the start token included."""
+        """Tokens of a training window, with the start token."""
         return self.length + self.start_token
 
     @property
     def test_window(self) -> int:
-        """Tokens that it sees at once in evaluation."""
+        """Tokens of an evaluation window, with the start token."""
         return self.test_length + self.start_token
 
     @property
@@ -244,7 +252,7 @@ class PosGenRequest(StudyRequest, frozen=True):
         return max(1.0, self.test_window / self.native_length) if self.factor is None else self.factor
 
     def validates(self, epoch: int) -> bool:
-        """Whether losses on the validation sequences are taken after so many epochs; always after the last."""
+        """Whether validation losses are computed after this many epochs; always after the last."""
         return epoch % self.validate_every == 0 or epoch == self.epochs
 
     def seed_values(self) -> tuple[int, ...]:
@@ -252,17 +260,17 @@ class PosGenRequest(StudyRequest, frozen=True):
         return tuple(range(self.first_seed, self.first_seed + self.seeds))
 
     def differences(self, other: PosGenRequest) -> list[str]:
-        """In what two requests differ that one run folder can't hold both of, each as `--lr 0.001, not 0.0002`."""
+        """The differences that keep two requests out of the same run folder, such as `--lr 0.001, not 0.0002`."""
         found = []
         for field in type(self).model_fields:
-            if field in _NO_SETTING:
+            if field in _MAY_DIFFER:
                 continue
             name = {"factor": "scaling_factor", "native": "native_length"}.get(field, field)
             own, others = getattr(self, name), getattr(other, name)
             if own != others:
                 found.append(f"{self.flag(field)} {_shown(own)}, not {_shown(others)}")
         for base in sorted(_bases(self.pe) & _bases(other.pe)):
-            # As YAML, where a tuple is a list: one of them may have been read from it.
+            # Compared as YAML values, because one request may have been read from YAML, where tuples are lists.
             own, others = (one.to_mapping().get("pe_args", {}).get(base, {}) for one in (self, other))
             if own != others:
                 found.append(f"--pe-arg {base}: {_shown(own)}, not {_shown(others)}")
@@ -270,7 +278,7 @@ class PosGenRequest(StudyRequest, frozen=True):
 
 
 def _shown(value: Any) -> str:
-    """A value as a message shows it."""
+    """A value as text for a message."""
     if value is None or value == {}:
         return "none"
     if isinstance(value, dict):
@@ -281,7 +289,7 @@ def _shown(value: Any) -> str:
 
 
 def _bases(names: tuple[str, ...]) -> set[str]:
-    """Methods without resonance, which parameters belong to."""
+    """The base methods of some methods; parameters belong to these."""
     from longeval.rope.build import listed_names  # here, because --help imports this module
 
     return {name.removeprefix("resonance_") for name in listed_names(names)}

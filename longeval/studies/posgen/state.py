@@ -1,10 +1,10 @@
-"""The state of a training after an epoch: weights, AdamW's moments and losses of all stacked seeds; and its files.
+"""The state of a training after an epoch (weights, AdamW's moments and losses of all stacked seeds), and its files.
 
-A file is one `.npz` for each seed, never a pickle, with everything that a resumed training needs:
+Each seed has one `.npz` file without pickled objects, with everything that a resumed training needs:
 
 about             JSON: format, model, seed, epoch, losses
-weights/<name>    (1, …) as in `TrainState`
-first/<name>, second/<name>    AdamW's moments; finished weights, which are only evaluated, have none
+weights/<name>    shape (1, …), as in `TrainState`
+first/<name>, second/<name>    AdamW's moments; left out of finished weights, which are only evaluated
 
 Shapes: S seeds.
 """
@@ -28,17 +28,17 @@ from longeval.studies.posgen.cells import ModelConfig
 from longeval.studies.posgen.model import Weights, initial_weights
 
 FORMAT = 2
-"""The version of the files; files of another version are not read."""
+"""Version of the files; other versions are not read."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ValidLoss:
-    """Mean losses on the validation sequences after an epoch, read with one table, nats per token."""
+    """Mean losses on the validation sequences after an epoch with one table, nats per token."""
 
     epoch: int
     """Epochs done."""
     table: str
-    """The table's name."""
+    """Name of the table."""
     in_distribution: float
     """Mean over the predicted positions below the training length."""
     ood: float
@@ -50,20 +50,20 @@ class History:
     """The losses of one seed during training."""
 
     train_loss: tuple[float, ...] = ()
-    """Mean loss of each epoch's sequences, measured as they were trained on, nats per token."""
+    """Mean loss of each epoch, computed during its training steps, nats per token."""
     valid: tuple[ValidLoss, ...] = ()
-    """In the order of epochs."""
+    """Validation losses in the order of epochs."""
     stacked: int = 1
-    """The largest number of seeds that trained together, this one included."""
+    """The largest number of seeds that trained together."""
 
     def curve(self, table: str) -> tuple[ValidLoss, ...]:
-        """The validation losses under one table, by epoch."""
+        """The validation losses with one table, by epoch."""
         return tuple(loss for loss in self.valid if loss.table == table)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class TrainState:
-    """Everything that a training needs to go on as if it had never stopped."""
+    """Everything that is needed to resume a training exactly."""
 
     config: ModelConfig
     seeds: tuple[int, ...]
@@ -71,9 +71,9 @@ class TrainState:
     epoch: int
     """Epochs done."""
     weights: Weights
-    """Name → (S, …)."""
+    """Name → tensor of shape (S, …)."""
     first: Weights
-    """AdamW's mean of gradients, for trained weights; empty in a state that is only evaluated."""
+    """AdamW's mean of gradients, for trained weights; empty if the state is only evaluated."""
     second: Weights
     """AdamW's mean of squared gradients."""
     history: tuple[History, ...]
@@ -81,7 +81,7 @@ class TrainState:
 
     @property
     def diverged(self) -> tuple[int, ...]:
-        """Seeds with a loss that is no finite number; the other seeds are not affected by them."""
+        """Seeds with a loss that is not finite. They don't affect the other seeds."""
         return tuple(
             seed
             for seed, history in zip(self.seeds, self.history, strict=True)
@@ -89,16 +89,16 @@ class TrainState:
         )
 
     def failure(self, index: int = 0) -> str | None:
-        """The reason why the index-th seed's weights can't be used, or None."""
+        """The reason why the weights of the seed at `index` can't be used, or None."""
         for epoch, loss in enumerate(self.history[index].train_loss, start=1):
             if not math.isfinite(loss):
                 return f"the training diverged: its loss is {loss} in epoch {epoch}"
         if not all(bool(torch.isfinite(tensor[index]).all()) for tensor in self.weights.values()):
-            return f"the training diverged: its weights are no finite numbers after epoch {self.epoch}"
+            return f"the training diverged: its weights are not finite after epoch {self.epoch}"
         return None
 
     def mapped(self, change: Callable[[torch.Tensor], torch.Tensor]) -> TrainState:
-        """The same state with every tensor, of weights and moments, put through a function."""
+        """A copy of the state with a function applied to every tensor of weights and moments."""
         return dataclasses.replace(
             self,
             weights={name: change(tensor) for name, tensor in self.weights.items()},
@@ -107,7 +107,7 @@ class TrainState:
         )
 
     def alone(self, index: int) -> TrainState:
-        """The state of the index-th seed alone; its tensors are views of these."""
+        """The state of the seed at `index` alone; its tensors are views."""
         one = slice(index, index + 1)
         alone = self.mapped(lambda tensor: tensor[one])
         return dataclasses.replace(alone, seeds=self.seeds[one], history=self.history[one])
@@ -130,7 +130,7 @@ def initial_state(
 
 
 def stack(states: Sequence[TrainState]) -> TrainState:
-    """Joins the seeds of states of one model after one epoch into one, in their order, on the device of the first."""
+    """Joins states with the same model and epoch into one, with all seeds in order, on the device of the first."""
     first = states[0]
     assert all((state.config, state.epoch) == (first.config, first.epoch) for state in states)
 
@@ -148,9 +148,9 @@ def stack(states: Sequence[TrainState]) -> TrainState:
 
 
 def to_bytes(state: TrainState, index: int = 0, *, moments: bool = True) -> bytes:
-    """Writes the state of the index-th seed as the content of a file.
+    """The content of the file for the seed at `index`.
 
-    Without AdamW's moments it is a third as large, and can only be evaluated.
+    Without AdamW's moments it is a third as large, and the state can only be evaluated.
     """
     alone = state.alone(index)
     about = {
@@ -170,16 +170,16 @@ def to_bytes(state: TrainState, index: int = 0, *, moments: bool = True) -> byte
 
 
 def from_bytes(content: bytes) -> TrainState:
-    """Reads the file of one seed into a state on the CPU; without moments if the file has none. Never unpickles.
+    """Reads the file of one seed into a state on the CPU, with moments if the file has them. Never unpickles.
 
     Raises:
-        ValueError: The file is of another kind or damaged, or its arrays don't fit its model.
+        ValueError: The file has another format or is damaged, or its arrays don't match its model.
     """
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             about = json.loads(arrays["about"].tobytes())
             if about["format"] != FORMAT:
-                raise ValueError(f"format {about['format']}, and {FORMAT} is known")
+                raise ValueError(f"its format is {about['format']}, not {FORMAT}")
             config = ModelConfig(**about["config"])
             weights = _read(arrays, "weights", config, tuple(config.shapes))
             has_moments = any(name.startswith("first/") for name in arrays.files)
@@ -200,7 +200,7 @@ def from_bytes(content: bytes) -> TrainState:
 
 
 def _read(arrays: Any, part: str, config: ModelConfig, names: tuple[str, ...]) -> Weights:
-    """Reads the arrays of one part, and checks them against the model's shapes."""
+    """Reads the arrays of one part and checks their shapes against the model."""
     tensors = {}
     for name in names:
         array = arrays[f"{part}/{name}"]

@@ -1,16 +1,16 @@
-"""Training of all seeds of one setting together, epoch by epoch; it can stop after any epoch and go on exactly.
+"""Trains all seeds of a setting together, epoch by epoch. A training can stop after any epoch and resume exactly.
 
-It trains as Wang et al. 2024 (arXiv 2403.00071, sections 5 and C.1) do: AdamW, a one-cycle schedule with 10% warm-up,
-batches of 128, 150 epochs; the loss leaves out the first j+k tokens. The order of sequences follows from the seed and
-the epoch, and the rates follow from the step, so the state after an epoch is all that a resumed training needs. The
+It follows Wang et al. 2024 (arXiv 2403.00071, sections 5 and C.1): AdamW, a one-cycle schedule with 10% warm-up,
+batches of 128, 150 epochs; the loss leaves out the first j+k tokens. The order of sequences depends only on seed and
+epoch, and the learning rate only on the step, so a resumed training needs nothing but the state after an epoch. The
 last batch of an epoch may be smaller than the others.
 
-AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101; its numbers are torch's defaults) works element by element, so the
-gradient of the sum of the seeds' losses gives each seed the step that it would make alone. Learning rate and β1 follow
-the one-cycle schedule (Smith and Topin 2018, arXiv 1708.07120) as a closed form of the step, with the numbers of
-torch's OneCycleLR with cosine annealing, which the paper's published code uses.
+AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101, with torch's defaults) works element by element. So with the
+gradient of the sum of the seeds' losses, each seed makes the same step as alone. Learning rate and β1 follow the
+one-cycle schedule (Smith and Topin 2018, arXiv 1708.07120) as a closed form of the step, with the constants of torch's
+OneCycleLR with cosine annealing, which the paper's published code uses.
 
-Shapes: S seeds, N sequences, B of them in a batch, T tokens, P predicted tokens, K steps of an epoch.
+Shapes: S seeds, N sequences, B sequences of a batch, T tokens, P predicted tokens, K steps of an epoch.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ if TYPE_CHECKING:
     from longeval.studies.posgen.data import PosGenData
 
 DIVISOR = 25.0
-"""The peak of the learning rate, divided by its first value."""
+"""Peak learning rate / first learning rate."""
 FINAL_DIVISOR = 1e4
-"""The first learning rate, divided by the last."""
+"""First learning rate / last learning rate."""
 LARGEST_BETA1 = 0.95
 SMALLEST_BETA1 = 0.85
 """β1 falls from the largest to the smallest value while the learning rate rises, and rises while it falls."""
@@ -47,7 +47,7 @@ BETA2 = 0.999
 EPS = 1e-8
 
 _EAGER_STEPS = 3
-"""Steps before the capture of a CUDA graph, in which libraries choose kernels and set up their memory."""
+"""Steps before a CUDA graph is captured, in which libraries choose kernels and allocate memory."""
 
 _log = logging.getLogger(__name__)
 
@@ -70,16 +70,16 @@ def train(
 
     Args:
         config: The model.
-        request: How to train: epochs, batch size, rates, precision, epochs of validation.
-        data: Each seed's data (the same object may stand there several times); all of the same sizes.
-        seeds: Each decides the initial weights and the order of sequences of its model.
-        table: The RoPE table while training; that of sequences of `length` tokens if its method depends on length.
-        device: As `models.device.resolve_device` gives it.
-        valid_tables: Name → a table to validate with; that of sequences of `test_length` tokens.
-        state: The state to go on from, which is not changed; None starts at the beginning.
-        on_step: Called after one step of all seeds was made (on a GPU: queued).
-        on_epoch: Called with the state after each epoch. Later steps change its tensors: copy what you keep.
-        until: Stop after so many epochs of the whole training; all of them if None.
+        request: Training settings: epochs, batch size, rates, precision, epochs of validation.
+        data: The data of each seed, all with the same sizes; seeds may share an object.
+        seeds: Each determines the initial weights and the order of sequences of its model.
+        table: The RoPE table in training; for a length-dependent method, the table for sequences of `length` tokens.
+        device: A value of `models.device.resolve_device`.
+        valid_tables: Name → table for validation, for sequences of `test_length` tokens.
+        state: The state to resume from, which is not changed; None: start from initial weights.
+        on_step: Called after each step of all seeds is made (on a GPU: queued).
+        on_epoch: Called with the state after each epoch. Later steps change its tensors, so copy those you need.
+        until: Stop after this epoch of the whole training; None: train all epochs.
 
     Returns:
         The state after epoch `until`, or after the earlier epoch in which the last seed diverged.
@@ -129,7 +129,7 @@ def _train_epoch(
     num_train: int,
     on_step: Callable[[], None],
 ) -> npt.NDArray[np.float64]:
-    """Makes all steps of an epoch; returns the mean loss of its sequences by seed, (S,)."""
+    """Makes all steps of an epoch; returns the mean training loss of each seed, shape (S,)."""
     batch_size = request.batch_size
     batches_SKB = np.stack([epoch_order(seed, epoch, num_train, batch_size) for seed in seeds])
     num_steps = batches_SKB.shape[1]
@@ -152,7 +152,7 @@ def _valid_losses(
     device: str,
     epoch: int,
 ) -> list[list[ValidLoss]]:
-    """The losses on the validation sequences after an epoch: of each seed, one with each table, if it is their turn."""
+    """The validation losses of each seed with each table after an epoch; empty lists if none are due."""
     losses: list[list[ValidLoss]] = [[] for _ in data]
     if not request.validates(epoch):
         return losses
@@ -174,12 +174,12 @@ def _valid_losses(
 
 
 def steps_per_epoch(num_train: int, batch_size: int) -> int:
-    """K: the steps in which every sequence is seen once."""
+    """K: the number of steps in which every sequence is used once."""
     return -(-num_train // batch_size)
 
 
 def epoch_order(seed: int, epoch: int, num_train: int, batch_size: int) -> npt.NDArray[np.int64]:
-    """Indices of sequences in the order of an epoch, (K, B); the zeros after the last one don't count."""
+    """Indices of sequences in the order of an epoch, shape (K, B), padded with zeros after the last sequence."""
     order_N = np.random.default_rng((seed, epoch)).permutation(num_train)
     padded = np.zeros(steps_per_epoch(num_train, batch_size) * batch_size, dtype=np.int64)
     padded[:num_train] = order_N
@@ -196,14 +196,14 @@ class Rate(NamedTuple):
 def one_cycle(step: int, total_steps: int, *, peak: float, warmup: float) -> Rate:
     """Computes the learning rate and β1 of a step.
 
-    Where the peak is at step 0, torch divides by zero, and the peak is the first rate here. The only step of a training
-    has the last rate, as in torch, or the peak where all steps are warm-up.
+    If the peak is at step 0, the first rate is the peak; torch would divide by zero. If a training has only one step,
+    it has the last rate, as in torch, or the peak if all steps are warm-up.
 
     Args:
         step: 0 … total_steps−1.
         total_steps: Steps of the whole training.
         peak: The largest learning rate.
-        warmup: Fraction of the steps in which the rate rises, 0 … 1; the peak is at step warmup·total_steps − 1.
+        warmup: Share of steps in which the rate rises, 0 … 1; the peak is at step warmup·total_steps − 1.
     """
     assert 0 <= step < total_steps
     first, last = peak / DIVISOR, peak / DIVISOR / FINAL_DIVISOR
@@ -211,27 +211,27 @@ def one_cycle(step: int, total_steps: int, *, peak: float, warmup: float) -> Rat
     if step <= top:
         part = step / top if top > 0 else 1.0
         return Rate(_anneal(first, peak, part), _anneal(LARGEST_BETA1, SMALLEST_BETA1, part))
-    # Where the warm-up is shorter than a step, the peak lies before the first step; the formula holds all the same.
+    # If the warm-up is shorter than a step, the peak is before the first step, for which the formula also holds.
     part = (step - top) / (total_steps - 1 - top)
     return Rate(_anneal(peak, last, part), _anneal(SMALLEST_BETA1, LARGEST_BETA1, part))
 
 
 def _anneal(start: float, end: float, part: float) -> float:
-    """Goes from start (part 0) to end (part 1) along half a cosine."""
+    """Interpolates from start (part 0) to end (part 1) along half a cosine."""
     return end + (start - end) / 2 * (1 + math.cos(math.pi * part))
 
 
 class Stepper:
     """Makes optimiser steps of all stacked seeds, which update a state's weights and moments in place.
 
-    All that changes from step to step (indices, weights of sequences, rates) lies in fixed buffers, so that on a GPU a
-    step can be captured as a CUDA graph and replayed.
+    Everything that changes from step to step (indices, weights of sequences, rates) is in fixed buffers, so that on a
+    GPU a step can be captured as a CUDA graph and replayed.
 
     Args:
         state: Weights and moments on the device.
         tokens_SNT: Training sequences on the device.
-        table: The RoPE table while training.
-        first_predicted: j+k: tokens before it are random and left out of the loss.
+        table: The RoPE table in training.
+        first_predicted: j+k; the loss leaves out the tokens before it, which are random.
         batch_size: B.
         weight_decay: Weight decay of AdamW.
         precision: Precision of the matrix products.
@@ -261,10 +261,10 @@ class Stepper:
         self._share_B = torch.zeros(batch_size, dtype=dtype, device=device)
         self._rates = torch.zeros(4, dtype=dtype, device=device)
         self.loss_S = torch.zeros(num_seeds, dtype=dtype, device=device)
-        """Mean loss of the last step's batch, by seed."""
+        """Mean loss of each seed in the last step, shape (S,)."""
         self._generators = [torch.Generator(device) for _ in self._seeds] if config.dropout else []
         self._graph: torch.cuda.CUDAGraph | None = None
-        # Dropout draws from generators that are set anew at each step, which a graph can't do.
+        # Dropout re-seeds its generators at each step, which a graph can't do.
         self._capturable = device.type == "cuda" and not config.dropout
         self._side = torch.cuda.Stream(device) if self._capturable else None  # type: ignore[no-untyped-call]  # torch's
         self._eager_steps = 0
@@ -272,13 +272,13 @@ class Stepper:
     def buffers(
         self, batches_SKB: npt.NDArray[np.int64], counts_K: Sequence[int], rates_K: Sequence[Rate], first_step: int
     ) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """Prepares the arguments of `step` for K steps, and sends them to the device at once.
+        """Prepares the arguments of `step` for K steps, and copies them to the device together.
 
         Args:
-            batches_SKB: Indices of sequences; a batch that isn't full ends with indices that don't count.
-            counts_K: How many sequences of each batch count.
+            batches_SKB: Indices of sequences; the last batch may end with padding.
+            counts_K: Number of sequences of each batch, without padding.
             rates_K: Learning rate and β1 of each step.
-            first_step: How many steps were made before.
+            first_step: Number of earlier steps.
         """
         device, dtype = self._tokens_SNT.device, self._rates.dtype
         places_B = np.arange(batches_SKB.shape[-1])
@@ -286,23 +286,23 @@ class Stepper:
         scalars = [self._scalars(rate, first_step + step) for step, rate in enumerate(rates_K)]
         parts = (
             torch.from_numpy(np.ascontiguousarray(batches_SKB.swapaxes(0, 1))).to(device),
-            # Cast first: not every accelerator has float64.
+            # Cast before the copy, because not every accelerator has float64.
             torch.from_numpy(shares_KB).to(dtype).to(device),
             torch.tensor(scalars, dtype=torch.float64).to(dtype).to(device),
         )
         return list(zip(*(part.unbind(0) for part in parts), strict=True))
 
     def _scalars(self, rate: Rate, step: int) -> tuple[float, float, float, float]:
-        """The numbers of AdamW's update: decay, 1−β1, −size, ε; the last two include the bias corrections."""
+        """The factors of AdamW's update: decay, 1−β1, −step size, ε; the last two include the bias corrections."""
         root = math.sqrt(1 - BETA2 ** (step + 1))
         size = rate.learning_rate * root / (1 - rate.beta1 ** (step + 1))
         return 1 - rate.learning_rate * self._weight_decay, 1 - rate.beta1, -size, EPS * root
 
     def step(self, buffer: tuple[torch.Tensor, torch.Tensor, torch.Tensor], number: int) -> None:
-        """Makes one step; on a GPU it is only queued. `number` is how many steps the training has made before."""
+        """Makes one step (on a GPU: queues it). `number` is the number of earlier steps of the training."""
         for held, new in zip((self._batch_SB, self._share_B, self._rates), buffer, strict=True):
             held.copy_(new)
-        for seed, generator in zip(self._seeds, self._generators, strict=False):  # no generators without dropout
+        for seed, generator in zip(self._seeds, self._generators, strict=False):  # empty without dropout
             generator.manual_seed(int(np.random.SeedSequence((seed, number)).generate_state(1, np.uint64)[0] >> 1))
         if self._graph is not None:
             self._graph.replay()
@@ -315,7 +315,7 @@ class Stepper:
             self._capture()
 
     def _on_side_stream(self) -> None:
-        """Makes a step on a stream of its own, as the steps before a capture must be."""
+        """Makes a step on a side stream, as torch requires before a capture."""
         assert self._side is not None
         usual = torch.cuda.current_stream(self._tokens_SNT.device)
         self._side.wait_stream(usual)
@@ -324,10 +324,10 @@ class Stepper:
         usual.wait_stream(self._side)
 
     def _capture(self) -> None:
-        """Captures a step without running it, then replays it; where that fails, makes this and later steps eagerly."""
+        """Captures a step and replays it; if that fails, makes this and later steps eagerly."""
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, stream=self._side):  # the default one may be another device's
+            with torch.cuda.graph(graph, stream=self._side):  # the default stream may belong to another device
                 self._step()
         except RuntimeError as error:
             self._capturable = False
@@ -338,7 +338,7 @@ class Stepper:
         graph.replay()
 
     def _step(self) -> None:
-        """Computes loss and gradients of the batch in the buffers, and updates the weights."""
+        """Computes loss and gradients for the batch in the buffers, and updates the weights."""
         tokens_SBT = self._tokens_SNT[self._seed_index_S1, self._batch_SB]
         logits_SBTV = forward(
             self._weights,
@@ -357,7 +357,7 @@ class Stepper:
             self._update(gradients)
 
     def _update(self, gradients: Sequence[torch.Tensor]) -> None:
-        """Updates weights and moments by AdamW."""
+        """Updates weights and moments with AdamW."""
         decay, rest1, minus_size, eps = self._rates.unbind()
         for weight, gradient, (first, second) in zip(self._trained, gradients, self._moments, strict=True):
             first.lerp_(gradient, rest1)
@@ -366,7 +366,7 @@ class Stepper:
             weight.mul_(decay).addcmul_(direction, minus_size)
 
     def _drop(self, x: torch.Tensor) -> torch.Tensor:
-        """Dropout with one generator per seed, so that a seed gets the same dropout alone and stacked."""
+        """Dropout with one generator per seed, so that a seed has the same dropout alone and stacked."""
         rate = self._config.dropout
         kept = [torch.rand(x.shape[1:], generator=one, device=x.device) >= rate for one in self._generators]
         return x * (torch.stack(kept) / (1 - rate)).to(x.dtype)

@@ -1,12 +1,11 @@
-"""The work of PosGen: trains what has no weights yet, all seeds of a stack together, evaluates, and makes records.
+"""The work of PosGen: trains the missing weights of a stack, evaluates them, and makes records.
 
-A stack is the trainings that differ in their seed alone, with all cells that are made from them. It trains as one model
-with a leading axis of seeds; where seeds train one after another, each is a stack by itself. A seed that diverges fails
-alone.
+A stack is a set of trainings that differ only in their seed, with all their cells. It trains as one model with a
+leading axis of seeds. If seeds train one after another, each stack has one seed. A seed that diverges fails alone.
 
-While a training is under way its state is stored every minute or so, at the end of an epoch; a killed run loses what
-came after that. Finished weights are kept, so that another method or regime that is made from them needs no training.
-Those of a training that diverged are not: nothing can be made from them, and the next run is to train anew.
+During a training its state is stored about every minute, at the end of an epoch; a killed run loses only the training
+after that. Finished weights are stored, so that further methods or regimes with the same training need no new one. The
+weights of a diverged training are not stored; the next run trains them again.
 """
 
 from __future__ import annotations
@@ -42,21 +41,21 @@ from longeval.studies.posgen.state import History, TrainState, ValidLoss, from_b
 from longeval.studies.posgen.train import steps_per_epoch, train
 
 CHECKPOINT_EVERY_S = 60.0
-"""Seconds of training between checkpoints, at least; they are written between epochs."""
+"""Minimum number of seconds between checkpoints, which are written between epochs."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PosGenWork:
-    """A stack: trainings that differ in their seed alone, and all cells that are made from them."""
+    """A stack: trainings that differ only in their seed, and all their cells."""
 
     experiment: Experiment
     task: str
     table: RopeTable
-    """The table while training."""
+    """The table in training."""
     trainings: tuple[Training, ...]
-    """One a seed."""
+    """One training for each seed."""
     evaluations: tuple[Evaluation, ...]
 
     @property
@@ -66,16 +65,16 @@ class PosGenWork:
 
     @property
     def tables(self) -> dict[str, RopeTable]:
-        """What to validate with, by name; regimes share the table of a method."""
+        """The tables for validation, by name."""
         return {evaluation.name: evaluation.table for evaluation in self.evaluations}
 
     @property
     def trained_with(self) -> tuple[str, ...]:
-        """Names of the methods that have this table while training."""
+        """Names of the methods that have this table in training."""
         return tuple(dict.fromkeys(cell.params["trained_with"] for cell in self.cells))
 
     def without(self, ids: Container[str]) -> PosGenWork | None:
-        """See `Work`; trainings that no cell is left of go too."""
+        """See `Work`. Trainings without remaining cells are left out too."""
         evaluations = []
         for one in self.evaluations:
             cells = tuple(cell for cell in one.cells if cell.id not in ids)
@@ -87,14 +86,14 @@ class PosGenWork:
         return left if evaluations else None
 
     def by_seed(self) -> Iterator[PosGenWork]:
-        """One stack a seed."""
+        """Yields one stack for each seed."""
         for training in self.trainings:
             alone = self.without({cell.id for cell in self.cells if cell.training.id != training.id})
             assert alone is not None
             yield alone
 
     def smaller(self) -> None:
-        """See `Work`: --no-stack is for the user to choose, since it takes longer."""
+        """See `Work`. There is no smaller work: the user must choose --no-stack, because it takes longer."""
 
     def no_memory(self, reason: str) -> str:
         """See `Work`."""
@@ -104,7 +103,7 @@ class PosGenWork:
         return f"out of memory with {seeds} seeds at once (--no-stack trains them one after another): {reason}"
 
     def epochs_to_go_on(self, host: Host) -> list[int]:
-        """Epochs done of each training whose weights aren't stored yet."""
+        """Finished epochs of each training whose weights aren't stored yet."""
         trainer = _Trainer(work=self, host=host)
         under_way = [
             training for training in self.trainings if host.fresh or not host.store.has_training("weights", training.id)
@@ -112,15 +111,16 @@ class PosGenWork:
         return [trainer.begun(training).epoch for training in under_way]
 
     def costs(self, host: Host) -> Sequence[float]:
-        """See `Work`: steps and validations of every phase, then evaluations."""
+        """See `Work`. The passes are steps and validations of every phase, then evaluations."""
         under_way, tables = self.epochs_to_go_on(host), len(self.tables)
         found: list[float] = []
         for phase in phases(under_way, self.experiment.request.epochs) if under_way else ():
             found += phase_costs(self.experiment, phase, tables)
-        return found + [pass_costs(self.experiment, len(same[0].cells), tables).evaluation for same in self._alike()]
+        groups = self._equal_evaluations()
+        return found + [pass_costs(self.experiment, len(same[0].cells), tables).evaluation for same in groups]
 
-    def _alike(self) -> list[list[Evaluation]]:
-        """Evaluations together that differ in their regime's name alone: where nothing is swapped, one serves both."""
+    def _equal_evaluations(self) -> list[list[Evaluation]]:
+        """Groups of evaluations that differ only in the regime's name, so that one computation serves both."""
         groups: dict[tuple[str, tuple[int, ...]], list[Evaluation]] = {}
         for evaluation in self.evaluations:
             groups.setdefault((evaluation.name, evaluation.seeds), []).append(evaluation)
@@ -129,7 +129,7 @@ class PosGenWork:
     def run(self, host: Host) -> Iterator[Outcome]:
         """Trains and evaluates."""
         device = self.experiment.device
-        # A GPU is made torch's current one: its streams and graphs are meant where no device is named.
+        # Makes the GPU torch's current device, because streams and graphs use that one.
         with torch.cuda.device(device) if device.startswith("cuda") else nullcontext():
             try:
                 yield from self._outcomes(host)
@@ -137,7 +137,7 @@ class PosGenWork:
                 raise OutOfMemoryError(str(error)) from error
 
     def _outcomes(self, host: Host) -> Iterator[Outcome]:
-        """The cells whose training diverged, then the others as they are evaluated."""
+        """Yields the outcomes of cells whose training diverged, then those of the others as they are evaluated."""
         host.device = device_name(self.experiment.device)
         _reset_peak(self.experiment.device)
         data = {setting: generate(setting) for setting in {training.data for training in self.trainings}}
@@ -147,10 +147,10 @@ class PosGenWork:
         failures = {seed: state.failure() for seed, state in states.items()}
         lost = [cell for cell in self.cells if failures[cell.training.seed] is not None]
         for cell in lost:
-            remedy = "no weights of it are kept; a lower --lr or a longer --warmup may help"
+            remedy = "its weights are not stored; a lower --lr or a longer --warmup may help"
             yield failed(cell, f"{failures[cell.training.seed]}; {remedy}", host.device)
         left = self.without({cell.id for cell in lost})
-        for same in left._alike() if left is not None else ():
+        for same in left._equal_evaluations() if left is not None else ():
             yield from self._evaluated(host, same, states, data, trained_s)
 
     def _evaluated(
@@ -161,10 +161,10 @@ class PosGenWork:
         every_data: Mapping[DataSetting, PosGenData],
         trained_s: float,
     ) -> Iterator[Outcome]:
-        """The cells of one method, in one regime or in both.
+        """Yields the outcomes of one method, in one regime or in both.
 
-        Their elapsed time is that of this run's part of the training and of the evaluation, each of all seeds that
-        shared it.
+        The elapsed time of a cell is that of the training in this run and of the evaluation, for all seeds that share
+        them.
         """
         started = time.perf_counter()
         request, first = self.experiment.request, same[0]
@@ -188,7 +188,7 @@ class PosGenWork:
     def _evaluate(
         self, state: TrainState, sequences: Sequence[TokenArray], table: RopeTable, *, generate: bool = True
     ) -> list[SeedEvaluation]:
-        """Every seed's model on its own sequences."""
+        """Evaluates every seed's model on its own sequences."""
         request = self.experiment.request
         return evaluate(
             self.experiment.config,
@@ -204,7 +204,10 @@ class PosGenWork:
     def _valid_losses(
         self, host: Host, evaluation: Evaluation, state: TrainState, data: Sequence[PosGenData]
     ) -> list[tuple[ValidLoss, ...]]:
-        """Losses by epoch with a table, by seed; a training that didn't know the table then has that of its end."""
+        """Validation losses by epoch with an evaluation's table, for each seed.
+
+        If the table was not validated during the training, there is only the loss after the last epoch.
+        """
         curves = [history.curve(evaluation.name) for history in state.history]
         if all(curve and curve[-1].epoch == state.epoch for curve in curves):
             return curves
@@ -212,7 +215,7 @@ class PosGenWork:
         if state.epoch > 1 and evaluation.name not in noted:
             noted.add(evaluation.name)
             logger.info(
-                "%s: its loss by epoch is that of the last one only: the weights were trained without this table "
+                "%s: validation loss of the last epoch only, because the weights were trained without this table "
                 "(--regime trained,swapped in one request validates with both)",
                 evaluation.name,
             )
@@ -226,21 +229,21 @@ class PosGenWork:
 
 
 class _Noted(set[str]):
-    """Evaluations of which a run has said that their losses by epoch are not known."""
+    """Names of the evaluations for which a run has logged that their losses by epoch are unknown."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Trainer:
-    """Gives the weights of a stack: those that are stored, and the others by training."""
+    """Provides the weights of a stack: reads stored ones and trains the others."""
 
     work: PosGenWork
     host: Host
-    """Where weights and checkpoints are stored; where it starts afresh, those that are there are passed over."""
+    """Holds the store of weights and checkpoints; with `fresh`, stored ones are ignored."""
 
     def states(self, data: Mapping[DataSetting, PosGenData]) -> dict[int, TrainState]:
-        """The last state of every seed, on the CPU: stored, or trained now and then stored.
+        """The final state of every seed on the CPU, either read from the store or trained and stored now.
 
-        One that diverged (`TrainState.failure`) is returned too, and leaves no file.
+        Diverged states (`TrainState.failure`) are returned too, but not stored.
         """
         found: dict[int, TrainState] = {}
         missing: dict[int, Training] = {}
@@ -260,10 +263,12 @@ class _Trainer:
         return found
 
     def train(self, trainings: Mapping[int, Training], data: Mapping[DataSetting, PosGenData]) -> list[TrainState]:
-        """Trains several seeds together; those that are behind (a kill may come between their files) catch up first.
+        """Trains several seeds together; those with fewer finished epochs catch up first.
+
+        They differ if a run was killed between writing their checkpoints.
 
         Returns:
-            The state of those that came to the end, and before it those of seeds that diverged while catching up.
+            States of seeds that diverged while catching up, then the state of all other seeds.
         """
         experiment, work = self.work.experiment, self.work
         states = sorted((self.begun(training) for training in trainings.values()), key=lambda state: state.epoch)
@@ -290,19 +295,19 @@ class _Trainer:
                 on_epoch=watch.epoch,
                 until=until,
             )
-            if not groups or state.epoch < until:  # before its time: all of them diverged
+            if not groups or state.epoch < until:  # it stops early only if all its seeds diverged
                 ended.append(state)
             else:
                 groups[0] = stack([state, groups[0]])
         return ended
 
     def begun(self, training: Training) -> TrainState:
-        """Where a training stands."""
+        """The state from which a training starts: its checkpoint, or the initial state."""
         state = self.stored("checkpoints", training)
         return initial_state(self.work.experiment.config, (training.seed,), "cpu") if state is None else state
 
     def stored(self, kind: TrainingFile, training: Training) -> TrainState | None:
-        """A training's stored state; None if there is none to use, or none that can be read (said in a log line)."""
+        """A training's stored state; None if there is none, or, with a warning, if it can't be read."""
         content = None if self.host.fresh else self.host.store.training(kind, training.id)
         if content is None:
             return None
@@ -320,7 +325,7 @@ class _Trainer:
 
 
 class _Watch:
-    """Tells a run's progress of the steps of trainings that go on together, and stores their state now and then."""
+    """Reports the progress of trainings that run together, and stores their checkpoints."""
 
     def __init__(self, trainer: _Trainer, trainings: Sequence[Training]) -> None:
         self._trainer, self._trainings = trainer, trainings
@@ -333,11 +338,11 @@ class _Watch:
         self._saved = time.monotonic()
 
     def step(self) -> None:
-        """After a step."""
+        """Called after each step."""
         self._trainer.host.progress.advance(self._step_tokens, self._costs.step, "step")
 
     def epoch(self, state: TrainState) -> None:
-        """After an epoch."""
+        """Called after each epoch."""
         losses = ", ".join(f"{loss:.4f}" for history in state.history for loss in history.train_loss[-1:])
         logger.debug("epoch %d of %d: loss %s", state.epoch, self._request.epochs, losses)
         if self._request.validates(state.epoch):
@@ -349,7 +354,7 @@ class _Watch:
 
 
 def _seeds(seeds: Sequence[int]) -> str:
-    """`seed 3`, `5 seeds`."""
+    """`seed 3` for one seed, or `5 seeds`."""
     return f"seed {seeds[0]}" if len(seeds) == 1 else f"{len(seeds)} seeds"
 
 
@@ -361,9 +366,9 @@ def _outcome(
     device: str,
     measured: Mapping[str, Any],
 ) -> Outcome:
-    """Records and curves of one cell; a loss that is not finite makes it a failed one.
+    """The outcome of one cell; it is a failed one if a loss is not finite.
 
-    `measured` holds time, memory and digest as fields of the records.
+    `measured` holds the fields of its records with time, memory and digest.
     """
     bad = np.flatnonzero(~np.isfinite(result.loss_P))
     if len(bad):
@@ -392,10 +397,10 @@ def _outcome(
 
 
 def _reset_peak(device: str) -> None:
-    """Gives back what earlier work held, and starts to measure the peak of memory anew."""
+    """Frees cached memory and resets the peak of memory."""
     if device.startswith("cuda"):
         torch.cuda.empty_cache()
-        # The reset doesn't do it, and fails where nothing else has so far.
+        # The reset fails if CUDA was not initialised before.
         torch.cuda.init()  # type: ignore[no-untyped-call]  # torch's
         torch.cuda.reset_peak_memory_stats(device)
     else:
@@ -403,7 +408,7 @@ def _reset_peak(device: str) -> None:
 
 
 def _peak(device: str) -> int | None:
-    """Peak of the device's allocator, or of the process on a CPU, since the last reset."""
+    """Peak memory in bytes since the last reset: of the device's allocator, or of the process on a CPU."""
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated(device)
     return memory.peak_bytes() if device == "cpu" else None

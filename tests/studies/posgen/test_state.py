@@ -72,7 +72,7 @@ def test_a_state_says_why_its_weights_are_of_no_use():
     assert from_bytes(to_bytes(state, 1)).history == (wrong,), "also losses that are no numbers come back"
     state.weights["1.mlp.in"][0, 3, 2] = math.nan
     object.__setattr__(state, "epoch", 2)
-    assert state.failure(0) == "the training diverged: its weights are no finite numbers after epoch 2"
+    assert state.failure(0) == "the training diverged: its weights are not finite after epoch 2"
 
 
 def test_damaged_files_are_value_errors(state):
@@ -88,7 +88,7 @@ def test_files_that_do_not_fit_are_value_errors(state):
     content = to_bytes(state)
     norm = "weights/norm"
     for broken, message in (
-        (about(content, format=1), "format 1"),
+        (about(content, format=1), "format is 1"),
         (about(content, config={"modulus": 5, "colour": 1}), "colour"),
         (about(content, config={"modulus": 1}), "weights/embedding"),
         (rewritten(content, **{norm: None}), norm),

@@ -1,4 +1,4 @@
-"""What a report says of PosGen: accuracies with their spread over seeds, published numbers beside them, figures."""
+"""PosGen's report: accuracies with their spread over seeds, a comparison with published numbers, and figures."""
 
 from __future__ import annotations
 
@@ -48,18 +48,18 @@ INTRODUCTION = (
 )
 
 _LEARNED = 90
-"""In-distribution accuracy in % from which a model can be said to know the rule."""
+"""In-distribution accuracy in % below which a rule counts as not learned."""
 
 _TASKS = {
     "recursive": "the last j + k tokens",
     "cot": "the first j tokens of the sequence and the last k",
     "semi_recursive": "the j tokens at index ⌊(l − (j + k)) / 2⌋ and the last k, where l is the new token's index",
 }
-"""What is summed for the next token."""
+"""The summed tokens of each rule."""
 
 
 def posgen_sections(collection: Collection) -> list[Section]:
-    """One section for each table, in the order of their first cells."""
+    """Makes one section for each table, in the order of their first cells."""
     tables = build_tables(collection)
     same_title = Counter(table.title for table in tables)
     titles = [
@@ -71,7 +71,7 @@ def posgen_sections(collection: Collection) -> list[Section]:
 
 
 def _section(table: PosGenTable, title: str, slug: str, collection: Collection) -> Section:
-    """One table with what belongs to it."""
+    """The section of one table: the table, comparisons, figures, and settings."""
     curves = row_curves(table, lambda cell: collection.stores[cell].curves(cell))
     beside = comparison(table)
     meaning = REGIMES.get(table.regime)
@@ -107,13 +107,13 @@ def _capital(text: str) -> str:
 
 
 def _bands(curves: Sequence[RowCurves]) -> str:
-    """What a line and its band are, where there are several seeds."""
+    """An explanation of lines and bands; empty with one seed."""
     several = any(len(one.curves) > 1 for one in curves)
     return "; lines are means over seeds, bands reach from the lowest to the highest seed" if several else ""
 
 
 def _main_table(table: PosGenTable) -> Table:
-    """OOD and in-distribution accuracy, how to read them, and what failed or is missing."""
+    """The table of OOD and in-distribution accuracies, with its explanation and notes on failed or missing cells."""
     params = table.params
     first, length, end = int(params["j"]) + int(params["k"]), int(params["train_length"]), int(params["test_length"])
     spread = (
@@ -145,7 +145,7 @@ def _main_table(table: PosGenTable) -> Table:
 
 
 def _cell(table: PosGenTable, row: PosGenRow, task: str, metric: str) -> TableCell:
-    """`**98.30 ± 0.04** [98.05, 98.55] (3 of 5 seeds)`."""
+    """A mean such as `**98.30 ± 0.04** [98.05, 98.55] (3 of 5 seeds)`, or `failed`."""
     runs = row.runs[task]
     mean = runs.mean(metric)
     if mean is None and any(record.status != "ok" for record in runs.records):
@@ -154,7 +154,7 @@ def _cell(table: PosGenTable, row: PosGenRow, task: str, metric: str) -> TableCe
 
 
 def _outcomes(table: PosGenTable) -> list[str]:
-    """Failed cells with their reasons, seeds that a mean lacks, rules not learned, and cells replaced by newer ones."""
+    """Notes on failed cells with reasons, missing seeds, rules that were not learned, and replaced cells."""
     failed: dict[tuple[str, str], list[str]] = {}
     missing: dict[tuple[int, ...], list[str]] = {}
     not_learned = []
@@ -187,7 +187,7 @@ def _outcomes(table: PosGenTable) -> list[str]:
 
 
 def _pair_blocks(table: PosGenTable) -> list[Block]:
-    """Differences of each method's resonance form from it, seed by seed."""
+    """The table of differences between each method's resonance form and the method, paired by seed."""
     pairs = list(table.pairs())
     if not pairs:
         return []
@@ -229,14 +229,14 @@ def _generated_blocks(table: PosGenTable) -> list[Block]:
 
 
 def setting_facts(table: PosGenTable) -> Bullets:
-    """All that decides the values of a table."""
+    """The settings of a table as a list."""
     sums = [f"{task}: sums {_TASKS[task]}." for task in table.tasks if task in _TASKS]
     facts: list[Prose] = [_data(table), *sums, _model(table), _training(table), *_trained_with(table)]
     return Bullets(items=(*facts, *_methods(table), *_counts(table)))
 
 
 def _data(table: PosGenTable) -> str:
-    """Sequences, and which data each seed has."""
+    """A sentence about the sequences, and which data each seed has."""
     params = table.params
     seeds = {place_of(record).seed: record.params.get("data_seed") for record in table.records}
     if all(data in (None, seed) for seed, data in seeds.items()):
@@ -285,7 +285,7 @@ def _training(table: PosGenTable) -> str:
 
 
 def _trained_with(table: PosGenTable) -> list[Prose]:
-    """`yarn` with `none`: rows that were trained with another method than they are tested with."""
+    """Names the rows that were trained with another method than they are tested with, such as "`yarn` with `none`"."""
     found = []
     for row in table.rows:
         records = [record for runs in row.runs.values() for record in runs.records]
@@ -296,7 +296,7 @@ def _trained_with(table: PosGenTable) -> list[Prose]:
 
 
 def _methods(table: PosGenTable) -> list[Prose]:
-    """`yarn`: s = 4, L = 64, beta_fast 32: factor and parameters of methods that have any."""
+    """Factor and parameters of each method that has any, such as "`yarn`: s = 4, L = 64, beta_fast 32"."""
     facts: list[Prose] = []
     for row in table.rows:
         said = []
@@ -310,7 +310,7 @@ def _methods(table: PosGenTable) -> list[Prose]:
 
 
 def _counts(table: PosGenTable) -> list[str]:
-    """Test sequences and scored tokens of a cell."""
+    """Numbers of test sequences and scored tokens of a cell."""
     facts = []
     for metric, what in ((OOD, "OOD accuracy"), (GENERATED, "Free-running accuracy")):
         found = [record for record in table.records if record.metric == metric and record.status == "ok"]

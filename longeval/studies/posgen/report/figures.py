@@ -1,7 +1,7 @@
-"""PosGen's figures: accuracy by position, and validation losses by epoch; one panel a task, one line a method.
+"""PosGen's figures: accuracy by position, and validation losses by epoch. Each task has a panel, each method a line.
 
-Lines are means over seeds, bands reach from the lowest to the highest seed; methods look as in all other figures (see
-`report.plots`).
+Lines are means over seeds, and bands reach from the lowest to the highest seed. Methods have the same colours as in all
+other figures (see `report.plots`).
 """
 
 from __future__ import annotations
@@ -31,53 +31,56 @@ _ROW_TITLES = {
 }
 
 _GUESS: dict[str, Any] = {"color": "#888888", "linewidth": 1, "linestyle": (0, (1, 2))}
-"""Line of what guessing gives: accuracy 1/m, loss ln m."""
+"""Style of the line for guessing: accuracy 1/m, loss ln m."""
 
 SMOOTHED = 4
-"""A point of a curve by position is the mean of so many: single ones differ by the luck of the test sequences."""
+"""Number of neighbouring positions that are averaged to one point, because single positions are noisy."""
 
 BY_POSITION = ("accuracy", "generated", "loss")
-"""Curves along positions, as `Curves` names them."""
+"""Fields of `Curves` by position."""
 
 BY_EPOCH = ("valid_loss_in_distribution", "valid_loss_ood")
-"""Curves along epochs."""
+"""Fields of `Curves` by epoch."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Band:
-    """A curve over seeds. K points."""
+    """A curve over seeds with K points."""
 
     x_K: FloatArray
     """Positions or epochs that all seeds have, ascending."""
     mean_K: FloatArray
     low_K: FloatArray
-    """Lowest value of any seed."""
+    """Lowest value over seeds."""
     high_K: FloatArray
-    """Highest value of any seed."""
+    """Highest value over seeds."""
     seeds: int
-    """How many there are."""
+    """Number of seeds."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class RowCurves:
-    """Curves of one method on one task, one a seed."""
+    """The curves of one method on one task, one for each seed."""
 
     row: PosGenRow
     task: str
     curves: tuple[Curves, ...]
 
     def band(self, name: str, *, width: int = 1, edge: int = 0) -> Band | None:
-        """A curve over seeds, NaN where a seed has no number; None where there is none at all.
+        """The mean of a curve over seeds with its range.
 
         Args:
             name: A field of `Curves`.
-            width: So many neighbouring points of each seed become one, their mean.
-            edge: None of them holds points on both sides of this one.
+            width: Number of neighbouring points that are averaged to one.
+            edge: A position that no averaged group of points may cross.
+
+        Returns:
+            The band, NaN at points where a seed has no number; None without any numbers.
         """
         along = "epochs" if name in BY_EPOCH else "positions"
         points = [dict(zip(getattr(one, along), getattr(one, name), strict=True)) for one in self.curves]
         if along == "epochs" and any(len(found) > 1 for found in points):
-            # Weights that were trained without this table have a loss at their end only, which is no curve.
+            # Weights that were trained without this table have only a final loss, which is not a curve.
             points = [found for found in points if len(found) > 1]
         x = sorted(set.intersection(*(set(found) for found in points)))
         values_SK = np.array([[found[at] for at in x] for found in points], dtype=np.float64)
@@ -98,11 +101,11 @@ class RowCurves:
 
 
 def row_curves(table: PosGenTable, curves: Callable[[str], Curves | None]) -> list[RowCurves]:
-    """Curves of every method and task with any, task by task.
+    """The curves of every method and task that has any, task by task.
 
     Args:
         table: The table.
-        curves: Cell id to its curves.
+        curves: Returns the curves of a cell id.
     """
     found = []
     for task in table.tasks:
@@ -116,7 +119,7 @@ def row_curves(table: PosGenTable, curves: Callable[[str], Curves | None]) -> li
 
 
 def position_figure(table: PosGenTable, curves: Sequence[RowCurves]) -> Picture | None:
-    """Accuracy in % by position: with the true tokens before it above, with the model's own below; None without any."""
+    """The figure of accuracy in % by position: teacher-forced above, free-running below; None without curves."""
     names = [name for name in ("accuracy", "generated") if any(one.band(name) for one in curves)]
     if not names:
         return None
@@ -139,7 +142,7 @@ def position_figure(table: PosGenTable, curves: Sequence[RowCurves]) -> Picture 
 
 
 def loss_figure(table: PosGenTable, curves: Sequence[RowCurves]) -> Picture | None:
-    """Validation loss in nats by epoch, at seen positions above, at unseen ones below; None without any."""
+    """The figure of validation loss in nats by epoch: seen positions above, unseen below; None without curves."""
     names = [name for name in BY_EPOCH if any((b := one.band(name)) is not None and len(b.x_K) > 1 for one in curves)]
     if not names:
         return None
@@ -165,7 +168,7 @@ def _of_task(curves: Sequence[RowCurves], task: str) -> list[RowCurves]:
 
 
 def _panels(names: Sequence[str], curves: Sequence[RowCurves], *, shared_y: Any) -> tuple[Figure, Any, list[str]]:
-    """A grid of panels: a line per curve, a column per task."""
+    """Makes a figure with a grid of panels, one row per curve and one column per task."""
     tasks = list(dict.fromkeys(one.task for one in curves))
     figure = new_figure(max(WIDTH_INCHES, 2.5 * len(tasks)), 2.2 * len(names) + 1.0)
     panels = figure.subplots(len(names), len(tasks), squeeze=False, sharex=True, sharey=shared_y)
@@ -196,11 +199,11 @@ def _draw(axes: Axes, band: Band, style: dict[str, Any], *, scale: float = 1.0) 
 
 
 def _loss_axes(panels: Sequence[Axes], shown: Sequence[float]) -> None:
-    """Logarithmic where losses span more than a factor of ten, with labels that are numbers."""
+    """Makes the axes logarithmic if losses span more than a factor of ten."""
     if not shown or max(shown) <= 10 * min(shown):
         panels[0].set_ylim(0, 1.05 * max(axes.dataLim.y1 for axes in panels))
         return
-    steps = (1.0, 2.0, 5.0) if max(shown) < 200 * min(shown) else (1.0,)  # few decades would have too few labels
+    steps = (1.0, 2.0, 5.0) if max(shown) < 200 * min(shown) else (1.0,)  # more labels if there are few decades
     for axes in panels:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=steps))

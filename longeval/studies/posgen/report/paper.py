@@ -1,4 +1,4 @@
-"""PosGen's tables for a paper, and its numbers for other programs, which are not rounded."""
+"""PosGen's tables for a paper, and its unrounded numbers as CSV data."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ _CAPTIONS = {
     "seen": (IN_DISTRIBUTION, "accuracy in % at positions seen in training"),
     "generated": (GENERATED, "accuracy in % of free-running generation at positions that training never saw"),
 }
-"""Of the tables for a paper, in their order: part of the label, metric, and what it is."""
+"""The tables for a paper in order: a part of the label → (metric, description of the metric)."""
 
 
 def paper_tables(table: PosGenTable, beside: Comparison | None, slug: str) -> list[Table]:
-    """A table for each metric that has values, and one of the pairs' differences."""
+    """Makes a table for each metric that has values, and one of the differences of pairs."""
     found = []
     for label, (metric, what) in _CAPTIONS.items():
         if any(row.runs[task].mean(metric) for row in table.rows for task in table.tasks):
@@ -61,7 +61,7 @@ def paper_tables(table: PosGenTable, beside: Comparison | None, slug: str) -> li
 
 
 def _mean_table(table: PosGenTable, metric: str, beside: Comparison | None, *, title: str, label: str) -> Table:
-    """Means of one metric; published numbers stand below ours."""
+    """The table of means of one metric, with published numbers below ours."""
     rows, fewer = [], []
     for row in table.rows:
         cells = []
@@ -99,7 +99,7 @@ def _setting(table: PosGenTable) -> str:
 
 
 def csv_data(table: PosGenTable, beside: Comparison | None, curves: Sequence[RowCurves]) -> list[Data]:
-    """Means, differences of pairs, and curves over seeds, for other programs."""
+    """The CSV data: means, differences of pairs, and curves over seeds."""
     means = [
         _where(table, task, row) | {"metric": metric} | _numbers(mean) | _published(beside, row, task, metric)
         for task in table.tasks
@@ -130,7 +130,7 @@ def _published(beside: Comparison | None, row: PosGenRow, task: str, metric: str
 
 
 def _curve_data(file: str, table: PosGenTable, curves: Sequence[RowCurves], names: Sequence[str], along: str) -> Data:
-    """One row per curve and point: mean, lowest and highest of the seeds; shares from 0 to 1, losses in nats."""
+    """CSV data with one row per curve and point: mean, lowest and highest over seeds; shares 0 to 1, losses in nats."""
     rows = []
     for one in curves:
         for name in names:

@@ -1,4 +1,4 @@
-"""PosGen's published numbers beside a table: differences, where the order is another, and which settings are."""
+"""Compares a PosGen table with the published numbers: differences, order of methods, and settings."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from longeval.studies.posgen.report.tables import (
 )
 
 _LEFT_OPEN = ("tied", "attention_scale", "init", "start_token", "dropout", "frozen_mlp")
-"""Settings of the records that the paper's text says nothing of."""
+"""Settings that the paper's text doesn't state."""
 
 _OF_METHODS = ("factor", "native_length")
-"""Settings that only methods with a factor have."""
+"""Settings that apply only to methods with a factor."""
 
 
 class Published(NamedTuple):
@@ -38,12 +38,12 @@ class Published(NamedTuple):
 
     @property
     def text(self) -> str:
-        """`98.71 ± 0.00`."""
+        """Mean and variance, such as `98.71 ± 0.00`."""
         return f"{self.mean:.2f} ± {self.variance:.2f}"
 
 
 class Both(NamedTuple):
-    """A method on one task with both numbers."""
+    """Our number and the published one for a method on one task."""
 
     row: PosGenRow
     ours: float
@@ -53,36 +53,36 @@ class Both(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
-    """A table beside the paper's."""
+    """Our table together with the published one."""
 
     published: PublishedSet
     table: PosGenTable
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """Columns that both have."""
+        """Tasks that are in both tables."""
         return tuple(task for task in self.table.tasks if task in self.published.columns)
 
     @property
     def rows(self) -> tuple[PosGenRow, ...]:
-        """Methods that both have."""
+        """Methods that are in both tables."""
         return tuple(row for row in self.table.rows if self._row(row) is not None)
 
     def number(self, row: PosGenRow, task: str) -> Published | None:
-        """The paper's number."""
+        """The published number, or None."""
         found = self._row(row)
         if found is None or task not in found.values:
             return None
         return Published(found.values[task], found.variances[task])
 
     def both(self, task: str) -> list[Both]:
-        """Methods that have both numbers on a task, the best of ours first."""
+        """Methods that have both numbers for a task, in descending order of ours."""
         found = [(row, row.runs[task].mean(OOD), self.number(row, task)) for row in self.rows]
         both = [Both(row, ours.mean, theirs.mean) for row, ours, theirs in found if ours is not None and theirs]
         return sorted(both, key=lambda one: -one.ours)
 
     def differences(self) -> Iterator[tuple[str, str, str]]:
-        """Settings that the paper states and this table has otherwise: name, theirs, ours."""
+        """Yields (name, theirs, ours) for each setting that differs from the one in the paper."""
         params = self.table.params | {"dtype": self.table.records[0].dtype, "seeds": len(self.table.seeds)}
         for name, theirs in self.published.params.items():
             ours = self._of_methods(name) if name in _OF_METHODS else [params.get(name)]
@@ -91,12 +91,12 @@ class Comparison:
                 yield name, _text(theirs), " and ".join(map(_text, ours))
 
     def left_open(self) -> list[str]:
-        """Settings that the paper's text doesn't state, with ours."""
+        """Our values of the settings that the paper's text doesn't state."""
         params = self.table.params
         return [f"{name} {_text(params[name])}" for name in _LEFT_OPEN if name in params]
 
     def _of_methods(self, name: str) -> list[object]:
-        """Values of a setting among methods with a factor that the paper has too, each once."""
+        """The distinct values of a setting among the methods with a factor that are in both tables."""
         records = [record for row in self.rows for runs in row.runs.values() for record in runs.records]
         having = [record for record in records if record.factor is not None]
         return list(dict.fromkeys(r.factor if name == "factor" else r.params.get(name) for r in having))
@@ -106,7 +106,7 @@ class Comparison:
 
 
 def comparison(table: PosGenTable) -> Comparison | None:
-    """The table beside the published one; None where they share no method or no task."""
+    """The comparison of a table with the published one; None if they share no method or no task."""
     (published,) = [found for found in published_sets() if found.kind == "posgen"]
     found = Comparison(published=published, table=table)
     return found if found.rows and found.tasks else None
@@ -119,14 +119,14 @@ def _equal(a: object, b: object) -> bool:
 
 
 def _text(value: object) -> str:
-    """`150`, `0.0002`, `10000`, `on`."""
+    """A setting's value as text, such as `150`, `0.0002` or `on`."""
     if isinstance(value, bool):
         return "on" if value else "off"
     return format_factor(value) if isinstance(value, float) else str(value)
 
 
 def published_blocks(beside: Comparison) -> list[Block]:
-    """A table of OOD accuracies, then a list on order and settings."""
+    """The blocks of the comparison: a table of OOD accuracies, and a list about order and settings."""
     what, *setting = beside.published.setting
     intro = f"Published: {beside.published.source}. {what} Difference: here − published."
     names = [name for task in beside.tasks for name in (f"{task}, here", "published", "difference")]
@@ -144,7 +144,7 @@ def published_blocks(beside: Comparison) -> list[Block]:
 
 
 def _cells(beside: Comparison, row: PosGenRow, task: str) -> list[TableCell]:
-    """Our mean, theirs, and the difference."""
+    """Our mean, the published mean, and their difference."""
     mean, theirs = row.runs[task].mean(OOD), beside.number(row, task)
     ours = mean_cell(mean, with_interval=False)
     if theirs is None:
@@ -154,11 +154,9 @@ def _cells(beside: Comparison, row: PosGenRow, task: str) -> list[TableCell]:
 
 
 def _order_items(task: str, methods: Sequence[Both]) -> list[Prose | Bullets]:
-    """Whether the means are in the published order, each pair that isn't, and what the seeds can tell.
+    """States whether the means are in the published order, each pair in another order, and how certain our order is.
 
-    Args:
-        task: The task.
-        methods: The best of ours first.
+    The methods are in descending order of our means.
     """
     if len(methods) < 2:
         return []
@@ -179,22 +177,22 @@ def _order_items(task: str, methods: Sequence[Both]) -> list[Prose | Bullets]:
 
 
 def _is_tie(above: Both, below: Both) -> bool:
-    """Whether two of our means read the same."""
+    """Whether two of our means are equal at two decimals."""
     return round(above.ours, 2) == round(below.ours, 2)
 
 
 def _is_inverted(above: Both, below: Both) -> bool:
-    """Whether two methods stand in the other order in the paper. Means that read the same have no order."""
+    """Whether two methods are in the opposite order in the paper. Means equal at two decimals have no order."""
     return not _is_tie(above, below) and above.theirs < below.theirs
 
 
 def _lead(above: Both, below: Both, task: str) -> SeedMean | None:
-    """How much one method is above another, over the seeds that both have."""
+    """Mean difference of two methods over the seeds that both have, with its interval."""
     return paired_over_seeds(below.row.values(task), above.row.values(task))
 
 
 def _inversion(task: str, above: Both, below: Both) -> Prose:
-    """Which two methods are the other way round, by how much, and whether the seeds can tell."""
+    """A sentence about two methods in the opposite order: their differences, and whether ours is significant."""
     points = above.ours - below.ours
     difference = _lead(above, below, task)
     if difference is None:
@@ -212,7 +210,7 @@ def _inversion(task: str, above: Both, below: Both) -> Prose:
 
 
 def _certainty(task: str, methods: Sequence[Both]) -> Iterator[Prose]:
-    """Of which neighbours in the order here the seeds can tell that one is above the other."""
+    """Yields sentences about which neighbours in our order differ significantly over seeds."""
     told: list[Prose] = []
     open_: list[Prose] = []
     untold: list[Prose] = []
@@ -238,7 +236,7 @@ def _certainty(task: str, methods: Sequence[Both]) -> Iterator[Prose]:
 
 
 def _setting_items(beside: Comparison) -> list[Prose]:
-    """Settings that the paper states and that are others here, and those that it leaves open."""
+    """Sentences about settings that differ from the paper, and settings that the paper doesn't state."""
     named = [f"{name} {ours} (theirs {theirs})" for name, theirs, ours in beside.differences()]
     items: list[Prose] = ["All settings that the paper states are the same here."]
     if named:

@@ -1,8 +1,8 @@
-"""PosGen's tables: which cells stand in one table, in one row, and what their seeds say together.
+"""PosGen's tables: sorts cells into tables and rows, and computes means over seeds.
 
-One table holds what may be compared: one regime, and the same of every setting that decides a value, seeds aside. Its
-rows are methods, each resonance form right below its base; its columns are tasks; in each place is one cell a seed.
-Values are percentages here.
+A table holds only comparable cells: the same regime and, except for seeds, the same settings. Its rows are methods,
+each resonance form below its base; its columns are tasks. Each row and column has one cell per seed. Values are
+percentages.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ METRICS = (OOD, IN_DISTRIBUTION, GENERATED)
 _PER_CELL = frozenset(
     {"regime", "seed", "data_seed", "training", "trained_with", "method", "own_native_length", "ci", "stacked"}
 )
-"""Parameters that belong to a row, a seed or a cell, never to a table; the first three are treated apart."""
+"""Parameters that may differ within a table. `regime`, `seed` and `data_seed` are handled separately."""
 
 
 REGIMES = {
@@ -37,11 +37,11 @@ REGIMES = {
     "swapped": "the base is off while training (YaRN trains as plain RoPE) and switched on for evaluation, Resonance's "
     "rounding is on in both, as in the paper's published code",
 }
-"""What each regime means."""
+"""Explanation of each regime, for reports."""
 
 
 class PosGenPlace(NamedTuple):
-    """What a cell is about, apart from settings."""
+    """The place of a cell in a table."""
 
     task: str
     regime: str
@@ -50,7 +50,7 @@ class PosGenPlace(NamedTuple):
 
 
 def place_of(cell: Record | PlannedCell) -> PosGenPlace:
-    """Where a cell belongs."""
+    """The place of a record or a planned cell."""
     regime, seed = cell.params.get("regime"), cell.params.get("seed")
     seed = seed if isinstance(seed, int) else 0
     return PosGenPlace(task=posgen_rule(cell), regime=str(regime), pe=cell.pe, seed=seed)
@@ -58,13 +58,13 @@ def place_of(cell: Record | PlannedCell) -> PosGenPlace:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Runs:
-    """One method on one task: a cell a seed, or none."""
+    """The cells of one method on one task, at most one for each seed."""
 
     cells: dict[int, dict[str, Record]]
-    """Seed to records by metric, seeds ascending; a failed cell has one record, without a value."""
+    """Seed → metric → record, seeds ascending. A failed cell has one record, without a value."""
 
     def values(self, metric: str) -> dict[int, float]:
-        """Seed to value in percent, of the cells that have one."""
+        """Seed → value in percent, for the cells that have one."""
         found = ((seed, records[metric].value) for seed, records in self.cells.items() if metric in records)
         return {seed: 100 * value for seed, value in found if value is not None}
 
@@ -83,41 +83,41 @@ class PosGenRow:
     """One method with its parameters and factor."""
 
     row: GridRow
-    """Its name, as other reports write it; its own cells are of no use here."""
+    """The row in the form of other reports; its `cells` are not used here."""
     name: str
-    """Label, with the factor where several rows have the same label."""
+    """Label, with the factor if several rows have the same label."""
     runs: dict[str, Runs]
-    """Task to cells, for every task of the table."""
+    """Cells for every task of the table."""
 
     def values(self, task: str) -> dict[int, float]:
-        """Seed to OOD accuracy in percent."""
+        """Seed → OOD accuracy in percent."""
         return self.runs[task].values(OOD)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PosGenPair:
-    """A resonance form against its base: differences in points, seed by seed."""
+    """A method and its resonance form, with differences in percentage points."""
 
     base: PosGenRow
     resonance: PosGenRow
     differences: dict[str, SeedMean]
-    """Task to mean difference of OOD accuracy, resonance − base."""
+    """Task → mean over seeds of the difference in OOD accuracy, resonance − base."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PosGenTable:
-    """One table."""
+    """A table of comparable PosGen cells."""
 
     regime: str
     differs: str
-    """In what its settings differ from those of other tables of this report; empty if in nothing."""
+    """The settings that differ from other tables of this report; empty if none differ."""
     tasks: tuple[str, ...]
-    """Columns, names of rules."""
+    """Names of rules, the columns."""
     seeds: tuple[int, ...]
-    """All seeds that were asked for or have a cell, ascending."""
+    """All seeds that were requested or have a cell, ascending."""
     rows: tuple[PosGenRow, ...]
     replaced: int
-    """Cells that are left out because a newer one has the same settings."""
+    """Number of cells that are left out because a newer one has the same settings."""
 
     @property
     def records(self) -> list[Record]:
@@ -126,29 +126,29 @@ class PosGenTable:
 
     @property
     def params(self) -> dict[str, Any]:
-        """Parameters of one of its records; those that decide the table are the same in all."""
+        """Parameters of the first record; all but those in `_PER_CELL` are equal in all records."""
         return self.records[0].params
 
     @property
     def title(self) -> str:
-        """`regime trained, posgen-2x512, 150 epochs, float32`."""
+        """The title, such as `regime trained, posgen-2x512, 150 epochs, float32`."""
         first = self.records[0]
         return f"regime {self.regime}, {first.model}, {counted(first.params['epochs'], 'epoch')}, {first.dtype}"
 
     @property
     def seeds_phrase(self) -> str:
-        """`5 seeds (0–4)`."""
+        """The seeds in words, such as `5 seeds (0–4)`."""
         return f"{counted(len(self.seeds), 'seed')} ({numbers_text(self.seeds)})"
 
     def is_best(self, row: PosGenRow, task: str, metric: str) -> bool:
-        """Whether a method is at least as good as the other of its pair, at two decimals; False without another."""
+        """Whether a method is at least as good as the other method of its pair at two decimals; False without one."""
         others = [other for other in self.rows if _is_pair(row.row, other.row)]
         mine = _shown_mean(row, task, metric)
         theirs = [mean for other in others if (mean := _shown_mean(other, task, metric)) is not None]
         return mine is not None and bool(theirs) and mine >= max(theirs)
 
     def pairs(self) -> Iterator[PosGenPair]:
-        """Resonance forms whose base is in the table with the same parameters and factor."""
+        """Yields the pairs of a method and its resonance form with the same parameters and factor."""
         rows = {(row.row.pe, row.row.method, row.row.factor): row for row in self.rows}
         for pair in resonance_pairs([row.row for row in self.rows]):
             base, resonance = (rows[one.pe, one.method, one.factor] for one in pair)
@@ -159,13 +159,13 @@ class PosGenTable:
 
 
 def _is_pair(a: GridRow, b: GridRow) -> bool:
-    """Whether one is the other's resonance form."""
+    """Whether one row is the resonance form of the other."""
     same = (a.method, a.factor, base_method(a.pe)) == (b.method, b.factor, base_method(b.pe))
     return same and is_resonance(a.pe) != is_resonance(b.pe)
 
 
 def _shown_mean(row: PosGenRow, task: str, metric: str) -> float | None:
-    """A mean as tables show it."""
+    """A mean at two decimals, as tables show it."""
     mean = row.runs[task].mean(metric)
     return None if mean is None else round(mean.mean, 2)
 
@@ -185,7 +185,11 @@ def build_tables(collection: Collection) -> list[PosGenTable]:
 
 
 def _by_data(records: Sequence[Record]) -> list[tuple[str, list[Record]]]:
-    """Trainings with data of their own seed apart from those on one seed's data; what fits both stands in both."""
+    """Separates trainings with data of their own seed from trainings on a shared data seed.
+
+    Returns:
+        (description, records) of each part. Records that belong to both parts are in both.
+    """
     seeds = {record.cell: (int(record.params["seed"]), record.params.get("data_seed")) for record in records}
     shared = sorted({data for seed, data in seeds.values() if data is not None and data != seed})
     own = [record for record in records if seeds[record.cell][1] in (None, seeds[record.cell][0])]
@@ -217,7 +221,7 @@ def _table(regime: str, differs: str, records: list[Record], planned: Sequence[P
 
 
 def _latest(records: Sequence[Record]) -> set[str]:
-    """Ids of the cells that are shown: of those in one place an ok one before a failed one, then the later."""
+    """Ids of the cells that are shown: in each place the latest one, successful cells before failed ones."""
     cells: dict[tuple[object, ...], str] = {}
     for record in sorted(records, key=lambda record: (record.status == "ok", record.provenance.date, record.cell)):
         cells[method_of(record), record.factor, place_of(record)] = record.cell
@@ -225,7 +229,7 @@ def _latest(records: Sequence[Record]) -> set[str]:
 
 
 def _runs(records: Sequence[Record]) -> Runs:
-    """One method on one task, of its records."""
+    """The cells of one method on one task, from their records."""
     cells: dict[int, dict[str, Record]] = defaultdict(dict)
     for record in records:
         cells[place_of(record).seed][record.metric] = record
@@ -233,14 +237,14 @@ def _runs(records: Sequence[Record]) -> Runs:
 
 
 def _planned_seeds(regime: str, records: Sequence[Record], planned: Sequence[PlannedRequest]) -> set[int]:
-    """Seeds that the requests of these cells ask for."""
+    """Seeds that the requests of these cells include."""
     ids = {record.cell for record in records}
     requests = [request.cells for request in planned if any(cell.cell in ids for cell in request.cells)]
     places = [place_of(cell) for cells in requests for cell in cells]
     return {place.seed for place in places if place.regime == regime}
 
 
-# How means over seeds are shown.
+# Formatting of means over seeds.
 
 
 def mean_cell(
@@ -251,14 +255,14 @@ def mean_cell(
     is_strong: bool = False,
     with_interval: bool = True,
 ) -> TableCell:
-    """`98.30 ± 0.04 [98.05, 98.55] (3 of 5 seeds)`; `98.30` from one seed, a dash for none.
+    """A cell such as `98.30 ± 0.04 [98.05, 98.55] (3 of 5 seeds)`; `98.30` for one seed, a dash for none.
 
     Args:
         mean: The mean.
-        text: How the number reads, where not with its variance.
-        num_seeds: Seeds that there are; where the mean is of fewer, the cell says so.
-        is_strong: In bold.
-        with_interval: Show the interval, if there is one.
+        text: Text that replaces mean and variance.
+        num_seeds: Number of seeds of the table; a mean over fewer seeds gets a note.
+        is_strong: Whether the cell is bold.
+        with_interval: Whether to show the interval.
     """
     if mean is None:
         return DASH
@@ -277,7 +281,7 @@ def columns(names: Sequence[str], first: str = "method") -> tuple[Prose, ...]:
 
 
 def difference_cell(difference: SeedMean | None, num_seeds: int = 0, *, for_paper: bool = False) -> TableCell:
-    """A difference in points with its interval; in bold where the interval excludes 0, not in a paper."""
+    """A difference in points with its interval; bold if the interval excludes 0, but not in a paper."""
     if difference is None:
         return DASH
     is_strong = difference.excludes_zero and not for_paper
@@ -285,18 +289,18 @@ def difference_cell(difference: SeedMean | None, num_seeds: int = 0, *, for_pape
 
 
 def _interval(mean: SeedMean) -> tuple[str, str] | None:
-    """Its ends as they are shown."""
+    """The ends of the interval as text, or None."""
     if mean.low is None or mean.high is None:
         return None
     return f"{mean.low:.2f}".replace("-", "−"), f"{mean.high:.2f}".replace("-", "−")
 
 
 def interval_text(mean: SeedMean) -> str:
-    """`98.05 to 98.55`, in a sentence; nothing from one seed."""
+    """The interval in a sentence, such as `98.05 to 98.55`; empty for one seed."""
     return " to ".join(_interval(mean) or ())
 
 
 def points_text(points: float) -> str:
-    """A difference in points with its sign: `+0.88`, `−2.65`, `0.00`."""
+    """A difference in points with its sign, such as `+0.88`, `−2.65` or `0.00`."""
     text = f"{abs(points):.2f}"
     return text if not text.strip("0.") else f"{'+' if points > 0 else '−'}{text}"

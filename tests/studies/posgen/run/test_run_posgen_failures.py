@@ -52,7 +52,7 @@ def test_a_seed_that_diverges_fails_alone_and_its_weights_are_not_used_again(sto
     monkeypatch.setattr(train_posgen, "train", spoil_one)
     result = carry_out(tiny_request(pe=("none",)), store)
     assert [(r.params["seed"], r.status) for r in result.records] == [(0, "ok")] * 3 + [(1, "failed")]
-    assert "weights are no finite numbers after epoch 4" in result.records[-1].error
+    assert "weights are not finite after epoch 4" in result.records[-1].error
     assert store.curves(result.records[-1].cell) is None
     assert store.has_training("weights", fine) and not store.has_training("weights", lost)
     assert not store.has_checkpoints()
