@@ -179,13 +179,18 @@ def _show_plans(plans: Sequence[Plan], store: Store, fresh: bool) -> None:
     """Prints what runs would do."""
     from longeval.run.engine import stored_cells
     from longeval.run.host import Host, Silent, backend_of
+    from longeval.run.reuse import reusable, reuse_notes
 
     screen = _wide_console()
     screen.print("Dry run: nothing is computed.\n")
     for plan in plans:
         stored = {} if fresh else stored_cells(plan, store)
-        host = Host(store=store, progress=Silent(), load=backend_of(plan.request), fresh=fresh)
-        _show_overview(plan.overview(host, plan.left(stored), stored), screen)
+        left = plan.left(stored)
+        reused = {} if fresh else reusable(left, store)
+        for note in [] if fresh else reuse_notes(plan, left, reused, store):
+            say(note)
+        host = Host(store=store, progress=Silent(), load=backend_of(plan.request), fresh=fresh, reused=reused)
+        _show_overview(plan.overview(host, left, stored), screen)
 
 
 def _show_overview(overview: Overview, screen: Console) -> None:

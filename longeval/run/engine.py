@@ -15,6 +15,7 @@ import longeval.metrics  # noqa: F401  (registers all metrics: stored cells are 
 from longeval.backends.base import Backend
 from longeval.run.executor import Executor, LocalExecutor
 from longeval.run.host import Host, Progress, backend_of
+from longeval.run.reuse import reusable, reuse_notes
 from longeval.run.study import Outcome, Plan
 from longeval.store.folder import Store
 from longeval.store.plan import remember_request
@@ -59,7 +60,7 @@ def run(
         plan: What to compute.
         store: Where records are and go; the request and its plan are written beside them before the first.
         progress: Told about every pass and cell.
-        fresh: Compute stored cells again.
+        fresh: Compute stored cells again, and take nothing from others.
         under_way: Whether results of the same invocation exist already, so that nothing may end it any more.
         load: Brings a model's weights, called only if one of its cells is missing; None: into the request's backend.
         executor: Where work runs; None: in this process.
@@ -74,7 +75,11 @@ def run(
     left = plan.left(stored)
     keeper = _Keeper(plan=plan, store=store, progress=progress, fresh=fresh, under_way=under_way or bool(stored))
     load = load or backend_of(plan.request)
-    host = Host(store=store, progress=progress, load=load, fresh=fresh, before_write=keeper.begin)
+    reused = {} if fresh else reusable(left, store)
+    if not fresh:
+        for note in reuse_notes(plan, left, reused, store):
+            progress.note(note)
+    host = Host(store=store, progress=progress, load=load, fresh=fresh, reused=reused, before_write=keeper.begin)
     costs = [cost for work in left for cost in work.costs(host)]
     if costs:
         store.check_writable()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -16,6 +16,7 @@ from longeval.store.records import Record
 if TYPE_CHECKING:
     from longeval.models.prepare import PreparedModel
     from longeval.run.cost import ModelSize
+    from longeval.run.reuse import Reused
 
 Kept = TypeVar("Kept")
 OneWork = TypeVar("OneWork")
@@ -23,6 +24,10 @@ OneWork = TypeVar("OneWork")
 
 class Progress(Protocol):
     """Hears how a run gets on."""
+
+    def note(self, text: str) -> None:
+        """What a user should know before the first pass."""
+        ...
 
     def begin(self, costs: Sequence[float]) -> None:
         """The operations of each pass that is to be made."""
@@ -45,7 +50,7 @@ class Silent:
     """A `Progress`, and a `Tell` while planning, that says nothing."""
 
     def note(self, text: str) -> None:
-        """See `Tell`."""
+        """See `Tell` and `Progress`."""
 
     def preparing(self, what: str, done: int, total: int) -> None:
         """See `Tell`."""
@@ -73,6 +78,8 @@ class Host:
     """Brings a model's weights."""
     fresh: bool = False
     """Whether stored results are passed over."""
+    reused: Mapping[str, Reused] = field(default_factory=dict)
+    """What other stored cells hold of those to compute, by cell id (`run.reuse`)."""
     before_write: Callable[[], None] = lambda: None
     """To be called before a file other than a cell's is written into the run folder."""
     device: str = ""

@@ -16,10 +16,20 @@ from longeval.errors import LongEvalError
 from longeval.request import ModelRequest
 from longeval.rope.base import METHODS, RopeTable
 from longeval.rope.build import MethodName, parse_method_name
+from longeval.run.cell import Follows
 from longeval.values import format_length
 
 if TYPE_CHECKING:
     from longeval.models.prepare import PreparedModel
+
+
+FOLLOWS_FACTOR = Follows(
+    setting="factor",
+    of="pe",
+    says="s is {new} now, since it follows from the longest length; stored cells were computed with s = {old}, another "
+    "table, so they don't serve here. {flag} {old} keeps it",
+)
+"""What methods that stretch say where stored cells have another factor."""
 
 
 def ask_server(spec: AnyRequest) -> tuple[AnyRequest, Server | None]:

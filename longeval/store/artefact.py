@@ -44,6 +44,8 @@ class Artefact(Generic[T]):
     """Raises ValueError, saying what is wrong, where the artefact contradicts itself or the counts of its records."""
     by_epoch: Callable[[T], Mapping[str, Mapping[int, float]]] | None = None
     """Name → epoch → value, of a kind that says how a training went: what experiment trackers draw."""
+    parts: Callable[[T], Mapping[str, Any]] | None = None
+    """Digest of what the model was given → what it gave, for each window or sample of a kind that is made of such."""
     values: dict[str, Callable[[T, Record], float | None]] = field(default_factory=dict)
     """Metric → the value that its record must have. Every further metric that is registered adds its own."""
     other: Callable[[T, Record], float | None] | None = None

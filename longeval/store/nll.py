@@ -9,6 +9,7 @@ Shapes: W windows in the order they ran, S scored tokens (those of window 0, the
 from __future__ import annotations
 
 import functools
+import hashlib
 import io
 import math
 import zipfile
@@ -31,8 +32,12 @@ _FORMS = {
     "start": "<i8",
     "bytes": "<i8",
     "documents": "U",
+    "windows": "<u8",
 }
 """Arrays of the file with their types; names have the length of the longest."""
+
+_LATER = frozenset({"windows"})
+"""Arrays that files of earlier versions lack."""
 
 _LARGEST_FILE = 1 << 31
 """Most bytes that a file's arrays unpack to: half a billion tokens. What claims to be more is no cell's."""
@@ -65,9 +70,12 @@ class TokenNll:
     """UTF-8 bytes of the window's scored tokens; −1 where the tokenizer can't tell."""
     documents: tuple[str, ...]
     """Names of the documents."""
+    windows_W: npt.NDArray[np.uint64] | None = None
+    """`window_digest` of each window, shape (W,); None in files of earlier versions."""
 
     def __post_init__(self) -> None:
-        by_window = (self.context_W, self.document_W, self.start_W, self.bytes_W)
+        by_window: list[npt.NDArray[Any]] = [self.context_W, self.document_W, self.start_W, self.bytes_W]
+        by_window += [] if self.windows_W is None else [self.windows_W]
         if any(len(values_W) != len(self.tokens_W) for values_W in by_window):
             raise ValueError("its arrays by window differ in length")
         if int(self.tokens_W.sum()) != len(self.nll_S):
@@ -127,6 +135,7 @@ class TokenNll:
     def to_bytes(self) -> bytes:
         """The `.npz` file's content (deterministic: equal tables give equal bytes up to zip time stamps)."""
         buffer = io.BytesIO()
+        later: dict[str, Any] = {} if self.windows_W is None else {"windows": self.windows_W.astype("<u8")}
         np.savez_compressed(
             buffer,
             nll=self.nll_S.astype("<f4"),
@@ -136,8 +145,22 @@ class TokenNll:
             start=self.start_W.astype("<i8"),
             bytes=self.bytes_W.astype("<i8"),
             documents=np.array(self.documents, dtype=np.str_),
+            **later,
         )
         return buffer.getvalue()
+
+    def parts(self) -> dict[str, npt.NDArray[np.float32]]:
+        """`window_digest` as text → values of the window's scored tokens; empty where the digests aren't stored."""
+        if self.windows_W is None:
+            return {}
+        values_W = np.split(self.nll_S, self.offsets_W[1:])
+        return {str(digest): nll_S for digest, nll_S in zip(self.windows_W.tolist(), values_W, strict=True)}
+
+
+def window_digest(tokens_T: npt.NDArray[np.int32], first_scored: int) -> int:
+    """The first 64 bits of the SHA-256 of a window's token ids, prefix included, and of where scoring begins."""
+    whole = hashlib.sha256(f"{first_scored}\0".encode() + np.ascontiguousarray(tokens_T, dtype="<i4").tobytes())
+    return int.from_bytes(whole.digest()[:8], "little")
 
 
 def token_nll_from_bytes(content: bytes) -> TokenNll:
@@ -146,7 +169,8 @@ def token_nll_from_bytes(content: bytes) -> TokenNll:
         with zipfile.ZipFile(io.BytesIO(content)) as file:
             if sum(item.file_size for item in file.infolist()) > _LARGEST_FILE:
                 raise ValueError("it unpacks to more than any cell has")
-            parts = {name: io.BytesIO(file.read(f"{name}.npy")) for name in _FORMS}
+            there = set(_FORMS) - (_LATER - {name.removesuffix(".npy") for name in file.namelist()})
+            parts = {name: io.BytesIO(file.read(f"{name}.npy")) for name in there}
         read = functools.partial(np.lib.format.read_array, allow_pickle=False)
         arrays: dict[str, npt.NDArray[Any]] = {name: read(part) for name, part in parts.items()}
     except Exception as error:  # of a damaged file, zipfile, zlib and numpy raise a dozen kinds
@@ -163,6 +187,7 @@ def token_nll_from_bytes(content: bytes) -> TokenNll:
         start_W=arrays["start"],
         bytes_W=arrays["bytes"],
         documents=_names(arrays["documents"]),
+        windows_W=arrays.get("windows"),
     )
     _check_windows(nll)
     return nll
@@ -217,6 +242,7 @@ NLL = ARTEFACTS.register(
         encode=TokenNll.to_bytes,
         decode=token_nll_from_bytes,
         check=_check,
+        parts=TokenNll.parts,
         values={
             "perplexity": lambda nll, record: math.exp(min(nll.mean(record.protocol), LARGEST_EXPONENT)),
             "bits_per_byte": lambda nll, _: nll.bits_per_byte(),

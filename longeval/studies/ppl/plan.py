@@ -56,7 +56,7 @@ class PplPlan(Plan):
                 str(len({window.document for window in cell.windows})),
                 str(cell.skipped),
                 f"{len(cell.windows):,}",
-                "yes" if cell.id in stored else "–",
+                _how_much(cell, host, stored),
             )
             sections.setdefault(f"{cell.model} on {cell.data}", []).append(row)
         return Overview(
@@ -70,7 +70,7 @@ class PplPlan(Plan):
         """What is left to do with a model."""
         cells = [cell for work in left for cell in work.cells if cell.model == model.name]
         windows = [
-            window for work in left if isinstance(work, PplWork) and work.model is model for window in work.passes()
+            window for work in left if isinstance(work, PplWork) and work.model is model for window in work.passes(host)
         ]
         said = (
             f"{model.name} ({precision(self.request, model)}): {count(len(cells), 'cell')} in {len(windows)} forward "
@@ -82,6 +82,13 @@ class PplPlan(Plan):
         memory = memory_bytes(model, size, max((window.length for window in windows), default=0))
         duration = format_duration(windows_seconds(model, size, windows))
         return f"{said}; estimated {duration} and {format_gib(memory)}"
+
+
+def _how_much(cell: PplCell, host: Host, stored: Container[str]) -> str:
+    """Whether a cell is stored, or how many of its windows are."""
+    if cell.id in stored:
+        return "yes"
+    return f"{len(host.reused[cell.id].sources):,} windows" if cell.id in host.reused else "–"
 
 
 def plan_ppl(request: PplRequest, *, dry_run: bool = False) -> PplPlan:
