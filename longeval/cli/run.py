@@ -77,7 +77,7 @@ def carry_out(
     check_folder(specs, studies, store)
     plans = _plan_all(specs, studies, quiet, dry_run=dry_run)
     if dry_run:
-        _show_plans(plans, store, fresh)
+        _show_plans(plans, store, fresh, quiet)
         return 0
     store.sweep()
     sweep_temporary()
@@ -175,20 +175,20 @@ def _say(text: str, quiet: bool) -> None:
         say(text)
 
 
-def _show_plans(plans: Sequence[Plan], store: Store, fresh: bool) -> None:
+def _show_plans(plans: Sequence[Plan], store: Store, fresh: bool, quiet: bool) -> None:
     """Prints what runs would do."""
     from longeval.run.engine import stored_cells
     from longeval.run.host import Host, Silent, backend_of
-    from longeval.run.reuse import reusable, reuse_notes
+    from longeval.run.reuse import Found, find_reusable
 
     screen = _wide_console()
     screen.print("Dry run: nothing is computed.\n")
     for plan in plans:
         stored = {} if fresh else stored_cells(plan, store)
         left = plan.left(stored)
-        reused = {} if fresh else reusable(left, store)
-        for note in [] if fresh else reuse_notes(plan, left, reused, store):
-            say(note)
+        reused, notes = Found({}, []) if fresh else find_reusable(plan, left, store)
+        for note in notes:
+            _say(note, quiet)
         host = Host(store=store, progress=Silent(), load=backend_of(plan.request), fresh=fresh, reused=reused)
         _show_overview(plan.overview(host, left, stored), screen)
 

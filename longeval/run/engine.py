@@ -15,7 +15,7 @@ import longeval.metrics  # noqa: F401  (registers all metrics: stored cells are 
 from longeval.backends.base import Backend
 from longeval.run.executor import Executor, LocalExecutor
 from longeval.run.host import Host, Progress, backend_of
-from longeval.run.reuse import reusable, reuse_notes
+from longeval.run.reuse import Found, find_reusable
 from longeval.run.study import Outcome, Plan
 from longeval.store.folder import Store
 from longeval.store.plan import remember_request
@@ -75,10 +75,9 @@ def run(
     left = plan.left(stored)
     keeper = _Keeper(plan=plan, store=store, progress=progress, fresh=fresh, under_way=under_way or bool(stored))
     load = load or backend_of(plan.request)
-    reused = {} if fresh else reusable(left, store)
-    if not fresh:
-        for note in reuse_notes(plan, left, reused, store):
-            progress.note(note)
+    reused, notes = Found({}, []) if fresh else find_reusable(plan, left, store)
+    for note in notes:
+        progress.note(note)
     host = Host(store=store, progress=progress, load=load, fresh=fresh, reused=reused, before_write=keeper.begin)
     costs = [cost for work in left for cost in work.costs(host)]
     if costs:

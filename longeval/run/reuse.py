@@ -9,9 +9,9 @@ given the very same tokens. Everything else is computed from both together, as i
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from longeval.backends.base import Backend
 from longeval.plain import canonical_json
@@ -72,7 +72,9 @@ class Reused:
 
     def load(self, store: Store) -> dict[int, Any]:
         """Place → what the model gave there; without those whose file went away."""
-        held = {source.cell: _parts(source, store) for source in self.sources.values()}
+        held = {
+            cell: _parts(source, store) for cell, source in {one.cell: one for one in self.sources.values()}.items()
+        }
         return {
             place: held[source.cell][self.digests[place]]
             for place, source in self.sources.items()
@@ -84,18 +86,26 @@ class Reused:
         return all(source.records[0].rope_digest == rope_digest for source in self.sources.values())
 
 
-def reusable(work: Sequence[Work], store: Store) -> dict[str, Reused]:
-    """What stored cells hold of the cells of some work, by cell id; cells of which nothing is there are left out."""
+class Found(NamedTuple):
+    """What a run folder has for work that is to be done."""
+
+    reused: dict[str, Reused]
+    """By cell id; cells of which nothing is there are left out."""
+    notes: list[str]
+    """What a user should know before the start: what is taken, and why some of what is stored is of no use."""
+
+
+def find_reusable(plan: Plan, work: Sequence[Work], store: Store) -> Found:
+    """Looks for windows or samples of some work of a plan in the cells of a run folder."""
     wanted = [(one, cell) for one in work if isinstance(one, InParts) for cell in one.cells]
-    if not wanted:
-        return {}
+    stored = list(_in_parts(store)) if wanted else []
+    if not stored:
+        return Found({}, [])
     (selected_by,) = {cell.selected_by for _, cell in wanted}
-    stored: dict[str, list[StoredCell]] = defaultdict(list)
-    for found in _in_parts(store):
-        stored[_settings(found.records[0], selected_by)].append(found)
+    by_settings = _by_settings(stored, selected_by)
     reused = {}
     for one, cell in wanted:
-        if sources := stored.get(_settings(cell, selected_by)):
+        if sources := by_settings.get(_settings(cell, selected_by)):
             try:
                 digests = one.parts(cell)
             except OSError:  # a document went away: the cell's own passes will say so
@@ -103,15 +113,34 @@ def reusable(work: Sequence[Work], store: Store) -> dict[str, Reused]:
             places = _places(digests, sources, store)
             if places:
                 reused[cell.id] = Reused(digests=digests, sources=places)
-    return reused
+    notes = []
+    if reused:
+        taken = sum(len(one.sources) for one in reused.values())
+        total = sum(len(one.digests) for one in reused.values())
+        notes.append(
+            f"{taken:,} of {total:,} {wanted[0][1].part}s of {count(len(reused), 'cell')} are taken from other cells "
+            f"that are stored in {store.path}; only what is missing is computed (--fresh computes all)"
+        )
+    short = [cell for _, cell in wanted if cell.id not in reused or not reused[cell.id].whole]
+    return Found(reused, notes + (_why_not(plan, short, reused, stored) if short else []))
+
+
+def _by_settings(stored: Iterable[StoredCell], but: Container[str]) -> dict[str, list[StoredCell]]:
+    """Stored cells that have the same settings `but` these, what was computed last first."""
+    found: dict[str, list[StoredCell]] = defaultdict(list)
+    for one in sorted(stored, key=lambda one: one.records[0].provenance.date, reverse=True):
+        found[_settings(one.records[0], but)].append(one)
+    return found
 
 
 def _places(digests: Sequence[str], sources: Sequence[StoredCell], store: Store) -> dict[int, StoredCell]:
-    """Which of the stored cells holds each window or sample, where one does; what was computed last comes first."""
+    """Which of the stored cells holds each window or sample, where one does, all of them under one table."""
     found: dict[int, StoredCell] = {}
-    for source in sorted(sources, key=lambda one: one.records[0].provenance.date, reverse=True):
+    for source in sources:
         if len(found) == len(digests):
             break
+        if source.records[0].rope_digest != sources[0].records[0].rope_digest:
+            continue
         held = _parts(source, store)
         found |= {place: source for place, one in enumerate(digests) if one in held and place not in found}
     return found
@@ -173,41 +202,16 @@ def computed_with(
     }
 
 
-def reuse_notes(plan: Plan, work: Sequence[Work], reused: Mapping[str, Reused], store: Store) -> list[str]:
-    """What a user should know before the start: what is taken from stored cells, and why some are of no use.
-
-    Args:
-        plan: The request.
-        work: What is left to compute.
-        reused: What stored cells hold of it.
-        store: The run folder.
-    """
-    cells = [cell for one in work if isinstance(one, InParts) for cell in one.cells]
-    notes = []
-    if reused:
-        taken = sum(len(one.sources) for one in reused.values())
-        total = sum(len(one.digests) for one in reused.values())
-        notes.append(
-            f"{taken:,} of {total:,} {cells[0].part}s of {count(len(reused), 'cell')} are taken from other cells that "
-            f"are stored in {store.path}; only what is missing is computed (--fresh computes all)"
-        )
-    short = [cell for cell in cells if cell.id not in reused or not reused[cell.id].whole]
-    return notes + _why_not(plan, short, reused, store)
-
-
-def _why_not(plan: Plan, cells: Sequence[Cell], reused: Mapping[str, Reused], store: Store) -> list[str]:
+def _why_not(
+    plan: Plan, cells: Sequence[Cell], reused: Mapping[str, Reused], stored: Sequence[StoredCell]
+) -> list[str]:
     """Why stored cells don't serve, or not wholly: settings that follow from the longest length have changed."""
-    if not cells:
-        return []
     follows = [one for one in cells[0].follows if plan.request.is_default(one.setting)]
     but = {*cells[0].selected_by, *(one.setting for one in follows)}
-    stored: dict[str, list[StoredCell]] = defaultdict(list)
-    for found in _in_parts(store):
-        stored[_settings(found.records[0], but)].append(found)
+    by_settings = _by_settings(stored, but)
     subjects: dict[tuple[Follows, str, str], dict[str, None]] = defaultdict(dict)
     for cell in cells:
-        sources = stored.get(_settings(cell, but), [])
-        newest = max((one.records[0] for one in sources), key=lambda record: record.provenance.date, default=None)
+        newest = next((one.records[0] for one in by_settings.get(_settings(cell, but), [])), None)
         counts = reused[cell.id].counts if cell.id in reused else {}
         if newest is None or counts.get(newest.cell) == newest.n:  # it gives all that it has
             continue

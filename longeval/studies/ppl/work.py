@@ -162,10 +162,10 @@ class PplWork:
         methods = ",".join(dict.fromkeys(cell.pe.canonical for cell in self.cells))
         lengths = ",".join(dict.fromkeys(format_length(cell.length) for cell in self.cells))
         what = f"{methods} {lengths} · {self.model.name} on {self.corpus.source.name}"
-        host.progress.stage(what, len(self._shared(scored)), "window")
         taken = {name: len(values) for name, values in scored.items()}
         started = time.perf_counter()
         if backend is not None:
+            host.progress.stage(what, len(self._shared(scored)), "window")
             self._score(host, backend, texts, scored)
         elapsed_s = time.perf_counter() - started
 

@@ -84,7 +84,8 @@ class TaskWork:
                 static=cell.setup.static,
             )
         what = f"{cell.pe.canonical} {job.title} at {format_length(cell.length)} · {job.model.name}"
-        host.progress.stage(what, len(job.prepared.samples) - len(known), "sample")
+        if backend is not None:
+            host.progress.stage(what, len(job.prepared.samples) - len(known), "sample")
         started = time.perf_counter()
 
         def on_sample(place: int) -> None:
