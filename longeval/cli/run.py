@@ -76,7 +76,7 @@ def carry_out(
     check_folder(specs, studies, store)
     plans = _plan_all(specs, studies, quiet, dry_run=dry_run)
     if dry_run:
-        _show_plans(plans, store, fresh)
+        _show_plans(plans, store, fresh, quiet)
         _show_examples(plans, store, num_shown, file=sys.stdout)
         return 0
     store.sweep()
@@ -174,17 +174,22 @@ def _say(text: str, quiet: bool) -> None:
         say(text)
 
 
-def _show_plans(plans: Sequence[Plan], store: Store, fresh: bool) -> None:
+def _show_plans(plans: Sequence[Plan], store: Store, fresh: bool, quiet: bool) -> None:
     """Prints what runs would do."""
     from longeval.run.engine import stored_cells
     from longeval.run.host import Host, Silent, backend_of
+    from longeval.run.reuse import Reusable, find_reusable
 
     screen = _wide_console()
     screen.print("Dry run: nothing is computed.\n")
     for plan in plans:
         stored = {} if fresh else stored_cells(plan, store)
-        host = Host(store=store, progress=Silent(), load=backend_of(plan.request), fresh=fresh)
-        _show_overview(plan.overview(host, plan.left(stored), stored), screen)
+        left = plan.left(stored)
+        reused, notes = Reusable({}, []) if fresh else find_reusable(plan, left, store)
+        for note in notes:
+            _say(note, quiet)
+        host = Host(store=store, progress=Silent(), load=backend_of(plan.request), fresh=fresh, reused=reused)
+        _show_overview(plan.overview(host, left, stored), screen)
         for note in plan.stored_notes(store, stored):
             say(note)
 

@@ -16,10 +16,8 @@ from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from longeval.store.records import Record
-
-OUTCOMES = frozenset({"batch_size", "ci", "stderr", "primary", "filter", "higher_is_better", "without_text"})
-"""Parameters that say something of a result, of one metric, or of records without text."""
+from longeval.report.numbers import counted
+from longeval.store.records import OUTCOMES, Record
 
 DEFINITION = frozenset({"prompts", "task_digest", "task_version", "own_prompts", "chance"})
 """Parameters that a task's definition and the program's version decide, not the request."""
@@ -180,7 +178,20 @@ def split(
     for record in records:
         parts[_values(record, keys)].append(record)
     differing = _telling(keys, list(parts))
-    return [Part(", ".join(_shown(key, _setting(part[0], key)) for key in differing), part) for part in parts.values()]
+    counts = [{"data_digest": _documents(part)} for part in parts.values()]
+    labels = [
+        ", ".join(count.get(key) or _shown(key, part[0]) for key in differing)
+        for count, part in zip(counts, parts.values(), strict=True)
+    ]
+    if len(set(labels)) < len(parts):  # other documents, and as many
+        labels = [", ".join(_shown(key, part[0]) for key in differing) for part in parts.values()]
+    return [Part(label, part) for label, part in zip(labels, parts.values(), strict=True)]
+
+
+def _documents(records: Sequence[Record]) -> str:
+    """`4 documents`: the most that a cell scored; empty where no record counts them."""
+    most = max((record.documents or 0 for record in records), default=0)
+    return counted(most, "document") if most else ""
 
 
 def _colliding(records: Sequence[Record], keys: Sequence[str], per_cell: frozenset[str], *, columns: bool) -> list[str]:
@@ -226,8 +237,11 @@ def _values(record: Record, keys: Sequence[str]) -> tuple[str, ...]:
     return tuple(canonical(_setting(record, key)) for key in keys)
 
 
-def _shown(key: str, value: Any) -> str:
-    """`stride 128`, `float32`, `weights 0a1b2c3d`, `no limit`."""
+def _shown(key: str, record: Record) -> str:
+    """`stride 128`, `float32`, `weights 0a1b2c3d`, `no limit`, `documents of at least 1,024 tokens`."""
+    value = _setting(record, key)
+    if key == "min_tokens" and value is not None:
+        return f"documents of at least {value:,} tokens"
     if key == "dtype":
         return precision_text(str(value))
     if key == "backend":

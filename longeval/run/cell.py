@@ -12,6 +12,7 @@ from longeval.rope.build import MethodName
 from longeval.store.artefact import Artefact
 from longeval.store.plan import PlannedCell
 from longeval.store.records import SCHEMA_VERSION, Record, Status, provenance
+from longeval.values import format_length
 
 ID_DIGITS = 16
 """Hex digits of a cell id. They are 64 bits, enough to exclude collisions among a study's cells."""
@@ -19,6 +20,28 @@ ID_DIGITS = 16
 FOR_READERS = ("data_origin", "without_text", "own_native_length", "source", "limit", "same_samples", "overlong")
 """Parameters that decide nothing by themselves: where texts and tasks were found, how many records had no text, the
 native length that --native replaced, and what led to a task's samples, which are in its cell's id themselves."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Follows:
+    """A setting that follows from the longest length unless it is given: asking for a longer one changes it."""
+
+    setting: str
+    """Field of the request; of the cell, or a parameter of it, too."""
+    of: str
+    """Field of the cell that names what the setting is one of: its method, its data."""
+    says: str
+    """What has changed, and how to keep it, with places for `{old}`, `{new}` and `{flag}`."""
+
+    def value(self, of: Cell | Record) -> str:
+        """The setting as a user gives it: `1k`, `2`."""
+        found = getattr(of, self.setting, of.params.get(self.setting))
+        return format_length(found) if isinstance(found, int) else f"{found:g}" if found is not None else ""
+
+    def subject(self, cell: Cell) -> str:
+        """What the setting is one of."""
+        found = getattr(cell, self.of)
+        return found.canonical if isinstance(found, MethodName) else str(found)
 
 
 def cell_id(kind: str, fields: Mapping[str, Any], params: Mapping[str, Any]) -> str:
@@ -34,6 +57,13 @@ class Cell:
 
     told_apart_by: ClassVar[tuple[str, ...]] = ()
     """Parameters in which cells of one table differ; the stored plan holds them."""
+    selected_by: ClassVar[tuple[str, ...]] = ()
+    """Parameters that select the cell's windows or samples, and change nothing of each: cells that differ in these
+    alone share what they have in common (`run.reuse`)."""
+    part: ClassVar[str] = ""
+    """What the cell consists of: `window`, `sample`."""
+    follows: ClassVar[tuple[Follows, ...]] = ()
+    """Settings that keep the cell from sharing where a longer length is asked for."""
     artefact: ClassVar[Artefact[Any] | None] = None
     """The kind of artefact that it stores; None: the one that `store.artefact.artefact_of` gives for its records."""
 

@@ -15,6 +15,7 @@ import longeval.metrics  # noqa: F401  (registers all metrics: stored cells are 
 from longeval.backends.base import Backend
 from longeval.run.executor import Executor, LocalExecutor
 from longeval.run.host import Host, Progress, backend_of
+from longeval.run.reuse import Reusable, find_reusable
 from longeval.run.study import Outcome, Plan
 from longeval.store.folder import Store
 from longeval.store.plan import remember_request
@@ -59,7 +60,7 @@ def run(
         plan: The plan.
         store: The run folder. The request and its plan are written into it before the first record.
         progress: Is told about every pass and cell.
-        fresh: Whether to compute stored cells again.
+        fresh: Whether to compute stored cells again, and to take nothing from others.
         under_way: Whether the same invocation already has results; then errors of a model only fail its cells.
         load: Loads a model, called only if one of its cells is missing; None: loads it into the request's backend.
         executor: Executes the work; None: in this process.
@@ -76,7 +77,10 @@ def run(
     left = plan.left(stored)
     keeper = _Keeper(plan=plan, store=store, progress=progress, fresh=fresh, under_way=under_way or bool(stored))
     load = load or backend_of(plan.request)
-    host = Host(store=store, progress=progress, load=load, fresh=fresh, before_write=keeper.begin)
+    reused, notes = Reusable({}, []) if fresh else find_reusable(plan, left, store)
+    for note in notes:
+        progress.note(note)
+    host = Host(store=store, progress=progress, load=load, fresh=fresh, reused=reused, before_write=keeper.begin)
     costs = [cost for work in left for cost in work.costs(host)]
     if costs:
         store.check_writable()

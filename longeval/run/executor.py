@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from longeval.backends.base import BackendError, OutOfMemoryError
 from longeval.errors import LongEvalError, WriteError
 from longeval.run.host import Host, Progress, Silent, backend_of
+from longeval.run.reuse import find_reusable
 from longeval.run.study import Outcome, Plan, Work, failed, find_study, request_from_mapping
 from longeval.store.folder import Store
 
@@ -113,9 +114,11 @@ def carry_out(order: Order, progress: Progress | None = None) -> Iterator[Outcom
             "Give every process the same models, data and task files.",
         )
     store, load = Store(order.out), backend_of(plan.request)
-    host = Host(store=store, progress=progress or Silent(), load=load, fresh=order.fresh)
+    left = plan.left(others)
+    reused = {} if order.fresh else find_reusable(plan, left, store).reused
+    host = Host(store=store, progress=progress or Silent(), load=load, fresh=order.fresh, reused=reused)
     try:
-        for work in plan.left(others):
+        for work in left:
             yield from attempt(work, host)
     finally:
         host.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -16,6 +16,7 @@ from longeval.store.records import Record
 if TYPE_CHECKING:
     from longeval.models.prepare import PreparedModel
     from longeval.run.cost import ModelSize
+    from longeval.run.reuse import Reused
 
 Kept = TypeVar("Kept")
 OneWork = TypeVar("OneWork")
@@ -25,7 +26,7 @@ class Progress(Protocol):
     """Receives the progress of a run."""
 
     def note(self, text: str) -> None:
-        """What a user should know before it starts."""
+        """What a user should know before the first pass."""
         ...
 
     def begin(self, costs: Sequence[float]) -> None:
@@ -49,7 +50,7 @@ class Silent:
     """A `Progress` and `Tell` that does nothing."""
 
     def note(self, text: str) -> None:
-        """See `Tell`."""
+        """See `Tell` and `Progress`."""
 
     def preparing(self, what: str, done: int = 0, total: int = 0) -> None:
         """See `Tell`."""
@@ -77,6 +78,8 @@ class Host:
     """Loads a model."""
     fresh: bool = False
     """Whether stored results are ignored."""
+    reused: Mapping[str, Reused] = field(default_factory=dict)
+    """What other stored cells hold of those to compute, by cell id (`run.reuse`)."""
     before_write: Callable[[], None] = lambda: None
     """Work calls it before it writes a file other than a cell's into the run folder."""
     device: str = ""

@@ -16,6 +16,7 @@ from longeval.errors import LongEvalError
 from longeval.request import ModelRequest
 from longeval.rope.base import METHODS, RopeTable
 from longeval.rope.build import ALL, MethodName, listed_names, parse_method_name, usable
+from longeval.run.cell import Follows
 from longeval.values import format_length
 
 if TYPE_CHECKING:
@@ -23,6 +24,13 @@ if TYPE_CHECKING:
 
 
 _Request = TypeVar("_Request", bound=ModelRequest)
+FOLLOWS_FACTOR = Follows(
+    setting="factor",
+    of="pe",
+    says="s is {new} now, since it follows from the longest length; stored cells were computed with s = {old}, another "
+    "table, so they don't serve here. {flag} {old} keeps it",
+)
+"""What methods that stretch say where stored cells have another factor."""
 
 
 def ask_server(spec: AnyRequest) -> tuple[AnyRequest, Server | None]:

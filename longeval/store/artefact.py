@@ -46,6 +46,8 @@ class Artefact(Generic[T]):
     """Raises ValueError with the reason if the artefact contradicts itself or the counts of its records."""
     by_epoch: Callable[[T], Mapping[str, Mapping[int, float]]] | None = None
     """Returns name → epoch → value, for the plots of experiment trackers. None for kinds without epochs."""
+    parts: Callable[[T], Mapping[str, Any]] | None = None
+    """Digest of what the model was given → what it gave, for each window or sample of a kind that is made of such."""
     values: dict[str, Callable[[T, Record], float | None]] = field(default_factory=dict)
     """Metric → function that computes the value its record must have. Registering a metric adds an entry."""
     other: Callable[[T, Record], float | None] | None = None

@@ -9,6 +9,7 @@ Shapes: W windows in the order they ran, S scored tokens (those of window 0, the
 from __future__ import annotations
 
 import functools
+import hashlib
 import io
 import math
 import zipfile
@@ -31,8 +32,12 @@ _FORMS = {
     "start": "<i8",
     "bytes": "<i8",
     "documents": "U",
+    "windows": "<u8",
 }
 """Arrays of the file and their dtypes (`U`: text of any width)."""
+
+_LATER = frozenset({"windows"})
+"""Arrays that files of earlier versions lack."""
 
 _LARGEST_FILE = 1 << 31
 """Most bytes that a file may unpack to, enough for half a billion tokens. It guards against zip bombs."""
@@ -66,9 +71,12 @@ class TokenNll:
     """UTF-8 bytes of each window's scored tokens, shape (W,); −1 if the tokenizer can't tell."""
     documents: tuple[str, ...]
     """Names of the documents."""
+    windows_W: npt.NDArray[np.uint64] | None = None
+    """`window_digest` of each window, shape (W,); None in files of earlier versions."""
 
     def __post_init__(self) -> None:
-        by_window = (self.context_W, self.document_W, self.start_W, self.bytes_W)
+        by_window: list[npt.NDArray[Any]] = [self.context_W, self.document_W, self.start_W, self.bytes_W]
+        by_window += [] if self.windows_W is None else [self.windows_W]
         if any(len(values_W) != len(self.tokens_W) for values_W in by_window):
             raise ValueError("its arrays by window differ in length")
         if int(self.tokens_W.sum()) != len(self.nll_S):
@@ -144,6 +152,7 @@ class TokenNll:
     def to_bytes(self) -> bytes:
         """The content of the `.npz` file."""
         buffer = io.BytesIO()
+        later: dict[str, Any] = {} if self.windows_W is None else {"windows": self.windows_W.astype("<u8")}
         np.savez_compressed(
             buffer,
             nll=self.nll_S.astype("<f4"),
@@ -153,8 +162,22 @@ class TokenNll:
             start=self.start_W.astype("<i8"),
             bytes=self.bytes_W.astype("<i8"),
             documents=np.array(self.documents, dtype=np.str_),
+            **later,
         )
         return buffer.getvalue()
+
+    def parts(self) -> dict[str, npt.NDArray[np.float32]]:
+        """`window_digest` as text → values of the window's scored tokens; empty where the digests aren't stored."""
+        if self.windows_W is None:
+            return {}
+        values_W = np.split(self.nll_S, self.offsets_W[1:])
+        return {str(digest): nll_S for digest, nll_S in zip(self.windows_W.tolist(), values_W, strict=True)}
+
+
+def window_digest(tokens_T: npt.NDArray[np.int32], first_scored: int) -> int:
+    """The first 64 bits of the SHA-256 of a window's token ids, prefix included, and of where scoring begins."""
+    whole = hashlib.sha256(f"{first_scored}\0".encode() + np.ascontiguousarray(tokens_T, dtype="<i4").tobytes())
+    return int.from_bytes(whole.digest()[:8], "little")
 
 
 def token_nll_from_bytes(content: bytes) -> TokenNll:
@@ -163,7 +186,8 @@ def token_nll_from_bytes(content: bytes) -> TokenNll:
         with zipfile.ZipFile(io.BytesIO(content)) as file:
             if sum(item.file_size for item in file.infolist()) > _LARGEST_FILE:
                 raise ValueError(f"it unpacks to more than {_LARGEST_FILE >> 30} GiB")
-            parts = {name: io.BytesIO(file.read(f"{name}.npy")) for name in _FORMS}
+            there = set(_FORMS) - (_LATER - {name.removesuffix(".npy") for name in file.namelist()})
+            parts = {name: io.BytesIO(file.read(f"{name}.npy")) for name in there}
         read = functools.partial(np.lib.format.read_array, allow_pickle=False)
         arrays: dict[str, npt.NDArray[Any]] = {name: read(part) for name, part in parts.items()}
     except Exception as error:  # zipfile, zlib and numpy raise a dozen kinds of errors for a damaged file
@@ -180,6 +204,7 @@ def token_nll_from_bytes(content: bytes) -> TokenNll:
         start_W=arrays["start"],
         bytes_W=arrays["bytes"],
         documents=_names(arrays["documents"]),
+        windows_W=arrays.get("windows"),
     )
     _check_windows(nll)
     return nll
@@ -234,6 +259,7 @@ NLL = ARTEFACTS.register(
         encode=TokenNll.to_bytes,
         decode=token_nll_from_bytes,
         check=_check,
+        parts=TokenNll.parts,
         values={
             "perplexity": lambda nll, record: math.exp(min(nll.mean(record.protocol), LARGEST_EXPONENT)),
             "bits_per_byte": lambda nll, _: nll.bits_per_byte(),

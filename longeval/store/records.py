@@ -47,6 +47,8 @@ class Provenance:
     """Device name, e.g. `cpu (AMD EPYC, 2 threads)`."""
     platform: str
     """Operating system and machine."""
+    taken_from: dict[str, int] | None = None
+    """Cell id → windows or samples that were not computed for this cell but taken from that one, where any were."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,6 +114,8 @@ class Record:
         plain = {name: getattr(self, name) for name in _FIELDS}
         plain["params"] = dict(self.params)
         plain["provenance"] = {name: getattr(self.provenance, name) for name in _PROVENANCE_FIELDS}
+        if self.provenance.taken_from is None:
+            del plain["provenance"]["taken_from"]
         for key in ("value", "ci_low", "ci_high", "nll_sum"):
             if plain[key] is not None and not math.isfinite(plain[key]):
                 plain[key] = None
@@ -221,8 +225,13 @@ class Commit(NamedTuple):
     dirty: bool | None
 
 
-def provenance(device: str) -> Provenance:
-    """The provenance of a cell that finishes now on this device."""
+OUTCOMES = frozenset({"batch_size", "ci", "stderr", "primary", "filter", "higher_is_better", "without_text"})
+"""Parameters of a record that say something of a result, of one metric, or of records without text. They decide no
+value."""
+
+
+def provenance(device: str, taken_from: dict[str, int] | None = None) -> Provenance:
+    """The provenance of a cell that finishes now on this device; `taken_from` is as in `Provenance`."""
     checkout = running_commit()
     return Provenance(
         versions=_versions(),
@@ -232,6 +241,7 @@ def provenance(device: str) -> Provenance:
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         device=device,
         platform=f"{platform.system()} {platform.machine()}",
+        taken_from=taken_from or None,
     )
 
 

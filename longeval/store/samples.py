@@ -106,6 +106,7 @@ SAMPLES: Artefact[tuple[Sample, ...]] = ARTEFACTS.register(
         encode=lambda samples: samples_to_jsonl(samples).encode(),
         decode=samples_from_jsonl,
         check=_check,
+        parts=lambda samples: {sample.prompt_digest: sample for sample in samples},
         other=_mean_score,
     ),
 )

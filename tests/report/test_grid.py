@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 from records import make_nll, make_records
 
@@ -74,11 +76,27 @@ def test_tables_split_by_what_decides_the_value_and_say_how_they_differ():
     ("other", "differs"),
     [
         ({"data_digest": "abcdef0123"}, ["data_digest dddddddd", "data_digest abcdef01"]),
-        ({"data_digest": "abcdef0123", "min_tokens": 128}, ["min_tokens 64", "min_tokens 128"]),
+        (
+            {"data_digest": "abcdef0123", "min_tokens": 128},
+            ["documents of at least 64 tokens", "documents of at least 128 tokens"],
+        ),
     ],
 )
 def test_digests_split_tables_but_are_named_only_where_nothing_else_tells(other, differs):
     assert [grid.differs for grid in grids_of(cell(), cell(params=other))] == differs
+
+
+def test_tables_of_other_documents_are_told_apart_by_their_number():
+    two, four, short = (
+        [replace(record, documents=number) for record in cell(params={"data_digest": digest, "min_tokens": least})]
+        for number, digest, least in ((2, "a" * 64, 1024), (4, "b" * 64, 1024), (2, "c" * 64, 16))
+    )
+    assert [grid.differs for grid in grids_of(two, four)] == ["2 documents", "4 documents"]
+    assert [grid.differs for grid in grids_of(two, four, short)] == [
+        "documents of at least 1,024 tokens, 2 documents",
+        "documents of at least 1,024 tokens, 4 documents",
+        "documents of at least 16 tokens, 2 documents",
+    ]
 
 
 def test_unknown_parameters_split_only_where_cells_collide():

@@ -51,6 +51,9 @@ class Told:
         self.cells: list[str] = []
         self.interrupt_after = interrupt_after
 
+    def note(self, text):
+        pass
+
     def begin(self, costs):
         self.costs = list(costs)
 

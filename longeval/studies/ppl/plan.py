@@ -72,7 +72,7 @@ class PplPlan(Plan):
                 str(len({window.document for window in cell.windows})),
                 str(cell.skipped),
                 f"{len(cell.windows):,}",
-                "yes" if cell.id in stored else "–",
+                _how_much(cell, host, stored),
             )
             sections.setdefault(f"{cell.model} on {cell.data}", []).append(row)
         return Overview(
@@ -97,7 +97,9 @@ class PplPlan(Plan):
     def _cost(self, host: Host, model: PreparedModel, left: Sequence[Work]) -> str:
         """What is left to do with a model."""
         cells = [cell for work in left for cell in work.cells if cell.model == model.name]
-        passes = [one for work in left if isinstance(work, PplWork) and work.model is model for one in work.passes()]
+        passes = [
+            one for work in left if isinstance(work, PplWork) and work.model is model for one in work.passes(host)
+        ]
         windows = [window for one in passes for window in one]
         most = max(map(len, passes), default=1)
         said = (
@@ -114,6 +116,13 @@ class PplPlan(Plan):
         )
         duration = format_duration(windows_seconds(model, size, windows))
         return f"{said}; estimated {duration} and {format_gib(memory)}"
+
+
+def _how_much(cell: PplCell, host: Host, stored: Container[str]) -> str:
+    """Whether a cell is stored, or how many of its windows are."""
+    if cell.id in stored:
+        return "yes"
+    return f"{len(host.reused[cell.id].sources):,} windows" if cell.id in host.reused else "–"
 
 
 def plan_ppl(request: PplRequest, tell: Tell | None = None, *, dry_run: bool = False) -> PplPlan:

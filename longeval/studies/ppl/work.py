@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Container, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,25 +17,33 @@ from longeval.data.sources import Source
 from longeval.data.tokens import Selection
 from longeval.metrics import derived
 from longeval.rope.base import RopeTable
-from longeval.run.cell import Cell
+from longeval.run.cell import Cell, Follows
 from longeval.run.cost import Window
 from longeval.run.examples import Found, InputPart, ShownInput, ShownInputs, stored
 from longeval.run.host import Host
 from longeval.run.overview import count
+from longeval.run.reuse import computed_with
+from longeval.run.setups import FOLLOWS_FACTOR
 from longeval.run.study import Outcome, failed
 from longeval.store.folder import Store
-from longeval.store.nll import LARGEST_EXPONENT, NLL, TokenNll
-from longeval.store.records import provenance
+from longeval.store.nll import LARGEST_EXPONENT, NLL, TokenNll, window_digest
 from longeval.studies.ppl.protocols import Protocol
 from longeval.values import format_length
 
 if TYPE_CHECKING:
     from longeval.models.prepare import PreparedModel
 
-Scored = list[tuple[Window, npt.NDArray[np.float32]]]
-"""A cell's windows in their order, each with the values of its scored tokens, nats."""
-Passed = dict[tuple[int, int], tuple[Window, npt.NDArray[np.float32]]]
-"""By document and start: the window that was run, and the values of its scored tokens, nats."""
+Scored = dict[int, npt.NDArray[np.float32]]
+"""Place of a window in its cell → the values of its scored tokens, nats."""
+
+
+class Shared(NamedTuple):
+    """A window to run, and what it serves."""
+
+    window: Window
+    """The longest of the windows below; each of them is a beginning of it."""
+    served: list[tuple[PplCell, int]]
+    """Cells, each with the place of its window."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,11 +54,26 @@ class DataSet:
     selection: Selection
     min_tokens: int
     """Documents below it were skipped."""
+    digests: dict[Window, str] = field(default_factory=dict)
+    """Those of its windows that were asked for so far (`window_digest`): methods share windows."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PplCell(Cell):
     """One (model, method, length, data, protocol)."""
+
+    selected_by: ClassVar[tuple[str, ...]] = ("min_tokens", "data_digest", "seed")
+    part: ClassVar[str] = "window"
+    follows: ClassVar[tuple[Follows, ...]] = (
+        Follows(
+            setting="min_tokens",
+            of="data",
+            says="documents of fewer than {new} tokens are skipped now, since that is the longest length; stored cells "
+            "scored those of at least {old}, so some of their windows serve nothing here. {flag} {old} keeps their "
+            "documents",
+        ),
+        FOLLOWS_FACTOR,
+    )
 
     windows: tuple[Window, ...]
     """What is scored, in order; empty where no document is long enough."""
@@ -91,26 +114,51 @@ class PplWork:
             return False
         return self.table(new.longest).same_as(new.table(new.longest))
 
-    def passes(self) -> list[list[Window]]:
-        """The windows of each pass, which have one length; every cell's window is a beginning of one of them."""
-        longest: dict[tuple[int, int], Window] = {}
+    def passes(self, host: Host | None = None) -> list[list[Window]]:
+        """The windows of each pass, which have one length; every cell's window is a beginning of one of them.
+
+        Args:
+            host: Knows what stored cells hold, which is not run; None: everything is.
+        """
+        reused = {} if host is None else host.reused
+        shared = self._shared({name: one.sources for name, one in reused.items()})
+        return [[one.window for one in together] for together in self._batches(shared)]
+
+    def _shared(self, done: Mapping[str, Container[int]]) -> list[Shared]:
+        """The windows to run. `done`: cell id → places of its windows that need not be run."""
+        groups: dict[tuple[int, int], list[tuple[PplCell, int]]] = {}
         for cell in self.cells:
-            for window in cell.windows:
-                known = longest.setdefault(_place(window), window)
-                if window.stop > known.stop:
-                    longest[_place(window)] = window
-        passes, waiting = [], dict[int, list[Window]]()
-        for window in longest.values():
-            alike = waiting.setdefault(window.length, [])
-            alike.append(window)
+            for place, window in enumerate(cell.windows):
+                if place not in done.get(cell.id, ()):
+                    groups.setdefault((window.document, window.start), []).append((cell, place))
+        return [
+            Shared(max((cell.windows[place] for cell, place in group), key=lambda one: one.stop), group)
+            for group in groups.values()
+        ]
+
+    def _batches(self, shared: Sequence[Shared]) -> list[list[Shared]]:
+        """The windows of each pass: of one length, `batch_size` of them at the most."""
+        passes, waiting = [], dict[int, list[Shared]]()
+        for one in shared:
+            alike = waiting.setdefault(one.window.length, [])
+            alike.append(one)
             if len(alike) == self.batch_size:
-                passes.append(waiting.pop(window.length))
+                passes.append(waiting.pop(one.window.length))
         return [*passes, *waiting.values()]
+
+    def parts(self, cell: Cell) -> list[str]:
+        """See `InParts`."""
+        assert isinstance(cell, PplCell)
+        texts, known = self._texts, self.corpus.digests
+        for window in cell.windows:
+            if window not in known:
+                known[window] = str(window_digest(texts.window(window), window.context))
+        return [known[window] for window in cell.windows]
 
     def costs(self, host: Host) -> Sequence[float]:
         """See `Work`."""
         size = host.size(self.model)
-        return [sum(map(size.window_flops, windows)) for windows in self.passes()]
+        return [sum(map(size.window_flops, windows)) for windows in self.passes(host)]
 
     def without(self, ids: Container[str]) -> PplWork | None:
         """See `Work`."""
@@ -130,45 +178,73 @@ class PplWork:
 
     def run(self, host: Host) -> Iterator[Outcome]:
         """Runs the passes, and says what they mean for each cell."""
-        backend = host.backend(self.model)
-        backend.reset_peak_memory()
-        if self.static:  # an engine that starts with the table has the time it takes for itself
-            backend.serve(self.table(self.longest), self.longest)
+        texts, backend = self._texts, None
+        scored = {cell.id: host.reused[cell.id].load(host.store) for cell in self.cells if cell.id in host.reused}
+        if self._shared(scored):
+            backend = host.backend(self.model)
+            backend.reset_peak_memory()
+            if self.static:  # an engine that starts with the table has the time it takes for itself
+                backend.serve(self.table(self.longest), self.longest)
+            scored = {cell.id: self._proven(cell, scored.get(cell.id, {}), host, backend) for cell in self.cells}
         methods = ",".join(dict.fromkeys(cell.pe.canonical for cell in self.cells))
         lengths = ",".join(dict.fromkeys(format_length(cell.length) for cell in self.cells))
         what = f"{methods} {lengths} · {self.model.name} on {self.corpus.source.name}"
-        passes = self.passes()
-        most = max(map(len, passes))
-        host.progress.stage(what, len(passes), "window" if most == 1 else "pass")
-        texts = self._texts
+        taken = {name: len(values) for name, values in scored.items()}
         started = time.perf_counter()
-        nlls = self._score(host, backend, texts, passes)
-        elapsed_s = round(time.perf_counter() - started, 3)
+        most = 1
+        if backend is not None:
+            passes = self._batches(self._shared(scored))
+            most = max(map(len, passes), default=1)
+            host.progress.stage(what, len(passes), "window" if most == 1 else "pass")
+            self._score(host, backend, texts, passes, scored)
+        elapsed_s = time.perf_counter() - started
         # Named in records, but not in the cells' ids: windows that share a pass have the same values but for rounding.
         named = {"batch_size": most} if most > 1 else {}
-        cells = [dataclasses.replace(cell, params=cell.params | named) for cell in self.cells]
-        # All of them before the first is stored: a document that went away fails all its cells.
-        yield from [
-            _outcome(cell, _of_cell(cell, nlls), texts, backend, elapsed_s, self._digest(cell, backend))
-            for cell in cells
-        ]
 
-    def _score(self, host: Host, backend: Backend, texts: Texts, passes: Sequence[Sequence[Window]]) -> Passed:
-        """Runs the passes; a static table is served already."""
-        nlls: Passed = {}
+        def outcome(cell: PplCell) -> Outcome:
+            reused = host.reused[cell.id] if taken[cell.id] else None
+            values = scored[cell.id]
+            if backend is None or taken[cell.id] == len(cell.windows):
+                how = computed_with(None, reused, rope_digest=None, elapsed_s=elapsed_s)
+                return _outcome(cell, values, texts, how)
+            how = computed_with(backend, reused, rope_digest=self._digest(cell, backend), elapsed_s=elapsed_s)
+            return _outcome(dataclasses.replace(cell, params=cell.params | named), values, texts, how)
+
+        # All of them before the first is stored: a document that went away fails all its cells.
+        yield from [outcome(cell) for cell in self.cells]
+
+    def _proven(self, cell: PplCell, values: Scored, host: Host, backend: Backend) -> Scored:
+        """What stored cells hold of a cell, if it was computed under the table that the model holds now."""
+        needs_passes = 0 < len(values) < len(cell.windows)
+        if needs_passes and not host.reused[cell.id].under(self._digest(cell, backend)):
+            return {}
+        return values
+
+    def _score(
+        self,
+        host: Host,
+        backend: Backend,
+        texts: Texts,
+        passes: Sequence[Sequence[Shared]],
+        scored: Mapping[str, Scored],
+    ) -> None:
+        """Runs the passes and adds each cell's part to `scored`; a static table is served already."""
         served = 0
-        for windows in passes:
+        for together in passes:
+            windows = [one.window for one in together]
             length = windows[0].length
             if not self.static and served != length:
                 served = length
                 backend.serve(self.table(served), served)
-            for window, nll_S in zip(windows, _score_together(backend, texts, windows), strict=True):
-                nlls[_place(window)] = window, nll_S
+            for one, nll_S in zip(together, _score_together(backend, texts, windows), strict=True):
+                for cell, place in one.served:
+                    own = cell.windows[place]
+                    assert own.context == one.window.context
+                    scored[cell.id][place] = nll_S[: own.num_scored]
             cost = sum(map(host.size(self.model).window_flops, windows))
             said = f"{sum(window.num_scored for window in windows)} scored"
             detail = f"{len(windows)} windows, {said}" if len(windows) > 1 else said
             host.progress.advance(len(windows) * length, cost, detail)
-        return nlls
 
     def examples(self, cells: Sequence[PplCell], number: int, store: Store) -> ShownInputs:
         """The first windows of cells that differ in their method alone, with their values as far as they are stored."""
@@ -213,11 +289,6 @@ def _told(nll: TokenNll, window: Window) -> str:
     return f"{mean:.4f} nats a token, perplexity {math.exp(min(mean, LARGEST_EXPONENT)):.4g}"
 
 
-def _place(window: Window) -> tuple[int, int]:
-    """Document and start: windows that share them are beginnings of the longest of them."""
-    return window.document, window.start
-
-
 def _score_together(backend: Backend, texts: Texts, windows: Sequence[Window]) -> list[npt.NDArray[np.float32]]:
     """Values of the scored tokens of each of several windows of one length, from one pass."""
     if len(windows) == 1:
@@ -226,21 +297,16 @@ def _score_together(backend: Backend, texts: Texts, windows: Sequence[Window]) -
     return backend.score_batch(tokens_BT, [window.context for window in windows])
 
 
-def _of_cell(cell: PplCell, nlls: Passed) -> Scored:
-    """A cell's part of what the passes gave, in the order of its windows."""
-    scored: Scored = []
-    for own in cell.windows:
-        window, nll_S = nlls[_place(own)]
-        assert own.context == window.context
-        scored.append((own, nll_S[: own.num_scored]))
-    return scored
+def _outcome(cell: PplCell, scored: Scored, texts: Texts, how: Mapping[str, Any]) -> Outcome:
+    """Records of a cell's metrics from its token values; a value that is not finite makes it a failed one.
 
-
-def _outcome(
-    cell: PplCell, scored: Scored, texts: Texts, backend: Backend, elapsed_s: float, rope_digest: str | None
-) -> Outcome:
-    """Records of a cell's metrics from its token values; a value that is not finite makes it a failed one."""
-    nll = texts.token_nll(scored)
+    Args:
+        cell: The cell.
+        scored: The values of all its windows.
+        texts: What was scored.
+        how: What computed it (`computed_with`).
+    """
+    nll, device = texts.token_nll(cell.windows, scored), how["provenance"].device
     bad = np.flatnonzero(~np.isfinite(nll.nll_S))
     if len(bad):
         window = int(np.searchsorted(nll.offsets_W, bad[0], side="right")) - 1
@@ -248,27 +314,22 @@ def _outcome(
             f"{len(bad)} of {len(nll.nll_S)} token values are not finite, the first at position "
             f"{nll.positions_S()[bad[0]]} of a window of {nll.documents[nll.document_W[window]]}"
         )
-        return failed(cell, reason, backend.device)
+        return failed(cell, reason, device)
     values = derived(NLL, nll, cell.protocol, cell.params)
     if not all(np.isfinite(value.value) for _, value in values):
         assert cell.protocol is not None
         reason = f"the mean of its token values is {nll.mean(cell.protocol):.4g} nats, a perplexity beyond float64"
-        return failed(cell, reason, backend.device)
-    how = next((value.how for _, value in values if value.how is not None), None)
+        return failed(cell, reason, device)
+    drawn = next((value.how for _, value in values if value.how is not None), None)
     common = cell.fields() | {
         "n": len(nll.tokens_W),
         "nll_sum": float(nll.nll_S.sum(dtype=np.float64)),
         "tokens": len(nll.nll_S),
-        "documents": texts.num_scored_documents([window for window, _ in scored]),
+        "documents": texts.num_scored_documents(cell.windows),
         "truncated": cell.truncated,
-        "elapsed_s": elapsed_s,
-        "peak_memory_bytes": backend.peak_memory_bytes(),
-        "rope_digest": rope_digest,
-        "backend": backend.name,
-        "dtype": backend.dtype,
-        "provenance": provenance(backend.device),
-        "params": cell.params | {"ci": how},
+        "params": cell.params | {"ci": drawn},
         "status": "ok",
+        **how,
     }
     return Outcome(records=tuple(value.record(metric.name, common) for metric, value in values), found=nll)
 
@@ -308,17 +369,18 @@ class Texts:
             scored[first : last + 1] = True
         return int(scored.sum())
 
-    def token_nll(self, scored: Scored) -> TokenNll:
+    def token_nll(self, windows: Sequence[Window], scored: Scored) -> TokenNll:
         """Joins what was scored window by window."""
-        windows = [window for window, _ in scored]
+        digests = [window_digest(self.window(window), window.context) for window in windows]
         return TokenNll(
-            nll_S=np.concatenate([nll_S for _, nll_S in scored]),
+            nll_S=np.concatenate([scored[place] for place in range(len(windows))]),
             tokens_W=np.array([window.num_scored for window in windows], dtype=np.int32),
             context_W=np.array([window.context for window in windows], dtype=np.int32),
             document_W=np.array([window.document for window in windows], dtype=np.int32),
             start_W=np.array([window.score_start for window in windows], dtype=np.int64),
             bytes_W=np.array([self._num_bytes(window) for window in windows], dtype=np.int64),
             documents=tuple(document.name for document in self._selection.documents),
+            windows_W=np.array(digests, dtype=np.uint64),
         )
 
     def _num_bytes(self, window: Window) -> int:

@@ -19,6 +19,7 @@ import re
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from longeval.backends.base import Backend, ChoicesRequest, GenerateRequest, Generation
@@ -77,14 +78,22 @@ class Answers:
     """All metrics, those of the aggregates too, in the order of the task."""
 
 
-def answer(task: Any, prepared: PreparedTask, lm: TaskLM, on_sample: Callable[[int], None] | None = None) -> Answers:
+def answer(
+    task: Any,
+    prepared: PreparedTask,
+    lm: TaskLM | None,
+    on_sample: Callable[[int], None] | None = None,
+    *,
+    known: Mapping[int, Sample] = MappingProxyType({}),
+) -> Answers:
     """Has a model answer a task.
 
     Args:
         task: The lm-eval `Task` that was prepared; it is left as it was.
         prepared: Its samples; they are left as they were too, and can be answered again.
-        lm: The model under its method, at the window that the task was prepared for.
+        lm: The model under its method, at the window that the task was prepared for; None where all is known.
         on_sample: Called with a sample's place in `prepared.samples` once it is answered; in any order.
+        known: Place of a sample → the same prompt's answer as it was stored; it isn't asked again, only scored.
 
     Raises:
         TooLongError: A request doesn't fit into the window of `lm`.
@@ -93,44 +102,79 @@ def answer(task: Any, prepared: PreparedTask, lm: TaskLM, on_sample: Callable[[i
     """
     if not prepared.samples:
         return Answers(samples=(), aggregates={}, metrics=())
-    results = _run(prepared, lm, on_sample)
-    instances = [_answered(sample, found) for sample, found in zip(prepared.samples, results, strict=True)]
+    given = _run(prepared, lm, on_sample, known)
+    instances = [_answered(sample, one.responses) for sample, one in zip(prepared.samples, given, strict=True)]
     with quiet(), seeded(0):
         flat = [instance for group in instances for instance in group]
         for ensemble in getattr(task, "_filters", ()):
             ensemble.apply(flat)
         values = _processed(task, prepared, instances)
     scores, aggregates, metrics = _scores(task, prepared, values)
-    samples = tuple(_sample(*parts) for parts in zip(prepared.samples, instances, results, scores, strict=True))
+    samples = tuple(_sample(*parts) for parts in zip(prepared.samples, given, scores, strict=True))
     return Answers(samples=samples, aggregates=aggregates, metrics=metrics)
 
 
-def _run(prepared: PreparedTask, lm: TaskLM, on_sample: Callable[[int], None] | None) -> list[list[Result]]:
-    """The results of all requests, by sample."""
-    places = [(number, place) for number, s in enumerate(prepared.samples) for place in range(len(s.requests))]
-    found: list[dict[int, Result]] = [{} for _ in prepared.samples]
-    for index, result in lm.run(prepared.requests):
-        number, place = places[index]
-        found[number][place] = result
-        if on_sample is not None and len(found[number]) == len(prepared.samples[number].requests):
-            on_sample(number)
+class _Answered(NamedTuple):
+    """What the model gave for a sample."""
+
+    responses: list[Any]
+    """For each instance, as lm-eval expects it (`response`)."""
+    finish: str | None
+    """What ended a generated answer."""
+
+
+def _run(
+    prepared: PreparedTask, lm: TaskLM | None, on_sample: Callable[[int], None] | None, known: Mapping[int, Sample]
+) -> list[_Answered]:
+    """What the model gives for each sample, asked now unless it is known."""
+    asked = [number for number in range(len(prepared.samples)) if number not in known]
+    requests = [(number, place) for number in asked for place in range(len(prepared.samples[number].requests))]
+    found: dict[int, dict[int, Result]] = {number: {} for number in asked}
+    if asked:
+        assert lm is not None
+        for index, result in lm.run([prepared.samples[number].requests[place] for number, place in requests]):
+            number, place = requests[index]
+            found[number][place] = result
+            if on_sample is not None and len(found[number]) == len(prepared.samples[number].requests):
+                on_sample(number)
     return [
-        [by_place[place] for place in range(len(sample.requests))]
-        for sample, by_place in zip(prepared.samples, found, strict=True)
+        _stored(known[number]) if number in known else _now(sample, found[number])
+        for number, sample in enumerate(prepared.samples)
     ]
 
 
-def _answered(sample: PreparedSample, results: Sequence[Result]) -> list[Any]:
+def _now(sample: PreparedSample, results: Mapping[int, Result]) -> _Answered:
+    """The model's results for the requests of a sample."""
+    in_order = [results[place] for place in range(len(sample.requests))]
+    finish = next((result.finish for result in in_order if isinstance(result, Generation)), None)
+    pairs = zip(sample.instances, sample.places, strict=True)
+    return _Answered([response(instance, places, in_order) for instance, places in pairs], finish)
+
+
+def _stored(sample: Sample) -> _Answered:
+    """What the model gave for an equal sample, as it was stored: the inverse of `_output`."""
+    responses: list[Any] = []
+    for one in [sample.output] if isinstance(sample.output, str) else sample.output:
+        if isinstance(one, str):
+            responses.append(one)
+            continue
+        likelihood, *greedy = one
+        likelihood = -math.inf if likelihood is None else float(likelihood)
+        responses.append((likelihood, *greedy) if greedy else likelihood)
+    return _Answered(responses, sample.finish)
+
+
+def _answered(sample: PreparedSample, responses: Sequence[Any]) -> list[Any]:
     """Instances of lm-eval with their responses: copies, so that nothing is left in the prepared ones."""
     return [
         dataclasses.replace(
             instance,
             doc=sample.doc,
             # Greedy answers don't differ: one stands for all that the task asks for.
-            resps=[response(instance, places, results)] * (instance.repeats or 1),
+            resps=[given] * (instance.repeats or 1),
             filtered_resps={},
         )
-        for instance, places in zip(sample.instances, sample.places, strict=True)
+        for instance, given in zip(sample.instances, responses, strict=True)
     ]
 
 
@@ -189,9 +233,7 @@ def _number(value: Any, name: str, sample: PreparedSample) -> float:
     return number
 
 
-def _sample(
-    sample: PreparedSample, instances: Sequence[Any], results: Sequence[Result], scores: dict[str, float]
-) -> Sample:
+def _sample(sample: PreparedSample, given: _Answered, scores: dict[str, float]) -> Sample:
     return Sample(
         index=sample.index,
         prompt_digest=sample.prompt_digest,
@@ -199,11 +241,11 @@ def _sample(
         truncated=sample.truncated,
         cut_tokens=sample.cut_tokens,
         target=sample.target,
-        output=_output(sample, [instance.resps[0] for instance in instances]),
+        output=_output(sample, given.responses),
         scores=scores,
         cluster=sample.cluster,
         depth=sample.depth,
-        finish=next((result.finish for result in results if isinstance(result, Generation)), None),
+        finish=given.finish,
     )
 
 

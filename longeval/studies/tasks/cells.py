@@ -12,9 +12,9 @@ from typing import Any, ClassVar
 from longeval.backends.answering import Ending, end_tokens
 from longeval.backends.base import GenerateRequest, capabilities
 from longeval.models.prepare import PreparedModel
-from longeval.run.cell import Cell, cell_id
+from longeval.run.cell import Cell, Follows, cell_id
 from longeval.run.cost import ModelSize, sample_costs
-from longeval.run.setups import Setup, dtype_of
+from longeval.run.setups import FOLLOWS_FACTOR, Setup, dtype_of
 from longeval.studies.tasks.definitions.entries import GroupAverage
 from longeval.studies.tasks.definitions.files import is_path
 from longeval.studies.tasks.definitions.metadata import TaskMetadata, task_digest
@@ -25,6 +25,10 @@ from longeval.studies.tasks.request import TasksRequest
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TaskCell(Cell):
     """One (model, method, length, task)."""
+
+    selected_by: ClassVar[tuple[str, ...]] = ("prompts", "seed")
+    part: ClassVar[str] = "sample"
+    follows: ClassVar[tuple[Follows, ...]] = (FOLLOWS_FACTOR,)
 
     setup: Setup
     """The method at the cell's length."""

@@ -10,15 +10,17 @@ import math
 import time
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from longeval.backends.base import Backend, GenerateRequest, capabilities
+from longeval.backends.base import GenerateRequest, capabilities
 from longeval.metrics import Value, derived
+from longeval.run.cell import Cell
 from longeval.run.cost import memory_bytes, precision, seconds
 from longeval.run.examples import Found, InputPart, ShownInput, ShownInputs, shortened
 from longeval.run.examples import stored as stored_of
 from longeval.run.host import Host, by_engine
 from longeval.run.overview import CellList, Overview, count, format_duration, format_gib
+from longeval.run.reuse import computed_with
 from longeval.run.study import Outcome, Plan, SkippedWork, Work
 from longeval.stats.scores import score
 from longeval.store.folder import Store
@@ -45,9 +47,14 @@ class TaskWork:
         """See `Work`."""
         return (self.cell,)
 
+    def parts(self, cell: Cell) -> list[str]:
+        """See `InParts`."""
+        return [sample.prompt_digest for sample in self.job.prepared.samples]
+
     def costs(self, host: Host) -> Sequence[float]:
         """See `Work`."""
-        return self.job.costs
+        done = host.reused[self.cell.id].sources if self.cell.id in host.reused else {}
+        return [cost for place, cost in enumerate(self.job.costs) if place not in done]
 
     def without(self, ids: Container[str]) -> TaskWork | None:
         """See `Work`."""
@@ -62,31 +69,40 @@ class TaskWork:
 
     def run(self, host: Host) -> Iterator[Outcome]:
         """Answers the samples and makes the cell's records."""
-        cell, job = self.cell, self.job
-        backend = host.backend(job.model)
-        backend.reset_peak_memory()
-        if cell.setup.static:  # an engine that starts with the table has the time it takes for itself
-            backend.serve(cell.setup.table(cell.length), cell.length)
+        cell, job, backend, lm = self.cell, self.job, None, None
+        reused = host.reused.get(cell.id)
+        known: dict[int, Sample] = {} if reused is None else reused.load(host.store)
+        if len(known) < len(job.prepared.samples):
+            backend = host.backend(job.model)
+            backend.reset_peak_memory()
+            # An engine that starts with the table has the time it takes for itself.
+            if cell.setup.static or known:
+                backend.serve(cell.setup.table(cell.length), cell.length)
+            if reused is not None and not reused.under(backend.rope_digest(cell.length)):
+                reused, known = None, {}
+            lm = TaskLM(
+                backend,
+                tokenizer=job.model.tokenizer,
+                length=job.length,
+                table=cell.setup.table,
+                static=cell.setup.static,
+            )
         what = f"{cell.pe.canonical} {job.title} at {format_length(cell.length)} · {job.model.name}"
-        host.progress.stage(what, len(job.prepared.samples), "sample")
+        if backend is not None:
+            host.progress.stage(what, len(job.prepared.samples) - len(known), "sample")
         started = time.perf_counter()
-        lm = TaskLM(
-            backend,
-            tokenizer=job.model.tokenizer,
-            length=job.length,
-            table=cell.setup.table,
-            static=cell.setup.static,
-        )
 
         def on_sample(place: int) -> None:
             sample = job.prepared.samples[place]
             host.progress.advance(sample.tokens, job.costs[place], f"sample {sample.index}")
 
-        answers = answer(job.task, job.prepared, lm, on_sample)
-        elapsed_s = time.perf_counter() - started
-        backend.serve(cell.setup.table(cell.length), cell.length)
-        records = _records(cell, job, answers, backend, elapsed_s=elapsed_s)
-        yield Outcome(records=tuple(records), found=_kept(job, answers.samples))
+        answers = answer(job.task, job.prepared, lm, on_sample, known=known)
+        elapsed_s, digest = time.perf_counter() - started, None
+        if backend is not None:
+            backend.serve(cell.setup.table(cell.length), cell.length)
+            digest = backend.rope_digest(cell.length)
+        how = computed_with(backend, reused, rope_digest=digest, elapsed_s=elapsed_s)
+        yield Outcome(records=tuple(_records(cell, job, answers, how)), found=_kept(job, answers.samples))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,8 +127,10 @@ class TaskPlan(Plan):
         return Overview(
             columns=("task", "length", "methods", "samples", "cut", "skipped", "longest prompt", "stored"),
             words=frozenset({"task", "methods"}),
-            sections=tuple(CellList(title=name, rows=tuple(_row(job, stored) for job in own[name])) for name in own),
-            costs=tuple(_cost(self.request, own[name], left) for name in own),
+            sections=tuple(
+                CellList(title=name, rows=tuple(_row(job, host, stored) for job in own[name])) for name in own
+            ),
+            costs=tuple(_cost(self.request, own[name], left, host) for name in own),
         )
 
     def examples(self, number: int, store: Store) -> Iterator[ShownInputs]:
@@ -224,9 +242,10 @@ def _why_skipped(job: TaskJob) -> str:
     return f"none of its {job.skipped} samples could be asked: longer than the window, and left out"
 
 
-def _row(job: TaskJob, stored: Container[str]) -> tuple[str, ...]:
+def _row(job: TaskJob, host: Host, stored: Container[str]) -> tuple[str, ...]:
     """One task at one length."""
     samples = job.prepared.samples
+    taken = sum(len(host.reused[cell.id].sources) for cell in job.cells if cell.id in host.reused)
     return (
         job.title,
         format_length(job.length),
@@ -235,21 +254,22 @@ def _row(job: TaskJob, stored: Container[str]) -> tuple[str, ...]:
         str(job.prepared.num_truncated),
         str(job.skipped),
         f"{max((sample.tokens for sample in samples), default=0):,}",
-        f"{sum(cell.id in stored for cell in job.cells)} of {len(job.cells)}",
+        f"{sum(cell.id in stored for cell in job.cells)} of {len(job.cells)}"
+        + (f", {count(taken, 'sample')}" if taken else ""),
     )
 
 
-def _cost(request: TasksRequest, jobs: Sequence[TaskJob], left: Sequence[Work]) -> str:
+def _cost(request: TasksRequest, jobs: Sequence[TaskJob], left: Sequence[Work], host: Host) -> str:
     """What is left to do with one model."""
     size, model = jobs[0].size, jobs[0].model
     own = [work for work in left if isinstance(work, TaskWork) and work.job.model is model]
     said = (
         f"{model.name} ({precision(request, model)}): {count(len(own), 'cell')} to compute, "
-        f"{sum(len(work.job.prepared.samples) for work in own):,} samples"
+        f"{sum(len(work.costs(host)) for work in own):,} samples"
     )
     if not capabilities(request.backend).estimates:  # what an engine or a server takes, only it knows
         return said
-    took = seconds(model, size, sum(sum(work.job.costs) for work in own))
+    took = seconds(model, size, sum(sum(work.costs(host)) for work in own))
     longest = max(job.prepared.longest_reach() for job in jobs)
     memory = format_gib(memory_bytes(model, size, longest, cached=longest))
     return (
@@ -258,8 +278,11 @@ def _cost(request: TasksRequest, jobs: Sequence[TaskJob], left: Sequence[Work]) 
     )
 
 
-def _records(cell: TaskCell, job: TaskJob, answers: Answers, backend: Backend, *, elapsed_s: float) -> list[Record]:
-    """One record per metric, the task's main one first: the one that its file names, else the first."""
+def _records(cell: TaskCell, job: TaskJob, answers: Answers, how: Mapping[str, Any]) -> list[Record]:
+    """One record per metric, the task's main one first: the one that its file names, else the first.
+
+    `how` says what computed them (`computed_with`).
+    """
     samples = answers.samples
     clusters = {sample.cluster for sample in samples}
     common = cell.fields() | {
@@ -267,12 +290,7 @@ def _records(cell: TaskCell, job: TaskJob, answers: Answers, backend: Backend, *
         "documents": None if None in clusters else len(clusters),
         "truncated": sum(sample.truncated for sample in samples),
         "status": "ok",
-        "elapsed_s": round(elapsed_s, 3),
-        "peak_memory_bytes": backend.peak_memory_bytes(),
-        "rope_digest": backend.rope_digest(cell.length),
-        "backend": backend.name,
-        "dtype": backend.dtype,
-        "provenance": provenance(backend.device),
+        **how,
     }
     records: list[Record] = []
     for metric in sorted(answers.metrics, key=lambda metric: metric.name != job.metadata.primary):

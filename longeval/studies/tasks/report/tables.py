@@ -11,9 +11,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from longeval.report.settings import DEFINITION, OUTCOMES, split
+from longeval.report.settings import DEFINITION, split
 from longeval.report.tables import MODEL_PARAMS, GridRow, is_group, method_rows, native_length, records_of
-from longeval.store.records import Record
+from longeval.store.records import OUTCOMES, Record
 
 _SET_PARAMS = (*MODEL_PARAMS, "chat_template", "overlong")
 """Parameters that make sections of their own wherever they differ."""
