@@ -23,6 +23,7 @@ if _TESTS not in sys.path:
     sys.path.insert(0, _TESTS)
 
 if TYPE_CHECKING:
+    from bench.batches import Batch
     from bench.engines import Engines
     from bench.measure import Curve, Sliding, Throughput
     from bench.peak import Peak
@@ -98,17 +99,18 @@ def make_request(
 
 def measure(request: Request) -> tuple[Results, str]:
     """Makes all measurements, and returns them with the device's name."""
+    from bench.batches import LENGTHS, measure_batches
     from bench.engines import measure_engines
     from bench.measure import measure_curve, measure_sliding, measure_throughput
     from bench.peak import peak_in_own_process
     from bench.posgen import measure_stacking
     from bench.sharing import measure_sharing
     from bench.show import Results
-    from bench.subject import open_ours, open_plain, open_text
+    from bench.subject import open_ours, open_plain, open_text, serve_shipped
 
     throughputs: list[Throughput] = []
     peaks: list[Peak] = []
-    own: tuple[Curve, Sliding, list[Sharing], list[Engines]] | None = None
+    own: tuple[Curve, Sliding, list[Sharing], list[Batch], list[Engines]] | None = None
     device_name = ""
     texts = {dtype: open_text(request, dtype) for dtype in request.dtypes}  # finds what is wrong with the request
     for dtype in request.dtypes:  # first, while this process holds no memory of the device
@@ -128,17 +130,28 @@ def measure(request: Request) -> tuple[Results, str]:
             sliding = measure_sliding(request, dtype, text, backend)
             say(f"{dtype}: choices with and without a shared context")
             sharing = measure_sharing(request, dtype, text, backend)
+            say(f"{dtype}: windows of equal length alone and in batches")
+            serve_shipped(backend, text)
+            batches = measure_batches(
+                backend,
+                request.model,
+                vocab_size=text.work.model.config.get_text_config().vocab_size,
+                lengths=[length for length in LENGTHS if length <= request.longest],
+                device=request.device,
+                repeats=request.repeats if request.warm_up else 1,  # on a CPU these are many seconds
+            )
             say(f"{dtype}: transformers against vLLM")
-            own = curve, sliding, sharing, measure_engines(request, dtype, text, backend)
+            own = curve, sliding, sharing, batches, measure_engines(request, dtype, text, backend)
         del backend
     assert own is not None
-    curve, sliding, sharing, engines = own
+    curve, sliding, sharing, batches, engines = own
     say("PosGen: training steps of one seed alone and of several stacked")
     results = Results(
         throughputs=throughputs,
         curve=curve,
         sliding=sliding,
         sharing=sharing,
+        batches=batches,
         engines=engines,
         peaks=peaks,
         stacking=measure_stacking(request),
@@ -151,7 +164,10 @@ def raw_numbers(request: Request, results: Results, device_name: str, elapsed_s:
     from longeval.store.records import provenance
 
     def row(
-        part: Throughput | Curve | Sliding | Sharing | Engines | Stacking, first: str, second: str, **figures: object
+        part: Throughput | Curve | Sliding | Sharing | Batch | Engines | Stacking,
+        first: str,
+        second: str,
+        **figures: object,
     ) -> dict[str, Any]:
         plain = {item.name: getattr(part, item.name) for item in dataclasses.fields(part) if item.name != "timed"}
         timed = part.timed
@@ -181,6 +197,7 @@ def raw_numbers(request: Request, results: Results, device_name: str, elapsed_s:
         ),
         "sliding": row(results.sliding, "all_logits", "tail_only", ratio=results.sliding.timed.ratio),
         "sharing": [row(part, "less", "shared", ratio=part.timed.ratio) for part in results.sharing],
+        "batches": [row(part, "single", "batch", ratio=part.timed.ratio) for part in results.batches],
         "engines": [row(part, "hf", "vllm", ratio=part.timed.ratio) for part in results.engines],
         "stacking": [
             row(

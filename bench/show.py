@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from bench.batches import Batch, batches_meaning, batches_table
 from bench.engines import NEW_TOKENS, NUM_PROMPTS, Engines
 from bench.measure import CURVE_LIMIT, Curve, Sliding, Throughput
 from bench.peak import Peak
@@ -29,6 +30,7 @@ class Results:
     curve: Curve
     sliding: Sliding
     sharing: Sequence[Sharing]
+    batches: Sequence[Batch]
     engines: Sequence[Engines]
     """Empty where vLLM isn't installed."""
     peaks: Sequence[Peak]
@@ -41,6 +43,7 @@ def show(results: Results, console: Console) -> None:
         (throughput_table(results.throughputs), throughput_meaning(results.throughputs)),
         (runs_table(results.curve, results.sliding), f"{curve_verdict(results.curve)}\n{_sliding(results.sliding)}"),
         (sharing_table(results.sharing), sharing_meaning(results.sharing)),
+        (batches_table(results.batches), batches_meaning(results.batches)),
         (engines_table(results.engines), engines_meaning(results.engines)),
         (stacking_table(results.stacking), stacking_meaning(results.stacking)),
         (peak_table(results.peaks), peak_meaning(results.peaks)),

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from bench.batches import SHAPES, measure_batches, random_backend, usual_sizes
 from bench.engines import measure_engines
 from bench.measure import Curve, carry_out, measure_curve, measure_sliding, measure_throughput
 from bench.peak import Peak, peak_in_own_process, peak_of
@@ -18,7 +19,7 @@ from bench.posgen import NUM_SEEDS, Stacking, measure_stacking, stepping
 from bench.run import check_json_path, make_request, measure, raw_numbers
 from bench.sharing import NUM_CHOICES, NUM_QUESTIONS, measure_sharing
 from bench.show import Results, curve_verdict, show
-from bench.subject import Request, open_ours, open_plain, open_text
+from bench.subject import Request, open_ours, open_plain, open_text, serve_shipped
 from bench.timing import Side, Timed, alternate
 from longeval.backends.base import OutOfMemoryError
 from longeval.backends.hf.backend import HFBackend
@@ -124,6 +125,37 @@ def test_sharing_scores_the_same_choices_with_less_work(request_, text, backend)
     assert sum(passes[len(alone) :]) < 64 + NUM_QUESTIONS * (24 + 4 * 7) + 1
 
 
+def batches_of(backend, lengths, sizes):
+    return measure_batches(backend, "tiny", vocab_size=300, lengths=lengths, device="cpu", sizes=sizes, repeats=2)
+
+
+def test_batches_score_the_same_windows_in_fewer_passes(text, backend):
+    serve_shipped(backend, text)
+    passes: list[tuple[int, ...]] = []
+    handle = backend.model.get_input_embeddings().register_forward_pre_hook(
+        lambda module, arguments: passes.append(tuple(arguments[0].shape))
+    )
+    rows = batches_of(backend, (32, 96), (2, 5))
+    handle.remove()
+    assert [(row.length, row.batch_size) for row in rows] == [(32, 2), (32, 5), (96, 2), (96, 5)]
+    expected = [[*[(1, length - 1)] * size, (size, length - 1)] * 2 for length in (32, 96) for size in (2, 5)]
+    assert passes == [one for row in expected for one in row]
+    assert all(row.largest_difference < 1e-4 for row in rows)
+    assert rows[0].tokens_per_s == 64 / rows[0].timed.second.median_s
+    assert [usual_sizes(length, "cpu") for length in (256, 2048)] == [(8,), (2,)]
+    assert [usual_sizes(length, "cuda") for length in (256, 2048, 65536)] == [(32,), (4,), (2,)]
+
+
+def test_random_models_are_scored(monkeypatch):
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "layers": 2, "heads": 2, "kv_heads": 1, "vocab": 300}
+    monkeypatch.setitem(SHAPES, "tiny", sizes)
+    backend = random_backend("tiny", "float32", "cpu", 64)
+    (row,) = batches_of(backend, (64,), (3,))
+    assert row.largest_difference < 1e-4
+    # Weights of deviation 0.02 say next to nothing: every token is about as probable.
+    assert float(backend.score(np.arange(64, dtype=np.int32), 1).mean()) == pytest.approx(np.log(300), abs=0.2)
+
+
 def test_failed_cell_stops_the_curve(request_, backend, monkeypatch, tmp_path):
     from bench.subject import request_spec
     from longeval.studies.ppl.plan import plan_ppl
@@ -184,6 +216,7 @@ def test_tables_and_raw_numbers(request_, text, backend, monkeypatch):
         curve=Curve(dtype="float32", lengths=(24, 48, 72, 96), pe="yarn", timed=timed([1.1, 1.1], [1.0, 1.0])),
         sliding=measure_sliding(request_, "float32", text, backend),
         sharing=measure_sharing(request_, "float32", text, backend),
+        batches=batches_of(backend, (96,), (2,)),
         engines=measure_engines(request_, "float32", text, backend),
         peaks=[
             Peak(which="ours", loaded_bytes=100 * 2**20, peak_bytes=150 * 2**20, **peak),
@@ -199,6 +232,7 @@ def test_tables_and_raw_numbers(request_, text, backend, monkeypatch):
         "take 1.10 times the longest alone",
         "200 MiB",
         "4 questions on a document of 96",
+        "batch / single",
         f"{throughputs[1].tokens_per_s:,.0f}",
         "0.25 s",
         "2.50×",
@@ -216,6 +250,7 @@ def test_tables_and_raw_numbers(request_, text, backend, monkeypatch):
     assert (numbers["curve"]["curve_s"], numbers["curve"]["longest_s"]) == ([1.1, 1.1], [1.0, 1.0])
     assert numbers["curve"]["within_limit"] is True
     assert [row["questions"] for row in numbers["sharing"]] == [1, 4]
+    assert [(row["batch_size"], len(row["batch_s"]), len(row["single_s"])) for row in numbers["batches"]] == [(2, 2, 2)]
     engines = [(row["what"], row["length"], len(row["vllm_s"])) for row in numbers["engines"]]
     assert engines == [("ppl", 96, 2), ("tasks", 24, 2)]
     assert (numbers["stacking"][0]["ratio"], numbers["stacking"][0]["stacked_steps_per_s"]) == (2.5, 1.0)

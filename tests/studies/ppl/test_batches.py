@@ -37,12 +37,13 @@ def documents(tmp_path):
 
 
 class Spy(FakeBackend):
-    """Remembers the lengths of the windows of every batch, and the tokens of all windows."""
+    """Remembers the shape of every batch, the tokens of all windows, and the length whose table was served."""
 
     def __init__(self, nll=log_position, **options):
         super().__init__(nll, **options)
         self.shapes = []
         self.heard = []
+        self.tables = []
 
     def score_batch(self, tokens_BT, first_scored_B):
         self.shapes.append(tokens_BT.shape)
@@ -50,6 +51,7 @@ class Spy(FakeBackend):
 
     def score(self, tokens_T, first_scored):
         self.heard.append((tokens_T.tolist(), first_scored))
+        self.tables.append(self.served[-1][1])
         return super().score(tokens_T, first_scored)
 
 
@@ -83,6 +85,15 @@ def test_the_same_windows_are_scored_and_no_batch_mixes_lengths(request_spec, tm
         assert all(num_windows <= size for num_windows, _ in backend.shapes)
         assert bool(backend.shapes) == (size > 1)
     assert heard[3] == heard[1]
+
+
+def test_every_pass_has_the_table_of_its_length(request_spec, store):
+    backend = Spy()
+    spec = request_spec(pe=("dynamic_ntk",), lengths=(96,), protocol="sliding", stride=64, batch_size=3)
+    carry_out(spec, store, backend)
+    lengths = [length for length, _ in backend.windows]
+    assert len(set(lengths)) > 2 and any(num_windows > 1 for num_windows, _ in backend.shapes)
+    assert backend.tables == lengths
 
 
 def test_windows_alone_keep_their_order_and_batches_take_equal_ones_from_anywhere(request_spec):
