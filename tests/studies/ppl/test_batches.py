@@ -111,8 +111,7 @@ def test_windows_alone_keep_their_order_and_batches_take_equal_ones_from_anywher
 
 
 def test_a_batch_that_mixes_lengths_is_refused(request_spec, store, monkeypatch):
-    honest = PplWork.passes
-    monkeypatch.setattr(PplWork, "passes", lambda work: [[window for one in honest(work) for window in one]])
+    monkeypatch.setattr(PplWork, "_batches", lambda work, shared: [list(shared)])
     backend = Spy()
     result = carry_out(request_spec(lengths=(64,), protocol="sliding", stride=48), store, backend)
     assert [record.status for record in result.records] == ["failed"]
