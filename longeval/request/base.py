@@ -29,6 +29,8 @@ class StudyRequest(BaseModel, frozen=True, extra="forbid"):
     """By name, the values that differ from the defaults; the first preset has none. `--preset` chooses one."""
     how_only: ClassVar[frozenset[str]] = frozenset()
     """Fields that say how to compute, not what: requests that differ in nothing else are one."""
+    retired: ClassVar[frozenset[str]] = frozenset()
+    """Names of former settings that decided no value. Files that were written with them can still be read."""
 
     @classmethod
     def read(cls, given: Mapping[str, Any], origin: str | None = None) -> Self:
@@ -48,6 +50,8 @@ class StudyRequest(BaseModel, frozen=True, extra="forbid"):
             name = key if key in cls.model_fields else by_flag.get(key)
             if name is not None:
                 values[name] = value
+            elif origin is not None and key in cls.retired:
+                continue
             elif key != "command" and not (key == "preset" and cls.presets):
                 known = ("command", *(["preset"] if cls.presets else []), *cls.model_fields)
                 where = "" if origin is None else f"{origin}: "

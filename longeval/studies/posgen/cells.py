@@ -16,7 +16,7 @@ from longeval.studies.posgen.request import Init, PosGenRequest, Regime
 ALGORITHM = 1
 """A part of every training's id. Raise it when a change of the code gives other weights for the same request (rounding
 aside): in how data, initial weights, orders or dropout are drawn, in the model, the loss, the schedule or AdamW. Stored
-weights and checkpoints of the earlier code are then not used, but trained again."""
+weights and checkpoints of the earlier code are not used then; those models are trained again."""
 
 PREFIX = "posgen_"
 """In front of a rule's name, it is what records and reports call the data."""
@@ -74,7 +74,7 @@ class ModelConfig:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every weight by name, without the seeds' axis, in the order in which they are drawn."""
+        """Shape of every weight by name, in the order in which they are drawn; matrices are (inputs, outputs)."""
         shapes: dict[str, tuple[int, ...]] = {"embedding": (self.vocabulary, self.d_model)}
         for layer in range(self.layers):
             shapes |= {
@@ -98,7 +98,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Experiment:
-    """What all trainings of a request share."""
+    """The settings that all trainings of a request share."""
 
     request: PosGenRequest
     config: ModelConfig
@@ -132,7 +132,7 @@ class PosGenCell(Cell):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
-    """One method in one regime on the weights of several seeds."""
+    """One method in one regime on the weights of one training."""
 
     pe: MethodName
     regime: Regime
@@ -140,10 +140,4 @@ class Evaluation:
     """The table that is on in evaluation."""
     name: str
     """What validation losses with this table are stored under: the method, and the table's digest."""
-    cells: tuple[PosGenCell, ...]
-    """One a seed."""
-
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        """The cells' seeds."""
-        return tuple(cell.training.seed for cell in self.cells)
+    cell: PosGenCell
