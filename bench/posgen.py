@@ -1,72 +1,67 @@
-"""PosGen: an optimiser step of one seed alone beside one of five seeds stacked, and what the hardware would allow.
+"""PosGen: optimiser steps per second of one seed, with and without a CUDA graph, beside what the hardware would allow.
 
-Both sides make as many steps of seeds, so the ratio of their times is what stacking saves; the floor is the operations
-of a step over the rate of its own largest matrix product, measured here too. On a GPU the model is of the published
-sizes.
+The floor is the time of a step whose operations ran at the rate of its own largest matrix product, which is measured
+here too. On a GPU the model is of the published sizes.
 
-Shapes: S seeds, K steps, B sequences of a batch.
+Shapes: K steps, B sequences of a batch.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
-from bench.subject import Request
-from bench.timing import Timed, alternate
+from bench.timing import Side, in_turn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from longeval.studies.posgen.cells import ModelConfig
     from longeval.studies.posgen.request import Precision
 
-NUM_SEEDS = 5
 BATCH_SIZE = 128
 LENGTH = 64
-NUM_STEPS = {"cpu": 2, "cuda": 100}
-"""Steps of all stacked seeds in one timing; a seed alone makes NUM_SEEDS times as many."""
+NUM_STEPS = {"cpu": 10, "cuda": 200}
+"""Steps in one timing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Stacking:
-    """One seed alone first, NUM_SEEDS stacked second."""
+class Stepping:
+    """Training steps of one seed."""
 
     precision: Precision
+    graph: bool
+    """Whether a captured CUDA graph is replayed; never on a CPU."""
     model: str
     """Sizes: layers × d_model."""
     batch_size: int
-    num_seeds: int
     num_steps: int
-    """Steps of all stacked seeds; the seed alone makes num_seeds times as many."""
-    timed: Timed
+    """Steps in one timing."""
+    side: Side
+    """Wall times of `num_steps` steps."""
     flops: float
-    """Operations of one seed's step."""
+    """Operations of a step."""
     rate: float
-    """Operations per second of the stack's largest matrix product."""
-    alone_rate: float
-    """The same with one seed."""
+    """Operations per second of a step's largest matrix product."""
 
-    def steps_per_s(self, side: int) -> float | None:
-        """Optimiser steps per second, alone (0) or of all seeds together (1)."""
-        median_s = self.timed[side].median_s
-        num_steps = self.num_steps * (1 if side else self.num_seeds)
-        return None if median_s is None else num_steps / median_s
+    @property
+    def steps_per_s(self) -> float | None:
+        """Optimiser steps per second; None if memory ran out."""
+        return None if self.side.median_s is None else self.num_steps / self.side.median_s
 
-    def of_floor(self, side: int) -> float | None:
+    @property
+    def of_floor(self) -> float | None:
         """Operations per second over what the matrix product reaches: 1 would be the floor itself."""
-        steps_per_s = self.steps_per_s(side)
-        if steps_per_s is None:
-            return None
-        return steps_per_s * self.flops * (self.num_seeds / self.rate if side else 1 / self.alone_rate)
+        return None if self.steps_per_s is None else self.steps_per_s * self.flops / self.rate
 
 
-def measure_stacking(request: Request, config: ModelConfig | None = None) -> list[Stacking]:
-    """Measures in float32, and in TF32 where there is a GPU."""
-    kind = "cpu" if request.device == "cpu" else "cuda"
-    precisions: tuple[Precision, ...] = ("float32", "tf32") if request.device.startswith("cuda") else ("float32",)
-    sizes = config or default_config(request.device)
-    return [_measure(request, sizes, precision, NUM_STEPS[kind]) for precision in precisions]
+def measure_stepping(device: str, repeats: int, config: ModelConfig | None = None) -> Iterator[Stepping]:
+    """Measures in float32; on a GPU in TF32 and bfloat16 too, each with and without a graph in turn."""
+    cuda, sizes = device.startswith("cuda"), config or default_config(device)
+    precisions: tuple[Precision, ...] = ("float32", "tf32", "bf16") if cuda else ("float32",)
+    for precision in precisions:
+        yield from _measure(sizes, precision, device, repeats, graphs=(True, False) if cuda else (False,))
 
 
 def default_config(device: str) -> ModelConfig:
@@ -76,35 +71,33 @@ def default_config(device: str) -> ModelConfig:
     return ModelConfig(d_model=128, d_ff=512, heads=2) if device == "cpu" else ModelConfig()
 
 
-def _measure(request: Request, config: ModelConfig, precision: Precision, num_steps: int) -> Stacking:
-    """One row."""
+def _measure(
+    config: ModelConfig, precision: Precision, device: str, repeats: int, *, graphs: tuple[bool, ...]
+) -> list[Stepping]:
+    """A row for each way to make steps."""
     from longeval.studies.posgen.estimate import matmul_rate, train_flops
 
-    alone = stepping(config, 1, precision, request.device)
-    stacked = stepping(config, NUM_SEEDS, precision, request.device)
-    timed = alternate(
-        lambda: alone(num_steps * NUM_SEEDS), lambda: stacked(num_steps), repeats=request.repeats, warm_up=True
-    )
-    rates = [
-        matmul_rate(config, num_seeds, BATCH_SIZE * LENGTH, precision, request.device) for num_seeds in (1, NUM_SEEDS)
+    num_steps = NUM_STEPS["cuda" if device.startswith("cuda") else "cpu"]
+    calls = [partial(stepping(config, precision, device, graph=graph), num_steps) for graph in graphs]
+    sides = in_turn(*calls, repeats=repeats, warm_up=True)  # the warm-up captures the graph
+    rate = matmul_rate(config, BATCH_SIZE * LENGTH, precision, device)
+    return [
+        Stepping(
+            precision=precision,
+            graph=graph,
+            model=f"{config.layers}×{config.d_model}",
+            batch_size=BATCH_SIZE,
+            num_steps=num_steps,
+            side=side,
+            flops=BATCH_SIZE * train_flops(config, LENGTH),
+            rate=rate,
+        )
+        for graph, side in zip(graphs, sides, strict=True)
     ]
-    return Stacking(
-        precision=precision,
-        model=f"{config.layers}×{config.d_model}",
-        batch_size=BATCH_SIZE,
-        num_seeds=NUM_SEEDS,
-        num_steps=num_steps,
-        timed=timed,
-        flops=BATCH_SIZE * train_flops(config, LENGTH),
-        rate=rates[1],
-        alone_rate=rates[0],
-    )
 
 
-def stepping(
-    config: ModelConfig, num_seeds: int, precision: Precision, device: str, *, graph: bool = True
-) -> Callable[[int], float]:
-    """A training of some seeds, as a function that makes so many steps, waits for them, and returns the mean loss.
+def stepping(config: ModelConfig, precision: Precision, device: str, *, graph: bool = True) -> Callable[[int], float]:
+    """A training, as a function that makes so many steps, waits for them, and returns the loss of the last.
 
     Without `graph`, no CUDA graph is captured on a GPU.
     """
@@ -121,11 +114,10 @@ def stepping(
     sizes = DataSetting(
         task="cot", modulus=config.modulus, length=LENGTH, num_train=BATCH_SIZE, num_valid=0, num_test=0
     )
-    state = initial_state(config, range(num_seeds), device)
     geometry = Geometry(head_dim=config.head_dim, theta=config.theta, native_length=LENGTH)
     stepper = Stepper(
-        state,
-        tokens_SNT=torch.from_numpy(np.stack([generate(sizes).train_NT] * num_seeds)).to(device),
+        initial_state(config, 0, device),
+        tokens_NT=torch.from_numpy(generate(sizes).train_NT).to(device),
         table=cos_sin(build_table("none", geometry), LENGTH - 1, device),
         first_predicted=sizes.start_length,
         batch_size=BATCH_SIZE,
@@ -136,11 +128,11 @@ def stepping(
         stepper._capturable = False  # only a measurement wants this
 
     def make(num_steps: int) -> float:
-        batches_SKB = np.tile(np.arange(BATCH_SIZE), (num_seeds, num_steps, 1))
+        batches_KB = np.tile(np.arange(BATCH_SIZE), (num_steps, 1))
         rates = [Rate(1e-3, 0.9)] * num_steps
         with matmul_precision(precision):
-            for step, buffer in enumerate(stepper.buffers(batches_SKB, [BATCH_SIZE] * num_steps, rates, 0)):
+            for step, buffer in enumerate(stepper.buffers(batches_KB, [BATCH_SIZE] * num_steps, rates, 0)):
                 stepper.step(buffer, step)
-        return float(stepper.loss_S.mean())  # waits for a GPU
+        return float(stepper.loss)  # waits for a GPU
 
     return make

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from bench.engines import Engines
     from bench.measure import Curve, Sliding, Throughput
     from bench.peak import Peak
-    from bench.posgen import Stacking
     from bench.sharing import Sharing
     from bench.show import Results
     from bench.subject import Request
@@ -103,7 +102,7 @@ def measure(request: Request) -> tuple[Results, str]:
     from bench.engines import measure_engines
     from bench.measure import measure_curve, measure_sliding, measure_throughput
     from bench.peak import peak_in_own_process
-    from bench.posgen import measure_stacking
+    from bench.posgen import measure_stepping
     from bench.sharing import measure_sharing
     from bench.show import Results
     from bench.subject import open_ours, open_plain, open_text, serve_shipped
@@ -145,7 +144,7 @@ def measure(request: Request) -> tuple[Results, str]:
         del backend
     assert own is not None
     curve, sliding, sharing, batches, engines = own
-    say("PosGen: training steps of one seed alone and of several stacked")
+    say("PosGen: training steps of one seed")
     results = Results(
         throughputs=throughputs,
         curve=curve,
@@ -154,7 +153,7 @@ def measure(request: Request) -> tuple[Results, str]:
         batches=batches,
         engines=engines,
         peaks=peaks,
-        stacking=measure_stacking(request),
+        stepping=list(measure_stepping(request.device, request.repeats)),
     )
     return results, device_name
 
@@ -164,10 +163,7 @@ def raw_numbers(request: Request, results: Results, device_name: str, elapsed_s:
     from longeval.store.records import provenance
 
     def row(
-        part: Throughput | Curve | Sliding | Sharing | Batch | Engines | Stacking,
-        first: str,
-        second: str,
-        **figures: object,
+        part: Throughput | Curve | Sliding | Sharing | Batch | Engines, first: str, second: str, **figures: object
     ) -> dict[str, Any]:
         plain = {item.name: getattr(part, item.name) for item in dataclasses.fields(part) if item.name != "timed"}
         timed = part.timed
@@ -199,18 +195,9 @@ def raw_numbers(request: Request, results: Results, device_name: str, elapsed_s:
         "sharing": [row(part, "less", "shared", ratio=part.timed.ratio) for part in results.sharing],
         "batches": [row(part, "single", "batch", ratio=part.timed.ratio) for part in results.batches],
         "engines": [row(part, "hf", "vllm", ratio=part.timed.ratio) for part in results.engines],
-        "stacking": [
-            row(
-                part,
-                "alone",
-                "stacked",
-                alone_steps_per_s=part.steps_per_s(0),
-                stacked_steps_per_s=part.steps_per_s(1),
-                ratio=part.timed.ratio,
-                alone_of_floor=part.of_floor(0),
-                stacked_of_floor=part.of_floor(1),
-            )
-            for part in results.stacking
+        "stepping": [
+            dataclasses.asdict(part) | {"steps_per_s": part.steps_per_s, "of_floor": part.of_floor}
+            for part in results.stepping
         ],
         "peak": [dataclasses.asdict(peak) | {"extra_bytes": peak.extra_bytes} for peak in results.peaks],
         "elapsed_s": elapsed_s,

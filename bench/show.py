@@ -10,7 +10,7 @@ from bench.batches import Batch, batches_meaning, batches_table
 from bench.engines import NEW_TOKENS, NUM_PROMPTS, Engines
 from bench.measure import CURVE_LIMIT, Curve, Sliding, Throughput
 from bench.peak import Peak
-from bench.posgen import Stacking
+from bench.posgen import Stepping
 from bench.sharing import CHOICE_TOKENS, NUM_CHOICES, Sharing
 from longeval.values import format_length
 
@@ -34,7 +34,7 @@ class Results:
     engines: Sequence[Engines]
     """Empty where vLLM isn't installed."""
     peaks: Sequence[Peak]
-    stacking: Sequence[Stacking]
+    stepping: Sequence[Stepping]
 
 
 def show(results: Results, console: Console) -> None:
@@ -45,7 +45,7 @@ def show(results: Results, console: Console) -> None:
         (sharing_table(results.sharing), sharing_meaning(results.sharing)),
         (batches_table(results.batches), batches_meaning(results.batches)),
         (engines_table(results.engines), engines_meaning(results.engines)),
-        (stacking_table(results.stacking), stacking_meaning(results.stacking)),
+        (stepping_table(results.stepping), stepping_meaning(results.stepping)),
         (peak_table(results.peaks), peak_meaning(results.peaks)),
         (start_table(results.peaks), "Once per command, in a fresh process with the model in the cache."),
     )
@@ -191,39 +191,36 @@ def engines_meaning(rows: Sequence[Engines]) -> str:
     )
 
 
-def stacking_table(rows: Sequence[Stacking]) -> Table:
-    """Steps per second of one seed and of several together, and how near each comes to its floor."""
-    table = _table("PosGen: optimiser steps per second", ("precision", "model", "batch"))
-    for column in ("alone", "stacked", "seeds", "gained", "alone / floor", "stacked / floor"):
+def stepping_table(rows: Sequence[Stepping]) -> Table:
+    """Steps per second of one seed, and how near they come to the floor."""
+    table = _table("PosGen: optimiser steps per second, one seed", ("precision", "CUDA graph", "model", "batch"))
+    for column in ("steps/s", "of the floor"):
         table.add_column(column, justify="right")
     for row in rows:
         table.add_row(
             row.precision,
+            "yes" if row.graph else "no",
             row.model,
             str(row.batch_size),
-            _number(row.steps_per_s(0), ",.2f"),
-            _number(row.steps_per_s(1), ",.2f"),
-            str(row.num_seeds),
-            _number(row.timed.ratio, ".2f", "×"),
-            *(_number(None if share is None else 100 * share, ".0f", " %") for share in map(row.of_floor, (0, 1))),
+            _number(row.steps_per_s, ",.2f"),
+            _number(None if row.of_floor is None else 100 * row.of_floor, ".0f", " %"),
         )
     return table
 
 
-def stacking_meaning(rows: Sequence[Stacking]) -> str:
-    """What is gained, and what the floor is."""
+def stepping_meaning(rows: Sequence[Stepping]) -> str:
+    """What the floor is."""
     lines = [
-        "Gained: as many seeds' steps one seed at a time over the time stacked, in turn in one run.",
         "Floor: operations of a step over the rate of its largest matrix product alone, measured in the same run; "
         "100 % would reach it.",
     ]
     for row in rows:
-        sides = (("one seed", row.timed.first), (f"{row.num_seeds} seeds", row.timed.second))
-        lines += [f"{row.precision}: {name} {side.error}" for name, side in sides if side.error]
-        lines.append(
-            f"{row.precision}: {row.flops / 1e9:,.1f} GFLOP a step and seed; the product makes "
-            f"{row.alone_rate / 1e9:,.0f} GFLOP/s with one seed, {row.rate / 1e9:,.0f} with {row.num_seeds}."
-        )
+        name = f"{row.precision}, {'with' if row.graph else 'without'} a graph"
+        lines += [f"{name}: {row.side.error}"] if row.side.error else []
+    lines += dict.fromkeys(
+        f"{row.precision}: {row.flops / 1e9:,.1f} GFLOP a step; the product makes {row.rate / 1e9:,.0f} GFLOP/s."
+        for row in rows
+    )
     return "\n".join(lines)
 
 

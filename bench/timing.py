@@ -1,4 +1,4 @@
-"""Two things timed in turn (first, second, first, second, …), so that a noisy neighbour hits both alike."""
+"""Things timed in turn (first, second, first, second, …), so that a noisy neighbour hits all alike."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from longeval.backends.base import OutOfMemoryError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Side:
-    """What one of the two took."""
+    """What one of them took."""
 
     seconds: tuple[float, ...]
     """Wall time of each repeat; empty if it never ended."""
@@ -52,9 +52,13 @@ def alternate(first: Callable[[], object], second: Callable[[], object], *, repe
     Returns:
         Wall times; a side that runs out of memory has its error instead and isn't tried again.
     """
-    calls = (first, second)
-    seconds: tuple[list[float], list[float]] = ([], [])
-    errors: list[str | None] = [None, None]
+    return Timed(*in_turn(first, second, repeats=repeats, warm_up=warm_up))
+
+
+def in_turn(*calls: Callable[[], object], repeats: int, warm_up: bool) -> list[Side]:
+    """As `alternate`, for any number of calls."""
+    seconds: list[list[float]] = [[] for _ in calls]
+    errors: list[str | None] = [None for _ in calls]
     for repeat in range(-1 if warm_up else 0, repeats):
         for side, call in enumerate(calls):
             if errors[side] is not None:
@@ -68,5 +72,4 @@ def alternate(first: Callable[[], object], second: Callable[[], object], *, repe
                 continue
             if repeat >= 0:
                 seconds[side].append(time.perf_counter() - started)
-    sides = [Side(seconds=tuple(took), error=error) for took, error in zip(seconds, errors, strict=True)]
-    return Timed(*sides)
+    return [Side(seconds=tuple(took), error=error) for took, error in zip(seconds, errors, strict=True)]

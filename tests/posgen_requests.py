@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import json
+
+import numpy as np
 import torch
 
 from longeval.run.engine import run
@@ -38,9 +42,7 @@ TINY = {
 
 
 def tiny_request(**changes):
-    """Seeds are stacked unless it is said otherwise, as on a GPU."""
-    fields = TINY | changes
-    return PosGenRequest(**({"stack": fields["seeds"] > 1 or None} | fields))
+    return PosGenRequest(**(TINY | changes))
 
 
 def carry_out(spec, store, told=None, **options):
@@ -74,6 +76,30 @@ class Told:
 
 def weights_of(store, training):
     return from_bytes(store.training("weights", training)).weights
+
+
+def rewritten(content, **changes):
+    """A training's file with some arrays changed (None: left out)."""
+    with np.load(io.BytesIO(content)) as arrays:
+        held = {name: arrays[name] for name in arrays.files} | changes
+    buffer = io.BytesIO()
+    np.savez(buffer, **{name: array for name, array in held.items() if array is not None})
+    return buffer.getvalue()
+
+
+def about(content, **changes):
+    """A training's file that says something else of itself."""
+    with np.load(io.BytesIO(content)) as arrays:
+        plain = json.loads(arrays["about"].tobytes()) | changes
+    return rewritten(content, about=np.frombuffer(json.dumps(plain).encode(), dtype=np.uint8))
+
+
+def with_seed_axis(content):
+    """A training's file as version 2 wrote it: arrays are (1, …), and the history counts seeds that were stacked."""
+    with np.load(io.BytesIO(content)) as arrays:
+        plain = json.loads(arrays["about"].tobytes())
+        longer = {name: arrays[name][None] for name in arrays.files if name != "about"}
+    return about(rewritten(content, **longer), format=2, history=plain["history"] | {"stacked": 5})
 
 
 def same_weights(one, other, **tolerance):

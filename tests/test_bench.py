@@ -15,7 +15,7 @@ from bench.batches import SHAPES, measure_batches, random_backend, usual_sizes
 from bench.engines import measure_engines
 from bench.measure import Curve, carry_out, measure_curve, measure_sliding, measure_throughput
 from bench.peak import Peak, peak_in_own_process, peak_of
-from bench.posgen import NUM_SEEDS, Stacking, measure_stacking, stepping
+from bench.posgen import Stepping, measure_stepping, stepping
 from bench.run import check_json_path, make_request, measure, raw_numbers
 from bench.sharing import NUM_CHOICES, NUM_QUESTIONS, measure_sharing
 from bench.show import Results, curve_verdict, show
@@ -222,7 +222,7 @@ def test_tables_and_raw_numbers(request_, text, backend, monkeypatch):
             Peak(which="ours", loaded_bytes=100 * 2**20, peak_bytes=150 * 2**20, **peak),
             Peak(which="plain", loaded_bytes=100 * 2**20, peak_bytes=300 * 2**20, **peak),
         ],
-        stacking=[stacking()],
+        stepping=[steps_of_a_seed()],
     )
     console = Console(width=110, file=io.StringIO(), record=True)
     show(results, console)
@@ -235,7 +235,7 @@ def test_tables_and_raw_numbers(request_, text, backend, monkeypatch):
         "batch / single",
         f"{throughputs[1].tokens_per_s:,.0f}",
         "0.25 s",
-        "2.50×",
+        "2.00",
         "40 %",
         "3.0 GFLOP a step",
         "8 of 8 answers are equal",
@@ -253,25 +253,17 @@ def test_tables_and_raw_numbers(request_, text, backend, monkeypatch):
     assert [(row["batch_size"], len(row["batch_s"]), len(row["single_s"])) for row in numbers["batches"]] == [(2, 2, 2)]
     engines = [(row["what"], row["length"], len(row["vllm_s"])) for row in numbers["engines"]]
     assert engines == [("ppl", 96, 2), ("tasks", 24, 2)]
-    assert (numbers["stacking"][0]["ratio"], numbers["stacking"][0]["stacked_steps_per_s"]) == (2.5, 1.0)
-    assert (numbers["stacking"][0]["alone_s"], numbers["stacking"][0]["stacked_s"]) == ([5.0, 5.0], [2.0, 2.0])
+    (steps,) = numbers["stepping"]
+    assert (steps["steps_per_s"], steps["of_floor"], steps["side"]["seconds"]) == (2.0, 0.4, [5.0, 5.0])
     assert numbers["peak"][1]["extra_bytes"] == 200 * 2**20
     assert "torch" in numbers["provenance"]["versions"]
 
 
-def stacking():
-    """Ten steps of a seed in 5 s, two of five seeds in 2 s; 3 GFLOP a step; 15 and 37.5 GFLOP/s."""
-    return Stacking(
-        precision="float32",
-        model="2×16",
-        batch_size=128,
-        num_seeds=5,
-        num_steps=2,
-        timed=timed([5.0, 5.0], [2.0, 2.0]),
-        flops=3e9,
-        rate=37.5e9,
-        alone_rate=15e9,
-    )
+def steps_of_a_seed():
+    """Ten steps in 5 s; 3 GFLOP a step, and a product of 15 GFLOP/s."""
+    side = Side(seconds=(5.0, 5.0))
+    sizes = {"model": "2×16", "batch_size": 128, "num_steps": 10}
+    return Stepping(precision="float32", graph=False, side=side, flops=3e9, rate=15e9, **sizes)
 
 
 @pytest.fixture
@@ -283,24 +275,33 @@ def small_steps(monkeypatch):
     return ModelConfig(d_model=16, d_ff=32, heads=2, head_dim=8)
 
 
-def test_stacking_is_measured_at_the_same_batch(request_, small_steps, monkeypatch):
-    made: list[tuple[int, int]] = []
+def test_steps_are_measured_on_this_device_in_turn(small_steps, monkeypatch):
+    made: list[tuple[bool, int]] = []
 
-    def counting(config, num_seeds, precision, device):
-        make = stepping(config, num_seeds, precision, device)
-        return lambda num_steps: made.append((num_seeds, num_steps)) or make(num_steps)
+    def counting(config, precision, device, *, graph):
+        make = stepping(config, precision, device, graph=graph)
+        return lambda num_steps: made.append((graph, num_steps)) or make(2)
 
     monkeypatch.setattr("bench.posgen.stepping", counting)
-    (row,) = measure_stacking(request_, small_steps)
-    assert made == [(1, 10), (NUM_SEEDS, 2)] * 3  # a warm-up and two repeats
-    assert (row.precision, row.batch_size, row.num_seeds) == ("float32", 8, NUM_SEEDS)
-    assert row.rate > 0 < row.alone_rate and len(row.timed.first.seconds) == 2
+    (row,) = measure_stepping("cpu", 2, small_steps)
+    assert made == [(False, 10)] * 3  # a warm-up and two repeats
+    assert (row.precision, row.graph, row.batch_size, row.num_steps) == ("float32", False, 8, 10)
+    assert row.rate > 0 and len(row.side.seconds) == 2
     products, attention = 2 * (4 * 16 * 16 + 2 * 16 * 32) + 16 * 17, 2 * 16 * 64
     assert row.flops == 3 * 8 * 64 * 2 * (products + attention)
 
 
+@pytest.mark.gpu
+def test_on_a_gpu_steps_are_measured_with_and_without_a_graph(small_steps):
+    rows = list(measure_stepping("cuda:0", 1, small_steps))
+    assert [(row.precision, row.graph) for row in rows] == [
+        (precision, graph) for precision in ("float32", "tf32", "bf16") for graph in (True, False)
+    ]
+    assert all(row.side.error is None and row.steps_per_s > 0 < row.of_floor for row in rows)
+
+
 def test_the_steps_that_are_timed_are_training(small_steps):
-    make = stepping(small_steps, 2, "float32", "cpu")
+    make = stepping(small_steps, "float32", "cpu")
     first = make(1)
     assert make(30) < first - 0.1
 

@@ -30,6 +30,8 @@ class StudyRequest(BaseModel, frozen=True, extra="forbid"):
     """Whether its command has `--show`, which prints what the model is given."""
     how_only: ClassVar[frozenset[str]] = frozenset()
     """Fields that say only how to compute. Requests that differ only in these count as equal."""
+    retired: ClassVar[frozenset[str]] = frozenset()
+    """Names of former settings that decided no value. Files that were written with them can still be read."""
 
     @classmethod
     def read(cls, given: Mapping[str, Any], origin: str | None = None) -> Self:
@@ -49,6 +51,8 @@ class StudyRequest(BaseModel, frozen=True, extra="forbid"):
             name = key if key in cls.model_fields else by_flag.get(key)
             if name is not None:
                 values[name] = value
+            elif origin is not None and key in cls.retired:
+                continue
             elif key != "command" and not (key == "preset" and cls.presets):
                 known = ("command", *(["preset"] if cls.presets else []), *cls.model_fields)
                 where = "" if origin is None else f"{origin}: "

@@ -110,14 +110,15 @@ def remember_request(store: Store, request: StudyRequest, planned: PlannedReques
     store.remember_plan(planned)
     requests = stored_requests(store)
     asked = request.to_mapping()
-    what = _what(asked, request.how_only)
-    new = [asked if _what(one, request.how_only) == what else one for one in requests]
+    left_out = request.how_only | request.retired
+    what = _what(asked, left_out)
+    new = [asked if _what(one, left_out) == what else one for one in requests]
     if asked not in new:
         new.append(asked)
     if canonical_json(new) != canonical_json(requests):
         store.write_text("spec.yaml", requests_to_yaml(new))
 
 
-def _what(request: Mapping[str, Any], how_only: Container[str]) -> str:
+def _what(request: Mapping[str, Any], left_out: Container[str]) -> str:
     """A stored request as canonical JSON, without the settings that only say how it is computed."""
-    return canonical_json({name: value for name, value in request.items() if name not in how_only})
+    return canonical_json({name: value for name, value in request.items() if name not in left_out})

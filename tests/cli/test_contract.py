@@ -43,7 +43,7 @@ OPTIONS = {
     "--length --test-length --modulus --j --k --data-seed --factor --native --pe-arg --layers --d-model --d-ff "
     "--heads --head-dim --theta --tied --untied --attention-scale --no-attention-scale --init --start-token "
     "--no-start-token --dropout --frozen-mlp --no-frozen-mlp --epochs --batch-size --lr --weight-decay --warmup "
-    "--validate-every --tf32 --bf16 --stack --no-stack --device --out --json --dry-run --fresh --track "
+    "--validate-every --tf32 --bf16 --device --out --json --dry-run --fresh --track "
     "--quiet -q --verbose -v",
     "posgen table": "--out --json --title --preface --quiet -q",
     "run": "--pe --out --trust-remote-code --json --dry-run --fresh --track --show --quiet -q --verbose -v",

@@ -22,7 +22,7 @@ from longeval.run.study import request_from_mapping
 from longeval.store.folder import Store
 from longeval.studies.posgen import work as train_posgen
 from longeval.studies.posgen.request import PosGenRequest
-from longeval.studies.posgen.state import from_bytes
+from longeval.studies.posgen.state import History, from_bytes
 
 NUMBERS = {name: str(value) for name, value in TINY.items() if name not in ("tasks", "pe")}
 SMALL = {"task": "cot", "pe": "none,yarn", "out": "run"} | NUMBERS
@@ -51,7 +51,7 @@ def test_quiet_says_nothing(capsys, here):
 
 
 def test_verbose_has_a_line_an_epoch(capsys):
-    assert run_app(arguments(pe="none", verbose=True, stack=True)) == 0
+    assert run_app(arguments(pe="none", verbose=True, seeds="1")) == 0
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(":")[1].strip() for line in lines if "epoch" in line and "loss" in line] == [
         f"epoch {epoch} of 4" for epoch in (1, 2, 3, 4)
@@ -64,11 +64,11 @@ def test_a_dry_run_counts_and_writes_nothing(capsys, here):
         assert run_app(arguments(regime="trained,swapped", dry_run=True, **change)) == 0
         return " ".join(capsys.readouterr().out.split())
 
-    assert "from 4 trainings of 4 epochs in 2 stacks; " in shown(stack=True)
+    assert "from 4 trainings of 4 epochs, one after another; " in shown()
     assert list(here.iterdir()) == []
-    assert run_app(arguments(pe="none", stack=True)) == 0
+    assert run_app(arguments(pe="none")) == 0
     capsys.readouterr()
-    after = shown(no_stack=True)
+    after = shown()
     assert "6 cells to compute from 2 trainings of 4 epochs, one after another;" in after
     assert "│ cot │ trained │ none │ none │ – │ 2 │ 2 of 2 │" in after
 
@@ -78,14 +78,14 @@ def test_flags_override_the_preset(monkeypatch):
     monkeypatch.setattr("longeval.cli.run.carry_out", lambda specs, **options: seen.extend(specs) or 0)
     assert run_app(["posgen", "train", "--preset", "smoke"]) == 0
     flags = "--task recursive --epochs 3 --untied --attention-scale --start-token --frozen-mlp --bf16 --init normal"
-    flags += " --no-stack --pe yarn --pe-arg yarn.beta_fast=2 --regime swapped --native 257 --factor 3.95 --data-seed 4"
+    flags += " --pe yarn --pe-arg yarn.beta_fast=2 --regime swapped --native 257 --factor 3.95 --data-seed 4"
     assert run_app(["posgen", "train", "--preset", "smoke", *flags.split()]) == 0
     smoke, changed = seen
     assert smoke == PosGenRequest.read({"preset": "smoke"})
     given = {
         "tasks": ("recursive",), "epochs": 3, "tied": False, "attention_scale": True, "start_token": True,
         "frozen_mlp": True, "precision": "bf16", "init": "normal", "pe": ("yarn",), "regimes": ("swapped",),
-        "pe_args": {"yarn": {"beta_fast": 2.0}}, "native": 257, "factor": 3.95, "data_seed": 4, "stack": False,
+        "pe_args": {"yarn": {"beta_fast": 2.0}}, "native": 257, "factor": 3.95, "data_seed": 4,
     }  # fmt: skip
     assert changed == PosGenRequest.read({"preset": "smoke"} | given)
 
@@ -106,8 +106,7 @@ def test_flags_override_the_preset(monkeypatch):
         ({"pe_arg": "pi.x=1"}, "--pe-arg pi.x"),
         ({"tf32": True}, "--tf32"),
         ({"tf32": True, "bf16": True}, "--tf32 and --bf16"),
-        ({"stack": True, "seeds": "1"}, "--stack: would be ignored"),
-        ({"epochs": "1", "batch_size": "40"}, "this is a single step"),
+        ({"epochs": "1", "batch_size": "40"}, "that is one step"),
         ({"pe": "none,resonance", "native": "16"}, "--native 16: would be ignored"),
         ({"device": "cuda:77"}, "--device cuda:77"),
         ({"quiet": True, "verbose": True}, "-q and -v"),
@@ -144,8 +143,8 @@ def test_a_report_on_a_folder_with_more_than_posgen_leaves_posgen_out():
 
 
 def test_ctrl_c_says_that_checkpoints_are_there(capsys, monkeypatch):
-    def interrupt(config, request, data, seeds, table, *, on_epoch, state, **options):
-        on_epoch(state)
+    def interrupt(state, request, data, table, *, on_epoch, **options):
+        on_epoch(dataclasses.replace(state, epoch=1, history=History(train_loss=(1.5,))))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(train_posgen, "CHECKPOINT_EVERY_S", 0.0)
@@ -178,6 +177,20 @@ def test_a_killed_training_resumes_to_the_weights_of_an_unkilled_one(here):
             np.testing.assert_allclose(tensor, unkilled[training][name], rtol=1e-4, atol=1e-5)
     assert not (here / "run" / "checkpoints").exists()
     assert not [name for _, _, names in os.walk(here / "run") for name in names if name.startswith(".")]
+
+
+def test_a_folder_whose_spec_says_that_seeds_are_stacked_can_be_repeated(here):
+    assert run_app(arguments(pe="none")) == 0
+    spec, (lost, kept) = here / "run" / "spec.yaml", sorted((here / "run" / "cells").iterdir())
+    spec.write_text(spec.read_text() + "stack: true\n")
+    before = json.loads(lost.read_text())
+    lost.unlink()
+    unchanged = kept.stat().st_mtime_ns
+    assert run_app(["run", "run"]) == 0
+    after = json.loads(lost.read_text())
+    values = [[(one["cell"], one["metric"], one["value"]) for one in found["records"]] for found in (before, after)]
+    assert values[0] == values[1] and kept.stat().st_mtime_ns == unchanged
+    assert "stack" not in spec.read_text()
 
 
 def test_a_folder_whose_first_training_is_under_way_can_be_repeated_from_its_spec(here):

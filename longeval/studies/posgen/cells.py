@@ -14,11 +14,9 @@ from longeval.studies.posgen.data import DataSetting
 from longeval.studies.posgen.request import Init, PosGenRequest, Regime
 
 ALGORITHM = 1
-"""Version of the training code, part of every training's id.
-
-Raise it when a change of the code changes the weights of a training beyond rounding: in the drawing of data, initial
-weights, batch orders or dropout, or in the model, the loss, the schedule or AdamW. Stored weights and checkpoints of
-earlier code are then no longer used."""
+"""A part of every training's id. Raise it when a change of the code gives other weights for the same request (rounding
+aside): in how data, initial weights, orders or dropout are drawn, in the model, the loss, the schedule or AdamW. Stored
+weights and checkpoints of the earlier code are not used then; those models are trained again."""
 
 PREFIX = "posgen_"
 """Prefix of a rule's name that gives the data set's name in records and reports."""
@@ -77,7 +75,7 @@ class ModelConfig:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every weight by name, without the axis of seeds, in the order in which they are initialised."""
+        """Shape of every weight by name, in the order in which they are drawn; matrices are (inputs, outputs)."""
         shapes: dict[str, tuple[int, ...]] = {"embedding": (self.vocabulary, self.d_model)}
         for layer in range(self.layers):
             shapes |= {
@@ -101,7 +99,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Experiment:
-    """Request, model and device that all trainings of a request share."""
+    """The settings that all trainings of a request share."""
 
     request: PosGenRequest
     config: ModelConfig
@@ -135,18 +133,12 @@ class PosGenCell(Cell):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
-    """The evaluation of one method in one regime on the weights of several seeds."""
+    """One method in one regime on the weights of one training."""
 
     pe: MethodName
     regime: Regime
     table: RopeTable
     """The table in evaluation."""
     name: str
-    """Name of the table in stored validation losses: the method and the table's digest."""
-    cells: tuple[PosGenCell, ...]
-    """One cell for each seed."""
-
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        """The cells' seeds."""
-        return tuple(cell.training.seed for cell in self.cells)
+    """What validation losses with this table are stored under: the method, and the table's digest."""
+    cell: PosGenCell

@@ -9,8 +9,6 @@ from __future__ import annotations
 import math
 import statistics
 import timeit
-from collections.abc import Iterator, Sequence
-from itertools import groupby
 from typing import NamedTuple
 
 import torch
@@ -24,31 +22,8 @@ from longeval.studies.posgen.train import steps_per_epoch
 _WARM_UP, _REPEATS = 2, 5
 
 
-class Phase(NamedTuple):
-    """A range of epochs in which the same seeds train together."""
-
-    seeds: int
-    """Number of seeds."""
-    first: int
-    """Epochs done before the phase."""
-    until: int
-    """Epochs done after the phase."""
-
-
-def phases(epochs_done: Sequence[int], epochs: int) -> Iterator[Phase]:
-    """Divides the training of seeds, given the finished epochs of each, into phases up to epoch `epochs`.
-
-    Seeds with fewer epochs catch up first; then all train together.
-    """
-    seeds = 0
-    ends = [*sorted(set(epochs_done))[1:], epochs]
-    for (first, group), until in zip(groupby(sorted(epochs_done)), ends, strict=True):
-        seeds += len(list(group))
-        yield Phase(seeds=seeds, first=first, until=until)
-
-
 class PassCosts(NamedTuple):
-    """Number of operations of each kind of pass over a stack of seeds."""
+    """Operations of each kind of pass over a model."""
 
     step: float
     """One training step; the mean over an epoch."""
@@ -58,26 +33,27 @@ class PassCosts(NamedTuple):
     """Accuracies on the test sequences with one table, teacher-forced and free-running with a key/value cache."""
 
 
-def pass_costs(experiment: Experiment, seeds: int, tables: int) -> PassCosts:
-    """The costs of passes for this number of stacked seeds and of tables in validation."""
+def pass_costs(experiment: Experiment, tables: int) -> PassCosts:
+    """The operations of passes over one model that is validated with so many tables."""
     request, config = experiment.request, experiment.config
     steps = steps_per_epoch(request.num_train, request.batch_size)
     forward = forward_flops(config, request.test_length)
     return PassCosts(
-        step=seeds * request.num_train * train_flops(config, request.length) / steps,
-        validation=seeds * tables * request.num_valid * forward,
-        evaluation=seeds * request.num_test * 2 * forward,
+        step=request.num_train * train_flops(config, request.length) / steps,
+        validation=tables * request.num_valid * forward,
+        evaluation=request.num_test * 2 * forward,
     )
 
 
-def phase_costs(experiment: Experiment, phase: Phase, tables: int) -> Iterator[float]:
-    """Yields the operations of each pass of a phase in order: for each epoch its steps, then a validation if due."""
-    request = experiment.request
-    cost = pass_costs(experiment, phase.seeds, tables)
-    for epoch in range(phase.first + 1, phase.until + 1):
-        yield from [cost.step] * steps_per_epoch(request.num_train, request.batch_size)
+def training_costs(experiment: Experiment, epochs_done: int, tables: int) -> list[float]:
+    """The operations of each pass that is left of a training: an epoch's steps, then its validation if there is one."""
+    request, costs = experiment.request, pass_costs(experiment, tables)
+    found: list[float] = []
+    for epoch in range(epochs_done + 1, request.epochs + 1):
+        found += [costs.step] * steps_per_epoch(request.num_train, request.batch_size)
         if request.validates(epoch):
-            yield cost.validation
+            found.append(costs.validation)
+    return found
 
 
 def forward_flops(config: ModelConfig, tokens: int) -> float:
@@ -99,26 +75,32 @@ def num_parameters(config: ModelConfig) -> int:
     return sum(math.prod(shape) for shape in config.shapes.values())
 
 
-def memory_bytes(config: ModelConfig, seeds: int, batch_size: int, tokens: int) -> int:
-    """Peak memory of a stacked training: weights, gradients, both moments, activations, and the program itself."""
+def memory_bytes(config: ModelConfig, batch_size: int, tokens: int) -> int:
+    """Peak of a training: weights, gradients and both moments, what backward needs, and the program itself."""
     weights = 4 * 4 * num_parameters(config)
     # Activations for backward, per layer: two inputs and their norms; queries, keys and values before and after
     # rotation; attention output; feed-forward layer before and after ReLU. Then logits, softmax and their gradient.
     per_token = config.layers * (4 * config.d_model + 7 * config.width + 2 * config.d_ff) + 3 * config.vocabulary
-    return seeds * (weights + 4 * batch_size * tokens * per_token) + RUNTIME_BYTES
+    return weights + 4 * batch_size * tokens * per_token + RUNTIME_BYTES
 
 
-def matmul_rate(config: ModelConfig, seeds: int, batch_tokens: int, precision: Precision, device: str) -> float:
-    """Measures the operations per second of a product with the model's shapes for stacked seeds."""
-    x_STD = torch.randn(seeds, batch_tokens, config.d_model, dtype=product_dtype(precision), device=device)
-    weight_SDI = torch.randn(seeds, config.d_model, config.d_ff, dtype=x_STD.dtype, device=device)
+def matmul_rate(config: ModelConfig, batch_tokens: int, precision: Precision, device: str) -> float:
+    """Measures now how many operations per second a matrix product on this model's shapes makes.
+
+    Args:
+        config: The model.
+        batch_tokens: Tokens of a step.
+        precision: Precision of the product.
+        device: As `resolve_device` returns it.
+    """
+    x_TD = torch.randn(batch_tokens, config.d_model, dtype=product_dtype(precision), device=device)
+    weight_DI = torch.randn(config.d_model, config.d_ff, dtype=x_TD.dtype, device=device)
 
     def product() -> None:
-        torch.bmm(x_STD, weight_SDI)
-        if x_STD.is_cuda:
+        torch.mm(x_TD, weight_DI)
+        if x_TD.is_cuda:
             torch.cuda.synchronize(device)
 
     with matmul_precision(precision):
         seconds = timeit.repeat(product, number=1, repeat=_WARM_UP + _REPEATS)[_WARM_UP:]
-    operations = 2.0 * seeds * batch_tokens * config.d_model * config.d_ff
-    return operations / statistics.median(seconds)
+    return 2.0 * batch_tokens * config.d_model * config.d_ff / statistics.median(seconds)

@@ -1,20 +1,19 @@
-"""The PosGen model, a small decoder with RoPE. Its weights have a leading axis of seeds, so that seeds train together.
+"""The PosGen model: a small decoder with RoPE, as functions of a dictionary of weights.
 
-It has pre-norm RMSNorm, causal attention, ReLU feed-forward layers and no biases: T5's block without cross-attention,
-in the sizes of T5-Small with two layers, as in Wang et al. 2024 (arXiv 2403.00071, section 6.1). Choices that the paper
-leaves open are fields of `ModelConfig`. Every product is one batched matrix product over the seeds, so a seed has the
-same results alone and stacked.
+The model has pre-norm RMSNorm, causal attention, a ReLU feed-forward layer and no biases: T5's block without
+cross-attention, at the sizes of T5-Small and with two layers, as Wang et al. 2024 (arXiv 2403.00071, section 6.1) train
+it. Choices that the paper leaves open are fields of `ModelConfig`.
 
 Queries and keys are rotated (Su et al. 2021, arXiv 2104.09864) with the rows of `RopeTable.cos_sin`, as in all backends
 of longeval. Pairs are laid out as in Llama: feature j is dimensions (j, j+F) of a head.
 
-Shapes: S seeds stacked, B sequences, T positions, N = B·T, R = S·B, F = head_dim/2 features, H heads, d head_dim,
-D d_model, V vocabulary.
+Shapes: B sequences, T positions, F = head_dim/2 features, H heads, d head_dim, D d_model, V vocabulary; I and O are the
+inputs and outputs of a matrix.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -28,10 +27,10 @@ from longeval.studies.posgen.cells import ModelConfig
 from longeval.studies.posgen.request import Precision
 
 Weights = dict[str, torch.Tensor]
-"""Weights by name, each with a leading axis of seeds; matrices have shape (S, inputs, outputs)."""
+"""Weights by name, in the shapes of `ModelConfig.shapes`; matrices are (inputs, outputs)."""
 
 Drop = Callable[[torch.Tensor], torch.Tensor]
-"""Applies dropout to a tensor whose first axis is seeds (or seeds × sequences)."""
+"""A function that applies dropout to a tensor of any shape."""
 
 NORM_EPS = 1e-6
 """The ε of T5's RMSNorm."""
@@ -58,28 +57,25 @@ def digest(table: RopeTable, num_positions: int) -> str:
 
 
 def initial_weights(
-    config: ModelConfig, seeds: Sequence[int], device: str | torch.device, dtype: torch.dtype = torch.float32
+    config: ModelConfig, seed: int, device: str | torch.device, dtype: torch.dtype = torch.float32
 ) -> Weights:
     """Draws the initial weights on the CPU in float32, then casts them and moves them to the device.
 
-    The weights of a seed depend only on `config` and the seed, not on other seeds or the device.
-
-    Returns:
-        Name → tensor of shape (S, …).
+    They depend on `config` and the seed, not on the device.
     """
-    drawn: dict[str, list[torch.Tensor]] = {name: [] for name in config.shapes}
-    for seed in seeds:
-        generator = torch.Generator().manual_seed(seed)
-        for name, shape in config.shapes.items():
-            if name.endswith("norm"):
-                drawn[name].append(torch.ones(shape))
-            else:
-                drawn[name].append(torch.randn(shape, generator=generator) * _std(config, name, shape))
-    return {name: torch.stack(parts).to(device=device, dtype=dtype) for name, parts in drawn.items()}
+    generator = torch.Generator().manual_seed(seed)
+    weights = {}
+    for name, shape in config.shapes.items():
+        if name.endswith("norm"):
+            weight = torch.ones(shape)
+        else:
+            weight = torch.randn(shape, generator=generator) * _std(config, name, shape)
+        weights[name] = weight.to(device=device, dtype=dtype)
+    return weights
 
 
 def _std(config: ModelConfig, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """Standard deviation of a weight's initial values; by column for queries, keys and values."""
+    """The standard deviation of a weight's initial values: a scalar, or one value per column for `qkv`."""
     if config.init == "normal":
         return torch.tensor(NORMAL_STD)
     if name == "embedding":
@@ -93,7 +89,7 @@ def _std(config: ModelConfig, name: str, shape: tuple[int, ...]) -> torch.Tensor
 
 def forward(
     weights: Weights,
-    tokens_SBT: torch.Tensor,
+    tokens_BT: torch.Tensor,
     cos_TF: torch.Tensor,
     sin_TF: torch.Tensor,
     config: ModelConfig,
@@ -102,52 +98,54 @@ def forward(
     drop: Drop | None = None,
     cache: Cache | None = None,
 ) -> torch.Tensor:
-    """Computes the logits of every seed's model for its own sequences.
+    """Computes the model's logits.
 
     Args:
-        weights: In the form of `initial_weights`.
-        tokens_SBT: The model's input, integers; see `model_inputs`.
-        cos_TF: The RoPE table's cosines, attention factor included, for at least the positions of the input.
+        weights: As `initial_weights` gives them.
+        tokens_BT: The model's input, integers; see `model_inputs`.
+        cos_TF: The RoPE table's cosines, attention factor included, for at least the positions read.
         sin_TF: Its sines.
         config: Sizes of the model.
         dtype: Dtype of the matrix products and of attention; None: that of the weights. The residual stream, the norms
             and the logits keep the weights' dtype.
-        drop: Dropout for training.
-        cache: Key/value cache for generation. The input follows the tokens in the cache and is added to it. The first
-            call may have any number of tokens, later calls have one.
+        drop: Dropout, while training.
+        cache: For generation: the tokens follow those in the cache, and their keys and values are added to it. The
+            first call may read any number of tokens, every later call reads one.
 
     Returns:
-        Logits of shape (S, B, T, V); row i predicts the token after input token i.
+        (B, T, V): row i predicts the token after the i-th one read.
     """
-    num_seeds, num_sequences, num_tokens = tokens_SBT.shape
+    num_tokens = tokens_BT.shape[1]
     first = 0 if cache is None else cache.length
     assert first == 0 or num_tokens == 1
     rows = slice(first, first + num_tokens)
     run = _Run(config=config, dtype=dtype, drop=drop, cache=cache, cos_TF=cos_TF[rows], sin_TF=sin_TF[rows])
     assert len(run.cos_TF) == num_tokens, "positions beyond the table"
-    embedding_SVD = weights["embedding"]
-    # A product with one-hot rows instead of a look-up, because its gradient is deterministic and fast on a GPU.
-    ids_V = torch.arange(config.vocabulary, device=tokens_SBT.device)
-    one_hot_SNV = (tokens_SBT.reshape(num_seeds, -1, 1) == ids_V).to(embedding_SVD.dtype)
-    x_SND = run.dropped(torch.bmm(one_hot_SNV, embedding_SVD))
+    embedding_VD = weights["embedding"]
+    # A product with one-hot rows instead of a look-up: its gradient is a product too, deterministic and quick on a GPU.
+    ids_V = torch.arange(config.vocabulary, device=tokens_BT.device)
+    one_hot_BTV = (tokens_BT[..., None] == ids_V).to(embedding_VD.dtype)
+    x_BTD = run.dropped(one_hot_BTV @ embedding_VD)
     for layer in range(config.layers):
-        x_SND = x_SND + run.dropped(run.attention(x_SND, weights, layer, num_sequences))
-        x_SND = x_SND + run.dropped(run.mlp(x_SND, weights, layer))
+        x_BTD = x_BTD + run.dropped(run.attention(x_BTD, weights, layer))
+        x_BTD = x_BTD + run.dropped(run.mlp(x_BTD, weights, layer))
     if cache is not None:
         cache.length += num_tokens
-    head_SDV = embedding_SVD.mT if config.tied else weights["head"]
+    head_DV = embedding_VD.T if config.tied else weights["head"]
     if config.tied and config.init == "t5":
-        head_SDV = head_SDV * config.d_model**-0.5
-    x_SND = run.dropped(_normed(x_SND) * weights["norm"][:, None, :])
-    return torch.bmm(x_SND, head_SDV).view(num_seeds, num_sequences, num_tokens, config.vocabulary)
+        head_DV = head_DV * config.d_model**-0.5
+    return run.dropped(_normed(x_BTD) * weights["norm"]) @ head_DV
 
 
-def model_inputs(tokens_SBT: torch.Tensor, config: ModelConfig) -> torch.Tensor:
-    """The model's input for predicting tokens `config.offset` … T−1: the start token, if any, and all but the last."""
-    read_SBT = tokens_SBT[..., :-1]
+def model_inputs(tokens_BT: torch.Tensor, config: ModelConfig) -> torch.Tensor:
+    """Makes the model's input for predicting tokens `config.offset` … T−1.
+
+    It is all tokens but the last, after the start token if there is one.
+    """
+    read_BT = tokens_BT[:, :-1]
     if not config.start_token:
-        return read_SBT
-    return functional.pad(read_SBT, (1, 0), value=config.modulus)
+        return read_BT
+    return functional.pad(read_BT, (1, 0), value=config.modulus)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -165,45 +163,45 @@ class _Run:
         """Applies dropout if this is a training pass."""
         return x if self.drop is None else self.drop(x)
 
-    def product(self, x_SNI: torch.Tensor, weight_SIO: torch.Tensor) -> torch.Tensor:
-        """Matrix product in the dtype of the pass."""
-        return torch.bmm(x_SNI.to(self.dtype or x_SNI.dtype), weight_SIO.to(self.dtype or weight_SIO.dtype))
+    def product(self, x_BTI: torch.Tensor, weight_IO: torch.Tensor) -> torch.Tensor:
+        """Matrix product in the dtype of the pass, (B, T, O)."""
+        return x_BTI.to(self.dtype or x_BTI.dtype) @ weight_IO.to(self.dtype or weight_IO.dtype)
 
-    def attention(self, x_SND: torch.Tensor, weights: Weights, layer: int, num_sequences: int) -> torch.Tensor:
-        """Causal attention with rotated queries and keys, shape (S, N, D)."""
-        config, num_seeds, num_tokens = self.config, len(x_SND), len(self.cos_TF)
-        # The norm's gain is multiplied into the matrix, which is smaller than the activations.
-        qkv_SDO = weights[f"{layer}.attention.norm"][..., None] * weights[f"{layer}.attention.qkv"]
-        qkv_SNO = self.product(_normed(x_SND), qkv_SDO)
-        shape = (num_seeds * num_sequences, num_tokens, 3, config.heads, config.head_dim)
-        rotated = _Rotation.apply(qkv_SNO.view(shape), self.cos_TF, self.sin_TF)  # type: ignore[no-untyped-call]  # torch's
-        query_RTHd, key_RTHd, value_RTHd = rotated
+    def attention(self, x_BTD: torch.Tensor, weights: Weights, layer: int) -> torch.Tensor:
+        """Causal attention with rotated queries and keys, (B, T, D)."""
+        config, (num_sequences, num_tokens, _) = self.config, x_BTD.shape
+        # The norm's gain goes into the matrix, which is smaller than what it would multiply.
+        qkv_DO = weights[f"{layer}.attention.norm"][:, None] * weights[f"{layer}.attention.qkv"]
+        qkv_BTO = self.product(_normed(x_BTD), qkv_DO)
+        qkv_BT3Hd = qkv_BTO.view(num_sequences, num_tokens, 3, config.heads, config.head_dim)
+        rotated = _Rotation.apply(qkv_BT3Hd, self.cos_TF, self.sin_TF)  # type: ignore[no-untyped-call]  # torch's
+        query_BTHd, key_BTHd, value_BTHd = rotated
         if self.cache is not None:
-            key_RTHd, value_RTHd = self.cache.extend(layer, key_RTHd, value_RTHd)
-        out_RHTd = functional.scaled_dot_product_attention(
-            query_RTHd.transpose(1, 2),
-            key_RTHd.transpose(1, 2),
-            value_RTHd.transpose(1, 2),
+            key_BTHd, value_BTHd = self.cache.extend(layer, key_BTHd, value_BTHd)
+        out_BHTd = functional.scaled_dot_product_attention(
+            query_BTHd.transpose(1, 2),
+            key_BTHd.transpose(1, 2),
+            value_BTHd.transpose(1, 2),
             is_causal=num_tokens > 1,
             scale=config.head_dim**-0.5 if config.attention_scale else 1.0,
         )
-        out_SNO = out_RHTd.transpose(1, 2).reshape(num_seeds, -1, config.width)
-        return self.product(out_SNO, weights[f"{layer}.attention.out"]).to(x_SND.dtype)
+        out_BTO = out_BHTd.transpose(1, 2).reshape(num_sequences, num_tokens, config.width)
+        return self.product(out_BTO, weights[f"{layer}.attention.out"]).to(x_BTD.dtype)
 
-    def mlp(self, x_SND: torch.Tensor, weights: Weights, layer: int) -> torch.Tensor:
-        """The feed-forward layer, shape (S, N, D)."""
-        in_SDO = weights[f"{layer}.mlp.norm"][..., None] * weights[f"{layer}.mlp.in"]
-        hidden_SNO = self.dropped(functional.relu_(self.product(_normed(x_SND), in_SDO)))
-        return self.product(hidden_SNO, weights[f"{layer}.mlp.out"]).to(x_SND.dtype)
+    def mlp(self, x_BTD: torch.Tensor, weights: Weights, layer: int) -> torch.Tensor:
+        """The feed-forward layer, (B, T, D)."""
+        in_DO = weights[f"{layer}.mlp.norm"][:, None] * weights[f"{layer}.mlp.in"]
+        hidden_BTO = self.dropped(functional.relu_(self.product(_normed(x_BTD), in_DO)))
+        return self.product(hidden_BTO, weights[f"{layer}.mlp.out"]).to(x_BTD.dtype)
 
 
-def _normed(x_SND: torch.Tensor) -> torch.Tensor:
-    """RMSNorm without gain."""
-    return functional.rms_norm(x_SND, (x_SND.shape[-1],), eps=NORM_EPS)
+def _normed(x_BTD: torch.Tensor) -> torch.Tensor:
+    """RMSNorm without its gain."""
+    return functional.rms_norm(x_BTD, (x_BTD.shape[-1],), eps=NORM_EPS)
 
 
 class _Rotation(torch.autograd.Function):
-    """Rotates queries and keys, shape (R, T, H, d) each, in few passes over memory; values are only copied.
+    """Rotates queries and keys, (B, T, H, d) each, in few passes over memory; values stay as they are.
 
     The gradient is the inverse rotation, so no activation is stored for it. Cosines and sines are float32 and include
     the attention factor.
@@ -211,40 +209,40 @@ class _Rotation(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, qkv_RT3Hd: torch.Tensor, cos_TF: torch.Tensor, sin_TF: torch.Tensor
+        ctx: Any, qkv_BT3Hd: torch.Tensor, cos_TF: torch.Tensor, sin_TF: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         ctx.save_for_backward(cos_TF, sin_TF)
-        query_RTHd, key_RTHd, value_RTHd = qkv_RT3Hd.unbind(2)
+        query_BTHd, key_BTHd, value_BTHd = qkv_BT3Hd.unbind(2)
         return (
-            _rotate(query_RTHd, cos_TF, sin_TF, torch.empty_like(query_RTHd)),
-            _rotate(key_RTHd, cos_TF, sin_TF, torch.empty_like(key_RTHd)),
-            value_RTHd.clone(),
+            _rotate(query_BTHd, cos_TF, sin_TF, torch.empty_like(query_BTHd)),
+            _rotate(key_BTHd, cos_TF, sin_TF, torch.empty_like(key_BTHd)),
+            value_BTHd.clone(),
         )
 
     @staticmethod
-    def backward(ctx: Any, *gradients_RTHd: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Any, *gradients_BTHd: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         cos_TF, sin_TF = ctx.saved_tensors
-        query_RTHd, key_RTHd, value_RTHd = gradients_RTHd
-        num_rows, num_tokens, heads, head_dim = query_RTHd.shape
-        out_RT3Hd = query_RTHd.new_empty((num_rows, num_tokens, 3, heads, head_dim))
-        _rotate(query_RTHd, cos_TF, -sin_TF, out_RT3Hd[:, :, 0])
-        _rotate(key_RTHd, cos_TF, -sin_TF, out_RT3Hd[:, :, 1])
-        out_RT3Hd[:, :, 2] = value_RTHd
-        return out_RT3Hd, None, None
+        query_BTHd, key_BTHd, value_BTHd = gradients_BTHd
+        num_sequences, num_tokens, heads, head_dim = query_BTHd.shape
+        out_BT3Hd = query_BTHd.new_empty((num_sequences, num_tokens, 3, heads, head_dim))
+        _rotate(query_BTHd, cos_TF, -sin_TF, out_BT3Hd[:, :, 0])
+        _rotate(key_BTHd, cos_TF, -sin_TF, out_BT3Hd[:, :, 1])
+        out_BT3Hd[:, :, 2] = value_BTHd
+        return out_BT3Hd, None, None
 
 
-def _rotate(x_RTHd: torch.Tensor, cos_TF: torch.Tensor, sin_TF: torch.Tensor, out_RTHd: torch.Tensor) -> torch.Tensor:
-    """Writes (a·cos − b·sin, b·cos + a·sin) into `out_RTHd`, where a and b are the halves of each head."""
+def _rotate(x_BTHd: torch.Tensor, cos_TF: torch.Tensor, sin_TF: torch.Tensor, out_BTHd: torch.Tensor) -> torch.Tensor:
+    """(a, b) → (a·cos − b·sin, b·cos + a·sin), halves of each head, into `out_BTHd`."""
     cos_TIF, sin_TIF = cos_TF[:, None, :], sin_TF[:, None, :]
-    first_RTHF, second_RTHF = x_RTHd.chunk(2, dim=-1)
-    out_first_RTHF, out_second_RTHF = out_RTHd.chunk(2, dim=-1)
-    torch.mul(first_RTHF, cos_TIF, out=out_first_RTHF).addcmul_(second_RTHF, sin_TIF, value=-1)
-    torch.mul(second_RTHF, cos_TIF, out=out_second_RTHF).addcmul_(first_RTHF, sin_TIF)
-    return out_RTHd
+    first_BTHF, second_BTHF = x_BTHd.chunk(2, dim=-1)
+    out_first_BTHF, out_second_BTHF = out_BTHd.chunk(2, dim=-1)
+    torch.mul(first_BTHF, cos_TIF, out=out_first_BTHF).addcmul_(second_BTHF, sin_TIF, value=-1)
+    torch.mul(second_BTHF, cos_TIF, out=out_second_BTHF).addcmul_(first_BTHF, sin_TIF)
+    return out_BTHd
 
 
 class Cache:
-    """Rotated keys and values of earlier positions, for generation.
+    """Keys (rotated) and values of the positions read so far, for the generation of B sequences.
 
     `num_sequences` is R = seeds × sequences, and `num_positions` the largest number of positions.
     """
@@ -257,13 +255,13 @@ class Cache:
         self.length = 0
         """Number of positions in the cache."""
 
-    def extend(self, layer: int, key_RTHd: torch.Tensor, value_RTHd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Adds keys and values of the next T positions in one layer; returns those of all positions so far."""
-        end = self.length + key_RTHd.shape[1]
-        held_2RTHd = self._held[layer, :, :, :end]
-        held_2RTHd[0, :, self.length :] = key_RTHd
-        held_2RTHd[1, :, self.length :] = value_RTHd
-        return held_2RTHd[0], held_2RTHd[1]
+    def extend(self, layer: int, key_BTHd: torch.Tensor, value_BTHd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Adds the keys and values of the next T positions in one layer; returns those of all positions up to there."""
+        end = self.length + key_BTHd.shape[1]
+        held_2BTHd = self._held[layer, :, :, :end]
+        held_2BTHd[0, :, self.length :] = key_BTHd
+        held_2BTHd[1, :, self.length :] = value_BTHd
+        return held_2BTHd[0], held_2BTHd[1]
 
 
 def product_dtype(precision: Precision) -> torch.dtype | None:

@@ -1,17 +1,17 @@
-"""Plans a request of `posgen train`: cells with stable ids, and stacks of seeds that train together.
+"""Turns a request of `posgen train` into cells with stable ids, and into work: one training each.
 
-All errors in a request are found here, before the first step: rules and methods are looked up, sizes are checked,
-tables are built. Nothing is generated or trained.
+Everything that can be wrong with a request is found here, before the first step: rules and methods are looked up, sizes
+are checked, tables are built. Nothing is generated or trained.
 
-A training's id depends on everything that determines its weights. Methods and regimes with the same table in training
-(such as a method and its base in regime `swapped`) share a training.
+A training's id digests what decides its weights. So methods whose table is the same while training (in the regime
+`swapped`, a method and its base) share a training, and so do regimes.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -56,18 +56,16 @@ class PosGenPlan(Plan):
     cells: tuple[PosGenCell, ...]
     work: tuple[PosGenWork, ...]
     experiment: Experiment
-    stacked: bool
-    """Whether seeds train together; if not, each stack has one seed."""
 
     @property
     def trainings(self) -> list[Training]:
-        """The trainings of all stacks."""
-        return [training for stack in self.work for training in stack.trainings]
+        """All trainings, in the order in which they are made."""
+        return [work.training for work in self.work]
 
     def clear(self, store: Store) -> None:
         """Removes all weights and checkpoints of an earlier run.
 
-        All are removed at the start, so that resuming a killed `--fresh` run finds only its own files.
+        It removes all of them at once, so that a fresh start that is killed goes on from its own files alone.
         """
         for training in self.trainings:
             for kind in get_args(TrainingFile):
@@ -91,19 +89,17 @@ class PosGenPlan(Plan):
         )
 
     def _cost(self, host: Host, left: Sequence[Work]) -> str:
-        """The estimated cost of the remaining work, with a speed that is measured now."""
+        """The line that says what is left to do, with a rate that is measured now."""
         request, config, device = self.request, self.experiment.config, self.experiment.device
         flops = sum(sum(work.costs(host)) for work in left)
-        seeds = [len(work.epochs_to_go_on(host)) for work in left if isinstance(work, PosGenWork)]
-        largest, trainings = max(seeds, default=0) or 1, sum(seeds)
-        num_stacks = sum(number > 0 for number in seeds)
-        together = f" in {count(num_stacks, 'stack')}" if self.stacked else ", one after another" * (trainings > 1)
-        rate = matmul_rate(config, largest, request.batch_size * request.length, request.precision, device)
-        memory = memory_bytes(config, largest, request.batch_size, request.length)
+        trainings = sum(isinstance(work, PosGenWork) and work.needs_training(host) for work in left)
+        rate = matmul_rate(config, request.batch_size * request.length, request.precision, device)
+        memory = memory_bytes(config, request.batch_size, request.length)
         return (
             f"{request.model_name} ({request.dtype}, {device}): "
             f"{count(sum(len(work.cells) for work in left), 'cell')} to compute from "
-            f"{count(trainings, 'training')} of {count(request.epochs, 'epoch')}{together}; "
+            f"{count(trainings, 'training')} of {count(request.epochs, 'epoch')}"
+            f"{', one after another' if trainings > 1 else ''}; "
             f"{flops:.2g} operations, estimated {format_duration(flops / rate)} at {rate / 1e9:,.0f} GFLOP/s "
             f"(a matrix product, measured now) and {format_gib(memory)}"
         )
@@ -140,26 +136,22 @@ def plan_posgen(request: PosGenRequest) -> PosGenPlan:
     _check_precision(request, device)
     experiment = Experiment(request=request, config=model_config(request), device=device)
     cells: list[PosGenCell] = []
-    stacks: dict[tuple[Training, ...], PosGenWork] = {}
+    by_training: dict[str, PosGenWork] = {}
     for task in request.tasks:
         for regime in request.regimes:
             for name in names:
-                new = _stack(experiment, task, regime, name)
-                cells += new.cells
-                old = stacks.get(new.trainings)
-                if old is not None:
-                    new = dataclasses.replace(old, evaluations=(*old.evaluations, *new.evaluations))
-                stacks[new.trainings] = new
-    # On two CPU cores a small stack took longer than its seeds one after another. On a GPU this was not measured; one
-    # small model is not expected to use the whole device.
-    stacked = device != "cpu" if request.stack is None else request.stack
+                for new in _work(experiment, task, regime, name):
+                    cells += new.cells
+                    old = by_training.get(new.training.id)
+                    if old is not None:
+                        new = dataclasses.replace(old, evaluations=(*old.evaluations, *new.evaluations))
+                    by_training[new.training.id] = new
     return PosGenPlan(
         request=request,
         cells=tuple(cells),
-        work=tuple(stacks.values() if stacked else (one for stack in stacks.values() for one in stack.by_seed())),
+        work=tuple(by_training.values()),
         notes=(*notes, *_notes(request, names)),
         experiment=experiment,
-        stacked=stacked,
     )
 
 
@@ -229,8 +221,8 @@ def _table(request: PosGenRequest, name: MethodName, arguments: dict[str, Any], 
     return build_table(name.canonical, geometry, make_parameters(name.base, arguments), length)
 
 
-def _stack(experiment: Experiment, task: str, regime: Regime, name: MethodName) -> PosGenWork:
-    """The work of one method and regime on one task, with all seeds."""
+def _work(experiment: Experiment, task: str, regime: Regime, name: MethodName) -> Iterator[PosGenWork]:
+    """Yields the training and the cell of each seed, for one method in one regime on one task."""
     request = experiment.request
     # In regime `swapped` the base is off in training; resonance stays on.
     trained_with = name if regime == "trained" else MethodName(base="none", resonance=name.resonance)
@@ -239,19 +231,18 @@ def _stack(experiment: Experiment, task: str, regime: Regime, name: MethodName) 
     train_table = _table(request, trained_with, own, request.train_window)
     table = _test_table(request, name)
     digest = table_digest(table.cos_sin(np.arange(request.test_window, dtype=np.int64)))
-    trainings = tuple(
-        _training(experiment, train_table, data_setting(request, task, seed), seed) for seed in request.seed_values()
-    )
-    evaluation = Evaluation(
-        pe=name,
-        regime=regime,
-        table=table,
-        name=f"{name.canonical} {digest[:ID_DIGITS]}",
-        cells=tuple(_cell(request, name, regime, training, trained_with) for training in trainings),
-    )
-    return PosGenWork(
-        experiment=experiment, task=task, table=train_table, trainings=trainings, evaluations=(evaluation,)
-    )
+    for seed in request.seed_values():
+        training = _training(experiment, train_table, data_setting(request, task, seed), seed)
+        evaluation = Evaluation(
+            pe=name,
+            regime=regime,
+            table=table,
+            name=f"{name.canonical} {digest[:ID_DIGITS]}",
+            cell=_cell(request, name, regime, training, trained_with),
+        )
+        yield PosGenWork(
+            experiment=experiment, task=task, table=train_table, training=training, evaluations=(evaluation,)
+        )
 
 
 def _training(experiment: Experiment, table: RopeTable, data: DataSetting, seed: int) -> Training:

@@ -31,8 +31,8 @@ Init = Literal["t5", "normal"]
 _SEEDS_END = 2**63
 """Seeds must be below this number for torch."""
 
-_MAY_DIFFER = ("tasks", "pe", "pe_args", "regimes", "seeds", "first_seed", "device", "stack")
-"""Settings that may differ between the requests of one run folder (but not parameters of the same method)."""
+_MAY_DIFFER = ("tasks", "pe", "pe_args", "regimes", "seeds", "first_seed", "device")
+"""What may differ between the requests of one run folder (parameters of the same method may not)."""
 
 
 class PosGenRequest(StudyRequest, frozen=True):
@@ -68,7 +68,7 @@ class PosGenRequest(StudyRequest, frozen=True):
             "validate_every": 1,
         },
     }
-    how_only: ClassVar[frozenset[str]] = frozenset({"stack"})
+    retired: ClassVar[frozenset[str]] = frozenset({"stack"})
 
     tasks: Annotated[
         tuple[str, ...],
@@ -188,15 +188,6 @@ class PosGenRequest(StudyRequest, frozen=True):
         ),
     ] = "float32"
     device: Device = "auto"
-    stack: Annotated[
-        bool | None,
-        Declare(
-            setting.switch,
-            "Train all seeds of a setting together as one stacked model, or one after another.",
-            unset="stacked on a GPU, not on a CPU, where that is slower",
-            panel=MACHINE,
-        ),
-    ] = None
 
     def check(self) -> None:
         """See `StudyRequest.check`."""
@@ -218,8 +209,6 @@ class PosGenRequest(StudyRequest, frozen=True):
                 raise LongEvalError(
                     f"{self.flag(name)} {getattr(self, name)}: seeds end at {_SEEDS_END - 1}", "Choose a smaller one."
                 )
-        if self.stack and self.seeds == 1:
-            raise LongEvalError("--stack: would be ignored, there is one seed", "Leave it out or give more --seeds.")
 
     @property
     def model_name(self) -> str:

@@ -1,12 +1,10 @@
-"""The state of a training after an epoch (weights, AdamW's moments and losses of all stacked seeds), and its files.
+"""The state of a training after an epoch: weights, AdamW's moments and losses; and the file that holds it.
 
-Each seed has one `.npz` file without pickled objects, with everything that a resumed training needs:
+A file is one `.npz` per training, never a pickle, with everything that a resumed training needs:
 
 about             JSON: format, model, seed, epoch, losses
-weights/<name>    shape (1, …), as in `TrainState`
-first/<name>, second/<name>    AdamW's moments; left out of finished weights, which are only evaluated
-
-Shapes: S seeds.
+weights/<name>    the weights, in the shapes of `ModelConfig.shapes`
+first/<name>, second/<name>    AdamW's moments; finished weights, which are only evaluated, have none
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ import json
 import math
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,8 +25,11 @@ import torch
 from longeval.studies.posgen.cells import ModelConfig
 from longeval.studies.posgen.model import Weights, initial_weights
 
-FORMAT = 2
-"""Version of the files; other versions are not read."""
+FORMAT = 3
+"""The version of the files that are written."""
+_WITH_SEED_AXIS = 2
+"""The version before, which is read too. Its arrays have one more axis in front, of length 1: a model could then be
+several seeds, stacked. Other versions are refused."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,14 +48,12 @@ class ValidLoss:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class History:
-    """The losses of one seed during training."""
+    """The losses of a training by epoch."""
 
     train_loss: tuple[float, ...] = ()
     """Mean loss of each epoch, computed during its training steps, nats per token."""
     valid: tuple[ValidLoss, ...] = ()
-    """Validation losses in the order of epochs."""
-    stacked: int = 1
-    """The largest number of seeds that trained together."""
+    """In the order of epochs."""
 
     def curve(self, table: str) -> tuple[ValidLoss, ...]:
         """The validation losses with one table, by epoch."""
@@ -66,39 +65,32 @@ class TrainState:
     """Everything that is needed to resume a training exactly."""
 
     config: ModelConfig
-    seeds: tuple[int, ...]
-    """The seeds in the order of the tensors' first axis."""
+    seed: int
     epoch: int
     """Epochs done."""
     weights: Weights
-    """Name → tensor of shape (S, …)."""
     first: Weights
-    """AdamW's mean of gradients, for trained weights; empty if the state is only evaluated."""
+    """AdamW's mean of gradients, of each trained weight; empty in a state that is only evaluated."""
     second: Weights
     """AdamW's mean of squared gradients."""
-    history: tuple[History, ...]
-    """The losses of each seed."""
+    history: History
 
     @property
-    def diverged(self) -> tuple[int, ...]:
-        """Seeds with a loss that is not finite. They don't affect the other seeds."""
-        return tuple(
-            seed
-            for seed, history in zip(self.seeds, self.history, strict=True)
-            if not all(map(math.isfinite, history.train_loss))
-        )
+    def diverged(self) -> bool:
+        """Whether the loss of an epoch is not a finite number."""
+        return not all(map(math.isfinite, self.history.train_loss))
 
-    def failure(self, index: int = 0) -> str | None:
-        """The reason why the weights of the seed at `index` can't be used, or None."""
-        for epoch, loss in enumerate(self.history[index].train_loss, start=1):
+    def failure(self) -> str | None:
+        """The reason why the weights can't be used, or None."""
+        for epoch, loss in enumerate(self.history.train_loss, start=1):
             if not math.isfinite(loss):
                 return f"the training diverged: its loss is {loss} in epoch {epoch}"
-        if not all(bool(torch.isfinite(tensor[index]).all()) for tensor in self.weights.values()):
-            return f"the training diverged: its weights are not finite after epoch {self.epoch}"
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in self.weights.values()):
+            return f"the training diverged: its weights are no finite numbers after epoch {self.epoch}"
         return None
 
     def mapped(self, change: Callable[[torch.Tensor], torch.Tensor]) -> TrainState:
-        """A copy of the state with a function applied to every tensor of weights and moments."""
+        """Returns the same state with every tensor, of weights and moments, put through a function."""
         return dataclasses.replace(
             self,
             weights={name: change(tensor) for name, tensor in self.weights.items()},
@@ -106,62 +98,37 @@ class TrainState:
             second={name: change(tensor) for name, tensor in self.second.items()},
         )
 
-    def alone(self, index: int) -> TrainState:
-        """The state of the seed at `index` alone; its tensors are views."""
-        one = slice(index, index + 1)
-        alone = self.mapped(lambda tensor: tensor[one])
-        return dataclasses.replace(alone, seeds=self.seeds[one], history=self.history[one])
-
 
 def initial_state(
-    config: ModelConfig, seeds: Sequence[int], device: str | torch.device, dtype: torch.dtype = torch.float32
+    config: ModelConfig, seed: int, device: str | torch.device, dtype: torch.dtype = torch.float32
 ) -> TrainState:
-    """The state before the first epoch."""
-    weights = initial_weights(config, seeds, device, dtype)
+    """Makes the state before the first epoch."""
+    weights = initial_weights(config, seed, device, dtype)
     return TrainState(
         config=config,
-        seeds=tuple(seeds),
+        seed=seed,
         epoch=0,
         weights=weights,
         first={name: torch.zeros_like(weights[name]) for name in config.trainable},
         second={name: torch.zeros_like(weights[name]) for name in config.trainable},
-        history=(History(),) * len(seeds),
+        history=History(),
     )
 
 
-def stack(states: Sequence[TrainState]) -> TrainState:
-    """Joins states with the same model and epoch into one, with all seeds in order, on the device of the first."""
-    first = states[0]
-    assert all((state.config, state.epoch) == (first.config, first.epoch) for state in states)
+def to_bytes(state: TrainState, *, moments: bool = True) -> bytes:
+    """Writes a state as the content of a file.
 
-    def joined(parts: Sequence[Weights]) -> Weights:
-        return {name: torch.cat([part[name].to(tensor.device) for part in parts]) for name, tensor in parts[0].items()}
-
-    return dataclasses.replace(
-        first,
-        seeds=tuple(seed for state in states for seed in state.seeds),
-        weights=joined([state.weights for state in states]),
-        first=joined([state.first for state in states]),
-        second=joined([state.second for state in states]),
-        history=tuple(history for state in states for history in state.history),
-    )
-
-
-def to_bytes(state: TrainState, index: int = 0, *, moments: bool = True) -> bytes:
-    """The content of the file for the seed at `index`.
-
-    Without AdamW's moments it is a third as large, and the state can only be evaluated.
+    Without AdamW's moments the file is a third as large, and its state can only be evaluated.
     """
-    alone = state.alone(index)
     about = {
         "format": FORMAT,
-        "config": dataclasses.asdict(alone.config),
-        "seed": alone.seeds[0],
-        "epoch": alone.epoch,
-        "history": dataclasses.asdict(alone.history[0]),
+        "config": dataclasses.asdict(state.config),
+        "seed": state.seed,
+        "epoch": state.epoch,
+        "history": dataclasses.asdict(state.history),
     }
     arrays = {"about": np.frombuffer(json.dumps(about).encode(), dtype=np.uint8)}
-    parts = {"weights": alone.weights} | ({"first": alone.first, "second": alone.second} if moments else {})
+    parts = {"weights": state.weights} | ({"first": state.first, "second": state.second} if moments else {})
     for part, tensors in parts.items():
         arrays |= {f"{part}/{name}": tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
     buffer = io.BytesIO()
@@ -170,43 +137,48 @@ def to_bytes(state: TrainState, index: int = 0, *, moments: bool = True) -> byte
 
 
 def from_bytes(content: bytes) -> TrainState:
-    """Reads the file of one seed into a state on the CPU, with moments if the file has them. Never unpickles.
+    """Reads a file's content into a state on the CPU, without moments if the file has none. It never unpickles.
 
     Raises:
-        ValueError: The file has another format or is damaged, or its arrays don't match its model.
+        ValueError: The file is of another kind or version, it is damaged, or its arrays don't fit its model.
     """
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             about = json.loads(arrays["about"].tobytes())
-            if about["format"] != FORMAT:
-                raise ValueError(f"its format is {about['format']}, not {FORMAT}")
+            if about["format"] not in (FORMAT, _WITH_SEED_AXIS):
+                raise ValueError(f"format {about['format']}, and {_WITH_SEED_AXIS} and {FORMAT} are known")
             config = ModelConfig(**about["config"])
-            weights = _read(arrays, "weights", config, tuple(config.shapes))
+            axes = (1,) if about["format"] == _WITH_SEED_AXIS else ()
+            weights = _read(arrays, "weights", config, tuple(config.shapes), axes)
             has_moments = any(name.startswith("first/") for name in arrays.files)
             first, second = (
-                _read(arrays, part, config, config.trainable) if has_moments else {} for part in ("first", "second")
+                _read(arrays, part, config, config.trainable, axes) if has_moments else {}
+                for part in ("first", "second")
             )
         return TrainState(
             config=config,
-            seeds=(int(about["seed"]),),
+            seed=int(about["seed"]),
             epoch=int(about["epoch"]),
             weights=weights,
             first=first,
             second=second,
-            history=(_history(about["history"]),),
+            history=_history(about["history"]),
         )
     except (KeyError, ValueError, TypeError, EOFError, OSError, zlib.error, zipfile.BadZipFile) as error:
         raise ValueError(f"not a PosGen checkpoint: {error}") from error
 
 
-def _read(arrays: Any, part: str, config: ModelConfig, names: tuple[str, ...]) -> Weights:
-    """Reads the arrays of one part and checks their shapes against the model."""
+def _read(arrays: Any, part: str, config: ModelConfig, names: tuple[str, ...], axes: tuple[int, ...]) -> Weights:
+    """Reads the arrays of one part, and checks them against the model's shapes.
+
+    `axes` are the lengths of the axes that the arrays have in front of the model's own.
+    """
     tensors = {}
     for name in names:
-        array = arrays[f"{part}/{name}"]
-        if array.shape != (1, *config.shapes[name]) or array.dtype.kind != "f":
+        array, shape = arrays[f"{part}/{name}"], config.shapes[name]
+        if array.shape != (*axes, *shape) or array.dtype.kind != "f":
             raise ValueError(f"{part}/{name} is {array.dtype} {array.shape}, which doesn't fit the model")
-        tensors[name] = torch.from_numpy(array)
+        tensors[name] = torch.from_numpy(array.reshape(shape))
     return tensors
 
 
@@ -214,5 +186,4 @@ def _history(plain: dict[str, Any]) -> History:
     return History(
         train_loss=tuple(float(loss) for loss in plain["train_loss"]),
         valid=tuple(ValidLoss(**loss) for loss in plain["valid"]),
-        stacked=int(plain["stacked"]),
     )

@@ -1,21 +1,24 @@
-"""Trains all seeds of a setting together, epoch by epoch. A training can stop after any epoch and resume exactly.
+"""Training of one PosGen model, epoch by epoch; it can stop after any epoch and go on exactly.
 
 It follows Wang et al. 2024 (arXiv 2403.00071, sections 5 and C.1): AdamW, a one-cycle schedule with 10% warm-up,
 batches of 128, 150 epochs; the loss leaves out the first j+k tokens. The order of sequences depends only on seed and
 epoch, and the learning rate only on the step, so a resumed training needs nothing but the state after an epoch. The
 last batch of an epoch may be smaller than the others.
 
-AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101, with torch's defaults) works element by element. So with the
-gradient of the sum of the seeds' losses, each seed makes the same step as alone. Learning rate and β1 follow the
-one-cycle schedule (Smith and Topin 2018, arXiv 1708.07120) as a closed form of the step, with the constants of torch's
-OneCycleLR with cosine annealing, which the paper's published code uses.
+AdamW is that of Loshchilov and Hutter 2019 (arXiv 1711.05101), with torch's default numbers. Learning rate and β1
+follow the one-cycle schedule (Smith and Topin 2018, arXiv 1708.07120) as a closed form of the step, with the numbers of
+torch's OneCycleLR with cosine annealing, which the paper's published code uses.
 
-Shapes: S seeds, N sequences, B sequences of a batch, T tokens, P predicted tokens, K steps of an epoch.
+A step of so small a model takes a GPU less time than Python needs to queue its operations. So a step is captured as a
+CUDA graph once and then replayed.
+
+Shapes: N sequences, B of them in a batch, T tokens, P predicted tokens, K steps of an epoch, V vocabulary.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -27,11 +30,10 @@ import torch
 
 from longeval.errors import reason
 from longeval.rope.base import RopeTable
-from longeval.studies.posgen.cells import ModelConfig
 from longeval.studies.posgen.evaluate import evaluate, token_nll
 from longeval.studies.posgen.model import TorchTable, cos_sin, forward, matmul_precision, model_inputs, product_dtype
 from longeval.studies.posgen.request import PosGenRequest, Precision
-from longeval.studies.posgen.state import History, TrainState, ValidLoss, initial_state
+from longeval.studies.posgen.state import History, TrainState, ValidLoss
 
 if TYPE_CHECKING:
     from longeval.studies.posgen.data import PosGenData
@@ -53,48 +55,37 @@ _log = logging.getLogger(__name__)
 
 
 def train(
-    config: ModelConfig,
+    state: TrainState,
     request: PosGenRequest,
-    data: Sequence[PosGenData],
-    seeds: Sequence[int],
+    data: PosGenData,
     table: RopeTable,
     *,
     device: str,
     valid_tables: Mapping[str, RopeTable] | None = None,
-    state: TrainState | None = None,
     on_step: Callable[[], None] = lambda: None,
     on_epoch: Callable[[TrainState], None] = lambda state: None,
-    until: int | None = None,
 ) -> TrainState:
-    """Trains one model per seed, all together.
+    """Trains a model to the end.
 
     Args:
-        config: The model.
-        request: Training settings: epochs, batch size, rates, precision, epochs of validation.
-        data: The data of each seed, all with the same sizes; seeds may share an object.
-        seeds: Each determines the initial weights and the order of sequences of its model.
-        table: The RoPE table in training; for a length-dependent method, the table for sequences of `length` tokens.
-        device: A value of `models.device.resolve_device`.
-        valid_tables: Name → table for validation, for sequences of `test_length` tokens.
-        state: The state to resume from, which is not changed; None: start from initial weights.
-        on_step: Called after each step of all seeds is made (on a GPU: queued).
-        on_epoch: Called with the state after each epoch. Later steps change its tensors, so copy those you need.
-        until: Stop after this epoch of the whole training; None: train all epochs.
+        state: Where to start: `initial_state`, or the state after an epoch of this training. It is not changed.
+        request: How to train: epochs, batch size, rates, precision, epochs of validation.
+        data: The seed's sequences.
+        table: The RoPE table while training; that of sequences of `length` tokens if its method depends on length.
+        device: As `models.device.resolve_device` gives it.
+        valid_tables: Name → a table to validate with; that of sequences of `test_length` tokens.
+        on_step: Called after each step (on a GPU: once it is queued).
+        on_epoch: Called with the state after each epoch. Later steps change its tensors: copy what you keep.
 
     Returns:
-        The state after epoch `until`, or after the earlier epoch in which the last seed diverged.
+        The state after the last epoch, or after the epoch in which the training diverged.
     """
-    assert len(data) == len(seeds) and len(set(seeds)) == len(seeds) > 0
-    assert all(one.setting.modulus == config.modulus for one in data)
-    if state is None:
-        state = initial_state(config, seeds, device)
-    else:
-        state = state.mapped(lambda tensor: tensor.detach().to(device, copy=True))
-    assert (state.config, state.seeds) == (config, tuple(seeds)) and set(state.first) == set(config.trainable)
-    sizes = data[0].setting
+    config, sizes = state.config, data.setting
+    assert sizes.modulus == config.modulus and set(state.first) == set(config.trainable)
+    state = state.mapped(lambda tensor: tensor.detach().to(device, copy=True))
     stepper = Stepper(
         state,
-        tokens_SNT=torch.from_numpy(np.stack([one.train_NT for one in data])).to(device),
+        tokens_NT=torch.from_numpy(data.train_NT).to(device),
         table=cos_sin(table, config.num_positions(sizes.length), device),
         first_predicted=sizes.start_length,
         batch_size=request.batch_size,
@@ -102,84 +93,68 @@ def train(
         precision=request.precision,
     )
     with matmul_precision(request.precision):
-        for epoch in range(state.epoch, request.epochs if until is None else min(until, request.epochs)):
-            if len(state.diverged) == len(seeds):  # more steps would change nothing
-                break
-            losses_S = _train_epoch(stepper, request, seeds, epoch, sizes.num_train, on_step)
-            done = epoch + 1
-            valid = _valid_losses(state, request, data, valid_tables or {}, device, done)
-            history = tuple(
-                History(
-                    train_loss=(*before.train_loss, float(loss)),
-                    valid=(*before.valid, *losses),
-                    stacked=max(before.stacked, len(seeds)),
-                )
-                for before, loss, losses in zip(state.history, losses_S, valid, strict=True)
-            )
-            state = dataclasses.replace(state, epoch=done, history=history)
+        while state.epoch < request.epochs and not state.diverged:  # after a loss of NaN, steps change nothing
+            loss = _train_epoch(stepper, request, state, sizes.num_train, on_step)
+            state = dataclasses.replace(state, epoch=state.epoch + 1)
+            valid = _valid_losses(state, request, data, valid_tables or {}, device)
+            before = state.history
+            history = History(train_loss=(*before.train_loss, loss), valid=(*before.valid, *valid))
+            state = dataclasses.replace(state, history=history)
             on_epoch(state)
     return dataclasses.replace(state, weights={name: tensor.detach() for name, tensor in state.weights.items()})
 
 
 def _train_epoch(
-    stepper: Stepper,
-    request: PosGenRequest,
-    seeds: Sequence[int],
-    epoch: int,
-    num_train: int,
-    on_step: Callable[[], None],
-) -> npt.NDArray[np.float64]:
-    """Makes all steps of an epoch; returns the mean training loss of each seed, shape (S,)."""
+    stepper: Stepper, request: PosGenRequest, state: TrainState, num_train: int, on_step: Callable[[], None]
+) -> float:
+    """Makes all steps of the epoch that follows a state; returns the mean loss of its sequences."""
     batch_size = request.batch_size
-    batches_SKB = np.stack([epoch_order(seed, epoch, num_train, batch_size) for seed in seeds])
-    num_steps = batches_SKB.shape[1]
-    first_step, total = epoch * num_steps, request.epochs * num_steps
+    batches_KB = epoch_order(state.seed, state.epoch, num_train, batch_size)
+    num_steps = len(batches_KB)
+    first_step, total = state.epoch * num_steps, request.epochs * num_steps
     counts = [min(batch_size, num_train - step * batch_size) for step in range(num_steps)]
     rates = [one_cycle(first_step + step, total, peak=request.lr, warmup=request.warmup) for step in range(num_steps)]
-    sum_S = torch.zeros_like(stepper.loss_S)
-    for step, buffer in enumerate(stepper.buffers(batches_SKB, counts, rates, first_step)):
+    loss_sum = torch.zeros_like(stepper.loss)
+    for step, buffer in enumerate(stepper.buffers(batches_KB, counts, rates, first_step)):
         stepper.step(buffer, first_step + step)
-        sum_S += stepper.loss_S * counts[step]
+        loss_sum += stepper.loss * counts[step]
         on_step()
-    return (sum_S / num_train).cpu().double().numpy()
+    return float(loss_sum / num_train)
 
 
 def _valid_losses(
     state: TrainState,
     request: PosGenRequest,
-    data: Sequence[PosGenData],
+    data: PosGenData,
     tables: Mapping[str, RopeTable],
     device: str,
-    epoch: int,
-) -> list[list[ValidLoss]]:
-    """The validation losses of each seed with each table after an epoch; empty lists if none are due."""
-    losses: list[list[ValidLoss]] = [[] for _ in data]
-    if not request.validates(epoch):
-        return losses
-    sizes = data[0].setting
+) -> list[ValidLoss]:
+    """The losses on the validation sequences, one with each table; none after an epoch without validation."""
+    if not request.validates(state.epoch):
+        return []
+    losses = []
     for name, table in tables.items():
         found = evaluate(
             state.config,
             state.weights,
-            np.stack([one.valid_NT for one in data]),
+            data.valid_NT,
             table,
-            first=sizes.start_length,
+            first=data.setting.start_length,
             device=device,
             precision=request.precision,
             generate=False,
         )
-        for own, one in zip(losses, found, strict=True):
-            own.append(one.valid_loss(epoch, name, sizes.length))
+        losses.append(found.valid_loss(state.epoch, name, data.setting.length))
     return losses
 
 
 def steps_per_epoch(num_train: int, batch_size: int) -> int:
-    """K: the number of steps in which every sequence is used once."""
+    """K: the number of steps in which every sequence is seen once."""
     return -(-num_train // batch_size)
 
 
 def epoch_order(seed: int, epoch: int, num_train: int, batch_size: int) -> npt.NDArray[np.int64]:
-    """Indices of sequences in the order of an epoch, shape (K, B), padded with zeros after the last sequence."""
+    """Indices of sequences in the order of an epoch, (K, B); the zeros at the end of the last batch don't count."""
     order_N = np.random.default_rng((seed, epoch)).permutation(num_train)
     padded = np.zeros(steps_per_epoch(num_train, batch_size) * batch_size, dtype=np.int64)
     padded[:num_train] = order_N
@@ -222,16 +197,17 @@ def _anneal(start: float, end: float, part: float) -> float:
 
 
 class Stepper:
-    """Makes optimiser steps of all stacked seeds, which update a state's weights and moments in place.
+    """Makes optimiser steps, which update a state's weights and moments in place.
 
-    Everything that changes from step to step (indices, weights of sequences, rates) is in fixed buffers, so that on a
-    GPU a step can be captured as a CUDA graph and replayed.
+    All that changes from step to step (indices of sequences, their shares of the loss, rates) lies in fixed buffers, so
+    that on a GPU a step can be captured as a CUDA graph and replayed. The graph and its memory last as long as the
+    stepper does.
 
     Args:
         state: Weights and moments on the device.
-        tokens_SNT: Training sequences on the device.
-        table: The RoPE table in training.
-        first_predicted: j+k; the loss leaves out the tokens before it, which are random.
+        tokens_NT: Training sequences on the device.
+        table: The RoPE table while training.
+        first_predicted: j+k: tokens before it are random and left out of the loss.
         batch_size: B.
         weight_decay: Weight decay of AdamW.
         precision: Precision of the matrix products.
@@ -241,7 +217,7 @@ class Stepper:
         self,
         state: TrainState,
         *,
-        tokens_SNT: torch.Tensor,
+        tokens_NT: torch.Tensor,
         table: TorchTable,
         first_predicted: int,
         batch_size: int,
@@ -249,44 +225,41 @@ class Stepper:
         precision: Precision,
     ) -> None:
         config, weights = state.config, state.weights
-        self._config, self._seeds, self._weights = config, state.seeds, weights
+        self._config, self._seed, self._weights = config, state.seed, weights
         self._trained = [weights[name].requires_grad_() for name in config.trainable]
         self._moments = [(state.first[name], state.second[name]) for name in config.trainable]
-        self._tokens_SNT, self._table, self._first_predicted = tokens_SNT, table, first_predicted
+        self._tokens_NT, self._table, self._first_predicted = tokens_NT, table, first_predicted
         self._weight_decay, self._dtype = weight_decay, product_dtype(precision)
-        device, dtype = tokens_SNT.device, weights["embedding"].dtype
-        num_seeds = len(tokens_SNT)
-        self._seed_index_S1 = torch.arange(num_seeds, device=device)[:, None]
-        self._batch_SB = torch.zeros(num_seeds, batch_size, dtype=torch.int64, device=device)
+        device, dtype = tokens_NT.device, weights["embedding"].dtype
+        self._batch_B = torch.zeros(batch_size, dtype=torch.int64, device=device)
         self._share_B = torch.zeros(batch_size, dtype=dtype, device=device)
         self._rates = torch.zeros(4, dtype=dtype, device=device)
-        self.loss_S = torch.zeros(num_seeds, dtype=dtype, device=device)
-        """Mean loss of each seed in the last step, shape (S,)."""
-        self._generators = [torch.Generator(device) for _ in self._seeds] if config.dropout else []
+        self.loss = torch.zeros((), dtype=dtype, device=device)
+        """Mean loss of the last step's batch, nats per token."""
+        self._generator = torch.Generator(device) if config.dropout else None
         self._graph: torch.cuda.CUDAGraph | None = None
-        # Dropout re-seeds its generators at each step, which a graph can't do.
+        # Dropout draws from a generator that is set anew at each step, which a graph can't do.
         self._capturable = device.type == "cuda" and not config.dropout
-        self._side = torch.cuda.Stream(device) if self._capturable else None  # type: ignore[no-untyped-call]  # torch's
         self._eager_steps = 0
 
     def buffers(
-        self, batches_SKB: npt.NDArray[np.int64], counts_K: Sequence[int], rates_K: Sequence[Rate], first_step: int
+        self, batches_KB: npt.NDArray[np.int64], counts_K: Sequence[int], rates_K: Sequence[Rate], first_step: int
     ) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         """Prepares the arguments of `step` for K steps, and copies them to the device together.
 
         Args:
-            batches_SKB: Indices of sequences; the last batch may end with padding.
-            counts_K: Number of sequences of each batch, without padding.
+            batches_KB: Indices of sequences; a batch that isn't full ends with indices that don't count.
+            counts_K: How many sequences of each batch count.
             rates_K: Learning rate and β1 of each step.
             first_step: Number of earlier steps.
         """
-        device, dtype = self._tokens_SNT.device, self._rates.dtype
-        places_B = np.arange(batches_SKB.shape[-1])
+        device, dtype = self._tokens_NT.device, self._rates.dtype
+        places_B = np.arange(batches_KB.shape[1])
         shares_KB = np.stack([np.where(places_B < count, 1.0 / count, 0.0) for count in counts_K])
         scalars = [self._scalars(rate, first_step + step) for step, rate in enumerate(rates_K)]
         parts = (
-            torch.from_numpy(np.ascontiguousarray(batches_SKB.swapaxes(0, 1))).to(device),
-            # Cast before the copy, because not every accelerator has float64.
+            torch.from_numpy(batches_KB).to(device),
+            # Cast first: not every accelerator has float64.
             torch.from_numpy(shares_KB).to(dtype).to(device),
             torch.tensor(scalars, dtype=torch.float64).to(dtype).to(device),
         )
@@ -299,11 +272,12 @@ class Stepper:
         return 1 - rate.learning_rate * self._weight_decay, 1 - rate.beta1, -size, EPS * root
 
     def step(self, buffer: tuple[torch.Tensor, torch.Tensor, torch.Tensor], number: int) -> None:
-        """Makes one step (on a GPU: queues it). `number` is the number of earlier steps of the training."""
-        for held, new in zip((self._batch_SB, self._share_B, self._rates), buffer, strict=True):
+        """Makes one step; on a GPU it is only queued. `number` is how many steps the training has made before."""
+        for held, new in zip((self._batch_B, self._share_B, self._rates), buffer, strict=True):
             held.copy_(new)
-        for seed, generator in zip(self._seeds, self._generators, strict=False):  # empty without dropout
-            generator.manual_seed(int(np.random.SeedSequence((seed, number)).generate_state(1, np.uint64)[0] >> 1))
+        if self._generator is not None:
+            drawn = np.random.SeedSequence((self._seed, number)).generate_state(1, np.uint64)
+            self._generator.manual_seed(int(drawn[0] >> 1))
         if self._graph is not None:
             self._graph.replay()
         elif not self._capturable:
@@ -315,19 +289,20 @@ class Stepper:
             self._capture()
 
     def _on_side_stream(self) -> None:
-        """Makes a step on a side stream, as torch requires before a capture."""
-        assert self._side is not None
-        usual = torch.cuda.current_stream(self._tokens_SNT.device)
-        self._side.wait_stream(usual)
-        with torch.cuda.stream(self._side):
+        """Makes a step on the stream of the capture, as the steps before a capture must be."""
+        device = self._tokens_NT.device
+        side, usual = _side_stream(device), torch.cuda.current_stream(device)
+        side.wait_stream(usual)
+        with torch.cuda.stream(side):
             self._step()
-        usual.wait_stream(self._side)
+        usual.wait_stream(side)
 
     def _capture(self) -> None:
         """Captures a step and replays it; if that fails, makes this and later steps eagerly."""
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, stream=self._side):  # the default stream may belong to another device
+            # The default stream of a capture may be another device's.
+            with torch.cuda.graph(graph, stream=_side_stream(self._tokens_NT.device)):
                 self._step()
         except RuntimeError as error:
             self._capturable = False
@@ -338,22 +313,22 @@ class Stepper:
         graph.replay()
 
     def _step(self) -> None:
-        """Computes loss and gradients for the batch in the buffers, and updates the weights."""
-        tokens_SBT = self._tokens_SNT[self._seed_index_S1, self._batch_SB]
-        logits_SBTV = forward(
+        """Computes loss and gradients of the batch in the buffers, and updates the weights."""
+        tokens_BT = self._tokens_NT[self._batch_B]
+        logits_BTV = forward(
             self._weights,
-            model_inputs(tokens_SBT, self._config),
+            model_inputs(tokens_BT, self._config),
             self._table.cos_TF,
             self._table.sin_TF,
             self._config,
             dtype=self._dtype,
-            drop=self._drop if self._generators else None,
+            drop=None if self._generator is None else self._drop,
         )
-        nll_SBP = token_nll(logits_SBTV, tokens_SBT, self._first_predicted, self._config)
-        loss_S = (nll_SBP.mean(-1) * self._share_B).sum(-1)
-        gradients = torch.autograd.grad(loss_S.sum(), self._trained)
+        nll_BP = token_nll(logits_BTV, tokens_BT, self._first_predicted, self._config)
+        loss = (nll_BP.mean(-1) * self._share_B).sum()
+        gradients = torch.autograd.grad(loss, self._trained)
         with torch.no_grad():
-            self.loss_S.copy_(loss_S)
+            self.loss.copy_(loss)
             self._update(gradients)
 
     def _update(self, gradients: Sequence[torch.Tensor]) -> None:
@@ -366,7 +341,16 @@ class Stepper:
             weight.mul_(decay).addcmul_(direction, minus_size)
 
     def _drop(self, x: torch.Tensor) -> torch.Tensor:
-        """Dropout with one generator per seed, so that a seed has the same dropout alone and stacked."""
+        """Applies dropout, which sets some elements to 0 and scales up the others so that the mean stays."""
         rate = self._config.dropout
-        kept = [torch.rand(x.shape[1:], generator=one, device=x.device) >= rate for one in self._generators]
-        return x * (torch.stack(kept) / (1 - rate)).to(x.dtype)
+        kept = torch.rand(x.shape, generator=self._generator, device=x.device) >= rate
+        return x * (kept / (1 - rate)).to(x.dtype)
+
+
+@functools.cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream of a device on which steps are captured.
+
+    All trainings of a process share it, since memory that was used on a stream is kept for that stream alone.
+    """
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch's

@@ -1,11 +1,10 @@
-"""The work of PosGen: trains the missing weights of a stack, evaluates them, and makes records.
+"""The work of PosGen: it trains one model, or takes its stored weights, evaluates it, and makes records.
 
-A stack is a set of trainings that differ only in their seed, with all their cells. It trains as one model with a
-leading axis of seeds. If seeds train one after another, each stack has one seed. A seed that diverges fails alone.
+Seeds train one after another, and the cells of a seed are stored before the next seed begins.
 
-During a training its state is stored about every minute, at the end of an epoch; a killed run loses only the training
-after that. Finished weights are stored, so that further methods or regimes with the same training need no new one. The
-weights of a diverged training are not stored; the next run trains them again.
+While a training is under way its state is stored every minute or so, at the end of an epoch; a killed run loses what
+came after that. Finished weights are kept, so that another method or regime that is made from them needs no training.
+The weights of a training that diverged are not kept, since no cell can be made from them; the next run trains it anew.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ import time
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -33,11 +31,11 @@ from longeval.store.curves import CURVES, Curves
 from longeval.store.folder import TrainingFile
 from longeval.store.records import provenance
 from longeval.studies.posgen.cells import Evaluation, Experiment, PosGenCell, Training
-from longeval.studies.posgen.data import DataSetting, PosGenData, generate
-from longeval.studies.posgen.estimate import Phase, pass_costs, phase_costs, phases
-from longeval.studies.posgen.evaluate import SeedEvaluation, TokenArray, evaluate
+from longeval.studies.posgen.data import PosGenData, generate
+from longeval.studies.posgen.estimate import pass_costs, training_costs
+from longeval.studies.posgen.evaluate import ModelEvaluation, TokenArray, evaluate
 from longeval.studies.posgen.model import digest
-from longeval.studies.posgen.state import History, TrainState, ValidLoss, from_bytes, initial_state, stack, to_bytes
+from longeval.studies.posgen.state import TrainState, ValidLoss, from_bytes, initial_state, to_bytes
 from longeval.studies.posgen.train import steps_per_epoch, train
 
 CHECKPOINT_EVERY_S = 60.0
@@ -48,24 +46,23 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PosGenWork:
-    """A stack: trainings that differ only in their seed, and all their cells."""
+    """A training, and all cells that are made from it."""
 
     experiment: Experiment
     task: str
     table: RopeTable
-    """The table in training."""
-    trainings: tuple[Training, ...]
-    """One training for each seed."""
+    """The table while training."""
+    training: Training
     evaluations: tuple[Evaluation, ...]
 
     @property
     def cells(self) -> tuple[PosGenCell, ...]:
         """See `Work`."""
-        return tuple(cell for evaluation in self.evaluations for cell in evaluation.cells)
+        return tuple(evaluation.cell for evaluation in self.evaluations)
 
     @property
     def tables(self) -> dict[str, RopeTable]:
-        """The tables for validation, by name."""
+        """The tables to validate with, by name; regimes share the table of a method."""
         return {evaluation.name: evaluation.table for evaluation in self.evaluations}
 
     @property
@@ -74,56 +71,34 @@ class PosGenWork:
         return tuple(dict.fromkeys(cell.params["trained_with"] for cell in self.cells))
 
     def without(self, ids: Container[str]) -> PosGenWork | None:
-        """See `Work`. Trainings without remaining cells are left out too."""
-        evaluations = []
-        for one in self.evaluations:
-            cells = tuple(cell for cell in one.cells if cell.id not in ids)
-            if cells:
-                evaluations.append(dataclasses.replace(one, cells=cells))
-        needed = {cell.training.id for one in evaluations for cell in one.cells}
-        trainings = tuple(training for training in self.trainings if training.id in needed)
-        left = dataclasses.replace(self, trainings=trainings, evaluations=tuple(evaluations))
-        return left if evaluations else None
-
-    def by_seed(self) -> Iterator[PosGenWork]:
-        """Yields one stack for each seed."""
-        for training in self.trainings:
-            alone = self.without({cell.id for cell in self.cells if cell.training.id != training.id})
-            assert alone is not None
-            yield alone
+        """See `Work`."""
+        evaluations = tuple(one for one in self.evaluations if one.cell.id not in ids)
+        return dataclasses.replace(self, evaluations=evaluations) if evaluations else None
 
     def smaller(self) -> None:
-        """See `Work`. There is no smaller work: the user must choose --no-stack, because it takes longer."""
+        """See `Work`; a training can't be divided."""
 
     def no_memory(self, reason: str) -> str:
         """See `Work`."""
-        seeds = len(self.trainings)
-        if seeds == 1:
-            return f"out of memory: {reason}"
-        return f"out of memory with {seeds} seeds at once (--no-stack trains them one after another): {reason}"
+        return f"out of memory: {reason}"
 
-    def epochs_to_go_on(self, host: Host) -> list[int]:
-        """Finished epochs of each training whose weights aren't stored yet."""
-        trainer = _Trainer(work=self, host=host)
-        under_way = [
-            training for training in self.trainings if host.fresh or not host.store.has_training("weights", training.id)
-        ]
-        return [trainer.begun(training).epoch for training in under_way]
+    def needs_training(self, host: Host) -> bool:
+        """Whether its weights aren't stored yet, or are to be made afresh."""
+        return host.fresh or not host.store.has_training("weights", self.training.id)
 
     def costs(self, host: Host) -> Sequence[float]:
-        """See `Work`. The passes are steps and validations of every phase, then evaluations."""
-        under_way, tables = self.epochs_to_go_on(host), len(self.tables)
+        """See `Work`: steps and validations that are left, then evaluations."""
         found: list[float] = []
-        for phase in phases(under_way, self.experiment.request.epochs) if under_way else ():
-            found += phase_costs(self.experiment, phase, tables)
-        groups = self._equal_evaluations()
-        return found + [pass_costs(self.experiment, len(same[0].cells), tables).evaluation for same in groups]
+        if self.needs_training(host):
+            epochs_done = _Trainer(self, host).begun().epoch
+            found += training_costs(self.experiment, epochs_done, len(self.tables))
+        return found + [pass_costs(self.experiment, len(self.tables)).evaluation] * len(self._alike())
 
-    def _equal_evaluations(self) -> list[list[Evaluation]]:
-        """Groups of evaluations that differ only in the regime's name, so that one computation serves both."""
-        groups: dict[tuple[str, tuple[int, ...]], list[Evaluation]] = {}
+    def _alike(self) -> list[list[Evaluation]]:
+        """The evaluations in groups that share a table: regimes in which nothing is swapped need one pass."""
+        groups: dict[str, list[Evaluation]] = {}
         for evaluation in self.evaluations:
-            groups.setdefault((evaluation.name, evaluation.seeds), []).append(evaluation)
+            groups.setdefault(evaluation.name, []).append(evaluation)
         return list(groups.values())
 
     def run(self, host: Host) -> Iterator[Outcome]:
@@ -137,63 +112,54 @@ class PosGenWork:
                 raise OutOfMemoryError(str(error)) from error
 
     def _outcomes(self, host: Host) -> Iterator[Outcome]:
-        """Yields the outcomes of cells whose training diverged, then those of the others as they are evaluated."""
+        """The outcomes of all cells; all fail if the training diverged."""
         host.device = device_name(self.experiment.device)
         _reset_peak(self.experiment.device)
-        data = {setting: generate(setting) for setting in {training.data for training in self.trainings}}
+        data = generate(self.training.data)
         started = time.perf_counter()
-        states = _Trainer(work=self, host=host).states(data)
+        state = _Trainer(self, host).state(data)
         trained_s = time.perf_counter() - started
-        failures = {seed: state.failure() for seed, state in states.items()}
-        lost = [cell for cell in self.cells if failures[cell.training.seed] is not None]
-        for cell in lost:
-            remedy = "its weights are not stored; a lower --lr or a longer --warmup may help"
-            yield failed(cell, f"{failures[cell.training.seed]}; {remedy}", host.device)
-        left = self.without({cell.id for cell in lost})
-        for same in left._equal_evaluations() if left is not None else ():
-            yield from self._evaluated(host, same, states, data, trained_s)
+        failure = state.failure()
+        if failure is not None:
+            remedy = "no weights of it are kept; a lower --lr or a longer --warmup may help"
+            for cell in self.cells:
+                yield failed(cell, f"{failure}; {remedy}", host.device)
+            return
+        for same in self._alike():
+            yield from self._evaluated(host, same, state, data, trained_s)
 
     def _evaluated(
-        self,
-        host: Host,
-        same: Sequence[Evaluation],
-        states: Mapping[int, TrainState],
-        every_data: Mapping[DataSetting, PosGenData],
-        trained_s: float,
+        self, host: Host, same: Sequence[Evaluation], state: TrainState, data: PosGenData, trained_s: float
     ) -> Iterator[Outcome]:
         """Yields the outcomes of one method, in one regime or in both.
 
-        The elapsed time of a cell is that of the training in this run and of the evaluation, for all seeds that share
-        them.
+        Their elapsed time is that of this run's part of the training and of the evaluation.
         """
         started = time.perf_counter()
         request, first = self.experiment.request, same[0]
-        state = stack([states[seed] for seed in first.seeds])
-        data = [every_data[cell.training.data] for cell in first.cells]
         what = f"{first.pe.canonical} {', '.join(one.regime for one in same)} on {self.task}"
-        host.progress.stage(f"{what} · {_seeds(first.seeds)}", 1, "evaluation")
-        results = self._evaluate(state, [one.test_NT for one in data], first.table)
-        losses = self._valid_losses(host, first, state, data)
-        tokens = len(data) * request.num_test * request.test_length
-        host.progress.advance(tokens, pass_costs(self.experiment, len(data), 1).evaluation, what)
+        host.progress.stage(f"{what} · seed {self.training.seed}", 1, "evaluation")
+        result = self._evaluate(state, data.test_NT, first.table)
+        valid = self._valid_losses(host, first, state, data)
+        cost = pass_costs(self.experiment, len(self.tables)).evaluation
+        host.progress.advance(request.num_test * request.test_length, cost, what)
         measured = {
             "elapsed_s": round(trained_s + time.perf_counter() - started, 3),
             "peak_memory_bytes": _peak(self.experiment.device),
             "rope_digest": digest(first.table, request.test_length),
         }
         for evaluation in same:
-            for cell, result, history, valid in zip(evaluation.cells, results, state.history, losses, strict=True):
-                yield _outcome(cell, result, history, valid, host.device, measured)
+            yield _outcome(evaluation.cell, result, valid, host.device, measured)
 
     def _evaluate(
-        self, state: TrainState, sequences: Sequence[TokenArray], table: RopeTable, *, generate: bool = True
-    ) -> list[SeedEvaluation]:
-        """Evaluates every seed's model on its own sequences."""
+        self, state: TrainState, tokens_NT: TokenArray, table: RopeTable, *, generate: bool = True
+    ) -> ModelEvaluation:
+        """Evaluates the model on sequences with a table."""
         request = self.experiment.request
         return evaluate(
             self.experiment.config,
             state.weights,
-            np.stack(sequences),
+            tokens_NT,
             table,
             first=request.j + request.k,
             device=self.experiment.device,
@@ -202,15 +168,12 @@ class PosGenWork:
         )
 
     def _valid_losses(
-        self, host: Host, evaluation: Evaluation, state: TrainState, data: Sequence[PosGenData]
-    ) -> list[tuple[ValidLoss, ...]]:
-        """Validation losses by epoch with an evaluation's table, for each seed.
-
-        If the table was not validated during the training, there is only the loss after the last epoch.
-        """
-        curves = [history.curve(evaluation.name) for history in state.history]
-        if all(curve and curve[-1].epoch == state.epoch for curve in curves):
-            return curves
+        self, host: Host, evaluation: Evaluation, state: TrainState, data: PosGenData
+    ) -> tuple[ValidLoss, ...]:
+        """Losses by epoch with a table; only that of the end if the training did not validate with it."""
+        curve = state.history.curve(evaluation.name)
+        if curve and curve[-1].epoch == state.epoch:
+            return curve
         noted = host.kept(_Noted)
         if state.epoch > 1 and evaluation.name not in noted:
             noted.add(evaluation.name)
@@ -219,149 +182,104 @@ class PosGenWork:
                 "(--regime trained,swapped in one request validates with both)",
                 evaluation.name,
             )
-        results = self._evaluate(state, [one.valid_NT for one in data], evaluation.table, generate=False)
-        length = self.experiment.request.length
-        ends = [result.valid_loss(state.epoch, evaluation.name, length) for result in results]
-        return [
-            (*(loss for loss in curve if loss.epoch < state.epoch), end)
-            for curve, end in zip(curves, ends, strict=True)
-        ]
+        result = self._evaluate(state, data.valid_NT, evaluation.table, generate=False)
+        end = result.valid_loss(state.epoch, evaluation.name, self.experiment.request.length)
+        return (*(loss for loss in curve if loss.epoch < state.epoch), end)
 
 
 class _Noted(set[str]):
     """Names of the evaluations for which a run has logged that their losses by epoch are unknown."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class _Trainer:
-    """Provides the weights of a stack: reads stored ones and trains the others."""
+    """Gives the weights of a work: those that are stored, or new ones by training.
 
-    work: PosGenWork
-    host: Host
-    """Holds the store of weights and checkpoints; with `fresh`, stored ones are ignored."""
+    Weights and checkpoints are stored in the run folder of the host. Where the host starts afresh, stored ones are not
+    used.
+    """
 
-    def states(self, data: Mapping[DataSetting, PosGenData]) -> dict[int, TrainState]:
-        """The final state of every seed on the CPU, either read from the store or trained and stored now.
+    def __init__(self, work: PosGenWork, host: Host) -> None:
+        self._work, self._host = work, host
+        self._experiment, self._request, self._training = work.experiment, work.experiment.request, work.training
+        self._costs = pass_costs(work.experiment, len(work.tables))
+        self._saved_s = time.monotonic()
+
+    def state(self, data: PosGenData) -> TrainState:
+        """The last state of the training, on the CPU: stored, or trained now and then stored.
 
         Diverged states (`TrainState.failure`) are returned too, but not stored.
         """
-        found: dict[int, TrainState] = {}
-        missing: dict[int, Training] = {}
-        for training in self.work.trainings:
-            state = self.stored("weights", training)
-            if state is None:
-                missing[training.seed] = training
-            else:
-                found[training.seed] = state
-        for trained in self.train(missing, data):
-            for index, seed in enumerate(trained.seeds):
-                content = to_bytes(trained, index, moments=False)
-                found[seed] = from_bytes(content)
-                if found[seed].failure() is None:
-                    self.save("weights", missing[seed], content)
-                self.host.store.remove_training("checkpoints", missing[seed].id)
-        return found
+        state = self._stored("weights")
+        if state is not None:
+            return state
+        content = to_bytes(self._train(data), moments=False)
+        state = from_bytes(content)
+        if state.failure() is None:
+            self._save("weights", content)
+        self._host.store.remove_training("checkpoints", self._training.id)
+        return state
 
-    def train(self, trainings: Mapping[int, Training], data: Mapping[DataSetting, PosGenData]) -> list[TrainState]:
-        """Trains several seeds together; those with fewer finished epochs catch up first.
+    def begun(self) -> TrainState:
+        """The state to go on from: the checkpoint, or the initial state where there is none."""
+        state = self._stored("checkpoints")
+        return initial_state(self._experiment.config, self._training.seed, "cpu") if state is None else state
 
-        They differ if a run was killed between writing their checkpoints.
+    def _train(self, data: PosGenData) -> TrainState:
+        """Trains to the end, and tells the run's progress of it."""
+        work, state = self._work, self.begun()
+        passes = training_costs(self._experiment, state.epoch, len(work.tables))
+        epochs = f"epochs {state.epoch + 1} … {self._request.epochs}"
+        title = f"{work.task}, trained with {', '.join(work.trained_with)} · seed {self._training.seed}, {epochs}"
+        self._host.progress.stage(title, len(passes), "step")
+        return train(
+            state,
+            self._request,
+            data,
+            work.table,
+            device=self._experiment.device,
+            valid_tables=work.tables,
+            on_step=self._after_step,
+            on_epoch=self._after_epoch,
+        )
 
-        Returns:
-            States of seeds that diverged while catching up, then the state of all other seeds.
-        """
-        experiment, work = self.work.experiment, self.work
-        states = sorted((self.begun(training) for training in trainings.values()), key=lambda state: state.epoch)
-        groups = [stack(list(group)) for _, group in groupby(states, key=lambda state: state.epoch)]
-        ended: list[TrainState] = []
-        while groups:
-            behind, until = groups.pop(0), groups[0].epoch if groups else experiment.request.epochs
-            phase = Phase(seeds=len(behind.seeds), first=behind.epoch, until=until)
-            num_passes = len(list(phase_costs(experiment, phase, len(work.tables))))
-            title = f"{work.task}, trained with {', '.join(work.trained_with)}"
-            what = f"{title} · {_seeds(behind.seeds)}, epochs {behind.epoch + 1} … {until}"
-            self.host.progress.stage(what, num_passes, "step")
-            watch = _Watch(self, [trainings[seed] for seed in behind.seeds])
-            state = train(
-                experiment.config,
-                experiment.request,
-                [data[trainings[seed].data] for seed in behind.seeds],
-                behind.seeds,
-                work.table,
-                device=experiment.device,
-                valid_tables=work.tables,
-                state=behind,
-                on_step=watch.step,
-                on_epoch=watch.epoch,
-                until=until,
-            )
-            if not groups or state.epoch < until:  # it stops early only if all its seeds diverged
-                ended.append(state)
-            else:
-                groups[0] = stack([state, groups[0]])
-        return ended
+    def _after_step(self) -> None:
+        """Tells progress of a step."""
+        request = self._request
+        steps = steps_per_epoch(request.num_train, request.batch_size)
+        self._host.progress.advance(request.num_train * request.length // steps, self._costs.step, "step")
 
-    def begun(self, training: Training) -> TrainState:
-        """The state from which a training starts: its checkpoint, or the initial state."""
-        state = self.stored("checkpoints", training)
-        return initial_state(self.work.experiment.config, (training.seed,), "cpu") if state is None else state
+    def _after_epoch(self, state: TrainState) -> None:
+        """Tells progress of the validation after an epoch, and stores a checkpoint if the last is old."""
+        request = self._request
+        logger.debug("epoch %d of %d: loss %.4f", state.epoch, request.epochs, state.history.train_loss[-1])
+        if request.validates(state.epoch):
+            tokens = len(self._work.tables) * request.num_valid * request.test_length
+            self._host.progress.advance(tokens, self._costs.validation, "validation")
+        if state.epoch < request.epochs and time.monotonic() - self._saved_s >= CHECKPOINT_EVERY_S:
+            self._save("checkpoints", to_bytes(state))
+            self._saved_s = time.monotonic()
 
-    def stored(self, kind: TrainingFile, training: Training) -> TrainState | None:
-        """A training's stored state; None if there is none, or, with a warning, if it can't be read."""
-        content = None if self.host.fresh else self.host.store.training(kind, training.id)
+    def _stored(self, kind: TrainingFile) -> TrainState | None:
+        """The stored state; None if there is none to use, or none that can be read (a log line says so)."""
+        content = None if self._host.fresh else self._host.store.training(kind, self._training.id)
         if content is None:
             return None
         try:
             return from_bytes(content)
         except ValueError as error:
-            path = f"{self.host.store.path}/{kind}/{training.id}.npz"
+            path = f"{self._host.store.path}/{kind}/{self._training.id}.npz"
             logger.warning("%s: %s; it is made again", path, error)
             return None
 
-    def save(self, kind: TrainingFile, training: Training, content: bytes) -> None:
-        """Stores a training's file."""
-        self.host.before_write()
-        self.host.store.save_training(kind, training.id, content)
-
-
-class _Watch:
-    """Reports the progress of trainings that run together, and stores their checkpoints."""
-
-    def __init__(self, trainer: _Trainer, trainings: Sequence[Training]) -> None:
-        self._trainer, self._trainings = trainer, trainings
-        experiment, tables = trainer.work.experiment, len(trainer.work.tables)
-        self._request = request = experiment.request
-        self._costs = pass_costs(experiment, len(trainings), tables)
-        steps = steps_per_epoch(request.num_train, request.batch_size)
-        self._step_tokens = len(trainings) * request.num_train * request.length // steps
-        self._valid_tokens = len(trainings) * tables * request.num_valid * request.test_length
-        self._saved = time.monotonic()
-
-    def step(self) -> None:
-        """Called after each step."""
-        self._trainer.host.progress.advance(self._step_tokens, self._costs.step, "step")
-
-    def epoch(self, state: TrainState) -> None:
-        """Called after each epoch."""
-        losses = ", ".join(f"{loss:.4f}" for history in state.history for loss in history.train_loss[-1:])
-        logger.debug("epoch %d of %d: loss %s", state.epoch, self._request.epochs, losses)
-        if self._request.validates(state.epoch):
-            self._trainer.host.progress.advance(self._valid_tokens, self._costs.validation, "validation")
-        if state.epoch < self._request.epochs and time.monotonic() - self._saved >= CHECKPOINT_EVERY_S:
-            for index, training in enumerate(self._trainings):
-                self._trainer.save("checkpoints", training, to_bytes(state, index))
-            self._saved = time.monotonic()
-
-
-def _seeds(seeds: Sequence[int]) -> str:
-    """`seed 3` for one seed, or `5 seeds`."""
-    return f"seed {seeds[0]}" if len(seeds) == 1 else f"{len(seeds)} seeds"
+    def _save(self, kind: TrainingFile, content: bytes) -> None:
+        """Stores a file of the training."""
+        self._host.before_write()
+        self._host.store.save_training(kind, self._training.id, content)
 
 
 def _outcome(
     cell: PosGenCell,
-    result: SeedEvaluation,
-    history: History,
+    result: ModelEvaluation,
     valid: tuple[ValidLoss, ...],
     device: str,
     measured: Mapping[str, Any],
@@ -387,7 +305,6 @@ def _outcome(
     common = {
         **cell.fields(),
         **measured,
-        "params": cell.params | {"stacked": history.stacked},
         "n": result.num_sequences,
         "status": "ok",
         "provenance": provenance(device),

@@ -1,4 +1,4 @@
-"""What PosGen passes cost, against counted operations, and how seeds that are differently far come together."""
+"""The cost of PosGen's passes, against counted operations."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from posgen_requests import ALL, BOTH, carry_out, tiny_request
 from torch.utils.flop_counter import FlopCounterMode
 
+from longeval.run.cost import RUNTIME_BYTES
 from longeval.run.engine import stored_cells
 from longeval.run.host import Host, Silent, backend_of
 from longeval.studies.posgen.cells import ModelConfig
@@ -15,11 +16,14 @@ from longeval.studies.posgen.estimate import (
     forward_flops,
     memory_bytes,
     num_parameters,
-    phases,
+    pass_costs,
     train_flops,
+    training_costs,
 )
 from longeval.studies.posgen.model import cos_sin, forward, initial_weights
 from longeval.studies.posgen.plan import plan_posgen
+
+PRODUCTS = {"aten.mm", "aten.bmm"}
 
 
 @pytest.mark.parametrize("choices", [{}, {"layers": 3}, {"tied": False}, {"frozen_mlp": True}], ids=str)
@@ -29,15 +33,17 @@ def test_operations_are_those_that_torch_counts(choices):
     The look-up of embeddings, here a product with one-hot rows, isn't counted by the estimate.
     """
     config = tiny.config(**choices)
-    weights = initial_weights(config, (0,), "cpu")
+    weights = initial_weights(config, 0, "cpu")
     trained = [weights[name].requires_grad_() for name in config.trainable]
-    tokens_SBT = torch.zeros(1, 1, 9, dtype=torch.int64)
+    tokens_BT = torch.zeros(1, 9, dtype=torch.int64)
 
     def counted(counter):
-        return sum(flops for operator, flops in counter.get_flop_counts()["Global"].items() if "bmm" in str(operator))
+        return sum(
+            flops for operator, flops in counter.get_flop_counts()["Global"].items() if str(operator) in PRODUCTS
+        )
 
     with FlopCounterMode(display=False) as forwards:
-        logits = forward(weights, tokens_SBT, *cos_sin(tiny.table(), 9), config)
+        logits = forward(weights, tokens_BT, *cos_sin(tiny.table(), 9), config)
     with FlopCounterMode(display=False) as backwards:
         torch.autograd.grad(logits.sum(), trained)
     attention = config.layers * 2 * config.width * 9**2
@@ -53,21 +59,22 @@ def test_the_published_table_is_about_2e17():
 
 
 def test_parameters_and_memory():
-    weights = initial_weights(tiny.config(), (0, 1), "cpu")
-    assert 2 * num_parameters(tiny.config()) == sum(tensor.numel() for tensor in weights.values())
-    one, five = (memory_bytes(ModelConfig(), seeds, 128, 64) for seeds in (1, 5))
-    assert 4 * (one - memory_bytes(ModelConfig(), 0, 128, 64)) == five - one
+    weights = initial_weights(tiny.config(), 0, "cpu")
+    assert num_parameters(tiny.config()) == sum(tensor.numel() for tensor in weights.values())
+    nothing, one, two = (memory_bytes(ModelConfig(), batch_size, 64) for batch_size in (0, 128, 256))
+    assert nothing == RUNTIME_BYTES + 16 * num_parameters(ModelConfig()) < one
+    assert two - one == one - nothing, "activations grow with the batch"
 
 
-@pytest.mark.parametrize(
-    ("done", "expected"),
-    [
-        ([0, 0, 0], [(3, 0, 10)]),
-        ([4, 0, 4, 7], [(1, 0, 4), (3, 4, 7), (4, 7, 10)]),
-    ],
-)
-def test_seeds_that_are_behind_catch_up_first(done, expected):
-    assert [tuple(phase) for phase in phases(done, 10)] == expected
+def test_a_resumed_training_costs_its_last_epochs():
+    experiment = plan_posgen(tiny_request(epochs=5)).experiment
+    step, validation = pass_costs(experiment, 3)[:2]
+    assert step == 40 / 3 * train_flops(experiment.config, 12) and validation == 3 * 6 * forward_flops(
+        experiment.config, 20
+    )
+    # After epochs 4 and 5 of 5 it validates, after epoch 3 it doesn't: every second, and the last.
+    assert training_costs(experiment, 2, 3) == [*[step] * 3, *[step] * 3, validation, *[step] * 3, validation]
+    assert training_costs(experiment, 5, 3) == []
 
 
 def test_an_estimate_counts_what_is_left(store):
@@ -78,15 +85,12 @@ def test_an_estimate_counts_what_is_left(store):
         return plan.overview(host, work, stored).costs[0], sum(sum(one.costs(host)) for one in work)
 
     spec = tiny_request(pe=ALL, regimes=BOTH)
-    plan, apart = plan_posgen(spec), plan_posgen(spec.replaced(stack=False))
+    plan = plan_posgen(spec)
     told, whole = left(plan)
-    assert "16 cells to compute from 8 trainings of 4 epochs in 4 stacks; " in told
-    told, alone = left(apart)
     assert "16 cells to compute from 8 trainings of 4 epochs, one after another; " in told
-    assert alone == pytest.approx(whole)
     carry_out(tiny_request(pe=("none",)), store)
     told, rest = left(plan)
-    assert "14 cells to compute from 6 trainings of 4 epochs in 3 stacks; " in told
+    assert "14 cells to compute from 6 trainings of 4 epochs, one after another; " in told
     assert rest < 0.8 * whole
     carry_out(spec, store)
     assert left(plan)[1] == 0

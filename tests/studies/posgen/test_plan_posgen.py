@@ -1,4 +1,4 @@
-"""From a PosGen request to cells, and to stacks of trainings: what shares a training, and what must not."""
+"""From a PosGen request to cells and trainings: what shares a training, and what must not."""
 
 from __future__ import annotations
 
@@ -109,29 +109,27 @@ def test_the_algorithm_and_with_dropout_the_kind_of_device_decide_weights_too(mo
     assert trainings("cpu", 0.0).isdisjoint(before)
 
 
-def test_seeds_one_after_another_are_the_same_cells_and_trainings():
-    request = {"pe": ALL, "regimes": BOTH, "seeds": 3}
-    together, apart = (plan_posgen(tiny_request(**request, stack=stack)) for stack in (True, False))
-    assert (together.stacked, apart.stacked) == (True, False)
-    assert apart.cells == together.cells and sorted(apart.trainings, key=repr) == sorted(together.trainings, key=repr)
-    assert [[training.seed for training in stack.trainings] for stack in apart.work] == [[0], [1], [2]] * 4
-    # What is made from a training stays with it: of `none`, itself in both regimes and the swapped yarn.
-    assert [(e.pe.canonical, e.regime, e.seeds) for e in apart.work[1].evaluations] == [
-        ("none", "trained", (1,)),
-        ("none", "swapped", (1,)),
-        ("yarn", "swapped", (1,)),
+def test_the_seeds_of_a_setting_are_trained_one_after_another_with_all_that_is_made_from_them():
+    plan = plan_posgen(tiny_request(pe=ALL, regimes=BOTH, seeds=3))
+    assert [(*work.trained_with, work.training.seed) for work in plan.work] == [
+        (pe, seed) for pe in ALL for seed in (0, 1, 2)
     ]
+    # Of `none`: itself in both regimes and the swapped yarn.
+    made = plan.work[1].evaluations
+    assert [(one.pe.canonical, one.regime, one.cell.training) for one in made] == [
+        ("none", "trained", plan.trainings[1]),
+        ("none", "swapped", plan.trainings[1]),
+        ("yarn", "swapped", plan.trainings[1]),
+    ]
+    assert sorted(cell.id for work in plan.work for cell in work.cells) == sorted(cell.id for cell in plan.cells)
 
 
-@pytest.mark.parametrize(
-    ("device", "stack", "expected"),
-    [("cpu", None, False), ("cpu", True, True), ("cuda:1", None, True), ("mps", None, True), ("cuda", False, False)],
-)
-def test_the_device_decides_whether_seeds_are_stacked_unless_it_is_asked_for(device, stack, expected, monkeypatch):
-    monkeypatch.setattr(plan_module, "resolve_device", lambda name: device)
-    plan = plan_posgen(tiny_request(stack=stack))
-    assert plan.stacked is expected
-    assert [len(stack.trainings) for stack in plan.work] == ([2, 2] if expected else [1, 1, 1, 1])
+def test_ids_stay():
+    """Ids of an earlier version: run folders that have them need nothing computed."""
+    (cell,) = plan_posgen(tiny_request(pe=("yarn",), regimes=("swapped",), seeds=1)).cells
+    assert (cell.id, cell.training.id) == ("7777922c165186e0", "15bc67ea9cbbd126")
+    cells = plan_posgen(PosGenRequest(device="cpu")).cells
+    assert (cells[-1].id, cells[-1].training.id) == ("f7b7afd30448096e", "c3b8fcc250159b3d")
 
 
 @pytest.mark.parametrize(
@@ -158,33 +156,33 @@ def test_a_native_length_that_no_method_reads_is_refused(changes, reads):
 
 @pytest.mark.parametrize(("data_seed", "expected"), [(None, [0, 1, 2]), (9, [9, 9, 9])])
 def test_seeds_have_data_of_their_own_unless_one_is_asked_for(data_seed, expected):
-    trainings = plan_posgen(tiny_request(seeds=3, data_seed=data_seed)).work[0].trainings
+    trainings = plan_posgen(tiny_request(pe=("none",), seeds=3, data_seed=data_seed)).trainings
     assert [training.data.seed for training in trainings] == expected
     assert len({training.id for training in trainings}) == 3
 
 
 def test_tables_are_those_of_the_formula():
-    def stack_of(pe="yarn", **changes):
-        (stack,) = plan_posgen(tiny_request(pe=(pe,), seeds=1, **changes)).work
-        return stack, stack.evaluations[0].table
+    def made(pe="yarn", **changes):
+        (work,) = plan_posgen(tiny_request(pe=(pe,), seeds=1, **changes)).work
+        return work.table, work.evaluations[0].table
 
     # yarn, s = 4, L = 12, features below one rotation in L tokens divided by s, the others as they were.
     theta_F = 100.0 ** (-np.arange(4) / 4)
     rotations_F = 12 * theta_F / (2 * math.pi)
     assert (rotations_F > 1).any() and (rotations_F < 1).any()
     expected_F = np.where(rotations_F > 1, theta_F, theta_F / 4)
-    stack, table = stack_of(factor=4.0, pe_args={"yarn": {"beta_fast": 1.0001}})
-    for one in (stack.table, table):
+    train_table, table = made(factor=4.0, pe_args={"yarn": {"beta_fast": 1.0001}})
+    for one in (train_table, table):
         np.testing.assert_allclose(one.inv_freq_F[[0, 3]], expected_F[[0, 3]], rtol=1e-12)
         assert one.attention_factor == pytest.approx(0.1 * math.log(4) + 1)
-    stack, table = stack_of(factor=4.0, pe_args={"yarn": {"attention_factor": 1.5}})
-    assert stack.table.attention_factor == table.attention_factor == 1.5
-    stack, table = stack_of(factor=4.0, regimes=("swapped",))
-    np.testing.assert_allclose(stack.table.inv_freq_F, theta_F, rtol=1e-12)
-    assert (stack.table.attention_factor, table.attention_factor) == (1.0, pytest.approx(0.1 * math.log(4) + 1))
+    train_table, table = made(factor=4.0, pe_args={"yarn": {"attention_factor": 1.5}})
+    assert train_table.attention_factor == table.attention_factor == 1.5
+    train_table, table = made(factor=4.0, regimes=("swapped",))
+    np.testing.assert_allclose(train_table.inv_freq_F, theta_F, rtol=1e-12)
+    assert (train_table.attention_factor, table.attention_factor) == (1.0, pytest.approx(0.1 * math.log(4) + 1))
     # A method that depends on length has the table of the window: 12 tokens in training, 20 in the test.
-    stack, table = stack_of("dynamic_yarn")
-    assert (stack.table.attention_factor, table.attention_factor) == (1.0, pytest.approx(0.1 * math.log(20 / 12) + 1))
+    train_table, table = made("dynamic_yarn")
+    assert (train_table.attention_factor, table.attention_factor) == (1.0, pytest.approx(0.1 * math.log(20 / 12) + 1))
 
 
 def test_the_spec_reaches_the_model_whole():

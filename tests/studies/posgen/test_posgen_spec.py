@@ -42,13 +42,19 @@ def test_requests_survive_yaml_with_every_number():
         PosGenRequest(),
         PosGenRequest.read({"preset": "smoke"} | method),
         PosGenRequest(native=257, start_token=True, tied=False, init="normal", precision="tf32", first_seed=7),
-        PosGenRequest(stack=False),
     ]
     text = requests_to_yaml([request.to_mapping() for request in requests])
     assert "command: posgen" in text and "d_model: 128" in text and "preset" not in text
     assert [request_from_mapping(plain, origin="f") for plain in requests_from_yaml(text, origin="f")] == requests
-    digests = [request.digest() for request in requests]
-    assert digests[0] == digests[3] and len(set(digests)) == 3, "stacked or not is one request"
+    assert len({request.digest() for request in requests}) == 3
+
+
+@pytest.mark.parametrize("stack", ["null", "true", "false"])
+def test_files_that_say_whether_seeds_are_stacked_are_read_as_if_they_did_not(stack):
+    found = read(f"command: posgen\nseeds: 2\nstack: {stack}\n")
+    assert found == PosGenRequest(seeds=2) and "stack" not in found.to_mapping()
+    with pytest.raises(LongEvalError, match="stack"):
+        PosGenRequest.read({"stack": True})
 
 
 def test_yaml_may_name_a_preset_and_understands_what_flags_do():
@@ -107,7 +113,6 @@ def test_bad_yaml_names_file_and_key(line, named):
         ({"factor": 0.5}, "--factor 0.5"),
         ({"head_dim": 7}, "--head-dim 7"),
         ({"epochs": 1, "num_train": 128}, "--epochs 1, --num-train 128, --batch-size 128"),
-        ({"seeds": 1, "stack": True}, "--stack"),
     ],
     ids=str,
 )
@@ -122,7 +127,6 @@ def test_requests_validate_themselves(changes, named):
     [
         {"epochs": 2, "num_train": 128},
         {"epochs": 1, "num_train": 129},
-        {"seeds": 1, "stack": False},
     ],
     ids=str,
 )
@@ -157,7 +161,6 @@ def test_requests_of_one_folder_may_differ_in_what_tells_cells_apart_and_in_noth
         "init": "normal",
         "precision": "tf32",
         "device": "cpu",
-        "stack": True,
         "pe_args": {"yarn": {"beta_fast": 2.0}},
         "warmup": 0.2,
         "dropout": 0.1,
@@ -172,7 +175,7 @@ def test_requests_of_one_folder_may_differ_in_what_tells_cells_apart_and_in_noth
         other[field] = not value if isinstance(value, bool) else value + 1
     changed = PosGenRequest().replaced(**{field: other[field]})
     found = changed.differences(PosGenRequest())
-    if field in ("tasks", "pe", "regimes", "seeds", "first_seed", "device", "stack"):
+    if field in ("tasks", "pe", "regimes", "seeds", "first_seed", "device"):
         assert found == []
     else:
         expected = "--pe-arg yarn: beta_fast=2, not none" if field == "pe_args" else f"{PosGenRequest.flag(field)} "

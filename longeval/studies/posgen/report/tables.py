@@ -29,7 +29,8 @@ METRICS = (OOD, IN_DISTRIBUTION, GENERATED)
 _PER_CELL = frozenset(
     {"regime", "seed", "data_seed", "training", "trained_with", "method", "own_native_length", "ci", "stacked"}
 )
-"""Parameters that may differ within a table. `regime`, `seed` and `data_seed` are handled separately."""
+"""Parameters that belong to a row, a seed or a cell, never to a table; the first three are treated apart. Records of
+earlier versions have `stacked`, the number of seeds that trained together."""
 
 
 REGIMES = {

@@ -210,12 +210,12 @@ def test_a_folder_without_posgen_cells_is_refused_with_the_right_command(tmp_pat
     )
 
 
-def test_seeds_that_were_stacked_and_seeds_alone_stand_in_one_table(tmp_path):
-    cells = [cell(seed=seed, params={"stacked": stacked}) for seed, stacked in ((0, 2), (1, 1))]
-    path = make_posgen_run(tmp_path / "run", NONE, cells)
-    requests = [NONE.replaced(stack=stack).to_mapping() for stack in (None, True, False)]
+def test_seeds_of_earlier_versions_that_were_stacked_stand_in_one_table_with_others(tmp_path):
+    cells = [cell(seed=0, params={"stacked": 2}), cell(seed=1, params={"stacked": 1}), cell(seed=2)]
+    path = make_posgen_run(tmp_path / "run", NONE.replaced(seeds=4), cells)
+    requests = [NONE.replaced(seeds=4).to_mapping() | more for more in ({}, {"stack": True}, {"stack": False})]
     Store(path).write_text("spec.yaml", requests_to_yaml(requests))
     (table,) = tables_of(path)
-    assert (table.differs, table.seeds) == ("", (0, 1, 2))
+    assert (table.differs, table.seeds) == ("", (0, 1, 2, 3))
     (note,) = collect_posgen([path]).notes
-    assert "1 of 3 cells has no record yet: none on cot, trained, seed 2." in note
+    assert "1 of 4 cells has no record yet: none on cot, trained, seed 3." in note

@@ -26,12 +26,12 @@ def often(monkeypatch):
 
 @pytest.fixture
 def trained(monkeypatch):
-    """What was trained from now on: (seeds, first epoch, until)."""
+    """The trainings from now on: (seed, epochs done before)."""
     calls = []
 
-    def spy(config, setting, data, seeds, table, *, state, until, **options):
-        calls.append((seeds, state.epoch, until))
-        return train(config, setting, data, seeds, table, state=state, until=until, **options)
+    def spy(state, *arguments, **options):
+        calls.append((state.seed, state.epoch))
+        return train(state, *arguments, **options)
 
     monkeypatch.setattr(train_posgen, "train", spy)
     return calls
