@@ -106,7 +106,7 @@ def test_flags_override_the_preset(monkeypatch):
         ({"pe_arg": "pi.x=1"}, "--pe-arg pi.x"),
         ({"tf32": True}, "--tf32"),
         ({"tf32": True, "bf16": True}, "--tf32 and --bf16"),
-        ({"epochs": "1", "batch_size": "40"}, "that is one step"),
+        ({"epochs": "1", "batch_size": "40"}, "--epochs 1"),
         ({"pe": "none,resonance", "native": "16"}, "--native 16: would be ignored"),
         ({"device": "cuda:77"}, "--device cuda:77"),
         ({"quiet": True, "verbose": True}, "-q and -v"),

@@ -86,7 +86,7 @@ class TrainState:
             if not math.isfinite(loss):
                 return f"the training diverged: its loss is {loss} in epoch {epoch}"
         if not all(bool(torch.isfinite(tensor).all()) for tensor in self.weights.values()):
-            return f"the training diverged: its weights are no finite numbers after epoch {self.epoch}"
+            return f"the training diverged: its weights are not finite after epoch {self.epoch}"
         return None
 
     def mapped(self, change: Callable[[torch.Tensor], torch.Tensor]) -> TrainState:

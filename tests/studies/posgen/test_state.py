@@ -56,7 +56,7 @@ def test_a_state_says_why_its_weights_are_of_no_use():
     assert (wrong.failure(), wrong.diverged) == ("the training diverged: its loss is inf in epoch 2", True)
     assert from_bytes(to_bytes(wrong)).history == wrong.history, "also losses that are no numbers come back"
     fine.weights["1.mlp.in"][3, 2] = math.nan
-    assert fine.failure() == "the training diverged: its weights are no finite numbers after epoch 2"
+    assert fine.failure() == "the training diverged: its weights are not finite after epoch 2"
 
 
 def test_damaged_files_are_value_errors(state):
@@ -72,7 +72,7 @@ def test_files_that_do_not_fit_are_value_errors(state):
     content = to_bytes(state)
     norm = "weights/norm"
     for broken, message in (
-        (about(content, format=1), "format is 1"),
+        (about(content, format=1), "format 1"),
         (about(content, config={"modulus": 5, "colour": 1}), "colour"),
         (about(content, config={"modulus": 1}), "weights/embedding"),
         (rewritten(content, **{norm: None}), norm),
