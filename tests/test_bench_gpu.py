@@ -36,6 +36,14 @@ def test_equality_finds_a_wrong_table(monkeypatch):
     assert "digest of yarn, 1024 rows read back from the device" in failed and "float32, sdpa, none" in failed
 
 
+def test_prefill_has_rates_beside_estimates():
+    _, *rows = prefill.run_prefill(CPU)
+    assert [row["name"] for row in rows] == ["tiny at 256", "tiny at 512"]
+    assert all(row["estimate / peak"] > 0.5 and row["tokens/s"] > 0 for row in rows)
+    (batch,) = prefill.run_batches(CPU)
+    assert batch["name"] == "tiny: 4 windows of 64" and batch["largest |difference|"] < 1e-4
+
+
 def test_one_pass_gives_the_curve_of_a_pass_each():
     curve, sliding = prefill.run_shared(CPU)
     assert curve["largest |difference|"] < 1e-4 and sliding["largest |difference|"] < 1e-4

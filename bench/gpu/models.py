@@ -79,6 +79,7 @@ def as_prepared(model: Any) -> Any:
         device=str(model.device),
         device_map=None,
         attn=None,
+        quantisation=None,
         trust_remote_code=False,
     )
 

@@ -124,6 +124,33 @@ def run_shared(scale: Scale) -> Iterator[Row]:
     }
 
 
+def run_batches(scale: Scale) -> Iterator[Row]:
+    """Yields for each window length how much faster a pass over several windows is than a pass each."""
+    from bench.batches import LENGTHS, measure_batches
+
+    lengths, dtype = (LENGTHS, "bfloat16") if scale.full else ((64,), "float32")
+    for name in ("1B", "7B") if scale.full else ("tiny",):
+        backend = _serving(make_model(name, device=scale.device, dtype=dtype), max(lengths), "none")
+        for length in lengths:
+            rows = measure_batches(
+                backend,
+                name,
+                vocab_size=1024,
+                lengths=[length],
+                device=scale.device,
+                sizes=[tokens // length for tokens in ((8192, 32768) if scale.full else (256,))],
+                repeats=3,
+            )
+            for row in rows:
+                yield {
+                    "name": f"{name}: {row.batch_size} windows of {row.length}",
+                    "tokens/s": row.tokens_per_s,
+                    "times as fast as single": row.timed.ratio,
+                    "largest |difference|": row.largest_difference,
+                }
+        backend.close()
+
+
 def _serving(model: Any, length: int, pe: str) -> Any:
     """The model in longeval's backend, with a method's table for `length` positions."""
     from longeval.backends.hf.backend import HFBackend
