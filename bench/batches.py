@@ -1,7 +1,7 @@
 """What it brings that windows of equal length share a pass: single windows against batches, in turn in one run.
 
     python -m bench.batches --device cuda                    # models of random weights, in the device's best dtype
-    python -m bench.batches --device cuda --shapes 8b --lengths 256,2k --batch-sizes 8,16,64
+    python -m bench.batches --device cuda --shapes 7b --lengths 256,2k --batch-sizes 8,16,64
 
 `make bench` has the same table for its own model.
 
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bench.models import SIZES, make_model
 from bench.timing import Timed, alternate
 
 if TYPE_CHECKING:
@@ -27,13 +28,6 @@ if TYPE_CHECKING:
 LENGTHS = (256, 512, 2048)
 CPU_TOKENS = 2048
 """Tokens of a batch on a CPU, where more would only take longer: about 8k elsewhere, as `--batch-size auto` takes."""
-
-SHAPES: dict[str, dict[str, int]] = {
-    "135m": {"hidden_size": 576, "intermediate_size": 1536, "layers": 30, "heads": 9, "kv_heads": 3, "vocab": 49152},
-    "1b": {"hidden_size": 2048, "intermediate_size": 8192, "layers": 16, "heads": 32, "kv_heads": 8, "vocab": 128256},
-    "8b": {"hidden_size": 4096, "intermediate_size": 14336, "layers": 32, "heads": 32, "kv_heads": 8, "vocab": 128256},
-}
-"""Sizes of SmolLM2-135M, Llama 3.2 1B and Llama 3.1 8B."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,26 +107,11 @@ def measure_batches(
     return rows
 
 
-def random_backend(shape: str, dtype: str, device: str, length: int) -> Backend:
+def random_backend(size: str, dtype: str, device: str, length: int) -> Backend:
     """A Llama of random weights with the sizes of a known model, which serves its own table up to `length` tokens."""
-    import torch
-    from transformers import AutoModelForCausalLM, LlamaConfig
-
     from longeval.backends.hf.backend import HFBackend
 
-    sizes = SHAPES[shape]
-    config = LlamaConfig(
-        hidden_size=sizes["hidden_size"],
-        intermediate_size=sizes["intermediate_size"],
-        num_hidden_layers=sizes["layers"],
-        num_attention_heads=sizes["heads"],
-        num_key_value_heads=sizes["kv_heads"],
-        vocab_size=sizes["vocab"],
-        max_position_embeddings=length,
-    )
-    torch.manual_seed(0)
-    with torch.device(device):
-        backend = HFBackend(AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).eval())
+    backend = HFBackend(make_model(size, device=device, dtype=dtype))
     backend.serve(backend.shipped.table(length), length)
     return backend
 
@@ -179,7 +158,7 @@ def main(
     dtype: Annotated[str, typer.Option(help="As longeval's --dtype.")] = "auto",
     shapes: Annotated[
         str | None,
-        typer.Option(help=f"Comma list of {', '.join(SHAPES)}; 135m on a CPU and 1b,8b elsewhere unless given."),
+        typer.Option(help=f"Comma list of {', '.join(SIZES)}; 135m on a CPU and 1b,7b elsewhere unless given."),
     ] = None,
     lengths: Annotated[str, typer.Option(help="Window lengths in tokens; comma list.")] = "256,512,2k",
     batch_sizes: Annotated[
@@ -196,9 +175,9 @@ def main(
     try:
         device = resolve_device(device)
         dtype = resolve_dtype(dtype, device)
-        names = split_list(shapes or ("135m" if device == "cpu" else "1b,8b"), flag="--shapes")
+        names = split_list(shapes or ("135m" if device == "cpu" else "1b,7b"), flag="--shapes")
         for name in names:
-            check_word("--shapes", name, SHAPES)
+            check_word("--shapes", name, SIZES)
         tokens = parse_lengths(lengths)
         sizes = (
             [parse_count(size, flag="--batch-sizes") for size in split_list(batch_sizes, flag="--batch-sizes")]
@@ -213,7 +192,7 @@ def main(
     for name in names:
         print(f"bench: {name} in {dtype} on {device_name(device)}", file=sys.stderr, flush=True)
         backend = random_backend(name, dtype, device, max(tokens))
-        vocab_size = SHAPES[name]["vocab"]
+        vocab_size = SIZES[name]["vocab_size"]
         rows += measure_batches(
             backend, name, vocab_size=vocab_size, lengths=tokens, device=device, sizes=sizes, repeats=repeats
         )

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from bench.batches import SHAPES, measure_batches, random_backend, usual_sizes
+from bench.batches import measure_batches, random_backend, usual_sizes
 from bench.engines import measure_engines
 from bench.measure import Curve, carry_out, measure_curve, measure_sliding, measure_throughput
 from bench.peak import Peak, peak_in_own_process, peak_of
@@ -146,14 +146,12 @@ def test_batches_score_the_same_windows_in_fewer_passes(text, backend):
     assert [usual_sizes(length, "cuda") for length in (256, 2048, 65536)] == [(32,), (4,), (2,)]
 
 
-def test_random_models_are_scored(monkeypatch):
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "layers": 2, "heads": 2, "kv_heads": 1, "vocab": 300}
-    monkeypatch.setitem(SHAPES, "tiny", sizes)
+def test_random_models_are_scored():
     backend = random_backend("tiny", "float32", "cpu", 64)
     (row,) = batches_of(backend, (64,), (3,))
     assert row.largest_difference < 1e-4
-    # Weights of deviation 0.02 say next to nothing: every token is about as probable.
-    assert float(backend.score(np.arange(64, dtype=np.int32), 1).mean()) == pytest.approx(np.log(300), abs=0.2)
+    # Random weights know nothing: they are a little worse than giving each of 1,024 tokens the same probability.
+    assert np.log(1024) < float(backend.score(np.arange(64, dtype=np.int32), 1).mean()) < np.log(1024) + 3
 
 
 def test_failed_cell_stops_the_curve(request_, backend, monkeypatch, tmp_path):

@@ -12,8 +12,8 @@ import importlib.util
 from collections.abc import Iterator
 from typing import Any
 
-from bench.gpu.models import NATIVE, THETA, make_model
 from bench.gpu.rows import Row, Scale
+from bench.models import NATIVE, THETA, make_model
 
 FLOAT32_BOUND = 1e-3
 """Largest difference of a token's NLL between CPU and GPU in float32 without TF32, nats (30 layers of rounding)."""
@@ -32,7 +32,7 @@ def run(scale: Scale) -> Iterator[Row]:
     from longeval.rope.base import Geometry, table_digest
     from longeval.rope.build import build_table
 
-    size, length = ("135M", 2048) if scale.full else ("tiny", 256)
+    size, length = ("135m", 2048) if scale.full else ("tiny", 256)
     num_rows = 4 * NATIVE if scale.full else 1024
     geometry = Geometry(head_dim=64 if scale.full else 16, theta=THETA, native_length=NATIVE, factor=8.0)
     tables = {name: build_table(name, geometry) for name in METHODS}

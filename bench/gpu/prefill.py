@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from bench.gpu.models import NATIVE, THETA, as_prepared, make_model, size_of
 from bench.gpu.rows import Row, Scale
+from bench.models import NATIVE, THETA, as_prepared, make_model, size_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,7 +36,7 @@ def run_prefill(scale: Scale) -> Iterator[Row]:
     gemm = _gemm_rate(scale, dtype)
     yield {"name": f"matrix product, {dtype}", "TFLOP/s": gemm / 1e12}
     lengths = (4096, 16384, 32768, 65536, 131072) if scale.full else (256, 512)
-    for name in ("1B", "7B") if scale.full else ("tiny",):
+    for name in ("1b", "7b") if scale.full else ("tiny",):
         model = make_model(name, device=scale.device, dtype=dtype)
         yield from _prefill(name, model, lengths, gemm, scale)
         del model
@@ -64,7 +64,7 @@ def _prefill(name: str, model: Any, lengths: Sequence[int], gemm: float, scale: 
         peak, rate = backend.peak_memory_bytes(), size.window_flops(window) / took
         # Of the estimate, what the program itself takes lies outside of what torch counts on a GPU.
         estimate = memory_bytes(prepared, size, length) - (RUNTIME_BYTES if scale.full else 0)
-        bound = rate / gemm >= LEAST_OF_GEMM if (name, length) == ("7B", 32768) else None
+        bound = rate / gemm >= LEAST_OF_GEMM if (name, length) == ("7b", 32768) else None
         yield {
             "name": f"{name} at {length}",
             "tokens/s": length / took,
@@ -85,7 +85,7 @@ def run_shared(scale: Scale) -> Iterator[Row]:
     import torch
 
     dtype, longest, stride = ("bfloat16", 32768, 256) if scale.full else ("float32", 512, 64)
-    model = make_model("1B" if scale.full else "tiny", device=scale.device, dtype=dtype)
+    model = make_model("1b" if scale.full else "tiny", device=scale.device, dtype=dtype)
     backend = _serving(model, longest, "none")
     tokens_T = _tokens(longest)
     lengths = [longest // 4, longest // 2, 3 * longest // 4, longest]
@@ -129,7 +129,7 @@ def run_batches(scale: Scale) -> Iterator[Row]:
     from bench.batches import LENGTHS, measure_batches
 
     lengths, dtype = (LENGTHS, "bfloat16") if scale.full else ((64,), "float32")
-    for name in ("1B", "7B") if scale.full else ("tiny",):
+    for name in ("1b", "7b") if scale.full else ("tiny",):
         backend = _serving(make_model(name, device=scale.device, dtype=dtype), max(lengths), "none")
         for length in lengths:
             rows = measure_batches(

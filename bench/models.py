@@ -18,18 +18,18 @@ SIZES: dict[str, dict[str, Any]] = {
         "vocab_size": 1024,
         "initializer_range": 0.2,
     },
-    # SmolLM2-135M but for the vocabulary; larger weights, so that attention is not nearly uniform.
-    "135M": {
+    # SmolLM2-135M; the weights are larger than usual, so that attention is not nearly uniform.
+    "135m": {
         "hidden_size": 576,
         "intermediate_size": 1536,
         "num_hidden_layers": 30,
         "num_attention_heads": 9,
         "num_key_value_heads": 3,
-        "vocab_size": 4096,
+        "vocab_size": 49152,
         "initializer_range": 0.06,
     },
     # Llama 3.2 1B
-    "1B": {
+    "1b": {
         "hidden_size": 2048,
         "intermediate_size": 8192,
         "num_hidden_layers": 16,
@@ -39,7 +39,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": True,
     },
     # Llama 2 7B
-    "7B": {
+    "7b": {
         "hidden_size": 4096,
         "intermediate_size": 11008,
         "num_hidden_layers": 32,
