@@ -51,6 +51,7 @@ AS_RUN = {
         "export --model tiny --pe resonance_yarn --factor 4 --out DIR-of-M"
     ),
     "rope --model smollm2-135m-q4 none,resonance --factor 2": "rope --model tiny none,resonance --factor 2",
+    "report RUN --out report.md": "report runs/mine --out report.md",
     "run RUN --show 3": "run runs/mine --show 3",
     # The geometry that stands for "…".
     "rope resonance …": f"rope resonance {GEOMETRY}",

@@ -163,7 +163,8 @@ def _run(
 def _outcome(result: RunResult) -> str:
     """`3 cells computed, 1 skipped, 2 stored already`; averages of groups are no cells that are computed."""
     skipped = {r.cell for r in result.records if r.status == "skipped" and r.params.get("members") is None}
-    parts = [f"{count(result.computed - len(skipped), 'cell')} computed"]
+    parts = [f"{count(result.computed - result.taken - len(skipped), 'cell')} computed"]
+    parts += [f"{result.taken} taken from other stored cells"] if result.taken else []
     parts += [f"{len(skipped)} skipped"] if skipped else []
     parts += [f"{result.reused} stored already"] if result.reused else []
     return ", ".join(parts)
@@ -178,20 +179,20 @@ def _show_plans(plans: Sequence[Plan], store: Store, fresh: bool, quiet: bool) -
     """Prints what runs would do."""
     from longeval.run.engine import stored_cells
     from longeval.run.host import Host, Silent, backend_of
-    from longeval.run.reuse import Reusable, find_reusable
+    from longeval.run.reuse import find_reusable
 
     screen = _wide_console()
     screen.print("Dry run: nothing is computed.\n")
     for plan in plans:
         stored = {} if fresh else stored_cells(plan, store)
         left = plan.left(stored)
-        reused, notes = Reusable({}, []) if fresh else find_reusable(plan, left, store)
+        reused, notes = find_reusable(plan, left, store, fresh=fresh)
         for note in notes:
             _say(note, quiet)
         host = Host(store=store, progress=Silent(), load=backend_of(plan.request), fresh=fresh, reused=reused)
         _show_overview(plan.overview(host, left, stored), screen)
         for note in plan.stored_notes(store, stored):
-            say(note)
+            _say(note, quiet)
 
 
 def _num_shown(asked: str, specs: Sequence[StudyRequest]) -> int:

@@ -150,6 +150,12 @@ class RopeTable:
             and (self.period_F is None) == (other.period_F is None)  # equal frequencies have equal periods
         )
 
+    def digest(self, length: int) -> str:
+        """The `rope_digest` of a model that holds this table for positions 0 … length−1."""
+        positions_T = np.arange(length, dtype=np.int64)
+        tables = [self] if self.local is None else [self, self.local]
+        return table_digest(*(table.cos_sin(positions_T) for table in tables))
+
 
 def check_table(table: RopeTable, length: int, settings: str) -> None:
     """Raises LongEvalError if a table's frequencies or attention factor can't be used for sequences of `length` tokens.

@@ -15,7 +15,7 @@ import longeval.metrics  # noqa: F401  (registers all metrics: stored cells are 
 from longeval.backends.base import Backend
 from longeval.run.executor import Executor, LocalExecutor
 from longeval.run.host import Host, Progress, backend_of
-from longeval.run.reuse import Reusable, find_reusable
+from longeval.run.reuse import find_reusable, wholly_taken
 from longeval.run.study import Outcome, Plan
 from longeval.store.folder import Store
 from longeval.store.plan import remember_request
@@ -33,7 +33,9 @@ class RunResult:
     """Records of all cells in the plan's order, whether stored before or computed now; then derived records, such as
     averages of groups."""
     computed: int
-    """Number of cells computed now."""
+    """Number of cells finished now, also those that needed no pass."""
+    taken: int
+    """How many of these were wholly taken from other stored cells."""
     reused: int
     """Number of cells that were already stored."""
 
@@ -77,12 +79,12 @@ def run(
     left = plan.left(stored)
     keeper = _Keeper(plan=plan, store=store, progress=progress, fresh=fresh, under_way=under_way or bool(stored))
     load = load or backend_of(plan.request)
-    reused, notes = Reusable({}, []) if fresh else find_reusable(plan, left, store)
+    reused, notes = find_reusable(plan, left, store, fresh=fresh)
     for note in notes:
         progress.note(note)
     host = Host(store=store, progress=progress, load=load, fresh=fresh, reused=reused, before_write=keeper.begin)
     costs = [cost for work in left for cost in work.costs(host)]
-    if costs:
+    if costs or reused:
         store.check_writable()
     progress.begin(costs)
     try:
@@ -96,6 +98,7 @@ def run(
     return RunResult(
         records=(*(record for cell in plan.cells for record in records[cell.id]), *keeper.derived(records)),
         computed=len(keeper.records),
+        taken=sum(map(wholly_taken, keeper.records.values())),
         reused=len(stored),
     )
 

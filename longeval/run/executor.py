@@ -71,7 +71,7 @@ def attempt(work: Work, host: Host) -> Iterator[Outcome]:
         for cell in left.cells:
             if cell.id not in kept:
                 yield failed(cell, reason, host.device, error)
-        left = rest
+        left = rest.without(done) if rest is not None and done else rest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,7 +115,7 @@ def carry_out(order: Order, progress: Progress | None = None) -> Iterator[Outcom
         )
     store, load = Store(order.out), backend_of(plan.request)
     left = plan.left(others)
-    reused = {} if order.fresh else find_reusable(plan, left, store).reused
+    reused = find_reusable(plan, left, store, fresh=order.fresh).reused
     host = Host(store=store, progress=progress or Silent(), load=load, fresh=order.fresh, reused=reused)
     try:
         for work in left:

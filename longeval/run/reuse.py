@@ -8,12 +8,13 @@ given the very same tokens. Everything else is computed from both together, as i
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter, defaultdict
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
-from longeval.backends.base import Backend
+from longeval.backends.base import Backend, capabilities
 from longeval.plain import canonical_json
 from longeval.run.cell import FOR_READERS, Cell, Follows
 from longeval.run.overview import count
@@ -95,9 +96,26 @@ class Reusable(NamedTuple):
     """What a user should know before the start: what is taken, and why some of what is stored is of no use."""
 
 
-def find_reusable(plan: Plan, work: Sequence[Work], store: Store) -> Reusable:
-    """Looks for windows or samples of some work of a plan in the cells of a run folder."""
-    wanted = [(one, cell) for one in work if isinstance(one, InParts) for cell in one.cells]
+def wholly_taken(records: Sequence[Record]) -> bool:
+    """Whether no pass was made for a cell."""
+    counts = records[0].provenance.taken_from or {}
+    return sum(counts.values()) == records[0].n and bool(counts)
+
+
+def find_reusable(plan: Plan, work: Sequence[Work], store: Store, *, fresh: bool = False) -> Reusable:
+    """Looks for windows or samples of some work of a plan in the cells of a run folder; with `fresh` there are none.
+
+    Cells of a server are left out: nothing proves that the same model still answers there.
+    """
+    if fresh:
+        return Reusable({}, [])
+    wanted = [
+        (one, cell)
+        for one in work
+        if isinstance(one, InParts)
+        for cell in one.cells
+        if not capabilities(cell.backend).remote
+    ]
     stored = list(_in_parts(store)) if wanted else []
     if not stored:
         return Reusable({}, [])
@@ -192,13 +210,15 @@ def computed_with(
         }
     assert reused is not None
     own = reused.record
+    now = provenance(own.provenance.device)
     return {
         "backend": own.backend,
         "dtype": own.dtype,
         "rope_digest": own.rope_digest,
         "elapsed_s": 0.0,
         "peak_memory_bytes": None,
-        "provenance": provenance(own.provenance.device, counts),
+        # Versions and commit are those of the code that computed the values.
+        "provenance": dataclasses.replace(own.provenance, taken_from=counts, command=now.command, date=now.date),
     }
 
 

@@ -12,6 +12,8 @@ from known import log_position
 from own_tasks import ANSWER, CHOICE, write_data, write_task
 from tiny import make_text
 
+from longeval.backends.base import capabilities
+from longeval.errors import LongEvalError
 from longeval.run.engine import run
 from longeval.run.host import Silent
 from longeval.run.study import find_study
@@ -160,6 +162,72 @@ def test_a_cell_of_another_table_gives_nothing(request_spec, store, many):
     store.save([dataclasses.replace(one, rope_digest="0" * 64) for one in store.load(stored).records], nll)
     grown = ran(request, store)
     assert (grown.taken(), len(grown.backend.windows)) == (0, 4)
+
+
+def test_a_cell_that_needs_no_pass_is_held_against_the_planned_table_too(request_spec, store, many):
+    request = request_spec(data=(many,), lengths=(64,), docs=2)
+    (stored,) = {record.cell for record in ran(request.replaced(docs=4), store).result.records}
+    assert ran(request, Store(store.path)).taken() == 2
+    other = Store(store.path + "-other")
+    ran(request.replaced(docs=4), other)
+    records = [dataclasses.replace(one, rope_digest="0" * 64) for one in other.load(stored).records]
+    other.save(records, other.nll(stored))
+    assert ran(request, other).taken() == 0
+
+
+def test_what_is_taken_keeps_the_versions_that_computed_it(request_spec, store, many):
+    request = request_spec(data=(many,), lengths=(64,), docs=2)
+    (stored,) = {record.cell for record in ran(request.replaced(docs=4), store).result.records}
+    records = store.load(stored).records
+    old = dataclasses.replace(records[0].provenance, commit="old", versions={"torch": "1.0"})
+    store.save([dataclasses.replace(one, provenance=old) for one in records], store.nll(stored))
+    grown = ran(request, store)
+    taken = grown.result.records[0].provenance
+    assert (taken.commit, taken.versions, taken.taken_from) == ("old", {"torch": "1.0"}, {stored: 2})
+    assert (grown.result.computed, grown.result.taken) == (1, 1)
+
+
+def test_cells_that_need_no_pass_do_not_fail_with_those_that_do(request_spec, store, many):
+    request = request_spec(data=(many,), lengths=(64, 128), docs=2, min_tokens=128)
+    ran(request.replaced(lengths=(128,), docs=3), store)
+
+    def no_memory(model):
+        raise MemoryError("none left")
+
+    plan = find_study("ppl").plan(request, Silent())
+    result = run(plan, store, Silent(), load=no_memory)
+    assert {record.length: record.status for record in result.records} == {64: "failed", 128: "ok"}
+
+
+def test_a_record_names_the_batches_that_its_values_came_from(request_spec, store, many):
+    request = request_spec(data=(many,), lengths=(64,), docs=4, batch_size=1)
+    ran(request.replaced(docs=3, batch_size=3), store)
+    grown = ran(request, store)
+    assert (grown.taken(), grown.result.records[0].params["batch_size"]) == (3, 3)
+    fewer = ran(request.replaced(docs=2), store)
+    assert (fewer.taken(), fewer.result.records[0].params["batch_size"]) == (2, 3)
+    alone = ran(request.replaced(docs=3), Store(store.path + "-alone"))
+    assert "batch_size" not in alone.result.records[0].params
+
+
+def test_nothing_is_taken_that_a_server_answered(request_spec, store, many, monkeypatch):
+    request = request_spec(data=(many,), lengths=(64,), docs=4)
+    ran(request.replaced(docs=2), store)
+    remote = dataclasses.replace(capabilities("hf"), remote=True)
+    monkeypatch.setattr("longeval.run.reuse.capabilities", lambda name: remote)
+    assert ran(request, store).taken() == 0
+
+
+def test_a_folder_that_can_only_be_read_is_refused_where_cells_would_be_taken(request_spec, store, many, monkeypatch):
+    request = request_spec(data=(many,), lengths=(64,), docs=2)
+    ran(request.replaced(docs=4), store)
+
+    def refuse(self):
+        raise LongEvalError("--out: can't be written")
+
+    monkeypatch.setattr(Store, "check_writable", refuse)
+    with pytest.raises(LongEvalError, match="--out"):
+        ran(request, store)
 
 
 def test_files_of_earlier_versions_are_read_and_give_nothing(request_spec, store, many):

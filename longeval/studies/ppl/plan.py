@@ -107,13 +107,11 @@ class PplPlan(Plan):
             f"{count(len(passes), 'forward pass')}{f' of up to {most} windows' if most > 1 else ''}, "
             f"{sum(window.length for window in windows):,} tokens"
         )
-        if not capabilities(self.request.backend).estimates:  # what an engine or a server takes, only it knows
+        # What an engine or a server takes, only it knows; without passes no model is loaded.
+        if not capabilities(self.request.backend).estimates or not passes:
             return said
         size = host.size(model)
-        memory = max(
-            (memory_bytes(model, size, one[0].length, batch=len(one)) for one in passes),
-            default=memory_bytes(model, size, 0),
-        )
+        memory = max(memory_bytes(model, size, one[0].length, batch=len(one)) for one in passes)
         duration = format_duration(windows_seconds(model, size, windows))
         return f"{said}; estimated {duration} and {format_gib(memory)}"
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from longeval.backends.base import Backend
+from longeval.backends.base import Backend, capabilities
 from longeval.data.sources import Source
 from longeval.data.tokens import Selection
 from longeval.metrics import derived
@@ -22,7 +22,7 @@ from longeval.run.cost import Window
 from longeval.run.examples import Found, InputPart, ShownInput, ShownInputs, stored
 from longeval.run.host import Host
 from longeval.run.overview import count
-from longeval.run.reuse import computed_with
+from longeval.run.reuse import Reused, computed_with
 from longeval.run.setups import FOLLOWS_FACTOR
 from longeval.run.study import Outcome, failed
 from longeval.store.folder import Store
@@ -177,48 +177,53 @@ class PplWork:
         return f"out of memory in a window of {self.longest} tokens: {reason}"
 
     def run(self, host: Host) -> Iterator[Outcome]:
-        """Runs the passes, and says what they mean for each cell."""
-        texts, backend = self._texts, None
-        scored = {cell.id: host.reused[cell.id].load(host.store) for cell in self.cells if cell.id in host.reused}
-        if self._shared(scored):
-            backend = host.backend(self.model)
-            backend.reset_peak_memory()
-            if self.static:  # an engine that starts with the table has the time it takes for itself
-                backend.serve(self.table(self.longest), self.longest)
-            scored = {cell.id: self._proven(cell, scored.get(cell.id, {}), host, backend) for cell in self.cells}
+        """Yields the cells that stored ones give wholly, then runs the passes of the others."""
+        texts, scored = self._texts, self._taken(host)
+        whole = [cell for cell in self.cells if len(scored[cell.id]) == len(cell.windows)]
+        for cell in whole:
+            how = computed_with(None, host.reused[cell.id], rope_digest=None, elapsed_s=0.0)
+            yield self._finished(cell, scored[cell.id], texts, how, _batch_of_donors(host.reused[cell.id]))
+        rest = self.without({cell.id for cell in whole})
+        if rest is not None:
+            yield from rest._compute(host, texts, scored)
+
+    def _compute(self, host: Host, texts: Texts, scored: Mapping[str, Scored]) -> Iterator[Outcome]:
+        """Runs passes for the windows of all cells that are missing in `scored`, and says what they mean for each."""
+        backend = host.backend(self.model)
+        backend.reset_peak_memory()
+        if self.static:  # an engine that starts with the table has the time it takes for itself
+            backend.serve(self.table(self.longest), self.longest)
         methods = ",".join(dict.fromkeys(cell.pe.canonical for cell in self.cells))
         lengths = ",".join(dict.fromkeys(format_length(cell.length) for cell in self.cells))
         what = f"{methods} {lengths} · {self.model.name} on {self.corpus.source.name}"
-        taken = {name: len(values) for name, values in scored.items()}
+        taken = {cell.id for cell in self.cells if scored[cell.id]}
+        passes = self._batches(self._shared(scored))
+        host.progress.stage(what, len(passes), "window" if max(map(len, passes)) == 1 else "pass")
         started = time.perf_counter()
-        most = 1
-        if backend is not None:
-            passes = self._batches(self._shared(scored))
-            most = max(map(len, passes), default=1)
-            host.progress.stage(what, len(passes), "window" if most == 1 else "pass")
-            self._score(host, backend, texts, passes, scored)
+        self._score(host, backend, texts, passes, scored)
         elapsed_s = time.perf_counter() - started
-        # Named in records, but not in the cells' ids: windows that share a pass have the same values but for rounding.
-        named = {"batch_size": most} if most > 1 else {}
+        batches = dict.fromkeys(taken, 1)
+        for together in passes:
+            for served in {cell.id for one in together for cell, _ in one.served}:
+                batches[served] = max(len(together), batches.get(served, 1))
 
         def outcome(cell: PplCell) -> Outcome:
-            reused = host.reused[cell.id] if taken[cell.id] else None
-            values = scored[cell.id]
-            if backend is None or taken[cell.id] == len(cell.windows):
-                how = computed_with(None, reused, rope_digest=None, elapsed_s=elapsed_s)
-                return _outcome(cell, values, texts, how)
+            reused = host.reused[cell.id] if cell.id in taken else None
             how = computed_with(backend, reused, rope_digest=self._digest(cell, backend), elapsed_s=elapsed_s)
-            return _outcome(dataclasses.replace(cell, params=cell.params | named), values, texts, how)
+            batch = max(batches[cell.id], _batch_of_donors(reused))
+            return self._finished(cell, scored[cell.id], texts, how, batch)
 
         # All of them before the first is stored: a document that went away fails all its cells.
         yield from [outcome(cell) for cell in self.cells]
 
-    def _proven(self, cell: PplCell, values: Scored, host: Host, backend: Backend) -> Scored:
-        """What stored cells hold of a cell, if it was computed under the table that the model holds now."""
-        needs_passes = 0 < len(values) < len(cell.windows)
-        if needs_passes and not host.reused[cell.id].under(self._digest(cell, backend)):
-            return {}
-        return values
+    def _taken(self, host: Host) -> dict[str, Scored]:
+        """By cell id, what stored cells hold of its windows, if it was computed under the table that is planned now."""
+        taken: dict[str, Scored] = {}
+        for cell in self.cells:
+            reused = host.reused.get(cell.id)
+            proven = reused is not None and reused.under(self.table(cell.length).digest(cell.length))
+            taken[cell.id] = reused.load(host.store) if reused is not None and proven else {}
+        return taken
 
     def _score(
         self,
@@ -245,6 +250,22 @@ class PplWork:
             said = f"{sum(window.num_scored for window in windows)} scored"
             detail = f"{len(windows)} windows, {said}" if len(windows) > 1 else said
             host.progress.advance(len(windows) * length, cost, detail)
+
+    def _finished(self, cell: PplCell, scored: Scored, texts: Texts, how: Mapping[str, Any], batch: int) -> Outcome:
+        """The outcome of a cell whose windows are all scored.
+
+        Args:
+            cell: The cell.
+            scored: The values of all its windows.
+            texts: What was scored.
+            how: What computed it (`computed_with`).
+            batch: The most windows that shared a pass. Records name it, but cells' ids don't: values of windows that
+                share a pass are the same but for rounding. Engines that batch by themselves don't say what they do.
+        """
+        if batch > 1 and "batch_size" in capabilities(cell.backend).heeds:
+            cell = dataclasses.replace(cell, params=cell.params | {"batch_size": batch})
+        nll = texts.token_nll(cell.windows, scored, [int(digest) for digest in self.parts(cell)])
+        return _outcome(cell, nll, texts, how)
 
     def examples(self, cells: Sequence[PplCell], number: int, store: Store) -> ShownInputs:
         """The first windows of cells that differ in their method alone, with their values as far as they are stored."""
@@ -297,16 +318,15 @@ def _score_together(backend: Backend, texts: Texts, windows: Sequence[Window]) -
     return backend.score_batch(tokens_BT, [window.context for window in windows])
 
 
-def _outcome(cell: PplCell, scored: Scored, texts: Texts, how: Mapping[str, Any]) -> Outcome:
-    """Records of a cell's metrics from its token values; a value that is not finite makes it a failed one.
+def _batch_of_donors(reused: Reused | None) -> int:
+    """The most windows that shared a pass when what is taken from stored cells was computed."""
+    records = [] if reused is None else [source.records[0] for source in reused.sources.values()]
+    return max((record.params.get("batch_size", 1) for record in records), default=1)
 
-    Args:
-        cell: The cell.
-        scored: The values of all its windows.
-        texts: What was scored.
-        how: What computed it (`computed_with`).
-    """
-    nll, device = texts.token_nll(cell.windows, scored), how["provenance"].device
+
+def _outcome(cell: PplCell, nll: TokenNll, texts: Texts, how: Mapping[str, Any]) -> Outcome:
+    """Records of the metrics of a cell's token values; a value that is not finite makes it a failed cell."""
+    device = how["provenance"].device
     bad = np.flatnonzero(~np.isfinite(nll.nll_S))
     if len(bad):
         window = int(np.searchsorted(nll.offsets_W, bad[0], side="right")) - 1
@@ -369,9 +389,8 @@ class Texts:
             scored[first : last + 1] = True
         return int(scored.sum())
 
-    def token_nll(self, windows: Sequence[Window], scored: Scored) -> TokenNll:
-        """Joins what was scored window by window."""
-        digests = [window_digest(self.window(window), window.context) for window in windows]
+    def token_nll(self, windows: Sequence[Window], scored: Scored, digests: Sequence[int]) -> TokenNll:
+        """Joins what was scored window by window. `digests`: the `window_digest` of each."""
         return TokenNll(
             nll_S=np.concatenate([scored[place] for place in range(len(windows))]),
             tokens_W=np.array([window.num_scored for window in windows], dtype=np.int32),

@@ -71,15 +71,15 @@ class TaskWork:
         """Answers the samples and makes the cell's records."""
         cell, job, backend, lm = self.cell, self.job, None, None
         reused = host.reused.get(cell.id)
+        if reused is not None and not reused.under(cell.setup.table(cell.length).digest(cell.length)):
+            reused = None
         known: dict[int, Sample] = {} if reused is None else reused.load(host.store)
         if len(known) < len(job.prepared.samples):
             backend = host.backend(job.model)
             backend.reset_peak_memory()
             # An engine that starts with the table has the time it takes for itself.
-            if cell.setup.static or known:
+            if cell.setup.static:
                 backend.serve(cell.setup.table(cell.length), cell.length)
-            if reused is not None and not reused.under(backend.rope_digest(cell.length)):
-                reused, known = None, {}
             lm = TaskLM(
                 backend,
                 tokenizer=job.model.tokenizer,

@@ -44,7 +44,7 @@ def test_a_plan_counts_shared_passes_once(request_spec, store):
     assert f"9 cells in 6 forward passes, {6 * 128} tokens; estimated " in told
     assert len([cost for work in plan.work for cost in work.costs(host)]) == 6
     (told,) = plan.overview(host, [], {cell.id for cell in plan.cells}).costs
-    assert "0 cells in 0 forward passes, 0 tokens; estimated 0 s" in told
+    assert told.endswith("0 cells in 0 forward passes, 0 tokens")  # no model is loaded, so nothing is estimated
 
 
 def test_eager_attention_holds_matrices_of_tokens_by_tokens(tiny_llama):
