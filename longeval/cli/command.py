@@ -105,6 +105,22 @@ def parameter(name: str, kind: Any, option: Any, default: Any) -> Parameter:
     return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
 
 
+def refuse_beside(flag: str, context: typer.Context, *heeded: str) -> None:
+    """Raises LongEvalError for a setting on the command line that would be ignored beside a flag such as `--list`.
+
+    Args:
+        flag: The flag.
+        context: Typer's context of the command.
+        heeded: The parameters that are not ignored, by name; the flag's own among them.
+    """
+    for one in context.command.params:
+        source = context.get_parameter_source(str(one.name))
+        if one.name in heeded or source is None or source.name != "COMMANDLINE":
+            continue
+        given = max(one.opts, key=len) if one.param_type_name == "option" else str(one.metavar).partition("[")[0]
+        raise LongEvalError(f"{flag}: {given} would be ignored", "Leave one of the two out.")
+
+
 def _settings(kind: type[StudyRequest], *, marked: bool) -> list[Parameter]:
     """The parameters of all settings; those of the panels that other commands have too come last.
 

@@ -144,9 +144,11 @@ class RunProgress(AbstractContextManager["RunProgress"]):
         now = time.monotonic()
         seconds, self._last_pass = now - self._last_pass, now
         self._busy_s += seconds
-        self._done += cost
+        # Passes that are repeated after out of memory were announced once.
+        self._done = min(self._done + cost, self._total)
         self._tokens += tokens
         self._passes += 1
+        self._num_passes = max(self._num_passes, self._passes)
         left = self._left()
         speed = self._tokens / max(self._busy_s, 1e-9)
         rate = f"{self._noun} {self._passes}/{self._num_passes} · {speed:,.0f} tokens/s · {left}"

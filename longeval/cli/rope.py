@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from longeval.cli.command import refuse_beside
 from longeval.cli.options import model_option, read
 from longeval.cli.terminal import check_json_path, check_writable, say, write_json, write_output
 from longeval.errors import LongEvalError
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 
 def rope(
+    context: typer.Context,
     names: Annotated[
         str | None,
         typer.Argument(
@@ -90,15 +92,7 @@ def rope(
         "--scale-from": scale_from,
     }
     if list_methods:
-        others: dict[str, object] = {
-            "--model": model,
-            "--native": native,
-            "--length": length,
-            "--pe-arg": pe_arg,
-            "--plot": plot,
-            "--factor": None if factor == "1" else factor,
-        }
-        _refuse_ignored("--list", {"NAME": names} | by_hand | others | of_model, "Give --list alone, or with --json.")
+        refuse_beside("--list", context, "list_methods", "json_path")
         _list_methods(json_path)
         return
     from longeval.rope.build import ALL, listed_names, parse_method_name, parse_pe_args, usable

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from inspect import Parameter
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from longeval.cli.command import Given, parameter, study_command
+from longeval.cli.command import Given, parameter, refuse_beside, study_command
 from longeval.cli.terminal import check_json_path, console, show, write_json
 from longeval.errors import LongEvalError
 from longeval.printable import as_markup, printable
@@ -26,15 +27,16 @@ def _list_instead(asked: Given, others: Given) -> int | None:
                 "--tasks: missing", "Give it, such as --tasks passkey; --list shows what tasks there are."
             )
         return None
-    for name, value in {**asked, "out": others["out"]}.items():
-        if name in ("model", "pe", "lengths", "out") and value is not None:
-            raise LongEvalError(f"--{name} {value}: would be ignored beside --list", "Leave one of the two out.")
+    refuse_beside("--list", others["context"], "list_", "tasks", "include", "json_path")
     return _list_tasks(others["json_path"], asked.get("tasks"), asked.get("include", []))
 
 
 tasks = study_command(
     TasksRequest,
-    more=[parameter("list_", bool, typer.Option("--list", help="Show the tasks and groups there are."), False)],
+    more=[
+        parameter("list_", bool, typer.Option("--list", help="Show the tasks and groups there are."), False),
+        Parameter("context", Parameter.KEYWORD_ONLY, annotation=typer.Context),
+    ],
     instead=_list_instead,
 )
 

@@ -23,6 +23,9 @@ PREFIX = "hub:"
 """What a data set of the hub is named with: `hub:OWNER/NAME@REVISION:CONFIG:SPLIT`, all but the id optional."""
 
 _NAME = re.compile(r"hub:(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^:]+))?(?:(?::(?P<config>[^:]+))?:(?P<split>[^:]+))?")
+_PART = re.compile(r"(?P<before>.*)-(?P<number>\d{5,})-of-(?P<count>\d{5,})(?P<after>(?:\.\w+)*)")
+"""The path of one of the files that a split was stored in."""
+
 _TIMEOUT_S = 10.0
 _CLIENTS = {"aiohttp", "datasets", "fsspec", "httpx", "httpx2", "huggingface_hub", "requests", "urllib3"}
 _PLAIN = ("arrow", "csv", "json", "parquet", "text")
@@ -161,7 +164,29 @@ def _split(hub: HubDataset, pinned: PinnedDataset) -> tuple[str, Any]:
         )
     split = next(iter(splits)) if hub.split is None else hub.split
     check_word(f"hub data set {hub.id}, split", split, splits)
+    if pinned.folder is not None:
+        _check_complete(hub, pinned, (builder.config.data_files or {}).get(split, ()))
     return split, splits[split]
+
+
+def _check_complete(hub: HubDataset, pinned: PinnedDataset, files: Iterable[str]) -> None:
+    """Raises LongEvalError where the cache holds only some parts of a split, as after a download that was broken off.
+
+    Nothing but the names tells: `train-00001-of-00003.parquet` is one of three.
+    """
+    parts: dict[tuple[str, int], set[int]] = {}
+    for file in files:
+        if found := _PART.fullmatch(file):
+            whole = f"{found['before']}-*-of-{found['count']}{found['after']}"
+            parts.setdefault((whole, int(found["count"])), set()).add(int(found["number"]))
+    for (whole, count), there in parts.items():
+        if len(there) < count:
+            raise LongEvalError(
+                f"hub data set {hub.id}: the hub's local cache holds {len(there)} of {count} parts of "
+                f"{os.path.basename(whole)}; {pinned.why}",
+                f"With access to the hub, hf download --repo-type dataset {hub.id} --revision {pinned.commit} "
+                "gets the others.",
+            )
 
 
 def _check_inside(hub: HubDataset, pinned: PinnedDataset, files: Mapping[Any, Iterable[str]]) -> None:

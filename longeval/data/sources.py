@@ -129,7 +129,10 @@ def _open_hub(hub: HubDataset, *, name: str, default_docs: int | None, missing: 
         raise LongEvalError(
             f"--data {name}: {missing}hub data set {hub.id}: {error}", f"{error.remedy} {ways}"
         ) from error
-    told = f"--data {name}: read from the hub's local cache, commit {pinned.commit[:12]}; {pinned.why}"
+    told = (
+        f"--data {name}: read is what the hub's local cache holds of commit {pinned.commit[:12]}, which may not be all "
+        f"of it; {pinned.why}"
+    )
     return Source(
         name=name,
         origin=f"hub {hub.id}@{pinned.commit}",

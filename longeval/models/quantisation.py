@@ -237,12 +237,12 @@ def stored_bytes(stored: Iterable[Stored], width: int) -> int:
         width: Bytes of a number in the model's dtype, to which weights that aren't quantised are cast.
     """
     return sum(
-        math.prod(tensor.shape) * (width if tensor.dtype in _FLOATS else _stored_bits(tensor.dtype) // 8)
+        math.prod(tensor.shape) * (8 * width if tensor.dtype in _FLOATS else _stored_bits(tensor.dtype)) // 8
         for tensor in stored
     )
 
 
 def _stored_bits(dtype: str) -> int:
-    """Bits of one element as safetensors stores it: 8 for U8 and F8_E4M3, 32 for I32; 8 for BOOL."""
+    """Bits of one element as safetensors stores it: 8 for U8 and F8_E4M3, 4 for F4, 32 for I32; 8 for BOOL."""
     number = re.search(r"\d+", dtype)
     return int(number[0]) if number else 8

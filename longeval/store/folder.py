@@ -99,7 +99,7 @@ class Store:
         self.path = path if not bare or bare.endswith(":") else bare
         self._read_only = False
         self.damaged: dict[str, str] = {}
-        """Ids of the cells found damaged so far, with the reason."""
+        """Ids of the cells that were found damaged and not stored again since, with the reason."""
         try:
             self._fs, self._root = fsspec.core.url_to_fs(self.path)
             found = create or self.is_run_folder()
@@ -160,18 +160,12 @@ class Store:
         Raises:
             LongEvalError: The path of a file is taken by something else, such as a folder, so the cell can't be stored.
         """
-        known = len(self.damaged)
         try:
-            found = self._read_cell(cell)
+            return self._read_cell(cell)
         except IsADirectoryError as error:
             raise LongEvalError(
                 f"{error.filename}: is not a file", "Remove it; the cell's file can't be written there."
             ) from None
-        if known < len(self.damaged) <= MAX_NAMED:
-            logger.warning("%s: damaged, not used (%s)", self._at("cells", f"{cell}.json"), self.damaged[cell])
-        elif known < len(self.damaged) == MAX_NAMED + 1:
-            logger.warning("%s: more cells are damaged; they are not listed here", self.path)
-        return found
 
     def finished(self, cell: str) -> tuple[Record, ...] | None:
         """The records of a cell that is finished: status ok, and its artefact is stored. Otherwise None."""
@@ -181,7 +175,7 @@ class Store:
         return found.records
 
     def cells(self) -> Iterator[StoredCell]:
-        """All stored cells that are not damaged, in the order of their ids."""
+        """All stored cells that are not damaged, in the order of their ids; a warning names damaged ones."""
         if not self._fs.exists(self._at("cells")):
             return
         for path in sorted(self._fs.ls(self._at("cells"), detail=False)):
@@ -227,6 +221,8 @@ class Store:
             plain["artefact"] = artefact.folder
         text = json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         self._write(self._at("cells", f"{cell}.json"), text.encode())
+        if not self._read_only:
+            self.damaged.pop(cell, None)
 
     def artefact(self, artefact: Artefact[T], cell: str) -> T | None:
         """A cell's artefact; None if the cell has none of this kind. Raises LongEvalError if it is damaged."""
@@ -316,17 +312,23 @@ class Store:
         return "/".join((self._root, *parts))
 
     def _read_cell(self, cell: str) -> StoredCell | None:
-        """A cell; None if it is absent or damaged. Raises IsADirectoryError if its path is taken by a non-file."""
-        if cell in self.damaged:
-            return None
+        """A cell; None if it is absent or damaged. Raises IsADirectoryError if its path is taken by a non-file.
+
+        A damaged cell is read again each time, but a warning names it only the first time.
+        """
         path = self._at("cells", f"{cell}.json")
         try:
             content = self._read(path, _LARGEST_CELL)
             return None if content is None else self._parse_cell(cell, content)
         except (OSError, ValueError) as error:
+            is_new = cell not in self.damaged
             self.damaged[cell] = reason(error)
             if isinstance(error, IsADirectoryError):
                 raise
+            if is_new and len(self.damaged) <= MAX_NAMED:
+                logger.warning("%s: damaged, not used (%s)", path, self.damaged[cell])
+            elif is_new and len(self.damaged) == MAX_NAMED + 1:
+                logger.warning("%s: more cells are damaged; they are not listed here", self.path)
             return None
 
     def _parse_cell(self, cell: str, content: bytes) -> StoredCell:

@@ -76,3 +76,15 @@ def test_preparing_is_told_now_and_then(capsys, monkeypatch):
         for done in (1, 2, 1000):
             shown.preparing("passkey at 4k: making samples", done, 2000)
     assert capsys.readouterr().err == "  passkey at 4k: making samples: 1,000 of 2,000\n"
+
+
+def test_passes_that_are_repeated_do_not_go_beyond_the_end(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "PLAIN_EVERY_S", -1.0)
+    with progress.RunProgress() as shown:
+        shown.begin([1.0, 1.0])
+        for _ in range(3):
+            shown.advance(64, 1.0, "window")
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(" · ")[0].strip() for line in lines] == ["50%", "100%", "100%"]
+    assert [line.split(" · ")[1] for line in lines] == ["window 1/2", "window 2/2", "window 3/3"]
+    assert "-" not in lines[-1] and " 0 s left" in lines[-1]

@@ -232,7 +232,7 @@ def test_help_imports_no_numbers_and_the_table_no_models():
     program = (
         "import sys, longeval.cli.rope as command;"
         "assert not {'numpy', 'matplotlib', 'torch', 'yaml'} & set(sys.modules), 'heavy import for --help';"
-        "command.rope('yarn', head_dim='64', theta='10000', native='64', factor='2');"
+        "command.rope(None, 'yarn', head_dim='64', theta='10000', native='64', factor='2');"
         "assert not {'torch', 'transformers', 'matplotlib'} & set(sys.modules), 'heavy import for a table'"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

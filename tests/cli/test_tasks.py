@@ -6,11 +6,13 @@ import json
 import re
 
 import pytest
+import typer
 from command_lines import command_line, json_of
 from own_tasks import CHOICE, write_data, write_task
 
 import longeval.cli.console
-from longeval.cli.app import run_app
+from longeval.cli.app import app, run_app
+from longeval.studies.tasks.request import TasksRequest
 
 
 @pytest.fixture
@@ -86,6 +88,18 @@ def test_the_list_can_be_narrowed(capsys, refused):
     assert [line.split("\t")[0] for line in lines[1:3]] == ["niah", "niah_single"]
     assert not any(line.startswith("passkey") for line in lines)
     assert "nothing_like_it" in refused(["tasks", "--list", "--tasks", "nothing_like_it*"])
+
+
+def test_every_flag_that_the_list_would_ignore_is_refused(refused):
+    command = typer.main.get_command(app).commands["tasks"]
+    heeded = {"--list", "--tasks", "--include", "--json"}
+    flags = {max(one.opts, key=len): one.is_flag for one in command.params}
+    assert heeded < set(flags) and "--show" in flags
+    for flag, is_switch in flags.items():
+        if flag not in heeded:
+            value = [] if is_switch else ["0"]
+            assert f"--list: {flag} would be ignored" in refused(["tasks", "--list", flag, *value])
+    assert "--seed" in refused(["tasks", "--list", "--seed", str(TasksRequest.default("seed"))])  # its default too
 
 
 @pytest.mark.usefixtures("own_tasks_alone")

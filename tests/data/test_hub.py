@@ -4,7 +4,7 @@ import functools
 import io
 import types
 
-import huggingface_hub
+import huggingface_hub.constants
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -147,7 +147,7 @@ def two_configurations(cached):
 def test_a_data_set_is_named_with_configuration_and_split_and_read_offline(two_configurations, name, texts):
     source = open_source(name, text_field="body")
     assert (source.name, source.origin, source.default_docs) == (name, f"hub who/what@{COMMIT}", 50)
-    assert "local cache, commit 0123456789ab" in source.note
+    assert "local cache holds of commit 0123456789ab" in source.note
     documents = list(source.documents())
     assert [document.text for document in documents] == texts and documents[1].missing
 
@@ -199,6 +199,25 @@ def test_a_data_set_that_holds_no_documents_is_refused(cached, tmp_path, files, 
     cached("who/what", **files)
     with pytest.raises(LongEvalError, match=said):
         list(open_source("hub:who/what").documents())
+
+
+@pytest.mark.parametrize("numbers", [[1], [0, 2]])
+def test_a_split_of_which_the_cache_holds_only_some_parts_is_refused(cached, tmp_path, numbers):
+    parts = {f"data/train-{number:05}-of-00003.parquet": {"text": [str(number)]} for number in range(3)}
+    folder = cached("who/what", **parts, **{"data/test-00000-of-00001.parquet": {"text": ["whole"]}})
+    for number, name in enumerate(parts):  # the hub's own client links files of a snapshot to their contents
+        blob = tmp_path / "hf" / "datasets--who--what" / "blobs" / f"{number}"
+        blob.parent.mkdir(exist_ok=True)
+        (folder / name).rename(blob)
+        (folder / name).symlink_to(blob)
+    assert [d.text for d in open_source("hub:who/what:train").documents()] == ["0", "1", "2"]
+    for number, name in enumerate(parts):
+        if number not in numbers:
+            (folder / name).unlink()
+    said = rf"holds {len(numbers)} of 3 parts of train-\*-of-00003\.parquet.*hf download --repo-type dataset who/what"
+    with pytest.raises(LongEvalError, match=said):
+        next(iter(open_source("hub:who/what:train").documents()))
+    assert [d.text for d in open_source("hub:who/what:test").documents()] == ["whole"]
 
 
 def test_a_single_file_is_read_from_the_cache_too(cached):

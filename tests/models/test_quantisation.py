@@ -14,7 +14,8 @@ from longeval.backends.base import capabilities
 from longeval.backends.hf.backend import load_backend
 from longeval.errors import LongEvalError
 from longeval.models import load, quantisation
-from longeval.models.quantisation import Quantisation, read_quantisation
+from longeval.models.folder import Stored
+from longeval.models.quantisation import Quantisation, read_quantisation, stored_bytes
 from longeval.run.cost import memory_bytes, model_size
 from longeval.studies.ppl.plan import plan_ppl
 
@@ -141,3 +142,11 @@ def test_the_estimate_of_memory_knows_the_size_of_quantised_weights(fp8, tiny_ll
     guessed = model_size(dataclasses.replace(model, quantisation=kept))
     embedding_and_head = 2 * 300 * 32
     assert guessed.quantised_bytes == (plain.num_parameters - embedding_and_head) // 2 + 4 * embedding_and_head
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [("F4", 48), ("F6_E2M3", 72), ("F8_E4M3", 96), ("BOOL", 96), ("I32", 384), ("BF16", 384)],
+)
+def test_the_bytes_of_stored_weights_count_elements_smaller_than_a_byte(dtype, expected):
+    assert stored_bytes([Stored(shape=(8, 12), dtype=dtype)], 4) == expected

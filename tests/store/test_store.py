@@ -114,6 +114,29 @@ def test_a_damaged_cell_is_named_and_counts_as_absent(store, folder, caplog):
     assert set(store.damaged) == {"abc"}
 
 
+def test_a_damaged_cell_is_named_once_also_where_all_are_read_first(store, folder, caplog):
+    store.save([record()])
+    (folder / "cells" / "abc.json").write_text("{}")
+    assert list(store.cells()) == [] and caplog.text.count("abc.json") == 1
+    assert store.load("abc") is None and caplog.text.count("abc.json") == 1
+
+
+def test_a_damaged_cell_that_is_stored_again_counts_as_stored(store, folder):
+    store.save([record(value=PERPLEXITY)], nll())
+    (folder / "cells" / "abc.json").write_text("{}")
+    assert store.finished("abc") is None
+    store.save([record(value=PERPLEXITY)], nll())
+    assert store.damaged == {}
+    assert store.finished("abc") is not None and [cell.cell for cell in store.cells()] == ["abc"]
+
+
+def test_the_place_of_a_cell_that_is_taken_is_told_also_after_all_were_read(store, folder):
+    (folder / "cells" / "abc.json").mkdir(parents=True)
+    assert list(store.cells()) == []
+    with pytest.raises(LongEvalError, match="is not a file"):
+        store.load("abc")
+
+
 def test_a_pickle_in_place_of_token_values_is_refused(store, folder):
     store.save([record()], nll())
     np.savez(folder / "nll" / "abc.npz", nll=np.array([{}], dtype=object), allow_pickle=True)
