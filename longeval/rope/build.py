@@ -94,7 +94,7 @@ def usable(
     if first is not None and not found:
         raise first
     left_out = "; ".join(f"{', '.join(methods)} ({problem})" for problem, methods in why.items())
-    return found, f"{ALL} leaves out {left_out}" if why else None
+    return found, f"'{ALL}' leaves out {left_out}" if why else None
 
 
 def parse_method_name(name: str, *, flag: str = "--pe") -> MethodName:

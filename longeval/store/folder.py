@@ -100,6 +100,8 @@ class Store:
         self._read_only = False
         self.damaged: dict[str, str] = {}
         """Ids of the cells that were found damaged and not stored again since, with the reason."""
+        self._warned: set[str] = set()
+        """Those of which `load` has warned."""
         try:
             self._fs, self._root = fsspec.core.url_to_fs(self.path)
             found = create or self.is_run_folder()
@@ -153,7 +155,7 @@ class Store:
             sweep(self._root, *map(self._at, _folders()))
 
     def load(self, cell: str) -> StoredCell | None:
-        """Returns a stored cell, or None if it is absent or damaged; a warning names damaged ones.
+        """Returns a stored cell, or None if it is absent or damaged; the first time a warning names a damaged one.
 
         The cell's artefact may be missing (`StoredCell.with_artefact`).
 
@@ -161,11 +163,18 @@ class Store:
             LongEvalError: The path of a file is taken by something else, such as a folder, so the cell can't be stored.
         """
         try:
-            return self._read_cell(cell)
+            found = self._read_cell(cell)
         except IsADirectoryError as error:
             raise LongEvalError(
                 f"{error.filename}: is not a file", "Remove it; the cell's file can't be written there."
             ) from None
+        if found is None and cell in self.damaged and cell not in self._warned:
+            self._warned.add(cell)
+            if len(self._warned) <= MAX_NAMED:
+                logger.warning("%s: damaged, not used (%s)", self._at("cells", f"{cell}.json"), self.damaged[cell])
+            elif len(self._warned) == MAX_NAMED + 1:
+                logger.warning("%s: more cells are damaged; they are not listed here", self.path)
+        return found
 
     def finished(self, cell: str) -> tuple[Record, ...] | None:
         """The records of a cell that is finished: status ok, and its artefact is stored. Otherwise None."""
@@ -175,7 +184,7 @@ class Store:
         return found.records
 
     def cells(self) -> Iterator[StoredCell]:
-        """All stored cells that are not damaged, in the order of their ids; a warning names damaged ones."""
+        """All stored cells that are not damaged, in the order of their ids; damaged ones are put into `damaged`."""
         if not self._fs.exists(self._at("cells")):
             return
         for path in sorted(self._fs.ls(self._at("cells"), detail=False)):
@@ -223,6 +232,7 @@ class Store:
         self._write(self._at("cells", f"{cell}.json"), text.encode())
         if not self._read_only:
             self.damaged.pop(cell, None)
+            self._warned.discard(cell)
 
     def artefact(self, artefact: Artefact[T], cell: str) -> T | None:
         """A cell's artefact; None if the cell has none of this kind. Raises LongEvalError if it is damaged."""
@@ -312,23 +322,15 @@ class Store:
         return "/".join((self._root, *parts))
 
     def _read_cell(self, cell: str) -> StoredCell | None:
-        """A cell; None if it is absent or damaged. Raises IsADirectoryError if its path is taken by a non-file.
-
-        A damaged cell is read again each time, but a warning names it only the first time.
-        """
+        """A cell; None if it is absent or damaged. Raises IsADirectoryError if its path is taken by a non-file."""
         path = self._at("cells", f"{cell}.json")
         try:
             content = self._read(path, _LARGEST_CELL)
             return None if content is None else self._parse_cell(cell, content)
         except (OSError, ValueError) as error:
-            is_new = cell not in self.damaged
             self.damaged[cell] = reason(error)
             if isinstance(error, IsADirectoryError):
                 raise
-            if is_new and len(self.damaged) <= MAX_NAMED:
-                logger.warning("%s: damaged, not used (%s)", path, self.damaged[cell])
-            elif is_new and len(self.damaged) == MAX_NAMED + 1:
-                logger.warning("%s: more cells are damaged; they are not listed here", self.path)
             return None
 
     def _parse_cell(self, cell: str, content: bytes) -> StoredCell:

@@ -54,7 +54,7 @@ def test_run_repeats_one_method_of_a_request_elsewhere_with_the_same_numbers(arg
 
 def test_all_methods_are_written_down_by_name(arguments, capsys, here):
     assert run_app(arguments(pe="all", lengths="64")) == 0
-    assert "all leaves out longrope, resonance_longrope (" in capsys.readouterr().err
+    assert "'all' leaves out longrope, resonance_longrope (" in capsys.readouterr().err
     expected = sorted(set(method_names()) - {"longrope", "resonance_longrope"})
     (request,) = requests_from_yaml((here / "run" / "spec.yaml").read_text(), origin="f")
     assert sorted(request["pe"]) == expected

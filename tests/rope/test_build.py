@@ -40,7 +40,7 @@ def test_all_is_every_method_that_can_be_built_and_says_which_cannot():
     names = [name.canonical for name in found]
     assert names[:3] == ["yarn", "none", "resonance"]  # in place of `all`, and nothing twice
     assert sorted(names) == sorted(set(method_names()) - {"longrope", "resonance_longrope"})
-    assert note.startswith("all leaves out longrope, resonance_longrope (needs short_factor")
+    assert note.startswith("'all' leaves out longrope, resonance_longrope (needs short_factor")
     for asked, given in ((["all", "resonance_longrope"], ()), (["all"], {"longrope"})):
         with pytest.raises(LongEvalError, match="needs short_factor"):
             usable(asked, given, build)
