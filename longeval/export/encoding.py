@@ -27,7 +27,7 @@ from longeval.errors import LongEvalError
 from longeval.files import why_unwritable
 from longeval.models.resolve import ModelRef, weights_digest
 from longeval.models.scaling import ModelRope
-from longeval.rope.base import METHODS, RopeTable, table_digest
+from longeval.rope.base import METHODS, RopeTable
 from longeval.rope.build import MethodName, parse_method_name
 from longeval.store.records import provenance
 from longeval.values import format_length
@@ -165,8 +165,7 @@ def export_note(ref: ModelRef, encoding: Encoding, engine: dict[str, Any]) -> di
     table at the target length, as `longeval ppl` records it; if local layers are scaled, it covers their table too.
     """
     origin = provenance("none")
-    table, positions_T = encoding.table, np.arange(encoding.target_length, dtype=np.int64)
-    tables = [table] if table.local is None else [table, table.local]
+    table = encoding.table
     return {
         "schema_version": NOTE_VERSION,
         "model": ref.name,
@@ -181,7 +180,7 @@ def export_note(ref: ModelRef, encoding: Encoding, engine: dict[str, Any]) -> di
         "theta": encoding.theta,
         **_table_note(table),
         "local": None if table.local is None else _table_note(table.local),
-        "rope_digest": table_digest(*(part.cos_sin(positions_T) for part in tables)),
+        "rope_digest": table.digest(encoding.target_length),
         "versions": origin.versions,
         "commit": origin.commit,
         "dirty": origin.dirty,

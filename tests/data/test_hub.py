@@ -172,12 +172,14 @@ def test_what_a_data_set_does_not_have_is_named(two_configurations, name, said):
         list(open_source(name, text_field="body").documents())
 
 
-def test_the_only_split_needs_no_name_and_a_file_of_text_is_a_document(cached):
-    cached("who/one", **{"data/b.txt": "two\nlines\n", "data/a.txt": "first", "load.py": "open('/tmp/x', 'w')"})
+def test_the_only_split_needs_no_name_and_a_file_of_text_is_a_document(cached, tmp_path):
+    script = f"open({str(tmp_path / 'made')!r}, 'w')"
+    cached("who/one", **{"data/b.txt": "two\nlines\n", "data/a.txt": "first", "one.py": script, "load.py": script})
     assert [(d.name, d.text) for d in open_source("hub:who/one").documents()] == [
         ("train#1", "first"),
         ("train#2", "two\nlines\n"),
     ]
+    assert not (tmp_path / "made").exists()  # no code of a data set runs
     cached("who/two", **{"train.parquet": {"text": ["a"]}, "test.parquet": {"text": ["b"]}})
     with pytest.raises(LongEvalError, match=r"has the splits train, test.*--data hub:who/two:test\."):
         list(open_source("hub:who/two").documents())

@@ -4,6 +4,8 @@ Over 1,048,576 positions, through the table itself and through the module that t
 same statement about the product of position and frequency in float32 is false, so that it says something.
 """
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from torch import nn
 
 from longeval.backends.hf.parts import TableRotaryEmbedding
 from longeval.rope.analysis.description import pre_critical
-from longeval.rope.base import Geometry
+from longeval.rope.base import Geometry, table_digest
 from longeval.rope.build import build_table
 
 POSITIONS = 2**20
@@ -100,3 +102,13 @@ def test_every_pre_critical_feature_of_llama2_anywhere_in_a_million(name):
         for part in range(2):
             np.testing.assert_array_equal(bits(here[part][:, j]), bits(there[part][:, j]))
             np.testing.assert_array_equal(bits(here[part][:, j]), bits(first[part][:, j]))
+
+
+def test_the_digest_of_a_table_covers_its_rows_and_those_of_local_layers():
+    geometry = Geometry(head_dim=8, theta=10000.0, native_length=16)
+    one, local = build_table("none", geometry), build_table("resonance", geometry)
+    both = dataclasses.replace(one, local=local)
+    positions_T = np.arange(20)
+    assert one.digest(20) == table_digest(one.cos_sin(positions_T))
+    assert both.digest(20) == table_digest(one.cos_sin(positions_T), local.cos_sin(positions_T))
+    assert len({one.digest(20), one.digest(19), both.digest(20), local.digest(20)}) == 4

@@ -26,7 +26,7 @@ from longeval.backends.openai.client import ANSWER_S, Body, Client, RefusedError
 from longeval.backends.openai.dialect import COMPLETIONS, Dialect, UnreadableError, answer_ids, choice_of, told_count
 from longeval.backends.openai.server import find_model, too_long
 from longeval.errors import LongEvalError
-from longeval.rope.base import RopeTable, table_digest
+from longeval.rope.base import RopeTable
 
 MOST_STOPS = 4
 """Most stop texts in a request (vLLM 0.32 refuses a fifth); further ones are searched in the answer."""
@@ -90,8 +90,7 @@ class OpenAIBackend:
         table, method = self._table, self._method
         if table is None or method is None or length > method.length or not method.holds(table):
             return None
-        positions_T = np.arange(length, dtype=np.int64)
-        return table_digest(*(one.cos_sin(positions_T) for one in (table, table.local) if one is not None))
+        return table.digest(length)
 
     def score(self, tokens_T: npt.NDArray[np.int32], first_scored: int) -> npt.NDArray[np.float32]:
         """See `Backend.score`."""

@@ -15,13 +15,11 @@ from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
-import numpy as np
-
 from longeval.errors import LongEvalError
 from longeval.metrics.accuracy import ACCURACY_OOD
 from longeval.models.device import resolve_device
 from longeval.plain import canonical_json
-from longeval.rope.base import Geometry, RopeTable, table_digest
+from longeval.rope.base import Geometry, RopeTable
 from longeval.rope.build import ALL, MethodName, build_table, make_parameters, usable
 from longeval.run.cell import ID_DIGITS, cell_id
 from longeval.run.host import Host
@@ -230,7 +228,7 @@ def _work(experiment: Experiment, task: str, regime: Regime, name: MethodName) -
     own = arguments if trained_with.base == name.base else {}
     train_table = _table(request, trained_with, own, request.train_window)
     table = _test_table(request, name)
-    digest = table_digest(table.cos_sin(np.arange(request.test_window, dtype=np.int64)))
+    digest = table.digest(request.test_window)
     for seed in request.seed_values():
         training = _training(experiment, train_table, data_setting(request, task, seed), seed)
         evaluation = Evaluation(
@@ -248,7 +246,6 @@ def _work(experiment: Experiment, task: str, regime: Regime, name: MethodName) -
 def _training(experiment: Experiment, table: RopeTable, data: DataSetting, seed: int) -> Training:
     """The training of one seed, with its id."""
     request, config = experiment.request, experiment.config
-    positions_T = np.arange(request.train_window, dtype=np.int64)
     decides = {
         "kind": "posgen_training",
         "schema": SCHEMA_VERSION,
@@ -256,7 +253,7 @@ def _training(experiment: Experiment, table: RopeTable, data: DataSetting, seed:
         "data": dataclasses.asdict(data),
         "model": dataclasses.asdict(config),
         "schedule": {name: getattr(request, name) for name in (*_SCHEDULE, "precision")},
-        "table": table_digest(table.cos_sin(positions_T)),
+        "table": table.digest(request.train_window),
         "seed": seed,
     }
     if config.dropout:  # dropout masks depend on the device's generator, so weights differ by more than rounding

@@ -101,14 +101,17 @@ class PplPlan(Plan):
             one for work in left if isinstance(work, PplWork) and work.model is model for one in work.passes(host)
         ]
         windows = [window for one in passes for window in one]
+        chosen = capabilities(self.request.backend)
         most = max(map(len, passes), default=1)
+        how = f"{count(len(passes), 'forward pass')}{f' of up to {most} windows' if most > 1 else ''}"
+        if "batch_size" not in chosen.heeds:  # an engine decides by itself which windows share a pass
+            how = count(len(windows), "window")
         said = (
-            f"{model.name} ({precision(self.request, model)}): {count(len(cells), 'cell')} in "
-            f"{count(len(passes), 'forward pass')}{f' of up to {most} windows' if most > 1 else ''}, "
+            f"{model.name} ({precision(self.request, model)}): {count(len(cells), 'cell')} in {how}, "
             f"{sum(window.length for window in windows):,} tokens"
         )
         # What an engine or a server takes, only it knows; without passes no model is loaded.
-        if not capabilities(self.request.backend).estimates or not passes:
+        if not chosen.estimates or not passes:
             return said
         size = host.size(model)
         memory = max(memory_bytes(model, size, one[0].length, batch=len(one)) for one in passes)

@@ -12,6 +12,7 @@ from fake import FakeBackend
 from known import carry_out, log_position, values
 from tiny import make_text
 
+from longeval.backends.base import capabilities
 from longeval.errors import LongEvalError
 from longeval.run import cost
 from longeval.run.cost import batch_size, memory_bytes, model_size
@@ -175,6 +176,20 @@ def test_memory_grows_with_the_windows_of_a_pass(request_spec, store):
     eager = dataclasses.replace(model, attn="eager")
     # Four windows of 128 hold fewer scores of attention than one of 512.
     assert four < memory_bytes(eager, size, 128, batch=4) < memory_bytes(eager, size, 512)
+
+
+def test_what_an_engine_batches_by_itself_is_counted_in_windows(request_spec, store, monkeypatch):
+    own = capabilities("hf")
+    engine = dataclasses.replace(own, heeds=own.heeds - {"batch_size"}, windows_at_once=4)
+    monkeypatch.setattr("longeval.studies.ppl.plan.capabilities", lambda name: engine)
+    monkeypatch.setattr("longeval.studies.ppl.work.capabilities", lambda name: engine)
+    plan = plan_ppl(request_spec())
+    host = Host(store=store, progress=Silent(), load=backend_of(plan.request))
+    assert f"3 cells in 7 windows, {7 * 128} tokens" in plan.overview(host, plan.left(()), ()).costs[0]
+    backend = Spy()
+    result = carry_out(request_spec(), store, backend)
+    assert max(num_windows for num_windows, _ in backend.shapes) == 4
+    assert all("batch_size" not in record.params for record in result.records)  # nobody knows what shared a pass
 
 
 def test_auto_takes_single_windows_on_a_cpu_and_full_passes_that_fit_elsewhere(request_spec, monkeypatch):
