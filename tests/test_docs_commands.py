@@ -35,7 +35,7 @@ AS_RUN = {
     "ppl --model M --pe none,yarn,resonance_yarn --lengths 4k,8k,16k": (
         f"ppl --model tiny --pe none,yarn,resonance_yarn {TINY_PPL}"
     ),
-    "tasks --model smollm2-135m-q4 --pe none,yarn --tasks passkey,niah --lengths 4k,8k": (
+    "tasks --model smollm2-135m-q4 --pe none,yarn --tasks passkey --lengths 4k,10k --limit 2": (
         "tasks --model tiny --pe none,yarn --tasks passkey,niah --lengths 640 --limit 2 --max-new-tokens 4 --dtype float32"
     ),
     "tasks --tasks posgen": (
