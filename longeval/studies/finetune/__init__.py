@@ -1,0 +1,1 @@
+"""Training models on at a longer context, with measurements before and after."""
