@@ -74,7 +74,9 @@ def carry_out(
     store = Store(out or default_out(specs[0]))
     studies = {spec.command: find_study(spec.command) for spec in specs}
     check_folder(specs, studies, store)
-    plans = _plan_all(specs, studies, quiet, dry_run=dry_run)
+    plans = _plan_all(specs, quiet, dry_run=dry_run)
+    for plan in plans:
+        plan.check_folder(store)
     if dry_run:
         _show_plans(plans, store, fresh, quiet)
         _show_examples(plans, store, num_shown, file=sys.stdout)
@@ -83,12 +85,17 @@ def carry_out(
     sweep_temporary()
     found: dict[tuple[str, str], tuple[str, Record]] = {}
     """(cell, metric) → the command and its record: requests of one folder may overlap, and a cell counts once."""
-    for spec, plan in zip(specs, plans, strict=True):
-        progress = RunProgress(quiet=quiet, verbose=verbose and studies[spec.command].tells_passes)
+    queue = list(plans)
+    while queue:
+        plan = queue.pop(0)
+        command = plan.request.command
+        studies.setdefault(command, find_study(command))
+        progress = RunProgress(quiet=quiet, verbose=verbose and studies[command].tells_passes)
         with Tracking(trackers, folder=store.path, settings=plan.request.to_mapping()) as tracking:
             result = _run(plan, store, progress, fresh=fresh, under_way=bool(found), told=tracking.tell)
         _say(f"{_outcome(result)}; records in {store.path}", quiet)
-        found |= {(record.cell, record.metric): (spec.command, record) for record in result.records}
+        found |= {(record.cell, record.metric): (command, record) for record in result.records}
+        queue[:0] = _plan_all(plan.after(store), quiet, dry_run=False)
     records = [record for _, record in found.values()]
     if json_path is not None:
         write_json([record.to_json() for record in records], json_path)
@@ -122,15 +129,14 @@ def check_folder(specs: Sequence[StudyRequest], studies: Mapping[str, Study], st
     store.check_usable()
 
 
-def _plan_all(specs: Sequence[StudyRequest], studies: Mapping[str, Study], quiet: bool, *, dry_run: bool) -> list[Plan]:
-    """The plans of requests, each checked; for a dry run without running code of models and of task files."""
+def _plan_all(specs: Sequence[StudyRequest], quiet: bool, *, dry_run: bool) -> list[Plan]:
+    """The plans of requests and of what comes before each, all checked; tells their notes."""
     from longeval.cli.progress import RunProgress
+    from longeval.run.study import plan_all
 
-    plans = []
-    for spec in specs:
-        with RunProgress(quiet=quiet) as progress:
-            progress.preparing("loading libraries")
-            plans.append(studies[spec.command].plan(spec, progress, dry_run=dry_run))
+    with RunProgress(quiet=quiet) as progress:
+        progress.preparing("loading libraries")
+        plans = plan_all(specs, progress, dry_run=dry_run)
     for note in dict.fromkeys(note for plan in plans for note in plan.notes):
         _say(note, quiet)
     return plans
@@ -177,14 +183,13 @@ def _say(text: str, quiet: bool) -> None:
 
 def _show_plans(plans: Sequence[Plan], store: Store, fresh: bool, quiet: bool) -> None:
     """Prints what runs would do."""
-    from longeval.run.engine import stored_cells
     from longeval.run.host import Host, Silent, backend_of
     from longeval.run.reuse import find_reusable
 
     screen = _wide_console()
     screen.print("Dry run: nothing is computed.\n")
     for plan in plans:
-        stored = {} if fresh else stored_cells(plan, store)
+        stored = {} if fresh else plan.stored(store)
         left = plan.left(stored)
         reused, notes = find_reusable(plan, left, store, fresh=fresh)
         for note in notes:

@@ -89,9 +89,9 @@ def write_folder(ref: ModelRef, config: Any, encoding: Encoding, path: str, prog
             check_weights(ref, config)  # a stock engine would ignore or randomly initialise weights that don't fit
             names = file_names(source)
             _check_room(source, names, parent, path)
-            changed = _copy(source, names, work, encoding, progress)
+            changed = copy_files(source, names, work, encoding, progress)
             other_class, is_replaced = _name_class(work, encoding.rope.model)
-            _write_json(os.path.join(work, "longeval.json"), export_note(ref, encoding, stock.to_json()))
+            write_json(os.path.join(work, "longeval.json"), export_note(ref, encoding, stock.to_json()))
             written = WrittenFolder(
                 path=place,
                 num_files=len(os.listdir(work)),
@@ -112,7 +112,7 @@ def write_folder(ref: ModelRef, config: Any, encoding: Encoding, path: str, prog
 def _write_config(ref: ModelRef, config: Any, encoding: Encoding, work: str) -> Stock:
     """Writes the new `config.json` and checks it with stock transformers."""
     raw = read_config(config_path(ref), ref.name)
-    _write_json(os.path.join(work, "config.json"), new_config(raw, config, encoding))
+    write_json(os.path.join(work, "config.json"), new_config(raw, config, encoding))
     return check_stock(work, encoding, config)
 
 
@@ -127,8 +127,8 @@ def _check_room(source: str, names: list[str], parent: str, path: str) -> None:
         )
 
 
-def _copy(source: str, names: list[str], work: str, encoding: Encoding, progress: Progress) -> tuple[str, ...]:
-    """Copies the files, and returns the names of those in which a limit was raised."""
+def copy_files(source: str, names: list[str], work: str, encoding: Encoding, progress: Progress) -> tuple[str, ...]:
+    """Copies files of a model's folder, and returns the names of those in which a limit on length was raised."""
     total = sum(os.path.getsize(os.path.join(source, name)) for name in names)
     done = 0
     changed = []
@@ -142,7 +142,7 @@ def _copy(source: str, names: list[str], work: str, encoding: Encoding, progress
                 target=encoding.target_length,
             )
             if raised is not None:
-                _write_json(target, raised)
+                write_json(target, raised)
                 changed.append(name)
                 continue
         with _open_source(origin, encoding.rope.model) as reader, open(target, "xb") as writer:
@@ -168,7 +168,7 @@ def _name_class(work: str, model: str) -> tuple[str | None, bool]:
         settings = read_config(path, model) if os.path.isfile(path) else {}
         with contextlib.suppress(FileNotFoundError):
             os.remove(path)
-        _write_json(path, settings | {"tokenizer_class": "PreTrainedTokenizerFast"})
+        write_json(path, settings | {"tokenizer_class": "PreTrainedTokenizerFast"})
         return other, class_that_splits_otherwise(work) is None
 
 
@@ -182,7 +182,7 @@ def _open_source(path: str, model: str) -> BinaryIO:
         ) from error
 
 
-def _write_json(path: str, value: Any) -> None:
+def write_json(path: str, value: Any) -> None:
     """Writes a JSON file in the usual layout of model folders."""
     with open(path, "x", encoding="utf-8") as file:
         file.write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

@@ -73,7 +73,7 @@ def run(
             error only fails that model's cells.
     """
     running_commit()  # read now, because the checkout may change before the first record is written
-    stored = {} if fresh else stored_cells(plan, store)
+    stored = {} if fresh else plan.stored(store)
     for note in plan.stored_notes(store, stored):
         progress.note(note)
     left = plan.left(stored)
@@ -101,11 +101,6 @@ def run(
         taken=sum(map(wholly_taken, keeper.records.values())),
         reused=len(stored),
     )
-
-
-def stored_cells(plan: Plan, store: Store) -> dict[str, tuple[Record, ...]]:
-    """Records of the plan's finished cells, by cell id."""
-    return {cell.id: found for cell in plan.cells if (found := store.finished(cell.id)) is not None}
 
 
 @dataclass(kw_only=True, slots=True)

@@ -154,6 +154,21 @@ class Plan:
         """What a user should know of cells that are stored already and stay as they are."""
         return []
 
+    def stored(self, store: Store) -> dict[str, tuple[Record, ...]]:
+        """Records of the finished cells, by cell id."""
+        return {cell.id: found for cell in self.cells if (found := store.finished(cell.id)) is not None}
+
+    def check_folder(self, store: Store) -> None:
+        """Raises LongEvalError if the run folder holds files that this plan would have to overwrite."""
+
+    def before(self) -> Sequence[StudyRequest]:
+        """Requests of other studies to carry out first, in the same run folder: what this plan is compared with."""
+        return ()
+
+    def after(self, store: Store) -> Sequence[StudyRequest]:
+        """Requests of other studies to carry out at the end, on what this plan has made; planned only then."""
+        return ()
+
 
 class Tell(Protocol):
     """Receives the progress of planning."""
@@ -209,6 +224,19 @@ def find_study(name: str) -> Study:
     """The study of a command."""
     study: Study = importlib.import_module(f"longeval.studies.{name}").STUDY
     return study
+
+
+def plan_all(requests: Sequence[StudyRequest], tell: Tell, *, dry_run: bool = False) -> list[Plan]:
+    """The plans of requests, each behind those of the requests that come before it (`Plan.before`).
+
+    Raises:
+        LongEvalError: Anything in any of them is wrong.
+    """
+    plans = []
+    for request in requests:
+        plan = find_study(request.command).plan(request, tell, dry_run=dry_run)
+        plans += [*plan_all(plan.before(), tell, dry_run=dry_run), plan]
+    return plans
 
 
 def request_from_mapping(plain: Mapping[str, Any], *, origin: str) -> StudyRequest:

@@ -331,6 +331,16 @@ class FinetuneRequest(StudyRequest, frozen=True):
         return self.lora or self.lora_plus
 
     @property
+    def rank(self) -> int:
+        """LoRA's r."""
+        return 8 if self.lora_rank is None else self.lora_rank
+
+    @property
+    def alpha(self) -> float:
+        """LoRA's α."""
+        return 16.0 if self.lora_alpha is None else self.lora_alpha
+
+    @property
     def warmup_steps(self) -> int:
         """Steps in which the learning rate rises."""
         return round(self.warmup * self.steps) if self.warmup < 1 else round(self.warmup)
