@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from longeval.report.build import StudyReport
-    from longeval.request import StudyRequest
 
 
 _OF_RESULTS = ("params.ci", "params.stderr", "params.primary", "params.higher_is_better", "params.filter")
@@ -226,7 +225,7 @@ def carry_out(
     from longeval.cli.progress import RunProgress
     from longeval.cli.run import check_folder, default_out
     from longeval.run.engine import run
-    from longeval.run.study import Plan, find_study, plan_all
+    from longeval.run.study import Plan, find_study, plan_after, plan_all
     from longeval.run.tracking import Tracking, check_trackers
 
     trackers = (track,) if isinstance(track, str) else track
@@ -236,15 +235,15 @@ def carry_out(
     store = Store(out or default_out(request))
     check_folder([request], {command: study}, store)
 
-    def planned(requests: Sequence[StudyRequest]) -> list[Plan]:
+    def planned(make: Callable[[RunProgress], list[Plan]]) -> list[Plan]:
         with RunProgress(quiet=quiet) as progress:
             progress.preparing("loading libraries")
-            plans = plan_all(requests, progress)
+            plans = make(progress)
             for note in dict.fromkeys(note for plan in plans for note in plan.notes):
                 progress.note(note)
         return plans
 
-    queue = planned([request])
+    queue = planned(lambda tell: plan_all([request], tell))
     for plan in queue:
         plan.check_folder(store)
     cells: list[str] = []
@@ -256,7 +255,7 @@ def carry_out(
         ):
             run(plan, store, progress, fresh=fresh, under_way=bool(cells), told=tracking.tell)
         cells += [cell.id for cell in plan.cells]
-        queue[:0] = planned(plan.after(store))
+        queue[:0] = planned(functools.partial(plan_after, plan, store))
     return Results(store.path, list(dict.fromkeys(cells)))
 
 

@@ -7,6 +7,7 @@ them, then sum up.
 from __future__ import annotations
 
 import datetime
+import functools
 import os
 import shlex
 import sys
@@ -56,7 +57,7 @@ def carry_out(
     """
     from longeval.cache import sweep_temporary
     from longeval.cli.progress import RunProgress
-    from longeval.run.study import find_study
+    from longeval.run.study import find_study, plan_after, plan_all
     from longeval.run.tracking import Tracking, check_trackers
     from longeval.store.folder import Store
     from longeval.values import split_list
@@ -74,7 +75,7 @@ def carry_out(
     store = Store(out or default_out(specs[0]))
     studies = {spec.command: find_study(spec.command) for spec in specs}
     check_folder(specs, studies, store)
-    plans = _plan_all(specs, quiet, dry_run=dry_run)
+    plans = _planned(lambda tell: plan_all(specs, tell, dry_run=dry_run), quiet)
     for plan in plans:
         plan.check_folder(store)
     if dry_run:
@@ -95,7 +96,7 @@ def carry_out(
             result = _run(plan, store, progress, fresh=fresh, under_way=bool(found), told=tracking.tell)
         _say(f"{_outcome(result)}; records in {store.path}", quiet)
         found |= {(record.cell, record.metric): (command, record) for record in result.records}
-        queue[:0] = _plan_all(plan.after(store), quiet, dry_run=False)
+        queue[:0] = _planned(functools.partial(plan_after, plan, store), quiet)
     records = [record for _, record in found.values()]
     if json_path is not None:
         write_json([record.to_json() for record in records], json_path)
@@ -129,14 +130,13 @@ def check_folder(specs: Sequence[StudyRequest], studies: Mapping[str, Study], st
     store.check_usable()
 
 
-def _plan_all(specs: Sequence[StudyRequest], quiet: bool, *, dry_run: bool) -> list[Plan]:
-    """The plans of requests and of what comes before each, all checked; tells their notes."""
+def _planned(make: Callable[[RunProgress], list[Plan]], quiet: bool) -> list[Plan]:
+    """The plans that `make` makes; tells the progress of it, then their notes."""
     from longeval.cli.progress import RunProgress
-    from longeval.run.study import plan_all
 
     with RunProgress(quiet=quiet) as progress:
         progress.preparing("loading libraries")
-        plans = plan_all(specs, progress, dry_run=dry_run)
+        plans = make(progress)
     for note in dict.fromkeys(note for plan in plans for note in plan.notes):
         _say(note, quiet)
     return plans

@@ -121,7 +121,9 @@ class _Keeper:
         """Writes the request and its cells before the first file of the run, and again if they were removed."""
         self.under_way = True
         if not self._begun or not self.store.is_run_folder():
-            remember_request(self.store, self.plan.request, self.plan.planned())
+            main = self.plan.parent or self.plan
+            remember_request(self.store, main.request, main.planned())
+            self.store.remember_plan(self.plan.planned())
         if self.fresh and not self._begun:
             self.plan.clear(self.store)
         self._begun = True

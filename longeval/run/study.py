@@ -6,6 +6,7 @@ and stores the outcomes; it knows nothing else about a study. A study is a packa
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import pkgutil
 from collections.abc import Container, Iterator, Mapping, Sequence
@@ -125,6 +126,8 @@ class Plan:
     """The work in the order of execution. It has every cell once."""
     notes: tuple[str, ...]
     """Notes for the user before the run starts."""
+    parent: Plan | None = None
+    """The plan that this one belongs to (`before`, `after`): the run folder's spec.yaml states the request of that."""
 
     def planned(self) -> PlannedRequest:
         """The cells in the form of plan.json."""
@@ -235,8 +238,14 @@ def plan_all(requests: Sequence[StudyRequest], tell: Tell, *, dry_run: bool = Fa
     plans = []
     for request in requests:
         plan = find_study(request.command).plan(request, tell, dry_run=dry_run)
-        plans += [*plan_all(plan.before(), tell, dry_run=dry_run), plan]
+        earlier = plan_all(plan.before(), tell, dry_run=dry_run)
+        plans += [*(dataclasses.replace(one, parent=plan) for one in earlier), plan]
     return plans
+
+
+def plan_after(plan: Plan, store: Store, tell: Tell) -> list[Plan]:
+    """The plans of the requests that come after a plan whose work is done."""
+    return [dataclasses.replace(one, parent=plan) for one in plan_all(plan.after(store), tell)]
 
 
 def request_from_mapping(plain: Mapping[str, Any], *, origin: str) -> StudyRequest:

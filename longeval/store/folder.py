@@ -116,6 +116,19 @@ class Store:
                 "Give a folder that `longeval ppl`, `longeval tasks` or `longeval posgen train` wrote (--out).",
             )
 
+    def local_path(self, *parts: str) -> str:
+        """The path of a file or folder inside a run folder on this machine.
+
+        Raises:
+            LongEvalError: The run folder is elsewhere.
+        """
+        if not isinstance(self._fs, LocalFileSystem):
+            raise LongEvalError(
+                f"--out {self.path}: is not on this machine, and models can only be saved here",
+                "Give a local folder, and copy it afterwards.",
+            )
+        return self._at(*parts)
+
     def is_run_folder(self) -> bool:
         """Whether the folder holds `cells/` and `spec.yaml`."""
         return bool(self._fs.exists(self._at("cells")) and self._fs.exists(self._at("spec.yaml")))

@@ -1,0 +1,226 @@
+"""The work of `finetune`: one training, from the loaded model to the saved one.
+
+The model's rotary module is replaced by ours, as for measuring, so that it is trained with exactly the table that is
+measured. Checkpoints lie in RUN/checkpoints until the model is saved.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import shutil
+import time
+from collections.abc import Callable, Container, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from longeval.backends.hf import memory
+from longeval.backends.hf.parts import TableRotaryEmbedding, memory_told, replace_rotary
+from longeval.export.encoding import encode_for
+from longeval.metrics import derived
+from longeval.models.device import device_name
+from longeval.models.resolve import resolve, weights_digest
+from longeval.run.host import Host
+from longeval.run.overview import format_gib
+from longeval.run.study import Outcome, failed
+from longeval.store.losses import LOSSES, Losses
+from longeval.store.records import provenance
+from longeval.studies.finetune.batch import Batch
+from longeval.studies.finetune.cells import FinetuneCell, Training
+from longeval.studies.finetune.checkpoint import Checkpoints
+from longeval.studies.finetune.estimate import Resources, step_flops
+from longeval.studies.finetune.saved import save_model
+from longeval.studies.finetune.text import Batches
+from longeval.studies.finetune.train import Diverged, StepLog, train
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class FinetuneWork:
+    """One training."""
+
+    training: Training
+    resources: Resources
+    dtype: str
+    """The precision of products; the saved weights have it too."""
+
+    @property
+    def cells(self) -> tuple[FinetuneCell, ...]:
+        """See `Work`."""
+        return (self.training.cell,)
+
+    def costs(self, host: Host) -> Sequence[float]:
+        """See `Work`. A pass is an optimiser step; those before the last checkpoint are not made again."""
+        training = self.training
+        done = 0 if host.fresh else self._checkpoints(host).last_step()
+        flops = step_flops(training.request, host.size(training.model), self.resources)
+        return [flops] * (training.request.steps - done)
+
+    def without(self, ids: Container[str]) -> FinetuneWork | None:
+        """See `Work`."""
+        return None if self.training.id in ids else self
+
+    def smaller(self) -> FinetuneWork | None:
+        """See `Work`. First fewer sequences share a pass, then activations are computed twice."""
+        have = self.resources
+        if have.micro_batch > 1:
+            less = dataclasses.replace(have, micro_batch=have.micro_batch // 2)
+        elif not have.checkpointing and self.training.request.gradient_checkpointing is None:
+            less = dataclasses.replace(have, checkpointing=True)
+        else:
+            return None
+        return dataclasses.replace(self, resources=less)
+
+    def no_memory(self, reason: str) -> str:
+        """See `Work`."""
+        return f"out of memory ({reason}); a shorter --window, --lora or --gradient-checkpointing need less"
+
+    def run(self, host: Host) -> Iterator[Outcome]:
+        """See `Work`."""
+        training = self.training
+        host.close()  # no other model stays in memory
+        host.device = device_name(training.model.device)
+        _reset_peak(training.model.device)
+        started = time.perf_counter()
+        try:
+            with memory_told():
+                yield self._trained(host, started)
+        except Diverged as error:
+            yield failed(training.cell, f"{error}; a lower --lr or a longer --warmup may help", host.device)
+        finally:
+            gc.collect()
+
+    def _trained(self, host: Host, started: float) -> Outcome:
+        """Trains, saves the model, and returns the outcome."""
+        training, request = self.training, self.training.request
+        model = training.model.load()
+        rotary, _ = replace_rotary(model, model.config.model_type)
+        serve = _server(training, rotary)
+        checkpoints = self._checkpoints(host)
+        flops = step_flops(request, host.size(training.model), self.resources)
+        device, tokens = training.model.device, request.batch_size * request.window_tokens
+        left = request.steps - checkpoints.last_step()
+        host.progress.stage(_title(training), left, "step", details=True)
+        host.before_write()
+
+        def told(step: StepLog) -> None:
+            peak = _peak(device)
+            detail = f"loss {step.loss:.3f}" + (f" · {format_gib(peak)}" if peak else "")
+            host.progress.advance(tokens, flops, detail)
+
+        batches = Batches(
+            training.text,
+            training.augmentation,
+            training.span,
+            batch_size=request.batch_size,
+            packing=request.packing,
+            seed=training.seed,
+        )
+        trained = train(
+            model,
+            batches.batch,
+            request,
+            seed=training.seed,
+            dtype=self.dtype,
+            micro_batch=self.resources.micro_batch,
+            gradient_checkpointing=self.resources.checkpointing,
+            serve=serve,
+            checkpoints=checkpoints,
+            told=told,
+        )
+        rotary.serve(training.encoding.table, training.encoding.target_length)
+        digest = rotary.digest(training.encoding.target_length)
+        path = host.store.local_path(training.saved_as)
+        save_model(
+            trained.model,
+            training.model,
+            training.encoding,
+            path,
+            stock=request.stock,
+            dtype=self.dtype,
+            note={"training": training.id, "settings": training.cell.params},
+        )
+        shutil.rmtree(checkpoints.folder, ignore_errors=True)
+        return _outcome(
+            training,
+            trained.log,
+            host.device,
+            saved=weights_digest(resolve(path)),
+            measured={
+                "elapsed_s": round(time.perf_counter() - started, 3),
+                "peak_memory_bytes": _peak(device),
+                "rope_digest": digest,
+                "tokens": tokens * request.steps,
+            },
+            sizes={"num_parameters": trained.num_parameters, "num_trained": trained.num_trained},
+        )
+
+    def _checkpoints(self, host: Host) -> Checkpoints:
+        """The checkpoints of this training."""
+        request = self.training.request
+        return Checkpoints(host.store.local_path("checkpoints", self.training.id), keep=request.keep)
+
+
+def _title(training: Training) -> str:
+    """`smollm2-135m-q4 resonance_yarn pose, seed 0`."""
+    positions = "" if training.augmentation.name == "none" else f" {training.augmentation.name}"
+    return f"training {training.model.name} {training.encoding.name.canonical}{positions}, seed {training.seed}"
+
+
+def _server(training: Training, rotary: TableRotaryEmbedding) -> Callable[[Batch], None]:
+    """A function that makes the rotary module hold the table of a batch."""
+    encoding, native = training.encoding, training.model.native_length
+    rotary.serve(encoding.table, encoding.target_length)
+
+    def serve(batch: Batch) -> None:
+        if batch.factor is None:
+            return
+        length = max(encoding.target_length, round(batch.factor * native))
+        table = encode_for(
+            encoding.rope, encoding.name, length, factor=batch.factor, arguments=encoding.arguments
+        ).table
+        rotary.serve(table, length)
+
+    return serve
+
+
+def _outcome(
+    training: Training,
+    log: Losses,
+    device: str,
+    *,
+    saved: str,
+    measured: dict[str, Any],
+    sizes: dict[str, int],
+) -> Outcome:
+    """The outcome of a training that ended."""
+    cell = training.cell
+    common = {
+        **cell.fields(),
+        "params": {**cell.params, "saved_as": training.saved_as, "trained_weights": saved, **sizes},
+        **measured,
+        "status": "ok",
+        "provenance": provenance(device),
+    }
+    values = derived(LOSSES, log, None, cell.params)
+    records = tuple(value.record(metric.name, common) for metric, value in values)
+    return Outcome(records=records, found=log, artefact=LOSSES)
+
+
+def _reset_peak(device: str) -> None:
+    """Resets the peak of memory."""
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        memory.reset_peak()
+
+
+def _peak(device: str) -> int | None:
+    """Peak memory in bytes since the last reset: of the device's allocator, or of the process on a CPU."""
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.max_memory_allocated(device))
+    return memory.peak_bytes() if device == "cpu" else None
