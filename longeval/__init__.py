@@ -1,8 +1,8 @@
 """longeval measures how well a RoPE model works when its context is longer than in training.
 
-The Python interface: `longeval.ppl(…)`, `longeval.tasks(…)`, `longeval.posgen(…)` and `longeval.finetune(…)` carry out a request, and
-`longeval.load(path)` opens a run folder; all return `Results`. They are imported when they are first used, so importing
-`longeval` alone is fast. CONTRIBUTING.md describes the structure of the package.
+The Python interface: `longeval.ppl(…)`, `longeval.tasks(…)`, `longeval.finetune(…)` and `longeval.posgen(…)` carry out
+a request, and `longeval.load(path)` opens a run folder; all return `Results`. They are imported when they are first
+used, so importing `longeval` alone is fast. CONTRIBUTING.md describes the structure of the package.
 """
 
 TYPE_CHECKING = (

@@ -18,11 +18,10 @@ from longeval.export.encoding import Encoding, encode_for
 from longeval.models.device import resolve_device, resolve_dtype
 from longeval.models.prepare import PreparedModel, prepare
 from longeval.request import StudyRequest
-from longeval.rope.base import METHODS
 from longeval.rope.build import ALL, MethodName, usable
 from longeval.run.cost import model_size, seconds
 from longeval.run.host import Host
-from longeval.run.overview import CellList, Overview, count, format_duration, format_gib
+from longeval.run.overview import CellList, Overview, count, format_duration
 from longeval.run.setups import method_names
 from longeval.run.study import Plan, Tell, Work
 from longeval.store.folder import Store
@@ -182,8 +181,10 @@ def plan_finetune(request: FinetuneRequest, tell: Tell) -> FinetunePlan:
             notes += text.notes
             if request.evaluates:
                 evaluate.check_untrained(request, model, text, tell)
-            for training in _trainings(request, model, encodings, augmentation, text, dtype):
-                work.append(FinetuneWork(training=training, resources=resources, dtype=dtype))
+            work += [
+                FinetuneWork(training=training, resources=resources, dtype=dtype)
+                for training in _trainings(request, model, encodings, augmentation, text, dtype)
+            ]
         notes += _notes(request, model, names)
     return FinetunePlan(
         request=request,
