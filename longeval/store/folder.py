@@ -6,6 +6,7 @@
     RUN/nll/<id>.npz       a perplexity cell's token-level negative log-likelihoods
     RUN/samples/<id>.jsonl a task cell's samples: prompt digest, answer, scores
     RUN/curves/<id>.json   a PosGen cell's accuracies by position and losses by epoch
+    RUN/losses/<id>.json   the losses of a training of `longeval finetune` by step
     RUN/weights/<training>.npz       the final weights of a PosGen training; cells of several methods may share them
     RUN/checkpoints/<training>.npz   the state from which an interrupted training resumes
 
@@ -37,6 +38,7 @@ from longeval.files import sweep, why_unwritable, write_whole
 from longeval.plain import made_from, read_json
 from longeval.store.artefact import ARTEFACTS, Artefact, artefact_of, check_artefact, check_records, digest
 from longeval.store.curves import CURVES, Curves
+from longeval.store.losses import LOSSES, Losses
 from longeval.store.nll import NLL, TokenNll
 from longeval.store.plan import PlannedRequest, StoredPlan, plan_from_json
 from longeval.store.records import SCHEMA_VERSION, Record, Status, record_from_json
@@ -270,6 +272,10 @@ class Store:
     def curves(self, cell: str) -> Curves | None:
         """A PosGen cell's curves, or None."""
         return self.artefact(CURVES, cell)
+
+    def losses(self, cell: str) -> Losses | None:
+        """The losses of a training's cell, or None."""
+        return self.artefact(LOSSES, cell)
 
     def training(self, kind: TrainingFile, training: str) -> bytes | None:
         """The content of a training's file, or None if there is none."""
