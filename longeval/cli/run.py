@@ -57,12 +57,15 @@ def carry_out(
     """
     from longeval.cache import sweep_temporary
     from longeval.cli.progress import RunProgress
+    from longeval.models.device import process_rank
     from longeval.run.study import find_study, plan_after, plan_all
     from longeval.run.tracking import Tracking, check_trackers
     from longeval.store.folder import Store
     from longeval.values import split_list
 
     check_loudness(quiet=quiet, verbose=verbose)
+    if process_rank():  # another process of the same training tells and writes
+        quiet, verbose, json_path, track = True, False, None, None
     for flag, value in (("--json", json_path), ("--track", track)):
         if value is not None and dry_run:
             raise LongEvalError(f"{flag} {value}: a dry run has no records", "Leave one of the two out.")
@@ -72,7 +75,7 @@ def carry_out(
         raise LongEvalError("--out '': an empty name", "Name a folder, or leave it out.")
     trackers = () if track is None else split_list(track, flag="--track")
     check_trackers(trackers)
-    store = Store(out or default_out(specs[0]))
+    store = Store(out or default_out(specs[0]), read_only=process_rank() > 0)
     studies = {spec.command: find_study(spec.command) for spec in specs}
     check_folder(specs, studies, store)
     plans = _planned(lambda tell: plan_all(specs, tell, dry_run=dry_run), quiet)

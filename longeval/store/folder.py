@@ -91,15 +91,16 @@ class Store:
     Args:
         path: Local folder or fsspec URL (`s3://bucket/run`, `memory://run`). Nothing is created until the first write.
         create: Whether the folder may be new. If False, `path` must be a run folder already.
+        read_only: Whether everything that is to be written is ignored, since another process writes the same.
 
     Raises:
         LongEvalError: The file system can't be reached, or `path` is not a run folder and `create` is False.
     """
 
-    def __init__(self, path: str, *, create: bool = True) -> None:
+    def __init__(self, path: str, *, create: bool = True, read_only: bool = False) -> None:
         bare = path.rstrip("/")
         self.path = path if not bare or bare.endswith(":") else bare
-        self._read_only = False
+        self._follows = self._read_only = read_only
         self.damaged: dict[str, str] = {}
         """Ids of the cells that were found damaged and not stored again since, with the reason."""
         self._warned: set[str] = set()
@@ -144,7 +145,7 @@ class Store:
         Raises:
             LongEvalError: The folder can't be written, and it is not a run folder.
         """
-        self._read_only = False
+        self._read_only = self._follows
         try:
             self.check_writable()
         except LongEvalError:

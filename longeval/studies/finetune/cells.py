@@ -18,6 +18,7 @@ from longeval.store.artefact import Artefact
 from longeval.store.losses import LOSSES
 from longeval.studies.finetune.augment import Augmentation
 from longeval.studies.finetune.batch import Span
+from longeval.studies.finetune.loss import loss_params
 from longeval.studies.finetune.request import FinetuneRequest
 from longeval.studies.finetune.text import TrainingText
 
@@ -26,7 +27,7 @@ ALGORITHM = 1
 
 _SETTINGS = (
     *("window", "packing", "steps", "batch_size", "lr", "schedule", "warmup_steps", "beta1", "beta2"),
-    *("weight_decay", "clip", "loss", "loss_args"),
+    *("weight_decay", "clip"),
 )
 """Settings of the request that decide how a model is trained."""
 
@@ -88,7 +89,7 @@ def make_training(
         "model": model.name,
         "factor": encoding.factor if encoding.name.method.uses_factor else None,
         "length": request.length,
-        "data": ",".join(text.sources),
+        "data": ",".join(dict.fromkeys(document.source for document in text.documents)),
         "backend": "hf",
         "dtype": dtype,
     }
@@ -137,6 +138,8 @@ def _params(
         "tokenizer": model.tokenizer_digest,
         "prefix": list(model.prefix),
         **settings,
+        "loss_name": request.loss,
+        "loss_args": loss_params(request),
         "window": request.window_tokens,
         "augment": augmentation.name,
         "augment_args": dataclasses.asdict(augmentation),
@@ -145,6 +148,6 @@ def _params(
         "lora_alpha": request.alpha if request.uses_lora else None,
         "seed": seed,
         "text_digest": text.digest,
-        "text_tokens": text.num_tokens,
+        "text_tokens": len(text.tokens_N),
         "text_documents": len(text.documents),
     }

@@ -98,7 +98,7 @@ def check_untrained(request: FinetuneRequest, model: PreparedModel, text: Traini
             tell.preparing(f"reading {source.name}")
             docs = request.eval_docs if request.eval_docs is not None else source.default_docs or "all"
             chosen = select(source.documents(), tokenised, min_tokens=longest, docs=docs)
-        found = text.trained_on(chosen.documents)
+        found = text.overlap(chosen.documents)
         if found:
             shown = ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
             raise LongEvalError(

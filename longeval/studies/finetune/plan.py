@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from longeval.data.sources import Source, open_source
 from longeval.errors import LongEvalError, check_word, prefix_errors
 from longeval.export.encoding import Encoding, encode_for
-from longeval.models.device import resolve_device, resolve_dtype
+from longeval.models.device import process_rank, resolve_device, resolve_dtype
 from longeval.models.prepare import PreparedModel, prepare
 from longeval.request import StudyRequest
 from longeval.rope.build import ALL, MethodName, usable
@@ -82,14 +82,14 @@ class FinetunePlan(Plan):
 
     def before(self) -> list[StudyRequest]:
         """See `Plan`."""
-        if not self.request.evaluates:
+        if not self.request.evaluates or process_rank():
             return []
         return [one for model in self.models for one in evaluate.before(self.request, model, self.names, self.dtype)]
 
     def after(self, store: Store) -> list[StudyRequest]:
         """See `Plan`. Trainings that failed have no model."""
         requests: list[StudyRequest] = []
-        for model in self.models if self.request.evaluates else ():
+        for model in self.models if self.request.evaluates and not process_rank() else ():
             folders = [
                 f"{store.path}/{training.saved_as}"
                 for training in self.trainings
@@ -177,7 +177,8 @@ def plan_finetune(request: FinetuneRequest, tell: Tell) -> FinetunePlan:
         for augmentation in augmentations:
             for name in names:
                 augmentation.check(span, name)
-            text = _text(request, model, sources, augmentation, tell)
+                notes += augmentation.notes(span, name)
+            text = read_text(request, sources, model, augmentation, tell)
             notes += text.notes
             if request.evaluates:
                 evaluate.check_untrained(request, model, text, tell)
@@ -245,22 +246,6 @@ def _encoding(request: FinetuneRequest, model: PreparedModel, name: MethodName) 
     return encode_for(model.rope, name, request.length, factor=request.factor, arguments=arguments)
 
 
-def _text(
-    request: FinetuneRequest, model: PreparedModel, sources: Sequence[Source], augmentation: Augmentation, tell: Tell
-) -> TrainingText:
-    """The text that the trainings of one augmentation read."""
-    pieces = request.steps * request.batch_size
-    return read_text(
-        sources,
-        model,
-        piece_tokens=augmentation.piece_tokens(request.window_tokens),
-        pieces=pieces,
-        docs=request.docs,
-        parse_special=request.parse_special,
-        tell=tell,
-    )
-
-
 def _trainings(
     request: FinetuneRequest,
     model: PreparedModel,
@@ -289,9 +274,4 @@ def _notes(request: FinetuneRequest, model: PreparedModel, names: Sequence[Metho
     if stretched and max(1.0, request.length / model.native_length) == 1.0 and request.factor is None:
         native = format_length(model.native_length)
         notes.append(f"{', '.join(stretched)}: s = 1, nothing is stretched (the native length is {native})")
-    if "none" in request.augment and request.window_tokens < request.length:
-        notes.append(
-            f"--augment none with a window of {format_length(request.window_tokens)}: positions beyond it are not "
-            "trained (pose would)"
-        )
     return notes

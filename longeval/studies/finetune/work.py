@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import shutil
-import time
+import math
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from longeval.backends.hf import memory
 from longeval.backends.hf.parts import TableRotaryEmbedding, memory_told, replace_rotary
@@ -25,13 +24,16 @@ from longeval.run.overview import format_gib
 from longeval.run.study import Outcome, failed
 from longeval.store.losses import LOSSES, Losses
 from longeval.store.records import provenance
+from longeval.studies.finetune.attend import forward_arguments
 from longeval.studies.finetune.batch import Batch
 from longeval.studies.finetune.cells import FinetuneCell, Training
-from longeval.studies.finetune.checkpoint import Checkpoints
+from longeval.studies.finetune.checkpoint import Checkpoints, StepLog, TrainingLog
 from longeval.studies.finetune.estimate import Resources, step_flops
+from longeval.studies.finetune.lora import adapt, merged
+from longeval.studies.finetune.processes import Processes
 from longeval.studies.finetune.saved import save_model
 from longeval.studies.finetune.text import Batches
-from longeval.studies.finetune.train import Diverged, StepLog, train
+from longeval.studies.finetune.train import Diverged, train
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -40,7 +42,7 @@ class FinetuneWork:
 
     training: Training
     resources: Resources
-    dtype: str
+    dtype: Literal["float32", "bfloat16"]
     """The precision of products; the saved weights have it too."""
 
     @property
@@ -51,7 +53,7 @@ class FinetuneWork:
     def costs(self, host: Host) -> Sequence[float]:
         """See `Work`. A pass is an optimiser step; those before the last checkpoint are not made again."""
         training = self.training
-        done = 0 if host.fresh else self._checkpoints(host).last_step()
+        done = 0 if host.fresh else self._checkpoints(host).last_step
         flops = step_flops(training.request, host.size(training.model), self.resources)
         return [flops] * (training.request.steps - done)
 
@@ -80,84 +82,91 @@ class FinetuneWork:
         host.close()  # no other model stays in memory
         host.device = device_name(training.model.device)
         _reset_peak(training.model.device)
-        started = time.perf_counter()
         try:
             with memory_told():
-                yield self._trained(host, started)
+                yield self._trained(host)
         except Diverged as error:
             yield failed(training.cell, f"{error}; a lower --lr or a longer --warmup may help", host.device)
         finally:
             gc.collect()
 
-    def _trained(self, host: Host, started: float) -> Outcome:
+    def _trained(self, host: Host) -> Outcome:
         """Trains, saves the model, and returns the outcome."""
         training, request = self.training, self.training.request
+        processes = Processes()
         model = training.model.load()
+        num_parameters = sum(weight.numel() for weight in model.parameters())
         rotary, _ = replace_rotary(model, model.config.model_type)
-        serve = _server(training, rotary)
+        adapted = adapt(model, request, training.seed) if request.uses_lora else model
+        log = self._log(adapted, host, processes, rotary)
+        rotary.serve(training.encoding.table, training.encoding.target_length)
+        digest = rotary.digest(training.encoding.target_length)
+        num_trained = sum(weight.numel() for weight in trained_weights(adapted).values())
+        path = host.store.local_path(training.saved_as)
+        state = processes.gather(dict(merged(adapted).state_dict()))
+        if processes.is_main:
+            save_model(
+                model,
+                training.model,
+                training.encoding,
+                path,
+                stock=request.stock,
+                dtype=self.dtype,
+                note={"training": training.id, "settings": training.cell.params},
+                state=state,
+            )
+            self._checkpoints(host).remove()
+        processes.wait()
+        measured = {
+            "elapsed_s": round(math.fsum(log.seconds), 3),
+            "peak_memory_bytes": _peak(training.model.device),
+            "rope_digest": digest,
+        }
+        sizes = {"num_parameters": num_parameters, "num_trained": num_trained}
+        outcome = {"saved_as": training.saved_as, "trained_weights": weights_digest(resolve(path)), **sizes}
+        return _outcome(training, Losses(**dataclasses.asdict(log)), host.device, outcome, measured)
+
+    def _log(self, model: Any, host: Host, processes: Processes, rotary: TableRotaryEmbedding) -> TrainingLog:
+        """Trains the model in place, tells the run's progress of it, and returns the log."""
+        training, request = self.training, self.training.request
         checkpoints = self._checkpoints(host)
         flops = step_flops(request, host.size(training.model), self.resources)
-        device, tokens = training.model.device, request.batch_size * request.window_tokens
-        left = request.steps - checkpoints.last_step()
-        host.progress.stage(_title(training), left, "step", details=True)
+        host.progress.stage(_title(training), request.steps - checkpoints.last_step, "step", details=True)
         host.before_write()
-
-        def told(step: StepLog) -> None:
-            peak = _peak(device)
-            detail = f"loss {step.loss:.3f}" + (f" · {format_gib(peak)}" if peak else "")
-            host.progress.advance(tokens, flops, detail)
-
         batches = Batches(
-            training.text,
-            training.augmentation,
-            training.span,
+            text=training.text,
+            augmentation=training.augmentation,
+            span=training.span,
+            seed=training.seed,
             batch_size=request.batch_size,
             packing=request.packing,
-            seed=training.seed,
         )
-        trained = train(
+
+        def told(step: StepLog) -> None:
+            peak = _peak(training.model.device)
+            detail = f"loss {step.loss:.3f}" + (f" · {format_gib(peak)}" if peak else "")
+            host.progress.advance(step.tokens, flops, detail)
+
+        return train(
             model,
             batches.batch,
             request,
             seed=training.seed,
-            dtype=self.dtype,
             micro_batch=self.resources.micro_batch,
-            gradient_checkpointing=self.resources.checkpointing,
-            serve=serve,
+            precision=self.dtype,
+            serve=_server(training, rotary),
+            arguments=forward_arguments,
             checkpoints=checkpoints,
             told=told,
-        )
-        rotary.serve(training.encoding.table, training.encoding.target_length)
-        digest = rotary.digest(training.encoding.target_length)
-        path = host.store.local_path(training.saved_as)
-        save_model(
-            trained.model,
-            training.model,
-            training.encoding,
-            path,
-            stock=request.stock,
-            dtype=self.dtype,
-            note={"training": training.id, "settings": training.cell.params},
-        )
-        shutil.rmtree(checkpoints.folder, ignore_errors=True)
-        return _outcome(
-            training,
-            trained.log,
-            host.device,
-            saved=weights_digest(resolve(path)),
-            measured={
-                "elapsed_s": round(time.perf_counter() - started, 3),
-                "peak_memory_bytes": _peak(device),
-                "rope_digest": digest,
-                "tokens": tokens * request.steps,
-            },
-            sizes={"num_parameters": trained.num_parameters, "num_trained": trained.num_trained},
+            gradient_checkpointing=self.resources.checkpointing,
+            processes=processes,
         )
 
     def _checkpoints(self, host: Host) -> Checkpoints:
         """The checkpoints of this training."""
         request = self.training.request
-        return Checkpoints(host.store.local_path("checkpoints", self.training.id), keep=request.keep)
+        folder = host.store.local_path("checkpoints", self.training.id)
+        return Checkpoints(folder, request.keep, every=request.checkpoint_every, training=self.training.id)
 
 
 def _title(training: Training) -> str:
@@ -184,19 +193,21 @@ def _server(training: Training, rotary: TableRotaryEmbedding) -> Callable[[Batch
 
 
 def _outcome(
-    training: Training,
-    log: Losses,
-    device: str,
-    *,
-    saved: str,
-    measured: dict[str, Any],
-    sizes: dict[str, int],
+    training: Training, log: Losses, device: str, outcome: dict[str, Any], measured: dict[str, Any]
 ) -> Outcome:
-    """The outcome of a training that ended."""
+    """The outcome of a training that ended.
+
+    Args:
+        training: The training.
+        log: Its losses.
+        device: Name of the device.
+        outcome: What its record's `params` say of the saved model.
+        measured: The fields of its record with time, memory and digest.
+    """
     cell = training.cell
     common = {
         **cell.fields(),
-        "params": {**cell.params, "saved_as": training.saved_as, "trained_weights": saved, **sizes},
+        "params": {**cell.params, **outcome},
         **measured,
         "status": "ok",
         "provenance": provenance(device),
