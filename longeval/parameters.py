@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -18,26 +18,41 @@ from longeval.errors import LongEvalError, check_word, did_you_mean, reason
 from longeval.values import parse_length
 
 
-def split_parameters(items: Sequence[str], *, flag: str, form: str, example: str) -> list[tuple[str, str, str]]:
-    """Splits the values of a repeatable flag into names, parameters and texts.
+def parameter_texts(items: Sequence[str], *, flag: str, form: str, example: str) -> dict[str, dict[str, str]]:
+    """Reads the values of a repeatable flag without knowing the parameters.
 
     Args:
-        items: The values, such as `yarn.beta_fast=16`.
-        flag: The flag, such as `--pe-arg`.
-        form: What the values must look like, such as `METHOD.PARAMETER=VALUE`.
+        items: The values, such as `longce.context=1k`.
+        flag: The flag, such as `--loss-arg`.
+        form: What the values must look like, such as `LOSS.PARAMETER=VALUE`.
         example: A value for the remedy.
 
+    Returns:
+        Name → parameter → text.
+
     Raises:
-        LongEvalError: An item has another form.
+        LongEvalError: An item has another form, or a parameter is given twice with different texts.
     """
-    found = []
+    values: dict[str, dict[str, str]] = {}
+    for name, parameter, text in _split(items, flag=flag, form=form, example=example):
+        _keep(values, name, parameter, text, f"{flag} {name}.{parameter}={text}")
+    return values
+
+
+def _split(items: Sequence[str], *, flag: str, form: str, example: str) -> Iterator[tuple[str, str, str]]:
+    """Yields the name, parameter and text of each item."""
     for item in items:
         key, _, text = item.partition("=")
         name, _, parameter = key.strip().partition(".")
         if not (name and parameter and text.strip()):
             raise LongEvalError(f"{flag} {item}: not of the form {form}", f"Write {flag} {example}.")
-        found.append((name, parameter, text.strip()))
-    return found
+        yield name, parameter, text.strip()
+
+
+def _keep(values: dict[str, dict[str, Any]], name: str, parameter: str, value: Any, item: str) -> None:
+    """Keeps a value that may be given several times, if it is the same; `item` is the flag with the value."""
+    if values.setdefault(name, {}).setdefault(parameter, value) != value:
+        raise LongEvalError(f"{item}: {name}.{parameter} is given twice with different values", "Give it once.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,7 +88,7 @@ class ParameterFlag:
         """
         values: dict[str, dict[str, Any]] = {}
         form = f"{self.noun.upper()}.PARAMETER=VALUE"
-        for name, parameter, text in split_parameters(items, flag=self.flag, form=form, example=self.example):
+        for name, parameter, text in _split(items, flag=self.flag, form=form, example=self.example):
             item = f"{self.flag} {name}.{parameter}={text}"
             if name not in self.known:
                 raise LongEvalError(f"{item}: {name} is not a known {self.noun}", did_you_mean(name, self.known))
@@ -82,9 +97,7 @@ class ParameterFlag:
                     f"{item}: {name} is not among the {self.noun}s asked for",
                     f"Add {name} to {self.names_flag} or leave this out.",
                 )
-            value = self.convert(name, parameter, text)
-            if values.setdefault(name, {}).setdefault(parameter, value) != value:
-                raise LongEvalError(f"{item}: {name}.{parameter} is given twice with different values", "Give it once.")
+            _keep(values, name, parameter, self.convert(name, parameter, text), item)
         return values
 
     def make(self, name: str, values: Mapping[str, Any]) -> Any:
