@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from longeval.cli.terminal import console
 from longeval.printable import printable
-from longeval.run.overview import count, format_duration
-from longeval.values import format_length
+from longeval.run.overview import count
+from longeval.values import format_duration, format_length
 
 if TYPE_CHECKING:
     from longeval.store.records import Record
