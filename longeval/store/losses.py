@@ -41,6 +41,12 @@ class Losses:
         """Mean cross-entropy of each step's tokens without weights, nats per token."""
         return self.loss if self.plain_loss is None else self.plain_loss
 
+    def rows(self) -> list[dict[str, float]]:
+        """One mapping for each step, from name to value; its number is under `step`."""
+        by_step = self._by_step()
+        names = ["step", *list(by_step)[1:]]
+        return [dict(zip(names, values, strict=True)) for values in zip(*by_step.values(), strict=True)]
+
     def to_json(self) -> str:
         """The losses as one JSON object, without `plain_loss` where there is none."""
         return json.dumps(self._by_step(), allow_nan=False) + "\n"

@@ -74,7 +74,9 @@ def test_accuracies_are_means_below_and_beyond_the_training_length():
 
 def test_loss_is_the_mean_of_the_last_tenth_of_the_steps_without_weights():
     many = values(LOSSES, make_losses([9.0] * 27 + [3.0, 2.0, 1.0], tokens=7))["loss"]
-    assert (many.value, many.fields) == (2.0, {"tokens": 210})
+    assert (many.value, many.fields, many.params) == (2.0, {"tokens": 210}, {"first_loss": 9.0})
+    falling = values(LOSSES, make_losses([8.0, 6.0] + [1.0] * 18))["loss"]
+    assert (falling.value, falling.params) == (1.0, {"first_loss": 7.0})
     assert values(LOSSES, make_losses([9.0] * 18 + [4.0]))["loss"].value == 4.0
     assert values(LOSSES, make_losses([3.0]))["loss"].value == 3.0
     weighted = make_losses([9.0] * 9 + [5.0], plain=(2.0,) * 9 + (1.5,))
