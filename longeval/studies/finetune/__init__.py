@@ -41,11 +41,11 @@ class FinetuneStudy:
 
         return plan_finetune(request, tell)
 
-    def summary(self, records: Sequence[Record], width: int) -> Sequence[Table]:
+    def summary(self, records: Sequence[Record], width: int) -> list[Table]:
         """See `Study`."""
-        from longeval.studies.finetune.report import terminal_tables
+        from longeval.report.formats.terminal import terminal_table
 
-        return terminal_tables(records, width)
+        return [terminal_table(table, width) for table in self.report().summary(records)]
 
     def report(self) -> StudyReport:
         """See `Study`."""

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 
-from longeval.data.sources import Source, open_source
+from longeval.data.sources import open_source
 from longeval.errors import LongEvalError, check_word, prefix_errors
 from longeval.export.encoding import Encoding, encode_for
 from longeval.models.device import process_rank, resolve_device, resolve_dtype
@@ -21,7 +21,7 @@ from longeval.request import StudyRequest
 from longeval.rope.build import ALL, MethodName, usable
 from longeval.run.cost import model_size, seconds
 from longeval.run.host import Host
-from longeval.run.overview import CellList, Overview, count, format_duration
+from longeval.run.overview import CellList, Overview, count
 from longeval.run.setups import method_names
 from longeval.run.study import Plan, Tell, Work
 from longeval.store.folder import Store
@@ -35,8 +35,8 @@ from longeval.studies.finetune.loss import make_loss
 from longeval.studies.finetune.request import FinetuneRequest
 from longeval.studies.finetune.saved import check_config, training_of
 from longeval.studies.finetune.text import TrainingText, read_text
-from longeval.studies.finetune.work import FinetuneWork
-from longeval.values import format_length
+from longeval.studies.finetune.work import Dtype, FinetuneWork
+from longeval.values import format_duration, format_length
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,7 +48,7 @@ class FinetunePlan(Plan):
     models: tuple[PreparedModel, ...]
     names: tuple[MethodName, ...]
     """The methods."""
-    dtype: str
+    dtype: Dtype
     """The precision of products."""
 
     @property
@@ -151,7 +151,7 @@ def plan_finetune(request: FinetuneRequest, tell: Tell) -> FinetunePlan:
     _check_packages(request)
     make_loss(request)
     device = resolve_device(request.device)
-    dtype = resolve_dtype(request.dtype, device)
+    dtype: Dtype = "bfloat16" if resolve_dtype(request.dtype, device) == "bfloat16" else "float32"
     names = method_names(request.pe, request.pe_args, request.factor)
     augmentations = _augmentations(request)
     with prefix_errors("--data", unless=("--",)):
@@ -175,9 +175,9 @@ def plan_finetune(request: FinetuneRequest, tell: Tell) -> FinetunePlan:
         resources = choose(request, model, model_size(model), dtype)
         span = Span(window=request.window_tokens, target=request.length, native=model.native_length)
         for augmentation in augmentations:
-            for name in names:
-                augmentation.check(span, name)
-                notes += augmentation.notes(span, name)
+            for method in names:
+                augmentation.check(span, method)
+                notes += augmentation.notes(span, method)
             text = read_text(request, sources, model, augmentation, tell)
             notes += text.notes
             if request.evaluates:
@@ -252,7 +252,7 @@ def _trainings(
     encodings: Sequence[Encoding],
     augmentation: Augmentation,
     text: TrainingText,
-    dtype: str,
+    dtype: Dtype,
 ) -> Iterator[Training]:
     """The trainings of one model and augmentation, method by method."""
     for encoding in encodings:

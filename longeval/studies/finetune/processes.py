@@ -7,6 +7,7 @@ each weight, and of its gradient and moments, in every process, and gathers a la
 from __future__ import annotations
 
 import contextlib
+import datetime
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -34,9 +35,11 @@ class Processes:
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             return
         from accelerate import Accelerator
-        from accelerate.utils import DistributedType
+        from accelerate.utils import DistributedType, InitProcessGroupKwargs
 
-        self._accelerator = Accelerator(mixed_precision="no")  # the training casts by itself
+        # The others wait while the main process measures the model before its training.
+        patient = InitProcessGroupKwargs(timeout=datetime.timedelta(days=7))
+        self._accelerator = Accelerator(mixed_precision="no", kwargs_handlers=[patient])  # the training casts by itself
         known = (DistributedType.MULTI_GPU, DistributedType.MULTI_CPU, DistributedType.FSDP)
         if self._accelerator.distributed_type not in known or (self.is_sharded and not self._accelerator.is_fsdp2):
             raise LongEvalError(
@@ -123,6 +126,11 @@ class Processes:
         if self._accelerator is not None:
             dist.all_reduce(sums)
         return sums
+
+    def wait(self) -> None:
+        """Waits until all processes are here."""
+        if self._accelerator is not None:
+            self._accelerator.wait_for_everyone()
 
     def from_main(self, value: Any) -> Any:
         """The main process's value of a small object."""

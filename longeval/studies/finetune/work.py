@@ -29,11 +29,13 @@ from longeval.studies.finetune.batch import Batch
 from longeval.studies.finetune.cells import FinetuneCell, Training
 from longeval.studies.finetune.checkpoint import Checkpoints, StepLog, TrainingLog
 from longeval.studies.finetune.estimate import Resources, step_flops
-from longeval.studies.finetune.lora import adapt, merged
+from longeval.studies.finetune.lora import adapt, merged, save_adapter
 from longeval.studies.finetune.processes import Processes
 from longeval.studies.finetune.saved import save_model
 from longeval.studies.finetune.text import Batches
 from longeval.studies.finetune.train import Diverged, train
+
+Dtype = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -42,7 +44,7 @@ class FinetuneWork:
 
     training: Training
     resources: Resources
-    dtype: Literal["float32", "bfloat16"]
+    dtype: Dtype
     """The precision of products; the saved weights have it too."""
 
     @property
@@ -97,13 +99,17 @@ class FinetuneWork:
         model = training.model.load()
         num_parameters = sum(weight.numel() for weight in model.parameters())
         rotary, _ = replace_rotary(model, model.config.model_type)
-        adapted = adapt(model, request, training.seed) if request.uses_lora else model
+        adapted = adapt(model, request) if request.uses_lora else model
+        num_trained = sum(weight.numel() for weight in adapted.parameters() if weight.requires_grad) or num_parameters
         log = self._log(adapted, host, processes, rotary)
         rotary.serve(training.encoding.table, training.encoding.target_length)
         digest = rotary.digest(training.encoding.target_length)
-        num_trained = sum(weight.numel() for weight in trained_weights(adapted).values())
         path = host.store.local_path(training.saved_as)
-        state = processes.gather(dict(merged(adapted).state_dict()))
+        if request.uses_lora:
+            if processes.is_main:
+                save_adapter(adapted, host.store.local_path("adapters", training.name), base=training.model.name)
+            model = merged(adapted)
+        state = processes.gather(model.state_dict())
         if processes.is_main:
             save_model(
                 model,
