@@ -256,9 +256,14 @@ class FinetuneRequest(StudyRequest, frozen=True):
         ),
     ] = None
     tasks: Annotated[
-        tuple[str, ...],
-        Declare(setting.names, "Tasks to run before and after, as in longeval tasks; comma list.", panel=EVALUATION),
-    ] = ()
+        tuple[str, ...] | None,
+        Declare(
+            setting.names,
+            "Tasks to run before and after, as in longeval tasks; comma list.",
+            unset="none",
+            panel=EVALUATION,
+        ),
+    ] = None
     limit: Annotated[int | None, Declare(setting.count(), "Samples of each task.", unset="all", panel=EVALUATION)] = (
         None
     )
