@@ -162,10 +162,17 @@ def test_the_digest_tells_texts_and_their_order_apart(model):
     assert len({one, *others}) == 4
 
 
-def test_the_digest_tells_whether_documents_start_with_bos(model):
-    bare = dataclasses.replace(model, prefix=())
-    texts = "one two three", "four five six"
-    assert read(model, Listed(*texts), steps=50).digest != read(bare, Listed(*texts), steps=50).digest
+def test_the_digest_tells_how_documents_start_and_end_and_where_they_are_cut(model):
+    def digest(model, **changes):
+        return read(model, Listed(words(50, 1)), **({"steps": 50} | changes)).digest
+
+    others = [
+        digest(dataclasses.replace(model, prefix=(8,))),
+        digest(dataclasses.replace(model, tokenizer=Tokenizer(model.tokenizer, 8))),
+        digest(model, steps=1, batch_size=1),
+        digest(model, steps=1, batch_size=2),
+    ]
+    assert len({digest(model), *others}) == 5
 
 
 def test_what_is_read_twice_is_told(model):
@@ -222,10 +229,12 @@ def test_a_batch_depends_on_text_seed_and_step_alone(model, augmentation):
     assert not same(batches(text, augmentation, seed=1).batch(0), forward[0])
 
 
-def test_sequences_of_a_step_draw_positions_of_their_own(model):
+def test_every_sequence_of_every_step_draws_positions_of_its_own(model):
     text = read(model, Listed(words(900, 1)), augmentation=Pose(), steps=4, batch_size=8)
-    batch = batches(text, Pose(), batch_size=8, span=Span(8, 4096, 32)).batch(0)
-    assert len({tuple(row) for row in batch.positions_BT.tolist()}) == 8
+    made = batches(text, Pose(), batch_size=8, span=Span(8, 2**20, 32))
+    batch = made.batch(0)
+    drawn = [tuple(row) for each in (batch, made.batch(1)) for row in each.positions_BT.tolist()]
+    assert len(set(drawn)) == 16
     assert batch.factor is None and batch.documents_BT is None
 
 
