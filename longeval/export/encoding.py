@@ -181,6 +181,7 @@ def export_note(ref: ModelRef, encoding: Encoding, engine: dict[str, Any]) -> di
         "schema_version": NOTE_VERSION,
         "model": ref.name,
         "weights": weights_digest(ref),
+        **({} if ref.adapter is None else ref.adapter.params),
         "pe": encoding.name.canonical,
         "params": encoding.arguments,
         "factor": encoding.factor,
