@@ -19,7 +19,7 @@ from longeval.errors import LongEvalError
 from longeval.parameters import ParameterFlag
 from longeval.registry import Registry
 from longeval.rope.build import MethodName
-from longeval.studies.finetune.batch import Span
+from longeval.studies.finetune.batch import Lengths
 from longeval.values import format_length
 
 
@@ -42,10 +42,10 @@ class Augmentation:
     source: ClassVar[str]
     """Paper."""
 
-    def check(self, span: Span, method: MethodName) -> None:
+    def check(self, lengths: Lengths, method: MethodName) -> None:
         """Raises LongEvalError if the augmentation is undefined for these lengths or this method."""
 
-    def notes(self, span: Span, method: MethodName) -> tuple[str, ...]:
+    def notes(self, lengths: Lengths, method: MethodName) -> tuple[str, ...]:
         """What users should know of a training with these lengths and this method, one line each."""
         return ()
 
@@ -57,19 +57,19 @@ class Augmentation:
         """Draws the factor g of one optimiser step; None where the method keeps its own."""
         return None
 
-    def place(self, rng: np.random.Generator, num_tokens: int, span: Span, factor: float | None) -> Placement:
+    def place(self, rng: np.random.Generator, num_tokens: int, lengths: Lengths, factor: float | None) -> Placement:
         """Draws one sequence.
 
         Args:
             rng: The source of all randomness.
-            num_tokens: Tokens of the piece of text, at least `span.window`.
-            span: The lengths of the training.
+            num_tokens: Tokens of the piece of text, at least `lengths.window`.
+            lengths: The lengths of the training.
             factor: What `step_factor` gave for the step.
 
         Returns:
-            `span.window` tokens, with positions below the larger of the target length and g·L.
+            `lengths.window` tokens, with positions below the larger of the target length and g·L.
         """
-        return Placement(np.arange(span.window), np.arange(span.window))
+        return Placement(np.arange(lengths.window), np.arange(lengths.window))
 
 
 Kind = TypeVar("Kind", bound=type[Augmentation])
@@ -92,13 +92,13 @@ class Unaugmented(Augmentation):
     summary = "continuous text at positions 0, 1, 2, …"
     source = ""
 
-    def notes(self, span: Span, method: MethodName) -> tuple[str, ...]:
+    def notes(self, lengths: Lengths, method: MethodName) -> tuple[str, ...]:
         """See `Augmentation.notes`."""
-        if span.window >= span.target:
+        if lengths.window >= lengths.target:
             return ()
         return (
-            f"--augment none: windows of {format_length(span.window)} train no position from "
-            f"{format_length(span.window)} to the target {format_length(span.target)}; as a control only",
+            f"--augment none: windows of {format_length(lengths.window)} train no position from "
+            f"{format_length(lengths.window)} to the target {format_length(lengths.target)}; as a control only",
         )
 
 
@@ -128,16 +128,16 @@ class Pose(Augmentation):
         if self.text < 1:
             raise LongEvalError(f"text {self.text}: must be at least 1 window", "Use 5, as published.")
 
-    def check(self, span: Span, method: MethodName) -> None:
+    def check(self, lengths: Lengths, method: MethodName) -> None:
         """See `Augmentation.check`."""
-        if span.target <= span.window:
+        if lengths.target <= lengths.window:
             raise LongEvalError(
-                f"--augment pose: no target above the window of {format_length(span.window)}, so no position to skip",
+                f"--augment pose: no target above the window of {format_length(lengths.window)}, so no position to skip",
                 "Give a shorter --window or a longer --length.",
             )
-        if self.chunks > span.window:
+        if self.chunks > lengths.window:
             raise LongEvalError(
-                f"--augment-arg pose.chunks={self.chunks}: more than the {span.window} tokens of a window",
+                f"--augment-arg pose.chunks={self.chunks}: more than the {lengths.window} tokens of a window",
                 "Give fewer; 2 is published.",
             )
 
@@ -145,17 +145,17 @@ class Pose(Augmentation):
         """See `Augmentation.piece_tokens`."""
         return self.text * window
 
-    def place(self, rng: np.random.Generator, num_tokens: int, span: Span, factor: float | None) -> Placement:
+    def place(self, rng: np.random.Generator, num_tokens: int, lengths: Lengths, factor: float | None) -> Placement:
         """See `Augmentation.place`."""
-        window = span.window
-        lengths = rng.integers(1, (window + 1) // self.chunks, size=self.chunks - 1, endpoint=True)
-        lengths = np.append(lengths, window - lengths.sum())
+        window = lengths.window
+        sizes = rng.integers(1, (window + 1) // self.chunks, size=self.chunks - 1, endpoint=True)
+        sizes = np.append(sizes, window - sizes.sum())
         text_skips, position_skips = np.zeros((2, self.chunks), dtype=np.int64)
         for chunk in range(1, self.chunks):
             text_skips[chunk] = rng.integers(text_skips[chunk - 1], num_tokens - window, endpoint=True)
-            position_skips[chunk] = rng.integers(position_skips[chunk - 1], span.target - window, endpoint=True)
+            position_skips[chunk] = rng.integers(position_skips[chunk - 1], lengths.target - window, endpoint=True)
         index_T = np.arange(window)
-        return Placement(index_T + np.repeat(text_skips, lengths), index_T + np.repeat(position_skips, lengths))
+        return Placement(index_T + np.repeat(text_skips, sizes), index_T + np.repeat(position_skips, sizes))
 
 
 _FIRST_TOKENS = 4
@@ -183,21 +183,21 @@ class E2(Augmentation):
         if self.max_factor < 1:
             raise LongEvalError(f"max_factor {self.max_factor}: must be at least 1", "Use 20, as published.")
 
-    def check(self, span: Span, method: MethodName) -> None:
+    def check(self, lengths: Lengths, method: MethodName) -> None:
         """See `Augmentation.check`."""
         if not method.method.uses_factor:
             raise LongEvalError(
                 f"--augment e2: draws a factor for every step, which {method.canonical} doesn't use",
                 "Use --pe pi, as published, or another method with a factor, such as yarn.",
             )
-        if self.max_factor * span.native < span.window:
+        if self.max_factor * lengths.native < lengths.window:
             raise LongEvalError(
                 f"--augment-arg e2.max_factor={self.max_factor}: {self.max_factor} times the native length "
-                f"{format_length(span.native)} is below the window of {format_length(span.window)}",
+                f"{format_length(lengths.native)} is below the window of {format_length(lengths.window)}",
                 "Give a shorter --window or a larger factor.",
             )
 
-    def notes(self, span: Span, method: MethodName) -> tuple[str, ...]:
+    def notes(self, lengths: Lengths, method: MethodName) -> tuple[str, ...]:
         """See `Augmentation.notes`."""
         if method.canonical == "pi":
             return ()
@@ -207,12 +207,14 @@ class E2(Augmentation):
         """See `Augmentation.step_factor`."""
         return float(rng.integers(1, self.max_factor, endpoint=True))
 
-    def place(self, rng: np.random.Generator, num_tokens: int, span: Span, factor: float | None) -> Placement:
+    def place(self, rng: np.random.Generator, num_tokens: int, lengths: Lengths, factor: float | None) -> Placement:
         """See `Augmentation.place`."""
         assert factor is not None
-        positions_T = np.arange(span.window)
-        positions_T[_FIRST_TOKENS:] += rng.integers(0, max(0, int(factor * span.native) - span.window), endpoint=True)
-        return Placement(np.arange(span.window), positions_T)
+        positions_T = np.arange(lengths.window)
+        positions_T[_FIRST_TOKENS:] += rng.integers(
+            0, max(0, int(factor * lengths.native) - lengths.window), endpoint=True
+        )
+        return Placement(np.arange(lengths.window), positions_T)
 
 
 _AUGMENT_ARG = ParameterFlag(

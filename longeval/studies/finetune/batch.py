@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 
-class Span(NamedTuple):
+class Lengths(NamedTuple):
     """The lengths of a training, in tokens."""
 
     window: int

@@ -17,7 +17,7 @@ from longeval.run.cell import Cell, cell_id
 from longeval.store.artefact import Artefact
 from longeval.store.losses import LOSSES
 from longeval.studies.finetune.augment import Augmentation
-from longeval.studies.finetune.batch import Span
+from longeval.studies.finetune.batch import Lengths
 from longeval.studies.finetune.loss import loss_params
 from longeval.studies.finetune.request import FinetuneRequest
 from longeval.studies.finetune.text import TrainingText
@@ -60,9 +60,9 @@ class Training:
         return self.cell.id
 
     @property
-    def span(self) -> Span:
+    def lengths(self) -> Lengths:
         """Its lengths."""
-        return Span(
+        return Lengths(
             window=self.request.window_tokens, target=self.encoding.target_length, native=self.model.native_length
         )
 

@@ -28,7 +28,7 @@ from longeval.store.folder import Store
 from longeval.store.records import Record
 from longeval.studies.finetune import evaluate
 from longeval.studies.finetune.augment import Augmentation, make_augmentation
-from longeval.studies.finetune.batch import Span
+from longeval.studies.finetune.batch import Lengths
 from longeval.studies.finetune.cells import FinetuneCell, Training, make_training
 from longeval.studies.finetune.estimate import choose
 from longeval.studies.finetune.loss import make_loss
@@ -173,11 +173,11 @@ def plan_finetune(request: FinetuneRequest, tell: Tell) -> FinetunePlan:
         for encoding in encodings:
             check_config(model, encoding, stock=request.stock)
         resources = choose(request, model, model_size(model), dtype)
-        span = Span(window=request.window_tokens, target=request.length, native=model.native_length)
+        lengths = Lengths(window=request.window_tokens, target=request.length, native=model.native_length)
         for augmentation in augmentations:
             for method in names:
-                augmentation.check(span, method)
-                notes += augmentation.notes(span, method)
+                augmentation.check(lengths, method)
+                notes += augmentation.notes(lengths, method)
             text = read_text(request, sources, model, augmentation, tell)
             notes += text.notes
             if request.evaluates:

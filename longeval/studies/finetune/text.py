@@ -32,7 +32,7 @@ from longeval.plain import canonical_json
 from longeval.run.overview import count
 from longeval.run.study import Tell
 from longeval.studies.finetune.augment import Augmentation
-from longeval.studies.finetune.batch import Batch, Span
+from longeval.studies.finetune.batch import Batch, Lengths
 from longeval.studies.finetune.request import FinetuneRequest, Packing
 from longeval.values import format_length
 
@@ -276,7 +276,7 @@ class Batches:
 
     text: TrainingText
     augmentation: Augmentation
-    span: Span
+    lengths: Lengths
     seed: int
     batch_size: int
     """B, sequences of a step."""
@@ -289,17 +289,17 @@ class Batches:
     @property
     def num_pieces(self) -> int:
         """Pieces of the text. What is left behind the last is not read."""
-        return len(self.text.tokens_N) // self.augmentation.piece_tokens(self.span.window)
+        return len(self.text.tokens_N) // self.augmentation.piece_tokens(self.lengths.window)
 
     def batch(self, step: int) -> Batch:
         """The batch of an optimiser step, the first of which is 0; the same whenever it is asked for."""
         factor = self.augmentation.step_factor(_generator(self.seed, _FACTOR, step))
-        index_BT, positions_BT = np.empty((2, self.batch_size, self.span.window), dtype=np.int64)
-        piece_tokens = self.augmentation.piece_tokens(self.span.window)
+        index_BT, positions_BT = np.empty((2, self.batch_size, self.lengths.window), dtype=np.int64)
+        piece_tokens = self.augmentation.piece_tokens(self.lengths.window)
         for row in range(self.batch_size):
             epoch, place = divmod(step * self.batch_size + row, self.num_pieces)
             rng = _generator(self.seed, _PLACE, step, row)
-            drawn = self.augmentation.place(rng, piece_tokens, self.span, factor)
+            drawn = self.augmentation.place(rng, piece_tokens, self.lengths, factor)
             start = _order(self.seed, epoch, self.num_pieces)[place] * piece_tokens
             index_BT[row], positions_BT[row] = start + drawn.text_T, drawn.positions_T
         documents_BT = None

@@ -142,7 +142,7 @@ class FinetuneWork:
         batches = Batches(
             text=training.text,
             augmentation=training.augmentation,
-            span=training.span,
+            lengths=training.lengths,
             seed=training.seed,
             batch_size=request.batch_size,
             packing=request.packing,

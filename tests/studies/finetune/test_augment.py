@@ -25,7 +25,7 @@ from longeval.studies.finetune.augment import (
     make_augmentation,
     parse_augment_args,
 )
-from longeval.studies.finetune.batch import Span
+from longeval.studies.finetune.batch import Lengths
 from longeval.studies.finetune.request import Augment
 
 YARN = parse_method_name("yarn")
@@ -61,12 +61,12 @@ def pose_law(chunks, window, text, target):
     return law
 
 
-def p_value(augmentation, law, span, text, draws=20_000):
+def p_value(augmentation, law, lengths, text, draws=20_000):
     """That draws follow a law of placements; 0 where one is drawn that the law doesn't have."""
     rng = np.random.default_rng(0)
     drawn = Counter()
     for _ in range(draws):
-        indices_T, positions_T = augmentation.place(rng, text, span, None)
+        indices_T, positions_T = augmentation.place(rng, text, lengths, None)
         drawn[tuple(indices_T.tolist()), tuple(positions_T.tolist())] += 1
     if not drawn.keys() <= law.keys():
         return 0.0
@@ -75,16 +75,16 @@ def p_value(augmentation, law, span, text, draws=20_000):
     return chisquare([drawn[each] for each in law], expected).pvalue
 
 
-SPANS = {2: (Span(window=6, target=10, native=6), 9), 3: (Span(window=8, target=10, native=8), 10)}
+SPANS = {2: (Lengths(window=6, target=10, native=6), 9), 3: (Lengths(window=8, target=10, native=8), 10)}
 """By number of chunks: small spans, and tokens of text."""
 
 
 @pytest.mark.parametrize("chunks", SPANS)
 def test_pose_draws_by_its_law(chunks):
-    span, text = SPANS[chunks]
-    law = pose_law(chunks, span.window, text, span.target)
+    lengths, text = SPANS[chunks]
+    law = pose_law(chunks, lengths.window, text, lengths.target)
     assert sum(law.values()) == 1
-    assert p_value(Pose(chunks=chunks), law, span, text) > 1e-4
+    assert p_value(Pose(chunks=chunks), law, lengths, text) > 1e-4
 
 
 def test_the_law_of_two_chunks_is_the_published_one():
@@ -104,33 +104,33 @@ class Wrong:
     law: str
     chunks: int
 
-    def place(self, rng, num_tokens, span, factor):
-        window, most, text = span.window, span.target - span.window, num_tokens - span.window
+    def place(self, rng, num_tokens, lengths, factor):
+        window, most, text = lengths.window, lengths.target - lengths.window, num_tokens - lengths.window
         cut = (window + 1) // self.chunks
-        lengths = rng.integers(1, cut + 1, self.chunks - 1)
+        sizes = rng.integers(1, cut + 1, self.chunks - 1)
         skips, text_skips = [0], [0]
-        for _ in lengths:
+        for _ in sizes:
             skips.append(rng.integers(skips[-1], most + 1))
             text_skips.append(rng.integers(text_skips[-1], text + 1))
         if self.law == "even":
-            lengths[:] = window // self.chunks
+            sizes[:] = window // self.chunks
         elif self.law == "accumulated":
             skips = np.minimum(np.cumsum([0, *rng.integers(0, most + 1, self.chunks - 1)]), most)
         elif self.law == "sorted":
             skips = [0, *np.sort(rng.integers(0, most + 1, self.chunks - 1))]
         elif self.law == "target":
-            skips = [0, *np.sort(rng.integers(0, span.target + 1, self.chunks - 1))]
+            skips = [0, *np.sort(rng.integers(0, lengths.target + 1, self.chunks - 1))]
         elif self.law == "same skips":
             text_skips = np.minimum(skips, text)
         elif self.law == "length":
-            lengths = rng.integers(1, cut, self.chunks - 1)
+            sizes = rng.integers(1, cut, self.chunks - 1)
         elif self.law == "skip":
             skips = [min(skip, most - 1) for skip in skips]
         elif self.law == "end":
             text_skips = [min(skip, text - 1) for skip in text_skips]
-        lengths = [*lengths, window - sum(lengths)]
+        sizes = [*sizes, window - sum(sizes)]
         index_T = np.arange(window)
-        return Placement(index_T + np.repeat(text_skips, lengths), index_T + np.repeat(skips, lengths))
+        return Placement(index_T + np.repeat(text_skips, sizes), index_T + np.repeat(skips, sizes))
 
 
 @pytest.mark.parametrize(
@@ -141,13 +141,13 @@ class Wrong:
     ],
 )
 def test_other_laws_would_be_noticed(law, chunks):
-    span, text = SPANS[chunks]
-    assert p_value(Wrong(law, chunks), pose_law(chunks, span.window, text, span.target), span, text) < 1e-8
+    lengths, text = SPANS[chunks]
+    assert p_value(Wrong(law, chunks), pose_law(chunks, lengths.window, text, lengths.target), lengths, text) < 1e-8
 
 
 def test_the_right_law_in_other_words_is_not_refused():
-    span, text = SPANS[3]
-    assert p_value(Wrong("", 3), pose_law(3, span.window, text, span.target), span, text) > 1e-4
+    lengths, text = SPANS[3]
+    assert p_value(Wrong("", 3), pose_law(3, lengths.window, text, lengths.target), lengths, text) > 1e-4
 
 
 def test_e2_draws_every_factor_alike():
@@ -160,10 +160,10 @@ def test_e2_draws_every_factor_alike():
 
 def test_e2_draws_every_offset_alike():
     """t uniform in 0 … g·L − R, here 0 … 3·10 − 12; the first four tokens stay."""
-    rng, span = np.random.default_rng(0), Span(window=12, target=40, native=10)
+    rng, lengths = np.random.default_rng(0), Lengths(window=12, target=40, native=10)
     offsets = Counter()
     for _ in range(20_000):
-        indices_T, positions_T = E2().place(rng, 12, span, 3.0)
+        indices_T, positions_T = E2().place(rng, 12, lengths, 3.0)
         offset = positions_T[4] - 4
         assert indices_T.tolist() == list(range(12))
         assert positions_T.tolist() == [0, 1, 2, 3, *range(4 + offset, 12 + offset)]
@@ -173,8 +173,8 @@ def test_e2_draws_every_offset_alike():
 
 
 def test_e2_shifts_nothing_where_the_window_is_longer_than_the_factor_reaches():
-    rng, span = np.random.default_rng(0), Span(window=12, target=40, native=10)
-    assert E2().place(rng, 12, span, 1.0).positions_T.tolist() == list(range(12))
+    rng, lengths = np.random.default_rng(0), Lengths(window=12, target=40, native=10)
+    assert E2().place(rng, 12, lengths, 1.0).positions_T.tolist() == list(range(12))
 
 
 def test_only_e2_draws_factors():
@@ -194,55 +194,55 @@ def test_positions_stay_below_the_target_and_text_within_its_piece(data):
     elif name == "e2":
         arguments = {"max_factor": data.draw(st.integers(-(-window // native), 80))}
     augmentation = make_augmentation(name, arguments)
-    span = Span(window, target, native)
-    augmentation.check(span, YARN)
+    lengths = Lengths(window, target, native)
+    augmentation.check(lengths, YARN)
     piece = augmentation.piece_tokens(window)
     rng = np.random.default_rng(data.draw(st.integers(0, 99)))
     factor = augmentation.step_factor(rng)
-    placement = augmentation.place(rng, piece, span, factor)
+    placement = augmentation.place(rng, piece, lengths, factor)
     for index_T, end in ((placement.text_T, piece), (placement.positions_T, max(target, (factor or 0) * native))):
         assert index_T.dtype == np.int64 and index_T.shape == (window,)
         assert index_T[0] == 0 and (np.diff(index_T) >= 1).all() and index_T[-1] < end
 
 
 def test_the_same_generator_gives_the_same():
-    span = Span(8, 100, 8)
-    one, other = (Pose(chunks=3).place(np.random.default_rng(7), 40, span, None) for _ in range(2))
+    lengths = Lengths(8, 100, 8)
+    one, other = (Pose(chunks=3).place(np.random.default_rng(7), 40, lengths, None) for _ in range(2))
     assert np.array_equal(one, other)
 
 
 def test_text_of_a_sequence():
     assert [Unaugmented().piece_tokens(8), E2().piece_tokens(8), Pose().piece_tokens(8)] == [8, 8, 40]
-    indices_T = Pose(text=1).place(np.random.default_rng(0), 8, Span(8, 100, 8), None).text_T
+    indices_T = Pose(text=1).place(np.random.default_rng(0), 8, Lengths(8, 100, 8), None).text_T
     assert indices_T.tolist() == list(range(8)), "continuous text"
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments", "span", "method", "words"),
+    ("name", "arguments", "lengths", "method", "words"),
     [
-        ("pose", {}, Span(8, 8, 8), "yarn", "--augment pose: no target above the window of 8"),
-        ("pose", {"chunks": 9}, Span(8, 80, 8), "yarn", "--augment-arg pose.chunks=9: "),
-        ("e2", {}, Span(8, 80, 8), "abf", "abf"),
-        ("e2", {}, Span(8, 80, 8), "resonance", "resonance "),
-        ("e2", {}, Span(8, 80, 8), "dynamic_ntk", "dynamic_ntk"),
-        ("e2", {"max_factor": 3}, Span(25, 80, 8), "pi", "--augment-arg e2.max_factor=3: "),
+        ("pose", {}, Lengths(8, 8, 8), "yarn", "--augment pose: no target above the window of 8"),
+        ("pose", {"chunks": 9}, Lengths(8, 80, 8), "yarn", "--augment-arg pose.chunks=9: "),
+        ("e2", {}, Lengths(8, 80, 8), "abf", "abf"),
+        ("e2", {}, Lengths(8, 80, 8), "resonance", "resonance "),
+        ("e2", {}, Lengths(8, 80, 8), "dynamic_ntk", "dynamic_ntk"),
+        ("e2", {"max_factor": 3}, Lengths(25, 80, 8), "pi", "--augment-arg e2.max_factor=3: "),
     ],
 )
-def test_lengths_and_methods_that_an_augmentation_is_not_made_for(name, arguments, span, method, words):
+def test_lengths_and_methods_that_an_augmentation_is_not_made_for(name, arguments, lengths, method, words):
     with pytest.raises(LongEvalError, match=words):
-        make_augmentation(name, arguments).check(span, parse_method_name(method))
+        make_augmentation(name, arguments).check(lengths, parse_method_name(method))
 
 
 def test_lengths_at_the_limit_are_allowed():
-    Pose(chunks=8).check(Span(8, 9, 8), YARN)
-    E2(max_factor=3).check(Span(24, 80, 8), YARN)
-    Unaugmented().check(Span(8, 80, 8), parse_method_name("none"))
+    Pose(chunks=8).check(Lengths(8, 9, 8), YARN)
+    E2(max_factor=3).check(Lengths(24, 80, 8), YARN)
+    Unaugmented().check(Lengths(8, 80, 8), parse_method_name("none"))
 
 
 def test_notes_tell_a_control_and_a_generalisation():
-    assert Unaugmented().notes(Span(8, 80, 8), YARN) and not Unaugmented().notes(Span(80, 80, 8), YARN)
-    assert "resonance_pi" in E2().notes(Span(8, 80, 8), parse_method_name("resonance_pi"))[0]
-    assert not E2().notes(Span(8, 80, 8), parse_method_name("pi"))
+    assert Unaugmented().notes(Lengths(8, 80, 8), YARN) and not Unaugmented().notes(Lengths(80, 80, 8), YARN)
+    assert "resonance_pi" in E2().notes(Lengths(8, 80, 8), parse_method_name("resonance_pi"))[0]
+    assert not E2().notes(Lengths(8, 80, 8), parse_method_name("pi"))
 
 
 def test_settings_know_the_same_augmentations():

@@ -14,7 +14,7 @@ from longeval.errors import LongEvalError
 from longeval.models.prepare import prepare
 from longeval.run.host import Silent
 from longeval.studies.finetune.augment import E2, Pose, Unaugmented
-from longeval.studies.finetune.batch import Span
+from longeval.studies.finetune.batch import Lengths
 from longeval.studies.finetune.request import FinetuneRequest
 from longeval.studies.finetune.text import Batches, needed_tokens, read_text
 
@@ -77,8 +77,8 @@ def words(number, seed):
     return " ".join(np.random.default_rng(seed).choice(["the", "context", "grows", "x7"], number).tolist())
 
 
-def batches(text, augmentation=None, *, seed=0, span=None, **changes):
-    fields = {"augmentation": augmentation or Unaugmented(), "span": span or Span(8, 64, 32), "batch_size": 2}
+def batches(text, augmentation=None, *, seed=0, lengths=None, **changes):
+    fields = {"augmentation": augmentation or Unaugmented(), "lengths": lengths or Lengths(8, 64, 32), "batch_size": 2}
     return Batches(text=text, seed=seed, **(fields | changes))
 
 
@@ -231,7 +231,7 @@ def test_a_batch_depends_on_text_seed_and_step_alone(model, augmentation):
 
 def test_every_sequence_of_every_step_draws_positions_of_its_own(model):
     text = read(model, Listed(words(900, 1)), augmentation=Pose(), steps=4, batch_size=8)
-    made = batches(text, Pose(), batch_size=8, span=Span(8, 2**20, 32))
+    made = batches(text, Pose(), batch_size=8, lengths=Lengths(8, 2**20, 32))
     batch = made.batch(0)
     drawn = [tuple(row) for each in (batch, made.batch(1)) for row in each.positions_BT.tolist()]
     assert len(set(drawn)) == 16
