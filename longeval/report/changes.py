@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from longeval.report.document import TableCell
 from longeval.report.numbers import format_percent
 from longeval.stats.bootstrap import PairedDifference, paired
@@ -9,19 +11,26 @@ from longeval.store.nll import TokenNll
 from longeval.store.records import Record
 
 
+class Resampled(NamedTuple):
+    """How intervals are drawn: the keyword arguments of `stats.bootstrap.interval` and `paired`."""
+
+    resamples: int
+    seed: int
+    level: float
+
+
+def resampled_as(record: Record) -> Resampled:
+    """How the interval of a record was drawn; the defaults where it has none."""
+    how = record.params.get("ci") or {}
+    return Resampled(int(how.get("resamples") or 2000), int(how.get("seed") or 0), float(how.get("level") or 0.95))
+
+
 def paired_as(record: Record, nll_a: TokenNll | None, nll_b: TokenNll | None) -> PairedDifference | None:
     """The difference of b from a, resampled as the interval of `record` was; None without NLLs of the same tokens."""
     if nll_a is None or nll_b is None:
         return None
-    how = record.params.get("ci") or {}
-    return paired(
-        nll_a,
-        nll_b,
-        record.protocol or "",
-        resamples=int(how.get("resamples") or 2000),
-        seed=int(how.get("seed") or 0),
-        level=float(how.get("level") or 0.95),
-    )
+    resamples, seed, level = resampled_as(record)
+    return paired(nll_a, nll_b, record.protocol or "", resamples=resamples, seed=seed, level=level)
 
 
 def change_cell(
