@@ -91,15 +91,16 @@ class Store:
     Args:
         path: Local folder or fsspec URL (`s3://bucket/run`, `memory://run`). Nothing is created until the first write.
         create: Whether the folder may be new. If False, `path` must be a run folder already.
+        read_only: Whether everything that is to be written is ignored, since another process writes the same.
 
     Raises:
         LongEvalError: The file system can't be reached, or `path` is not a run folder and `create` is False.
     """
 
-    def __init__(self, path: str, *, create: bool = True) -> None:
+    def __init__(self, path: str, *, create: bool = True, read_only: bool = False) -> None:
         bare = path.rstrip("/")
         self.path = path if not bare or bare.endswith(":") else bare
-        self._read_only = False
+        self._follows = self._read_only = read_only
         self.damaged: dict[str, str] = {}
         """Ids of the cells that were found damaged and not stored again since, with the reason."""
         self._warned: set[str] = set()
@@ -118,6 +119,19 @@ class Store:
                 "Give a folder that `longeval ppl`, `longeval tasks` or `longeval posgen train` wrote (--out).",
             )
 
+    def local_path(self, *parts: str) -> str:
+        """The path of a file or folder inside a run folder on this machine.
+
+        Raises:
+            LongEvalError: The run folder is elsewhere.
+        """
+        if not isinstance(self._fs, LocalFileSystem):
+            raise LongEvalError(
+                f"--out {self.path}: is not on this machine, and models can only be saved here",
+                "Give a local folder, and copy it afterwards.",
+            )
+        return self._at(*parts)
+
     def is_run_folder(self) -> bool:
         """Whether the folder holds `cells/` and `spec.yaml`."""
         return bool(self._fs.exists(self._at("cells")) and self._fs.exists(self._at("spec.yaml")))
@@ -131,7 +145,7 @@ class Store:
         Raises:
             LongEvalError: The folder can't be written, and it is not a run folder.
         """
-        self._read_only = False
+        self._read_only = self._follows
         try:
             self.check_writable()
         except LongEvalError:

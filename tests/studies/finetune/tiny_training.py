@@ -1,0 +1,135 @@
+"""A tiny Llama with untied head, batches for it, and torch's own plain training loop."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy
+
+from longeval.studies.finetune.batch import Batch
+from longeval.studies.finetune.checkpoint import Checkpoints, TrainingLog
+from longeval.studies.finetune.request import FinetuneRequest
+from longeval.studies.finetune.train import learning_rate, train
+
+VOCABULARY = 50
+
+
+def request(**changes) -> FinetuneRequest:
+    fields = {"model": ("m",), "pe": ("yarn",), "length": 64, "window": 24, "steps": 3, "batch_size": 4, "lr": 1e-2}
+    return FinetuneRequest(**(fields | changes))
+
+
+def tiny(dtype=torch.float32, **changes):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(1)
+    config = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 48,
+        "vocab_size": VOCABULARY,
+        "max_position_embeddings": 64,
+        "initializer_range": 0.2,
+        "tie_word_embeddings": False,
+        "attn_implementation": "sdpa",
+    }
+    return LlamaForCausalLM(LlamaConfig(**(config | changes))).to(dtype).eval().requires_grad_(False)
+
+
+def batches(num_sequences: int = 4, num_tokens: int = 24, *, documents: bool = False):
+    def batch(step: int) -> Batch:
+        rng = np.random.default_rng(step)
+        tokens_BT = rng.integers(0, VOCABULARY, (num_sequences, num_tokens))
+        positions_BT = np.tile(np.arange(num_tokens), (num_sequences, 1))
+        documents_BT = None
+        if documents:
+            documents_BT = (positions_BT >= rng.integers(4, num_tokens - 4, (num_sequences, 1))).astype(np.int64)
+            starts_B = documents_BT.argmax(axis=1)[:, None]
+            positions_BT = np.where(documents_BT == 1, positions_BT - starts_B, positions_BT)
+        return Batch(tokens_BT=tokens_BT, positions_BT=positions_BT, documents_BT=documents_BT)
+
+    return batch
+
+
+def ones(tokens_BT, positions_BT, documents_BT):
+    mask = torch.ones_like(tokens_BT) if documents_BT is None else None
+    return {"input_ids": tokens_BT, "position_ids": positions_BT, "attention_mask": mask, "use_cache": False}
+
+
+def run(model, asked: FinetuneRequest, folder: Path | str, given=None, **changes) -> TrainingLog:
+    settings = {
+        "seed": 0,
+        "micro_batch": 4,
+        "precision": "float32",
+        "serve": lambda batch: None,
+        "arguments": ones,
+        "checkpoints": Checkpoints(str(folder), keep=2, every=asked.checkpoint_every),
+    }
+    return train(model, given or batches(asked.batch_size), asked, **(settings | changes))
+
+
+def plain_loop(model, asked: FinetuneRequest, given=None) -> list[float]:
+    """Torch's own parts: cross-entropy of all logits at once, clip_grad_norm_, AdamW. Returns the losses."""
+    model.requires_grad_(True).train()
+    betas = (asked.beta1, asked.beta2)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=1.0, betas=betas, weight_decay=asked.weight_decay, foreach=False
+    )
+    losses = []
+    for step in range(asked.steps):
+        batch = (given or batches(asked.batch_size))(step)
+        tokens_BT = torch.from_numpy(batch.tokens_BT)
+        logits_BTV = model(
+            input_ids=tokens_BT,
+            position_ids=torch.from_numpy(batch.positions_BT),
+            attention_mask=None if batch.documents_BT is not None else torch.ones_like(tokens_BT),
+            use_cache=False,  # with a cache, transformers reads no borders
+        ).logits[:, :-1]
+        labels_BT = tokens_BT[:, 1:].clone()
+        if batch.documents_BT is not None:
+            labels_BT[torch.from_numpy(np.diff(batch.documents_BT) != 0)] = -100
+        loss = cross_entropy(logits_BTV.flatten(0, 1), labels_BT.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        if asked.clip:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), asked.clip)
+        optimizer.param_groups[0]["lr"] = learning_rate(step, asked)
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    model.eval().requires_grad_(False)
+    return losses
+
+
+def furthest(model, other) -> float:
+    """The largest difference between the weights of two models."""
+    pairs = zip(model.parameters(), other.parameters(), strict=True)
+    return max(float((a.detach().double() - b.detach().double()).abs().max()) for a, b in pairs)
+
+
+def main(folder: str, weights: str, stop: str) -> None:
+    """A program that trains, and is killed after step `stop`; it writes the final weights."""
+    import os
+    import signal
+
+    from safetensors.torch import save_file
+
+    def told(step):
+        sys.stdout.write(f"{step.step}\n")
+        sys.stdout.flush()
+        if step.step == int(stop):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    torch.use_deterministic_algorithms(True)
+    model = tiny(attention_dropout=0.2)
+    log = run(model, request(steps=6, checkpoint_every=2), folder, told=told)
+    save_file(model.state_dict(), weights)
+    sys.stdout.write(f"{log.loss}\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
