@@ -34,7 +34,7 @@ def trained_weights(model, pe, augment, seed):
     return hashlib.sha256(f"{model} {pe} {augment} {seed}".encode()).hexdigest()
 
 
-def make_training(pe="yarn", losses=None, *, augment="none", seed=0, error=None, **changes):
+def make_training(pe="yarn", losses=None, *, augment="none", seed=0, error=None, steps=2, **changes):
     """The record of one training: its loss, or that it failed."""
     given = dict(changes)
     model = given.get("model", "toy")
@@ -49,7 +49,7 @@ def make_training(pe="yarn", losses=None, *, augment="none", seed=0, error=None,
         "augment": augment,
         "augment_args": {},
         "packing": "continuous",
-        "steps": 2 if losses is None else len(losses.steps),
+        "steps": steps if losses is None else len(losses.steps),
         "batch_size": 4,
         "lr": 2e-5,
         "schedule": "linear",

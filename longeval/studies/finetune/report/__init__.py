@@ -7,15 +7,27 @@ from collections.abc import Callable, Iterator, Sequence
 from longeval.metrics.perplexity import PERPLEXITY
 from longeval.report.build import MAX_DRAWN, StudyReport
 from longeval.report.collect import Collection
-from longeval.report.document import Block, Bullets, Figure, Heading, Note, Paragraph, Prose, Section, Table, prose
-from longeval.report.numbers import counted, format_perplexity, numbers_text
+from longeval.report.document import (
+    Block,
+    Bullets,
+    Figure,
+    Heading,
+    Note,
+    Paragraph,
+    Prose,
+    Section,
+    Table,
+    joined,
+    prose,
+)
+from longeval.report.numbers import counted, format_percent, format_perplexity, numbers_text
 from longeval.report.tables import slugs_of
 from longeval.store.losses import LOSSES, Losses
 from longeval.store.nll import NLL
 from longeval.store.records import Record
-from longeval.studies.finetune.report.changes import Change, TokenValues, change
+from longeval.studies.finetune.report.changes import Change, TokenValues, change, perplexity, values_of
 from longeval.studies.finetune.report.facts import opening, setting_facts
-from longeval.studies.finetune.report.figures import length_figure, loss_figure, smoothing
+from longeval.studies.finetune.report.figures import leaves_panel, length_figure, loss_figure, smoothing
 from longeval.studies.finetune.report.tables import (
     change_data,
     change_table,
@@ -26,7 +38,7 @@ from longeval.studies.finetune.report.tables import (
     perplexity_table,
     training_table,
 )
-from longeval.studies.finetune.report.trainings import Evaluation, TrainingSet, evaluations, training_sets
+from longeval.studies.finetune.report.trainings import Evaluation, Models, TrainingSet, evaluations, training_sets
 from longeval.values import format_length
 
 LossesOf = Callable[[str], Losses | None]
@@ -97,21 +109,24 @@ def _evaluated(
     """What was measured on one data set, as blocks and as the tables of a paper."""
     native = trained.params.get("native_length")
     paper = [perplexity_table(evaluation, tokens, slug), change_table(evaluation, tokens, slug)]
-    blocks: list[Block] = [Heading(text=prose("Before and after on `{}`", evaluation.title)), paper[0]]
+    blocks: list[Block] = [Heading(text=prose("Before and after on {}", evaluation.name)), paper[0]]
     if is_drawn and (picture := length_figure(trained, evaluation, native)) is not None:
         description = "Perplexity by context length, before training (dashed) and after (solid)"
+        if leaves_panel(evaluation):
+            description += "; where the base model leaves the panel, the table has its values"
         blocks.append(Figure(name=f"before-after-{slug}", description=description, picture=picture))
+        blocks.append(Paragraph(text=f"{description}."))
     if paper[1].rows:
         blocks += [Paragraph(text="What training changed:"), paper[1]]
     pairs = pair_table(trained, evaluation, tokens, slug)
     if pairs is not None:
         table, several = pairs
         paper.append(table)
-        blocks += [Heading(text=prose("Resonance after the same training, on `{}`", evaluation.title))]
+        blocks += [Heading(text=prose("Resonance after the same training, on {}", evaluation.name))]
         blocks += [Paragraph(text=_seeds_text(trained, several=several)), table]
     price = [*_price(evaluation, native, tokens)]
     if price:
-        blocks += [Heading(text=prose("Short context on `{}`", evaluation.title)), Paragraph(text=_PRICE)]
+        blocks += [Heading(text=prose("Short context on {}", evaluation.name)), Paragraph(text=_PRICE)]
         blocks.append(Bullets(items=tuple(price)))
     return blocks, paper
 
@@ -180,15 +195,27 @@ def _price(evaluation: Evaluation, native: int | None, tokens: TokenValues) -> I
     if base is None or native is None:
         return
     for after in evaluation.after:
-        found = {length: change(base, after, length, tokens) for length in evaluation.lengths if length <= native}
-        said = [_price_at(length, one) for length, one in found.items() if one is not None]
+        said: list[str] = []
+        verb = ""
+        for length in evaluation.lengths:
+            found = change(base, after, length, tokens) if length <= native else None
+            if found is None:
+                continue
+            does = "costs" if found.ratio > 0 else "gains" if found.ratio < 0 else "changes"
+            text = f"{found.text} at {format_length(length)}{_verdict(found)}{_untrained(evaluation, after, length)}"
+            said.append(text if does == verb else f"{does} {text}")
+            verb = does
         if said and after.variant is not None:
             yield prose("{} {}.", after.variant.name, "; ".join(said))
 
 
-def _price_at(length: int, found: Change) -> str:
-    does = "costs" if found.ratio > 0 else "gains" if found.ratio < 0 else "changes"
-    return f"{does} {found.text} at {format_length(length)}{_verdict(found)}"
+def _untrained(evaluation: Evaluation, after: Models, length: int) -> str:
+    """What the method alone changes at a length, ` (untrained: +4.90%)`; empty where it was not measured."""
+    before = evaluation.before_of(after)
+    if before is None or evaluation.untouched is None or before is evaluation.untouched:
+        return ""
+    own, base = values_of(before, length), values_of(evaluation.untouched, length)
+    return f" (untrained: {format_percent(perplexity(own) / perplexity(base) - 1)})" if own and base else ""
 
 
 def _missing(trained: TrainingSet, evaluated: Sequence[Evaluation]) -> Iterator[Prose]:
@@ -202,21 +229,20 @@ def _missing(trained: TrainingSet, evaluated: Sequence[Evaluation]) -> Iterator[
             folder,
         )
     for evaluation in evaluated:
-        for variant in done:
-            for seed, training in variant.trainings.items():
-                if training.status != "ok":
-                    continue
-                after = evaluation.after_of(variant)
-                cells = {} if after is None else after.cells
-                absent = [length for length in evaluation.lengths if seed not in cells.get(length, {})]
-                if absent:
-                    yield prose(
-                        "The model of {}{} was not measured on `{}` at {}.",
-                        variant.name,
-                        f", seed {seed}," if len(variant.trainings) > 1 else "",
-                        evaluation.title,
-                        ", ".join(map(format_length, absent)),
-                    )
+        absent = [*_absent(trained, evaluation)]
+        if absent:
+            yield prose("Not measured on {}: {}.", evaluation.name, joined("; ", absent))
+
+
+def _absent(trained: TrainingSet, evaluation: Evaluation) -> Iterator[Prose]:
+    """Each trained model with the lengths at which it has no cell."""
+    for variant in trained.variants:
+        after = evaluation.after_of(variant)
+        for seed, training in variant.trainings.items():
+            lengths = [n for n in evaluation.lengths if after is None or seed not in after.cells.get(n, {})]
+            if training.status == "ok" and lengths:
+                of_seed = f", seed {seed}," if len(variant.trainings) > 1 else ""
+                yield prose("the model of {}{} at {}", variant.name, of_seed, ", ".join(map(format_length, lengths)))
 
 
 def _loss_blocks(trained: TrainingSet, slug: str, losses: LossesOf, *, is_drawn: bool) -> list[Block]:

@@ -54,6 +54,8 @@ class Change:
     """With the interval; None where NLLs are not stored, or are not of the same tokens."""
     by_seed: Mapping[int, float]
     """Seed to the relative change of its models."""
+    num_seeds: int = 1
+    """Seeds that the second row has at any length."""
 
     @property
     def ratio(self) -> float:
@@ -74,7 +76,7 @@ class Change:
     def cell(self) -> TableCell:
         """The change in a table: with its interval, and the range of the seeds where there are several."""
         low, high = (format_percent(end(self.by_seed.values())) for end in (min, max))
-        note = f"(seeds {low} to {high})" if len(self.by_seed) > 1 else ""
+        note = _seeds_note(len(self.by_seed), self.num_seeds, low, high)
         return change_cell(self.ratio, self.difference, note=note, is_clear=self.is_clear)
 
     @property
@@ -113,19 +115,16 @@ def change(a: Models, b: Models, length: int, tokens: TokenValues) -> Change | N
         before=perplexity(of_a),
         after=perplexity(of_b),
         difference=paired_as(first, tokens.mean([*of_a.values()]), tokens.mean([*of_b.values()])),
+        num_seeds=len(b.seeds),
         by_seed={seed: perplexity({seed: of_b[seed]}) / perplexity({seed: of_a[seed]}) - 1 for seed in seeds},
     )
 
 
 def perplexity_cell(models: Models, length: int, tokens: TokenValues, *, is_best: bool) -> TableCell:
     """The perplexity of a row; over several seeds their geometric mean with their range behind it."""
-    measured = models.cells.get(length, {})
-    if len(measured) < 2:
-        record = next(iter(measured.values()), None)
-        return value_cell(record, is_best=is_best)
-    values = values_of(models, length)
-    if not values:
-        return TableCell(text="failed", is_failure=True)
+    values, measured = values_of(models, length), models.cells.get(length, {})
+    if not values or len(models.seeds) == 1:
+        return value_cell(next(iter(measured.values()), None), is_best=is_best)
     mean = tokens.mean([*values.values()])
     first = next(iter(values.values()))
     resamples, seed, level = resampled_as(first)
@@ -133,10 +132,17 @@ def perplexity_cell(models: Models, length: int, tokens: TokenValues, *, is_best
     if mean is not None:
         found = interval(resampling_units(mean, first.protocol), resamples=resamples, seed=seed, level=level)
     low, high = (end(record.value for record in values.values() if record.value) for end in (min, max))
-    fewer = f"{len(values)} of {len(measured)} " if len(values) < len(measured) else ""
     return TableCell(
         text=format_perplexity(perplexity(values)),
         interval=None if found is None else (format_perplexity(found.low), format_perplexity(found.high)),
-        note=f"({fewer}seeds {format_perplexity(low)} to {format_perplexity(high)})",
+        note=_seeds_note(len(values), len(models.seeds), format_perplexity(low), format_perplexity(high)),
         is_strong=is_best,
     )
+
+
+def _seeds_note(found: int, asked: int, low: str, high: str) -> str:
+    """`(seeds 8.1 to 8.3)`, `(1 of 3 seeds)`, or nothing where there is one seed in all."""
+    if asked < 2:
+        return ""
+    few = f"{found} of {asked} seeds" if found < asked else "seeds"
+    return f"({few})" if found == 1 else f"({few} {low} to {high})"

@@ -47,7 +47,7 @@ def opening(trained: TrainingSet) -> Prose:
     native = params.get("native_length")
     from_native = "" if native is None else f", from its native {format_length(native)},"
     return prose(
-        "{} of `{}`{} to {} tokens on {}: {}{}; {}. Each took {} of {} of {} tokens.{}{}",
+        "{} of `{}`{} to {} tokens on {}: {}{}; {}. {} took {} of {} of {} tokens.{}{}",
         counted(len(trained.records), "training"),
         trained.model,
         from_native,
@@ -56,6 +56,7 @@ def opening(trained: TrainingSet) -> Prose:
         codes(unique(variant.row.label for variant in trained.variants)),
         _augmented(trained),
         _seeds(trained.seeds),
+        "Each" if len(trained.records) > 1 else "It",
         counted(params["steps"], "step"),
         counted(params["batch_size"], "sequence"),
         format_length(params["window"]),
@@ -96,8 +97,8 @@ def _failed(trained: TrainingSet) -> Prose:
     if not failed:
         return ""
     reasons = unique(error_text(record) for record in failed)
-    have = "has" if len(failed) == 1 else "have"
-    return prose(" {} of them {} no model: {}.", str(len(failed)), have, "; ".join(reasons))
+    which = f"{len(failed)} of them" if len(trained.records) > 1 else "It"
+    return prose(" {} failed and left no model: {}.", which, "; ".join(reasons))
 
 
 def setting_facts(trained: TrainingSet) -> Bullets:

@@ -32,11 +32,15 @@ from longeval.report.tables import GridRow
 from longeval.stats.bootstrap import FloatArray
 from longeval.store.losses import Losses
 from longeval.studies.finetune.report.changes import perplexity, values_of
-from longeval.studies.finetune.report.trainings import Evaluation, Models, TrainingSet, Variant
+from longeval.studies.finetune.report.trainings import Evaluation, Models, TrainingSet, Variant, method_key
 
 _DASHES = (0, (3, 2))
 _POINTS = 50
 """A curve of twice as many steps or more is smoothed, so that about so many independent points remain."""
+
+
+_WORSE = 2.0
+"""A base model whose perplexity is more than this times the highest of the others leaves the panel."""
 
 
 def _panels(number: int, width: float = WIDTH_INCHES) -> tuple[Figure, list[Axes]]:
@@ -70,7 +74,9 @@ def length_figure(trained: TrainingSet, evaluation: Evaluation, native_length: i
         untrained = [before for one in after if (before := evaluation.before_of(one)) is not None]
         for models in (*base, *(before for before in untrained if before not in base), *after):
             style = styles[id(_same(rows, models.row))]
-            if models.variant is None:
+            if models is evaluation.untouched:
+                style = style | {"linestyle": _DASHES, "label": "base"}
+            elif models.variant is None:
                 style = style | {"linestyle": _DASHES, "label": f"{style['label']} before"}
             else:
                 style = style | {"label": f"{style['label']} trained"}
@@ -80,11 +86,37 @@ def length_figure(trained: TrainingSet, evaluation: Evaluation, native_length: i
         if len(augmentations) > 1:
             axes.set_title(augment, fontsize=9, pad=14)
     length_axis(panels[0], evaluation.lengths)
-    perplexity_axis(panels[0], [value for _, value in every])
+    _scale(panels[0], evaluation)
     for axes in panels:
         native_line(axes, native_length)
     title_and_legend(figure, f"{trained.title}: {evaluation.title}", legend.values())
     return plots.render(figure)
+
+
+def leaves_panel(evaluation: Evaluation) -> bool:
+    """Whether the untouched model is so much worse at some length that the axis leaves it out there.
+
+    Beyond its native length it often is a hundred times worse, on an axis on which the methods would be one line.
+    """
+    if evaluation.untouched is None:
+        return False
+    own = max((value for _, value in _points([evaluation.untouched], evaluation.lengths)), default=0.0)
+    others = [value for _, value in _points((*evaluation.before, *evaluation.after), evaluation.lengths)]
+    return bool(others) and own > _WORSE * max(others)
+
+
+def _scale(axes: Axes, evaluation: Evaluation) -> None:
+    """The axis of perplexities, over what it shows."""
+    rows = evaluation.rows
+    if leaves_panel(evaluation):
+        rows = (*evaluation.before, *evaluation.after)
+    values = [value for _, value in _points(rows, evaluation.lengths)]
+    if leaves_panel(evaluation):
+        base = [] if evaluation.untouched is None else [evaluation.untouched]
+        lowest = min(value for _, value in _points((*rows, *base), evaluation.lengths))
+        margin = 0.06 * (max(values) - lowest)
+        axes.set_ylim(max(lowest - margin, 0.9 * lowest), max(values) + margin)  # 0 has no place on a logarithmic axis
+    perplexity_axis(axes, values)
 
 
 def _of(evaluation: Evaluation, augment: str) -> list[Models]:
@@ -93,15 +125,14 @@ def _of(evaluation: Evaluation, augment: str) -> list[Models]:
 
 def _distinct(rows: Sequence[GridRow]) -> list[GridRow]:
     """One row for each method, parameters and factor."""
-    found: dict[tuple[Any, ...], GridRow] = {}
+    found: dict[tuple[object, ...], GridRow] = {}
     for row in rows:
-        found.setdefault((row.pe, row.method, row.factor), row)
+        found.setdefault(method_key(row), row)
     return [*found.values()]
 
 
 def _same(rows: Sequence[GridRow], wanted: GridRow) -> GridRow:
-    key = wanted.pe, wanted.method, wanted.factor
-    return next(row for row in rows if (row.pe, row.method, row.factor) == key)
+    return next(row for row in rows if method_key(row) == method_key(wanted))
 
 
 def _points(rows: Sequence[Models], lengths: Sequence[int]) -> list[tuple[int, float]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from longeval.report.tables import DASH, error_text, factor_text, length_columns
 from longeval.store.losses import Losses
 from longeval.store.records import Record
 from longeval.studies.finetune.report.changes import Change, TokenValues, change, perplexity, perplexity_cell, values_of
-from longeval.studies.finetune.report.trainings import Evaluation, Models, TrainingSet, Variant
+from longeval.studies.finetune.report.trainings import Evaluation, Models, TrainingSet, Variant, method_key
 from longeval.values import format_duration, format_length
 
 MAX_SEEDS = 5
@@ -32,27 +33,18 @@ def _row(first: Sequence[Prose], models: Models, cells: Sequence[TableCell]) -> 
     return Row(cells=(*(TableCell(text=text) for text in texts), *cells))
 
 
-def _by_method(evaluation: Evaluation) -> Iterator[Models]:
+def _by_method(evaluation: Evaluation) -> list[Models]:
     """The rows of an evaluation: the base model, then each method before and after."""
-    if evaluation.untouched is not None:
-        yield evaluation.untouched
-    shown: list[Models] = []
-    for after in evaluation.after:
-        before = evaluation.before_of(after)
-        if before is not None and before is not evaluation.untouched and before not in shown:
-            shown.append(before)
-            yield before
-            same = [other for other in evaluation.after if evaluation.before_of(other) is before]
-        elif before is None or before is evaluation.untouched:
-            same = [after]
-        else:
-            continue
-        yield from same
+    groups: dict[tuple[object, ...], list[Models]] = defaultdict(list)
+    for models in (*evaluation.before, *evaluation.after):
+        groups[method_key(models.row)].append(models)
+    base = [] if evaluation.untouched is None else [evaluation.untouched]
+    return [*base, *(models for found in groups.values() for models in found)]
 
 
 def perplexity_table(evaluation: Evaluation, tokens: TokenValues, slug: str = "") -> Table:
     """Perplexities of the base model, and of each method before and after training; the best of a length in bold."""
-    rows = [*_by_method(evaluation)]
+    rows = _by_method(evaluation)
     best = {length: _best(rows, length) for length in evaluation.lengths}
     shown = []
     for models in rows:
@@ -129,7 +121,8 @@ def change_table(evaluation: Evaluation, tokens: TokenValues, slug: str) -> Tabl
         for base in bases:
             found = [change(base, after, length, tokens) for length in evaluation.lengths]
             against = "base" if base is evaluation.untouched else prose("`{}` before", base.row.label)
-            names: list[Prose] = [prose("`{}`, {}", after.row.label, _stage(after)), against]
+            assert after.variant is not None
+            names: list[Prose] = [after.variant.name, against]
             rows.append(_row(names, after, [DASH if one is None else one.cell for one in found]))
     caption = (
         "Relative change of perplexity by training (negative: training helped), on the same tokens, with the 95% "

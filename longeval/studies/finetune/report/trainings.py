@@ -84,7 +84,7 @@ class TrainingSet:
     def title(self) -> str:
         """Plain-text name."""
         differs = f" ({self.differs})" if self.differs else ""
-        return f"{self.model} trained at {format_length(self.length)} on {self.data}{differs}"
+        return f"{self.model} trained for {format_length(self.length)} on {self.data}{differs}"
 
     @property
     def records(self) -> list[Record]:
@@ -141,7 +141,7 @@ def _variants(records: Sequence[Record]) -> tuple[Variant, ...]:
             trainings = {
                 record.params["seed"]: record
                 for record in sorted(found, key=lambda record: record.params["seed"])
-                if (record.pe, method_of(record), record.factor) == (row.pe, row.method, row.factor)
+                if _is_of(record, row)
             }
             named = replace(row, label=row_name(row, rows))
             variants.append(Variant(row=named, augment=name, trainings=trainings))
@@ -192,6 +192,11 @@ class Evaluation:
         return f"{self.data}, {self.protocol}{f' ({self.differs})' if self.differs else ''}"
 
     @property
+    def name(self) -> Prose:
+        """The same with the data as code."""
+        return prose("`{}`{}", self.data, self.title.removeprefix(self.data))
+
+    @property
     def rows(self) -> tuple[Models, ...]:
         """All rows: the base model, then the trained ones."""
         return (*([] if self.untouched is None else [self.untouched]), *self.before, *self.after)
@@ -199,15 +204,21 @@ class Evaluation:
     def before_of(self, after: Models) -> Models | None:
         """The base model under the method of a trained one; None if it was not measured."""
         rows = (*self.before, *([] if self.untouched is None else [self.untouched]))
-        return next((models for models in rows if _same_method(models.row, after.row)), None)
+        return next((models for models in rows if method_key(models.row) == method_key(after.row)), None)
 
     def after_of(self, variant: Variant) -> Models | None:
         """The trained models of a variant; None if none was measured."""
         return next((models for models in self.after if models.variant is variant), None)
 
 
-def _same_method(a: GridRow, b: GridRow) -> bool:
-    return (a.pe, a.method, a.factor) == (b.pe, b.method, b.factor)
+def method_key(row: GridRow) -> tuple[object, ...]:
+    """What is equal in all rows of one method with one set of parameters and one factor."""
+    return row.pe, row.method, row.factor
+
+
+def _is_of(record: Record, row: GridRow) -> bool:
+    """Whether a cell was computed with the method of a row."""
+    return (record.pe, method_of(record), record.factor) == method_key(row)
 
 
 def evaluations(trained: TrainingSet, perplexities: Iterable[Record]) -> list[Evaluation]:
@@ -247,9 +258,9 @@ def _evaluation(trained: TrainingSet, records: Sequence[Record], names: tuple[st
             by_weights[record.params.get("weights")].append(record)
 
     before: list[Models] = []
-    for row in (variant.row for variant in trained.variants):
-        if row.pe != "none" and not any(_same_method(models.row, row) for models in before):
-            same = (r for r in of_base if (r.pe, method_of(r), r.factor) == (row.pe, row.method, row.factor))
+    for row in {method_key(variant.row): variant.row for variant in trained.variants}.values():
+        if row.pe != "none":
+            same = (record for record in of_base if _is_of(record, row))
             before.append(Models(row=row, variant=None, cells={record.length: {0: record} for record in same}))
     after = []
     for variant in trained.variants:
