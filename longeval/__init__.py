@@ -1,17 +1,17 @@
 """longeval measures how well a RoPE model works when its context is longer than in training.
 
-The Python interface: `longeval.ppl(…)`, `longeval.tasks(…)` and `longeval.posgen(…)` carry out a request, and
-`longeval.load(path)` opens a run folder; all return `Results`. They are imported when they are first used, so importing
-`longeval` alone is fast. CONTRIBUTING.md describes the structure of the package.
+The Python interface: `longeval.ppl(…)`, `longeval.tasks(…)`, `longeval.finetune(…)` and `longeval.posgen(…)` carry out
+a request, and `longeval.load(path)` opens a run folder; all return `Results`. They are imported when they are first
+used, so importing `longeval` alone is fast. CONTRIBUTING.md describes the structure of the package.
 """
 
 TYPE_CHECKING = (
     False  # not from typing: a typing.py in the current folder would be imported before __main__ shuts it out
 )
 if TYPE_CHECKING:
-    from longeval.results import Results, load, posgen, ppl, tasks
+    from longeval.results import Results, finetune, load, posgen, ppl, tasks
 
-__all__ = ["DISTRIBUTION", "Results", "__version__", "load", "posgen", "ppl", "tasks"]
+__all__ = ["DISTRIBUTION", "Results", "__version__", "finetune", "load", "posgen", "ppl", "tasks"]
 
 __version__ = "0.1.0"
 

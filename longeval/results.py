@@ -225,7 +225,7 @@ def carry_out(
     from longeval.cli.progress import RunProgress
     from longeval.cli.run import check_folder, default_out
     from longeval.run.engine import run
-    from longeval.run.study import find_study
+    from longeval.run.study import Plan, find_study, plan_after, plan_all
     from longeval.run.tracking import Tracking, check_trackers
 
     trackers = (track,) if isinstance(track, str) else track
@@ -234,14 +234,29 @@ def carry_out(
     request = study.Request.read(settings)
     store = Store(out or default_out(request))
     check_folder([request], {command: study}, store)
-    with RunProgress(quiet=quiet) as progress:
-        progress.preparing("loading libraries")
-        plan = study.plan(request, progress)
-        for note in plan.notes:
-            progress.say(f"longeval: {note}")
-        with Tracking(trackers, folder=store.path, settings=plan.request.to_mapping()) as tracking:
-            run(plan, store, progress, fresh=fresh, told=tracking.tell)
-    return Results(store.path, [cell.id for cell in plan.cells])
+
+    def planned(make: Callable[[RunProgress], list[Plan]]) -> list[Plan]:
+        with RunProgress(quiet=quiet) as progress:
+            progress.preparing("loading libraries")
+            plans = make(progress)
+            for note in dict.fromkeys(note for plan in plans for note in plan.notes):
+                progress.note(note)
+        return plans
+
+    queue = planned(lambda tell: plan_all([request], tell))
+    for plan in queue:
+        plan.check_folder(store)
+    cells: list[str] = []
+    while queue:
+        plan = queue.pop(0)
+        with (
+            RunProgress(quiet=quiet) as progress,
+            Tracking(trackers, folder=store.path, settings=plan.request.to_mapping()) as tracking,
+        ):
+            run(plan, store, progress, fresh=fresh, under_way=bool(cells), told=tracking.tell)
+        cells += [cell.id for cell in plan.cells]
+        queue[:0] = planned(functools.partial(plan_after, plan, store))
+    return Results(store.path, list(dict.fromkeys(cells)))
 
 
 def function_of(study: str) -> Callable[..., Results]:
@@ -257,6 +272,11 @@ def ppl(**settings: Any) -> Results:
 def tasks(**settings: Any) -> Results:
     """Runs downstream tasks. The settings are those of `longeval tasks` and of `carry_out`."""
     return carry_out("tasks", **settings)
+
+
+def finetune(**settings: Any) -> Results:
+    """Trains models on at a longer context. The settings are those of `longeval finetune` and of `carry_out`."""
+    return carry_out("finetune", **settings)
 
 
 def posgen(**settings: Any) -> Results:

@@ -153,6 +153,16 @@ def format_length(length: int) -> str:
     return f"{length // 1024}k" if length % 1024 == 0 else str(length)
 
 
+def format_duration(seconds: float) -> str:
+    """Seconds as text, such as `42 s`, `3 min 05 s` or `2 h 10 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
 def quantization_text(params: Mapping[str, Any]) -> str:
     """What a record's `quantization` says, for readers: `gptq, 4 bits, group size 128`."""
     shown = {"method": "{}", "bits": "{} bits", "format": "{}", "group_size": "group size {}"}

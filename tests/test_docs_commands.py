@@ -11,6 +11,7 @@ from __future__ import annotations
 import shlex
 
 import pytest
+from adapters import save_adapter
 from completions_server import CompletionsServer
 from docs_commands import all_commands
 from tiny import make_text, save_tiny_llama
@@ -35,6 +36,7 @@ AS_RUN = {
     "ppl --model M --pe none,yarn,resonance_yarn --lengths 4k,8k,16k": (
         f"ppl --model tiny --pe none,yarn,resonance_yarn {TINY_PPL}"
     ),
+    "ppl --model M --adapter DIR --pe none,yarn --lengths 4k,8k": f"ppl --model tiny --adapter lora --pe none,yarn {TINY_PPL}",
     "tasks --model smollm2-135m-q4 --pe none,yarn --tasks passkey --lengths 4k,10k --limit 2": (
         "tasks --model tiny --pe none,yarn --tasks passkey,niah --lengths 640 --limit 2 --max-new-tokens 4 --dtype float32"
     ),
@@ -114,6 +116,7 @@ def folder(tmp_path_factory):
 def inputs(folder):
     """The models, documents and run folders that commands name."""
     save_tiny_llama(folder / "tiny", max_position_embeddings=128)
+    save_adapter(folder / "tiny", folder / "lora")
     save_words_model(folder / "words")
     (folder / "documents.txt").write_text(make_text(400))
     with pytest.MonkeyPatch.context() as patch:

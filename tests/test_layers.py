@@ -30,7 +30,7 @@ LAYERS = (
     {"metrics"},
     {"stats"},
     {"store"},
-    {"request"},
+    {"parameters", "request"},
     {"cache", "registry", "values"},
     {"files"},
     {"bounded_yaml", "errors", "looks", "plain", "printable", "studies"},  # `studies` alone is the empty package
@@ -49,7 +49,7 @@ MAY_IMPORT = {
     },
     "metrics": {"metrics", "stats", "store", "registry"},
     "stats": {"stats", "store", "errors"},
-    "rope": {"rope", "registry", "values", "errors", "files", "looks"},
+    "rope": {"rope", "parameters", "registry", "values", "errors", "files", "looks"},
 }
 """Reports read only the store; methods are pure functions."""
 

@@ -93,6 +93,18 @@ def make_request(kind: type[R], asked: Given) -> R:
 
         methods = names(asked.get("pe", kind.default("pe")), kind.flag("pe"))
         asked["pe_args"] = parse_pe_args(asked["pe_args"], methods)
+    if "augment_args" in asked:
+        from longeval.studies.finetune.augment import parse_augment_args
+
+        augmentations = names(asked.get("augment", kind.default("augment")), kind.flag("augment"))
+        asked["augment_args"] = parse_augment_args(asked["augment_args"], augmentations)
+    if "loss_args" in asked:
+        from longeval.parameters import parameter_texts
+
+        given = asked["loss_args"]
+        asked["loss_args"] = parameter_texts(
+            given, flag="--loss-arg", form="LOSS.PARAMETER=VALUE", example="longce.context=1k"
+        )
     if "vllm_args" in asked:
         from longeval.backends.vllm.options import parse_vllm_args
 

@@ -34,6 +34,7 @@ def export(
     scale_from: Annotated[str, model_option("scale_from", rich_help_panel=None)] = "plain",
     layers: Annotated[str, model_option("layers", rich_help_panel=None)] = "global",
     revision: Annotated[str | None, model_option("revision", rich_help_panel=None)] = None,
+    adapter: Annotated[str | None, model_option("adapter", rich_help_panel=None)] = None,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Only errors.")] = False,
 ) -> None:
     """Write a model with a method's frequencies for stock engines.
@@ -56,7 +57,7 @@ def export(
     from longeval.export.folder import check_folder, write_folder
     from longeval.export.gguf import check_file, check_source, config_of, write_gguf
     from longeval.export.stock import check_stock_type
-    from longeval.models.load import load_config
+    from longeval.models.load import check_weights, load_config
     from longeval.models.resolve import resolve
     from longeval.models.scaling import model_rope
     from longeval.rope.build import parse_method_name, parse_pe_args
@@ -76,13 +77,21 @@ def export(
     s = None if factor is None else parse_factor(factor)
     to_gguf = out.lower().endswith(".gguf")
     (check_file if to_gguf else check_folder)(out)
-    ref = resolve(model, revision=revision)
+    ref = resolve(model, revision=revision, adapter=adapter)
+    if to_gguf and adapter is not None:
+        raise LongEvalError(
+            f"--adapter {adapter}: a GGUF can't be written with an adapter merged in",
+            "Export a folder; or merge it with peft, convert the result with llama.cpp's convert_hf_to_gguf.py, and "
+            "export from that file.",
+        )
     if to_gguf:
         check_source(ref, out)
         config = config_of(ref, out)
     else:
         check_stock_type(ref)
         config = load_config(ref)
+        if ref.adapter is not None:
+            check_weights(ref, config)  # before the model is loaded to merge it
     rope = model_rope(ref.name, config, native=own_native, scale_from=scale_from, layers=layers)
     encoding = encode(rope, name.canonical, factor=s, arguments=arguments.get(name.base, {}))
     if not quiet:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from longeval.cli.terminal import console
 from longeval.printable import printable
-from longeval.run.overview import count, format_duration
-from longeval.values import format_length
+from longeval.run.overview import count
+from longeval.values import format_duration, format_length
 
 if TYPE_CHECKING:
     from longeval.store.records import Record
@@ -43,6 +43,7 @@ class RunProgress(AbstractContextManager["RunProgress"]):
         self._tokens = self._passes = self._num_passes = 0
         self._busy_s = 0.0
         self._noun = "window"
+        self._details = False
         self._prepared = ""
         self._planned = threading.Event()
         self._watch: threading.Thread | None = None
@@ -130,9 +131,9 @@ class RunProgress(AbstractContextManager["RunProgress"]):
         if self._live is not None and costs:
             self._task = self._live.add_task("loading the model", total=self._total, rate="")
 
-    def stage(self, what: str, num_passes: int, noun: str) -> None:
+    def stage(self, what: str, num_passes: int, noun: str, *, details: bool = False) -> None:
         """See `Progress`."""
-        self._noun = noun
+        self._noun, self._details = noun, details
         self._last_pass = time.monotonic()
         if self._live is not None:
             self._live.update(self._task, description=what)
@@ -149,7 +150,7 @@ class RunProgress(AbstractContextManager["RunProgress"]):
         self._tokens += tokens
         self._passes += 1
         self._num_passes = max(self._num_passes, self._passes)
-        left = self._left()
+        left = f"{self._left()} · {detail}" if self._details else self._left()
         speed = self._tokens / max(self._busy_s, 1e-9)
         rate = f"{self._noun} {self._passes}/{self._num_passes} · {speed:,.0f} tokens/s · {left}"
         if self._live is not None:
@@ -166,8 +167,9 @@ class RunProgress(AbstractContextManager["RunProgress"]):
         cell = f"{record.model} {record.pe} {format_length(record.length)}"
         if record.task or record.data:
             cell += f" on {record.task or record.data}"
-        if "regime" in record.params:
-            cell += f" ({record.params['regime']}, seed {record.params['seed']})"
+        told_apart = [record.params[name] for name in ("regime", "augment") if record.params.get(name)]
+        if told_apart:
+            cell += f" ({told_apart[0]}, seed {record.params['seed']})"
         if record.status == "ok":
             assert record.value is not None
             self.say(f"  {cell}: {record.metric} {record.value:.4g}")

@@ -7,6 +7,7 @@ them, then sum up.
 from __future__ import annotations
 
 import datetime
+import functools
 import os
 import shlex
 import sys
@@ -56,12 +57,15 @@ def carry_out(
     """
     from longeval.cache import sweep_temporary
     from longeval.cli.progress import RunProgress
-    from longeval.run.study import find_study
+    from longeval.models.device import process_rank
+    from longeval.run.study import find_study, plan_after, plan_all
     from longeval.run.tracking import Tracking, check_trackers
     from longeval.store.folder import Store
     from longeval.values import split_list
 
     check_loudness(quiet=quiet, verbose=verbose)
+    if process_rank():  # another process of the same training tells and writes
+        quiet, verbose, json_path, track = True, False, None, None
     for flag, value in (("--json", json_path), ("--track", track)):
         if value is not None and dry_run:
             raise LongEvalError(f"{flag} {value}: a dry run has no records", "Leave one of the two out.")
@@ -71,10 +75,12 @@ def carry_out(
         raise LongEvalError("--out '': an empty name", "Name a folder, or leave it out.")
     trackers = () if track is None else split_list(track, flag="--track")
     check_trackers(trackers)
-    store = Store(out or default_out(specs[0]))
+    store = Store(out or default_out(specs[0]), read_only=process_rank() > 0)
     studies = {spec.command: find_study(spec.command) for spec in specs}
     check_folder(specs, studies, store)
-    plans = _plan_all(specs, studies, quiet, dry_run=dry_run)
+    plans = _planned(lambda tell: plan_all(specs, tell, dry_run=dry_run), quiet)
+    for plan in plans:
+        plan.check_folder(store)
     if dry_run:
         _show_plans(plans, store, fresh, quiet)
         _show_examples(plans, store, num_shown, file=sys.stdout)
@@ -83,12 +89,17 @@ def carry_out(
     sweep_temporary()
     found: dict[tuple[str, str], tuple[str, Record]] = {}
     """(cell, metric) → the command and its record: requests of one folder may overlap, and a cell counts once."""
-    for spec, plan in zip(specs, plans, strict=True):
-        progress = RunProgress(quiet=quiet, verbose=verbose and studies[spec.command].tells_passes)
+    queue = list(plans)
+    while queue:
+        plan = queue.pop(0)
+        command = plan.request.command
+        studies.setdefault(command, find_study(command))
+        progress = RunProgress(quiet=quiet, verbose=verbose and studies[command].tells_passes)
         with Tracking(trackers, folder=store.path, settings=plan.request.to_mapping()) as tracking:
             result = _run(plan, store, progress, fresh=fresh, under_way=bool(found), told=tracking.tell)
         _say(f"{_outcome(result)}; records in {store.path}", quiet)
-        found |= {(record.cell, record.metric): (spec.command, record) for record in result.records}
+        found |= {(record.cell, record.metric): (command, record) for record in result.records}
+        queue[:0] = _planned(functools.partial(plan_after, plan, store), quiet)
     records = [record for _, record in found.values()]
     if json_path is not None:
         write_json([record.to_json() for record in records], json_path)
@@ -122,15 +133,13 @@ def check_folder(specs: Sequence[StudyRequest], studies: Mapping[str, Study], st
     store.check_usable()
 
 
-def _plan_all(specs: Sequence[StudyRequest], studies: Mapping[str, Study], quiet: bool, *, dry_run: bool) -> list[Plan]:
-    """The plans of requests, each checked; for a dry run without running code of models and of task files."""
+def _planned(make: Callable[[RunProgress], list[Plan]], quiet: bool) -> list[Plan]:
+    """The plans that `make` makes; tells the progress of it, then their notes."""
     from longeval.cli.progress import RunProgress
 
-    plans = []
-    for spec in specs:
-        with RunProgress(quiet=quiet) as progress:
-            progress.preparing("loading libraries")
-            plans.append(studies[spec.command].plan(spec, progress, dry_run=dry_run))
+    with RunProgress(quiet=quiet) as progress:
+        progress.preparing("loading libraries")
+        plans = make(progress)
     for note in dict.fromkeys(note for plan in plans for note in plan.notes):
         _say(note, quiet)
     return plans
@@ -177,14 +186,13 @@ def _say(text: str, quiet: bool) -> None:
 
 def _show_plans(plans: Sequence[Plan], store: Store, fresh: bool, quiet: bool) -> None:
     """Prints what runs would do."""
-    from longeval.run.engine import stored_cells
     from longeval.run.host import Host, Silent, backend_of
     from longeval.run.reuse import find_reusable
 
     screen = _wide_console()
     screen.print("Dry run: nothing is computed.\n")
     for plan in plans:
-        stored = {} if fresh else stored_cells(plan, store)
+        stored = {} if fresh else plan.stored(store)
         left = plan.left(stored)
         reused, notes = find_reusable(plan, left, store, fresh=fresh)
         for note in notes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -59,6 +60,7 @@ def serve(
     dtype: Annotated[str, model_option("dtype")] = "auto",
     device: Annotated[str, model_option("device")] = "auto",
     revision: Annotated[str | None, model_option("revision")] = None,
+    adapter: Annotated[str | None, model_option("adapter")] = None,
     trust_remote_code: Annotated[
         bool, model_option("trust_remote_code", help="Run code from the model's repository.")
     ] = False,
@@ -118,6 +120,7 @@ def serve(
     prepared = prepare(
         model,
         revision=revision,
+        adapter=adapter,
         native=read("native", native),
         scale_from=scale_from,
         layers=layers,
@@ -143,6 +146,8 @@ def serve(
     partly = prepared.rope.config.by_layer_type and served.table.local is None
     engine["hf_overrides"][CONFIG_KEY] = dataclasses.asdict(served.method) | {KEEPS_OTHERS: partly}
     name = served_model or prepared.name
+    if adapter is not None and served_model is None:  # so that clients can tell it from the base model
+        name += f"+{os.path.basename(adapter.rstrip('/'))}"
     flags = [*_flags(engine), "--host", host, "--port", str(port), "--served-model-name", name]
     flags += ["--middleware", MIDDLEWARE]
     if not verbose:
@@ -208,7 +213,6 @@ def _show_line(flags: list[str], what: str, no_api_key: bool, quiet: bool) -> No
 
 def _environment(own: str | None, no_api_key: bool) -> tuple[dict[str, str], str]:
     """The server's environment, with the key in it, and what to tell of the key."""
-    import os
     import secrets
 
     from longeval.backends.openai.client import KEY_VARIABLE

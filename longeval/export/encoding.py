@@ -91,11 +91,22 @@ def encode(rope: ModelRope, pe: str, *, factor: float | None, arguments: Mapping
     """
     name = parse_method_name(pe)
     _check_static(rope, name)
-    target = _target_length(rope, name, factor)
+    encoding = encode_for(rope, name, _target_length(rope, name, factor), factor=factor, arguments=arguments)
+    _check_new(rope, name, encoding.table)
+    return encoding
+
+
+def encode_for(
+    rope: ModelRope, name: MethodName, target: int, *, factor: float | None, arguments: Mapping[str, Any]
+) -> Encoding:
+    """The encoding of a method for a target length in tokens; without a factor it is target / native, at least 1.
+
+    Raises:
+        LongEvalError: A parameter is impossible.
+    """
     native = rope.geometry.native_length
     geometry = dataclasses.replace(rope.geometry, factor=max(1.0, target / native) if factor is None else factor)
     table = rope.tables(name, geometry, arguments)(target)
-    _check_new(rope, name, table)
     return Encoding(
         rope=rope,
         name=name,
@@ -170,6 +181,7 @@ def export_note(ref: ModelRef, encoding: Encoding, engine: dict[str, Any]) -> di
         "schema_version": NOTE_VERSION,
         "model": ref.name,
         "weights": weights_digest(ref),
+        **({} if ref.adapter is None else ref.adapter.params),
         "pe": encoding.name.canonical,
         "params": encoding.arguments,
         "factor": encoding.factor,

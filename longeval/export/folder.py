@@ -9,9 +9,11 @@ consolidated weights, which vLLM prefers.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -20,10 +22,11 @@ from longeval.export.encoding import Encoding, Progress, check_parent, export_no
 from longeval.export.form import new_config
 from longeval.export.stock import Stock, check_stock
 from longeval.files import working_folder
-from longeval.models.folder import read_config, weight_files
+from longeval.models.folder import ADAPTER_CONFIG, read_config, stored_tensors, weight_files
 from longeval.models.hub import HubSnapshot, cached_weights, open_hub, unreachable_hub
 from longeval.models.library import quiet_transformers
-from longeval.models.load import check_weights
+from longeval.models.load import check_weights, load_config
+from longeval.models.merged import merged_folder
 from longeval.models.resolve import ModelRef, config_path, local_folder
 from longeval.models.tokenizer import class_that_splits_otherwise
 
@@ -35,11 +38,13 @@ LIMITS = ("tokenizer_config.json", "generation_config.json")
 
 _DATA = (".json", ".jinja", ".md", ".model", ".tiktoken", ".txt", ".vocab", ".bpe")
 _RUNS = (".py", ".pyc", ".pkl", ".pickle", ".bin", ".pt", ".pth", ".ckpt", ".so", ".sh")
-_OTHER_PATHS = ("params.json", "adapter_config.json", "origin.json")
+_OTHER_PATHS = ("params.json", ADAPTER_CONFIG, "origin.json")
 _TERMS = ("license", "licence", "notice", "copying", "terms", "use_policy")
 _INDEX = "model.safetensors.index.json"
 
 _BLOCK_BYTES = 1 << 24
+_DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+"""Precisions of stored weights, as safetensors and torch name them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,6 +79,8 @@ def check_folder(path: str) -> None:
 def write_folder(ref: ModelRef, config: Any, encoding: Encoding, path: str, progress: Progress) -> WrittenFolder:
     """Writes a model with the encoding in its configuration to `path`, which is absent or empty.
 
+    An adapter is merged into the weights first, in the precision in which they are stored.
+
     Raises:
         LongEvalError: The model can't be read, its settings can't be replaced, stock transformers would not apply
             them, or the folder can't be written. Then nothing is left at `path`.
@@ -84,14 +91,17 @@ def write_folder(ref: ModelRef, config: Any, encoding: Encoding, path: str, prog
     try:
         os.makedirs(parent, exist_ok=True)
         with working_folder(parent) as work:
-            stock = _write_config(ref, config, encoding, work)
-            source = source_folder(ref)
-            check_weights(ref, config)  # a stock engine would ignore or randomly initialise weights that don't fit
+            merged = ref if ref.adapter is None else _merged(ref)
+            if merged is not ref:
+                config = load_config(merged)
+            stock = _write_config(merged, config, encoding, work)
+            source = source_folder(merged)
+            check_weights(merged, config)  # a stock engine would ignore or randomly initialise weights that don't fit
             names = file_names(source)
             _check_room(source, names, parent, path)
-            changed = _copy(source, names, work, encoding, progress)
+            changed = copy_files(source, names, work, encoding, progress)
             other_class, is_replaced = _name_class(work, encoding.rope.model)
-            _write_json(os.path.join(work, "longeval.json"), export_note(ref, encoding, stock.to_json()))
+            write_json(os.path.join(work, "longeval.json"), export_note(ref, encoding, stock.to_json()))
             written = WrittenFolder(
                 path=place,
                 num_files=len(os.listdir(work)),
@@ -109,10 +119,19 @@ def write_folder(ref: ModelRef, config: Any, encoding: Encoding, path: str, prog
     return written
 
 
+def _merged(ref: ModelRef) -> ModelRef:
+    """The model with its adapter merged in, as a folder of the cache."""
+    kinds = Counter(tensor.dtype for tensor in stored_tensors(ref.name, source_folder(ref)).values())
+    dtype = next((_DTYPES[kind] for kind, _ in kinds.most_common() if kind in _DTYPES), "float32")
+    return dataclasses.replace(
+        ref, kind="folder", location=merged_folder(ref, dtype=dtype), revision=None, adapter=None
+    )
+
+
 def _write_config(ref: ModelRef, config: Any, encoding: Encoding, work: str) -> Stock:
     """Writes the new `config.json` and checks it with stock transformers."""
     raw = read_config(config_path(ref), ref.name)
-    _write_json(os.path.join(work, "config.json"), new_config(raw, config, encoding))
+    write_json(os.path.join(work, "config.json"), new_config(raw, config, encoding))
     return check_stock(work, encoding, config)
 
 
@@ -127,8 +146,8 @@ def _check_room(source: str, names: list[str], parent: str, path: str) -> None:
         )
 
 
-def _copy(source: str, names: list[str], work: str, encoding: Encoding, progress: Progress) -> tuple[str, ...]:
-    """Copies the files, and returns the names of those in which a limit was raised."""
+def copy_files(source: str, names: list[str], work: str, encoding: Encoding, progress: Progress) -> tuple[str, ...]:
+    """Copies files of a model's folder, and returns the names of those in which a limit on length was raised."""
     total = sum(os.path.getsize(os.path.join(source, name)) for name in names)
     done = 0
     changed = []
@@ -142,7 +161,7 @@ def _copy(source: str, names: list[str], work: str, encoding: Encoding, progress
                 target=encoding.target_length,
             )
             if raised is not None:
-                _write_json(target, raised)
+                write_json(target, raised)
                 changed.append(name)
                 continue
         with _open_source(origin, encoding.rope.model) as reader, open(target, "xb") as writer:
@@ -168,7 +187,7 @@ def _name_class(work: str, model: str) -> tuple[str | None, bool]:
         settings = read_config(path, model) if os.path.isfile(path) else {}
         with contextlib.suppress(FileNotFoundError):
             os.remove(path)
-        _write_json(path, settings | {"tokenizer_class": "PreTrainedTokenizerFast"})
+        write_json(path, settings | {"tokenizer_class": "PreTrainedTokenizerFast"})
         return other, class_that_splits_otherwise(work) is None
 
 
@@ -182,7 +201,7 @@ def _open_source(path: str, model: str) -> BinaryIO:
         ) from error
 
 
-def _write_json(path: str, value: Any) -> None:
+def write_json(path: str, value: Any) -> None:
     """Writes a JSON file in the usual layout of model folders."""
     with open(path, "x", encoding="utf-8") as file:
         file.write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

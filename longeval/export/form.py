@@ -28,6 +28,9 @@ _READ_ELSEWHERE = {
 }
 """Keys of rope_parameters that do more than set frequencies, and what they set. An export would lose it."""
 
+_STOCK_TYPES = {"none": "default", "pi": "linear"}
+"""Methods whose rope type has another name in transformers."""
+
 _FLAT_TOO = ("gemma3_text",)
 """Model types with a RoPE per layer type, whose `rope_scaling` in transformers 4 and 5 is for the global layers."""
 
@@ -63,8 +66,29 @@ def longrope_form(table: RopeTable, *, theta: float, original: int, factor: floa
     }
 
 
-def new_config(raw: Mapping[str, Any], config: Any, encoding: Encoding) -> dict[str, Any]:
+def own_form(encoding: Encoding) -> dict[str, Any]:
+    """A method as `rope_parameters` of its rope type: transformers' own where there is one, else that of `longeval.hf`.
+
+    A type without parameters of transformers (`yarn` with our attention factor) reads ours, which have the same names.
+    """
+    arguments = {name: value for name, value in encoding.arguments.items() if value is not None}
+    return {
+        "rope_type": _STOCK_TYPES.get(encoding.name.canonical, encoding.name.canonical),
+        "rope_theta": encoding.theta,
+        "original_max_position_embeddings": encoding.native_length,
+        **({"factor": encoding.factor} if encoding.name.method.uses_factor else {}),
+        **{name: list(value) if isinstance(value, tuple) else value for name, value in arguments.items()},
+    }
+
+
+def new_config(raw: Mapping[str, Any], config: Any, encoding: Encoding, *, own_type: bool = False) -> dict[str, Any]:
     """Returns a copy of `raw`, the content of a model's `config.json`, with the encoding in it.
+
+    Args:
+        raw: The content of `config.json`.
+        config: The model's PreTrainedConfig.
+        encoding: The encoding.
+        own_type: Whether it is written as the method's own rope type (`own_form`) instead of longrope.
 
     Raises:
         LongEvalError: The settings that would be replaced set more than frequencies, or can't be found.
@@ -77,11 +101,15 @@ def new_config(raw: Mapping[str, Any], config: Any, encoding: Encoding) -> dict[
     own = encoding.rope.config
     partial = own.full_attention.get("partial_rotary_factor")
     if own.by_layer_type:
-        parameters = _by_layer_type(encoding)
+        parameters = _by_layer_type(encoding, own_type=own_type)
         flat = parameters[GLOBAL_LAYERS] if text.model_type in _FLAT_TOO else None
     else:
-        parameters = longrope_form(
-            encoding.table, theta=encoding.theta, original=encoding.native_length, factor=encoding.factor
+        parameters = (
+            own_form(encoding)
+            if own_type
+            else longrope_form(
+                encoding.table, theta=encoding.theta, original=encoding.native_length, factor=encoding.factor
+            )
         )
         flat = parameters
     if partial is not None:
@@ -102,8 +130,8 @@ def new_config(raw: Mapping[str, Any], config: Any, encoding: Encoding) -> dict[
     return new
 
 
-def _by_layer_type(encoding: Encoding) -> dict[str, Any]:
-    """`rope_parameters` by layer type.
+def _by_layer_type(encoding: Encoding, *, own_type: bool) -> dict[str, Any]:
+    """`rope_parameters` by layer type; with `own_type` as the method's own rope type.
 
     `original_max_position_embeddings` is set to the target there. transformers 5.16 to 5.19 fails at the second pass
     if a sequence is longer than it. The two lists are equal, so the result doesn't change. L is stored beside it.
@@ -118,13 +146,14 @@ def _by_layer_type(encoding: Encoding) -> dict[str, Any]:
             f"--model {encoding.rope.model}: has a RoPE for each layer type, but no '{GLOBAL_LAYERS}' layers",
             "Such a model can't be exported, because methods scale these layers.",
         )
-    parameters[GLOBAL_LAYERS] = form(encoding.table, encoding.theta)
+    parameters[GLOBAL_LAYERS] = own_form(encoding) if own_type else form(encoding.table, encoding.theta)
     if encoding.table.local is not None:
         local_theta = encoding.rope.config.local
         assert local_theta is not None
         for key in parameters:
             if key != GLOBAL_LAYERS and parameters[key] is not None:
-                parameters[key] = form(encoding.table.local, local_theta)
+                local = own_form(encoding) | {"rope_theta": local_theta}
+                parameters[key] = local if own_type else form(encoding.table.local, local_theta)
     return parameters
 
 

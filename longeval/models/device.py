@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import os
 import platform
 import re
 
@@ -90,6 +91,11 @@ def resolve_device_map(name: str | None) -> str | None:
     if name is not None:
         check_word("--device-map", name, DEVICE_MAPS)
     return name
+
+
+def process_rank() -> int:
+    """The number of this process among those of `accelerate launch`, from 0; 0 without a launcher."""
+    return int(os.environ.get("RANK", "0"))
 
 
 def device_name(device: str) -> str:

@@ -13,10 +13,11 @@ from longeval.errors import LongEvalError, reason
 CONFIG = "config.json"
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 """Names of the single weights file, and of the index of several files."""
-ADAPTER_REMEDY = "It is an adapter: merge it into its base model and save that (merge_and_unload, save_pretrained)."
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+"""Names of the files of a peft adapter."""
 ONLY_SAFETENSORS = "Only safetensors are read, because unpickling runs whatever the file says."
 
-_FETCH_AGAIN = "Fetch the model again."
+_FETCH_AGAIN = "Fetch it again."
 _LFS = b"version https://git-lfs"
 
 
@@ -29,8 +30,8 @@ class Stored:
     """The name in safetensors: F32, BF16, I64, …"""
 
 
-def read_config(path: str, name: str) -> dict[str, Any]:
-    """Reads `config.json` or another JSON file of the model that the user named `name`.
+def read_config(path: str, name: str, *, flag: str = "--model") -> dict[str, Any]:
+    """Reads `config.json` or another JSON file of the model, or what else `flag` gives, that the user named `name`.
 
     Raises:
         LongEvalError: It can't be read or is not a JSON object.
@@ -40,9 +41,9 @@ def read_config(path: str, name: str) -> dict[str, Any]:
         with open(path, encoding="utf-8") as file:
             config = json.load(file)
     except (OSError, ValueError, RecursionError) as error:
-        raise LongEvalError(f"--model {name}: {file_name} is not readable ({reason(error)})", _FETCH_AGAIN) from error
+        raise LongEvalError(f"{flag} {name}: {file_name} is not readable ({reason(error)})", _FETCH_AGAIN) from error
     if not isinstance(config, dict):
-        raise LongEvalError(f"--model {name}: {file_name} is not a JSON object", _FETCH_AGAIN)
+        raise LongEvalError(f"{flag} {name}: {file_name} is not a JSON object", _FETCH_AGAIN)
     return config
 
 
@@ -80,7 +81,7 @@ def stored_tensors(name: str, folder: str) -> dict[str, Stored]:
     """
     stored: dict[str, Stored] = {}
     for file in weight_files(folder):
-        for key, tensor in _read_header(os.path.join(folder, file), f"--model {name}: {file}").items():
+        for key, tensor in read_header(os.path.join(folder, file), f"--model {name}: {file}").items():
             if key in stored:
                 raise LongEvalError(
                     f"--model {name}: {key} is stored in two files, one of them {file}",
@@ -90,8 +91,12 @@ def stored_tensors(name: str, folder: str) -> dict[str, Stored]:
     return stored
 
 
-def _read_header(path: str, what: str) -> dict[str, Stored]:
-    """The tensors of one safetensors file. safetensors also checks the file's length against its header."""
+def read_header(path: str, what: str) -> dict[str, Stored]:
+    """Returns shape and dtype of the tensors in one safetensors file, which messages call `what`.
+
+    Raises:
+        LongEvalError: It is missing, not a safetensors file, or its length isn't what its header says.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -124,7 +129,8 @@ def check_folder(path: str, name: str, *, weights: bool) -> None:
             f"--model {name}: this folder can't be read ({reason(error)})", "Give a folder that you can read."
         ) from error
     if CONFIG not in files:
-        raise LongEvalError(f"--model {name}: this folder is not a model, it has no {CONFIG}", _remedy(name, files))
+        problem = f"--model {name}: this folder is not a model, it has no {CONFIG}"
+        raise LongEvalError(problem, _remedy(path, name, files))
     read_config(os.path.join(path, CONFIG), name)
     if not weights:
         return
@@ -136,26 +142,32 @@ def check_folder(path: str, name: str, *, weights: bool) -> None:
                 f"{ONLY_SAFETENSORS} If you trust the model, load it, save it again with "
                 "model.save_pretrained(FOLDER), and give that folder.",
             )
-        raise LongEvalError(f"--model {name}: this folder has no safetensors weights", _remedy(name, files))
+        raise LongEvalError(f"--model {name}: this folder has no safetensors weights", _remedy(path, name, files))
     stored_tensors(name, path)
 
 
-def _remedy(name: str, files: list[str]) -> str:
+def _remedy(path: str, name: str, files: list[str]) -> str:
     """The remedy for a folder that is not a model."""
     ggufs = [file for file in files if file.lower().endswith(".gguf")]
     if ggufs:
         return f"Name the GGUF file itself: --model {os.path.join(name, ggufs[0])}."
-    if "adapter_config.json" in files:
-        return ADAPTER_REMEDY
+    if ADAPTER_CONFIG in files:
+        base = read_config(os.path.join(path, ADAPTER_CONFIG), name).get("base_model_name_or_path")
+        return adapter_remedy(name, str(base or "BASE"))
     return "Give a folder that model.save_pretrained and tokenizer.save_pretrained wrote."
+
+
+def adapter_remedy(name: str, base: str = "BASE") -> str:
+    """The remedy for an adapter that was given as a model."""
+    return f"It is an adapter: give its base model and put it on that, --model {base} --adapter {name}."
 
 
 def check_adapter(name: str, files: Iterable[str]) -> None:
     """Raises LongEvalError if an adapter is among a model's files."""
-    found = sorted({"adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"} & set(files))
+    found = sorted({ADAPTER_CONFIG, ADAPTER_WEIGHTS, "adapter_model.bin"} & set(files))
     if found:
         raise LongEvalError(
             f"--model {name}: comes with an adapter ({found[0]}), which isn't part of its weights",
-            "Merge it into the model with peft (model.merge_and_unload(), then save_pretrained to a new folder) and "
-            f"give that folder; or, to measure the model without it, remove {' and '.join(found)}.",
+            f"Move {' and '.join(found)} into a folder of their own. To measure the model with the adapter, give that "
+            "folder as --adapter.",
         )

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from longeval.errors import LongEvalError, reason
-from longeval.models.folder import ADAPTER_REMEDY, CONFIG, INDEX, ONLY_SAFETENSORS, WHOLE, weight_files
+from longeval.models.folder import ADAPTER_CONFIG, CONFIG, INDEX, ONLY_SAFETENSORS, WHOLE, adapter_remedy, weight_files
 
 if TYPE_CHECKING:
     from longeval.models.resolve import ModelRef
@@ -96,10 +96,10 @@ def open_hub(ref: ModelRef) -> HubSnapshot:
     except errors.LocalEntryNotFoundError as error:
         raise unreachable_hub(hub_id, name, unreachable or _cause(error)) from error
     except errors.EntryNotFoundError as error:
-        is_adapter = "adapter_config.json" in _listed(hub_id, revision)
+        is_adapter = ADAPTER_CONFIG in _listed(hub_id, revision)
         raise LongEvalError(
             f"--model {name}: {hub_id} has no config.json, so it is not a transformers model",
-            ADAPTER_REMEDY if is_adapter else f"See {page}.",
+            adapter_remedy(hub_id) if is_adapter else f"See {page}.",
         ) from error
     except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
         raise unreachable_hub(hub_id, name, _cause(error)) from error

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from longeval.errors import LongEvalError, prefix_errors, reason
+from longeval.models.adapter import check_fits, merge
 from longeval.models.device import resolve_attention, resolve_device_map
 from longeval.models.folder import check_adapter, read_config
 from longeval.models.geometry import check_raw
@@ -131,7 +132,8 @@ def check_weights(ref: ModelRef, config: Any, *, own_quantised: bool = False) ->
     """Compares the headers of the model's weights on this machine with its configuration; loads no weights.
 
     Weights that are not on this machine, quantised weights (whose names and dtypes depend on the quantisation method)
-    and models with code of their own are not compared here, but in `load_model`.
+    and models with code of their own are not compared here, but in `load_model`. An adapter is
+    compared with the configuration in any case.
 
     Args:
         ref: The model.
@@ -142,15 +144,24 @@ def check_weights(ref: ModelRef, config: Any, *, own_quantised: bool = False) ->
         Whether the names and shapes of the weights were compared.
 
     Raises:
-        LongEvalError: Weights are missing, unexpected, or of another shape; or the folder holds an adapter.
+        LongEvalError: Weights are missing, unexpected, or of another shape; the folder holds an adapter; or
+            the adapter of `ref` doesn't fit.
     """
     folder, files = os.path.dirname(config_path(ref)), _file_names(ref)
     check_adapter(ref.name, files)
+    own_code = not type(config).__module__.startswith("transformers.")
+    if ref.adapter is not None:
+        if own_code:
+            raise LongEvalError(
+                f"--adapter {ref.adapter.name}: {ref.name} runs code of its own, so whether it fits can't be checked",
+                "Merge it with peft (merge_and_unload, save_pretrained), and give that folder as --model.",
+            )
+        check_fits(ref.adapter, ref.name, config)
     if (
         (ref.kind == "hub" and not cached_weights(ref.location, open_hub(ref).commit))
         or (own_quantised and QUANTISATION_FILE in files)
         or quantization_settings(config) is not None
-        or not type(config).__module__.startswith("transformers.")
+        or own_code
     ):
         return False
     with _reading(ref, "weights"):
@@ -202,7 +213,7 @@ def load_model(
     attn: str | None = None,
     trust_remote_code: bool = False,
 ) -> Any:
-    """Loads a model with its weights, in eval mode and without gradients.
+    """Loads a model with its weights, in eval mode and without gradients; an adapter is merged into them.
 
     Args:
         ref: From `resolve`.
@@ -216,7 +227,8 @@ def load_model(
         A transformers `PreTrainedModel` for causal language modelling.
 
     Raises:
-        LongEvalError: The weights can't be read, are not safetensors, don't fit the config, or don't fit into memory.
+        LongEvalError: The weights can't be read, are not safetensors, don't fit the config, or don't fit into memory;
+            or the adapter can't be merged.
     """
     import torch
     import transformers
@@ -256,6 +268,8 @@ def load_model(
         zeros = zero_biases(os.path.dirname(config_path(ref)), unexpected, method)
         loading["unexpected_keys"] = unexpected - zeros
     check_complete(ref.name, loading, config)
+    if ref.adapter is not None:
+        return merge(model, ref.adapter)
     return model.eval().requires_grad_(False)
 
 

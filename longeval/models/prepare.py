@@ -15,6 +15,7 @@ from longeval.data.special import own_prefix, prefix_ids
 from longeval.data.tokens import tokenizer_digest
 from longeval.errors import LongEvalError
 from longeval.models import load
+from longeval.models.adapter import base_note
 from longeval.models.device import resolve_attention, resolve_device, resolve_device_map, resolve_dtype
 from longeval.models.quantisation import Quantisation
 from longeval.models.resolve import ModelRef, resolve, tokenizer_files, weights_digest
@@ -74,6 +75,8 @@ class PreparedModel:
         notes = (*self.rope.notes, *(f"{self.name}: {note}" for note in tokenizer_notes(self.tokenizer)))
         if self.quantisation is not None:
             notes = (*notes, f"{self.name}: weights are quantised: {quantization_text(self.quantisation.params)}")
+        if self.ref.adapter is not None and (note := base_note(self.ref.adapter, self.name, self.ref.location)):
+            notes = (*notes, note)
         if _soft_cap(self.config) is None or self.attn != "eager":
             return notes
         capped = (
@@ -130,10 +133,11 @@ def prepare_all(
     """
     models = []
     for name in spec.model:
-        told(f"opening {name}")
+        told(f"opening {name}" + (f" with the adapter {spec.adapter}" if spec.adapter else ""))
         model = prepare(
             name,
             revision=spec.revision,
+            adapter=spec.adapter,
             native=spec.native,
             scale_from=spec.scale_from,
             layers=spec.layers,
@@ -154,6 +158,7 @@ def prepare(
     name: str,
     *,
     revision: str | None = None,
+    adapter: str | None = None,
     native: int | None = None,
     scale_from: str = "plain",
     layers: str = "global",
@@ -180,7 +185,7 @@ def prepare(
     dtype = resolve_dtype(dtype, device)
     attn = resolve_attention(attn, device)
     device_map = resolve_device_map(device_map)
-    ref = resolve(name, revision=revision)
+    ref = resolve(name, revision=revision, adapter=adapter)
     with _needing_code(withheld=trust_remote_code and dry_run):
         config = load.load_config(ref, trust_remote_code=runs_code)
         if backend is not None:
@@ -195,6 +200,7 @@ def prepare(
             quantisation, dtype = load.set_up_quantisation(
                 ref, config, dtype=dtype, device=device, device_map=device_map, own_quantised=own_quantised
             )
+            _check_plain(ref, quantisation)
             load.load_generation_settings(ref, config)  # so that all models are checked first
         tokenizer = load.load_tokenizer(ref, trust_remote_code=runs_code)
     if trust_remote_code and dry_run:
@@ -224,6 +230,16 @@ def prepare(
             "Correct the post_processor in its tokenizer.json, or use --no-bos.",
         )
     return prepared
+
+
+def _check_plain(ref: ModelRef, quantisation: Quantisation | None) -> None:
+    """Raises LongEvalError for an adapter on weights that stay quantised, into which it can't be merged exactly."""
+    if ref.adapter is not None and quantisation is not None and not quantisation.dequantised:
+        raise LongEvalError(
+            f"--adapter {ref.adapter.name}: the weights of {ref.name} are quantised ({quantisation.method}), so it "
+            "can't be merged into them",
+            "Put it on the model without quantisation, such as the one that this was made of.",
+        )
 
 
 @contextlib.contextmanager

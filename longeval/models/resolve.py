@@ -7,6 +7,7 @@ GGUF is the content of the file. Renaming or moving a folder doesn't change what
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ import yaml
 
 from longeval.cache import files_digest
 from longeval.errors import LongEvalError, did_you_mean
+from longeval.models.adapter import Adapter, find_adapter
 from longeval.models.embedded import EMBEDDED_MODELS, embedded_folder, embedded_path
 from longeval.models.folder import CONFIG, INDEX, WHOLE, check_folder, weight_files
 from longeval.models.gguf.folder import cached_folder, converted_folder, is_whole
@@ -81,9 +83,11 @@ class ModelRef:
     """Branch, tag or commit on the hub; None: the hub's default."""
     licence: str | None = None
     """The licence, if it is in the catalogue."""
+    adapter: Adapter | None = None
+    """The adapter that is merged into its weights when they are loaded."""
 
 
-def resolve(name: str, *, revision: str | None = None, weights: bool = True) -> ModelRef:
+def resolve(name: str, *, revision: str | None = None, adapter: str | None = None, weights: bool = True) -> ModelRef:
     """Resolves the name of a model without network access.
 
     A short name of the catalogue comes first, then what exists as a path, then `organisation/name` as a hub id, with
@@ -92,11 +96,12 @@ def resolve(name: str, *, revision: str | None = None, weights: bool = True) -> 
     Args:
         name: The value of `--model`.
         revision: The value of `--revision`: branch, tag or commit; only hub models have one.
+        adapter: The value of `--adapter`; see `find_adapter`.
         weights: Whether a folder must hold weights; if False, its config.json is enough.
 
     Raises:
-        LongEvalError: The name is unknown, the path doesn't exist or is not a model, or a revision is given for a model
-            that is not on the hub.
+        LongEvalError: The name is unknown, the path doesn't exist or is not a model, a revision is given for a model
+            that is not on the hub, or the adapter can't be used.
     """
     name = hub_id(name)
     ref = _recognise(name.strip(), revision, weights)
@@ -107,7 +112,7 @@ def resolve(name: str, *, revision: str | None = None, weights: bool = True) -> 
         )
     if revision not in (None, ref.revision):
         raise LongEvalError(f"--revision {revision}: {name} names another one", "Leave one of the two out.")
-    return ref
+    return ref if adapter is None else dataclasses.replace(ref, adapter=find_adapter(adapter))
 
 
 def _recognise(name: str, revision: str | None, weights: bool) -> ModelRef:
@@ -175,7 +180,7 @@ def _gguf_name(ref: ModelRef) -> str:
 
 
 def weights_digest(ref: ModelRef) -> str:
-    """Returns the identity of a model's weights.
+    """Returns the identity of a model's weights, without its adapter.
 
     Returns:
         `hub:ID@COMMIT`, `sha256:…` of a folder, or `gguf:…` with the SHA-256 of the file (also for an embedded model).
@@ -202,9 +207,14 @@ def tokenizer_files(ref: ModelRef) -> str:
     """Returns the identity of all files that a tokenizer may read: those of the folder except weights and configs."""
     if ref.kind != "folder":
         return weights_digest(ref)
+    return files_digest(ref.location, tokenizer_names(ref.location))
+
+
+def tokenizer_names(folder: str) -> set[str]:
+    """Returns the names of all files in a model's folder that a tokenizer may read."""
     names = {
         entry.name
-        for entry in os.scandir(ref.location)
+        for entry in os.scandir(folder)
         if entry.is_file() and not entry.name.startswith(".") and not entry.name.lower().endswith(_NO_TOKENIZER)
     }
-    return files_digest(ref.location, names - {CONFIG, "generation_config.json"})
+    return names - {CONFIG, "generation_config.json"}

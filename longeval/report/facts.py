@@ -8,7 +8,7 @@ from typing import Any
 
 from longeval.report.collect import Collection
 from longeval.report.document import Block, Bullets, Listing, Note, Paragraph, Prose, code, joined, prose
-from longeval.report.settings import precision_text
+from longeval.report.settings import adapter_text, precision_text
 from longeval.report.tables import GridRow, factor_text
 from longeval.store.records import Record
 from longeval.values import format_length, quantization_text
@@ -36,8 +36,11 @@ def model_fact(model: str, native_length: int | None, record: Record) -> Prose:
     attention = prose(", attention `{}`", record.params["attn"]) if record.params.get("attn") else ""
     quantization = record.params.get("quantization")
     quantised = prose(", weights quantised ({})", quantization_text(quantization)) if quantization else ""
-    template = f"Model `{{}}`: native length {native}, backend {{}}, {{}}{{}}{{}}."
-    return prose(template, model, record.backend, precision_text(record.dtype), quantised, attention)
+    adapter = (
+        prose(", adapter {} merged into its weights", adapter_text(record)) if record.params.get("adapter") else ""
+    )
+    template = f"Model `{{}}`: native length {native}, backend {{}}, {{}}{{}}{{}}{{}}."
+    return prose(template, model, record.backend, precision_text(record.dtype), quantised, adapter, attention)
 
 
 def _is_servers(record: Record) -> bool:

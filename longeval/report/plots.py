@@ -20,11 +20,12 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
 from longeval.looks import MARKERS, base_method, is_resonance, look_of, shade
 from longeval.printable import printable
 from longeval.report.document import Picture
+from longeval.report.numbers import format_perplexity
 from longeval.report.tables import GridRow, factor_text
 from longeval.values import format_length
 
@@ -35,6 +36,11 @@ _DOTS_PER_INCH = 160
 _LEGEND_SIZE = 8.5
 _EM_PER_CHARACTER = 0.6
 """Width of characters, roughly; most are narrower."""
+
+_LOG_FROM_RANGE = 10.0
+"""A perplexity axis is logarithmic where the largest value is more than this times the smallest."""
+_LEAST_RANGE = 0.01
+"""A perplexity axis spans at least this share of its largest value, so that nearly equal values look so."""
 
 
 def new_figure(width: float = WIDTH_INCHES, height: float = 4.4) -> Figure:
@@ -116,6 +122,30 @@ def length_axis(axes: Axes, lengths: Sequence[int]) -> None:
     axes.xaxis.set_major_locator(FixedLocator(lengths))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: format_length(round(x))))
     axes.xaxis.set_minor_locator(NullLocator())
+
+
+def perplexity_axis(axes: Axes, values: Sequence[float]) -> None:
+    """Names the axis of perplexities; logarithmic where `values`, all that is drawn, span more than a decade."""
+    axes.set_ylabel("Perplexity")
+    low, high = min(values), max(values)
+    plain = FuncFormatter(lambda y, _: f"{y:g}" if y < 1e4 else format_perplexity(y))
+    if high <= _LOG_FROM_RANGE * low:
+        if high - low < _LEAST_RANGE * high:
+            middle = (low + high) / 2
+            axes.set_ylim(middle - 0.6 * _LEAST_RANGE * high, middle + 0.6 * _LEAST_RANGE * high)
+        if high >= 1e5:
+            axes.yaxis.set_major_formatter(plain)
+        return
+    axes.set_yscale("log")
+    # Decades alone would leave the range where working methods lie without a label.
+    decades = math.log10(high / low)
+    steps = (1, 2, 5) if decades < 3 else (1,)
+    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [step * 10.0**exponent for exponent in exponents for step in steps]
+    bottom, top = axes.get_ylim()
+    axes.yaxis.set_major_locator(FixedLocator([tick for tick in ticks if bottom <= tick <= top]))
+    axes.yaxis.set_major_formatter(plain)
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def native_line(axes: Axes, native_length: int | None) -> None:

@@ -246,10 +246,18 @@ def _shown(key: str, record: Record) -> str:
         return precision_text(str(value))
     if key == "backend":
         return str(value)
+    if key == "adapter" and value is not None:
+        return f"adapter {adapter_text(record)}"
     if value is None:
         return f"no {key}"
     text = value if isinstance(value, str) else canonical(value)
     return f"{key} {text[:8] if key in _DIGESTS else text}"
+
+
+def adapter_text(record: Record) -> str:
+    """The adapter of a record: its name, and the start of its digest, since another may bear the same name."""
+    digest = str(record.params["adapter"]).removeprefix("sha256:")
+    return f"{record.params.get('adapter_name') or 'without a name'} ({digest[:8]})"
 
 
 def precision_text(dtype: str) -> str:

@@ -35,6 +35,7 @@ MODEL_PARAMS = (
     "attn",
     "seed",
     "weights",
+    "adapter",
     "tokenizer",
 )
 """Parameters of a model and of how it reads, which split the tables of every study wherever they differ."""
@@ -42,7 +43,7 @@ MODEL_PARAMS = (
 _TABLE_PARAMS = (*MODEL_PARAMS, "min_tokens", "stride", "data_digest")
 """Parameters that split tables wherever they differ. Others (future ones) do so only where cells would collide."""
 
-_CELL_PARAMS = frozenset({"method", "pin_length", "ci", "batch_size"})
+_CELL_PARAMS = frozenset({"method", "pin_length", "ci", "batch_size", "adapter_name"})
 """Parameters that belong to a row or a cell, never to a table."""
 
 

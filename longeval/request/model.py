@@ -151,6 +151,14 @@ class ModelRequest(StudyRequest, frozen=True):
         str | None, Declare(setting.text, "Attention: sdpa, eager, flash_attention_2, …", panel=MACHINE)
     ] = None
     revision: Annotated[str | None, Declare(setting.text, "Hub revision of the model.", panel=MACHINE)] = None
+    adapter: Annotated[
+        str | None,
+        Declare(
+            setting.text,
+            "A LoRA adapter of the model: folder that peft wrote, or hub id in the local cache.",
+            panel=MACHINE,
+        ),
+    ] = None
     trust_remote_code: Annotated[
         bool,
         Declare(
@@ -170,4 +178,9 @@ class ModelRequest(StudyRequest, frozen=True):
             raise LongEvalError(
                 f"--device {self.device}: would be ignored beside --device-map {self.device_map}",
                 "Give one of the two.",
+            )
+        if self.adapter is not None and len(self.model) > 1:
+            raise LongEvalError(
+                f"--adapter {self.adapter}: belongs to one model, and --model names {len(self.model)}",
+                "Give the model that it was made for.",
             )

@@ -1,22 +1,20 @@
 """Builds a RopeTable from the names and settings that users write, for every command and backend.
 
-Parameters are given as text (`--pe-arg yarn.beta_fast=16`) or as typed values, as in YAML. A method's dataclass alone
-declares its parameters, their types and defaults. Messages name a parameter in the form in which users set it.
+A method's dataclass alone declares its parameters, their types and defaults; see `longeval.parameters`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
 import re
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any
 
 import numpy as np
 
-from longeval.errors import LongEvalError, did_you_mean, reason
+from longeval.errors import LongEvalError, did_you_mean
+from longeval.parameters import ParameterFlag
 from longeval.rope.base import METHODS, Geometry, Method, RopeTable, check_table
 from longeval.rope.resonance import resonate
 
@@ -160,6 +158,16 @@ def _settings(name: MethodName, geometry: Geometry, parameters: Any, seq_len: in
     return ", ".join((f"--pe {name.canonical}", *own, given, f"length {seq_len}"))
 
 
+_PE_ARG = ParameterFlag(
+    flag="--pe-arg",
+    names_flag="--pe",
+    noun="method",
+    example="yarn.beta_fast=32",
+    known=METHODS,
+    kind=lambda base: METHODS[base].parameters,
+)
+
+
 def parse_pe_args(items: Sequence[str], names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Reads the values of the repeatable flag `--pe-arg METHOD.PARAMETER=VALUE`.
 
@@ -171,37 +179,16 @@ def parse_pe_args(items: Sequence[str], names: Sequence[str]) -> dict[str, dict[
         Base method → parameter name → value (float, tuple of floats, word or None).
 
     Raises:
-        LongEvalError: An item has another form, an unknown method or one that is not among `names`, an unknown
-            parameter or an unreadable value; or a parameter is given twice with different values.
+        LongEvalError: See `ParameterFlag.parse`.
     """
-    asked = {parse_method_name(name).base for name in listed_names(names)}
-    values: dict[str, dict[str, Any]] = {}
     for item in items:
-        key, _, text = item.partition("=")
-        base, _, parameter = key.strip().partition(".")
-        if not (base and parameter and text.strip()):
-            raise LongEvalError(
-                f"--pe-arg {item}: not of the form METHOD.PARAMETER=VALUE", "Write --pe-arg yarn.beta_fast=32."
-            )
-        if base.startswith(_PREFIX) and base.removeprefix(_PREFIX) in METHODS:
-            plain = base.removeprefix(_PREFIX)
+        base = item.partition(".")[0].strip()
+        if base.startswith(_PREFIX) and (plain := base.removeprefix(_PREFIX)) in METHODS:
             raise LongEvalError(
                 f"--pe-arg {item}: parameters belong to the method without resonance",
                 f"Write --pe-arg {plain}.…: it also goes to {base}.",
             )
-        if base not in METHODS:
-            raise LongEvalError(f"--pe-arg {item}: {base} is not a method with parameters", did_you_mean(base, METHODS))
-        if base not in asked:
-            raise LongEvalError(
-                f"--pe-arg {item}: {base} is not among the methods asked for", f"Add {base} to --pe or leave this out."
-            )
-        value = _convert(base, parameter, text.strip())
-        given = values.setdefault(base, {})
-        if given.setdefault(parameter, value) != value:
-            raise LongEvalError(
-                f"--pe-arg {item}: {base}.{parameter} is given twice with different values", "Give it once."
-            )
-    return values
+    return _PE_ARG.parse(items, {parse_method_name(name).base for name in listed_names(names)})
 
 
 def make_parameters(base: str, values: Mapping[str, Any]) -> Any:
@@ -214,75 +201,11 @@ def make_parameters(base: str, values: Mapping[str, Any]) -> Any:
     Raises:
         LongEvalError: Unknown parameter, unreadable or impossible value, or a missing parameter without default.
     """
-    converted = {name: _convert(base, name, value) for name, value in values.items()}
-    kind = METHODS.lookup(base).parameters
-    for field in dataclasses.fields(kind):
-        if field.name not in converted and field.default is dataclasses.MISSING:
+    for field in dataclasses.fields(METHODS.lookup(base).parameters):
+        if field.name not in values and field.default is dataclasses.MISSING:
             raise LongEvalError(
                 f"--pe {base}: needs {field.name}, which has no default",
                 f"Give it as --pe-arg {base}.{field.name}=@file.json (a JSON list) or as a comma list of numbers; "
                 "a model's config.json holds it.",
             )
-    try:
-        return kind(**converted)
-    except LongEvalError as error:
-        raise LongEvalError(f"--pe-arg {base}.{error.problem}", error.remedy) from error
-
-
-def _convert(base: str, name: str, value: Any) -> Any:
-    """Converts a value to the type of parameter `name` of method `base`: float, tuple of floats, word or None.
-
-    Text may be a number, a comma list, or `@file.json`.
-    """
-    hints = get_type_hints(METHODS.lookup(base).parameters)
-    if name not in hints:
-        remedy = did_you_mean(name, hints) if hints else f"{base} has no parameters."
-        raise LongEvalError(f"--pe-arg {base}.{name}: unknown parameter", remedy)
-    label = f"--pe-arg {base}.{name}={_shown(value)}"
-    if isinstance(value, str) and value.startswith("@"):
-        value = _read_json(label, value[1:])
-    annotation = hints[name]
-    if get_origin(annotation) is Literal:
-        if value not in get_args(annotation):
-            raise LongEvalError(f"{label}: unknown", did_you_mean(str(value), get_args(annotation)))
-        return value
-    if get_origin(annotation) is tuple:
-        items = value.split(",") if isinstance(value, str) else value
-        if not isinstance(items, (list, tuple)):
-            raise LongEvalError(
-                f"{label}: not a list", "Write a comma list of numbers, or @file.json with a JSON list."
-            )
-        return tuple(_number(label, item) for item in items)
-    if annotation is not float and (value is None or value == "none"):
-        return None
-    return _number(label, value)
-
-
-def _number(label: str, value: Any) -> float:
-    """A finite float from a number or text; booleans are not numbers."""
-    try:
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not math.isfinite(number):
-        shown = "" if label.endswith(f"={value}") else f" {_shown(value)} is"
-        raise LongEvalError(f"{label}:{shown} not a finite number", "Write it as 32 or 0.5.")
-    return number
-
-
-def _read_json(label: str, path: str) -> Any:
-    """The JSON value in a file."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
-    except (OSError, ValueError, RecursionError) as error:
-        raise LongEvalError(
-            f"{label}: can't read {path} as JSON ({reason(error)})",
-            "Give a JSON file that holds the bare value, such as [1.0, 1.05].",
-        ) from error
-
-
-def _shown(value: Any) -> str:
-    """A value for a message: one line of at most 40 characters."""
-    text = " ".join(str(value).split())
-    return text if len(text) <= 40 else f"{text[:37]}..."
+    return _PE_ARG.make(base, values)

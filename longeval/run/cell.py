@@ -17,9 +17,19 @@ from longeval.values import format_length
 ID_DIGITS = 16
 """Hex digits of a cell id. They are 64 bits, enough to exclude collisions among a study's cells."""
 
-FOR_READERS = ("data_origin", "without_text", "own_native_length", "source", "limit", "same_samples", "overlong")
+FOR_READERS = (
+    "data_origin",
+    "without_text",
+    "own_native_length",
+    "source",
+    "limit",
+    "same_samples",
+    "overlong",
+    "adapter_name",
+)
 """Parameters that decide nothing by themselves: where texts and tasks were found, how many records had no text, the
-native length that --native replaced, and what led to a task's samples, which are in its cell's id themselves."""
+native length that --native replaced, what led to a task's samples, which are in its cell's id themselves, and where an
+adapter lies, whose digest is."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

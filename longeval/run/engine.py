@@ -73,7 +73,7 @@ def run(
             error only fails that model's cells.
     """
     running_commit()  # read now, because the checkout may change before the first record is written
-    stored = {} if fresh else stored_cells(plan, store)
+    stored = {} if fresh else plan.stored(store)
     for note in plan.stored_notes(store, stored):
         progress.note(note)
     left = plan.left(stored)
@@ -103,11 +103,6 @@ def run(
     )
 
 
-def stored_cells(plan: Plan, store: Store) -> dict[str, tuple[Record, ...]]:
-    """Records of the plan's finished cells, by cell id."""
-    return {cell.id: found for cell in plan.cells if (found := store.finished(cell.id)) is not None}
-
-
 @dataclass(kw_only=True, slots=True)
 class _Keeper:
     """Stores the outcomes of a run."""
@@ -126,7 +121,9 @@ class _Keeper:
         """Writes the request and its cells before the first file of the run, and again if they were removed."""
         self.under_way = True
         if not self._begun or not self.store.is_run_folder():
-            remember_request(self.store, self.plan.request, self.plan.planned())
+            main = self.plan.parent or self.plan
+            remember_request(self.store, main.request, main.planned())
+            self.store.remember_plan(self.plan.planned())
         if self.fresh and not self._begun:
             self.plan.clear(self.store)
         self._begun = True

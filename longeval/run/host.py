@@ -33,8 +33,11 @@ class Progress(Protocol):
         """Called at the start with the operations of each pass of the run."""
         ...
 
-    def stage(self, what: str, num_passes: int, noun: str) -> None:
-        """Passes over `what` start; `noun` is what one pass serves: window, sample; pass where it is several."""
+    def stage(self, what: str, num_passes: int, noun: str, *, details: bool = False) -> None:
+        """Passes over `what` start; `noun` is what one pass serves: window, sample; pass where it is several.
+
+        With `details` what `advance` says of a pass belongs into the line of progress.
+        """
         ...
 
     def advance(self, tokens: int, cost: float, detail: str) -> None:
@@ -58,7 +61,7 @@ class Silent:
     def begin(self, costs: Sequence[float]) -> None:
         """See `Progress`."""
 
-    def stage(self, what: str, num_passes: int, noun: str) -> None:
+    def stage(self, what: str, num_passes: int, noun: str, *, details: bool = False) -> None:
         """See `Progress`."""
 
     def advance(self, tokens: int, cost: float, detail: str) -> None:

@@ -34,13 +34,3 @@ def count(number: int, noun: str) -> str:
 def format_gib(num_bytes: int) -> str:
     """Bytes as text, such as `1.5 GiB`."""
     return f"{num_bytes / 2**30:.1f} GiB"
-
-
-def format_duration(seconds: float) -> str:
-    """Seconds as text, such as `42 s`, `3 min 05 s` or `2 h 10 min`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -271,5 +271,6 @@ def _model_params(spec: ModelRequest, model: PreparedModel, method: dict[str, An
         "attn": model.attn,
         **({} if model.quantisation is None else {"quantization": model.quantisation.params}),
         "weights": model.weights_digest,
+        **({} if model.ref.adapter is None else model.ref.adapter.params),
         "tokenizer": model.tokenizer_digest,
     }

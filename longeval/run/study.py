@@ -6,6 +6,7 @@ and stores the outcomes; it knows nothing else about a study. A study is a packa
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import pkgutil
 from collections.abc import Container, Iterator, Mapping, Sequence
@@ -125,6 +126,8 @@ class Plan:
     """The work in the order of execution. It has every cell once."""
     notes: tuple[str, ...]
     """Notes for the user before the run starts."""
+    parent: Plan | None = None
+    """The plan that this one belongs to (`before`, `after`): the run folder's spec.yaml states the request of that."""
 
     def planned(self) -> PlannedRequest:
         """The cells in the form of plan.json."""
@@ -153,6 +156,21 @@ class Plan:
     def stored_notes(self, store: Store, stored: Container[str]) -> list[str]:
         """What a user should know of cells that are stored already and stay as they are."""
         return []
+
+    def stored(self, store: Store) -> dict[str, tuple[Record, ...]]:
+        """Records of the finished cells, by cell id."""
+        return {cell.id: found for cell in self.cells if (found := store.finished(cell.id)) is not None}
+
+    def check_folder(self, store: Store) -> None:
+        """Raises LongEvalError if the run folder holds files that this plan would have to overwrite."""
+
+    def before(self) -> Sequence[StudyRequest]:
+        """Requests of other studies to carry out first, in the same run folder: what this plan is compared with."""
+        return ()
+
+    def after(self, store: Store) -> Sequence[StudyRequest]:
+        """Requests of other studies to carry out at the end, on what this plan has made; planned only then."""
+        return ()
 
 
 class Tell(Protocol):
@@ -209,6 +227,25 @@ def find_study(name: str) -> Study:
     """The study of a command."""
     study: Study = importlib.import_module(f"longeval.studies.{name}").STUDY
     return study
+
+
+def plan_all(requests: Sequence[StudyRequest], tell: Tell, *, dry_run: bool = False) -> list[Plan]:
+    """The plans of requests, each behind those of the requests that come before it (`Plan.before`).
+
+    Raises:
+        LongEvalError: Anything in any of them is wrong.
+    """
+    plans = []
+    for request in requests:
+        plan = find_study(request.command).plan(request, tell, dry_run=dry_run)
+        earlier = plan_all(plan.before(), tell, dry_run=dry_run)
+        plans += [*(dataclasses.replace(one, parent=plan) for one in earlier), plan]
+    return plans
+
+
+def plan_after(plan: Plan, store: Store, tell: Tell) -> list[Plan]:
+    """The plans of the requests that come after a plan whose work is done."""
+    return [dataclasses.replace(one, parent=plan) for one in plan_all(plan.after(store), tell)]
 
 
 def request_from_mapping(plain: Mapping[str, Any], *, origin: str) -> StudyRequest:

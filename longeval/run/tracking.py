@@ -135,10 +135,11 @@ def _started(name: str, folder: str) -> GeneralTracker:
 
 
 def _series(record: Record) -> str:
-    """Name of a record's curve, such as `gov_report/llama2-7b/yarn/s:4`, for PosGen with regime and seed."""
+    """Name of a record's curve, such as `gov_report/llama2-7b/yarn/s:4`, with what else tells trainings apart."""
     parts = [record.task or record.data or "", record.model, record.pe]
     parts += [f"s:{record.factor:g}"] if record.factor is not None else []
-    parts += [f"{name}:{record.params[name]}" for name in ("regime", "seed") if "regime" in record.params]
+    training = [name for name in ("regime", "augment") if name in record.params]
+    parts += [f"{name}:{record.params[name]}" for name in (*training, "seed") if training]
     return re.sub(r"[^\w\-. :/]", "_", "/".join(filter(None, parts)))  # mlflow allows only these characters
 
 

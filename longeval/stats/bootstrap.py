@@ -13,7 +13,9 @@ Shapes: W windows, S scored tokens, U resampling units, R resamples, K position 
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -156,6 +158,19 @@ def same_windows(nll_a: TokenNll, nll_b: TokenNll) -> bool:
         and np.array_equal(nll_a.document_W, nll_b.document_W)
         and np.array_equal(nll_a.start_W, nll_b.start_W)
     )
+
+
+def averaged(nlls: Sequence[TokenNll]) -> TokenNll | None:
+    """The mean NLL of each token over several models; None for none, or if they did not score the same tokens.
+
+    Its perplexity is the geometric mean of theirs, and its intervals are of the text: they say nothing of other models.
+    """
+    if not nlls or not all(same_windows(nlls[0], nll) for nll in nlls[1:]):
+        return None
+    if len(nlls) == 1:
+        return nlls[0]
+    mean_S: FloatArray = np.stack([nll.nll_S for nll in nlls]).mean(axis=0, dtype=np.float64)
+    return dataclasses.replace(nlls[0], nll_S=mean_S.astype(np.float32))
 
 
 def position_edges(length: int, *, bins: int = 24, spacing: Literal["log", "linear"] = "log") -> FloatArray:

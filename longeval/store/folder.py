@@ -6,6 +6,7 @@
     RUN/nll/<id>.npz       a perplexity cell's token-level negative log-likelihoods
     RUN/samples/<id>.jsonl a task cell's samples: prompt digest, answer, scores
     RUN/curves/<id>.json   a PosGen cell's accuracies by position and losses by epoch
+    RUN/losses/<id>.json   the losses of a training of `longeval finetune` by step
     RUN/weights/<training>.npz       the final weights of a PosGen training; cells of several methods may share them
     RUN/checkpoints/<training>.npz   the state from which an interrupted training resumes
 
@@ -37,6 +38,7 @@ from longeval.files import sweep, why_unwritable, write_whole
 from longeval.plain import made_from, read_json
 from longeval.store.artefact import ARTEFACTS, Artefact, artefact_of, check_artefact, check_records, digest
 from longeval.store.curves import CURVES, Curves
+from longeval.store.losses import LOSSES, Losses
 from longeval.store.nll import NLL, TokenNll
 from longeval.store.plan import PlannedRequest, StoredPlan, plan_from_json
 from longeval.store.records import SCHEMA_VERSION, Record, Status, record_from_json
@@ -89,15 +91,16 @@ class Store:
     Args:
         path: Local folder or fsspec URL (`s3://bucket/run`, `memory://run`). Nothing is created until the first write.
         create: Whether the folder may be new. If False, `path` must be a run folder already.
+        read_only: Whether everything that is to be written is ignored, since another process writes the same.
 
     Raises:
         LongEvalError: The file system can't be reached, or `path` is not a run folder and `create` is False.
     """
 
-    def __init__(self, path: str, *, create: bool = True) -> None:
+    def __init__(self, path: str, *, create: bool = True, read_only: bool = False) -> None:
         bare = path.rstrip("/")
         self.path = path if not bare or bare.endswith(":") else bare
-        self._read_only = False
+        self._follows = self._read_only = read_only
         self.damaged: dict[str, str] = {}
         """Ids of the cells that were found damaged and not stored again since, with the reason."""
         self._warned: set[str] = set()
@@ -116,6 +119,19 @@ class Store:
                 "Give a folder that `longeval ppl`, `longeval tasks` or `longeval posgen train` wrote (--out).",
             )
 
+    def local_path(self, *parts: str) -> str:
+        """The path of a file or folder inside a run folder on this machine.
+
+        Raises:
+            LongEvalError: The run folder is elsewhere.
+        """
+        if not isinstance(self._fs, LocalFileSystem):
+            raise LongEvalError(
+                f"--out {self.path}: is not on this machine, and models can only be saved here",
+                "Give a local folder, and copy it afterwards.",
+            )
+        return self._at(*parts)
+
     def is_run_folder(self) -> bool:
         """Whether the folder holds `cells/` and `spec.yaml`."""
         return bool(self._fs.exists(self._at("cells")) and self._fs.exists(self._at("spec.yaml")))
@@ -129,7 +145,7 @@ class Store:
         Raises:
             LongEvalError: The folder can't be written, and it is not a run folder.
         """
-        self._read_only = False
+        self._read_only = self._follows
         try:
             self.check_writable()
         except LongEvalError:
@@ -257,6 +273,10 @@ class Store:
     def curves(self, cell: str) -> Curves | None:
         """A PosGen cell's curves, or None."""
         return self.artefact(CURVES, cell)
+
+    def losses(self, cell: str) -> Losses | None:
+        """The losses of a training's cell, or None."""
+        return self.artefact(LOSSES, cell)
 
     def training(self, kind: TrainingFile, training: str) -> bytes | None:
         """The content of a training's file, or None if there is none."""

@@ -178,6 +178,8 @@ class _Params(BaseModel):
     overlong: str | None = None
     base_url: str | None = None
     served_model: str | None = None
+    adapter: str | None = None
+    adapter_name: str | None = None
 
 
 class _PosGenParams(_Params):
@@ -225,9 +227,11 @@ class Commit(NamedTuple):
     dirty: bool | None
 
 
-OUTCOMES = frozenset({"batch_size", "ci", "stderr", "primary", "filter", "higher_is_better", "without_text"})
-"""Parameters of a record that say something of a result, of one metric, or of records without text. They decide no
-value."""
+OUTCOMES = frozenset(
+    {"batch_size", "ci", "stderr", "primary", "filter", "higher_is_better", "without_text", "adapter_name"}
+)
+"""Parameters of a record that say something of a result, of one metric, of records without text, or where an adapter
+lay. They decide no value."""
 
 
 def provenance(device: str, taken_from: dict[str, int] | None = None) -> Provenance:

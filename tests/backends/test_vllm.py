@@ -22,12 +22,13 @@ from types import SimpleNamespace
 import numpy as np
 import psutil
 import pytest
+from adapters import save_adapter
 from contract import check_backend
 from own_tasks import CHOICE, write_data, write_task
 from tiny import make_text, save_tiny_llama
 
 from longeval.backends.base import BackendError, ChoicesRequest, GenerateRequest
-from longeval.backends.hf.backend import HFBackend
+from longeval.backends.hf.backend import HFBackend, load_backend
 from longeval.cli.app import run_app
 from longeval.errors import LongEvalError
 from longeval.models.prepare import prepare
@@ -409,3 +410,21 @@ def test_parity_tells_a_wrong_table_from_the_right_one(folder):
     (told,) = parity(plan, RunProgress(quiet=True, verbose=False), load_vllm=wrong)
     assert told.verdict == "different"
     assert len(told.reasons) == 3  # the table, by more than rounding the log-probabilities, the continuation
+
+
+def test_an_adapter_is_merged_for_the_engine_as_it_is_in_memory(folder, tmp_path):
+    from longeval.backends.vllm.backend import VLLMBackend
+
+    adapted = prepared(folder, adapter=str(save_adapter(folder, tmp_path / "lora")))
+    table = table_of(adapted, "resonance_yarn")
+    scores = {}
+    backends = {"vllm": VLLMBackend(adapted, length=LENGTH), "hf": load_backend(adapted), "base": None}
+    backends["base"] = load_backend(prepared(folder))
+    for name, backend in backends.items():
+        try:
+            backend.serve(table, LENGTH)
+            scores[name] = backend.score(RANDOM_T, 1)
+        finally:
+            backend.close()
+    np.testing.assert_allclose(scores["vllm"], scores["hf"], atol=5e-4)
+    assert np.abs(scores["hf"] - scores["base"]).max() > 0.1

@@ -29,13 +29,13 @@ COMMANDS = flat(typer.main.get_command(app).commands)
 OPTIONS = {
     "ppl": "--model --pe --lengths --data --protocol --factor --native --pe-arg --scale-from --layers --docs "
     "--min-tokens --stride --bos --no-bos --parse-special --text-field --backend --vllm-arg --pin-length --base-url "
-    "--served-model --dtype --device --device-map --attn --revision --trust-remote-code --batch-size --seed --out "
-    "--json --dry-run --fresh --track --show --quiet -q --verbose -v",
+    "--served-model --dtype --device --device-map --attn --revision --adapter --trust-remote-code --batch-size --seed "
+    "--out --json --dry-run --fresh --track --show --quiet -q --verbose -v",
     "tasks": "--model --pe --tasks --lengths --list --limit --overlong --same-samples --chat-template --num-fewshot "
     "--max-new-tokens --haystack --include --factor --native --pe-arg --scale-from --layers --bos --no-bos "
     "--parse-special --backend --vllm-arg --pin-length --base-url --served-model --dtype --device --device-map "
-    "--attn --revision --trust-remote-code --seed --out --json --dry-run --fresh --track --show --save-prompts "
-    "--quiet -q --verbose -v",
+    "--attn --revision --adapter --trust-remote-code --seed --out --json --dry-run --fresh --track --show "
+    "--save-prompts --quiet -q --verbose -v",
     "posgen": "",
     "posgen generate": "--task --json --num-train --num-valid --num-test --length --test-length --modulus --j --k "
     "--seed --quiet -q",
@@ -50,13 +50,13 @@ OPTIONS = {
     "report": "--out --json --title --preface --published --quiet -q",
     "rope": "--model --head-dim --theta --native --factor --length --pe-arg --scale-from --revision "
     "--trust-remote-code --json --plot --list",
-    "export": "--model --pe --out --factor --native --pe-arg --scale-from --layers --revision --quiet -q",
+    "export": "--model --pe --out --factor --native --pe-arg --scale-from --layers --revision --adapter --quiet -q",
     "models": "--json",
     "doctor": "--parity --model --pe --length --factor --native --pe-arg --scale-from --layers --pin-length --vllm-arg "
     "--dtype --device --revision --trust-remote-code --json",
     "serve": "--model --pe --factor --length --native --pe-arg --scale-from --layers --pin-length --host --port "
-    "--served-model --no-api-key --vllm-arg --dtype --device --revision --trust-remote-code --dry-run --quiet -q "
-    "--verbose -v",
+    "--served-model --no-api-key --vllm-arg --dtype --device --revision --adapter --trust-remote-code --dry-run "
+    "--quiet -q --verbose -v",
 }
 """All options of all commands, in both forms of those that have two."""
 

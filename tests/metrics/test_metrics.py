@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 from fake import FakeBackend
+from finetune_records import make_losses
 from known import carry_out, log_position
 from records import make_nll, make_records, make_samples, make_task_records, write_report
 
@@ -15,6 +17,7 @@ from longeval.metrics import Metric, Value, derived, higher_is_better, metric_of
 from longeval.metrics.base import METRICS
 from longeval.store.curves import CURVES, Curves
 from longeval.store.folder import Store
+from longeval.store.losses import LOSSES
 from longeval.store.nll import NLL
 from longeval.store.samples import SAMPLES
 
@@ -29,6 +32,7 @@ def test_records_list_the_main_metric_of_token_values_first():
     assert [metric.name for metric in metrics_of(NLL)] == ["perplexity", "bits_per_byte"]
     accuracies = ["accuracy_in_distribution", "accuracy_ood", "accuracy_generated"]
     assert [metric.name for metric in metrics_of(CURVES)] == accuracies
+    assert [metric.name for metric in metrics_of(LOSSES)] == ["loss"]
     assert metrics_of(SAMPLES) == []
 
 
@@ -66,6 +70,19 @@ def test_accuracies_are_means_below_and_beyond_the_training_length():
     assert found["accuracy_in_distribution"].fields == {"protocol": "teacher_forced", "tokens": 20, "nll_sum": 20.0}
     assert found["accuracy_ood"].fields == {"protocol": "teacher_forced", "tokens": 30, "nll_sum": 60.0}
     assert found["accuracy_generated"].fields == {"protocol": "free_running", "tokens": 30}
+
+
+def test_loss_is_the_mean_of_the_last_tenth_of_the_steps_without_weights():
+    many = values(LOSSES, make_losses([9.0] * 27 + [3.0, 2.0, 1.0], tokens=7))["loss"]
+    assert (many.value, many.fields, many.params) == (2.0, {"tokens": 210}, {"first_loss": 9.0})
+    falling = values(LOSSES, make_losses([8.0, 6.0] + [1.0] * 18))["loss"]
+    assert (falling.value, falling.params) == (1.0, {"first_loss": 7.0})
+    assert values(LOSSES, make_losses([9.0] * 18 + [4.0]))["loss"].value == 4.0
+    assert values(LOSSES, make_losses([3.0]))["loss"].value == 3.0
+    weighted = make_losses([9.0] * 9 + [5.0], plain=(2.0,) * 9 + (1.5,))
+    assert values(LOSSES, weighted)["loss"].value == 1.5
+    uneven = dataclasses.replace(make_losses([9.0] * 18 + [2.0, 1.0]), tokens=(1,) * 18 + (3, 1))
+    assert values(LOSSES, uneven)["loss"].value == pytest.approx((3 * 2.0 + 1.0) / 4)
 
 
 def test_a_tasks_metric_has_the_tasks_direction_also_under_a_registered_name():

@@ -89,7 +89,7 @@ def test_the_first_of_two_conversions_wins(tiny, converted, monkeypatch):
         theirs = Path(shutil.copytree(made, folder))
         (theirs / "origin.json").unlink()
         (theirs / "theirs").touch()
-        conversion._note_files(folder, {})
+        conversion.note_files(folder, {})
         real(made, folder, **options)
 
     monkeypatch.setattr(conversion, "put_folder", overtaken)

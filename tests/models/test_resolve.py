@@ -109,7 +109,9 @@ def test_pickles_and_adapters_are_refused(llama):
     assert "safetensors" in refused(llama, "pickle")
     os.remove(llama / "pytorch_model.bin")
     (llama / "adapter_config.json").write_text("{}")
-    refused(llama, "merge it into its base model")
+    refused(llama, f"--model BASE --adapter {llama}")
+    (llama / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
+    refused(llama, f"--model org/base --adapter {llama}")
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import pytest
 
 from longeval.backends.base import BackendError, OutOfMemoryError
 from longeval.errors import LongEvalError
-from longeval.run.engine import run, stored_cells
+from longeval.run.engine import run
 from longeval.run.executor import carry_out, order_of
 from longeval.run.host import Host, Silent, backend_of
 from longeval.run.study import find_study
@@ -142,7 +142,7 @@ class StudyContract:
     def test_an_interrupt_keeps_finished_cells_and_the_next_run_goes_on(self, made, plan, store):
         with pytest.raises(KeyboardInterrupt):
             self.carry_out(made, plan, store, Told(interrupt_after=1))
-        assert len(stored_cells(plan, store)) == 1
+        assert len(plan.stored(store)) == 1
         result = self.carry_out(made, plan, store)
         assert (result.computed, result.reused) == (len(plan.cells) - 1, 1)
 
@@ -155,7 +155,7 @@ class StudyContract:
         assert {record.cell: record.metric for record in own} == lost
         assert {record.error for record in own} == {"ZeroDivisionError: a bug"}
         assert [record_from_json(record.to_json()) for record in failed] == failed
-        assert len(stored_cells(plan, store)) == len(plan.cells) - len(lost)
+        assert len(plan.stored(store)) == len(plan.cells) - len(lost)
         assert self.carry_out(made, plan, store).computed == len(lost)
 
     def test_where_memory_runs_out_what_is_smaller_goes_on(self, made, plan, store):

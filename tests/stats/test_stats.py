@@ -8,7 +8,7 @@ import pytest
 from records import make_nll
 
 from longeval.stats import bootstrap as stats
-from longeval.stats.bootstrap import Units, by_position, interval, paired, position_edges, resampling_units
+from longeval.stats.bootstrap import Units, averaged, by_position, interval, paired, position_edges, resampling_units
 
 
 def units_of(numerator, denominator, kind="document"):
@@ -166,3 +166,18 @@ def test_edges_cover_every_position_once(spacing):
         assert np.ptp(np.diff(edges)) <= 1
     else:
         assert edges[5] == pytest.approx(math.sqrt(1000), abs=1)
+
+
+def test_the_mean_over_models_is_the_geometric_mean_of_their_perplexities():
+    one, other = make_nll([[1.0, 2.0]] * 10), make_nll([[3.0, 2.5]] * 10)
+    mean = averaged([one, other])
+    assert mean.nll_S.tolist() == [2.0, 2.25] * 10
+    expected = math.sqrt(math.exp(one.mean("prefix")) * math.exp(other.mean("prefix")))
+    assert math.exp(mean.mean("prefix")) == pytest.approx(expected)
+    assert averaged([one]) is one
+    assert averaged([]) is None
+
+
+def test_models_that_scored_other_tokens_have_no_mean():
+    assert averaged([make_nll([[1.0, 2.0]] * 10), make_nll([[1.0, 2.0, 3.0]] * 10)]) is None
+    assert averaged([make_nll([[1.0, 2.0]] * 2), make_nll([[1.0, 2.0]] * 2, names=("a", "b"))]) is None

@@ -21,7 +21,7 @@ BACKENDS.register(
     "hf",
     Capabilities(
         load=_load,
-        heeds=frozenset({"device_map", "attn", "device", "dtype", "batch_size"}),
+        heeds=frozenset({"device_map", "attn", "device", "dtype", "batch_size", "adapter"}),
         estimates=True,
         transformers_attention=True,
     ),

@@ -33,7 +33,7 @@ BACKENDS.register(
     "vllm",
     Capabilities(
         load=_load,
-        heeds=frozenset({"vllm_args", "pin_length", "device", "dtype"}),
+        heeds=frozenset({"vllm_args", "pin_length", "device", "dtype", "adapter"}),
         one_table=True,
         windows_at_once=16,
         own_quantised_weights=True,

@@ -267,13 +267,16 @@ def engine_arguments(
 def _files(model: PreparedModel) -> dict[str, str]:
     """The location of the model: a folder, or the commit on the hub from which everything else was read.
 
+    vLLM gets a model with an adapter as a folder of merged weights, which is made here unless the cache has it.
+
     If transformers would build a different tokenizer from the model's files, ours is saved into a folder for vLLM.
     """
     from longeval.models.hub import open_hub
+    from longeval.models.merged import merged_folder
     from longeval.models.resolve import local_folder
 
     own = {} if is_stock(model.tokenizer) else {"tokenizer": tokenizer_folder(model.tokenizer)}
-    folder = local_folder(model.ref)
+    folder = local_folder(model.ref) if model.ref.adapter is None else merged_folder(model.ref, dtype=model.dtype)
     if folder is not None:
         return {"model": folder, "tokenizer": folder} | own
     snapshot = open_hub(model.ref)

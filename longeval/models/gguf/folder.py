@@ -50,7 +50,7 @@ _READ_ELSEWHERE = re.compile(r"rope_(freqs|factors_(long|short))\.weight")
 """Tensors that become part of the configuration: see `config`."""
 _EXPERTS = re.compile(r"_exps(\.|$)")
 """Tensors with all experts of a layer, which transformers splits before it looks up their names."""
-_NOTE = "origin.json"
+NOTE = "origin.json"
 """File in a converted folder that states its origin and the digest of each of its files."""
 
 
@@ -86,7 +86,7 @@ def converted_folder(
             _convert(path, building)
             for kept, source in (beside or {}).items():
                 shutil.copyfile(source, os.path.join(building, kept))
-            _note_files(building, {"gguf": os.path.basename(path), "sha256": sha256})
+            note_files(building, {"gguf": os.path.basename(path), "sha256": sha256})
             put_folder(building, folder, is_whole=is_whole)
     except OSError as error:
         raise unwritable(error) from error
@@ -107,12 +107,12 @@ def cached_folder(name: str, sha256: str, conversion: int = CONVERSION) -> str:
 
 
 def is_whole(folder: str) -> bool:
-    """Whether a converted folder exists and its files are exactly those that were written."""
+    """Whether a model's folder in the cache exists and its files are exactly those that were written."""
     try:
-        with open(os.path.join(folder, _NOTE), encoding="utf-8") as file:
+        with open(os.path.join(folder, NOTE), encoding="utf-8") as file:
             noted = json.load(file)["files"]
         names = {name for name in os.listdir(folder) if not name.startswith(".")}
-        return names == {_NOTE, *noted} and all(
+        return names == {NOTE, *noted} and all(
             file_digest(os.path.join(folder, name)) == digest for name, digest in noted.items()
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -123,17 +123,17 @@ def unwritable(error: OSError) -> LongEvalError:
     """The error for a cache that can't be written."""
     return LongEvalError(
         f"cache {cache_dir()}: {reason(error)}",
-        "Converting a GGUF needs room there for its weights in float32 (four bytes per parameter). "
+        "A GGUF that is converted, or an adapter that is merged, needs room there for all weights of the model. "
         "Make room, or set LONGEVAL_CACHE to another folder.",
     )
 
 
-def _note_files(folder: str, origin: Mapping[str, str]) -> None:
-    """Writes the note about a folder: its origin and the digests of its files."""
+def note_files(folder: str, origin: Mapping[str, str]) -> None:
+    """Writes the note about a model's folder in the cache, for `is_whole`: its origin and the digests of its files."""
     import transformers
 
     files = {name: sha256_of(os.path.join(folder, name)) for name in sorted(os.listdir(folder))}
-    with open(os.path.join(folder, _NOTE), "w", encoding="utf-8") as file:
+    with open(os.path.join(folder, NOTE), "w", encoding="utf-8") as file:
         json.dump({**origin, "transformers": transformers.__version__, "files": files}, file, indent=1)
     for entry in os.scandir(folder):  # safetensors are written for their owner only; a cache may be shared
         os.chmod(entry.path, os.stat(folder).st_mode & 0o666)

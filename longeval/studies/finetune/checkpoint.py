@@ -173,6 +173,11 @@ class Checkpoints:
                 _log.warning("%s is damaged, and the checkpoint before it is used: %s", path, reason(error))
         return None
 
+    @property
+    def last_step(self) -> int:
+        """Steps done at the newest checkpoint, which may be damaged; 0 where there is none."""
+        return max(self._steps(), default=0)
+
     def remove(self) -> None:
         """Removes the folder."""
         shutil.rmtree(self.folder, ignore_errors=True)

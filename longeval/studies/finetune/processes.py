@@ -7,6 +7,7 @@ each weight, and of its gradient and moments, in every process, and gathers a la
 from __future__ import annotations
 
 import contextlib
+import datetime
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -36,9 +37,11 @@ class Processes:
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             return
         from accelerate import Accelerator
-        from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+        from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, InitProcessGroupKwargs
 
-        self._accelerator = Accelerator(mixed_precision="no")  # the training casts by itself
+        # The others wait while the main process measures the model before its training.
+        patient = InitProcessGroupKwargs(timeout=datetime.timedelta(days=7))
+        self._accelerator = Accelerator(mixed_precision="no", kwargs_handlers=[patient])  # the training casts by itself
         kind = self._accelerator.distributed_type
         if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":  # accelerate ignores it on CPUs
             self._fsdp = FullyShardedDataParallelPlugin()
@@ -127,6 +130,11 @@ class Processes:
         if self._accelerator is not None:
             dist.all_reduce(sums)
         return sums
+
+    def wait(self) -> None:
+        """Waits until all processes are here."""
+        if self._accelerator is not None:
+            self._accelerator.wait_for_everyone()
 
     def from_main(self, value: Any) -> Any:
         """The main process's value of a small object."""

@@ -256,9 +256,14 @@ class FinetuneRequest(StudyRequest, frozen=True):
         ),
     ] = None
     tasks: Annotated[
-        tuple[str, ...],
-        Declare(setting.names, "Tasks to run before and after, as in longeval tasks; comma list.", panel=EVALUATION),
-    ] = ()
+        tuple[str, ...] | None,
+        Declare(
+            setting.names,
+            "Tasks to run before and after, as in longeval tasks; comma list.",
+            unset="none",
+            panel=EVALUATION,
+        ),
+    ] = None
     limit: Annotated[int | None, Declare(setting.count(), "Samples of each task.", unset="all", panel=EVALUATION)] = (
         None
     )
@@ -329,6 +334,16 @@ class FinetuneRequest(StudyRequest, frozen=True):
     def uses_lora(self) -> bool:
         """Whether an adapter is trained instead of all weights."""
         return self.lora or self.lora_plus
+
+    @property
+    def rank(self) -> int:
+        """LoRA's r."""
+        return 8 if self.lora_rank is None else self.lora_rank
+
+    @property
+    def alpha(self) -> float:
+        """LoRA's α."""
+        return 16.0 if self.lora_alpha is None else self.lora_alpha
 
     @property
     def warmup_steps(self) -> int:

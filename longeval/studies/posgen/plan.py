@@ -23,7 +23,7 @@ from longeval.rope.base import Geometry, RopeTable
 from longeval.rope.build import ALL, MethodName, build_table, make_parameters, usable
 from longeval.run.cell import ID_DIGITS, cell_id
 from longeval.run.host import Host
-from longeval.run.overview import CellList, Overview, count, format_duration, format_gib
+from longeval.run.overview import CellList, Overview, count, format_gib
 from longeval.run.setups import method_names
 from longeval.run.study import Plan, Work, request_from_mapping
 from longeval.store.folder import Store, TrainingFile
@@ -42,6 +42,7 @@ from longeval.studies.posgen.data import DataSetting
 from longeval.studies.posgen.estimate import matmul_rate, memory_bytes
 from longeval.studies.posgen.request import PosGenRequest, Regime
 from longeval.studies.posgen.work import PosGenWork
+from longeval.values import format_duration
 
 _SCHEDULE = ("epochs", "batch_size", "lr", "weight_decay", "warmup")
 """Fields of the request that determine how a model trains, besides its precision."""

@@ -7,25 +7,26 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from longeval.report import plots
 from longeval.report.collect import Collection
 from longeval.report.document import Block, Data, Figure, Paragraph, Picture, prose
-from longeval.report.numbers import format_perplexity
-from longeval.report.plots import length_axis, line_style, native_line, new_figure, plain_axes, title_and_legend
+from longeval.report.plots import (
+    length_axis,
+    line_style,
+    native_line,
+    new_figure,
+    perplexity_axis,
+    plain_axes,
+    title_and_legend,
+)
 from longeval.report.tables import Grid, GridRow
 from longeval.stats.bootstrap import PositionCurve, by_position, position_edges
 from longeval.values import format_length
 
 _POSITION_BINS = 32
 """Equal bins over the window: narrow enough to show where a curve leaves, wide enough to hold many tokens each."""
-
-_LOG_FROM_RANGE = 10.0
-"""A perplexity axis is logarithmic where the largest value is more than this times the smallest."""
-_LEAST_RANGE = 0.01
-"""A perplexity axis spans at least this share of its largest value, so that nearly equal values look so."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,7 +118,7 @@ def length_curve(grid: Grid) -> Picture | None:
         axes.plot([length for length, _ in points], y, **styles[-1])
     axes.set_xlabel("Context length (tokens)")
     length_axis(axes, grid.lengths)
-    _perplexity_axis(axes, values)
+    perplexity_axis(axes, values)
     native_line(axes, grid.native_length)
     title_and_legend(figure, grid.title, styles)
     return plots.render(figure)
@@ -141,30 +142,7 @@ def position_curve(grid: Grid, length: int, curves: Sequence[tuple[GridRow, Posi
     step = max(1, 2 ** math.ceil(math.log2(length / 8)))
     axes.xaxis.set_major_locator(FixedLocator(range(0, length + 1, step)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: format_length(round(x)) if x else "0"))
-    _perplexity_axis(axes, shown)
+    perplexity_axis(axes, shown)
     native_line(axes, grid.native_length)
     title_and_legend(figure, grid.title, styles)
     return plots.render(figure)
-
-
-def _perplexity_axis(axes: Axes, values: Sequence[float]) -> None:
-    axes.set_ylabel("Perplexity")
-    low, high = min(values), max(values)
-    plain = FuncFormatter(lambda y, _: f"{y:g}" if y < 1e4 else format_perplexity(y))
-    if high <= _LOG_FROM_RANGE * low:
-        if high - low < _LEAST_RANGE * high:
-            middle = (low + high) / 2
-            axes.set_ylim(middle - 0.6 * _LEAST_RANGE * high, middle + 0.6 * _LEAST_RANGE * high)
-        if high >= 1e5:
-            axes.yaxis.set_major_formatter(plain)
-        return
-    axes.set_yscale("log")
-    # Decades alone would leave the range where working methods lie without a label.
-    decades = math.log10(high / low)
-    steps = (1, 2, 5) if decades < 3 else (1,)
-    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    ticks = [step * 10.0**exponent for exponent in exponents for step in steps]
-    bottom, top = axes.get_ylim()
-    axes.yaxis.set_major_locator(FixedLocator([tick for tick in ticks if bottom <= tick <= top]))
-    axes.yaxis.set_major_formatter(plain)
-    axes.yaxis.set_minor_formatter(NullFormatter())

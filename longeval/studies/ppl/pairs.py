@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from longeval.report.changes import change_cell, paired_as
 from longeval.report.document import Data, Table, TableCell, prose
-from longeval.report.numbers import format_percent
 from longeval.report.tables import DASH, Grid, GridRow, length_columns, method_row, resonance_pairs
-from longeval.stats.bootstrap import PairedDifference, paired
+from longeval.stats.bootstrap import PairedDifference
 from longeval.store.nll import TokenNll
 from longeval.store.records import Record
 
@@ -53,7 +53,7 @@ def pair_rows(grid: Grid, nll: Callable[[str], TokenNll | None]) -> list[PairRow
     for base, row in resonance_pairs(grid.rows):
         cells = {}
         for length in grid.lengths:
-            cell = _pair_cell(grid, base.cells.get(length), row.cells.get(length), nll)
+            cell = _pair_cell(base.cells.get(length), row.cells.get(length), nll)
             if cell is not None:
                 cells[length] = cell
         if cells:
@@ -61,23 +61,10 @@ def pair_rows(grid: Grid, nll: Callable[[str], TokenNll | None]) -> list[PairRow
     return pairs
 
 
-def _pair_cell(
-    grid: Grid, base: Record | None, resonance: Record | None, nll: Callable[[str], TokenNll | None]
-) -> PairCell | None:
+def _pair_cell(base: Record | None, resonance: Record | None, nll: Callable[[str], TokenNll | None]) -> PairCell | None:
     if base is None or resonance is None or not base.value or resonance.value is None:
         return None
-    nll_base, nll_resonance = nll(base.cell), nll(resonance.cell)
-    difference = None
-    if nll_base is not None and nll_resonance is not None:
-        how = base.params.get("ci") or {}
-        difference = paired(
-            nll_base,
-            nll_resonance,
-            grid.protocol,
-            resamples=int(how.get("resamples") or 2000),
-            seed=int(how.get("seed") or 0),
-            level=float(how.get("level") or 0.95),
-        )
+    difference = paired_as(base, nll(base.cell), nll(resonance.cell))
     ratio = resonance.value / base.value - 1 if difference is None else difference.ratio
     return PairCell(base=base, resonance=resonance, ratio=ratio, difference=difference)
 
@@ -113,12 +100,7 @@ def pair_table(grid: Grid, pairs: Sequence[PairRow], slug: str) -> Table:
 
 
 def _shown(cell: PairCell | None) -> TableCell:
-    if cell is None:
-        return DASH
-    found = cell.difference
-    interval = None if found is None else (format_percent(found.low), format_percent(found.high))
-    is_different = found is not None and found.excludes_zero
-    return TableCell(text=format_percent(cell.ratio), interval=interval, is_strong=is_different)
+    return DASH if cell is None else change_cell(cell.ratio, cell.difference)
 
 
 def pair_data(grid: Grid, pairs: Iterable[PairRow]) -> Data:

@@ -30,7 +30,7 @@ from longeval.run.cell import cell_id
 from longeval.run.cost import Window, batch_size, memory_bytes, precision, windows_seconds
 from longeval.run.examples import ShownInputs
 from longeval.run.host import Host, Silent, by_engine
-from longeval.run.overview import CellList, Overview, count, format_duration, format_gib
+from longeval.run.overview import CellList, Overview, count, format_gib
 from longeval.run.setups import (
     Setup,
     ask_server,
@@ -46,7 +46,7 @@ from longeval.store.folder import Store
 from longeval.studies.ppl.protocols import PROTOCOLS, Protocol, check_stride
 from longeval.studies.ppl.request import PplRequest
 from longeval.studies.ppl.work import DataSet, PplCell, PplWork
-from longeval.values import format_length
+from longeval.values import format_duration, format_length
 
 logger = logging.getLogger(__name__)
 

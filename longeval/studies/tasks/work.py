@@ -19,7 +19,7 @@ from longeval.run.cost import memory_bytes, precision, seconds
 from longeval.run.examples import Found, InputPart, ShownInput, ShownInputs, shortened
 from longeval.run.examples import stored as stored_of
 from longeval.run.host import Host, by_engine
-from longeval.run.overview import CellList, Overview, count, format_duration, format_gib
+from longeval.run.overview import CellList, Overview, count, format_gib
 from longeval.run.reuse import computed_with
 from longeval.run.study import Outcome, Plan, SkippedWork, Work
 from longeval.stats.scores import score
@@ -32,7 +32,7 @@ from longeval.studies.tasks.cells import GroupCell, TaskCell, TaskJob
 from longeval.studies.tasks.definitions.entries import GroupAverage
 from longeval.studies.tasks.prompts.requests import Place, PreparedSample, as_text
 from longeval.studies.tasks.request import TasksRequest
-from longeval.values import format_length
+from longeval.values import format_duration, format_length
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,7 +9,7 @@ from posgen_requests import ALL, BOTH, carry_out, tiny_request
 from torch.utils.flop_counter import FlopCounterMode
 
 from longeval.run.cost import RUNTIME_BYTES
-from longeval.run.engine import stored_cells
+
 from longeval.run.host import Host, Silent, backend_of
 from longeval.studies.posgen.cells import ModelConfig
 from longeval.studies.posgen.estimate import (
@@ -80,7 +80,7 @@ def test_a_resumed_training_costs_its_last_epochs():
 def test_an_estimate_counts_what_is_left(store):
     def left(plan):
         """What a dry run says of it, and the operations."""
-        stored = stored_cells(plan, store)
+        stored = plan.stored(store)
         host, work = Host(store=store, progress=Silent(), load=backend_of(plan.request)), plan.left(stored)
         return plan.overview(host, work, stored).costs[0], sum(sum(one.costs(host)) for one in work)
 
