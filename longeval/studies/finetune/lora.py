@@ -16,6 +16,7 @@ from torch import nn
 from longeval.errors import LongEvalError, reason
 from longeval.models.library import quiet_transformers
 from longeval.studies.finetune.request import FinetuneRequest
+from longeval.studies.finetune.train import seeded
 
 RANK, ALPHA = 8, 16.0
 """r and α of LongLoRA."""
@@ -29,12 +30,13 @@ def check_peft() -> None:
         raise LongEvalError("--lora: peft isn't installed", "Install it: pip install peft.") from error
 
 
-def adapt(model: Any, request: FinetuneRequest) -> Any:
+def adapt(model: Any, request: FinetuneRequest, *, seed: int = 0) -> Any:
     """Puts adapters into a model, and switches the gradients of all that is trained on.
 
     Args:
         model: A transformers causal language model without gradients. It is changed.
         request: Rank, alpha, and whether embeddings and norms are trained.
+        seed: Seed of the first values of A; those of B are 0. All processes must start from the same.
 
     Returns:
         The peft model around it. What is trained is float32 (float64 in a float64 model); the rest stays as it is.
@@ -56,7 +58,7 @@ def adapt(model: Any, request: FinetuneRequest) -> Any:
         ensure_weight_tying=request.lora_plus and _is_tied(model),
     )
     try:
-        with quiet_transformers():
+        with quiet_transformers(), seeded((seed,), model.device):
             adapted = get_peft_model(model, config)
     except (ValueError, ImportError) as error:
         raise LongEvalError(

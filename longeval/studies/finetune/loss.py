@@ -6,8 +6,8 @@ family.
 
 LongCE (Fang et al. 2024, arXiv 2410.23771): a token's weight is p(token | long context) / p(token | short context), at
 most 5, and no gradient goes through it. As in the published code, the short contexts are windows that move by 1,024
-tokens and start at position 0; the new tokens of a window have 4,096 to 5,119 tokens before them. The first 4,096
-tokens of a sequence have weight 1.
+tokens and start at position 0; the new tokens of a window have 4,096 to 5,119 tokens before them. The first window is
+the beginning of the sequence itself, so the first 5,120 tokens have weight 1.
 
 Shapes: B sequences, T tokens of a window, P of them that LongCE weights, N = B·T, C a chunk of N, H hidden size,
 V vocabulary.
@@ -82,10 +82,10 @@ def make_loss(request: FinetuneRequest) -> LongCE | None:
     loss = LongCE(**found)
     if loss.bound <= 0:
         raise LongEvalError(f"--loss-arg longce.bound={loss.bound:g}: must be greater than 0", "Use 5, as published.")
-    if request.window_tokens <= loss.context:
+    if request.window_tokens <= loss.context + loss.step:
         raise LongEvalError(
-            f"--loss longce: the window of {format_length(request.window_tokens)} tokens is not longer than the short "
-            f"context of {format_length(loss.context)}, so all tokens would have weight 1",
+            f"--loss longce: the window of {format_length(request.window_tokens)} tokens is not longer than a short "
+            f"context and a step ({loss.context} + {loss.step}), so all tokens would have weight 1",
             "Give a longer --window, or a shorter context such as --loss-arg longce.context=1k.",
         )
     if any(name != "none" for name in request.augment):
@@ -151,7 +151,7 @@ class ModelWithLoss(nn.Module):
         tokens, plain = weights_BT.sum(), nll_BT.detach().sum()
         if self._loss is None or short_BP is None:
             return LossSums(nll_BT.sum(), tokens, plain, tokens)
-        first = self._loss.context - 1
+        first = self._loss.context + self._loss.step - 1
         ratio_BP = torch.exp(short_BP - nll_BT.detach()[:, first:])
         weights_BT[:, first:] *= ratio_BP.clamp(max=self._loss.bound)
         return LossSums((weights_BT * nll_BT).sum(), weights_BT.sum(), plain, tokens)
@@ -169,10 +169,13 @@ class ModelWithLoss(nn.Module):
 
     @torch.no_grad()
     def _short_nll(self, loss: LongCE, tokens_BT: torch.Tensor, documents_BT: torch.Tensor | None) -> torch.Tensor:
-        """Negative log-likelihoods of the labels in short contexts, (B, P), of the places from context − 1 on."""
+        """Negative log-likelihoods of the labels in short contexts, (B, P), nats.
+
+        Left out are the first context + step − 1 places; the place of a label is that of the token before it.
+        """
         num_tokens, first = tokens_BT.shape[1], loss.context - 1
         parts = []
-        for start in range(0, num_tokens - loss.context, loss.step):
+        for start in range(loss.step, num_tokens - loss.context, loss.step):
             part = slice(start, min(start + loss.context + loss.step, num_tokens))
             tokens, documents = tokens_BT[:, part], None if documents_BT is None else documents_BT[:, part]
             labels = next_tokens(tokens, documents)

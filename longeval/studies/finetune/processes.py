@@ -32,18 +32,23 @@ class Processes:
 
     def __init__(self) -> None:
         self._accelerator: Any = None
+        self._fsdp: Any = None
+        """accelerate's settings of FSDP2, where weights are sharded."""
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             return
         from accelerate import Accelerator
-        from accelerate.utils import DistributedType, InitProcessGroupKwargs
+        from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, InitProcessGroupKwargs
 
         # The others wait while the main process measures the model before its training.
         patient = InitProcessGroupKwargs(timeout=datetime.timedelta(days=7))
         self._accelerator = Accelerator(mixed_precision="no", kwargs_handlers=[patient])  # the training casts by itself
-        known = (DistributedType.MULTI_GPU, DistributedType.MULTI_CPU, DistributedType.FSDP)
-        if self._accelerator.distributed_type not in known or (self.is_sharded and not self._accelerator.is_fsdp2):
+        kind = self._accelerator.distributed_type
+        if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":  # accelerate ignores it on CPUs
+            self._fsdp = FullyShardedDataParallelPlugin()
+        known = (DistributedType.MULTI_GPU, DistributedType.MULTI_XPU, DistributedType.MULTI_CPU, DistributedType.FSDP)
+        if kind not in known or (self._fsdp is not None and self._fsdp.fsdp_version != 2):
             raise LongEvalError(
-                f"accelerate launch: {self._accelerator.distributed_type.value} is not supported here",
+                f"accelerate launch: {kind.value} of this version is not supported here",
                 "Use DDP (--multi_gpu) or FSDP2 (--use_fsdp --fsdp_version 2).",
             )
 
@@ -65,9 +70,7 @@ class Processes:
     @property
     def is_sharded(self) -> bool:
         """Whether each process holds a part of the weights only."""
-        from accelerate.utils import DistributedType
-
-        return self._accelerator is not None and self._accelerator.distributed_type == DistributedType.FSDP
+        return self._fsdp is not None
 
     def device(self, asked: str) -> str:
         """The device of this process, where the user asked for `asked`: each process of a launcher has its own."""
@@ -101,15 +104,16 @@ class Processes:
             return nn.parallel.DistributedDataParallel(
                 module, device_ids=places, broadcast_buffers=False, gradient_as_bucket_view=True
             )
+        from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-        plugin = self._accelerator.state.fsdp_plugin
-        settings = {
-            "offload_policy": plugin.cpu_offload,
-            "mp_policy": plugin.mixed_precision_policy or MixedPrecisionPolicy(),
+        settings: dict[str, Any] = {
+            "offload_policy": self._fsdp.cpu_offload,
+            "mp_policy": self._fsdp.mixed_precision_policy or MixedPrecisionPolicy(),
+            "mesh": init_device_mesh(self._accelerator.device.type, (self.number,)),
         }
         for layer in [part for part in module.modules() if type(part).__name__ in layers]:
-            fully_shard(layer, reshard_after_forward=plugin.reshard_after_forward, **settings)
+            fully_shard(layer, reshard_after_forward=self._fsdp.reshard_after_forward, **settings)
         return fully_shard(module, **settings)
 
     def accumulating(self, wrapped: Any, *, last: bool) -> contextlib.AbstractContextManager[None]:

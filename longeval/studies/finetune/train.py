@@ -103,7 +103,7 @@ def train(
             batch = batches(step)
             serve(batch)
             due = processes.is_main and step + 1 < request.steps and checkpoints.due(step + 1)
-            with _seeded((seed, step, processes.rank), trainer.device):
+            with seeded((seed, step, processes.rank), trainer.device):
                 loss, plain_loss, due = trainer.gradients(batch, step, due=due)
             norm, rate = trainer.update(step)
             entry = StepLog(
@@ -341,7 +341,7 @@ def _training(model: Any, request: FinetuneRequest, gradient_checkpointing: bool
 
 
 @contextlib.contextmanager
-def _seeded(key: tuple[int, ...], device: torch.device) -> Iterator[None]:
+def seeded(key: tuple[int, ...], device: torch.device) -> Iterator[None]:
     """Seeds torch's random numbers with a key, and puts the generators' states back afterwards."""
     devices = [device] if device.type not in ("cpu", "mps") else []
     with torch.random.fork_rng(devices=devices, device_type=device.type if devices else "cuda"):

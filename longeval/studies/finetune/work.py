@@ -99,7 +99,7 @@ class FinetuneWork:
         model = training.model.load()
         num_parameters = sum(weight.numel() for weight in model.parameters())
         rotary, _ = replace_rotary(model, model.config.model_type)
-        adapted = adapt(model, request) if request.uses_lora else model
+        adapted = adapt(model, request, seed=training.seed) if request.uses_lora else model
         num_trained = sum(weight.numel() for weight in adapted.parameters() if weight.requires_grad) or num_parameters
         log = self._log(adapted, host, processes, rotary)
         rotary.serve(training.encoding.table, training.encoding.target_length)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +13,8 @@ from torch.nn.functional import cross_entropy
 
 from longeval.studies.finetune.batch import Batch
 from longeval.studies.finetune.checkpoint import Checkpoints, TrainingLog
+from longeval.studies.finetune.lora import adapt
+from longeval.studies.finetune.processes import Processes
 from longeval.studies.finetune.request import FinetuneRequest
 from longeval.studies.finetune.train import learning_rate, train
 
@@ -111,24 +115,42 @@ def furthest(model, other) -> float:
     return max(float((a.detach().double() - b.detach().double()).abs().max()) for a, b in pairs)
 
 
-def main(folder: str, weights: str, stop: str) -> None:
-    """A program that trains, and is killed after step `stop`; it writes the final weights."""
-    import os
+def program(*arguments: str, launcher: tuple[str, ...] = (), **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs `main` in a process of its own, or by a launcher."""
+    root = Path(__file__).parents[3]
+    paths = {"PYTHONPATH": os.pathsep.join([str(root), str(root / "tests")]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *launcher, __file__, *arguments]
+    return subprocess.run(
+        command, env=os.environ | paths | environment, capture_output=True, text=True, check=False, timeout=300
+    )
+
+
+def main(folder: str, weights: str, stop: str, changes: str = "{}", dropout: str = "0.2") -> None:
+    """A program that trains, as one of several processes if launched so; it is killed after step `stop`.
+
+    It writes the final weights and the losses. `changes` to the request are JSON.
+    """
+    import json
     import signal
 
     from safetensors.torch import save_file
 
     def told(step):
-        sys.stdout.write(f"{step.step}\n")
-        sys.stdout.flush()
         if step.step == int(stop):
             os.kill(os.getpid(), signal.SIGKILL)
 
     torch.use_deterministic_algorithms(True)
-    model = tiny(attention_dropout=0.2)
-    log = run(model, request(steps=6, checkpoint_every=2), folder, told=told)
-    save_file(model.state_dict(), weights)
-    sys.stdout.write(f"{log.loss}\n")
+    asked = request(**({"steps": 6, "checkpoint_every": 2} | json.loads(changes)))
+    processes = Processes()
+    model = tiny(attention_dropout=float(dropout))
+    if asked.uses_lora:
+        torch.manual_seed(5)
+        model = adapt(model, asked)
+    log = run(model, asked, folder, told=told, processes=processes, micro_batch=1)
+    whole = processes.gather(model.state_dict())
+    if processes.is_main:
+        save_file(whole, weights)
+        sys.stdout.write(f"{log.loss} {log.gradient_norm}\n")
 
 
 if __name__ == "__main__":
