@@ -59,7 +59,7 @@ class Told:
     def begin(self, costs):
         self.costs = list(costs)
 
-    def stage(self, what, num_passes, noun):
+    def stage(self, what, num_passes, noun, *, details=False):
         self.stages.append((what, num_passes, noun))
 
     def advance(self, tokens, cost, detail):

@@ -25,6 +25,7 @@ SMOKE = (
     "--num-train 64 --num-valid 8 --num-test 8 --batch-size 16 --epochs 2 --d-model 32 --d-ff 64 --heads 2 --head-dim 16 "
     "--length 16 --test-length 32"
 )
+TINY_TRAINING = "--data documents.txt --steps 2 --dtype float32 --no-eval"
 GEOMETRY = "--head-dim 64 --theta 10000 --native 64 --factor 4"
 
 AS_RUN = {
@@ -64,7 +65,35 @@ AS_RUN = {
         "serve --model tiny --pe resonance_yarn --factor 2 --dry-run"
     ),
     "serve --length 8k": "serve --model tiny --length 8k --dry-run",
-    # Trainings of seconds.
+    # Trainings of seconds; those of recipes are only planned, with their settings but for size.
+    "finetune --model smollm2-135m-q4 --pe yarn,resonance_yarn --length 16k --window 2k --augment pose --steps 60 --batch-size 4 --data stdlib --eval-data gov_report --out runs/ft": (
+        "finetune --model tiny --pe yarn,resonance_yarn --length 256 --window 32 --augment pose --steps 2 --batch-size 4 "
+        "--data documents.txt --eval-data held-out.txt --dtype float32 --out runs/ft"
+    ),
+    "finetune --model smollm2-135m-q4 --pe yarn,resonance_yarn --length 16k --window 2k --augment pose --steps 60 --data stdlib": (
+        f"finetune --model tiny --pe yarn,resonance_yarn --length 256 --window 32 --augment pose --batch-size 4 {TINY_TRAINING} "
+        "--out runs/readme"
+    ),
+    "ppl --model runs/ft/models/resonance_yarn-pose --pe none --lengths 4k,8k,16k": f"ppl --model tiny --pe none {TINY_PPL}",
+    "report runs/ft": "report runs/mine",
+    "finetune --model llama2-7b-chat --pe yarn,resonance_yarn --length 32k --data pg19 --steps 50 --batch-size 64 --lr 2e-5": (
+        f"finetune --model tiny --pe yarn,resonance_yarn --length 256 --batch-size 64 --lr 2e-5 {TINY_TRAINING} --dry-run"
+    ),
+    "finetune --model llama2-7b-chat --pe yarn,resonance_yarn --length 32k --window 4k --data pg19 --steps 400 --batch-size 64 --lr 2e-5": (
+        f"finetune --model tiny --pe yarn,resonance_yarn --length 256 --window 32 --batch-size 64 --lr 2e-5 {TINY_TRAINING} --dry-run"
+    ),
+    "finetune --model llama2-7b --pe yarn --length 64k --data pg19 --steps 400 --batch-size 64 --lr 2e-5 --warmup 20": (
+        f"finetune --model tiny --pe yarn --length 256 --batch-size 64 --lr 2e-5 {TINY_TRAINING} --warmup 1 --dry-run"
+    ),
+    "finetune --model llama2-7b --pe pi --length 32k --data pg19 --steps 1000 --batch-size 64 --lr 2e-5 --warmup 20 --schedule constant --lora-plus": (
+        f"finetune --model tiny --pe pi --length 256 --batch-size 64 --lr 2e-5 {TINY_TRAINING} --warmup 1 --schedule constant --lora-plus --dry-run"
+    ),
+    "finetune --model llama2-7b --pe pi --length 16k --window 2k --augment pose --data pg19 --steps 1000 --batch-size 64 --lr 2e-5 --warmup 10": (
+        f"finetune --model tiny --pe pi --length 256 --window 32 --augment pose --batch-size 64 --lr 2e-5 {TINY_TRAINING} --warmup 1 --dry-run"
+    ),
+    "finetune --model llama2-7b --pe pi --length 32k --window 4k --augment e2 --data pg19 --steps 30000 --batch-size 16 --lr 1e-5": (
+        f"finetune --model tiny --pe pi --length 256 --window 32 --augment e2 --batch-size 16 --lr 1e-5 {TINY_TRAINING} --dry-run"
+    ),
     "posgen train --preset smoke": f"posgen train --preset smoke {SMOKE}",
     "posgen train --preset smoke --out runs/smoke": f"posgen train --preset smoke --out runs/smoke {SMOKE}",
     "posgen table runs/posgen --out reports/posgen.md": "posgen table runs/smoke --out reports/posgen.md",
@@ -119,6 +148,7 @@ def inputs(folder):
     save_adapter(folder / "tiny", folder / "lora")
     save_words_model(folder / "words")
     (folder / "documents.txt").write_text(make_text(400))
+    (folder / "held-out.txt").write_text(make_text(400, seed=1))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for name, pe in (("mine", "none"), ("other", "yarn")):

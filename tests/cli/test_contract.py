@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import types
 
 import pytest
 import typer.main
@@ -12,6 +11,7 @@ import typer.main
 from longeval.cli.app import app, run_app
 from longeval.report.formats.json import records_json
 from longeval.run.engine import RunResult
+from longeval.run.study import Plan
 from longeval.store.records import SCHEMA_VERSION, Provenance, Record, record_from_json
 
 
@@ -46,6 +46,12 @@ OPTIONS = {
     "--validate-every --tf32 --bf16 --device --out --json --dry-run --fresh --track "
     "--quiet -q --verbose -v",
     "posgen table": "--out --json --title --preface --quiet -q",
+    "finetune": "--model --pe --length --steps --window --augment --augment-arg --factor --pe-arg --native --scale-from "
+    "--layers --data --docs --text-field --packing --bos --no-bos --parse-special --batch-size --lr --schedule --warmup "
+    "--beta1 --beta2 --weight-decay --clip --loss --loss-arg --lora --lora-plus --lora-rank --lora-alpha --seeds "
+    "--first-seed --stock --eval --no-eval --lengths --eval-data --eval-docs --tasks --limit --micro-batch "
+    "--gradient-checkpointing --no-gradient-checkpointing --checkpoint-every --keep --dtype --device --attn --revision "
+    "--out --json --dry-run --fresh --track --quiet -q --verbose -v",
     "run": "--pe --out --trust-remote-code --json --dry-run --fresh --track --show --quiet -q --verbose -v",
     "report": "--out --json --title --preface --published --quiet -q",
     "rope": "--model --head-dim --theta --native --factor --length --pe-arg --scale-from --revision "
@@ -63,6 +69,7 @@ OPTIONS = {
 REQUIRED = {
     "ppl": set(),  # requests say what is missing
     "tasks": set(),
+    "finetune": set(),
     "posgen": set(),
     "posgen generate": {"--task", "--json"},
     "posgen train": set(),
@@ -128,6 +135,7 @@ def test_the_options_of_each_command(command):
 OF_ITS_OWN = {
     "serve": "--model --pe --factor --served-model --trust-remote-code --dry-run --quiet --verbose",  # one of each
     "posgen train": "--batch-size --factor --layers",
+    "finetune": "--batch-size --bos --data --docs --dtype --factor --lengths --limit --pe-arg --tasks",
     "posgen generate": "--json --seed",
     "posgen table": "--out --quiet",
 }
@@ -189,7 +197,7 @@ def planned(tmp_path, monkeypatch):
     """Returns a function that makes `ppl` end with the given records instead of computing any."""
     monkeypatch.chdir(tmp_path)
     plan = "longeval.studies.ppl.plan.plan_ppl"
-    monkeypatch.setattr(plan, lambda spec, *_, **__: types.SimpleNamespace(notes=(), request=spec))
+    monkeypatch.setattr(plan, lambda spec, *_, **__: Plan(request=spec, cells=(), work=(), notes=()))
 
     def end_with(outcome):
         def run(*arguments, **settings):

@@ -57,7 +57,7 @@ class Told:
     def begin(self, costs):
         self.costs = list(costs)
 
-    def stage(self, what, num_passes, noun):
+    def stage(self, what, num_passes, noun, *, details=False):
         self.passes += num_passes
 
     def advance(self, tokens, cost, detail):

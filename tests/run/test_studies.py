@@ -8,7 +8,9 @@ from fake import FakeBackend
 from known import log_position
 from own_tasks import ANSWER, CHOICE, GROUP, write_data, write_task
 from posgen_requests import tiny_request
+from tiny import make_text
 
+from longeval.studies.finetune.request import FinetuneRequest
 from longeval.studies.tasks.request import TasksRequest
 
 
@@ -43,3 +45,23 @@ class TestPosGen(StudyContract):
     @pytest.fixture
     def made(self):
         return Made(tiny_request(regimes=("trained", "swapped")))
+
+
+class TestFinetune(StudyContract):
+    @pytest.fixture
+    def made(self, tiny_llama, tmp_path):
+        (tmp_path / "text.txt").write_text(make_text(400))
+        request = FinetuneRequest(
+            model=(str(tiny_llama),),
+            pe=("yarn", "resonance_yarn"),
+            length=128,
+            window=32,
+            augment=("pose",),
+            steps=2,
+            batch_size=2,
+            data=(str(tmp_path / "text.txt"),),
+            evaluates=False,
+            gradient_checkpointing=False,
+            dtype="float32",
+        )
+        return Made(request)

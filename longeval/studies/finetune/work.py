@@ -76,7 +76,7 @@ class FinetuneWork:
 
     def no_memory(self, reason: str) -> str:
         """See `Work`."""
-        return f"out of memory ({reason}); a shorter --window, --lora or --gradient-checkpointing need less"
+        return f"out of memory (a shorter --window, --lora or --gradient-checkpointing need less): {reason}"
 
     def run(self, host: Host) -> Iterator[Outcome]:
         """See `Work`."""
