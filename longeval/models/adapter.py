@@ -245,10 +245,11 @@ def check_fits(adapter: Adapter, model: str, config: Any) -> None:
 
 
 def _misfit(adapter: Adapter, model: str, why: str) -> LongEvalError:
-    made_for = "the model that it was trained on" if adapter.base is None else f"{adapter.base}, which it was made for"
-    return LongEvalError(
-        f"--adapter {adapter.name}: doesn't fit --model {model} ({why.rstrip('.')})", f"Give {made_for}."
-    )
+    remedy = "Give the model that it was trained on."
+    if adapter.base is not None:
+        same = _last(adapter.base) == _last(model)
+        remedy = f"It was made for {adapter.base}: {'fetch both again' if same else 'give that as --model'}."
+    return LongEvalError(f"--adapter {adapter.name}: doesn't fit --model {model} ({why.rstrip('.')})", remedy)
 
 
 def base_note(adapter: Adapter, name: str, location: str) -> str | None:

@@ -418,7 +418,11 @@ def test_an_adapter_is_merged_for_the_engine_as_it_is_in_memory(folder, tmp_path
     adapted = prepared(folder, adapter=str(save_adapter(folder, tmp_path / "lora")))
     table = table_of(adapted, "resonance_yarn")
     scores = {}
-    backends = {"vllm": VLLMBackend(adapted, length=LENGTH), "hf": load_backend(adapted), "base": None}
+    backends = {
+        "vllm": VLLMBackend(adapted, length=LENGTH, args={"gpu_memory_utilization": 0.3}),
+        "hf": load_backend(adapted),
+        "base": None,
+    }
     backends["base"] = load_backend(prepared(folder))
     for name, backend in backends.items():
         try:
