@@ -135,7 +135,7 @@ def test_the_options_of_each_command(command):
 OF_ITS_OWN = {
     "serve": "--model --pe --factor --served-model --trust-remote-code --dry-run --quiet --verbose",  # one of each
     "posgen train": "--batch-size --factor --layers",
-    "finetune": "--batch-size --bos --data --docs --dtype --factor --lengths --limit --pe-arg --tasks",
+    "finetune": "--batch-size --bos --data --docs --dtype --factor --lengths --limit --tasks",
     "posgen generate": "--json --seed",
     "posgen table": "--out --quiet",
 }

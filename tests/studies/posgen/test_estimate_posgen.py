@@ -9,7 +9,6 @@ from posgen_requests import ALL, BOTH, carry_out, tiny_request
 from torch.utils.flop_counter import FlopCounterMode
 
 from longeval.run.cost import RUNTIME_BYTES
-
 from longeval.run.host import Host, Silent, backend_of
 from longeval.studies.posgen.cells import ModelConfig
 from longeval.studies.posgen.estimate import (
