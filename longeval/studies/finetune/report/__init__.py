@@ -112,10 +112,9 @@ def _evaluated(
     blocks: list[Block] = [Heading(text=prose("Before and after on {}", evaluation.name)), paper[0]]
     if is_drawn and (picture := length_figure(trained, evaluation, native)) is not None:
         description = "Perplexity by context length, before training (dashed) and after (solid)"
-        if leaves_panel(evaluation):
-            description += "; where the base model leaves the panel, the table has its values"
         blocks.append(Figure(name=f"before-after-{slug}", description=description, picture=picture))
-        blocks.append(Paragraph(text=f"{description}."))
+        if leaves_panel(evaluation):
+            blocks.append(Paragraph(text="Where the base model leaves the panel, the table has its values."))
     if paper[1].rows:
         blocks += [Paragraph(text="What training changed:"), paper[1]]
     pairs = pair_table(trained, evaluation, tokens, slug)
