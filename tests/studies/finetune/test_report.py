@@ -338,7 +338,7 @@ def test_text_from_outside_stays_text(tmp_path):
     links = [
         child.attrs.get("href") or child.attrs.get("src") for child in inner if child.type in ("link_open", "image")
     ]
-    assert links and not any("javascript" in link for link in links)
+    assert links and not any(link.startswith("javascript") for link in links)
     headings = [after.content for token, after in pairwise(tokens) if token.type == "heading_open"]
     assert "heading" not in headings and "Loss" in headings
     assert "onerror" in text

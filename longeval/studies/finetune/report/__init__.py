@@ -38,7 +38,7 @@ from longeval.studies.finetune.report.tables import (
     perplexity_table,
     training_table,
 )
-from longeval.studies.finetune.report.trainings import Evaluation, Models, TrainingSet, evaluations, training_sets
+from longeval.studies.finetune.report.trainings import Measured, Models, TrainingSet, evaluations, training_sets
 from longeval.values import format_length
 
 LossesOf = Callable[[str], Losses | None]
@@ -73,7 +73,7 @@ def is_training(record: Record) -> bool:
 
 
 def _section(
-    trained: TrainingSet, slug: str, evaluated: Sequence[Evaluation], collection: Collection, *, is_drawn: bool
+    trained: TrainingSet, slug: str, evaluated: Sequence[Measured], collection: Collection, *, is_drawn: bool
 ) -> Section:
     tokens = TokenValues(collection.nll)
     slugs = slugs_of([f"{slug} {evaluation.title}" for evaluation in evaluated])
@@ -104,7 +104,7 @@ def _section(
 
 
 def _evaluated(
-    trained: TrainingSet, evaluation: Evaluation, slug: str, tokens: TokenValues, is_drawn: bool
+    trained: TrainingSet, evaluation: Measured, slug: str, tokens: TokenValues, is_drawn: bool
 ) -> tuple[list[Block], list[Table]]:
     """What was measured on one data set, as blocks and as the tables of a paper."""
     native = trained.params.get("native_length")
@@ -112,10 +112,9 @@ def _evaluated(
     blocks: list[Block] = [Heading(text=prose("Before and after on {}", evaluation.name)), paper[0]]
     if is_drawn and (picture := length_figure(trained, evaluation, native)) is not None:
         description = "Perplexity by context length, before training (dashed) and after (solid)"
-        if leaves_panel(evaluation):
-            description += "; where the base model leaves the panel, the table has its values"
         blocks.append(Figure(name=f"before-after-{slug}", description=description, picture=picture))
-        blocks.append(Paragraph(text=f"{description}."))
+        if leaves_panel(evaluation):
+            blocks.append(Paragraph(text="Where the base model leaves the panel, the table has its values."))
     if paper[1].rows:
         blocks += [Paragraph(text="What training changed:"), paper[1]]
     pairs = pair_table(trained, evaluation, tokens, slug)
@@ -151,7 +150,7 @@ def _seeds_text(trained: TrainingSet, *, several: bool) -> str:
     )
 
 
-def _results(trained: TrainingSet, evaluation: Evaluation, tokens: TokenValues) -> Iterator[Prose]:
+def _results(trained: TrainingSet, evaluation: Measured, tokens: TokenValues) -> Iterator[Prose]:
     """A sentence for each variant: what it changed at the target length, or at the longest that was measured."""
     for after in evaluation.after:
         measured = [length for length, found in after.cells.items() if any(r.value for r in found.values())]
@@ -189,7 +188,7 @@ def _verdict(found: Change) -> str:
     return ", no clear change"
 
 
-def _price(evaluation: Evaluation, native: int | None, tokens: TokenValues) -> Iterator[Prose]:
+def _price(evaluation: Measured, native: int | None, tokens: TokenValues) -> Iterator[Prose]:
     """A sentence for each variant: its change against the untouched model at lengths up to the native one."""
     base = evaluation.untouched
     if base is None or native is None:
@@ -209,7 +208,7 @@ def _price(evaluation: Evaluation, native: int | None, tokens: TokenValues) -> I
             yield prose("{} {}.", after.variant.name, "; ".join(said))
 
 
-def _untrained(evaluation: Evaluation, after: Models, length: int) -> str:
+def _untrained(evaluation: Measured, after: Models, length: int) -> str:
     """What the method alone changes at a length, ` (untrained: +4.90%)`; empty where it was not measured."""
     before = evaluation.before_of(after)
     if before is None or evaluation.untouched is None or before is evaluation.untouched:
@@ -218,7 +217,7 @@ def _untrained(evaluation: Evaluation, after: Models, length: int) -> str:
     return f" (untrained: {format_percent(perplexity(own) / perplexity(base) - 1)})" if own and base else ""
 
 
-def _missing(trained: TrainingSet, evaluated: Sequence[Evaluation]) -> Iterator[Prose]:
+def _missing(trained: TrainingSet, evaluated: Sequence[Measured]) -> Iterator[Prose]:
     """Sentences on trained models that were not measured, as a whole or at single lengths."""
     done = [variant for variant in trained.variants if any(r.status == "ok" for r in variant.trainings.values())]
     if done and not evaluated:
@@ -234,7 +233,7 @@ def _missing(trained: TrainingSet, evaluated: Sequence[Evaluation]) -> Iterator[
             yield prose("Not measured on {}: {}.", evaluation.name, joined("; ", absent))
 
 
-def _absent(trained: TrainingSet, evaluation: Evaluation) -> Iterator[Prose]:
+def _absent(trained: TrainingSet, evaluation: Measured) -> Iterator[Prose]:
     """Each trained model with the lengths at which it has no cell."""
     for variant in trained.variants:
         after = evaluation.after_of(variant)

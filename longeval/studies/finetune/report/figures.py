@@ -32,7 +32,7 @@ from longeval.report.tables import GridRow
 from longeval.stats.bootstrap import FloatArray
 from longeval.store.losses import Losses
 from longeval.studies.finetune.report.changes import perplexity, values_of
-from longeval.studies.finetune.report.trainings import Evaluation, Models, TrainingSet, Variant, method_key
+from longeval.studies.finetune.report.trainings import Measured, Models, TrainingSet, Variant, method_key
 
 _DASHES = (0, (3, 2))
 _POINTS = 50
@@ -58,7 +58,7 @@ def _styles(rows: Sequence[GridRow]) -> dict[int, dict[str, Any]]:
     return styles
 
 
-def length_figure(trained: TrainingSet, evaluation: Evaluation, native_length: int | None) -> Picture | None:
+def length_figure(trained: TrainingSet, evaluation: Measured, native_length: int | None) -> Picture | None:
     """Perplexity by length before and after; None with values at fewer than two lengths."""
     every = [*_points(evaluation.rows, evaluation.lengths)]
     if len({length for length, _ in every}) < 2:
@@ -93,7 +93,7 @@ def length_figure(trained: TrainingSet, evaluation: Evaluation, native_length: i
     return plots.render(figure)
 
 
-def leaves_panel(evaluation: Evaluation) -> bool:
+def leaves_panel(evaluation: Measured) -> bool:
     """Whether the untouched model is so much worse at some length that the axis leaves it out there.
 
     Beyond its native length it often is a hundred times worse, on an axis on which the methods would be one line.
@@ -105,7 +105,7 @@ def leaves_panel(evaluation: Evaluation) -> bool:
     return bool(others) and own > _WORSE * max(others)
 
 
-def _scale(axes: Axes, evaluation: Evaluation) -> None:
+def _scale(axes: Axes, evaluation: Measured) -> None:
     """The axis of perplexities, over what it shows."""
     rows = evaluation.rows
     if leaves_panel(evaluation):
@@ -119,7 +119,7 @@ def _scale(axes: Axes, evaluation: Evaluation) -> None:
     perplexity_axis(axes, values)
 
 
-def _of(evaluation: Evaluation, augment: str) -> list[Models]:
+def _of(evaluation: Measured, augment: str) -> list[Models]:
     return [models for models in evaluation.after if models.variant is not None and models.variant.augment == augment]
 
 

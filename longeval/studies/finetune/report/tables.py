@@ -12,7 +12,7 @@ from longeval.report.tables import DASH, error_text, factor_text, length_columns
 from longeval.store.losses import Losses
 from longeval.store.records import Record
 from longeval.studies.finetune.report.changes import Change, TokenValues, change, perplexity, perplexity_cell, values_of
-from longeval.studies.finetune.report.trainings import Evaluation, Models, TrainingSet, Variant, method_key
+from longeval.studies.finetune.report.trainings import Measured, Models, TrainingSet, Variant, method_key
 from longeval.values import format_duration, format_length
 
 MAX_SEEDS = 5
@@ -33,7 +33,7 @@ def _row(first: Sequence[Prose], models: Models, cells: Sequence[TableCell]) -> 
     return Row(cells=(*(TableCell(text=text) for text in texts), *cells))
 
 
-def _by_method(evaluation: Evaluation) -> list[Models]:
+def _by_method(evaluation: Measured) -> list[Models]:
     """The rows of an evaluation: the base model, then each method before and after."""
     groups: dict[tuple[object, ...], list[Models]] = defaultdict(list)
     for models in (*evaluation.before, *evaluation.after):
@@ -42,7 +42,7 @@ def _by_method(evaluation: Evaluation) -> list[Models]:
     return [*base, *(models for found in groups.values() for models in found)]
 
 
-def perplexity_table(evaluation: Evaluation, tokens: TokenValues, slug: str = "") -> Table:
+def perplexity_table(evaluation: Measured, tokens: TokenValues, slug: str = "") -> Table:
     """Perplexities of the base model, and of each method before and after training; the best of a length in bold."""
     rows = _by_method(evaluation)
     best = {length: _best(rows, length) for length in evaluation.lengths}
@@ -69,7 +69,7 @@ def perplexity_table(evaluation: Evaluation, tokens: TokenValues, slug: str = ""
 
 
 def _values(
-    models: Models, evaluation: Evaluation, tokens: TokenValues, best: Mapping[int, str | None]
+    models: Models, evaluation: Measured, tokens: TokenValues, best: Mapping[int, str | None]
 ) -> list[TableCell]:
     cells = []
     for length in evaluation.lengths:
@@ -111,7 +111,7 @@ def _failures(rows: Sequence[Models]) -> Iterator[str]:
         yield f"{status}: {'; '.join(places)}: {reason}"
 
 
-def change_table(evaluation: Evaluation, tokens: TokenValues, slug: str) -> Table:
+def change_table(evaluation: Measured, tokens: TokenValues, slug: str) -> Table:
     """Change of each trained model against the same method before training, and against the untouched model."""
     rows = []
     for after in evaluation.after:
@@ -140,7 +140,7 @@ def change_table(evaluation: Evaluation, tokens: TokenValues, slug: str) -> Tabl
 
 
 def pair_changes(
-    trained: TrainingSet, evaluation: Evaluation, tokens: TokenValues
+    trained: TrainingSet, evaluation: Measured, tokens: TokenValues
 ) -> list[tuple[Models, Models, dict[int, Change]]]:
     """Each method and its resonance form after the same training, with the change at each length where both are."""
     found = []
@@ -160,9 +160,7 @@ def _same_text(a: Variant, b: Variant) -> bool:
     return all(digests[0][seed] == digests[1][seed] for seed in digests[0] if seed in digests[1])
 
 
-def pair_table(
-    trained: TrainingSet, evaluation: Evaluation, tokens: TokenValues, slug: str
-) -> tuple[Table, bool] | None:
+def pair_table(trained: TrainingSet, evaluation: Measured, tokens: TokenValues, slug: str) -> tuple[Table, bool] | None:
     """Differences between each method and its resonance form, before and after; None without pairs.
 
     Returns:
@@ -314,7 +312,7 @@ def _names(trained: TrainingSet, variant: Variant, seed: int | None) -> dict[str
     }
 
 
-def change_data(trained: TrainingSet, evaluation: Evaluation, tokens: TokenValues) -> Data:
+def change_data(trained: TrainingSet, evaluation: Measured, tokens: TokenValues) -> Data:
     """One row for each trained model, length, and what it is compared with: `none` and the method before training.
 
     Rows without a seed are means over seeds.
@@ -335,7 +333,7 @@ def change_data(trained: TrainingSet, evaluation: Evaluation, tokens: TokenValue
     return Data(name="before_after", rows=tuple(rows))
 
 
-def pair_data(trained: TrainingSet, evaluation: Evaluation, tokens: TokenValues) -> Data:
+def pair_data(trained: TrainingSet, evaluation: Measured, tokens: TokenValues) -> Data:
     """One row for each pair after training, length and seed; rows without a seed are means over seeds."""
     rows: list[dict[str, Any]] = []
     for a, b, by_length in pair_changes(trained, evaluation, tokens):
@@ -350,7 +348,7 @@ def pair_data(trained: TrainingSet, evaluation: Evaluation, tokens: TokenValues)
     return Data(name="trained_pairs", rows=tuple(rows))
 
 
-def _measured(evaluation: Evaluation, length: int) -> dict[str, Any]:
+def _measured(evaluation: Measured, length: int) -> dict[str, Any]:
     return {
         "data": evaluation.data,
         "protocol": evaluation.protocol,

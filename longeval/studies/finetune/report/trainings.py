@@ -171,7 +171,7 @@ class Models:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Evaluation:
+class Measured:
     """The cells that measured the models of a set on the same tokens, before and after."""
 
     data: str
@@ -221,7 +221,7 @@ def _is_of(record: Record, row: GridRow) -> bool:
     return (record.pe, method_of(record), record.factor) == method_key(row)
 
 
-def evaluations(trained: TrainingSet, perplexities: Iterable[Record]) -> list[Evaluation]:
+def evaluations(trained: TrainingSet, perplexities: Iterable[Record]) -> list[Measured]:
     """The measurements of a set's models on each data set, in the order of their first cells.
 
     Args:
@@ -248,7 +248,7 @@ def evaluations(trained: TrainingSet, perplexities: Iterable[Record]) -> list[Ev
     return found
 
 
-def _evaluation(trained: TrainingSet, records: Sequence[Record], names: tuple[str, str, str]) -> Evaluation:
+def _evaluation(trained: TrainingSet, records: Sequence[Record], names: tuple[str, str, str]) -> Measured:
     """The evaluation of records on the same tokens; `names` are data, protocol and difference."""
     base_weights = trained.params.get("weights")
     of_base = [record for record in records if record.params.get("weights") == base_weights]
@@ -276,7 +276,7 @@ def _evaluation(trained: TrainingSet, records: Sequence[Record], names: tuple[st
     ]
     data, protocol, differs = names
     measured = [models for models in (*untouched[:1], *before, *after) if models.cells]
-    return Evaluation(
+    return Measured(
         data=data,
         protocol=protocol,
         differs=differs,
