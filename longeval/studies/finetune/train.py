@@ -180,7 +180,8 @@ class _Trainer:
         self._processes = processes
         self._micro_batch = micro_batch
         self._precision = precision
-        self.device = next(iter(trained.values())).device
+        # FSDP2 may keep weights on the CPU, and compute elsewhere.
+        self.device = torch.device(processes.device(str(next(iter(trained.values())).device)))
         self._optimizer = torch.optim.AdamW(
             trained.values(),
             lr=request.lr,
@@ -218,7 +219,7 @@ class _Trainer:
                 ):
                     found = self._wrapped(*_sequences(batch, places, self.device))
                 (found.weighted / predicted).backward()
-            sums[:4] += torch.stack([value.detach() for value in found])
+            sums[:4] += torch.stack([value.detach() for value in found]).to(self.device)
         sums[4] = float(due)
         weighted, weights, plain, tokens, all_due = self._processes.total(sums).tolist()
         assert tokens == predicted

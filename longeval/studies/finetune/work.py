@@ -106,8 +106,10 @@ class FinetuneWork:
         digest = rotary.digest(training.encoding.target_length)
         path = host.store.local_path(training.saved_as)
         if request.uses_lora:
+            whole = processes.gather(adapted.state_dict()) if processes.is_sharded else None
             if processes.is_main:
-                save_adapter(adapted, host.store.local_path("adapters", training.name), base=training.model.name)
+                folder = host.store.local_path("adapters", training.name)
+                save_adapter(adapted, folder, base=training.model.name, weights=whole)
             model = merged(adapted)
         state = processes.gather(model.state_dict())
         if processes.is_main:

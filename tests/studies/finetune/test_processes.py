@@ -32,6 +32,10 @@ def test_two_processes_train_as_one(tmp_path, environment, changes):
     assert expected.keys() == found.keys()
     for name, weight in expected.items():
         assert torch.allclose(weight, found[name], atol=1e-6, rtol=0), name
+    if "lora_plus" in changes:
+        one_adapter, adapter = (load_file(f"{paths[at]}-adapter/adapter_model.safetensors") for at in (1, 3))
+        assert one_adapter.keys() == adapter.keys()
+        assert all(torch.allclose(one_adapter[name], adapter[name], atol=1e-6, rtol=0) for name in adapter)
     # What FSDP2 gathered into a checkpoint is what one process goes on from, and the other way round.
     assert (
         load_file(tmp_path / "b/step-000002/weights.safetensors").keys()

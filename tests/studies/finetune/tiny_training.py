@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from longeval.studies.finetune.batch import Batch
 from longeval.studies.finetune.checkpoint import Checkpoints, TrainingLog
-from longeval.studies.finetune.lora import adapt
+from longeval.studies.finetune.lora import adapt, merged, save_adapter
 from longeval.studies.finetune.processes import Processes
 from longeval.studies.finetune.request import FinetuneRequest
 from longeval.studies.finetune.train import learning_rate, train
@@ -147,6 +147,12 @@ def main(folder: str, weights: str, stop: str, changes: str = "{}", dropout: str
         torch.manual_seed(5)
         model = adapt(model, asked)
     log = run(model, asked, folder, told=told, processes=processes, micro_batch=1)
+    assert processes.is_sharded == hasattr(next(model.parameters()), "full_tensor")
+    if asked.uses_lora:
+        adapter = processes.gather(model.state_dict())
+        if processes.is_main:
+            save_adapter(model, f"{weights}-adapter", base="base", weights=adapter if processes.is_sharded else None)
+        model = merged(model)
     whole = processes.gather(model.state_dict())
     if processes.is_main:
         save_file(whole, weights)
