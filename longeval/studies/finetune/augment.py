@@ -132,7 +132,7 @@ class Pose(Augmentation):
         """See `Augmentation.check`."""
         if lengths.target <= lengths.window:
             raise LongEvalError(
-                f"--augment pose: no target above the window of {format_length(lengths.window)}, so no position to skip",
+                f"--augment pose: no target above the window of {format_length(lengths.window)} to skip to",
                 "Give a shorter --window or a longer --length.",
             )
         if self.chunks > lengths.window:

@@ -41,7 +41,7 @@ class FinetuneCell(Cell):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Training:
+class ModelTraining:
     """What one training is given."""
 
     cell: FinetuneCell
@@ -82,7 +82,7 @@ def make_training(
     *,
     name: str,
     dtype: str,
-) -> Training:
+) -> ModelTraining:
     """A training with its cell."""
     params = _params(request, model, encoding, augmentation, text, seed)
     fields: dict[str, Any] = {
@@ -101,7 +101,7 @@ def make_training(
         metric=LOSS.name,
         **fields,
     )
-    return Training(
+    return ModelTraining(
         cell=cell,
         request=request,
         model=model,

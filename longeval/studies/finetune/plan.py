@@ -29,7 +29,7 @@ from longeval.store.records import Record
 from longeval.studies.finetune import evaluate
 from longeval.studies.finetune.augment import Augmentation, make_augmentation
 from longeval.studies.finetune.batch import Lengths
-from longeval.studies.finetune.cells import FinetuneCell, Training, make_training
+from longeval.studies.finetune.cells import FinetuneCell, ModelTraining, make_training
 from longeval.studies.finetune.estimate import choose
 from longeval.studies.finetune.loss import make_loss
 from longeval.studies.finetune.request import FinetuneRequest
@@ -52,7 +52,7 @@ class FinetunePlan(Plan):
     """The precision of products."""
 
     @property
-    def trainings(self) -> list[Training]:
+    def trainings(self) -> list[ModelTraining]:
         """All trainings, in the order in which they are made."""
         return [work.training for work in self.work]
 
@@ -253,7 +253,7 @@ def _trainings(
     augmentation: Augmentation,
     text: TrainingText,
     dtype: Dtype,
-) -> Iterator[Training]:
+) -> Iterator[ModelTraining]:
     """The trainings of one model and augmentation, method by method."""
     for encoding in encodings:
         for seed in request.seed_values():

@@ -26,7 +26,7 @@ from longeval.store.losses import LOSSES, Losses
 from longeval.store.records import provenance
 from longeval.studies.finetune.attend import forward_arguments
 from longeval.studies.finetune.batch import Batch
-from longeval.studies.finetune.cells import FinetuneCell, Training
+from longeval.studies.finetune.cells import FinetuneCell, ModelTraining
 from longeval.studies.finetune.checkpoint import Checkpoints, StepLog, TrainingLog
 from longeval.studies.finetune.estimate import Resources, step_flops
 from longeval.studies.finetune.lora import adapt, merged, save_adapter
@@ -42,7 +42,7 @@ Dtype = Literal["float32", "bfloat16"]
 class FinetuneWork:
     """One training."""
 
-    training: Training
+    training: ModelTraining
     resources: Resources
     dtype: Dtype
     """The precision of products; the saved weights have it too."""
@@ -177,13 +177,13 @@ class FinetuneWork:
         return Checkpoints(folder, request.keep, every=request.checkpoint_every, training=self.training.id)
 
 
-def _title(training: Training) -> str:
+def _title(training: ModelTraining) -> str:
     """`smollm2-135m-q4 resonance_yarn pose, seed 0`."""
     positions = "" if training.augmentation.name == "none" else f" {training.augmentation.name}"
     return f"training {training.model.name} {training.encoding.name.canonical}{positions}, seed {training.seed}"
 
 
-def _server(training: Training, rotary: TableRotaryEmbedding) -> Callable[[Batch], None]:
+def _server(training: ModelTraining, rotary: TableRotaryEmbedding) -> Callable[[Batch], None]:
     """A function that makes the rotary module hold the table of a batch."""
     encoding, native = training.encoding, training.model.native_length
     rotary.serve(encoding.table, encoding.target_length)
@@ -201,7 +201,7 @@ def _server(training: Training, rotary: TableRotaryEmbedding) -> Callable[[Batch
 
 
 def _outcome(
-    training: Training, log: Losses, device: str, outcome: dict[str, Any], measured: dict[str, Any]
+    training: ModelTraining, log: Losses, device: str, outcome: dict[str, Any], measured: dict[str, Any]
 ) -> Outcome:
     """The outcome of a training that ended.
 
