@@ -107,8 +107,6 @@ class LossSums(NamedTuple):
 
     weighted: torch.Tensor
     """Sum of weight × negative log-likelihood, nats; the only one with a gradient."""
-    weights: torch.Tensor
-    """Sum of the weights."""
     plain: torch.Tensor
     """Sum of the negative log-likelihoods, nats."""
     tokens: torch.Tensor
@@ -150,11 +148,11 @@ class ModelWithLoss(nn.Module):
         weights_BT = (labels_BT != _NO_LABEL).to(nll_BT.dtype)
         tokens, plain = weights_BT.sum(), nll_BT.detach().sum()
         if self._loss is None or short_BP is None:
-            return LossSums(nll_BT.sum(), tokens, plain, tokens)
+            return LossSums(nll_BT.sum(), plain, tokens)
         first = self._loss.context + self._loss.step - 1
         ratio_BP = torch.exp(short_BP - nll_BT.detach()[:, first:])
         weights_BT[:, first:] *= ratio_BP.clamp(max=self._loss.bound)
-        return LossSums((weights_BT * nll_BT).sum(), weights_BT.sum(), plain, tokens)
+        return LossSums((weights_BT * nll_BT).sum(), plain, tokens)
 
     def _nll(
         self,

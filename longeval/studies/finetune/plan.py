@@ -19,9 +19,9 @@ from longeval.models.device import process_rank, resolve_device, resolve_dtype
 from longeval.models.prepare import PreparedModel, prepare
 from longeval.request import StudyRequest
 from longeval.rope.build import ALL, MethodName, usable
-from longeval.run.cost import model_size, seconds
+from longeval.run.cost import model_size
 from longeval.run.host import Host
-from longeval.run.overview import CellList, Overview, count
+from longeval.run.overview import CellList, Overview, count, format_gib
 from longeval.run.setups import method_names
 from longeval.run.study import Plan, Tell, Work
 from longeval.store.folder import Store
@@ -30,7 +30,14 @@ from longeval.studies.finetune import evaluate
 from longeval.studies.finetune.augment import Augmentation, make_augmentation
 from longeval.studies.finetune.batch import Lengths
 from longeval.studies.finetune.cells import FinetuneCell, ModelTraining, make_training
-from longeval.studies.finetune.estimate import choose
+from longeval.studies.finetune.estimate import (
+    Launch,
+    choose,
+    memory_bytes,
+    memory_lines,
+    step_flops,
+    step_seconds,
+)
 from longeval.studies.finetune.loss import make_loss
 from longeval.studies.finetune.request import FinetuneRequest
 from longeval.studies.finetune.saved import check_config, training_of
@@ -111,7 +118,7 @@ class FinetunePlan(Plan):
             )
             for training in self.trainings
         )
-        costs = [self._cost(host, model, left) for model in self.models]
+        costs = [line for model in self.models for line in self._cost(host, model, left)]
         if self.request.evaluates:
             what = f"perplexity on {', '.join(self.request.eval_data)}"
             tasks = f", {', '.join(self.request.tasks)}" if self.request.tasks else ""
@@ -128,16 +135,29 @@ class FinetunePlan(Plan):
         window = format_length(request.window_tokens)
         return f"trainings of {count(request.steps, 'step')} of {request.batch_size} × {window} tokens"
 
-    def _cost(self, host: Host, model: PreparedModel, left: Sequence[Work]) -> str:
-        """What is left to do with a model, and what it takes."""
+    def _cost(self, host: Host, model: PreparedModel, left: Sequence[Work]) -> list[str]:
+        """What is left to do with a model, what it takes, and the memory of other windows and ways to train."""
+        request, size = self.request, host.size(model)
         works = [work for work in left if isinstance(work, FinetuneWork) and work.training.model is model]
-        flops = sum(sum(work.costs(host)) for work in works)
-        tokens = len(works) * self.request.steps * self.request.batch_size * self.request.window_tokens
-        return (
+        steps = sum(len(work.costs(host)) for work in works)
+        per_step = request.batch_size * request.window_tokens
+        resources = choose(request, model, size, self.dtype)
+        lines = [
             f"{model.name} ({self.dtype}, {model.device}): {count(len(works), 'training')} of "
-            f"{self.request.steps * self.request.batch_size * self.request.window_tokens:,} tokens, {tokens:,} in all; "
-            f"{flops:.2g} operations, estimated {format_duration(seconds(model, host.size(model), flops))}"
-        )
+            f"{request.steps * per_step:,} tokens, {count(steps, 'step')} left with {steps * per_step:,}"
+        ]
+        if works:
+            flops = step_flops(request, model, size, resources)
+            duration = steps * step_seconds(request, model, size, self.dtype, resources)
+            memory = format_gib(memory_bytes(request, model, size, self.dtype, resources))
+            number = Launch.launched().number
+            how = f"{count(resources.micro_batch, 'sequence')} in a pass"
+            how += ", gradient checkpointing" if resources.checkpointing else ""
+            lines.append(
+                f"{flops:.2g} operations a step; estimated {format_duration(duration)} and {memory}"
+                f"{f' on each of {number} devices' if number > 1 else ''} ({how})"
+            )
+        return [*lines, *memory_lines(request, model, size, self.dtype, resources)]
 
 
 def check_folder(requests: Sequence[FinetuneRequest], store: Store) -> None:

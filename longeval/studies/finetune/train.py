@@ -1,7 +1,7 @@
 """The training loop: optimiser steps from a model and batches, which can stop at any time and go on exactly.
 
-A step's loss is the weighted sum of its tokens' negative log-likelihoods over the sum of their weights, both over all
-passes and processes, so neither the number of sequences in a pass nor the number of processes changes the gradient.
+A step's loss is the weighted sum of its tokens' negative log-likelihoods over their number, both over all passes and
+processes, so neither the number of sequences in a pass nor the number of processes changes the gradient.
 AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101) decays all trained weights, norms and biases too, as the training
 script of YaRN does. Its learning rate depends only on the step, and dropout only on seed, step and process, so a
 training goes on from weights, moments and the step alone.
@@ -189,8 +189,9 @@ class _Trainer:
             weight_decay=request.weight_decay,
             fused=True,  # no temporary copies of all weights
         )
-        self._scale = 1.0
-        """By what the gradients that were accumulated must be multiplied to be those of the step's loss."""
+        self._scale = float(processes.number)
+        """By what the gradients that were accumulated must be multiplied to be those of the step's loss, since DDP and
+        FSDP2 give the mean of the processes'."""
 
     def gradients(self, batch: Batch, step: int, *, due: bool) -> tuple[float, float | None, bool]:
         """Accumulates the gradients of a step.
@@ -208,7 +209,7 @@ class _Trainer:
         """
         passes = self._processes.passes(batch, self._micro_batch)
         predicted = num_predicted(batch)
-        sums = torch.zeros(5, device=self.device, dtype=next(iter(self._trained.values())).dtype)
+        sums = torch.zeros(4, device=self.device, dtype=next(iter(self._trained.values())).dtype)
         for number, places in enumerate(passes, start=1):
             with self._processes.accumulating(self._wrapped, last=number == len(passes)):
                 with torch.autocast(
@@ -219,15 +220,13 @@ class _Trainer:
                 ):
                     found = self._wrapped(*_sequences(batch, places, self.device))
                 (found.weighted / predicted).backward()
-            sums[:4] += torch.stack([value.detach() for value in found]).to(self.device)
-        sums[4] = float(due)
-        weighted, weights, plain, tokens, all_due = self._processes.total(sums).tolist()
+            sums[:3] += torch.stack([value.detach() for value in found]).to(self.device)
+        sums[3] = float(due)
+        weighted, plain, tokens, all_due = self._processes.total(sums).tolist()
         assert tokens == predicted
-        if not math.isfinite(weighted) or not weights > 0:
-            raise Diverged(step + 1, f"its loss is {weighted / weights if weights else math.nan}")
-        # DDP and FSDP2 give the mean of the processes' gradients.
-        self._scale = self._processes.number * predicted / weights
-        return weighted / weights, plain / tokens if self._request.loss != "ce" else None, all_due > 0
+        if not math.isfinite(weighted):
+            raise Diverged(step + 1, f"its loss is {weighted}")
+        return weighted / tokens, plain / tokens if self._request.loss != "ce" else None, all_due > 0
 
     @torch.no_grad()
     def update(self, step: int) -> tuple[float, float]:

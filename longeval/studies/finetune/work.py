@@ -56,7 +56,7 @@ class FinetuneWork:
         """See `Work`. A pass is an optimiser step; those before the last checkpoint are not made again."""
         training = self.training
         done = 0 if host.fresh else self._checkpoints(host).last_step
-        flops = step_flops(training.request, host.size(training.model), self.resources)
+        flops = step_flops(training.request, training.model, host.size(training.model), self.resources)
         return [flops] * (training.request.steps - done)
 
     def without(self, ids: Container[str]) -> FinetuneWork | None:
@@ -138,7 +138,7 @@ class FinetuneWork:
         """Trains the model in place, tells the run's progress of it, and returns the log."""
         training, request = self.training, self.training.request
         checkpoints = self._checkpoints(host)
-        flops = step_flops(request, host.size(training.model), self.resources)
+        flops = step_flops(request, training.model, host.size(training.model), self.resources)
         host.progress.stage(_title(training), request.steps - checkpoints.last_step, "step", details=True)
         host.before_write()
         batches = Batches(
