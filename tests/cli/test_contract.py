@@ -46,13 +46,13 @@ OPTIONS = {
     "--validate-every --tf32 --bf16 --device --out --json --dry-run --fresh --track "
     "--quiet -q --verbose -v",
     "posgen table": "--out --json --title --preface --quiet -q",
-    "finetune": "--model --pe --length --steps --window --augment --augment-arg --factor --pe-arg --native --scale- "
-    "from --layers --data --docs --text-field --packing --bos --no-bos --parse-special --batch-size --lr "
-    "--schedule --warmup --beta1 --beta2 --weight-decay --clip --loss --loss-arg --lora --lora-plus "
-    "--lora-rank --lora-alpha --seeds --first-seed --stock --eval --no-eval --lengths --eval-data --eval- "
-    "docs --tasks --limit --micro-batch --gradient-checkpointing --no-gradient-checkpointing "
-    "--checkpoint-every --keep --dtype --device --attn --revision --out --json --dry-run --fresh --track "
-    "--quiet -q --verbose -v",
+    "finetune": "--model --pe --length --steps --window --augment --augment-arg --factor --pe-arg --native "
+    "--scale-from --layers --data --docs --text-field --packing --bos --no-bos --parse-special "
+    "--batch-size --lr --schedule --warmup --beta1 --beta2 --weight-decay --clip --loss --loss-arg --lora "
+    "--lora-plus --lora-rank --lora-alpha --seeds --first-seed --stock --eval --no-eval --lengths "
+    "--eval-data --eval-docs --tasks --limit --micro-batch --gradient-checkpointing "
+    "--no-gradient-checkpointing --checkpoint-every --keep --dtype --device --attn --revision --out "
+    "--json --dry-run --fresh --track --quiet -q --verbose -v",
     "run": "--pe --out --trust-remote-code --json --dry-run --fresh --track --show --quiet -q --verbose -v",
     "report": "--out --json --title --preface --published --quiet -q",
     "rope": "--model --head-dim --theta --native --factor --length --pe-arg --scale-from --revision "

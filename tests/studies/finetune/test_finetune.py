@@ -158,13 +158,13 @@ def test_an_adapter_is_saved_and_gives_the_values_of_the_merged_model(folder):
     asked = f"finetune --model tiny --pe yarn --length 256 --window 64 --augment pose {SETTINGS} --lora --lr 1e-1"
     assert run(f"{asked} --eval-data held --lengths 256") == 0
     assert {"adapter_config.json", "adapter_model.safetensors"} <= set(os.listdir("run/adapters/yarn-pose"))
-    merged = {r.value for r in longeval.load("run").records if r.model.startswith("run/") and r.metric == "perplexity"}
     own = longeval.ppl(
         model="tiny", adapter="run/adapters/yarn-pose", pe="yarn", factor=4, lengths=256, data="held", dtype="float32"
     )
-    assert {r.value for r in own.records if r.metric == "perplexity"} == pytest.approx(merged, rel=1e-5)
-    base = {r.value for r in longeval.load("run").records if r.pe == "yarn" and r.metric == "perplexity"}
-    assert base != pytest.approx(merged, rel=1e-3)
+    (adapted,) = [r.value for r in own.records if r.metric == "perplexity"]
+    found = {(r.model, r.pe): r.value for r in longeval.load("run").records if r.metric == "perplexity"}
+    assert found["run/models/yarn-pose", "none"] == pytest.approx(adapted, rel=1e-5)
+    assert found["tiny", "yarn"] != pytest.approx(adapted, rel=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from longeval.backends.hf.parts import ModelParts
 from longeval.errors import LongEvalError
 from longeval.studies.finetune import loss as loss_module
-from longeval.studies.finetune.loss import LongCE, ModelWithLoss, make_loss, restarted_positions, token_nll
+from longeval.studies.finetune.loss import LongCE, ModelWithLoss, make_loss, next_tokens, restarted_positions, token_nll
 
 
 def tensors(num_sequences=2, num_tokens=24, *, documents=False):
@@ -115,7 +115,7 @@ def test_short_contexts_end_at_borders_of_documents_too():
     border = int(documents_BT[0].argmax())
     starts_T = [0 if token < border else border for token in range(24)]
     weights_T = reference_weights(model, tokens_BT[0], 4, 3, 5.0, starts_T)
-    assert float(sums.weighted) == pytest.approx(float((weights_T[1:] * nll_BT[0]).sum()), rel=1e-9)
+    assert float(sums.weighted) == pytest.approx(float((weights_T[1:] * nll_BT[0, :-1]).sum()), rel=1e-9)
     assert float(sums.weighted) != pytest.approx(float(nll_BT.sum()), rel=1e-3)
 
 
