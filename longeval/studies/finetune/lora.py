@@ -18,9 +18,6 @@ from longeval.models.library import quiet_transformers
 from longeval.studies.finetune.request import FinetuneRequest
 from longeval.studies.finetune.train import seeded
 
-RANK, ALPHA = 8, 16.0
-"""r and α of LongLoRA."""
-
 
 def check_peft() -> None:
     """Raises LongEvalError if peft isn't installed."""
@@ -47,11 +44,11 @@ def adapt(model: Any, request: FinetuneRequest, *, seed: int = 0) -> Any:
     check_peft()
     from peft import LoraConfig, get_peft_model
 
-    alpha = request.lora_alpha or ALPHA
+    alpha = request.alpha
     whole = _embeddings_and_norms(model) if request.lora_plus else None
     config = LoraConfig(
         task_type="CAUSAL_LM",
-        r=request.lora_rank or RANK,
+        r=request.rank,
         lora_alpha=int(alpha) if alpha == int(alpha) else alpha,  # type: ignore[arg-type]  # peft only divides it
         target_modules=attention_projections(model),
         modules_to_save=whole,

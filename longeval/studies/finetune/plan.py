@@ -6,7 +6,6 @@ tried, texts are read and compared with those of the evaluation, memory is estim
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 from collections.abc import Container, Iterator, Sequence
@@ -38,9 +37,11 @@ from longeval.studies.finetune.estimate import (
     step_flops,
     step_seconds,
 )
+from longeval.studies.finetune.lora import check_peft
 from longeval.studies.finetune.loss import make_loss
+from longeval.studies.finetune.processes import check_shared
 from longeval.studies.finetune.request import FinetuneRequest
-from longeval.studies.finetune.saved import check_config, training_of
+from longeval.studies.finetune.saved import check_config, rope_type, saved_rope_type, training_of
 from longeval.studies.finetune.text import TrainingText, read_text
 from longeval.studies.finetune.work import Dtype, FinetuneWork
 from longeval.values import format_duration, format_length
@@ -79,6 +80,14 @@ class FinetunePlan(Plan):
                 raise LongEvalError(
                     f"--out {store.path}: {training.saved_as} is not the model of this training",
                     "Choose another --out, or remove that folder.",
+                )
+            saved, wanted = saved_rope_type(path), rope_type(training.encoding, stock=self.request.stock)
+            if saved not in (None, wanted):
+                with_it = "with" if self.request.stock else "without"
+                raise LongEvalError(
+                    f"--out {store.path}: {training.saved_as} is saved with rope type {saved}, and {with_it} --stock "
+                    f"it would be {wanted}",
+                    "Choose another --out, or remove that folder to train the model again.",
                 )
 
     def clear(self, store: Store) -> None:
@@ -168,8 +177,10 @@ def check_folder(requests: Sequence[FinetuneRequest], store: Store) -> None:
 
 def plan_finetune(request: FinetuneRequest, tell: Tell) -> FinetunePlan:
     """Checks a request and lays out its trainings; raises LongEvalError for anything that is wrong with it."""
-    _check_packages(request)
+    if request.uses_lora:
+        check_peft()
     make_loss(request)
+    check_shared(request.batch_size, Launch.launched().number)
     device = resolve_device(request.device)
     dtype: Dtype = "bfloat16" if resolve_dtype(request.dtype, device) == "bfloat16" else "float32"
     names = method_names(request.pe, request.pe_args, request.factor)
@@ -207,6 +218,7 @@ def plan_finetune(request: FinetuneRequest, tell: Tell) -> FinetunePlan:
                 for training in _trainings(request, model, encodings, augmentation, text, dtype)
             ]
         notes += _notes(request, model, names)
+    _check_names(request, work)
     return FinetunePlan(
         request=request,
         cells=tuple(one.training.cell for one in work),
@@ -216,12 +228,6 @@ def plan_finetune(request: FinetuneRequest, tell: Tell) -> FinetunePlan:
         names=tuple(names),
         dtype=dtype,
     )
-
-
-def _check_packages(request: FinetuneRequest) -> None:
-    """Raises LongEvalError if LoRA is asked for without peft."""
-    if request.uses_lora and importlib.util.find_spec("peft") is None:
-        raise LongEvalError("--lora: the Python package peft is missing", "pip install peft")
 
 
 def _augmentations(request: FinetuneRequest) -> list[Augmentation]:
@@ -285,6 +291,19 @@ def _trainings(
             ]
             name = "-".join(filter(None, parts))
             yield make_training(request, model, encoding, augmentation, text, seed, name=name, dtype=dtype)
+
+
+def _check_names(request: FinetuneRequest, work: Sequence[FinetuneWork]) -> None:
+    """Raises LongEvalError if models of two trainings would be saved in the same folder."""
+    by_folder: dict[str, str] = {}
+    for training in (one.training for one in work):
+        other = by_folder.setdefault(training.saved_as, training.model.name)
+        if other != training.model.name:
+            raise LongEvalError(
+                f"--model {','.join(request.model)}: what is trained from {other} and from {training.model.name} would "
+                f"have the same name, {training.saved_as}",
+                "Train them one by one, each into its own --out.",
+            )
 
 
 def _notes(request: FinetuneRequest, model: PreparedModel, names: Sequence[MethodName]) -> list[str]:

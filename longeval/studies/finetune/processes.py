@@ -23,6 +23,15 @@ from longeval.errors import LongEvalError
 from longeval.studies.finetune.batch import Batch
 
 
+def check_shared(batch_size: int, number: int) -> None:
+    """Raises LongEvalError unless so many processes can share a batch's sequences equally."""
+    if batch_size % number:
+        raise LongEvalError(
+            f"--batch-size {batch_size}: can't be shared equally by {number} processes",
+            f"Give a multiple of {number}.",
+        )
+
+
 class Processes:
     """This process among those that train together; without a launcher it is alone.
 
@@ -75,14 +84,6 @@ class Processes:
     def device(self, asked: str) -> str:
         """The device of this process, where the user asked for `asked`: each process of a launcher has its own."""
         return asked if self._accelerator is None else str(self._accelerator.device)
-
-    def check_batch_size(self, batch_size: int) -> None:
-        """Raises LongEvalError unless the processes can share a batch's sequences equally."""
-        if batch_size % self.number:
-            raise LongEvalError(
-                f"--batch-size {batch_size}: can't be shared equally by {self.number} processes",
-                f"Give a multiple of {self.number}.",
-            )
 
     def passes(self, batch: Batch, size: int) -> list[npt.NDArray[np.int64]]:
         """The places in a batch of this process's sequences, for each pass of at most `size` sequences."""

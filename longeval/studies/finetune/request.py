@@ -312,8 +312,8 @@ class FinetuneRequest(StudyRequest, frozen=True):
                     "Add --lora or --lora-plus, or leave it out.",
                 )
         if not self.evaluates:
-            for flag in ("lengths", "eval_docs", "tasks"):
-                if getattr(self, flag):
+            for flag in ("lengths", "eval_data", "eval_docs", "tasks"):
+                if not self.is_default(flag):
                     raise LongEvalError(
                         f"{self.flag(flag)}: would be ignored beside --no-eval", "Leave one of them out."
                     )

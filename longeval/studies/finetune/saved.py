@@ -93,7 +93,7 @@ def save_model(
                     os.remove(os.path.join(work, name))
             copy_files(source, names, work, encoding, lambda done, total: None)
             _write_config(model, encoding, work, stock=stock, dtype=dtype)
-            engine = {"name": "transformers", "rope_type": "longrope" if stock else encoding.name.canonical}
+            engine = {"name": "transformers", "rope_type": rope_type(encoding, stock=stock)}
             write_json(os.path.join(work, NOTE), export_note(model.ref, encoding, engine) | dict(note))
             if os.path.isdir(path):
                 shutil.rmtree(path)
@@ -104,13 +104,28 @@ def save_model(
 
 def training_of(path: str) -> str | None:
     """The id of the training that a folder's model comes from; None if there is no folder, "" if it isn't ours."""
-    if not os.path.lexists(path):
-        return None
+    return str(_note(path).get("training", "")) if os.path.lexists(path) else None
+
+
+def rope_type(encoding: Encoding, *, stock: bool) -> str:
+    """The rope type that a saved model's note names."""
+    return "longrope" if stock else encoding.name.canonical
+
+
+def saved_rope_type(path: str) -> str | None:
+    """The rope type that a saved model's note names; None if there is no such note."""
+    engine = _note(path).get("engine")
+    return engine.get("rope_type") if isinstance(engine, dict) else None
+
+
+def _note(path: str) -> dict[str, Any]:
+    """The note in a folder; empty if there is none."""
     try:
         with open(os.path.join(path, NOTE), encoding="utf-8") as file:
-            return str(json.load(file).get("training", ""))
-    except (OSError, ValueError, AttributeError):
-        return ""
+            note = json.load(file)
+    except (OSError, ValueError):
+        return {}
+    return note if isinstance(note, dict) else {}
 
 
 def _write_config(model: PreparedModel, encoding: Encoding, work: str, *, stock: bool, dtype: str) -> None:

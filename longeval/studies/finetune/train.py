@@ -26,7 +26,7 @@ from longeval.errors import LongEvalError
 from longeval.studies.finetune.batch import Batch
 from longeval.studies.finetune.checkpoint import Checkpoints, StepLog, TrainingLog, TrainingState
 from longeval.studies.finetune.loss import ForwardArguments, ModelWithLoss, make_loss
-from longeval.studies.finetune.processes import Processes
+from longeval.studies.finetune.processes import Processes, check_shared
 from longeval.studies.finetune.request import FinetuneRequest, Schedule
 
 
@@ -87,7 +87,7 @@ def train(
         LongEvalError: The checkpoints are another training's, or gradient checkpointing is not supported.
     """
     processes = processes or Processes()
-    processes.check_batch_size(request.batch_size)
+    check_shared(request.batch_size, processes.number)
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     with _training(base, request, gradient_checkpointing):
         trained = {name: weight for name, weight in base.named_parameters() if weight.requires_grad}

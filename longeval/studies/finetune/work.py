@@ -31,7 +31,7 @@ from longeval.studies.finetune.checkpoint import Checkpoints, StepLog, TrainingL
 from longeval.studies.finetune.estimate import Resources, step_flops
 from longeval.studies.finetune.lora import adapt, merged, save_adapter
 from longeval.studies.finetune.processes import Processes
-from longeval.studies.finetune.saved import save_model
+from longeval.studies.finetune.saved import save_model, training_of
 from longeval.studies.finetune.text import Batches
 from longeval.studies.finetune.train import Diverged, train
 
@@ -81,6 +81,10 @@ class FinetuneWork:
     def run(self, host: Host) -> Iterator[Outcome]:
         """See `Work`."""
         training = self.training
+        if training_of(host.store.local_path(training.saved_as)) not in (None, training.id):
+            reason = f"{training.saved_as} is the model of another training, which another request of this run made"
+            yield failed(training.cell, reason, host.device)
+            return
         host.close()  # no other model stays in memory
         host.device = device_name(training.model.device)
         _reset_peak(training.model.device)

@@ -19,6 +19,7 @@ from tiny import make_text, save_tiny_llama
 import longeval
 from longeval.cli.app import run_app
 from longeval.models.resolve import resolve, weights_digest
+from longeval.request.base import requests_to_yaml
 from longeval.store.folder import Store
 
 SETTINGS = "--steps 3 --batch-size 2 --lr 1e-3 --dtype float32 --data train --out run -q"
@@ -179,6 +180,7 @@ def test_an_adapter_is_saved_and_gives_the_values_of_the_merged_model(folder):
         ("--pe dynamic_yarn --length 256", "dynamic_yarn"),
         ("--pe yarn --length 256 --lora-rank 4", "--lora-rank 4"),
         ("--pe yarn --length 256 --tasks passkey", "--no-eval"),
+        ("--pe yarn --length 256 --eval-data train", "--no-eval"),
         ("--pe yarn --length 256 --warmup 3", "--warmup 3"),
         ("--pe yarn --length 256 --packing documents --augment pose --window 64", "--packing documents"),
         ("--pe yarn --length 256 --loss longce", "longce"),
@@ -192,6 +194,21 @@ def test_a_wrong_request_is_refused_and_writes_nothing(folder, capfd, flags, nam
     message = capfd.readouterr().err.strip().splitlines()[-1]
     assert message.startswith("longeval: ") and names in message
     assert sorted(folder.rglob("*")) == there
+
+
+def test_a_batch_that_the_processes_can_not_share_is_refused_before_anything_is_measured(folder, capfd, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert run(f"{POSE} --eval-data held") == 2
+    assert "--batch-size 2" in capfd.readouterr().err
+    assert not (folder / "run").exists()
+
+
+def test_models_of_one_name_are_not_trained_into_one_folder(folder, capfd):
+    (folder / "other").mkdir()
+    save_tiny_llama(folder / "other" / "tiny", initializer_range=0.2)
+    assert run(f"{POSE} --no-eval --model tiny,other/tiny") == 2
+    assert "models/tiny-yarn-pose" in capfd.readouterr().err
+    assert not (folder / "run").exists()
 
 
 def test_text_that_is_trained_on_is_not_measured_on(folder, capfd):
@@ -210,6 +227,24 @@ def test_models_of_other_trainings_are_not_overwritten(folder, capfd):
     assert weights_digest(resolve("run/models/yarn-pose")) == first
     assert run(f"{POSE} --no-eval --fresh") == 0
     assert weights_digest(resolve("run/models/yarn-pose")) == first
+
+
+def test_of_two_requests_for_one_name_the_second_fails(folder):
+    asked = {"command": "finetune", "model": ["tiny"], "pe": ["yarn"], "length": 128, "steps": 1, "batch_size": 1}
+    asked |= {"data": ["train"], "evaluates": False}
+    (folder / "both.yaml").write_text(requests_to_yaml([asked, asked | {"steps": 2}]))
+    assert run("run both.yaml --out run -q") == 3
+    first, second = longeval.load("run").records
+    assert (first.status, second.status) == ("ok", "failed")
+    assert "models/yarn" in second.error
+    assert weights_digest(resolve("run/models/yarn")) == first.params["trained_weights"]
+
+
+def test_a_model_that_is_saved_in_another_form_is_refused(folder, capfd):
+    assert run(f"{POSE} --no-eval --stock") == 0
+    assert run(f"{POSE} --no-eval --stock") == 0
+    assert run(f"{POSE} --no-eval") == 2
+    assert "saved with rope type longrope, and without --stock it would be yarn" in capfd.readouterr().err
 
 
 def test_the_order_of_methods_changes_nothing(folder):

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from studies.finetune.tiny_training import batches, program
 
 from longeval.errors import LongEvalError
-from longeval.studies.finetune.processes import Processes
+from longeval.studies.finetune.processes import Processes, check_shared
 
 LAUNCHER = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1")
 LAUNCHER += ("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0")
@@ -57,9 +57,7 @@ def test_one_process_needs_no_launcher():
     assert alone.gather({"w": weight})["w"].data_ptr() == weight.data_ptr()
 
 
-def test_a_batch_that_can_not_be_shared_equally_is_refused(monkeypatch):
-    processes = Processes()
-    monkeypatch.setattr(Processes, "number", 3)
-    processes.check_batch_size(6)
+def test_a_batch_that_can_not_be_shared_equally_is_refused():
+    check_shared(6, 3)
     with pytest.raises(LongEvalError):
-        processes.check_batch_size(7)
+        check_shared(7, 3)

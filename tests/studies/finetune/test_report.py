@@ -218,6 +218,15 @@ def test_models_are_found_by_their_weights_and_each_has_a_section(tmp_path):
     assert changes["toy"].ratio == pytest.approx(math.expm1(2.25 - 5.0))
 
 
+@pytest.mark.parametrize("params", [{"adapter": "sha256:1", "adapter_name": "lora"}, {"scale_from": "shipped"}])
+def test_the_base_model_with_something_put_on_it_is_not_the_untouched_one(tmp_path, params):
+    before, _ = written(tmp_path / "before", usual_cells())
+    adapted = base_cells(means={64: 1.0, 128: 1.0}, methods={"yarn": {64: 1.0, 128: 1.0}}, params=params)
+    after, _ = written(tmp_path / "after", usual_cells() + adapted)
+    title = "### Before and after on `texts`, prefix"
+    assert table_under(after, title) == table_under(before, title)
+
+
 def test_a_change_without_stored_tokens_has_no_interval_and_is_not_clear(tmp_path):
     collection = collect([make_finetune_run(tmp_path / "run", usual_cells())])
     perplexities = [record for record in collection.made_from(NLL) if record.metric == "perplexity"]

@@ -41,6 +41,11 @@ _SCORED = ("bos", "prefix", "parse_special", "attn", "min_tokens", "stride", "da
 them, since the model before and after differs in its weights and in how its scaling is given."""
 
 
+_OF_BASE = ("native_length", "scale_from", "layers", "adapter")
+"""Parameters that a cell of the base model must share with the trainings: the digest of its weights says nothing of
+what is put on them or how its own scaling is read."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Variant:
     """Trainings that differ in their seed alone."""
@@ -221,6 +226,13 @@ def _is_of(record: Record, row: GridRow) -> bool:
     return (record.pe, method_of(record), record.factor) == method_key(row)
 
 
+def _is_of_base(record: Record, trained: TrainingSet) -> bool:
+    """Whether a cell measured the model that trainings started from."""
+    weights = record.params.get("weights")
+    same = all(record.params.get(name) == trained.params.get(name) for name in _OF_BASE)
+    return weights is not None and weights == trained.params.get("weights") and same
+
+
 def evaluations(trained: TrainingSet, perplexities: Iterable[Record]) -> list[Measured]:
     """The measurements of a set's models on each data set, in the order of their first cells.
 
@@ -233,12 +245,11 @@ def evaluations(trained: TrainingSet, perplexities: Iterable[Record]) -> list[Me
     """
     after = {record.params.get("trained_weights"): record for record in trained.records if record.status == "ok"}
     after.pop(None, None)
-    base_weights = trained.params.get("weights")
     families: dict[tuple[str, str], list[Record]] = defaultdict(list)
     for record in perplexities:
         weights = record.params.get("weights")
         is_after = weights in after and record.pe == "none"
-        if weights is not None and (is_after or weights == base_weights):
+        if is_after or _is_of_base(record, trained):
             families[record.data or "", record.protocol or ""].append(record)
     found = []
     for (data, protocol), family in families.items():
@@ -250,8 +261,7 @@ def evaluations(trained: TrainingSet, perplexities: Iterable[Record]) -> list[Me
 
 def _evaluation(trained: TrainingSet, records: Sequence[Record], names: tuple[str, str, str]) -> Measured:
     """The evaluation of records on the same tokens; `names` are data, protocol and difference."""
-    base_weights = trained.params.get("weights")
-    of_base = [record for record in records if record.params.get("weights") == base_weights]
+    of_base = [record for record in records if _is_of_base(record, trained)]
     by_weights: dict[Any, list[Record]] = defaultdict(list)
     for record in records:
         if record.pe == "none":
