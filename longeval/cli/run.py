@@ -11,7 +11,7 @@ import functools
 import os
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
@@ -105,8 +105,7 @@ def carry_out(
         write_json([record.to_json() for record in records], json_path)
     _show_examples(plans, store, num_shown, file=sys.stderr if json_path == "-" else sys.stdout)
     if json_path != "-" and not quiet:
-        for name, study in studies.items():
-            _show_summary(study, [record for command, record in found.values() if command == name])
+        _show_summaries(studies, {spec.command for spec in specs}, [*found.values()])
         for line in dict.fromkeys(study.report_command for study in studies.values()):
             show("")
             show(f"For a report: {line} {shlex.quote(store.path)}")
@@ -161,11 +160,10 @@ def _run(
         try:
             return run(plan, store, progress, fresh=fresh, under_way=under_way, told=told)
         except KeyboardInterrupt:
-            stored = "nothing is stored yet"
-            if progress.num_finished or store.has_checkpoints():
-                cells = count(progress.num_finished, "cell")
-                stored = f"{cells} stored in {store.path}; the same command goes on from there"
-            progress.note(stored)
+            parts = [count(progress.num_finished, "cell")] if progress.num_finished else []
+            parts += ["a checkpoint"] if store.has_checkpoints() else []
+            stored = f"{' and '.join(parts)} stored in {store.path}; the same command goes on from there"
+            progress.note(stored if parts else "nothing is stored yet")
             raise
 
 
@@ -191,7 +189,9 @@ def _show_plans(plans: Sequence[Plan], store: Store, fresh: bool, quiet: bool) -
 
     screen = _wide_console()
     screen.print("Dry run: nothing is computed.\n")
-    for plan in plans:
+    for number, plan in enumerate(plans):
+        if number:
+            screen.print()
         stored = {} if fresh else plan.stored(store)
         left = plan.left(stored)
         reused, notes = find_reusable(plan, left, store, fresh=fresh)
@@ -228,7 +228,7 @@ def _show_overview(overview: Overview, screen: Console) -> None:
     """Prints one plan: the table of its cells, and what they cost."""
     from rich.table import Table
 
-    table = Table(title="Cells", title_justify="left")
+    table = Table(title=overview.title, title_justify="left")
     for column in overview.columns:
         table.add_column(column, justify="left" if column in overview.words else "right")
     for section in overview.sections:
@@ -243,12 +243,16 @@ def _show_overview(overview: Overview, screen: Console) -> None:
         screen.print(line, highlight=False, markup=False)
 
 
-def _show_summary(study: Study, records: Sequence[Record]) -> None:
-    """Prints the tables of a study's records."""
+def _show_summaries(studies: Mapping[str, Study], asked: Container[str], found: Sequence[tuple[str, Record]]) -> None:
+    """Prints the tables of each study, unless it was not asked for and another one shows its records."""
+    shown = {name for study in studies.values() for name in study.sums_up if name not in asked}
     screen = _wide_console()
-    for table in study.summary(records, screen.width):
-        screen.print()
-        screen.print(table)
+    for name, study in studies.items():
+        if name not in shown:
+            records = [record for command, record in found if command in (name, *study.sums_up)]
+            for table in study.summary(records, screen.width):
+                screen.print()
+                screen.print(table)
 
 
 def _wide_console() -> Console:

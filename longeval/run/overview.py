@@ -23,6 +23,7 @@ class Overview:
     sections: tuple[CellList, ...]
     costs: tuple[str, ...]
     """A line for each model: cells, passes, time, memory."""
+    title: str = "Cells"
 
 
 def count(number: int, noun: str) -> str:

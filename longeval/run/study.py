@@ -196,6 +196,8 @@ class Study(Protocol):
     """Whether `--verbose` prints a line for each pass."""
     report_command: str
     """The command that makes a report of its records, such as `longeval report`."""
+    sums_up: tuple[str, ...]
+    """Other studies whose records its summary shows too: those that its plans add with `Plan.before` and `after`."""
 
     def check(self, requests: Sequence[Any], store: Store) -> None:
         """Raises LongEvalError if a run folder can't hold the requests together with each other and its content."""
@@ -244,8 +246,11 @@ def plan_all(requests: Sequence[StudyRequest], tell: Tell, *, dry_run: bool = Fa
 
 
 def plan_after(plan: Plan, store: Store, tell: Tell) -> list[Plan]:
-    """The plans of the requests that come after a plan whose work is done."""
-    return [dataclasses.replace(one, parent=plan) for one in plan_all(plan.after(store), tell)]
+    """The plans of the requests that come after a plan whose work is done.
+
+    They have no notes: those on data were told with the requests before, and those on models say what the plan made.
+    """
+    return [dataclasses.replace(one, parent=plan, notes=()) for one in plan_all(plan.after(store), tell)]
 
 
 def request_from_mapping(plain: Mapping[str, Any], *, origin: str) -> StudyRequest:

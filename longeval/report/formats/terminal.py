@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
 from longeval.printable import as_markup
 from longeval.report.document import Row, Table, TableCell, without_style
@@ -19,12 +20,15 @@ def terminal_table(table: Table, width: int | None = None) -> rich.table.Table:
 
     Args:
         table: Title, columns, rows and notes of it are shown.
-        width: Columns of the console; default: of the terminal. Intervals are left out where they don't fit.
+        width: Columns of the console; default: of the terminal. Intervals, then notes, are left out where they don't
+            fit.
     """
     from rich.table import Table as RichTable
 
-    if _width(table) > (shutil.get_terminal_size().columns if width is None else width):
-        table = dataclasses.replace(table, rows=tuple(map(_without_intervals, table.rows)))
+    width = shutil.get_terminal_size().columns if width is None else width
+    for left_out in ({"interval": None}, {"note": ""}):
+        if _width(table) > width:
+            table = dataclasses.replace(table, rows=tuple(_changed(row, left_out) for row in table.rows))
     shown = RichTable(title=as_markup(table.title), title_justify="left", caption_justify="left")
     has_headings = any(row.is_heading for row in table.rows)
     for number, column in enumerate(table.columns):
@@ -64,8 +68,8 @@ def _lines(cell: TableCell) -> list[str]:
     return [text] if cell.interval is None else [text, f"[{', '.join(cell.interval)}]"]
 
 
-def _without_intervals(row: Row) -> Row:
-    return dataclasses.replace(row, cells=tuple(dataclasses.replace(cell, interval=None) for cell in row.cells))
+def _changed(row: Row, changes: Mapping[str, Any]) -> Row:
+    return dataclasses.replace(row, cells=tuple(dataclasses.replace(cell, **changes) for cell in row.cells))
 
 
 def _width(table: Table) -> int:

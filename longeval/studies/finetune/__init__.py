@@ -28,6 +28,7 @@ class FinetuneStudy:
     Request = FinetuneRequest
     tells_passes = True
     report_command = "longeval report"
+    sums_up = ("ppl",)
 
     def check(self, requests: Sequence[FinetuneRequest], store: Store) -> None:
         """See `Study`. Models need a run folder on this machine."""

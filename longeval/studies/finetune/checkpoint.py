@@ -11,6 +11,7 @@ Nothing is pickled. All other state (order of the text, learning rate, dropout) 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -179,8 +180,10 @@ class Checkpoints:
         return max(self._steps(), default=0)
 
     def remove(self) -> None:
-        """Removes the folder."""
+        """Removes the folder, and the one that it lies in if that is empty then."""
         shutil.rmtree(self.folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            os.rmdir(os.path.dirname(self.folder))
 
     def _steps(self) -> list[int]:
         """The steps of which there are checkpoints, ascending."""

@@ -86,7 +86,7 @@ def make_loss(request: FinetuneRequest) -> LongCE | None:
         raise LongEvalError(
             f"--loss longce: the window of {format_length(request.window_tokens)} tokens is not longer than a short "
             f"context and a step ({loss.context} + {loss.step}), so all tokens would have weight 1",
-            "Give a longer --window, or a shorter context such as --loss-arg longce.context=1k.",
+            "Give a longer --window, or less of both with --loss-arg longce.context=… --loss-arg longce.step=….",
         )
     if any(name != "none" for name in request.augment):
         raise LongEvalError(

@@ -120,7 +120,6 @@ class FinetunePlan(Plan):
             (
                 training.encoding.name.canonical,
                 "–" if training.cell.factor is None else f"{training.cell.factor:g}",
-                training.augmentation.name,
                 str(training.seed),
                 training.saved_as,
                 "yes" if training.id in stored else "–",
@@ -133,16 +132,17 @@ class FinetunePlan(Plan):
             tasks = f", {', '.join(self.request.tasks)}" if self.request.tasks else ""
             costs.append(f"Afterwards the trained models are measured as those above: {what}{tasks}.")
         return Overview(
-            columns=("method", "s", "positions", "seed", "model", "stored"),
-            words=frozenset({"method", "positions", "model"}),
-            sections=(CellList(title=self._title(), rows=rows),),
+            columns=("method", "s", "seed", "model", "stored"),
+            words=frozenset({"method", "model"}),
+            sections=(CellList(title=None, rows=rows),),
             costs=tuple(costs),
+            title=self._title(),
         )
 
     def _title(self) -> str:
         request = self.request
         window = format_length(request.window_tokens)
-        return f"trainings of {count(request.steps, 'step')} of {request.batch_size} × {window} tokens"
+        return f"Trainings: {count(request.steps, 'step')} of {request.batch_size} × {window} tokens"
 
     def _cost(self, host: Host, model: PreparedModel, left: Sequence[Work]) -> list[str]:
         """What is left to do with a model, what it takes, and the memory of other windows and ways to train."""

@@ -157,7 +157,8 @@ def _passes_note(needed: int, found: int, piece: int) -> Iterator[str]:
     """A note if a training reads its text more than once."""
     passes = needed / (found // piece * piece)
     if passes > 1:
-        yield f"training reads the text {passes:.3g} times: {needed:,} tokens are needed, and it has {found:,}"
+        drawn = f"its sequences are drawn from {needed:,} tokens, and the text has {found:,}"
+        yield f"training reads the text {passes:.3g} times: {drawn}"
 
 
 def _eos(model: PreparedModel) -> int | None:

@@ -143,7 +143,9 @@ class FinetuneWork:
         training, request = self.training, self.training.request
         checkpoints = self._checkpoints(host)
         flops = step_flops(request, training.model, host.size(training.model), self.resources)
-        host.progress.stage(_title(training), request.steps - checkpoints.last_step, "step", details=True)
+        done = checkpoints.last_step
+        title = f"{_title(training)}, after step {done}" if done else _title(training)
+        host.progress.stage(title, request.steps - done, "step", details=True)
         host.before_write()
         batches = Batches(
             text=training.text,

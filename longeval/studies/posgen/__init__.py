@@ -33,6 +33,7 @@ class PosGenStudy:
     Request = PosGenRequest
     tells_passes = False  # passes are training steps, which would be thousands of lines
     report_command = "longeval posgen table"
+    sums_up = ()
 
     def check(self, requests: Sequence[PosGenRequest], store: Store) -> None:
         """See `Study`. All PosGen cells of a run folder must have the same settings."""

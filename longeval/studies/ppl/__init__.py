@@ -24,6 +24,7 @@ class PplStudy:
     Request = PplRequest
     tells_passes = True
     report_command = "longeval report"
+    sums_up = ()
 
     def check(self, requests: Sequence[PplRequest], store: Store) -> None:
         """See `Study`; a folder may hold any requests."""

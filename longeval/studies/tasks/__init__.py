@@ -24,6 +24,7 @@ class TasksStudy:
     Request = TasksRequest
     tells_passes = True
     report_command = "longeval report"
+    sums_up = ()
 
     def check(self, requests: Sequence[TasksRequest], store: Store) -> None:
         """See `Study`; a folder may hold any requests."""

@@ -5,6 +5,7 @@ from records import demo_task_cells, make_nll, make_records
 from rich.console import Console
 
 from longeval.cli.report import study_reports
+from longeval.report.document import Row, Table, TableCell
 from longeval.report.formats.terminal import terminal_table
 
 NLL = make_nll([[2.0] * 8] * 10)
@@ -44,6 +45,20 @@ def test_intervals_are_left_out_rather_than_cut():
     assert "[" not in narrow.replace("\x1b[", "")
     assert narrow.count("7.389") == 3
     assert "…" not in narrow
+
+
+def test_notes_are_left_out_after_intervals():
+    cell = TableCell(text="7.389", interval=("7.1", "7.5"), note="(2 of 3 seeds)")
+    table = Table(columns=("method", "4k"), rows=(Row(cells=(TableCell(text="none"), cell)),), left=1)
+
+    def shown(width):
+        console = Console(width=width, record=True, file=io.StringIO())
+        console.print(terminal_table(table, width))
+        return console.export_text()
+
+    with_note = (6 + 3) + (len("7.389 (2 of 3 seeds)") + 3) + 1
+    assert "[7.1, 7.5]" in shown(with_note) and "(2 of 3 seeds)" in shown(with_note)
+    assert "(" not in shown(with_note - 1) and "7.389" in shown(with_note - 1)
 
 
 def test_tasks_are_blocks_of_one_table():

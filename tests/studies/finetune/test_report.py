@@ -10,9 +10,11 @@ from finetune_records import make_finetune_run, make_losses, make_training, meas
 from markdown_it import MarkdownIt
 from records import csv_rows, make_nll, table_under, without_figures
 
+from longeval.cli.run import _show_summaries
 from longeval.report import build
 from longeval.report.collect import collect
 from longeval.report.tables import MISSING
+from longeval.run.study import find_study
 from longeval.store.losses import LOSSES
 from longeval.store.nll import NLL
 from longeval.studies.finetune.report import REPORT, sections, summary
@@ -126,17 +128,17 @@ def test_the_price_at_short_lengths_is_against_the_untouched_model(tmp_path):
     text, _ = written(tmp_path, usual_cells())
     price = text.split("### Short context on `texts`, prefix")[1].split("###")[0]
     p = percent(2.125 - 2.0)
-    assert f"- `yarn` costs {p} [{p}, {p}] at 64 (untrained: {percent(0.25)})." in plain(price)
+    assert f"- `yarn`: {p} [{p}, {p}] at 64 (untrained: {percent(0.25)})." in plain(price)
     assert "128" not in price
     better = base_cells() + trained_cells("yarn", {64: 1.875, 128: 2.0})
     text, _ = written(tmp_path / "better", better)
-    assert f"- `yarn` gains {percent(-0.125)}" in plain(text)
+    assert f"- `yarn`: {percent(-0.125)}" in plain(text)
 
 
 def test_the_opening_says_what_was_trained_at_what_cost_and_what_came_of_it(tmp_path):
     text, _ = written(tmp_path, usual_cells())
     opening = text.split("## toy trained for 128 on texts\n\n")[1].split("\n\n###")[0]
-    assert opening.startswith("2 trainings of `toy`, from its native 64, to 128 tokens on `texts`: `yarn`, ")
+    assert opening.startswith("2 trainings of `toy`, from its native 64 tokens to 128, on `texts`: `yarn`, ")
     assert "Each took 2 steps of 4 sequences of 128 tokens." in opening
     assert "Together they read 4,000 tokens in 8 s on cpu (test, 2 threads), with at most 3.00 GiB" in opening
     change = f"training took `yarn` from {math.exp(2.75):.2f} to {math.exp(2.25):.3f} ({percent(-0.5)} "
@@ -321,6 +323,17 @@ def test_the_other_studies_leave_trainings_out(tmp_path):
     perplexities = [record for record in records if record.metric != "loss"]
     assert PPL_REPORT.summary(records) == PPL_REPORT.summary(perplexities)
     assert summary(perplexities) == []
+
+
+def test_the_terminal_has_one_table_of_perplexities_unless_ppl_was_asked_for_too(tmp_path, capsys):
+    records = collect([make_finetune_run(tmp_path / "run", usual_cells())]).records
+    found = [("finetune" if record.metric == "loss" else "ppl", record) for record in records]
+    studies = {name: find_study(name) for name in ("finetune", "ppl")}
+    for asked, tables in ({"finetune"}, 1), ({"finetune", "ppl"}, 4):
+        _show_summaries(studies, asked, found)
+        shown = capsys.readouterr().out
+        assert [shown.count("Trainings:"), shown.count("Perplexity")] == [1, tables]
+        assert "models/yarn" in shown and "before training" in shown
 
 
 def test_the_document_counts_trainings_and_names_those_that_are_missing(tmp_path):

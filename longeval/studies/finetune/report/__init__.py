@@ -36,6 +36,7 @@ from longeval.studies.finetune.report.tables import (
     pair_data,
     pair_table,
     perplexity_table,
+    training_summary,
     training_table,
 )
 from longeval.studies.finetune.report.trainings import Measured, Models, TrainingSet, evaluations, training_sets
@@ -61,7 +62,7 @@ def summary(records: Sequence[Record]) -> list[Table]:
     perplexities = [record for record in records if record.metric == PERPLEXITY.name and record.task is None]
     tables = []
     for trained in training_sets([record for record in records if is_training(record)]):
-        tables.append(training_table(trained))
+        tables.append(training_summary(trained))
         without_tokens = TokenValues(lambda cell: None)
         tables += [perplexity_table(found, without_tokens) for found in evaluations(trained, perplexities)]
     return tables
@@ -195,17 +196,14 @@ def _price(evaluation: Measured, native: int | None, tokens: TokenValues) -> Ite
         return
     for after in evaluation.after:
         said: list[str] = []
-        verb = ""
         for length in evaluation.lengths:
             found = change(base, after, length, tokens) if length <= native else None
             if found is None:
                 continue
-            does = "costs" if found.ratio > 0 else "gains" if found.ratio < 0 else "changes"
-            text = f"{found.text} at {format_length(length)}{_verdict(found)}{_untrained(evaluation, after, length)}"
-            said.append(text if does == verb else f"{does} {text}")
-            verb = does
+            untrained = _untrained(evaluation, after, length)
+            said.append(f"{found.text} at {format_length(length)}{_verdict(found)}{untrained}")
         if said and after.variant is not None:
-            yield prose("{} {}.", after.variant.name, "; ".join(said))
+            yield prose("{}: {}.", after.variant.name, "; ".join(said))
 
 
 def _untrained(evaluation: Measured, after: Models, length: int) -> str:

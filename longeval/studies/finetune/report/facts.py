@@ -23,9 +23,9 @@ _AUGMENTATIONS = {
 }
 
 _SCHEDULES = {
-    "linear": "then falls in a line to 0",
-    "cosine": "then falls in a half cosine to 0",
-    "constant": "then stays",
+    "linear": "then falls linearly to 0",
+    "cosine": "then falls to 0 as half a cosine",
+    "constant": "then stays there",
 }
 
 _LOSSES = {
@@ -45,9 +45,9 @@ def opening(trained: TrainingSet) -> Prose:
     done = [record for record in trained.records if record.status == "ok"]
     params = trained.params
     native = params.get("native_length")
-    from_native = "" if native is None else f", from its native {format_length(native)},"
+    from_native = "" if native is None else f" from its native {format_length(native)} tokens"
     return prose(
-        "{} of `{}`{} to {} tokens on {}: {}{}; {}. {} took {} of {} of {} tokens.{}{}",
+        "{} of `{}`,{} to {}, on {}: {}{}; {}. {} took {} of {} of {} tokens.{}{}",
         counted(len(trained.records), "training"),
         trained.model,
         from_native,

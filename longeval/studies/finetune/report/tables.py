@@ -213,10 +213,26 @@ def training_table(trained: TrainingSet) -> Table:
         columns=("method", "augmentation", "seed", "steps", "loss first → last", "tokens/s", "saved as"),
         rows=tuple(_training_rows(trained, _outcome)),
         left=2,
-        title=f"Trainings of {trained.title}",
         caption="Losses are the mean cross-entropy of the first and of the last tenth of the steps, nats per token.",
         notes=tuple(_failed_trainings(trained)),
         label="trainings",
+    )
+
+
+def training_summary(trained: TrainingSet) -> Table:
+    """The trainings for a terminal. The folders of the models name method, augmentation and seed."""
+    rows = []
+    for variant in trained.variants:
+        for seed, record in variant.trainings.items():
+            steps, loss, speed, saved_as = _outcome(record)
+            name = f"{variant.row.label}, {variant.augment}, seed {seed}" if saved_as == MISSING else saved_as
+            rows.append(Row(cells=tuple(TableCell(text=text) for text in (name, steps, loss, speed))))
+    return Table(
+        columns=("saved as", "steps", "loss first → last", "tokens/s"),
+        rows=tuple(rows),
+        left=1,
+        title=f"Trainings: {trained.title}",
+        notes=tuple(_failed_trainings(trained)),
     )
 
 

@@ -135,6 +135,7 @@ class TurnsStudy:
     Request = TurnsRequest
     tells_passes = False
     report_command = "longeval report"
+    sums_up = ()
 
     def check(self, requests, store):
         pass
