@@ -50,7 +50,11 @@ class Processes:
 
         # The others wait while the main process measures the model before its training.
         patient = InitProcessGroupKwargs(timeout=datetime.timedelta(days=7))
-        self._accelerator = Accelerator(mixed_precision="no", kwargs_handlers=[patient])  # the training casts by itself
+        self._accelerator = Accelerator(
+            cpu=not torch.accelerator.is_available(),
+            mixed_precision="no",  # the training casts by itself
+            kwargs_handlers=[patient],
+        )
         kind = self._accelerator.distributed_type
         if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":  # accelerate ignores it on CPUs
             self._fsdp = FullyShardedDataParallelPlugin()
