@@ -274,9 +274,14 @@ def test_after_out_of_memory_less_is_asked_of_the_device(folder):
 def test_two_processes_train_the_same_model_as_one(folder):
     asked = f"{POSE} --eval-data held"
     assert run(asked.replace("--out run", "--out alone")) == 0
-    launch = "-m accelerate.commands.launch --cpu --num_processes 2 -m longeval"
+    launch = "-m torch.distributed.run --standalone --nproc_per_node 2 -m longeval"
     command = [sys.executable, *shlex.split(launch), *shlex.split(asked)]
-    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    done = subprocess.run(
+        command,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     alone, both = (
         {(r.model.removeprefix(out), r.pe, r.length, r.metric): r.value for r in longeval.load(out).records}

@@ -12,14 +12,15 @@ from studies.finetune.tiny_training import batches, program
 from longeval.errors import LongEvalError
 from longeval.studies.finetune.processes import Processes, check_shared
 
-LAUNCHER = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1")
-LAUNCHER += ("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0")
-FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+# `accelerate launch --cpu --num_processes 2` starts one process; torchrun is what it calls for several GPUs.
+LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+CPU = {"ACCELERATE_USE_CPU": "true"}
+FSDP = CPU | {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 LONGCE = {"loss": "longce", "loss_args": {"longce": {"context": 8, "step": 4}}}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("environment", [{}, FSDP], ids=["ddp", "fsdp2"])
+@pytest.mark.parametrize("environment", [CPU, FSDP], ids=["ddp", "fsdp2"])
 @pytest.mark.parametrize("changes", [{}, LONGCE, {"lora_plus": True}], ids=["full", "longce", "lora"])
 def test_two_processes_train_as_one(tmp_path, environment, changes):
     paths = [str(tmp_path / name) for name in ("a", "a.safetensors", "b", "b.safetensors")]
@@ -28,6 +29,7 @@ def test_two_processes_train_as_one(tmp_path, environment, changes):
     assert one.returncode == 0, one.stderr
     both = program(*paths[2:], "0", *settings, launcher=LAUNCHER, **environment)
     assert both.returncode == 0, both.stderr
+    assert "processes: 2" in both.stdout
     expected, found = load_file(paths[1]), load_file(paths[3])
     assert expected.keys() == found.keys()
     for name, weight in expected.items():

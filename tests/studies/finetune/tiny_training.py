@@ -156,7 +156,7 @@ def main(folder: str, weights: str, stop: str, changes: str = "{}", dropout: str
     whole = processes.gather(model.state_dict())
     if processes.is_main:
         save_file(whole, weights)
-        sys.stdout.write(f"{log.loss} {log.gradient_norm}\n")
+        sys.stdout.write(f"{log.loss} {log.gradient_norm} processes: {processes.number}\n")
 
 
 if __name__ == "__main__":
