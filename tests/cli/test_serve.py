@@ -7,6 +7,7 @@ import shlex
 import socket
 
 import pytest
+from tiny import save_tiny_llama
 
 from longeval.backends.served import ServedMethod
 from longeval.backends.vllm import options as vllm_options
@@ -84,6 +85,13 @@ def test_the_server_gets_our_table_and_length(line, tiny_llama, capsys):
     method = made_from(ServedMethod, told)
     assert (method.pe, method.factor, method.native_length, method.length) == ("resonance_yarn", 4.0, 64, 256)
     assert method.parameters == {"beta_fast": 32.0, "beta_slow": 1.0, "attention_factor": None}
+
+
+def test_a_model_with_a_scaling_of_its_own_is_served_to_its_end(tmp_path, line, capsys):
+    scaled = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
+    model = save_tiny_llama(tmp_path / "scaled", rope_parameters=scaled, max_position_embeddings=256)
+    words, _ = dry_run(capsys, [*line, "--model", str(model), "--pe", "none"])
+    assert options(words)["--max-model-len"] == "257"
 
 
 @pytest.mark.parametrize("length", ["128", "32"])  # 32: below the native 64, where it would otherwise be as it was

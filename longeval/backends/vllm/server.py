@@ -84,7 +84,8 @@ def served_method(
         model: The model.
         name: The method.
         factor: s; None: length / native length, at least 1.
-        length: Longest prompt with its answer, tokens; None: s times the native length.
+        length: Longest prompt with its answer, tokens; None: s times the native length, or under none what the scaling
+            that the model comes with reaches.
         arguments: The method's parameters.
         pin: The length in tokens whose table a length-dependent method uses for all prompts.
 
@@ -97,7 +98,8 @@ def served_method(
             "factor",
             "Leave one of the two out.",
         )
-    tokens = round((factor or 1.0) * model.native_length) if length is None else length
+    reach = model.rope.shipped.reach if name.base == "none" else 0
+    tokens = max(round((factor or 1.0) * model.native_length), reach) if length is None else length
     s = max(1.0, tokens / model.native_length) if factor is None else factor
     tables = model.rope.tables(name, dataclasses.replace(model.geometry, factor=s), arguments)
     dependent = model.rope.length_dependent(name)

@@ -33,7 +33,9 @@ def test_two_processes_train_as_one(tmp_path, environment, changes):
     expected, found = load_file(paths[1]), load_file(paths[3])
     assert expected.keys() == found.keys()
     for name, weight in expected.items():
-        assert torch.allclose(weight, found[name], atol=1e-6, rtol=0), name
+        assert torch.allclose(weight, found[name], atol=1e-5, rtol=0), (
+            name
+        )  # AdamW turns rounding into a part of a step, 1e-2
     if "lora_plus" in changes:
         one_adapter, adapter = (load_file(f"{paths[at]}-adapter/adapter_model.safetensors") for at in (1, 3))
         assert one_adapter.keys() == adapter.keys()
@@ -47,7 +49,9 @@ def test_two_processes_train_as_one(tmp_path, environment, changes):
     again = program(str(tmp_path / "a"), paths[3], "0", *settings, launcher=LAUNCHER, **environment)
     assert again.returncode == 0, again.stderr
     for name, weight in load_file(paths[3]).items():
-        assert torch.allclose(expected[name], weight, atol=1e-6, rtol=0), name
+        assert torch.allclose(expected[name], weight, atol=1e-5, rtol=0), (
+            name
+        )  # AdamW turns rounding into a part of a step, 1e-2
 
 
 def test_one_process_needs_no_launcher():
