@@ -6,13 +6,14 @@ carry their method in their configuration, so that they are measured under `none
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from longeval.cache import cache_dir
 from longeval.data.sources import open_source
 from longeval.data.tokens import TokenisedDocument, select, tokenise
-from longeval.errors import LongEvalError, prefix_errors
+from longeval.errors import LongEvalError
 from longeval.models.prepare import PreparedModel
 from longeval.request import StudyRequest
 from longeval.rope.build import MethodName
@@ -83,11 +84,22 @@ def _requests(
         yield request_from_mapping(given, origin="evaluation")
 
 
+@contextlib.contextmanager
+def _as_eval_data() -> Iterator[None]:
+    """Names `--eval-data` in errors about data, which speak of `--data` or of no flag."""
+    try:
+        yield
+    except LongEvalError as error:
+        problem = error.problem if error.problem.startswith("--") else f"--data {error.problem}"
+        spoken = (text.replace("--data", "--eval-data") for text in (problem, error.remedy))
+        raise LongEvalError(*spoken) from error
+
+
 def check_untrained(request: FinetuneRequest, model: PreparedModel, text: TrainingText, tell: Tell) -> None:
     """Raises LongEvalError if a document of the evaluation is trained on, or if there is none."""
     longest = lengths(request, model)[-1]
     for name in request.eval_data:
-        with prefix_errors("--eval-data", unless=("--",)):
+        with _as_eval_data():
             source = open_source(name)
 
             def tokenised(document: Any) -> TokenisedDocument:

@@ -219,6 +219,15 @@ def test_text_that_is_trained_on_is_not_measured_on(folder, capfd):
     assert run(f"{POSE} --eval-data held/10.txt,held/11.txt") == 0
 
 
+@pytest.mark.parametrize("data", ["nowhere.txt", "gov_reprot", "empty.txt"])
+def test_wrong_text_to_measure_on_is_told_of_its_own_flag(folder, capfd, data):
+    (folder / "empty.txt").write_text("")
+    assert run(f"{POSE} --eval-data {data}") == 2
+    message = capfd.readouterr().err.strip().splitlines()[-1]
+    assert message.startswith(f"longeval: --eval-data {data}") and " --data" not in message
+    assert not (folder / "run").exists()
+
+
 def test_models_of_other_trainings_are_not_overwritten(folder, capfd):
     assert run(f"{POSE} --no-eval") == 0
     first = weights_digest(resolve("run/models/yarn-pose"))
