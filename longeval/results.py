@@ -116,6 +116,22 @@ class Results:
             raise LongEvalError(f"cell {cell}: has no samples in {self.path}", "Use a finished cell of tasks.")
         return pd.json_normalize([sample_to_json(sample) for sample in samples])
 
+    def losses(self, cell: str) -> pd.DataFrame:
+        """The steps of a training of `finetune`, one row each: loss, learning rate, gradient norm, seconds, tokens.
+
+        Raises:
+            LongEvalError: The cell has no losses.
+        """
+        import dataclasses
+
+        import pandas as pd
+
+        losses = self._store.losses(cell)
+        if losses is None:
+            raise LongEvalError(f"cell {cell}: has no losses in {self.path}", "Use a finished cell of finetune.")
+        columns = {name: value for name, value in dataclasses.asdict(losses).items() if value is not None}
+        return pd.DataFrame(columns).rename(columns={"steps": "step"})
+
     def report(self, path: str | None = None) -> str:
         """Writes the report of the whole run folder in every format, as `longeval report` does.
 
@@ -224,6 +240,7 @@ def carry_out(
     """
     from longeval.cli.progress import RunProgress
     from longeval.cli.run import check_folder, default_out
+    from longeval.models.device import process_rank
     from longeval.run.engine import run
     from longeval.run.study import Plan, find_study, plan_after, plan_all
     from longeval.run.tracking import Tracking, check_trackers
@@ -232,7 +249,8 @@ def carry_out(
     check_trackers(trackers)
     study = find_study(command)
     request = study.Request.read(settings)
-    store = Store(out or default_out(request))
+    store = Store(out or default_out(request), read_only=process_rank() > 0)
+    quiet = quiet or process_rank() > 0  # another process of the same training tells and writes
     check_folder([request], {command: study}, store)
 
     def planned(make: Callable[[RunProgress], list[Plan]]) -> list[Plan]:

@@ -78,7 +78,7 @@ class FinetunePlan(Plan):
             path = store.local_path(training.saved_as)
             if training_of(path) not in (None, training.id):
                 raise LongEvalError(
-                    f"--out {store.path}: {training.saved_as} is not the model of this training",
+                    f"--out {store.path}: {training.saved_as} is the model of a training with other settings",
                     "Choose another --out, or remove that folder.",
                 )
             saved, wanted = saved_rope_type(path), rope_type(training.encoding, stock=self.request.stock)
@@ -93,7 +93,7 @@ class FinetunePlan(Plan):
     def clear(self, store: Store) -> None:
         """See `Plan`. Removes models and checkpoints of these trainings."""
         for training in self.trainings:
-            for part in (training.saved_as, f"checkpoints/{training.id}"):
+            for part in (training.saved_as, f"adapters/{training.name}", f"checkpoints/{training.id}"):
                 shutil.rmtree(store.local_path(part), ignore_errors=True)
 
     def before(self) -> list[StudyRequest]:

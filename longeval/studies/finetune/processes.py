@@ -136,11 +136,6 @@ class Processes:
             dist.all_reduce(sums)
         return sums
 
-    def wait(self) -> None:
-        """Waits until all processes are here."""
-        if self._accelerator is not None:
-            self._accelerator.wait_for_everyone()
-
     def from_main(self, value: Any) -> Any:
         """The main process's value of a small object."""
         if self._accelerator is None:

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import logging
 import math
+import os
+import shutil
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,8 +19,9 @@ from typing import Any, Literal
 from longeval.backends.hf import memory
 from longeval.backends.hf.parts import TableRotaryEmbedding, memory_told, replace_rotary
 from longeval.export.encoding import encode_for
+from longeval.files import working_folder
 from longeval.metrics import derived
-from longeval.models.device import device_name
+from longeval.models.device import device_name, process_rank
 from longeval.models.resolve import resolve, weights_digest
 from longeval.run.host import Host
 from longeval.run.overview import format_gib
@@ -34,6 +38,8 @@ from longeval.studies.finetune.processes import Processes
 from longeval.studies.finetune.saved import save_model, training_of
 from longeval.studies.finetune.text import Batches
 from longeval.studies.finetune.train import Diverged, train
+
+logger = logging.getLogger(__name__)
 
 Dtype = Literal["float32", "bfloat16"]
 
@@ -91,8 +97,14 @@ class FinetuneWork:
         try:
             with memory_told():
                 yield self._trained(host)
-        except Diverged as error:
+        except Diverged as error:  # in all processes alike
             yield failed(training.cell, f"{error}; a lower --lr or a longer --warmup may help", host.device)
+        except Exception:
+            if "WORLD_SIZE" not in os.environ:
+                raise
+            # The other processes wait for this one, so it must end; the launcher then ends them too.
+            logger.exception("%s failed in process %d", training.saved_as, process_rank())
+            raise SystemExit(1) from None
         finally:
             gc.collect()
 
@@ -113,7 +125,11 @@ class FinetuneWork:
             whole = processes.gather(adapted.state_dict()) if processes.is_sharded else None
             if processes.is_main:
                 folder = host.store.local_path("adapters", training.name)
-                save_adapter(adapted, folder, base=training.model.name, weights=whole)
+                with working_folder(host.store.local_path()) as made:
+                    save_adapter(adapted, made, base=training.model.name, weights=whole)
+                    shutil.rmtree(folder, ignore_errors=True)
+                    os.makedirs(os.path.dirname(folder), exist_ok=True)
+                    os.rename(made, folder)
             model = merged(adapted)
         state = processes.gather(model.state_dict())
         if processes.is_main:
@@ -128,14 +144,14 @@ class FinetuneWork:
                 state=state,
             )
             self._checkpoints(host).remove()
-        processes.wait()
         measured = {
             "elapsed_s": round(math.fsum(log.seconds), 3),
             "peak_memory_bytes": _peak(training.model.device),
             "rope_digest": digest,
         }
         sizes = {"num_parameters": num_parameters, "num_trained": num_trained}
-        outcome = {"saved_as": training.saved_as, "trained_weights": weights_digest(resolve(path)), **sizes}
+        weights = processes.from_main(weights_digest(resolve(path)) if processes.is_main else None)
+        outcome = {"saved_as": training.saved_as, "trained_weights": weights, **sizes}
         return _outcome(training, Losses(**dataclasses.asdict(log)), host.device, outcome, measured)
 
     def _log(self, model: Any, host: Host, processes: Processes, rotary: TableRotaryEmbedding) -> TrainingLog:

@@ -151,6 +151,8 @@ def test_seeds_and_augmentations_have_models_of_their_own(folder):
     assert set(os.listdir("run/models")) == names
     assert len({weights_digest(resolve(f"run/models/{name}")) for name in names}) == len(names)
     digests = {record.rope_digest for record in longeval.load("run").records}
+    losses = longeval.load("run").losses(longeval.load("run").records[0].cell)
+    assert list(losses.step) == [1, 2, 3] and losses.tokens.sum() == 3 * 2 * 64 and (losses.loss > 0).all()
     assert len(digests) == 1  # E²-LLM's steps had other tables; the model's is that of s = 4
 
 
