@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from bench.gpu import __main__ as driver
-from bench.gpu import equality, prefill
+from bench.gpu import equality, finetune, prefill
 from bench.gpu.rows import Scale, as_table, read_rows, write_row
 
 CPU = Scale(device="cpu", full=False)
@@ -42,6 +42,14 @@ def test_prefill_has_rates_beside_estimates():
     assert all(row["estimate / peak"] > 0.5 and row["tokens/s"] > 0 for row in rows)
     (batch,) = prefill.run_batches(CPU)
     assert batch["name"] == "tiny: 4 windows of 64" and batch["largest |difference|"] < 1e-4
+
+
+def test_training_steps_have_rates_beside_estimates():
+    rows = list(finetune.run(CPU))
+    assert [row["name"] for row in rows] == [
+        f"tiny, window {window}, {kind}" for window in (64, 128) for kind in ("full", "LoRA")
+    ]
+    assert all(0.5 < row["estimate / peak"] < 2 and row["tokens/s"] > 0 for row in rows)
 
 
 def test_one_pass_gives_the_curve_of_a_pass_each():

@@ -44,6 +44,7 @@ CHECKS = (
     Check("prefill", "Prefill of random Llamas", 150),
     Check("shared", "Shared passes", 60),
     Check("batches", "Short windows in batches", 90),
+    Check("finetune", "Training steps of random Llamas", 90),
     Check("table", "PosGen's table in full size", 3600),
 )
 TABLE_PIECES = (("cot", 2), ("cot", 3), ("cot", 5), ("semi_recursive", 3), ("recursive", 3))
@@ -117,7 +118,7 @@ def _in_a_process(check: Check, scale: Scale, limit_s: float, out: Path) -> str:
 
 def run_child(name: str, scale: Scale, out: Path) -> int:
     """Runs one check in this process, and writes its rows as they come; returns the exit status."""
-    from bench.gpu import equality, posgen, prefill
+    from bench.gpu import equality, finetune, posgen, prefill
 
     runs: dict[str, Callable[[Scale], Iterator[Row]]] = {
         "equality": equality.run,
@@ -126,6 +127,7 @@ def run_child(name: str, scale: Scale, out: Path) -> int:
         "prefill": prefill.run_prefill,
         "shared": prefill.run_shared,
         "batches": prefill.run_batches,
+        "finetune": finetune.run,
         "table": lambda scale: run_table(scale, out / "posgen"),
     }
     try:

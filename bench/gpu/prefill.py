@@ -33,7 +33,7 @@ def run_prefill(scale: Scale) -> Iterator[Row]:
     import torch
 
     dtype = "bfloat16" if scale.full else "float32"
-    gemm = _gemm_rate(scale, dtype)
+    gemm = gemm_rate(scale, dtype)
     yield {"name": f"matrix product, {dtype}", "TFLOP/s": gemm / 1e12}
     lengths = (4096, 16384, 32768, 65536, 131072) if scale.full else (256, 512)
     for name in ("1b", "7b") if scale.full else ("tiny",):
@@ -172,7 +172,7 @@ def _tokens(length: int) -> npt.NDArray[np.int32]:
     return np.random.default_rng(0).integers(0, 1024, length).astype(np.int32)
 
 
-def _gemm_rate(scale: Scale, dtype: str) -> float:
+def gemm_rate(scale: Scale, dtype: str) -> float:
     """Operations per second of a large matrix product."""
     import torch
 
