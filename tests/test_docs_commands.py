@@ -74,7 +74,7 @@ AS_RUN = {
         f"finetune --model tiny --pe yarn,resonance_yarn --length 256 --window 32 --augment pose --batch-size 4 {TINY_TRAINING} "
         "--out runs/readme"
     ),
-    "ppl --model runs/ft/models/resonance_yarn-pose --pe none --lengths 4k,8k,16k": f"ppl --model tiny --pe none {TINY_PPL}",
+    "ppl --model runs/ft/models/resonance_yarn-pose --lengths 4k,8k,16k": f"ppl --model tiny {TINY_PPL}",
     "report runs/ft": "report runs/mine",
     "finetune --model llama2-7b-chat --pe yarn,resonance_yarn --length 32k --data pg19 --steps 50 --batch-size 64 --lr 2e-5": (
         f"finetune --model tiny --pe yarn,resonance_yarn --length 256 --batch-size 64 --lr 2e-5 {TINY_TRAINING} --dry-run"

@@ -57,7 +57,7 @@ class ModelRequest(StudyRequest, frozen=True):
             example="smollm2-135m-q4",
         ),
     ]
-    pe: Methods
+    pe: Methods = ("none",)
     lengths: Annotated[
         tuple[int, ...],
         Declare(

@@ -84,7 +84,15 @@ REQUIRED = {
     "serve": {"--model"},
 }
 
-DEFAULTS = {"data": "gov_report", "protocol": "prefix", "backend": "hf", "stride": None, "dtype": "auto", "seed": "0"}
+DEFAULTS = {
+    "pe": "none",
+    "data": "gov_report",
+    "protocol": "prefix",
+    "backend": "hf",
+    "stride": None,
+    "dtype": "auto",
+    "seed": "0",
+}
 
 RECORD_KEYS = [
     "schema_version", "cell", "model", "pe", "factor", "length", "data", "task", "protocol", "params", "backend",
@@ -245,7 +253,9 @@ def test_status_1_is_a_bug_and_keeps_its_traceback(planned):
         (["nonsense"], "nonsense"),
         (["ppl", "--nonsense"], "--nonsense"),
         (["ppl"], "--model: missing. Give it, such as --model smollm2-135m-q4."),
-        (["ppl", "--model", "m", "--pe-arg", "yarn.beta_fast=2"], "--pe: missing. Give it, such as --pe none,yarn."),
+        (["ppl", "--model", "m", "--pe-arg", "yarn.beta_fast=2"], "--pe-arg yarn.beta_fast=2"),
+        (["ppl", "--model", "m"], "--lengths: missing. Give it, such as --lengths 4k,8k."),
+        (["finetune", "--model", "m", "--length", "4k"], "--pe: missing. Give it, such as --pe none,yarn."),
         ([*PPL, "--stride"], "--stride"),
         ([*PPL, "--stride", "0"], "--stride 0"),
         (["report"], "RUN"),
