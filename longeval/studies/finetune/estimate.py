@@ -372,7 +372,7 @@ def step_operations(
     attention = once * (1 + again + (2 if eager else 2.5))
     loss = make_loss(request)
     if loss is not None:
-        for start in range(0, window - loss.context, loss.step):
+        for start in range(loss.step, window - loss.context, loss.step):  # the first has the weight 1
             length = min(loss.context + loss.step, window - start)
             products += size.flops_per_token * length + size.head_flops(length)
             attention += size.attention_flops(length) * (2 if eager else 1)
