@@ -11,7 +11,6 @@ Source: Hu et al., LoRA, https://arxiv.org/abs/2106.09685; the format is peft's.
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import os
 import re
 from collections import defaultdict
@@ -67,6 +66,16 @@ class Adapter:
         return {"adapter": f"sha256:{self.digest}", "adapter_name": self.name}
 
 
+def check_peft(flag: str) -> None:
+    """Raises LongEvalError, which names the flag that needs it, if peft can't be imported."""
+    try:
+        import peft  # noqa: F401  # only whether it is there
+    except ImportError as error:
+        raise LongEvalError(
+            f"{flag}: peft can't be imported ({reason(error)})", "Install it: pip install peft."
+        ) from error
+
+
 def find_adapter(name: str) -> Adapter:
     """Finds an adapter and checks its configuration; reads no weights and no network.
 
@@ -78,8 +87,7 @@ def find_adapter(name: str) -> Adapter:
             merged, or peft isn't installed.
     """
     folder = _folder(name)
-    if importlib.util.find_spec("peft") is None:
-        raise LongEvalError(f"--adapter {name}: peft isn't installed", "Install it: pip install peft.")
+    check_peft(f"--adapter {name}")
     files = set(os.listdir(folder))
     if ADAPTER_CONFIG not in files:
         raise LongEvalError(

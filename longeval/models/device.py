@@ -25,7 +25,8 @@ def resolve_device(name: str = "auto") -> str:
     """Returns `cpu`, `cuda:N` or `mps` for the value of `--device`.
 
     Args:
-        name: `auto` (CUDA, else MPS, else CPU), `cpu`, `cuda` (the first CUDA device), `cuda:N`, `mps`.
+        name: `auto` (CUDA, else MPS, else CPU), `cpu`, `cuda` (the first CUDA device; with `accelerate launch` that of
+            this process), `cuda:N`, `mps`.
 
     Raises:
         LongEvalError: The name is unknown, or this machine has no such device.
@@ -34,7 +35,7 @@ def resolve_device(name: str = "auto") -> str:
 
     if name == "auto":
         if torch.cuda.is_available():
-            return "cuda:0"
+            return resolve_device("cuda")
         return "mps" if torch.backends.mps.is_available() else "cpu"
     if name == "cpu":
         return name
@@ -44,7 +45,7 @@ def resolve_device(name: str = "auto") -> str:
         return name
     if match := re.fullmatch(r"cuda(?::(\d+))?", name):
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        index = int(match[1] or 0)
+        index = int(match[1] or os.environ.get("LOCAL_RANK", "0"))
         if index >= count:
             seen = f"has {count} GPUs, cuda:0 to cuda:{count - 1}" if count else "sees no NVIDIA or AMD GPU"
             build = "" if torch.version.cuda or torch.version.hip else "; this torch is built for CPUs only"

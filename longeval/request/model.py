@@ -43,20 +43,48 @@ Methods = Annotated[
     ),
 ]
 Device = Annotated[str, Declare(setting.text, "auto, cpu, cuda, cuda:1, mps.", panel=MACHINE)]
-"""Types of settings that studies with models of their own also use."""
+ModelNames = Annotated[
+    tuple[str, ...],
+    Declare(
+        setting.models,
+        "Short name, hub id (OWNER/NAME@REVISION) or address, folder or .gguf file; comma list.",
+        example="smollm2-135m-q4",
+    ),
+]
+ParseSpecial = Annotated[
+    bool,
+    Declare(
+        setting.switch, "Read special tokens that texts spell (</s>) as control tokens, not as text.", panel=TOKENS
+    ),
+]
+NativeLength = Annotated[
+    int | None, Declare(setting.length(), "Native length in tokens.", unset="the model's own", panel=METHODS)
+]
+ScaleFromSetting = Annotated[
+    ScaleFrom,
+    Declare(
+        setting.words(ScaleFrom),
+        "For a model that comes with a scaling: plain (methods replace it) or shipped (they build on it).",
+        panel=METHODS,
+    ),
+]
+LayersSetting = Annotated[
+    Layers,
+    Declare(
+        setting.words(Layers),
+        "For a model with a RoPE per layer type (Gemma 3): scale the global layers, or all.",
+        panel=METHODS,
+    ),
+]
+Attention = Annotated[str | None, Declare(setting.text, "Attention: sdpa, eager, flash_attention_2, …", panel=MACHINE)]
+Revision = Annotated[str | None, Declare(setting.text, "Hub revision of the model.", panel=MACHINE)]
+"""Settings that other studies have too, with the same words."""
 
 
 class ModelRequest(StudyRequest, frozen=True):
     """Settings of models, methods and lengths, every combination of which is evaluated, and of the machine."""
 
-    model: Annotated[
-        tuple[str, ...],
-        Declare(
-            setting.models,
-            "Short name, hub id (OWNER/NAME@REVISION) or address, folder or .gguf file; comma list.",
-            example="smollm2-135m-q4",
-        ),
-    ]
+    model: ModelNames
     pe: Methods = ("none",)
     lengths: Annotated[
         tuple[int, ...],
@@ -83,31 +111,10 @@ class ModelRequest(StudyRequest, frozen=True):
             panel=TOKENS,
         ),
     ] = None
-    parse_special: Annotated[
-        bool,
-        Declare(
-            setting.switch, "Read special tokens that texts spell (</s>) as control tokens, not as text.", panel=TOKENS
-        ),
-    ] = False
-    native: Annotated[
-        int | None, Declare(setting.length(), "Native length in tokens.", unset="the model's own", panel=METHODS)
-    ] = None
-    scale_from: Annotated[
-        ScaleFrom,
-        Declare(
-            setting.words(ScaleFrom),
-            "For a model that comes with a scaling: plain (methods replace it) or shipped (they build on it).",
-            panel=METHODS,
-        ),
-    ] = "plain"
-    layers: Annotated[
-        Layers,
-        Declare(
-            setting.words(Layers),
-            "For a model with a RoPE per layer type (Gemma 3): scale the global layers, or all.",
-            panel=METHODS,
-        ),
-    ] = "global"
+    parse_special: ParseSpecial = False
+    native: NativeLength = None
+    scale_from: ScaleFromSetting = "plain"
+    layers: LayersSetting = "global"
     backend: Annotated[
         str, Declare(setting.text, "What runs the model: hf (transformers), vllm, openai (any server).", panel=MACHINE)
     ] = "hf"
@@ -147,10 +154,8 @@ class ModelRequest(StudyRequest, frozen=True):
     device_map: Annotated[
         str | None, Declare(setting.text, "Spread over devices: auto, balanced, …", panel=MACHINE)
     ] = None
-    attn: Annotated[
-        str | None, Declare(setting.text, "Attention: sdpa, eager, flash_attention_2, …", panel=MACHINE)
-    ] = None
-    revision: Annotated[str | None, Declare(setting.text, "Hub revision of the model.", panel=MACHINE)] = None
+    attn: Attention = None
+    revision: Revision = None
     adapter: Annotated[
         str | None,
         Declare(

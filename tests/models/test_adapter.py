@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import sys
 
 import numpy as np
 import peft
@@ -268,9 +269,8 @@ def test_what_is_no_adapter_is_refused(tiny_llama, lora, tmp_path, monkeypatch):
     assert "save_pretrained" in refused(tiny_llama, lora, "pickle")
     (lora / "adapter_model.bin").rename(lora / WEIGHTS)
     with monkeypatch.context() as patch:
-        find_spec = adapters.importlib.util.find_spec
-        patch.setattr(adapters.importlib.util, "find_spec", lambda name: None if name == "peft" else find_spec(name))
-        assert "pip install peft" in refused(tiny_llama, lora, "peft isn't installed")
+        patch.setitem(sys.modules, "peft", None)
+        assert "pip install peft" in refused(tiny_llama, lora, "peft can't be imported")
     (lora / WEIGHTS).write_bytes((lora / WEIGHTS).read_bytes()[:-9])
     refused(tiny_llama, lora, "cut off")
     (lora / CONFIG).write_text('{"peft_type": "LORA"')

@@ -37,6 +37,9 @@ def test_devices(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     found = [device.resolve_device(name) for name in ("auto", "cuda", "cuda:1")]
     assert found == ["cuda:0", "cuda:0", "cuda:1"]
+    monkeypatch.setenv("LOCAL_RANK", "1")  # each process of a launcher has its own GPU
+    assert [device.resolve_device(name) for name in ("auto", "cuda", "cuda:0")] == ["cuda:1", "cuda:1", "cuda:0"]
+    monkeypatch.delenv("LOCAL_RANK")
     with pytest.raises(LongEvalError, match=r"--device cuda:2: .* cuda:0 to cuda:1"):
         device.resolve_device("cuda:2")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

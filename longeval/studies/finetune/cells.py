@@ -124,7 +124,6 @@ def _params(
     """The settings of a training that its record states."""
     settings: Mapping[str, Any] = {name: getattr(request, name) for name in _SETTINGS}
     shipped = model.rope.shipped
-    train = "lora_plus" if request.lora_plus else "lora" if request.lora else "full"
     return {
         "native_length": model.native_length,
         "theta": model.geometry.theta,
@@ -143,7 +142,7 @@ def _params(
         "window": request.window_tokens,
         "augment": augmentation.name,
         "augment_args": dataclasses.asdict(augmentation),
-        "train": train,
+        "train": request.trains,
         "lora_rank": request.rank if request.uses_lora else None,
         "lora_alpha": request.alpha if request.uses_lora else None,
         "seed": seed,

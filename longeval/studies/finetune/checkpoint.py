@@ -20,7 +20,7 @@ import re
 import shutil
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,7 @@ from safetensors.torch import load_file, save_file
 
 from longeval.errors import LongEvalError, reason
 from longeval.files import working_folder
+from longeval.store.losses import Losses
 
 _FORMAT = 1
 _NAME = re.compile(r"step-([0-9]{6,})")
@@ -60,43 +61,35 @@ class StepLog:
     """Tokens that the step read, on all devices."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainingLog:
-    """The log of a training with one value for each step; see `StepLog`."""
-
-    steps: tuple[int, ...] = ()
-    loss: tuple[float, ...] = ()
-    plain_loss: tuple[float, ...] | None = None
-    """None where no token is weighted, and before the first step."""
-    lr: tuple[float, ...] = ()
-    gradient_norm: tuple[float, ...] = ()
-    seconds: tuple[float, ...] = ()
-    tokens: tuple[int, ...] = ()
-
-    def added(self, step: StepLog) -> TrainingLog:
-        """Returns the log with one more step."""
-        return TrainingLog(
-            steps=(*self.steps, step.step),
-            loss=(*self.loss, step.loss),
-            plain_loss=None if step.plain_loss is None else (*(self.plain_loss or ()), step.plain_loss),
-            lr=(*self.lr, step.lr),
-            gradient_norm=(*self.gradient_norm, step.gradient_norm),
-            seconds=(*self.seconds, step.seconds),
-            tokens=(*self.tokens, step.tokens),
-        )
+def losses_of(log: Sequence[StepLog]) -> Losses:
+    """The log of a training in the form in which it is stored, with one tuple for each value."""
+    steps, loss, plain_loss, lr, gradient_norm, seconds, tokens = zip(*map(dataclasses.astuple, log), strict=True)
+    return Losses(
+        steps=steps,
+        loss=loss,
+        plain_loss=None if plain_loss[0] is None else plain_loss,
+        lr=lr,
+        gradient_norm=gradient_norm,
+        seconds=seconds,
+        tokens=tokens,
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class TrainingState:
     """What a training needs to go on after a step."""
 
-    step: int
-    """Steps done."""
-    log: TrainingLog
+    log: tuple[StepLog, ...]
+    """The steps done."""
     weights: Mapping[str, torch.Tensor]
     """The weights that are trained, by name."""
     moments: Mapping[str, torch.Tensor]
     """AdamW's state, by `<name of the weight>:<name in AdamW>`."""
+
+    @property
+    def step(self) -> int:
+        """Number of steps done."""
+        return len(self.log)
 
 
 class Checkpoints:
@@ -147,7 +140,7 @@ class Checkpoints:
                 "format": _FORMAT,
                 "training": self._training,
                 "step": state.step,
-                "log": dataclasses.asdict(state.log),
+                "log": [dataclasses.asdict(step) for step in state.log],
                 "checksums": checksums,
             }
             with open(os.path.join(made, _ABOUT), "w", encoding="utf-8") as file:
@@ -202,10 +195,8 @@ class Checkpoints:
         for name in (_WEIGHTS, _MOMENTS):
             if _checksum(os.path.join(path, name)) != about["checksums"][name]:
                 raise ValueError(f"{name} is not what was written")
-        values = {name: None if value is None else tuple(value) for name, value in about["log"].items()}
         return TrainingState(
-            step=int(about["step"]),
-            log=TrainingLog(**values),  # type: ignore[arg-type]  # checked by the format
+            log=tuple(StepLog(**step) for step in about["log"]),
             weights=load_file(os.path.join(path, _WEIGHTS)),
             moments=load_file(os.path.join(path, _MOMENTS)),
         )

@@ -16,18 +16,15 @@ import dataclasses
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from longeval.errors import LongEvalError
 from longeval.models.prepare import PreparedModel
 from longeval.run.cost import BYTES, PASS_TOKENS, RUNTIME_BYTES, ModelSize, rates, total_memory
 from longeval.run.overview import format_gib
 from longeval.studies.finetune.loss import make_loss
-from longeval.studies.finetune.request import FinetuneRequest
+from longeval.studies.finetune.request import FinetuneRequest, Trained
 from longeval.values import format_length
-
-Trained = Literal["full", "lora", "lora_plus"]
-"""Which weights are trained."""
 
 _FLOAT32 = 4
 _SHORTEST = 256
@@ -95,7 +92,7 @@ class TrainingSetup:
         """The setup of a request on the processes of this launch."""
         processes = Launch.launched()
         return cls(
-            trained=trained_weights(request),
+            trained=request.trains,
             rank=request.rank,
             window=request.window_tokens,
             micro_batch=resources.micro_batch,
@@ -118,11 +115,6 @@ class TrainingSetup:
     def is_mixed(self) -> bool:
         """Whether float32 weights and activations are cast for matrix products."""
         return self.product_bytes < _FLOAT32
-
-
-def trained_weights(request: FinetuneRequest) -> Trained:
-    """Which weights a request trains."""
-    return "lora_plus" if request.lora_plus else "lora" if request.lora else "full"
 
 
 def num_adapter(size: ModelSize, rank: int) -> int:
@@ -359,7 +351,7 @@ def step_operations(
     again: 5 products for 2 of the forward pass (Dao 2023, arXiv 2307.08691); eager attention makes 4, on all pairs of
     tokens instead of the causal half. LongCE's short contexts have forward passes of their own.
     """
-    trained = trained_weights(request)
+    trained = request.trains
     window, again = request.window_tokens, 1 if resources.checkpointing else 0
     products = size.flops_per_token * window * (1 + again + (2 if trained == "full" else 1))
     # Nothing needs the result of a layer's last product, so torch leaves it out when it computes a layer again.

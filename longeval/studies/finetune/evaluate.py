@@ -14,9 +14,9 @@ from longeval.cache import cache_dir
 from longeval.data.sources import open_source
 from longeval.data.tokens import TokenisedDocument, select, tokenise
 from longeval.errors import LongEvalError
+from longeval.export.encoding import Encoding
 from longeval.models.prepare import PreparedModel
 from longeval.request import StudyRequest
-from longeval.rope.build import MethodName
 from longeval.run.study import Tell, request_from_mapping
 from longeval.studies.finetune.request import FinetuneRequest
 from longeval.studies.finetune.text import TrainingText
@@ -29,31 +29,26 @@ def lengths(request: FinetuneRequest, model: PreparedModel) -> tuple[int, ...]:
 
 
 def before(
-    request: FinetuneRequest, model: PreparedModel, names: Sequence[MethodName], dtype: str
+    request: FinetuneRequest, model: PreparedModel, encodings: Sequence[Encoding], dtype: str
 ) -> Iterator[StudyRequest]:
-    """The requests that measure a model before it is trained."""
-    methods = ["none", *(name.canonical for name in names if name.canonical != "none")]
-    stretched = any(name.method.uses_factor for name in names)
+    """The requests that measure a model before it is trained, without a method and with each of those."""
+    methods = dict.fromkeys(("none", *(encoding.name.canonical for encoding in encodings)))
+    factors = {encoding.factor for encoding in encodings if encoding.name.method.uses_factor}  # one for all
     how = {
         "native": request.native,
         "scale_from": request.scale_from,
         "layers": request.layers,
         "revision": request.revision,
         "pe_args": request.pe_args,
-        "factor": _factor(request, model) if stretched else None,
+        "factor": next(iter(factors), None),
     }
-    yield from _requests(request, [model.name], methods, lengths(request, model), dtype, how)
+    yield from _requests(request, [model.name], list(methods), lengths(request, model), dtype, how)
 
 
 def after(request: FinetuneRequest, model: PreparedModel, folders: Sequence[str], dtype: str) -> Iterator[StudyRequest]:
     """The requests that measure the trained models of one model."""
     if folders:
         yield from _requests(request, folders, ["none"], lengths(request, model), dtype, {})
-
-
-def _factor(request: FinetuneRequest, model: PreparedModel) -> float:
-    """The factor s of the trainings."""
-    return max(1.0, request.length / model.native_length) if request.factor is None else request.factor
 
 
 def _requests(

@@ -14,17 +14,10 @@ import torch
 from torch import nn
 
 from longeval.errors import LongEvalError, reason
+from longeval.models.adapter import check_peft
 from longeval.models.library import quiet_transformers
 from longeval.studies.finetune.request import FinetuneRequest
 from longeval.studies.finetune.train import seeded
-
-
-def check_peft() -> None:
-    """Raises LongEvalError if peft isn't installed."""
-    try:
-        import peft  # noqa: F401  # only whether it is there
-    except ImportError as error:
-        raise LongEvalError("--lora: peft isn't installed", "Install it: pip install peft.") from error
 
 
 def adapt(model: Any, request: FinetuneRequest, *, seed: int = 0) -> Any:
@@ -41,7 +34,7 @@ def adapt(model: Any, request: FinetuneRequest, *, seed: int = 0) -> Any:
     Raises:
         LongEvalError: peft isn't installed, or has no adapter for such a model or quantisation.
     """
-    check_peft()
+    check_peft("--lora")
     from peft import LoraConfig, get_peft_model
 
     alpha = request.alpha

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from longeval.data.sources import open_source
 from longeval.errors import LongEvalError, check_word, prefix_errors
 from longeval.export.encoding import Encoding, encode_for
+from longeval.models.adapter import check_peft
 from longeval.models.device import process_rank, resolve_device, resolve_dtype
 from longeval.models.prepare import PreparedModel, prepare
 from longeval.request import StudyRequest
@@ -37,7 +38,6 @@ from longeval.studies.finetune.estimate import (
     step_flops,
     step_seconds,
 )
-from longeval.studies.finetune.lora import check_peft
 from longeval.studies.finetune.loss import make_loss
 from longeval.studies.finetune.processes import check_shared
 from longeval.studies.finetune.request import FinetuneRequest
@@ -54,8 +54,6 @@ class FinetunePlan(Plan):
     cells: tuple[FinetuneCell, ...]
     work: tuple[FinetuneWork, ...]
     models: tuple[PreparedModel, ...]
-    names: tuple[MethodName, ...]
-    """The methods."""
     dtype: Dtype
     """The precision of products."""
 
@@ -100,7 +98,11 @@ class FinetunePlan(Plan):
         """See `Plan`."""
         if not self.request.evaluates or process_rank():
             return []
-        return [one for model in self.models for one in evaluate.before(self.request, model, self.names, self.dtype)]
+        found: list[StudyRequest] = []
+        for model in self.models:
+            encodings = [training.encoding for training in self.trainings if training.model is model]
+            found += evaluate.before(self.request, model, encodings, self.dtype)
+        return found
 
     def after(self, store: Store) -> list[StudyRequest]:
         """See `Plan`. Trainings that failed have no model."""
@@ -178,10 +180,15 @@ def check_folder(requests: Sequence[FinetuneRequest], store: Store) -> None:
 def plan_finetune(request: FinetuneRequest, tell: Tell) -> FinetunePlan:
     """Checks a request and lays out its trainings; raises LongEvalError for anything that is wrong with it."""
     if request.uses_lora:
-        check_peft()
+        check_peft("--lora")
     make_loss(request)
     check_shared(request.batch_size, Launch.launched().number)
     device = resolve_device(request.device)
+    if Launch.launched().number > 1 and ":" in request.device:
+        raise LongEvalError(
+            f"--device {request.device}: is one device, and each process of the launcher needs its own",
+            "Leave --device out, or give cuda.",
+        )
     dtype: Dtype = "bfloat16" if resolve_dtype(request.dtype, device) == "bfloat16" else "float32"
     names = method_names(request.pe, request.pe_args, request.factor)
     augmentations = _augmentations(request)
@@ -217,7 +224,7 @@ def plan_finetune(request: FinetuneRequest, tell: Tell) -> FinetunePlan:
                 FinetuneWork(training=training, resources=resources, dtype=dtype)
                 for training in _trainings(request, model, encodings, augmentation, text, dtype)
             ]
-        notes += _notes(request, model, names)
+        notes += _notes(model, encodings)
     _check_names(request, work)
     return FinetunePlan(
         request=request,
@@ -225,7 +232,6 @@ def plan_finetune(request: FinetuneRequest, tell: Tell) -> FinetunePlan:
         work=tuple(work),
         notes=tuple(dict.fromkeys(notes)),
         models=tuple(models),
-        names=tuple(names),
         dtype=dtype,
     )
 
@@ -306,11 +312,9 @@ def _check_names(request: FinetuneRequest, work: Sequence[FinetuneWork]) -> None
             )
 
 
-def _notes(request: FinetuneRequest, model: PreparedModel, names: Sequence[MethodName]) -> list[str]:
-    """What a user should know of the settings before anything starts."""
-    notes = []
-    stretched = [name.canonical for name in names if name.method.uses_factor]
-    if stretched and max(1.0, request.length / model.native_length) == 1.0 and request.factor is None:
-        native = format_length(model.native_length)
-        notes.append(f"{', '.join(stretched)}: s = 1, nothing is stretched (the native length is {native})")
-    return notes
+def _notes(model: PreparedModel, encodings: Sequence[Encoding]) -> list[str]:
+    """What a user should know of the methods before anything starts."""
+    stretching = [encoding for encoding in encodings if encoding.name.method.uses_factor]
+    idle = [encoding.name.canonical for encoding in stretching if encoding.factor == 1.0]
+    native = format_length(model.native_length)
+    return [f"{', '.join(idle)}: s = 1, nothing is stretched (the native length is {native})"] if idle else []

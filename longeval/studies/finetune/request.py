@@ -14,7 +14,18 @@ from pydantic import Field
 from longeval.errors import LongEvalError
 from longeval.request import setting
 from longeval.request.base import StudyRequest
-from longeval.request.model import Device, Layers, MethodParameters, Methods, ScaleFrom
+from longeval.request.model import (
+    Attention,
+    Device,
+    LayersSetting,
+    MethodParameters,
+    Methods,
+    ModelNames,
+    NativeLength,
+    ParseSpecial,
+    Revision,
+    ScaleFromSetting,
+)
 from longeval.request.setting import MACHINE, METHODS, Declare
 from longeval.values import format_length
 
@@ -33,6 +44,9 @@ Loss = Literal["ce", "longce"]
 
 Schedule = Literal["linear", "cosine", "constant"]
 """The learning rate after the warm-up: it falls to 0 in a line or a half cosine, or stays."""
+
+Trained = Literal["full", "lora", "lora_plus"]
+"""Which weights are trained."""
 
 Precision = Literal["auto", "float32", "bfloat16"]
 """`bfloat16`: matrix products and activations in bfloat16; weights, gradients and moments stay float32."""
@@ -63,14 +77,7 @@ class FinetuneRequest(StudyRequest, frozen=True):
         {"micro_batch", "gradient_checkpointing", "checkpoint_every", "keep"}
     )
 
-    model: Annotated[
-        tuple[str, ...],
-        Declare(
-            setting.models,
-            "Short name, hub id (OWNER/NAME@REVISION) or address, folder or .gguf file; comma list.",
-            example="smollm2-135m-q4",
-        ),
-    ]
+    model: ModelNames
     pe: Methods
     length: Annotated[int, Declare(setting.length(), "Target length in tokens.", example="16k")]
     steps: Annotated[int, Declare(setting.count(), "Optimiser steps.", example="50")]
@@ -100,25 +107,9 @@ class FinetuneRequest(StudyRequest, frozen=True):
         Declare(setting.factor, "s = target / native length.", unset="target / native, at least 1", panel=METHODS),
     ] = None
     pe_args: MethodParameters = Field(default_factory=dict)
-    native: Annotated[
-        int | None, Declare(setting.length(), "Native length in tokens.", unset="the model's own", panel=METHODS)
-    ] = None
-    scale_from: Annotated[
-        ScaleFrom,
-        Declare(
-            setting.words(ScaleFrom),
-            "For a model that comes with a scaling: plain (methods replace it) or shipped (they build on it).",
-            panel=METHODS,
-        ),
-    ] = "plain"
-    layers: Annotated[
-        Layers,
-        Declare(
-            setting.words(Layers),
-            "For a model with a RoPE per layer type (Gemma 3): scale the global layers, or all.",
-            panel=METHODS,
-        ),
-    ] = "global"
+    native: NativeLength = None
+    scale_from: ScaleFromSetting = "plain"
+    layers: LayersSetting = "global"
     data: Annotated[
         tuple[str, ...],
         Declare(
@@ -154,12 +145,7 @@ class FinetuneRequest(StudyRequest, frozen=True):
         bool | None,
         Declare(setting.switch, "Start every document with BOS.", unset="as the tokenizer does", panel=TEXT),
     ] = None
-    parse_special: Annotated[
-        bool,
-        Declare(
-            setting.switch, "Read special tokens that texts spell (</s>) as control tokens, not as text.", panel=TEXT
-        ),
-    ] = False
+    parse_special: ParseSpecial = False
     batch_size: Annotated[int, Declare(setting.count(), "Sequences of a step, on all devices.", panel=TRAINING)] = 64
     lr: Annotated[
         float,
@@ -292,10 +278,8 @@ class FinetuneRequest(StudyRequest, frozen=True):
         Declare(setting.words(Precision), "float32, or bfloat16 with float32 weights and moments.", panel=MACHINE),
     ] = "auto"
     device: Device = "auto"
-    attn: Annotated[
-        str | None, Declare(setting.text, "Attention: sdpa, eager, flash_attention_2, …", panel=MACHINE)
-    ] = None
-    revision: Annotated[str | None, Declare(setting.text, "Hub revision of the model.", panel=MACHINE)] = None
+    attn: Attention = None
+    revision: Revision = None
 
     def check(self) -> None:
         """See `StudyRequest.check`."""
@@ -334,6 +318,11 @@ class FinetuneRequest(StudyRequest, frozen=True):
     def uses_lora(self) -> bool:
         """Whether an adapter is trained instead of all weights."""
         return self.lora or self.lora_plus
+
+    @property
+    def trains(self) -> Trained:
+        """Which weights are trained."""
+        return "lora_plus" if self.lora_plus else "lora" if self.lora else "full"
 
     @property
     def rank(self) -> int:

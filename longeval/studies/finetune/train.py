@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -23,8 +23,9 @@ import torch
 from torch import nn
 
 from longeval.errors import LongEvalError
+from longeval.store.losses import Losses
 from longeval.studies.finetune.batch import Batch
-from longeval.studies.finetune.checkpoint import Checkpoints, StepLog, TrainingLog, TrainingState
+from longeval.studies.finetune.checkpoint import Checkpoints, StepLog, TrainingState, losses_of
 from longeval.studies.finetune.loss import ForwardArguments, ModelWithLoss, make_loss
 from longeval.studies.finetune.processes import Processes, check_shared
 from longeval.studies.finetune.request import FinetuneRequest, Schedule
@@ -58,7 +59,7 @@ def train(
     told: Callable[[StepLog], None] = lambda step: None,
     gradient_checkpointing: bool = False,
     processes: Processes | None = None,
-) -> TrainingLog:
+) -> Losses:
     """Trains a model in place, from the newest checkpoint if there is one.
 
     Afterwards the model is in eval mode without gradients, as before. Under FSDP2 its weights stay distributed; see
@@ -96,9 +97,9 @@ def train(
         trained = {name: weight for name, weight in base.named_parameters() if name in trained}  # FSDP2 replaces them
         trainer = _Trainer(wrapped, trained, request, processes, micro_batch=micro_batch, precision=precision)
         state = checkpoints.newest() if processes.is_main else None
-        log = trainer.restore(state)
+        log = list(trainer.restore(state))
         del state  # as large as the model three times over
-        for step in range(len(log.steps), request.steps):
+        for step in range(len(log), request.steps):
             began = time.monotonic()
             batch = batches(step)
             serve(batch)
@@ -115,7 +116,7 @@ def train(
                 seconds=time.monotonic() - began,
                 tokens=batch.tokens_BT.size,
             )
-            log = log.added(entry)
+            log.append(entry)
             told(entry)
             if due:
                 saved = trainer.state(log)
@@ -123,7 +124,7 @@ def train(
                     checkpoints.save(saved)
                 del saved
         trainer.check_weights(request.steps)
-    return log
+    return losses_of(log)
 
 
 def num_predicted(batch: Batch) -> int:
@@ -253,22 +254,22 @@ class _Trainer:
         self._optimizer.zero_grad(set_to_none=True)
         return norm, rate
 
-    def state(self, log: TrainingLog) -> TrainingState:
+    def state(self, log: Sequence[StepLog]) -> TrainingState:
         """The state after the last step of a log, whole in the main process; nothing that is whole is copied.
 
         Raises:
             Diverged: A weight is not finite.
         """
-        self.check_weights(len(log.steps))
+        self.check_weights(len(log))
         moments = {
             f"{name}:{kind}": value
             for name, weight in self._trained.items()
             for kind, value in self._optimizer.state[weight].items()
         }
         gather = self._processes.gather
-        return TrainingState(step=len(log.steps), log=log, weights=gather(self._trained), moments=gather(moments))
+        return TrainingState(log=tuple(log), weights=gather(self._trained), moments=gather(moments))
 
-    def restore(self, state: TrainingState | None) -> TrainingLog:
+    def restore(self, state: TrainingState | None) -> tuple[StepLog, ...]:
         """Takes weights and moments from a checkpoint that the main process read; returns its log.
 
         Raises:
@@ -284,7 +285,7 @@ class _Trainer:
         about = None if state is None else (state.log, frozenset(state.moments))
         about = self._processes.from_main(about)
         if about is None:
-            return TrainingLog()
+            return ()
         log, moments = about
         for name, weight in self._trained.items():
             self._processes.fill(weight, None if state is None else state.weights[name])
@@ -293,7 +294,7 @@ class _Trainer:
                 held = torch.zeros((), device=weight.device) if kind == "step" else torch.zeros_like(weight.detach())
                 self._processes.fill(held, None if state is None else state.moments[f"{name}:{kind}"])
                 self._optimizer.state[weight][kind] = held
-        found: TrainingLog = log
+        found: tuple[StepLog, ...] = log
         return found
 
     def check_weights(self, step: int) -> None:

@@ -31,7 +31,7 @@ from longeval.store.records import provenance
 from longeval.studies.finetune.attend import forward_arguments
 from longeval.studies.finetune.batch import Batch
 from longeval.studies.finetune.cells import FinetuneCell, ModelTraining
-from longeval.studies.finetune.checkpoint import Checkpoints, StepLog, TrainingLog
+from longeval.studies.finetune.checkpoint import Checkpoints, StepLog
 from longeval.studies.finetune.estimate import Resources, step_flops
 from longeval.studies.finetune.lora import adapt, merged, save_adapter
 from longeval.studies.finetune.processes import Processes
@@ -152,9 +152,9 @@ class FinetuneWork:
         sizes = {"num_parameters": num_parameters, "num_trained": num_trained}
         weights = processes.from_main(weights_digest(resolve(path)) if processes.is_main else None)
         outcome = {"saved_as": training.saved_as, "trained_weights": weights, **sizes}
-        return _outcome(training, Losses(**dataclasses.asdict(log)), host.device, outcome, measured)
+        return _outcome(training, log, host.device, outcome, measured)
 
-    def _log(self, model: Any, host: Host, processes: Processes, rotary: TableRotaryEmbedding) -> TrainingLog:
+    def _log(self, model: Any, host: Host, processes: Processes, rotary: TableRotaryEmbedding) -> Losses:
         """Trains the model in place, tells the run's progress of it, and returns the log."""
         training, request = self.training, self.training.request
         checkpoints = self._checkpoints(host)

@@ -14,12 +14,13 @@ from safetensors.torch import load_file
 from studies.finetune.tiny_training import furthest, program, request, run, tiny
 
 from longeval.errors import LongEvalError
-from longeval.studies.finetune.checkpoint import Checkpoints, TrainingLog, TrainingState
+from longeval.studies.finetune.checkpoint import Checkpoints, StepLog, TrainingState
 
 
 def state(step: int) -> TrainingState:
-    log = TrainingLog(steps=tuple(range(1, step + 1)), loss=(0.5,) * step)
-    return TrainingState(step=step, log=log, weights={"a": torch.full((3,), float(step))}, moments={})
+    known = {"loss": 0.5, "plain_loss": None, "lr": 1e-3, "gradient_norm": 1.0, "seconds": 1.0, "tokens": 8}
+    log = tuple(StepLog(step=number, **known) for number in range(1, step + 1))
+    return TrainingState(log=log, weights={"a": torch.full((3,), float(step))}, moments={})
 
 
 def steps_in(folder: Path) -> list[str]:

@@ -20,7 +20,6 @@ from longeval.studies.finetune.estimate import (
     num_trained,
     step_flops,
     step_operations,
-    trained_weights,
 )
 from longeval.studies.finetune.lora import adapt
 from longeval.studies.finetune.loss import ModelWithLoss, make_loss
@@ -87,7 +86,7 @@ def test_the_number_of_trained_weights_is_that_of_the_adapted_model(tmp_path, ki
     asked = request(**KINDS[kind])
     _, size, model = tiny(tmp_path, asked, tie_word_embeddings=tied)
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    assert num_trained(size, trained_weights(asked), asked.rank) == trained
+    assert num_trained(size, asked.trains, asked.rank) == trained
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
+from longeval.store.losses import Losses
 from longeval.studies.finetune.batch import Batch
-from longeval.studies.finetune.checkpoint import Checkpoints, TrainingLog
+from longeval.studies.finetune.checkpoint import Checkpoints
 from longeval.studies.finetune.lora import adapt, merged, save_adapter
 from longeval.studies.finetune.processes import Processes
 from longeval.studies.finetune.request import FinetuneRequest
@@ -65,7 +66,7 @@ def ones(tokens_BT, positions_BT, documents_BT):
     return {"input_ids": tokens_BT, "position_ids": positions_BT, "attention_mask": mask, "use_cache": False}
 
 
-def run(model, asked: FinetuneRequest, folder: Path | str, given=None, **changes) -> TrainingLog:
+def run(model, asked: FinetuneRequest, folder: Path | str, given=None, **changes) -> Losses:
     settings = {
         "seed": 0,
         "micro_batch": 4,
