@@ -70,9 +70,8 @@ AS_RUN = {
         "finetune --model tiny --pe yarn,resonance_yarn --length 256 --window 32 --augment pose --steps 2 --batch-size 4 "
         "--data documents.txt --eval-data held-out.txt --dtype float32 --out runs/ft"
     ),
-    "finetune --model smollm2-135m-q4 --pe yarn,resonance_yarn --length 16k --window 2k --augment pose --steps 60 --data stdlib": (
-        f"finetune --model tiny --pe yarn,resonance_yarn --length 256 --window 32 --augment pose --batch-size 4 {TINY_TRAINING} "
-        "--out runs/readme"
+    "finetune --model smollm2-135m-q4 --pe yarn --length 16k --window 512 --augment pose --steps 8 --batch-size 1 --data stdlib --docs 20 --no-eval": (
+        f"finetune --model tiny --pe yarn --length 256 --window 32 --augment pose --batch-size 1 {TINY_TRAINING} --out runs/readme"
     ),
     "ppl --model runs/ft/models/resonance_yarn-pose --lengths 4k,8k,16k": f"ppl --model tiny {TINY_PPL}",
     "report runs/ft": "report runs/mine",
