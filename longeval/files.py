@@ -157,7 +157,7 @@ def sweep(*folders: str, prefixes: tuple[str, ...] = ()) -> None:
             machine = _WORKING.fullmatch(name)
             if machine or name.startswith(prefixes):
                 with contextlib.suppress(OSError):
-                    _remove_if_left(os.path.join(folder, name), here=bool(machine and machine[1] == _machine()))
+                    _remove_if_left(os.path.join(folder, name), here=bool(machine and machine[1] == this_machine()))
 
 
 def why_unwritable(folder: str, name: str = "longeval") -> str | None:
@@ -179,11 +179,11 @@ def why_unwritable(folder: str, name: str = "longeval") -> str | None:
 
 
 def _working_name(folder: str) -> str:
-    return os.path.join(folder, f".longeval-{_machine()}-{uuid.uuid4().hex[:8]}")
+    return os.path.join(folder, f".longeval-{this_machine()}-{uuid.uuid4().hex[:8]}")
 
 
 @functools.cache
-def _machine() -> str:
+def this_machine() -> str:
     """Eight hexadecimal digits for this boot of this machine, equal in all its containers."""
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:

@@ -219,6 +219,9 @@ def carry_out(
     fresh: bool = False,
     quiet: bool = False,
     track: Sequence[str] = (),
+    executor: str = "local",
+    workers: int | None = None,
+    gpus_per_worker: float | None = None,
     **settings: Any,
 ) -> Results:
     """Carries out a request of a study, as the command of the same name does.
@@ -229,6 +232,9 @@ def carry_out(
         fresh: Whether to compute stored cells again.
         quiet: Whether to show no progress on stderr.
         track: Trackers that get the values of each cell: tensorboard, wandb, mlflow, trackio.
+        executor: `local`, or `ray` for the cluster at RAY_ADDRESS.
+        workers: Processes that compute; None: one, with `ray` as many as there is room for.
+        gpus_per_worker: GPUs of each worker; None: what its work is estimated to need.
         settings: Values by name of the flag with underscores, either as Python values, `[1024, 2048]`, or as on the
             command line, `"1k,2k"`.
 
@@ -242,11 +248,13 @@ def carry_out(
     from longeval.cli.run import check_folder, default_out
     from longeval.models.device import process_rank
     from longeval.run.engine import run
+    from longeval.run.pool import choose_executor
     from longeval.run.study import Plan, find_study, plan_after, plan_all
     from longeval.run.tracking import Tracking, check_trackers
 
     trackers = (track,) if isinstance(track, str) else track
     check_trackers(trackers)
+    chosen = choose_executor(executor, workers, gpus_per_worker)
     study = find_study(command)
     request = study.Request.read(settings)
     store = Store(out or default_out(request), read_only=process_rank() > 0)
@@ -265,15 +273,16 @@ def carry_out(
     for plan in queue:
         plan.check_folder(store)
     cells: list[str] = []
-    while queue:
-        plan = queue.pop(0)
-        with (
-            RunProgress(quiet=quiet) as progress,
-            Tracking(trackers, folder=store.path, settings=plan.request.to_mapping()) as tracking,
-        ):
-            run(plan, store, progress, fresh=fresh, under_way=bool(cells), told=tracking.tell)
-        cells += [cell.id for cell in plan.cells]
-        queue[:0] = planned(functools.partial(plan_after, plan, store))
+    with chosen:
+        while queue:
+            plan = queue.pop(0)
+            with (
+                RunProgress(quiet=quiet) as progress,
+                Tracking(trackers, folder=store.path, settings=plan.request.to_mapping()) as tracking,
+            ):
+                run(plan, store, progress, executor=chosen, fresh=fresh, under_way=bool(cells), told=tracking.tell)
+            cells += [cell.id for cell in plan.cells]
+            queue[:0] = planned(functools.partial(plan_after, plan, store))
     return Results(store.path, list(dict.fromkeys(cells)))
 
 

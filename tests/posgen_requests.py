@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from longeval.run.engine import run
+from longeval.run.host import Silent
 from longeval.studies.posgen.plan import plan_posgen
 from longeval.studies.posgen.request import PosGenRequest
 from longeval.studies.posgen.state import from_bytes
@@ -49,7 +50,7 @@ def carry_out(spec, store, told=None, **options):
     return run(plan_posgen(spec), store, told or Told(), **options)
 
 
-class Told:
+class Told(Silent):
     """Remembers; `interrupt` is the number of the pass after which Ctrl-C comes."""
 
     def __init__(self, interrupt=None):

@@ -227,6 +227,8 @@ class Capabilities:
     """Whether time and memory can be estimated from the cost of passes in this process."""
     transformers_attention: bool = False
     """Whether attention is transformers', which `--attn` chooses."""
+    devices: Callable[[Any], int] = lambda spec: 1
+    """Takes the request; returns the number of GPUs that its engine splits a model over."""
     own_quantised_weights: bool = False
     """Whether it reads quantised weights that transformers can't read."""
     check: Callable[[ModelRequest], None] = lambda spec: None

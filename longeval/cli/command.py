@@ -9,7 +9,20 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from longeval.cli.options import DryRun, Fresh, Json, Out, Quiet, Show, Track, Verbose, option
+from longeval.cli.options import (
+    DryRun,
+    Executor,
+    Fresh,
+    GpusPerWorker,
+    Json,
+    Out,
+    Quiet,
+    Show,
+    Track,
+    Verbose,
+    Workers,
+    option,
+)
 from longeval.errors import LongEvalError
 from longeval.request import StudyRequest
 from longeval.request.setting import MACHINE, OUTPUT, names, switch
@@ -25,6 +38,9 @@ def run_flags(
     json_path: Json = None,
     dry_run: DryRun = False,
     fresh: Fresh = False,
+    executor: Executor = "local",
+    workers: Workers = None,
+    gpus_per_worker: GpusPerWorker = None,
     track: Track = None,
     quiet: Quiet = False,
     verbose: Verbose = False,

@@ -9,6 +9,9 @@ import typer
 from longeval.request import ModelRequest, StudyRequest
 from longeval.request.setting import OUTPUT
 
+SCALE = "Workers"
+"""The panel of flags that say where work runs."""
+
 Out = Annotated[
     str | None,
     typer.Option(help="Run folder or fsspec URL.", show_default="runs/<date>-<digest>", rich_help_panel=OUTPUT),
@@ -34,6 +37,35 @@ Track = Annotated[
     str | None,
     typer.Option(
         "--track", help="Send values to tensorboard, wandb, mlflow, trackio; comma list.", rich_help_panel=OUTPUT
+    ),
+]
+Executor = Annotated[
+    str,
+    typer.Option(
+        "--executor",
+        metavar="NAME",
+        help="local: in this process, or with --workers in several; ray: on the cluster at RAY_ADDRESS, else Ray here.",
+        rich_help_panel=SCALE,
+    ),
+]
+Workers = Annotated[
+    str | None,
+    typer.Option(
+        "--workers",
+        metavar="N",
+        help="Processes that compute, each with devices of its own; local needs the extra ray for several.",
+        show_default="1; ray: as many as there is room for",
+        rich_help_panel=SCALE,
+    ),
+]
+GpusPerWorker = Annotated[
+    str | None,
+    typer.Option(
+        "--gpus-per-worker",
+        metavar="G",
+        help="GPUs of each worker, such as 2 or 0.5.",
+        show_default="what its work is estimated to need",
+        rich_help_panel=SCALE,
     ),
 ]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Compute again what is stored.", rich_help_panel=OUTPUT)]

@@ -50,6 +50,7 @@ class RunProgress(AbstractContextManager["RunProgress"]):
         self._shown = threading.Lock()
         """Held while the live line's task changes."""
         self._last_line = self._last_pass = time.monotonic()
+        self._workers: dict[str, WorkerProgress] = {}
 
     def __enter__(self) -> RunProgress:
         if not self._quiet and sys.stderr.isatty():
@@ -161,6 +162,18 @@ class RunProgress(AbstractContextManager["RunProgress"]):
         if self._verbose:
             self.say(f"  {self._noun} of {tokens} tokens, {detail}: {seconds:.1f} s")
 
+    def of_worker(self, name: str) -> WorkerProgress:
+        """See `Progress`."""
+        if name not in self._workers:
+            self._workers[name] = WorkerProgress(self, name)
+            if self._live is not None:
+                self._live.update(self._task, description=count(len(self._workers), "worker"))
+        return self._workers[name]
+
+    def seconds_left(self) -> float | None:
+        """See `Progress`."""
+        return self._busy_s * (self._total - self._done) / self._done if self._done else None
+
     def finished(self, record: Record) -> None:
         """See `Progress`."""
         self.num_finished += 1
@@ -187,7 +200,61 @@ class RunProgress(AbstractContextManager["RunProgress"]):
             print(printable(text), file=sys.stderr, flush=True)
 
     def _left(self) -> str:
-        if not self._done:
-            return ""
-        seconds = self._busy_s * (self._total - self._done) / self._done
-        return f"{format_duration(seconds)} left"
+        seconds = self.seconds_left()
+        return "" if seconds is None else f"{format_duration(seconds)} left"
+
+    def row(self, text: str) -> Any:
+        """A further row of the live line; None where there is none."""
+        return None if self._live is None else self._live.add_task(text, total=None, rate="")
+
+    def update_row(self, row: Any, **changes: Any) -> None:
+        """Changes a row; fields as in rich's `Progress.update`."""
+        self._live.update(row, **changes)
+
+
+class WorkerProgress:
+    """A `Progress` of one of several workers: a row of its own on a terminal; its passes count in those of the run.
+
+    Args:
+        whole: The progress of the run.
+        name: The worker's name.
+    """
+
+    def __init__(self, whole: RunProgress, name: str) -> None:
+        self._whole = whole
+        self._name = name
+        self._row = whole.row(name)
+        self._passes = self._num_passes = 0
+
+    def note(self, text: str) -> None:
+        """See `Progress`."""
+        self._whole.note(f"{self._name}: {text}")
+
+    def begin(self, costs: Sequence[float]) -> None:
+        """See `Progress`. The run has told all costs."""
+
+    def stage(self, what: str, num_passes: int, noun: str, *, details: bool = False) -> None:
+        """See `Progress`."""
+        self._passes, self._num_passes = 0, num_passes
+        if self._row is None:
+            self._whole.say(f"{self._name}: {what} ({count(num_passes, noun)})")
+        else:
+            self._whole.update_row(self._row, description=f"{self._name}: {what}", total=num_passes, completed=0)
+
+    def advance(self, tokens: int, cost: float, detail: str) -> None:
+        """See `Progress`."""
+        self._passes += 1
+        if self._row is not None:
+            self._whole.update_row(self._row, completed=self._passes, rate=f"{self._passes}/{self._num_passes}")
+        self._whole.advance(tokens, cost, detail)
+
+    def finished(self, record: Record) -> None:
+        """See `Progress`. The run tells it."""
+
+    def of_worker(self, name: str) -> WorkerProgress:
+        """See `Progress`."""
+        return self
+
+    def seconds_left(self) -> float | None:
+        """See `Progress`."""
+        return self._whole.seconds_left()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
-from longeval.cli.options import DryRun, Fresh, Json, Quiet, Show, Track, Verbose
+from longeval.cli.options import DryRun, Executor, Fresh, GpusPerWorker, Json, Quiet, Show, Track, Verbose, Workers
 from longeval.cli.terminal import check_json_path, check_loudness, console, say, show, write_json
 from longeval.errors import LongEvalError, reason
 from longeval.printable import as_markup
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from longeval.cli.progress import RunProgress
     from longeval.request import StudyRequest
     from longeval.run.engine import RunResult
+    from longeval.run.executor import Executor as Executes
     from longeval.run.study import Outcome, Plan, Study
     from longeval.store.folder import Store
     from longeval.store.records import Record
@@ -48,6 +49,9 @@ def carry_out(
     fresh: bool,
     quiet: bool,
     verbose: bool,
+    executor: str = "local",
+    workers: str | None = None,
+    gpus_per_worker: str | None = None,
     track: str | None = None,
     examples: str | None = None,
 ) -> int:
@@ -58,6 +62,7 @@ def carry_out(
     from longeval.cache import sweep_temporary
     from longeval.cli.progress import RunProgress
     from longeval.models.device import process_rank
+    from longeval.run.pool import choose_executor
     from longeval.run.study import find_study, plan_after, plan_all
     from longeval.run.tracking import Tracking, check_trackers
     from longeval.store.folder import Store
@@ -75,6 +80,7 @@ def carry_out(
         raise LongEvalError("--out '': an empty name", "Name a folder, or leave it out.")
     trackers = () if track is None else split_list(track, flag="--track")
     check_trackers(trackers)
+    chosen = choose_executor(executor, workers, gpus_per_worker)
     store = Store(out or default_out(specs[0]), read_only=process_rank() > 0)
     studies = {spec.command: find_study(spec.command) for spec in specs}
     check_folder(specs, studies, store)
@@ -90,16 +96,17 @@ def carry_out(
     found: dict[tuple[str, str], tuple[str, Record]] = {}
     """(cell, metric) → the command and its record: requests of one folder may overlap, and a cell counts once."""
     queue = list(plans)
-    while queue:
-        plan = queue.pop(0)
-        command = plan.request.command
-        studies.setdefault(command, find_study(command))
-        progress = RunProgress(quiet=quiet, verbose=verbose and studies[command].tells_passes)
-        with Tracking(trackers, folder=store.path, settings=plan.request.to_mapping()) as tracking:
-            result = _run(plan, store, progress, fresh=fresh, under_way=bool(found), told=tracking.tell)
-        _say(f"{_outcome(result)}; records in {store.path}", quiet)
-        found |= {(record.cell, record.metric): (command, record) for record in result.records}
-        queue[:0] = _planned(functools.partial(plan_after, plan, store), quiet)
+    with chosen:
+        while queue:
+            plan = queue.pop(0)
+            command = plan.request.command
+            studies.setdefault(command, find_study(command))
+            progress = RunProgress(quiet=quiet, verbose=verbose and studies[command].tells_passes)
+            with Tracking(trackers, folder=store.path, settings=plan.request.to_mapping()) as tracking:
+                result = _run(plan, store, progress, chosen, fresh=fresh, under_way=bool(found), told=tracking.tell)
+            _say(f"{_outcome(result)}; records in {store.path}", quiet)
+            found |= {(record.cell, record.metric): (command, record) for record in result.records}
+            queue[:0] = _planned(functools.partial(plan_after, plan, store), quiet)
     records = [record for _, record in found.values()]
     if json_path is not None:
         write_json([record.to_json() for record in records], json_path)
@@ -148,6 +155,7 @@ def _run(
     plan: Plan,
     store: Store,
     progress: RunProgress,
+    executor: Executes,
     *,
     fresh: bool,
     under_way: bool,
@@ -158,7 +166,7 @@ def _run(
 
     with progress:
         try:
-            return run(plan, store, progress, fresh=fresh, under_way=under_way, told=told)
+            return run(plan, store, progress, executor=executor, fresh=fresh, under_way=under_way, told=told)
         except KeyboardInterrupt:
             parts = [count(progress.num_finished, "cell")] if progress.num_finished else []
             parts += ["a checkpoint"] if store.has_checkpoints() else []
@@ -276,6 +284,9 @@ def run(
     ] = False,
     dry_run: DryRun = False,
     fresh: Fresh = False,
+    executor: Executor = "local",
+    workers: Workers = None,
+    gpus_per_worker: GpusPerWorker = None,
     track: Track = None,
     examples: Show = None,
     quiet: Quiet = False,
@@ -318,6 +329,9 @@ def run(
         fresh=fresh,
         quiet=quiet,
         verbose=verbose,
+        executor=executor,
+        workers=workers,
+        gpus_per_worker=gpus_per_worker,
         track=track,
         examples=examples,
     )

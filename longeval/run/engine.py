@@ -7,6 +7,7 @@ that vanished) becomes a failed record with the reason, and the run goes on.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ import longeval.metrics  # noqa: F401  (registers all metrics: stored cells are 
 from longeval.backends.base import Backend
 from longeval.run.executor import Executor, LocalExecutor
 from longeval.run.host import Host, Progress, backend_of
+from longeval.run.leases import Leases
 from longeval.run.reuse import find_reusable, wholly_taken
 from longeval.run.study import Outcome, Plan
 from longeval.store.folder import Store
@@ -37,7 +39,7 @@ class RunResult:
     taken: int
     """How many of these were wholly taken from other stored cells."""
     reused: int
-    """Number of cells that were already stored."""
+    """Number of cells that were already stored, or that another command stored meanwhile."""
 
     @property
     def failed(self) -> int:
@@ -82,24 +84,39 @@ def run(
     reused, notes = find_reusable(plan, left, store, fresh=fresh)
     for note in notes:
         progress.note(note)
-    host = Host(store=store, progress=progress, load=load, fresh=fresh, reused=reused, before_write=keeper.begin)
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    leases = Leases(store, progress.note, fresh=fresh, all_or_none=launched > 1, seconds_left=progress.seconds_left)
+    host = Host(
+        store=store,
+        progress=progress,
+        load=load,
+        fresh=fresh,
+        reused=reused,
+        before_write=keeper.begin,
+        claim=leases.claim,
+        num_workers=leases.set_workers,
+    )
     costs = [cost for work in left for cost in work.costs(host)]
     if costs or reused:
         store.check_writable()
     progress.begin(costs)
     try:
-        for outcome in (executor or LocalExecutor()).outcomes(plan, left, host):
-            keeper.keep(outcome)
-            told(outcome)
+        while left:
+            for outcome in (executor or LocalExecutor()).outcomes(plan, left, host):
+                keeper.keep(outcome)
+                leases.release(outcome.cell)
+                told(outcome)
+            left = leases.wait()
     finally:
         host.close()
+        leases.close()
     keeper.begin()
-    records = stored | keeper.records
+    records = stored | leases.found | keeper.records
     return RunResult(
         records=(*(record for cell in plan.cells for record in records[cell.id]), *keeper.derived(records)),
         computed=len(keeper.records),
         taken=sum(map(wholly_taken, keeper.records.values())),
-        reused=len(stored),
+        reused=len(stored) + len(leases.found),
     )
 
 

@@ -1,42 +1,49 @@
-"""Executors carry out work and yield its outcomes. The local executor does so in this process.
-
-Work holds models and texts, which can't be sent to other processes. An executor with other processes sends an `Order`,
-which holds the request and the ids of cells. The other process plans the same request and takes the work of these
-cells.
-"""
+"""Executors carry out work and yield its outcomes. The local executor does so in this process."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from longeval.backends.base import BackendError, OutOfMemoryError
-from longeval.errors import LongEvalError, WriteError
-from longeval.run.host import Host, Progress, Silent, backend_of
-from longeval.run.reuse import find_reusable
-from longeval.run.study import Outcome, Plan, Work, failed, find_study, request_from_mapping
-from longeval.store.folder import Store
+from longeval.errors import WriteError
+from longeval.run.host import Host
+from longeval.run.study import Outcome, Plan, Work, failed
 
 logger = logging.getLogger(__name__)
 
 
 class Executor(Protocol):
-    """Carries out work."""
+    """Carries out work. It is used in a `with` block, after which nothing of it runs any more."""
+
+    def __enter__(self) -> Executor: ...
+
+    def __exit__(self, *_: object) -> None: ...
 
     def outcomes(self, plan: Plan, work: Sequence[Work], host: Host) -> Iterator[Outcome]:
-        """Carries out work of a plan; yields an outcome for every cell as it finishes, in any order."""
+        """Carries out work of a plan; yields an outcome for every cell as it finishes, in any order.
+
+        What `host.claim` does not give is left out: another process has computed it, or does so now.
+        """
         ...
 
 
 class LocalExecutor:
     """Carries out work in this process, one after another."""
 
+    def __enter__(self) -> LocalExecutor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
     def outcomes(self, plan: Plan, work: Sequence[Work], host: Host) -> Iterator[Outcome]:
         """See `Executor`."""
         for one in work:
-            yield from attempt(one, host)
+            mine = host.claim(one)
+            if mine is not None:
+                yield from attempt(mine, host)
 
 
 def attempt(work: Work, host: Host) -> Iterator[Outcome]:
@@ -72,53 +79,3 @@ def attempt(work: Work, host: Host) -> Iterator[Outcome]:
             if cell.id not in kept:
                 yield failed(cell, reason, host.device, error)
         left = rest.without(done) if rest is not None and done else rest
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Order:
-    """Work for another process, as plain values that can be sent. The local executor doesn't need it."""
-
-    request: dict[str, Any]
-    """The request in the form of spec.yaml."""
-    cells: tuple[str, ...]
-    """Ids of the cells to compute."""
-    out: str
-    """The run folder."""
-    fresh: bool
-    """Whether stored results are ignored."""
-
-
-def order_of(plan: Plan, work: Work, host: Host) -> Order:
-    """Makes the order for a work."""
-    return Order(
-        request=plan.request.to_mapping(),
-        cells=tuple(cell.id for cell in work.cells),
-        out=host.store.path,
-        fresh=host.fresh,
-    )
-
-
-def carry_out(order: Order, progress: Progress | None = None) -> Iterator[Outcome]:
-    """Plans the request of an order again and computes its cells, without the process that sent it.
-
-    Raises:
-        LongEvalError: The request has other cells in this process, because texts, weights or task files differ.
-    """
-    request = request_from_mapping(order.request, origin="order")
-    plan = find_study(request.command).plan(request, Silent())
-    wanted = set(order.cells)
-    others = {cell.id for cell in plan.cells} - wanted
-    if len(others) + len(wanted) != len(plan.cells):
-        raise LongEvalError(
-            f"{request.command}: the same request has other cells in this process",
-            "Give every process the same models, data and task files.",
-        )
-    store, load = Store(order.out), backend_of(plan.request)
-    left = plan.left(others)
-    reused = find_reusable(plan, left, store, fresh=order.fresh).reused
-    host = Host(store=store, progress=progress or Silent(), load=load, fresh=order.fresh, reused=reused)
-    try:
-        for work in left:
-            yield from attempt(work, host)
-    finally:
-        host.close()

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from longeval.models.prepare import PreparedModel
     from longeval.run.cost import ModelSize
     from longeval.run.reuse import Reused
+    from longeval.run.study import Work
 
 Kept = TypeVar("Kept")
 OneWork = TypeVar("OneWork")
@@ -48,6 +49,14 @@ class Progress(Protocol):
         """Called after a cell is stored."""
         ...
 
+    def of_worker(self, name: str) -> Progress:
+        """The progress of one of several workers, which counts in that of the run; only passes are told to it."""
+        ...
+
+    def seconds_left(self) -> float | None:
+        """How much longer the run will take; None while nothing is known."""
+        ...
+
 
 class Silent:
     """A `Progress` and `Tell` that does nothing."""
@@ -70,6 +79,13 @@ class Silent:
     def finished(self, record: Record) -> None:
         """See `Progress`."""
 
+    def of_worker(self, name: str) -> Silent:
+        """See `Progress`."""
+        return self
+
+    def seconds_left(self) -> None:
+        """See `Progress`."""
+
 
 @dataclass(kw_only=True, slots=True, eq=False)
 class Host:
@@ -85,6 +101,10 @@ class Host:
     """What other stored cells hold of those to compute, by cell id (`run.reuse`)."""
     before_write: Callable[[], None] = lambda: None
     """Work calls it before it writes a file other than a cell's into the run folder."""
+    claim: Callable[[Work], Work | None] = lambda work: work
+    """The part of some work that this process may compute now (`run.leases`). Executors call it before they start."""
+    num_workers: Callable[[int], None] = lambda number: None
+    """Executors with other processes say here how many of them compute."""
     device: str = ""
     """Name of the device in records; empty before anything is loaded."""
     _loaded: tuple[PreparedModel, Backend] | None = None

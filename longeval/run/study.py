@@ -84,6 +84,10 @@ class Work(Protocol):
         """The error text in the records of cells that didn't fit into the device's memory."""
         ...
 
+    def memory(self, host: Host) -> int | None:
+        """Estimated bytes of memory of the device that computes it; None where that isn't known."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SkippedWork:
@@ -112,6 +116,10 @@ class SkippedWork:
     def no_memory(self, reason: str) -> str:
         """See `Work`."""
         return reason
+
+    def memory(self, host: Host) -> int:
+        """See `Work`."""
+        return 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

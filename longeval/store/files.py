@@ -55,6 +55,16 @@ class RunFiles:
                 "Give a folder that `longeval ppl`, `longeval tasks` or `longeval posgen train` wrote (--out).",
             )
 
+    @property
+    def read_only(self) -> bool:
+        """Whether everything that is to be written is ignored."""
+        return self._read_only
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a folder that this machine reaches by its path."""
+        return isinstance(self._fs, LocalFileSystem)
+
     def local_path(self, *parts: str) -> str:
         """The path of a file or folder inside a run folder on this machine.
 

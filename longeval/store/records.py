@@ -49,6 +49,8 @@ class Provenance:
     """Operating system and machine."""
     taken_from: dict[str, int] | None = None
     """Cell id → windows or samples that were not computed for this cell but taken from that one, where any were."""
+    worker: str | None = None
+    """The worker that computed it, where several did, such as `worker-1 on node-a`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,8 +116,9 @@ class Record:
         plain = {name: getattr(self, name) for name in _FIELDS}
         plain["params"] = dict(self.params)
         plain["provenance"] = {name: getattr(self.provenance, name) for name in _PROVENANCE_FIELDS}
-        if self.provenance.taken_from is None:
-            del plain["provenance"]["taken_from"]
+        for key in ("taken_from", "worker"):
+            if plain["provenance"][key] is None:
+                del plain["provenance"][key]
         for key in ("value", "ci_low", "ci_high", "nll_sum"):
             if plain[key] is not None and not math.isfinite(plain[key]):
                 plain[key] = None

@@ -81,7 +81,7 @@ def test_flags_are_the_fields(made):
     )
     assert how == {
         "out": "run", "json_path": None, "dry_run": False, "fresh": False, "track": None, "quiet": True,
-        "verbose": False,
+        "verbose": False, "executor": "local", "workers": None, "gpus_per_worker": None,
     }  # fmt: skip
 
 

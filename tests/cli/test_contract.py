@@ -30,11 +30,12 @@ OPTIONS = {
     "ppl": "--model --pe --lengths --data --protocol --factor --native --pe-arg --scale-from --layers --docs "
     "--min-tokens --stride --bos --no-bos --parse-special --text-field --backend --vllm-arg --pin-length --base-url "
     "--served-model --dtype --device --device-map --attn --revision --adapter --trust-remote-code --batch-size --seed "
-    "--out --json --dry-run --fresh --track --show --quiet -q --verbose -v",
+    "--out --json --dry-run --fresh --executor --workers --gpus-per-worker --track --show --quiet -q --verbose -v",
     "tasks": "--model --pe --tasks --lengths --list --limit --overlong --same-samples --chat-template --num-fewshot "
     "--max-new-tokens --haystack --include --factor --native --pe-arg --scale-from --layers --bos --no-bos "
     "--parse-special --backend --vllm-arg --pin-length --base-url --served-model --dtype --device --device-map "
-    "--attn --revision --adapter --trust-remote-code --seed --out --json --dry-run --fresh --track --show "
+    "--attn --revision --adapter --trust-remote-code --seed --out --json --dry-run --fresh "
+    "--executor --workers --gpus-per-worker --track --show "
     "--save-prompts --quiet -q --verbose -v",
     "posgen": "",
     "posgen generate": "--task --json --num-train --num-valid --num-test --length --test-length --modulus --j --k "
@@ -43,7 +44,8 @@ OPTIONS = {
     "--length --test-length --modulus --j --k --data-seed --factor --native --pe-arg --layers --d-model --d-ff "
     "--heads --head-dim --theta --tied --untied --attention-scale --no-attention-scale --init --start-token "
     "--no-start-token --dropout --frozen-mlp --no-frozen-mlp --epochs --batch-size --lr --weight-decay --warmup "
-    "--validate-every --tf32 --bf16 --device --out --json --dry-run --fresh --track "
+    "--validate-every --tf32 --bf16 --device --out --json --dry-run --fresh "
+    "--executor --workers --gpus-per-worker --track "
     "--quiet -q --verbose -v",
     "posgen table": "--out --json --title --preface --quiet -q",
     "finetune": "--model --pe --length --steps --window --augment --augment-arg --factor --pe-arg --native "
@@ -52,8 +54,10 @@ OPTIONS = {
     "--lora-plus --lora-rank --lora-alpha --seeds --first-seed --stock --eval --no-eval --lengths "
     "--eval-data --eval-docs --tasks --limit --micro-batch --gradient-checkpointing "
     "--no-gradient-checkpointing --checkpoint-every --keep --dtype --device --attn --revision --out "
-    "--json --dry-run --fresh --track --quiet -q --verbose -v",
-    "run": "--pe --out --trust-remote-code --json --dry-run --fresh --track --show --quiet -q --verbose -v",
+    "--json --dry-run --fresh --executor --workers --gpus-per-worker --track --quiet -q --verbose -v",
+    "run": "--pe --out --trust-remote-code --json --dry-run --fresh "
+    "--executor --workers --gpus-per-worker --track --show "
+    "--quiet -q --verbose -v",
     "report": "--out --json --title --preface --published --quiet -q",
     "rope": "--model --head-dim --theta --native --factor --length --pe-arg --scale-from --revision "
     "--trust-remote-code --json --plot --list",

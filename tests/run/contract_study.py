@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+import platform
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,17 +19,17 @@ import pytest
 from longeval.backends.base import BackendError, OutOfMemoryError
 from longeval.errors import LongEvalError
 from longeval.run.engine import run
-from longeval.run.executor import carry_out, order_of
 from longeval.run.host import Host, Silent, backend_of
 from longeval.run.study import find_study
+from longeval.run.worker import Home, Worker, order_of
 from longeval.store.folder import Store
 from longeval.store.records import record_from_json
 
 IN_ANOTHER_PROCESS = """
 import pickle, sys
-from longeval.run.executor import carry_out
+from longeval.run.worker import Home, Worker
 
-outcomes = list(carry_out(pickle.load(sys.stdin.buffer)))
+outcomes = list(Worker(Home(name="w")).carry_out(pickle.load(sys.stdin.buffer)))
 sys.stdout.buffer.write(pickle.dumps(outcomes))
 """
 
@@ -41,7 +42,7 @@ class Made:
     load: Callable[[Any], Any] | None = None
 
 
-class Told:
+class Told(Silent):
     """A progress that remembers; `interrupt_after` cells are stored, Ctrl-C comes."""
 
     def __init__(self, interrupt_after: int | None = None):
@@ -50,9 +51,6 @@ class Told:
         self.passes = 0
         self.cells: list[str] = []
         self.interrupt_after = interrupt_after
-
-    def note(self, text):
-        pass
 
     def begin(self, costs):
         self.costs = list(costs)
@@ -196,9 +194,25 @@ class StudyContract:
             assert store.load(cell).status == "ok" and outcome.found is not None
             here = [(r.metric, pytest.approx(r.value, rel=1e-6)) for r in own.records if r.cell == cell]
             assert [(record.metric, record.value) for record in outcome.records] == here
+            assert {record.provenance.worker for record in outcome.records} == {f"w on {platform.node()}"}
+
+    def test_a_worker_computes_one_order_after_another_and_tells_its_passes(self, made, plan, store):
+        told = []
+        worker = Worker(Home(name="w"), lambda name, calls: told.extend(calls))
+        host = Host(store=store, progress=Silent(), load=backend_of(made.request))
+        costs = [cost for work in plan.work for cost in work.costs(host)]
+        cells = [outcome.cell for work in plan.work for outcome in worker.carry_out(order_of(plan, work, host))]
+        assert sorted(cells) == sorted(cell.id for cell in plan.cells)
+        assert sum(len(arguments) == 3 for name, arguments, _ in told if name == "advance") == len(costs)
+
+    def test_memory_of_work_is_bytes_or_not_known(self, made, plan, store):
+        host = Host(store=store, progress=Silent(), load=backend_of(made.request))
+        for work in plan.work:
+            memory = work.memory(host)
+            assert memory is None or memory >= 0
 
     def test_an_order_of_cells_that_are_not_here_is_refused(self, made, plan, store):
         host = Host(store=store, progress=Silent(), load=backend_of(made.request))
         order = dataclasses.replace(order_of(plan, plan.work[0], host), cells=("0" * 16,))
         with pytest.raises(LongEvalError, match="other cells"):
-            list(carry_out(order))
+            list(Worker(Home(name="w")).carry_out(order))

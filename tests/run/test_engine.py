@@ -62,6 +62,9 @@ class CountedWork:
     def no_memory(self, reason):
         return f"out of memory: {reason}"
 
+    def memory(self, host):
+        return None
+
 
 def plan_of(*work: Any, kind: type[Plan] = Plan, cells: tuple[Cell, ...] | None = None) -> Plan:
     request = PplRequest(model=("m",), pe=("none",), lengths=(8,))

@@ -29,6 +29,10 @@ def _params(spec: ModelRequest, length_dependent: bool) -> dict[str, Any]:
     return {"pin_length": spec.pin_length if length_dependent else None, "vllm_args": deciding}
 
 
+def _devices(spec: ModelRequest) -> int:
+    return int(spec.vllm_args.get("tensor_parallel_size", 1)) * int(spec.vllm_args.get("pipeline_parallel_size", 1))
+
+
 BACKENDS.register(
     "vllm",
     Capabilities(
@@ -36,6 +40,7 @@ BACKENDS.register(
         heeds=frozenset({"vllm_args", "pin_length", "device", "dtype", "adapter"}),
         one_table=True,
         windows_at_once=16,
+        devices=_devices,
         own_quantised_weights=True,
         check=_check,
         check_config=options.check_family,

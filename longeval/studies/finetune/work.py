@@ -32,7 +32,7 @@ from longeval.studies.finetune.attend import forward_arguments
 from longeval.studies.finetune.batch import Batch
 from longeval.studies.finetune.cells import FinetuneCell, ModelTraining
 from longeval.studies.finetune.checkpoint import Checkpoints, StepLog
-from longeval.studies.finetune.estimate import Resources, step_flops
+from longeval.studies.finetune.estimate import Resources, memory_bytes, step_flops
 from longeval.studies.finetune.lora import adapt, merged, save_adapter
 from longeval.studies.finetune.processes import Processes
 from longeval.studies.finetune.saved import save_model, training_of
@@ -79,6 +79,12 @@ class FinetuneWork:
         else:
             return None
         return dataclasses.replace(self, resources=less)
+
+    def memory(self, host: Host) -> int:
+        """See `Work`."""
+        training = self.training
+        size = host.size(training.model)
+        return memory_bytes(training.request, training.model, size, self.dtype, self.resources)
 
     def no_memory(self, reason: str) -> str:
         """See `Work`."""

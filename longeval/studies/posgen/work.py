@@ -32,7 +32,7 @@ from longeval.store.folder import TrainingFile
 from longeval.store.records import provenance
 from longeval.studies.posgen.cells import Evaluation, Experiment, PosGenCell, Training
 from longeval.studies.posgen.data import PosGenData, generate
-from longeval.studies.posgen.estimate import pass_costs, training_costs
+from longeval.studies.posgen.estimate import memory_bytes, pass_costs, training_costs
 from longeval.studies.posgen.evaluate import ModelEvaluation, TokenArray, evaluate
 from longeval.studies.posgen.model import digest
 from longeval.studies.posgen.state import TrainState, ValidLoss, from_bytes, initial_state, to_bytes
@@ -81,6 +81,11 @@ class PosGenWork:
     def no_memory(self, reason: str) -> str:
         """See `Work`."""
         return f"out of memory: {reason}"
+
+    def memory(self, host: Host) -> int:
+        """See `Work`."""
+        request = self.experiment.request
+        return memory_bytes(self.experiment.config, request.batch_size, request.length)
 
     def needs_training(self, host: Host) -> bool:
         """Whether its weights aren't stored yet, or are to be made afresh."""

@@ -18,7 +18,7 @@ from longeval.data.tokens import Selection
 from longeval.metrics import derived
 from longeval.rope.base import RopeTable
 from longeval.run.cell import Cell, Follows
-from longeval.run.cost import Window
+from longeval.run.cost import Window, memory_bytes
 from longeval.run.examples import Found, InputPart, ShownInput, ShownInputs, stored
 from longeval.run.host import Host
 from longeval.run.overview import count
@@ -175,6 +175,14 @@ class PplWork:
     def no_memory(self, reason: str) -> str:
         """See `Work`."""
         return f"out of memory in a window of {self.longest} tokens: {reason}"
+
+    def memory(self, host: Host) -> int | None:
+        """See `Work`."""
+        passes = self.passes(host)
+        if not passes or not capabilities(self.cells[0].backend).estimates:
+            return None
+        size = host.size(self.model)
+        return max(memory_bytes(self.model, size, one[0].length, batch=len(one)) for one in passes)
 
     def run(self, host: Host) -> Iterator[Outcome]:
         """Yields the cells that stored ones give wholly, then runs the passes of the others."""

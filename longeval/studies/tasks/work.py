@@ -67,6 +67,13 @@ class TaskWork:
         """See `Work`."""
         return f"out of memory in a window of {self.cell.length} tokens: {reason}"
 
+    def memory(self, host: Host) -> int | None:
+        """See `Work`."""
+        if not capabilities(self.cell.backend).estimates:
+            return None
+        longest = self.job.prepared.longest_reach()
+        return memory_bytes(self.job.model, self.job.size, longest, cached=longest)
+
     def run(self, host: Host) -> Iterator[Outcome]:
         """Answers the samples and makes the cell's records."""
         cell, job, backend, lm = self.cell, self.job, None, None

@@ -95,6 +95,9 @@ class TurnsWork:
     def no_memory(self, reason):
         return reason
 
+    def memory(self, host):
+        return None
+
 
 class TurnsPlan(Plan):
     """The cells of a request."""
