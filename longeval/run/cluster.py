@@ -86,6 +86,8 @@ def ray_cluster(
     address = os.environ.get("RAY_ADDRESS") if join else None
     if address:
         _check_address(address)
+    # It would print what happens to workers to stdout, which is for results. It has no public switch for that.
+    ray._private.worker._worker_logs_enabled = False
     with _signals_kept():
         try:
             if address:

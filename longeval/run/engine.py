@@ -132,7 +132,12 @@ class _Keeper:
     """Whether results exist already, so that errors of a model only fail its cells."""
     records: dict[str, tuple[Record, ...]] = field(default_factory=dict)
     """Records of the cells computed now, by cell id."""
+    _metrics: dict[str, str] = field(default_factory=dict)
+    """The main metric of each cell, by id."""
     _begun: bool = False
+
+    def __post_init__(self) -> None:
+        self._metrics = {cell.id: cell.metric for cell in self.plan.cells}
 
     def begin(self) -> None:
         """Writes the request and its cells before the first file of the run, and again if they were removed."""
@@ -152,7 +157,7 @@ class _Keeper:
         self.begin()
         self.store.save(outcome.records, outcome.found, outcome.artefact)
         self.records[outcome.cell] = outcome.records
-        (metric,) = {cell.metric for cell in self.plan.cells if cell.id == outcome.cell}
+        metric = self._metrics[outcome.cell]
         main = [record for record in outcome.records if record.metric == metric]
         self.progress.finished((*main, *outcome.records)[0])
 

@@ -8,14 +8,16 @@ workers have died gets failed records.
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import functools
+import heapq
 import itertools
 import logging
 import math
 import os
 import shutil
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -192,22 +194,28 @@ class _Pool:
 
     def __init__(self, cluster: Cluster, kind: type[Any], plan: Plan, units: Sequence[Unit], host: Host) -> None:
         import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         self._cluster = cluster
         self._plan = plan
         self._host = host
-        self._waiting = sorted(units, key=lambda unit: -unit.cost)
+        self._waiting: dict[Room, list[Unit]] = defaultdict(list)
+        """By what they need, the costliest first."""
+        for unit in units:
+            self._wait(unit)
         self._members: list[Member] = []
         self._numbers = itertools.count(1)
         self._failed_starts = 0
         self._kind = ray.remote(kind)
-        self._board = ray.remote(Board).options(num_cpus=0).remote()
+        # Beside this process: on any other machine it would end with that one.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self._board = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
         self._progress: dict[str, Progress] = {}
 
     @property
     def done(self) -> bool:
         """Whether nothing is left to do."""
-        return not self._waiting and all(member.unit is None for member in self._members)
+        return not any(self._waiting.values()) and all(member.unit is None for member in self._members)
 
     def hire(self) -> None:
         """Gives work to workers that have none, ends those that no work fits, and asks Ray for more if work waits."""
@@ -217,11 +225,16 @@ class _Pool:
                 self._dismiss(member)
         most = MOST_PENDING if self._cluster.workers is None else self._cluster.workers - len(self._members)
         pending = Counter(member.room for member in self._members if member.started is not None)
-        wanted = Counter(unit.room for unit in self._waiting[:MOST_PENDING]) - pending
+        costliest = heapq.nlargest(
+            MOST_PENDING,
+            (unit for units in self._waiting.values() for unit in units[:MOST_PENDING]),
+            key=lambda unit: unit.cost,
+        )
+        wanted = Counter(unit.room for unit in costliest) - pending
         for room in itertools.islice(wanted.elements(), max(0, most)):
             self._start(room)
         for member in [one for one in self._members if one.started is not None]:
-            if not any(unit.room == member.room for unit in self._waiting):
+            if not self._waiting[member.room]:
                 self._dismiss(member)
         self._host.num_workers(sum(member.unit is not None for member in self._members))
 
@@ -242,7 +255,9 @@ class _Pool:
         awaited = {member.awaited: member for member in self._members if member.awaited is not None}
         ready = []
         if awaited:
-            ready, _ = ray.wait(list(awaited), num_returns=len(awaited), timeout=WAIT_S, fetch_local=False)
+            # As soon as one has something; then whatever else is there.
+            ray.wait(list(awaited), num_returns=1, timeout=WAIT_S, fetch_local=False)
+            ready, _ = ray.wait(list(awaited), num_returns=len(awaited), timeout=0, fetch_local=False)
         for name, told in ray.get(self._board.take.remote()):
             of = self._progress.get(name)
             if of is None:
@@ -274,12 +289,10 @@ class _Pool:
 
     def _employ(self, member: Member) -> None:
         """Gives a worker its next unit: of its model if there is one, else the costliest."""
-        while member.unit is None:
-            fitting = [unit for unit in self._waiting if unit.room == member.room]
-            if not fitting:
-                return
+        fitting = self._waiting[member.room]
+        while member.unit is None and fitting:
             unit = next((one for one in fitting if one.model == member.model), fitting[0])
-            self._waiting.remove(unit)
+            fitting.remove(unit)
             mine = self._host.claim(unit.work)
             if mine is None:
                 continue
@@ -311,8 +324,11 @@ class _Pool:
                 yield failed(cell, said, "")
             return
         unit.work = rest
-        self._waiting.append(unit)
-        self._waiting.sort(key=lambda unit: -unit.cost)
+        self._wait(unit)
+
+    def _wait(self, unit: Unit) -> None:
+        """Puts a unit among those that wait."""
+        bisect.insort(self._waiting[unit.room], unit, key=lambda one: -one.cost)
 
     def _dismiss(self, member: Member) -> None:
         """Ends a worker, so that Ray has room for another one."""

@@ -70,13 +70,13 @@ class Order:
 
 def order_of(plan: Plan, work: Work, host: Host) -> Order:
     """Makes the order for some work of a plan."""
-    ids = {cell.id for cell in work.cells}
+    ids = tuple(cell.id for cell in work.cells)
     return Order(
         request=plan.request.to_mapping(),
-        cells=tuple(ids),
+        cells=ids,
         out=os.path.abspath(host.store.path) if host.store.is_local else host.store.path,
         fresh=host.fresh,
-        reused={cell: reused for cell, reused in host.reused.items() if cell in ids},
+        reused={cell: host.reused[cell] for cell in ids if cell in host.reused},
     )
 
 
@@ -105,7 +105,8 @@ class Worker:
         sys.argv = list(home.argv)
         self._name = home.name
         self._progress = Messenger(home.name, tell)
-        self._plans: dict[str, Plan] = {}
+        self._plans: dict[str, tuple[Any, dict[str, Work]]] = {}
+        """Request and folder of orders, as canonical JSON → the request as planned, and its work by cell id."""
         self._host: Host | None = None
         self._of = ""
         """The request of the host's model, as canonical JSON."""
@@ -123,24 +124,26 @@ class Worker:
         """
         from longeval.run.executor import attempt
 
-        plan, host = self._prepared(order)
+        work_of, host = self._prepared(order)
         wanted = set(order.cells)
-        others = {cell.id for cell in plan.cells} - wanted
-        if len(others) + len(wanted) != len(plan.cells):
+        if not wanted <= work_of.keys():
             raise LongEvalError(
-                f"{plan.request.command}: the request has other cells on {platform.node()} than where it was given",
+                f"{order.request['command']}: the request has other cells on {platform.node()} than where it was given",
                 "Give all machines the same models, data and task files, and the same kind of device.",
             )
+        touched = {id(work): work for cell in order.cells for work in (work_of[cell],)}
         try:
-            for work in plan.left(others):
-                for outcome in attempt(work, host):
+            for work in touched.values():
+                mine = work.without({cell.id for cell in work.cells} - wanted)
+                assert mine is not None
+                for outcome in attempt(mine, host):
                     self._progress.flush()
                     yield dataclasses.replace(outcome, records=tuple(map(self._signed, outcome.records)))
         finally:
             self._progress.flush()
 
-    def _prepared(self, order: Order) -> tuple[Plan, Host]:
-        """The plan of an order's request, and a host for it; both are kept for the next order."""
+    def _prepared(self, order: Order) -> tuple[dict[str, Work], Host]:
+        """The work of an order's request by cell, and a host for it; both are kept for the next order."""
         from longeval.run.host import Host, Silent, backend_of
         from longeval.run.study import find_study, request_from_mapping
         from longeval.store.folder import Store
@@ -148,16 +151,17 @@ class Worker:
         of = canonical_json([order.request, order.out])
         if of not in self._plans:
             request = request_from_mapping(order.request, origin="order")
-            self._plans[of] = find_study(request.command).plan(request, Silent())
-        plan = self._plans[of]
+            plan = find_study(request.command).plan(request, Silent())
+            self._plans[of] = plan.request, {cell.id: work for work in plan.work for cell in work.cells}
+        completed, work_of = self._plans[of]
         if self._host is None or self._of != of:
             if self._host is not None:
                 self._host.close()
             store = Store(order.out)
-            self._host = Host(store=store, progress=self._progress, load=backend_of(plan.request))
+            self._host = Host(store=store, progress=self._progress, load=backend_of(completed))
             self._of = of
         self._host.fresh, self._host.reused = order.fresh, order.reused
-        return plan, self._host
+        return work_of, self._host
 
     def _signed(self, record: Record) -> Record:
         """A record that names this worker in its provenance."""
