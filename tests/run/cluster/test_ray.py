@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from tiny import make_text
 
 from longeval.store.folder import Store
 
@@ -43,11 +44,17 @@ class Program:
         out, error = process.communicate()
         return process.returncode, out, error
 
-    def starts(self, trace: str = "trace.txt") -> list[tuple[str, int]]:
+    def starts(self) -> list[tuple[str, int]]:
         """Cell and process of each cell that was begun."""
-        path = self.folder / trace
-        lines = path.read_text().split("\n")[:-1] if path.exists() else []
-        return [(cell, int(process)) for cell, process, _ in map(str.split, lines)]
+        return [(cell, int(process)) for cell, process, _ in self._trace()]
+
+    def gpus(self) -> dict[str, str]:
+        """Process → the GPUs that it saw."""
+        return {process: gpus for _, process, gpus in self._trace()}
+
+    def _trace(self) -> list[list[str]]:
+        path = self.folder / "trace.txt"
+        return [line.split() for line in path.read_text().split("\n")[:-1]] if path.exists() else []
 
     def values(self, run: str) -> dict[tuple[str, int], float | None]:
         files = (self.folder / run / "cells").glob("*.json")
@@ -131,6 +138,47 @@ def test_two_nodes_with_kills_lose_nothing_and_do_nothing_twice(program, cluster
     assert len(times) == 60 and sum(times.values()) - 60 <= 3 + 2
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_hundred_random_kills_lose_nothing(program):
+    """No unit is killed three times, since it would be given up. What was stored is never begun again."""
+    lengths = ",".join(map(str, range(16, 26)))
+    asked = (
+        "naps",
+        "--pe",
+        METHODS,
+        "--lengths",
+        lengths,
+        "--apart",
+        "--seconds",
+        "0.4",
+        "--workers",
+        "6",
+        "--out",
+        "run",
+    )
+    process = program.start(*asked)
+    rng, kills = random.Random(0), Counter()
+    begun_when_stored = {}
+    while sum(kills.values()) < 100:
+        assert process.poll() is None, process.communicate()[1]
+        times = Counter(cell for cell, _ in program.starts())
+        for path in (program.folder / "run" / "cells").glob("*.json"):
+            begun_when_stored.setdefault(path.stem, times[path.stem])
+        at_work = {victim: cell for cell, victim in program.starts() if psutil.pid_exists(victim)}
+        victims = [one for one, cell in at_work.items() if kills[cell] < 2 and cell not in begun_when_stored]
+        if victims:
+            victim = rng.choice(victims)
+            os.kill(victim, signal.SIGKILL)
+            kills[at_work[victim]] += 1
+        time.sleep(rng.uniform(0, 0.2))
+    _, error = process.communicate(timeout=300)
+    assert process.returncode == 0, error
+    assert program.values("run") == {(pe, n): float(n * len(pe)) for pe in METHODS.split(",") for n in range(16, 26)}
+    times = Counter(cell for cell, _ in program.starts())
+    assert all(times[cell] == begun for cell, begun in begun_when_stored.items())
+
+
 def test_a_unit_that_kills_its_workers_fails_with_the_reason(program):
     status, out, error = program.run(
         "naps", "--pe", "none,pi", "--lengths", "16,17,18", "--fatal", "17", "--workers", "2", "--out", "run",
@@ -164,6 +212,54 @@ def test_a_driver_that_is_killed_leaves_no_process_and_the_same_command_goes_on(
     wait_for(lambda: not any(map(is_running, children)), 100)  # Ray's agents look for their parent once a minute
 
 
+def test_perplexity_and_tasks_are_the_same_in_workers(tiny_llama, documents, tmp_path):
+    """The real program and studies; two requests in one folder."""
+    model = ("--model", str(tiny_llama), "--pe", "none,yarn,dynamic_ntk,resonance_yarn", "--dtype", "float32")
+    tasks = ("tasks", *model, "--tasks", "passkey", "--lengths", "256,512", "--limit", "4")
+    ppl = ("ppl", *model, "--lengths", "32,64,128", "--data", str(documents), "--protocol", "sliding", "--stride", "16")
+
+    def run(*arguments):
+        command = [sys.executable, "-m", "longeval", *arguments, "--json", "-", "--quiet"]
+        done = subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        )
+        return json.loads(done.stdout)
+
+    for request in (ppl, tasks):
+        here, there = run(*request, "--out", "one"), run(*request, "--out", "two", "--workers", "2")
+        assert all(record["status"] == "ok" for record in here)
+        assert same_but_for_who_computed_it(here) == same_but_for_who_computed_it(there)
+
+
+def test_a_training_whose_worker_is_killed_goes_on_from_its_checkpoint(tiny_llama, tmp_path):
+    (tmp_path / "tiny").symlink_to(tiny_llama)
+    (tmp_path / "train.txt").write_text(make_text(2000, seed=0))
+    asked = (
+        "finetune", "--model", "tiny", "--pe", "yarn,pi", "--length", "256", "--window", "64", "--augment", "pose",
+        "--steps", "60", "--batch-size", "2", "--lr", "1e-3", "--dtype", "float32", "--data", "train.txt", "--no-eval",
+        "--checkpoint-every", "1", "--json", "-",
+    )  # fmt: skip
+
+    def start(*more):
+        return subprocess.Popen(
+            [sys.executable, "-m", "longeval", *asked, *more], cwd=tmp_path, text=True, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+
+    here, error = start("--out", "one").communicate()
+    process = start("--out", "two", "--workers", "2")
+    wait_for(lambda: list((tmp_path / "two").glob("checkpoints/*/step-*")), 200)
+    children = psutil.Process(process.pid).children(recursive=True)
+    next(child for child in children if "Worker.carry_out" in " ".join(child.cmdline())).kill()
+    there, error = process.communicate(timeout=200)
+    assert process.returncode == 0, error
+    digests = [
+        {record["pe"]: record["params"]["trained_weights"] for record in json.loads(one)} for one in (here, there)
+    ]
+    assert digests[0] == digests[1] and len(digests[0]) == 2
+    assert "worker-3" in {record["provenance"]["worker"].split()[0] for record in json.loads(there)}
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_stops_the_workers_and_keeps_what_is_finished(program, number):
     asked = ("naps", "--pe", "none,pi", "--lengths", LENGTHS, "--seconds", "0.5", "--workers", "2", "--out", "run")
@@ -187,6 +283,24 @@ def test_results_go_into_object_storage(program, s3_bucket):
     assert store.names("leases") == store.names("runners") == []
     status, _, error = program.run(*SIXTY, "--out", f"{s3_bucket}/run", "--workers", "2")
     assert status == 0 and "60 stored already" in error
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"), [((), ["0", "1", "2", "3"]), (("--gpus-per-worker", "2"), ["0,1", "2,3"])]
+)
+def test_each_worker_has_gpus_of_its_own(program, flags, expected):
+    """Ray only counts GPUs here, it has none; what workers see is what it gives them."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "num_gpus": 4, "include_dashboard": False})
+    try:
+        status, _, error = program.run(
+            *SIXTY, "--seconds", "0.3", "--executor", "ray", "--out", "run", *flags, RAY_ADDRESS=cluster.address
+        )
+    finally:
+        cluster.shutdown()
+    assert status == 0, error
+    assert sorted(program.gpus().values()) == expected
 
 
 def test_a_failed_cell_is_a_record_and_the_others_go_on(program):

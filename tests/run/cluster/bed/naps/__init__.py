@@ -1,6 +1,7 @@
-"""A study whose cells take a known time and whose values are known: one unit of work for each method.
+"""A study whose cells take a known time and whose values are known: one unit of work for each method, or cell.
 
-Each start of a cell is a line in the file `trace`, so that a test sees what was computed how often, when and where.
+Each start of a cell is a line in the file `trace`, so that a test sees what was computed how often, in which process
+and on which GPUs.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ class NapsRequest(StudyRequest, frozen=True):
     ]
     seconds: Annotated[float, Declare(setting.number(), "Seconds that a cell takes.")] = 0.05
     fatal: Annotated[int, Declare(setting.count(0), "Length of cells that kill their process.")] = 0
+    apart: Annotated[bool, Declare(setting.switch, "A unit of work for each cell.")] = False
     trace: Annotated[str, Declare(setting.text, "File for the starts of cells.")] = "trace.txt"
 
 
@@ -77,7 +79,7 @@ class NapsWork:
         host.progress.stage(self.cells[0].pe.canonical, len(self.cells), "nap")
         for cell in self.cells:
             with open(self.request.trace, "a") as file:
-                file.write(f"{cell.id} {os.getpid()} {time.time():.3f}\n")
+                file.write(f"{cell.id} {os.getpid()} {os.environ.get('CUDA_VISIBLE_DEVICES') or '-'}\n")
             time.sleep(self.request.seconds)
             if cell.length == self.request.fatal:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -129,7 +131,8 @@ class NapsStudy:
                         backend="none", dtype="float32", params=params, metric=DEPTH.name,
                     )
                 )  # fmt: skip
-            work.append(NapsWork(cells=tuple(cells), request=request))
+            units = [[cell] for cell in cells] if request.apart else [cells]
+            work += [NapsWork(cells=tuple(unit), request=request) for unit in units]
         cells = tuple(cell for one in work for cell in one.cells)
         return Plan(request=request, cells=cells, work=tuple(work), notes=())
 
