@@ -170,6 +170,13 @@ class RunProgress(AbstractContextManager["RunProgress"]):
                 self._live.update(self._task, description=count(len(self._workers), "worker"))
         return self._workers[name]
 
+    def end_worker(self, name: str) -> None:
+        """See `Progress`."""
+        ended = self._workers.pop(name, None)
+        if ended is not None and self._live is not None:
+            self._live.remove_task(ended.row)
+            self._live.update(self._task, description=count(len(self._workers), "worker"))
+
     def seconds_left(self) -> float | None:
         """See `Progress`."""
         return self._busy_s * (self._total - self._done) / self._done if self._done else None
@@ -223,7 +230,7 @@ class WorkerProgress:
     def __init__(self, whole: RunProgress, name: str) -> None:
         self._whole = whole
         self._name = name
-        self._row = whole.row(name)
+        self.row = whole.row(name)
         self._passes = self._num_passes = 0
 
     def note(self, text: str) -> None:
@@ -236,16 +243,16 @@ class WorkerProgress:
     def stage(self, what: str, num_passes: int, noun: str, *, details: bool = False) -> None:
         """See `Progress`."""
         self._passes, self._num_passes = 0, num_passes
-        if self._row is None:
+        if self.row is None:
             self._whole.say(f"{self._name}: {what} ({count(num_passes, noun)})")
         else:
-            self._whole.update_row(self._row, description=f"{self._name}: {what}", total=num_passes, completed=0)
+            self._whole.update_row(self.row, description=f"{self._name}: {what}", total=num_passes, completed=0)
 
     def advance(self, tokens: int, cost: float, detail: str) -> None:
         """See `Progress`."""
         self._passes += 1
-        if self._row is not None:
-            self._whole.update_row(self._row, completed=self._passes, rate=f"{self._passes}/{self._num_passes}")
+        if self.row is not None:
+            self._whole.update_row(self.row, completed=self._passes, rate=f"{self._passes}/{self._num_passes}")
         self._whole.advance(tokens, cost, detail)
 
     def finished(self, record: Record) -> None:
@@ -254,6 +261,9 @@ class WorkerProgress:
     def of_worker(self, name: str) -> WorkerProgress:
         """See `Progress`."""
         return self
+
+    def end_worker(self, name: str) -> None:
+        """See `Progress`."""
 
     def seconds_left(self) -> float | None:
         """See `Progress`."""

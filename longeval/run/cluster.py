@@ -13,18 +13,16 @@ import threading
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import longeval
 from longeval.errors import LongEvalError, reason
+from longeval.run.worker import Home
 from longeval.store.folder import Store
 
 ANSWER_S = 5.0
 """Seconds that the address of a cluster has to answer."""
 CHECK_S = 120.0
 """Seconds that each node has to read and write a file of the run folder; its first process starts within them."""
-SENT = ("LONGEVAL_", "HF_", "AWS_", "TRANSFORMERS_", "OMP_NUM_THREADS", "VLLM_")
-"""Beginnings of the names of environment variables that workers get from the command."""
 OBJECT_STORE_BYTES = 256 << 20
 """Ray's memory for objects where it starts here: outcomes on their way, which are small."""
 
@@ -91,7 +89,7 @@ def ray_cluster(
     with _signals_kept():
         try:
             if address:
-                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=_environment())
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
             else:
                 ray.init(
                     address="local",
@@ -100,7 +98,6 @@ def ray_cluster(
                     logging_level=logging.ERROR,
                     num_cpus=max(workers or 1, os.cpu_count() or 1),
                     object_store_memory=OBJECT_STORE_BYTES,
-                    runtime_env=_environment(),
                 )
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             where = f"RAY_ADDRESS {address}: can't be joined" if address else "Ray can't start on this machine"
@@ -111,11 +108,6 @@ def ray_cluster(
         yield Cluster(nodes=tuple(_checked(nodes, store)), workers=workers, gpus_per_worker=gpus_per_worker)
     finally:
         ray.shutdown()
-
-
-def _environment() -> dict[str, Any]:
-    """Ray's environment of workers: the settings of the command that aren't flags."""
-    return {"env_vars": {name: value for name, value in os.environ.items() if name.startswith(SENT)}}
 
 
 @contextlib.contextmanager
@@ -191,7 +183,7 @@ def _checked(nodes: tuple[Node, ...], store: Store) -> Iterator[Node]:
                 num_gpus=0.01 if node.gpus else 0,
                 max_retries=1,
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False),
-            ).remote(path, word, node, longeval.__version__)
+            ).remote(path, word, node, Home(name="check"))
             for node in nodes
         }
         for node, answer in asked.items():
@@ -215,14 +207,11 @@ def _checked(nodes: tuple[Node, ...], store: Store) -> Iterator[Node]:
         store.remove_empty()
 
 
-def _check_node(path: str, word: str, node: Node, version: str) -> tuple[str, int | None]:
+def _check_node(path: str, word: str, node: Node, home: Home) -> tuple[str, int | None]:
     """Runs on a node: what is wrong there, or nothing; and the memory of its smallest GPU in bytes."""
-    import longeval
-    from longeval.errors import LongEvalError
-    from longeval.store.folder import Store
-
-    if longeval.__version__ != version:
-        return f"it has longeval {longeval.__version__}, not {version}", None
+    if longeval.__version__ != home.version:
+        return f"it has longeval {longeval.__version__}, not {home.version}", None
+    os.environ.update(home.environment)
     try:
         store = Store(path)
         if store.read_text(f"{word}.txt") != word:

@@ -53,6 +53,10 @@ class Progress(Protocol):
         """The progress of one of several workers, which counts in that of the run; only passes are told to it."""
         ...
 
+    def end_worker(self, name: str) -> None:
+        """Called when one of several workers has ended."""
+        ...
+
     def seconds_left(self) -> float | None:
         """How much longer the run will take; None while nothing is known."""
         ...
@@ -82,6 +86,9 @@ class Silent:
     def of_worker(self, name: str) -> Silent:
         """See `Progress`."""
         return self
+
+    def end_worker(self, name: str) -> None:
+        """See `Progress`."""
 
     def seconds_left(self) -> None:
         """See `Progress`."""

@@ -27,7 +27,7 @@ from longeval.errors import LongEvalError, check_word, reason
 from longeval.request import ModelRequest
 from longeval.run.cluster import Cluster, installed, ray_cluster
 from longeval.run.executor import Executor, LocalExecutor
-from longeval.run.host import Host, Progress
+from longeval.run.host import Host
 from longeval.run.overview import count
 from longeval.run.study import Outcome, Plan, Work, failed
 from longeval.run.worker import Home, Told, Worker, order_of
@@ -210,7 +210,6 @@ class _Pool:
         # Beside this process: on any other machine it would end with that one.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self._board = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
-        self._progress: dict[str, Progress] = {}
 
     @property
     def done(self) -> bool:
@@ -258,12 +257,12 @@ class _Pool:
             # As soon as one has something; then whatever else is there.
             ray.wait(list(awaited), num_returns=1, timeout=WAIT_S, fetch_local=False)
             ready, _ = ray.wait(list(awaited), num_returns=len(awaited), timeout=0, fetch_local=False)
+        living = {member.name for member in self._members}
         for name, told in ray.get(self._board.take.remote()):
-            of = self._progress.get(name)
-            if of is None:
-                of = self._progress[name] = self._host.progress.of_worker(name)
+            of = self._host.progress.of_worker(name) if name in living else self._host.progress
             for method, arguments, named in told:
-                getattr(of, method)(*arguments, **named)
+                if name in living or method == "advance":  # passes of a worker that has ended since still count
+                    getattr(of, method)(*arguments, **named)
         return [awaited[one] for one in ready]
 
     def follow(self, member: Member) -> Iterator[Outcome]:
@@ -303,7 +302,7 @@ class _Pool:
 
     def _bury(self, member: Member, error: Exception) -> Iterator[Outcome]:
         """Forgets a worker that died; its unit waits again, or fails if too many died under it."""
-        self._members.remove(member)
+        self._forget(member)
         why, unit = _last_line(error), member.unit
         logger.warning("%s died: %s", member.name, why)
         if unit is None:
@@ -334,9 +333,13 @@ class _Pool:
         """Ends a worker, so that Ray has room for another one."""
         import ray
 
-        self._members.remove(member)
+        self._forget(member)
         with contextlib.suppress(Exception):  # it may be gone already
             ray.kill(member.actor)
+
+    def _forget(self, member: Member) -> None:
+        self._members.remove(member)
+        self._host.progress.end_worker(member.name)
 
     def close(self) -> None:
         """Ends all workers."""

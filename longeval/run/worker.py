@@ -33,8 +33,16 @@ logger = logging.getLogger(__name__)
 TELL_EVERY_S = 0.5
 """Seconds between two messages about passes."""
 
+SENT = ("LONGEVAL_", "HF_", "AWS_", "TRANSFORMERS_", "TOKENIZERS_", "VLLM_", "OMP_NUM_THREADS")
+"""Beginnings of the names of environment variables that workers get from the command."""
+
 Told = tuple[str, tuple[Any, ...], dict[str, Any]]
 """A call of a method of `Progress`: its name and arguments."""
+
+
+def settings() -> dict[str, str]:
+    """The settings of this process that are environment variables: where data and caches are, credentials."""
+    return {name: value for name, value in os.environ.items() if name.startswith(SENT)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,6 +56,8 @@ class Home:
     """The current folder, which paths in requests may be relative to."""
     argv: tuple[str, ...] = field(default_factory=lambda: tuple(sys.argv))
     """The command line, which records name."""
+    environment: dict[str, str] = field(default_factory=settings, repr=False)
+    """Environment variables. They are sent like this, because Ray would show those of its own environments."""
     log: str | None = None
     """Local file for what the worker prints; None: nowhere."""
 
@@ -98,6 +108,7 @@ class Worker:
                 f"{home.version}",
                 "Install the same version on all machines.",
             )
+        os.environ.update(home.environment)
         if home.log is not None:
             _print_into(home.log)
         with contextlib.suppress(OSError):  # a machine without that folder: paths in requests must be absolute there
@@ -208,6 +219,9 @@ class Messenger:
     def of_worker(self, name: str) -> Progress:
         """See `Progress`."""
         return self
+
+    def end_worker(self, name: str) -> None:
+        """See `Progress`."""
 
     def seconds_left(self) -> None:
         """See `Progress`."""
