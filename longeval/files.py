@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import functools
 import hashlib
 import os
@@ -25,6 +26,8 @@ from longeval.errors import reason
 
 _WORKING = re.compile(r"\.longeval-([0-9a-f]{8})-[0-9a-f]{8}")
 _STALE_S = 24 * 3600.0
+_NO_LINKS = frozenset({errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.EACCES})
+"""Errors of file systems that have no hard links (FAT, some FUSE and SMB mounts)."""
 
 
 def write_whole(path: str, content: bytes) -> None:
@@ -33,9 +36,7 @@ def write_whole(path: str, content: bytes) -> None:
     Raises:
         OSError: The folder can't be made or the file can't be written. Then no temporary file is left.
     """
-    folder = os.path.dirname(os.path.abspath(path))
-    os.makedirs(folder, exist_ok=True)
-    beside, handle = _make(folder, lambda name: os.open(name, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666))
+    beside, handle = _make_file(os.path.dirname(os.path.abspath(path)))
     try:
         with open(handle, "wb") as file:
             file.write(content)
@@ -46,6 +47,38 @@ def write_whole(path: str, content: bytes) -> None:
         with contextlib.suppress(OSError):
             os.unlink(beside)
         raise
+
+
+def create_whole(path: str, content: bytes) -> bool:
+    """Writes a local file atomically if there is none of this name, and makes its folder; the first writer wins.
+
+    Where hard links aren't supported, a reader may see the file before its content is complete.
+
+    Returns:
+        Whether this call made the file.
+
+    Raises:
+        OSError: The folder can't be made or the file can't be written. Then no temporary file is left.
+    """
+    beside, handle = _make_file(os.path.dirname(os.path.abspath(path)))
+    try:
+        with open(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+            try:
+                os.link(beside, path)
+            except FileExistsError:
+                # NFS repeats a request whose answer was lost. Then the link may be there because this call made it.
+                return os.stat(beside).st_nlink > 1
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                return _create_directly(path, content)
+            return True
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(beside)
 
 
 @contextlib.contextmanager
@@ -158,6 +191,32 @@ def _machine() -> str:
     except OSError:
         boot = platform.node()
     return hashlib.sha256(boot.encode()).hexdigest()[:8]
+
+
+def _make_file(folder: str) -> tuple[str, int]:
+    """Makes a locked temporary file, and its folder; returns its path and the descriptor of the lock."""
+    while True:
+        os.makedirs(folder, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # another process removed the folder when it was empty
+            return _make(folder, lambda name: os.open(name, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666))
+
+
+def _create_directly(path: str, content: bytes) -> bool:
+    """`create_whole` for file systems without hard links."""
+    try:
+        handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    except FileExistsError:
+        return False
+    try:
+        with open(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        raise
+    return True
 
 
 def _make(folder: str, make: Callable[[str], int]) -> tuple[str, int]:

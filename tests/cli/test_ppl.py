@@ -153,7 +153,7 @@ def test_a_pipe_stays_a_pipe(arguments, here):
 def test_a_folder_that_cannot_be_written_gives_what_is_stored(arguments, capsys, monkeypatch, here, refused):
     first = json_of(capsys, arguments())
     before = contents(here)
-    monkeypatch.setattr("longeval.store.folder.why_unwritable", lambda folder: "Read-only file system")
+    monkeypatch.setattr("longeval.store.files.why_unwritable", lambda folder: "Read-only file system")
     monkeypatch.setattr("longeval.backends.hf.backend.load_backend", lambda model: pytest.fail("loaded"))
     assert json_of(capsys, arguments()) == first
     # A request that spec.yaml doesn't hold.

@@ -185,7 +185,7 @@ def test_a_run_folder_that_cannot_be_written_is_read_and_stays_as_it_is(store, t
     store.write_text("spec.yaml", "x")
     store.save([record()], nll())
     before = contents(tmp_path)
-    monkeypatch.setattr("longeval.store.folder.why_unwritable", lambda folder: "Read-only file system")
+    monkeypatch.setattr("longeval.store.files.why_unwritable", lambda folder: "Read-only file system")
     store.check_usable()
     store.write_text("spec.yaml", "y")
     store.save([record("other")], nll())

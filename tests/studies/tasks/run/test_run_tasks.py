@@ -82,7 +82,7 @@ def test_averages_of_a_folder_that_cannot_be_written(spec, files, choice_task, s
     carry_out(spec("which_word", **asked), store, prefers_report(tokenizer))
     cells = files.parent / "run" / "cells"
     before = sorted(cells.iterdir())
-    monkeypatch.setattr("longeval.store.folder.why_unwritable", lambda folder: "Read-only file system")
+    monkeypatch.setattr("longeval.store.files.why_unwritable", lambda folder: "Read-only file system")
     store.check_usable()
     result = carry_out(spec("both", **asked), store)
     assert [(record.task, record.value) for record in result.records] == [("which_word", 0.5), ("both", 0.5)]

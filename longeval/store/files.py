@@ -1,0 +1,276 @@
+"""The files of a run folder, on a local path or any fsspec URL: reading, atomic writing, listing and removing.
+
+`store.folder` says which files there are. Several processes may write into one folder, so what is there is always read
+from the file system: fsspec's caches of listings are never used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from longeval.errors import LongEvalError, WriteError, reason
+from longeval.files import create_whole, sweep, why_unwritable, write_whole
+from longeval.store.artefact import ARTEFACTS
+
+_LARGEST_TEXT = 4 << 20
+"""Most bytes read of a text file such as spec.yaml: thousands of times what longeval writes."""
+
+
+class RunFiles:
+    """The files of a run folder.
+
+    Args:
+        path: Local folder or fsspec URL (`s3://bucket/run`, `memory://run`). Nothing is created until the first write.
+        create: Whether the folder may be new. If False, `path` must be a run folder already.
+        read_only: Whether everything that is to be written is ignored, since another process writes the same.
+
+    Raises:
+        LongEvalError: The file system can't be reached, or `path` is not a run folder and `create` is False.
+    """
+
+    def __init__(self, path: str, *, create: bool = True, read_only: bool = False) -> None:
+        bare = path.rstrip("/")
+        self.path = path if not bare or bare.endswith(":") else bare
+        self._follows = self._read_only = read_only
+        try:
+            self._fs, self._root = fsspec.core.url_to_fs(self.path)
+            found = create or self.is_run_folder()
+        except Exception as error:  # fsspec and its packages raise any kind of error (no package, no connection)
+            raise LongEvalError(
+                f"run folder {path}: no file system for this address ({reason(error)})",
+                "Install its fsspec package or use a local folder.",
+            ) from error
+        if not found:
+            raise LongEvalError(
+                f"{path}: not a run folder (it has no cells/ and no spec.yaml)",
+                "Give a folder that `longeval ppl`, `longeval tasks` or `longeval posgen train` wrote (--out).",
+            )
+
+    def local_path(self, *parts: str) -> str:
+        """The path of a file or folder inside a run folder on this machine.
+
+        Raises:
+            LongEvalError: The run folder is elsewhere.
+        """
+        if not isinstance(self._fs, LocalFileSystem):
+            raise LongEvalError(
+                f"--out {self.path}: is not on this machine, and models can only be saved here",
+                "Give a local folder, and copy it afterwards.",
+            )
+        return self._at(*parts)
+
+    def is_run_folder(self) -> bool:
+        """Whether the folder holds `cells/` and `spec.yaml`."""
+        return self._exists(self._at("cells")) and self._exists(self._at("spec.yaml"))
+
+    def check_usable(self) -> None:
+        """Checks that the run folder can be written, or is a run folder that can at least be read.
+
+        A run folder that can't be written is treated as read-only from then on: writes into it are ignored. A caller
+        that has cells to compute uses `check_writable` instead.
+
+        Raises:
+            LongEvalError: The folder can't be written, and it is not a run folder.
+        """
+        self._read_only = self._follows
+        try:
+            self.check_writable()
+        except LongEvalError:
+            if not self.is_run_folder():
+                raise
+            self._read_only = True
+
+    def check_writable(self) -> None:
+        """Raises LongEvalError if the run folder can't be written. The check leaves no files behind."""
+        if isinstance(self._fs, LocalFileSystem):
+            _check_local(self.path, self._root)
+            return
+        probe = self._at(f".longeval-{uuid.uuid4().hex}")
+        try:
+            self._fs.pipe_file(probe, b"?")
+            self._fs.rm_file(probe)
+        except Exception as error:  # a file system's package raises any kind of error
+            raise _unwritable(self.path, reason(error)) from error
+
+    def sweep(self) -> None:
+        """Removes the unfinished files that killed runs left in a local folder."""
+        if isinstance(self._fs, LocalFileSystem) and not self._read_only:
+            sweep(self._root, *map(self._at, _folders()))
+
+    def read_text(self, name: str) -> str | None:
+        """A text file of the run folder, or None if it is absent. Raises LongEvalError if it can't be read as UTF-8."""
+        path = self._at(name)
+        try:
+            content = self._read(path, _LARGEST_TEXT)
+            return None if content is None else content.decode()
+        except (OSError, ValueError) as error:
+            why = "not a text file" if isinstance(error, UnicodeDecodeError) else reason(error)
+            raise LongEvalError(
+                f"{path}: can't be read ({why})", "Correct or remove the file; finished cells stay."
+            ) from None
+
+    def write_text(self, name: str, text: str) -> None:
+        """Writes a text file of the run folder atomically."""
+        self._write(self._at(name), text.encode())
+
+    def create_text(self, name: str, text: str) -> bool:
+        """Makes a text file of the run folder if there is none of this name. Of several processes, one succeeds.
+
+        Args:
+            name: Its path inside the run folder, such as `leases/ab12.json`.
+            text: Its content.
+
+        Returns:
+            Whether this call made the file. False where the run folder is read-only.
+        """
+        if self._read_only:
+            return False
+        path, content = self._at(name), text.encode()
+        with self._writing():
+            if isinstance(self._fs, LocalFileSystem):
+                return create_whole(path, content)
+            for wait_s in (0.1, 0.5, 2.0, None):
+                try:
+                    self._fs.pipe_file(path, content, mode="create")
+                except FileExistsError:
+                    return False
+                except OSError as error:  # S3 answers 409 while another process is making the same object
+                    if error.errno != errno.EBUSY or wait_s is None:
+                        raise
+                    time.sleep(wait_s)
+                else:
+                    break
+        return True
+
+    def names(self, folder: str) -> list[str]:
+        """The names of the files directly in a sub-folder, sorted, without hidden ones; none if it is absent."""
+        return [name for name, _ in self._listed(folder)]
+
+    def remove(self, name: str) -> None:
+        """Removes a file of the run folder if it is there."""
+        if not self._read_only:
+            with self._writing(), contextlib.suppress(FileNotFoundError):
+                self._fs.rm_file(self._at(name))
+
+    def remove_empty(self, *folders: str) -> None:
+        """Removes those of these sub-folders that are empty, and then the run folder itself if it is.
+
+        Object storage has no folders, so nothing happens there.
+        """
+        if isinstance(self._fs, LocalFileSystem) and not self._read_only:
+            for path in (*map(self._at, folders), self._root):
+                with contextlib.suppress(OSError):
+                    os.rmdir(path)
+
+    def _listed(self, folder: str) -> list[tuple[str, dict[str, Any]]]:
+        """Name and fsspec's details of each file directly in a sub-folder, as `names` has them."""
+        self._fs.invalidate_cache()
+        try:
+            found = self._fs.ls(self._at(folder), detail=True)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        named = ((entry["name"].rstrip("/").rsplit("/", 1)[-1], entry) for entry in found if entry["type"] == "file")
+        return sorted(((name, entry) for name, entry in named if not name.startswith(".")), key=lambda pair: pair[0])
+
+    def _exists(self, path: str) -> bool:
+        self._fs.invalidate_cache()
+        return bool(self._fs.exists(path))
+
+    def _at(self, *parts: str) -> str:
+        return "/".join((self._root, *parts))
+
+    def _read(self, path: str, largest: int | None = None) -> bytes | None:
+        """The content of a file; None if it does not exist.
+
+        Raises:
+            IsADirectoryError: The path is not a regular file. Pipes and devices are refused too: reading may never end.
+            ValueError: The file has more bytes than `largest`.
+        """
+        if isinstance(self._fs, LocalFileSystem) and not os.path.isfile(path):
+            if not os.path.exists(path):
+                return None
+            raise IsADirectoryError(21, "it is not a file", path)
+        try:
+            content: bytes = self._fs.cat_file(path, end=None if largest is None else largest + 1)
+        except FileNotFoundError:
+            return None
+        if largest is not None and len(content) > largest:
+            raise ValueError(f"it has more than {largest >> 20} MiB")
+        return content
+
+    def _write(self, path: str, content: bytes) -> None:
+        """Writes a file atomically: locally by rename; object stores put a whole object or nothing."""
+        if self._read_only:
+            return
+        with self._writing():
+            if isinstance(self._fs, LocalFileSystem):
+                write_whole(path, content)
+            else:
+                self._fs.pipe_file(path, content)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Makes a `WriteError` of an error of the file system."""
+        try:
+            yield
+        except OSError as error:
+            raise WriteError(
+                f"run folder {self.path}: can't be written ({reason(error)})",
+                "Finished cells are stored. Solve the problem and repeat the command; it computes the rest.",
+            ) from error
+
+
+def _folders() -> tuple[str, ...]:
+    """Names of the folders inside a run folder."""
+    return ("cells", *ARTEFACTS, "weights", "checkpoints")
+
+
+def _check_local(path: str, root: str) -> None:
+    """Raises LongEvalError if the local folder `root` can't be written. `path` is its name as the user gave it."""
+    _check_name(path, root)
+    folder = os.path.abspath(root)
+    while not os.path.lexists(folder):
+        folder = os.path.dirname(folder)
+    inside = (f"{root}/{name}" for name in _folders())
+    for part in (folder, *filter(os.path.lexists, inside)):
+        if not os.path.isdir(part):
+            what = "a file" if os.path.exists(part) else "a broken link"
+            raise LongEvalError(f"--out {path}: {part} is {what}", "Choose another folder.")
+        if (why := why_unwritable(part)) is not None:
+            raise _unwritable(path, why)
+    for part in (f"{root}/spec.yaml", f"{root}/plan.json"):
+        if os.path.lexists(part) and not os.path.isfile(part):
+            raise LongEvalError(f"--out {path}: {part} is not a file", "Remove it, or choose another folder.")
+    try:
+        os.lstat(os.path.join(os.path.abspath(root), "cells", ".a-name-as-long-as-those-of-temporary-files"))
+    except FileNotFoundError:
+        pass
+    except OSError as error:  # the path or a part of it is too long
+        raise LongEvalError(f"--out {path}: {reason(error)}", "Choose another folder.") from error
+
+
+def _check_name(path: str, root: str) -> None:
+    """Refuses a local folder that must be a mistake: an unknown ~user, a relative path after file://, and /."""
+    name = path.split("://", 1)[-1]
+    if name.startswith("~") and os.path.expanduser(name) == name:
+        raise LongEvalError(
+            f"--out {path}: there is no user {name[1:].split('/')[0]}",
+            f"Choose another folder, or write ./{name} for a folder whose name begins with ~.",
+        )
+    if name != path and not name.startswith(("/", "~")):
+        raise LongEvalError(f"--out {path}: not an absolute path", f"Give file://{os.path.abspath(name)}.")
+    if os.path.realpath(root) == os.sep:
+        raise LongEvalError(f"--out {path}: is the root of the file system", "Name a folder inside it.")
+
+
+def _unwritable(path: str, why: str) -> LongEvalError:
+    return LongEvalError(f"--out {path}: can't write there ({why})", "Choose a folder you may write to.")
