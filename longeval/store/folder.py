@@ -22,6 +22,7 @@ digest.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -55,6 +56,9 @@ _LARGEST_CELL = 64 << 20
 
 _AT_ONCE = 32
 """Cells whose files are read together. More of them would be quicker in object storage, and take more memory."""
+
+_MOST_KEPT = 512 << 20
+"""Most bytes of artefacts that `Store.cells` keeps in memory."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,6 +107,8 @@ class Store(RunFiles):
         """Ids of the cells that were found damaged and not stored again since, with the reason."""
         self._warned: set[str] = set()
         """Those of which `load` has warned."""
+        self._kept: dict[str, bytes] = {}
+        """Path → content of artefacts that `cells` has kept."""
 
     def load(self, cell: str) -> StoredCell | None:
         """Returns a stored cell, or None if it is absent or damaged; the first time a warning names a damaged one.
@@ -126,10 +132,15 @@ class Store(RunFiles):
             if found is not None and found.status == "ok" and found.with_artefact
         }
 
-    def cells(self) -> Iterator[StoredCell]:
-        """All stored cells that are not damaged, in the order of their ids; damaged ones are put into `damaged`."""
+    def cells(self, *, keep_artefacts: bool = False) -> Iterator[StoredCell]:
+        """All stored cells that are not damaged, in the order of their ids; damaged ones are put into `damaged`.
+
+        Args:
+            keep_artefacts: Whether `artefact` is to return what is read now to check the cells, as far as `_MOST_KEPT`
+                allows. In object storage, reports then needn't ask for one artefact after another.
+        """
         names = [name.removesuffix(".json") for name in self.names("cells") if name.endswith(".json")]
-        for _, found in self._read_cells(names):
+        for _, found in self._read_cells(names, keep=keep_artefacts and not self._is_local):
             if isinstance(found, StoredCell):
                 yield found
 
@@ -150,6 +161,7 @@ class Store(RunFiles):
         if found is not None and artefact is not None:
             content = artefact.encode(found)
             self._write(self._at(artefact.path(cell)), content)
+            self._kept.pop(self._at(artefact.path(cell)), None)
             with contextlib.suppress(
                 ValueError
             ):  # without a digest, readers compare value by value and say what is wrong
@@ -172,15 +184,14 @@ class Store(RunFiles):
 
     def artefact(self, artefact: Artefact[T], cell: str) -> T | None:
         """A cell's artefact; None if the cell has none of this kind. Raises LongEvalError if it is damaged."""
-        content = self._read(self._at(artefact.path(cell)))
+        path = self._at(artefact.path(cell))
+        content = self._kept[path] if path in self._kept else self._read(path)
         if content is None:
             return None
         try:
             return artefact.decode(content)
         except ValueError as error:
-            raise LongEvalError(
-                f"{self._at(artefact.path(cell))}: {error}", "Run the request again with --fresh."
-            ) from error
+            raise LongEvalError(f"{path}: {error}", "Run the request again with --fresh.") from error
 
     def nll(self, cell: str) -> TokenNll | None:
         """A perplexity cell's token NLLs, or None."""
@@ -254,8 +265,11 @@ class Store(RunFiles):
             loaded[cell] = found if isinstance(found, StoredCell) else None
         return loaded
 
-    def _read_cells(self, cells: Sequence[str]) -> Iterator[tuple[str, StoredCell | Exception | None]]:
+    def _read_cells(
+        self, cells: Sequence[str], *, keep: bool = False
+    ) -> Iterator[tuple[str, StoredCell | Exception | None]]:
         """Cells with their ids; None for one that is absent, an error for one that is damaged or is not a file."""
+        room = _MOST_KEPT
         for first in range(0, len(cells), _AT_ONCE):
             names = cells[first : first + _AT_ONCE]
             contents = self._read_many([self._at("cells", f"{cell}.json") for cell in names], _LARGEST_CELL)
@@ -270,6 +284,9 @@ class Store(RunFiles):
                 found = _checked(one, held) if isinstance(one, _OpenedCell) else one
                 if isinstance(found, Exception):
                     self.damaged[cell] = reason(found)
+                elif keep and isinstance(content := held.get(cell), bytes) and len(content) <= room:
+                    self._kept[paths[cell]] = content
+                    room -= len(content)
                 yield cell, found
 
 
@@ -278,7 +295,7 @@ def _opened(cell: str, content: bytes | Exception | None) -> _OpenedCell | Excep
     if content is None or isinstance(content, Exception):
         return content
     try:
-        file = made_from(_CellFile, read_json(content))
+        file = _cell_file(read_json(content))
         if file.schema_version != SCHEMA_VERSION:
             raise ValueError(f"it is not of schema {SCHEMA_VERSION}")
         if file.cell != cell:
@@ -291,6 +308,14 @@ def _opened(cell: str, content: bytes | Exception | None) -> _OpenedCell | Excep
     except ValueError as error:
         return error
     return _OpenedCell(file=file, records=records, artefact=kind)
+
+
+def _cell_file(plain: object) -> _CellFile:
+    """The JSON object of a cell's file; its records are checked afterwards, one by one."""
+    if not isinstance(plain, dict) or not isinstance(records := plain.get("records"), list):
+        raise ValueError("it has no list of records")
+    file = made_from(_CellFile, plain | {"records": []})
+    return dataclasses.replace(file, records=records)
 
 
 def _checked(opened: _OpenedCell, held: Mapping[str, bytes | Exception | None]) -> StoredCell | Exception:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import errno
 import multiprocessing
 import os
@@ -10,6 +11,7 @@ import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import s3fs
 from test_store import PERPLEXITY, nll, record
@@ -17,6 +19,7 @@ from test_store import PERPLEXITY, nll, record
 from longeval.errors import LongEvalError, WriteError
 from longeval.store import folder
 from longeval.store.folder import Store
+from longeval.store.nll import NLL
 
 
 @pytest.fixture(params=["local", "memory", "s3"])
@@ -246,3 +249,23 @@ def test_what_another_process_puts_into_s3_is_seen(s3_bucket):
     other = s3fs.S3FileSystem(skip_instance_cache=True)  # the client of another process has a cache of its own
     other.pipe_file(f"{s3_bucket}/run/leases/b", b"y")
     assert store.names("leases") == ["a", "b"] and store.has("leases/b")
+
+
+def test_a_report_asks_s3_for_each_artefact_once(s3_bucket, monkeypatch):
+    (name, *others) = cells_of(Store(f"{s3_bucket}/run"), 3)
+    store = Store(f"{s3_bucket}/run")
+    read, asked = type(store._fs)._cat_file, []
+
+    async def counted(self, path, **kwargs):
+        asked.append(path)
+        return await read(self, path, **kwargs)
+
+    monkeypatch.setattr(type(store._fs), "_cat_file", counted)
+    monkeypatch.setattr(folder, "_MOST_KEPT", 2 * len(NLL.encode(nll())))
+    assert len([*store.cells(keep_artefacts=True)]) == 3 and len(asked) == 6
+    for cell in (name, *others):
+        np.testing.assert_array_equal(store.nll(cell).nll_S, nll().nll_S)
+    assert [path.rsplit("/", 1)[-1] for path in asked[6:]] == [f"{others[-1]}.npz"]
+    changed = dataclasses.replace(nll(), nll_S=nll().nll_S[::-1])
+    store.save([record(name, value=PERPLEXITY)], changed)
+    np.testing.assert_array_equal(store.nll(name).nll_S, changed.nll_S)
