@@ -307,10 +307,10 @@ def run(
     from longeval.run.study import request_from_mapping
     from longeval.values import split_list
 
-    if os.path.isdir(file):
+    if os.path.isdir(file) or ("://" in file and not file.endswith((".yaml", ".yml"))):
         file = os.path.join(file, "spec.yaml")
     try:
-        text = read_text(file)
+        text = _text_elsewhere(file) if "://" in file else read_text(file)
     except (OSError, ValueError) as error:
         why = reason(error) if isinstance(error, OSError) else "not a text file, or far too large"
         raise LongEvalError(f"{file}: can't be read ({why})", "Give a request file, such as RUN/spec.yaml.") from None
@@ -375,12 +375,22 @@ def _only(specs: Sequence[StudyRequest], methods: tuple[str, ...], file: str) ->
     return chosen
 
 
+def _text_elsewhere(file: str) -> str:
+    """A request file at an fsspec URL."""
+    from longeval.store.folder import Store
+
+    folder, name = os.path.split(file)
+    text = Store(folder).read_text(name)
+    if text is None:
+        raise FileNotFoundError(2, "No such file", file)
+    return text
+
+
 def _own_folder(file: str) -> str | None:
     """The folder of a run folder's spec.yaml; one whose first cell is under way has no cells yet."""
-    folder = os.path.dirname(os.path.abspath(file))
-    written = any(
-        os.path.exists(os.path.join(folder, name)) for name in ("plan.json", "cells", "checkpoints", "weights")
-    )
-    if os.path.basename(file) == "spec.yaml" and written:
-        return os.path.dirname(file) or "."
+    from longeval.store.folder import Store
+
+    folder, name = os.path.split(file)
+    if name == "spec.yaml" and any(map(Store(folder or ".").has, ("plan.json", "cells", "checkpoints", "weights"))):
+        return folder or "."
     return None

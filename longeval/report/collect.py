@@ -117,7 +117,7 @@ def collect(paths: Sequence[str], command: str = LONGEVAL_REPORT) -> Collection:
     others: dict[str, list[str]] = {}
     notes: list[str] = []
     for store in stores:
-        for cell in store.cells():
+        for cell in store.cells(keep_artefacts=True):
             shown_by = report_command(cell.records[0])
             if shown_by != command:
                 others.setdefault(shown_by, []).append(store.path)

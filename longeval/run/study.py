@@ -167,7 +167,7 @@ class Plan:
 
     def stored(self, store: Store) -> dict[str, tuple[Record, ...]]:
         """Records of the finished cells, by cell id."""
-        return {cell.id: found for cell in self.cells if (found := store.finished(cell.id)) is not None}
+        return store.finished_among([cell.id for cell in self.cells])
 
     def check_folder(self, store: Store) -> None:
         """Raises LongEvalError if the run folder holds files that this plan would have to overwrite."""

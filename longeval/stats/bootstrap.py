@@ -14,8 +14,9 @@ Shapes: W windows, S scored tokens, U resampling units, R resamples, K position 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -326,17 +327,35 @@ def resampled_means(
     Returns:
         For each numerator the means, shape (R,). All numerators use the same draws.
     """
-    random = np.random.default_rng(seed)
     num_units = len(denominator_U)
     at_once = max(1, _INDEX_BUDGET // num_units)
     means = tuple(np.empty(resamples) for _ in numerators)
-    for first in range(0, resamples, at_once):
-        last = min(first + at_once, resamples)
-        index_RU = random.integers(num_units, size=(last - first, num_units))
+    draws = (
+        (_drawn_at_once(num_units, resamples, seed),) if resamples <= at_once else _drawn(num_units, resamples, seed)
+    )
+    last = 0
+    for index_RU in draws:
+        first, last = last, last + len(index_RU)
         total_R = denominator_U[index_RU].sum(axis=1)
         for mean_R, numerator_U in zip(means, numerators, strict=True):
             mean_R[first:last] = numerator_U[index_RU].sum(axis=1) / total_R
     return means
+
+
+def _drawn(num_units: int, resamples: int, seed: int) -> Iterator[IntArray]:
+    """Indices of the units of each resample in chunks of bounded memory, each of shape (R, U)."""
+    random = np.random.default_rng(seed)
+    at_once = max(1, _INDEX_BUDGET // num_units)
+    for first in range(0, resamples, at_once):
+        yield random.integers(num_units, size=(min(at_once, resamples - first), num_units))
+
+
+@functools.lru_cache(maxsize=2)
+def _drawn_at_once(num_units: int, resamples: int, seed: int) -> IntArray:
+    """The same as one array. Cells of one report mostly have as many units, and drawing takes longer than summing."""
+    (index_RU,) = _drawn(num_units, resamples, seed)
+    index_RU.flags.writeable = False
+    return index_RU
 
 
 def _exp(mean: float) -> float:

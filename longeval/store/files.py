@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import threading
 import time
 import uuid
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -21,8 +22,13 @@ from longeval.errors import LongEvalError, WriteError, reason
 from longeval.files import create_whole, sweep, why_unwritable, write_whole
 from longeval.store.artefact import ARTEFACTS
 
+T = TypeVar("T")
+
 _LARGEST_TEXT = 4 << 20
 """Most bytes read of a text file such as spec.yaml: thousands of times what longeval writes."""
+
+_PATIENCE_S = 60.0
+"""How long object storage may take for its first answer. A connection that is refused takes 15 s."""
 
 
 class RunFiles:
@@ -43,13 +49,16 @@ class RunFiles:
         self._follows = self._read_only = read_only
         try:
             self._fs, self._root = fsspec.core.url_to_fs(self.path)
-            found = create or self.is_run_folder()
-        except Exception as error:  # fsspec and its packages raise any kind of error (no package, no connection)
+        except Exception as error:  # fsspec and its packages raise any kind of error
             raise LongEvalError(
                 f"run folder {path}: no file system for this address ({reason(error)})",
-                "Install its fsspec package or use a local folder.",
+                "Install its fsspec package (for s3:// `pip install 'longeval-rope[s3]'`) or use a local folder.",
             ) from error
-        if not found:
+        self._is_local = isinstance(self._fs, LocalFileSystem)
+        if not self._is_local:
+            with self._reaching():
+                _answered(lambda: self._fs.exists(self._root))
+        if not create and not self.is_run_folder():
             raise LongEvalError(
                 f"{path}: not a run folder (it has no cells/ and no spec.yaml)",
                 "Give a folder that `longeval ppl`, `longeval tasks` or `longeval posgen train` wrote (--out).",
@@ -71,7 +80,7 @@ class RunFiles:
         Raises:
             LongEvalError: The run folder is elsewhere.
         """
-        if not isinstance(self._fs, LocalFileSystem):
+        if not self._is_local:
             raise LongEvalError(
                 f"--out {self.path}: is not on this machine, and models can only be saved here",
                 "Give a local folder, and copy it afterwards.",
@@ -80,7 +89,13 @@ class RunFiles:
 
     def is_run_folder(self) -> bool:
         """Whether the folder holds `cells/` and `spec.yaml`."""
-        return self._exists(self._at("cells")) and self._exists(self._at("spec.yaml"))
+        return self.has("cells") and self.has("spec.yaml")
+
+    def has(self, name: str) -> bool:
+        """Whether there is a file or sub-folder of this name."""
+        with self._reaching():
+            self._fs.invalidate_cache()
+            return bool(self._fs.exists(self._at(name)))
 
     def check_usable(self) -> None:
         """Checks that the run folder can be written, or is a run folder that can at least be read.
@@ -101,7 +116,7 @@ class RunFiles:
 
     def check_writable(self) -> None:
         """Raises LongEvalError if the run folder can't be written. The check leaves no files behind."""
-        if isinstance(self._fs, LocalFileSystem):
+        if self._is_local:
             _check_local(self.path, self._root)
             return
         probe = self._at(f".longeval-{uuid.uuid4().hex}")
@@ -113,7 +128,7 @@ class RunFiles:
 
     def sweep(self) -> None:
         """Removes the unfinished files that killed runs left in a local folder."""
-        if isinstance(self._fs, LocalFileSystem) and not self._read_only:
+        if self._is_local and not self._read_only:
             sweep(self._root, *map(self._at, _folders()))
 
     def read_text(self, name: str) -> str | None:
@@ -146,7 +161,7 @@ class RunFiles:
             return False
         path, content = self._at(name), text.encode()
         with self._writing():
-            if isinstance(self._fs, LocalFileSystem):
+            if self._is_local:
                 return create_whole(path, content)
             for wait_s in (0.1, 0.5, 2.0, None):
                 try:
@@ -163,7 +178,14 @@ class RunFiles:
 
     def names(self, folder: str) -> list[str]:
         """The names of the files directly in a sub-folder, sorted, without hidden ones; none if it is absent."""
-        return [name for name, _ in self._listed(folder)]
+        with self._reaching():
+            self._fs.invalidate_cache()
+            try:
+                found = self._fs.ls(self._at(folder), detail=True)
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+        names = (entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in found if entry["type"] == "file")
+        return sorted(name for name in names if not name.startswith("."))
 
     def remove(self, name: str) -> None:
         """Removes a file of the run folder if it is there."""
@@ -176,24 +198,10 @@ class RunFiles:
 
         Object storage has no folders, so nothing happens there.
         """
-        if isinstance(self._fs, LocalFileSystem) and not self._read_only:
+        if self._is_local and not self._read_only:
             for path in (*map(self._at, folders), self._root):
                 with contextlib.suppress(OSError):
                     os.rmdir(path)
-
-    def _listed(self, folder: str) -> list[tuple[str, dict[str, Any]]]:
-        """Name and fsspec's details of each file directly in a sub-folder, as `names` has them."""
-        self._fs.invalidate_cache()
-        try:
-            found = self._fs.ls(self._at(folder), detail=True)
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        named = ((entry["name"].rstrip("/").rsplit("/", 1)[-1], entry) for entry in found if entry["type"] == "file")
-        return sorted(((name, entry) for name, entry in named if not name.startswith(".")), key=lambda pair: pair[0])
-
-    def _exists(self, path: str) -> bool:
-        self._fs.invalidate_cache()
-        return bool(self._fs.exists(path))
 
     def _at(self, *parts: str) -> str:
         return "/".join((self._root, *parts))
@@ -203,26 +211,38 @@ class RunFiles:
 
         Raises:
             IsADirectoryError: The path is not a regular file. Pipes and devices are refused too: reading may never end.
+            OSError: It can't be read.
             ValueError: The file has more bytes than `largest`.
+            LongEvalError: Object storage doesn't answer, or refuses access.
         """
-        if isinstance(self._fs, LocalFileSystem) and not os.path.isfile(path):
-            if not os.path.exists(path):
-                return None
-            raise IsADirectoryError(21, "it is not a file", path)
-        try:
-            content: bytes = self._fs.cat_file(path, end=None if largest is None else largest + 1)
-        except FileNotFoundError:
-            return None
-        if largest is not None and len(content) > largest:
-            raise ValueError(f"it has more than {largest >> 20} MiB")
-        return content
+        (found,) = self._read_many([path], largest)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def _read_many(self, paths: Sequence[str], largest: int | None = None) -> list[bytes | Exception | None]:
+        """What `_read` returns or raises for each of several files. Object storage is asked for all of them at once.
+
+        Raises:
+            LongEvalError: Object storage doesn't answer, or refuses access. No file counts as damaged then.
+        """
+        if self._is_local:
+            return [_or_error(_read_local, path, largest) for path in paths]
+        ends = None if largest is None else largest + 1
+        with self._reaching():
+            # Ranges even for whole files, since s3fs asks for the size of each file otherwise.
+            found = self._fs.cat_ranges([*paths], [0] * len(paths), [ends] * len(paths), on_error="return")
+            for error in found:
+                if isinstance(error, Exception) and not _is_of_file(error):
+                    raise error
+        return [_or_error(_sized, one, largest) for one in found]
 
     def _write(self, path: str, content: bytes) -> None:
         """Writes a file atomically: locally by rename; object stores put a whole object or nothing."""
         if self._read_only:
             return
         with self._writing():
-            if isinstance(self._fs, LocalFileSystem):
+            if self._is_local:
                 write_whole(path, content)
             else:
                 self._fs.pipe_file(path, content)
@@ -232,11 +252,87 @@ class RunFiles:
         """Makes a `WriteError` of an error of the file system."""
         try:
             yield
-        except OSError as error:
+        except Exception as error:  # packages of object storage raise any kind of error
+            if self._is_local and not isinstance(error, OSError):
+                raise
             raise WriteError(
                 f"run folder {self.path}: can't be written ({reason(error)})",
                 "Finished cells are stored. Solve the problem and repeat the command; it computes the rest.",
             ) from error
+
+    @contextlib.contextmanager
+    def _reaching(self) -> Iterator[None]:
+        """Makes a `LongEvalError` of an error of object storage: no connection, no credentials, no permission."""
+        try:
+            yield
+        except Exception as error:  # its packages raise any kind of error
+            if self._is_local:
+                raise
+            raise LongEvalError(
+                f"run folder {self.path}: can't be read ({reason(error)})",
+                "Check the address, the credentials and the connection.",
+            ) from error
+
+
+def _answered(ask: Callable[[], object]) -> None:
+    """Asks object storage something. Its packages try again for many minutes where a server never answers.
+
+    Raises:
+        TimeoutError: There is no answer within `_PATIENCE_S`.
+        Exception: What asking raises.
+    """
+    errors: list[Exception] = []
+
+    def wait() -> None:
+        try:
+            ask()
+        except Exception as error:  # raised again below
+            errors.append(error)
+
+    asking = threading.Thread(target=wait, daemon=True)
+    asking.start()
+    asking.join(_PATIENCE_S)
+    if asking.is_alive():
+        raise TimeoutError(f"no answer within {_PATIENCE_S:g} s")
+    if errors:
+        raise errors[0]
+
+
+def _read_local(path: str, largest: int | None) -> bytes | None:
+    if not os.path.isfile(path):
+        if not os.path.exists(path):
+            return None
+        raise IsADirectoryError(21, "it is not a file", path)
+    try:
+        with open(path, "rb") as file:
+            return _sized(file.read(-1 if largest is None else largest + 1), largest)
+    except FileNotFoundError:  # removed since
+        return None
+
+
+def _sized(found: bytes | Exception, largest: int | None) -> bytes | None:
+    """The content that was read, None if the file does not exist; raises another error, and ValueError if too large."""
+    if isinstance(found, FileNotFoundError):
+        return None
+    if isinstance(found, Exception):
+        raise found
+    if largest is not None and len(found) > largest:
+        raise ValueError(f"it has more than {largest >> 20} MiB")
+    return found
+
+
+def _or_error(read: Callable[[T, int | None], bytes | None], of: T, largest: int | None) -> bytes | Exception | None:
+    """What a function returns, or the error that says that one file can't be read."""
+    try:
+        return read(of, largest)
+    except (OSError, ValueError) as error:
+        return error
+
+
+def _is_of_file(error: Exception) -> bool:
+    """Whether an error of object storage says something of one file: absent, a folder, or empty (no valid range)."""
+    absent = isinstance(error, FileNotFoundError | IsADirectoryError)
+    return absent or (isinstance(error, OSError) and error.errno == errno.EINVAL)
 
 
 def _folders() -> tuple[str, ...]:

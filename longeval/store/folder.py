@@ -22,13 +22,12 @@ digest.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
-
-from fsspec.implementations.local import LocalFileSystem
 
 from longeval.errors import LongEvalError, reason
 from longeval.files import sweep
@@ -54,6 +53,12 @@ MAX_NAMED = 5
 
 _LARGEST_CELL = 64 << 20
 """Most bytes read of a cell's JSON or plan.json: thousands of times what longeval writes."""
+
+_AT_ONCE = 32
+"""Cells whose files are read together. More of them would be quicker in object storage, and take more memory."""
+
+_MOST_KEPT = 512 << 20
+"""Most bytes of artefacts that `Store.cells` keeps in memory."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,6 +88,16 @@ class _CellFile:
     records: list[dict[str, Any]]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _OpenedCell:
+    """A cell whose file is whole, and whose artefact has not been looked at."""
+
+    file: _CellFile
+    records: tuple[Record, ...]
+    artefact: Artefact[Any] | None
+    """The kind of artefact of such cells."""
+
+
 class Store(RunFiles):
     """A run folder. Arguments and errors are those of `RunFiles`."""
 
@@ -92,6 +107,8 @@ class Store(RunFiles):
         """Ids of the cells that were found damaged and not stored again since, with the reason."""
         self._warned: set[str] = set()
         """Those of which `load` has warned."""
+        self._kept: dict[str, bytes] = {}
+        """Path → content of artefacts that `cells` has kept."""
 
     def load(self, cell: str) -> StoredCell | None:
         """Returns a stored cell, or None if it is absent or damaged; the first time a warning names a damaged one.
@@ -101,34 +118,31 @@ class Store(RunFiles):
         Raises:
             LongEvalError: The path of a file is taken by something else, such as a folder, so the cell can't be stored.
         """
-        try:
-            found = self._read_cell(cell)
-        except IsADirectoryError as error:
-            raise LongEvalError(
-                f"{error.filename}: is not a file", "Remove it; the cell's file can't be written there."
-            ) from None
-        if found is None and cell in self.damaged and cell not in self._warned:
-            self._warned.add(cell)
-            if len(self._warned) <= MAX_NAMED:
-                logger.warning("%s: damaged, not used (%s)", self._at("cells", f"{cell}.json"), self.damaged[cell])
-            elif len(self._warned) == MAX_NAMED + 1:
-                logger.warning("%s: more cells are damaged; they are not listed here", self.path)
-        return found
+        return self._loaded([cell])[cell]
 
     def finished(self, cell: str) -> tuple[Record, ...] | None:
         """The records of a cell that is finished: status ok, and its artefact is stored. Otherwise None."""
-        found = self.load(cell)
-        if found is None or found.status != "ok" or not found.with_artefact:
-            return None
-        return found.records
+        return self.finished_among([cell]).get(cell)
 
-    def cells(self) -> Iterator[StoredCell]:
-        """All stored cells that are not damaged, in the order of their ids; damaged ones are put into `damaged`."""
-        for name in self.names("cells"):
-            if name.endswith(".json"):
-                found = self._read_cell(name.removesuffix(".json"))
-                if found is not None:
-                    yield found
+    def finished_among(self, cells: Sequence[str]) -> dict[str, tuple[Record, ...]]:
+        """The records of those cells that are finished, by id; object storage is asked for many of them at once."""
+        return {
+            cell: found.records
+            for cell, found in self._loaded(cells).items()
+            if found is not None and found.status == "ok" and found.with_artefact
+        }
+
+    def cells(self, *, keep_artefacts: bool = False) -> Iterator[StoredCell]:
+        """All stored cells that are not damaged, in the order of their ids; damaged ones are put into `damaged`.
+
+        Args:
+            keep_artefacts: Whether `artefact` is to return what is read now to check the cells, as far as `_MOST_KEPT`
+                allows. In object storage, reports then needn't ask for one artefact after another.
+        """
+        names = [name.removesuffix(".json") for name in self.names("cells") if name.endswith(".json")]
+        for _, found in self._read_cells(names, keep=keep_artefacts and not self._is_local):
+            if isinstance(found, StoredCell):
+                yield found
 
     def save(self, records: Sequence[Record], found: Any = None, artefact: Artefact[Any] | None = None) -> None:
         """Stores a cell: first its artefact, then its records.
@@ -147,6 +161,7 @@ class Store(RunFiles):
         if found is not None and artefact is not None:
             content = artefact.encode(found)
             self._write(self._at(artefact.path(cell)), content)
+            self._kept.pop(self._at(artefact.path(cell)), None)
             with contextlib.suppress(
                 ValueError
             ):  # without a digest, readers compare value by value and say what is wrong
@@ -169,15 +184,14 @@ class Store(RunFiles):
 
     def artefact(self, artefact: Artefact[T], cell: str) -> T | None:
         """A cell's artefact; None if the cell has none of this kind. Raises LongEvalError if it is damaged."""
-        content = self._read(self._at(artefact.path(cell)))
+        path = self._at(artefact.path(cell))
+        content = self._kept[path] if path in self._kept else self._read(path)
         if content is None:
             return None
         try:
             return artefact.decode(content)
         except ValueError as error:
-            raise LongEvalError(
-                f"{self._at(artefact.path(cell))}: {error}", "Run the request again with --fresh."
-            ) from error
+            raise LongEvalError(f"{path}: {error}", "Run the request again with --fresh.") from error
 
     def nll(self, cell: str) -> TokenNll | None:
         """A perplexity cell's token NLLs, or None."""
@@ -201,7 +215,7 @@ class Store(RunFiles):
 
     def has_training(self, kind: TrainingFile, training: str) -> bool:
         """Whether the training has a file of this kind."""
-        return self._exists(self._at(kind, f"{training}.npz"))
+        return self.has(f"{kind}/{training}.npz")
 
     def has_checkpoints(self) -> bool:
         """Whether the checkpoint of an unfinished training is stored."""
@@ -214,7 +228,7 @@ class Store(RunFiles):
     def remove_training(self, kind: TrainingFile, training: str) -> None:
         """Removes a training's file, and its folder if it is then empty."""
         self.remove(f"{kind}/{training}.npz")
-        if isinstance(self._fs, LocalFileSystem):
+        if self._is_local:
             sweep(self._at(kind))
         self.remove_empty(kind)
 
@@ -234,21 +248,54 @@ class Store(RunFiles):
         if plan != there:
             self.write_text("plan.json", plan.to_json())
 
-    def _read_cell(self, cell: str) -> StoredCell | None:
-        """A cell; None if it is absent or damaged. Raises IsADirectoryError if its path is taken by a non-file."""
-        path = self._at("cells", f"{cell}.json")
-        try:
-            content = self._read(path, _LARGEST_CELL)
-            return None if content is None else self._parse_cell(cell, content)
-        except (OSError, ValueError) as error:
-            self.damaged[cell] = reason(error)
-            if isinstance(error, IsADirectoryError):
-                raise
-            return None
+    def _loaded(self, cells: Sequence[str]) -> dict[str, StoredCell | None]:
+        """See `load`."""
+        loaded: dict[str, StoredCell | None] = {}
+        for cell, found in self._read_cells(cells):
+            if isinstance(found, IsADirectoryError):
+                raise LongEvalError(
+                    f"{found.filename}: is not a file", "Remove it; the cell's file can't be written there."
+                )
+            if isinstance(found, Exception) and cell not in self._warned:
+                self._warned.add(cell)
+                if len(self._warned) <= MAX_NAMED:
+                    logger.warning("%s: damaged, not used (%s)", self._at("cells", f"{cell}.json"), self.damaged[cell])
+                elif len(self._warned) == MAX_NAMED + 1:
+                    logger.warning("%s: more cells are damaged; they are not listed here", self.path)
+            loaded[cell] = found if isinstance(found, StoredCell) else None
+        return loaded
 
-    def _parse_cell(self, cell: str, content: bytes) -> StoredCell:
-        """A cell from the content of its file, checked against its artefact; raises ValueError with the reason."""
-        file = made_from(_CellFile, read_json(content))
+    def _read_cells(
+        self, cells: Sequence[str], *, keep: bool = False
+    ) -> Iterator[tuple[str, StoredCell | Exception | None]]:
+        """Cells with their ids; None for one that is absent, an error for one that is damaged or is not a file."""
+        room = _MOST_KEPT
+        for first in range(0, len(cells), _AT_ONCE):
+            names = cells[first : first + _AT_ONCE]
+            contents = self._read_many([self._at("cells", f"{cell}.json") for cell in names], _LARGEST_CELL)
+            opened = [_opened(cell, content) for cell, content in zip(names, contents, strict=True)]
+            paths = {
+                cell: self._at(one.artefact.path(cell))
+                for cell, one in zip(names, opened, strict=True)
+                if isinstance(one, _OpenedCell) and one.artefact is not None and one.file.status == "ok"
+            }
+            held = dict(zip(paths, self._read_many([*paths.values()]), strict=True))
+            for cell, one in zip(names, opened, strict=True):
+                found = _checked(one, held) if isinstance(one, _OpenedCell) else one
+                if isinstance(found, Exception):
+                    self.damaged[cell] = reason(found)
+                elif keep and isinstance(content := held.get(cell), bytes) and len(content) <= room:
+                    self._kept[paths[cell]] = content
+                    room -= len(content)
+                yield cell, found
+
+
+def _opened(cell: str, content: bytes | Exception | None) -> _OpenedCell | Exception | None:
+    """A cell from the content of its file, or what is wrong with it."""
+    if content is None or isinstance(content, Exception):
+        return content
+    try:
+        file = _cell_file(read_json(content))
         if file.schema_version != SCHEMA_VERSION:
             raise ValueError(f"it is not of schema {SCHEMA_VERSION}")
         if file.cell != cell:
@@ -258,13 +305,34 @@ class Store(RunFiles):
         kind = artefact_of(records[0]) if file.artefact is None else ARTEFACTS.get(file.artefact)
         if file.artefact is not None and kind is None:
             raise ValueError(f"it names an unknown kind of artefact, {file.artefact[:40]!r}")
-        if kind is None or file.status != "ok":
-            return StoredCell(cell=cell, status=file.status, records=records, artefact=kind)
-        held = self._read(self._at(kind.path(cell)))
-        if held is not None and file.digest != digest(file.records, held):
-            try:
-                check_artefact(kind, held, records)
-            except ValueError as error:
-                raise ValueError(f"{kind.path(cell)}: {error}") from error
-        with_artefact = held is not None
-        return StoredCell(cell=cell, status=file.status, records=records, artefact=kind, with_artefact=with_artefact)
+    except ValueError as error:
+        return error
+    return _OpenedCell(file=file, records=records, artefact=kind)
+
+
+def _cell_file(plain: object) -> _CellFile:
+    """The JSON object of a cell's file; its records are checked afterwards, one by one."""
+    if not isinstance(plain, dict) or not isinstance(records := plain.get("records"), list):
+        raise ValueError("it has no list of records")
+    file = made_from(_CellFile, plain | {"records": []})
+    return dataclasses.replace(file, records=records)
+
+
+def _checked(opened: _OpenedCell, held: Mapping[str, bytes | Exception | None]) -> StoredCell | Exception:
+    """A cell whose records follow from its artefact, or what is wrong with it.
+
+    Args:
+        opened: The cell.
+        held: Cell id → the content of its artefact's file, for cells that are to have one.
+    """
+    file, records, kind = opened.file, opened.records, opened.artefact
+    content = held.get(file.cell)
+    if isinstance(content, Exception):
+        return content
+    if kind is not None and content is not None and file.digest != digest(file.records, content):
+        try:
+            check_artefact(kind, content, records)
+        except ValueError as error:
+            return ValueError(f"{kind.path(file.cell)}: {error}")
+    is_there = file.cell not in held or content is not None
+    return StoredCell(cell=file.cell, status=file.status, records=records, artefact=kind, with_artefact=is_there)

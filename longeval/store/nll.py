@@ -13,7 +13,7 @@ import hashlib
 import io
 import math
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +47,9 @@ LARGEST_EXPONENT = 709.0
 
 _JOINED = "stream"
 """The protocol whose windows cross documents."""
+
+_read_array: Callable[..., npt.NDArray[Any]] = np.lib.format.read_array
+_read_header: Callable[..., Any] = np.lib.format.read_array_header_1_0
 
 _LEAST_NLL = -0.01
 """Smallest NLL accepted: 0, less the rounding of float32 arithmetic on large logits."""
@@ -187,9 +190,7 @@ def token_nll_from_bytes(content: bytes) -> TokenNll:
             if sum(item.file_size for item in file.infolist()) > _LARGEST_FILE:
                 raise ValueError(f"it unpacks to more than {_LARGEST_FILE >> 30} GiB")
             there = set(_FORMS) - (_LATER - {name.removesuffix(".npy") for name in file.namelist()})
-            parts = {name: io.BytesIO(file.read(f"{name}.npy")) for name in there}
-        read = functools.partial(np.lib.format.read_array, allow_pickle=False)
-        arrays: dict[str, npt.NDArray[Any]] = {name: read(part) for name, part in parts.items()}
+            arrays = {name: _array(file.read(f"{name}.npy")) for name in there}
     except Exception as error:  # zipfile, zlib and numpy raise a dozen kinds of errors for a damaged file
         raise ValueError(f"not a token NLL file: {reason(error)}") from error
     for name, array in arrays.items():
@@ -208,6 +209,27 @@ def token_nll_from_bytes(content: bytes) -> TokenNll:
     )
     _check_windows(nll)
     return nll
+
+
+def _array(content: bytes) -> npt.NDArray[Any]:
+    """The array of a `.npy` file; raises ValueError for any other content. Never unpickles."""
+    if content[:8] != b"\x93NUMPY\x01\x00":  # of another version of the format, which longeval does not write
+        return _read_array(io.BytesIO(content), allow_pickle=False)
+    begin = 10 + int.from_bytes(content[8:10], "little")
+    shape, is_fortran, dtype = _header(content[8:begin])
+    if is_fortran or len(shape) != 1 or len(content) - begin != shape[0] * dtype.itemsize:
+        raise ValueError("an array has another shape than its header says")
+    return np.frombuffer(content, dtype, offset=begin)
+
+
+@functools.lru_cache(maxsize=256)
+def _header(content: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether it is in Fortran's order, and dtype in the header of a `.npy` file.
+
+    Parsing takes longer than all else about a small array, and files of one run have few different headers.
+    """
+    found: tuple[tuple[int, ...], bool, np.dtype[Any]] = _read_header(io.BytesIO(content))
+    return found
 
 
 def _names(array: npt.NDArray[Any]) -> tuple[str, ...]:

@@ -52,6 +52,19 @@ def test_memory_is_bounded(monkeypatch):
     assert math.log(small.high) - math.log(small.low) == pytest.approx(2 * 1.96 * 115.5 / 20, rel=0.15)
 
 
+@pytest.mark.parametrize("budget", [1 << 21, 100])
+def test_means_are_those_of_fresh_draws_however_often_they_were_drawn_before(monkeypatch, budget):
+    monkeypatch.setattr(stats, "_INDEX_BUDGET", budget)
+    numerator, denominator = np.arange(20.0), np.linspace(1.0, 3.0, 20)
+    for seed, num_units in [(0, 20), (1, 20), (0, 12), (0, 20), (0, 12)]:
+        drawn = np.random.default_rng(seed).integers(num_units, size=(50, num_units))
+        weight = denominator[:num_units]
+        once, twice = stats.resampled_means(weight, (numerator[:num_units], 2 * weight), 50, seed)
+        expected = [sum(numerator[i] for i in draw) / sum(denominator[i] for i in draw) for draw in drawn]
+        np.testing.assert_allclose(once, expected, rtol=1e-12)
+        np.testing.assert_allclose(twice, 2.0, rtol=1e-12)
+
+
 def test_a_collapsed_model_gives_infinity_without_a_warning(recwarn):
     found = interval(units_of([800.0, 900.0, 850.0] * 3, [1.0] * 9))
     assert (found.low, found.high) == (math.inf, math.inf)

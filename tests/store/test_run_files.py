@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import errno
 import multiprocessing
 import os
@@ -9,10 +11,15 @@ import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
+import s3fs
+from test_store import PERPLEXITY, nll, record
 
-from longeval.errors import WriteError
+from longeval.errors import LongEvalError, WriteError
+from longeval.store import folder
 from longeval.store.folder import Store
+from longeval.store.nll import NLL
 
 
 @pytest.fixture(params=["local", "memory", "s3"])
@@ -161,3 +168,104 @@ def test_a_link_whose_answer_was_lost_counts_as_made(store, monkeypatch):
     monkeypatch.setattr(os, "link", twice)
     assert store.create_text("leases/a", "x") is True
     assert store.create_text("leases/a", "y") is False and store.read_text("leases/a") == "x"
+
+
+@pytest.fixture
+def few_at_once(monkeypatch):
+    monkeypatch.setattr(folder, "_AT_ONCE", 4)
+
+
+def cells_of(store, number=10):
+    names = [f"{place:04}" for place in range(number)]
+    for name in names:
+        store.save([record(name, value=PERPLEXITY)], nll())
+    return names
+
+
+def test_many_cells_are_read_as_one_by_one(place, few_at_once, caplog):
+    store = Store(place)
+    names = cells_of(store)
+    store.save([record("failed", value=None, status="failed", error="why")])
+    store.save([record("bare", value=PERPLEXITY)])
+    asked = [*names, "bare", "failed", "absent"]
+    found = Store(place).finished_among(asked)
+    assert [*found] == names and found["0007"] == Store(place).finished("0007")
+    assert [cell.cell for cell in Store(place).cells()] == sorted([*names, "bare", "failed"])
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("part", ["cells/0005.json", "nll/0005.npz"])
+@pytest.mark.parametrize("content", ["", "{}"])
+def test_of_many_cells_a_damaged_one_counts_as_absent(place, few_at_once, caplog, part, content):
+    store = Store(place)
+    names = cells_of(store)
+    store.write_text(part, content)
+    again = Store(place)
+    assert [*again.finished_among(names)] == [name for name in names if name != "0005"]
+    assert [*again.damaged] == ["0005"] and caplog.text.count("0005.json") == 1
+    assert "0005" not in {cell.cell for cell in Store(place).cells()}
+
+
+def test_a_cell_that_cannot_be_reached_is_not_taken_for_damaged(s3_bucket, monkeypatch):
+    store = Store(f"{s3_bucket}/run")
+    names = cells_of(store, 3)
+    read = type(store._fs)._cat_file
+
+    async def refused(self, path, **kwargs):
+        if "0001" in path:
+            raise PermissionError("Access Denied")
+        return await read(self, path, **kwargs)
+
+    monkeypatch.setattr(type(store._fs), "_cat_file", refused)
+    with pytest.raises(LongEvalError, match="Access Denied"):
+        store.finished_among(names)
+    assert not store.damaged
+
+
+def test_cells_of_s3_are_asked_for_together(s3_bucket, monkeypatch):
+    names = cells_of(Store(f"{s3_bucket}/run"), 20)
+    store = Store(f"{s3_bucket}/run")
+    read = type(store._fs)._cat_file
+    under_way = most = 0
+
+    async def slow(self, path, **kwargs):
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        await asyncio.sleep(0.02)
+        content = await read(self, path, **kwargs)
+        under_way -= 1
+        return content
+
+    monkeypatch.setattr(type(store._fs), "_cat_file", slow)
+    assert len(store.finished_among(names)) == 20
+    assert most >= 10
+
+
+def test_what_another_process_puts_into_s3_is_seen(s3_bucket):
+    store = Store(f"{s3_bucket}/run")
+    store.write_text("leases/a", "x")
+    assert store.names("leases") == ["a"] and not store.has("leases/b")
+    other = s3fs.S3FileSystem(skip_instance_cache=True)  # the client of another process has a cache of its own
+    other.pipe_file(f"{s3_bucket}/run/leases/b", b"y")
+    assert store.names("leases") == ["a", "b"] and store.has("leases/b")
+
+
+def test_a_report_asks_s3_for_each_artefact_once(s3_bucket, monkeypatch):
+    (name, *others) = cells_of(Store(f"{s3_bucket}/run"), 3)
+    store = Store(f"{s3_bucket}/run")
+    read, asked = type(store._fs)._cat_file, []
+
+    async def counted(self, path, **kwargs):
+        asked.append(path)
+        return await read(self, path, **kwargs)
+
+    monkeypatch.setattr(type(store._fs), "_cat_file", counted)
+    monkeypatch.setattr(folder, "_MOST_KEPT", 2 * len(NLL.encode(nll())))
+    assert len([*store.cells(keep_artefacts=True)]) == 3 and len(asked) == 6
+    for cell in (name, *others):
+        np.testing.assert_array_equal(store.nll(cell).nll_S, nll().nll_S)
+    assert [path.rsplit("/", 1)[-1] for path in asked[6:]] == [f"{others[-1]}.npz"]
+    changed = dataclasses.replace(nll(), nll_S=nll().nll_S[::-1])
+    store.save([record(name, value=PERPLEXITY)], changed)
+    np.testing.assert_array_equal(store.nll(name).nll_S, changed.nll_S)
