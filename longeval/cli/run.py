@@ -115,7 +115,8 @@ def carry_out(
         _show_summaries(studies, {spec.command for spec in specs}, [*found.values()])
         for line in dict.fromkeys(study.report_command for study in studies.values()):
             show("")
-            show(f"For a report: {line} {shlex.quote(store.path)}")
+            where = "" if store.is_local else " --out report.md"
+            show(f"For a report: {line} {shlex.quote(store.path)}{where}")
     failed = len({record.cell for record in records if record.status == "failed"})
     if failed:
         say(f"{count(failed, 'cell')} failed; the records say why")
