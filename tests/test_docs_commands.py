@@ -56,6 +56,7 @@ AS_RUN = {
     "rope --model smollm2-135m-q4 none,resonance --factor 2": "rope --model tiny none,resonance --factor 2",
     "report RUN --out report.md": "report runs/mine --out report.md",
     "run RUN --show 3": "run runs/mine --show 3",
+    "status RUN": "status runs/mine",
     # The geometry that stands for "…".
     "rope resonance …": f"rope resonance {GEOMETRY}",
     "rope abf …": f"rope abf {GEOMETRY}",

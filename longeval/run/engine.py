@@ -79,13 +79,15 @@ def run(
     for note in plan.stored_notes(store, stored):
         progress.note(note)
     left = plan.left(stored)
-    keeper = _Keeper(plan=plan, store=store, progress=progress, fresh=fresh, under_way=under_way or bool(stored))
     load = load or backend_of(plan.request)
     reused, notes = find_reusable(plan, left, store, fresh=fresh)
     for note in notes:
         progress.note(note)
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     leases = Leases(store, progress.note, fresh=fresh, all_or_none=launched > 1, seconds_left=progress.seconds_left)
+    keeper = _Keeper(
+        plan=plan, store=store, progress=progress, leases=leases, fresh=fresh, under_way=under_way or bool(stored)
+    )
     host = Host(
         store=store,
         progress=progress,
@@ -94,6 +96,7 @@ def run(
         reused=reused,
         before_write=keeper.begin,
         claim=leases.claim,
+        alone=leases.alone,
         num_workers=leases.set_workers,
     )
     costs = [cost for work in left for cost in work.costs(host)]
@@ -107,10 +110,10 @@ def run(
                 leases.release(outcome.cell)
                 told(outcome)
             left = leases.wait()
+        keeper.begin()
     finally:
         host.close()
         leases.close()
-    keeper.begin()
     records = stored | leases.found | keeper.records
     return RunResult(
         records=(*(record for cell in plan.cells for record in records[cell.id]), *keeper.derived(records)),
@@ -127,6 +130,7 @@ class _Keeper:
     plan: Plan
     store: Store
     progress: Progress
+    leases: Leases
     fresh: bool
     under_way: bool
     """Whether results exist already, so that errors of a model only fail its cells."""
@@ -144,10 +148,11 @@ class _Keeper:
         self.under_way = True
         if not self._begun or not self.store.is_run_folder():
             main = self.plan.parent or self.plan
-            remember_request(self.store, main.request, main.planned())
-            self.store.remember_plan(self.plan.planned())
+            with self.leases.alone("plan"):  # other commands add their requests to the same files
+                remember_request(self.store, main.request, main.planned())
+                self.store.remember_plan(self.plan.planned())
         if self.fresh and not self._begun:
-            self.plan.clear(self.store)
+            self.plan.clear(self.store, self.leases.busy({cell.id for cell in self.plan.cells}))
         self._begun = True
 
     def keep(self, outcome: Outcome) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -110,6 +111,8 @@ class Host:
     """Work calls it before it writes a file other than a cell's into the run folder."""
     claim: Callable[[Work], Work | None] = lambda work: work
     """The part of some work that this process may compute now (`run.leases`). Executors call it before they start."""
+    alone: Callable[[str], AbstractContextManager[object]] = lambda what: nullcontext()
+    """Keeps other processes out of a block of the same name, such as the training that several works need."""
     num_workers: Callable[[int], None] = lambda number: None
     """Executors with other processes say here how many of them compute."""
     device: str = ""

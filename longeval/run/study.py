@@ -150,8 +150,13 @@ class Plan:
         """Records that are derived from those of the cells (by cell id), such as averages of groups."""
         return []
 
-    def clear(self, store: Store) -> None:
-        """Removes files of an earlier run that `--fresh` must not use. Called before the first file is written."""
+    def clear(self, store: Store, busy: Container[str]) -> None:
+        """Removes files of an earlier run that `--fresh` must not use. Called before the first file is written.
+
+        Args:
+            store: The run folder.
+            busy: Ids of cells that another command computes now; their files stay.
+        """
 
     def overview(self, host: Host, left: Sequence[Work], stored: Container[str]) -> Overview:
         """The content of a dry run: the cells, and the cost of the remaining work."""

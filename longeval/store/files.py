@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import stat
 import threading
 import time
 import uuid
@@ -55,6 +56,7 @@ class RunFiles:
                 "Install its fsspec package (for s3:// `pip install 'longeval-rope[s3]'`) or use a local folder.",
             ) from error
         self._is_local = isinstance(self._fs, LocalFileSystem)
+        self._made = _missing(self._root) if self._is_local else []
         if not self._is_local:
             with self._reaching():
                 _answered(lambda: self._fs.exists(self._root))
@@ -196,10 +198,12 @@ class RunFiles:
     def remove_empty(self, *folders: str) -> None:
         """Removes those of these sub-folders that are empty, and then the run folder itself if it is.
 
+        Of the folders above it, those are removed too that are empty and were not there when this object was made.
+
         Object storage has no folders, so nothing happens there.
         """
         if self._is_local and not self._read_only:
-            for path in (*map(self._at, folders), self._root):
+            for path in (*map(self._at, folders), self._root, *self._made):
                 with contextlib.suppress(OSError):
                     os.rmdir(path)
 
@@ -299,9 +303,11 @@ def _answered(ask: Callable[[], object]) -> None:
 
 
 def _read_local(path: str, largest: int | None) -> bytes | None:
-    if not os.path.isfile(path):
-        if not os.path.exists(path):
-            return None
+    try:
+        mode = os.stat(path).st_mode  # one look, since another process may make or remove the file between two
+    except (OSError, ValueError):
+        return None
+    if not stat.S_ISREG(mode):
         raise IsADirectoryError(21, "it is not a file", path)
     try:
         with open(path, "rb") as file:
@@ -333,6 +339,16 @@ def _is_of_file(error: Exception) -> bool:
     """Whether an error of object storage says something of one file: absent, a folder, or empty (no valid range)."""
     absent = isinstance(error, FileNotFoundError | IsADirectoryError)
     return absent or (isinstance(error, OSError) and error.errno == errno.EINVAL)
+
+
+def _missing(root: str) -> list[str]:
+    """The folders above a local run folder that don't exist, from the inside out."""
+    missing = []
+    above = os.path.dirname(os.path.abspath(root))
+    while not os.path.lexists(above):
+        missing.append(above)
+        above = os.path.dirname(above)
+    return missing
 
 
 def _folders() -> tuple[str, ...]:

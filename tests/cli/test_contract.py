@@ -58,6 +58,7 @@ OPTIONS = {
     "run": "--pe --out --trust-remote-code --json --dry-run --fresh "
     "--executor --workers --gpus-per-worker --track --show "
     "--quiet -q --verbose -v",
+    "status": "--watch --json",
     "report": "--out --json --title --preface --published --quiet -q",
     "rope": "--model --head-dim --theta --native --factor --length --pe-arg --scale-from --revision "
     "--trust-remote-code --json --plot --list",
@@ -80,6 +81,7 @@ REQUIRED = {
     "posgen train": set(),
     "posgen table": {"runs"},
     "run": {"file"},
+    "status": {"run"},
     "report": {"runs"},
     "rope": set(),
     "export": {"--model", "--pe", "--out"},

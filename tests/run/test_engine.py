@@ -169,7 +169,7 @@ def test_a_fresh_start_clears_once_and_before_the_first_file(store):
     seen = []
 
     class Cleared(Plan):
-        def clear(self, store):
+        def clear(self, store, busy):
             seen.append(sorted(found.cell for found in store.cells()))
 
     plan = plan_of(CountedWork(TWO), kind=Cleared)

@@ -88,9 +88,11 @@ class FinetunePlan(Plan):
                     "Choose another --out, or remove that folder to train the model again.",
                 )
 
-    def clear(self, store: Store) -> None:
+    def clear(self, store: Store, busy: Container[str]) -> None:
         """See `Plan`. Removes models and checkpoints of these trainings."""
         for training in self.trainings:
+            if training.cell.id in busy:
+                continue
             for part in (training.saved_as, f"adapters/{training.name}", f"checkpoints/{training.id}"):
                 shutil.rmtree(store.local_path(part), ignore_errors=True)
 

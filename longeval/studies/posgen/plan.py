@@ -61,14 +61,15 @@ class PosGenPlan(Plan):
         """All trainings, in the order in which they are made."""
         return [work.training for work in self.work]
 
-    def clear(self, store: Store) -> None:
+    def clear(self, store: Store, busy: Container[str]) -> None:
         """Removes all weights and checkpoints of an earlier run.
 
         It removes all of them at once, so that a fresh start that is killed goes on from its own files alone.
         """
-        for training in self.trainings:
-            for kind in get_args(TrainingFile):
-                store.remove_training(kind, training.id)
+        for work in self.work:
+            if not any(cell.id in busy for cell in work.cells):
+                for kind in get_args(TrainingFile):
+                    store.remove_training(kind, work.training.id)
 
     def overview(self, host: Host, left: Sequence[Work], stored: Container[str]) -> Overview:
         """See `Plan`."""

@@ -212,17 +212,19 @@ class _Trainer:
     def state(self, data: PosGenData) -> TrainState:
         """The last state of the training, on the CPU: stored, or trained now and then stored.
 
-        Diverged states (`TrainState.failure`) are returned too, but not stored.
+        Diverged states (`TrainState.failure`) are returned too, but not stored. Other commands may have other cells
+        of the same training.
         """
-        state = self._stored("weights")
-        if state is not None:
+        with self._host.alone(self._training.id):
+            state = self._stored("weights")
+            if state is not None:
+                return state
+            content = to_bytes(self._train(data), moments=False)
+            state = from_bytes(content)
+            if state.failure() is None:
+                self._save("weights", content)
+            self._host.store.remove_training("checkpoints", self._training.id)
             return state
-        content = to_bytes(self._train(data), moments=False)
-        state = from_bytes(content)
-        if state.failure() is None:
-            self._save("weights", content)
-        self._host.store.remove_training("checkpoints", self._training.id)
-        return state
 
     def begun(self) -> TrainState:
         """The state to go on from: the checkpoint, or the initial state where there is none."""
