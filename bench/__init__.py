@@ -9,5 +9,6 @@ machines, ratios nearly do. Nothing here is part of the test suite's verdict: no
     measure.py   tokens/s, curve/longest, sliding windows
     sharing.py   choices and questions with and without a shared key/value cache
     peak.py      peak memory and start-up, each in a process of its own
+    scale.py     several workers: overhead of a unit of work, schedules and their simulation; studies/ is work for it
     show.py      tables, and what each number means
 """

@@ -103,6 +103,7 @@ def measure(request: Request) -> tuple[Results, str]:
     from bench.measure import measure_curve, measure_sliding, measure_throughput
     from bench.peak import peak_in_own_process
     from bench.posgen import measure_stepping
+    from bench.scale import measure_overheads
     from bench.sharing import measure_sharing
     from bench.show import Results
     from bench.subject import open_ours, open_plain, open_text, serve_shipped
@@ -144,7 +145,7 @@ def measure(request: Request) -> tuple[Results, str]:
         del backend
     assert own is not None
     curve, sliding, sharing, batches, engines = own
-    say("PosGen: training steps of one seed")
+    say("PosGen: training steps of one seed; then units of work that do nothing, in this process and with Ray")
     results = Results(
         throughputs=throughputs,
         curve=curve,
@@ -154,6 +155,7 @@ def measure(request: Request) -> tuple[Results, str]:
         engines=engines,
         peaks=peaks,
         stepping=list(measure_stepping(request.device, request.repeats)),
+        overheads=measure_overheads(),
     )
     return results, device_name
 
@@ -199,6 +201,7 @@ def raw_numbers(request: Request, results: Results, device_name: str, elapsed_s:
             dataclasses.asdict(part) | {"steps_per_s": part.steps_per_s, "of_floor": part.of_floor}
             for part in results.stepping
         ],
+        "overheads": [dataclasses.asdict(part) | {"ratio": part.ratio} for part in results.overheads],
         "peak": [dataclasses.asdict(peak) | {"extra_bytes": peak.extra_bytes} for peak in results.peaks],
         "elapsed_s": elapsed_s,
         "provenance": dataclasses.asdict(provenance(device_name)),

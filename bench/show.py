@@ -11,6 +11,7 @@ from bench.engines import NEW_TOKENS, NUM_PROMPTS, Engines
 from bench.measure import CURVE_LIMIT, Curve, Sliding, Throughput
 from bench.peak import Peak
 from bench.posgen import Stepping
+from bench.scale import OVERHEAD_LIMIT_S, Overhead
 from bench.sharing import CHOICE_TOKENS, NUM_CHOICES, Sharing
 from longeval.values import format_length
 
@@ -35,6 +36,8 @@ class Results:
     """Empty where vLLM isn't installed."""
     peaks: Sequence[Peak]
     stepping: Sequence[Stepping]
+    overheads: Sequence[Overhead]
+    """Empty where Ray isn't installed."""
 
 
 def show(results: Results, console: Console) -> None:
@@ -46,6 +49,7 @@ def show(results: Results, console: Console) -> None:
         (batches_table(results.batches), batches_meaning(results.batches)),
         (engines_table(results.engines), engines_meaning(results.engines)),
         (stepping_table(results.stepping), stepping_meaning(results.stepping)),
+        (overheads_table(results.overheads), overheads_meaning(results.overheads)),
         (peak_table(results.peaks), peak_meaning(results.peaks)),
         (start_table(results.peaks), "Once per command, in a fresh process with the model in the cache."),
     )
@@ -222,6 +226,29 @@ def stepping_meaning(rows: Sequence[Stepping]) -> str:
         for row in rows
     )
     return "\n".join(lines)
+
+
+def overheads_table(rows: Sequence[Overhead]) -> Table:
+    """What executors take for a unit of work that does nothing."""
+    table = _table("Seconds per unit of work that does nothing", ())
+    for column in ("units", "workers", "this process", "Ray", "Ray / this process", "first cell"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        seconds = (_number(value, ".4f", " s") for value in (row.local_s, row.ray_s))
+        numbers = (str(row.units), str(row.workers), *seconds)
+        table.add_row(*numbers, _number(row.ratio, ".1f", "×"), _number(row.start_s, ".1f", " s"))
+    return table
+
+
+def overheads_meaning(rows: Sequence[Overhead]) -> str:
+    """Whether Ray's overhead keeps to its limit."""
+    if not rows:
+        return "Ray isn't installed here: pip install 'longeval-rope[ray]'."
+    most = max(row.ray_s for row in rows)
+    return (
+        f"From lease to stored record, with Ray {most:.4f} s; the limit of {OVERHEAD_LIMIT_S} s "
+        f"{'holds' if most < OVERHEAD_LIMIT_S else 'is BROKEN'}. First cell: Ray and its first worker have started."
+    )
 
 
 def peak_table(peaks: Sequence[Peak]) -> Table:

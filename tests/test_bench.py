@@ -17,6 +17,7 @@ from bench.measure import Curve, carry_out, measure_curve, measure_sliding, meas
 from bench.peak import Peak, peak_in_own_process, peak_of
 from bench.posgen import Stepping, measure_stepping, stepping
 from bench.run import check_json_path, make_request, measure, raw_numbers
+from bench.scale import Overhead
 from bench.sharing import NUM_CHOICES, NUM_QUESTIONS, measure_sharing
 from bench.show import Results, curve_verdict, show
 from bench.subject import Request, open_ours, open_plain, open_text, serve_shipped
@@ -37,6 +38,12 @@ def request_(tiny_llama):
 def no_vllm(monkeypatch):
     """Its engine doesn't take heads as small as these, and would take half a minute to start."""
     monkeypatch.setattr("bench.engines.vllm_installed", lambda: False)
+
+
+@pytest.fixture(autouse=True)
+def no_ray(monkeypatch):
+    """`test_scale.py` starts it."""
+    monkeypatch.setattr("bench.scale.installed", lambda: False)
 
 
 @pytest.fixture(scope="module")
@@ -221,6 +228,7 @@ def test_tables_and_raw_numbers(request_, text, backend, monkeypatch):
             Peak(which="plain", loaded_bytes=100 * 2**20, peak_bytes=300 * 2**20, **peak),
         ],
         stepping=[steps_of_a_seed()],
+        overheads=[Overhead(units=200, workers=2, local_s=0.004, ray_s=0.01, start_s=12.0)],
     )
     console = Console(width=110, file=io.StringIO(), record=True)
     show(results, console)
@@ -236,6 +244,7 @@ def test_tables_and_raw_numbers(request_, text, backend, monkeypatch):
         "2.00",
         "40 %",
         "3.0 GFLOP a step",
+        "with Ray 0.0100 s; the limit of 0.2 s holds",
         "8 of 8 answers are equal",
         "log-probabilities differ by 0.0e+00",
     ):
@@ -253,6 +262,7 @@ def test_tables_and_raw_numbers(request_, text, backend, monkeypatch):
     assert engines == [("ppl", 96, 2), ("tasks", 24, 2)]
     (steps,) = numbers["stepping"]
     assert (steps["steps_per_s"], steps["of_floor"], steps["side"]["seconds"]) == (2.0, 0.4, [5.0, 5.0])
+    assert [(row["workers"], row["ratio"]) for row in numbers["overheads"]] == [(2, 2.5)]
     assert numbers["peak"][1]["extra_bytes"] == 200 * 2**20
     assert "torch" in numbers["provenance"]["versions"]
 

@@ -99,6 +99,12 @@ AS_RUN = {
     "posgen table runs/posgen --out reports/posgen.md": "posgen table runs/smoke --out reports/posgen.md",
     "posgen table RUN…": "posgen table runs/smoke",
     "report --published": "report runs/mine --published",
+    # Ray is not started: tests/test_slurm.py and tests/run/cluster do that.
+    "ppl --model llama2-7b --pe all --lengths 4k,8k,16k,32k --out runs/study --workers 8": (
+        f"ppl --model tiny --pe all {TINY_PPL} --out runs/study --workers 8 --dry-run"
+    ),
+    "run spec.yaml --out /shared/runs/study --executor ray": "run runs/mine --out runs/again --executor ray --dry-run",
+    "run spec.yaml --out s3://bucket/study --executor ray": "run runs/mine --out runs/stored --executor ray --dry-run",
 }
 """A command of the pages → what is run in its place."""
 

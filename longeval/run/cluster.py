@@ -84,6 +84,9 @@ def ray_cluster(
     address = os.environ.get("RAY_ADDRESS") if join else None
     if address:
         _check_address(address)
+        if os.environ.get("RAY_AUTH_TOKEN") or os.path.exists(os.path.expanduser("~/.ray/auth_token")):
+            # Ray sends the token only where this says so. A cluster that asks for none takes it too.
+            os.environ.setdefault("RAY_AUTH_MODE", "token")
     # It would print what happens to workers to stdout, which is for results. It has no public switch for that.
     ray._private.worker._worker_logs_enabled = False
     with _signals_kept():
@@ -99,9 +102,12 @@ def ray_cluster(
                     num_cpus=max(workers or 1, os.cpu_count() or 1),
                     object_store_memory=OBJECT_STORE_BYTES,
                 )
-        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        except (RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
             where = f"RAY_ADDRESS {address}: can't be joined" if address else "Ray can't start on this machine"
-            raise LongEvalError(f"{where} ({reason(error)})", "See that the cluster runs: ray status.") from error
+            raise LongEvalError(
+                f"{where} ({reason(error)})",
+                "See that the cluster runs, and that this machine has its token: ray status.",
+            ) from error
     try:
         nodes = tuple(_nodes())
         _check_gpus(nodes, gpus_per_worker)

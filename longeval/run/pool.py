@@ -177,7 +177,7 @@ class RayExecutor:
             )
         if host.store.is_run_folder():
             host.before_write()  # workers may write files of trainings before the first cell is finished
-        rooms = functools.partial(room_of, plan.request, self._cluster, host=host)
+        rooms = functools.partial(room_of, plan.request, self._cluster, host=host, units=len(work))
         units = [Unit(work=one, cost=sum(one.costs(host)), room=rooms(one)) for one in work]
         pool = _Pool(self._cluster, self._kind, plan, units, host)
         try:
@@ -372,12 +372,20 @@ def _tell(board: Any, name: str, told: Sequence[Told]) -> None:
     board.tell.remote(name, told)
 
 
-def room_of(request: Any, cluster: Cluster, work: Work, host: Host) -> Room:
+def room_of(request: Any, cluster: Cluster, work: Work, host: Host, units: int) -> Room:
     """What a worker needs for some work of a request.
 
     Without GPUs a worker gets the processors of a machine, or its part of them if there are several workers. With GPUs
     it gets as many as `--gpus-per-worker` says or as its engine is split over; else one, or a part of one where the
-    estimated memory of several such cells fits into it.
+    estimated memory of several such cells fits into it, and where there are more workers than GPUs: Ray fills one GPU
+    before it takes the next.
+
+    Args:
+        request: The request.
+        cluster: Where it is carried out.
+        work: Some of its work.
+        host: The process that gives orders.
+        units: How many units of work there are.
     """
     nodes = [node for node in cluster.nodes if node.gpus] or list(cluster.nodes)
     memory = work.memory(host)
@@ -390,6 +398,9 @@ def room_of(request: Any, cluster: Cluster, work: Work, host: Host) -> Room:
         gpus = cluster.gpus_per_worker
     else:
         gpus = _gpus(request, memory, min((node.gpu_memory or 0 for node in nodes), default=0))
+        if gpus < 1:
+            number = min(units, cluster.workers or units)
+            gpus = max(gpus, min(1.0, sum(node.gpus for node in nodes) / number))
     cpus = min(node.cpus / node.gpus for node in nodes) * gpus
     return Room(cpus=max(1.0, math.floor(cpus)) if gpus >= 1 else max(0.1, round(cpus, 2)), gpus=gpus, memory=0)
 

@@ -16,10 +16,10 @@ CPU_NODE = Node(id="a", name="a", cpus=16, gpus=0, memory=64 * GIB)
 GPU_NODE = Node(id="b", name="b", cpus=64, gpus=8, memory=500 * GIB, gpu_memory=80 * GIB)
 
 
-def room(nodes, memory, *, workers=None, gpus_per_worker=None, **request):
+def room(nodes, memory, *, workers=None, gpus_per_worker=None, units=1000, **request):
     asked = PplRequest(model=("m",), pe=("none",), lengths=(8,), **request)
     cluster = Cluster(nodes=tuple(nodes), workers=workers, gpus_per_worker=gpus_per_worker)
-    return room_of(asked, cluster, SimpleNamespace(memory=lambda host: memory), host=None)
+    return room_of(asked, cluster, SimpleNamespace(memory=lambda host: memory), host=None, units=units)
 
 
 def test_without_gpus_a_worker_has_the_processors_of_a_machine_or_its_part_of_them():
@@ -35,6 +35,15 @@ def test_without_gpus_a_worker_has_the_processors_of_a_machine_or_its_part_of_th
 )
 def test_cells_share_a_gpu_where_several_fit_into_nine_tenths_of_it(gib, share):
     assert room([GPU_NODE], gib * GIB).gpus == pytest.approx(share)
+
+
+@pytest.mark.parametrize(
+    ("workers", "units", "share"),
+    [(8, 1000, 1.0), (16, 1000, 1 / 2), (None, 5, 1.0), (None, 32, 1 / 4), (99, 99, 1 / 8)],
+)
+def test_workers_that_need_little_are_spread_over_all_gpus(workers, units, share):
+    """Ray fills one GPU before it takes the next."""
+    assert room([GPU_NODE], 2 * GIB, workers=workers, units=units).gpus == pytest.approx(share)
 
 
 def test_gpus_as_asked_as_the_engine_splits_or_as_weights_need():
