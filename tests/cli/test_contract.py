@@ -58,7 +58,7 @@ OPTIONS = {
     "run": "--pe --out --trust-remote-code --json --dry-run --fresh "
     "--executor --workers --gpus-per-worker --track --show "
     "--quiet -q --verbose -v",
-    "report": "--out --json --title --preface --published --quiet -q",
+    "report": "--out --json --title --preface --published --pairs --quiet -q",
     "rope": "--model --head-dim --theta --native --factor --length --pe-arg --scale-from --revision "
     "--trust-remote-code --json --plot --list",
     "export": "--model --pe --out --factor --native --pe-arg --scale-from --layers --revision --adapter --quiet -q",
