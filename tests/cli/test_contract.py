@@ -59,6 +59,7 @@ OPTIONS = {
     "--executor --workers --gpus-per-worker --track --show "
     "--quiet -q --verbose -v",
     "report": "--out --json --title --preface --published --pairs --quiet -q",
+    "diff": "--json --out",
     "rope": "--model --head-dim --theta --native --factor --length --pe-arg --scale-from --revision "
     "--trust-remote-code --json --plot --list",
     "export": "--model --pe --out --factor --native --pe-arg --scale-from --layers --revision --adapter --quiet -q",
@@ -81,6 +82,7 @@ REQUIRED = {
     "posgen table": {"runs"},
     "run": {"file"},
     "report": {"runs"},
+    "diff": {"run_a", "run_b"},
     "rope": set(),
     "export": {"--model", "--pe", "--out"},
     "models": set(),
