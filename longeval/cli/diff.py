@@ -65,6 +65,7 @@ def diff(
         show("")
         screen.print(terminal_table(table))
     show("")
-    for said in dict.fromkeys(without_style(table.caption).removeprefix(f"{table.title}. ") for table in values):
+    captions = (without_style(table.caption).removeprefix(f"{table.title}.").strip() for table in values)
+    for said in dict.fromkeys(filter(None, captions)):
         show(said)
     show(counts_text(found))

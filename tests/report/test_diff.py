@@ -4,6 +4,8 @@ import dataclasses
 import json
 import math
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -203,3 +205,14 @@ def test_two_seeds_of_a_task(folder, monkeypatch, capsys):
     assert change.compared.why_not == "no sample had the same prompt in both"
     (same,) = diff_runs("seed0", "seed0").cells
     assert (same.compared.shared, same.compared.num_different, same.compared.difference) == (2, 0, 0.0)
+
+
+def test_it_imports_no_engine(tmp_path):
+    run = make_run(tmp_path / "a", [ppl_cell("none", make_tokens(2.0))])
+    code = (
+        "import sys; from longeval.cli.app import run_app\n"
+        "assert run_app(['diff', sys.argv[1], sys.argv[1]]) == 0\n"
+        "print(*{'torch', 'transformers', 'matplotlib', 'scipy', 'pandas'} & {*sys.modules})"
+    )
+    answer = subprocess.run([sys.executable, "-c", code, run], capture_output=True, text=True, check=True)
+    assert answer.stdout.splitlines()[-1] == ""
