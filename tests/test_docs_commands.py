@@ -55,6 +55,9 @@ AS_RUN = {
     ),
     "rope --model smollm2-135m-q4 none,resonance --factor 2": "rope --model tiny none,resonance --factor 2",
     "report RUN --out report.md": "report runs/mine --out report.md",
+    "report RUN --pairs none:yarn,yarn:resonance_yarn": "report runs/mine runs/other --pairs none:yarn",
+    "diff RUN_A RUN_B": "diff runs/mine runs/mine",
+    "diff runs/mine runs/other": "diff runs/mine runs/mine",  # they have no method in common
     "run RUN --show 3": "run runs/mine --show 3",
     "status RUN": "status runs/mine",
     # The geometry that stands for "…".

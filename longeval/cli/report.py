@@ -39,6 +39,14 @@ def report(
     published: Annotated[
         bool, typer.Option("--published", help="Add published numbers on the same tasks and data, with what differs.")
     ] = False,
+    pairs: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A:B[,A:B…]",
+            help="Rows to compare on the same tokens or samples: none:yarn, MODEL/yarn:MODEL/yarn, none@hf:none@vllm.",
+            show_default="each method with its resonance form",
+        ),
+    ] = None,
     quiet: QuietFiles = False,
 ) -> None:
     """Make tables, curves and intervals from run folders, ready for a paper.
@@ -51,11 +59,23 @@ def report(
 
     longeval report runs --out reports/all.md
 
+    longeval report runs/demo --pairs none:yarn,yarn:ntk
+
     longeval report runs/demo runs/yarn --out reports/demo.md
 
     longeval report runs/demo --title "YaRN on our model" --preface notes.md --json records.json
     """
-    write(runs, "longeval report", out=out, json=json, title=title, preface=preface, published=published, quiet=quiet)
+    write(
+        runs,
+        "longeval report",
+        out=out,
+        json=json,
+        title=title,
+        preface=preface,
+        published=published,
+        pairs=pairs,
+        quiet=quiet,
+    )
 
 
 def write(
@@ -67,6 +87,7 @@ def write(
     title: str | None,
     preface: str | None,
     published: bool = False,
+    pairs: str | None = None,
     quiet: bool,
 ) -> None:
     """Writes a report, and tells its notes, its files, and its records where standard output is to have them.
@@ -79,13 +100,15 @@ def write(
         title: `--title`.
         preface: `--preface`.
         published: `--published`.
+        pairs: `--pairs`.
         quiet: `--quiet`.
     """
     from longeval.report.build import write_report
     from longeval.report.document import Preface
     from longeval.report.formats.json import records_json
+    from longeval.values import split_list
 
-    given = {"--out": out, "--title": title, "--preface": preface, "--json": json}
+    given = {"--out": out, "--title": title, "--preface": preface, "--json": json, "--pairs": pairs}
     flags = ["--published"] if published else []
     flags += [part for flag, value in given.items() if value is not None for part in (flag, value)]
     written = write_report(
@@ -95,6 +118,7 @@ def write(
         json_path=None if json == "-" else json,
         command=shlex.join([*command.split(), *runs, *flags]),
         published=published,
+        pairs=() if pairs is None else split_list(pairs, flag="--pairs"),
         preface=Preface(title=title or "", text="" if preface is None else read_preface(preface)),
     )
     for note in written.notes:

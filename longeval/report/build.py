@@ -6,6 +6,7 @@ A report is written whole or not at all: every file is written beside its name, 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import glob
 import os
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
@@ -33,6 +34,7 @@ from longeval.report.facts import provenance_facts, repeat_blocks, unique
 from longeval.report.formats import formats
 from longeval.report.formats.csv import csv_text
 from longeval.report.numbers import counted
+from longeval.report.pairs import DATA_NAME, RowSet, pairs_section
 from longeval.report.tables import is_group
 from longeval.store.losses import LOSSES
 from longeval.store.records import Record
@@ -61,6 +63,8 @@ class StudyReport:
     """Patterns of its figures' names without suffix (`score-*`), by which those of an earlier report are found."""
     data: tuple[str, ...] = ()
     """Names of its data's files, by which those of an earlier report are found."""
+    row_sets: Callable[[Collection], Sequence[RowSet]] = lambda _: ()
+    """Tables whose rows `--pairs` may compare."""
     across: str = ""
     """What the columns of its tables are, as the end of the title: `context length`."""
     introduction: str = ""
@@ -97,6 +101,7 @@ def write_report(
     command: str | None = None,
     preface: Preface | None = None,
     published: bool = False,
+    pairs: Sequence[str] = (),
 ) -> WrittenReport:
     """Writes the report of one or several run folders; files of an earlier report are overwritten.
 
@@ -110,14 +115,16 @@ def write_report(
         command: The command line, for the report's own provenance.
         preface: A title and text of the author's own.
         published: Add a section of numbers from papers about the same tasks and data.
+        pairs: Pairs of rows to compare, in place of each method with its resonance form (`report.pairs`).
 
     Raises:
-        LongEvalError: No run folder, no cells, or a place that can't be written. Nothing has been written then.
+        LongEvalError: No run folder, no cells, a pair that isn't there, or a place that can't be written. Nothing has
+            been written then.
     """
     markdown_file = markdown_path(runs, out, f"{studies[0].name}.md")
     if json_path is not None and os.path.isdir(json_path):
         raise LongEvalError(f"--json {json_path}: is a folder", "Name a file, or - for standard output.")
-    collection = collect(runs, studies[0].command)
+    collection = dataclasses.replace(collect(runs, studies[0].command), pairs=tuple(pairs))
     stem = markdown_file.removesuffix(".md")
     base = os.path.basename(stem)
     known = formats()
@@ -137,7 +144,9 @@ def write_report(
     if json_path is not None and os.path.abspath(json_path) not in map(os.path.abspath, files):
         files[json_path], flags[json_path] = files[f"{stem}.json"], "--json"
     _write_all(files, flags)
-    _remove_stale(f"{stem}_files", files, [pattern for study in studies for pattern in study.own_files])
+    _remove_stale(
+        f"{stem}_files", files, [f"{DATA_NAME}.csv", *(name for study in studies for name in study.own_files)]
+    )
     return WrittenReport(files=tuple(files), records=document.records, notes=collection.notes)
 
 
@@ -166,6 +175,10 @@ def build_document(
     speaking = [study for study, own in found if own]
     sections = [section for _, own in found for section in own]
     notes = [*collection.notes, *_told_apart(sections), *_undrawn(sections)]
+    if collection.pairs:
+        sections.append(
+            pairs_section(collection.pairs, [rows for study in studies for rows in study.row_sets(collection)])
+        )
     if published:
         sections.append(_published_section(sections))
     repeat = Section(title="How to repeat it", blocks=tuple(repeat_blocks(collection, command)))

@@ -70,6 +70,8 @@ class Collection:
     """Ids of cells that tables leave out, since newer ones differ from them in the program's version alone."""
     stores: dict[str, Store]
     """Cell id to the run folder that it was taken from."""
+    pairs: tuple[str, ...] = ()
+    """Pairs of rows that are compared in place of each method with its resonance form."""
     planned: tuple[PlannedRequest, ...] = ()
     """The requests that were made of the folders, as far as their plans are stored."""
     read_samples: dict[str, tuple[Sample, ...] | None] = field(default_factory=dict)
@@ -101,12 +103,13 @@ class Collection:
         return self.read_samples[cell]
 
 
-def collect(paths: Sequence[str], command: str = LONGEVAL_REPORT) -> Collection:
+def collect(paths: Sequence[str], command: str | None = LONGEVAL_REPORT) -> Collection:
     """Reads run folders.
 
     Args:
         paths: Run folders or fsspec URLs, or local folders of run folders; one named twice is read once.
         command: The command that makes the report. Cells that another one shows are counted and left out.
+            None: all cells are wanted.
 
     Raises:
         LongEvalError: One is no run folder, or none has a whole cell for this command.
@@ -119,7 +122,7 @@ def collect(paths: Sequence[str], command: str = LONGEVAL_REPORT) -> Collection:
     for store in stores:
         for cell in store.cells(keep_artefacts=True):
             shown_by = report_command(cell.records[0])
-            if shown_by != command:
+            if shown_by != (command or shown_by):
                 others.setdefault(shown_by, []).append(store.path)
             elif cell.cell not in kept:
                 kept[cell.cell] = cell, store
@@ -208,7 +211,7 @@ def _outcome(cell: StoredCell) -> str:
 
 
 def _nothing(
-    paths: Sequence[str], command: str, stores: Sequence[Store], others: Mapping[str, Sequence[str]]
+    paths: Sequence[str], command: str | None, stores: Sequence[Store], others: Mapping[str, Sequence[str]]
 ) -> LongEvalError:
     """The error for folders without a cell that this command shows."""
     named = ", ".join(paths)
@@ -259,12 +262,16 @@ def _run_folders(stores: Sequence[Store]) -> tuple[tuple[RunFolder, ...], list[s
     return tuple(folders), notes
 
 
-def _planned(store: Store, command: str) -> list[PlannedRequest] | None:
+def _planned(store: Store, command: str | None) -> list[PlannedRequest] | None:
     """The requests that were made of a folder, those of other reports left out; None where it doesn't say."""
     plan = store.plan()
     if plan is None:
         return None
-    return [request for request in plan.requests if all(report_command(cell) == command for cell in request.cells)]
+    return [
+        request
+        for request in plan.requests
+        if command is None or all(report_command(cell) == command for cell in request.cells)
+    ]
 
 
 def _unknown_note(without_plan: Sequence[str]) -> str:

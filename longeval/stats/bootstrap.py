@@ -161,6 +161,39 @@ def same_windows(nll_a: TokenNll, nll_b: TokenNll) -> bool:
     )
 
 
+def shared_windows(nll_a: TokenNll, nll_b: TokenNll) -> tuple[TokenNll, TokenNll] | None:
+    """The windows that both scored, with the same tokens and the same context, as two that `same_windows` accepts.
+
+    Windows are the same where their digests are, whatever the documents are called. So two models can be compared if
+    their tokenizers make the same token ids.
+
+    Returns:
+        The same windows of both in the order of a, with the documents and places of a, maybe none; None if the digests
+        of one of them are not stored.
+    """
+    if nll_a.windows_W is None or nll_b.windows_W is None:
+        return None
+    _, in_a_W, in_b_W = np.intersect1d(nll_a.windows_W, nll_b.windows_W, return_indices=True)
+    order_W = np.argsort(in_a_W)
+    in_a_W, in_b_W = in_a_W[order_W], in_b_W[order_W]
+    shared_a = dataclasses.replace(
+        nll_a,
+        nll_S=_values_of(nll_a, in_a_W),
+        **{
+            name: getattr(nll_a, name)[in_a_W]
+            for name in ("tokens_W", "context_W", "document_W", "start_W", "bytes_W", "windows_W")
+        },
+    )
+    return shared_a, dataclasses.replace(shared_a, nll_S=_values_of(nll_b, in_b_W))
+
+
+def _values_of(nll: TokenNll, index_W: IntArray) -> npt.NDArray[np.float32]:
+    """The values of some windows, one window after the other, shape (S,)."""
+    offsets_W = nll.offsets_W
+    parts = [nll.nll_S[offsets_W[index] : offsets_W[index] + nll.tokens_W[index]] for index in index_W]
+    return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+
+
 def averaged(nlls: Sequence[TokenNll]) -> TokenNll | None:
     """The mean NLL of each token over several models; None for none, or if they did not score the same tokens.
 

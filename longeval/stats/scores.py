@@ -144,17 +144,9 @@ def paired_score(
     Samples match if `index` and `prompt_digest` are equal. The same question cut to another window length is another
     prompt, and does not match.
     """
-    by_index_a = {sample.index: sample for sample in samples_a if metric in sample.scores}
-    by_index_b = {sample.index: sample for sample in samples_b if metric in sample.scores}
-    indices = [
-        index
-        for index in sorted(by_index_a.keys() & by_index_b.keys())
-        if by_index_a[index].prompt_digest == by_index_b[index].prompt_digest
-    ]
-    if not indices:
+    matched, a_N, b_N, unmatched = _matched(samples_a, samples_b, metric)
+    if not matched:
         return None
-    a_N, b_N = (_values_N(by_index, indices, metric) for by_index in (by_index_a, by_index_b))
-    matched = [by_index_a[index] for index in indices]
     unit_N = _units_N(matched)
     kind, num_units = _kind(unit_N), int(unit_N.max()) + 1
     difference_N = b_N - a_N
@@ -163,7 +155,7 @@ def paired_score(
     p = None
     if binary and kind == "sample":
         p = mcnemar(a_only, b_only)
-        spread = bonett_price(a_only, b_only, len(indices), kind)
+        spread = bonett_price(a_only, b_only, len(matched), kind)
     elif binary and a_only == b_only == 0:
         spread = bonett_price(0, 0, num_units, kind)
     else:
@@ -178,11 +170,46 @@ def paired_score(
         p=p,
         a_only=a_only,
         b_only=b_only,
-        n=len(indices),
+        n=len(matched),
         clusters=_clusters(matched),
-        unmatched=len(by_index_a.keys() | by_index_b.keys()) - len(indices),
+        unmatched=unmatched,
         how=spread.how,
     )
+
+
+class _Matched(NamedTuple):
+    """The samples that two methods answered from the same prompt."""
+
+    samples: list[Sample]
+    """Those of a."""
+    a_N: FloatArray
+    """Their scores, shape (N,)."""
+    b_N: FloatArray
+    unmatched: int
+    """As in `PairedScore`."""
+
+
+def _matched(samples_a: Iterable[Sample], samples_b: Iterable[Sample], metric: str) -> _Matched:
+    by_index_a = {sample.index: sample for sample in samples_a if metric in sample.scores}
+    by_index_b = {sample.index: sample for sample in samples_b if metric in sample.scores}
+    indices = [
+        index
+        for index in sorted(by_index_a.keys() & by_index_b.keys())
+        if by_index_a[index].prompt_digest == by_index_b[index].prompt_digest
+    ]
+    a_N, b_N = (_values_N(by_index, indices, metric) for by_index in (by_index_a, by_index_b))
+    unmatched = len(by_index_a.keys() | by_index_b.keys()) - len(indices)
+    return _Matched([by_index_a[index] for index in indices], a_N, b_N, unmatched)
+
+
+def paired_units(samples_a: Iterable[Sample], samples_b: Iterable[Sample], metric: str) -> FloatArray:
+    """Sums of b's scores minus a's over the matched samples of each independent unit (sample or document), shape (U,).
+
+    Samples match as in `paired_score`.
+    """
+    found = _matched(samples_a, samples_b, metric)
+    difference_U: FloatArray = np.bincount(_units_N(found.samples), weights=found.b_N - found.a_N).astype(np.float64)
+    return difference_U
 
 
 def mcnemar(a_only: int, b_only: int) -> float:

@@ -59,7 +59,8 @@ OPTIONS = {
     "--executor --workers --gpus-per-worker --track --show "
     "--quiet -q --verbose -v",
     "status": "--watch --json",
-    "report": "--out --json --title --preface --published --quiet -q",
+    "report": "--out --json --title --preface --published --pairs --quiet -q",
+    "diff": "--json --out",
     "rope": "--model --head-dim --theta --native --factor --length --pe-arg --scale-from --revision "
     "--trust-remote-code --json --plot --list",
     "export": "--model --pe --out --factor --native --pe-arg --scale-from --layers --revision --adapter --quiet -q",
@@ -83,6 +84,7 @@ REQUIRED = {
     "run": {"file"},
     "status": {"run"},
     "report": {"runs"},
+    "diff": {"run_a", "run_b"},
     "rope": set(),
     "export": {"--model", "--pe", "--out"},
     "models": set(),

@@ -13,6 +13,7 @@ from longeval.report.collect import Collection
 from longeval.report.document import Block, Bullets, Figure, Heading, Prose, Row, Section, Table, TableCell, prose
 from longeval.report.facts import codes, method_facts, model_fact, server_notes
 from longeval.report.numbers import count_range, counted, format_perplexity
+from longeval.report.pairs import RowSet
 from longeval.report.published import OwnRow, PublishedSet, comparison_blocks, published_sets
 from longeval.report.tables import (
     DASH,
@@ -63,7 +64,7 @@ def summary(records: Sequence[Record]) -> list[Table]:
 
 
 def _section(grid: Grid, slug: str, further: Sequence[Grid], collection: Collection, *, is_drawn: bool) -> Section:
-    pairs = pair_rows(grid, collection.nll)
+    pairs = [] if collection.pairs else pair_rows(grid, collection.nll)
     positions = find_positions(grid, collection)
     table = perplexity_table(grid, slug)
     blocks: list[Block] = [*server_notes(grid.records), table]
@@ -87,6 +88,20 @@ def _section(grid: Grid, slug: str, further: Sequence[Grid], collection: Collect
         differs=(grid.differs,),
         is_drawn=is_drawn,
     )
+
+
+def row_sets(collection: Collection) -> list[RowSet]:
+    """The tables of perplexities, for `--pairs`."""
+    return [
+        RowSet(
+            subject=f"Perplexity on {grid.data}, {grid.protocol}",
+            model=grid.model,
+            differs=grid.differs,
+            rows=grid.rows,
+            found=collection.nll,
+        )
+        for grid in build_grids(collection.made_from(NLL))
+    ]
 
 
 def _same_cells(grid: Grid, others: Iterable[Grid]) -> Grid | None:
@@ -277,6 +292,7 @@ REPORT = StudyReport(
     across="context length",
     sections=sections,
     summary=summary,
+    row_sets=row_sets,
     figures=("perplexity-*", "position-*"),
     data=("pairs.csv", "positions.csv"),
 )

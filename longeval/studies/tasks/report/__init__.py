@@ -9,6 +9,7 @@ from longeval.report.build import MAX_DRAWN, StudyReport
 from longeval.report.collect import Collection
 from longeval.report.document import Block, Data, Figure, Heading, Paragraph, Section, Table, TableCell
 from longeval.report.facts import server_notes
+from longeval.report.pairs import RowSet
 from longeval.report.published import AVERAGE, OwnRow, PublishedSet, comparison_blocks, published_sets
 from longeval.report.tables import DASH, Grid, GridRow, build_grids, factor_text, slugs_of
 from longeval.store.records import Record
@@ -51,7 +52,8 @@ def summary(records: Sequence[Record]) -> list[Table]:
 
 
 def _section(tasks: TaskSet, slug: str, grids: Sequence[Grid], collection: Collection, *, is_drawn: bool) -> Section:
-    pairs = [pair for table in tasks.tasks for pair in task_pairs(table, collection.samples)]
+    compared_tables = () if collection.pairs else tasks.tasks
+    pairs = [pair for table in compared_tables for pair in task_pairs(table, collection.samples)]
     depths = {
         table.title: found for table in tasks.tasks if (found := depth_table(table, collection.samples)) is not None
     }
@@ -86,6 +88,21 @@ def _section(tasks: TaskSet, slug: str, grids: Sequence[Grid], collection: Colle
         differs=(tasks.differs, *(table.differs for table in (*tasks.tasks, *tasks.groups))),
         is_drawn=is_drawn,
     )
+
+
+def row_sets(collection: Collection) -> list[RowSet]:
+    """The tables of tasks by their main metric, for `--pairs`."""
+    return [
+        RowSet(
+            subject=f"{table.task}: {table.metric}",
+            model=tasks.model,
+            differs=", ".join(filter(None, (tasks.differs, table.differs))),
+            rows=table.rows,
+            found=collection.samples,
+        )
+        for tasks in build_task_sets(collection.current)
+        for table in tasks.tasks
+    ]
 
 
 def _task_blocks(tasks: TaskSet, slug: str, depths: dict[str, DepthTable]) -> Iterable[Block]:
@@ -236,6 +253,7 @@ REPORT = StudyReport(
     across="context length",
     sections=sections,
     summary=summary,
+    row_sets=row_sets,
     figures=("score-*", "depth-*"),
     data=("scores.csv", "score_pairs.csv", "depths.csv"),
 )

@@ -1,0 +1,292 @@
+"""`--pairs`: any two rows of a report's tables compared, one joint table for each data set or task.
+
+A pair is `A:B` and says how B differs from A. Each side is `[MODEL/]METHOD[@BACKEND]`: a method as rows name it, the
+model where it isn't the same on both sides (its last part is enough), and a backend or dtype (`none@hf:none@vllm`).
+What stands behind the last slash is the method, so a model may have slashes and an @ in its name, and colons too.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from longeval.errors import LongEvalError
+from longeval.report.compare import Compared, Found, compare, corrected, count_tested, how_tested
+from longeval.report.document import Data, Heading, Row, Section, Table, TableCell, prose
+from longeval.report.numbers import counted
+from longeval.report.settings import comparable
+from longeval.report.tables import DASH, GridRow, factor_text, row_name, slugs_of
+from longeval.store.records import Record
+from longeval.values import format_length
+
+DATA_NAME = "compared"
+"""Name of the file of all comparisons."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RowSet:
+    """The rows of one table of a report, all of one model and asked with the same settings."""
+
+    subject: str
+    """What was read or asked, and how it is scored; tables of equal subject may be compared across models."""
+    model: str
+    differs: str
+    """In what the table differs from others of the same model and subject; empty if it is the only one."""
+    rows: tuple[GridRow, ...]
+    found: Callable[[str], Found]
+    """Cell id → what it left: token NLLs or samples."""
+
+    @property
+    def first(self) -> Record:
+        """A record with the backend and dtype of all."""
+        return next(iter(self.rows[0].cells.values()))
+
+
+class _Side(NamedTuple):
+    """One side of a pair, as the user wrote it."""
+
+    model: str
+    method: str
+    at: str
+    """Backend or dtype; empty where not given, as is the model."""
+
+
+class _Place(NamedTuple):
+    """One row of one table."""
+
+    rows: RowSet
+    row: GridRow
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _PairRow:
+    """One row of the joint table: two rows of the report at all lengths that both have."""
+
+    name_a: str
+    name_b: str
+    cells: dict[int, tuple[Record, Record, Compared]]
+    """Length → record of a, record of b, and their comparison."""
+
+
+def pairs_section(asked: Sequence[str], sets: Sequence[RowSet]) -> Section:
+    """The comparisons that a user asked for, corrected for how many there are in all tables.
+
+    Args:
+        asked: The pairs, such as `none:yarn`.
+        sets: All tables of the report.
+
+    Raises:
+        LongEvalError: A pair isn't in any table; the message names the rows that there are.
+    """
+    found: dict[str, list[_PairRow]] = defaultdict(list)
+    for text in asked:
+        places = _places(text, sets)
+        for a, b in places:
+            names = _name(a, b, sets), _name(b, a, sets)
+            row = _PairRow(name_a=names[0], name_b=names[1], cells=_cells(a, b))
+            if row not in found[a.rows.subject]:
+                found[a.rows.subject].append(row)
+    every = [(row, length) for rows in found.values() for row in rows for length in row.cells]
+    numbers = corrected([row.cells[length][2] for row, length in every])
+    for (row, length), compared in zip(every, numbers, strict=True):
+        row.cells[length] = (*row.cells[length][:2], compared)
+    tables = tuple(
+        _table(subject, rows, count_tested(numbers), slug)
+        for (subject, rows), slug in zip(found.items(), slugs_of(found), strict=True)
+    )
+    data = Data(name=DATA_NAME, rows=tuple(_data(found)))
+    blocks = tuple(block for table in tables for block in (Heading(text=table.title), table))
+    return Section(title="Pairs of rows compared", blocks=blocks, paper=tables, data=(data,))
+
+
+def _side(text: str) -> _Side:
+    model, _, rest = text.rpartition("/")
+    method, _, at = rest.partition("@")
+    return _Side(model, method, at)
+
+
+def _places(text: str, sets: Sequence[RowSet]) -> list[tuple[_Place, _Place]]:
+    """The rows that a pair names, those together that can be compared."""
+    parts = text.split(":")
+    splits = [(":".join(parts[:place]), ":".join(parts[place:])) for place in range(1, len(parts))]
+    for first, second in splits:
+        sides = _side(first), _side(second)
+        places = [list(_rows_of(side, sets)) for side in sides]
+        if all(places):
+            found = _together(*sides, *places)
+            if found:
+                return found
+            raise LongEvalError(
+                f"--pairs {text}: no data set or task has both at one length for models that may be compared",
+                f"Rows are {_rows_text(sets)}. MODEL/METHOD:MODEL/METHOD compares two models.",
+            )
+    why = "no pair" if not splits else "not in this report"
+    raise LongEvalError(f"--pairs {text}: {why}", f"Give A:B with rows that are there: {_rows_text(sets)}.")
+
+
+def _rows_text(sets: Sequence[RowSet]) -> str:
+    """`none, yarn (model, hf, float32)` for each model."""
+    names: dict[str, dict[str, None]] = defaultdict(dict)
+    for rows in sets:
+        where = f"{rows.model}, {rows.first.backend}, {rows.first.dtype}"
+        names[where] |= dict.fromkeys(row_name(row, rows.rows) for row in rows.rows)
+    return "; ".join(f"{', '.join(found)} ({where})" for where, found in names.items())
+
+
+def _rows_of(side: _Side, sets: Sequence[RowSet]) -> Iterator[_Place]:
+    for rows in sets:
+        model = rows.model.rstrip("/")
+        fits = not side.model or model == side.model or model.endswith(f"/{side.model}")
+        if fits and side.at in ("", rows.first.backend, rows.first.dtype):
+            for row in rows.rows:
+                if side.method in (row.pe, row.label, f"{row.label} s={factor_text(row)}"):
+                    yield _Place(rows, row)
+
+
+def _together(
+    side_a: _Side, side_b: _Side, places_a: Sequence[_Place], places_b: Sequence[_Place]
+) -> list[tuple[_Place, _Place]]:
+    """Places that can be compared: of one table, or of two that differ in what the pair names."""
+    found = []
+    for b in places_b:
+        mine = [a for a in places_a if _may_be_compared(a, b, side_a, side_b)]
+        # Where several rows are meant, each goes with those that differ from it in nothing else, if there are any.
+        mine = [a for a in mine if a.rows.first.backend == b.rows.first.backend] or mine
+        mine = [a for a in mine if a.rows.first.dtype == b.rows.first.dtype] or mine
+        mine = [a for a in mine if a.row.factor == b.row.factor] or mine
+        mine = [a for a in mine if a.row.method == b.row.method] or mine
+        found += [(a, b) for a in mine]
+    return found
+
+
+def _may_be_compared(a: _Place, b: _Place, side_a: _Side, side_b: _Side) -> bool:
+    if a.rows.subject != b.rows.subject or not a.row.cells.keys() & b.row.cells.keys():
+        return False
+    if a.rows is b.rows:
+        return a.row is not b.row
+    # A model or a backend that only one side names holds for both.
+    models = a.rows.model == b.rows.model or bool(side_a.model and side_b.model)
+    ways = [(place.rows.first.backend, place.rows.first.dtype) for place in (a, b)]
+    at = ways[0] == ways[1] or bool((side_a.at and side_b.at) or (side_a.model and side_b.model))
+    return models and at and (a.rows.model != b.rows.model or ways[0] != ways[1])
+
+
+def _name(place: _Place, other: _Place, sets: Sequence[RowSet]) -> str:
+    """A row's name, with what tells it from the other row and from those of other tables of the subject."""
+    rows = place.rows
+    name = row_name(place.row, rows.rows)
+    same_subject = [one for one in sets if one.subject == rows.subject]
+    first, second = rows.first, other.rows.first
+    if first.backend != second.backend:
+        name += f"@{first.backend}"
+    if first.dtype != second.dtype:
+        name += f"@{first.dtype}"
+    if len({one.model for one in same_subject}) > 1:
+        name = f"{rows.model}/{name}"
+    if rows.differs and rows is other.rows:
+        name += f" ({rows.differs})"
+    return name
+
+
+def _cells(a: _Place, b: _Place) -> dict[int, tuple[Record, Record, Compared]]:
+    cells = {}
+    for length in sorted(a.row.cells.keys() & b.row.cells.keys()):
+        one, other = a.row.cells[length], b.row.cells[length]
+        if one.value is None or other.value is None:
+            compared = Compared(why_not="one of them has no value")
+        elif one.task is not None and not _same_task(a, b, one, other):
+            compared = Compared(why_not="the task was asked with other settings, or in another version")
+        else:
+            compared = compare(one, other, a.rows.found(one.cell), b.rows.found(other.cell))
+        cells[length] = one, other, compared
+    return cells
+
+
+_OF_TASK = ("task_version", "task_digest", "num_fewshot", "max_new_tokens", "decoding", "filter")
+"""Parameters that decide how answers come about and are scored. Prompts are compared sample by sample."""
+
+
+def _same_task(a: _Place, b: _Place, one: Record, other: Record) -> bool:
+    if a.rows is b.rows:
+        return comparable(one, other)
+    return all(one.params.get(name) == other.params.get(name) for name in _OF_TASK)
+
+
+def _table(subject: str, rows: Sequence[_PairRow], num_tested: int, slug: str) -> Table:
+    lengths = sorted({length for row in rows for length in row.cells})
+    shown = [
+        Row(
+            cells=(
+                TableCell(text=prose("`{}` vs `{}`", row.name_b, row.name_a)),
+                *(_cell(row.cells[length][2]) if length in row.cells else DASH for length in lengths),
+            )
+        )
+        for row in rows
+    ]
+    kinds = {compared.kind for row in rows for *_, compared in row.cells.values()}
+    return Table(
+        columns=("pair", *map(format_length, lengths)),
+        rows=tuple(shown),
+        title=subject,
+        caption=_caption(is_score="sample" in kinds, num_tested=num_tested),
+        notes=tuple(_notes(rows)),
+        label=f"compared-{slug}",
+    )
+
+
+def _cell(compared: Compared) -> TableCell:
+    if compared.why_not:
+        return replace(DASH, mark="†")
+    text, interval = compared.shown()
+    partly = "‡" if compared.only_a or compared.only_b else ""
+    note = f"({said})" if (said := compared.p_text()) else ""
+    return TableCell(text=text, interval=interval, note=note, mark=partly, is_strong=compared.is_clear)
+
+
+def _caption(*, is_score: bool, num_tested: int) -> str:
+    what = (
+        "Score of the first minus that of the second on the same samples (positive: the first scores more)"
+        if is_score
+        else "Perplexity of the first relative to that of the second on the same tokens (negative: the first is better)"
+    )
+    return f"{what}, with the 95% interval. {how_tested(num_tested, is_score=is_score)}"
+
+
+def _notes(rows: Sequence[_PairRow]) -> Iterator[str]:
+    reasons: dict[str, list[str]] = defaultdict(list)
+    partly: list[str] = []
+    for row in rows:
+        for length, (*_, compared) in row.cells.items():
+            where = f"{row.name_b} vs {row.name_a} {format_length(length)}"
+            if compared.why_not:
+                reasons[compared.why_not].append(where)
+            elif compared.only_a or compared.only_b:
+                unit = counted(compared.shared, compared.kind or "")
+                partly.append(f"{where} ({unit} in both, {compared.only_a:,} and {compared.only_b:,} in one)")
+    for why, places in reasons.items():
+        yield f"† not paired, {why}: {'; '.join(places)}"
+    if partly:
+        yield f"‡ what only one of the two has is left out: {'; '.join(partly)}"
+
+
+def _data(found: dict[str, list[_PairRow]]) -> Iterator[dict[str, object]]:
+    """One row for each comparison, not rounded."""
+    names = ("difference", "low", "high", "p", "p_holm", "shared", "only_a", "only_b", "num_different", "largest")
+    for subject, rows in found.items():
+        for row in rows:
+            for length, (one, other, compared) in row.cells.items():
+                yield {
+                    "subject": subject,
+                    "metric": one.metric,
+                    "a": row.name_a,
+                    "b": row.name_b,
+                    "length": length,
+                    "value_a": one.value,
+                    "value_b": other.value,
+                    "unit": compared.kind,
+                    **{name: getattr(compared, name) for name in names},
+                    "clear": compared.is_clear,
+                    "why_not": compared.why_not,
+                }
