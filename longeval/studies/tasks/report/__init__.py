@@ -12,6 +12,7 @@ from longeval.report.facts import server_notes
 from longeval.report.published import AVERAGE, OwnRow, PublishedSet, comparison_blocks, published_sets
 from longeval.report.tables import DASH, Grid, GridRow, build_grids, factor_text, slugs_of
 from longeval.store.records import Record
+from longeval.studies.tasks.report.effective import opening
 from longeval.studies.tasks.report.figures import DepthTable, depth_data, depth_figure, depth_table, score_figure
 from longeval.studies.tasks.report.notes import CHANCE_MARK, is_chance, scored_facts
 from longeval.studies.tasks.report.pairs import pair_data, pair_table, paper_pair_table, task_pairs
@@ -237,5 +238,6 @@ REPORT = StudyReport(
     sections=sections,
     summary=summary,
     figures=("score-*", "depth-*"),
-    data=("scores.csv", "score_pairs.csv", "depths.csv"),
+    data=("scores.csv", "score_pairs.csv", "depths.csv", "effective.csv"),
+    opening=opening,
 )
