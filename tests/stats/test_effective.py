@@ -1,12 +1,15 @@
 """Effective lengths: closed forms, an independent calculation, and how often intervals cover a known truth."""
 
+import itertools
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
 from records import make_nll, make_samples
 from scipy.stats import norm
 
+from longeval.report.collect import collect
 from longeval.stats.bootstrap import resampling_units
 from longeval.stats.effective import (
     Joint,
@@ -159,6 +162,34 @@ def test_interval_against_plain_loops():
     assert [found.length, found.ends.low, found.ends.high] == expected
     assert low < high  # an interval that says something
     assert resampling_units(nlls[0], "prefix").kind == "document"
+
+
+def test_blocks_of_a_real_run_against_plain_loops():
+    """yarn at 64 and 128 tokens of two documents, as a model gave it; blocks cut and drawn in plain Python."""
+    collection = collect([str(Path(__file__).parents[1] / "golden" / "runs" / "ppl")])
+    records = {r.length: r for r in collection.records if r.metric == "perplexity" and r.pe == "resonance_yarn"}
+    short, long = (collection.nll(records[length].cell) for length in (64, 128))
+    joint = joint_nll([short, long], "prefix")
+    np.testing.assert_allclose(np.exp(joint.value_N), [records[n].value for n in (64, 128)], rtol=1e-6)
+
+    own, further = [], []
+    for d in range(2):
+        near = [float(x) for x in short.of_window(d, 1)]
+        far = [float(x) for x in long.of_window(d, 1)]
+        cuts = [-(-b * 63 // 4) for b in range(5)]  # 63 tokens: four blocks
+        own += [(sum(near[a:b]), sum(far[a:b]), b - a) for a, b in itertools.pairwise(cuts)]
+        further += [sum(far[63 + 16 * b : 79 + 16 * b]) for b in range(4)]
+    draw, passes = random.Random(2), 0
+    for _ in range(10_000):
+        near = draw.choices(own, k=8)
+        tokens = sum(block[2] for block in near)
+        first = sum(block[0] for block in near) / tokens
+        second = (sum(block[1] for block in near) + sum(draw.choices(further, k=8))) / (tokens + 128)
+        passes += second <= first
+    value_RN = joint.resampled(10_000, 1)
+    share = (value_RN[:, 1] <= value_RN[:, 0]).mean()
+    assert 0.02 < share < 0.98
+    assert share == pytest.approx(passes / 10_000, abs=0.02)
 
 
 STUDIES = 200
