@@ -132,6 +132,27 @@ class Results:
         columns = {name: value for name, value in dataclasses.asdict(losses).items() if value is not None}
         return pd.DataFrame(columns).rename(columns={"steps": "step"})
 
+    def effective(self) -> pd.DataFrame:
+        """The effective lengths of the whole run folder, as the report's first section and `effective.csv` have them.
+
+        Returns:
+            One row per method, data or task (`subject`), and rule. `effective_length`, `low` and `high` are tokens: 0
+            where even the shortest length fails, missing where nothing can be said (`why`). `longest_passes`: the
+            longest length tried passes, so that `effective_length` is a lower bound. `gain` and `cost`: relative change
+            of perplexity against `none` at the longest and at the native length.
+
+        Raises:
+            LongEvalError: The folder holds no cells.
+        """
+        import pandas as pd
+
+        from longeval.report.collect import collect
+
+        studies = self._studies()
+        cells = collect([self.path], studies[0].command)
+        sections = [section for study in studies for section in study.opening(cells)]
+        return pd.DataFrame([row for section in sections for data in section.data for row in data.rows])
+
     def report(self, path: str | None = None) -> str:
         """Writes the report of the whole run folder in every format, as `longeval report` does.
 

@@ -30,6 +30,7 @@ from longeval.report.document import (
     joined,
     prose,
 )
+from longeval.report.effective import TITLE
 from longeval.report.facts import provenance_facts, repeat_blocks, unique
 from longeval.report.formats import formats
 from longeval.report.formats.csv import csv_text
@@ -59,6 +60,8 @@ class StudyReport:
     """Sections of a report. It gets all cells, and leaves those of other studies out."""
     summary: Callable[[Sequence[Record]], Sequence[Table]]
     """Tables for the terminal, from records of any study."""
+    opening: Callable[[Collection], Sequence[Section]] = lambda collection: ()
+    """Effective lengths, which open the report; a section for each table of theirs."""
     figures: tuple[str, ...] = ()
     """Patterns of its figures' names without suffix (`score-*`), by which those of an earlier report are found."""
     data: tuple[str, ...] = ()
@@ -175,6 +178,7 @@ def build_document(
     speaking = [study for study, own in found if own]
     sections = [section for _, own in found for section in own]
     notes = [*collection.notes, *_told_apart(sections), *_undrawn(sections)]
+    sections = [*_opening(studies, collection), *sections]
     if collection.pairs:
         sections.append(
             pairs_section(collection.pairs, [rows for study in studies for rows in study.row_sets(collection)])
@@ -252,6 +256,21 @@ def _undrawn(sections: Sequence[Section]) -> list[str]:
     return [
         f"Figures are drawn of the first {MAX_DRAWN} tables, not of the other {undrawn}. A report of fewer run folders "
         "has them."
+    ]
+
+
+def _opening(studies: Sequence[StudyReport], collection: Collection) -> list[Section]:
+    """One section of the effective lengths that all studies found; none where they found none."""
+    found = [section for study in studies for section in study.opening(collection)]
+    if not found:
+        return []
+    return [
+        Section(
+            title=TITLE,
+            blocks=tuple(block for section in found for block in section.blocks),
+            paper=tuple(table for section in found for table in section.paper),
+            data=tuple(data for section in found for data in section.data),
+        )
     ]
 
 

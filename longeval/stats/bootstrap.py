@@ -298,19 +298,19 @@ def _grouped(numerator: FloatArray, denominator: FloatArray, unit: IntArray, kin
     return Units(numerator_U=numerator_U, denominator_U=denominator_U, kind=kind)
 
 
-def _block_tokens(nll: TokenNll) -> int:
-    """Tokens per block: 512, or fewer to make 32 blocks, but at least 16."""
-    return min(BLOCK_TOKENS, max(MIN_BLOCK_TOKENS, len(nll.nll_S) // MIN_BLOCKS))
+def block_tokens(num_tokens: int) -> int:
+    """Tokens per block of a text of `num_tokens`: 512, or fewer to make 32 blocks, but at least 16."""
+    return min(BLOCK_TOKENS, max(MIN_BLOCK_TOKENS, num_tokens // MIN_BLOCKS))
 
 
 def _token_blocks_S(nll: TokenNll) -> IntArray:
     """Block number of each scored token, shape (S,): equal runs of tokens within each document."""
     document_S = np.repeat(nll.document_W, nll.tokens_W)
     unit_S = np.zeros(len(document_S), dtype=np.int64)
-    block_tokens, first = _block_tokens(nll), 0
+    tokens_of_block, first = block_tokens(len(nll.nll_S)), 0
     for document in np.unique(nll.document_W):
         (index_T,) = np.nonzero(document_S == document)
-        num_blocks = max(1, round(len(index_T) / block_tokens))
+        num_blocks = max(1, round(len(index_T) / tokens_of_block))
         unit_S[index_T] = first + np.arange(len(index_T)) * num_blocks // len(index_T)
         first += num_blocks
     return unit_S
@@ -319,10 +319,10 @@ def _token_blocks_S(nll: TokenNll) -> IntArray:
 def _window_blocks_W(nll: TokenNll) -> IntArray:
     """Block number of each window, shape (W,): consecutive windows of a document with a block's tokens or more."""
     unit_W = np.zeros(len(nll.tokens_W), dtype=np.int64)
-    block_tokens, unit, held = _block_tokens(nll), 0, 0
+    least, unit, held = block_tokens(len(nll.nll_S)), 0, 0
     for window, tokens in enumerate(nll.tokens_W):
         other_document = window > 0 and nll.document_W[window] != nll.document_W[window - 1]
-        if other_document or held >= block_tokens:
+        if other_document or held >= least:
             unit, held = unit + 1, 0
         unit_W[window] = unit
         held += int(tokens)
@@ -335,7 +335,7 @@ def _windows_per_length(nll: TokenNll) -> int:
         return 1
     stride = max(1, int(np.median(np.diff(nll.start_W))))
     # The scored tokens stand for the window's length: only its first token, a BOS if there is one, is not scored.
-    return max(-(-int(nll.tokens_W.max()) // stride), -(-_block_tokens(nll) // stride))
+    return max(-(-int(nll.tokens_W.max()) // stride), -(-block_tokens(len(nll.nll_S)) // stride))
 
 
 def _stream_blocks_W(nll: TokenNll) -> IntArray:

@@ -79,7 +79,19 @@ def test_a_report_shows_hostile_text_as_text(tmp_path, text):
     written = write_report([run], out=str(tmp_path / "report.md"), published=True, command=f"longeval report {text}")
     headings = check_markdown((tmp_path / "report.md").read_text())
     assert len(headings) >= len(check_markdown((tmp_path / "plain" / "report.md").read_text()))
-    own = ("passkey", "Perplexity", "How", "What", "Bits", "Resonance", "Tasks", "Provenance", "Published", "texts")
+    own = (
+        "passkey",
+        "Perplexity",
+        "Effective",
+        "How",
+        "What",
+        "Bits",
+        "Resonance",
+        "Tasks",
+        "Provenance",
+        "Published",
+        "texts",
+    )
     assert [heading for heading in headings if not heading.startswith(own) and "toy" not in heading] == []
     svgs = [path for path in written.files if path.endswith(".svg")]
     assert svgs and len(written.files) == len(plain.files)

@@ -28,6 +28,7 @@ from longeval.report.tables import (
 from longeval.store.nll import NLL
 from longeval.store.records import Record
 from longeval.studies.ppl.curves import find_positions, length_curve, position_blocks, position_data
+from longeval.studies.ppl.effective import opening
 from longeval.studies.ppl.pairs import pair_data, pair_rows, pair_table
 from longeval.values import format_length, parse_length
 
@@ -294,5 +295,6 @@ REPORT = StudyReport(
     summary=summary,
     row_sets=row_sets,
     figures=("perplexity-*", "position-*"),
-    data=("pairs.csv", "positions.csv"),
+    data=("pairs.csv", "positions.csv", "effective.csv"),
+    opening=opening,
 )

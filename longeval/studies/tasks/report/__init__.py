@@ -13,6 +13,7 @@ from longeval.report.pairs import RowSet
 from longeval.report.published import AVERAGE, OwnRow, PublishedSet, comparison_blocks, published_sets
 from longeval.report.tables import DASH, Grid, GridRow, build_grids, factor_text, slugs_of
 from longeval.store.records import Record
+from longeval.studies.tasks.report.effective import opening
 from longeval.studies.tasks.report.figures import DepthTable, depth_data, depth_figure, depth_table, score_figure
 from longeval.studies.tasks.report.notes import CHANCE_MARK, is_chance, scored_facts
 from longeval.studies.tasks.report.pairs import pair_data, pair_table, paper_pair_table, task_pairs
@@ -255,5 +256,6 @@ REPORT = StudyReport(
     summary=summary,
     row_sets=row_sets,
     figures=("score-*", "depth-*"),
-    data=("scores.csv", "score_pairs.csv", "depths.csv"),
+    data=("scores.csv", "score_pairs.csv", "depths.csv", "effective.csv"),
+    opening=opening,
 )
