@@ -132,10 +132,10 @@ def test_a_cluster_without_room_is_told(program):
             "naps", "--pe", "none", "--lengths", "16", "--executor", "ray", "--out", "run",
             RAY_ADDRESS=cluster.address, NAPS_ROOM_S="1",
         )  # fmt: skip
-        line = process.stderr.readline()
-        while line and "no worker has started" not in line:
-            line = process.stderr.readline()
-        assert line
+        lines = [process.stderr.readline()]
+        while lines[-1] and "no worker has started" not in lines[-1]:
+            lines.append(process.stderr.readline())
+        assert lines[-1], lines
         process.send_signal(signal.SIGINT)
         _, error = process.communicate(timeout=60)
     finally:
