@@ -143,6 +143,16 @@ class RunProgress(AbstractContextManager["RunProgress"]):
 
     def advance(self, tokens: int, cost: float, detail: str) -> None:
         """See `Progress`."""
+        seconds = self.count_pass(tokens, cost, detail)
+        self.tell_pass(f"  {self._noun} of {tokens} tokens, {detail}: {seconds:.1f} s")
+
+    def tell_pass(self, line: str) -> None:
+        """The line about a pass, with --verbose."""
+        if self._verbose:
+            self.say(line)
+
+    def count_pass(self, tokens: int, cost: float, detail: str) -> float:
+        """Counts a pass of this process or of a worker; returns the seconds since the last one."""
         now = time.monotonic()
         seconds, self._last_pass = now - self._last_pass, now
         self._busy_s += seconds
@@ -159,8 +169,7 @@ class RunProgress(AbstractContextManager["RunProgress"]):
             self._live.update(self._task, completed=self._done, rate=short)
         elif now - self._last_line > PLAIN_EVERY_S:
             self.say(f"  {self._done / self._total:.0%} · {rate}")
-        if self._verbose:
-            self.say(f"  {self._noun} of {tokens} tokens, {detail}: {seconds:.1f} s")
+        return seconds
 
     def of_worker(self, name: str) -> WorkerProgress:
         """See `Progress`."""
@@ -210,6 +219,10 @@ class RunProgress(AbstractContextManager["RunProgress"]):
         seconds = self.seconds_left()
         return "" if seconds is None else f"{format_duration(seconds)} left"
 
+    def set_noun(self, noun: str) -> None:
+        """Sets what a pass of the workers serves."""
+        self._noun = noun
+
     def row(self, text: str) -> Any:
         """A further row of the live line; None where there is none."""
         return None if self._live is None else self._live.add_task(text, total=None, rate="")
@@ -232,6 +245,8 @@ class WorkerProgress:
         self._name = name
         self.row = whole.row(name)
         self._passes = self._num_passes = 0
+        self._noun = "window"
+        self._details = False
 
     def note(self, text: str) -> None:
         """See `Progress`."""
@@ -242,7 +257,8 @@ class WorkerProgress:
 
     def stage(self, what: str, num_passes: int, noun: str, *, details: bool = False) -> None:
         """See `Progress`."""
-        self._passes, self._num_passes = 0, num_passes
+        self._passes, self._num_passes, self._noun, self._details = 0, num_passes, noun, details
+        self._whole.set_noun(noun)
         if self.row is None:
             self._whole.say(f"{self._name}: {what} ({count(num_passes, noun)})")
         else:
@@ -252,8 +268,11 @@ class WorkerProgress:
         """See `Progress`."""
         self._passes += 1
         if self.row is not None:
-            self._whole.update_row(self.row, completed=self._passes, rate=f"{self._passes}/{self._num_passes}")
-        self._whole.advance(tokens, cost, detail)
+            rate = f"{self._passes}/{self._num_passes}" + (f" · {detail}" if self._details else "")
+            self._whole.update_row(self.row, completed=self._passes, rate=rate)
+        self._whole.count_pass(tokens, cost, detail)
+        # Without seconds: workers tell of several passes at a time.
+        self._whole.tell_pass(f"  {self._name}: {self._noun} of {tokens} tokens, {detail}")
 
     def finished(self, record: Record) -> None:
         """See `Progress`. The run tells it."""

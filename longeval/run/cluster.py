@@ -102,12 +102,13 @@ def ray_cluster(
                     num_cpus=max(workers or 1, os.cpu_count() or 1),
                     object_store_memory=OBJECT_STORE_BYTES,
                 )
-        except (RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
-            where = f"RAY_ADDRESS {address}: can't be joined" if address else "Ray can't start on this machine"
-            raise LongEvalError(
-                f"{where} ({reason(error)})",
-                "See that the cluster runs, and that this machine has its token: ray status.",
-            ) from error
+        except Exception as error:  # Ray raises any kind: a plain Exception where its processes start too slowly
+            if address:
+                where = f"RAY_ADDRESS {address}: can't be joined"
+                remedy = "See that the cluster runs, and that this machine has its token: ray status."
+            else:
+                where, remedy = "Ray can't start on this machine", "Repeat the command when the machine is less busy."
+            raise LongEvalError(f"{where} ({reason(error)})", remedy) from error
     try:
         nodes = tuple(_nodes())
         _check_gpus(nodes, gpus_per_worker)
@@ -198,6 +199,11 @@ def _checked(nodes: tuple[Node, ...], store: Store) -> Iterator[Node]:
                 said = None if problem else store.read_text(f"{word}-{node.id}.txt")
                 if not problem and said != word:
                     problem = "what it writes there doesn't arrive here"
+            except ray.exceptions.GetTimeoutError:
+                raise LongEvalError(
+                    f"the machine {node.name} of the cluster did not start a first process within {CHECK_S:g} s",
+                    "See whether its GPUs are all in use: ray status.",
+                ) from None
             except ray.exceptions.RayError as error:
                 problem, gpu_memory = reason(error).splitlines()[-1], None
             if problem:

@@ -95,6 +95,7 @@ def run(
         fresh=fresh,
         reused=reused,
         before_write=keeper.begin,
+        clear=keeper.clear,
         claim=leases.claim,
         alone=leases.alone,
         num_workers=leases.set_workers,
@@ -139,6 +140,7 @@ class _Keeper:
     _metrics: dict[str, str] = field(default_factory=dict)
     """The main metric of each cell, by id."""
     _begun: bool = False
+    _cleared: bool = False
 
     def __post_init__(self) -> None:
         self._metrics = {cell.id: cell.metric for cell in self.plan.cells}
@@ -151,9 +153,14 @@ class _Keeper:
             with self.leases.alone("plan"):  # other commands add their requests to the same files
                 remember_request(self.store, main.request, main.planned())
                 self.store.remember_plan(self.plan.planned())
-        if self.fresh and not self._begun:
-            self.plan.clear(self.store, self.leases.busy({cell.id for cell in self.plan.cells}))
+        self.clear()
         self._begun = True
+
+    def clear(self) -> None:
+        """Removes once what `--fresh` must not use."""
+        if self.fresh and not self._cleared:
+            self.plan.clear(self.store, self.leases.busy({cell.id for cell in self.plan.cells}))
+        self._cleared = True
 
     def keep(self, outcome: Outcome) -> None:
         """Stores the outcome of a cell and reports it to the progress."""

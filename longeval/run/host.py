@@ -109,6 +109,8 @@ class Host:
     """What other stored cells hold of those to compute, by cell id (`run.reuse`)."""
     before_write: Callable[[], None] = lambda: None
     """Work calls it before it writes a file other than a cell's into the run folder."""
+    clear: Callable[[], None] = lambda: None
+    """Removes what `--fresh` must not use, once. Executors call it before other processes write files."""
     claim: Callable[[Work], Work | None] = lambda work: work
     """The part of some work that this process may compute now (`run.leases`). Executors call it before they start."""
     alone: Callable[[str], AbstractContextManager[object]] = lambda what: nullcontext()

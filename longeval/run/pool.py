@@ -17,6 +17,7 @@ import logging
 import math
 import os
 import shutil
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -25,11 +26,11 @@ from typing import Any
 from longeval.backends.base import capabilities
 from longeval.errors import LongEvalError, check_word, reason
 from longeval.request import ModelRequest
-from longeval.run.cluster import Cluster, installed, ray_cluster
+from longeval.run.cluster import Cluster, Node, installed, ray_cluster
 from longeval.run.executor import Executor, LocalExecutor
 from longeval.run.host import Host
 from longeval.run.overview import count
-from longeval.run.study import Outcome, Plan, Work, failed
+from longeval.run.study import Outcome, Plan, SkippedWork, Work, failed
 from longeval.run.worker import Home, Told, Worker, order_of
 from longeval.store.folder import Store
 from longeval.values import parse_count, parse_number
@@ -38,6 +39,8 @@ logger = logging.getLogger(__name__)
 
 MOST_DEATHS = 3
 """A unit is given up after so many workers died under it."""
+ROOM_S = 60.0
+"""Seconds without any worker after which the command says that it waits for room."""
 MOST_PENDING = 8
 """Workers that Ray is asked for at a time, beyond those that it has started."""
 WAIT_S = 0.2
@@ -56,6 +59,10 @@ class Room:
     gpus: float
     memory: int
     """Bytes of the machine's memory; 0: not reserved."""
+
+    def holds(self, needed: Room) -> bool:
+        """Whether a worker that has this does work that needs as many devices, and no more memory."""
+        return (self.cpus, self.gpus) == (needed.cpus, needed.gpus) and self.memory >= needed.memory
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -171,14 +178,22 @@ class RayExecutor:
         Raises:
             LongEvalError: Workers can't be started, or see another request.
         """
+        computed = [one for one in work if not isinstance(one, SkippedWork)]
+        if computed:
+            yield from self._computed(plan, computed, host)
+        # In this process and last: no cell may be stored before it is known that a model can be loaded.
+        skipped = [one for one in work if isinstance(one, SkippedWork)]
+        yield from LocalExecutor().outcomes(plan, skipped, host)
+
+    def _computed(self, plan: Plan, work: Sequence[Work], host: Host) -> Iterator[Outcome]:
+        """The outcomes of work that workers do."""
         if self._cluster is None:
             self._cluster = self._open.enter_context(
                 ray_cluster(host.store, join=self._join, workers=self._workers, gpus_per_worker=self._gpus_per_worker)
             )
-        if host.store.is_run_folder():
-            host.before_write()  # workers may write files of trainings before the first cell is finished
         rooms = functools.partial(room_of, plan.request, self._cluster, host=host, units=len(work))
         units = [Unit(work=one, cost=sum(one.costs(host)), room=rooms(one)) for one in work]
+        host.clear()  # later it would remove what workers have made meanwhile
         pool = _Pool(self._cluster, self._kind, plan, units, host)
         try:
             while not pool.done:
@@ -206,6 +221,8 @@ class _Pool:
         self._members: list[Member] = []
         self._numbers = itertools.count(1)
         self._failed_starts = 0
+        self._waits_since: float | None = time.monotonic()
+        """Since when there was no worker; None after the first one has started, or the wait was told."""
         self._kind = ray.remote(kind)
         # Beside this process: on any other machine it would end with that one.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -233,9 +250,19 @@ class _Pool:
         for room in itertools.islice(wanted.elements(), max(0, most)):
             self._start(room)
         for member in [one for one in self._members if one.started is not None]:
-            if not self._waiting[member.room]:
+            if next(self._fitting(member.room), None) is None:
                 self._dismiss(member)
+        self._tell_wait()
         self._host.num_workers(sum(member.unit is not None for member in self._members))
+
+    def _tell_wait(self) -> None:
+        """Says once that no worker has started for long, since others may use the cluster for hours."""
+        if self._waits_since is not None and time.monotonic() - self._waits_since > ROOM_S:
+            self._waits_since = None
+            self._host.progress.note(
+                f"no worker has started for {ROOM_S:g} s; the command waits until there is room for one on the "
+                "cluster (ray status says what is in use)"
+            )
 
     def _start(self, room: Room) -> None:
         name = f"worker-{next(self._numbers)}"
@@ -261,7 +288,9 @@ class _Pool:
         for name, told in ray.get(self._board.take.remote()):
             of = self._host.progress.of_worker(name) if name in living else self._host.progress
             for method, arguments, named in told:
-                if name in living or method == "advance":  # passes of a worker that has ended since still count
+                if method == "before_write":
+                    self._host.before_write()
+                elif name in living or method == "advance":  # passes of a worker that has ended since still count
                     getattr(of, method)(*arguments, **named)
         return [awaited[one] for one in ready]
 
@@ -272,7 +301,7 @@ class _Pool:
         try:
             if member.started is not None:
                 ray.get(member.started)
-                member.started, self._failed_starts = None, 0
+                member.started, self._failed_starts, self._waits_since = None, 0, None
             else:
                 assert member.unit is not None
                 outcome = ray.get(next(member.stream))
@@ -288,10 +317,9 @@ class _Pool:
 
     def _employ(self, member: Member) -> None:
         """Gives a worker its next unit: of its model if there is one, else the costliest."""
-        fitting = self._waiting[member.room]
-        while member.unit is None and fitting:
+        while member.unit is None and (fitting := [*self._fitting(member.room)]):
             unit = next((one for one in fitting if one.model == member.model), fitting[0])
-            fitting.remove(unit)
+            self._waiting[unit.room].remove(unit)
             mine = self._host.claim(unit.work)
             if mine is None:
                 continue
@@ -300,9 +328,14 @@ class _Pool:
             order = order_of(self._plan, mine, self._host)
             member.stream = member.actor.carry_out.options(num_returns="streaming").remote(order)
 
+    def _fitting(self, room: Room) -> Iterator[Unit]:
+        """The units that a worker with some room can do, the costliest first."""
+        units = [found for needed, found in self._waiting.items() if room.holds(needed)]
+        return heapq.merge(*units, key=lambda unit: -unit.cost)
+
     def _bury(self, member: Member, error: Exception) -> Iterator[Outcome]:
         """Forgets a worker that died; its unit waits again, or fails if too many died under it."""
-        self._forget(member)
+        self._dismiss(member)  # it still lives where only the connection to it failed
         why, unit = _last_line(error), member.unit
         logger.warning("%s died: %s", member.name, why)
         if unit is None:
@@ -333,13 +366,10 @@ class _Pool:
         """Ends a worker, so that Ray has room for another one."""
         import ray
 
-        self._forget(member)
-        with contextlib.suppress(Exception):  # it may be gone already
-            ray.kill(member.actor)
-
-    def _forget(self, member: Member) -> None:
         self._members.remove(member)
         self._host.progress.end_worker(member.name)
+        with contextlib.suppress(Exception):  # it may be gone already
+            ray.kill(member.actor)
 
     def close(self) -> None:
         """Ends all workers."""
@@ -387,22 +417,26 @@ def room_of(request: Any, cluster: Cluster, work: Work, host: Host, units: int) 
         host: The process that gives orders.
         units: How many units of work there are.
     """
-    nodes = [node for node in cluster.nodes if node.gpus] or list(cluster.nodes)
     memory = work.memory(host)
-    if not any(node.gpus for node in nodes) or not _on_gpu(request):
-        smallest = min(node.cpus for node in cluster.nodes)
-        on_one = 1 if cluster.workers is None else math.ceil(cluster.workers / len(cluster.nodes))
-        room = min(node.memory for node in cluster.nodes)
-        return Room(cpus=max(1.0, smallest // on_one), gpus=0.0, memory=min(memory or 0, int(room)))
+    nodes = [node for node in cluster.nodes if node.gpus]
+    if not nodes or not _on_gpu(request):
+        # Heads of clusters are often set to compute nothing.
+        nodes = [node for node in cluster.nodes if node.cpus] or list(cluster.nodes)
+        on_one = 1 if cluster.workers is None else math.ceil(cluster.workers / len(nodes))
+        cpus = max(1.0, min(node.cpus for node in nodes) // on_one)
+        return Room(cpus=cpus, gpus=0.0, memory=min(memory or 0, max(node.memory for node in nodes)))
     if cluster.gpus_per_worker is not None:
         gpus = cluster.gpus_per_worker
     else:
-        gpus = _gpus(request, memory, min((node.gpu_memory or 0 for node in nodes), default=0))
+        gpus = _gpus(request, memory, nodes)
         if gpus < 1:
             number = min(units, cluster.workers or units)
-            gpus = max(gpus, min(1.0, sum(node.gpus for node in nodes) / number))
+            gpus = max(gpus, 1 / math.ceil(number / sum(node.gpus for node in nodes)))
     cpus = min(node.cpus / node.gpus for node in nodes) * gpus
-    return Room(cpus=max(1.0, math.floor(cpus)) if gpus >= 1 else max(0.1, round(cpus, 2)), gpus=gpus, memory=0)
+    # Rounded down, so that all parts of a GPU find processors.
+    return Room(
+        cpus=max(1.0, math.floor(cpus)) if gpus >= 1 else max(0.1, math.floor(100 * cpus) / 100), gpus=gpus, memory=0
+    )
 
 
 def _on_gpu(request: Any) -> bool:
@@ -412,17 +446,29 @@ def _on_gpu(request: Any) -> bool:
     return str(getattr(request, "device", "auto")) != "cpu"
 
 
-def _gpus(request: Any, memory: int | None, of_gpu: int) -> float:
-    """GPUs of a worker whose work needs some bytes of memory, where a GPU has `of_gpu` bytes (0: not known)."""
+def _gpus(request: Any, memory: int | None, nodes: Sequence[Node]) -> float:
+    """GPUs of a worker whose work needs some bytes of memory, on machines that have GPUs.
+
+    Raises:
+        LongEvalError: The engine is split over more GPUs than any machine has.
+    """
+    most = max(node.gpus for node in nodes)
     if isinstance(request, ModelRequest) and (split := capabilities(request.backend).devices(request)) > 1:
+        if split > most:
+            raise LongEvalError(
+                f"--backend {request.backend}: is split over {split} GPUs, and no machine that Ray sees has more than "
+                f"{most:g}",
+                "Split it over fewer.",
+            )
         return float(split)
+    of_gpu = min(node.gpu_memory or 0 for node in nodes)
     if not memory or not of_gpu:
         return 1.0
     fitting = int(GPU_SHARE * of_gpu // memory)
     if fitting >= 2:
         return 1.0 / min(SMALLEST_SHARE, fitting)
     splits = getattr(request, "device_map", None) is not None
-    return float(math.ceil(memory / (GPU_SHARE * of_gpu))) if splits else 1.0
+    return float(min(math.ceil(memory / (GPU_SHARE * of_gpu)), int(most))) if splits else 1.0
 
 
 def _told(error: Any) -> Exception:

@@ -37,7 +37,7 @@ SENT = ("LONGEVAL_", "HF_", "AWS_", "TRANSFORMERS_", "TOKENIZERS_", "VLLM_", "OM
 """Beginnings of the names of environment variables that workers get from the command."""
 
 Told = tuple[str, tuple[Any, ...], dict[str, Any]]
-"""A call of a method of `Progress`: its name and arguments."""
+"""A call of a method of `Progress`, or of `Host.before_write`: its name and arguments."""
 
 
 def settings() -> dict[str, str]:
@@ -169,7 +169,12 @@ class Worker:
             if self._host is not None:
                 self._host.close()
             store = Store(order.out)
-            self._host = Host(store=store, progress=self._progress, load=backend_of(completed))
+            self._host = Host(
+                store=store,
+                progress=self._progress,
+                load=backend_of(completed),
+                before_write=self._progress.before_write,
+            )
             self._of = of
         self._host.fresh, self._host.reused = order.fresh, order.reused
         return work_of, self._host
@@ -225,6 +230,11 @@ class Messenger:
 
     def seconds_left(self) -> None:
         """See `Progress`."""
+
+    def before_write(self) -> None:
+        """See `Host`. The sender of orders writes the request and its cells when it hears this."""
+        self._tell("before_write")
+        self.flush()
 
     def flush(self) -> None:
         """Sends what has not been sent."""

@@ -88,3 +88,13 @@ def test_passes_that_are_repeated_do_not_go_beyond_the_end(capsys, monkeypatch):
     assert [line.split(" · ")[0].strip() for line in lines] == ["50%", "100%", "100%"]
     assert [line.split(" · ")[1] for line in lines] == ["window 1/2", "window 2/2", "window 3/3"]
     assert "-" not in lines[-1] and " 0 s left" in lines[-1]
+
+
+def test_a_pass_of_a_worker_is_told_with_its_own_noun_and_without_a_time_that_nobody_measured(capsys):
+    with RunProgress(verbose=True) as shown:
+        shown.begin([1.0, 1.0])
+        worker = shown.of_worker("worker-1")
+        worker.stage("passkey", 2, "sample")
+        worker.advance(64, 1.0, "answered")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["worker-1: passkey (2 samples)", "  worker-1: sample of 64 tokens, answered"]

@@ -32,6 +32,7 @@ def main() -> None:
 
     from longeval.__main__ import main as run
 
+    pool.ROOM_S = float(os.environ.get("NAPS_ROOM_S", pool.ROOM_S))
     pool.RayExecutor.__init__.__kwdefaults__["kind"] = napping.NapWorker
     run()
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from posgen_requests import TINY
 from tiny import make_text
 
 from longeval.store.folder import Store
@@ -111,6 +112,36 @@ def test_several_workers_give_the_records_of_one_process(program):
     assert not (program.folder / "two" / "leases").exists() and not (program.folder / "two" / "runners").exists()
     status, _, error = program.run(*SIXTY, "--out", "two", "--workers", "2")
     assert (status, len(program.starts())) == (0, 120) and "60 stored already" in error
+
+
+def test_a_worker_does_units_that_need_less_memory_than_its_first(program):
+    status, out, error = program.run(
+        "naps", "--pe", "none", "--lengths", LENGTHS, "--apart", "--workers", "2", "--out", "run", "--json", "-"
+    )
+    assert status == 0, error
+    names = {record["provenance"]["worker"].split()[0] for record in json.loads(out)}
+    assert len(json.loads(out)) == 6 and names <= {"worker-1", "worker-2"}
+
+
+def test_a_cluster_without_room_is_told(program):
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        process = program.start(
+            "naps", "--pe", "none", "--lengths", "16", "--executor", "ray", "--out", "run",
+            RAY_ADDRESS=cluster.address, NAPS_ROOM_S="1",
+        )  # fmt: skip
+        lines = [process.stderr.readline()]
+        while lines[-1] and "no worker has started" not in lines[-1]:
+            lines.append(process.stderr.readline())
+        assert lines[-1], lines
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+    finally:
+        cluster.shutdown()
+    assert process.returncode == 130 and "Traceback" not in error
+    assert not (program.folder / "run").exists()
 
 
 def test_two_nodes_with_kills_lose_nothing_and_do_nothing_twice(program, cluster):
@@ -344,3 +375,14 @@ def test_a_machine_that_sees_another_request_is_refused(program):
     )
     assert status == 2 and "other cells" in error, error
     assert not (program.folder / "run").exists()
+
+
+def test_fresh_keeps_what_workers_have_trained_in_a_new_folder(tmp_path):
+    numbers = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items() if name not in ("tasks", "pe")]
+
+    def trained(out, *more):
+        command = [sys.executable, "-m", "longeval", "posgen", "train", "--task", "cot", "--pe", "none,yarn", *numbers]
+        subprocess.run([*command, "--fresh", "--out", out, *more], cwd=tmp_path, capture_output=True, check=True)
+        return {path.name for path in (tmp_path / out / "weights").iterdir()}
+
+    assert trained("one") == trained("two", "--workers", "2")
