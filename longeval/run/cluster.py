@@ -99,7 +99,7 @@ def ray_cluster(
                     include_dashboard=False,
                     log_to_driver=False,
                     logging_level=logging.ERROR,
-                    num_cpus=max(workers or 1, os.cpu_count() or 1),
+                    num_cpus=max(workers or 1, _processors()),
                     object_store_memory=OBJECT_STORE_BYTES,
                 )
         except Exception as error:  # Ray raises any kind: a plain Exception where its processes start too slowly
@@ -115,6 +115,11 @@ def ray_cluster(
         yield Cluster(nodes=tuple(_checked(nodes, store)), workers=workers, gpus_per_worker=gpus_per_worker)
     finally:
         ray.shutdown()
+
+
+def _processors() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextlib.contextmanager

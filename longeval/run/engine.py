@@ -6,6 +6,7 @@ that vanished) becomes a failed record with the reason, and the run goes on.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Callable
@@ -106,10 +107,12 @@ def run(
     progress.begin(costs)
     try:
         while left:
-            for outcome in (executor or LocalExecutor()).outcomes(plan, left, host):
-                keeper.keep(outcome)
-                leases.release(outcome.cell)
-                told(outcome)
+            # Closed at once, so that workers end before what follows an error.
+            with contextlib.closing((executor or LocalExecutor()).outcomes(plan, left, host)) as outcomes:
+                for outcome in outcomes:
+                    keeper.keep(outcome)
+                    leases.release(outcome.cell)
+                    told(outcome)
             left = leases.wait()
         keeper.begin()
     finally:

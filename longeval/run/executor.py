@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Protocol
 
 from longeval.backends.base import BackendError, OutOfMemoryError
@@ -21,7 +21,7 @@ class Executor(Protocol):
 
     def __exit__(self, *_: object) -> None: ...
 
-    def outcomes(self, plan: Plan, work: Sequence[Work], host: Host) -> Iterator[Outcome]:
+    def outcomes(self, plan: Plan, work: Sequence[Work], host: Host) -> Generator[Outcome]:
         """Carries out work of a plan; yields an outcome for every cell as it finishes, in any order.
 
         What `host.claim` does not give is left out: another process has computed it, or does so now.
@@ -38,7 +38,7 @@ class LocalExecutor:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def outcomes(self, plan: Plan, work: Sequence[Work], host: Host) -> Iterator[Outcome]:
+    def outcomes(self, plan: Plan, work: Sequence[Work], host: Host) -> Generator[Outcome]:
         """See `Executor`."""
         for one in work:
             mine = host.claim(one)

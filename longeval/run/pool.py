@@ -19,7 +19,7 @@ import os
 import shutil
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -172,7 +172,7 @@ class RayExecutor:
         self._cluster = None
         self._open.close()
 
-    def outcomes(self, plan: Plan, work: Sequence[Work], host: Host) -> Iterator[Outcome]:
+    def outcomes(self, plan: Plan, work: Sequence[Work], host: Host) -> Generator[Outcome]:
         """See `Executor`.
 
         Raises:

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 TELL_EVERY_S = 0.5
 """Seconds between two messages about passes."""
 
-SENT = ("LONGEVAL_", "HF_", "AWS_", "TRANSFORMERS_", "TOKENIZERS_", "VLLM_", "OMP_NUM_THREADS")
+SENT = ("LONGEVAL_", "HF_", "AWS_", "TRANSFORMERS_", "TOKENIZERS_", "VLLM_", "FSSPEC_", "OMP_NUM_THREADS")
 """Beginnings of the names of environment variables that workers get from the command."""
 
 Told = tuple[str, tuple[Any, ...], dict[str, Any]]
