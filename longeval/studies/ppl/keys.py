@@ -85,7 +85,7 @@ class KeyCell(PplCell):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class KeyWork(PplWork):
+class EvaluatorWork(PplWork):
     """The passes of the evaluator over one data set: one of each whole text, and the short windows."""
 
     def _finished(self, cell: PplCell, scored: Scored, texts: Texts, how: Mapping[str, Any], batch: int) -> Outcome:
@@ -251,7 +251,7 @@ class LongPplCell:
 class KeyPlan(NamedTuple):
     """What LongPPL adds to a plan."""
 
-    work: list[KeyWork]
+    work: list[EvaluatorWork]
     cells: list[LongPplCell]
     notes: list[str]
 
@@ -271,7 +271,7 @@ def plan_keys(
             f"tokenizer of {key_model.name} puts in front of a text",
             f"Ask for {prefix + 1} or more.",
         )
-    work: list[KeyWork] = []
+    work: list[EvaluatorWork] = []
     cells: list[LongPplCell] = []
     for name in dict.fromkeys(one.corpus.source.name for one in evaluated):
         own = [one for one in evaluated if one.corpus.source.name == name]
@@ -373,7 +373,7 @@ def _key_work(
     source: Source,
     documents: Sequence[TokenisedDocument],
     lengths: Sequence[int],
-) -> KeyWork:
+) -> EvaluatorWork:
     """The work of the evaluator on the first tokens of some documents."""
     digests = [f"{document.digest} {length}" for document, length in zip(documents, lengths, strict=True)]
     digest = hashlib.sha256("\n".join(digests).encode()).hexdigest()
@@ -412,7 +412,7 @@ def _key_work(
         identical=0,
         digest=digest,
     )
-    return KeyWork(
+    return EvaluatorWork(
         cells=(cell,),
         model=model,
         corpus=DataSet(source=source, selection=selection, min_tokens=1),
@@ -423,7 +423,7 @@ def _key_work(
 
 
 def _long_ppl_cell(
-    cell: PplCell, evaluated: Evaluated, work: KeyWork, order: Mapping[str, int], asked: LongPpl
+    cell: PplCell, evaluated: Evaluated, work: EvaluatorWork, order: Mapping[str, int], asked: LongPpl
 ) -> LongPplCell:
     """LongPPL of a perplexity cell. `order`: text → its place among the evaluator's documents."""
     (keys,) = work.cells

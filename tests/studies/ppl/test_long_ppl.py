@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -339,3 +340,37 @@ def test_perplexities_do_not_change_beside_it(ask, request_spec, store, tmp_path
 
     with_keys = carry_out(ask(), store)
     assert values(with_keys) == values(carry_out(request_spec(lengths=(32, 64)), Store(str(tmp_path / "plain"))))
+
+
+def test_reports_show_it_beside_perplexity_with_its_evaluator_and_the_pair(ask, store, key_model):
+    import longeval
+
+    result = carry_out(ask(pe=("ntk", "resonance_ntk"), factor=4.0), store)
+    results = longeval.load(store.path)
+    text = Path(results.report()).read_text()
+    section = text.partition("### LongPPL\n")[2].partition("### Perplexity by position")[0]
+    assert str(key_model) in section
+    rows = [line for line in section.splitlines() if line.startswith(("| `ntk`", "| `resonance_ntk`"))]
+    assert sum("vs" in row for row in rows) == 1 and len(rows) == 3
+    for record in of(result):
+        assert any(f"{record.value:.4g}" in row and f"(n {record.tokens:,})" in row for row in rows)
+    base, rounded = (next(r for r in of(result) if (r.pe, r.length) == (pe, 64)) for pe in ("ntk", "resonance_ntk"))
+    change = f"{abs(100 * (rounded.value / base.value - 1)):.3g}"
+    assert any(change[:3] in row for row in rows if "vs" in row)
+    frame = results.frame
+    assert frame[frame.metric == "long_ppl"].value.tolist() == [record.value for record in of(result)]
+
+
+def test_no_report_mentions_it_where_it_was_not_asked_for(request_spec, store):
+    import longeval
+
+    carry_out(request_spec(lengths=(32, 64)), store)
+    assert "LongPPL" not in Path(longeval.load(store.path).report()).read_text()
+
+
+def test_results_in_python_have_it(ask, tmp_path):
+    import longeval
+
+    settings = {name: value for name, value in ask() if value is not None}
+    found = longeval.ppl(out=str(tmp_path / "own"), quiet=True, **settings)
+    assert found.frame.metric.tolist().count("long_ppl") == 2
