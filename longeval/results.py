@@ -302,7 +302,7 @@ def carry_out(
                 Tracking(trackers, folder=store.path, settings=plan.request.to_mapping()) as tracking,
             ):
                 run(plan, store, progress, executor=chosen, fresh=fresh, under_way=bool(cells), told=tracking.tell)
-            cells += [cell.id for cell in plan.cells]
+            cells += [cell.cell for cell in plan.planned().cells]  # with those that are derived from others
             queue[:0] = planned(functools.partial(plan_after, plan, store))
     return Results(store.path, list(dict.fromkeys(cells)))
 

@@ -114,13 +114,13 @@ def make_request(kind: type[R], asked: Given) -> R:
 
         augmentations = names(asked.get("augment", kind.default("augment")), kind.flag("augment"))
         asked["augment_args"] = parse_augment_args(asked["augment_args"], augmentations)
-    if "loss_args" in asked:
-        from longeval.parameters import parameter_texts
+    for noun, example in (("loss", "longce.context=1k"), ("metric", "long_ppl.alpha=2")):
+        if f"{noun}_args" in asked:
+            from longeval.parameters import parameter_texts
 
-        given = asked["loss_args"]
-        asked["loss_args"] = parameter_texts(
-            given, flag="--loss-arg", form="LOSS.PARAMETER=VALUE", example="longce.context=1k"
-        )
+            asked[f"{noun}_args"] = parameter_texts(
+                asked[f"{noun}_args"], flag=f"--{noun}-arg", form=f"{noun.upper()}.PARAMETER=VALUE", example=example
+            )
     if "vllm_args" in asked:
         from longeval.backends.vllm.options import parse_vllm_args
 

@@ -43,7 +43,9 @@ MODEL_PARAMS = (
 _TABLE_PARAMS = (*MODEL_PARAMS, "min_tokens", "stride", "data_digest")
 """Parameters that split tables wherever they differ. Others (future ones) do so only where cells would collide."""
 
-_CELL_PARAMS = frozenset({"method", "pin_length", "ci", "batch_size", "adapter_name"})
+_CELL_PARAMS = frozenset(
+    {"method", "pin_length", "ci", "batch_size", "adapter_name", "perplexity_cell", "without_keys"}
+)
 """Parameters that belong to a row or a cell, never to a table."""
 
 

@@ -167,6 +167,11 @@ def models(value: Any, where: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(hub_id(name, flag=where) for name in paths(value, where)))
 
 
+def one_model(value: Any, where: str) -> str:
+    """Name or path of a model; an address on the hub is the id of its model."""
+    return hub_id(checked_name(text(value, where), where), flag=where)
+
+
 def method_parameters(value: Any, where: str) -> dict[str, dict[str, Any]]:
     """Reads a mapping from methods to parameters. The plan checks the parameters."""
     if not (_is_mapping(value) and all(_is_mapping(item) for item in value.values())):

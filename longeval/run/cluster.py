@@ -84,9 +84,6 @@ def ray_cluster(
     address = os.environ.get("RAY_ADDRESS") if join else None
     if address:
         _check_address(address)
-        if os.environ.get("RAY_AUTH_TOKEN") or os.path.exists(os.path.expanduser("~/.ray/auth_token")):
-            # Ray sends the token only where this says so. A cluster that asks for none takes it too.
-            os.environ.setdefault("RAY_AUTH_MODE", "token")
     # It would print what happens to workers to stdout, which is for results. It has no public switch for that.
     ray._private.worker._worker_logs_enabled = False
     with _signals_kept():
@@ -105,7 +102,7 @@ def ray_cluster(
         except Exception as error:  # Ray raises any kind: a plain Exception where its processes start too slowly
             if address:
                 where = f"RAY_ADDRESS {address}: can't be joined"
-                remedy = "See that the cluster runs, and that this machine has its token: ray status."
+                remedy = "See that the cluster runs: ray status. If it asks for a token, set RAY_AUTH_MODE=token."
             else:
                 where, remedy = "Ray can't start on this machine", "Repeat the command when the machine is less busy."
             raise LongEvalError(f"{where} ({reason(error)})", remedy) from error

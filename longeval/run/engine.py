@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -178,13 +178,19 @@ class _Keeper:
 
     def derived(self, records: dict[str, tuple[Record, ...]]) -> list[Record]:
         """Records that are derived from those of the cells; new ones are stored."""
-        found = []
-        for record in self.plan.derived(records):
-            stored = self.store.load(record.cell)
-            # A stored record that differs only in its provenance is kept.
-            if stored and dataclasses.replace(stored.records[0], provenance=record.provenance) == record:
-                found.append(stored.records[0])
+        found: list[Record] = []
+        for outcome in self.plan.derived(records, self.store):
+            stored = self.store.load(outcome.cell)
+            # A stored outcome that differs only in its provenance is kept.
+            if stored and stored.with_artefact and _same_but_provenance(stored.records, outcome.records):
+                found += stored.records
             else:
-                self.store.save([record])
-                found.append(record)
+                self.store.save(outcome.records, outcome.found, outcome.artefact)
+                found += outcome.records
         return found
+
+
+def _same_but_provenance(records: Sequence[Record], others: Sequence[Record]) -> bool:
+    """Whether records are equal, wherever and whenever they were computed."""
+    provenance = records[0].provenance
+    return list(records) == [dataclasses.replace(other, provenance=provenance) for other in others]

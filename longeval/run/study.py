@@ -146,9 +146,12 @@ class Plan:
         """The work without the stored cells."""
         return [left for work in self.work if (left := work.without(stored)) is not None]
 
-    def derived(self, records: Mapping[str, Sequence[Record]]) -> list[Record]:
-        """Records that are derived from those of the cells (by cell id), such as averages of groups."""
-        return []
+    def derived(self, records: Mapping[str, Sequence[Record]], store: Store) -> Iterator[Outcome]:
+        """Outcomes that are derived from the records of the cells (by cell id) and from what the store holds of them.
+
+        Examples are averages of groups.
+        """
+        yield from ()
 
     def clear(self, store: Store, busy: Container[str]) -> None:
         """Removes files of an earlier run that `--fresh` must not use. Called before the first file is written.

@@ -115,9 +115,25 @@ def interval(units: Units, *, resamples: int = 2000, seed: int = 0, level: float
 
 
 def paired(
-    nll_a: TokenNll, nll_b: TokenNll, protocol: str, *, resamples: int = 2000, seed: int = 0, level: float = 0.95
+    nll_a: TokenNll,
+    nll_b: TokenNll,
+    protocol: str,
+    *,
+    key_S: npt.NDArray[np.bool_] | None = None,
+    resamples: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
 ) -> PairedDifference | None:
     """Difference between the perplexities of b and a, with intervals from resampling the same units in both.
+
+    Args:
+        nll_a: Token NLLs of a.
+        nll_b: Token NLLs of b.
+        protocol: Their protocol.
+        key_S: Which scored tokens count, the same in both (LongPPL); None: all of them.
+        resamples: Number of resamples.
+        seed: Seed of the random numbers.
+        level: Nominal coverage.
 
     Returns:
         The difference; None if the two did not score the same windows of the same documents, or if there are fewer
@@ -128,7 +144,7 @@ def paired(
     """
     if not same_windows(nll_a, nll_b):
         return None
-    units_a, units_b = resampling_units(nll_a, protocol), resampling_units(nll_b, protocol)
+    units_a, units_b = resampling_units(nll_a, protocol, key_S), resampling_units(nll_b, protocol, key_S)
     if len(units_a) < MIN_UNITS:
         return None
     numerators = (units_a.numerator_U, units_b.numerator_U)
@@ -248,7 +264,7 @@ class Units:
         return float(self.numerator_U.sum() / self.denominator_U.sum())
 
 
-def resampling_units(nll: TokenNll, protocol: str | None) -> Units:
+def resampling_units(nll: TokenNll, protocol: str | None, key_S: npt.NDArray[np.bool_] | None = None) -> Units:
     """Divides a cell's scored tokens into the units that the bootstrap resamples.
 
     The units are *documents* if at least 10 documents have scored tokens. Tokens of one document share topic and
@@ -267,14 +283,25 @@ def resampling_units(nll: TokenNll, protocol: str | None) -> Units:
       score the same tokens. Blocks may cross documents, as the stream does. For the same reason documents are units
       only if they hold that many windows on average.
 
+    With `key_S` (LongPPL) the units are the same texts, and only key tokens count in their sums. Units without a key
+    token are left out. They contribute 0 to both sums, so they would change the ratio of no resample, but a resample of
+    nothing else would have none.
+
+    Args:
+        nll: The scored tokens.
+        protocol: Their protocol; with `key_S` one that scores each token once.
+        key_S: Which tokens count, shape (S,); None: all of them.
+
     Returns:
-        Units whose `mean` is `nll.mean(protocol)`.
+        Units whose `mean` is `nll.mean(protocol)`, or the mean NLL of the key tokens.
 
     Raises:
-        ValueError: No token was scored.
+        ValueError: No token was scored, or none of them counts.
     """
     if len(nll.nll_S) == 0:
         raise ValueError("no token was scored")
+    if key_S is not None:
+        return _key_units(nll, key_S)
     whole_windows = protocol in ("sliding_window_mean", "stream")
     per_window = protocol == "sliding_window_mean"
     numerator_W = nll.window_sums_W / nll.tokens_W if per_window else nll.window_sums_W
@@ -289,6 +316,24 @@ def resampling_units(nll: TokenNll, protocol: str | None) -> Units:
         unit_W = _stream_blocks_W(nll) if protocol == "stream" else _window_blocks_W(nll)
         return _grouped(numerator_W, denominator_W, unit_W, "block")
     return _grouped(nll.nll_S.astype(np.float64), np.ones(len(nll.nll_S)), _token_blocks_S(nll), "block")
+
+
+def _key_units(nll: TokenNll, key_S: npt.NDArray[np.bool_]) -> Units:
+    """The units of tokens that are scored once, of which only key tokens count."""
+    if not key_S.any():
+        raise ValueError("there is no key token")
+    documents = np.unique(nll.document_W)
+    by_document = len(documents) >= MIN_DOCUMENTS
+    unit_S = (
+        np.repeat(np.searchsorted(documents, nll.document_W), nll.tokens_W) if by_document else _token_blocks_S(nll)
+    )
+    units = _grouped(
+        nll.nll_S.astype(np.float64) * key_S, key_S.astype(np.float64), unit_S, "document" if by_document else "block"
+    )
+    has_key_U = units.denominator_U > 0
+    return dataclasses.replace(
+        units, numerator_U=units.numerator_U[has_key_U], denominator_U=units.denominator_U[has_key_U]
+    )
 
 
 def _grouped(numerator: FloatArray, denominator: FloatArray, unit: IntArray, kind: UnitKind) -> Units:

@@ -5,6 +5,8 @@
     RUN/cells/<id>.json    {"cell", "status", "records": [one record per metric]}
     RUN/nll/<id>.npz       a perplexity cell's token-level negative log-likelihoods
     RUN/samples/<id>.jsonl a task cell's samples: prompt digest, answer, scores
+    RUN/keys/<id>.npz      what the evaluator of LongPPL says of each token, of which its key tokens follow
+    RUN/key_nll/<id>.npz   a LongPPL cell's token-level negative log-likelihoods, with a mask of its key tokens
     RUN/curves/<id>.json   a PosGen cell's accuracies by position and losses by epoch
     RUN/losses/<id>.json   the losses of a training of `longeval finetune` by step
     RUN/weights/<training>.npz       the final weights of a PosGen training; cells of several methods may share them
@@ -31,6 +33,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
+import longeval.store.keys  # noqa: F401  (registers its artefacts)
 from longeval.errors import LongEvalError, reason
 from longeval.files import sweep
 from longeval.plain import made_from, read_json

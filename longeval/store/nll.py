@@ -13,7 +13,7 @@ import hashlib
 import io
 import math
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from longeval.errors import reason
 from longeval.store.artefact import ARTEFACTS, Artefact, check_count, check_value
 from longeval.store.records import Record
 
-_FORMS = {
+FORMS = {
     "nll": "<f4",
     "tokens": "<i4",
     "context": "<i4",
@@ -36,7 +36,7 @@ _FORMS = {
 }
 """Arrays of the file and their dtypes (`U`: text of any width)."""
 
-_LATER = frozenset({"windows"})
+LATER = frozenset({"windows"})
 """Arrays that files of earlier versions lack."""
 
 _LARGEST_FILE = 1 << 31
@@ -51,7 +51,7 @@ _JOINED = "stream"
 _read_array: Callable[..., npt.NDArray[Any]] = np.lib.format.read_array
 _read_header: Callable[..., Any] = np.lib.format.read_array_header_1_0
 
-_LEAST_NLL = -0.01
+LEAST_NLL = -0.01
 """Smallest NLL accepted: 0, less the rounding of float32 arithmetic on large logits."""
 
 
@@ -152,22 +152,22 @@ class TokenNll:
         within_S = np.arange(len(self.nll_S), dtype=np.int64) - np.repeat(self.offsets_W, self.tokens_W)
         return within_S + np.repeat(self.context_W.astype(np.int64), self.tokens_W)
 
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """The arrays of the `.npz` file by name."""
+        arrays: dict[str, npt.NDArray[Any]] = {
+            "nll": self.nll_S.astype("<f4"),
+            "tokens": self.tokens_W.astype("<i4"),
+            "context": self.context_W.astype("<i4"),
+            "document": self.document_W.astype("<i4"),
+            "start": self.start_W.astype("<i8"),
+            "bytes": self.bytes_W.astype("<i8"),
+            "documents": np.array(self.documents, dtype=np.str_),
+        }
+        return arrays if self.windows_W is None else {**arrays, "windows": self.windows_W.astype("<u8")}
+
     def to_bytes(self) -> bytes:
         """The content of the `.npz` file."""
-        buffer = io.BytesIO()
-        later: dict[str, Any] = {} if self.windows_W is None else {"windows": self.windows_W.astype("<u8")}
-        np.savez_compressed(
-            buffer,
-            nll=self.nll_S.astype("<f4"),
-            tokens=self.tokens_W.astype("<i4"),
-            context=self.context_W.astype("<i4"),
-            document=self.document_W.astype("<i4"),
-            start=self.start_W.astype("<i8"),
-            bytes=self.bytes_W.astype("<i8"),
-            documents=np.array(self.documents, dtype=np.str_),
-            **later,
-        )
-        return buffer.getvalue()
+        return npz_bytes(self.arrays())
 
     def parts(self) -> dict[str, npt.NDArray[np.float32]]:
         """`window_digest` as text → values of the window's scored tokens; empty where the digests aren't stored."""
@@ -183,20 +183,49 @@ def window_digest(tokens_T: npt.NDArray[np.int32], first_scored: int) -> int:
     return int.from_bytes(whole.digest()[:8], "little")
 
 
-def token_nll_from_bytes(content: bytes) -> TokenNll:
-    """Inverse of `TokenNll.to_bytes`; raises ValueError for any other content. Never unpickles."""
+def npz_bytes(arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:
+    """The content of a compressed `.npz` file without pickled objects."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    return buffer.getvalue()
+
+
+def arrays_from_npz(
+    content: bytes, forms: Mapping[str, str], what: str, later: frozenset[str] = frozenset()
+) -> dict[str, npt.NDArray[Any]]:
+    """Inverse of `npz_bytes` for arrays of one dimension. Never unpickles.
+
+    Args:
+        content: The content of the file.
+        forms: Names of the arrays and their dtypes (`U`: text of any width).
+        what: What such a file is, for the message.
+        later: Arrays that may be missing.
+
+    Raises:
+        ValueError: The content is something else.
+    """
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as file:
             if sum(item.file_size for item in file.infolist()) > _LARGEST_FILE:
                 raise ValueError(f"it unpacks to more than {_LARGEST_FILE >> 30} GiB")
-            there = set(_FORMS) - (_LATER - {name.removesuffix(".npy") for name in file.namelist()})
+            there = set(forms) - (later - {name.removesuffix(".npy") for name in file.namelist()})
             arrays = {name: _array(file.read(f"{name}.npy")) for name in there}
     except Exception as error:  # zipfile, zlib and numpy raise a dozen kinds of errors for a damaged file
-        raise ValueError(f"not a token NLL file: {reason(error)}") from error
+        raise ValueError(f"not a {what} file: {reason(error)}") from error
     for name, array in arrays.items():
         form = array.dtype.kind if array.dtype.kind == "U" else array.dtype.str
-        if array.ndim != 1 or form != _FORMS[name]:
-            raise ValueError(f"not a token NLL file: {name} has another shape or dtype")
+        if array.ndim != 1 or form != forms[name]:
+            raise ValueError(f"not a {what} file: {name} has another shape or dtype")
+    return arrays
+
+
+def token_nll_from_bytes(content: bytes) -> TokenNll:
+    """Inverse of `TokenNll.to_bytes`; raises ValueError for any other content. Never unpickles."""
+    return token_nll_of(arrays_from_npz(content, FORMS, "token NLL", LATER))
+
+
+def token_nll_of(arrays: Mapping[str, npt.NDArray[Any]]) -> TokenNll:
+    """Inverse of `TokenNll.arrays`; raises ValueError with the reason for values that scored tokens can't have."""
     nll = TokenNll(
         nll_S=arrays["nll"],
         tokens_W=arrays["tokens"],
@@ -204,7 +233,7 @@ def token_nll_from_bytes(content: bytes) -> TokenNll:
         document_W=arrays["document"],
         start_W=arrays["start"],
         bytes_W=arrays["bytes"],
-        documents=_names(arrays["documents"]),
+        documents=document_names(arrays["documents"]),
         windows_W=arrays.get("windows"),
     )
     _check_windows(nll)
@@ -232,7 +261,7 @@ def _header(content: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     return found
 
 
-def _names(array: npt.NDArray[Any]) -> tuple[str, ...]:
+def document_names(array: npt.NDArray[Any]) -> tuple[str, ...]:
     """The strings of an array. Code points that don't exist raise ValueError (numpy raises SystemError for them)."""
     try:
         return tuple(array.tolist())
@@ -246,7 +275,7 @@ def _check_windows(nll: TokenNll) -> None:
         raise ValueError("a window has no token")
     if not np.isfinite(nll.nll_S).all():
         raise ValueError("a token's value is not finite")
-    if len(nll.nll_S) and nll.nll_S.min() < _LEAST_NLL:
+    if len(nll.nll_S) and nll.nll_S.min() < LEAST_NLL:
         raise ValueError("a token's NLL is negative")
     if (nll.document_W < 0).any() or (nll.document_W >= len(nll.documents)).any():
         raise ValueError("a window's document is not in its list of documents")
@@ -269,8 +298,13 @@ def _check(nll: TokenNll, records: Sequence[Record]) -> None:
             check_count(record.documents, num_documents, "documents")
         if (record.documents or 0) > len(nll.documents):
             raise ValueError("its record has more documents than there are")
-        if int((nll.context_W + nll.tokens_W).max()) > record.length:
-            raise ValueError("a window is longer than the cell's length")
+        check_context(nll, record)
+
+
+def check_context(nll: TokenNll, record: Record) -> None:
+    """Raises ValueError if a window is longer than the length that a record states."""
+    if int((nll.context_W + nll.tokens_W).max()) > record.length:
+        raise ValueError("a window is longer than the cell's length")
 
 
 NLL = ARTEFACTS.register(

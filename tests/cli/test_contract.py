@@ -30,6 +30,7 @@ OPTIONS = {
     "ppl": "--model --pe --lengths --data --protocol --factor --native --pe-arg --scale-from --layers --docs "
     "--min-tokens --stride --bos --no-bos --parse-special --text-field --backend --vllm-arg --pin-length --base-url "
     "--served-model --dtype --device --device-map --attn --revision --adapter --trust-remote-code --batch-size --seed "
+    "--metric --key-model --metric-arg "
     "--out --json --dry-run --fresh --executor --workers --gpus-per-worker --track --show --quiet -q --verbose -v",
     "tasks": "--model --pe --tasks --lengths --list --limit --overlong --same-samples --chat-template --num-fewshot "
     "--max-new-tokens --haystack --include --factor --native --pe-arg --scale-from --layers --bos --no-bos "

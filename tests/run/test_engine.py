@@ -156,8 +156,9 @@ def test_what_follows_from_cells_is_stored_once(store):
     group = cell("group")
 
     class WithAverage(Plan):
-        def derived(self, records):
-            return [whole(group, value=sum(found[-1].value for found in records.values()) / len(records))]
+        def derived(self, records, store):
+            average = sum(found[-1].value for found in records.values()) / len(records)
+            yield Outcome(records=(whole(group, value=average),))
 
     plan = plan_of(CountedWork(TWO), kind=WithAverage)
     first, again = run(plan, store, Silent()), run(plan, store, Silent())

@@ -20,6 +20,20 @@ class TestPpl(StudyContract):
         return Made(request_spec(pe=("none", "yarn")), lambda model: FakeBackend(log_position))
 
 
+class TestLongPpl(StudyContract):
+    @pytest.fixture
+    def made(self, request_spec, tiny_llama_bos):
+        parameters = {"alpha": -1e9, "beta": -1e9, "context": 8, "step": 4}
+        request = request_spec(
+            pe=("none", "yarn"),
+            lengths=(32, 60),
+            metric=("perplexity", "long_ppl"),
+            key_model=str(tiny_llama_bos),
+            metric_args={"long_ppl": parameters},
+        )
+        return Made(request, lambda model: FakeBackend(log_position))
+
+
 class TestTasks(StudyContract):
     @pytest.fixture
     def made(self, tiny_llama, tmp_path):

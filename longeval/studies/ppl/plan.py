@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -41,8 +41,20 @@ from longeval.run.setups import (
     setups,
     usable_methods,
 )
-from longeval.run.study import Plan, SkippedWork, Tell, Work
+from longeval.run.study import Outcome, Plan, SkippedWork, Tell, Work
 from longeval.store.folder import Store
+from longeval.store.plan import PlannedRequest
+from longeval.store.records import Record
+from longeval.studies.ppl.keys import (
+    Evaluated,
+    KeyCell,
+    KeyPlan,
+    LongPplCell,
+    asked_long_ppl,
+    plan_keys,
+    prepare_key_model,
+)
+from longeval.studies.ppl.long_ppl import outcomes
 from longeval.studies.ppl.protocols import PROTOCOLS, Protocol, check_stride
 from longeval.studies.ppl.request import PplRequest
 from longeval.studies.ppl.work import DataSet, PplCell, PplWork
@@ -60,6 +72,17 @@ class PplPlan(Plan):
 
     cells: tuple[PplCell, ...]
     models: tuple[PreparedModel, ...]
+    long_ppl: tuple[LongPplCell, ...] = ()
+    """LongPPL of the cells, derived from what they leave."""
+
+    def planned(self) -> PlannedRequest:
+        """See `Plan`: LongPPL stands last."""
+        asked = Plan.planned(self)
+        return dataclasses.replace(asked, cells=(*asked.cells, *(cell.planned() for cell in self.long_ppl)))
+
+    def derived(self, records: Mapping[str, Sequence[Record]], store: Store) -> Iterator[Outcome]:
+        """See `Plan`."""
+        return outcomes(self.long_ppl, records, store)
 
     def overview(self, host: Host, left: Sequence[Work], stored: Container[str]) -> Overview:
         """See `Plan`."""
@@ -74,7 +97,8 @@ class PplPlan(Plan):
                 f"{len(cell.windows):,}",
                 _how_much(cell, host, stored),
             )
-            sections.setdefault(f"{cell.model} on {cell.data}", []).append(row)
+            what = ": key tokens" if isinstance(cell, KeyCell) else ""
+            sections.setdefault(f"{cell.model} on {cell.data}{what}", []).append(row)
         return Overview(
             columns=("method", "s", "length", "documents", "skipped", "windows", "stored"),
             words=frozenset({"method"}),
@@ -87,6 +111,8 @@ class PplPlan(Plan):
         works = {cell.id: work for work in self.work if isinstance(work, PplWork) for cell in work.cells}
         alike: dict[tuple[str, str | None, int], list[PplCell]] = {}
         for cell in self.cells:  # methods differ in nothing that decides the windows
+            if isinstance(cell, KeyCell):
+                continue
             alike.setdefault((cell.model, cell.data, cell.length), []).append(cell)
         for (model, data, length), cells in alike.items():
             if cells[0].id in works:
@@ -96,7 +122,8 @@ class PplPlan(Plan):
 
     def _cost(self, host: Host, model: PreparedModel, left: Sequence[Work]) -> str:
         """What is left to do with a model."""
-        cells = [cell for work in left for cell in work.cells if cell.model == model.name]
+        own = [work for work in left if not isinstance(work, PplWork) or work.model is model]
+        cells = [cell for work in own for cell in work.cells if cell.model == model.name]
         passes = [
             one for work in left if isinstance(work, PplWork) and work.model is model for one in work.passes(host)
         ]
@@ -143,6 +170,7 @@ def plan_ppl(request: PplRequest, tell: Tell | None = None, *, dry_run: bool = F
             f"--stride {request.stride}: would be ignored under --protocol {request.protocol}",
             f"Leave it out, or use --protocol {' or '.join(strided)}.",
         )
+    asked = asked_long_ppl(request, protocol)
     names = method_names(request.pe, request.pe_args, request.factor)
     request, server = ask_server(request)
     if server is not None:
@@ -156,6 +184,7 @@ def plan_ppl(request: PplRequest, tell: Tell | None = None, *, dry_run: bool = F
             opened.append(open_source(name, text_field=request.text_field))
     sources = list({source.name: source for source in opened}.values())  # two aliases are one data set
     models = prepare_all(request, capabilities(request.backend), tell.preparing, dry_run=dry_run)
+    key_model = None if asked is None else prepare_key_model(request, tell.preparing, dry_run=dry_run)
     request, names, notes = usable_methods(request, names, models)
     check_pin(request, names, models)
     if server is not None:
@@ -163,6 +192,7 @@ def plan_ppl(request: PplRequest, tell: Tell | None = None, *, dry_run: bool = F
     cells: list[PplCell] = []
     work: list[PplWork] = []
     skipped: list[SkippedWork] = []
+    evaluated: list[Evaluated] = []
     notes += [source.note for source in sources if source.note is not None]
     for model in models:
         _check_prefix(request, model)
@@ -173,18 +203,26 @@ def plan_ppl(request: PplRequest, tell: Tell | None = None, *, dry_run: bool = F
         for corpus in corpora:
             alone = [_alone(request, protocol, model, corpus, setup) for setup in setups(request, model, names)]
             cells += [one.cells[0] for one in alone]
+            evaluated.append(Evaluated(model, corpus, tuple(one.cells[0] for one in alone)))
             work += [_batched(request, one) for one in together([one for one in alone if one.cells[0].windows])]
             skipped += [
                 SkippedWork(cells=one.cells, reason=_why_skipped(one)) for one in alone if not one.cells[0].windows
             ]
+    keys = KeyPlan([], [], [])
+    if asked is not None and key_model is not None:
+        keys = plan_keys(request, asked, key_model, evaluated, tell)
+        models.append(key_model)
+        cells += [one.cells[0] for one in keys.work]
+        work = [*(_batched(request, one) for one in keys.work), *work]  # first, so that a killed run keeps them
     if capabilities(request.backend).one_table:
         work = by_engine(work, lambda one: (one.model, one.table(one.longest)))
     return PplPlan(
         request=request,
         cells=tuple(cells),
         work=(*work, *skipped),
-        notes=tuple(notes),
+        notes=(*notes, *keys.notes),
         models=tuple(models),
+        long_ppl=tuple(keys.cells),
     )
 
 
@@ -304,18 +342,23 @@ def _corpus(source: Source, request: PplRequest, model: PreparedModel, tell: Tel
     docs = request.docs if request.docs is not None else source.default_docs or "all"
     looked_at = itertools.count(1)
 
+    texts: dict[str, Text] = {}
+
     def tokenised(document: Text) -> TokenisedDocument:
         tell.preparing(f"{source.name}: tokenising documents for {model.name}", next(looked_at))
-        return tokenise(
+        found = tokenise(
             document, model.tokenizer, model.tokenizer_digest, cache_dir(), parse_special=request.parse_special
         )
+        if request.key_model is not None and found.num_tokens >= min_tokens:
+            texts[found.digest] = document
+        return found
 
     with _data_flag():
         selection = select(source.documents(), tokenised, min_tokens=min_tokens, docs=docs)
     for document in selection.documents:
         if model.unembedded:
             model.check_embedded([document.tokens()], f"--data {source.name}: {document.name}")
-    return DataSet(source=source, selection=selection, min_tokens=min_tokens)
+    return DataSet(source=source, selection=selection, min_tokens=min_tokens, texts=texts)
 
 
 def _check_lengths(request: PplRequest, protocol: Protocol, model: PreparedModel, corpora: Sequence[DataSet]) -> None:

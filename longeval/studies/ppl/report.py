@@ -27,6 +27,7 @@ from longeval.report.tables import (
 )
 from longeval.store.nll import NLL
 from longeval.store.records import Record
+from longeval.studies.ppl import key_tables
 from longeval.studies.ppl.curves import find_positions, length_curve, position_blocks, position_data
 from longeval.studies.ppl.effective import opening
 from longeval.studies.ppl.pairs import pair_data, pair_rows, pair_table
@@ -52,19 +53,24 @@ def sections(collection: Collection) -> list[Section]:
     grids = build_grids(records)
     further = [metric for metric in metrics_of(NLL) if metric is not PERPLEXITY]
     others = {metric.name: build_grids(records, metric.name) for metric in further}
+    long = key_tables.long_ppl_grids(collection)
     found = []
     for number, (grid, slug) in enumerate(zip(grids, slugs_of([grid.title for grid in grids]), strict=True)):
         same_cells = [other for grids_of in others.values() if (other := _same_cells(grid, grids_of)) is not None]
-        found.append(_section(grid, slug, same_cells, collection, is_drawn=number < MAX_DRAWN))
+        keys = key_tables.long_ppl_blocks(grid, long, slug, collection)
+        found.append(_section(grid, slug, same_cells, keys, collection, is_drawn=number < MAX_DRAWN))
     return found
 
 
 def summary(records: Sequence[Record]) -> list[Table]:
     """Tables for the terminal."""
-    return [replace(perplexity_table(grid), title=f"Perplexity: {grid.title}") for grid in build_grids(records)]
+    own = [replace(perplexity_table(grid), title=f"Perplexity: {grid.title}") for grid in build_grids(records)]
+    return [*own, *key_tables.summary(records)]
 
 
-def _section(grid: Grid, slug: str, further: Sequence[Grid], collection: Collection, *, is_drawn: bool) -> Section:
+def _section(
+    grid: Grid, slug: str, further: Sequence[Grid], keys: Sequence[Block], collection: Collection, *, is_drawn: bool
+) -> Section:
     pairs = [] if collection.pairs else pair_rows(grid, collection.nll)
     positions = find_positions(grid, collection)
     table = perplexity_table(grid, slug)
@@ -75,6 +81,8 @@ def _section(grid: Grid, slug: str, further: Sequence[Grid], collection: Collect
     if pairs:
         paper.append(pair_table(grid, pairs, slug))
         blocks += [Heading(text="Resonance against its base"), paper[-1]]
+    blocks += keys
+    paper += [block for block in keys if isinstance(block, Table)]
     blocks += [Heading(text="Perplexity by position"), *position_blocks(grid, positions, slug, is_drawn=is_drawn)]
     for other in further:
         blocks += [Heading(text=other.metric.replace("_", " ").capitalize()), _further_table(other)]

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
+from pydantic import Field
+
+from longeval.errors import LongEvalError
 from longeval.request import setting
 from longeval.request.model import ModelRequest
 from longeval.request.setting import MACHINE, Declare
 
-DOCUMENTS = "Documents"
+DOCUMENTS, KEY_TOKENS = "Documents", "Key tokens"
+"""Panels of `--help`."""
+
+MetricName = Literal["perplexity", "long_ppl"]
+"""`perplexity` is always there, with bits per byte; `long_ppl` is LongPPL (Fang et al. 2024) beside it."""
+
+
+def _metrics(value: Any, where: str) -> tuple[MetricName, ...] | None:
+    """Reads names of metrics; None for perplexity alone, the default."""
+    found = setting.several(MetricName)(value, where)
+    return ("perplexity", "long_ppl") if "long_ppl" in found else None if found else found
 
 
 class PplRequest(ModelRequest, frozen=True):
@@ -79,3 +92,46 @@ class PplRequest(ModelRequest, frozen=True):
             panel=MACHINE,
         ),
     ] = None
+    metric: Annotated[
+        tuple[MetricName, ...] | None,
+        Declare(
+            _metrics,
+            "perplexity; long_ppl adds LongPPL, perplexity over tokens that need a long context; comma list.",
+            unset="perplexity",
+            example="perplexity,long_ppl",
+            panel=KEY_TOKENS,
+        ),
+    ] = None
+    key_model: Annotated[
+        str | None,
+        Declare(setting.one_model, "The evaluator that chooses the key tokens of long_ppl.", panel=KEY_TOKENS),
+    ] = None
+    metric_args: Annotated[
+        dict[str, dict[str, Any]],
+        Declare(
+            setting.method_parameters,
+            "A metric's parameter: long_ppl.alpha=2, .beta=-2, .context=4k, .step=1k; may be repeated.",
+            flag="--metric-arg",
+            metavar="METRIC.PARAM=VALUE",
+            repeated=True,
+            panel=KEY_TOKENS,
+        ),
+    ] = Field(default_factory=dict)
+
+    def check(self) -> None:
+        """See `StudyRequest.check`."""
+        super().check()
+        if self.metric is None and self.key_model is not None:
+            raise LongEvalError(
+                f"--key-model {self.key_model}: would be ignored without long_ppl", "Add --metric perplexity,long_ppl."
+            )
+        if self.metric is None and self.metric_args:
+            name = next(iter(self.metric_args))
+            raise LongEvalError(
+                f"--metric-arg {name}.…: would be ignored without long_ppl", "Add --metric perplexity,long_ppl."
+            )
+        if self.metric is not None and self.key_model is None:
+            raise LongEvalError(
+                "--metric long_ppl: needs the model that chooses key tokens",
+                "Name it with --key-model, a strong model with a long context such as llama3.1-8b.",
+            )

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from longeval.backends.base import Backend, capabilities
+from longeval.data.documents import Text
 from longeval.data.sources import Source
 from longeval.data.tokens import Selection
 from longeval.metrics import derived
@@ -56,6 +57,8 @@ class DataSet:
     """Documents below it were skipped."""
     digests: dict[Window, str] = field(default_factory=dict)
     """Those of its windows that were asked for so far (`window_digest`): methods share windows."""
+    texts: dict[str, Text] = field(default_factory=dict)
+    """Digest of a chosen document → its text, where key tokens are to be found in it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -124,9 +124,10 @@ class TaskPlan(Plan):
         asked = Plan.planned(self)
         return dataclasses.replace(asked, cells=(*asked.cells, *(cell.planned() for cell in self.groups)))
 
-    def derived(self, records: Mapping[str, Sequence[Record]]) -> list[Record]:
+    def derived(self, records: Mapping[str, Sequence[Record]], store: Store) -> Iterator[Outcome]:
         """Averages of groups."""
-        return [group_record(cell, records) for cell in self.groups]
+        for cell in self.groups:
+            yield Outcome(records=(group_record(cell, records),))
 
     def overview(self, host: Host, left: Sequence[Work], stored: Container[str]) -> Overview:
         """See `Plan`."""

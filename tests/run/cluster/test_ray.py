@@ -135,7 +135,7 @@ def test_a_cluster_without_room_is_told(program):
         lines = [process.stderr.readline()]
         while lines[-1] and "no worker has started" not in lines[-1]:
             lines.append(process.stderr.readline())
-        assert lines[-1], lines
+        assert lines[-1], "".join(lines)
         process.send_signal(signal.SIGINT)
         _, error = process.communicate(timeout=60)
     finally:
