@@ -267,11 +267,27 @@ def _opening(studies: Sequence[StudyReport], collection: Collection) -> list[Sec
     return [
         Section(
             title=TITLE,
-            blocks=tuple(block for section in found for block in section.blocks),
+            blocks=tuple(_said_once([block for section in found for block in section.blocks])),
             paper=tuple(table for section in found for table in section.paper),
             data=tuple(data for section in found for data in section.data),
         )
     ]
+
+
+def _said_once(blocks: Sequence[Block]) -> Iterator[Block]:
+    """The blocks, where captions and paragraphs that are equal to an earlier one are left out."""
+    said: set[Prose] = set()
+    for block in blocks:
+        if isinstance(block, Paragraph):
+            if block.text in said:
+                continue
+            said.add(block.text)
+        if isinstance(block, Table) and block.caption in said:
+            yield dataclasses.replace(block, caption="Read as the tables above.")
+            continue
+        if isinstance(block, Table) and block.caption:
+            said.add(block.caption)
+        yield block
 
 
 def _published_section(sections: Sequence[Section]) -> Section:
