@@ -85,7 +85,13 @@ def run(
     for note in notes:
         progress.note(note)
     launched = int(os.environ.get("WORLD_SIZE", "1"))
-    leases = Leases(store, progress.note, fresh=fresh, all_or_none=launched > 1, seconds_left=progress.seconds_left)
+    leases = Leases(
+        store,
+        progress.note,
+        stored=lambda ids: {} if fresh else plan.stored(store, ids),
+        all_or_none=launched > 1,
+        seconds_left=progress.seconds_left,
+    )
     keeper = _Keeper(
         plan=plan, store=store, progress=progress, leases=leases, fresh=fresh, under_way=under_way or bool(stored)
     )

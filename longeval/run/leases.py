@@ -23,7 +23,7 @@ import platform
 import threading
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -171,7 +171,7 @@ class Leases:
     Args:
         store: The run folder. In one that is read-only, every cell may be computed.
         note: Is told once what is waited for.
-        fresh: Whether cells are computed that are stored already.
+        stored: Ids of cells → the records of those that need not be computed; None: of those that are finished.
         all_or_none: Whether another process that computes the same is an error, because several processes carry out
             this run together and could not wait for it in step.
     """
@@ -181,7 +181,7 @@ class Leases:
         store: Store,
         note: Callable[[str], None],
         *,
-        fresh: bool = False,
+        stored: Callable[[Sequence[str]], Mapping[str, tuple[Record, ...]]] | None = None,
         all_or_none: bool = False,
         seconds_left: Callable[[], float | None] = lambda: None,
     ) -> None:
@@ -190,7 +190,7 @@ class Leases:
         self._workers = 1
         self._store = store
         self._note = note
-        self._fresh = fresh
+        self._stored = store.finished_among if stored is None else stored
         self._all_or_none = all_or_none
         self._seconds_left = seconds_left
         self._held: dict[str, tuple[str, ...]] = {}
@@ -230,17 +230,16 @@ class Leases:
         if self._store.read_only:
             return work
         self._begin()
-        not_mine, stored = set(), set()
-        for cell in work.cells:
-            if not self._take(cell.id, cell.planned()):
-                not_mine.add(cell.id)
-            elif not self._fresh and (records := self._store.finished(cell.id)) is not None:
-                self.found[cell.id] = records
-                stored.add(cell.id)
-                self._give_back(cell.id)
-        if (not_mine or stored) and self._all_or_none:
+        taken = [cell.id for cell in work.cells if self._take(cell.id, cell.planned())]
+        not_mine = {cell.id for cell in work.cells} - set(taken)
+        stored = self._stored(taken)
+        self.found |= stored
+        for cell in stored:
+            self._give_back(cell)
+        elsewhere = not_mine | stored.keys()
+        if elsewhere and self._all_or_none:
             raise LongEvalError(
-                f"--out {self._store.path}: another command computes {count(len(not_mine | stored), 'cell')} of this "
+                f"--out {self._store.path}: another command computes {count(len(elsewhere), 'cell')} of this "
                 "one at the same time",
                 "Wait until it has ended, or choose another folder.",
             )
@@ -248,7 +247,7 @@ class Leases:
             later = work.without({cell.id for cell in work.cells} - not_mine)
             assert later is not None
             self._postponed.append(later)
-        return work.without(not_mine | stored) if not_mine | stored else work
+        return work.without(elsewhere) if elsewhere else work
 
     def release(self, cell: str) -> None:
         """Ends the lease of a cell that has been stored."""

@@ -173,9 +173,9 @@ class Plan:
         """What a user should know of cells that are stored already and stay as they are."""
         return []
 
-    def stored(self, store: Store) -> dict[str, tuple[Record, ...]]:
-        """Records of the finished cells, by cell id."""
-        return store.finished_among([cell.id for cell in self.cells])
+    def stored(self, store: Store, ids: Sequence[str] | None = None) -> dict[str, tuple[Record, ...]]:
+        """Records of those of some cells that are finished, by cell id; `ids` None: of all."""
+        return store.finished_among([cell.id for cell in self.cells] if ids is None else ids)
 
     def check_folder(self, store: Store) -> None:
         """Raises LongEvalError if the run folder holds files that this plan would have to overwrite."""

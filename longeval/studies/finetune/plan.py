@@ -62,11 +62,11 @@ class FinetunePlan(Plan):
         """All trainings, in the order in which they are made."""
         return [work.training for work in self.work]
 
-    def stored(self, store: Store) -> dict[str, tuple[Record, ...]]:
+    def stored(self, store: Store, ids: Sequence[str] | None = None) -> dict[str, tuple[Record, ...]]:
         """See `Plan`. A training whose model was removed is made again."""
-        found = super(FinetunePlan, self).stored(store)
+        found = super(FinetunePlan, self).stored(store, ids)
         for training in self.trainings:
-            if training_of(store.local_path(training.saved_as)) != training.id:
+            if training.id in found and training_of(store.local_path(training.saved_as)) != training.id:
                 found.pop(training.id, None)
         return found
 
