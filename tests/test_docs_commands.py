@@ -70,6 +70,10 @@ AS_RUN = {
     ),
     "serve --length 8k": "serve --model tiny --length 8k --dry-run",
     # Trainings of seconds; those of recipes are only planned, with their settings but for size.
+    "ppl --model llama2-7b --pe yarn,resonance_yarn --lengths 8k,16k,32k --metric perplexity,long_ppl --key-model llama3.1-8b": (
+        "ppl --model tiny --pe yarn,resonance_yarn --lengths 32,64 --data documents.txt --dtype float32 "
+        "--metric perplexity,long_ppl --key-model tiny --metric-arg long_ppl.context=16 --metric-arg long_ppl.step=8"
+    ),
     "finetune --model smollm2-135m-q4 --pe yarn,resonance_yarn --length 16k --window 2k --augment pose --steps 60 --batch-size 4 --data stdlib --eval-data gov_report --out runs/ft": (
         "finetune --model tiny --pe yarn,resonance_yarn --length 256 --window 32 --augment pose --steps 2 --batch-size 4 "
         "--data documents.txt --eval-data held-out.txt --dtype float32 --out runs/ft"

@@ -123,6 +123,7 @@ def test_a_worker_does_units_that_need_less_memory_than_its_first(program):
     assert len(json.loads(out)) == 6 and names <= {"worker-1", "worker-2"}
 
 
+@pytest.mark.weekly  # on a busy machine, Ray may take longer to start on this cluster than the command waits for it
 def test_a_cluster_without_room_is_told(program):
     from ray.cluster_utils import Cluster
 
