@@ -142,7 +142,7 @@ class Worker:
                 f"{order.request['command']}: the request has other cells on {platform.node()} than where it was given",
                 "Give all machines the same models, data and task files, and the same kind of device.",
             )
-        touched = {id(work): work for cell in order.cells for work in (work_of[cell],)}
+        touched = {id(work_of[cell]): work_of[cell] for cell in order.cells}
         try:
             for work in touched.values():
                 mine = work.without({cell.id for cell in work.cells} - wanted)
