@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+from longeval.report.charts import Chart
 from longeval.store.records import Record
 
 Style = Literal["plain", "code", "strong", "emphasis", "math"]
@@ -200,6 +201,22 @@ class Figure:
     description: str
     """What it shows, for readers who can't see it."""
     picture: Picture
+    chart: Chart | None = None
+    """The same as data, for formats that draw it themselves."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class View:
+    """Something to explore that only a page can show: the tokens of documents, the samples of tasks.
+
+    Other formats leave it out. It is loaded only where it is shown, since it may need many artefacts and texts.
+    """
+
+    kind: Literal["tokens", "samples"]
+    """Which part of the page shows it."""
+    title: str
+    load: Callable[[], Mapping[str, Any]]
+    """Returns its data as plain JSON types; their form is said where the part of the page is."""
 
 
 Block = Heading | Paragraph | Note | Bullets | Listing | Table | Figure
@@ -232,6 +249,8 @@ class Section:
     data: tuple[Data, ...] = ()
     published: tuple[Block, ...] = ()
     """Numbers from papers beside these, shown where the user asked for them."""
+    views: tuple[View, ...] = ()
+    """What a page shows below the blocks."""
     differs: tuple[str, ...] = ()
     """Settings that set its tables apart from others of the same model and data."""
     is_drawn: bool = True
