@@ -198,17 +198,18 @@ def _colliding(records: Sequence[Record], keys: Sequence[str], per_cell: frozens
     """Names of other parameters in which cells of one place differ."""
     names = {name for record in records for name in record.params} - {*keys, *per_cell}
     colliding = []
+    places = [(record.length, *_values(record, keys)) for record in records]
     for key in sorted(names):
         if key in _FOLLOWS and not all(key in record.params for record in records):
             continue
         values: dict[tuple[Any, ...], set[tuple[str, str]]] = defaultdict(set)
-        for record in records:
+        for record, place in zip(records, places, strict=True):
             row = () if columns and key not in OF_SERVER else (record.pe, record.factor, method_of(record))
             # What led to samples makes no difference where the samples are the same after all.
             prompts = canonical(record.params.get("prompts")) if key in LED_TO_SAMPLES else ""
             # A record that lacks a setting has its default.
             value = canonical(record.params.get(key) or _DEFAULTS.get(key))
-            values[*row, record.length, *_values(record, keys)].add((value, prompts))
+            values[*row, *place].add((value, prompts))
         if any(_several(found) for found in values.values()):
             colliding.append(key)
     return colliding

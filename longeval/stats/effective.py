@@ -26,7 +26,8 @@ Shapes: N lengths, U resampling units, R resamples, S scored tokens.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -111,20 +112,38 @@ class Joint:
 
     def resampled(self, resamples: int, seed: int) -> FloatArray:
         """Values of bootstrap resamples, shape (R, N); NaN where a resample has nothing of a length."""
-        random = np.random.default_rng(seed)
-        places = [np.flatnonzero(self.stratum_U == stratum) for stratum in np.unique(self.stratum_U)]
-        value_RN = np.empty((resamples, len(self.numerator_NU)))
         at_once = max(1, _BUDGET // len(self.stratum_U))
-        for first in range(0, resamples, at_once):
-            rows = min(at_once, resamples - first)
-            # How often each unit is drawn: a multinomial in each stratum is drawing with replacement.
-            weight_RU = np.zeros((rows, len(self.stratum_U)))
-            for place_U in places:
-                shares_U = np.full(len(place_U), 1 / len(place_U))
-                weight_RU[:, place_U] = random.multinomial(len(place_U), shares_U, size=rows)
-            with np.errstate(invalid="ignore"):
-                value_RN[first : first + rows] = (weight_RU @ self.numerator_NU.T) / (weight_RU @ self.denominator_NU.T)
-        return value_RN
+        draws: Iterable[FloatArray] = (
+            (_drawn_at_once(self.stratum_U.tobytes(), resamples, seed),)
+            if resamples <= at_once
+            else _drawn(self.stratum_U, resamples, seed)
+        )
+        with np.errstate(invalid="ignore"):
+            return np.concatenate(
+                [(weight_RU @ self.numerator_NU.T) / (weight_RU @ self.denominator_NU.T) for weight_RU in draws]
+            )
+
+
+def _drawn(stratum_U: IntArray, resamples: int, seed: int) -> Iterator[FloatArray]:
+    """How often each resample draws each unit, in chunks of bounded memory, each of shape (R, U)."""
+    random = np.random.default_rng(seed)
+    places = [np.flatnonzero(stratum_U == stratum) for stratum in np.unique(stratum_U)]
+    at_once = max(1, _BUDGET // len(stratum_U))
+    for first in range(0, resamples, at_once):
+        # A multinomial in each stratum is drawing with replacement.
+        weight_RU = np.zeros((min(at_once, resamples - first), len(stratum_U)))
+        for place_U in places:
+            shares_U = np.full(len(place_U), 1 / len(place_U))
+            weight_RU[:, place_U] = random.multinomial(len(place_U), shares_U, size=len(weight_RU))
+        yield weight_RU
+
+
+@functools.lru_cache(maxsize=2)
+def _drawn_at_once(strata: bytes, resamples: int, seed: int) -> FloatArray:
+    """The same as one array, by the bytes of `stratum_U`. Rows of one table mostly have the same units."""
+    (weight_RU,) = _drawn(np.frombuffer(strata, dtype=np.int64), resamples, seed)
+    weight_RU.flags.writeable = False
+    return weight_RU
 
 
 def effective_length(

@@ -11,6 +11,7 @@ Intervals go through the macro `\ci`, so that one line in the preamble hides the
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 import re
@@ -126,6 +127,7 @@ def _shown(text: str) -> str:
     return "".join(character if _is_known(character) else f"[U+{ord(character):04X}]" for character in line)
 
 
+@functools.lru_cache(maxsize=1 << 12)
 def _is_known(character: str) -> bool:
     parts = unicodedata.normalize("NFD", character)
     return character in _SPECIAL or character in _LETTERS or (parts[0].isascii() and _ACCENTS.issuperset(parts[1:]))
