@@ -7,11 +7,11 @@ effective length compares it with itself, so one that is bad everywhere can have
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from longeval.report.changes import change_cell, paired_as, resampled_as
 from longeval.report.collect import Collection
-from longeval.report.document import Data, Heading, Paragraph, Prose, Section, Table, TableCell, prose, symbol
+from longeval.report.document import Data, Heading, Paragraph, Prose, Section, Table, TableCell, code, prose, symbol
 from longeval.report.effective import effective_cell, effective_numbers, interval_sentence
 from longeval.report.numbers import counted
 from longeval.report.tables import DASH, Grid, GridRow, build_grids, method_row, row_name, slugs_of
@@ -41,8 +41,10 @@ class Against:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EffectiveRow:
-    """One method."""
+    """One method of one model."""
 
+    grid: Grid
+    """The perplexities of its model."""
     row: GridRow
     reference: int | None
     """The longest measured length up to the native one, in tokens; None for none."""
@@ -61,21 +63,35 @@ class EffectiveRow:
 
 
 def opening(collection: Collection) -> list[Section]:
-    """What opens the report: a section for each table of perplexities."""
-    grids = build_grids(collection.made_from(NLL))
-    slugs = slugs_of([grid.title for grid in grids])
-    return [_section(grid, slug, collection) for grid, slug in zip(grids, slugs, strict=True)]
+    """What opens the report: a section for each data set and protocol, with all models that can share a table."""
+    groups: dict[tuple[object, ...], list[Grid]] = {}
+    for grid in build_grids(collection.made_from(NLL)):
+        reference = _reference(grid.lengths, grid.native_length)
+        same = grid.data, grid.protocol, grid.differs, grid.native_length, reference, grid.lengths[-1]
+        groups.setdefault(same, []).append(grid)
+    titles = [_title(grids) for grids in groups.values()]
+    slugs = slugs_of(titles)
+    return [
+        _section(grids, title, slug, collection)
+        for grids, title, slug in zip(groups.values(), titles, slugs, strict=True)
+    ]
 
 
-def _section(grid: Grid, slug: str, collection: Collection) -> Section:
-    rows = effective_rows(grid, collection)
-    table = _table(grid, slug, rows)
-    title = f"Perplexity: {grid.title}"
-    data = (_data(grid, rows),)
+def _title(grids: Sequence[Grid]) -> str:
+    """Of several models, their number in place of a name."""
+    first = grids[0]
+    return first.title if len(grids) == 1 else replace(first, model=counted(len(grids), "model")).title
+
+
+def _section(grids: Sequence[Grid], subject: str, slug: str, collection: Collection) -> Section:
+    rows = [row for grid in grids for row in effective_rows(grid, collection)]
+    table = _table(grids[0], subject, slug, rows)
+    title = f"Perplexity: {subject}"
+    data = (_data(grids[0], rows),)
     if all((row.found, row.gain, row.cost) == (None, None, None) for row in rows):
-        why = f"Not known of {grid.title}: {'; '.join(_notes(grid, rows))}."
+        why = f"Not known of {subject}: {'; '.join(_notes(grids[0], rows))}."
         return Section(title=title, blocks=(Paragraph(text=why),), data=data)
-    said = f"{interval_sentence(row.found for row in rows if row.found is not None)}{_concluded(rows, grid.protocol)}"
+    said = f"{interval_sentence(row.found for row in rows if row.found is not None)}{_concluded(rows)}"
     return Section(title=title, blocks=(Heading(text=title), table, Paragraph(text=said)), paper=(table,), data=data)
 
 
@@ -88,7 +104,7 @@ def effective_rows(grid: Grid, collection: Collection) -> list[EffectiveRow]:
         other = None if row is base else base
         gain = _against(other, row, grid.lengths[-1], collection) if grid.lengths[-1] != reference else None
         cost = None if reference is None else _against(other, row, reference, collection)
-        found.append(_effective_row(row, grid.native_length, collection, gain=gain, cost=cost))
+        found.append(_effective_row(grid, row, collection, gain=gain, cost=cost))
     return found
 
 
@@ -98,8 +114,9 @@ def _reference(lengths: Sequence[int], native: int | None) -> int | None:
 
 
 def _effective_row(
-    row: GridRow, native: int | None, collection: Collection, *, gain: Against | None, cost: Against | None
+    grid: Grid, row: GridRow, collection: Collection, *, gain: Against | None, cost: Against | None
 ) -> EffectiveRow:
+    native = grid.native_length
     done = [length for length, record in sorted(row.cells.items()) if record.status == "ok"]
     reference = _reference(done, native)
     judged: list[int] = []
@@ -119,6 +136,7 @@ def _effective_row(
     elif judged:
         found, documents = _judged([row.cells[length] for length in judged], collection)
     return EffectiveRow(
+        grid=grid,
         row=row,
         reference=reference,
         found=found,
@@ -152,10 +170,12 @@ def _against(base: GridRow | None, row: GridRow, length: int, collection: Collec
     return Against(ratio=b.value / a.value - 1 if difference is None else difference.ratio, difference=difference)
 
 
-def _table(grid: Grid, slug: str, rows: Sequence[EffectiveRow]) -> Table:
+def _table(grid: Grid, subject: str, slug: str, rows: Sequence[EffectiveRow]) -> Table:
+    """The table of one or several models; what is said of columns is the same of all, and said of `grid`."""
+    several = _several_models(rows)
     reference = _reference(grid.lengths, grid.native_length)
     has_gain, has_cost = (any(getattr(row, name) is not None for row in rows) for name in ("gain", "cost"))
-    columns: list[Prose] = ["method", symbol("s"), "effective length"]
+    columns: list[Prose] = [*(["model"] if several else []), "method", symbol("s"), "effective length"]
     columns += [prose("against `none` at {}", format_length(grid.lengths[-1]))] if has_gain else []
     columns += [prose("against `none` at {}", format_length(reference or 0))] if has_cost else []
     shown = []
@@ -163,15 +183,21 @@ def _table(grid: Grid, slug: str, rows: Sequence[EffectiveRow]) -> Table:
         cells = [effective_cell(row.found)]
         cells += [_against_cell(row.gain)] if has_gain else []
         cells += [_against_cell(row.cost)] if has_cost else []
-        shown.append(method_row(row.row, cells))
+        names = (code(row.grid.model), code(row.row.label)) if several else ()
+        shown.append(method_row(row.row, cells, names))
     return Table(
         columns=tuple(columns),
         rows=tuple(shown),
-        title=f"Effective length: {grid.title}",
+        left=2 if several else 1,
+        title=f"Effective length: {subject}",
         caption=_caption(grid, reference, changes=has_gain or has_cost),
         notes=tuple(_notes(grid, rows)),
         label=f"effective-{slug}",
     )
+
+
+def _several_models(rows: Sequence[EffectiveRow]) -> bool:
+    return any(row.grid is not rows[0].grid for row in rows)
 
 
 def _against_cell(against: Against | None) -> TableCell:
@@ -203,7 +229,9 @@ def _caption(grid: Grid, reference: int | None, *, changes: bool) -> Prose:
 
 def _notes(grid: Grid, rows: Sequence[EffectiveRow]) -> Iterator[str]:
     """Rows that have another reference than the table, no answer, or other documents at some lengths."""
-    names = {id(row): row_name(row.row, grid.rows) for row in rows}
+    names = {id(row): row_name(row.row, row.grid.rows) for row in rows}
+    if _several_models(rows):
+        names = {id(row): f"{row.grid.model} {names[id(row)]}" for row in rows}
     reference = _reference(grid.lengths, grid.native_length)
     for own in dict.fromkeys(row.reference for row in rows if row.reference not in (None, reference)):
         same = ", ".join(names[id(row)] for row in rows if row.reference == own)
@@ -216,7 +244,7 @@ def _notes(grid: Grid, rows: Sequence[EffectiveRow]) -> Iterator[str]:
         yield f"lengths have different documents; compared on the {few} of {every} that all have: {same}"
 
 
-def _concluded(rows: Sequence[EffectiveRow], protocol: str) -> str:
+def _concluded(rows: Sequence[EffectiveRow]) -> str:
     """What can be concluded from the table, and what not."""
     found = [row for row in rows if row.found is not None]
     if not found:
@@ -230,7 +258,7 @@ def _concluded(rows: Sequence[EffectiveRow], protocol: str) -> str:
         text = f"All rests on {documents}: intervals hold for more text like theirs and say nothing of other documents"
     else:
         text = f"All rests on {documents}, and nothing says how much of it is chance"
-    if protocol == "prefix":
+    if rows[0].grid.protocol == "prefix":
         text += ". Longer windows score text that shorter ones do not reach, so easier text can make a length pass"
     return (
         f"{text}. Perplexity is a mean over all tokens: a length that passes does not show that the model uses it all."
@@ -243,7 +271,7 @@ def _data(grid: Grid, rows: Sequence[EffectiveRow]) -> Data:
     lines = []
     for row in rows:
         line = {
-            "model": grid.model,
+            "model": row.grid.model,
             "subject": grid.data,
             "protocol": grid.protocol,
             "differs": grid.differs,

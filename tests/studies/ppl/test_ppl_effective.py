@@ -8,9 +8,10 @@ from records import csv_rows, make_nll, make_records, make_run, table_under, wit
 
 import longeval
 from longeval.report.collect import collect
+from longeval.report.document import without_style
 from longeval.report.tables import build_grids
 from longeval.store.nll import NLL
-from longeval.studies.ppl.effective import effective_rows
+from longeval.studies.ppl.effective import effective_rows, opening
 
 
 def cell(pe, length, level, *, documents=12, **changes):
@@ -107,3 +108,19 @@ def test_the_report_opens_with_effective_lengths(tmp_path, monkeypatch):
     assert "Effective length" in (tmp_path / "report.tex").read_text()
     frame = longeval.load(run).effective()
     np.testing.assert_array_equal(frame["effective_length"], [64, 256, 128])
+
+
+def test_models_with_the_same_columns_share_a_table(tmp_path):
+    """One table for models of equal native length and lengths, another for the model that has other lengths."""
+    levels = {"first": (2.0, 2.5), "second": (2.0, 1.9), "longer": (2.0, 1.9, 1.8)}
+    cells = [
+        cell("none", n, level, model=model)
+        for model, own in levels.items()
+        for n, level in zip((64, 128, 256), own, strict=False)
+    ]
+    shared, alone = opening(collect([make_run(tmp_path / "run", cells)]))
+    (table,) = shared.paper
+    shown = [[without_style(one.text) for one in row.cells] for row in table.rows]
+    assert [(row[0], row[1], row[-1]) for row in shown] == [("first", "none", "64"), ("second", "none", "≥ 128")]
+    assert [row["model"] for row in shared.data[0].rows] == ["first", "second"]
+    assert [without_style(row.cells[0].text) for row in alone.paper[0].rows] == ["none"]
