@@ -289,7 +289,7 @@ def test_a_training_whose_worker_is_killed_goes_on_from_its_checkpoint(tiny_llam
         {record["pe"]: record["params"]["trained_weights"] for record in json.loads(one)} for one in (here, there)
     ]
     assert digests[0] == digests[1] and len(digests[0]) == 2
-    # The killed worker stored nothing: its training went to a new worker, or to the other one where that was free first.
+    # The killed worker stored nothing. Its training went to a new worker, or to the other one where that was free.
     workers = {record["provenance"]["worker"].split()[0] for record in json.loads(there)}
     assert len(workers & {"worker-1", "worker-2"}) < 2
 
