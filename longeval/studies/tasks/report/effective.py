@@ -8,7 +8,7 @@ has them and their average, as a bar for these says nothing of others.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from longeval.metrics import higher_is_better
 from longeval.report.collect import Collection
@@ -41,8 +41,10 @@ _RULER = frozenset({*RULER_NEEDS, "ruler"})
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EffectiveScore:
-    """One method on one task, or on the average of a group."""
+    """One method of one model on one task, or on the average of a group."""
 
+    tasks: TaskSet
+    """All tasks of its model."""
     table: TaskTable
     row: GridRow
     base: float | None
@@ -60,24 +62,36 @@ class EffectiveScore:
 
 
 def opening(collection: Collection) -> list[Section]:
-    """What opens the report: a section for each set of tasks."""
-    sets = build_task_sets(collection.current)
-    slugs = slugs_of([tasks.title for tasks in sets])
-    made = (_section(tasks, slug, collection) for tasks, slug in zip(sets, slugs, strict=True))
+    """What opens the report: a section for all models that were asked in one way."""
+    groups: dict[str, list[TaskSet]] = {}
+    for tasks in build_task_sets(collection.current):
+        groups.setdefault(tasks.differs, []).append(tasks)
+    titles = [_title(sets) for sets in groups.values()]
+    slugs = slugs_of(titles)
+    made = (
+        _section(sets, title, slug, collection)
+        for sets, title, slug in zip(groups.values(), titles, slugs, strict=True)
+    )
     return [section for section in made if section is not None]
 
 
-def _section(tasks: TaskSet, slug: str, collection: Collection) -> Section | None:
-    found = effective_scores(tasks, collection)
+def _title(sets: Sequence[TaskSet]) -> str:
+    """Of several models, their number in place of a name."""
+    first = sets[0]
+    return first.title if len(sets) == 1 else replace(first, model=counted(len(sets), "model")).title
+
+
+def _section(sets: Sequence[TaskSet], subject: str, slug: str, collection: Collection) -> Section | None:
+    found = [score for tasks in sets for score in effective_scores(tasks, collection)]
     if not found:
         return None
-    title = f"Tasks: {tasks.title}"
-    data = (Data(name="effective", rows=tuple(_data(tasks, found))),)
+    title = f"Tasks: {subject}"
+    data = (Data(name="effective", rows=tuple(_data(found))),)
     answers = [answer for score in found for answer in (score.kept, score.bar) if answer is not None]
     if not answers:
-        why = f"Not known of {tasks.title}: {'; '.join(_notes(found))}."
+        why = f"Not known of {subject}: {'; '.join(_notes(found))}."
         return Section(title=title, blocks=(Paragraph(text=why),), data=data)
-    table = _table(tasks, slug, found)
+    table = _table(found, subject, slug)
     said = f"{interval_sentence(answers)}{_concluded(found)}"
     return Section(title=title, blocks=(Heading(text=title), table, Paragraph(text=said)), paper=(table,), data=data)
 
@@ -114,6 +128,7 @@ def _effective_score(tasks: TaskSet, table: TaskTable, row: GridRow, collection:
     if judged and is_ruler:
         bar = _by_rule(judged, parts, reaches_bar)
     return EffectiveScore(
+        tasks=tasks,
         table=table,
         row=row,
         base=None if best is None else best.value,
@@ -175,14 +190,27 @@ def _joint(records: Sequence[Record], collection: Collection) -> Joint | None:
     return joint_scores(whole, records[0].metric) if len(whole) == len(records) else None
 
 
-def _table(tasks: TaskSet, slug: str, found: Sequence[EffectiveScore]) -> Table:
+def _several_models(found: Sequence[EffectiveScore]) -> bool:
+    return len({score.tasks.model for score in found}) > 1
+
+
+def _table(found: Sequence[EffectiveScore], subject: str, slug: str) -> Table:
+    several = _several_models(found)
     has_bar = any(score.table.task in _RULER for score in found)
-    columns: list[Prose] = ["task", "method", symbol("s"), "base score", "effective length"]
+    columns: list[Prose] = [
+        *(["model"] if several else []),
+        "task",
+        "method",
+        symbol("s"),
+        "base score",
+        "effective length",
+    ]
     columns += [f"at least {100 * RULER_BAR:.1f}%"] if has_bar else []
     rows = []
     for score in found:
         base = "–" if score.base is None else format_score(score.base)
         cells = [
+            *([TableCell(text=code(score.tasks.model))] if several else []),
             TableCell(text=score.table.title),
             TableCell(text=code(score.row.label)),
             TableCell(text=factor_text(score.row)),
@@ -193,8 +221,8 @@ def _table(tasks: TaskSet, slug: str, found: Sequence[EffectiveScore]) -> Table:
     return Table(
         columns=tuple(columns),
         rows=tuple(rows),
-        left=2,
-        title=f"Effective length: {tasks.title}",
+        left=3 if several else 2,
+        title=f"Effective length: {subject}",
         caption=_caption(found, has_bar=has_bar),
         notes=tuple(_notes(found)),
         label=f"effective-{slug}",
@@ -241,10 +269,12 @@ def _most(score: EffectiveScore) -> int | None:
 
 
 def _where(found: Sequence[EffectiveScore], chosen: Callable[[EffectiveScore], bool]) -> str:
-    """`passkey none, yarn; quality yarn`."""
+    """`passkey none, yarn; quality yarn`; of several models, each name begins with the model."""
+    several = _several_models(found)
     names: dict[str, list[str]] = {}
     for score in filter(chosen, found):
-        names.setdefault(score.table.title, []).append(row_name(score.row, score.table.rows))
+        of_model = f"{score.tasks.model} " if several else ""
+        names.setdefault(f"{of_model}{score.table.title}", []).append(row_name(score.row, score.table.rows))
     return "; ".join(f"{task} {', '.join(rows)}" for task, rows in names.items())
 
 
@@ -261,22 +291,22 @@ def _concluded(found: Sequence[EffectiveScore]) -> str:
     )
 
 
-def _data(tasks: TaskSet, found: Sequence[EffectiveScore]) -> Iterator[dict[str, object]]:
+def _data(found: Sequence[EffectiveScore]) -> Iterator[dict[str, object]]:
     """One row per task, method and rule."""
     for score in found:
         rules = [("85% of the base score", score.kept)]
         rules += [(f"at least {RULER_BAR}", score.bar)] if score.table.task in _RULER else []
         for rule, answer in rules:
             yield {
-                "model": tasks.model,
+                "model": score.tasks.model,
                 "subject": score.table.title,
                 "protocol": None,
-                "differs": tasks.differs,
+                "differs": score.tasks.differs,
                 "metric": score.table.metric,
                 "rule": rule,
                 "pe": score.row.label,
                 "factor": score.row.factor,
-                "native_length": tasks.native_length,
+                "native_length": score.tasks.native_length,
                 "base": score.base,
                 "base_lengths": list(score.base_lengths),
                 **effective_numbers(answer),

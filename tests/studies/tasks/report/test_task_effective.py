@@ -12,7 +12,8 @@ from records import (
 )
 
 from longeval.report.collect import collect
-from longeval.studies.tasks.report.effective import effective_scores
+from longeval.report.document import without_style
+from longeval.studies.tasks.report.effective import effective_scores, opening
 from longeval.studies.tasks.report.tables import build_task_sets
 
 
@@ -115,3 +116,15 @@ def test_the_report_opens_with_effective_lengths(tmp_path, monkeypatch):
     text = (tmp_path / "report.md").read_text()
     assert text.index("## Effective length") < text.index("### topics: accuracy")
     assert "2k [2k, 2k]" in text
+
+
+def test_models_share_a_table(tmp_path):
+    cells = []
+    for model, shares in {"first": (1.0, 0.2), "second": (1.0, 1.0)}.items():
+        for length, share in zip((1024, 2048), shares, strict=True):
+            samples = make_samples([float(index < share * 40) for index in range(40)])
+            cells.append((make_task_records("none", length, "topics", samples, model=model), samples))
+    (section,) = opening(collect([make_task_run(tmp_path / "run", cells)]))
+    shown = [[without_style(one.text) for one in row.cells] for row in section.paper[0].rows]
+    assert [(row[0], row[1], row[-1]) for row in shown] == [("first", "topics", "1k"), ("second", "topics", "≥ 2k")]
+    assert [row["model"] for row in section.data[0].rows] == ["first", "second"]
