@@ -188,8 +188,7 @@ def _checked(nodes: tuple[Node, ...], store: Store) -> Iterator[Node]:
         store.write_text(f"{word}.txt", word)
         asked = {
             node: check.options(
-                num_cpus=0,
-                num_gpus=0.01 if node.gpus else 0,
+                num_cpus=0,  # nor a part of a GPU: others may use all of them for hours
                 max_retries=1,
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False),
             ).remote(path, word, node, Home(name="check"))
@@ -204,7 +203,7 @@ def _checked(nodes: tuple[Node, ...], store: Store) -> Iterator[Node]:
             except ray.exceptions.GetTimeoutError:
                 raise LongEvalError(
                     f"the machine {node.name} of the cluster did not start a first process within {CHECK_S:g} s",
-                    "See whether its GPUs are all in use: ray status.",
+                    "See what it does: ray status.",
                 ) from None
             except ray.exceptions.RayError as error:
                 problem, gpu_memory = reason(error).splitlines()[-1], None
@@ -235,6 +234,7 @@ def _check_node(path: str, word: str, node: Node, home: Home) -> tuple[str, int 
         return error.problem, None
     if not node.gpus:
         return "", None
+    os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # Ray hides GPUs from processes that asked for none
     import torch
 
     if not torch.cuda.is_available():

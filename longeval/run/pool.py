@@ -427,6 +427,11 @@ def room_of(request: Any, cluster: Cluster, work: Work, host: Host, units: int) 
         return Room(cpus=cpus, gpus=0.0, memory=min(memory or 0, max(node.memory for node in nodes)))
     if cluster.gpus_per_worker is not None:
         gpus = cluster.gpus_per_worker
+        if gpus < (split := _split(request)) > 1:
+            raise LongEvalError(
+                f"--gpus-per-worker {gpus:g}: --backend {request.backend} is split over {split} GPUs",
+                f"Give at least {split}, or leave it out.",
+            )
     else:
         gpus = _gpus(request, memory, nodes)
         if gpus < 1:
@@ -446,6 +451,11 @@ def _on_gpu(request: Any) -> bool:
     return str(getattr(request, "device", "auto")) != "cpu"
 
 
+def _split(request: Any) -> int:
+    """Over how many GPUs the engine of a request is split."""
+    return capabilities(request.backend).devices(request) if isinstance(request, ModelRequest) else 1
+
+
 def _gpus(request: Any, memory: int | None, nodes: Sequence[Node]) -> float:
     """GPUs of a worker whose work needs some bytes of memory, on machines that have GPUs.
 
@@ -453,7 +463,7 @@ def _gpus(request: Any, memory: int | None, nodes: Sequence[Node]) -> float:
         LongEvalError: The engine is split over more GPUs than any machine has.
     """
     most = max(node.gpus for node in nodes)
-    if isinstance(request, ModelRequest) and (split := capabilities(request.backend).devices(request)) > 1:
+    if (split := _split(request)) > 1:
         if split > most:
             raise LongEvalError(
                 f"--backend {request.backend}: is split over {split} GPUs, and no machine that Ray sees has more than "

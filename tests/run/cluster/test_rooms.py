@@ -71,6 +71,9 @@ def test_gpus_as_asked_as_the_engine_splits_or_as_weights_need():
     assert room([GPU_NODE], 9000 * GIB, device_map="auto").gpus == 8  # more than a machine has would wait for ever
     with pytest.raises(LongEvalError, match="8 GPUs"):
         room([dataclasses.replace(GPU_NODE, gpus=4)], None, backend="vllm", vllm_args=split)
+    assert room([GPU_NODE], None, backend="vllm", vllm_args=split, gpus_per_worker=8).gpus == 8
+    with pytest.raises(LongEvalError, match="--gpus-per-worker 4"):
+        room([GPU_NODE], None, backend="vllm", vllm_args=split, gpus_per_worker=4)
     unknown = dataclasses.replace(GPU_NODE, gpu_memory=None)
     assert room([unknown], 2 * GIB).gpus == 1
 
