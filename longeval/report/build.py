@@ -12,13 +12,11 @@ import os
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-import matplotlib.style
-
 from longeval.errors import LongEvalError, reason
 from longeval.files import working_folder, write_whole
+from longeval.report.charts import PICTURE_FORMATS
 from longeval.report.collect import LONGEVAL_REPORT, Collection, collect
 from longeval.report.document import (
-    PICTURE_FORMATS,
     Block,
     Document,
     Paragraph,
@@ -131,16 +129,15 @@ def write_report(
     stem = markdown_file.removesuffix(".md")
     base = os.path.basename(stem)
     known = formats()
-    with matplotlib.style.context("default"):  # not that of a matplotlibrc in the current folder
-        document = build_document(
-            collection,
-            studies,
-            command=command or studies[0].command,
-            preface=preface or Preface(),
-            published=published,
-            files=tuple(f"{base}.{suffix}" for suffix in known if suffix != "md"),
-            folder=f"{base}_files",
-        )
+    document = build_document(
+        collection,
+        studies,
+        command=command or studies[0].command,
+        preface=preface or Preface(),
+        published=published,
+        files=tuple(f"{base}.{suffix}" for suffix in known if suffix != "md"),
+        folder=f"{base}_files",
+    )
     files = {f"{stem}.{suffix}": render(document).encode() for suffix, render in known.items()}
     files |= _own_files(f"{stem}_files", document)
     flags = dict.fromkeys(files, "--out")
@@ -301,9 +298,12 @@ def _published_section(sections: Sequence[Section]) -> Section:
 
 def _own_files(folder: str, document: Document) -> dict[str, bytes]:
     """Figures and data, which lie in the report's own folder."""
+    from longeval.report import plots  # matplotlib takes long to import, and a page alone needs none of it
+
     files: dict[str, bytes] = {}
     for figure in (figure for section in document.sections for figure in section.figures):
-        files |= {f"{folder}/{figure.name}.{suffix}": getattr(figure.picture, suffix) for suffix in PICTURE_FORMATS}
+        picture = plots.draw(figure.chart)
+        files |= {f"{folder}/{figure.name}.{suffix}": getattr(picture, suffix) for suffix in PICTURE_FORMATS}
     for data in document.data:
         files[f"{folder}/{data.name}.csv"] = csv_text(data.columns, data.rows).encode()
     return files
