@@ -7,16 +7,20 @@ folder changes a picture nor a picture the plots of a program that uses longeval
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import io
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from typing import Any, Literal
 
+import fontTools.subset
 import matplotlib as mpl
 import matplotlib.style
 import numpy as np
+from fontTools.ttLib import TTFont
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_pdf import FigureCanvasPdf
@@ -252,7 +256,7 @@ def _render(figure: Figure) -> Picture:
             text.set(text=printable(text.get_text(), keep="\n"), parse_math=False)
     png, svg, pdf = io.BytesIO(), io.BytesIO(), io.BytesIO()
     # The canvases' own functions, since savefig draws everything twice. Journals refuse PDF with Type 3 fonts.
-    with mpl.rc_context({"svg.hashsalt": "longeval", "pdf.fonttype": 42}):
+    with mpl.rc_context({"svg.hashsalt": "longeval", "pdf.fonttype": 42}), _small_fonts():
         figure.set_dpi(_DOTS_PER_INCH)
         canvas: Any = FigureCanvasAgg(figure)
         canvas.print_png(png)
@@ -262,3 +266,27 @@ def _render(figure: Figure) -> Picture:
         canvas = FigureCanvasPdf(figure)
         canvas.print_pdf(pdf, metadata={"CreationDate": None})
     return Picture(png=png.getvalue(), svg=svg.getvalue(), pdf=pdf.getvalue())
+
+
+@contextlib.contextmanager
+def _small_fonts() -> Iterator[None]:
+    """Lets matplotlib cut the fonts of PDF files from fonts without tables for setting text.
+
+    Texts are set already, no reader of a PDF needs these tables, and to cut them takes as long as to draw a figure.
+    """
+    load = fontTools.subset.load_font
+    fontTools.subset.load_font = lambda path, options: load(io.BytesIO(_small_font(path, options.font_number)), options)
+    try:
+        yield
+    finally:
+        fontTools.subset.load_font = load
+
+
+@functools.cache
+def _small_font(path: str, number: int) -> bytes:
+    """The bytes of a font file without its tables for setting text."""
+    with TTFont(path, fontNumber=number, lazy=True, recalcTimestamp=False) as font, io.BytesIO() as file:
+        for table in {"GDEF", "GPOS", "GSUB"} & {*font.keys()}:
+            del font[table]
+        font.save(file, reorderTables=False)
+        return file.getvalue()
