@@ -144,9 +144,8 @@ def write_report(
     if json_path is not None and os.path.abspath(json_path) not in map(os.path.abspath, files):
         files[json_path], flags[json_path] = files[f"{stem}.json"], "--json"
     _write_all(files, flags)
-    _remove_stale(
-        f"{stem}_files", files, [f"{DATA_NAME}.csv", *(name for study in studies for name in study.own_files)]
-    )
+    of_pairs = [f"{DATA_NAME}.csv", *(f"{DATA_NAME}-*.{suffix}" for suffix in PICTURE_FORMATS)]
+    _remove_stale(f"{stem}_files", files, [*of_pairs, *(name for study in studies for name in study.own_files)])
     return WrittenReport(files=tuple(files), records=document.records, notes=collection.notes)
 
 
@@ -177,9 +176,8 @@ def build_document(
     notes = [*collection.notes, *_told_apart(sections), *_undrawn(sections)]
     sections = [*_opening(studies, collection), *sections]
     if collection.pairs:
-        sections.append(
-            pairs_section(collection.pairs, [rows for study in studies for rows in study.row_sets(collection)])
-        )
+        row_sets = [rows for study in studies for rows in study.row_sets(collection)]
+        sections.append(pairs_section(collection.pairs, row_sets, max_drawn=MAX_DRAWN))
     if published:
         sections.append(_published_section(sections))
     repeat = Section(title="How to repeat it", blocks=tuple(repeat_blocks(collection, command)))
