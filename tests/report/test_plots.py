@@ -122,7 +122,7 @@ def test_pictures_have_the_size_of_their_panels_and_equal_charts_equal_bytes():
 
 
 def test_texts_are_no_formulas():
-    name = r"$\frac{1}{2}$ a_b^c"
+    name = r"$\frac{$ a_b^c"  # as a formula it would be an error
     (panel,) = (replace(PANEL, title=name, lines=(replace(LINE, label=name),)),)
     svg = draw(replace(CHART, title=name, panels=(panel,))).svg.decode()
     assert svg.count(f"<!-- {name} -->") == 3
