@@ -203,12 +203,13 @@ class Results:
         from longeval.report.build import build_document
         from longeval.report.collect import collect
         from longeval.report.document import Preface
+        from longeval.report.plots import draw
 
         studies = self._studies()
         cells = collect([self.path], studies[0].command)
         document = build_document(cells, studies, command="", preface=Preface(), published=False)
         return [
-            f'<img src="data:image/png;base64,{base64.b64encode(figure.picture.png).decode()}" '
+            f'<img src="data:image/png;base64,{base64.b64encode(draw(figure.chart).png).decode()}" '
             f'alt="{html.escape(figure.name)}" style="max-width: 640px">'
             for section in document.sections
             for figure in section.figures

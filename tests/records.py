@@ -153,8 +153,8 @@ def write_report(runs, **options):
 
 
 def without_figures(monkeypatch):
-    """Leaves figures out of reports: to render them takes longest."""
-    monkeypatch.setattr(plots, "render", lambda figure: plots.Picture(png=b"png", svg=b"svg", pdf=b"pdf"))
+    """Leaves figures out of reports: to draw them takes longest."""
+    monkeypatch.setattr(plots, "draw", lambda chart: plots.Picture(png=b"png", svg=b"svg", pdf=b"pdf"))
 
 
 def table_under(text, heading):

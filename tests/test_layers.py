@@ -232,3 +232,13 @@ def test_the_checks_themselves_see_what_they_look_for():
     assert forbidden("from torch import load") == ["torch.load"]
     assert forbidden("import pickle") == ["pickle"]
     assert forbidden("try:\n    f()\nexcept:\n    g()") == ["bare except"]
+
+
+def test_reports_are_drawn_in_one_place():
+    drawing = {module.relative_to(PACKAGE).as_posix() for module in MODULES if "matplotlib" in _tops(module)}
+    assert {name for name in drawing if not name.startswith("rope/plot/")} == {"report/plots.py"}
+
+
+def _tops(module: Path) -> set[str]:
+    """Names of the packages that a module imports from."""
+    return {name.split(".")[0] for name in imported(module.read_text(encoding="utf-8"))}

@@ -12,13 +12,11 @@ import os
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-import matplotlib.style
-
 from longeval.errors import LongEvalError, reason
 from longeval.files import working_folder, write_whole
+from longeval.report.charts import PICTURE_FORMATS
 from longeval.report.collect import LONGEVAL_REPORT, Collection, collect
 from longeval.report.document import (
-    PICTURE_FORMATS,
     Block,
     Document,
     Paragraph,
@@ -131,25 +129,23 @@ def write_report(
     stem = markdown_file.removesuffix(".md")
     base = os.path.basename(stem)
     known = formats()
-    with matplotlib.style.context("default"):  # not that of a matplotlibrc in the current folder
-        document = build_document(
-            collection,
-            studies,
-            command=command or studies[0].command,
-            preface=preface or Preface(),
-            published=published,
-            files=tuple(f"{base}.{suffix}" for suffix in known if suffix != "md"),
-            folder=f"{base}_files",
-        )
+    document = build_document(
+        collection,
+        studies,
+        command=command or studies[0].command,
+        preface=preface or Preface(),
+        published=published,
+        files=tuple(f"{base}.{suffix}" for suffix in known if suffix != "md"),
+        folder=f"{base}_files",
+    )
     files = {f"{stem}.{suffix}": render(document).encode() for suffix, render in known.items()}
     files |= _own_files(f"{stem}_files", document)
     flags = dict.fromkeys(files, "--out")
     if json_path is not None and os.path.abspath(json_path) not in map(os.path.abspath, files):
         files[json_path], flags[json_path] = files[f"{stem}.json"], "--json"
     _write_all(files, flags)
-    _remove_stale(
-        f"{stem}_files", files, [f"{DATA_NAME}.csv", *(name for study in studies for name in study.own_files)]
-    )
+    of_pairs = [f"{DATA_NAME}.csv", *(f"{DATA_NAME}-*.{suffix}" for suffix in PICTURE_FORMATS)]
+    _remove_stale(f"{stem}_files", files, [*of_pairs, *(name for study in studies for name in study.own_files)])
     return WrittenReport(files=tuple(files), records=document.records, notes=collection.notes)
 
 
@@ -180,9 +176,8 @@ def build_document(
     notes = [*collection.notes, *_told_apart(sections), *_undrawn(sections)]
     sections = [*_opening(studies, collection), *sections]
     if collection.pairs:
-        sections.append(
-            pairs_section(collection.pairs, [rows for study in studies for rows in study.row_sets(collection)])
-        )
+        row_sets = [rows for study in studies for rows in study.row_sets(collection)]
+        sections.append(pairs_section(collection.pairs, row_sets, max_drawn=MAX_DRAWN))
     if published:
         sections.append(_published_section(sections))
     repeat = Section(title="How to repeat it", blocks=tuple(repeat_blocks(collection, command)))
@@ -301,9 +296,12 @@ def _published_section(sections: Sequence[Section]) -> Section:
 
 def _own_files(folder: str, document: Document) -> dict[str, bytes]:
     """Figures and data, which lie in the report's own folder."""
+    from longeval.report import plots  # matplotlib takes long to import, and a page alone needs none of it
+
     files: dict[str, bytes] = {}
     for figure in (figure for section in document.sections for figure in section.figures):
-        files |= {f"{folder}/{figure.name}.{suffix}": getattr(figure.picture, suffix) for suffix in PICTURE_FORMATS}
+        picture = plots.draw(figure.chart)
+        files |= {f"{folder}/{figure.name}.{suffix}": getattr(picture, suffix) for suffix in PICTURE_FORMATS}
     for data in document.data:
         files[f"{folder}/{data.name}.csv"] = csv_text(data.columns, data.rows).encode()
     return files

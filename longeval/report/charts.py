@@ -8,8 +8,12 @@ Shapes: K points of a line; I rows and J columns of a heat map.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
+
+WIDTH_INCHES = 6.4
+"""Width of most pictures: on a page of LaTeX's `article`, whose lines are 4.8 inches long, text of 9 points is 6.7
+points."""
 
 Dash = Literal["solid", "dashed", "dotted"]
 
@@ -58,12 +62,14 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Mark:
-    """A straight line across a panel: the native length, the score of guessing."""
+    """A straight line across a panel: the native length, the score of guessing. A panel shows no more for its sake."""
 
     axis: Literal["x", "y"]
     at: float
     label: str
     """Empty: no label."""
+    in_legend: bool = False
+    """Its label stands in the legend, not at its end."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,7 +129,7 @@ class Chart:
     """Row by row."""
     columns: int = 1
     """Number of panels in a row."""
-    panel_width: float = 6.4
+    panel_width: float = WIDTH_INCHES
     """Width of a panel in still pictures, inches; the page chooses by the width of the window."""
     panel_height: float = 3.4
     """Height of a panel, inches."""
@@ -131,3 +137,16 @@ class Chart:
     """All panels show the same part of their x axes."""
     share_y: Literal["", "all", "row"] = ""
     """Panels that show the same part of their y axes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Picture:
+    """A chart as a still picture, in each format that a file beside the report has; the fields are their suffixes."""
+
+    png: bytes
+    svg: bytes
+    pdf: bytes
+
+
+PICTURE_FORMATS = tuple(field.name for field in fields(Picture))
+"""Suffixes of the files of a figure."""

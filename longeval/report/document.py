@@ -6,7 +6,6 @@ looks, and escapes every text once: names of models, files and documents come fr
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -180,29 +179,14 @@ class Listing:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Picture:
-    """A rendered figure, in each format that a file beside the report has; the fields are the files' suffixes."""
-
-    png: bytes
-    svg: bytes
-    pdf: bytes
-
-
-PICTURE_FORMATS = tuple(field.name for field in dataclasses.fields(Picture))
-"""Suffixes of the files of a figure."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Figure:
-    """A picture in the text."""
+    """A chart in the text; each format draws it in its own way."""
 
     name: str
     """Its file's name without suffix, unique in the document."""
     description: str
     """What it shows, for readers who can't see it."""
-    picture: Picture
-    chart: Chart | None = None
-    """The same as data, for formats that draw it themselves."""
+    chart: Chart
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,8 +13,11 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from longeval.errors import LongEvalError
+from longeval.looks import MARKERS, base_method, is_resonance, look_of, shade
+from longeval.report.charts import Axis, Chart, Line, LineStyle, Mark, Panel
 from longeval.report.compare import Compared, Found, compare, corrected, count_tested, how_tested
-from longeval.report.document import Data, Heading, Row, Section, Table, TableCell, prose
+from longeval.report.document import Block, Data, Figure, Heading, Row, Section, Table, TableCell, prose
+from longeval.report.lines import beside, decades, is_log_range, length_axis, padded, plain_value
 from longeval.report.numbers import counted
 from longeval.report.settings import comparable
 from longeval.report.tables import DASH, GridRow, factor_text, row_name, slugs_of
@@ -66,16 +69,18 @@ class _PairRow:
 
     name_a: str
     name_b: str
+    pe_b: str
     cells: dict[int, tuple[Record, Record, Compared]]
     """Length → record of a, record of b, and their comparison."""
 
 
-def pairs_section(asked: Sequence[str], sets: Sequence[RowSet]) -> Section:
+def pairs_section(asked: Sequence[str], sets: Sequence[RowSet], *, max_drawn: int) -> Section:
     """The comparisons that a user asked for, corrected for how many there are in all tables.
 
     Args:
         asked: The pairs, such as `none:yarn`.
         sets: All tables of the report.
+        max_drawn: So many joint tables have a figure, the first ones.
 
     Raises:
         LongEvalError: A pair isn't in any table; the message names the rows that there are.
@@ -85,20 +90,22 @@ def pairs_section(asked: Sequence[str], sets: Sequence[RowSet]) -> Section:
         places = _places(text, sets)
         for a, b in places:
             names = _name(a, b, sets), _name(b, a, sets)
-            row = _PairRow(name_a=names[0], name_b=names[1], cells=_cells(a, b))
+            row = _PairRow(name_a=names[0], name_b=names[1], pe_b=b.row.pe, cells=_cells(a, b))
             if row not in found[a.rows.subject]:
                 found[a.rows.subject].append(row)
     every = [(row, length) for rows in found.values() for row in rows for length in row.cells]
     numbers = corrected([row.cells[length][2] for row, length in every])
     for (row, length), compared in zip(every, numbers, strict=True):
         row.cells[length] = (*row.cells[length][:2], compared)
-    tables = tuple(
-        _table(subject, rows, count_tested(numbers), slug)
-        for (subject, rows), slug in zip(found.items(), slugs_of(found), strict=True)
-    )
+    blocks: list[Block] = []
+    for number, ((subject, rows), slug) in enumerate(zip(found.items(), slugs_of(found), strict=True)):
+        blocks += [Heading(text=subject), _table(subject, rows, count_tested(numbers), slug)]
+        if number < max_drawn and (chart := pairs_chart(subject, rows)) is not None:
+            description = f"{chart.panels[0].y.title} of pairs by context length, with 95% intervals"
+            blocks.append(Figure(name=f"{DATA_NAME}-{slug}", description=description, chart=chart))
     data = Data(name=DATA_NAME, rows=tuple(_data(found)))
-    blocks = tuple(block for table in tables for block in (Heading(text=table.title), table))
-    return Section(title="Pairs of rows compared", blocks=blocks, paper=tables, data=(data,))
+    tables = tuple(block for block in blocks if isinstance(block, Table))
+    return Section(title="Pairs of rows compared", blocks=tuple(blocks), paper=tables, data=(data,))
 
 
 def _side(text: str) -> _Side:
@@ -290,3 +297,80 @@ def _data(found: dict[str, list[_PairRow]]) -> Iterator[dict[str, object]]:
                     "clear": compared.is_clear,
                     "why_not": compared.why_not,
                 }
+
+
+# The figure.
+
+
+def pairs_chart(subject: str, rows: Sequence[_PairRow]) -> Chart | None:
+    """How the second of each pair differs from the first, by length; None where nothing was compared.
+
+    Changes of perplexity are drawn as ratios on a logarithmic axis where these span more than a decade.
+    """
+    rows = [row for row in rows if any(found.kind for *_, found in row.cells.values())]
+    if not rows:
+        return None
+    compared = [(length, found) for row in rows for length, (*_, found) in row.cells.items() if found.kind]
+    lengths = sorted({length for length, _ in compared})
+    is_score = compared[0][1].kind == "sample"
+    is_log = not is_score and is_log_range([1 + (found.difference or 0.0) for _, found in compared])
+    styles = _styles([row.pe_b for row in rows])
+    lines = tuple(
+        _pair_line(row, style, lengths, place - (len(rows) - 1) / 2, lambda value: _drawn(value, is_score, is_log))
+        for place, (row, style) in enumerate(zip(rows, styles, strict=True))
+    )
+    same = 1.0 if is_log else 0.0
+    shown = [same, *(value for line in lines for value in (*line.y, *line.low, *line.high) if value is not None)]
+    span = padded(shown, is_log=is_log)
+    if is_log:
+        ticks = tuple((at, f"× {at:g}") for at in decades(min(shown), max(shown)))
+        y = Axis(title="Ratio of perplexities", scale="log", span=span, ticks=ticks)
+    else:
+        y = Axis(title="Difference of scores" if is_score else "Change of perplexity (%)", span=span)
+    x = length_axis(lengths, [at for line in lines for at in line.x])
+    panel = Panel(x=x, y=y, lines=lines, marks=(Mark(axis="y", at=same, label=""),))
+    return Chart(title=subject, panels=(panel,))
+
+
+def _drawn(difference: float | None, is_score: bool, is_log: bool) -> float | None:
+    """A difference as the axis has it: of scores, in percent, or as a ratio."""
+    if difference is None:
+        return None
+    if is_log:
+        return plain_value(1 + difference) or None  # an end that is 0 in float64 has no place
+    return plain_value(difference if is_score else 100 * difference)
+
+
+def _styles(methods: Sequence[str]) -> Iterator[LineStyle]:
+    """The look of the second method of each pair; pairs that share its colour have shades and markers of their own."""
+    bases = [base_method(pe) for pe in methods]
+    for number, (pe, base) in enumerate(zip(methods, bases, strict=True)):
+        look = look_of(pe, methods)
+        place, several = bases[:number].count(base), bases.count(base)
+        yield LineStyle(
+            colour=shade(look.colour, place, several),
+            dash="dashed" if is_resonance(pe) else "solid",
+            marker=look.marker if several == 1 else MARKERS[place % len(MARKERS)],
+            is_hollow=is_resonance(pe),
+        )
+
+
+def _pair_line(
+    row: _PairRow, style: LineStyle, every: Sequence[int], place: float, drawn: Callable[[float | None], float | None]
+) -> Line:
+    """One pair at all lengths of the figure, drawn aside by its place."""
+    lengths = [length for length in every if length in row.cells]
+    found = [row.cells[length][2] for length in lengths]
+    notes = [
+        ", ".join(filter(None, (f"{format_length(n)} tokens", counted(one.shared, one.kind or ""), one.p_text())))
+        for n, one in zip(lengths, found, strict=True)
+    ]
+    return Line(
+        label=f"{row.name_b} vs {row.name_a}",
+        style=style,
+        x=beside(lengths, every, place),
+        y=tuple(drawn(one.difference) for one in found),
+        low=tuple(drawn(one.low) for one in found),
+        high=tuple(drawn(one.high) for one in found),
+        notes=tuple(notes),
+    )

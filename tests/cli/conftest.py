@@ -42,4 +42,4 @@ def quick_pictures(monkeypatch):
     """Figures are not drawn."""
     from longeval.report import plots
 
-    monkeypatch.setattr(plots, "render", lambda figure: plots.Picture(png=b"png", svg=b"svg", pdf=b"pdf"))
+    monkeypatch.setattr(plots, "draw", lambda chart: plots.Picture(png=b"png", svg=b"svg", pdf=b"pdf"))

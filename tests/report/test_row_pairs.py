@@ -20,6 +20,8 @@ from records import (
 )
 
 from longeval.errors import LongEvalError
+from longeval.report import plots
+from longeval.report.charts import Mark
 from longeval.report.compare import compare, corrected
 from longeval.stats.significance import sign_flip
 
@@ -166,6 +168,64 @@ def test_tasks_are_compared_on_the_same_samples(tmp_path, monkeypatch):
     assert [float(row["p_holm"]) for row in rows] == pytest.approx(
         [2 * float(right["p"]), max(2 * float(right["p"]), float(grades["p"]))], abs=1e-4
     ) or float(right["p"]) > float(grades["p"])
+
+
+def charts_of(cells, pairs, tmp_path, monkeypatch, make=make_run):
+    """The charts of the joint tables, and the rows of compared.csv."""
+    charts = []
+    _, rows = report(cells, pairs, tmp_path, monkeypatch, make=make)
+    monkeypatch.setattr(plots, "draw", lambda chart: charts.append(chart) or plots.Picture(png=b"", svg=b"", pdf=b""))
+    written = write_report([str(tmp_path / "run")], out=str(tmp_path / "r.md"), pairs=pairs.split(","))
+    assert sum("/compared-" in path and path.endswith(".png") for path in written.files)
+    return [chart for chart in charts if any(mark.label == "" for mark in chart.panels[0].marks)], rows
+
+
+def test_the_figure_shows_the_numbers_of_the_table_by_length(tmp_path, monkeypatch):
+    cells = [ppl_cell("none", make_tokens(1), n) for n in (64, 128)]
+    cells += [ppl_cell(pe, make_tokens(2, 0.02 * n / 64), n) for pe in ("yarn", "resonance_yarn") for n in (64, 128)]
+    cells.append(ppl_cell("pi", make_tokens(3), 128))
+    (chart,), rows = charts_of(cells, "none:yarn,none:resonance_yarn,none:pi", tmp_path, monkeypatch)
+    (panel,) = chart.panels
+    assert [line.label for line in panel.lines] == ["yarn vs none", "resonance_yarn vs none", "pi vs none"]
+    numbers = {(f"{row['b']} vs {row['a']}", row["length"]): row for row in rows}
+    for line in panel.lines:
+        lengths = ["64", "128"][-len(line.x) :]
+        for end, name in ((line.y, "difference"), (line.low, "low"), (line.high, "high")):
+            assert end == pytest.approx([100 * float(numbers[line.label, n][name]) for n in lengths])
+        assert [round(x / 64) * 64 for x in line.x] == list(map(int, lengths))
+    first, second, _ = panel.lines
+    assert first.x[0] < second.x[0], "bars don't hide one another"
+    assert first.style.colour != second.style.colour and second.style.dash == "dashed"
+    assert first.notes[0].startswith("64 tokens, 960 tokens, p ")
+    assert panel.marks == (Mark(axis="y", at=0, label=""),)
+    assert panel.y.span[0] < 0 < max(first.high) < panel.y.span[1]
+
+
+def test_changes_of_several_decades_are_ratios_on_a_logarithmic_axis(tmp_path, monkeypatch):
+    shifts = {("yarn", 64): 1.0, ("yarn", 128): 4.0}
+    cells = [ppl_cell("none", make_tokens(1), n) for n in (64, 128)]
+    cells += [ppl_cell(pe, make_tokens(2, shift), n) for (pe, n), shift in shifts.items()]
+    (chart,), rows = charts_of(cells, "none:yarn", tmp_path, monkeypatch)
+    (panel,) = chart.panels
+    assert (panel.y.scale, panel.marks) == ("log", (Mark(axis="y", at=1, label=""),))
+    assert panel.lines[0].y == pytest.approx([1 + float(row["difference"]) for row in rows])
+    assert (1, "× 1") in panel.y.ticks and panel.y.span[0] < 1, "where nothing changes is shown too"
+
+
+def test_scores_of_one_length_are_drawn_beside_one_another_and_what_is_not_compared_is_not(tmp_path, monkeypatch):
+    values = {"none": [0.0] * 20, "yarn": [1.0] * 14 + [0.0] * 6, "pi": [1.0] * 4 + [0.0] * 16, "ntk": None}
+    cells = []
+    for pe, found in values.items():
+        samples = make_samples(found or [1.0] * 20, **({} if found else {"prompt_digest": "other"}))
+        cells.append((make_task_records(pe, 64, "passkey", samples), samples))
+    (chart,), _ = charts_of(cells, "none:yarn,none:pi,none:ntk", tmp_path, monkeypatch, make=make_task_run)
+    (panel,) = chart.panels
+    assert [(line.label, line.y) for line in panel.lines] == [
+        ("yarn vs none", (pytest.approx(0.7),)),
+        ("pi vs none", (pytest.approx(0.2),)),
+    ]
+    (left,), (right,) = (line.x for line in panel.lines)
+    assert panel.x.span[0] < left < right < panel.x.span[1]
 
 
 @pytest.mark.parametrize("pairs", ["none:ntk", "none", "none:", "none:none", "other/none:toy/yarn", "none@vllm:yarn"])

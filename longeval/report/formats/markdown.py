@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from urllib.parse import quote
 
 from longeval.printable import printable
+from longeval.report.charts import PICTURE_FORMATS
 from longeval.report.document import (
-    PICTURE_FORMATS,
     Block,
     Bullets,
     Document,

@@ -7,20 +7,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from matplotlib.ticker import FixedLocator, FuncFormatter
 
-from longeval.report import plots
+from longeval.report.charts import Axis, Chart, Line, Panel
 from longeval.report.collect import Collection
-from longeval.report.document import Block, Data, Figure, Paragraph, Picture, prose
-from longeval.report.plots import (
+from longeval.report.document import Block, Data, Figure, Paragraph, prose
+from longeval.report.lines import (
     length_axis,
+    line_label,
     line_style,
-    native_line,
-    new_figure,
+    native_mark,
     perplexity_axis,
-    plain_axes,
-    title_and_legend,
+    record_line,
 )
+from longeval.report.numbers import counted
 from longeval.report.tables import Grid, GridRow
 from longeval.stats.bootstrap import PositionCurve, by_position, position_edges
 from longeval.values import format_length
@@ -73,8 +72,8 @@ def position_blocks(grid: Grid, positions: Positions | None, slug: str, *, is_dr
         yield Paragraph(text=prose(f"{text} The numbers are in `positions.csv`."))
         return
     yield Paragraph(text=text)
-    picture = position_curve(grid, positions.length, positions.curves)
-    yield Figure(name=f"position-{slug}", description="Perplexity by position in the window", picture=picture)
+    chart = position_curve(grid, positions.length, positions.curves)
+    yield Figure(name=f"position-{slug}", description="Perplexity by position in the window", chart=chart)
 
 
 def position_data(grid: Grid, positions: Positions | None) -> Data:
@@ -102,47 +101,54 @@ def position_data(grid: Grid, positions: Positions | None) -> Data:
     return Data(name="positions", rows=tuple(rows))
 
 
-def length_curve(grid: Grid) -> Picture | None:
+def length_curve(grid: Grid) -> Chart | None:
     """Perplexity by context length, one line per row; None with values at fewer than two lengths."""
     values = [record.value for record in grid.records if record.value is not None]
     if len({record.length for record in grid.records if record.value is not None}) < 2:
         return None
-    figure = new_figure()
-    axes = plain_axes(figure.add_subplot())
-    styles = []
-    for row in grid.rows:
-        points = [(length, row.cells[length].value) for length in grid.lengths if length in row.cells]
-        # A failed cell breaks the line: what lies between its neighbours is not known.
-        y = [math.nan if value is None else value for _, value in points]
-        styles.append(line_style(row, grid.rows, with_marker=True))
-        axes.plot([length for length, _ in points], y, **styles[-1])
-    axes.set_xlabel("Context length (tokens)")
-    length_axis(axes, grid.lengths)
-    perplexity_axis(axes, values)
-    native_line(axes, grid.native_length)
-    title_and_legend(figure, grid.title, styles)
-    return plots.render(figure)
+    axis = length_axis(grid.lengths)
+    lines = [
+        record_line(
+            line_label(row, grid.rows),
+            line_style(row, grid.rows, with_marker=True),
+            [row.cells[length] for length in grid.lengths if length in row.cells],
+        )
+        for row in grid.rows
+    ]
+    panel = Panel(
+        x=axis,
+        y=perplexity_axis(values),
+        lines=tuple(lines),
+        marks=native_mark(axis, grid.native_length),
+    )
+    return Chart(title=grid.title, panels=(panel,))
 
 
-def position_curve(grid: Grid, length: int, curves: Sequence[tuple[GridRow, PositionCurve]]) -> Picture:
+def position_curve(grid: Grid, length: int, curves: Sequence[tuple[GridRow, PositionCurve]]) -> Chart:
     """Perplexity of the tokens at each position of a window of `length` tokens, one line per row."""
-    figure = new_figure()
-    axes = plain_axes(figure.add_subplot())
-    shown = []
-    styles = []
-    for row, curve in curves:
-        perplexity_K = np.exp(np.minimum(curve.mean_nll_K, 700.0))
-        centre_K = (curve.edges_K1[:-1] + curve.edges_K1[1:]) / 2
-        held_K = np.isfinite(perplexity_K)
-        styles.append(line_style(row, grid.rows, with_marker=False))
-        axes.plot(centre_K[held_K], perplexity_K[held_K], **styles[-1])
-        shown.extend(perplexity_K[held_K].tolist())
-    axes.set_xlabel(f"Position in a window of {format_length(length)} tokens")
-    axes.set_xlim(0, length)
+    lines = [_position_line(row, curve, grid) for row, curve in curves]
     step = max(1, 2 ** math.ceil(math.log2(length / 8)))
-    axes.xaxis.set_major_locator(FixedLocator(range(0, length + 1, step)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: format_length(round(x)) if x else "0"))
-    perplexity_axis(axes, shown)
-    native_line(axes, grid.native_length)
-    title_and_legend(figure, grid.title, styles)
-    return plots.render(figure)
+    axis = Axis(
+        title=f"Position in a window of {format_length(length)} tokens",
+        span=(0, length),
+        ticks=tuple((at, format_length(at) if at else "0") for at in range(0, length + 1, step)),
+    )
+    panel = Panel(
+        x=axis,
+        y=perplexity_axis([value for line in lines for value in line.y if value is not None]),
+        lines=tuple(lines),
+        marks=native_mark(axis, grid.native_length),
+    )
+    return Chart(title=grid.title, panels=(panel,))
+
+
+def _position_line(row: GridRow, curve: PositionCurve, grid: Grid) -> Line:
+    """Perplexities at the centres of bins, without bins that hold no token."""
+    held_K = np.isfinite(curve.mean_nll_K)
+    return Line(
+        label=line_label(row, grid.rows),
+        style=line_style(row, grid.rows, with_marker=False),
+        x=tuple(((curve.edges_K1[:-1] + curve.edges_K1[1:]) / 2)[held_K].tolist()),
+        y=tuple(np.exp(np.minimum(curve.mean_nll_K[held_K], 700.0)).tolist()),
+        notes=tuple(counted(tokens, "token") for tokens in curve.tokens_K[held_K].tolist()),
+    )

@@ -75,8 +75,8 @@ def _section(
     positions = find_positions(grid, collection)
     table = perplexity_table(grid, slug)
     blocks: list[Block] = [*server_notes(grid.records), table]
-    if is_drawn and (curve := length_curve(grid)) is not None:
-        blocks.append(Figure(name=f"perplexity-{slug}", description="Perplexity by context length", picture=curve))
+    if is_drawn and (chart := length_curve(grid)) is not None:
+        blocks.append(Figure(name=f"perplexity-{slug}", description="Perplexity by context length", chart=chart))
     paper = [table]
     if pairs:
         paper.append(pair_table(grid, pairs, slug))

@@ -12,6 +12,7 @@ from records import csv_rows, make_nll, table_under, without_figures
 
 from longeval.cli.run import _show_summaries
 from longeval.report import build
+from longeval.report.charts import Mark
 from longeval.report.collect import collect
 from longeval.report.tables import MISSING
 from longeval.run.study import find_study
@@ -19,6 +20,7 @@ from longeval.store.losses import LOSSES
 from longeval.store.nll import NLL
 from longeval.studies.finetune.report import REPORT, sections, summary
 from longeval.studies.finetune.report.changes import TokenValues, change
+from longeval.studies.finetune.report.figures import length_figure, loss_figure
 from longeval.studies.finetune.report.trainings import evaluations, training_sets
 from longeval.studies.ppl.report import REPORT as PPL_REPORT
 
@@ -366,3 +368,70 @@ def test_text_from_outside_stays_text(tmp_path):
     assert "onerror" in text
     tex = (tmp_path / "run" / "report.tex").read_text(encoding="utf-8")
     assert "\\frac" not in tex and "frac" in tex
+
+
+# Figures.
+
+
+def charts_of(tmp_path, cells):
+    """The figure by length and the figure of losses of one set of trainings."""
+    collection = collect([make_finetune_run(tmp_path / "run", cells)])
+    (trained,) = training_sets(collection.made_from(LOSSES))
+    perplexities = [record for record in collection.made_from(NLL) if record.metric == "perplexity"]
+    (evaluation,) = evaluations(trained, perplexities)
+    return length_figure(trained, evaluation, 64), loss_figure(
+        trained, lambda cell: collection.stores[cell].losses(cell)
+    )
+
+
+def test_the_figure_shows_each_method_before_and_after(tmp_path):
+    chart, _ = charts_of(tmp_path, usual_cells())
+    (panel,) = chart.panels
+    names = ["base", "yarn before", "resonance_yarn before", "yarn trained", "resonance_yarn trained"]
+    lines = {line.label: line for line in panel.lines}
+    assert list(lines) == names
+    assert [lines[name].style.dash for name in names] == ["dashed"] * 3 + ["solid"] * 2
+    means = [NONE, *BEFORE.values(), *AFTER.values()]
+    for name, by_length in zip(names, means, strict=True):
+        assert lines[name].y == pytest.approx([math.exp(by_length[n]) for n in LENGTHS])
+        assert lines[name].interval == "hover" and lines[name].low == pytest.approx(lines[name].y)
+    assert lines["base"].notes == ("10 documents, 630 tokens", "10 documents, 1,270 tokens")
+    assert lines["yarn before"].style.width > lines["resonance_yarn before"].style.width
+    assert panel.marks == (Mark(axis="x", at=64, label="native 64"),)
+    highest, lowest = math.exp(2.75), math.exp(2.0)
+    margin = 0.06 * (highest - lowest)
+    assert panel.y.span == pytest.approx((lowest - margin, highest + margin)), "the base leaves the panel"
+
+
+def test_over_seeds_a_line_is_the_mean_with_a_band(tmp_path):
+    cells = base_cells() + trained_cells("yarn", AFTER["yarn"], losses=(3.0, 2.0), measured=(64, 128))
+    cells += trained_cells("yarn", AFTER["yarn"], losses=(5.0, 1.0), seed=1, shift=0.25, measured=(64,))
+    by_length, losses = charts_of(tmp_path, cells)
+    line = next(line for line in by_length.panels[0].lines if line.label == "yarn trained")
+    assert line.interval == "band"
+    assert line.y == pytest.approx([math.exp(2.25), math.exp(2.25)]), "the geometric mean of both, and of one"
+    assert line.low == pytest.approx([math.exp(2.125), math.exp(2.25)])
+    assert line.high == pytest.approx([math.exp(2.375), math.exp(2.25)])
+    assert line.notes == ("2 seeds", "1 seed")
+    (line,) = losses.panels[0].lines
+    assert (line.x, line.y, line.low, line.high) == ((1, 2), (4.0, 1.5), (3.0, 1.0), (5.0, 2.0))
+
+
+def test_augmentations_have_panels_that_share_their_axes(tmp_path):
+    cells = usual_cells() + trained_cells("yarn", {64: 2.0, 128: 2.0}, augment="pose", params={"window": 128})
+    for chart in charts_of(tmp_path, cells):
+        assert [panel.title for panel in chart.panels] == ["no augmentation", "PoSE"]
+        assert (chart.columns, chart.share_x, chart.share_y) == (2, True, "all")
+        assert chart.panel_width == pytest.approx(3.2)
+        assert {line.style.colour for panel in chart.panels for line in panel.lines if "yarn" in line.label} == {
+            "#D55E00"
+        }
+
+
+def test_losses_of_many_steps_are_smoothed(tmp_path):
+    losses = [float(step % 2) for step in range(200)]
+    _, chart = charts_of(tmp_path, base_cells() + trained_cells("yarn", AFTER["yarn"], losses=losses))
+    (line,) = chart.panels[0].lines
+    assert set(line.y) == {0.5} and len(line.y) == 197, "means of four neighbouring steps"
+    assert (line.x[0], line.x[-1]) == (2.5, 198.5)
+    assert (line.low, line.notes[0], chart.panels[0].x.is_whole) == ((), "1 seed", True)

@@ -1,10 +1,9 @@
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 from records import make_nll, make_records
 
 from longeval.looks import LOOKS, shade
-from longeval.report import plots
+from longeval.report.charts import Mark
 from longeval.report.tables import build_grids
 from longeval.stats.bootstrap import by_position, position_edges
 from longeval.studies.ppl.curves import length_curve, position_curve
@@ -20,41 +19,65 @@ def grid_of(means, **changes):
     return build_grids(records)[0]
 
 
-@pytest.fixture
-def drawn(monkeypatch):
-    """Figures as they are saved."""
-    figures: list[Figure] = []
-    save = plots.render
-    monkeypatch.setattr(plots, "render", lambda figure: figures.append(figure) or save(figure))
-    return figures
+def panel_of(means, **changes):
+    (panel,) = length_curve(grid_of(means, **changes)).panels
+    return panel
 
 
-def lines_of(axes):
-    return {line.get_label(): line for line in axes.get_lines() if not line.get_label().startswith("_")}
+def lines_of(panel):
+    return {line.label: line for line in panel.lines}
 
 
-def test_length_curve_shows_values_native_length_and_pairs(drawn):
-    grid = grid_of({("none", 2048): 2.0, ("none", 8192): 2.5, ("resonance", 2048): 2.0, ("resonance", 8192): 2.4})
-    assert length_curve(grid).png.startswith(b"\x89PNG")
-    (axes,) = drawn[0].axes
-    lines = lines_of(axes)
-    assert lines["none"].get_ydata() == pytest.approx(np.exp([2.0, 2.5]), rel=1e-6)
-    assert lines["none"].get_color() == lines["resonance"].get_color()
-    assert (lines["none"].get_linestyle(), lines["resonance"].get_linestyle()) == ("-", "--")
-    assert lines["none"].get_linewidth() > lines["resonance"].get_linewidth()
-    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["2k", "8k"]
-    assert " native 4k" in [text.get_text() for text in axes.texts]
-    assert axes.get_yscale() == "linear"
+def test_length_curve_shows_values_intervals_native_length_and_pairs():
+    means = {("none", 2048): 2.0, ("none", 8192): 2.5, ("resonance", 2048): 2.0, ("resonance", 8192): 2.4}
+    panel = panel_of(means)
+    lines = lines_of(panel)
+    assert list(lines) == ["none", "resonance"]
+    base, resonance = lines.values()
+    assert (base.x, base.y) == ((2048, 8192), pytest.approx(np.exp([2.0, 2.5]), rel=1e-6))
+    assert base.interval == "hover"
+    record = grid_of(means).rows[0].cells[8192]
+    assert (base.low[1], base.high[1]) == (record.ci_low, record.ci_high)
+    assert base.low[1] == pytest.approx(np.exp(2.5), rel=1e-6), "all tokens are equally likely"
+    assert base.notes == ("10 documents, 40 tokens",) * 2
+    assert base.style.colour == resonance.style.colour
+    assert (base.style.dash, resonance.style.dash) == ("solid", "dashed")
+    assert (base.style.is_hollow, resonance.style.is_hollow) == (False, True)
+    assert base.style.width > resonance.style.width
+    assert resonance.style.is_above and not base.style.is_above
+    assert panel.x.ticks == ((2048, "2k"), (8192, "8k"))
+    assert panel.marks == (Mark(axis="x", at=4096, label="native 4k"),)
+    assert (panel.x.scale, panel.y.scale) == ("linear", "linear")
 
 
-def test_wide_ranges_are_logarithmic(drawn):
-    length_curve(grid_of({("none", 2048): 2.0, ("none", 8192): 7.0}))
-    assert drawn[0].axes[0].get_yscale() == "log"
+@pytest.mark.parametrize(("lengths", "is_marked"), [((2048, 3990), False), ((2048, 4020), True), ((8192, 9000), False)])
+def test_the_native_length_is_marked_where_the_axis_shows_it(lengths, is_marked):
+    panel = panel_of({("none", length): 2.0 for length in lengths})
+    margin = 0.05 * (lengths[1] - lengths[0])
+    assert panel.x.span == pytest.approx((lengths[0] - margin, lengths[1] + margin))
+    assert bool(panel.marks) == is_marked
 
 
-def test_a_failed_cell_breaks_the_line(drawn):
-    length_curve(grid_of({("none", 2048): 2.0, ("none", 4096): None, ("none", 8192): 2.5}))
-    assert np.isnan(lines_of(drawn[0].axes[0])["none"].get_ydata()).tolist() == [False, True, False]
+def test_wide_ranges_are_logarithmic():
+    panel = panel_of({("none", 1024): 2.0, ("none", 8192): 7.0})
+    assert (panel.x.scale, panel.y.scale) == ("log", "log")
+    assert panel.x.span == pytest.approx((1024 / 8**0.05, 8192 * 8**0.05))
+    low, high = np.exp([2.0, 7.0])
+    assert [(at, label) for at, label in panel.y.ticks if low < at < high] == [
+        *((10, "10"), (20, "20"), (50, "50"), (100, "100"), (200, "200"), (500, "500"), (1000, "1000"))
+    ]
+
+
+def test_an_axis_of_very_many_decades_has_few_labels():
+    panel = panel_of({("none", 1024): 2.0, ("none", 8192): 600.0})
+    ticks = [at for at, _ in panel.y.ticks]
+    assert 5 < len(ticks) < 16 and ticks[0] <= np.exp(2.0) and ticks[-1] > np.exp(540.0)
+
+
+def test_a_failed_cell_breaks_the_line():
+    (line,) = panel_of({("none", 2048): 2.0, ("none", 4096): None, ("none", 8192): 2.5}).lines
+    assert line.x == (2048, 4096, 8192)
+    assert [value is None for value in line.y] == [False, True, False]
 
 
 def test_one_length_makes_no_curve():
@@ -72,32 +95,30 @@ def records_of_factors(pe, factors, mean=2.0):
 
 
 def looks_of(line):
-    return line.get_color(), line.get_marker()
+    return line.style.colour, line.style.marker
 
 
-def test_factors_of_a_method_differ_and_pairs_are_alike(drawn):
+def test_factors_of_a_method_differ_and_pairs_are_alike():
     records = [*records_of_factors("yarn", (2.0, 4.0, 8.0)), *records_of_factors("resonance_yarn", (2.0, 4.0, 8.0))]
-    length_curve(build_grids([*records, *records_of_factors("pi", (2.0,))])[0])
-    lines = lines_of(drawn[0].axes[0])
+    (panel,) = length_curve(build_grids([*records, *records_of_factors("pi", (2.0,))])[0]).panels
+    lines = lines_of(panel)
     assert list(lines) == [*(f"{pe} s={s}" for s in (2, 4, 8) for pe in ("yarn", "resonance_yarn")), "pi"]
     for kind in (0, 1):
         assert len({looks_of(lines[f"yarn s={s}"])[kind] for s in (2, 4, 8)}) == 3
     for s in (2, 4, 8):
         base, rounded = lines[f"yarn s={s}"], lines[f"resonance_yarn s={s}"]
         assert looks_of(base) == looks_of(rounded)
-        assert (base.get_linestyle(), rounded.get_linestyle(), base.get_alpha()) == ("-", "--", 0.4)
+        assert (base.style.dash, rounded.style.dash, base.style.opacity) == ("solid", "dashed", 0.4)
     assert looks_of(lines["yarn s=4"])[0] == LOOKS["yarn"].colour, "the middle one"
     assert looks_of(lines["pi"]) == LOOKS["pi"]
-    legend = [text.get_text() for text in drawn[0].legends[0].get_texts()]
-    assert legend == list(lines)
 
 
-def test_parameters_of_a_method_differ(drawn):
+def test_parameters_of_a_method_differ():
     nll = make_nll([[2.0] * 4] * 10)
     settings = [{"method": {"beta_fast": float(beta)}} for beta in (16, 32)]
     records = [r for method in settings for n in (64, 128) for r in make_records("yarn", n, nll, params=method)]
-    length_curve(build_grids(records)[0])
-    first, second = map(looks_of, lines_of(drawn[0].axes[0]).values())
+    (panel,) = length_curve(build_grids(records)[0]).panels
+    first, second = map(looks_of, panel.lines)
     assert first[0] != second[0] and first[1] != second[1]
 
 
@@ -111,49 +132,21 @@ def test_shades_go_from_light_to_dark(pe):
             assert len(set(shades)) == number
 
 
-@pytest.mark.parametrize(("low", "high"), [(7.3891, 7.3893), (7.0, 7.0), (1.0e6, 1.001e6), (123456.0, 123999.0)])
-def test_nearly_flat_curves_look_flat_and_ticks_are_whole_numbers(drawn, low, high):
-    length_curve(grid_of({("none", 2048): np.log(low), ("none", 8192): np.log(high)}))
-    drawn[0].canvas.draw()
-    axis = drawn[0].axes[0].yaxis
-    assert axis.get_offset_text().get_text() == ""
-    ticks = [label.get_text() for label in axis.get_ticklabels()]
-    assert len(set(ticks)) == len(ticks) > 2
-    bottom, top = drawn[0].axes[0].get_ylim()
-    assert all(bottom * 0.98 < float(tick) < top * 1.02 for tick in ticks)
-    assert bottom < low <= high < top and top - bottom > 0.01 * high
+@pytest.mark.parametrize(("low", "high"), [(7.3891, 7.3893), (7.0, 7.0), (1.0e6, 1.001e6)])
+def test_nearly_flat_curves_look_flat(low, high):
+    bottom, top = panel_of({("none", 2048): np.log(low), ("none", 8192): np.log(high)}).y.span
+    assert bottom < low <= high < top and top - bottom == pytest.approx(0.012 * high)
 
 
-def test_no_panel_writes_its_ticks_as_an_offset():
-    figure = plots.new_figure()
-    axes = plots.plain_axes(figure.add_subplot())
-    axes.plot([1, 2], [1000.001, 1000.002])
-    figure.canvas.draw()
-    assert axes.yaxis.get_offset_text().get_text() == ""
-
-
-def test_long_names_are_wrapped_and_nothing_is_cut(drawn):
-    name = "/home/somebody/" + "a_model_with_a_very_long_name-" * 6
-    length_curve(grid_of({("none", 2048): 2.0, ("a_method_" + "x" * 80, 8192): 2.5, ("yarn", 8192): 2.1}, model=name))
-    figure = drawn[0]
-    title = figure.get_suptitle()
-    assert "\n" in title and name[:120] in title.replace("\n", "")
-    boxes = [
-        figure.axes[0].get_tightbbox(),
-        figure.legends[0].get_window_extent(),
-        figure._suptitle.get_window_extent(),
-    ]
-    for index, box in enumerate(boxes):
-        assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1
-        assert not any(box.overlaps(other) for other in boxes[:index])
-    assert figure.axes[0].get_position().width > 0.7
-
-
-def test_position_curve(drawn):
+def test_position_curve():
     grid = grid_of({("none", 8192): 2.0})
-    nll = make_nll([np.where(np.arange(1, 8192) < 4096, 1.0, 3.0)])
+    nll = make_nll([np.where(np.arange(1, 7168) < 4096, 1.0, 3.0)])
     curve = by_position(nll, position_edges(8192, bins=8, spacing="linear"))
-    position_curve(grid, 8192, [(grid.rows[0], curve)])
-    y = lines_of(drawn[0].axes[0])["none"].get_ydata()
-    assert y[0] == pytest.approx(np.e)
-    assert y[-1] == pytest.approx(np.exp(3))
+    (panel,) = position_curve(grid, 8192, [(grid.rows[0], curve)]).panels
+    (line,) = panel.lines
+    assert line.x == pytest.approx([512 + 1024 * place for place in range(7)], abs=1), "the last bin holds no token"
+    assert line.y == pytest.approx([np.e] * 4 + [np.exp(3)] * 3)
+    assert [int(note.removesuffix(" tokens").replace(",", "")) for note in line.notes] == curve.tokens_K[:7].tolist()
+    assert (line.style.marker, panel.x.span) == ("", (0, 8192))
+    assert panel.x.ticks[:2] == ((0, "0"), (1024, "1k"))
+    assert panel.marks == (Mark(axis="x", at=4096, label="native 4k"),)

@@ -111,9 +111,9 @@ def _evaluated(
     native = trained.params.get("native_length")
     paper = [perplexity_table(evaluation, tokens, slug), change_table(evaluation, tokens, slug)]
     blocks: list[Block] = [Heading(text=prose("Before and after on {}", evaluation.name)), paper[0]]
-    if is_drawn and (picture := length_figure(trained, evaluation, native)) is not None:
+    if is_drawn and (chart := length_figure(trained, evaluation, native)) is not None:
         description = "Perplexity by context length, before training (dashed) and after (solid)"
-        blocks.append(Figure(name=f"before-after-{slug}", description=description, picture=picture))
+        blocks.append(Figure(name=f"before-after-{slug}", description=description, chart=chart))
         if leaves_panel(evaluation):
             blocks.append(Paragraph(text="Where the base model leaves the panel, the table has its values."))
     if paper[1].rows:
@@ -245,7 +245,7 @@ def _absent(trained: TrainingSet, evaluation: Measured) -> Iterator[Prose]:
 def _loss_blocks(trained: TrainingSet, slug: str, losses: LossesOf, *, is_drawn: bool) -> list[Block]:
     """The figure of losses by step, and the table of trainings."""
     blocks: list[Block] = [Heading(text="Loss")]
-    if is_drawn and (picture := loss_figure(trained, losses)) is not None:
+    if is_drawn and (chart := loss_figure(trained, losses)) is not None:
         text = "Cross-entropy of the tokens of each step, before the step changed the weights"
         if trained.params.get("loss_name") != "ce":
             text += "; without the weights that the training gave to tokens"
@@ -255,7 +255,7 @@ def _loss_blocks(trained: TrainingSet, slug: str, losses: LossesOf, *, is_drawn:
         if len(trained.seeds) > 1:
             text += ". Lines are means over seeds, bands reach from the lowest to the highest seed"
         blocks.append(Paragraph(text=f"{text}."))
-        blocks.append(Figure(name=f"training-loss-{slug}", description="Training loss by step", picture=picture))
+        blocks.append(Figure(name=f"training-loss-{slug}", description="Training loss by step", chart=chart))
     return [*blocks, training_table(trained)]
 
 

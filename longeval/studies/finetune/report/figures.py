@@ -8,89 +8,67 @@ and bands reach from the lowest to the highest seed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from longeval.report import plots
-from longeval.report.document import Picture
-from longeval.report.plots import (
-    WIDTH_INCHES,
+from longeval.report.charts import WIDTH_INCHES, Axis, Chart, Line, Panel
+from longeval.report.lines import (
     length_axis,
+    line_label,
     line_style,
-    native_line,
-    new_figure,
+    native_mark,
     perplexity_axis,
-    plain_axes,
-    title_and_legend,
+    record_line,
+    seed_line,
 )
 from longeval.report.tables import GridRow
 from longeval.stats.bootstrap import FloatArray
 from longeval.store.losses import Losses
+from longeval.store.records import Record
 from longeval.studies.finetune.report.changes import perplexity, values_of
 from longeval.studies.finetune.report.trainings import Measured, Models, TrainingSet, Variant, method_key
 
-_DASHES = (0, (3, 2))
 _POINTS = 50
 """A curve of twice as many steps or more is smoothed, so that about so many independent points remain."""
-
 
 _WORSE = 2.0
 """A base model whose perplexity is more than this times the highest of the others leaves the panel."""
 
 
-def _panels(number: int, width: float = WIDTH_INCHES) -> tuple[Figure, list[Axes]]:
-    """A figure with panels beside one another that share their axes."""
-    figure = new_figure(width, 4.0 if number > 1 else 4.4)
-    grid = figure.subplots(1, number, sharex=True, sharey=True, squeeze=False)
-    return figure, [plain_axes(axes) for axes in grid.flat]
-
-
-def _styles(rows: Sequence[GridRow]) -> dict[int, dict[str, Any]]:
-    """The solid style of each row; resonance forms differ from their base by width and markers."""
-    styles = {}
-    for row in rows:
-        styles[id(row)] = line_style(row, rows, with_marker=True) | {"linestyle": "-"}
-    return styles
-
-
-def length_figure(trained: TrainingSet, evaluation: Measured, native_length: int | None) -> Picture | None:
-    """Perplexity by length before and after; None with values at fewer than two lengths."""
-    every = [*_points(evaluation.rows, evaluation.lengths)]
-    if len({length for length, _ in every}) < 2:
+def length_figure(trained: TrainingSet, evaluation: Measured, native_length: int | None) -> Chart | None:
+    """Perplexity by length before and after; None with values at fewer than two lengths, or without any after."""
+    every = _points(evaluation.rows, evaluation.lengths)
+    if len({length for length, _ in every}) < 2 or not evaluation.after:
         return None
-    augmentations = [name for name in trained.augmentations if _of(evaluation, name)]
-    figure, panels = _panels(len(augmentations))
     base = [] if evaluation.untouched is None else [evaluation.untouched]
     rows = _distinct([models.row for models in (*base, *evaluation.before, *evaluation.after)])
-    styles = _styles(rows)
-    legend: dict[str, dict[str, Any]] = {}
-    for axes, augment in zip(panels, augmentations, strict=True):
+    x, y = length_axis(evaluation.lengths), _perplexities(evaluation)
+    panels = []
+    for augment in trained.augmentations:
         after = _of(evaluation, augment)
         untrained = [before for one in after if (before := evaluation.before_of(one)) is not None]
-        for models in (*base, *(before for before in untrained if before not in base), *after):
-            style = styles[id(_same(rows, models.row))]
-            if models is evaluation.untouched:
-                style = style | {"linestyle": _DASHES, "label": "base"}
-            elif models.variant is None:
-                style = style | {"linestyle": _DASHES, "label": f"{style['label']} before"}
-            else:
-                style = style | {"label": f"{style['label']} trained"}
-            _draw_lengths(axes, models, evaluation.lengths, style)
-            legend.setdefault(str(style["label"]), style)
-        axes.set_xlabel("Context length (tokens)")
-        if len(augmentations) > 1:
-            axes.set_title(augment, fontsize=9, pad=14)
-    length_axis(panels[0], evaluation.lengths)
-    _scale(panels[0], evaluation)
-    for axes in panels:
-        native_line(axes, native_length)
-    title_and_legend(figure, f"{trained.title}: {evaluation.title}", legend.values())
-    return plots.render(figure)
+        shown = [*base, *(before for before in untrained if before not in base), *after]
+        lines = tuple(_length_line(models, evaluation, rows) for models in shown)
+        if after:
+            panels.append(Panel(title=augment, x=x, y=y, lines=lines, marks=native_mark(x, native_length)))
+    return _beside_another(f"{trained.title}: {evaluation.title}", panels)
+
+
+def _beside_another(title: str, panels: Sequence[Panel]) -> Chart:
+    """Panels in one row that share their axes; one alone needs no title of its own."""
+    if len(panels) == 1:
+        return Chart(title=title, panels=(replace(panels[0], title=""),))
+    return Chart(
+        title=title,
+        panels=tuple(panels),
+        columns=len(panels),
+        panel_width=WIDTH_INCHES / len(panels),
+        panel_height=3.0,
+        share_x=True,
+        share_y="all",
+    )
 
 
 def leaves_panel(evaluation: Measured) -> bool:
@@ -105,18 +83,15 @@ def leaves_panel(evaluation: Measured) -> bool:
     return bool(others) and own > _WORSE * max(others)
 
 
-def _scale(axes: Axes, evaluation: Measured) -> None:
+def _perplexities(evaluation: Measured) -> Axis:
     """The axis of perplexities, over what it shows."""
-    rows = evaluation.rows
-    if leaves_panel(evaluation):
-        rows = (*evaluation.before, *evaluation.after)
-    values = [value for _, value in _points(rows, evaluation.lengths)]
-    if leaves_panel(evaluation):
-        base = [] if evaluation.untouched is None else [evaluation.untouched]
-        lowest = min(value for _, value in _points((*rows, *base), evaluation.lengths))
-        margin = 0.06 * (max(values) - lowest)
-        axes.set_ylim(max(lowest - margin, 0.9 * lowest), max(values) + margin)  # 0 has no place on a logarithmic axis
-    perplexity_axis(axes, values)
+    if not leaves_panel(evaluation):
+        return perplexity_axis([value for _, value in _points(evaluation.rows, evaluation.lengths)])
+    values = [value for _, value in _points((*evaluation.before, *evaluation.after), evaluation.lengths)]
+    lowest = min(value for _, value in _points(evaluation.rows, evaluation.lengths))
+    margin = 0.06 * (max(values) - lowest)
+    # 0 has no place on a logarithmic axis.
+    return perplexity_axis(values, span=(max(lowest - margin, 0.9 * lowest), max(values) + margin))
 
 
 def _of(evaluation: Measured, augment: str) -> list[Models]:
@@ -141,45 +116,47 @@ def _points(rows: Sequence[Models], lengths: Sequence[int]) -> list[tuple[int, f
     ]
 
 
-def _draw_lengths(axes: Axes, models: Models, lengths: Sequence[int], style: dict[str, Any]) -> None:
+def _length_line(models: Models, evaluation: Measured, rows: Sequence[GridRow]) -> Line:
     """One line, broken where a cell has no value, with a band over seeds."""
-    measured = [length for length in lengths if length in models.cells]
+    row = _same(rows, models.row)
+    is_trained = models.variant is not None
+    style = replace(line_style(row, rows, with_marker=True), dash="solid" if is_trained else "dashed")
+    label = f"{line_label(row, rows)} {'trained' if is_trained else 'before'}"
+    if models is evaluation.untouched:
+        label = "base"
+    measured = [length for length in evaluation.lengths if length in models.cells]
     values = [values_of(models, length) for length in measured]
-    axes.plot(measured, [perplexity(found) if found else math.nan for found in values], **style)
-    if any(len(found) > 1 for found in values):
-        low, high = (
-            [end((record.value for record in found.values() if record.value), default=math.nan) for found in values]
-            for end in (min, max)
-        )
-        axes.fill_between(measured, low, high, color=style["color"], alpha=0.15, linewidth=0)
+    if all(len(found) <= 1 for found in values):
+        every = [{**found, **models.cells[length]} for length, found in zip(measured, values, strict=True)]
+        return record_line(label, style, [next(iter(cells.values())) for cells in every])
+    ends_K3 = [_ends(found) for found in values]
+    return seed_line(label, style, measured, np.array(ends_K3).T, [len(found) for found in values])
 
 
-def loss_figure(trained: TrainingSet, losses: Callable[[str], Losses | None]) -> Picture | None:
+def _ends(found: Mapping[int, Record]) -> tuple[float, float, float]:
+    """Mean, lowest and highest perplexity over seeds."""
+    values = [record.value for record in found.values() if record.value]
+    return (perplexity(found), min(values), max(values)) if values else (math.nan, math.nan, math.nan)
+
+
+def loss_figure(trained: TrainingSet, losses: Callable[[str], Losses | None]) -> Chart | None:
     """Cross-entropy by step; None without losses of two steps."""
     curves = [(variant, found) for variant in trained.variants if (found := _curves(variant, losses))]
     longest = max((len(one) for _, found in curves for one in found), default=0)
     if longest < 2:
         return None
-    augmentations = [name for name in trained.augmentations if any(variant.augment == name for variant, _ in curves)]
-    figure, panels = _panels(len(augmentations))
     rows = _distinct([variant.row for variant, _ in curves])
-    legend: dict[str, dict[str, Any]] = {}
-    width = smoothing(longest)
-    for axes, augment in zip(panels, augmentations, strict=True):
-        for variant, found in curves:
-            if variant.augment != augment:
-                continue
-            row = _same(rows, variant.row)
-            style = line_style(row, rows, with_marker=False)
-            legend.setdefault(str(style["label"]), style)
-            _draw_losses(axes, found, width, style)
-        axes.set_xlabel("Optimiser step")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8 // len(augmentations) + 2))
-        if len(augmentations) > 1:
-            axes.set_title(augment, fontsize=9)
-    panels[0].set_ylabel("Training loss (nats per token)")
-    title_and_legend(figure, trained.title, legend.values())
-    return plots.render(figure)
+    x, y = Axis(title="Optimiser step", is_whole=True), Axis(title="Training loss (nats per token)")
+    panels = []
+    for augment in trained.augmentations:
+        lines = [
+            _loss_line(_same(rows, variant.row), rows, found, smoothing(longest))
+            for variant, found in curves
+            if variant.augment == augment
+        ]
+        if lines:
+            panels.append(Panel(title=augment, x=x, y=y, lines=tuple(lines)))
+    return _beside_another(trained.title, panels)
 
 
 def smoothing(steps: int) -> int:
@@ -193,14 +170,13 @@ def _curves(variant: Variant, losses: Callable[[str], Losses | None]) -> list[tu
     return [one.cross_entropy for one in found if one is not None]
 
 
-def _draw_losses(axes: Axes, curves: Sequence[tuple[float, ...]], width: int, style: dict[str, Any]) -> None:
+def _loss_line(row: GridRow, rows: Sequence[GridRow], curves: Sequence[tuple[float, ...]], width: int) -> Line:
     """The mean of curves of equal length over seeds with a band; each point is the mean of `width` steps."""
     values_SK = np.array([_smoothed(curve, width) for curve in curves])
-    x_K = (np.arange(values_SK.shape[1]) + (width + 1) / 2).tolist()
-    axes.plot(x_K, values_SK.mean(axis=0), **style)
-    if len(curves) > 1:
-        low_K, high_K = values_SK.min(axis=0), values_SK.max(axis=0)
-        axes.fill_between(x_K, low_K, high_K, color=style["color"], alpha=0.15, linewidth=0)
+    ends_3K = values_SK.mean(axis=0), values_SK.min(axis=0), values_SK.max(axis=0)
+    x = [step + (width + 1) / 2 for step in range(values_SK.shape[1])]
+    style = line_style(row, rows, with_marker=False)
+    return seed_line(line_label(row, rows), style, x, ends_3K, [len(curves)] * len(x))
 
 
 def _smoothed(curve: Sequence[float], width: int) -> FloatArray:

@@ -79,19 +79,19 @@ def _section(table: PosGenTable, title: str, slug: str, collection: Collection) 
     blocks.append(_main_table(table))
     blocks += [] if beside is None else published_blocks(beside)
     blocks += _pair_blocks(table)
-    if (picture := position_figure(table, curves)) is not None:
+    if (chart := position_figure(table, curves)) is not None:
         text = f"Each point is the mean of {SMOOTHED} neighbouring positions{_bands(curves)}."
         description = "Accuracy by position of the predicted token"
         blocks += [Heading(text="Accuracy by position"), Paragraph(text=text)]
-        blocks.append(Figure(name=f"accuracy-{slug}", description=description, picture=picture))
+        blocks.append(Figure(name=f"accuracy-{slug}", description=description, chart=chart))
     blocks += _generated_blocks(table)
-    if (picture := loss_figure(table, curves)) is not None:
+    if (chart := loss_figure(table, curves)) is not None:
         text = (
             "Mean negative log-likelihood of the validation sequences' tokens after each epoch that was validated, "
             f"under the table of evaluation (the paper's Figure 3){_bands(curves)}."
         )
         blocks += [Heading(text="Validation loss"), Paragraph(text=text)]
-        blocks.append(Figure(name=f"loss-{slug}", description="Validation loss by epoch", picture=picture))
+        blocks.append(Figure(name=f"loss-{slug}", description="Validation loss by epoch", chart=chart))
     blocks += [Heading(text="What was trained"), setting_facts(table)]
     return Section(
         title=title,

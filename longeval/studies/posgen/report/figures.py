@@ -1,24 +1,20 @@
 """PosGen's figures: accuracy by position, and validation losses by epoch. Each task has a panel, each method a line.
 
 Lines are means over seeds, and bands reach from the lowest to the highest seed. Methods have the same colours as in all
-other figures (see `report.plots`).
+other figures (see `report.lines`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from longeval.report import plots
-from longeval.report.document import Picture
-from longeval.report.plots import WIDTH_INCHES, line_style, marked_length, new_figure, plain_axes, title_and_legend
+from longeval.report.charts import WIDTH_INCHES, Axis, Chart, Line, Mark, Panel
+from longeval.report.lines import decades, is_log_range, line_label, line_style, padded, seed_line
 from longeval.stats.bootstrap import FloatArray
 from longeval.store.curves import Curves
 from longeval.studies.posgen.report.tables import PosGenRow, PosGenTable
@@ -29,9 +25,6 @@ _ROW_TITLES = {
     "valid_loss_in_distribution": "in distribution",
     "valid_loss_ood": "OOD",
 }
-
-_GUESS: dict[str, Any] = {"color": "#888888", "linewidth": 1, "linestyle": (0, (1, 2))}
-"""Style of the line for guessing: accuracy 1/m, loss ln m."""
 
 SMOOTHED = 4
 """Number of neighbouring positions that are averaged to one point, because single positions are noisy."""
@@ -118,101 +111,96 @@ def row_curves(table: PosGenTable, curves: Callable[[str], Curves | None]) -> li
     return found
 
 
-def position_figure(table: PosGenTable, curves: Sequence[RowCurves]) -> Picture | None:
+def position_figure(table: PosGenTable, curves: Sequence[RowCurves]) -> Chart | None:
     """The figure of accuracy in % by position: teacher-forced above, free-running below; None without curves."""
     names = [name for name in ("accuracy", "generated") if any(one.band(name) for one in curves)]
     if not names:
         return None
-    figure, panels, tasks = _panels(names, curves, shared_y="all")
     train_length, test_length = table.params["train_length"], table.params["test_length"]
-    for line, name in zip(panels, names, strict=True):
-        for axes, task in zip(line, tasks, strict=True):
-            for one in _of_task(curves, task):
-                if (band := one.band(name, width=SMOOTHED, edge=train_length)) is not None:
-                    _draw(axes, band, line_style(one.row.row, _rows(curves), with_marker=False), scale=100)
-            axes.set_ylim(-3, 103)
-            axes.axhline(100 / table.params["modulus"], **_GUESS, zorder=1)
-            axes.set_xlim(0, test_length)
-            axes.xaxis.set_major_locator(FixedLocator(range(0, test_length + 1, max(train_length, test_length // 4))))
-            marked_length(axes, train_length, f"trained to {train_length}" if name == names[0] else "", fontsize=7)
-        line[0].set_ylabel(f"Accuracy (%),\n{_ROW_TITLES[name]}", fontsize=8)
-    for axes in panels[-1]:
-        axes.set_xlabel("Position of the predicted token", fontsize=8)
-    return _finish(figure, table, curves, f"Accuracy by position, {table.title}")
+    places = range(0, test_length + 1, max(train_length, test_length // 4))
+    x = Axis(
+        title="Position of the predicted token", span=(0, test_length), ticks=tuple((at, str(at)) for at in places)
+    )
+    panels = []
+    for name in names:
+        y = Axis(title=f"Accuracy (%),\n{_ROW_TITLES[name]}", span=(-3, 103))
+        label = f"trained to {train_length}" if name == names[0] else ""
+        marks = _guess(100 / table.params["modulus"]), Mark(axis="x", at=train_length, label=label)
+        for task in _tasks(curves):
+            lines = [
+                _line(one, band, curves, scale=100)
+                for one in curves
+                if one.task == task and (band := one.band(name, width=SMOOTHED, edge=train_length)) is not None
+            ]
+            title = task if name == names[0] else ""
+            panels.append(Panel(title=title, x=x, y=y, lines=tuple(lines), marks=marks))
+    return _chart(f"Accuracy by position, {table.title}", panels, curves, share_y="all")
 
 
-def loss_figure(table: PosGenTable, curves: Sequence[RowCurves]) -> Picture | None:
+def loss_figure(table: PosGenTable, curves: Sequence[RowCurves]) -> Chart | None:
     """The figure of validation loss in nats by epoch: seen positions above, unseen below; None without curves."""
     names = [name for name in BY_EPOCH if any((b := one.band(name)) is not None and len(b.x_K) > 1 for one in curves)]
     if not names:
         return None
-    figure, panels, tasks = _panels(names, curves, shared_y="row")
-    for line, name in zip(panels, names, strict=True):
-        shown: list[float] = []
-        for axes, task in zip(line, tasks, strict=True):
-            for one in _of_task(curves, task):
-                if (band := one.band(name)) is not None:
-                    _draw(axes, band, line_style(one.row.row, _rows(curves), with_marker=False))
-                    shown += [value for value in band.mean_K.tolist() if math.isfinite(value) and value > 0]
-            axes.axhline(math.log(table.params["modulus"]), **_GUESS, zorder=1)
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-        _loss_axes(line, shown)
-        line[0].set_ylabel(f"Loss (nats),\n{_ROW_TITLES[name]}", fontsize=8)
-    for axes in panels[-1]:
-        axes.set_xlabel("Epoch", fontsize=8)
-    return _finish(figure, table, curves, f"Validation loss by epoch, {table.title}")
+    guess = _guess(math.log(table.params["modulus"]))
+    panels = []
+    for name in names:
+        lines = {
+            task: [
+                _line(one, band, curves) for one in curves if one.task == task and (band := one.band(name)) is not None
+            ]
+            for task in _tasks(curves)
+        }
+        y = _loss_axis(f"Loss (nats),\n{_ROW_TITLES[name]}", [line for own in lines.values() for line in own], guess.at)
+        for task, own in lines.items():
+            title = task if name == names[0] else ""
+            x = Axis(title="Epoch", is_whole=True)
+            panels.append(Panel(title=title, x=x, y=y, lines=tuple(own), marks=(guess,)))
+    return _chart(f"Validation loss by epoch, {table.title}", panels, curves, share_y="row")
 
 
-def _of_task(curves: Sequence[RowCurves], task: str) -> list[RowCurves]:
-    return [one for one in curves if one.task == task]
+def _tasks(curves: Sequence[RowCurves]) -> list[str]:
+    return list(dict.fromkeys(one.task for one in curves))
 
 
-def _panels(names: Sequence[str], curves: Sequence[RowCurves], *, shared_y: Any) -> tuple[Figure, Any, list[str]]:
-    """Makes a figure with a grid of panels, one row per curve and one column per task."""
-    tasks = list(dict.fromkeys(one.task for one in curves))
-    figure = new_figure(max(WIDTH_INCHES, 2.5 * len(tasks)), 2.2 * len(names) + 1.0)
-    panels = figure.subplots(len(names), len(tasks), squeeze=False, sharex=True, sharey=shared_y)
-    for axes in panels.flat:
-        plain_axes(axes).tick_params(labelsize=8)
-    for axes, task in zip(panels[0], tasks, strict=True):
-        axes.set_title(task, fontsize=9, loc="left", pad=14)
-    return figure, panels, tasks
+def _guess(at: float) -> Mark:
+    """The line for guessing: accuracy 1/m, loss ln m."""
+    return Mark(axis="y", at=at, label="guessing", in_legend=True)
 
 
-def _rows(curves: Sequence[RowCurves]) -> list[Any]:
-    return [one.row.row for one in curves]
+def _line(one: RowCurves, band: Band, curves: Sequence[RowCurves], *, scale: float = 1.0) -> Line:
+    """The mean over seeds with a band, or a point where there is no curve."""
+    rows = [other.row.row for other in curves]
+    style = line_style(one.row.row, rows, with_marker=False)
+    if len(band.x_K) == 1:
+        style = replace(style, marker="o", is_hollow=False)
+    ends_3K = [scale * values_K for values_K in (band.mean_K, band.low_K, band.high_K)]
+    return seed_line(line_label(one.row.row, rows), style, band.x_K.tolist(), ends_3K, [band.seeds] * len(band.x_K))
 
 
-def _draw(axes: Axes, band: Band, style: dict[str, Any], *, scale: float = 1.0) -> None:
-    marker = "o" if len(band.x_K) == 1 else ""
-    axes.plot(band.x_K, scale * band.mean_K, **style, marker=marker)
-    if band.seeds > 1:
-        axes.fill_between(
-            band.x_K,
-            scale * band.low_K,
-            scale * band.high_K,
-            color=style["color"],
-            alpha=0.13,
-            linewidth=0,
-            zorder=1,
-        )
+def _loss_axis(title: str, lines: Sequence[Line], guess: float) -> Axis:
+    """From 0 if losses are near one another, else logarithmic; it shows the loss of guessing too."""
+    shown = [value for line in lines for value in line.y if value is not None and value > 0]
+    if not shown or not is_log_range(shown):
+        highest = max([guess, *(value for line in lines for value in (*line.y, *line.high) if value is not None)])
+        return Axis(title=title, span=(0, 1.05 * highest))
+    ticks = tuple((at, f"{at:g}") for at in decades(min(shown), max(shown)))
+    everything = [value for line in lines for value in (*line.y, *line.low, *line.high) if value is not None]
+    span = padded([guess, *(value for value in everything if value > 0)], is_log=True)
+    return Axis(title=title, scale="log", span=span, ticks=ticks)
 
 
-def _loss_axes(panels: Sequence[Axes], shown: Sequence[float]) -> None:
-    """Makes the axes logarithmic if losses span more than a factor of ten."""
-    if not shown or max(shown) <= 10 * min(shown):
-        panels[0].set_ylim(0, 1.05 * max(axes.dataLim.y1 for axes in panels))
-        return
-    steps = (1.0, 2.0, 5.0) if max(shown) < 200 * min(shown) else (1.0,)  # more labels if there are few decades
-    for axes in panels:
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=steps))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
-
-
-def _finish(figure: Figure, table: PosGenTable, curves: Sequence[RowCurves], title: str) -> Picture:
-    drawn = [row.row for row in table.rows if any(one.row is row for one in curves)]
-    styles = [line_style(row, drawn, with_marker=False) for row in drawn]
-    title_and_legend(figure, title, [*styles, _GUESS | {"label": "guessing"}])
-    return plots.render(figure)
+def _chart(
+    title: str, panels: Sequence[Panel], curves: Sequence[RowCurves], *, share_y: Literal["all", "row"]
+) -> Chart:
+    """A grid of panels, one row per curve and one column per task."""
+    columns = len(_tasks(curves))
+    return Chart(
+        title=title,
+        panels=tuple(panels),
+        columns=columns,
+        panel_width=max(WIDTH_INCHES / columns, 2.5),
+        panel_height=2.2,
+        share_x=True,
+        share_y=share_y,
+    )

@@ -64,8 +64,8 @@ def _section(tasks: TaskSet, slug: str, grids: Sequence[Grid], collection: Colle
         if any(record.status == "ok" and not collection.samples(record.cell) for record in table.records)
     ]
     blocks: list[Block] = [*server_notes(tasks.records), Paragraph(text=caption(tasks, unstored))]
-    if is_drawn and (picture := score_figure(tasks)) is not None:
-        blocks.append(Figure(name=f"score-{slug}", description="Score by context length", picture=picture))
+    if is_drawn and (chart := score_figure(tasks)) is not None:
+        blocks.append(Figure(name=f"score-{slug}", description="Score by context length", chart=chart))
         blocks.append(Paragraph(text=_BARS))
     blocks += _task_blocks(tasks, slug, depths)
     paper = [paper_table(tasks, slug)]
@@ -114,7 +114,7 @@ def _task_blocks(tasks: TaskSet, slug: str, depths: dict[str, DepthTable]) -> It
         yield task_table(table)
         if table.members is None and (found := depths.get(table.title)) is not None:
             description = f"{table.title} by depth and length"
-            yield Figure(name=f"depth-{slug}-{name}", description=description, picture=depth_figure(found, tasks.title))
+            yield Figure(name=f"depth-{slug}-{name}", description=description, chart=depth_figure(found, tasks.title))
 
 
 def _score_data(tasks: TaskSet) -> Data:

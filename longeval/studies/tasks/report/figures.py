@@ -1,8 +1,4 @@
-"""Figures of downstream tasks: score by context length with error bars, and heat maps of depth by length.
-
-Methods look as in the perplexity figures (see plots.py). Heat maps use cividis (Nuñez, Anderton & Renslow 2018), which
-reads alike with and without colour vision deficiency and in print, and say every score as a number with its n.
-"""
+"""Figures of downstream tasks: score by context length with error bars, and heat maps of depth by length."""
 
 from __future__ import annotations
 
@@ -10,27 +6,19 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import matplotlib as mpl
-import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
-
-from longeval.report import plots
-from longeval.report.document import Data, Picture
-from longeval.report.numbers import format_score
-from longeval.report.plots import (
-    WIDTH_INCHES,
+from longeval.report.charts import WIDTH_INCHES, Axis, Chart, HeatMap, Line, Mark, Panel
+from longeval.report.document import Data
+from longeval.report.lines import (
+    beside,
     length_axis,
+    line_label,
     line_style,
-    native_line,
-    new_figure,
-    plain_axes,
-    title_and_legend,
-    wrapped,
+    native_mark,
+    padded,
+    record_line,
 )
+from longeval.report.numbers import format_score
 from longeval.report.tables import GridRow, row_name
 from longeval.store.samples import Sample
 from longeval.studies.tasks.report.tables import TaskSet, TaskTable
@@ -144,141 +132,95 @@ _MANY_PANELS = 6
 
 _WIDER_INCHES = 7.6
 
-_MAPS = "cividis"
 
-
-def score_figure(tasks: TaskSet) -> Picture | None:
+def score_figure(tasks: TaskSet) -> Chart | None:
     """Score by context length, a panel per task and average; None with scores at fewer than two lengths."""
     tables = [t for t in (*tasks.tasks, *tasks.groups) if len({r.length for r in t.records if r.value is not None}) > 1]
     if not tables:
         return None
     columns = 3 if len(tables) > _MANY_PANELS else min(2, len(tables))
-    lines = math.ceil(len(tables) / columns)
-    width = _WIDER_INCHES if columns == 3 else WIDTH_INCHES
-    figure = new_figure(width, (3.2 if columns == 1 else 2.4) * lines + 1.0)
     every = [row for table in tables for row in table.rows]
-    shown: dict[str, dict[str, Any]] = {}
-    for place, table in enumerate(tables):
-        axes = figure.add_subplot(lines, columns, place + 1)
-        shown |= _score_panel(axes, table, every, tasks.native_length)
-        average = "average " if table.members is not None else ""
-        title = wrapped(f"{table.title}: {average}{table.metric}", width / columns - 0.5, 9)
-        axes.set_title(title, fontsize=9, loc="left", pad=14)
-    title_and_legend(figure, tasks.title, shown.values())
-    return plots.render(figure)
+    return Chart(
+        title=tasks.title,
+        panels=tuple(_score_panel(table, every, tasks.native_length) for table in tables),
+        columns=columns,
+        panel_width=(_WIDER_INCHES if columns == 3 else WIDTH_INCHES) / columns,
+        panel_height=3.2 if columns == 1 else 2.4,
+    )
 
 
-def _score_panel(
-    axes: Axes, table: TaskTable, every: Sequence[GridRow], native_length: int | None
-) -> dict[str, dict[str, Any]]:
-    """Draws one task; returns the style of each line by its label."""
-    plain_axes(axes)
-    styles = {}
-    values: list[float] = []
-    for number, row in enumerate(table.rows):
-        style = line_style(row, every, with_marker=True)
-        lengths = [length for length in table.lengths if length in row.cells]
-        records = [row.cells[length] for length in lengths]
-        y = [math.nan if r.value is None else r.value for r in records]
-        if all(math.isnan(value) for value in y):
-            continue
-        styles[style["label"]] = style
-        x = _beside(lengths, table.lengths, number - (len(table.rows) - 1) / 2)
-        axes.plot(x, y, **style)
-        axes.vlines(
-            x,
-            [math.nan if r.ci_low is None else r.ci_low for r in records],
-            [math.nan if r.ci_high is None else r.ci_high for r in records],
-            color=style["color"],
-            linewidth=2.2 if style["alpha"] < 1 else 1.0,
-            alpha=style["alpha"],
-            zorder=1,
-        )
-        values += [v for r in records for v in (r.value, r.ci_low, r.ci_high) if v is not None]
-    if table.chance is not None and table.chance > 0:
-        axes.axhline(table.chance, color="#666666", linewidth=1, linestyle=":", zorder=1)
-        transform = axes.get_yaxis_transform()
-        axes.text(1.01, table.chance, "guess", transform=transform, fontsize=7, va="center", color="#444444")
-    if min(values) >= 0 and max(values) <= 1:
-        axes.set_ylim(-0.03, 1.03)
-    length_axis(axes, table.lengths)
-    axes.tick_params(labelsize=8)
-    axes.set_xlabel("Context length (tokens)", fontsize=8)
-    native_line(axes, native_length)
-    return styles
+def _score_panel(table: TaskTable, every: Sequence[GridRow], native_length: int | None) -> Panel:
+    """One task; lines have the looks that they have among `every` row of the figure."""
+    lines = [
+        _score_line(table, row, number - (len(table.rows) - 1) / 2, every)
+        for number, row in enumerate(table.rows)
+        if any(record.value is not None for record in row.cells.values())
+    ]
+    shown = [value for line in lines for value in (*line.y, *line.low, *line.high) if value is not None]
+    is_share = min(shown) >= 0 and max(shown) <= 1
+    guess = [table.chance] if table.chance else []
+    x = length_axis(table.lengths, [at for line in lines for at in line.x])
+    average = "average " if table.members is not None else ""
+    return Panel(
+        title=f"{table.title}: {average}{table.metric}",
+        x=x,
+        y=Axis(title="", span=(-0.03, 1.03) if is_share else padded([*shown, *guess])),
+        lines=tuple(lines),
+        marks=(*(Mark(axis="y", at=at, label="guess") for at in guess), *native_mark(x, native_length)),
+    )
 
 
-def _beside(lengths: Sequence[int], every: Sequence[int], place: float) -> list[float]:
-    """Lengths moved a little aside, since error bars of methods that score alike would hide one another."""
-    if max(every) > 4 * min(every):  # a logarithmic axis
-        return [length * (max(every) / min(every)) ** (0.012 * place) for length in lengths]
-    return [length + 0.012 * place * (max(every) - min(every)) for length in lengths]
+def _score_line(table: TaskTable, row: GridRow, place: float, every: Sequence[GridRow]) -> Line:
+    """A row's scores with their intervals, drawn aside by its place."""
+    lengths = [length for length in table.lengths if length in row.cells]
+    aside = beside(lengths, table.lengths, place)
+    records = [row.cells[length] for length in lengths]
+    return record_line(line_label(row, every), line_style(row, every, with_marker=True), records, aside)
 
 
-def depth_figure(depths: DepthTable, title: str) -> Picture:
+def depth_figure(depths: DepthTable, title: str) -> Chart:
     """Heat maps of depth by length, a panel per method; colour and number are the mean score, small the samples.
 
     Args:
         depths: The scores.
         title: Names the model; the task and what is shown are added.
     """
-    rows = depths.rows
     width = max(0.55 * len(depths.lengths), 1.3) + 0.25
     height = max(0.36 * len(depths.levels), 0.9) + 0.6
-    columns, lines = _map_grid(len(rows), width, height)
-    figure = new_figure(max(width * columns + 1.4, 4.4), height * lines + 0.7)
-    values = [cell.value for cell in depths.cells.values()]
-    norm = Normalize(min(0.0, *values), max(1.0, *values))
-    panels = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
-    for place, axes in enumerate(panels.flat):
-        if place >= len(rows):
-            axes.set_visible(False)
-            continue
-        _depth_panel(axes, depths, rows[place], norm)
-        axes.set_title(wrapped(depths.name(rows[place]), width, 9), fontsize=9, loc="left")
-        axes.tick_params(labelbottom=True)
-    for axes in (panels[line][0] for line in range(lines)):
-        axes.set_ylabel("Depth in the context", fontsize=8)
-    for column in range(columns):
-        panels[(len(rows) - 1 - column) // columns][column].set_xlabel("Context length (tokens)", fontsize=8)
-    bar = figure.colorbar(ScalarMappable(norm, _MAPS), ax=list(panels.flat), shrink=0.9, aspect=24, pad=0.02)
-    bar.set_label(f"Mean {depths.table.metric}", fontsize=8)
-    bar.ax.tick_params(labelsize=7)
-    title_and_legend(figure, f"{title}: {depths.table.title} by depth and length")
-    return plots.render(figure)
+    return Chart(
+        title=f"{title}: {depths.table.title} by depth and length",
+        panels=tuple(_depth_panel(depths, row) for row in depths.rows),
+        columns=_map_columns(len(depths.rows), width, height),
+        panel_width=width,
+        panel_height=height,
+        share_x=True,
+        share_y="all",
+    )
 
 
-def _map_grid(num_panels: int, width: float, height: float) -> tuple[int, int]:
-    """Columns and lines of panels, such that text is largest where the figure has to fit on a page; sizes in inches."""
+def _map_columns(num_panels: int, width: float, height: float) -> int:
+    """Panels in a row, such that text is largest where the figure has to fit on a page; sizes in inches."""
 
     def size(columns: int) -> tuple[float, int]:
         scale = min(4.8 / (width * columns + 1.4), 6.1 / (height * math.ceil(num_panels / columns) + 0.7))
         return min(scale, 0.75), columns
 
-    columns = max(range(1, num_panels + 1), key=size)
-    return columns, math.ceil(num_panels / columns)
+    return max(range(1, num_panels + 1), key=size)
 
 
-def _depth_panel(axes: Axes, depths: DepthTable, row: GridRow, norm: Normalize) -> None:
-    values = np.full((len(depths.levels), len(depths.lengths)), np.nan)
-    for i, level in enumerate(depths.levels):
-        for j, length in enumerate(depths.lengths):
-            cell = depths.cells.get((depths.name(row), length, level))
-            if cell is None:
-                continue
-            values[i, j] = cell.value
-            red, green, blue, _ = mpl.colormaps[_MAPS](norm(cell.value))
-            # Relative luminance decides whether black or white reads better (ITU-R BT.709 weights).
-            color = "black" if 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.45 else "white"
-            axes.text(j, i - 0.1, format_score(cell.value), ha="center", va="center", fontsize=8, color=color)
-            axes.text(j, i + 0.3, f"n {cell.n}", ha="center", va="center", fontsize=6, color=color)
-    axes.set_facecolor("#eeeeee")
-    axes.imshow(values, cmap=_MAPS, norm=norm, aspect="auto", interpolation="nearest")
-    axes.set_xticks(range(len(depths.lengths)), [format_length(length) for length in depths.lengths], fontsize=8)
-    axes.set_yticks(range(len(depths.levels)), [depths.label(level) for level in depths.levels], fontsize=8)
-    axes.set_xticks(np.arange(len(depths.lengths) - 1) + 0.5, minor=True)
-    axes.set_yticks(np.arange(len(depths.levels) - 1) + 0.5, minor=True)
-    axes.grid(which="minor", color="white", linewidth=1.2)
-    axes.tick_params(which="both", length=0)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+def _depth_panel(depths: DepthTable, row: GridRow) -> Panel:
+    """The scores of one method; the scale of colours is that of all methods."""
+    values = [cell.value for cell in depths.cells.values()]
+    cells = [[depths.cells.get((depths.name(row), n, level)) for n in depths.lengths] for level in depths.levels]
+    heat_map = HeatMap(
+        columns=tuple(map(format_length, depths.lengths)),
+        rows=tuple(map(depths.label, depths.levels)),
+        values=tuple(tuple(cell.value if cell else None for cell in line) for line in cells),
+        texts=tuple(tuple(format_score(cell.value) if cell else "" for cell in line) for line in cells),
+        notes=tuple(tuple(f"n {cell.n}" if cell else "" for cell in line) for line in cells),
+        low=min(0.0, *values),
+        high=max(1.0, *values),
+        quantity=f"Mean {depths.table.metric}",
+    )
+    x, y = Axis(title="Context length (tokens)"), Axis(title="Depth in the context")
+    return Panel(title=depths.name(row), x=x, y=y, heat_map=heat_map)

@@ -15,14 +15,14 @@ from longeval.studies.posgen.request import PosGenRequest
 
 SPEC = PosGenRequest(tasks=("cot",), pe=("none", "resonance", "yarn"), seeds=3)
 OOD = {("cot", "none"): [0.60, 0.62, 0.64], ("cot", "resonance"): [0.65, 0.66, 0.70], ("cot", "yarn"): [0.9, 0.9, 0.9]}
-RENDER = plots.render
+DRAW = plots.draw
 
 
 @pytest.fixture(autouse=True)
 def run(tmp_path, monkeypatch):
-    """A run in a folder of the test's own, and figures left unrendered, which is slow."""
+    """A run in a folder of the test's own, and figures left undrawn, which is slow."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(plots, "render", lambda figure: plots.Picture(png=b"png", svg=b"svg", pdf=b"pdf"))
+    monkeypatch.setattr(plots, "draw", lambda chart: plots.Picture(png=b"png", svg=b"svg", pdf=b"pdf"))
     full_run("run", SPEC, OOD)
 
 
@@ -32,7 +32,7 @@ def csv_lines(path):
 
 
 def test_all_files_are_there_and_every_link_leads_to_one(monkeypatch):
-    monkeypatch.setattr(plots, "render", RENDER)
+    monkeypatch.setattr(plots, "draw", DRAW)
     written = write_posgen_table(["run"], out="reports/posgen.md", command="longeval posgen table run")
     slug = "trained-posgen-2x512-150-epochs-float32"
     figures = [f"{kind}-{slug}.{suffix}" for kind in ("accuracy", "loss") for suffix in ("png", "svg", "pdf")]
