@@ -43,6 +43,10 @@ _LIGHTEST, _DARKEST = 0.4, 0.55
 """The largest shares of white and of black that `shade` mixes into a colour."""
 
 
+RESONANCE_PARAMETERS = {"max_period": "rounded"}
+"""Parameters of resonance with their defaults. Records hold them, beside those of the method, where they differ."""
+
+
 def base_method(pe: str) -> str:
     """Name of the method that a resonance form rounds: `resonance_yarn` → `yarn`, `resonance` → `none`."""
     return "none" if pe == "resonance" else pe.removeprefix("resonance_")

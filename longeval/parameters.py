@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import NoneType, UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from longeval.errors import LongEvalError, check_word, did_you_mean, reason
 from longeval.values import parse_length
@@ -70,7 +70,7 @@ class ParameterFlag:
     known: Collection[str]
     """The names of all things."""
     kind: Callable[[str], type]
-    """Name → the dataclass of its parameters, whose fields are numbers, whole numbers, words, or tuples of numbers."""
+    """Name → the dataclass of its parameters: numbers, whole numbers (or else words), words, or tuples of numbers."""
 
     def parse(self, items: Sequence[str], asked: Collection[str]) -> dict[str, dict[str, Any]]:
         """Reads the values of the flag.
@@ -124,10 +124,19 @@ class ParameterFlag:
         if isinstance(value, str) and value.startswith("@"):
             value = _read_json(label, value[1:])
         annotation = get_type_hints(kind)[parameter]
-        options = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
+        options = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
         if NoneType in options and (value is None or value == "none"):
             return None
-        return _converted(label, next(option for option in options if option is not NoneType), value)
+        words = [word for option in options if get_origin(option) is Literal for word in get_args(option)]
+        if value in words:
+            return value
+        first = next(option for option in options if option is not NoneType)
+        try:
+            return _converted(label, first, value)
+        except LongEvalError as error:
+            if not words or get_origin(first) is Literal:
+                raise
+            raise LongEvalError(f"{error.problem}, or {' or '.join(words)}", error.remedy) from error
 
 
 def _converted(label: str, kind: Any, value: Any) -> Any:

@@ -62,6 +62,10 @@ AS_RUN = {
     "status RUN": "status runs/mine",
     # The geometry that stands for "…".
     "rope resonance …": f"rope resonance {GEOMETRY}",
+    "ppl --model smollm2-135m-q4 --pe none,resonance,pi,resonance_pi,ntk,resonance_ntk --lengths 2k --factor 2 --docs 1 --dtype float32 --pe-arg resonance.max_period=native --out RUN": (
+        f"ppl --model tiny --pe none,resonance,pi,resonance_pi,ntk,resonance_ntk --factor 2 {TINY_PPL} "
+        "--pe-arg resonance.max_period=native --out runs/periods"
+    ),
     "rope abf …": f"rope abf {GEOMETRY}",
     "rope ntk … --pe-arg ntk.base_rule=linear": f"rope ntk {GEOMETRY} --pe-arg ntk.base_rule=linear",
     # vLLM's command line is shown, and nothing is started.

@@ -6,6 +6,7 @@ server that says nothing stays unknown.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from longeval.plain import canonical_json
 from longeval.rope.base import RopeTable, table_digest
+from longeval.rope.resonance import RESONANCE, ResonanceParameters
 from longeval.values import format_length
 
 KEY = "longeval"
@@ -26,7 +28,7 @@ class ServedMethod:
     pe: str
     """Canonical name."""
     parameters: dict[str, Any]
-    """All parameters of the method, defaults included."""
+    """All parameters of the method, defaults included, and those of resonance that are not the default."""
     factor: float | None
     """s; None for methods that don't use it."""
     native_length: int
@@ -54,10 +56,12 @@ class ServedMethod:
         if self.native_length != other.native_length:
             flags.append(f"--native {self.native_length}")
         base = self.pe.removeprefix("resonance_")
+        of_resonance = {field.name for field in dataclasses.fields(ResonanceParameters)}
         if self.pe == other.pe:  # else all of them are other ones
-            for name, value in self.parameters.items():
+            for name in dict.fromkeys((*self.parameters, *(of_resonance & other.parameters.keys()))):
+                value = self.parameters.get(name)
                 if canonical_json(value) != canonical_json(other.parameters.get(name)):  # tuples are lists there
-                    own = f"--pe-arg {base}.{name}"
+                    own = f"--pe-arg {RESONANCE if name in of_resonance else base}.{name}"
                     flags.append(f"no {own}" if value is None else f"{own}={value}")
         return flags
 

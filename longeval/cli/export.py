@@ -93,7 +93,7 @@ def export(
         if ref.adapter is not None:
             check_weights(ref, config)  # before the model is loaded to merge it
     rope = model_rope(ref.name, config, native=own_native, scale_from=scale_from, layers=layers)
-    encoding = encode(rope, name.canonical, factor=s, arguments=arguments.get(name.base, {}))
+    encoding = encode(rope, name.canonical, factor=s, arguments=name.arguments(arguments))
     if not quiet:
         for note in encoding.rope.notes:
             say(note)

@@ -121,7 +121,7 @@ def rope(
         shipped = _read_model(model, native, revision, trust_remote_code, scale_from or "plain")
         geometry = dataclasses.replace(shipped.geometry, factor=stretch)
     n = current or geometry.target_length
-    describe = functools.cache(lambda name: _describe(name, values.get(name.base, {}), n, geometry, shipped))
+    describe = functools.cache(lambda name: _describe(name, name.arguments(values), n, geometry, shipped))
     if ALL in listed:
         methods, left_out = usable(listed, values, describe)
         if left_out is not None:
@@ -231,17 +231,19 @@ def _describe(
     On a model, `none` is the encoding that the model ships with.
     """
     from longeval.rope.analysis.description import describe, describe_tables
-    from longeval.rope.build import MethodName, make_parameters
+    from longeval.rope.build import MethodName, read_arguments
 
     if model is None:
-        return describe(name.canonical, geometry, make_parameters(name.base, arguments), length)
+        method, resonance = read_arguments(name, arguments)
+        return describe(name.canonical, geometry, method, length, resonance=resonance)
     # A model may be shipped with rounded wavelengths; this is the same model without rounding.
-    unrounded = dataclasses.replace(model, shipped=dataclasses.replace(model.shipped, resonance=False))
+    unrounded = dataclasses.replace(model, shipped=model.shipped.unrounded())
     base = MethodName(base=name.base, resonance=False)
+    own = {key: value for key, value in arguments.items() if key in base.parameter_fields}
     return describe_tables(
         name.canonical,
         geometry,
-        unrounded=unrounded.tables(base, geometry, arguments)(length),
+        unrounded=unrounded.tables(base, geometry, own)(length),
         table=model.tables(name, geometry, arguments)(length),
         length=length,
     )

@@ -357,7 +357,7 @@ def _trusted(specs: Sequence[StudyRequest], flag: bool, file: str) -> list[Study
 
 def _only(specs: Sequence[StudyRequest], methods: tuple[str, ...], file: str) -> list[StudyRequest]:
     """The requests with only some of their methods; a factor that followed from the lengths stays the same."""
-    from longeval.rope.build import listed_names, parse_method_name
+    from longeval.rope.build import listed_names, parse_method_name, with_parameters
 
     asked = {name for spec in specs for name in listed_names(dict(spec).get("pe", ()))}
     missing = [name for name in methods if name not in asked]
@@ -369,7 +369,7 @@ def _only(specs: Sequence[StudyRequest], methods: tuple[str, ...], file: str) ->
         kept = tuple(name for name in listed_names(settings.get("pe", ())) if name in methods)
         changes: dict[str, object] = {"pe": kept}
         if "pe_args" in settings:
-            bases = {parse_method_name(name).base for name in kept}
+            bases = with_parameters(map(parse_method_name, kept))
             changes["pe_args"] = {base: values for base, values in settings["pe_args"].items() if base in bases}
         if kept:
             chosen.append(spec.replaced(**changes))

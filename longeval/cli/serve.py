@@ -138,7 +138,7 @@ def serve(
         method,
         factor=None if factor is None else parse_factor(factor),
         length=None if length is None else parse_length(length, flag="--length"),
-        arguments=parse_pe_args(pe_arg or [], [pe]).get(method.base, {}),
+        arguments=method.arguments(parse_pe_args(pe_arg or [], [pe])),
         pin=read("pin_length", pin_length),
     )
     # One more: vLLM generates at least one token, and a prompt that fills the window is scored too.

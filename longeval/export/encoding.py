@@ -58,7 +58,7 @@ class Encoding:
     name: MethodName
     """The method."""
     arguments: dict[str, Any]
-    """The method's parameters, defaults included."""
+    """The method's parameters, defaults included, and those of resonance that are not the default."""
     factor: float
     """s = target length / native length, at least 1."""
     target_length: int
@@ -110,7 +110,7 @@ def encode_for(
     return Encoding(
         rope=rope,
         name=name,
-        arguments=dataclasses.asdict(rope.parameters(name, arguments)),
+        arguments=rope.parameters(name, arguments).to_mapping(),
         factor=geometry.factor,
         target_length=target,
         table=table,
@@ -207,6 +207,7 @@ def _table_note(table: RopeTable) -> dict[str, Any]:
     return {
         "inv_freq": table.inv_freq_F.tolist(),
         "periods": None if table.period_F is None else table.period_F.tolist(),
+        **({} if table.turns_F is None else {"turns": table.turns_F.tolist()}),
         "attention_factor": float(table.attention_factor),
     }
 

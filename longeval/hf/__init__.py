@@ -14,7 +14,8 @@ transformers' own functions; plain RoPE is called default. The frequencies are t
   is taken and written into the config, so that saving and later changes of `max_position_embeddings` don't affect it.
   Give it if you also change `max_position_embeddings`.
 - `partial_rotary_factor`: the rotated part of a head, if it isn't the whole head (GPT-NeoX, StableLM, Phi).
-- The method's parameters, such as `beta_fast`, `base_rule`, `attention_factor`, or `base` of abf.
+- The method's parameters, such as `beta_fast`, `base_rule`, `attention_factor`, or `base` of abf; `max_period` of every
+  resonance form.
 
 A key that is missing, unknown or would be ignored raises LongEvalError when the config or the model is built. A key
 that a family reads before it calls us raises transformers' KeyError with its name (`partial_rotary_factor` of StableLM
@@ -29,8 +30,8 @@ in 'RotaryEmbeddingConfigMixin' for 'rope_type'='resonance_yarn'", and then fail
 
 Two limits, because the rotation is done by transformers' own modules:
 
-- Periods are not exact. The modules multiply positions and frequencies in float32, so rounded features repeat only
-  approximately; longeval's own runs reduce positions modulo the wavelength first.
+- Periods are not exact. The modules multiply positions and frequencies in float32, so resonant features repeat only
+  approximately; longeval's own runs reduce positions modulo the period first.
 - `model.to(torch.bfloat16)` and `.half()` also cast the frequencies, and wavelengths then differ from their integers by
   up to half a token. Give `dtype=` at loading instead, which leaves the frequencies in float32.
 

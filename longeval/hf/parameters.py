@@ -11,11 +11,12 @@ import importlib.util
 import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from longeval.errors import LongEvalError, did_you_mean
 from longeval.rope.base import METHODS
-from longeval.rope.build import MethodName, make_parameters, method_names, parse_method_name
+from longeval.rope.build import MethodName, Parameters, method_names, parse_method_name, read_arguments
+from longeval.rope.resonance import RESONANCE, ResonanceParameters
 
 STOCK = ("yarn", "llama3", "longrope")
 """Our names that transformers also has; they remain its own functions."""
@@ -46,7 +47,7 @@ class RopeSettings(NamedTuple):
 
     name: MethodName
     arguments: dict[str, Any]
-    """The given parameters of the method, converted to their types."""
+    """The given parameters of the method and of resonance, converted to their types."""
     factor: float
     """s; 1 for methods that don't use it."""
     native_length: int | None
@@ -75,15 +76,16 @@ def read_parameters(rope_type: str, given: Mapping[str, Any], *, ignore: Collect
     if not name.method.uses_factor and values.get("factor") == 1:
         # A factor of 1 changes nothing, and DeepSeek's attention needs the key with every type except default.
         del values["factor"]
-    fields = {field.name: field for field in dataclasses.fields(name.method.parameters)}
+    fields = name.parameter_fields
     _check_keys(name, values, fields)
     for key in ("rope_theta", "partial_rotary_factor", "factor", NATIVE):
         if key in values:
             _check_number(rope_type, key, values[key])
-    parameters = _make_parameters(name, {key: values[key] for key in fields if key in values})
+    arguments = {key: values[key] for key in fields if key in values}
+    method, resonance = _make_parameters(name, arguments)
     return RopeSettings(
         name=name,
-        arguments={key: getattr(parameters, key) for key in fields if key in values},
+        arguments={key: getattr(method if hasattr(method, key) else resonance, key) for key in arguments},
         factor=float(values.get("factor", 1.0)),
         native_length=int(values[NATIVE]) if NATIVE in values else None,
     )
@@ -125,6 +127,7 @@ def in_config_words(name: MethodName, error: LongEvalError) -> LongEvalError:
     """Replaces the flags in a message of `longeval.rope` by keys of `rope_parameters`."""
     words = {
         f"--pe-arg {name.base}.": "",
+        f"--pe-arg {RESONANCE}.": "",
         "--pe ": "",
         "--head-dim": "rotary dimensions",
         "--theta": "rope_theta",
@@ -170,15 +173,16 @@ def _check_number(rope_type: str, key: str, value: Any) -> None:
         raise LongEvalError(f"rope_type {rope_type}: {key} {value!r} must be {range_}", "Correct rope_parameters.")
 
 
-def _make_parameters(name: MethodName, arguments: Mapping[str, Any]) -> Any:
+def _make_parameters(name: MethodName, arguments: Mapping[str, Any]) -> Parameters:
     """Makes the method's parameters. Refuses text for numbers, because `@file` in a config must not read a file."""
-    hints = get_type_hints(name.method.parameters)
+    hints = get_type_hints(name.method.parameters) | get_type_hints(ResonanceParameters)
     for key, value in arguments.items():
-        if isinstance(value, str) and get_origin(hints[key]) is not Literal:
+        options = [option for option in (hints[key], *get_args(hints[key])) if get_origin(option) is Literal]
+        if isinstance(value, str) and not any(value in get_args(option) for option in options):
             raise LongEvalError(
                 f"rope_type {name.canonical}: {key} {value!r} is text", "Give a number, or a list of numbers."
             )
     try:
-        return make_parameters(name.base, arguments)
+        return read_arguments(name, arguments)
     except LongEvalError as error:
         raise in_config_words(name, error) from error

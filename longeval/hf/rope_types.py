@@ -30,7 +30,7 @@ from longeval.hf.parameters import (
     rotates_part,
 )
 from longeval.rope.base import Geometry
-from longeval.rope.build import build_table, make_parameters
+from longeval.rope.build import build_table, read_arguments
 
 if TYPE_CHECKING:
     import torch
@@ -120,7 +120,8 @@ class RopeInit:
                 native_length=settings.native_length,
                 factor=settings.factor,
             )
-            table = build_table(self.rope_type, geometry, make_parameters(settings.name.base, settings.arguments))
+            method, resonance = read_arguments(settings.name, settings.arguments)
+            table = build_table(self.rope_type, geometry, method, resonance=resonance)
         except LongEvalError as error:
             raise in_config_words(settings.name, error) from error
         return torch.tensor(table.inv_freq_F, dtype=torch.float32, device=device), table.attention_factor

@@ -23,7 +23,7 @@ from longeval.errors import LongEvalError, prefix_errors
 from longeval.models.geometry import NATIVE, ConfigRope, native_length, rope_geometry
 from longeval.request import LAYERS, SCALE_FROM, Layers, ScaleFrom
 from longeval.rope.base import Geometry, RopeTable
-from longeval.rope.build import MethodName, build_table, make_parameters
+from longeval.rope.build import MethodName, Parameters, build_table, read_arguments
 from longeval.rope.resonance import resonate
 from longeval.values import format_length
 
@@ -81,16 +81,16 @@ class ModelRope:
         """Whether the method's table depends on the length of the window."""
         return name.method.length_dependent or (name.base == "none" and self.shipped.length_dependent)
 
-    def parameters(self, name: MethodName, arguments: Mapping[str, Any]) -> Any:
+    def parameters(self, name: MethodName, arguments: Mapping[str, Any]) -> Parameters:
         """A method's parameters: the given ones, and for longrope, which has no defaults, the model's own lists.
 
         Raises:
-            LongEvalError: See `make_parameters`.
+            LongEvalError: See `read_arguments`.
         """
         own: dict[str, Any] = {}
         if name.base == self.shipped.base == "longrope":
             own = {key: self.shipped.arguments[key] for key in ("short_factor", "long_factor")}
-        return make_parameters(name.base, own | dict(arguments))
+        return read_arguments(name, own | dict(arguments))
 
     def tables(self, name: MethodName, geometry: Geometry, arguments: Mapping[str, Any]) -> Callable[[int], RopeTable]:
         """Returns a function that maps a window length to a method's table for this model.
@@ -101,7 +101,7 @@ class ModelRope:
         Raises:
             LongEvalError: Impossible parameters, or a method that can't build on the shipped scaling.
         """
-        parameters = self.parameters(name, arguments)
+        parameters, resonance = self.parameters(name, arguments)
         local_theta = self.local_theta() if self.layers == "all" else None
 
         def table(length: int) -> RopeTable:
@@ -111,10 +111,10 @@ class ModelRope:
             else:
                 built = build_table(name.base, geometry, parameters, length)
             if name.resonance:
-                built = resonate(built)
+                built = resonate(built, resonance.longest_period(geometry.native_length))
             if local_theta is not None:
                 of_local = dataclasses.replace(geometry, theta=local_theta, start=None, start_attention_factor=1.0)
-                local = build_table(name.canonical, of_local, parameters, length)
+                local = build_table(name.canonical, of_local, parameters, length, resonance=resonance)
                 built = dataclasses.replace(built, local=local)
             return built
 
@@ -221,9 +221,9 @@ class Shipped:
     base: str
     """Our method, `none` for plain RoPE; `dynamic` for transformers' formula of that name."""
     resonance: bool = False
-    """Whether wavelengths are rounded."""
+    """Whether it is the method's resonance form."""
     arguments: dict[str, Any]
-    """The method's parameters."""
+    """The parameters of the method and, in a resonance form, of resonance."""
     factor: float
     """s of the scaling."""
     native_length: int
@@ -245,12 +245,20 @@ class Shipped:
         geometry = dataclasses.replace(plain, native_length=self.native_length, factor=self.factor)
         if self.base == "dynamic":
             grown = max(1.0, self.factor * length / self.native_length - (self.factor - 1.0))
-            table = build_table("ntk", dataclasses.replace(geometry, factor=grown))
-        else:
-            if self.rope_type == "longrope":  # transformers chooses the list by length; our own types choose it by s
-                geometry = dataclasses.replace(geometry, factor=max(1.0, length / self.native_length))
-            table = build_table(self.base, geometry, make_parameters(self.base, self.arguments))
-        return resonate(table) if self.resonance else table
+            return build_table("ntk", dataclasses.replace(geometry, factor=grown))
+        if self.rope_type == "longrope":  # transformers chooses the list by length; our own types choose it by s
+            geometry = dataclasses.replace(geometry, factor=max(1.0, length / self.native_length))
+        name = MethodName(base=self.base, resonance=self.resonance)
+        parameters, resonance = read_arguments(name, self.arguments)
+        return build_table(name.canonical, geometry, parameters, resonance=resonance)
+
+    def unrounded(self) -> Shipped:
+        """The same scaling without resonance."""
+        if not self.resonance:
+            return self
+        of_method = MethodName(base=self.base, resonance=False).parameter_fields
+        arguments = {key: value for key, value in self.arguments.items() if key in of_method}
+        return dataclasses.replace(self, resonance=False, arguments=arguments)
 
     def probes(self) -> tuple[int, ...]:
         """Lengths at which a loaded model's table is compared with this one."""

@@ -163,7 +163,7 @@ def _together(
         mine = [a for a in mine if a.rows.first.backend == b.rows.first.backend] or mine
         mine = [a for a in mine if a.rows.first.dtype == b.rows.first.dtype] or mine
         mine = [a for a in mine if a.row.factor == b.row.factor] or mine
-        mine = [a for a in mine if a.row.method == b.row.method] or mine
+        mine = [a for a in mine if a.row.of_base == b.row.of_base] or mine
         found += [(a, b) for a in mine]
     return found
 

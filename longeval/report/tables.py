@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from longeval.looks import LOOKS, base_method, is_resonance
+from longeval.looks import LOOKS, RESONANCE_PARAMETERS, base_method, is_resonance
 from longeval.metrics import higher_is_better
 from longeval.report.document import Prose, Row, TableCell, code, symbol
 from longeval.report.numbers import MISSING, format_factor, format_value
@@ -63,6 +63,12 @@ class GridRow:
     """Its parameters as canonical JSON."""
     cells: dict[int, Record]
     """Length to record."""
+
+    @property
+    def of_base(self) -> str:
+        """The same without those of resonance: equal for a method and all its resonance forms."""
+        values: dict[str, Any] = json.loads(self.method)
+        return canonical({name: value for name, value in values.items() if name not in RESONANCE_PARAMETERS})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -194,15 +200,16 @@ def ordered_rows(rows: Iterable[GridRow], methods: Iterable[str]) -> tuple[GridR
 
     def key(row: GridRow) -> tuple[Any, ...]:
         factor = float(row.factor) if isinstance(row.factor, float | int) else 0.0
-        return families[base_method(row.pe)], row.method, row.factor == "each", factor, is_resonance(row.pe)
+        own = row.of_base, row.factor == "each", factor, is_resonance(row.pe)
+        return families[base_method(row.pe)], *own, len(row.method), row.method
 
     return tuple(sorted(rows, key=key))
 
 
 def resonance_pairs(rows: Sequence[GridRow]) -> Iterator[tuple[GridRow, GridRow]]:
-    """Each method with its resonance form, of equal parameters and factor, in the order of the resonance forms."""
+    """Each method with each of its resonance forms, of equal parameters and factor, in the order of these forms."""
     for row in rows:
-        wanted = (base_method(row.pe), row.method, row.factor)
+        wanted = (base_method(row.pe), row.of_base, row.factor)
         base = next((other for other in rows if (other.pe, other.method, other.factor) == wanted), None)
         if is_resonance(row.pe) and base is not None:
             yield base, row
@@ -241,7 +248,7 @@ def _differing_parameters(method: str, others: Sequence[str]) -> str:
     mine: dict[str, Any] = json.loads(method)
     names = sorted({name for other in parsed for name in other})
     differing = [name for name in names if len({canonical(other.get(name)) for other in parsed}) > 1]
-    parts = [f"{name}={_short(mine.get(name))}" for name in differing]
+    parts = [f"{name}={_short(mine.get(name, RESONANCE_PARAMETERS.get(name)))}" for name in differing]
     return f" ({', '.join(parts)})"
 
 

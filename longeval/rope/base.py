@@ -11,6 +11,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -100,32 +101,44 @@ class Geometry:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class RopeTable:
-    """The result of a method: frequencies, attention factor and, if wavelengths are rounded, exact periods."""
+    """The result of a method: frequencies, attention factor and, if resonance made them so, exact periods."""
 
     inv_freq_F: FloatArray
     """θ̃_j in rad/token, shape (F,)."""
     attention_factor: float
     """Factor of both cos and sin, so attention logits are multiplied by its square."""
     period_F: IntArray | None = None
-    """Integer wavelengths in tokens if resonance rounded them, shape (F,); then inv_freq is 2π/period."""
+    """p_j, whole tokens after which each feature repeats exactly, shape (F,); None: features don't repeat."""
+    turns_F: IntArray | None = None
+    """q_j, whole turns in each period, shape (F,); None: one turn each. θ̃_j is 2π·q_j/p_j."""
     local: RopeTable | None = None
     """The table for layers with a sliding window, in models with a RoPE per layer type; None leaves them unchanged."""
 
     @property
     def wavelengths_F(self) -> FloatArray:
-        """λ_j = 2π/θ_j in tokens, shape (F,); exact integers if resonance rounded them."""
+        """λ_j = 2π/θ_j in tokens, shape (F,); p_j/q_j where features repeat exactly."""
         if self.period_F is not None:
-            return self.period_F.astype(np.float64)
+            return self.period_F / (1.0 if self.turns_F is None else self.turns_F)
         return 2.0 * np.pi / self.inv_freq_F
+
+    def fractions(self) -> list[Fraction] | None:
+        """q_j/p_j, the exact fraction of a turn that each feature makes in a token; None if features don't repeat."""
+        if self.period_F is None:
+            return None
+        turns_F = np.ones_like(self.period_F) if self.turns_F is None else self.turns_F
+        return [Fraction(q, p) for q, p in zip(turns_F.tolist(), self.period_F.tolist(), strict=True)]
 
     def angles(self, positions_T: IntArray) -> FloatArray:
         """Angles in radians, float64, shape (T, F).
 
-        Rounded features reduce the position modulo their period first, so that the angle repeats exactly:
-        2π·(m mod λ̃)/λ̃. Others are m·θ.
+        Features with a period reduce the position modulo it first, in integers, so that the angle repeats exactly:
+        2π·(m·q mod p)/p. Others are m·θ.
         """
         if self.period_F is not None:
-            return 2.0 * np.pi * (positions_T[:, None] % self.period_F[None, :]) / self.period_F[None, :]
+            phase_TF = positions_T[:, None] % self.period_F[None, :]
+            if self.turns_F is not None:
+                phase_TF = phase_TF * self.turns_F[None, :] % self.period_F[None, :]
+            return 2.0 * np.pi * phase_TF / self.period_F[None, :]
         return positions_T.astype(np.float64)[:, None] * self.inv_freq_F[None, :]
 
     def cos_sin(self, positions_T: IntArray) -> CosSin:

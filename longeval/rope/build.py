@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from longeval.errors import LongEvalError, did_you_mean
 from longeval.parameters import ParameterFlag
 from longeval.rope.base import METHODS, Geometry, Method, RopeTable, check_table
-from longeval.rope.resonance import resonate
+from longeval.rope.resonance import RESONANCE, ResonanceParameters, resonate
 
 ALL = "all"
 """In a list of methods: every method, with and without resonance, as far as it can be used."""
@@ -44,6 +44,30 @@ class MethodName:
     def method(self) -> Method:
         """The registered method."""
         return METHODS[self.base]
+
+    @property
+    def parameter_fields(self) -> dict[str, dataclasses.Field[Any]]:
+        """The parameters that this method has, by name: its own, and in a resonance form those of resonance."""
+        kinds = (self.method.parameters, *((ResonanceParameters,) if self.resonance else ()))
+        return {field.name: field for kind in kinds for field in dataclasses.fields(kind)}
+
+    def arguments(self, pe_args: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        """Those parameters of `--pe-arg`, as `parse_pe_args` returns them, that apply to this method."""
+        return {**pe_args.get(self.base, {}), **(pe_args.get(RESONANCE, {}) if self.resonance else {})}
+
+
+class Parameters(NamedTuple):
+    """All parameters of a method of `--pe`."""
+
+    method: Any
+    """The method's dataclass."""
+    resonance: ResonanceParameters
+    """Those of the rounding; their defaults for a method without resonance."""
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Name → value, as records hold them; of resonance only what is not the default, as cells had none before."""
+        own, usual = dataclasses.asdict(self.resonance), dataclasses.asdict(ResonanceParameters())
+        return dataclasses.asdict(self.method) | {name: own[name] for name in own if own[name] != usual[name]}
 
 
 def method_names() -> tuple[str, ...]:
@@ -113,8 +137,15 @@ def parse_method_name(name: str, *, flag: str = "--pe") -> MethodName:
     return MethodName(base=base, resonance=name != base)
 
 
-def build_table(name: str, geometry: Geometry, parameters: Any = None, seq_len: int | None = None) -> RopeTable:
-    """Builds the table of a method; if the name says resonance, rounds its wavelengths at the end.
+def build_table(
+    name: str,
+    geometry: Geometry,
+    parameters: Any = None,
+    seq_len: int | None = None,
+    *,
+    resonance: ResonanceParameters | None = None,
+) -> RopeTable:
+    """Builds the table of a method; if the name says resonance, lets its features repeat exactly at the end.
 
     Args:
         name: Canonical method name.
@@ -122,9 +153,10 @@ def build_table(name: str, geometry: Geometry, parameters: Any = None, seq_len: 
         parameters: The method's parameters dataclass; its defaults if None.
         seq_len: Current sequence length n in tokens, at least 1; only length-dependent methods use it. Default: the
             target length s·L.
+        resonance: The parameters of resonance, if the name says it; its defaults if None.
 
     Returns:
-        Frequencies of shape (F,), attention factor, and periods if wavelengths are rounded.
+        Frequencies of shape (F,), attention factor, and periods if the name says resonance.
 
     Raises:
         LongEvalError: Unknown name, a parameter that is missing, or a setting for which the method is undefined.
@@ -144,7 +176,9 @@ def build_table(name: str, geometry: Geometry, parameters: Any = None, seq_len: 
     if geometry.start is not None:
         table = dataclasses.replace(table, attention_factor=table.attention_factor * geometry.start_attention_factor)
     check_table(table, max(seq_len, geometry.native_length), settings)
-    return resonate(table) if parsed.resonance else table
+    if not parsed.resonance:
+        return table
+    return resonate(table, (resonance or ResonanceParameters()).longest_period(geometry.native_length))
 
 
 def _settings(name: MethodName, geometry: Geometry, parameters: Any, seq_len: int) -> str:
@@ -163,8 +197,8 @@ _PE_ARG = ParameterFlag(
     names_flag="--pe",
     noun="method",
     example="yarn.beta_fast=32",
-    known=METHODS,
-    kind=lambda base: METHODS[base].parameters,
+    known=(*METHODS, RESONANCE),
+    kind=lambda base: ResonanceParameters if base == RESONANCE else METHODS[base].parameters,
 )
 
 
@@ -173,10 +207,11 @@ def parse_pe_args(items: Sequence[str], names: Sequence[str]) -> dict[str, dict[
 
     Args:
         items: The values, e.g. `yarn.beta_fast=16` or `longrope.long_factor=@factors.json`.
-        names: The methods of `--pe`; a parameter of `yarn` applies to `yarn` and `resonance_yarn`.
+        names: The methods of `--pe`; a parameter of `yarn` applies to `yarn` and `resonance_yarn`, one of `resonance`
+            to every resonance form.
 
     Returns:
-        Base method → parameter name → value (float, tuple of floats, word or None).
+        Base method or `resonance` → parameter name → value (number, tuple of floats, word or None).
 
     Raises:
         LongEvalError: See `ParameterFlag.parse`.
@@ -186,9 +221,28 @@ def parse_pe_args(items: Sequence[str], names: Sequence[str]) -> dict[str, dict[
         if base.startswith(_PREFIX) and (plain := base.removeprefix(_PREFIX)) in METHODS:
             raise LongEvalError(
                 f"--pe-arg {item}: parameters belong to the method without resonance",
-                f"Write --pe-arg {plain}.…: it also goes to {base}.",
+                f"Write --pe-arg {plain}.…: it also goes to {base}. Those of resonance itself are "
+                f"--pe-arg {RESONANCE}.…, for every {_PREFIX}X.",
             )
-    return _PE_ARG.parse(items, {parse_method_name(name).base for name in listed_names(names)})
+    return _PE_ARG.parse(items, with_parameters(map(parse_method_name, listed_names(names))))
+
+
+def with_parameters(names: Iterable[MethodName]) -> set[str]:
+    """The names before the dot of `--pe-arg` that apply to some methods: their bases, and `resonance` if one has it."""
+    names = list(names)
+    return {name.base for name in names} | ({RESONANCE} if any(name.resonance for name in names) else set())
+
+
+def read_arguments(name: MethodName, arguments: Mapping[str, Any]) -> Parameters:
+    """Makes all parameters of a method from its defaults and `arguments`, typed or text, as `MethodName.arguments` has.
+
+    Raises:
+        LongEvalError: See `make_parameters`.
+    """
+    of_resonance = {field.name for field in dataclasses.fields(ResonanceParameters)} if name.resonance else set()
+    method = {key: value for key, value in arguments.items() if key not in of_resonance}
+    resonance = {key: value for key, value in arguments.items() if key in of_resonance}
+    return Parameters(make_parameters(name.base, method), _PE_ARG.make(RESONANCE, resonance))
 
 
 def make_parameters(base: str, values: Mapping[str, Any]) -> Any:

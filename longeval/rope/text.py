@@ -23,13 +23,19 @@ _FEATURE_COLUMNS = {
     "λ": "wavelength, 2π/θ: tokens until it has turned once",
     "turns in L": "how often it turns within the native length L; dim where less than once",
     "stretch": "interpolation: θ before the method over θ after; 1: untouched, s: fully interpolated",
-    "rounding": "change of λ by rounding to whole tokens",
+    "rounding": "change of λ by resonance, so that the feature repeats after whole tokens",
     "gap": "how far a position beyond L can be from the most similar one below L; 0: nothing new",
 }
+_PERIOD_COLUMNS = {
+    "p": "period: tokens until it repeats exactly, and the number of its distinct phases",
+    "q": "how often it turns in a period, so that λ is p/q",
+    "L/p": "how often each phase is seen within the native length L",
+}
+"""Shown in addition where features repeat."""
 _METHOD_COLUMNS = {
     "λ ≤ L": "pre-critical features: they turn at least once in the native length L",
     "gap": "how far these can be, beyond L, from the most similar position below L; 0: nothing new",
-    "unique": "how many positions they tell apart, where wavelengths are whole tokens",
+    "unique": "how many positions they tell apart, where they repeat exactly",
     "collisions": "positions whose whole row in bfloat16 repeats an earlier one's",
     "attention": "attention factor of cos and sin; logits are multiplied by its square",
     "longest λ": "tokens until the slowest feature has turned once",
@@ -56,23 +62,27 @@ def show(descriptions: Sequence[Mapping[str, Any]]) -> None:
 
 def _show_one(console: Console, description: Mapping[str, Any]) -> None:
     """Prints one method: every feature, a summary, and the floating-point error."""
-    rounded = description["unique_positions"] is not None
-    table = _table(["j", *_FEATURE_COLUMNS])
+    periods, turns = description["periods"], description["turns"]
+    columns = _FEATURE_COLUMNS | ({} if periods is None else _PERIOD_COLUMNS)
+    # 80 columns suffice: with the columns of periods, the longest title takes two lines, and numbers have fewer digits.
+    table = _table(["j", *(name if periods is None else name.replace(" in", "\nin") for name in columns)])
     keys = ("inv_freq", "wavelengths", "rotations", "interpolation", "rounding_errors", "feature_gaps")
     rows = zip(*(description[key] for key in keys), strict=True)
     for j, (inv_freq, wavelength, rotations, interpolation, rounding, gap) in enumerate(rows):
+        repeats = () if periods is None else (periods[j], turns[j], f"{description['native_length'] / periods[j]:.3g}")
         table.add_row(
             str(j),
-            f"{inv_freq:.6g}",
-            f"{wavelength:.0f}" if rounded else f"{wavelength:.3f}",
+            f"{inv_freq:.6g}" if periods is None else f"{inv_freq:.5g}",
+            f"{wavelength:.3f}" if periods is None else f"{wavelength:.6g}",
             f"{rotations:.4g}",
             f"{interpolation:.4g}",
-            f"{100 * rounding:+.2g}%" if rounded else "–",
-            _gap(gap),
+            "–" if periods is None else _percent(rounding),
+            _gap(gap) if periods is None else f"{gap:.3g}",
+            *map(str, repeats),
             style="dim" if rotations < 1 else None,
         )
     console.print(_title(description["name"], description), style="bold")
-    _print(console, table, *_legend(_FEATURE_COLUMNS), "", *_summary(description), "")
+    _print(console, table, *_legend(columns), "", *_summary(description), "")
     ends = [format_length(row["positions"]) for row in description["precision"]]
     errors = _table(["angle", *ends, ""], left=1)
     errors.columns[-1].justify = "left"
@@ -126,7 +136,7 @@ def _summary(description: Mapping[str, Any]) -> list[str]:
         "pre-critical": f"{description['pre_critical']} of {len(description['wavelengths'])} features: "
         "λ ≤ L before rounding",
         "feature gap": _why_no_gaps(description) or f"{_gap(description['feature_gap'])}, the largest of these",
-        "unique positions": "– (wavelengths aren't whole tokens)"
+        "unique positions": "– (features don't repeat exactly)"
         if unique is None
         else f"{short_integer(unique)} are told apart by the pre-critical features",
         "collisions": _collisions(description),
@@ -147,6 +157,11 @@ def _why_no_gaps(description: Mapping[str, Any]) -> str:
 def _gap(gap: float) -> str:
     """A gap; only an exact 0 is written as 0."""
     return "0" if gap == 0 else f"{gap:.4g}"
+
+
+def _percent(change: float) -> str:
+    """A change in percent with two digits, or with one where it is below 0.001%."""
+    return f"{100 * change:+.1g}%" if abs(change) < 1e-5 else f"{100 * change:+.2g}%"
 
 
 def _collisions(description: Mapping[str, Any]) -> str:
@@ -200,8 +215,10 @@ def show_methods() -> None:
     _print(
         Console(highlight=False),
         table,
-        "Each also as resonance_NAME (resonance for none): wavelengths rounded to whole tokens, Wang et al. 2024.",
+        "Each also as resonance_NAME (resonance for none): features repeat after whole tokens, Wang et al. 2024.",
         "Set a parameter with --pe-arg METHOD.PARAMETER=VALUE; it goes to METHOD and resonance_METHOD.",
+        "--pe-arg resonance.max_period=N goes to every resonance_NAME: a feature may turn several times in up to N "
+        "tokens (native: L; rounded, the default: once, wavelengths rounded to whole tokens).",
     )
 
 

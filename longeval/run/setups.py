@@ -15,7 +15,8 @@ from longeval.backends.served import ServedMethod
 from longeval.errors import LongEvalError
 from longeval.request import ModelRequest
 from longeval.rope.base import METHODS, RopeTable
-from longeval.rope.build import ALL, MethodName, listed_names, parse_method_name, usable
+from longeval.rope.build import ALL, MethodName, listed_names, parse_method_name, usable, with_parameters
+from longeval.rope.resonance import RESONANCE
 from longeval.run.cell import Follows
 from longeval.values import format_length
 
@@ -63,14 +64,15 @@ def method_names(
 
     Args:
         pe: Their names; `all` stands for every method.
-        pe_args: Parameters by name of the method, without resonance.
+        pe_args: Parameters by name of the method, without resonance, or by `resonance`.
         factor: The factor s, where it is given.
     """
     names = [parse_method_name(name) for name in listed_names(pe)]
-    asked = {name.base for name in names}
+    asked = with_parameters(names)
     for base in pe_args:
-        METHODS.lookup(base)
         if base not in asked:
+            if base != RESONANCE:
+                METHODS.lookup(base)
             raise LongEvalError(f"--pe-arg {base}.…: {base} is not among --pe {','.join(pe)}", "Remove one.")
     if factor is not None and not any(name.method.uses_factor for name in names):
         shown = factor if isinstance(factor, str) else f"{factor:g}"
@@ -218,7 +220,7 @@ def setups(spec: ModelRequest, model: PreparedModel, names: Sequence[MethodName]
     factor_of, backend = factors(spec, model.native_length), capabilities(spec.backend)
     for name in names:
         for length in spec.lengths:
-            arguments = spec.pe_args.get(name.base, {})
+            arguments = name.arguments(spec.pe_args)
             geometry = dataclasses.replace(model.geometry, factor=factor_of[length])
             table = model.rope.tables(name, geometry, arguments)
             dependent = model.rope.length_dependent(name)
@@ -233,7 +235,7 @@ def setups(spec: ModelRequest, model: PreparedModel, names: Sequence[MethodName]
                 length=length,
                 table=table,
                 static=static,
-                params=_model_params(spec, model, dataclasses.asdict(model.rope.parameters(name, arguments)))
+                params=_model_params(spec, model, model.rope.parameters(name, arguments).to_mapping())
                 | backend.params(spec, dependent),
             )
 

@@ -76,9 +76,9 @@ def prepared(folder, dtype="float32", **settings):
     return prepare(str(folder), dtype=dtype, device="cpu", trust_remote_code=False, **(usual | settings))
 
 
-def table_of(model, pe, factor=8.0):
+def table_of(model, pe, factor=8.0, **arguments):
     geometry = dataclasses.replace(model.geometry, factor=factor)
-    return model.rope.tables(parse_method_name(pe), geometry, {})(LENGTH)
+    return model.rope.tables(parse_method_name(pe), geometry, arguments)(LENGTH)
 
 
 def engines(process=None):
@@ -142,6 +142,16 @@ def test_resonance_yarn_gives_what_transformers_gives(hf, vllm, model):
     for pe, least in (("none", 0.05), ("yarn", 0.005)):  # else nothing would be shown
         hf.serve(table_of(model, pe), LENGTH)
         assert np.abs(hf.score(RANDOM_T, 300) - expected[2]).mean() > least
+
+
+def test_features_that_turn_several_times_give_what_transformers_gives(hf, vllm, model):
+    table = table_of(model, "resonance_yarn", max_period="native")
+    assert table.turns_F.max() > 1
+    expected = everything(hf, model, table)
+    assert_same(expected, everything(vllm, model, table))
+    hf.serve(table_of(model, "resonance_yarn"), LENGTH)
+    assert np.abs(hf.score(RANDOM_T, 300) - expected[2]).mean() > 0.005
+    vllm.serve(table_of(model, "resonance_yarn"), LENGTH)
 
 
 def test_it_keeps_the_contract(vllm, model):

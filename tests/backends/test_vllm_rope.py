@@ -10,6 +10,7 @@ import pytest
 from longeval.backends.vllm.rope import ROPE_TYPE, from_parameters, to_parameters
 from longeval.rope.base import Geometry, RopeTable
 from longeval.rope.build import build_table
+from longeval.rope.resonance import ResonanceParameters
 
 GEOMETRY = Geometry(head_dim=64, theta=1e5, native_length=8192, factor=2.0)
 
@@ -27,6 +28,14 @@ def test_a_table_comes_back_bit_for_bit_from_json_and_from_lists_that_became_tup
         assert found.table.same_as(table)
         assert found.length == 12_289
         assert (found.table.period_F is None) == (not name.startswith("resonance"))
+
+
+def test_periods_with_several_turns_come_back_too():
+    table = build_table("resonance_yarn", GEOMETRY, resonance=ResonanceParameters(max_period="native"))
+    parameters = json.loads(json.dumps(to_parameters(table, 100, {"rope_theta": 1e5}, by_layer_type=False)))
+    found = from_parameters(parameters).table
+    assert found.digest(10_000) == table.digest(10_000) and found.fractions() == table.fractions()
+    assert table.turns_F.max() > 1
 
 
 def test_what_says_how_much_of_a_head_rotates_is_kept_and_nothing_else():

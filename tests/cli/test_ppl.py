@@ -14,10 +14,13 @@ import time
 import pytest
 from command_lines import command_line, json_of, start_program
 from tiny import make_text
+from transformers import AutoConfig
 
 from longeval.cli.app import run_app
+from longeval.models.scaling import model_rope
 from longeval.request import requests_from_yaml
-from longeval.rope.build import method_names
+from longeval.rope.build import build_table, method_names
+from longeval.rope.resonance import ResonanceParameters
 
 
 @pytest.fixture
@@ -50,6 +53,37 @@ def test_run_repeats_one_method_of_a_request_elsewhere_with_the_same_numbers(arg
     expected = {(r["cell"], r["metric"]): r["value"] for r in first if r["pe"] == "yarn"}
     assert {(r["cell"], r["metric"]): r["value"] for r in second} == expected
     assert "--pe pi" in refused(["run", "run/spec.yaml", "--pe", "pi"])
+
+
+def test_forms_of_resonance_stand_side_by_side_in_one_run(arguments, capsys, here):
+    """Requests with several longest periods into one run folder: other cells and tables, one report that pairs all."""
+    asked = {"pe": "none,resonance", "lengths": "256", "factor": None}
+    records = {}
+    for period in ("rounded", "32", "native"):
+        given = json_of(capsys, arguments(**asked, pe_arg=f"resonance.max_period={period}"))
+        records[period] = {r["pe"]: r for r in given if r["metric"] == "perplexity"}
+    usual = {r["pe"]: r for r in json_of(capsys, arguments(**asked)) if r["metric"] == "perplexity"}
+    assert {pe: r["cell"] for pe, r in usual.items()} == {pe: r["cell"] for pe, r in records["rounded"].items()}
+    assert len({found["none"]["cell"] for found in records.values()}) == 1
+    for name in ("cell", "rope_digest", "value"):
+        assert len({found["resonance"][name] for found in records.values()}) == 3, name
+    assert [found["resonance"]["params"]["method"] for found in records.values()] == [
+        {},
+        {"max_period": 32},
+        {"max_period": "native"},
+    ]
+    model = model_rope("tiny", AutoConfig.from_pretrained(arguments()[arguments().index("--model") + 1]))
+    geometry = model.geometry
+    for period in (32, "native"):
+        table = build_table("resonance", geometry, resonance=ResonanceParameters(max_period=period))
+        assert records[str(period)]["resonance"]["rope_digest"] == table.digest(256)
+    # A repeated run of one of them keeps its parameter.
+    again = json_of(capsys, ["run", "run/spec.yaml", "--pe", "resonance", "--out", "again"])
+    assert {r["cell"] for r in again} == {found["resonance"]["cell"] for found in records.values()}
+    assert run_app(["report", "run"]) == 0
+    text = (here / "run" / "report.md").read_text()
+    for label in ("rounded", "32", "native"):
+        assert f"`resonance (max_period={label})` vs `none`" in text
 
 
 def test_all_methods_are_written_down_by_name(arguments, capsys, here):

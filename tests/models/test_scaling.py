@@ -11,13 +11,14 @@ import torch
 from folders import prepared
 from scaled_configs import LONG, SHIPPED, SHORT, THETA_F, config_of, gemma_config, llama_config
 from tiny import save_tiny_llama
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from longeval.backends.hf.backend import HFBackend, load_backend
 from longeval.errors import LongEvalError
 from longeval.models.scaling import model_rope
 from longeval.rope.base import Geometry
 from longeval.rope.build import build_table, parse_method_name
+from longeval.rope.resonance import ResonanceParameters
 
 
 def table_of(model, name, length, factor=1.0, **arguments):
@@ -137,6 +138,31 @@ def test_methods_can_build_on_the_shipped_scaling():
     rounded = table_of(model, "resonance_ntk", 600, factor=2.0)
     np.testing.assert_array_equal(rounded.period_F, np.rint(2 * np.pi / ntk_F))
     assert table_of(model, "yarn", 600, factor=2.0).attention_factor == pytest.approx(0.1 * math.log(2) + 1)
+
+
+def test_native_is_the_length_that_methods_start_from_and_a_shipped_form_has_its_own():
+    plain = model_rope("m", llama_config("default"))
+    geometry = Geometry(head_dim=16, theta=10000.0, native_length=plain.geometry.native_length, factor=2.0)
+    native = ResonanceParameters(max_period="native")
+    for name in ("resonance", "resonance_yarn"):
+        table = table_of(plain, name, 100, factor=2.0, max_period="native")
+        assert table.fractions() == build_table(name, geometry, resonance=native).fractions()
+        assert table.turns_F.max() > 1
+    rope = {
+        "rope_type": "resonance_yarn",
+        "factor": 2.0,
+        "original_max_position_embeddings": 32,
+        "max_period": "native",
+    }
+    shipped = model_rope(
+        "m", LlamaConfig(hidden_size=64, num_attention_heads=2, rope_parameters={**rope, "rope_theta": 1e4})
+    )
+    short = dataclasses.replace(geometry, head_dim=32, native_length=32)
+    table = table_of(shipped, "none", 100)
+    assert table.fractions() == build_table("resonance_yarn", short, resonance=native).fractions()
+    assert shipped.shipped.unrounded().table(short, 100).same_as(build_table("yarn", short))
+    gemma = table_of(model_rope("gemma", gemma_config(), layers="all"), "resonance", 64, max_period="native")
+    assert gemma.turns_F is not None and gemma.local.turns_F is not None
 
 
 def test_building_on_plain_frequencies_gives_the_methods_themselves():

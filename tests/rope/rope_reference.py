@@ -47,13 +47,13 @@ def llama3(d, b, native, s, low=1.0, high=4.0):
     return out
 
 
-def feature_gap(native, target, theta=None, period=None):
+def feature_gap(native, target, theta=None, period=None, turns=1):
     """By the definition: two loops over all pairs of positions."""
     worst = 0.0
     for m in range(native, target):
         nearest = 2.0
         for n in range(native):
-            angle = (m - n) * theta if period is None else 2 * math.pi * ((m - n) % period) / period
+            angle = (m - n) * theta if period is None else 2 * math.pi * ((m - n) * turns % period) / period
             nearest = min(nearest, 2 * abs(math.sin(angle / 2)))
         worst = max(worst, nearest)
     return worst

@@ -15,8 +15,10 @@ from longeval.rope.build import (
     method_names,
     parse_method_name,
     parse_pe_args,
+    read_arguments,
     usable,
 )
+from longeval.rope.resonance import ResonanceParameters
 from longeval.rope.yarn import YarnParameters
 
 GEOMETRY = Geometry(head_dim=64, theta=1e4, native_length=4096, factor=4.0)
@@ -93,6 +95,41 @@ def test_settings_are_read_in_the_type_of_the_parameter(tmp_path):
 def test_a_setting_goes_to_the_resonance_form_too():
     parameters = make_parameters("yarn", parse_pe_args(["yarn.beta_fast=2"], ["resonance_yarn"])["yarn"])
     assert not build_table("resonance_yarn", GEOMETRY, parameters).same_as(build_table("resonance_yarn", GEOMETRY))
+
+
+@pytest.mark.parametrize(("text", "value"), [("16", 16), ("4k", 4096), ("native", "native"), ("rounded", "rounded")])
+def test_a_setting_of_resonance_goes_to_every_resonance_form_and_to_no_other(text, value):
+    names = ["none", "resonance", "yarn", "resonance_yarn"]
+    given = parse_pe_args([f"resonance.max_period={text}", "yarn.beta_fast=16"], names)
+    assert given == {"resonance": {"max_period": value}, "yarn": {"beta_fast": 16.0}}
+    for name in map(parse_method_name, names):
+        method, resonance = parameters = read_arguments(name, name.arguments(given))
+        assert resonance == ResonanceParameters(max_period=value if name.resonance else "rounded")
+        assert (getattr(method, "beta_fast", None) == 16.0) == (name.base == "yarn")
+        # Records and ids have it only where it is not the default, so that earlier ones stay.
+        assert ("max_period" in parameters.to_mapping()) == (name.resonance and value != "rounded")
+    assert read_arguments(parse_method_name("resonance"), {"max_period": value}).resonance.max_period == value
+
+
+@pytest.mark.parametrize(
+    ("items", "names", "words"),
+    [
+        (["resonance.max_period=2.5"], ["resonance"], r"max_period=2.5: .*whole number.*, or rounded or native"),
+        (["resonance.max_period=nativ"], ["resonance"], "max_period=nativ: .* rounded or native"),
+        (["resonance.max_period=16"], ["none", "yarn"], "resonance is not among the methods asked for"),
+        (["resonance_yarn.max_period=16"], ["resonance_yarn"], "--pe-arg resonance"),
+        (["yarn.max_period=16"], ["resonance_yarn"], "yarn.max_period: unknown"),
+        (["resonance.max_period=16", "resonance.max_period=32"], ["resonance"], "given twice"),
+    ],
+)
+def test_bad_settings_of_resonance_name_themselves(items, names, words):
+    with pytest.raises(LongEvalError, match=words):
+        parse_pe_args(items, names)
+
+
+def test_a_period_of_no_tokens_is_refused():
+    with pytest.raises(LongEvalError, match=r"--pe-arg resonance\.max_period 0: "):
+        read_arguments(parse_method_name("resonance"), {"max_period": 0})
 
 
 def test_typed_values_as_from_yaml():

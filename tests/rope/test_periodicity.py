@@ -14,21 +14,28 @@ from torch import nn
 from longeval.backends.hf.parts import TableRotaryEmbedding
 from longeval.rope.analysis.description import pre_critical
 from longeval.rope.base import Geometry, table_digest
-from longeval.rope.build import build_table
+from longeval.rope.build import build_table, parse_method_name
+from longeval.rope.resonance import ResonanceParameters
 
 POSITIONS = 2**20
-METHODS = ("resonance", "resonance_yarn")
+METHODS = ("resonance", "resonance_yarn", "resonance native", "resonance_yarn 500")
+"""Methods, some with a longest period of features that turn several times."""
 # Six and five of its eight features are pre-critical; a million positions of them fit into little memory.
 SMALL = Geometry(head_dim=16, theta=10000.0, native_length=4096, factor=8.0)
 LLAMA2 = Geometry(head_dim=128, theta=10000.0, native_length=4096, factor=8.0)
 
 
+def table_of(name, geometry):
+    """The table of an entry of METHODS."""
+    method, _, longest = name.partition(" ")
+    resonance = ResonanceParameters(max_period=int(longest) if longest.isdigit() else longest or "rounded")
+    return build_table(method, geometry, resonance=resonance)
+
+
 def critical_periods(name, geometry):
     """Feature and period of every pre-critical feature."""
-    critical_F = pre_critical(
-        build_table(name.replace("resonance_", "").replace("resonance", "none"), geometry), geometry
-    )
-    table = build_table(name, geometry)
+    critical_F = pre_critical(build_table(parse_method_name(name.split()[0]).base, geometry), geometry)
+    table = table_of(name, geometry)
     return [(int(j), int(table.period_F[j])) for j in np.flatnonzero(critical_F)]
 
 
@@ -43,8 +50,9 @@ def repeats(columns, period):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_angles_in_float64_and_the_float32_table(name):
-    table = build_table(name, SMALL)
-    assert len(critical_periods(name, SMALL)) == {"resonance": 6, "resonance_yarn": 5}[name]
+    table = table_of(name, SMALL)
+    assert len(critical_periods(name, SMALL)) == {"resonance": 6, "resonance_yarn": 5}[name.split()[0]]
+    assert (table.turns_F is None) == (" " not in name)
     angles_TF = table.angles(np.arange(POSITIONS))
     exact = [np.ascontiguousarray(part_TF.T) for part_TF in (np.cos(angles_TF), np.sin(angles_TF))]
     single = [np.ascontiguousarray(part_TF.T) for part_TF in table.cos_sin(np.arange(POSITIONS))]
@@ -60,7 +68,7 @@ def test_angles_in_float64_and_the_float32_table(name):
 def served(request):
     """A method, and a module that serves its table for all positions."""
     module = TableRotaryEmbedding(nn.Identity(), "halves")
-    module.serve(build_table(request.param, SMALL), POSITIONS)
+    module.serve(table_of(request.param, SMALL), POSITIONS)
     return request.param, module
 
 
@@ -79,7 +87,7 @@ def test_what_a_model_is_given(served, dtype):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_float32_product_of_stock_engines_does_not_repeat(name):
-    table = build_table(name, SMALL)
+    table = table_of(name, SMALL)
     positions_T = np.arange(POSITIONS).astype(np.float32)
     for j, period in critical_periods(name, SMALL):
         angle_T = positions_T * np.float32(table.inv_freq_F[j])
@@ -91,9 +99,9 @@ def test_the_float32_product_of_stock_engines_does_not_repeat(name):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_pre_critical_feature_of_llama2_anywhere_in_a_million(name):
-    table = build_table(name, LLAMA2)
+    table = table_of(name, LLAMA2)
     critical = critical_periods(name, LLAMA2)
-    assert len(critical) == {"resonance": 46, "resonance_yarn": 39}[name]
+    assert len(critical) == {"resonance": 46, "resonance_yarn": 39}[name.split()[0]]
     rng = np.random.default_rng(0)
     far_T = np.concatenate((rng.integers(0, POSITIONS - 4096, 2000), np.arange(POSITIONS - 4196, POSITIONS - 4096)))
     here = table.cos_sin(far_T)

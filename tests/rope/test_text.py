@@ -8,6 +8,7 @@ import pytest
 
 from longeval.rope.analysis import description
 from longeval.rope.base import Geometry
+from longeval.rope.resonance import ResonanceParameters
 from longeval.rope.text import short_integer, show
 
 LLAMA2 = Geometry(head_dim=128, theta=10000.0, native_length=4096, factor=8.0)
@@ -57,12 +58,13 @@ def feature_rows(lines):
 def test_one_method_feature_by_feature(lines_of):
     lines = lines_of(describe("resonance_yarn", LLAMA2))
     assert lines[0] == "resonance_yarn: d 128, base 10000, L 4k, target 32k (s 8)"
-    assert lines[1].split() == ["j", "θ", "λ", "turns", "in", "L", "stretch", "rounding", "gap"]
+    assert lines[1].split() == ["turns"]
+    assert lines[2].split() == ["j", "θ", "λ", "in", "L", "stretch", "rounding", "gap", "p", "q", "L/p"]
     rows = [line.split() for line in feature_rows(lines)]
     assert [row[0] for row in rows] == [str(j) for j in range(64)]
     # 6/2π − 1 = −4.5%; 2·sin(28672·θ_63/2) = 0.4109.
-    assert rows[0] == ["0", "1.0472", "6", "682.7", "0.9549", "-4.5%", "0"]
-    assert rows[63] == ["63", "1.44348e-05", "435281", "0.00941", "8", "-3.3e-05%", "0.4109"]
+    assert rows[0] == ["0", "1.0472", "6", "682.7", "0.9549", "-4.5%", "0", "6", "1", "683"]
+    assert rows[63] == ["63", "1.4435e-05", "435281", "0.00941", "8", "-3e-05%", "0.411", "435281", "1", "0.00941"]
     plain = cells(lines_of(describe("none", SMALL)), "0")
     assert plain[:-1] == ["0", "1", "6.283", "15.92", "1", "–"]
 
@@ -122,11 +124,12 @@ def test_the_title_has_a_base_in_digits_and_a_length_that_is_not_the_target(line
 
 
 @pytest.mark.parametrize("columns", ["40", "120"])
-def test_no_digit_is_cut_off_and_80_columns_suffice_for_the_tables(lines_of, monkeypatch, columns):
+@pytest.mark.parametrize("resonance", [None, ResonanceParameters(max_period="native")])
+def test_no_digit_is_cut_off_and_80_columns_suffice_for_the_tables(lines_of, monkeypatch, columns, resonance):
     monkeypatch.setenv("COLUMNS", columns)
     names = ("none", "resonance_ntk_by_parts", "resonance_dynamic_yarn")
     several = lines_of(*(describe(name, LLAMA2) for name in names))
-    one = lines_of(describe("resonance_dynamic_yarn", LLAMA2))
+    one = lines_of(describe("resonance_dynamic_yarn", LLAMA2, resonance=resonance))
     assert not any("…" in line for line in several + one)
     rows = [line for line in several if line.split()[:1] and line.split()[0] in names]
     assert len(rows) == 6 and len(feature_rows(one)) == 64

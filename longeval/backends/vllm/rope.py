@@ -60,6 +60,7 @@ def _one(table: RopeTable, length: int, own: Mapping[str, Any]) -> dict[str, Any
         **kept,
         "inv_freq": [float(value) for value in table.inv_freq_F],
         "periods": None if table.period_F is None else [int(value) for value in table.period_F],
+        "turns": None if table.turns_F is None else [int(value) for value in table.turns_F],
         "rope_attention_factor": float(table.attention_factor),
         "table_length": length,
     }
@@ -67,10 +68,11 @@ def _one(table: RopeTable, length: int, own: Mapping[str, Any]) -> dict[str, Any
 
 def from_parameters(parameters: Mapping[str, Any]) -> EngineTable:
     """Inverse of `to_parameters` for one layer type; lists may have become tuples."""
-    periods = parameters["periods"]
+    periods, turns = parameters["periods"], parameters.get("turns")
     table = RopeTable(
         inv_freq_F=np.array(parameters["inv_freq"], dtype=np.float64),
         attention_factor=float(parameters["rope_attention_factor"]),
         period_F=None if periods is None else np.array(periods, dtype=np.int64),
+        turns_F=None if turns is None else np.array(turns, dtype=np.int64),
     )
     return EngineTable(table, int(parameters["table_length"]))

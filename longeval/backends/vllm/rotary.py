@@ -18,7 +18,7 @@ from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
 from longeval.backends.vllm.rope import ROPE_TYPE, EngineTable, from_parameters
 from longeval.hf.parameters import NATIVE, ROPE_TYPES, read_parameters
 from longeval.rope.base import CosSin, Geometry, table_digest
-from longeval.rope.build import build_table, make_parameters
+from longeval.rope.build import build_table, read_arguments
 
 
 def table_of(parameters: Mapping[str, Any], head_size: int, max_position: int) -> EngineTable | None:
@@ -46,7 +46,8 @@ def table_of(parameters: Mapping[str, Any], head_size: int, max_position: int) -
         native_length=settings.native_length or int(parameters[NATIVE]),
         factor=settings.factor,
     )
-    table = build_table(str(rope_type), geometry, make_parameters(settings.name.base, settings.arguments))
+    method, resonance = read_arguments(settings.name, settings.arguments)
+    table = build_table(str(rope_type), geometry, method, resonance=resonance)
     config = get_current_vllm_config_or_none()  # the config of the engine that is being built
     engine_length = 0 if config is None or config.model_config is None else int(config.model_config.max_model_len)
     return EngineTable(table, max(max_position, engine_length))

@@ -128,7 +128,7 @@ def served_method(
         table=tables(tokens if pin is None else pin),
         method=ServedMethod(
             pe=name.canonical,
-            parameters=dataclasses.asdict(model.rope.parameters(name, arguments)),
+            parameters=model.rope.parameters(name, arguments).to_mapping(),
             factor=s if name.method.uses_factor else None,
             native_length=model.native_length,
             pin_length=pin,

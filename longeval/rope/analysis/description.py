@@ -5,8 +5,8 @@ over features of cos(Δ·θ̃_j). This is the logit of a query and an equal key 
 features have the same norm (Su et al. 2021, arXiv 2104.09864, section 3.4.3). It leaves out the attention factor, whose
 square multiplies the logits at every distance.
 
-With integer wavelengths, the pre-critical features together repeat after the least common multiple of their
-wavelengths. This is the number of unique positions.
+Under resonance, a feature has as many phases as its period has tokens, and the pre-critical features together repeat
+after the least common multiple of their periods. This is the number of unique positions.
 
 Shapes: F features, K distances.
 """
@@ -24,18 +24,26 @@ from longeval.rope.analysis.gaps import feature_gaps
 from longeval.rope.analysis.precision import ENDS, count_collisions, float_errors
 from longeval.rope.base import FloatArray, Geometry, IntArray, RopeTable
 from longeval.rope.build import build_table, parse_method_name
-from longeval.rope.resonance import resonate
+from longeval.rope.resonance import ResonanceParameters, resonate
 
 _NUM_SPACED = 370
 """Number of log-spaced distances of a decay curve; with the round distances there are about 400 in all."""
 
 
-def describe(name: str, geometry: Geometry, parameters: Any = None, seq_len: int | None = None) -> dict[str, Any]:
+def describe(
+    name: str,
+    geometry: Geometry,
+    parameters: Any = None,
+    seq_len: int | None = None,
+    *,
+    resonance: ResonanceParameters | None = None,
+) -> dict[str, Any]:
     """Describes a method on a geometry; for arguments and errors see `build_table` and `describe_tables`."""
     parsed = parse_method_name(name)
     length = geometry.target_length if seq_len is None else seq_len
     unrounded = build_table(parsed.base, geometry, parameters, length)
-    table = resonate(unrounded) if parsed.resonance else unrounded
+    max_period = (resonance or ResonanceParameters()).longest_period(geometry.native_length)
+    table = resonate(unrounded, max_period) if parsed.resonance else unrounded
     return describe_tables(parsed.canonical, geometry, unrounded=unrounded, table=table, length=length)
 
 
@@ -57,6 +65,7 @@ def describe_tables(
     critical_F = pre_critical(unrounded, geometry)
     gaps_F = feature_gaps(table, geometry)
     unique = None if table.period_F is None else math.lcm(*table.period_F[critical_F].tolist())
+    fractions = table.fractions()
     counted = count_collisions(table, geometry.target_length)
     distance_K = decay_distances(geometry)
     rounding_errors_F = np.zeros(geometry.num_features)
@@ -79,6 +88,8 @@ def describe_tables(
         "feature_gaps": gaps_F.tolist(),
         "rotations": (geometry.native_length / table.wavelengths_F).tolist(),
         "rounding_errors": rounding_errors_F.tolist(),
+        "periods": None if table.period_F is None else table.period_F.tolist(),
+        "turns": None if fractions is None else [fraction.numerator for fraction in fractions],
         "interpolation": (geometry.base_inv_freq() / table.inv_freq_F).tolist(),
         "decay": {"distances": distance_K.tolist(), "mean_cos": mean_cosines(table, distance_K).tolist()},
         "collisions": {

@@ -13,6 +13,7 @@ Shapes: F features.
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import numpy as np
 
@@ -45,19 +46,19 @@ def feature_gaps(table: RopeTable, geometry: Geometry) -> FloatArray:
             f"At {geometry.head_dim} rotary dimensions, at most {_MOST_EVALUATIONS // num_features} tokens "
             "are possible.",
         )
-    gaps_F = np.zeros(num_features)
+    gaps_F, fractions = np.zeros(num_features), table.fractions()
     if target <= native:
         return gaps_F
     for j in range(num_features):
-        period = None if table.period_F is None else int(table.period_F[j])
-        if period is not None and period <= native:
+        fraction = None if fractions is None else fractions[j]
+        if fraction is not None and fraction.denominator <= native:
             continue
-        turns = 1.0 / period if period is not None else _turns(float(table.inv_freq_F[j]))
+        turns = _turns(float(table.inv_freq_F[j])) if fraction is None else float(abs(fraction - round(fraction)))
         if (target - 1) * turns <= 0.5:
             # All positions lie within half a turn: the worst unseen position is L'−1, and L−1 is nearest to it.
             turn = (target - native) * turns
         else:
-            turn = _largest_window_minimum(turns, period, native, target)
+            turn = _largest_window_minimum(turns, fraction, native, target)
         gaps_F[j] = 2.0 * math.sin(math.pi * turn)
     return gaps_F
 
@@ -68,7 +69,7 @@ def _turns(inv_freq: float) -> float:
     return abs(turns - round(turns))
 
 
-def _largest_window_minimum(turns: float, period: int | None, native: int, target: int) -> float:
+def _largest_window_minimum(turns: float, fraction: Fraction | None, native: int, target: int) -> float:
     """Max over windows [a, a+L) within 1 … L'−1 of the min over k in it of the distance of k·turns to an integer.
 
     With k = m−n this is the gap as a fraction of a turn. The sliding minima take two passes (van Herk 1992): a window
@@ -79,11 +80,12 @@ def _largest_window_minimum(turns: float, period: int | None, native: int, targe
     largest = 0.0
     for first in range(1, windows + 1, blocks * native):
         k = np.arange(first, first + (blocks + 1) * native)
-        if period is None:
+        if fraction is None:
             position = k * turns
             distance = np.abs(position - np.rint(position))
         else:
-            remainder = k % period
+            period = fraction.denominator
+            remainder = k * fraction.numerator % period
             distance = np.minimum(remainder, period - remainder) / period
         distance = distance.reshape(blocks + 1, native)
         minimum = np.minimum.accumulate(distance[:-1, ::-1], axis=1)[:, ::-1]

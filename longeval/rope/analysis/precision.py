@@ -12,6 +12,7 @@ Shapes: F features, T positions.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import NamedTuple
 
 import numpy as np
@@ -49,7 +50,7 @@ def float_errors(table: RopeTable, end: int) -> dict[str, float]:
         buffer; `longeval` of our float32 table.
     """
     assert 1 <= end <= 2**_LOWER_BITS
-    ours = RopeTable(inv_freq_F=table.inv_freq_F, attention_factor=1.0, period_F=table.period_F)
+    ours = dataclasses.replace(table, attention_factor=1.0)
     inv_freq_F = table.inv_freq_F.astype(np.float32)
     cast_F = round_to_bfloat16(inv_freq_F)
     errors = {"float32_product": 0.0, "bfloat16_inv_freq": 0.0, "longeval": 0.0}
@@ -132,10 +133,11 @@ def _split(groups: _Groups, table: RopeTable, *, to_bfloat16: bool) -> _Groups:
     for j in np.argsort(table.wavelengths_F < _MANY_VALUES, kind="stable"):
         if len(position_T) == 0:
             break
-        column = RopeTable(
+        column = dataclasses.replace(
+            table,
             inv_freq_F=table.inv_freq_F[j : j + 1],
-            attention_factor=table.attention_factor,
             period_F=None if table.period_F is None else table.period_F[j : j + 1],
+            turns_F=None if table.turns_F is None else table.turns_F[j : j + 1],
         )
         for part_TF in column.cos_sin(position_T):
             values_T = part_TF[:, 0]

@@ -96,18 +96,29 @@ def _short(number: float) -> str:
 
 
 def draw_wavelengths(axes: Axes, page: Page) -> None:
-    """λ̃ by feature, with the native and the target length; wavelengths up to the native length are shaded."""
+    """λ̃ by feature, with the native and the target length; wavelengths up to the native length are shaded.
+
+    Crosses are the periods of features that turn several times in them.
+    """
     for wavelengths_F, style in page.curves("wavelengths"):
         axes.plot(wavelengths_F, **style)
     values = page.values("wavelengths")
+    crosses = False
+    for description, look in zip(page.descriptions, page.styles, strict=True):
+        pairs = zip(description["periods"] or (), description["turns"] or (), strict=True)
+        several = [(j, period) for j, (period, turns) in enumerate(pairs) if turns > 1]
+        if several:
+            axes.plot(*zip(*several, strict=True), linestyle="", marker="x", color=look["color"], zorder=4)
+            values, crosses = [*values, *(period for _, period in several)], True
     axes.set_yscale("log")
     axes.set_ylim(min(*values, page.native) / 2, max(*values, page.target) * 2)
     axes.axhspan(axes.get_ylim()[0], page.native, color=_SHADE, zorder=0)
     _feature_axis(axes, page)
-    finish(axes, "feature j", "wavelength (tokens)")
+    finish(axes, "feature j", "wavelength, ×: period (tokens)" if crosses else "wavelength (tokens)")
     axes.axhline(page.native, color=_GUIDE, linewidth=1, linestyle=":")
     # One label below its line and one above, so that labels of close lengths don't overlap.
-    _say(axes, f"native {format_length(page.native)}", (0.015, page.native), (0, -2), "top")
+    # Crosses lie on the left.
+    _say(axes, f"native {format_length(page.native)}", (0.8 if crosses else 0.015, page.native), (0, -2), "top")
     if page.target > page.native:
         axes.axhline(page.target, color=_GUIDE, linewidth=1, linestyle="-.")
         _say(axes, f"target {format_length(page.target)}", (0.015, page.target), (0, 2), "bottom")

@@ -10,7 +10,7 @@ Shapes: F features, P positions.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +66,7 @@ def draw_phases(above: Axes, below: Axes, page: Page) -> None:
     width = min(1.0, _MOST_REPEATS / example.period, _HOLE_SHARES * farthest if falls_between else 1.0)
     for axes, wavelength, middle, name in (
         (above, example.wavelength, centre, example.name),
-        (below, example.period, round(centre * example.period) / example.period, example.rounded_name or "rounded"),
+        (below, example.resonant, round(centre * example.period) / example.period, example.rounded_name or "rounded"),
     ):
         _draw_half(axes, wavelength, unseen_P, native, middle, width)
         _finish_half(axes, native, end)
@@ -91,10 +91,10 @@ class Example:
     gap: float
     """Its feature gap before rounding, 0 … 2; from a sample of positions if only the resonance form is drawn."""
 
-    @property
-    def period(self) -> int:
-        """λ̃_j, tokens."""
-        return round(self.wavelength)
+    period: int
+    """Tokens after which it repeats in the resonance form; where that isn't drawn, λ_j rounded."""
+    resonant: float
+    """Its wavelength in that form, tokens: the period, or a part of it where it turns several times."""
 
 
 def choose_example(descriptions: Sequence[Mapping[str, Any]]) -> Example | None:
@@ -108,21 +108,21 @@ def choose_example(descriptions: Sequence[Mapping[str, Any]]) -> Example | None:
     """
     if int(descriptions[0]["native_length"]) > _LONGEST_NATIVE:
         return None
-    names = {item["name"] for item in descriptions}
+    forms = {item["name"]: item for item in descriptions if item["periods"] is not None}
     plain = [item for item in descriptions if item["unique_positions"] is None]
-    pairs = [item for item in plain if MethodName(base=item["name"], resonance=True).canonical in names]
+    pairs = [item for item in plain if MethodName(base=item["name"], resonance=True).canonical in forms]
     rounded = [item for item in descriptions if item["unique_positions"] is not None]
     examples: list[Example] = []
     for candidates in (pairs, plain, rounded):
         for description in candidates:
-            examples += _examples(description, names)
+            examples += _examples(description, forms)
         if any(example.gap > 0 for example in examples):
             break
     return max(examples, key=lambda example: example.gap, default=None)
 
 
-def _examples(description: Mapping[str, Any], names: Collection[str]) -> Iterator[Example]:
-    """Yields a method's pre-critical features with their values before rounding."""
+def _examples(description: Mapping[str, Any], forms: Mapping[str, Mapping[str, Any]]) -> Iterator[Example]:
+    """Yields a method's pre-critical features with their values before rounding; `forms` are the resonance forms."""
     name, rounded = description["name"], description["unique_positions"] is not None
     form = name if rounded else MethodName(base=name, resonance=True).canonical
     native = int(description["native_length"])
@@ -133,12 +133,17 @@ def _examples(description: Mapping[str, Any], names: Collection[str]) -> Iterato
         gap = float(description["feature_gaps"][j])
         if rounded and unseen_P.size:
             gap = 2.0 * math.sin(math.pi * float(distances_to_seen(wavelength, native, unseen_P).max()))
+        period, resonant = round(wavelength), float(round(wavelength))
+        if form in forms:
+            period, resonant = int(forms[form]["periods"][j]), float(forms[form]["wavelengths"][j])
         yield Example(
             name=f"{name} before rounding" if rounded else name,
-            rounded_name=form if form in names else None,
+            rounded_name=form if form in forms else None,
             feature=int(j),
             wavelength=wavelength,
             gap=gap,
+            period=period,
+            resonant=resonant,
         )
 
 

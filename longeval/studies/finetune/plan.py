@@ -276,7 +276,7 @@ def _encoding(request: FinetuneRequest, model: PreparedModel, name: MethodName) 
             if static != name.canonical
             else "Train with another method, such as resonance_yarn.",
         )
-    arguments = request.pe_args.get(name.base, {})
+    arguments = name.arguments(request.pe_args)
     return encode_for(model.rope, name, request.length, factor=request.factor, arguments=arguments)
 
 

@@ -20,7 +20,7 @@ from longeval.metrics.accuracy import ACCURACY_OOD
 from longeval.models.device import resolve_device
 from longeval.plain import canonical_json
 from longeval.rope.base import Geometry, RopeTable
-from longeval.rope.build import ALL, MethodName, build_table, make_parameters, usable
+from longeval.rope.build import ALL, MethodName, build_table, read_arguments, usable
 from longeval.run.cell import ID_DIGITS, cell_id
 from longeval.run.host import Host
 from longeval.run.overview import CellList, Overview, count, format_gib
@@ -207,10 +207,10 @@ def _check_precision(request: PosGenRequest, device: str) -> None:
 
 def _test_table(request: PosGenRequest, name: MethodName) -> RopeTable:
     """A method's table for the evaluation window."""
-    return _table(request, name, request.pe_args.get(name.base, {}), request.test_window)
+    return _table(request, name, request.test_window)
 
 
-def _table(request: PosGenRequest, name: MethodName, arguments: dict[str, Any], length: int) -> RopeTable:
+def _table(request: PosGenRequest, name: MethodName, length: int) -> RopeTable:
     """A method's table for a window of `length` tokens."""
     geometry = Geometry(
         head_dim=request.head_dim,
@@ -218,7 +218,8 @@ def _table(request: PosGenRequest, name: MethodName, arguments: dict[str, Any], 
         native_length=request.native_length,
         factor=request.scaling_factor,
     )
-    return build_table(name.canonical, geometry, make_parameters(name.base, arguments), length)
+    parameters, resonance = read_arguments(name, name.arguments(request.pe_args))
+    return build_table(name.canonical, geometry, parameters, length, resonance=resonance)
 
 
 def _work(experiment: Experiment, task: str, regime: Regime, name: MethodName) -> Iterator[PosGenWork]:
@@ -226,9 +227,7 @@ def _work(experiment: Experiment, task: str, regime: Regime, name: MethodName) -
     request = experiment.request
     # In regime `swapped` the base is off in training; resonance stays on.
     trained_with = name if regime == "trained" else MethodName(base="none", resonance=name.resonance)
-    arguments = request.pe_args.get(name.base, {})
-    own = arguments if trained_with.base == name.base else {}
-    train_table = _table(request, trained_with, own, request.train_window)
+    train_table = _table(request, trained_with, request.train_window)
     table = _test_table(request, name)
     digest = table.digest(request.test_window)
     for seed in request.seed_values():
@@ -275,7 +274,7 @@ def _cell(
         "trained_with": trained_with.canonical,
         "training": training.id,
         "native_length": request.native_length,
-        "method": dataclasses.asdict(make_parameters(name.base, request.pe_args.get(name.base, {}))),
+        "method": read_arguments(name, name.arguments(request.pe_args)).to_mapping(),
     }
     named = {"length": "train_length", "seed": "data_seed"}
     params |= {named.get(field, field): value for field, value in dataclasses.asdict(data).items() if field != "task"}

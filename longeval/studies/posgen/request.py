@@ -278,7 +278,7 @@ def _shown(value: Any) -> str:
 
 
 def _bases(names: tuple[str, ...]) -> set[str]:
-    """The base methods of some methods; parameters belong to these."""
-    from longeval.rope.build import listed_names  # here, because --help imports this module
+    """The base methods of some methods: a run folder has one set of their parameters, of resonance maybe several."""
+    from longeval.rope.build import listed_names, parse_method_name  # here, because --help imports this module
 
-    return {name.removeprefix("resonance_") for name in listed_names(names)}
+    return {parse_method_name(name).base for name in listed_names(names)}

@@ -19,7 +19,7 @@ def test_description_is_plain_json_with_these_keys():
     keys = """
         name head_dim theta native_length factor length inv_freq wavelengths attention_factor
         pre_critical unique_positions feature_gap feature_gaps
-        rotations rounding_errors interpolation decay collisions precision
+        rotations rounding_errors periods turns interpolation decay collisions precision
     """
     assert list(description) == keys.split()
     table = build_table("resonance_yarn", LLAMA2)

@@ -13,6 +13,7 @@ from longeval.rope.analysis import gaps
 from longeval.rope.analysis.gaps import feature_gaps
 from longeval.rope.base import Geometry, RopeTable
 from longeval.rope.build import build_table
+from longeval.rope.resonance import ResonanceParameters
 
 LLAMA2 = Geometry(head_dim=128, theta=10000.0, native_length=4096, factor=8.0)
 
@@ -20,7 +21,9 @@ LLAMA2 = Geometry(head_dim=128, theta=10000.0, native_length=4096, factor=8.0)
 def gaps_by_definition(table, geometry):
     native, target = geometry.native_length, geometry.target_length
     if table.period_F is not None:
-        return [reference.feature_gap(native, target, period=int(period)) for period in table.period_F]
+        turns_F = np.ones_like(table.period_F) if table.turns_F is None else table.turns_F
+        pairs = zip(table.period_F.tolist(), turns_F.tolist(), strict=True)
+        return [reference.feature_gap(native, target, period=period, turns=turns) for period, turns in pairs]
     return [reference.feature_gap(native, target, theta=float(theta)) for theta in table.inv_freq_F]
 
 
@@ -36,19 +39,34 @@ def test_gaps_equal_the_definition(name, native, factor):
 @given(
     theta=st.floats(1e-4, 20.0),
     period=st.integers(1, 90),
+    turns=st.integers(1, 40),
     native=st.integers(1, 24),
     extra=st.integers(1, 60),
     chunk=st.integers(1, 40),
 )
-def test_gaps_equal_the_definition_however_it_is_cut_into_chunks(theta, period, native, extra, chunk):
+def test_gaps_equal_the_definition_however_it_is_cut_into_chunks(theta, period, turns, native, extra, chunk):
     geometry = Geometry(head_dim=2, theta=10.0, native_length=native, factor=(native + extra) / native)
     plain = RopeTable(inv_freq_F=np.array([theta]), attention_factor=1.0)
     rounded = RopeTable(inv_freq_F=np.array([2 * np.pi / period]), attention_factor=1.0, period_F=np.array([period]))
+    frequency_F = np.array([2 * np.pi * turns / period])
+    several = dataclasses.replace(rounded, inv_freq_F=frequency_F, turns_F=np.array([turns]))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gaps, "_CHUNK", chunk)
-        for table in (plain, rounded):
+        for table in (plain, rounded, several):
             expected = gaps_by_definition(table, geometry)
             np.testing.assert_allclose(feature_gaps(table, geometry), expected, atol=1e-11)
+
+
+@pytest.mark.parametrize("longest", [1000, "native"])
+def test_features_that_turn_several_times_in_the_native_length_have_a_gap_of_exactly_zero(longest):
+    table = build_table("resonance", LLAMA2, resonance=ResonanceParameters(max_period=longest))
+    assert table.turns_F is not None and table.turns_F[:20].max() > 10
+    rounded = feature_gaps(build_table("resonance", LLAMA2), LLAMA2)
+    found = feature_gaps(table, LLAMA2)
+    assert np.all(found[:46] == 0.0) and found[46:].tolist() == rounded[46:].tolist()
+    # With periods beyond the native length, some phases are never seen.
+    beyond = build_table("resonance", LLAMA2, resonance=ResonanceParameters(max_period=3 * 4096))
+    assert feature_gaps(beyond, LLAMA2)[:46].max() > 0
 
 
 def test_gaps_of_llama2():

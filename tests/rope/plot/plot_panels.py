@@ -22,6 +22,8 @@ def description(name, *, scale=1.0, native=64, factor=4.0, **changes):
         "length": round(factor * native),
         "wavelengths": shown,
         "rounding_errors": [after / before - 1 for after, before in zip(shown, wavelengths, strict=True)],
+        "periods": shown if rounded else None,
+        "turns": [1] * len(shown) if rounded else None,
         "interpolation": [1.0, 1.3 * scale, 2.7 * scale, 4.0],
         "feature_gaps": gaps,
         "pre_critical": sum(wavelength <= native for wavelength in wavelengths),

@@ -11,6 +11,7 @@ from plot_panels import SMALL, description, headline, panels
 from longeval.rope.analysis.description import describe
 from longeval.rope.base import Geometry
 from longeval.rope.plot import phases
+from longeval.rope.resonance import ResonanceParameters
 
 LLAMA2 = Geometry(head_dim=128, theta=10000.0, native_length=4096, factor=8.0)
 
@@ -88,6 +89,23 @@ def test_llama2_shows_feature_12():
     assert (example.name, example.rounded_name, example.feature, example.period) == ("none", "resonance", 12, 35)
     assert example.wavelength == pytest.approx(2 * math.pi * 10000 ** (24 / 128))
     assert example.gap == pytest.approx(0.0257, abs=5e-5)
+
+
+def test_a_feature_that_turns_several_times_repeats_after_its_period():
+    several = describe("resonance", SMALL, resonance=ResonanceParameters(max_period="native"))
+    drawn = panels(describe("none", SMALL), several)
+    # λ = 19.87 tokens, which 3 turns in 60 are no nearer to than 1 in 20; feature 0 turns 7 times in 44.
+    example = phases.choose_example([describe("none", SMALL), several])
+    assert (example.period, example.resonant) == (
+        several["periods"][example.feature],
+        several["wavelengths"][example.feature],
+    )
+    seen, unseen = dots(drawn["4b"])
+    assert {m % example.period for _, m in unseen} <= {m % example.period for _, m in seen}
+    (crosses,) = (line for line in drawn[1].get_lines() if line.get_marker() == "x")
+    expected = [(j, p) for j, (p, q) in enumerate(zip(several["periods"], several["turns"], strict=True)) if q > 1]
+    assert list(zip(crosses.get_xdata(), crosses.get_ydata(), strict=True)) == expected and expected[0] == (0, 44)
+    assert not any(line.get_marker() == "x" for line in panels(describe("resonance", SMALL))[1].get_lines())
 
 
 def test_example_prefers_a_pair_then_what_is_there():

@@ -54,6 +54,25 @@ def test_swapped_methods_are_made_from_their_bases_trainings():
     assert {pe: trainings["cot", "swapped", pe, 0] for pe in ALL} == {pe: own[base] for pe, base in bases.items()}
 
 
+def test_resonance_keeps_its_longest_period_in_training_where_its_base_is_off():
+    def plan(period):
+        given = {} if period is None else {"pe_args": {"resonance": {"max_period": period}}}
+        return tiny_request(pe=ALL, regimes=BOTH, seeds=1, length=24, test_length=40, **given)
+
+    cells = {period: plan_posgen(plan(period)).cells for period in (None, "rounded", 24, "native")}
+    assert cells[None] == cells["rounded"], "the default is in no id"
+    for one, other in zip(cells[None], cells["native"], strict=True):
+        assert (one.id == other.id) == (not one.pe.resonance)
+        assert (one.training.id == other.training.id) == (not one.pe.resonance)
+        assert other.params["method"].get("max_period") == ("native" if other.pe.resonance else None)
+    # 24 is the native length here: another name of the same table, and of the same training.
+    assert [cell.training for cell in cells[24]] == [cell.training for cell in cells["native"]]
+    trainings = by_cell(plan("native"))
+    own = trainings["cot", "trained", "resonance", 0]
+    assert trainings["cot", "swapped", "resonance_yarn", 0] == own != trainings["cot", "trained", "none", 0]
+    assert plan(24).differences(plan("native")) == [], "a run folder may hold several"
+
+
 def test_methods_with_one_table_while_training_share_it_whatever_their_names():
     # Up to the native length, which is the training length, dynamic methods are none.
     plan = plan_posgen(tiny_request(pe=("none", "dynamic_ntk", "pi"), seeds=1))

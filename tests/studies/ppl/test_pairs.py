@@ -41,6 +41,31 @@ def test_pairs_are_matched_by_method_parameters_and_factor():
     assert cell.difference.resamples == 200  # as the record's own interval
 
 
+def test_every_form_of_resonance_is_paired_with_its_base_and_named_by_its_longest_period():
+    def yarn(**parameters):
+        return {"factor": 2.0, "params": {"method": {"beta_fast": 16.0, **parameters}}}
+
+    def longest(period):
+        return {"params": {"method": {"max_period": period}}}
+
+    grid, nll = grid_and_nlls(
+        ("resonance", 64, LOWER, longest("native")),
+        ("resonance", 64, LOWER, longest(128)),
+        ("resonance", 64, LOWER, longest(16)),
+        ("resonance", 64, LOWER, {}),
+        ("none", 64, BASE, {}),
+        ("resonance_yarn", 64, LOWER, yarn(max_period=16)),
+        ("yarn", 64, BASE, yarn()),
+        ("yarn", 64, BASE, {"factor": 2.0, "params": {"method": {"beta_fast": 32.0}}}),
+    )
+    names = ["rounded", "16", "128", "native"]
+    forms = [f"resonance (max_period={name})" for name in names]
+    yarns = ["yarn (beta_fast=16)", "resonance_yarn", "yarn (beta_fast=32)"]
+    assert [row.label for row in grid.rows] == ["none", *forms, *yarns]
+    found = [(row.base.label, row.resonance.label) for row in pair_rows(grid, nll)]
+    assert found == [*(("none", form) for form in forms), ("yarn (beta_fast=16)", "resonance_yarn")]
+
+
 @pytest.mark.parametrize("other", [None, OTHER_TEXT])
 def test_without_comparable_nlls_there_is_a_ratio_but_no_interval(other):
     grid, nll = grid_and_nlls(("none", 64, BASE, {}), ("resonance", 64, OTHER_TEXT, {}))

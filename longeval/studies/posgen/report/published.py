@@ -102,6 +102,8 @@ class Comparison:
         return list(dict.fromkeys(r.factor if name == "factor" else r.params.get(name) for r in having))
 
     def _row(self, row: PosGenRow) -> PublishedRow | None:
+        if row.row.method != row.row.of_base:  # other parameters of resonance than the paper's are another method
+            return None
         return next((theirs for theirs in self.published.rows if theirs.method == row.row.pe), None)
 
 

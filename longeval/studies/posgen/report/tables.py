@@ -149,7 +149,7 @@ class PosGenTable:
         return mine is not None and bool(theirs) and mine >= max(theirs)
 
     def pairs(self) -> Iterator[PosGenPair]:
-        """Yields the pairs of a method and its resonance form with the same parameters and factor."""
+        """Yields the pairs of a method and each of its resonance forms with the same parameters and factor."""
         rows = {(row.row.pe, row.row.method, row.row.factor): row for row in self.rows}
         for pair in resonance_pairs([row.row for row in self.rows]):
             base, resonance = (rows[one.pe, one.method, one.factor] for one in pair)
@@ -161,7 +161,7 @@ class PosGenTable:
 
 def _is_pair(a: GridRow, b: GridRow) -> bool:
     """Whether one row is the resonance form of the other."""
-    same = (a.method, a.factor, base_method(a.pe)) == (b.method, b.factor, base_method(b.pe))
+    same = (a.of_base, a.factor, base_method(a.pe)) == (b.of_base, b.factor, base_method(b.pe))
     return same and is_resonance(a.pe) != is_resonance(b.pe)
 
 

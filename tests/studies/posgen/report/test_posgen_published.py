@@ -133,6 +133,16 @@ def test_what_the_paper_does_not_have_is_left_out(tmp_path):
     assert compared(tmp_path / "c", {("mine", "none"): [0.9]}) is None
 
 
+def test_a_longest_period_makes_another_method_than_the_papers(tmp_path):
+    found = compared(tmp_path / "a", cot(none=[0.7], resonance=[0.9]))
+    assert [row.name for row in found.rows] == ["none", "resonance"]
+    none, resonance = found.table.rows
+    several = dataclasses.replace(resonance, row=dataclasses.replace(resonance.row, method='{"max_period": 16}'))
+    table = dataclasses.replace(found.table, rows=(none, several))
+    assert [row.name for row in comparison(table).rows] == ["none"]
+    assert table.is_best(several, "cot", "accuracy_ood") and not table.is_best(none, "cot", "accuracy_ood")
+
+
 def test_the_regime_of_the_published_code_is_named(tmp_path):
     found = compared(tmp_path / "run", as_published())
     swapped = dataclasses.replace(found, table=dataclasses.replace(found.table, regime="swapped"))
