@@ -101,7 +101,7 @@ class Results:
     def samples(self, cell: str) -> pd.DataFrame:
         """The samples of a cell of downstream tasks, one row each: prompt digest, answer, scores, tokens cut.
 
-        With `save_prompts` there is a column `prompt`: the text that the model was given, special tokens included; of
+        With `keep_text` there is a column `prompt`: the text that the model was given, special tokens included; of
         scored choices a list with [context, [continuation, …]] for each context.
 
         Raises:

@@ -104,6 +104,9 @@ def make_request(kind: type[R], asked: Given) -> R:
             raise LongEvalError(f"--{words[0]} and --{words[1]}: contradict each other", "Give one of them, or none.")
         if words:
             asked[name] = words[0]
+        former = kind.setting(name).former
+        if former is not None and asked.pop(former, False):
+            asked.setdefault(name, True)
     if "pe_args" in asked and ("pe" in asked or not kind.model_fields["pe"].is_required()):
         from longeval.rope.build import parse_pe_args
 
@@ -172,6 +175,9 @@ def _parameters(kind: type[StudyRequest], name: str, marked: bool) -> Iterator[P
             yield parameter(word, bool, option(kind, name, flags=f"--{word}", help=told), False)
     elif setting.read is switch:
         yield _yes_or_no(kind, name)
+        if setting.former is not None:
+            flag = f"--{setting.former.replace('_', '-')}"
+            yield parameter(setting.former, bool, option(kind, name, flags=flag, hidden=True), False)
     elif setting.repeated:
         yield parameter(name, list[str] | None, option(kind, name), None)
     elif kind.model_fields[name].is_required():

@@ -55,6 +55,11 @@ class Source:
     """Yields the documents lazily, always in the same order. Raises LongEvalError at a document that can't be read (see
     `readers`, `hub`)."""
 
+    @property
+    def is_local(self) -> bool:
+        """Whether it is read from this machine: a path, a local copy of a corpus, the standard library."""
+        return not self.origin.startswith("hub ")
+
 
 def open_source(name: str, *, text_field: str | None = None) -> Source:
     """Finds a source and checks that it can be read, including its first document (on the hub: that it exists).

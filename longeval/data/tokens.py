@@ -24,9 +24,7 @@ from longeval.cache import read_sealed, write_sealed
 from longeval.data.documents import Text
 from longeval.data.special import special_tokens
 from longeval.plain import canonical_json
-
-_FORMAT = "tokens-1"
-"""Part of every digest. Change it when the meaning of the arrays changes."""
+from longeval.store.texts import data_digest, document_digest
 
 
 class TokenTable(NamedTuple):
@@ -112,9 +110,7 @@ def tokenise(
     """
     special = special_tokens(tokenizer)
     spelt = special.spelt(document.text)
-    way = "as-text\0" if spelt and not parse_special else ""
-    decides = f"{_FORMAT}\0{tokenizer_digest}\0{way}{document.text}"
-    digest = hashlib.sha256(decides.encode()).hexdigest()
+    digest = document_digest(document.text, tokenizer_digest, as_text=bool(spelt) and not parse_special)
     path = None if cache is None else os.path.join(cache, "tokens", digest[:2], f"{digest}.tokens")
     table = None if path is None else _read_table(path)
     if table is None:
@@ -225,5 +221,5 @@ def select(
         without_text=without_text,
         longest_tokens=longest,
         identical=len(digests) - len(set(digests)),
-        digest=hashlib.sha256("\n".join(digests).encode()).hexdigest(),
+        digest=data_digest(digests),
     )

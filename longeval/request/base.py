@@ -45,6 +45,7 @@ class StudyRequest(BaseModel, frozen=True, extra="forbid"):
             LongEvalError: A name is unknown or missing, or a value is refused.
         """
         by_flag = {cls.flag(name).lstrip("-").replace("-", "_"): name for name in cls.model_fields}
+        by_flag |= {former: name for name in cls.model_fields if (former := cls.setting(name).former) is not None}
         values: dict[str, Any] = {}
         for written, value in given.items():
             key = str(written).replace("-", "_")

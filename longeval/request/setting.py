@@ -57,6 +57,8 @@ class Declare:
     """The flag; None: `--name-of-the-field`."""
     off: str | None = None
     """The negative flag of a boolean setting; None: `--no-name-of-the-field`."""
+    former: str | None = None
+    """An earlier name of a boolean setting, as a key: still read, and its flag is accepted and not shown."""
     switches: Mapping[str, str] = field(default_factory=dict)
     """Flags that replace the setting's flag: word of the setting → help. Each, such as `--bf16`, sets that word."""
     metavar: str | None = None

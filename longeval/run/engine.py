@@ -162,6 +162,7 @@ class _Keeper:
             with self.leases.alone("plan"):  # other commands add their requests to the same files
                 remember_request(self.store, main.request, main.planned())
                 self.store.remember_plan(self.plan.planned())
+                self.plan.keep(self.store)
         self.clear()
         self._begun = True
 

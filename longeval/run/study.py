@@ -161,6 +161,9 @@ class Plan:
             busy: Ids of cells that another command computes now; their files stay.
         """
 
+    def keep(self, store: Store) -> None:
+        """Writes what cells of the run folder share, such as texts. Called before the first cell is stored."""
+
     def overview(self, host: Host, left: Sequence[Work], stored: Container[str]) -> Overview:
         """The content of a dry run: the cells, and the cost of the remaining work."""
         raise NotImplementedError

@@ -22,6 +22,7 @@ from fsspec.implementations.local import LocalFileSystem
 from longeval.errors import LongEvalError, WriteError, reason
 from longeval.files import create_whole, sweep, why_unwritable, write_whole
 from longeval.store.artefact import ARTEFACTS
+from longeval.store.texts import FOLDER
 
 T = TypeVar("T")
 
@@ -353,7 +354,7 @@ def _missing(root: str) -> list[str]:
 
 def _folders() -> tuple[str, ...]:
     """Names of the folders inside a run folder."""
-    return ("cells", *ARTEFACTS, "weights", "checkpoints", "leases", "runners", "logs")
+    return ("cells", *ARTEFACTS, FOLDER, "weights", "checkpoints", "leases", "runners", "logs")
 
 
 def _check_local(path: str, root: str) -> None:

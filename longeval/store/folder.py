@@ -7,6 +7,7 @@
     RUN/samples/<id>.jsonl a task cell's samples: prompt digest, answer, scores
     RUN/keys/<id>.npz      what the evaluator of LongPPL says of each token, of which its key tokens follow
     RUN/key_nll/<id>.npz   a LongPPL cell's token-level negative log-likelihoods, with a mask of its key tokens
+    RUN/texts/<digest>.npz the texts of a data set's documents, where they are kept (`store.texts`)
     RUN/curves/<id>.json   a PosGen cell's accuracies by position and losses by epoch
     RUN/losses/<id>.json   the losses of a training of `longeval finetune` by step
     RUN/weights/<training>.npz       the final weights of a PosGen training; cells of several methods may share them
@@ -45,6 +46,7 @@ from longeval.store.nll import NLL, TokenNll
 from longeval.store.plan import PlannedRequest, StoredPlan, plan_from_json
 from longeval.store.records import SCHEMA_VERSION, Record, Status, record_from_json
 from longeval.store.samples import SAMPLES, Sample
+from longeval.store.texts import DocumentTexts, path_of, texts_from_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -213,6 +215,30 @@ class Store(RunFiles):
     def losses(self, cell: str) -> Losses | None:
         """The losses of a training's cell, or None."""
         return self.artefact(LOSSES, cell)
+
+    def texts(self, digest: object) -> DocumentTexts | None:
+        """The texts of the documents with this `data_digest`, or None where none are kept.
+
+        Raises:
+            LongEvalError: They are damaged, or are other ones.
+        """
+        name = path_of(digest)
+        if name is None:
+            return None
+        path = self._at(name)
+        try:
+            content = self._read(path)
+            return None if content is None else texts_from_bytes(content, str(digest))
+        except (OSError, ValueError) as error:
+            raise LongEvalError(f"{path}: {reason(error)}", "Repeat the command with --keep-text.") from error
+
+    def save_texts(self, texts: DocumentTexts) -> None:
+        """Writes the texts of a data set, unless the same ones, or more of them, are there."""
+        with contextlib.suppress(LongEvalError):  # damaged ones are written again
+            there = self.texts(texts.digest)
+            if there is not None and len(there.texts) >= len(texts.texts):
+                return
+        self._write(self._at(str(path_of(texts.digest))), texts.to_bytes())
 
     def training(self, kind: TrainingFile, training: str) -> bytes | None:
         """The content of a training's file, or None if there is none."""

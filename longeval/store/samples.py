@@ -47,7 +47,7 @@ class Sample:
     finish: str | None = None
     """What ended a generated answer: `stop`, `eos` or `length`."""
     prompt: Any = None
-    """With `--save-prompts` what the model was given, as text with its special tokens: the prompt of a generated
+    """With `--keep-text` what the model was given, as text with its special tokens: the prompt of a generated
     answer, or for scored choices a list with [context, [continuation, …]] for each context. None: it isn't kept."""
 
 

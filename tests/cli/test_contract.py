@@ -30,14 +30,14 @@ OPTIONS = {
     "ppl": "--model --pe --lengths --data --protocol --factor --native --pe-arg --scale-from --layers --docs "
     "--min-tokens --stride --bos --no-bos --parse-special --text-field --backend --vllm-arg --pin-length --base-url "
     "--served-model --dtype --device --device-map --attn --revision --adapter --trust-remote-code --batch-size --seed "
-    "--metric --key-model --metric-arg "
+    "--metric --key-model --metric-arg --keep-text --no-keep-text "
     "--out --json --dry-run --fresh --executor --workers --gpus-per-worker --track --show --quiet -q --verbose -v",
     "tasks": "--model --pe --tasks --lengths --list --limit --overlong --same-samples --chat-template --num-fewshot "
     "--max-new-tokens --haystack --include --factor --native --pe-arg --scale-from --layers --bos --no-bos "
     "--parse-special --backend --vllm-arg --pin-length --base-url --served-model --dtype --device --device-map "
     "--attn --revision --adapter --trust-remote-code --seed --out --json --dry-run --fresh "
     "--executor --workers --gpus-per-worker --track --show "
-    "--save-prompts --quiet -q --verbose -v",
+    "--keep-text --no-keep-text --save-prompts --quiet -q --verbose -v",
     "posgen": "",
     "posgen generate": "--task --json --num-train --num-valid --num-test --length --test-length --modulus --j --k "
     "--seed --quiet -q",

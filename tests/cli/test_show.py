@@ -1,4 +1,4 @@
-"""`--show` and `--save-prompts`: what the model was given, as a reader sees it; with tiny real models."""
+"""`--show` and `tasks --keep-text`: what the model was given, as a reader sees it; with tiny real models."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_a_special_token_is_told_from_a_text_that_spells_it(tiny_llama_bos):
 
 
 def test_saved_prompts_are_what_the_model_was_given(tasks, tiny_llama_bos, capsys):
-    assert run_app([*tasks(ANSWER, save_prompts=True), "-q"]) == 0
+    assert run_app([*tasks(ANSWER, keep_text=True), "-q"]) == 0
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama_bos)
     for cell in Store("run").cells():
         frame = longeval.load("run").samples(cell.cell)
@@ -145,7 +145,7 @@ def test_saved_prompts_are_what_the_model_was_given(tasks, tiny_llama_bos, capsy
 
 
 def test_saved_contexts_with_their_choices(tasks):
-    assert run_app([*tasks(CHOICE, save_prompts=True, pe="none"), "-q"]) == 0
+    assert run_app([*tasks(CHOICE, keep_text=True, pe="none"), "-q"]) == 0
     sample = Store("run").samples(next(Store("run").cells()).cell)[0]
     ((context, choices),) = sample.prompt
     assert context.startswith("<s>") and context.endswith(" the line reads")
@@ -157,11 +157,11 @@ def test_stored_cells_keep_their_id_and_get_prompts_only_if_computed_again(tasks
     before = {cell.cell: Store("run").samples(cell.cell) for cell in Store("run").cells()}
     assert all("prompt" not in frame for frame in (longeval.load("run").samples(cell) for cell in before))
     capsys.readouterr()
-    assert run_app(tasks(ANSWER, save_prompts=True)) == 0
+    assert run_app(tasks(ANSWER, keep_text=True)) == 0
     err = capsys.readouterr().err
-    assert "--save-prompts: 2 of 2 stored cells" in err and "0 cells computed, 2 stored already" in err
-    assert run_app([*tasks(ANSWER, save_prompts=True), "--fresh"]) == 0
-    assert "--save-prompts" not in capsys.readouterr().err
+    assert "--keep-text: 2 of 2 stored cells" in err and "0 cells computed, 2 stored already" in err
+    assert run_app([*tasks(ANSWER, keep_text=True), "--fresh"]) == 0
+    assert "--keep-text" not in capsys.readouterr().err
     after = {cell.cell: Store("run").samples(cell.cell) for cell in Store("run").cells()}
     assert after.keys() == before.keys()
     assert all(sample.prompt for samples in after.values() for sample in samples)
@@ -175,3 +175,14 @@ def test_a_wrong_number_is_refused(ppl, refused, number, named):
 def test_a_stored_request_without_prompts_is_refused(refused, here):
     (here / "request.yaml").write_text("command: posgen\npreset: smoke\n")
     assert "--show 1: would be ignored, posgen has no prompts" in refused(["run", "request.yaml", "--show", "1"])
+
+
+def test_the_former_name_of_the_flag_and_of_the_key_still_works(tasks, here):
+    assert run_app([*tasks(ANSWER, pe="none"), "--save-prompts", "-q"]) == 0
+    (cell,) = Store("run").cells()
+    assert all(sample.prompt for sample in Store("run").samples(cell.cell))
+    spec = (here / "run" / "spec.yaml").read_text()
+    assert "keep_text: true" in spec
+    (here / "old.yaml").write_text(spec.replace("keep_text", "save_prompts"))
+    assert run_app(["run", "old.yaml", "--out", "again", "-q"]) == 0
+    assert all(sample.prompt for sample in Store("again").samples(cell.cell))

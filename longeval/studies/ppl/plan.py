@@ -57,6 +57,7 @@ from longeval.studies.ppl.keys import (
 from longeval.studies.ppl.long_ppl import outcomes
 from longeval.studies.ppl.protocols import PROTOCOLS, Protocol, check_stride
 from longeval.studies.ppl.request import PplRequest
+from longeval.studies.ppl.texts import Kept, is_kept, keep_texts, kept_notes, room_of
 from longeval.studies.ppl.work import DataSet, PplCell, PplWork
 from longeval.values import format_duration, format_length
 
@@ -74,11 +75,17 @@ class PplPlan(Plan):
     models: tuple[PreparedModel, ...]
     long_ppl: tuple[LongPplCell, ...] = ()
     """LongPPL of the cells, derived from what they leave."""
+    texts: tuple[Kept, ...] = ()
+    """The texts that the run folder keeps."""
 
     def planned(self) -> PlannedRequest:
         """See `Plan`: LongPPL stands last."""
         asked = Plan.planned(self)
         return dataclasses.replace(asked, cells=(*asked.cells, *(cell.planned() for cell in self.long_ppl)))
+
+    def keep(self, store: Store) -> None:
+        """See `Plan`: texts."""
+        keep_texts(self.texts, store)
 
     def derived(self, records: Mapping[str, Sequence[Record]], store: Store) -> Iterator[Outcome]:
         """See `Plan`."""
@@ -194,15 +201,20 @@ def plan_ppl(request: PplRequest, tell: Tell | None = None, *, dry_run: bool = F
     skipped: list[SkippedWork] = []
     evaluated: list[Evaluated] = []
     notes += [source.note for source in sources if source.note is not None]
+    kept: list[Kept] = []
+    room = room_of(request, sources)
     for model in models:
         _check_prefix(request, model)
         check_stride(protocol, stride_of(request), request.lengths[0], len(model.prefix))
-        corpora = [_corpus(source, request, model, tell) for source in sources]
+        corpora = [_corpus(source, request, model, tell, room) for source in sources]
         _check_lengths(request, protocol, model, corpora)
         notes += _notes(request, names, model, corpora, server)
         for corpus in corpora:
             alone = [_alone(request, protocol, model, corpus, setup) for setup in setups(request, model, names)]
             cells += [one.cells[0] for one in alone]
+            if is_kept(request, corpus.source):
+                kept.append(Kept(model.tokenizer_digest, corpus.selection, corpus.texts, room))
+                notes += kept_notes(kept[-1], corpus.source.name)
             evaluated.append(Evaluated(model, corpus, tuple(one.cells[0] for one in alone)))
             work += [_batched(request, one) for one in together([one for one in alone if one.cells[0].windows])]
             skipped += [
@@ -223,6 +235,7 @@ def plan_ppl(request: PplRequest, tell: Tell | None = None, *, dry_run: bool = F
         notes=(*notes, *keys.notes),
         models=tuple(models),
         long_ppl=tuple(keys.cells),
+        texts=tuple(kept),
     )
 
 
@@ -335,22 +348,24 @@ def _check_prefix(request: PplRequest, model: PreparedModel) -> None:
     )
 
 
-def _corpus(source: Source, request: PplRequest, model: PreparedModel, tell: Tell) -> DataSet:
-    """A data set's documents, tokenised for a model."""
+def _corpus(source: Source, request: PplRequest, model: PreparedModel, tell: Tell, room: int) -> DataSet:
+    """A data set's documents, tokenised for a model. `room`: most bytes of their text that are kept."""
     default_min = request.lengths[-1] if request.protocol == "prefix" else 2
     min_tokens = default_min if request.min_tokens is None else request.min_tokens
     docs = request.docs if request.docs is not None else source.default_docs or "all"
     looked_at = itertools.count(1)
-
+    room = room if is_kept(request, source) else 0
     texts: dict[str, Text] = {}
 
     def tokenised(document: Text) -> TokenisedDocument:
+        nonlocal room
         tell.preparing(f"{source.name}: tokenising documents for {model.name}", next(looked_at))
         found = tokenise(
             document, model.tokenizer, model.tokenizer_digest, cache_dir(), parse_special=request.parse_special
         )
-        if request.key_model is not None and found.num_tokens >= min_tokens:
+        if found.num_tokens >= min_tokens and (request.key_model is not None or room > 0):
             texts[found.digest] = document
+            room -= len(document.text)
         return found
 
     with _data_flag():

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from longeval.metrics import METRICS, metrics_of
 from longeval.metrics.perplexity import PERPLEXITY
 from longeval.report.build import MAX_DRAWN, StudyReport
 from longeval.report.collect import Collection
-from longeval.report.document import Block, Bullets, Figure, Heading, Prose, Row, Section, Table, TableCell, prose
+from longeval.report.document import Block, Bullets, Figure, Heading, Prose, Row, Section, Table, TableCell, View, prose
 from longeval.report.facts import codes, method_facts, model_fact, server_notes
 from longeval.report.numbers import count_range, counted, format_perplexity
 from longeval.report.pairs import RowSet
@@ -31,6 +32,7 @@ from longeval.studies.ppl import key_tables
 from longeval.studies.ppl.curves import find_positions, length_curve, position_blocks, position_data
 from longeval.studies.ppl.effective import opening
 from longeval.studies.ppl.pairs import pair_data, pair_rows, pair_table
+from longeval.studies.ppl.tokens import MOST_BYTES, token_data
 from longeval.values import format_length, parse_length
 
 _MAX_DOCUMENTS = 20
@@ -55,10 +57,15 @@ def sections(collection: Collection) -> list[Section]:
     others = {metric.name: build_grids(records, metric.name) for metric in further}
     long = key_tables.long_ppl_grids(collection)
     found = []
+    most = MOST_BYTES // max(1, min(len(grids), MAX_DRAWN))
     for number, (grid, slug) in enumerate(zip(grids, slugs_of([grid.title for grid in grids]), strict=True)):
         same_cells = [other for grids_of in others.values() if (other := _same_cells(grid, grids_of)) is not None]
         keys = key_tables.long_ppl_blocks(grid, long, slug, collection)
-        found.append(_section(grid, slug, same_cells, keys, collection, is_drawn=number < MAX_DRAWN))
+        section = _section(grid, slug, same_cells, keys, collection, is_drawn=number < MAX_DRAWN)
+        if section.is_drawn:
+            view = View(kind="tokens", title="Token by token", load=partial(token_data, grid, long, collection, most))
+            section = replace(section, views=(view,))
+        found.append(section)
     return found
 
 

@@ -43,7 +43,7 @@ class PplRequest(ModelRequest, frozen=True):
 
     command: ClassVar[str] = "ppl"
     can_show: ClassVar[bool] = True
-    how_only: ClassVar[frozenset[str]] = frozenset({"batch_size"})
+    how_only: ClassVar[frozenset[str]] = frozenset({"batch_size", "keep_text"})
 
     data: Annotated[
         tuple[str, ...],
@@ -90,6 +90,15 @@ class PplRequest(ModelRequest, frozen=True):
             "hf: windows of equal length that share a forward pass, or auto.",
             unset="auto: 1 on a CPU, elsewhere about 8k tokens a pass",
             panel=MACHINE,
+        ),
+    ] = None
+    keep_text: Annotated[
+        bool | None,
+        Declare(
+            setting.switch,
+            "Keep the documents' text in the run folder: the report's page then shows it, coloured token by token.",
+            unset="keep it for local data, not for data sets of the hub",
+            panel=DOCUMENTS,
         ),
     ] = None
     metric: Annotated[

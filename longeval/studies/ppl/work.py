@@ -58,7 +58,7 @@ class DataSet:
     digests: dict[Window, str] = field(default_factory=dict)
     """Those of its windows that were asked for so far (`window_digest`): methods share windows."""
     texts: dict[str, Text] = field(default_factory=dict)
-    """Digest of a chosen document → its text, where key tokens are to be found in it."""
+    """Digest of a chosen document → its text, where key tokens are to be found in it or the run folder keeps it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -36,7 +36,7 @@ class TasksRequest(ModelRequest, frozen=True):
 
     command: ClassVar[str] = "tasks"
     can_show: ClassVar[bool] = True
-    how_only: ClassVar[frozenset[str]] = frozenset({"save_prompts"})
+    how_only: ClassVar[frozenset[str]] = frozenset({"keep_text"})
 
     tasks: Annotated[
         tuple[str, ...],
@@ -90,10 +90,16 @@ class TasksRequest(ModelRequest, frozen=True):
         ),
     ] = None
 
-    save_prompts: Annotated[
-        bool,
-        Declare(setting.switch, "Store with each answer the prompt that the model was given.", panel=SAMPLES),
-    ] = False
+    keep_text: Annotated[
+        bool | None,
+        Declare(
+            setting.switch,
+            "Keep with each answer the prompt that the model was given: the report's page then shows it.",
+            unset="don't keep it: long prompts take much space",
+            panel=SAMPLES,
+            former="save_prompts",
+        ),
+    ] = None
 
     def check(self) -> None:
         """See `StudyRequest.check`."""

@@ -148,19 +148,19 @@ class TaskPlan(Plan):
 
     def stored_notes(self, store: Store, stored: Container[str]) -> list[str]:
         """See `Plan`: prompts that were asked for and can't be added."""
-        if not self.request.save_prompts:
+        if not self.request.keep_text:
             return []
         ids = [cell.id for job in self.jobs if job.prepared.samples for cell in job.cells if cell.id in stored]
         without = [one for one in ids if any(sample.prompt is None for sample in store.samples(one) or ())]
         if not without:
             return []
         cells = f"{len(without)} of {count(len(ids), 'stored cell')}"
-        return [f"--save-prompts: {cells} were computed without it and stay as they are; --fresh computes them again"]
+        return [f"--keep-text: {cells} were computed without it and stay as they are; --fresh computes them again"]
 
 
 def _kept(job: TaskJob, samples: Sequence[Sample]) -> tuple[Sample, ...]:
     """Samples as they are stored: with their prompts where that was asked for."""
-    if not job.request.save_prompts:
+    if not job.request.keep_text:
         return tuple(samples)
     prompts = {one.index: as_text(one.requests, job.model.tokenizer) for one in job.prepared.samples}
     return tuple(dataclasses.replace(sample, prompt=prompts[sample.index]) for sample in samples)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from longeval.report.build import MAX_DRAWN, StudyReport
 from longeval.report.collect import Collection
-from longeval.report.document import Block, Data, Figure, Heading, Paragraph, Section, Table, TableCell
+from longeval.report.document import Block, Data, Figure, Heading, Paragraph, Section, Table, TableCell, View
 from longeval.report.facts import server_notes
 from longeval.report.pairs import RowSet
 from longeval.report.published import AVERAGE, OwnRow, PublishedSet, comparison_blocks, published_sets
@@ -17,6 +19,7 @@ from longeval.studies.tasks.report.effective import opening
 from longeval.studies.tasks.report.figures import DepthTable, depth_data, depth_figure, depth_table, score_figure
 from longeval.studies.tasks.report.notes import CHANCE_MARK, is_chance, scored_facts
 from longeval.studies.tasks.report.pairs import pair_data, pair_table, paper_pair_table, task_pairs
+from longeval.studies.tasks.report.samples import MOST_BYTES, sample_data
 from longeval.studies.tasks.report.scores import (
     beside_tables,
     caption,
@@ -41,10 +44,15 @@ def sections(collection: Collection) -> list[Section]:
     sets = build_task_sets(records)
     grids = build_grids(records) if sets else []
     slugs = slugs_of([tasks.title for tasks in sets])
-    return [
-        _section(tasks, slug, grids, collection, is_drawn=number < MAX_DRAWN)
-        for number, (tasks, slug) in enumerate(zip(sets, slugs, strict=True))
-    ]
+    most = MOST_BYTES // max(1, min(len(sets), MAX_DRAWN))
+    found = []
+    for number, (tasks, slug) in enumerate(zip(sets, slugs, strict=True)):
+        section = _section(tasks, slug, grids, collection, is_drawn=number < MAX_DRAWN)
+        if section.is_drawn:
+            view = View(kind="samples", title="Samples", load=partial(sample_data, tasks, collection, most))
+            section = replace(section, views=(view,))
+        found.append(section)
+    return found
 
 
 def summary(records: Sequence[Record]) -> list[Table]:
