@@ -93,17 +93,10 @@ def test_a_server_shows_what_is_stored_to_this_machine_alone(server):
 
 
 @pytest.mark.browser
-def test_a_live_page_is_renewed_when_cells_are_stored(server):
-    sync_api = pytest.importorskip("playwright.sync_api")
-    from report.page.conftest import CHROMIUM
-
-    if CHROMIUM is None:
-        pytest.skip("there is no Chromium: make setup-browser")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page()
-        page.goto(f"http://{server[1]}/")
-        page.get_by_text("1 of 1 cell done").wait_for(timeout=20_000)
-        Store(RUN).save(make_records("yarn", 32, NLL), NLL)
-        page.locator("tbody th", has_text="yarn").first.wait_for(timeout=30_000)
-        browser.close()
+def test_a_live_page_is_renewed_when_cells_are_stored(server, browser):
+    page = browser.new_page()
+    page.goto(f"http://{server[1]}/")
+    page.get_by_text("1 of 1 cell done").wait_for(timeout=20_000)
+    Store(RUN).save(make_records("yarn", 32, NLL), NLL)
+    page.locator("tbody th", has_text="yarn").first.wait_for(timeout=30_000)
+    page.close()
