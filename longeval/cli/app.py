@@ -14,7 +14,7 @@ from typing import Annotated, TextIO
 
 import typer
 
-from longeval.cli import diff, doctor, export, models, posgen, report, rope, serve, status, tasks
+from longeval.cli import diff, doctor, export, models, posgen, report, rope, serve, status, tasks, view
 from longeval.cli import run as run_command
 from longeval.cli.command import study_command
 from longeval.cli.process import INTERRUPTED, leave, leave_on_interrupt, raise_on_interrupt
@@ -62,6 +62,7 @@ app.command("run")(run_command.run)
 app.command("serve")(serve.serve)
 app.command("status")(status.status)
 app.command("report")(report.report)
+app.command("view")(view.view)
 app.command("diff")(diff.diff)
 app.command("rope")(rope.rope)
 app.command("export")(export.export)

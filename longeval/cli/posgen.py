@@ -147,7 +147,8 @@ def table(
     out: Annotated[
         str | None,
         typer.Option(
-            help="The Markdown file; CSV, JSON, LaTeX and figures go beside it. Default: posgen.md in the first RUN."
+            help="posgen.md: Markdown, with CSV, JSON, LaTeX and figures beside it; posgen.html: one page with charts.",
+            show_default="posgen.md in the first RUN",
         ),
     ] = None,
     json: RecordsFile = None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -30,7 +31,8 @@ def report(
     out: Annotated[
         str | None,
         typer.Option(
-            help="The Markdown file; CSV, JSON, LaTeX and figures go beside it. Default: report.md in the first RUN."
+            help="report.md: Markdown, with CSV, JSON, LaTeX and figures beside it; report.html: one page with charts.",
+            show_default="report.md in the first RUN",
         ),
     ] = None,
     json: RecordsFile = None,
@@ -58,6 +60,8 @@ def report(
     longeval report runs/demo
 
     longeval report runs --out reports/all.md
+
+    longeval report runs/demo --out demo.html
 
     longeval report runs/demo --pairs none:yarn,yarn:ntk
 
@@ -136,6 +140,14 @@ def study_reports(command: str = "longeval report") -> tuple[StudyReport, ...]:
 
     found = map(find_study, study_names())
     return tuple(study.report() for study in found if study.report_command == command)
+
+
+def report_command_of(runs: Sequence[str]) -> str:
+    """The command that reports the cells of run folders: `longeval report` if it has any, else another one."""
+    from longeval.report.collect import LONGEVAL_REPORT, collect, report_command
+
+    commands = {report_command(cell.records[0]) for cell in collect(runs, None).cells}
+    return LONGEVAL_REPORT if LONGEVAL_REPORT in commands else min(commands)
 
 
 def read_preface(path: str) -> str:

@@ -94,7 +94,7 @@ def _shown(found: FolderStatus) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
-    parts: list[RenderableType] = [Text.from_markup(f"[bold]{as_markup(found.path)}[/bold]: {_sum(found)}")]
+    parts: list[RenderableType] = [Text.from_markup(f"[bold]{as_markup(found.path)}[/bold]: {sum_text(found)}")]
     for lines in (_requests(found), _running(found), _processes(found), _failures(found)):
         if lines:
             parts += [Text(), *lines]
@@ -108,7 +108,7 @@ def _shown(found: FolderStatus) -> RenderableType:
     return Group(*parts)
 
 
-def _sum(found: FolderStatus) -> str:
+def sum_text(found: FolderStatus) -> str:
     """`12 of 20 cells done, 2 running, 6 left`."""
     from longeval.run.overview import count
 
@@ -173,7 +173,12 @@ def _processes(found: FolderStatus) -> list[RenderableType]:
         if runner in found.dead:
             told = ["dead", silent, finished]
         else:
-            told = [f"for {_age(runner.since, found.date)}", count(runner.workers, "worker"), finished, _left(runner)]
+            told = [
+                f"for {_age(runner.since, found.date)}",
+                count(runner.workers, "worker"),
+                finished,
+                left_text(runner),
+            ]
             told += [silent] if runner.silent_s > _SILENT_S else []
         style = "red" if runner in found.dead else ""
         lines.append(Text.from_markup(as_markup(f"{_where(runner)}: {', '.join(told)}"), style=style))
@@ -193,7 +198,7 @@ def _failures(found: FolderStatus) -> list[RenderableType]:
     return [table] if table.row_count else []
 
 
-def _left(runner: Runner) -> str:
+def left_text(runner: Runner) -> str:
     """`2 min 05 s left (said 4 s ago)`."""
     if runner.seconds_left is None:
         return "time left not known yet"

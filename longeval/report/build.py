@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from longeval.errors import LongEvalError, reason
 from longeval.files import working_folder, write_whole
 from longeval.report.charts import PICTURE_FORMATS
-from longeval.report.collect import LONGEVAL_REPORT, Collection, collect
+from longeval.report.collect import LONGEVAL_REPORT, MAX_DRAWN, Collection, collect
 from longeval.report.document import (
     Block,
     Document,
@@ -32,15 +32,13 @@ from longeval.report.effective import TITLE
 from longeval.report.facts import provenance_facts, repeat_blocks, unique
 from longeval.report.formats import formats
 from longeval.report.formats.csv import csv_text
+from longeval.report.formats.json import records_json
 from longeval.report.numbers import counted
+from longeval.report.page.html import page
 from longeval.report.pairs import DATA_NAME, RowSet, pairs_section
 from longeval.report.tables import is_group
 from longeval.store.losses import LOSSES
 from longeval.store.records import Record
-
-MAX_DRAWN = 20
-"""Sections of one study that get figures, the first ones: drawing one takes as long as hundreds of cells, and nobody
-looks at hundreds."""
 
 _PUBLISHED = (
     "From papers, and not computed here. Ours stand below them in the same table so that they can be read together; no "
@@ -86,7 +84,7 @@ class WrittenReport:
     """What `write_report` made."""
 
     files: tuple[str, ...]
-    """Paths, the Markdown first."""
+    """Paths, the Markdown or the page first."""
     records: tuple[Record, ...]
     """All records of the report."""
     notes: tuple[str, ...]
@@ -111,7 +109,8 @@ def write_report(
         studies: Who says something of their cells, in the order of their sections. All have the same `command`, and
             cells that another one shows are left out.
         out: The Markdown file, `reports/demo.md`; its siblings are demo.csv, demo.json, demo.tex and the folder
-            demo_files. None: in the first run folder.
+            demo_files. Or the page, `reports/demo.html`, which has everything in it. None: Markdown in the first run
+            folder.
         json_path: One more file for the JSON array of records.
         command: The command line, for the report's own provenance.
         preface: A title and text of the author's own.
@@ -122,13 +121,13 @@ def write_report(
         LongEvalError: No run folder, no cells, a pair that isn't there, or a place that can't be written. Nothing has
             been written then.
     """
-    markdown_file = markdown_path(runs, out, f"{studies[0].name}.md")
+    path = report_path(runs, out, f"{studies[0].name}.md")
     if json_path is not None and os.path.isdir(json_path):
         raise LongEvalError(f"--json {json_path}: is a folder", "Name a file, or - for standard output.")
-    collection = dataclasses.replace(collect(runs, studies[0].command), pairs=tuple(pairs))
-    stem = markdown_file.removesuffix(".md")
+    stem, suffix = os.path.splitext(path)
+    collection = dataclasses.replace(collect(runs, studies[0].command), pairs=tuple(pairs), all_drawn=suffix == ".html")
     base = os.path.basename(stem)
-    known = formats()
+    known = formats() if suffix == ".md" else {}
     document = build_document(
         collection,
         studies,
@@ -138,14 +137,18 @@ def write_report(
         files=tuple(f"{base}.{suffix}" for suffix in known if suffix != "md"),
         folder=f"{base}_files",
     )
-    files = {f"{stem}.{suffix}": render(document).encode() for suffix, render in known.items()}
-    files |= _own_files(f"{stem}_files", document)
+    if suffix == ".html":
+        files = {path: page(document).encode()}
+    else:
+        files = {f"{stem}.{suffix}": render(document).encode() for suffix, render in known.items()}
+        files |= _own_files(f"{stem}_files", document)
     flags = dict.fromkeys(files, "--out")
     if json_path is not None and os.path.abspath(json_path) not in map(os.path.abspath, files):
-        files[json_path], flags[json_path] = files[f"{stem}.json"], "--json"
+        files[json_path], flags[json_path] = records_json(document.records).encode(), "--json"
     _write_all(files, flags)
-    of_pairs = [f"{DATA_NAME}.csv", *(f"{DATA_NAME}-*.{suffix}" for suffix in PICTURE_FORMATS)]
-    _remove_stale(f"{stem}_files", files, [*of_pairs, *(name for study in studies for name in study.own_files)])
+    if suffix == ".md":
+        of_pairs = [f"{DATA_NAME}.csv", *(f"{DATA_NAME}-*.{suffix}" for suffix in PICTURE_FORMATS)]
+        _remove_stale(f"{stem}_files", files, [*of_pairs, *(name for study in studies for name in study.own_files)])
     return WrittenReport(files=tuple(files), records=document.records, notes=collection.notes)
 
 
@@ -177,7 +180,7 @@ def build_document(
     sections = [*_opening(studies, collection), *sections]
     if collection.pairs:
         row_sets = [rows for study in studies for rows in study.row_sets(collection)]
-        sections.append(pairs_section(collection.pairs, row_sets, max_drawn=MAX_DRAWN))
+        sections.append(pairs_section(collection.pairs, row_sets, is_drawn=collection.is_drawn))
     if published:
         sections.append(_published_section(sections))
     repeat = Section(title="How to repeat it", blocks=tuple(repeat_blocks(collection, command)))
@@ -307,8 +310,8 @@ def _own_files(folder: str, document: Document) -> dict[str, bytes]:
     return files
 
 
-def markdown_path(runs: Sequence[str], out: str | None, default: str) -> str:
-    """Where the Markdown goes: `out`, or `default` in the first run folder; LongEvalError for a place that can't be."""
+def report_path(runs: Sequence[str], out: str | None, default: str) -> str:
+    """Where the report goes: `out`, or `default` in the first run folder; LongEvalError for a place that can't be."""
     if out is None:
         if "://" in runs[0]:
             raise LongEvalError(
@@ -317,10 +320,10 @@ def markdown_path(runs: Sequence[str], out: str | None, default: str) -> str:
         return os.path.join(runs[0], default)
     if os.path.isdir(out):
         raise LongEvalError(f"--out {out}: is a folder", f"Name a file in it: {os.path.join(out, default)}.")
-    if not out.endswith(".md") or os.path.basename(out) == ".md":
+    if os.path.splitext(out)[1] not in (".md", ".html"):
         raise LongEvalError(
-            f"--out {out}: must end in .md",
-            "The report is Markdown; CSV, JSON, LaTeX and figures are written beside it under the same name.",
+            f"--out {out}: must end in .md or .html",
+            "report.md is Markdown with CSV, JSON, LaTeX and figures beside it; report.html is one page with charts.",
         )
     return out
 

@@ -33,6 +33,10 @@ from longeval.values import format_length
 MAX_NAMED = 6
 """More items than this are counted and not named."""
 
+MAX_DRAWN = 20
+"""Sections of one study that get figures, the first ones: drawing a still picture takes as long as hundreds of cells,
+and nobody looks at hundreds."""
+
 LONGEVAL_REPORT = "longeval report"
 """The command whose report shows most cells."""
 
@@ -73,12 +77,18 @@ class Collection:
     """Cell id to the run folder that it was taken from."""
     pairs: tuple[str, ...] = ()
     """Pairs of rows that are compared in place of each method with its resonance form."""
+    all_drawn: bool = False
+    """Whether every section gets its figures, because they are not drawn before somebody looks at them."""
     planned: tuple[PlannedRequest, ...] = ()
     """The requests that were made of the folders, as far as their plans are stored."""
     read_samples: dict[str, tuple[Sample, ...] | None] = field(default_factory=dict)
     """Samples that have been read."""
     read_nlls: RecentNlls = field(default_factory=lambda: RecentNlls())
     """Token NLLs that were read last."""
+
+    def is_drawn(self, number: int) -> bool:
+        """Whether a study's section of this number, from 0, gets figures."""
+        return self.all_drawn or number < MAX_DRAWN
 
     @property
     def records(self) -> list[Record]:

@@ -113,6 +113,8 @@ class TableCell:
     is_strong: bool = False
     is_failure: bool = False
     """The cell says that there is no value since its evaluation failed."""
+    reason: str = ""
+    """Why there is no value, for formats that can show it in the cell."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -74,13 +74,13 @@ class _PairRow:
     """Length → record of a, record of b, and their comparison."""
 
 
-def pairs_section(asked: Sequence[str], sets: Sequence[RowSet], *, max_drawn: int) -> Section:
+def pairs_section(asked: Sequence[str], sets: Sequence[RowSet], *, is_drawn: Callable[[int], bool]) -> Section:
     """The comparisons that a user asked for, corrected for how many there are in all tables.
 
     Args:
         asked: The pairs, such as `none:yarn`.
         sets: All tables of the report.
-        max_drawn: So many joint tables have a figure, the first ones.
+        is_drawn: Whether the joint table of this number, from 0, has a figure.
 
     Raises:
         LongEvalError: A pair isn't in any table; the message names the rows that there are.
@@ -100,7 +100,7 @@ def pairs_section(asked: Sequence[str], sets: Sequence[RowSet], *, max_drawn: in
     blocks: list[Block] = []
     for number, ((subject, rows), slug) in enumerate(zip(found.items(), slugs_of(found), strict=True)):
         blocks += [Heading(text=subject), _table(subject, rows, count_tested(numbers), slug)]
-        if number < max_drawn and (chart := pairs_chart(subject, rows)) is not None:
+        if is_drawn(number) and (chart := pairs_chart(subject, rows)) is not None:
             description = f"{chart.panels[0].y.title} of pairs by context length, with 95% intervals"
             blocks.append(Figure(name=f"{DATA_NAME}-{slug}", description=description, chart=chart))
     data = Data(name=DATA_NAME, rows=tuple(_data(found)))

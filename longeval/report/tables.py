@@ -285,7 +285,7 @@ def value_cell(record: Record | None, *, is_best: bool = False, with_interval: b
     if record is None:
         return DASH
     if record.status != "ok":
-        return TableCell(text=record.status, is_failure=record.status == "failed")
+        return TableCell(text=record.status, is_failure=record.status == "failed", reason=error_text(record))
     interval = None
     if with_interval and record.ci_low is not None and record.ci_high is not None:
         interval = format_value(record.ci_low, record), format_value(record.ci_high, record)

@@ -61,6 +61,7 @@ OPTIONS = {
     "--quiet -q --verbose -v",
     "status": "--watch --json",
     "report": "--out --json --title --preface --published --pairs --quiet -q",
+    "view": "--out --no-open --live --port",
     "diff": "--json --out",
     "rope": "--model --head-dim --theta --native --factor --length --pe-arg --scale-from --revision "
     "--trust-remote-code --json --plot --list",
@@ -85,6 +86,7 @@ REQUIRED = {
     "run": {"file"},
     "status": {"run"},
     "report": {"runs"},
+    "view": {"runs"},
     "diff": {"run_a", "run_b"},
     "rope": set(),
     "export": {"--model", "--pe", "--out"},

@@ -11,6 +11,6 @@ def test_perplexities_and_what_stands_for_missing_ones():
     assert value_cell(ok) == TableCell(text="2.718", interval=("2.718", "2.718"))
     assert value_cell(ok, is_best=True, with_interval=False) == TableCell(text="2.718", is_strong=True)
     (failed,), (skipped,) = (make_records(status=status, error="x") for status in ("failed", "skipped"))
-    assert value_cell(failed) == TableCell(text="failed", is_failure=True)
-    assert value_cell(skipped) == TableCell(text="skipped")
+    assert value_cell(failed) == TableCell(text="failed", is_failure=True, reason="x")
+    assert value_cell(skipped) == TableCell(text="skipped", reason="x")
     assert value_cell(None) == DASH

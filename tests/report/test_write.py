@@ -135,7 +135,7 @@ def test_figures_of_an_earlier_report_go_and_other_files_stay(run, tmp_path):
 
 @pytest.mark.parametrize(
     ("out", "message"),
-    [("there", "is a folder"), ("report.html", "must end in .md"), ("file/report.md", "can't write")],
+    [("there", "is a folder"), ("report.txt", r"must end in \.md or \.html"), ("file/report.md", "can't write")],
 )
 def test_bad_places_are_refused_and_nothing_is_left(run, tmp_path, out, message):
     (tmp_path / "there").mkdir()
@@ -144,6 +144,15 @@ def test_bad_places_are_refused_and_nothing_is_left(run, tmp_path, out, message)
     with pytest.raises(LongEvalError, match=message):
         write_report([run], out=str(tmp_path / out))
     assert sorted(map(str, tmp_path.rglob("*"))) == before
+
+
+def test_a_page_is_written_alone(run, tmp_path):
+    written = write_report([run], out=str(tmp_path / "pages" / "demo.html"), json_path=str(tmp_path / "records.json"))
+    assert written.files == (str(tmp_path / "pages" / "demo.html"), str(tmp_path / "records.json"))
+    assert [path.name for path in (tmp_path / "pages").iterdir()] == ["demo.html"]
+    text = (tmp_path / "pages" / "demo.html").read_text()
+    assert text.startswith("<!DOCTYPE html>") and "toy on texts, prefix" in text and "6.050" in text
+    assert len(json.loads((tmp_path / "records.json").read_text())) == len(written.records)
 
 
 def test_a_late_failure_leaves_the_earlier_report_whole(run, tmp_path):

@@ -58,7 +58,7 @@ _LABEL_POINTS = 150
 _LONG_NOTES = 1200
 """Notes with more characters than this stand below the table on the page, where they may be broken."""
 
-_SPECIAL = {
+SPECIAL_CHARACTERS = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
@@ -84,6 +84,7 @@ _SPECIAL = {
     "‘": "`",
     "’": "'",
 } | {character: f"\\{character}" for character in "&%$#_{}"}
+"""What TeX reads in place of these characters."""
 
 _ACCENTS = frozenset("\u0300\u0301\u0302\u0303\u0304\u0306\u0307\u0308\u030a\u030b\u030c\u0327")
 """Accents that LaTeX puts on letters in its default encoding."""
@@ -118,7 +119,9 @@ def escape_latex(text: str) -> str:
 def _escaped_word(word: str) -> str:
     """A word, with places to break it where it is long: behind punctuation, or after ten characters."""
     pieces = re.findall(r"[^\W_]{1,10}[\W_]?|[\W_]", word) if len(word) > 20 else [word]
-    return r"\allowbreak{}".join("".join(_SPECIAL.get(character, character) for character in piece) for piece in pieces)
+    return r"\allowbreak{}".join(
+        "".join(SPECIAL_CHARACTERS.get(character, character) for character in piece) for piece in pieces
+    )
 
 
 def _shown(text: str) -> str:
@@ -130,7 +133,11 @@ def _shown(text: str) -> str:
 @functools.lru_cache(maxsize=1 << 12)
 def _is_known(character: str) -> bool:
     parts = unicodedata.normalize("NFD", character)
-    return character in _SPECIAL or character in _LETTERS or (parts[0].isascii() and _ACCENTS.issuperset(parts[1:]))
+    return (
+        character in SPECIAL_CHARACTERS
+        or character in _LETTERS
+        or (parts[0].isascii() and _ACCENTS.issuperset(parts[1:]))
+    )
 
 
 def inline(text: Prose) -> str:

@@ -9,8 +9,8 @@ from typing import Any
 
 from longeval.metrics import METRICS, metrics_of
 from longeval.metrics.perplexity import PERPLEXITY
-from longeval.report.build import MAX_DRAWN, StudyReport
-from longeval.report.collect import Collection
+from longeval.report.build import StudyReport
+from longeval.report.collect import MAX_DRAWN, Collection
 from longeval.report.document import Block, Bullets, Figure, Heading, Prose, Row, Section, Table, TableCell, View, prose
 from longeval.report.facts import codes, method_facts, model_fact, server_notes
 from longeval.report.numbers import count_range, counted, format_perplexity
@@ -61,8 +61,8 @@ def sections(collection: Collection) -> list[Section]:
     for number, (grid, slug) in enumerate(zip(grids, slugs_of([grid.title for grid in grids]), strict=True)):
         same_cells = [other for grids_of in others.values() if (other := _same_cells(grid, grids_of)) is not None]
         keys = key_tables.long_ppl_blocks(grid, long, slug, collection)
-        section = _section(grid, slug, same_cells, keys, collection, is_drawn=number < MAX_DRAWN)
-        if section.is_drawn:
+        section = _section(grid, slug, same_cells, keys, collection, is_drawn=collection.is_drawn(number))
+        if number < MAX_DRAWN:
             view = View(kind="tokens", title="Token by token", load=partial(token_data, grid, long, collection, most))
             section = replace(section, views=(view,))
         found.append(section)

@@ -1,31 +1,15 @@
-"""Chromium for tests marked `browser`: one for the session; its pages may neither ask for anything nor complain."""
+"""Pages in Chromium for tests marked `browser`: they may neither ask for anything nor complain."""
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 OWN = ("file:", "data:", "blob:", "http://127.0.0.1:")
 """What a page may load: itself, and what it made."""
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright isn't installed: make setup")
-    if CHROMIUM is None:
-        pytest.skip("there is no Chromium: make setup-browser")
-    # As root, as in most containers, Chromium has no sandbox of its own.
-    flags = ["--no-sandbox"] if hasattr(os, "getuid") and os.getuid() == 0 else []
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

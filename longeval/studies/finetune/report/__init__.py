@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from longeval.metrics.perplexity import PERPLEXITY
-from longeval.report.build import MAX_DRAWN, StudyReport
+from longeval.report.build import StudyReport
 from longeval.report.collect import Collection
 from longeval.report.document import (
     Block,
@@ -52,7 +52,7 @@ def sections(collection: Collection) -> list[Section]:
     perplexities = [record for record in collection.made_from(NLL) if record.metric == PERPLEXITY.name]
     slugs = slugs_of([trained.title for trained in found])
     return [
-        _section(trained, slug, evaluations(trained, perplexities), collection, is_drawn=number < MAX_DRAWN)
+        _section(trained, slug, evaluations(trained, perplexities), collection, is_drawn=collection.is_drawn(number))
         for number, (trained, slug) in enumerate(zip(found, slugs, strict=True))
     ]
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from longeval.report.build import MAX_DRAWN, StudyReport
-from longeval.report.collect import Collection
+from longeval.report.build import StudyReport
+from longeval.report.collect import MAX_DRAWN, Collection
 from longeval.report.document import Block, Data, Figure, Heading, Paragraph, Section, Table, TableCell, View
 from longeval.report.facts import server_notes
 from longeval.report.pairs import RowSet
@@ -47,8 +47,8 @@ def sections(collection: Collection) -> list[Section]:
     most = MOST_BYTES // max(1, min(len(sets), MAX_DRAWN))
     found = []
     for number, (tasks, slug) in enumerate(zip(sets, slugs, strict=True)):
-        section = _section(tasks, slug, grids, collection, is_drawn=number < MAX_DRAWN)
-        if section.is_drawn:
+        section = _section(tasks, slug, grids, collection, is_drawn=collection.is_drawn(number))
+        if number < MAX_DRAWN:
             view = View(kind="samples", title="Samples", load=partial(sample_data, tasks, collection, most))
             section = replace(section, views=(view,))
         found.append(section)

@@ -14,6 +14,7 @@ from longeval.report.tables import (
     DASH,
     Grid,
     GridRow,
+    error_text,
     length_columns,
     method_row,
     method_rows_of,
@@ -44,7 +45,7 @@ def score_cell(record: Record | None, error: ScoreError, mark: str = "") -> Tabl
     if record is None:
         return DASH
     if record.status != "ok" or record.value is None:
-        return TableCell(text=record.status, is_failure=record.status == "failed")
+        return TableCell(text=record.status, is_failure=record.status == "failed", reason=error_text(record))
     stderr = record.params.get("stderr")
     text = format_score(record.value, stderr)
     interval = None
