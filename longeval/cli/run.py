@@ -177,11 +177,10 @@ def _run(
 
 
 def _outcome(result: RunResult) -> str:
-    """`3 cells computed, 1 skipped, 2 stored already`; averages of groups are no cells that are computed."""
-    skipped = {r.cell for r in result.records if r.status == "skipped" and r.params.get("members") is None}
-    parts = [f"{count(result.computed - result.taken - len(skipped), 'cell')} computed"]
+    """`3 cells computed, 1 skipped, 2 stored already`."""
+    parts = [f"{count(result.computed - result.taken - result.skipped, 'cell')} computed"]
     parts += [f"{result.taken} taken from other stored cells"] if result.taken else []
-    parts += [f"{len(skipped)} skipped"] if skipped else []
+    parts += [f"{result.skipped} skipped"] if result.skipped else []
     parts += [f"{result.reused} stored already"] if result.reused else []
     return ", ".join(parts)
 

@@ -39,6 +39,8 @@ class RunResult:
     """Number of cells finished now, also those that needed no pass."""
     taken: int
     """How many of these were wholly taken from other stored cells."""
+    skipped: int
+    """How many of them were skipped, averages of groups not counted."""
     reused: int
     """Number of cells that were already stored, or that another command stored meanwhile."""
 
@@ -129,6 +131,7 @@ def run(
         records=(*(record for cell in plan.cells for record in records[cell.id]), *keeper.derived(records)),
         computed=len(keeper.records),
         taken=sum(map(wholly_taken, keeper.records.values())),
+        skipped=sum(found[0].status == "skipped" for found in keeper.records.values()),
         reused=len(stored) + len(leases.found),
     )
 

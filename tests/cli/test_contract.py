@@ -223,7 +223,7 @@ def planned(tmp_path, monkeypatch):
         def run(*arguments, **settings):
             if isinstance(outcome, BaseException):
                 raise outcome
-            return RunResult(records=tuple(outcome), computed=len(outcome), taken=0, reused=0)
+            return RunResult(records=tuple(outcome), computed=len(outcome), taken=0, skipped=0, reused=0)
 
         monkeypatch.setattr("longeval.run.engine.run", run)
 

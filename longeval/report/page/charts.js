@@ -7,6 +7,8 @@
   };
   const FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif';
   const LEAST_CONTRAST = 3.2;
+  // Pale lines would be lost on dark paper.
+  const LEAST_OPACITY = 0.7;
   const LEAST_PANEL_WIDTH = 300;
   // Pixels between the margins of A4 and Letter.
   const PAPER_WIDTH = 660;
@@ -81,10 +83,10 @@
   const axesOf = (layout, letter) => Object.keys(layout).filter((key) => key.startsWith(`${letter}axis`));
 
   // Places the panels in rows of so many, with room for labels between them; sizes in pixels.
-  const arrange = (layout, columns, width, panelHeight) => {
+  const arrange = (layout, columns, width, panelHeight, right) => {
     const count = axesOf(layout, "x").length;
     const rows = Math.ceil(count / columns);
-    const margin = { l: 62, r: 16, t: 40, b: 48 };
+    const margin = { l: 62, r: right, t: layout.annotations.length > 0 ? 40 : 12, b: 48 };
     const gap = { x: 66, y: 84 };
     const height = margin.t + margin.b + rows * panelHeight + (rows - 1) * gap.y;
     const inner = { x: width - margin.l - margin.r, y: height - margin.t - margin.b };
@@ -167,14 +169,14 @@
         const rows = Math.max(...data.map((trace) => (trace.type === "heatmap" ? trace.z.length : 0)));
         panelHeight = Math.max(120, Math.min(520, 44 * rows));
       }
-      arrange(layout, perRow, width, panelHeight);
+      arrange(layout, perRow, width, panelHeight, this.hasMap ? 80 : 16);
       dress(layout, palette, this.isLog);
-      if (this.hasMap) {
-        layout.margin.r = 80;
-      }
       const traces = palette === PALETTES.dark ? data.map((trace) => recoloured(trace, onDark)) : data;
       for (const trace of traces) {
         trace.visible = !this.hidden.has(trace.legendgroup);
+        if (palette === PALETTES.dark && trace.fill === undefined) {
+          trace.opacity = Math.max(trace.opacity ?? 1, LEAST_OPACITY);
+        }
       }
       return { data: traces, layout };
     }
@@ -285,7 +287,7 @@
     const colour = isDark ? onDark(trace.line.color) : trace.line.color;
     const image = make("svg", { width: 34, height: 14, "aria-hidden": true });
     const dashes = { solid: "", dash: "6 3", dot: "2 3" }[trace.line.dash];
-    image.append(make("line", { x1: 0, x2: 34, y1: 7, y2: 7, "stroke": colour, "stroke-width": Math.min(6, trace.line.width), "stroke-dasharray": dashes, opacity: trace.opacity }));
+    image.append(make("line", { x1: 0, x2: 34, y1: 7, y2: 7, "stroke": colour, "stroke-width": Math.min(6, trace.line.width), "stroke-dasharray": dashes, opacity: isDark ? Math.max(trace.opacity, LEAST_OPACITY) : trace.opacity }));
     if (trace.marker) {
       const isHollow = trace.marker.color !== trace.line.color;
       const sign = make("text", { x: 17, y: 11.5, "text-anchor": "middle", "font-size": 13, fill: colour });

@@ -18,7 +18,8 @@
 
   // A column with intervals becomes three. Headings of groups become a column of their own.
   const csv = ({ columns, rows }) => {
-    const field = (text) => (/[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
+    // No value is an empty field.
+    const field = (text) => (text === "–" ? "" : /[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
     const isGrouped = rows.some((row) => row.isHeading);
     const hasInterval = columns.map((_, place) => rows.some((row) => row.cells[place]?.interval));
     const header = columns.flatMap((name, place) => (hasInterval[place] ? [name, `${name} low`, `${name} high`] : [name]));

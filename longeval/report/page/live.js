@@ -1,4 +1,5 @@
-// A run under way: how far it is, asked of the server that the page comes from; new cells load the page anew.
+// A run under way: how far it is, asked of the server that the page comes from. New cells load the page anew; where the
+// reader has opened or typed something, they are offered.
 "use strict";
 {
   const EVERY_MS = 2000;
@@ -9,12 +10,18 @@
     const line = document.getElementById("progress");
     const opened = Date.now();
     const shown = Number(document.body.dataset.stored);
+    const offer = longeval.element("button", { type: "button", hidden: "", onclick: () => location.reload() }, "Show new cells");
+    line.after(offer);
+    const isInUse = () =>
+      document.querySelector("main details[open]") !== null ||
+      [...document.querySelectorAll("main input")].some((input) => input.value && input.type !== "number");
     const look = async () => {
       try {
         const { stored, text, is_running: isRunning } = await (await fetch("progress", { cache: "no-store" })).json();
         line.textContent = text;
-        const isTyping = document.activeElement?.matches("input") && document.activeElement.value;
-        if (stored !== shown && !isTyping && (Date.now() - opened > LEAST_BETWEEN_MS || !isRunning)) {
+        if (stored !== shown && isInUse()) {
+          offer.hidden = false;
+        } else if (stored !== shown && (Date.now() - opened > LEAST_BETWEEN_MS || !isRunning)) {
           location.reload();
           return;
         }

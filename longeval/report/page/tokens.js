@@ -456,7 +456,7 @@
       });
       const each = Math.max(1, Math.round(this.shown.tokens / means.length));
       const what = this.isDifference ? "Up: A better, down: B better" : "NLL of A";
-      this.stripNote.textContent =
+      this.stripNote.textContent = this.isDifference && !means.some((mean) => mean) ? "A and B give every token the same value." :
         `${what}; a bar is the mean of about ${whole(each)} token${each > 1 ? "s" : ""}, the highest ` +
         `${most.toPrecision(3)} nats. Click to go there.`;
       this.showWindow();

@@ -139,7 +139,7 @@ def position_curve(grid: Grid, length: int, curves: Sequence[tuple[GridRow, Posi
         lines=tuple(lines),
         marks=native_mark(axis, grid.native_length),
     )
-    return Chart(title=grid.title, panels=(panel,))
+    return Chart(title=f"By position: {grid.title}", panels=(panel,))
 
 
 def _position_line(row: GridRow, curve: PositionCurve, grid: Grid) -> Line:

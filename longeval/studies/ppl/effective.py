@@ -88,7 +88,7 @@ def _section(grids: Sequence[Grid], subject: str, slug: str, collection: Collect
     table = _table(grids[0], subject, slug, rows)
     title = f"Perplexity: {subject}"
     data = (_data(grids[0], rows),)
-    if all((row.found, row.gain, row.cost) == (None, None, None) for row in rows):
+    if all(row.found is None for row in rows):
         why = f"Not known of {subject}: {'; '.join(_notes(grids[0], rows))}."
         return Section(title=title, blocks=(Paragraph(text=why),), data=data)
     said = f"{interval_sentence(row.found for row in rows if row.found is not None)}{_concluded(rows)}"
@@ -247,8 +247,6 @@ def _notes(grid: Grid, rows: Sequence[EffectiveRow]) -> Iterator[str]:
 def _concluded(rows: Sequence[EffectiveRow]) -> str:
     """What can be concluded from the table, and what not."""
     found = [row for row in rows if row.found is not None]
-    if not found:
-        return "Nothing can be concluded of effective lengths here."
     numbers = [row.shared for row in found if row.shared is not None]
     kinds = {row.found.ends.kind for row in found if row.found is not None and row.found.ends is not None}
     documents = counted(min(numbers), "document") if numbers else "documents whose token values are not stored"

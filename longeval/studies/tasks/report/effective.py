@@ -257,7 +257,9 @@ def _notes(found: Sequence[EffectiveScore]) -> Iterator[str]:
     counted_rows = [score for score in found if score.samples is not None and (score.kept or score.bar)]
     for few in sorted({score.samples for score in counted_rows if score.samples and score.samples < FEW_SAMPLES}):
         where = _where(counted_rows, lambda score, few=few: score.samples == few)  # type: ignore[misc]
-        yield f"few samples ({few}): a rough estimate, and an interval that may be too narrow: {where}"
+        answers = [answer for score in counted_rows if score.samples == few for answer in (score.kept, score.bar)]
+        narrow = any(answer is not None and answer.ends is not None for answer in answers)
+        yield f"few samples ({few}): a rough estimate{', and an interval that may be too narrow' * narrow}: {where}"
     differ = [score for score in counted_rows if score.table.members is None and score.samples != _most(score)]
     if differ:
         yield f"lengths have different samples; compared on those that all have: {_where(differ, lambda score: True)}"
