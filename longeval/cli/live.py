@@ -6,8 +6,10 @@ through a name of its own that leads here (DNS rebinding).
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -60,19 +62,19 @@ class LivePage:
         self._lock = threading.Lock()
         self._progress: dict[str, Any] = {}
         self._look_again_at = 0.0
-        self._page = (-1, "")
+        self._page = ("", "")
 
     def progress(self) -> dict[str, Any]:
-        """`stored`: number of stored cells; `is_running`; `text`: how far the run is, in a line."""
+        """`version`: changes with what is stored; `is_running`; `text`: how far the run is, in a line."""
         with self._lock:
             return self._looked()
 
     def html(self) -> str:
         """The page of what is stored."""
         with self._lock:
-            stored = self._looked()["stored"]
-            if self._page[0] != stored:
-                self._page = stored, page(self._document(), stored=stored)
+            version = self._looked()["version"]
+            if self._page[0] != version:
+                self._page = version, page(self._document(), version=version)
             return self._page[1]
 
     def _looked(self) -> dict[str, Any]:
@@ -80,7 +82,7 @@ class LivePage:
         if started >= self._look_again_at:
             found = [read_status(path) for path in self._runs]
             self._progress = {
-                "stored": sum(one.states[state] for one in found for state in _STORED),
+                "version": " ".join(map(_version, found)),
                 "is_running": any(one.alive for one in found),
                 "text": "; ".join(_progress_text(one, with_name=len(found) > 1) for one in found),
             }
@@ -99,6 +101,14 @@ class LivePage:
 
 
 _NOTHING: dict[str, Any] = {"files": (), "folder": "", "notes": (), "sections": (), "records": ()}
+
+
+def _version(found: FolderStatus) -> str:
+    """Another text where other cells are stored, also where one replaced a failed one."""
+    counts = "-".join(str(found.states[state]) for state in _STORED)
+    with contextlib.suppress(OSError):  # no folder of this machine, or nothing in it yet
+        return f"{counts}-{os.stat(os.path.join(found.path, 'cells')).st_mtime_ns}"
+    return counts
 
 
 def _progress_text(found: FolderStatus, *, with_name: bool) -> str:
@@ -126,7 +136,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         """See `BaseHTTPRequestHandler`."""
         assert isinstance(self.server, _Server)
         live, port = self.server.live, self.server.server_port
-        if self.headers.get("Host") not in (f"{_HOST}:{port}", f"localhost:{port}"):
+        names = [f"{name}:{port}" for name in (_HOST, "localhost")] + [_HOST, "localhost"] * (port == 80)
+        if (self.headers.get("Host") or "").lower() not in names:
             self.send_error(HTTPStatus.FORBIDDEN, "Another host was asked for")
             return
         answers = {

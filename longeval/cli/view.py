@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import tempfile
 from typing import Annotated
 
@@ -67,7 +68,7 @@ def view(
         )
     except BaseException:
         if out is None:
-            os.rmdir(os.path.dirname(path))
+            shutil.rmtree(os.path.dirname(path), ignore_errors=True)
         raise
     for note in written.notes:
         say(note)

@@ -56,6 +56,8 @@ class Line:
     """Upper ends."""
     interval: Literal["bars", "band", "hover"] = "bars"
     """How intervals are shown: bars at each point, a band, or only where the pointer is (not in still pictures)."""
+    places: tuple[str, ...] = ()
+    """What the place of each point is called, shape (K,), where it may be drawn aside of it; empty: as its x."""
     notes: tuple[str, ...] = ()
     """What else is known of each point (`n 20, 4,000 tokens`), shape (K,), or empty."""
 

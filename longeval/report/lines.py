@@ -83,7 +83,6 @@ def record_line(label: str, style: LineStyle, records: Sequence[Record], aside: 
         records: One for each length, ascending.
         aside: Where each is drawn, if not at its length: then intervals are bars, otherwise shown under the pointer.
     """
-    where = [f"{format_length(record.length)} tokens, " if aside else "" for record in records]
     return Line(
         label=label,
         style=style,
@@ -92,7 +91,8 @@ def record_line(label: str, style: LineStyle, records: Sequence[Record], aside: 
         low=tuple(plain_value(record.ci_low) for record in records),
         high=tuple(plain_value(record.ci_high) for record in records),
         interval="bars" if aside else "hover",
-        notes=tuple(f"{place}{record_note(record)}" for place, record in zip(where, records, strict=True)),
+        places=tuple(format_length(record.length) for record in records),
+        notes=tuple(map(record_note, records)),
     )
 
 

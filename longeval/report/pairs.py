@@ -361,10 +361,7 @@ def _pair_line(
     """One pair at all lengths of the figure, drawn aside by its place."""
     lengths = [length for length in every if length in row.cells]
     found = [row.cells[length][2] for length in lengths]
-    notes = [
-        ", ".join(filter(None, (f"{format_length(n)} tokens", counted(one.shared, one.kind or ""), one.p_text())))
-        for n, one in zip(lengths, found, strict=True)
-    ]
+    notes = [", ".join(filter(None, (counted(one.shared, one.kind or ""), one.p_text()))) for one in found]
     return Line(
         label=f"{row.name_b} vs {row.name_a}",
         style=style,
@@ -372,5 +369,6 @@ def _pair_line(
         y=tuple(drawn(one.difference) for one in found),
         low=tuple(drawn(one.low) for one in found),
         high=tuple(drawn(one.high) for one in found),
+        places=tuple(map(format_length, lengths)),
         notes=tuple(notes),
     )

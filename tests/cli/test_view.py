@@ -12,6 +12,7 @@ import pytest
 from records import make_nll, make_records, make_run
 
 from longeval.cli.app import run_app
+from longeval.cli.live import LivePage
 from longeval.store.folder import Store
 
 NLL = make_nll([[2.0] * 31] * 12)
@@ -79,11 +80,11 @@ def test_a_server_shows_what_is_stored_to_this_machine_alone(server):
     process, address, ask = server
     assert address.startswith("127.0.0.1:")
     status, page, headers = ask("/")
-    assert status == 200 and 'data-stored="1"' in page and "toy on texts" in page
+    progress = json.loads(ask("/progress")[1])
+    assert status == 200 and f'data-version="{progress.pop("version")}"' in page and "toy on texts" in page
     assert "connect-src 'self'" in headers["Content-Security-Policy"]
-    assert json.loads(ask("/progress")[1]) == {
-        "stored": 1, "is_running": False, "text": "1 of 1 cell done. Nothing runs in it now",
-    }  # fmt: skip
+    assert progress == {"is_running": False, "text": "1 of 1 cell done. Nothing runs in it now"}
+    assert ask("/", Host=f"LOCALHOST:{address.split(':')[1]}")[0] == 200
     assert ask("/", Host="evil.example")[0] == 403
     assert ask("/progress", Host=f"evil.example:{address.split(':')[1]}")[0] == 403
     assert ask("/../etc/passwd")[0] == 404
@@ -100,3 +101,27 @@ def test_a_live_page_is_renewed_when_cells_are_stored(server, browser):
     Store(RUN).save(make_records("yarn", 32, NLL), NLL)
     page.locator("tbody th", has_text="yarn").first.wait_for(timeout=30_000)
     page.close()
+
+
+@pytest.mark.browser
+def test_what_a_reader_has_opened_stays_until_they_ask_for_new_cells(server, browser):
+    page = browser.new_page()
+    page.goto(f"http://{server[1]}/")
+    page.get_by_text("Values").first.click()
+    Store(RUN).save(make_records("yarn", 32, NLL), NLL)
+    page.get_by_role("button", name="Show new cells").wait_for(timeout=30_000)
+    assert page.locator("tbody th", has_text="yarn").count() == 0
+    page.get_by_role("button", name="Show new cells").click()
+    page.locator("tbody th", has_text="yarn").first.wait_for(timeout=30_000)
+    page.close()
+
+
+def test_a_cell_that_replaces_a_failed_one_makes_another_page(run):
+    folder = make_run("other", [(make_records("pi", 32, status="failed", error="out of memory"), None)])
+    live = LivePage([folder])
+    before, page = live.progress()["version"], live.html()
+    assert "out of memory" in page
+    Store(folder).save(make_records("pi", 32, NLL), NLL)
+    live._look_again_at = 0.0
+    assert live.progress()["version"] != before
+    assert "out of memory" not in live.html()

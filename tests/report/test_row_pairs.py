@@ -196,7 +196,7 @@ def test_the_figure_shows_the_numbers_of_the_table_by_length(tmp_path, monkeypat
     first, second, _ = panel.lines
     assert first.x[0] < second.x[0], "bars don't hide one another"
     assert first.style.colour != second.style.colour and second.style.dash == "dashed"
-    assert first.notes[0].startswith("64 tokens, 960 tokens, p ")
+    assert first.places == ("64", "128") and first.notes[0].startswith("960 tokens, p ")
     assert panel.marks == (Mark(axis="y", at=0, label=""),)
     assert panel.y.span[0] < 0 < max(first.high) < panel.y.span[1]
 

@@ -208,7 +208,10 @@
         }, { "aria-pressed": this.isLog });
         tools.append(log);
       }
-      tools.append(button("Reset zoom", () => Plotly.purge(this.plot) ?? this.draw()));
+      tools.append(button("Reset zoom", () => {
+        Plotly.purge(this.plot);
+        this.draw();
+      }));
       for (const format of ["png", "svg"]) {
         tools.append(button(format.toUpperCase(), () => this.save(format), { "aria-label": `Save the chart as ${format.toUpperCase()}` }));
       }

@@ -42,12 +42,12 @@ class _Script:
     """As a Content-Security-Policy names it: `sha256-…`."""
 
 
-def page(document: Document, *, stored: int | None = None) -> str:
+def page(document: Document, *, version: str | None = None) -> str:
     """The whole page.
 
     Args:
         document: What it says.
-        stored: Number of stored cells that it was made from, for a page that asks its server how far the run is and
+        version: Of what it was made from, for a page that asks its server how far the run is and
             loads itself anew when there are more. None: a page that asks nobody.
     """
     sources: dict[str, Markup] = {}
@@ -69,8 +69,8 @@ def page(document: Document, *, stored: int | None = None) -> str:
         view_source=lambda view: views[id(view)],
         scripts=_scripts(),
         style=_style(),
-        policy=policy(is_live=stored is not None),
-        stored=stored,
+        policy=policy(is_live=version is not None),
+        version=version,
     )
     return text.lstrip()
 

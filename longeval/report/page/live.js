@@ -9,7 +9,7 @@
   longeval.startLive = () => {
     const line = document.getElementById("progress");
     const opened = Date.now();
-    const shown = Number(document.body.dataset.stored);
+    const shown = document.body.dataset.version;
     const offer = longeval.element("button", { type: "button", hidden: "", onclick: () => location.reload() }, "Show new cells");
     line.after(offer);
     const isInUse = () =>
@@ -17,11 +17,11 @@
       [...document.querySelectorAll("main input")].some((input) => input.value && input.type !== "number");
     const look = async () => {
       try {
-        const { stored, text, is_running: isRunning } = await (await fetch("progress", { cache: "no-store" })).json();
+        const { version, text, is_running: isRunning } = await (await fetch("progress", { cache: "no-store" })).json();
         line.textContent = text;
-        if (stored !== shown && isInUse()) {
+        if (version !== shown && isInUse()) {
           offer.hidden = false;
-        } else if (stored !== shown && (Date.now() - opened > LEAST_BETWEEN_MS || !isRunning)) {
+        } else if (version !== shown && (Date.now() - opened > LEAST_BETWEEN_MS || !isRunning)) {
           location.reload();
           return;
         }

@@ -229,9 +229,9 @@ def _hover_text(
     high: Sequence[float | None],
 ) -> str:
     """What a point says of itself: its line, its place, its value with interval, and what else is known."""
-    labels = dict(panel.x.ticks)
     x, value = line.x[place], y[place]
-    parts = [f"<b>{escaped(line.label)}</b>", _named(panel.x.title, labels.get(x) or number_text(x))]
+    where = line.places[place] if line.places else dict(panel.x.ticks).get(x) or number_text(x)
+    parts = [f"<b>{escaped(line.label)}</b>", _named(panel.x.title, where)]
     if value is not None:
         text = number_text(value)
         ends = (low[place], high[place]) if low else (None, None)

@@ -24,8 +24,9 @@
   // What a model answered, as text: the generated text, or which choice it found most likely.
   const answerText = (sample, answer) => {
     if (typeof answer.output === "string") return answer.output;
+    if (!Array.isArray(answer.output) || !answer.output.length) return JSON.stringify(answer.output);
     const likelihoods = answer.output.map((one) => (Array.isArray(one) ? one[0] ?? -Infinity : NaN));
-    if (likelihoods.some(Number.isNaN)) return JSON.stringify(answer.output);
+    if (!likelihoods.every((one) => typeof one === "number" && !Number.isNaN(one))) return JSON.stringify(answer.output);
     if (likelihoods.length === 1) return `log-likelihood ${likelihoods[0].toFixed(3)}`;
     const best = likelihoods.indexOf(Math.max(...likelihoods));
     const words = choicesOf(sample)[best];
@@ -34,11 +35,12 @@
   };
 
   // The choices of a sample whose prompt is kept as [context, [choice, …]] for each context.
-  const choicesOf = (sample) => (Array.isArray(sample.prompt) ? sample.prompt.flatMap(([, choices]) => choices) : []);
+  const isChoices = (prompt) => Array.isArray(prompt) && prompt.every((one) => Array.isArray(one) && Array.isArray(one[1]));
+  const choicesOf = (sample) => (isChoices(sample.prompt) ? sample.prompt.flatMap(([, choices]) => choices) : []);
 
   const promptText = (prompt) => {
     if (typeof prompt === "string") return prompt;
-    if (!Array.isArray(prompt)) return JSON.stringify(prompt);
+    if (!isChoices(prompt)) return JSON.stringify(prompt);
     return prompt
       .map(([context, choices]) => `${context}\n${choices.map((choice, place) => `(${place + 1}) ${choice}`).join("\n")}`)
       .join("\n\n");

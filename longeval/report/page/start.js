@@ -18,6 +18,6 @@ longeval.whenVisible(document.querySelectorAll(".view"), (element) => {
   longeval.views[element.dataset.kind]?.(element, longeval.data(element.dataset.source));
 });
 
-if ("stored" in document.body.dataset) {
+if ("version" in document.body.dataset) {
   longeval.startLive();
 }

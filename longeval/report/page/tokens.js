@@ -127,6 +127,7 @@
     constructor(element, data) {
       this.data = data;
       this.documents = new Map();
+      this.waiting = new Set();
       this.root = make("div", "tv");
       element.append(this.root);
       if (data.documents.length) this.build();
@@ -231,7 +232,7 @@
         event.preventDefault();
         this.goTo(this.current + steps[event.key], "nearest");
       });
-      this.box.addEventListener("scroll", () => this.later(() => this.showWindow()), { passive: true });
+      this.box.addEventListener("scroll", () => this.later("showWindow"), { passive: true });
       this.strip.addEventListener("click", (event) => {
         const at = event.offsetX / this.strip.clientWidth;
         this.goTo(this.shown.pieceAt(Math.floor(at * this.shown.tokens)));
@@ -246,7 +247,7 @@
         event.preventDefault();
         this.goTo(to);
       });
-      new ResizeObserver(() => this.later(() => this.drawStrip())).observe(this.strip);
+      new ResizeObserver(() => this.later("drawStrip")).observe(this.strip);
       matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.drawStrip());
       const margin = { root: this.box, rootMargin: "300px 0px" };
       this.observer = new IntersectionObserver((entries) => {
@@ -254,13 +255,13 @@
       }, margin);
     }
 
-    // Once in the next frame, however often it is asked for.
-    later(what) {
-      if (this.waiting) return;
-      this.waiting = true;
+    // Calls a method once in the next frame, however often that is asked for.
+    later(name) {
+      if (this.waiting.has(name)) return;
+      this.waiting.add(name);
       requestAnimationFrame(() => {
-        this.waiting = false;
-        what();
+        this.waiting.delete(name);
+        this[name]();
       });
     }
 

@@ -218,8 +218,9 @@ def _documents(texts: DocumentTexts, found: _Found, most: int) -> tuple[list[dic
         without += left_out
         room -= _size(document)
         documents.append(document)
-        if tokens < scored:
-            notes.append(f"Of {texts.names[number]} the first {tokens:,} tokens are shown, since it is very long.")
+        if document["tokens"] < scored:
+            shown = f"the first {document['tokens']:,} tokens are shown"
+            notes.append(f"Of {texts.names[number]} {shown}, since it or the next token is very long.")
     if len(documents) < len(found.series):
         of = counted(len(found.series), "document")
         notes.append(f"The first {len(documents)} of {of} with stored text are in this page.")
@@ -246,6 +247,10 @@ def _document(
 ) -> tuple[dict[str, Any], int]:
     """The data of the first tokens of a document, and how many series of shorter lengths are left out of it."""
     text, widths_T = _utf16(texts.texts[number], texts.ends[number][:tokens])
+    if (too_wide := np.flatnonzero(widths_T > _LARGEST)).size:
+        tokens = int(too_wide[0])
+        widths_T = widths_T[:tokens]
+        text = texts.texts[number].encode()[: int(texts.ends[number][tokens - 1]) if tokens else 0].decode()
     document: dict[str, Any] = {
         "name": texts.names[number],
         "text": text,
@@ -288,7 +293,7 @@ def _utf16(text: str, ends_T: npt.NDArray[np.int64]) -> tuple[str, npt.NDArray[n
     units_before = np.concatenate([[0], np.cumsum(1 + (points >= 0x10000).astype(np.int64))])
     place_T = np.searchsorted(bytes_before, ends_T)  # tokens end between characters, never inside one
     widths_T: npt.NDArray[np.int64] = np.diff(units_before[place_T], prepend=0)
-    return text[: int(place_T[-1])], np.minimum(widths_T, _LARGEST)
+    return text[: int(place_T[-1])], widths_T
 
 
 def _base64(array: npt.NDArray[Any]) -> str:

@@ -108,6 +108,8 @@ def test_an_axis_can_be_logarithmic_where_all_values_are_positive(opened):
     assert found.evaluate(kind) == "linear"
     found.locator("#section-2").get_by_role("button", name="Log axis").click()
     assert found.evaluate(kind) == "log"
+    found.locator("#section-2").get_by_role("button", name="Reset zoom").first.click()
+    assert traces(found) > 0 and found.evaluate(kind) == "log"
     shown(found, '[data-name="signed"] .plot')
     assert found.locator('[data-name="signed"]').get_by_role("button", name="Log axis").count() == 0
 
@@ -162,6 +164,7 @@ def test_all_charts_are_on_paper_in_light_colours(opened):
 def test_the_numbers_of_a_chart_can_be_read_as_a_table(opened):
     found = shown(opened(page(make_document(make_figure()))))
     found.locator("#section-2 summary", has_text="Values").click()
+    found.locator("#section-2 .values tr").first.wait_for()
     rows = found.locator("#section-2 .values tr").all_text_contents()
     assert len(rows) == 2 * len(LENGTHS) and rows[0] == "yarnLength: 1kPerplexity: 6 [5.9, 6.2]n 20"
 

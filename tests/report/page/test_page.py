@@ -67,7 +67,7 @@ def test_the_policy_allows_the_scripts_of_the_page_and_no_request():
     assert policy["script-src"] == [f"'sha256-{digest}'" for digest in digests]
     assert policy["default-src"] == ["'none'"] and policy["img-src"] == ["data:", "blob:"]
     assert set(policy) == {"default-src", "script-src", "style-src", "img-src", "base-uri", "form-action"}
-    assert policy_of(Elements(page(make_document(), stored=3)))["connect-src"] == ["'self'"]
+    assert policy_of(Elements(page(make_document(), version="3")))["connect-src"] == ["'self'"]
 
 
 def test_it_is_one_file_of_a_bearable_size():

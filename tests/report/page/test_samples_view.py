@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from page_views import shower
 
@@ -176,3 +178,10 @@ def test_hostile_text_is_shown_as_text_within_the_page(show, width):
     assert page.locator(".sv img").count() == 0 and page.locator(".sv script").count() == 0
     assert page.evaluate("window.ran === undefined")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.parametrize("output", [None, 3, {"a": 1}, [], [["a", 1]], [None]])
+def test_an_answer_of_any_form_is_shown(show, output):
+    page = show("samples", sample_data([sample(0, 512, [answer(output, 1.0), RIGHT], prompt=[["context", 3]])]))
+    text = page.locator(".sv-card").inner_text()
+    assert json.dumps(output, separators=(",", ":")) in text and "yes it is" in text

@@ -41,7 +41,7 @@ def sample_data(tasks: TaskSet, collection: Collection, most: int = MOST_BYTES) 
         tasks: The tables of the tasks.
         collection: The cells of the report.
         most: About how many bytes the data may have. Each task has an equal part of them; its first samples are taken,
-            and their prompts as far as there is room left.
+            and their prompts as far as there is room left. What is too large is left out.
     """
     data: dict[str, Any] = {"model": tasks.model, "tasks": [], "notes": []}
     room = most // max(1, len(tasks.tasks))
@@ -51,7 +51,7 @@ def sample_data(tasks: TaskSet, collection: Collection, most: int = MOST_BYTES) 
         if task["samples"]:
             data["tasks"].append(task)
     samples = [sample for task in data["tasks"] for sample in task["samples"]]
-    if not samples:
+    if not samples and not data["notes"]:
         data["notes"].append("No samples are stored with these cells.")
     elif not any("prompt" in sample for sample in samples) and not data["notes"]:
         data["notes"].append(_WITHOUT_PROMPTS)
@@ -66,18 +66,20 @@ def _task(table: TaskTable, tasks: TaskSet, collection: Collection, room: int) -
     for (index, length), answers in sorted(found.items()):
         one = next(answer for answer in answers if answer is not None)
         plain = _sample(index, length, one, answers)
-        room -= _size(plain)
-        if room < 0:
-            break
+        size = _size(plain)
+        if size > room:  # a later one may be smaller
+            continue
+        room -= size
         samples.append(plain)
         prompt = next((answer.prompt for answer in answers if answer is not None and answer.prompt is not None), None)
         if prompt is not None:
             prompts.append((plain, prompt))
     shown = 0
     for plain, prompt in prompts:
-        room -= _size(prompt)
-        if room < 0:
-            break
+        size = _size(prompt)
+        if size > room:
+            continue
+        room -= size
         plain["prompt"] = prompt
         shown += 1
     if len(samples) < len(found):

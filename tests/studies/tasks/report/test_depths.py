@@ -95,7 +95,7 @@ def test_scores_by_length_have_intervals():
     records = [tasks.tasks[0].rows[0].cells[length] for length in (64, 128)]
     assert base.low == tuple(record.ci_low for record in records)
     assert base.high == tuple(record.ci_high for record in records)
-    assert base.notes == ("64 tokens, n 20", "128 tokens, n 20")
+    assert (base.places, base.notes) == (("64", "128"), ("n 20", "n 20"))
     asides = [right - left for left, right in zip(base.x, resonance.x, strict=True)]
     assert asides == pytest.approx([0.012 * 64] * 2), "bars don't hide one another"
     assert panel.x.span[0] < base.x[0] and resonance.x[1] < panel.x.span[1]

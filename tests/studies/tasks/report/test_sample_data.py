@@ -75,3 +75,11 @@ def test_the_size_is_bounded_and_prompts_go_first(tmp_path, most, samples, promp
     assert sum("prompt" in one for one in shown) == prompts
     assert data["tasks"][0]["total"] == 10
     assert len(data["notes"]) == (samples < 10) + (prompts < len(shown))
+
+
+def test_what_is_too_large_leaves_room_for_the_rest(tmp_path):
+    found = [make_sample(n, 1.0, prompt="p" * 500, output="x" * (20_000 if n == 2 else 3)) for n in range(10)]
+    path = make_task_run(tmp_path / "run", [(make_task_records("none", 64, "own", found), found)])
+    (task,) = view_data(path, 12_000)["tasks"]
+    assert [one["index"] for one in task["samples"]] == [0, 1, *range(3, 10)]
+    assert all("prompt" in one for one in task["samples"])
