@@ -72,7 +72,8 @@ test-ray: $(INSTALLED) ## Run the tests that start Ray on this machine (minutes)
 setup-browser: ## Install Debian's Chromium for make test-browser, where it is missing
 	@if ! command -v chromium chromium-browser google-chrome >/dev/null; then \
 		if [[ $$(id -u) == 0 ]] && command -v apt-get >/dev/null; then \
-			apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; \
+			{ apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || \
+				echo "setup-browser: Chromium could not be installed; tests that need it skip" >&2; \
 		else \
 			echo "setup-browser: there is no Chromium; install one, such as Debian's package chromium" >&2; \
 		fi; \

@@ -10,7 +10,9 @@ them, each in a process of its own. The table goes to stdout.
 
 from __future__ import annotations
 
+import math
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -51,6 +53,11 @@ def main(
         if report:
             out = str(place / "report.md")
             rows.append(("longeval report", _seconds(lambda: _longeval("report", str(place / "run"), "--out", out))))
+            page = str(place / "report.html")
+            rows.append(
+                ("longeval report, as a page", _seconds(lambda: _longeval("report", str(place / "run"), "--out", page)))
+            )
+            rows.append(("its first chart in Chromium, from opening", min(_opened(page) for _ in range(3))))
     for what, seconds in rows:
         print(f"{what:40} {seconds:8.1f} s")
 
@@ -131,6 +138,26 @@ def _find_reusable(request: PplRequest, folder: Path) -> float:
 
 def _longeval(*arguments: str) -> None:
     subprocess.run([sys.executable, "-m", "longeval", *arguments], check=True, stdout=subprocess.DEVNULL)
+
+
+def _opened(page: str) -> float:
+    """Seconds until Debian's Chromium shows the first chart of a page (`make setup-browser`); NaN without Chromium."""
+    from playwright.sync_api import sync_playwright
+
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        return math.nan
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=chromium, args=["--no-sandbox"] if os.getuid() == 0 else []
+        )
+        tab = browser.new_page(viewport={"width": 1600, "height": 1000})
+        started = time.perf_counter()
+        tab.goto(f"file://{page}")
+        tab.wait_for_selector(".plot .main-svg .xtick text", state="attached")
+        seconds = time.perf_counter() - started
+        browser.close()
+    return seconds
 
 
 def _seconds(work: Callable[[], None]) -> float:

@@ -3,7 +3,6 @@
 import csv
 import io
 import re
-import time
 from pathlib import Path
 
 import pytest
@@ -27,8 +26,6 @@ from longeval.report.page.html import page
 
 pytestmark = pytest.mark.browser
 
-MOST_S = 3.0
-"""A page of 10,000 cells is there within this time."""
 PLOT = "#section-2 .plot"
 
 
@@ -370,15 +367,12 @@ def large_document(num_sections=50, num_rows=20, num_columns=10):
     return make_document(sections=tuple(sections))
 
 
-def test_a_page_of_10_000_cells_opens_within_three_seconds(opened):
+def test_charts_of_a_page_of_10_000_cells_are_drawn_when_they_are_seen(opened):
+    """How long it takes to open is measured by `python -m bench.store`."""
     text = page(large_document())
     assert text.count("<td class=num") >= 10_000
-    taken = []
-    for _ in range(2):
-        started = time.monotonic()
-        found = opened(text)
-        found.wait_for_selector(".plot .main-svg .xtick text", state="attached")
-        taken.append(time.monotonic() - started)
-    assert min(taken) < MOST_S
+    found = opened(text)
+    found.wait_for_selector(".plot .main-svg .xtick text", state="attached")
+    assert found.locator(".plot .main-svg").count() < found.locator(".plot").count()
     found.evaluate("document.querySelector('#section-50').scrollIntoView({behavior: 'instant'})")
     shown(found, "#section-50 .plot")
