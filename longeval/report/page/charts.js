@@ -143,6 +143,7 @@
       this.plot = figure.querySelector(".plot");
       this.source = longeval.data(figure.dataset.source);
       this.hidden = new Set();
+      this.showsIntervals = false;
       const yAxes = axesOf(this.source.layout, "y").map((key) => this.source.layout[key]);
       this.isLog = yAxes.some((axis) => axis.type === "log");
       this.hasMap = this.source.data.some((trace) => trace.type === "heatmap");
@@ -174,6 +175,9 @@
       const traces = palette === PALETTES.dark ? data.map((trace) => recoloured(trace, onDark)) : data;
       for (const trace of traces) {
         trace.visible = !this.hidden.has(trace.legendgroup);
+        if (trace.error_y && this.showsIntervals) {
+          trace.error_y.visible = true;
+        }
         if (palette === PALETTES.dark && trace.fill === undefined) {
           trace.opacity = Math.max(trace.opacity ?? 1, LEAST_OPACITY);
         }
@@ -207,6 +211,15 @@
           this.draw();
         }, { "aria-pressed": this.isLog });
         tools.append(log);
+      }
+      // Where they would hide the lines, intervals are shown on demand; under the pointer they are in any case.
+      if (this.source.data.some((trace) => trace.error_y?.visible === false)) {
+        const intervals = button("Intervals", () => {
+          this.showsIntervals = !this.showsIntervals;
+          intervals.setAttribute("aria-pressed", this.showsIntervals);
+          this.draw();
+        }, { "aria-pressed": false });
+        tools.append(intervals);
       }
       tools.append(button("Reset zoom", () => {
         Plotly.purge(this.plot);

@@ -187,9 +187,10 @@ def _line(line: Line, panel: Panel, suffix: str) -> Iterator[dict[str, Any]]:
             "color": _PAPER if style.is_hollow else style.colour,
             "line": {"color": style.colour, "width": 1.5 if style.is_hollow else 0},
         }
-    if line.interval == "bars" and low:
+    if line.interval != "band" and low:
         trace["error_y"] = {
             "type": "data",
+            "visible": line.interval == "bars",
             "symmetric": False,
             "array": _distances(y, high),
             "arrayminus": _distances(low, y),

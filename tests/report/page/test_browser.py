@@ -111,6 +111,20 @@ def test_an_axis_can_be_logarithmic_where_all_values_are_positive(opened):
     assert found.locator('[data-name="signed"]').get_by_role("button", name="Log axis").count() == 0
 
 
+def test_intervals_that_would_hide_lines_are_shown_on_demand(opened):
+    lines = make_line(interval="hover"), make_line("resonance_yarn", RESONANCE, interval="hover")
+    both = make_figure(chart=make_chart(make_panel(*lines))), make_figure("bars")
+    found = shown(opened(page(make_document(*both))), '[data-name="perplexity"] .plot')
+    figure = found.locator('#section-2 [data-name="perplexity"]')
+    assert figure.locator(".errorbar path").count() == 0
+    figure.get_by_role("button", name="Intervals").click()
+    assert figure.locator(".errorbar path").count() > 0
+    figure.get_by_role("button", name="Intervals").click()
+    assert figure.locator(".errorbar path").count() == 0
+    bars = shown(found, '[data-name="bars"] .plot').locator('[data-name="bars"]')
+    assert bars.locator(".errorbar path").count() > 0 == bars.get_by_role("button", name="Intervals").count()
+
+
 @pytest.mark.parametrize(("name", "start"), [("PNG", b"\x89PNG"), ("SVG", b"<svg")])
 def test_a_chart_can_be_saved(opened, tmp_path, name, start):
     found = shown(opened(page(make_document(make_figure())), scheme="dark"))

@@ -64,7 +64,7 @@ def test_a_band_goes_around_each_run_of_points():
     assert band["legendgroup"] == trace["legendgroup"] and trace["showlegend"] and "error_y" not in trace
     hover = make_line(interval="hover")
     (trace,) = plotly_figure(make_chart(make_panel(hover)))["data"]
-    assert "error_y" not in trace and "[5.9, 6.2]" in trace["hovertext"][0]
+    assert trace["error_y"]["visible"] is False and "[5.9, 6.2]" in trace["hovertext"][0]
 
 
 def test_axes_have_scale_span_and_ticks():
