@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from longeval.report.build import StudyReport
 from longeval.report.collect import Collection
@@ -12,6 +12,7 @@ from longeval.report.document import (
     Bullets,
     Figure,
     Heading,
+    Note,
     Paragraph,
     Prose,
     Section,
@@ -47,6 +48,9 @@ INTRODUCTION = (
     "loses to the positions."
 )
 
+FEW_SEEDS = 3
+"""A table of fewer seeds says nothing of methods: seeds often differ more than they do."""
+
 _LEARNED = 90
 """In-distribution accuracy in % below which a rule counts as not learned."""
 
@@ -75,7 +79,8 @@ def _section(table: PosGenTable, title: str, slug: str, collection: Collection) 
     curves = row_curves(table, lambda cell: collection.stores[cell].curves(cell))
     beside = comparison(table)
     meaning = REGIMES.get(table.regime)
-    blocks: list[Block] = [] if meaning is None else [Paragraph(text=f"{_capital(meaning)}.")]
+    blocks: list[Block] = [Note(text=text) for text in cautions(table)]
+    blocks += [] if meaning is None else [Paragraph(text=f"{_capital(meaning)}.")]
     blocks.append(_main_table(table))
     blocks += [] if beside is None else published_blocks(beside)
     blocks += _pair_blocks(table)
@@ -100,6 +105,30 @@ def _section(table: PosGenTable, title: str, slug: str, collection: Collection) 
         data=tuple(csv_data(table, beside, curves)),
         differs=(table.differs,),
     )
+
+
+def cautions(table: PosGenTable) -> Iterator[str]:
+    """Why the order of methods in a table may be chance: few seeds, or seeds that differ more than methods do."""
+    if len(table.seeds) < FEW_SEEDS:
+        yield (
+            f"{_capital(counted(len(table.seeds), 'seed'))}: the order of the methods here is no evidence, another "
+            "seed may turn it round."
+        )
+        return
+    wide = []
+    for task in table.tasks:
+        values = [[*found.values()] for row in table.rows if (found := row.values(task))]
+        if len(values) < 2:
+            continue
+        means = [sum(one) / len(one) for one in values]
+        by_seed, by_method = max(max(one) - min(one) for one in values), max(means) - min(means)
+        if by_seed > by_method:
+            wide.append(f"on {task} by up to {by_seed:.1f} points, and the means of methods by up to {by_method:.1f}")
+    if wide:
+        yield (
+            f"Seeds of one method differ more than methods do: {'; '.join(wide)}. Only differences seed by seed whose "
+            "interval excludes 0 say something of a method."
+        )
 
 
 def _capital(text: str) -> str:

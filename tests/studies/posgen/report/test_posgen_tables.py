@@ -12,7 +12,7 @@ from longeval.report.formats.markdown import markdown_report
 from longeval.request import requests_to_yaml
 from longeval.stats.seeds import over_seeds
 from longeval.store.folder import Store
-from longeval.studies.posgen.report import REPORT
+from longeval.studies.posgen.report import REPORT, cautions
 from longeval.studies.posgen.report.tables import GENERATED, IN_DISTRIBUTION, OOD, build_tables
 from longeval.studies.posgen.request import PosGenRequest
 
@@ -219,3 +219,21 @@ def test_seeds_of_earlier_versions_that_were_stacked_stand_in_one_table_with_oth
     assert (table.differs, table.seeds) == ("", (0, 1, 2, 3))
     (note,) = collect_posgen([path]).notes
     assert "1 of 4 cells has no record yet: none on cot, trained, seed 3." in note
+
+
+@pytest.mark.parametrize(
+    ("none", "yarn", "is_cautious"),
+    [
+        ([0.60, 0.62], [0.90, 0.91], True),  # two seeds
+        ([0.60, 0.62, 0.64], [0.90, 0.90, 0.92], False),
+        ([0.30, 0.38, 0.36], [0.72, 0.23, 0.30], True),  # one seed of yarn is far from the others
+    ],
+)
+def test_the_first_line_says_where_the_order_may_be_chance(tmp_path, none, yarn, is_cautious):
+    cells = [cell(pe, seed, ood) for pe, oods in (("none", none), ("yarn", yarn)) for seed, ood in enumerate(oods)]
+    path = make_posgen_run(tmp_path / "run", None, cells)
+    (table,) = tables_of(path)
+    said = [*cautions(table)]
+    assert bool(said) == is_cautious
+    text = markdown_of(path)
+    assert all(f"> {line.split(':')[0]}" in text.split("|")[0] for line in said), "before the first table"
