@@ -60,6 +60,7 @@ AS_RUN = {
     "diff runs/mine runs/other": "diff runs/mine runs/mine",  # they have no method in common
     "run RUN --show 3": "run runs/mine --show 3",
     "status RUN": "status runs/mine",
+    "report RUN --out report.html": "report runs/mine --out report.html",
     # The geometry that stands for "…".
     "rope resonance …": f"rope resonance {GEOMETRY}",
     "ppl --model smollm2-135m-q4 --pe none,resonance,pi,resonance_pi,ntk,resonance_ntk --lengths 2k --factor 2 --docs 1 --dtype float32 --pe-arg resonance.max_period=native --out RUN": (
@@ -120,6 +121,7 @@ AS_RUN = {
 """A command of the pages → what is run in its place."""
 
 NOT_RUN = {
+    "view RUN --live": "serves until it is interrupted: tests/cli/test_view.py",
     "posgen train --tf32 --out runs/posgen": "TF32 needs an NVIDIA GPU",
     "posgen train --regime swapped --pe-arg yarn.beta_fast=2 --factor 3.953846 --native 257 --start-token --dropout 0.1 "
     "--frozen-mlp --tf32 --out runs/posgen-as-code": "TF32 needs an NVIDIA GPU",

@@ -54,7 +54,9 @@ def ask(installed, code, cwd):
 def test_the_wheel_holds_the_package_the_corpora_and_nothing_else(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if not name.endswith("/")}
-    in_package = {path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "longeval").rglob("*.py")}
+    package = REPOSITORY / "longeval"
+    page = (path for path in (package / "report" / "page").rglob("*") if path.is_file() and path.suffix != ".pyc")
+    in_package = {path.relative_to(REPOSITORY).as_posix() for path in (*package.rglob("*.py"), *page)}
     tasks = REPOSITORY / "tasks"
     files = [path for path in tasks.rglob("*") if path.is_file() and path.suffix != ".pyc"]
     in_tasks = {f"longeval/_tasks/{path.relative_to(tasks).as_posix()}" for path in files}
@@ -82,6 +84,11 @@ def test_the_installed_package_is_the_wheels(installed, tmp_path):
     file, version, declared = ask(installed, code, tmp_path)
     assert Path(file).is_relative_to(installed.parent)
     assert version == declared
+
+
+def test_the_parts_of_the_page_are_found_in_the_installed_package(installed, tmp_path):
+    code = "import json; from longeval.report.page.html import policy; print(json.dumps(policy(is_live=False)))"
+    assert ask(installed, code, tmp_path).count("'sha256-") > 5
 
 
 def test_the_corpora_are_found_in_the_installed_package(installed, tmp_path):
