@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+import longeval.studies
 from bench.batches import measure_batches, random_backend, usual_sizes
 from bench.engines import measure_engines
 from bench.measure import Curve, carry_out, measure_curve, measure_sliding, measure_throughput
@@ -44,6 +45,12 @@ def no_vllm(monkeypatch):
 def no_ray(monkeypatch):
     """`test_scale.py` starts it."""
     monkeypatch.setattr("bench.scale.installed", lambda: False)
+
+
+@pytest.fixture(autouse=True)
+def no_study_is_left(monkeypatch):
+    """The bench adds one to the studies."""
+    monkeypatch.setattr(longeval.studies, "__path__", [*longeval.studies.__path__])
 
 
 @pytest.fixture(scope="module")
