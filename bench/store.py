@@ -1,7 +1,7 @@
 """How long it takes to resume and to report a run folder of many cells, measured on made-up values.
 
     python -m bench.store                       # 10,000 cells of perplexity in a new folder; minutes to write them
-    python -m bench.store --folder /tmp/many    # the folder is kept, and used again the next time
+    python -m bench.store --folder many         # the folder is kept, and used again the next time
 
 The cells are those of a real request for small random models. Only the values of tokens are drawn at random, so that
 no model runs; everything else is planned, computed and stored as in any run. Commands are then measured as a user runs

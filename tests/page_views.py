@@ -50,7 +50,7 @@ def view_page(kind, data):
 <meta http-equiv="Content-Security-Policy" content="{POLICY}">
 <style>:root {{ color-scheme: light dark }} body {{ font-family: sans-serif; margin: 1rem }}
 {(PAGE / f"{kind}.css").read_text()}</style>
-<script>const longeval = {{views: {{}}}};</script><script>{(PAGE / f"{kind}.js").read_text()}</script></head>
+<script>{(PAGE / "longeval.js").read_text()}</script><script>{(PAGE / f"{kind}.js").read_text()}</script></head>
 <body><div id="view"></div><script type="application/json" id="data">{plain}</script>
 <script>
 const started = performance.now();

@@ -34,7 +34,6 @@ from longeval.report.formats import formats
 from longeval.report.formats.csv import csv_text
 from longeval.report.formats.json import records_json
 from longeval.report.numbers import counted
-from longeval.report.page.html import page
 from longeval.report.pairs import DATA_NAME, RowSet, pairs_section
 from longeval.report.tables import is_group
 from longeval.store.losses import LOSSES
@@ -124,10 +123,11 @@ def write_report(
     path = report_path(runs, out, f"{studies[0].name}.md")
     if json_path is not None and os.path.isdir(json_path):
         raise LongEvalError(f"--json {json_path}: is a folder", "Name a file, or - for standard output.")
-    stem, suffix = os.path.splitext(path)
-    collection = dataclasses.replace(collect(runs, studies[0].command), pairs=tuple(pairs), all_drawn=suffix == ".html")
+    stem, dotted = os.path.splitext(path)
+    whole = formats(alone=True).get(dotted.removeprefix("."))
+    collection = dataclasses.replace(collect(runs, studies[0].command), pairs=tuple(pairs), all_drawn=whole is not None)
     base = os.path.basename(stem)
-    known = formats() if suffix == ".md" else {}
+    known = formats() if whole is None else {}
     document = build_document(
         collection,
         studies,
@@ -137,8 +137,8 @@ def write_report(
         files=tuple(f"{base}.{suffix}" for suffix in known if suffix != "md"),
         folder=f"{base}_files",
     )
-    if suffix == ".html":
-        files = {path: page(document).encode()}
+    if whole is not None:
+        files = {path: whole(document).encode()}
     else:
         files = {f"{stem}.{suffix}": render(document).encode() for suffix, render in known.items()}
         files |= _own_files(f"{stem}_files", document)
@@ -146,7 +146,7 @@ def write_report(
     if json_path is not None and os.path.abspath(json_path) not in map(os.path.abspath, files):
         files[json_path], flags[json_path] = records_json(document.records).encode(), "--json"
     _write_all(files, flags)
-    if suffix == ".md":
+    if whole is None:
         of_pairs = [f"{DATA_NAME}.csv", *(f"{DATA_NAME}-*.{suffix}" for suffix in PICTURE_FORMATS)]
         _remove_stale(f"{stem}_files", files, [*of_pairs, *(name for study in studies for name in study.own_files)])
     return WrittenReport(files=tuple(files), records=document.records, notes=collection.notes)
@@ -320,7 +320,7 @@ def report_path(runs: Sequence[str], out: str | None, default: str) -> str:
         return os.path.join(runs[0], default)
     if os.path.isdir(out):
         raise LongEvalError(f"--out {out}: is a folder", f"Name a file in it: {os.path.join(out, default)}.")
-    if os.path.splitext(out)[1] not in (".md", ".html"):
+    if os.path.splitext(out)[1].removeprefix(".") not in ("md", *formats(alone=True)):
         raise LongEvalError(
             f"--out {out}: must end in .md or .html",
             "report.md is Markdown with CSV, JSON, LaTeX and figures beside it; report.html is one page with charts.",

@@ -61,6 +61,28 @@ class RunFolder:
     """Text of its spec.yaml; empty if it has none."""
 
 
+class RecentNlls:
+    """Token NLLs that were read last, up to a limit of memory: tables, pairs and curves need the same ones in turn."""
+
+    def __init__(self, most_tokens: int = 1 << 26) -> None:
+        self._most_tokens = most_tokens
+        self._tokens = 0
+        self._kept: OrderedDict[str, TokenNll] = OrderedDict()
+
+    def get(self, cell: str, store: Store) -> TokenNll | None:
+        """Those of a cell, or None where none are stored."""
+        if cell in self._kept:
+            self._kept.move_to_end(cell)
+            return self._kept[cell]
+        nll = store.nll(cell)
+        if nll is not None:
+            self._kept[cell] = nll
+            self._tokens += len(nll.nll_S)
+            while self._tokens > self._most_tokens:
+                self._tokens -= len(self._kept.popitem(last=False)[1].nll_S)
+        return nll
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Collection:
     """All cells of a report."""
@@ -83,7 +105,7 @@ class Collection:
     """The requests that were made of the folders, as far as their plans are stored."""
     read_samples: dict[str, tuple[Sample, ...] | None] = field(default_factory=dict)
     """Samples that have been read."""
-    read_nlls: RecentNlls = field(default_factory=lambda: RecentNlls())
+    read_nlls: RecentNlls = field(default_factory=RecentNlls)
     """Token NLLs that were read last."""
 
     def is_drawn(self, number: int) -> bool:
@@ -114,28 +136,6 @@ class Collection:
         if cell not in self.read_samples:
             self.read_samples[cell] = self.stores[cell].samples(cell)
         return self.read_samples[cell]
-
-
-class RecentNlls:
-    """Token NLLs that were read last, up to a limit of memory: tables, pairs and curves need the same ones in turn."""
-
-    def __init__(self, most_tokens: int = 1 << 26) -> None:
-        self._most_tokens = most_tokens
-        self._tokens = 0
-        self._kept: OrderedDict[str, TokenNll] = OrderedDict()
-
-    def get(self, cell: str, store: Store) -> TokenNll | None:
-        """Those of a cell, or None where none are stored."""
-        if cell in self._kept:
-            self._kept.move_to_end(cell)
-            return self._kept[cell]
-        nll = store.nll(cell)
-        if nll is not None:
-            self._kept[cell] = nll
-            self._tokens += len(nll.nll_S)
-            while self._tokens > self._most_tokens:
-                self._tokens -= len(self._kept.popitem(last=False)[1].nll_S)
-        return nll
 
 
 def collect(paths: Sequence[str], command: str | None = LONGEVAL_REPORT) -> Collection:

@@ -62,14 +62,19 @@ def test_data_of_one_name_is_one_file():
 
 def test_a_format_is_one_registered_function(monkeypatch):
     registry = Registry("report format")
-    for suffix, render in formats.formats().items():
-        registry.register(suffix, render)
+    for suffix, own in (*formats.formats().items(), *formats.formats(alone=True).items()):
+        registry.register(suffix, own)
     monkeypatch.setattr(formats, "_FORMATS", registry)
 
-    @formats.register("html")
-    def html_report(document):
+    monkeypatch.setattr(formats, "_ALONE", set(formats.formats(alone=True)))
+
+    @formats.register("txt")
+    @formats.register("own", alone=True)
+    def render(document):
         return f"<title>{document.title}</title>"
 
-    found = formats.formats()
-    assert [*found] == ["md", "csv", "html", "json", "tex"]
-    assert found["html"](document()) == "<title>T</title>" and found["md"](document()).startswith("# T\n")
+    assert [*formats.formats()] == ["md", "csv", "json", "tex", "txt"]
+    assert [*formats.formats(alone=True)] == ["html", "own"]
+    found = formats.formats() | formats.formats(alone=True)
+    assert found["own"](document()) == found["txt"](document()) == "<title>T</title>"
+    assert found["md"](document()).startswith("# T\n")

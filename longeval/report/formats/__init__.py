@@ -13,15 +13,25 @@ Render = Callable[[Document], str]
 """Writes a whole document in one format."""
 
 _FORMATS: Registry[Render] = Registry("report format")
+_ALONE: set[str] = set()
 
 
-def register(suffix: str) -> Callable[[Render], Render]:
-    """Makes a function a format of every report; its text goes into a file with this suffix."""
+def register(suffix: str, *, alone: bool = False) -> Callable[[Render], Render]:
+    """Makes a function a format of reports; its text goes into a file with this suffix.
+
+    Args:
+        suffix: The suffix, without a dot.
+        alone: The file holds the whole report and is written alone, where `--out` has its suffix. Else it is written
+            beside Markdown.
+    """
+    if alone:
+        _ALONE.add(suffix)
     return lambda render: _FORMATS.register(suffix, render)
 
 
-def formats() -> Mapping[str, Render]:
-    """All formats by suffix: Markdown first, the others by name."""
+def formats(*, alone: bool = False) -> Mapping[str, Render]:
+    """The formats that are written together, or those that are written alone, by suffix: Markdown first."""
     for module in pkgutil.iter_modules(__path__, f"{__name__}."):
         importlib.import_module(module.name)
-    return {suffix: _FORMATS[suffix] for suffix in sorted(_FORMATS, key=lambda suffix: (suffix != "md", suffix))}
+    chosen = (suffix for suffix in _FORMATS if (suffix in _ALONE) == alone)
+    return {suffix: _FORMATS[suffix] for suffix in sorted(chosen, key=lambda suffix: (suffix != "md", suffix))}

@@ -25,6 +25,15 @@ longeval.element = (name, attributes = {}, ...children) => {
   return element;
 };
 
+// The same with a class and a text alone.
+longeval.make = (name, className = "", text = null) =>
+  longeval.element(name, { class: className || null }, ...(text === null ? [] : [text]));
+
+longeval.option = (value, text) => longeval.element("option", { value }, text);
+
+// A whole number as it is read: 12,345.
+longeval.whole = (value) => value.toLocaleString("en-US");
+
 // Calls action(element) once, when the element is on the screen or near it.
 longeval.whenVisible = (elements, action) => {
   const observer = new IntersectionObserver(

@@ -6,18 +6,7 @@
 {
   const PAGE = 25; // samples that are added at a time
 
-  const make = (tag, className = "", text = null) => {
-    const made = document.createElement(tag);
-    if (className) made.className = className;
-    if (text !== null) made.textContent = text;
-    return made;
-  };
-  const option = (value, text) => {
-    const made = make("option", "", text);
-    made.value = value;
-    return made;
-  };
-  const whole = (value) => value.toLocaleString("en-US");
+  const { make, option, whole } = longeval;
   const lengthName = (length) => (length % 1024 ? String(length) : `${length / 1024}k`);
   const scoreName = (score) => (Number.isInteger(score) ? String(score) : score.toFixed(3));
 

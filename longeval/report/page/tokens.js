@@ -12,21 +12,11 @@
   const MAX_NLL = 8; // nats, end of the scale of a single NLL
   const SCALES = [0.25, 0.5, 1, 2, 4, 8]; // nats, ends of the scale of differences
 
-  const make = (tag, className = "", text = null) => {
-    const made = document.createElement(tag);
-    if (className) made.className = className;
-    if (text !== null) made.textContent = text;
-    return made;
-  };
+  const { make, option, whole } = longeval;
   const labelled = (text, control) => {
     const label = make("label", "tv-field", text);
     label.append(control);
     return label;
-  };
-  const option = (value, text) => {
-    const made = make("option", "", text);
-    made.value = value;
-    return made;
   };
   const select = (name, options, onChange) => {
     const made = make("select");
@@ -42,7 +32,6 @@
     return Uint16Array.from({ length: view.byteLength / 2 }, (_, place) => view.getUint16(2 * place, true));
   };
   const signed = (value, digits = 3) => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(digits)}`;
-  const whole = (value) => value.toLocaleString("en-US");
   const lengthName = (length) => (length % 1024 ? String(length) : `${length / 1024}k`);
   // Line ends, tabs, and characters that nobody can see are written out.
   const visible = (text) => {
