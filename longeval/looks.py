@@ -41,6 +41,8 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 _LIGHTEST, _DARKEST = 0.4, 0.55
 """The largest shares of white and of black that `shade` mixes into a colour."""
+_GREYEST = 0.55
+"""The share of white in the lightest grey that `shade` makes of black."""
 
 
 RESONANCE_PARAMETERS = {"max_period": "rounded"}
@@ -75,10 +77,13 @@ def shade(colour: str, place: int, number: int) -> str:
     """One of `number` shades of a colour, from light (place 0) to dark, so that lines of one method can be told apart.
 
     Args:
-        colour: `#RRGGBB`; of three shades it is the one in the middle.
+        colour: `#RRGGBB`; of three shades it is the one in the middle, and black is the last one.
         place: Which one, from 0.
         number: How many there are; of one it is the colour itself.
     """
+    if colour == "#000000":  # nothing is darker, so all shades but the last are greys
+        level = round(255 * _GREYEST * (1 - place / max(1, number - 1))) if number > 1 else 0
+        return f"#{level:02X}{level:02X}{level:02X}"
     towards_dark = 0.0 if number == 1 else (2 * place / (number - 1) - 1) * (0.6 if number == 2 else 1.0)
     share, end = (-towards_dark * _LIGHTEST, 255) if towards_dark < 0 else (towards_dark * _DARKEST, 0)
     parts = (int(colour[start : start + 2], 16) for start in (1, 3, 5))

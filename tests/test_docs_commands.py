@@ -106,8 +106,8 @@ AS_RUN = {
     "finetune --model llama2-7b --pe pi --length 32k --window 4k --augment e2 --data pg19 --steps 30000 --batch-size 16 --lr 1e-5": (
         f"finetune --model tiny --pe pi --length 256 --window 32 --augment e2 --batch-size 16 --lr 1e-5 {TINY_TRAINING} --dry-run"
     ),
-    "posgen train --preset smoke": f"posgen train --preset smoke {SMOKE}",
-    "posgen train --preset smoke --out runs/smoke": f"posgen train --preset smoke --out runs/smoke {SMOKE}",
+    "posgen train --preset smoke-test": f"posgen train --preset smoke-test {SMOKE}",
+    "posgen train --preset smoke-test --out runs/smoke": f"posgen train --preset smoke --out runs/smoke {SMOKE}",
     "posgen table runs/posgen --out reports/posgen.md": "posgen table runs/smoke --out reports/posgen.md",
     "posgen table RUN…": "posgen table runs/smoke",
     "report --published": "report runs/mine --published",
@@ -173,7 +173,7 @@ def inputs(folder):
         for name, pe in (("mine", "none"), ("other", "yarn")):
             words = f"ppl --model tiny --pe {pe} {TINY_PPL} --out runs/{name} -q"
             assert run_app(shlex.split(words)) == 0
-        assert run_app(shlex.split(f"posgen train --preset smoke --out runs/smoke {SMOKE} -q")) == 0
+        assert run_app(shlex.split(f"posgen train --preset smoke-test --out runs/smoke {SMOKE} -q")) == 0
 
 
 @pytest.fixture(scope="module")

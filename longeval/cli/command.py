@@ -161,7 +161,7 @@ def _settings(kind: type[StudyRequest], *, marked: bool) -> list[Parameter]:
     for name in kind.model_fields:
         found += [(kind.setting(name).panel, one) for one in _parameters(kind, name, marked)]
     if kind.presets:
-        told = f"{', '.join(kind.presets)}: where defaults come from. Flags override it."
+        told = f"Where defaults come from; flags override it. {kind.presets_help}".strip()
         found.append((None, parameter("preset", str, typer.Option("--preset", help=told), next(iter(kind.presets)))))
     last = {MACHINE: 1, OUTPUT: 2}
     return [one for _, one in sorted(found, key=lambda item: last.get(item[0] or "", 0))]

@@ -44,7 +44,7 @@ def describe(context: typer.Context) -> None:
 
     longeval posgen generate --task cot --json data.jsonl
 
-    longeval posgen train --preset smoke
+    longeval posgen train --preset smoke-test
 
     longeval posgen train --task recursive,cot,semi_recursive --pe none,resonance,yarn,resonance_yarn --out runs/posgen
 

@@ -37,21 +37,35 @@ def line_label(row: GridRow, rows: Sequence[GridRow]) -> str:
 
 
 def line_style(row: GridRow, rows: Sequence[GridRow], *, with_marker: bool) -> LineStyle:
-    """Colour and marker by base method; the resonance form is dashed, hollow and drawn on top.
+    """Colour and marker by base method; resonance forms are hollow and drawn on top, the paper's is dashed.
 
-    Rows of one method with several factors or parameters have shades of its colour and markers of their own.
+    Rows of one method with several factors or parameters have shades of its colour and markers of their own. So do
+    resonance forms of one row whose features turn several times in a period; they are dotted.
     """
     look = look_of(row.pe, [other.pe for other in rows])
-    setting = row.method, row.factor
+    setting = row.of_base, row.factor
     same = [other for other in rows if base_method(other.pe) == base_method(row.pe)]
-    settings = list(dict.fromkeys((other.method, other.factor) for other in same))
+    settings = list(dict.fromkeys((other.of_base, other.factor) for other in same))
+    shades = len(settings)
     place = settings.index(setting)
+    marker = look.marker if shades == 1 else MARKERS[place % len(MARKERS)]
     resonance = is_resonance(row.pe)
-    pale = not resonance and any(is_resonance(other.pe) and (other.method, other.factor) == setting for other in same)
-    marker = look.marker if len(settings) == 1 else MARKERS[place % len(MARKERS)]
+    forms = list(
+        dict.fromkeys(
+            other.method for other in same if is_resonance(other.pe) and (other.of_base, other.factor) == setting
+        )
+    )
+    pale = not resonance and bool(forms)
+    if resonance and len(forms) > 1:
+        number = forms.index(row.method)
+        markers = [marker, *(other for other in MARKERS if other != marker)]
+        marker = markers[number % len(markers)]
+        if shades == 1:  # otherwise the shade tells the settings of the method
+            place, shades = number, len(forms)
+    turns_once = row.method == row.of_base
     return LineStyle(
-        colour=shade(look.colour, place, len(settings)),
-        dash="dashed" if resonance else "solid",
+        colour=shade(look.colour, place, shades),
+        dash=("dashed" if turns_once else "dotted") if resonance else "solid",
         width=4.0 if pale else 1.4 if resonance else 1.8,
         marker=marker if with_marker else "",
         marker_size=9.0 if pale else 5.5,

@@ -26,6 +26,10 @@ class StudyRequest(BaseModel, frozen=True, extra="forbid"):
     """Name of the study in YAML and in stored plans."""
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
     """By name, the values that differ from the defaults; the first preset has none. `--preset` chooses one."""
+    presets_help: ClassVar[str] = ""
+    """What each preset is for, as help of `--preset`."""
+    former_presets: ClassVar[dict[str, str]] = {}
+    """Former names of presets, which are still read, with their names."""
     can_show: ClassVar[bool] = False
     """Whether its command has `--show`, which prints what the model is given."""
     how_only: ClassVar[frozenset[str]] = frozenset()
@@ -60,6 +64,7 @@ class StudyRequest(BaseModel, frozen=True, extra="forbid"):
                 raise LongEvalError(f"{where}unknown key {written}", did_you_mean(key, known))
         if cls.presets:
             preset = str(given.get("preset", next(iter(cls.presets))))
+            preset = cls.former_presets.get(preset, preset)
             check_word("--preset", preset, cls.presets)
             values = cls.presets[preset] | values
         for name, field in cls.model_fields.items():

@@ -76,18 +76,18 @@ def test_a_dry_run_counts_and_writes_nothing(capsys, here):
 def test_flags_override_the_preset(monkeypatch):
     seen = []
     monkeypatch.setattr("longeval.cli.run.carry_out", lambda specs, **options: seen.extend(specs) or 0)
-    assert run_app(["posgen", "train", "--preset", "smoke"]) == 0
+    assert run_app(["posgen", "train", "--preset", "smoke-test"]) == 0
     flags = "--task recursive --epochs 3 --untied --attention-scale --start-token --frozen-mlp --bf16 --init normal"
     flags += " --pe yarn --pe-arg yarn.beta_fast=2 --regime swapped --native 257 --factor 3.95 --data-seed 4"
-    assert run_app(["posgen", "train", "--preset", "smoke", *flags.split()]) == 0
+    assert run_app(["posgen", "train", "--preset", "smoke-test", *flags.split()]) == 0
     smoke, changed = seen
-    assert smoke == PosGenRequest.read({"preset": "smoke"})
+    assert smoke == PosGenRequest.read({"preset": "smoke-test"})
     given = {
         "tasks": ("recursive",), "epochs": 3, "tied": False, "attention_scale": True, "start_token": True,
         "frozen_mlp": True, "precision": "bf16", "init": "normal", "pe": ("yarn",), "regimes": ("swapped",),
         "pe_args": {"yarn": {"beta_fast": 2.0}}, "native": 257, "factor": 3.95, "data_seed": 4,
     }  # fmt: skip
-    assert changed == PosGenRequest.read({"preset": "smoke"} | given)
+    assert changed == PosGenRequest.read({"preset": "smoke-test"} | given)
 
 
 @pytest.mark.parametrize(

@@ -173,7 +173,7 @@ def test_a_wrong_number_is_refused(ppl, refused, number, named):
 
 
 def test_a_stored_request_without_prompts_is_refused(refused, here):
-    (here / "request.yaml").write_text("command: posgen\npreset: smoke\n")
+    (here / "request.yaml").write_text("command: posgen\npreset: smoke-test\n")
     assert "--show 1: would be ignored, posgen has no prompts" in refused(["run", "request.yaml", "--show", "1"])
 
 

@@ -188,5 +188,5 @@ def test_a_run_folders_own_request_needs_the_flag_again(change, tiny_llama, caps
 
 
 def test_the_flag_says_nothing_to_posgen(here, refused):
-    (here / "posgen.yaml").write_text("command: posgen\npreset: smoke\n")
+    (here / "posgen.yaml").write_text("command: posgen\npreset: smoke-test\n")
     assert f"{FLAG}: would be ignored" in refused(["run", "posgen.yaml", FLAG, "--dry-run"])

@@ -147,7 +147,7 @@ def test_python_tracks_too(recorder, tmp_path):
 
 
 def test_the_flag_makes_tensorboard_beside_the_records_and_only_the_flag(tmp_path, capsys):
-    request = ["posgen", "train", "--preset", "smoke", "--pe", "none", "--regime", "trained", "--num-train", "64"]
+    request = ["posgen", "train", "--preset", "smoke-test", "--pe", "none", "--regime", "trained", "--num-train", "64"]
     request += ["--num-valid", "4", "--num-test", "4", "--epochs", "2", "--batch-size", "32", "--d-model", "32"]
     request += ["--d-ff", "32", "--head-dim", "16", "--json", "-"]
     for name, more in (("with", ["--track", "tensorboard"]), ("without", [])):

@@ -40,7 +40,7 @@ from longeval.studies.posgen.cells import (
 )
 from longeval.studies.posgen.data import DataSetting
 from longeval.studies.posgen.estimate import matmul_rate, memory_bytes
-from longeval.studies.posgen.request import PosGenRequest, Regime
+from longeval.studies.posgen.request import FEW_SEEDS, PosGenRequest, Regime
 from longeval.studies.posgen.work import PosGenWork
 from longeval.values import format_duration
 
@@ -301,7 +301,13 @@ def _cell(
 
 def _notes(request: PosGenRequest, names: Sequence[MethodName]) -> tuple[str, ...]:
     """Notes for the user about the settings."""
+    notes = []
     stretched = ", ".join(name.canonical for name in names if name.method.uses_factor)
-    if not stretched or request.scaling_factor != 1:
-        return ()
-    return (f"{stretched}: s = 1, nothing is stretched (--factor or a longer --test-length would)",)
+    if stretched and request.scaling_factor == 1:
+        notes.append(f"{stretched}: s = 1, nothing is stretched (--factor or a longer --test-length would)")
+    if request.seeds < FEW_SEEDS and len(names) > 1:
+        notes.append(
+            f"{count(request.seeds, 'seed')}: this checks that everything works, the order of the methods will mean "
+            "nothing (--preset small, or --seeds 5, is for that)"
+        )
+    return tuple(notes)

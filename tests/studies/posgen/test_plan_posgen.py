@@ -239,14 +239,19 @@ def test_what_is_wrong_is_found_before_anything_is_made(changes, named):
     assert caught.value.remedy
 
 
+@pytest.mark.parametrize(("seeds", "pe", "notes"), [(2, ("none", "pi"), 1), (3, ("none", "pi"), 0), (1, ("pi",), 0)])
+def test_a_note_says_that_few_seeds_tell_no_methods_apart(seeds, pe, notes):
+    assert len(plan_posgen(tiny_request(seeds=seeds, pe=pe)).notes) == notes
+
+
 def test_a_note_says_where_nothing_is_stretched():
-    assert plan_posgen(tiny_request()).notes == ()
-    (note,) = plan_posgen(tiny_request(factor=1.0)).notes
+    assert plan_posgen(tiny_request(seeds=3)).notes == ()
+    (note,) = plan_posgen(tiny_request(seeds=3, factor=1.0)).notes
     assert note.startswith("yarn: s = 1")
 
 
-@pytest.mark.parametrize("preset", ["full", "smoke"])
+@pytest.mark.parametrize("preset", ["full", "small", "smoke-test"])
 def test_presets_can_be_planned(preset):
     plan = plan_posgen(PosGenRequest.read({"preset": preset, "device": "cpu"}))
-    assert len(plan.work) == {"full": 60, "smoke": 4}[preset]
-    assert len(plan.cells) == {"full": 60, "smoke": 8 * plan.request.seeds}[preset]
+    assert len(plan.work) == {"full": 60, "small": 20, "smoke-test": 4}[preset]
+    assert len(plan.cells) == {"full": 60, "small": 20, "smoke-test": 8 * plan.request.seeds}[preset]

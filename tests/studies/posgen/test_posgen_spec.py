@@ -30,17 +30,21 @@ def test_the_full_preset_is_the_papers():
 
 
 def test_what_is_given_goes_before_a_preset_and_the_rest_is_the_presets():
-    smoke = PosGenRequest.read({"preset": "smoke"})
+    smoke = PosGenRequest.read({"preset": "smoke-test"})
     assert (smoke.tasks, smoke.regimes, smoke.model_name) == (("cot",), ("trained", "swapped"), "posgen-2x128")
-    changed = PosGenRequest.read({"preset": "smoke", "epochs": 3, "tasks": ("recursive",)})
+    changed = PosGenRequest.read({"preset": "smoke-test", "epochs": 3, "tasks": ("recursive",)})
     assert changed == smoke.replaced(epochs=3, tasks=("recursive",)) != smoke
+
+
+def test_the_former_name_of_a_preset_is_still_read():
+    assert PosGenRequest.read({"preset": "smoke"}) == PosGenRequest.read({"preset": "smoke-test"}) != PosGenRequest()
 
 
 def test_requests_survive_yaml_with_every_number():
     method = {"pe_args": {"yarn": {"beta_fast": 2.0}}, "data_seed": 3, "factor": 3.95}
     requests = [
         PosGenRequest(),
-        PosGenRequest.read({"preset": "smoke"} | method),
+        PosGenRequest.read({"preset": "smoke-test"} | method),
         PosGenRequest(native=257, start_token=True, tied=False, init="normal", precision="tf32", first_seed=7),
     ]
     text = requests_to_yaml([request.to_mapping() for request in requests])
@@ -59,11 +63,11 @@ def test_files_that_say_whether_seeds_are_stacked_are_read_as_if_they_did_not(st
 
 def test_yaml_may_name_a_preset_and_understands_what_flags_do():
     text = (
-        "command: posgen\npreset: smoke\ntask: cot,recursive\nregime: [swapped]\nlr: 2e-4\nd-model: 64\n"
+        "command: posgen\npreset: smoke-test\ntask: cot,recursive\nregime: [swapped]\nlr: 2e-4\nd-model: 64\n"
         "data_seed: null\ntest_length: 1k\ntied: false\npe_args: {yarn: {beta_fast: 2}}\n"
     )
     sizes = {"lr": 2e-4, "d_model": 64, "test_length": 1024, "tied": False, "pe_args": {"yarn": {"beta_fast": 2}}}
-    kinds = {"preset": "smoke", "tasks": ("cot", "recursive"), "regimes": ("swapped",)}
+    kinds = {"preset": "smoke-test", "tasks": ("cot", "recursive"), "regimes": ("swapped",)}
     assert read(text) == PosGenRequest.read(kinds | sizes)
 
 

@@ -26,6 +26,7 @@ from longeval.report.numbers import MISSING, count_range, counted, format_factor
 from longeval.report.tables import error_text, factor_text, method_row, slugs_of
 from longeval.studies.posgen.report.figures import SMOOTHED, RowCurves, loss_figure, position_figure, row_curves
 from longeval.studies.posgen.report.paper import csv_data, paper_tables
+from longeval.studies.posgen.report.phases import phases_blocks
 from longeval.studies.posgen.report.published import comparison, published_blocks
 from longeval.studies.posgen.report.tables import (
     GENERATED,
@@ -40,6 +41,7 @@ from longeval.studies.posgen.report.tables import (
     mean_cell,
     place_of,
 )
+from longeval.studies.posgen.request import FEW_SEEDS
 
 INTRODUCTION = (
     "PosGen (Wang et al. 2024, arXiv 2403.00071) asks whether a model can read positions that it never saw, and "
@@ -47,9 +49,6 @@ INTRODUCTION = (
     "as easy as before, the sum of a few earlier ones modulo m. What a model loses beyond the training length, it "
     "loses to the positions."
 )
-
-FEW_SEEDS = 3
-"""A table of fewer seeds says nothing of methods: seeds often differ more than they do."""
 
 _LEARNED = 90
 """In-distribution accuracy in % below which a rule counts as not learned."""
@@ -84,6 +83,7 @@ def _section(table: PosGenTable, title: str, slug: str, collection: Collection) 
     blocks.append(_main_table(table))
     blocks += [] if beside is None else published_blocks(beside)
     blocks += _pair_blocks(table)
+    blocks += phases_blocks(table, slug)
     if (chart := position_figure(table, curves)) is not None:
         text = f"Each point is the mean of {SMOOTHED} neighbouring positions{_bands(curves)}."
         description = "Accuracy by position of the predicted token"
@@ -353,7 +353,7 @@ REPORT = StudyReport(
     subject="PosGen: accuracy beyond the training length",
     sections=posgen_sections,
     summary=lambda records: (),
-    figures=("accuracy-*", "loss-*"),
+    figures=("accuracy-*", "phases-*", "loss-*"),
     data=("means.csv", "pairs.csv", "positions.csv", "losses.csv"),
     introduction=INTRODUCTION,
     command="longeval posgen table",

@@ -1,0 +1,170 @@
+"""Accuracy by the number of distinct phases: does it matter how many values a feature has, or that it repeats?
+
+Wang et al. 2024 (arXiv 2403.00071) explain the gain of Resonance RoPE by features that repeat exactly. Rounding also
+leaves a fast feature few distinct values, which training sees often. Resonance forms with several turns
+(`--pe-arg resonance.max_period=N`) repeat as exactly with more values, so a table that has them can tell the two
+apart: from few phases (the paper's rounding) to as many as there are positions (the method without resonance).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import geometric_mean
+
+import numpy as np
+
+from longeval.looks import base_method
+from longeval.report.charts import WIDTH_INCHES, Axis, Chart, Line, Panel
+from longeval.report.document import Block, Figure, Heading, Table, TableCell, prose
+from longeval.report.lines import line_style, padded
+from longeval.report.numbers import counted
+from longeval.report.tables import method_row
+from longeval.rope.analysis.description import pre_critical
+from longeval.rope.base import METHODS, Geometry
+from longeval.rope.build import build_table, parse_method_name, read_arguments
+from longeval.stats.seeds import SeedMean, over_seeds
+from longeval.studies.posgen.report.tables import OOD, PosGenRow, PosGenTable, columns, difference_cell, mean_cell
+
+_LEAST_FORMS = 3
+"""With fewer forms of one base there is no curve."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Form:
+    """A base method or one of its resonance forms."""
+
+    row: PosGenRow
+    phases: float
+    """Number of distinct phases: the geometric mean over the pre-critical features."""
+
+
+def phases_blocks(table: PosGenTable, slug: str) -> list[Block]:
+    """The table and the figure of accuracy by number of phases; none where no base has three forms or more."""
+    families = families_of(table)
+    if not families:
+        return []
+    native = table.params["native_length"]
+    text = (
+        f"How many distinct phases a feature takes in the {native} positions of training, as the geometric mean over "
+        f"the features with a wavelength of at most {native} tokens. Resonance forms repeat exactly whatever that "
+        "number is, so a gain that comes from repetition would be the same in all of them. A feature without resonance "
+        "has another phase at each position."
+    )
+    rows = [
+        method_row(
+            form.row.row,
+            [
+                TableCell(text=f"{form.phases:.1f}"),
+                *(mean_cell(form.row.runs[task].mean(OOD), num_seeds=len(table.seeds)) for task in table.tasks),
+            ],
+        )
+        for forms in families
+        for form in forms
+    ]
+    blocks: list[Block] = [
+        Heading(text="Accuracy by number of phases"),
+        Table(columns=columns(["phases", *table.tasks]), rows=tuple(rows), caption=text),
+    ]
+    blocks += _slope_blocks(table, families)
+    description = "OOD accuracy by number of distinct phases"
+    blocks.append(Figure(name=f"phases-{slug}", description=description, chart=phases_figure(table, families)))
+    return blocks
+
+
+def families_of(table: PosGenTable) -> list[list[Form]]:
+    """The forms of each base method (of equal parameters and factor) by number of phases, where there are enough."""
+    rows: dict[tuple[object, ...], list[PosGenRow]] = {}
+    for row in table.rows:
+        rows.setdefault((base_method(row.row.pe), row.row.of_base, row.row.factor), []).append(row)
+    several = [own for (base, *_), own in rows.items() if len(own) >= _LEAST_FORMS and base in METHODS]
+    return [sorted(map(_form, own), key=lambda form: form.phases) for own in several]
+
+
+def _form(row: PosGenRow) -> Form:
+    """A row with its number of phases, from the table that its cells were evaluated with."""
+    params = next(iter(row.row.cells.values())).params
+    length, native = int(params["test_length"]) + bool(params.get("start_token")), int(params["native_length"])
+    geometry = Geometry(
+        head_dim=int(params["head_dim"]),
+        theta=float(params["theta"]),
+        native_length=native,
+        factor=row.row.factor if isinstance(row.row.factor, float | int) else 1.0,
+    )
+    name = parse_method_name(row.row.pe)
+    parameters, resonance = read_arguments(name, json.loads(row.row.method))
+    base = build_table(name.base, geometry, parameters, length)
+    table = build_table(name.canonical, geometry, parameters, length, resonance=resonance)
+    periods_F = np.full(geometry.num_features, native) if table.period_F is None else table.period_F
+    phases = np.minimum(periods_F, native)[pre_critical(base, geometry)].tolist() or [native]
+    return Form(row=row, phases=geometric_mean(phases))
+
+
+def slope(forms: Sequence[Form], task: str) -> SeedMean | None:
+    """Change of OOD accuracy, in points, for twice as many phases: a least-squares line for each seed.
+
+    Only seeds that all forms have count. The interval is Student's over the seeds.
+    """
+    phases = np.log2([form.phases for form in forms])
+    values = [form.row.values(task) for form in forms]
+    seeds = set.intersection(*(set(found) for found in values))
+    slopes = {seed: float(np.polyfit(phases, [found[seed] for found in values], 1)[0]) for seed in sorted(seeds)}
+    return over_seeds(slopes)
+
+
+def _slope_blocks(table: PosGenTable, families: Sequence[Sequence[Form]]) -> list[Block]:
+    """The table of slopes."""
+    text = (
+        "Change of OOD accuracy in points for twice as many phases: the slope of a line through the forms of each "
+        "seed, mean over seeds with the 95% t-interval. Bold: the interval excludes 0."
+    )
+    rows = []
+    for forms in families:
+        cells = [difference_cell(slope(forms, task), num_seeds=len(table.seeds)) for task in table.tasks]
+        first = forms[0].row.row
+        rows.append(method_row(first, cells, [prose("`{}`, {}", base_method(first.pe), counted(len(forms), "form"))]))
+    return [Table(columns=columns(table.tasks, "base"), rows=tuple(rows), caption=text)]
+
+
+def phases_figure(table: PosGenTable, families: Sequence[Sequence[Form]]) -> Chart:
+    """OOD accuracy in % by number of phases: a panel for each task, a line for each base, with the range of seeds."""
+    phases = [form.phases for forms in families for form in forms]
+    low, high = math.floor(math.log2(min(phases))), math.ceil(math.log2(max(phases)))
+    ticks = tuple((2.0**power, str(2**power)) for power in range(low, high + 1))
+    x = Axis(title="Distinct phases (geometric mean)", scale="log", span=padded(phases, is_log=True), ticks=ticks)
+    y = Axis(title="OOD accuracy (%)", span=(-3, 103))
+    panels = []
+    for task in table.tasks:
+        lines = []
+        for forms in families:
+            means = [(form, mean) for form in forms if (mean := form.row.runs[task].mean(OOD)) is not None]
+            values = [[*form.row.values(task).values()] for form, _ in means]
+            base = next((form for form in forms if form.row.row.method == form.row.row.of_base), forms[0])
+            several = any(len(found) > 1 for found in values)
+            lines.append(
+                Line(
+                    label=base_method(base.row.row.pe),
+                    style=line_style(
+                        base.row.row,
+                        [forms[0].row.row for forms in families if base not in forms] + [base.row.row],
+                        with_marker=True,
+                    ),
+                    x=tuple(form.phases for form, _ in means),
+                    y=tuple(mean.mean for _, mean in means),
+                    low=tuple(min(found) for found in values) if several else (),
+                    high=tuple(max(found) for found in values) if several else (),
+                    places=tuple(form.row.row.label for form, _ in means),
+                    notes=tuple(counted(mean.n, "seed") for _, mean in means),
+                )
+            )
+        panels.append(Panel(title=task, x=x, y=y, lines=tuple(lines)))
+    return Chart(
+        title=f"OOD accuracy by number of distinct phases, {table.title}",
+        panels=tuple(panels),
+        columns=len(panels),
+        panel_width=max(WIDTH_INCHES / len(panels), 2.5),
+        panel_height=3.0,
+        share_y="all",
+    )
