@@ -154,6 +154,7 @@ def _opened(page: str) -> float:
         tab = browser.new_page(viewport={"width": 1600, "height": 1000})
         started = time.perf_counter()
         tab.goto(f"file://{page}")
+        tab.locator(".plot").first.scroll_into_view_if_needed()
         tab.wait_for_selector(".plot .main-svg .xtick text", state="attached")
         seconds = time.perf_counter() - started
         browser.close()

@@ -127,7 +127,7 @@ class ParameterFlag:
         options = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
         if NoneType in options and (value is None or value == "none"):
             return None
-        words = [word for option in options if get_origin(option) is Literal for word in get_args(option)]
+        words = words_of(annotation)
         if value in words:
             return value
         first = next(option for option in options if option is not NoneType)
@@ -137,6 +137,12 @@ class ParameterFlag:
             if not words or get_origin(first) is Literal:
                 raise
             raise LongEvalError(f"{error.problem}, or {' or '.join(words)}", error.remedy) from error
+
+
+def words_of(annotation: Any) -> tuple[str, ...]:
+    """The words that a parameter of this type may have: those of each `Literal` in it."""
+    options = (annotation, *get_args(annotation))
+    return tuple(word for option in options if get_origin(option) is Literal for word in get_args(option))
 
 
 def _converted(label: str, kind: Any, value: Any) -> Any:
@@ -156,11 +162,13 @@ def _converted(label: str, kind: Any, value: Any) -> Any:
 
 
 def _whole(label: str, value: Any) -> int:
-    """A whole number from a number or text, which may be a length such as 4k."""
+    """A whole number from a number or text, which may be a length such as 4k; the dataclass knows its range."""
+    digits = str(value).strip().removeprefix("-")
     try:
-        return parse_length(str(value), least=0)
+        size = parse_length(digits, least=0)
     except LongEvalError:
-        raise LongEvalError(f"{label}: must be a whole number, at least 0", "Write it as 2 or 4k.") from None
+        raise LongEvalError(f"{label}: must be a whole number", "Write it as 2 or 4k.") from None
+    return size if digits == str(value).strip() else -size
 
 
 def _number(label: str, value: Any) -> float:

@@ -49,9 +49,9 @@ def view_page(kind, data):
 <meta name="viewport" content="width=device-width">
 <meta http-equiv="Content-Security-Policy" content="{POLICY}">
 <style>:root {{ color-scheme: light dark }} body {{ font-family: sans-serif; margin: 1rem }}
-{(PAGE / f"{kind}.css").read_text()}</style>
+{"".join((PAGE / f"{name}.css").read_text() for name in ("style", kind, "views"))}</style>
 <script>{(PAGE / "longeval.js").read_text()}</script><script>{(PAGE / f"{kind}.js").read_text()}</script></head>
-<body><div id="view"></div><script type="application/json" id="data">{plain}</script>
+<body><div id="view" class="view"></div><script type="application/json" id="data">{plain}</script>
 <script>
 const started = performance.now();
 longeval.views.{kind}(document.getElementById("view"), JSON.parse(document.getElementById("data").textContent));

@@ -20,6 +20,11 @@ class Shape:
     weight: float = 1.0
     colour: Literal["red", "blue"] = "red"
     sides: tuple[float, ...] = ()
+    depth: int | Literal["flat", "deep"] = "flat"
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise LongEvalError(f"size {self.size}: below 1")
 
 
 FLAG = ParameterFlag(
@@ -43,10 +48,23 @@ def test_values_get_the_types_of_the_fields():
     assert type(values["box"]["weight"]) is float
 
 
-@pytest.mark.parametrize("value", ["2.5", "-1", "x", 2.0, True, None, [1]])
+@pytest.mark.parametrize("value", ["2.5", "-", "--1", "x", 2.0, True, None, [1]])
 def test_what_is_no_whole_number(value):
     with pytest.raises(LongEvalError, match=r"--shape-arg box\.size="):
         FLAG.make("box", {"size": value})
+
+
+@pytest.mark.parametrize(("value", "number"), [("-1", -1), (-1, -1), ("0", 0), (0, 0), ("-4k", -4096)])
+def test_only_the_dataclass_knows_the_range_of_a_whole_number(value, number):
+    with pytest.raises(LongEvalError, match=rf"^--shape-arg box\.size {number}: below 1"):
+        FLAG.make("box", {"size": value})
+
+
+@pytest.mark.parametrize("value", ["Flat", "x", 1.5, True, [1]])
+def test_a_wrong_value_is_told_the_words_that_there_are(value):
+    with pytest.raises(LongEvalError, match=r"--shape-arg box\.depth=.* flat or deep"):
+        FLAG.make("box", {"depth": value})
+    assert FLAG.make("box", {"depth": "deep"}).depth == "deep"
 
 
 def test_texts_without_knowing_the_parameters():

@@ -17,7 +17,7 @@ from http import HTTPStatus
 from typing import Any
 
 from longeval.cli.report import report_command_of, study_reports
-from longeval.cli.status import REFRESH_S, left_text, sum_text
+from longeval.cli.status import REFRESH_S, left_text, sum_text, wait_for_run
 from longeval.errors import LongEvalError, reason
 from longeval.report.build import build_document
 from longeval.report.collect import collect
@@ -35,7 +35,7 @@ def serve_page(runs: Sequence[str], *, port: int, announce: Callable[[str], None
     """Serves the page of run folders until it is interrupted.
 
     Args:
-        runs: Run folders; something is stored or runs in each of them.
+        runs: Run folders. One where nothing is yet is waited for.
         port: The port; 0: a free one.
         announce: Gets the page's address once it can be asked for.
 
@@ -43,6 +43,8 @@ def serve_page(runs: Sequence[str], *, port: int, announce: Callable[[str], None
         LongEvalError: One is no run folder, or the port is taken.
         KeyboardInterrupt: On Ctrl-C.
     """
+    for path in runs:
+        wait_for_run(path)
     live = LivePage(runs)
     live.progress()  # a folder that can't be read is told before anything is served
     try:

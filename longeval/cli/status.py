@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from longeval.cli.terminal import check_json_path, console, write_json
+from longeval.cli.terminal import check_json_path, console, say, write_json
 from longeval.errors import LongEvalError
 from longeval.printable import as_markup
 from longeval.values import format_duration, format_length
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 REFRESH_S = 3.0
 """Seconds between two looks with --watch, at least; a folder that takes long to read is read more seldom."""
 
+_LOOK_S = 0.5
+"""Seconds between two looks whether a run has begun."""
+
 _MOST = 5
 """Most names in a list; further ones are counted."""
 _MOST_ROWS = 20
@@ -38,7 +41,11 @@ _WIDTH = 160
 def status(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder, here or at an address such as s3://….")],
     watch: Annotated[
-        bool, typer.Option("--watch", help="Show it anew every few seconds until nothing runs in it any more.")
+        bool,
+        typer.Option(
+            "--watch",
+            help="Show it anew every few seconds until nothing runs in it any more, from when it is there.",
+        ),
     ] = False,
     json_path: Annotated[
         str | None, typer.Option("--json", metavar="PATH", help="Write JSON there instead of tables; - is stdout.")
@@ -69,12 +76,26 @@ def status(
         _screen().print(_shown(read_status(run)))
 
 
+def wait_for_run(path: str) -> None:
+    """Waits until a run has begun in a folder where nothing is yet, and says so; returns at once where something is."""
+    from longeval.run.status import has_begun
+    from longeval.store.folder import Store
+
+    store = Store(path)
+    if not store.is_empty():
+        return
+    say(f"waiting for a run to begin in {path}, where nothing is yet; Ctrl-C ends this")
+    while not has_begun(store):
+        time.sleep(_LOOK_S)
+
+
 def _watch(run: str) -> None:
     """Shows the state of a folder until nothing runs in it."""
     from rich.live import Live
 
     from longeval.run.status import read_status
 
+    wait_for_run(run)
     with Live(console=_screen(), auto_refresh=False) as live:
         while True:
             started = time.monotonic()

@@ -32,7 +32,7 @@ def view(
     """Open the report of run folders as a page in the browser.
 
     It is the page that `longeval report RUN --out report.html` writes. With --live, it shows what is stored of a run
-    under way, on this machine only, until Ctrl-C.
+    under way, on this machine only, until Ctrl-C; a folder that isn't there yet is waited for.
 
     [bold]Examples[/bold]
 

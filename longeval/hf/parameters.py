@@ -11,9 +11,10 @@ import importlib.util
 import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, get_type_hints
 
 from longeval.errors import LongEvalError, did_you_mean
+from longeval.parameters import words_of
 from longeval.rope.base import METHODS
 from longeval.rope.build import MethodName, Parameters, method_names, parse_method_name, read_arguments
 from longeval.rope.resonance import RESONANCE, ResonanceParameters
@@ -177,11 +178,10 @@ def _make_parameters(name: MethodName, arguments: Mapping[str, Any]) -> Paramete
     """Makes the method's parameters. Refuses text for numbers, because `@file` in a config must not read a file."""
     hints = get_type_hints(name.method.parameters) | get_type_hints(ResonanceParameters)
     for key, value in arguments.items():
-        options = [option for option in (hints[key], *get_args(hints[key])) if get_origin(option) is Literal]
-        if isinstance(value, str) and not any(value in get_args(option) for option in options):
-            raise LongEvalError(
-                f"rope_type {name.canonical}: {key} {value!r} is text", "Give a number, or a list of numbers."
-            )
+        words = words_of(hints[key])
+        if isinstance(value, str) and value not in words:
+            known = f"It may be a number, or {' or '.join(words)}." if words else "Give a number, or a list of numbers."
+            raise LongEvalError(f"rope_type {name.canonical}: {key} {value!r} is text", known)
     try:
         return read_arguments(name, arguments)
     except LongEvalError as error:

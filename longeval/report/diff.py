@@ -360,7 +360,7 @@ def _value_table(title: str, changes: Sequence[CellChange], num_tested: int) -> 
     last = "differ" if is_score else "largest"
     compared_on = "samples" if is_score else "tokens"
     return Table(
-        columns=("method", "length", "A", "B", "difference", compared_on, last),
+        columns=("method, length", "A", "B", "difference", compared_on, last),
         rows=tuple(_value_row(change) for change in changes),
         title=title,
         caption=f"{title}. {said}".rstrip(),
@@ -381,8 +381,7 @@ def _value_row(change: CellChange) -> Row:
     values = [value_cell(record, with_interval=False) for record in (change.a, change.b)]
     return Row(
         cells=(
-            TableCell(text=code(name)),
-            TableCell(text=format_length(change.a.length)),
+            TableCell(text=code(name), note=format_length(change.a.length)),
             *values,
             _difference_cell(change),
             _shared_cell(compared),

@@ -94,6 +94,11 @@ class FolderStatus:
         }
 
 
+def has_begun(store: Store) -> bool:
+    """Whether a run has begun in a folder; it has no plan.json before its first cell is finished."""
+    return bool(store.names(RUNNERS)) or store.plan() is not None or store.is_run_folder()
+
+
 def read_status(path: str) -> FolderStatus:
     """Reads the state of a run folder.
 
@@ -104,9 +109,9 @@ def read_status(path: str) -> FolderStatus:
         LongEvalError: It is not a run folder, or can't be read.
     """
     store = Store(path)
+    if not has_begun(store):
+        store = Store(path, create=False)  # which says what a run folder is
     plan = store.plan()
-    if plan is None and not store.names(RUNNERS):  # a run has no plan.json before its first cell is finished
-        store = Store(path, create=False)
     # In this order: a cell that is finished meanwhile counts as running, and not as left.
     taken, found = leases(store), runners(store)
     stored = {cell.cell: cell for cell in store.cells()}

@@ -94,6 +94,14 @@ class RunFiles:
         """Whether the folder holds `cells/` and `spec.yaml`."""
         return self.has("cells") and self.has("spec.yaml")
 
+    def is_empty(self) -> bool:
+        """Whether there is nothing at its address yet, or an empty folder."""
+        with self._reaching():
+            self._fs.invalidate_cache()
+            if not self._fs.exists(self._root):
+                return True
+            return self._fs.isdir(self._root) and not self._fs.ls(self._root, detail=False)
+
     def has(self, name: str) -> bool:
         """Whether there is a file or sub-folder of this name."""
         with self._reaching():

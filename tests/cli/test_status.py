@@ -216,6 +216,15 @@ def test_watching_ends_when_nothing_runs(tmp_path, capsys, monkeypatch):
     assert "3 of 9 cells done" in out and str(os.getpid()) not in out
 
 
+def test_watching_waits_for_a_folder(tmp_path, capsys):
+    path = str(tmp_path / "run")
+    beginning = threading.Timer(0.5, write_folder, (path,))
+    beginning.start()
+    out = shown(capsys, path, "--watch")
+    beginning.join()
+    assert "cells done" in out
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [(["nowhere"], "nowhere"), (["."], "run folder"), (["run", "--watch", "--json", "-"], "--watch")],

@@ -54,15 +54,44 @@ def test_what_cannot_be_is_refused(refused, run, flags, named):
 
 def test_without_cells_nothing_is_written(refused):
     Path("empty").mkdir()
+    Path("other").mkdir()
+    Path("other/file").touch()
     assert "empty" in refused(["view", "empty", "--no-open"])
-    assert "empty" in refused(["view", "empty", "--live", "--no-open"])
+    assert "missing" in refused(["view", "missing", "--no-open"])
+    assert "other" in refused(["view", "other", "--live", "--no-open"])
 
 
 @pytest.fixture
-def server(run):
-    """A server in another process, and a function that asks it; both end with the test."""
+def view_live(here):
+    """Starts `view --live` in another process, which ends with the test."""
     command = [sys.executable, "-m", "longeval", "view", RUN, "--live", "--no-open"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_a_folder_that_is_not_there_yet_is_waited_for(view_live):
+    assert RUN in view_live.stderr.readline()
+    assert not Path("runs").exists() and view_live.poll() is None
+    make_run(RUN, [(make_records("none", 32, NLL), NLL)])
+    address = view_live.stdout.readline().strip().removeprefix("http://").rstrip("/")
+    connection = http.client.HTTPConnection(address, timeout=60)
+    connection.request("GET", "/")
+    assert "toy on texts" in connection.getresponse().read().decode()
+
+
+def test_waiting_ends_by_ctrl_c(view_live):
+    view_live.stderr.readline()
+    view_live.send_signal(signal.SIGINT)
+    _, err = view_live.communicate(timeout=20)
+    assert (view_live.returncode, err) == (130, "longeval: interrupted\n") and not Path("runs").exists()
+
+
+@pytest.fixture
+def server(run, view_live):
+    """A server in another process, and a function that asks it."""
+    process = view_live
     address = process.stdout.readline().strip().removeprefix("http://").rstrip("/")
 
     def ask(path, **headers):
@@ -71,9 +100,7 @@ def server(run):
         answer = connection.getresponse()
         return answer.status, answer.read().decode(), dict(answer.getheaders())
 
-    yield process, address, ask
-    process.kill()
-    process.communicate()
+    return process, address, ask
 
 
 def test_a_server_shows_what_is_stored_to_this_machine_alone(server):

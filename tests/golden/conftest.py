@@ -27,8 +27,12 @@ def longeval(capsys):
 
 @pytest.fixture(autouse=True)
 def workplace(tmp_path, monkeypatch):
-    """A current folder with the model, the documents and the tasks, so that all paths are relative."""
+    """A current folder with the model, the documents and the tasks, so that all paths are relative.
+
+    `--dtype auto` is float32 on every machine, as where the expected files were written.
+    """
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("longeval.models.device.native_bfloat16", lambda device: False)
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.delenv("LONGEVAL_DATA", raising=False)
     for name in ("model", "documents", "tasks"):

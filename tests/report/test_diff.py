@@ -145,6 +145,22 @@ CELL_KEYS = [
 ]  # fmt: skip
 
 
+def test_everything_is_shown_in_80_columns(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    make_run("a", [ppl_cell("resonance_yarn", make_tokens(2.0), 4096), ppl_cell("none", make_tokens(2.0))])
+    other = make_tokens(2.1, seed=1)
+    make_run("b", [ppl_cell("resonance_yarn", other, 4096), ppl_cell("none", make_tokens(2.0))])
+    assert run_app(["diff", "a", "b"]) == 0
+    shown = capsys.readouterr().out
+    (change, _) = diff_runs("a", "b").cells
+    text, ends = change.compared.shown()
+    table = [line for line in shown.splitlines() if line.startswith("│")]
+    assert max(map(len, table)) <= 80 and "Left out" not in shown
+    for part in ("resonance_yarn", "4k", text, ", ".join(ends), *change.compared.p_text().split(", "), "identical"):
+        assert any(part in line for line in table), part
+
+
 @pytest.mark.parametrize("flags", [[], ["--out", "d.txt"], ["--json", "no/such.json"]])
 def test_what_cant_be_compared_is_refused(flags, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

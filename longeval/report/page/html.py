@@ -9,14 +9,14 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib import resources
 
 import jinja2
 from markupsafe import Markup
 
-from longeval.report.document import Document, Figure, Row, Section, Table, TableCell, code
+from longeval.report.document import Document, Row, Section, Table, TableCell, code
 from longeval.report.formats.latex import SPECIAL_CHARACTERS
 from longeval.report.numbers import MISSING, format_factor
 from longeval.report.page.markup import as_json, inline, markdown, shown
@@ -64,7 +64,6 @@ def page(document: Document, *, version: str | None = None) -> str:
     text: str = _template().render(
         document=document,
         sections=sections,
-        lead=_lead(sections),
         sources=sources,
         view_source=lambda view: views[id(view)],
         scripts=_scripts(),
@@ -73,13 +72,6 @@ def page(document: Document, *, version: str | None = None) -> str:
         version=version,
     )
     return text.lstrip()
-
-
-def _lead(sections: Sequence[Section]) -> Figure | None:
-    """The first chart, where the section that opens the report has tables alone: it answers beside them."""
-    if not sections or sections[0].figures or not any(isinstance(block, Table) for block in sections[0].blocks):
-        return None
-    return next((figure for section in sections for figure in section.figures), None)
 
 
 def policy(*, is_live: bool) -> str:

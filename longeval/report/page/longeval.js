@@ -34,6 +34,15 @@ longeval.option = (value, text) => longeval.element("option", { value }, text);
 // A whole number as it is read: 12,345.
 longeval.whole = (value) => value.toLocaleString("en-US");
 
+// A length in tokens as it is read: 4k, 1000.
+longeval.lengthName = (length) => (length % 1024 ? String(length) : `${length / 1024}k`);
+
+// The controls of views: a choice, and a control with its name before it.
+longeval.select = (name, options, onChange) =>
+  longeval.element("select", { name, onchange: onChange }, ...options);
+
+longeval.labelled = (text, control) => longeval.element("label", { class: "view-field" }, text, control);
+
 // Calls action(element) once, when the element is on the screen or near it.
 longeval.whenVisible = (elements, action) => {
   const observer = new IntersectionObserver(

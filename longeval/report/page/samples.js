@@ -6,8 +6,7 @@
 {
   const PAGE = 25; // samples that are added at a time
 
-  const { make, option, whole } = longeval;
-  const lengthName = (length) => (length % 1024 ? String(length) : `${length / 1024}k`);
+  const { labelled, lengthName, make, option, select, whole } = longeval;
   const scoreName = (score) => (Number.isInteger(score) ? String(score) : score.toFixed(3));
 
   // What a model answered, as text: the generated text, or which choice it found most likely.
@@ -55,18 +54,18 @@
       this.root = make("div", "sv");
       element.append(this.root);
       if (data.tasks.length) this.build();
-      for (const note of data.notes) this.root.append(make("p", "sv-note", note));
+      for (const note of data.notes) this.root.append(make("p", "view-note", note));
       if (data.tasks.length) this.open();
     }
 
     build() {
-      const controls = make("div", "sv-controls");
+      const controls = make("div", "view-controls");
       this.task = this.select(controls, "Task", () => this.open());
       this.task.append(...this.data.tasks.map((task, place) => option(place, task.name)));
       this.metric = this.select(controls, "Score", () => this.show());
       this.length = this.select(controls, "Length", () => this.show());
       this.filter = this.select(controls, "Show", () => this.show());
-      const sides = make("div", "sv-controls");
+      const sides = make("div", "view-controls");
       this.sides = ["A", "B"].map((side) => {
         const method = this.select(sides, side, () => this.show());
         const length = this.select(sides, "at", () => this.show());
@@ -74,7 +73,6 @@
         length.setAttribute("aria-label", `Length of ${side}, tokens`);
         return { method, length };
       });
-      const field = make("label", "sv-field", "Search ");
       this.search = make("input", "sv-search");
       this.search.type = "search";
       this.search.placeholder = "in prompts, answers, documents";
@@ -82,8 +80,7 @@
         clearTimeout(this.searching);
         this.searching = setTimeout(() => this.show(), 150);
       });
-      field.append(this.search);
-      sides.append(field);
+      sides.append(labelled("Search ", this.search));
       this.count = make("p", "sv-count");
       this.count.setAttribute("role", "status");
       this.list = make("ol", "sv-list");
@@ -94,12 +91,8 @@
     }
 
     select(parent, name, onChange) {
-      const label = make("label", "sv-field", `${name} `);
-      const made = make("select");
-      made.name = name;
-      made.addEventListener("change", onChange);
-      label.append(made);
-      parent.append(label);
+      const made = select(name, [], onChange);
+      parent.append(labelled(`${name} `, made));
       return made;
     }
 

@@ -12,19 +12,7 @@
   const MAX_NLL = 8; // nats, end of the scale of a single NLL
   const SCALES = [0.25, 0.5, 1, 2, 4, 8]; // nats, ends of the scale of differences
 
-  const { make, option, whole } = longeval;
-  const labelled = (text, control) => {
-    const label = make("label", "tv-field", text);
-    label.append(control);
-    return label;
-  };
-  const select = (name, options, onChange) => {
-    const made = make("select");
-    made.name = name;
-    made.append(...options);
-    made.addEventListener("change", onChange);
-    return made;
-  };
+  const { labelled, lengthName, make, option, select, whole } = longeval;
 
   const bytesOf = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
   const numbersOf = (text) => {
@@ -32,7 +20,6 @@
     return Uint16Array.from({ length: view.byteLength / 2 }, (_, place) => view.getUint16(2 * place, true));
   };
   const signed = (value, digits = 3) => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(digits)}`;
-  const lengthName = (length) => (length % 1024 ? String(length) : `${length / 1024}k`);
   // Line ends, tabs, and characters that nobody can see are written out.
   const visible = (text) => {
     const names = { "\n": "\\n", "\r": "\\r", "\t": "\\t" };
@@ -62,8 +49,17 @@
       this.offsets = Int32Array.from([...offsets, offset]);
       this.pieces = first.length;
       const bits = plain.keys === null ? null : bytesOf(plain.keys);
-      this.isKey = (token) => bits !== null && ((bits[token >> 3] >> (token & 7)) & 1) === 1;
+      this.isKeyToken = (token) => bits !== null && ((bits[token >> 3] >> (token & 7)) & 1) === 1;
       this.read = new Map();
+      this.keyPieces = [...first.keys()].filter((piece) => this.isKey(piece));
+    }
+
+    // Whether a piece is a key token, or one of its tokens is.
+    isKey(piece) {
+      for (let token = this.firstToken[piece]; token < this.firstToken[piece + 1]; token += 1) {
+        if (this.isKeyToken(token)) return true;
+      }
+      return false;
     }
 
     textOf(piece) {
@@ -120,7 +116,7 @@
       this.root = make("div", "tv");
       element.append(this.root);
       if (data.documents.length) this.build();
-      for (const note of data.notes) this.root.append(make("p", "tv-note", note));
+      for (const note of data.notes) this.root.append(make("p", "view-note", note));
       if (data.documents.length) this.open(0);
     }
 
@@ -132,11 +128,11 @@
       this.strip.tabIndex = 0;
       this.strip.setAttribute("role", "slider");
       this.strip.setAttribute("aria-label", "Difference along the document; arrow keys move in it");
-      this.strip.setAttribute("aria-valuemin", "0");
+      this.strip.setAttribute("aria-valuemin", "1");
       this.window = make("div", "tv-window");
       const strip = make("div", "tv-strip-box");
       strip.append(this.strip, this.window);
-      this.stripNote = make("p", "tv-small");
+      this.stripNote = make("p", "view-note");
       this.readout = make("div", "tv-readout");
       this.readout.setAttribute("role", "status");
       this.box = make("div", "tv-text");
@@ -144,6 +140,7 @@
       this.box.dir = "auto";
       this.box.setAttribute("role", "group");
       this.box.setAttribute("aria-label", "Text of the document; left and right arrow keys move from token to token");
+      if (this.data.keys !== null) this.box.setAttribute("aria-keyshortcuts", "K Shift+K");
       this.root.append(
         this.controls, this.totals, this.legend, strip, this.stripNote, this.buildJumps(), this.readout, this.box,
       );
@@ -163,7 +160,7 @@
         const length = select(`length-${side}`, names, changed);
         method.setAttribute("aria-label", `Method of ${side}`);
         length.setAttribute("aria-label", `Length of ${side}, tokens`);
-        const field = make("span", `tv-field tv-side tv-side-${side.toLowerCase()}`);
+        const field = make("span", `view-field tv-side tv-side-${side.toLowerCase()}`);
         field.append(make("b", "", side), method, " at ", length);
         return { method, length, field };
       });
@@ -173,7 +170,7 @@
       this.scale = select(
         "scale", SCALES.map((nats) => option(nats, `±${nats} nats`)), () => this.repaint(),
       );
-      this.controls = make("div", "tv-controls");
+      this.controls = make("div", "view-controls");
       this.controls.append(
         labelled("Document ", this.document), ...this.sides.map((side) => side.field),
         labelled("Colour ", this.colour), labelled("Scale ", this.scale),
@@ -187,17 +184,19 @@
       this.least.step = "0.1";
       this.least.value = "1";
       this.least.addEventListener("input", () => this.countPlaces());
-      const jumps = make("div", "tv-controls");
+      const jumps = make("div", "view-controls");
       const field = labelled("Places where one wins by more than ", this.least);
       field.append(" nats");
       jumps.append(field);
-      this.jumps = [["A", -1], ["A", 1], ["B", -1], ["B", 1]].map(([side, step]) => {
-        const button = make("button", `tv-jump tv-side-${side.toLowerCase()}`);
+      const to = this.data.keys === null ? ["A", "B"] : ["A", "B", "key"];
+      this.jumps = to.flatMap((kind) => [-1, 1].map((step) => {
+        const button = make("button", `tv-jump tv-side-${kind.toLowerCase()}`);
         button.type = "button";
-        button.addEventListener("click", () => this.jump(side, step));
+        if (kind === "key") button.title = step > 0 ? "Key K" : "Keys Shift and K";
+        button.addEventListener("click", () => this.jump(kind, step));
         jumps.append(button);
-        return { side, step, button };
-      });
+        return { kind, step, button };
+      }));
       return jumps;
     }
 
@@ -220,6 +219,10 @@
         if (!(event.key in steps) || event.altKey || event.ctrlKey || event.metaKey) return;
         event.preventDefault();
         this.goTo(this.current + steps[event.key], "nearest");
+      });
+      this.root.addEventListener("keydown", (event) => {
+        const isTyping = event.target.matches("input, select") || event.altKey || event.ctrlKey || event.metaKey;
+        if (event.key.toLowerCase() === "k" && !isTyping) this.jump("key", event.shiftKey ? -1 : 1);
       });
       this.box.addEventListener("scroll", () => this.later("showWindow"), { passive: true });
       this.strip.addEventListener("click", (event) => {
@@ -261,7 +264,7 @@
       const isFirst = this.shown === undefined;
       this.shown = this.documents.get(place);
       this.current = 0;
-      this.strip.setAttribute("aria-valuemax", String(this.shown.tokens - 1));
+      this.strip.setAttribute("aria-valuemax", String(this.shown.tokens));
       if (isFirst) this.chooseFirst();
       this.observer.disconnect();
       this.chunks = [];
@@ -346,7 +349,7 @@
       };
       this.totals.textContent = said(sum(() => true), "token");
       if (this.shown.plain.keys !== null) {
-        this.totals.append(said(sum((token) => this.shown.isKey(token)), "key token"));
+        this.totals.append(said(sum((token) => this.shown.isKeyToken(token)), "key token"));
         const { keys } = this.data;
         this.totals.append(`Underlined: key tokens of LongPPL by ${keys.model} (α ${keys.alpha}, β ${keys.beta} nats).`);
       }
@@ -370,7 +373,7 @@
         const side = !this.isDifference ? "n" : value < 0 ? "a" : "b";
         if (shade) name += ` tv-${side}${shade}`;
       }
-      if (this.shown.isKey(this.shown.firstToken[piece])) name += " tv-key";
+      if (this.shown.isKey(piece)) name += " tv-key";
       if (piece === this.current) name += " tv-current";
       return name;
     }
@@ -429,7 +432,7 @@
       this.strip.width = Math.round(width * ratio);
       this.strip.height = Math.round(height * ratio);
       const style = getComputedStyle(this.root);
-      const colours = ["--tv-a", "--tv-b", "--tv-n", "--tv-line"].map((name) => style.getPropertyValue(name));
+      const colours = ["--tv-a", "--tv-b", "--tv-n", "--rule"].map((name) => style.getPropertyValue(name));
       const means = this.columns(Math.floor(width / 2));
       const most = Math.max(1e-9, ...means.filter(Number.isFinite).map(Math.abs));
       const context = this.strip.getContext("2d");
@@ -488,9 +491,11 @@
       this.window.style.width = `${Math.max(0.3, to - from)}%`;
     }
 
-    places(side) {
+    // The pieces where a side wins, or the key tokens.
+    places(kind) {
+      if (kind === "key") return this.shown.keyPieces;
       const least = Math.max(0, Number(this.least.value) || 0);
-      const wins = side === "A" ? (value) => value < -least : (value) => value > least;
+      const wins = kind === "A" ? (value) => value < -least : (value) => value > least;
       const found = [];
       this.difference.forEach((value, piece) => {
         if (wins(value)) found.push(piece);
@@ -499,18 +504,17 @@
     }
 
     countPlaces() {
-      for (const { side, step, button } of this.jumps) {
-        const count = this.places(side).length;
-        button.textContent = step < 0 ? `◀ ${side}` : `${side} wins (${whole(count)}) ▶`;
-        button.setAttribute(
-          "aria-label", `${step < 0 ? "Previous" : "Next"} of ${count} places where ${side} wins`,
-        );
+      for (const { kind, step, button } of this.jumps) {
+        const count = this.places(kind).length;
+        const [next, what] = kind === "key" ? ["key tokens", "key tokens"] : [`${kind} wins`, `places where ${kind} wins`];
+        button.textContent = step < 0 ? `◀ ${kind}` : `${next} (${whole(count)}) ▶`;
+        button.setAttribute("aria-label", `${step < 0 ? "Previous" : "Next"} of ${count} ${what}`);
         button.disabled = !count;
       }
     }
 
-    jump(side, step) {
-      const places = this.places(side);
+    jump(kind, step) {
+      const places = this.places(kind);
       const next = step > 0
         ? places.find((piece) => piece > this.current) ?? places[0]
         : places.findLast((piece) => piece < this.current) ?? places.at(-1);
@@ -532,7 +536,7 @@
       this.box.querySelector(".tv-current")?.classList.remove("tv-current");
       this.current = piece;
       this.box.querySelector(`[data-piece="${piece}"]`)?.classList.add("tv-current");
-      this.strip.setAttribute("aria-valuenow", String(this.shown.firstToken[piece]));
+      this.strip.setAttribute("aria-valuenow", String(this.shown.firstToken[piece] + 1));
       this.tell(piece);
     }
 
@@ -542,17 +546,18 @@
       const count = this.shown.firstToken[piece + 1] - first;
       const facts = [["Token", `“${visible(this.shown.textOf(piece))}”`]];
       const parts = count > 1 ? `, ${count} tokens that are parts of one character, their sums` : "";
-      facts.push(["Position", `${whole(first)} of ${whole(this.shown.plain.of)}${parts}`]);
+      facts.push(["In the document", `${whole(first + 1)} of ${whole(this.shown.plain.of)}${parts}`]);
       const { fromA, fromB } = this.byToken;
-      const context = (values) => (values[first] < 0 ? "not scored" : `${whole(values[first])} token${values[first] === 1 ? "" : "s"}`);
+      const position = (values) => (values[first] < 0 ? "not scored" : whole(values[first]));
       const same = fromA[first] === fromB[first];
-      facts.push(["Context", same ? context(fromA) : `A ${context(fromA)}, B ${context(fromB)}`]);
+      // It counts from 0, as RoPE does, so it is also the number of tokens in its context.
+      facts.push(["RoPE position (tokens before it)", same ? position(fromA) : `A ${position(fromA)}, B ${position(fromB)}`]);
       const nats = (value) => (Number.isNaN(value) ? "–" : value.toFixed(3));
       facts.push(["NLL of A", nats(this.nllA[piece])], ["NLL of B", nats(this.nllB[piece])]);
       const difference = this.difference[piece];
       const better = difference < 0 ? " (A better)" : difference > 0 ? " (B better)" : "";
       facts.push(["A − B", Number.isNaN(difference) ? "–" : `${signed(difference)}${better}`]);
-      if (this.shown.isKey(first)) facts.push(["LongPPL", "key token"]);
+      if (this.shown.isKey(piece)) facts.push(["LongPPL", "key token"]);
       this.readout.replaceChildren(
         ...facts.map(([name, value], place) => {
           const fact = make("span", place ? "tv-fact" : "tv-fact tv-token");

@@ -76,9 +76,9 @@ def _table(title: str, rows: dict[str, list[Record]]) -> Table:
         caption_justify="left",
         caption="Means over seeds ± standard deviation; generated: free-running, OOD positions.",
     )
-    table.add_column("method", no_wrap=True)
+    table.add_column("method", overflow="fold")
     for column in (*_METRICS.values(), "seeds"):
-        table.add_column(column, justify="right", no_wrap=True)
+        table.add_column(column, justify="right", overflow="fold")
     for pe, found in rows.items():
         failed = len({record.cell for record in found if record.status != "ok"})
         seeds = len({record.cell for record in found if record.status == "ok"})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -101,8 +101,8 @@ def position_data(grid: Grid, positions: Positions | None) -> Data:
     return Data(name="positions", rows=tuple(rows))
 
 
-def length_curve(grid: Grid) -> Chart | None:
-    """Perplexity by context length, one line per row; None with values at fewer than two lengths."""
+def length_curve(grid: Grid, quantity: str = "Perplexity") -> Chart | None:
+    """A kind of perplexity by context length, one line per row; None with values at fewer than two lengths."""
     values = [record.value for record in grid.records if record.value is not None]
     if len({record.length for record in grid.records if record.value is not None}) < 2:
         return None
@@ -117,7 +117,7 @@ def length_curve(grid: Grid) -> Chart | None:
     ]
     panel = Panel(
         x=axis,
-        y=perplexity_axis(values),
+        y=replace(perplexity_axis(values), title=quantity),
         lines=tuple(lines),
         marks=native_mark(axis, grid.native_length),
     )

@@ -190,7 +190,7 @@ def _table(grid: Grid, subject: str, slug: str, rows: Sequence[EffectiveRow]) ->
         rows=tuple(shown),
         left=2 if several else 1,
         title=f"Effective length: {subject}",
-        caption=_caption(grid, reference, changes=has_gain or has_cost),
+        caption=_caption(grid, reference, changes=has_gain or has_cost, several=several),
         notes=tuple(_notes(grid, rows)),
         label=f"effective-{slug}",
     )
@@ -204,7 +204,7 @@ def _against_cell(against: Against | None) -> TableCell:
     return DASH if against is None else change_cell(against.ratio, against.difference)
 
 
-def _caption(grid: Grid, reference: int | None, *, changes: bool) -> Prose:
+def _caption(grid: Grid, reference: int | None, *, changes: bool, several: bool) -> Prose:
     native = grid.native_length
     text = "Effective length: the longest length tried at which the perplexity of a method, as at every length tried "
     if native is None or reference is None:
@@ -221,10 +221,17 @@ def _caption(grid: Grid, reference: int | None, *, changes: bool) -> Prose:
     )
     if not changes:
         return prose(f"{text}.")
-    return prose(
-        f"{text}, however bad that is; against `none`: relative change of perplexity on the same tokens at the longest "
-        "and at the reference length (negative: better than `none`; bold: the interval excludes 0)."
+    text += (
+        ", however bad that is; against `none`: relative change of perplexity on the same tokens at the longest and at "
+        "the reference length (negative: better than `none`; bold: the interval excludes 0; –: the row is the `none` "
+        "of its model, or one of the two values is missing)"
     )
+    if several:
+        text += (
+            ". No model is compared with another here, and a trained model, whose configuration holds its method, is "
+            "the `none` of its own"
+        )
+    return prose(f"{text}.")
 
 
 def _notes(grid: Grid, rows: Sequence[EffectiveRow]) -> Iterator[str]:

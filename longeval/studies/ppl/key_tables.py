@@ -10,7 +10,7 @@ import numpy as np
 
 from longeval.report.changes import change_cell, resampled_as
 from longeval.report.collect import Collection
-from longeval.report.document import Block, Heading, Table, TableCell, prose
+from longeval.report.document import Block, Figure, Heading, Table, TableCell, prose
 from longeval.report.numbers import counted
 from longeval.report.tables import (
     DASH,
@@ -26,6 +26,7 @@ from longeval.report.tables import (
 from longeval.stats.bootstrap import paired
 from longeval.store.keys import KEY_NLL, KeyNll
 from longeval.store.records import Record
+from longeval.studies.ppl.curves import length_curve
 
 LONG_PPL = "long_ppl"
 
@@ -40,17 +41,20 @@ def long_ppl_grids(collection: Collection) -> list[Grid]:
     return build_grids(collection.made_from(KEY_NLL), LONG_PPL)
 
 
-def long_ppl_blocks(grid: Grid, others: Sequence[Grid], slug: str, collection: Collection) -> list[Block]:
-    """The tables of LongPPL that belong to a table of perplexity.
+def long_ppl_blocks(
+    grid: Grid, others: Sequence[Grid], slug: str, collection: Collection, *, is_drawn: bool
+) -> list[Block]:
+    """The tables and figures of LongPPL that belong to a table of perplexity.
 
     Args:
         grid: The table of perplexity.
         others: All tables of LongPPL.
         slug: Names `grid` in references.
         collection: The cells of the report.
+        is_drawn: Whether there are figures.
 
     Returns:
-        A heading and tables; nothing where LongPPL was not asked for.
+        A heading, tables and figures; nothing where LongPPL was not asked for.
     """
     cells = {record.cell for record in grid.records}
     own = [other for other in others if any(record.params.get("perplexity_cell") in cells for record in other.records)]
@@ -58,6 +62,9 @@ def long_ppl_blocks(grid: Grid, others: Sequence[Grid], slug: str, collection: C
     for number, other in enumerate(own, start=1):
         name = slug if number == 1 else f"{slug}-{number}"
         blocks += [Heading(text="LongPPL"), long_ppl_table(other, f"long-{name}")]
+        if is_drawn and (chart := length_curve(other, "LongPPL")) is not None:
+            chart = replace(chart, title=f"LongPPL: {chart.title}")
+            blocks.append(Figure(name=f"long_ppl-{name}", description="LongPPL by context length", chart=chart))
         if (pairs := _pair_table(other, f"long-pairs-{name}", collection)) is not None:
             blocks += [Heading(text="LongPPL: resonance against its base"), pairs]
     return blocks

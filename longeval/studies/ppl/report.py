@@ -60,8 +60,9 @@ def sections(collection: Collection) -> list[Section]:
     most = MOST_BYTES // max(1, min(len(grids), MAX_DRAWN))
     for number, (grid, slug) in enumerate(zip(grids, slugs_of([grid.title for grid in grids]), strict=True)):
         same_cells = [other for grids_of in others.values() if (other := _same_cells(grid, grids_of)) is not None]
-        keys = key_tables.long_ppl_blocks(grid, long, slug, collection)
-        section = _section(grid, slug, same_cells, keys, collection, is_drawn=collection.is_drawn(number))
+        is_drawn = collection.is_drawn(number)
+        keys = key_tables.long_ppl_blocks(grid, long, slug, collection, is_drawn=is_drawn)
+        section = _section(grid, slug, same_cells, keys, collection, is_drawn=is_drawn)
         if number < MAX_DRAWN:
             view = View(kind="tokens", title="Token by token", load=partial(token_data, grid, long, collection, most))
             section = replace(section, views=(view,))
@@ -309,7 +310,7 @@ REPORT = StudyReport(
     sections=sections,
     summary=summary,
     row_sets=row_sets,
-    figures=("perplexity-*", "position-*"),
+    figures=("perplexity-*", "long_ppl-*", "position-*"),
     data=("pairs.csv", "positions.csv", "effective.csv"),
     opening=opening,
 )

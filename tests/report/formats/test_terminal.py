@@ -47,18 +47,43 @@ def test_intervals_are_left_out_rather_than_cut():
     assert "…" not in narrow
 
 
-def test_notes_are_left_out_after_intervals():
-    cell = TableCell(text="7.389", interval=("7.1", "7.5"), note="(2 of 3 seeds)")
+def show(table, width):
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(terminal_table(table, width))
+    shown = console.export_text()
+    assert max(map(len, shown.splitlines())) <= width and "…" not in shown
+    return shown
+
+
+def test_notes_stand_below_the_number_rather_than_being_left_out():
+    cell = TableCell(text="7.389", interval=("7.1", "7.5"), note="(2 of 3 seeds, n 20)")
     table = Table(columns=("method", "4k"), rows=(Row(cells=(TableCell(text="none"), cell)),), left=1)
+    one_line = (6 + 3) + (len("7.389 (2 of 3 seeds, n 20)") + 3) + 1
+    stacked = (12 + 3) + (len("(2 of 3 seeds,") + 3) + 1
+    assert "7.389 (2 of 3 seeds, n 20)" in show(table, one_line)
+    for width in (one_line - 1, stacked):
+        shown = show(table, width)
+        assert all(part in shown for part in ("7.389", "[7.1, 7.5]", "(2 of 3 seeds,", "n 20)")), shown
+        assert "Left out" not in shown
 
-    def shown(width):
-        console = Console(width=width, record=True, file=io.StringIO())
-        console.print(terminal_table(table, width))
-        return console.export_text()
 
-    with_note = (6 + 3) + (len("7.389 (2 of 3 seeds)") + 3) + 1
-    assert "[7.1, 7.5]" in shown(with_note) and "(2 of 3 seeds)" in shown(with_note)
-    assert "(" not in shown(with_note - 1) and "7.389" in shown(with_note - 1)
+def test_what_is_left_out_is_said_with_the_width_that_shows_it():
+    cells = [TableCell(text="7.389", interval=("7.389", "7.389"), note="(n 20)") for _ in range(3)]
+    columns = ("method", "4k", "8k", "16k")
+    table = Table(columns=columns, rows=(Row(cells=(TableCell(text="resonance_yarn", note="4k"), *cells)),), left=1)
+    needed = (12 + 3) + 3 * (len("[7.389, 7.389]") + 3) + 1
+    assert show(table, needed).count("[7.389, 7.389]") == 3
+    narrow = show(table, needed - 1)
+    assert "7.389]" not in narrow and narrow.count("(n 20)") == 3 and str(needed) in narrow
+    narrower = show(table, 39)
+    assert "(n" not in narrower and narrower.count("7.389") == 3 and "4k" in narrower
+
+
+def test_long_names_are_broken_rather_than_cut():
+    names = [TableCell(text="/".join("abcdefghijklmnopqrstuvwxyz"[at:])) for at in (0, 4, 8)]
+    table = Table(columns=("setting", "A", "B"), rows=(Row(cells=tuple(names)),), left=3)
+    shown = re.sub("[^a-z]", "", show(table, 60))
+    assert sum(shown.count(letter) for letter in "wxyz") == 12
 
 
 def test_tasks_are_blocks_of_one_table():

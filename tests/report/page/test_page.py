@@ -99,12 +99,11 @@ def test_failed_cells_are_listed_with_their_reason():
     assert FAILED_TITLE not in page(make_document(older=frozenset({failed.cell})))
 
 
-def test_the_first_chart_stands_beside_the_opening_tables():
-    first = make_figure("first")
-    text = page(make_document(make_table(), first, make_figure("second")))
-    assert text.count('data-source="figure-first"') == 2 and text.count('data-source="figure-second"') == 1
-    assert text.count('id="figure-first"') == 1
-    assert text.index('data-source="figure-first"') < text.index("toy on texts</h2>")
+def test_each_chart_stands_once_in_its_own_section():
+    text = page(make_document(make_table(), make_figure("first"), make_figure("second")))
+    for name in ("first", "second"):
+        assert text.count(f'data-source="figure-{name}"') == text.count(f'id="figure-{name}"') == 1
+        assert text.index(f'data-source="figure-{name}"') > text.index("toy on texts</h2>")
 
 
 def test_views_have_a_container_and_data():

@@ -6,6 +6,7 @@ import json
 
 import pytest
 from page_views import shower
+from test_tokens_view import token_data
 
 pytestmark = pytest.mark.browser
 
@@ -57,6 +58,16 @@ SAMPLES = [
     sample(1, 1024, [WRONG, WRONG]),
     sample(2, 512, [None, RIGHT], target="something else"),
 ]
+
+
+def test_its_controls_look_like_those_of_the_view_of_tokens(show):
+    looks = """() => ["select", "label", "input", "label:has(select)"].map((name) => {
+        const { border, borderRadius, padding, background, color, display, gap, alignItems, flexWrap, maxWidth } =
+            getComputedStyle(document.querySelector(`.view ${name}`));
+        return { border, borderRadius, padding, background, color, display, gap, alignItems, flexWrap, maxWidth };
+    })"""
+    samples = show("samples", sample_data(SAMPLES), scheme="dark").evaluate(looks)
+    assert show("tokens", token_data(["a", " b"], [[1.0], [2.0]]), scheme="dark").evaluate(looks) == samples
 
 
 def heads(page):

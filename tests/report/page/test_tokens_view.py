@@ -13,6 +13,8 @@ pytestmark = pytest.mark.browser
 
 HOSTILE = "</script><script>window.ran = true</script><img src=x onerror='window.ran = true'>\u202e\u0000"
 
+POSITION = "RoPE position (tokens before it)"
+
 
 @pytest.fixture
 def show(opened):
@@ -90,8 +92,8 @@ def test_text_colours_and_numbers_are_those_of_the_data(show):
     assert page.locator(".tv-key").evaluate_all("all => all.map(one => one.textContent)") == [" e\u0301", "\r\n"]
     assert "A note." in page.locator(".tv").inner_text()
     spans.nth(1).hover()
-    assert fact(page, "Token") == "“ 🎉”" and fact(page, "Position").startswith("1 of 8, 3 tokens")
-    assert (fact(page, "NLL of A"), fact(page, "NLL of B"), fact(page, "Context")) == ("2.000", "3.500", "1 token")
+    assert fact(page, "Token") == "“ 🎉”" and fact(page, "In the document").startswith("2 of 8, 3 tokens")
+    assert (fact(page, "NLL of A"), fact(page, "NLL of B"), fact(page, POSITION)) == ("2.000", "3.500", "1")
     assert fact(page, "A − B") == "−1.500 (A better)"
     spans.nth(2).click()
     page.locator(".tv-text").press("ArrowRight")
@@ -129,7 +131,7 @@ def test_sides_are_chosen_apart_and_lengths_that_are_not_there_are_not_offered(s
     page.locator("select[name=method-A]").select_option("1")
     assert page.locator("select[name=length-A]").input_value() == "64"
     page.locator(".tv-t").nth(3).hover()
-    assert fact(page, "Context") == "3 tokens"
+    assert fact(page, POSITION) == "3"
 
 
 def long_data(tokens=32768):
@@ -145,7 +147,7 @@ def long_data(tokens=32768):
 
 def test_buttons_and_the_strip_go_to_places_and_only_near_text_has_elements(show):
     page = show("tokens", long_data())
-    position = lambda: int(fact(page, "Position").split(" of ")[0].replace(",", ""))  # noqa: E731
+    position = lambda: int(fact(page, "In the document").split(" of ")[0].replace(",", ""))  # noqa: E731
     forward = page.get_by_role("button", name="Next of 3 places where A wins")
     found = []
     for _ in range(4):
@@ -154,9 +156,9 @@ def test_buttons_and_the_strip_go_to_places_and_only_near_text_has_elements(show
         current = page.locator(".tv-current")
         box, span = page.locator(".tv-text").bounding_box(), current.bounding_box()
         assert box["y"] <= span["y"] <= box["y"] + box["height"]
-    assert found == [1000, 20000, 30000, 1000]
+    assert found == [1001, 20001, 30001, 1001]
     page.get_by_role("button", name="Previous of 3 places where A wins").click()
-    assert position() == 30000
+    assert position() == 30001
     assert page.get_by_role("button", name="Next of 0 places where B wins").is_disabled()
     page.locator("input[type=number]").fill("0.3")
     assert page.get_by_role("button", name="places where B wins").first.is_enabled()
@@ -164,12 +166,39 @@ def test_buttons_and_the_strip_go_to_places_and_only_near_text_has_elements(show
     strip.click(position={"x": strip.bounding_box()["width"] / 2, "y": 5})
     assert abs(position() - 16384) < 40
     strip.press("End")
-    assert position() == 32767 and strip.get_attribute("aria-valuenow") == "32767"
+    assert position() == 32768 and strip.get_attribute("aria-valuenow") == "32768"
     page.locator(".tv-text").press("ArrowLeft")
-    assert position() == 32766
+    assert position() == 32767
     assert page.locator(".tv-t").count() < 6000
     # The text is whole, whatever has elements.
     assert len(page.locator(".tv-text").evaluate("box => box.textContent")) == len(long_data()["documents"][0]["text"])
+
+
+def test_buttons_and_a_key_go_from_key_token_to_key_token(show):
+    texts = ["a", " b", " 🎉", "", " c", " d", " e"]
+    page = show("tokens", token_data(texts, [[1.0] * 6, [2.0] * 6], keys={1, 3, 6}))
+    assert page.locator(".tv-key").all_inner_texts() == [" b", " 🎉", " e"], "a part of a character counts"
+    forward = page.get_by_role("button", name="Next of 3 key tokens")
+    back = page.get_by_role("button", name="Previous of 3 key tokens")
+    seen = []
+    for go in (forward.click, forward.click, forward.click, back.click):
+        go()
+        seen.append(fact(page, "Token"))
+    assert seen == ["“ 🎉”", "“ e”", "“ b”", "“ e”"], "from the first scored token on, and round at the end"
+    text = page.locator(".tv-text")
+    text.press("k")
+    assert fact(page, "Token") == "“ b”"
+    text.press("Shift+K")
+    assert fact(page, "Token") == "“ e”"
+    page.locator("input[type=number]").press("k")
+    assert fact(page, "Token") == "“ e”"
+
+
+def test_without_key_tokens_there_is_nothing_to_go_to(show):
+    page = show("tokens", token_data(["a", " b"], [[1.0], [2.0]]))
+    assert page.get_by_role("button", name="key tokens").count() == 0
+    page.locator(".tv-text").press("k")
+    assert fact(page, "Token") == "“ b”"
 
 
 def test_32k_tokens_are_quickly_there_and_scroll_smoothly(show):
@@ -241,7 +270,7 @@ def test_hostile_text_is_shown_as_text(show):
     page.locator(".tv-t").first.click()
     assert fact(page, "Token") == "“" + HOSTILE.replace("\u202e", "[U+202E]").replace("\x00", "[U+0000]") + "”"
     assert page.locator(".tv-t").first.evaluate("one => one.textContent") == HOSTILE
-    assert page.locator(".tv-note").evaluate("one => one.textContent") == HOSTILE
+    assert page.locator(".view-note").last.evaluate("one => one.textContent") == HOSTILE
     assert page.locator("select[name=document] option").evaluate("one => one.textContent") == HOSTILE
     assert page.locator(".tv img").count() == 0 and page.locator(".tv script").count() == 0
     assert page.evaluate("window.ran === undefined")

@@ -13,12 +13,14 @@ from tiny import make_text, save_tiny_llama
 
 from longeval.backends.hf.backend import load_backend
 from longeval.errors import LongEvalError
+from longeval.report.collect import LONGEVAL_REPORT, collect
 from longeval.run.engine import run
 from longeval.run.host import Silent
 from longeval.stats.bootstrap import interval, paired, resampling_units
 from longeval.store.keys import KEY_NLL
 from longeval.studies.ppl.keys import LongPpl, key_windows
 from longeval.studies.ppl.plan import plan_ppl
+from longeval.studies.ppl.report import sections
 
 CONTEXT, STEP = 8, 4
 ALL = {"alpha": -1e9, "beta": -1e9}
@@ -361,6 +363,27 @@ def test_reports_show_it_beside_perplexity_with_its_evaluator_and_the_pair(ask, 
     assert any(change[:3] in row for row in rows if "vs" in row)
     frame = results.frame
     assert frame[frame.metric == "long_ppl"].value.tolist() == [record.value for record in of(result)]
+
+
+def test_reports_draw_it_by_context_length(ask, store):
+    import longeval
+
+    result = carry_out(ask(pe=("ntk", "yarn"), factor=4.0), store)
+    (section,) = sections(collect([store.path], LONGEVAL_REPORT))
+    (figure,) = [figure for figure in section.figures if figure.name.startswith("long_ppl-")]
+    perplexity = section.figures[0]
+    assert figure.name.removeprefix("long_ppl-") == perplexity.name.removeprefix("perplexity-")
+    assert figure.chart.title != perplexity.chart.title
+    ((panel,), (other,)) = figure.chart.panels, perplexity.chart.panels
+    assert panel.y.title == "LongPPL" and (panel.x, panel.marks) == (other.x, other.marks)
+    for line, of_perplexity in zip(panel.lines, other.lines, strict=True):
+        records = [record for record in of(result) if record.pe == line.label]
+        assert (line.x, line.y) == ((32, 64), tuple(record.value for record in records))
+        assert line.style == of_perplexity.style and line.y != of_perplexity.y
+        assert all(f"{record.tokens:,} token" in note for record, note in zip(records, line.notes, strict=True))
+    report = Path(longeval.load(store.path).report())
+    assert {path.suffix for path in report.parent.glob(f"report_files/{figure.name}.*")} == {".png", ".svg", ".pdf"}
+    assert all(f"report_files/{figure.name}" in report.with_suffix(end).read_text() for end in (".md", ".tex"))
 
 
 def test_no_report_mentions_it_where_it_was_not_asked_for(request_spec, store):

@@ -9,6 +9,7 @@ from records import csv_rows, make_nll, make_records, make_run, table_under, wit
 import longeval
 from longeval.report.collect import collect
 from longeval.report.document import without_style
+from longeval.report.numbers import MISSING
 from longeval.report.tables import build_grids
 from longeval.store.nll import NLL
 from longeval.studies.ppl.effective import effective_rows, opening
@@ -124,3 +125,19 @@ def test_models_with_the_same_columns_share_a_table(tmp_path):
     assert [(row[0], row[1], row[-1]) for row in shown] == [("first", "none", "64"), ("second", "none", "≥ 128")]
     assert [row["model"] for row in shared.data[0].rows] == ["first", "second"]
     assert [without_style(row.cells[0].text) for row in alone.paper[0].rows] == ["none"]
+
+
+def test_the_table_says_what_a_dash_against_none_is(tmp_path):
+    """A trained model has a row `none` alone, since its configuration holds its method."""
+    levels = [("base", "none", 2.5), ("base", "yarn", 2.1), ("trained", "none", 2.0)]
+    cells = [cell(pe, n, level, model=model) for model, pe, level in levels for n in (64, 128)]
+    (section,) = opening(collect([make_run(tmp_path / "run", cells)]))
+    (table,) = section.paper
+    shown = {(without_style(row.cells[0].text), without_style(row.cells[1].text)): row.cells[4:] for row in table.rows}
+    for (_, pe), against in shown.items():
+        assert [cell.text == MISSING for cell in against] == [pe == "none"] * 2
+    assert f"{MISSING}: " in without_style(table.caption)
+    assert "trained" in without_style(table.caption)
+    (alone,) = opening(collect([make_run(tmp_path / "alone", cells[:4])]))
+    assert f"{MISSING}: " in without_style(alone.paper[0].caption)
+    assert "trained" not in without_style(alone.paper[0].caption)
