@@ -107,7 +107,7 @@ AS_RUN = {
         f"finetune --model tiny --pe pi --length 256 --window 32 --augment e2 --batch-size 16 --lr 1e-5 {TINY_TRAINING} --dry-run"
     ),
     "posgen train --preset smoke-test": f"posgen train --preset smoke-test {SMOKE}",
-    "posgen train --preset smoke-test --out runs/smoke": f"posgen train --preset smoke --out runs/smoke {SMOKE}",
+    "posgen train --preset small --out runs/small": f"posgen train --preset small --out runs/small {SMOKE}",
     "posgen table runs/posgen --out reports/posgen.md": "posgen table runs/smoke --out reports/posgen.md",
     "posgen table RUN…": "posgen table runs/smoke",
     "report --published": "report runs/mine --published",

@@ -97,6 +97,8 @@ def export(
     if not quiet:
         for note in encoding.rope.notes:
             say(note)
+        if (advice := encoding.advice()) is not None:
+            say(advice)
         say(f"writing {encoding.describe()} …")
     if to_gguf:
         with _bar(quiet) as progress:

@@ -81,6 +81,19 @@ class Encoding:
         lengths = f"{format_length(self.native_length)} to {format_length(self.target_length)}"
         return f"{self.name.canonical}, s = {self.factor:g} ({lengths})"
 
+    def advice(self) -> str | None:
+        """Advice for a model that gets rounded wavelengths and wasn't trained with them; None where there is none.
+
+        Measured in reports/resonance-phases.
+        """
+        if not self.name.resonance or "max_period" in self.arguments or self.rope.shipped.resonance:
+            return None
+        return (
+            f"{self.rope.model} was not trained with rounded wavelengths, which move its frequencies by up to a few "
+            "percent: --pe-arg resonance.max_period=native lets features turn several times in a period and keeps "
+            "them (docs/rope.md, 4)"
+        )
+
 
 def encode(rope: ModelRope, pe: str, *, factor: float | None, arguments: Mapping[str, Any]) -> Encoding:
     """Computes the table of a method on a model; `factor` and `arguments` are as the user gave them.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from decimal import Decimal
 
 from longeval.metrics import metric_of
 from longeval.store.records import Record
@@ -50,6 +51,8 @@ def format_percent(ratio: float) -> str:
         text = f"{size:.1f}"
     else:
         text = f"{size:.2f}" if size >= 0.01 else f"{size:.1g}"
+        if 1e-6 <= size < 1e-4:
+            text = f"{Decimal(text):f}"  # digits are read more easily than an exponent, as long as they are few
     return f"{'+' if percent > 0 else '−'}{text}%"
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from tiny_families import encoding_of
@@ -23,6 +25,19 @@ def test_the_table_is_that_of_the_target_length(family):
     assert (encoding.native_length, encoding.target_length) == (64, 160)
     assert np.allclose(encoding.table.inv_freq_F * 2.5, [10000.0 ** (-j / 8) for j in range(8)], rtol=1e-14)
     assert encoding.describe() == "pi, s = 2.5 (64 to 160)"
+
+
+@pytest.mark.parametrize(
+    ("pe", "arguments", "advised"),
+    [("yarn", {}, False), ("resonance_yarn", {}, True), ("resonance_yarn", {"max_period": "native"}, False)],
+)
+def test_rounding_is_advised_against_where_a_model_was_not_trained_with_it(family, pe, arguments, advised):
+    _, _, encoding = encoding_of(family("llama"), pe, **arguments)
+    assert (encoding.advice() is not None) == advised
+    of_trained = dataclasses.replace(
+        encoding.rope, shipped=dataclasses.replace(encoding.rope.shipped, base="yarn", resonance=True)
+    )
+    assert dataclasses.replace(encoding, rope=of_trained).advice() is None
 
 
 def test_parameters_come_with_their_defaults(family):

@@ -23,7 +23,16 @@ def test_perplexity(value, text):
 
 @pytest.mark.parametrize(
     ("ratio", "text"),
-    [(-0.0007, "−0.07%"), (0.1234, "+12.3%"), (0.0, "0%"), (-0.00004, "−0.004%"), (50.0, "+5000%"), (math.inf, "∞")],
+    [
+        (-0.0007, "−0.07%"),
+        (0.1234, "+12.3%"),
+        (0.0, "0%"),
+        (-0.00004, "−0.004%"),
+        (5e-7, "+0.00005%"),
+        (3e-11, "+3e-09%"),
+        (50.0, "+5000%"),
+        (math.inf, "∞"),
+    ],
 )
 def test_percent(ratio, text):
     assert format_percent(ratio) == text
