@@ -63,8 +63,8 @@ AS_RUN = {
     "report RUN --out report.html": "report runs/mine --out report.html",
     # The geometry that stands for "…".
     "rope resonance …": f"rope resonance {GEOMETRY}",
-    "ppl --model smollm2-135m-q4 --pe none,resonance,pi,resonance_pi,ntk,resonance_ntk --lengths 2k --factor 2 --docs 1 --dtype float32 --pe-arg resonance.max_period=native --out RUN": (
-        f"ppl --model tiny --pe none,resonance,pi,resonance_pi,ntk,resonance_ntk --factor 2 {TINY_PPL} "
+    "ppl --model smollm2-135m-q4 --pe none,resonance,pi,resonance_pi,ntk,resonance_ntk,yarn,resonance_yarn --lengths 2k,4k,8k,12k,16k --dtype float32 --pe-arg resonance.max_period=native --out RUN": (
+        f"ppl --model tiny --pe none,resonance,pi,resonance_pi,ntk,resonance_ntk,yarn,resonance_yarn {TINY_PPL} "
         "--pe-arg resonance.max_period=native --out runs/periods"
     ),
     "rope abf …": f"rope abf {GEOMETRY}",
@@ -107,7 +107,7 @@ AS_RUN = {
         f"finetune --model tiny --pe pi --length 256 --window 32 --augment e2 --batch-size 16 --lr 1e-5 {TINY_TRAINING} --dry-run"
     ),
     "posgen train --preset smoke-test": f"posgen train --preset smoke-test {SMOKE}",
-    "posgen train --preset small --out runs/small": f"posgen train --preset small --out runs/small {SMOKE}",
+    "posgen train --preset small --out runs/small": f"posgen train --preset small --out runs/small {SMOKE} --k 3",
     "posgen table runs/posgen --out reports/posgen.md": "posgen table runs/smoke --out reports/posgen.md",
     "posgen table RUN…": "posgen table runs/smoke",
     "report --published": "report runs/mine --published",

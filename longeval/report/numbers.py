@@ -12,6 +12,9 @@ from decimal import Decimal
 from longeval.metrics import metric_of
 from longeval.store.records import Record
 
+_LEAST_PERCENT = 1e-5
+"""Smaller differences, in percent, are rounding of float32 sums."""
+
 MISSING = "–"
 """A cell that no run folder holds."""
 
@@ -38,21 +41,21 @@ def format_value(value: float, record: Record) -> str:
 
 
 def format_percent(ratio: float) -> str:
-    """A relative difference in percent with its sign: `−0.07%`, `+12.3%`, `0%` for exactly none."""
+    """A relative difference in percent with its sign: `−0.07%`, `+12.3%`, `0%` for exactly none, `≈0%` for rounding."""
     percent = 100 * ratio
     if not math.isfinite(percent):
         return "∞"
     if percent == 0:
         return "0%"
     size = abs(percent)
+    if size < _LEAST_PERCENT:
+        return "≈0%"
     if size >= 1000:
         text = format_perplexity(size)
     elif size >= 10:
         text = f"{size:.1f}"
     else:
-        text = f"{size:.2f}" if size >= 0.01 else f"{size:.1g}"
-        if 1e-6 <= size < 1e-4:
-            text = f"{Decimal(text):f}"  # digits are read more easily than an exponent, as long as they are few
+        text = f"{size:.2f}" if size >= 0.01 else f"{Decimal(f'{size:.1g}'):f}"
     return f"{'+' if percent > 0 else '−'}{text}%"
 
 

@@ -308,13 +308,13 @@ def outcome_lines(rows: Sequence[GridRow], lengths: Sequence[int]) -> list[str]:
 
 
 def places_text(rows: Sequence[GridRow], records: Iterable[Record]) -> str:
-    """Methods and lengths of some records of these rows: `none 8k, 16k; yarn 16k`."""
+    """Methods and lengths of some records of these rows: `none 8k, 16k; yarn 16k`, or `every method 16k` of three or more."""
     cells = {record.cell for record in records}
-    parts = []
-    for row in rows:
-        lengths = [format_length(length) for length, record in sorted(row.cells.items()) if record.cell in cells]
-        parts += [f"{row_name(row, rows)} {', '.join(lengths)}"] if lengths else []
-    return "; ".join(parts)
+    lengths = [[length for length, record in sorted(row.cells.items()) if record.cell in cells] for row in rows]
+    if len(rows) > 2 and lengths[0] and all(own == lengths[0] for own in lengths):
+        return f"every method {', '.join(map(format_length, lengths[0]))}"
+    named = zip(rows, lengths, strict=True)
+    return "; ".join(f"{row_name(row, rows)} {', '.join(map(format_length, own))}" for row, own in named if own)
 
 
 def error_text(record: Record) -> str:
