@@ -308,7 +308,7 @@ def outcome_lines(rows: Sequence[GridRow], lengths: Sequence[int]) -> list[str]:
 
 
 def places_text(rows: Sequence[GridRow], records: Iterable[Record]) -> str:
-    """Methods and lengths of some records of these rows: `none 8k, 16k; yarn 16k`, or `every method 16k` of three or more."""
+    """Methods and lengths of some records of these rows: `none 8k, 16k; yarn 16k`, `every method 16k`."""
     cells = {record.cell for record in records}
     lengths = [[length for length, record in sorted(row.cells.items()) if record.cell in cells] for row in rows]
     if len(rows) > 2 and lengths[0] and all(own == lengths[0] for own in lengths):

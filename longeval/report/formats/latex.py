@@ -74,6 +74,7 @@ SPECIAL_CHARACTERS = {
     "→": "$\\to$",
     "≤": "$\\leq$",
     "≥": "$\\geq$",
+    "≈": "$\\approx$",
     "²": "$^2$",
     "†": "$^\\dagger$",
     "∞": r"$\infty$",
