@@ -65,7 +65,7 @@ def measure_stepping(device: str, repeats: int, config: ModelConfig | None = Non
 
 
 def default_config(device: str) -> ModelConfig:
-    """The published sizes; on a CPU, where their steps take seconds, those of the smoke preset."""
+    """The published sizes; on a CPU, where their steps take seconds, those of the presets for CPUs."""
     from longeval.studies.posgen.cells import ModelConfig
 
     return ModelConfig(d_model=128, d_ff=512, heads=2) if device == "cpu" else ModelConfig()
