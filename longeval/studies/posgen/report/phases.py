@@ -9,17 +9,16 @@ apart: from few phases (the paper's rounding) to as many as there are positions 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import geometric_mean
 
 import numpy as np
 
-from longeval.looks import base_method
+from longeval.looks import base_method, is_resonance
 from longeval.report.charts import WIDTH_INCHES, Axis, Chart, Line, Panel
 from longeval.report.document import Block, Figure, Heading, Table, TableCell, prose
-from longeval.report.lines import line_style, padded
+from longeval.report.lines import line_label, line_style, padded
 from longeval.report.numbers import counted
 from longeval.report.tables import method_row
 from longeval.rope.analysis.description import pre_critical
@@ -131,26 +130,25 @@ def _slope_blocks(table: PosGenTable, families: Sequence[Sequence[Form]]) -> lis
 def phases_figure(table: PosGenTable, families: Sequence[Sequence[Form]]) -> Chart:
     """OOD accuracy in % by number of phases: a panel for each task, a line for each base, with the range of seeds."""
     phases = [form.phases for forms in families for form in forms]
-    low, high = math.floor(math.log2(min(phases))), math.ceil(math.log2(max(phases)))
-    ticks = tuple((2.0**power, str(2**power)) for power in range(low, high + 1))
-    x = Axis(title="Distinct phases (geometric mean)", scale="log", span=padded(phases, is_log=True), ticks=ticks)
+    span = padded(phases, is_log=True)
+    places = (2**power * step for power in range(1, 31) for step in (1, 1.25, 1.5))
+    ticks = tuple((place, f"{place:g}") for place in places if span[0] <= place <= span[1])
+    x = Axis(title="Distinct phases (geometric mean)", scale="log", span=span, ticks=ticks)
     y = Axis(title="OOD accuracy (%)", span=(-3, 103))
+    bases = [
+        next((form for form in forms if not is_resonance(form.row.row.pe)), forms[0]).row.row for forms in families
+    ]
     panels = []
     for task in table.tasks:
         lines = []
-        for forms in families:
+        for base, forms in zip(bases, families, strict=True):
             means = [(form, mean) for form in forms if (mean := form.row.runs[task].mean(OOD)) is not None]
             values = [[*form.row.values(task).values()] for form, _ in means]
-            base = next((form for form in forms if form.row.row.method == form.row.row.of_base), forms[0])
             several = any(len(found) > 1 for found in values)
             lines.append(
                 Line(
-                    label=base_method(base.row.row.pe),
-                    style=line_style(
-                        base.row.row,
-                        [forms[0].row.row for forms in families if base not in forms] + [base.row.row],
-                        with_marker=True,
-                    ),
+                    label=line_label(base, bases),
+                    style=line_style(base, bases, with_marker=True),
                     x=tuple(form.phases for form, _ in means),
                     y=tuple(mean.mean for _, mean in means),
                     low=tuple(min(found) for found in values) if several else (),
@@ -161,7 +159,7 @@ def phases_figure(table: PosGenTable, families: Sequence[Sequence[Form]]) -> Cha
             )
         panels.append(Panel(title=task, x=x, y=y, lines=tuple(lines)))
     return Chart(
-        title=f"OOD accuracy by number of distinct phases, {table.title}",
+        title=f"By number of phases, {table.title}",
         panels=tuple(panels),
         columns=len(panels),
         panel_width=max(WIDTH_INCHES / len(panels), 2.5),

@@ -79,7 +79,7 @@ def test_a_base_and_one_form_have_no_curve(tmp_path):
 def test_the_figure_has_a_point_for_each_form_and_the_range_of_seeds(table):
     (panel,) = phases_figure(table, families_of(table)).panels
     (line,) = panel.lines
-    assert line.label == "none"
+    assert (line.label, line.style.dash) == ("none", "solid")
     assert line.y == (35.0, 40.5, 54.5, 60.0)
     assert (line.low, line.high) == ((30, 40, 49, 50), (40, 41, 60, 70))
     assert line.places[0] == "resonance (max_period=rounded)"
