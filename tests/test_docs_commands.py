@@ -106,7 +106,6 @@ AS_RUN = {
     "finetune --model llama2-7b --pe pi --length 32k --window 4k --augment e2 --data pg19 --steps 30000 --batch-size 16 --lr 1e-5": (
         f"finetune --model tiny --pe pi --length 256 --window 32 --augment e2 --batch-size 16 --lr 1e-5 {TINY_TRAINING} --dry-run"
     ),
-    "posgen train --preset smoke-test": f"posgen train --preset smoke-test {SMOKE}",
     "posgen train --preset small": f"posgen train --preset small {SMOKE} --k 3",
     "posgen train --preset small --out runs/small": f"posgen train --preset small --out runs/small {SMOKE} --k 3",
     "posgen table runs/posgen --out reports/posgen.md": "posgen table runs/smoke --out reports/posgen.md",
