@@ -82,16 +82,15 @@ class Encoding:
         return f"{self.name.canonical}, s = {self.factor:g} ({lengths})"
 
     def advice(self) -> str | None:
-        """Advice for a model that gets rounded wavelengths and wasn't trained with them; None where there is none.
+        """Advice where a model gets rounded wavelengths that its configuration doesn't have; None elsewhere.
 
         Measured in reports/resonance-phases.
         """
         if not self.name.resonance or "max_period" in self.arguments or self.rope.shipped.resonance:
             return None
         return (
-            f"{self.rope.model} was not trained with rounded wavelengths, which move its frequencies by up to a few "
-            "percent: --pe-arg resonance.max_period=native lets features turn several times in a period and keeps "
-            "them (docs/rope.md, 4)"
+            f"rounding moves frequencies by up to a few percent: unless {self.rope.model} was trained with that, prefer "
+            "--pe-arg resonance.max_period=native, which repeats as exactly and keeps them (docs/rope.md, section 4)"
         )
 
 
