@@ -89,8 +89,8 @@ class Encoding:
         if not self.name.resonance or "max_period" in self.arguments or self.rope.shipped.resonance:
             return None
         return (
-            f"rounding moves frequencies by up to a few percent: unless {self.rope.model} was trained with that, prefer "
-            "--pe-arg resonance.max_period=native, which repeats as exactly and keeps them (docs/rope.md, section 4)"
+            f"rounding moves frequencies by up to a few percent: unless {self.rope.model} was trained with that, "
+            "prefer --pe-arg resonance.max_period=native, which repeats as exactly and keeps them (docs/rope.md, section 4)"
         )
 
 
