@@ -90,7 +90,7 @@ class Encoding:
             return None
         return (
             f"rounding moves frequencies by up to a few percent: unless {self.rope.model} was trained with that, "
-            "prefer --pe-arg resonance.max_period=native, which repeats as exactly and keeps them (docs/rope.md, section 4)"
+            "prefer --pe-arg resonance.max_period=native, which repeats as exactly and keeps them (docs/rope.md)"
         )
 
 
