@@ -84,7 +84,7 @@ class ParameterFlag:
 
         Raises:
             LongEvalError: An item has another form, an unknown name or one that is not among `asked`, an unknown
-                parameter or an unreadable value; or a parameter is given twice with different values.
+                parameter, or an unreadable or impossible value; or a parameter is given twice with different values.
         """
         values: dict[str, dict[str, Any]] = {}
         form = f"{self.noun.upper()}.PARAMETER=VALUE"
@@ -98,7 +98,15 @@ class ParameterFlag:
                     f"Add {name} to {self.names_flag} or leave this out.",
                 )
             _keep(values, name, parameter, self.convert(name, parameter, text), item)
+        for name, given in values.items():
+            if self._required(name) <= given.keys():  # a model may have the rest, as with longrope
+                self.make(name, given)  # refuses a number out of range before anything is loaded
         return values
+
+    def _required(self, name: str) -> set[str]:
+        """The parameters of a thing that have no default."""
+        fields = dataclasses.fields(self.kind(name))
+        return {field.name for field in fields if field.default is field.default_factory is dataclasses.MISSING}
 
     def make(self, name: str, values: Mapping[str, Any]) -> Any:
         """Makes the parameters of the thing called `name` from their defaults and `values`, text or typed.

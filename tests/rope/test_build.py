@@ -127,7 +127,14 @@ def test_bad_settings_of_resonance_name_themselves(items, names, words):
         parse_pe_args(items, names)
 
 
+def test_what_a_model_has_may_be_missing():
+    given = parse_pe_args(["longrope.long_factor=1,2"], ["longrope"])
+    assert given == {"longrope": {"long_factor": (1.0, 2.0)}}
+
+
 def test_a_period_of_no_tokens_is_refused():
+    with pytest.raises(LongEvalError, match=r"--pe-arg resonance\.max_period 0: "):
+        parse_pe_args(["resonance.max_period=0"], ["resonance"])
     with pytest.raises(LongEvalError, match=r"--pe-arg resonance\.max_period 0: "):
         read_arguments(parse_method_name("resonance"), {"max_period": 0})
 
@@ -155,6 +162,8 @@ def test_typed_values_as_from_yaml():
         (["yarn.beta_fast=@/no/such.json"], "can't read /no/such.json"),
         (["longrope.long_factor=1,x"], "long_factor=1,x: x is not a finite number"),
         (["yarn.beta_fast=16", "yarn.beta_fast=8"], "yarn.beta_fast is given twice"),
+        (["yarn.beta_fast=-1"], "--pe-arg yarn.beta_fast -1"),
+        (["longrope.long_factor=1,-2", "longrope.short_factor=1,2"], "--pe-arg longrope.long_factor"),
     ],
 )
 def test_bad_settings_name_themselves(items, words):
