@@ -9,9 +9,11 @@ apart: from few phases (the paper's rounding) to as many as there are positions 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isclose
 from statistics import geometric_mean
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +24,7 @@ from longeval.report.lines import line_label, line_style, padded
 from longeval.report.numbers import counted
 from longeval.report.tables import method_row
 from longeval.rope.analysis.description import pre_critical
-from longeval.rope.base import METHODS, Geometry
+from longeval.rope.base import METHODS, Geometry, RopeTable
 from longeval.rope.build import build_table, parse_method_name, read_arguments
 from longeval.stats.seeds import SeedMean, over_seeds
 from longeval.studies.posgen.report.tables import OOD, PosGenRow, PosGenTable, columns, difference_cell, mean_cell
@@ -37,7 +39,13 @@ class Form:
 
     row: PosGenRow
     phases: float
-    """Number of distinct phases: the geometric mean over the pre-critical features."""
+    """Number of distinct phases in training: the geometric mean over the pre-critical features."""
+    tables: tuple[RopeTable, RopeTable]
+    """The tables of training and evaluation."""
+
+    def same_as(self, other: Form) -> bool:
+        """Whether both forms are the same encoding, such as `max_period=rounded` and one that changes no feature."""
+        return all(one.same_as(its) for one, its in zip(self.tables, other.tables, strict=True))
 
 
 def phases_blocks(table: PosGenTable, slug: str) -> list[Block]:
@@ -45,12 +53,12 @@ def phases_blocks(table: PosGenTable, slug: str) -> list[Block]:
     families = families_of(table)
     if not families:
         return []
-    native = table.params["native_length"]
     text = (
-        f"How many distinct phases a feature takes in the {native} positions of training, as the geometric mean over "
-        f"the features with a wavelength of at most {native} tokens. Resonance forms repeat exactly whatever that "
-        "number is, so a gain that comes from repetition would be the same in all of them. A feature without resonance "
-        "has another phase at each position."
+        f"How many distinct phases a feature takes in the {_train_window(table.params)} positions of training, as the "
+        f"geometric mean over the features with a wavelength of at most {table.params['native_length']} tokens. "
+        "Resonance forms repeat exactly whatever that number is, so a gain that comes from repetition would be the "
+        "same in all of them. A feature without resonance has another phase at each position. Of forms with equal "
+        "tables only the first is here."
     )
     rows = [
         method_row(
@@ -74,31 +82,52 @@ def phases_blocks(table: PosGenTable, slug: str) -> list[Block]:
 
 
 def families_of(table: PosGenTable) -> list[list[Form]]:
-    """The forms of each base method (of equal parameters and factor) by number of phases, where there are enough."""
-    rows: dict[tuple[object, ...], list[PosGenRow]] = {}
+    """The forms of each base method (of equal parameters and factor) by number of phases, where they give a curve."""
+    families: dict[tuple[object, ...], list[Form]] = {}
     for row in table.rows:
-        rows.setdefault((base_method(row.row.pe), row.row.of_base, row.row.factor), []).append(row)
-    several = [own for (base, *_), own in rows.items() if len(own) >= _LEAST_FORMS and base in METHODS]
-    return [sorted(map(_form, own), key=lambda form: form.phases) for own in several]
+        base = base_method(row.row.pe)
+        if base not in METHODS:
+            continue
+        own = families.setdefault((base, row.row.of_base, row.row.factor), [])
+        form = _form(row)
+        if not any(form.same_as(other) for other in own):
+            own.append(form)
+    by_phases = [sorted(own, key=lambda form: form.phases) for own in families.values() if len(own) >= _LEAST_FORMS]
+    return [own for own in by_phases if not isclose(own[0].phases, own[-1].phases)]
 
 
 def _form(row: PosGenRow) -> Form:
-    """A row with its number of phases, from the table that its cells were evaluated with."""
+    """A row with its number of phases, from the table that its cells were trained with."""
     params = next(iter(row.row.cells.values())).params
-    length, native = int(params["test_length"]) + bool(params.get("start_token")), int(params["native_length"])
+    window, start = _train_window(params), bool(params.get("start_token"))
     geometry = Geometry(
         head_dim=int(params["head_dim"]),
         theta=float(params["theta"]),
-        native_length=native,
+        native_length=int(params["native_length"]),
         factor=row.row.factor if isinstance(row.row.factor, float | int) else 1.0,
     )
-    name = parse_method_name(row.row.pe)
-    parameters, resonance = read_arguments(name, json.loads(row.row.method))
-    base = build_table(name.base, geometry, parameters, length)
-    table = build_table(name.canonical, geometry, parameters, length, resonance=resonance)
-    periods_F = np.full(geometry.num_features, native) if table.period_F is None else table.period_F
-    phases = np.minimum(periods_F, native)[pre_critical(base, geometry)].tolist() or [native]
-    return Form(row=row, phases=geometric_mean(phases))
+
+    def table(pe: str, length: int, *, unrounded: bool = False) -> RopeTable:
+        name = parse_method_name(pe)
+        given = json.loads(row.row.method).items()
+        # A method that is off in training (regime `swapped`) has parameters that its stand-in doesn't.
+        arguments = {key: value for key, value in given if key in name.parameter_fields}
+        parameters, resonance = read_arguments(name, arguments)
+        used = name.base if unrounded else name.canonical
+        return build_table(used, geometry, parameters, length, resonance=resonance)
+
+    pe = str(params.get("trained_with", row.row.pe))
+    trained = table(pe, window)
+    periods_F = np.full(geometry.num_features, window) if trained.period_F is None else trained.period_F
+    features_F = pre_critical(table(pe, window, unrounded=True), geometry)
+    phases = np.minimum(periods_F, window)[features_F].tolist() or [window]
+    evaluated = table(row.row.pe, int(params["test_length"]) + start)
+    return Form(row=row, phases=geometric_mean(phases), tables=(trained, evaluated))
+
+
+def _train_window(params: Mapping[str, Any]) -> int:
+    """Positions of training, with the start token."""
+    return int(params["train_length"]) + bool(params.get("start_token"))
 
 
 def slope(forms: Sequence[Form], task: str) -> SeedMean | None:

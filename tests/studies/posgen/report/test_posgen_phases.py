@@ -26,7 +26,8 @@ def run(path, values, spec=SPEC):
             method |= {"beta_fast": 32.0, "beta_slow": 1.0}
         for seed, value in enumerate(by_seed):
             shares = (0.99, value / 100, 0.1)
-            cells.append((make_cell(spec, pe, seed, shares, method=method), make_curves(spec, shares)))
+            cell = make_cell(spec, pe, seed, shares, method=method, regime=spec.regimes[0])
+            cells.append((cell, make_curves(spec, shares)))
     return make_posgen_run(path, spec, cells)
 
 
@@ -74,6 +75,30 @@ def test_the_slope_is_in_points_for_twice_as_many_phases(tmp_path):
 def test_a_base_and_one_form_have_no_curve(tmp_path):
     table = table_of(run(tmp_path / "run", {("none", None): (60,), ("resonance", None): (50,)}))
     assert families_of(table) == [] and phases_blocks(table, "x") == []
+
+
+def test_forms_with_equal_tables_count_once(tmp_path):
+    values = {("none", None): (60,), ("resonance", None): (50,), ("resonance", 6): (50,), ("resonance", 32): (55,)}
+    table = table_of(run(tmp_path / "run", values))
+    (forms,) = families_of(table)
+    assert len(table.rows) == 4, "no wavelength is below 6 tokens, so nothing turns several times"
+    assert [form.phases for form in forms] == sorted({form.phases for form in forms}) and len(forms) == 3
+
+
+def test_phases_are_counted_in_the_positions_of_training_under_the_table_of_training(tmp_path):
+    spec = SPEC.replaced(native=256, start_token=True, regimes=("swapped",))
+    values = {("yarn", None): (60,), ("resonance_yarn", None): (50,), ("resonance_yarn", "native"): (50,)}
+    (forms,) = families_of(table_of(run(tmp_path / "run", values, spec)))
+    # Without YaRN, which is off in training, 13 wavelengths are at most 256 tokens; training has 65 positions.
+    rounded = [min(round(2 * math.pi * 10000 ** (j / 32)), 65) for j in range(13)]
+    assert forms[0].phases == pytest.approx(math.prod(rounded) ** (1 / 13))
+    assert forms[-1].row.name == "yarn" and forms[-1].phases == pytest.approx(65)
+
+
+def test_forms_of_equal_phases_have_no_curve(tmp_path):
+    spec = SPEC.replaced(theta=1e30, head_dim=4, length=6)  # periods of 6 and 13 tokens are no shorter than training
+    values = {("none", None): (60,), ("resonance", None): (50,), ("resonance", 13): (40,)}
+    assert families_of(table_of(run(tmp_path / "run", values, spec))) == []
 
 
 def test_the_figure_has_a_point_for_each_form_and_the_range_of_seeds(table):
