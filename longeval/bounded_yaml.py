@@ -34,12 +34,13 @@ def read_text(path: str) -> str:
     return content.decode("utf-8-sig")
 
 
-def documents(text: str, loader: Any = yaml.SafeLoader) -> Iterator[Any]:
+def documents(text: str, loader: Any = yaml.SafeLoader, *, keys_repeat: bool = True) -> Iterator[Any]:
     """Yields the documents of a YAML text as plain data. Documents with too many values are refused before expansion.
 
     Args:
         text: The text.
         loader: A loader class of PyYAML that doesn't run code.
+        keys_repeat: Whether a mapping may have a key twice, of which PyYAML takes the last; lm-eval's files have some.
 
     Raises:
         Exception: One of `UNREADABLE`.
@@ -51,6 +52,8 @@ def documents(text: str, loader: Any = yaml.SafeLoader) -> Iterator[Any]:
         node = reader.get_node()
         if _num_values(node, {}) > MOST_VALUES:
             raise yaml.MarkedYAMLError(problem="far too many values", problem_mark=node.start_mark)
+        if not keys_repeat and (key := _repeated_key(node)) is not None:
+            raise yaml.MarkedYAMLError(problem=f"{key.value[:40]} is there twice", problem_mark=key.start_mark)
         yield reader.construct_document(node)
 
 
@@ -61,6 +64,20 @@ def why_unreadable(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "nested too deeply"
     return "a value can't be read"
+
+
+def _repeated_key(node: yaml.Node) -> yaml.ScalarNode | None:
+    """The second of two equal keys of one mapping, somewhere under a node."""
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                return key
+            seen.add(str(key.value))
+        inner = [value for _, value in node.value]
+    else:
+        inner = node.value if isinstance(node, yaml.SequenceNode) else []
+    return next((key for key in map(_repeated_key, inner) if key is not None), None)
 
 
 def _num_values(node: yaml.Node, known: dict[int, int]) -> int:

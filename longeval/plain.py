@@ -28,9 +28,8 @@ def read_json(content: bytes) -> Any:
     """Parses a JSON text in UTF-8.
 
     Raises:
-        ValueError: It is not valid JSON, is nested too deeply, has a duplicate key, or a number that is not finite or
-        an
-            integer beyond LARGEST.
+        ValueError: It is not valid JSON, is nested too deeply, has a duplicate key, or a number that is not finite, or
+            an integer beyond LARGEST.
     """
     try:
         value = json.loads(

@@ -153,7 +153,7 @@ def requests_from_yaml(text: str, *, origin: str) -> list[dict[str, Any]]:
     from longeval.bounded_yaml import UNREADABLE, documents, why_unreadable
 
     try:
-        requests = [document for document in documents(text) if document is not None]
+        requests = [document for document in documents(text, keys_repeat=False) if document is not None]
     except UNREADABLE as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark is not None else ""

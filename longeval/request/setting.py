@@ -13,6 +13,7 @@ the value, and a remedy.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, get_args
@@ -178,6 +179,7 @@ def method_parameters(value: Any, where: str) -> dict[str, dict[str, Any]]:
     """Reads a mapping from methods to parameters. The plan checks the parameters."""
     if not (_is_mapping(value) and all(_is_mapping(item) for item in value.values())):
         raise LongEvalError(f"{where}: must map methods to parameters", "Write yarn: {beta_fast: 16}.")
+    _check_plain(value, where)
     return {name: dict(item) for name, item in value.items()}
 
 
@@ -185,7 +187,20 @@ def engine_options(value: Any, where: str) -> dict[str, Any]:
     """Reads options of vLLM's engine; names get underscores."""
     if not _is_mapping(value):
         raise LongEvalError(f"{where}: must map options of vLLM's engine to values", "Write tensor_parallel_size: 2.")
+    _check_plain(value, where)
     return {name.replace("-", "_"): item for name, item in value.items()}
+
+
+def _check_plain(value: Any, where: str) -> None:
+    """Raises LongEvalError for a value that JSON can't hold: YAML also has dates, bytes, sets and NaN."""
+    if isinstance(value, list | tuple):
+        for item in value:
+            _check_plain(item, where)
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            _check_plain(item, f"{where} {name}")
+    elif not (value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))):
+        raise LongEvalError(f"{where} {written(value)}: not a value of a setting", "Give text or a finite number.")
 
 
 def written(value: Any) -> str:

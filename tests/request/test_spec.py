@@ -221,6 +221,12 @@ def test_a_missing_setting_is_named_with_an_example():
         ("lengths: 4k\ndata: {a: 1}", "f: data"),
         ("lengths: 4k\nprotocol: 3", "f: protocol 3"),
         ("lengths: 4k\nstrid: 3", "strid.*stride"),
+        ("lengths: 4k\nlengths: 8k", "f, line 4: .*lengths is there twice"),
+        ("lengths: 4k\npe_args: {yarn: {beta_fast: 1, beta_fast: 2}}", "f, line 4: .*beta_fast"),
+        ("lengths: 4k\npe_args: {yarn: {beta_fast: .nan}}", "f: pe_args yarn beta_fast nan"),
+        ("lengths: 4k\npe_args: {yarn: {beta_fast: 2026-01-01}}", "f: pe_args yarn beta_fast 2026-01-01"),
+        ("lengths: 4k\npe_args: {yarn: {beta_fast: !!set {a, b}}}", "f: pe_args yarn beta_fast"),
+        ("lengths: 4k\nvllm_args: {x: [1, !!binary aGVsbG8=]}", "f: vllm_args x"),
     ],
 )
 def test_bad_yaml_names_file_and_key(rest, message):
