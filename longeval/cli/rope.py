@@ -207,12 +207,11 @@ def _introduce(model: ModelRope, geometry: Geometry) -> None:
     from longeval.values import format_length
 
     native, shipped = geometry.native_length, model.shipped
-    scaling = "plain RoPE" if shipped.base == "none" else shipped.describe()
     own = shipped.reach if model.scale_from == "shipped" else model.own_native_length
     aside = "" if own in (None, native) else f" (its configuration says {format_length(own)})"
     say(
         f"{model.model}: {model.model_type}, d {geometry.head_dim}, base {geometry.theta:.10g}, "
-        f"L {format_length(native)}{aside}, {scaling}"
+        f"L {format_length(native)}{aside}, {shipped.describe()}"
     )
     for note in model.notes:
         say(note)

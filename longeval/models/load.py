@@ -89,6 +89,11 @@ def load_config(ref: ModelRef, *, trust_remote_code: bool = False) -> Any:
         # The config's own dtype may be one that torch doesn't have, so another is given.
         config = transformers.AutoConfig.from_pretrained(**source, dtype="float32", trust_remote_code=trust_remote_code)
         config._attn_implementation = None  # `--attn` or transformers decides, not the config
+        if not isinstance(config.get_text_config(), transformers.PreTrainedConfig):
+            raise LongEvalError(
+                f"--model {ref.name}: its config.json has a part for text that is none of this model type",
+                "Remove text_config, text_encoder, decoder or generator from it, or correct its model_type.",
+            )
         return config
 
 

@@ -50,7 +50,7 @@ class ModelRope:
     def notes(self) -> tuple[str, ...]:
         """Notes for the user, one line each."""
         notes = []
-        if self.shipped.base != "none":
+        if not self.shipped.is_plain:
             others = "other methods replace it (--scale-from shipped builds on it)"
             if self.scale_from == "shipped":
                 others = f"other methods build on it, from {format_length(self.geometry.native_length)}"
@@ -193,7 +193,7 @@ def _own_native_length(config: Any) -> int | None:
 
 def _start_from_shipped(name: str, geometry: Geometry, shipped: Shipped, native: int | None) -> Geometry:
     """The geometry for methods that build on the shipped scaling: its frequencies, and the length that it reaches."""
-    if shipped.base == "none":
+    if shipped.is_plain:
         raise LongEvalError(
             f"--scale-from shipped: would be ignored, {name} comes with plain RoPE", "Leave --scale-from out."
         )
@@ -234,6 +234,17 @@ class Shipped:
     """Whether the configuration states L, the length before the scaling."""
 
     @property
+    def is_plain(self) -> bool:
+        """Whether it is plain RoPE: no scaling, and no rounding."""
+        return self.base == "none" and not self.resonance
+
+    @property
+    def label(self) -> str:
+        """The rope type, with the longest period of several turns where there is one."""
+        max_period = self.arguments.get("max_period", "rounded") if self.resonance else "rounded"
+        return self.rope_type if max_period == "rounded" else f"{self.rope_type} (max_period={max_period})"
+
+    @property
     def length_dependent(self) -> bool:
         """Whether the table depends on the length of the sequence."""
         if self.rope_type == "longrope":
@@ -266,8 +277,10 @@ class Shipped:
 
     def describe(self) -> str:
         """Describes the scaling for messages, such as `llama3 scaling from 8k to 128k (s = 8)`."""
+        if self.base == "none":
+            return f"RoPE of type {self.label}" if self.resonance else "plain RoPE"
         start = "" if self.reach == self.native_length else f"from {format_length(self.native_length)} "
-        return f"{self.rope_type} scaling {start}to {format_length(self.reach)} (s = {self.factor:g})"
+        return f"{self.label} scaling {start}to {format_length(self.reach)} (s = {self.factor:g})"
 
 
 _ARGUMENTS: Mapping[str, tuple[str, tuple[str, ...]]] = {

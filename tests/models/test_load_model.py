@@ -82,6 +82,9 @@ def test_remote_code_only_by_flag(llama):
         ({"model_type": "frobnicate"}, "'frobnicate'"),
         ({"transformers_weights": "other.safetensors"}, "transformers_weights"),
         ({"configuration_files": ["config.4.0.json"]}, "configuration_files"),
+        ({"text_config": {"a": 1}}, "a part for text"),
+        ({"decoder": 3}, "a part for text"),
+        ({"decoder": {"a": 1}, "generator": "x"}, "decoder"),
     ],
 )
 def test_impossible_configs_are_told_with_the_reason(llama, fields, reason):

@@ -165,6 +165,19 @@ def test_native_is_the_length_that_methods_start_from_and_a_shipped_form_has_its
     assert gemma.turns_F is not None and gemma.local.turns_F is not None
 
 
+@pytest.mark.parametrize(("max_period", "label"), [("rounded", "resonance"), (16, "resonance (max_period=16)")])
+def test_a_model_that_comes_with_rounded_wavelengths_is_not_plain(max_period, label):
+    rope = {"rope_type": "resonance", "rope_theta": 1e4, "max_period": max_period}
+    config = LlamaConfig(hidden_size=64, num_attention_heads=2, rope_parameters=rope)
+    model = model_rope("m", config)
+    assert (model.shipped.is_plain, model.shipped.label) == (False, label)
+    assert len(model.notes) == 1 and label in model.notes[0]
+    plain = model_rope("m", llama_config("default"))
+    assert plain.shipped.is_plain and not plain.notes
+    on_rounded = model_rope("m", config, scale_from="shipped")
+    assert on_rounded.geometry.start == tuple(table_of(model, "none", 64).inv_freq_F)
+
+
 def test_building_on_plain_frequencies_gives_the_methods_themselves():
     geometry = Geometry(head_dim=16, theta=10000.0, native_length=64, factor=4.0)
     same = dataclasses.replace(geometry, start=tuple(THETA_F))
