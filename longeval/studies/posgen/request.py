@@ -31,6 +31,9 @@ Init = Literal["t5", "normal"]
 FEW_SEEDS = 3
 """Fewer seeds say nothing of methods: seeds often differ more than methods do."""
 
+_MOST_SEEDS = 10_000
+"""Most seeds of a request, each of which is a training: more are a slip, and planning them takes minutes."""
+
 _SEEDS_END = 2**63
 """Seeds must be below this number for torch."""
 
@@ -227,6 +230,11 @@ class PosGenRequest(StudyRequest, frozen=True):
                 f"--epochs 1, --num-train {self.num_train}, --batch-size {self.batch_size}: this is a single step, for "
                 "which the one-cycle schedule has a learning rate of nearly 0, so nothing would be trained",
                 "Use more epochs or smaller batches.",
+            )
+        if self.seeds > _MOST_SEEDS:
+            raise LongEvalError(
+                f"--seeds {self.seeds}: more than {_MOST_SEEDS} trainings of each method",
+                "5 are usual; --first-seed goes on from where another request ended.",
             )
         for name, last in (("first_seed", self.first_seed + self.seeds - 1), ("data_seed", self.data_seed or 0)):
             if last >= _SEEDS_END:

@@ -136,11 +136,12 @@ def to_bytes(state: TrainState, *, moments: bool = True) -> bytes:
     return buffer.getvalue()
 
 
-def from_bytes(content: bytes) -> TrainState:
+def from_bytes(content: bytes, model: ModelConfig | None = None) -> TrainState:
     """Reads a file's content into a state on the CPU, without moments if the file has none. It never unpickles.
 
     Raises:
-        ValueError: The file is of another kind or version, it is damaged, or its arrays don't fit its model.
+        ValueError: The file is of another kind or version, or of another model than `model`; it is damaged, or its
+            arrays don't fit its model.
     """
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
@@ -148,6 +149,8 @@ def from_bytes(content: bytes) -> TrainState:
             if about["format"] not in (FORMAT, _WITH_SEED_AXIS):
                 raise ValueError(f"format {about['format']}, and {_WITH_SEED_AXIS} and {FORMAT} are known")
             config = ModelConfig(**about["config"])
+            if model is not None and config != model:
+                raise ValueError("it is of another model")
             axes = (1,) if about["format"] == _WITH_SEED_AXIS else ()
             weights = _read(arrays, "weights", config, tuple(config.shapes), axes)
             has_moments = any(name.startswith("first/") for name in arrays.files)
@@ -164,7 +167,7 @@ def from_bytes(content: bytes) -> TrainState:
             second=second,
             history=_history(about["history"]),
         )
-    except (KeyError, ValueError, TypeError, EOFError, OSError, zlib.error, zipfile.BadZipFile) as error:
+    except (KeyError, ValueError, TypeError, OverflowError, EOFError, OSError, zlib.error, zipfile.BadZipFile) as error:
         raise ValueError(f"not a PosGen checkpoint: {error}") from error
 
 

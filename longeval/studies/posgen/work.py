@@ -267,12 +267,18 @@ class _Trainer:
             self._saved_s = time.monotonic()
 
     def _stored(self, kind: TrainingFile) -> TrainState | None:
-        """The stored state; None if there is none to use, or none that can be read (a log line says so)."""
+        """The stored state; None if there is none to use, or none that is this training's (a log line says so)."""
         content = None if self._host.fresh else self._host.store.training(kind, self._training.id)
         if content is None:
             return None
+        last = self._request.epochs
         try:
-            return from_bytes(content)
+            state = from_bytes(content, self._experiment.config)
+            if state.seed != self._training.seed or not (last if kind == "weights" else 0) <= state.epoch <= last:
+                raise ValueError(f"it is of seed {state.seed} after epoch {state.epoch}")
+            if (problem := state.failure()) is not None:
+                raise ValueError(problem)
+            return state
         except ValueError as error:
             path = f"{self._host.store.path}/{kind}/{self._training.id}.npz"
             logger.warning("%s: %s; it is made again", path, error)

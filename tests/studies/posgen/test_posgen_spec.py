@@ -102,6 +102,7 @@ def test_bad_yaml_names_file_and_key(line, named):
         ({"modulus": 1}, "--modulus 1"),
         ({"seeds": 0}, "--seeds 0"),
         ({"first_seed": -1}, "--first-seed -1"),
+        ({"seeds": 10**24}, "--seeds 10"),
         ({"first_seed": 2**63 - 1, "seeds": 2}, "--first-seed 9223372036854775807"),
         ({"data_seed": 2**63}, "--data-seed 9223372036854775808"),
         ({"num_valid": 0}, "--num-valid 0"),

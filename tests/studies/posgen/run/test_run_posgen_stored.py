@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import json
+import math
+
+import numpy as np
 import pytest
 from posgen_requests import BOTH, Told, carry_out, same_weights, tiny_request, value, weights_of, with_seed_axis
 
@@ -83,6 +88,32 @@ def test_a_damaged_file_is_made_again(store, trained, kind, caplog):
     assert trained == [(0, 0)]
     assert f"{kind}/{training.id}.npz" in caplog.text
     assert from_bytes(store.training("weights", training.id)).epoch == 4
+
+
+@pytest.mark.parametrize("wrong", [{"seed": 7}, {"epoch": 3}, {"config": {"layers": 10**9}}, {"weights": math.nan}])
+def test_weights_of_another_training_are_made_again(store, trained, wrong, caplog):
+    request = tiny_request(pe=("none",), seeds=1)
+    carry_out(request, store)
+    (training,) = plan_posgen(request).trainings
+    content = store.training("weights", training.id)
+    with np.load(io.BytesIO(content)) as arrays:
+        arrays = dict(arrays)
+    about = json.loads(arrays["about"].tobytes())
+    if "weights" in wrong:
+        arrays["weights/norm"] = arrays["weights/norm"] * wrong["weights"]
+    else:
+        config = about["config"] | wrong.get("config", {})
+        about |= wrong | {"config": config}
+    arrays["about"] = np.frombuffer(json.dumps(about).encode(), dtype=np.uint8)
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    store.save_training("weights", training.id, buffer.getvalue())
+    for cell in list(store.cells()):
+        store._fs.rm_file(store._at("cells", f"{cell.cell}.json"))
+    trained.clear()
+    assert carry_out(request, store).failed == 0
+    assert trained == [(0, 0)] and f"weights/{training.id}.npz" in caplog.text
+    assert store.training("weights", training.id) == content
 
 
 def test_a_fresh_start_that_was_killed_does_not_go_on_with_what_was_there_before(store, often, trained):
