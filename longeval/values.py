@@ -31,9 +31,7 @@ def parse_length(text: str, *, flag: str = "--lengths", least: int = 2) -> int:
         raise LongEvalError(f"{flag} {text}: a length with a leading zero", "Write 4096, without separators or zeros.")
     length = int(match[1]) * _UNITS[match[2].lower()]
     if length < least:
-        least_useful = "2 let one token be scored from the one before it" if least == 2 else "256 is usual"
-        remedy = f"Write more, as 4096, 4k or 1m; {least_useful}."
-        raise LongEvalError(f"{flag} {text}: must be at least {least} tokens", remedy)
+        raise LongEvalError(f"{flag} {text}: must be at least {least} tokens", "Write more, as 4096, 4k or 1m.")
     return length
 
 

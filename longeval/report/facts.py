@@ -125,8 +125,8 @@ def _shortened(text: str) -> str:
 
 
 def repeat_blocks(collection: Collection, command: str) -> list[Block]:
-    """The commands that computed the cells and made the report, and the spec of each run folder."""
-    commands = unique(record.provenance.command for record in collection.records)
+    """The commands that computed the cells, in the order of time, that of the report, and the spec of each run."""
+    commands = unique(made.command for made in sorted((r.provenance for r in collection.records), key=lambda p: p.date))
     blocks: list[Block] = [Listing(language="sh", lines=(*commands, command))]
     for run in collection.runs:
         if run.spec:

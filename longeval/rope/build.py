@@ -216,15 +216,21 @@ def parse_pe_args(items: Sequence[str], names: Sequence[str]) -> dict[str, dict[
     Raises:
         LongEvalError: See `ParameterFlag.parse`.
     """
+    asked = with_parameters(map(parse_method_name, listed_names(names)))
     for item in items:
         base = item.partition(".")[0].strip()
+        if base == RESONANCE and base not in asked:
+            raise LongEvalError(
+                f"--pe-arg {item}: none of the methods asked for is a resonance form",
+                f"Ask for one, such as {_PREFIX}yarn, or leave this out.",
+            )
         if base.startswith(_PREFIX) and (plain := base.removeprefix(_PREFIX)) in METHODS:
             raise LongEvalError(
                 f"--pe-arg {item}: parameters belong to the method without resonance",
                 f"Write --pe-arg {plain}.…: it also goes to {base}. Those of resonance itself are "
                 f"--pe-arg {RESONANCE}.…, for every {_PREFIX}X.",
             )
-    return _PE_ARG.parse(items, with_parameters(map(parse_method_name, listed_names(names))))
+    return _PE_ARG.parse(items, asked)
 
 
 def with_parameters(names: Iterable[MethodName]) -> set[str]:

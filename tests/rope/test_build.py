@@ -116,7 +116,7 @@ def test_a_setting_of_resonance_goes_to_every_resonance_form_and_to_no_other(tex
     [
         (["resonance.max_period=2.5"], ["resonance"], r"max_period=2.5: .*whole number.*, or rounded or native"),
         (["resonance.max_period=nativ"], ["resonance"], "max_period=nativ: .* rounded or native"),
-        (["resonance.max_period=16"], ["none", "yarn"], "resonance is not among the methods asked for"),
+        (["resonance.max_period=16"], ["none", "yarn"], "resonance.max_period=16: none of the methods"),
         (["resonance_yarn.max_period=16"], ["resonance_yarn"], "--pe-arg resonance"),
         (["yarn.max_period=16"], ["resonance_yarn"], "yarn.max_period: unknown"),
         (["resonance.max_period=16", "resonance.max_period=32"], ["resonance"], "given twice"),
