@@ -24,7 +24,14 @@ from longeval.report.document import (
 from longeval.report.facts import codes, parameters_text, unique
 from longeval.report.numbers import MISSING, count_range, counted, format_factor
 from longeval.report.tables import error_text, factor_text, method_row, slugs_of
-from longeval.studies.posgen.report.figures import SMOOTHED, RowCurves, loss_figure, position_figure, row_curves
+from longeval.studies.posgen.report.figures import (
+    SMOOTHED,
+    RowCurves,
+    has_bands,
+    loss_figure,
+    position_figure,
+    row_curves,
+)
 from longeval.studies.posgen.report.paper import csv_data, paper_tables
 from longeval.studies.posgen.report.phases import phases_blocks
 from longeval.studies.posgen.report.published import comparison, published_blocks
@@ -137,8 +144,8 @@ def _capital(text: str) -> str:
 
 def _bands(curves: Sequence[RowCurves]) -> str:
     """An explanation of lines and bands; empty with one seed."""
-    several = any(len(one.curves) > 1 for one in curves)
-    return "; lines are means over seeds, bands reach from the lowest to the highest seed" if several else ""
+    bands = ", bands reach from the lowest to the highest seed" if has_bands(curves) else ""
+    return f"; lines are means over seeds{bands}" if any(len(one.curves) > 1 for one in curves) else ""
 
 
 def _main_table(table: PosGenTable) -> Table:

@@ -29,6 +29,9 @@ _ROW_TITLES = {
 SMOOTHED = 4
 """Number of neighbouring positions that are averaged to one point, because single positions are noisy."""
 
+_MOST_BANDS = 4
+"""With more methods, bands would hide one another: values stay in `positions.csv` and under a page's pointer."""
+
 BY_POSITION = ("accuracy", "generated", "loss")
 """Fields of `Curves` by position."""
 
@@ -175,7 +178,13 @@ def _line(one: RowCurves, band: Band, curves: Sequence[RowCurves], *, scale: flo
     if len(band.x_K) == 1:
         style = replace(style, marker="o", is_hollow=False)
     ends_3K = [scale * values_K for values_K in (band.mean_K, band.low_K, band.high_K)]
-    return seed_line(line_label(one.row.row, rows), style, band.x_K.tolist(), ends_3K, [band.seeds] * len(band.x_K))
+    line = seed_line(line_label(one.row.row, rows), style, band.x_K.tolist(), ends_3K, [band.seeds] * len(band.x_K))
+    return line if has_bands(curves) else replace(line, interval="hover")
+
+
+def has_bands(curves: Sequence[RowCurves]) -> bool:
+    """Whether the figures show how far seeds reach."""
+    return len({one.row.name for one in curves}) <= _MOST_BANDS and any(len(one.curves) > 1 for one in curves)
 
 
 def _loss_axis(title: str, lines: Sequence[Line], guess: float) -> Axis:

@@ -85,6 +85,14 @@ def test_bands_reach_from_the_lowest_to_the_highest_seed(panels_of, tmp_path):
     assert (line.low, line.high) == ((), ())
 
 
+def test_bands_of_many_methods_would_hide_one_another(tmp_path):
+    methods = ("none", "resonance", "pi", "ntk", "yarn")
+    spec = COT.replaced(pe=methods)
+    panels = position_figure(*section_of(full_run(tmp_path / "run", spec, {("cot", pe): [0.5, 0.7] for pe in methods})))
+    line = line_of(panels.panels[0])
+    assert (line.interval, {round(value, 6) for value in unseen(line, line.low)}) == ("hover", {50})
+
+
 def test_the_training_length_and_guessing_are_marked(panels_of):
     panels = panels_of(position_figure, length=32, test_length=64, modulus=8)
     for panel, label in zip(panels, ["trained to 32"] * 2 + [""] * 2, strict=True):
