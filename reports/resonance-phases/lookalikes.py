@@ -73,14 +73,14 @@ def main(path: str) -> None:
         for row in csv.DictReader(file):
             if row["curve"] == "accuracy":
                 accuracy[row["task"], row["pe"]][int(row["position"])] = 100 * float(row["mean"])
-    print("# Where accuracy drops, and where fast features look alike\n")
-    print(
+    lines = [
+        "# Where accuracy drops, and where fast features look alike\n",
         f"The largest drops of the mean accuracy over seeds (at most three of each form, of at least {LEAST:g} points "
         f"within {2 * WINDOW} tokens), and the distances beyond training at which the {FASTEST} fastest features look "
-        "most alike. [lookalikes.py](lookalikes.py) makes this page.\n"
-    )
-    print("| task | form | drops: distance (points; mean cosine) | most alike: distance (mean cosine) |")
-    print("|---|---|---|---|")
+        "most alike. [lookalikes.py](lookalikes.py) makes this page.\n",
+        "| task | form | drops: distance (points; mean cosine) | most alike: distance (mean cosine) |",
+        "|---|---|---|---|",
+    ]
     ranks: dict[bool, list[float]] = {False: [], True: []}
     for (task, pe), by_position in accuracy.items():
         values = np.array([by_position[at] for at in sorted(by_position)])
@@ -95,16 +95,18 @@ def main(path: str) -> None:
         similar = near(cosines, distances)
         fell = ", ".join(f"{distances[at]} ({drop[at]:.1f}; {similar[at]:.2f})" for at in drops) or "–"
         peaks = [FIRST + place for place in highest_first(cosines[distances])[:3]]
-        print(f"| {task} | `{pe}` | {fell} | {', '.join(f'{at} ({cosines[at]:.2f})' for at in peaks)} |")
+        alike = ", ".join(f"{at} ({cosines[at]:.2f})" for at in peaks)
+        lines.append(f"| {task} | `{pe}` | {fell} | {alike} |")
     own, other = (
         f"half of them are among the {np.median(found):.1f}% of distances that are most alike, "
         f"{np.mean(np.array(found) <= 5):.0%} of them among 5%"
         for found in ranks.values()
     )
-    print(
+    lines.append(
         f"\n{len(ranks[False])} drops. By their form's own cosines, {own}. By those of the same form of the other base "
         f"(`none` for `yarn`, and the reverse), as a control, {other}. Without any relation it would be 50% and 5%."
     )
+    sys.stdout.write("\n".join(lines) + "\n")
 
 
 main(sys.argv[1])
