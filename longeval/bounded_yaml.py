@@ -71,9 +71,10 @@ def _repeated_key(node: yaml.Node) -> yaml.ScalarNode | None:
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
         for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                return key
-            seen.add(str(key.value))
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    return key
+                seen.add(key.value)
         inner = [value for _, value in node.value]
     else:
         inner = node.value if isinstance(node, yaml.SequenceNode) else []

@@ -91,8 +91,9 @@ def load_config(ref: ModelRef, *, trust_remote_code: bool = False) -> Any:
         config._attn_implementation = None  # `--attn` or transformers decides, not the config
         if not isinstance(config.get_text_config(), transformers.PreTrainedConfig):
             raise LongEvalError(
-                f"--model {ref.name}: its config.json has a part for text that is none of this model type",
-                "Remove text_config, text_encoder, decoder or generator from it, or correct its model_type.",
+                f"--model {ref.name}: its config.json has a text_config, text_encoder, decoder or generator, which a "
+                f"model of type {config.model_type} doesn't have",
+                "Remove it, or correct model_type.",
             )
         return config
 

@@ -198,6 +198,8 @@ def _check_plain(value: Any, where: str) -> None:
             _check_plain(item, where)
     elif isinstance(value, dict):
         for name, item in value.items():
+            if not isinstance(name, str):
+                raise LongEvalError(f"{where} {written(name)}: not a name", "Give text, in quotes.")
             _check_plain(item, f"{where} {name}")
     elif not (value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))):
         raise LongEvalError(f"{where} {written(value)}: not a value of a setting", "Give text or a finite number.")

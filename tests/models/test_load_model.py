@@ -82,8 +82,8 @@ def test_remote_code_only_by_flag(llama):
         ({"model_type": "frobnicate"}, "'frobnicate'"),
         ({"transformers_weights": "other.safetensors"}, "transformers_weights"),
         ({"configuration_files": ["config.4.0.json"]}, "configuration_files"),
-        ({"text_config": {"a": 1}}, "a part for text"),
-        ({"decoder": 3}, "a part for text"),
+        ({"text_config": {"a": 1}}, "text_config, text_encoder"),
+        ({"decoder": 3}, "text_config, text_encoder"),
         ({"decoder": {"a": 1}, "generator": "x"}, "decoder"),
     ],
 )

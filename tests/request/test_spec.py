@@ -227,6 +227,7 @@ def test_a_missing_setting_is_named_with_an_example():
         ("lengths: 4k\npe_args: {yarn: {beta_fast: 2026-01-01}}", "f: pe_args yarn beta_fast 2026-01-01"),
         ("lengths: 4k\npe_args: {yarn: {beta_fast: !!set {a, b}}}", "f: pe_args yarn beta_fast"),
         ("lengths: 4k\nvllm_args: {x: [1, !!binary aGVsbG8=]}", "f: vllm_args x"),
+        ("lengths: 4k\nvllm_args: {x: {2026-01-01: 1}}", "f: vllm_args x 2026-01-01"),
     ],
 )
 def test_bad_yaml_names_file_and_key(rest, message):

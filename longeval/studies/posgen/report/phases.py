@@ -57,9 +57,12 @@ def phases_blocks(table: PosGenTable, slug: str) -> list[Block]:
         f"How many distinct phases a feature takes in the {_train_window(table.params)} positions of training, as the "
         f"geometric mean over the features with a wavelength of at most {table.params['native_length']} tokens. "
         "Resonance forms repeat exactly whatever that number is, so a gain that comes from repetition would be the "
-        "same in all of them. A feature without resonance has another phase at each position. Of forms with equal "
-        "tables only the first is here."
+        "same in all of them. A feature without resonance has another phase at each position."
     )
+    shown = [form.row for forms in families for form in forms]
+    keys = set(map(_family, shown))
+    if same := [row.name for row in table.rows if _family(row) in keys and row not in shown]:
+        text += f" Left out because another form has the same table: {', '.join(same)}."
     rows = [
         method_row(
             form.row.row,
@@ -85,15 +88,19 @@ def families_of(table: PosGenTable) -> list[list[Form]]:
     """The forms of each base method (of equal parameters and factor) by number of phases, where they give a curve."""
     families: dict[tuple[object, ...], list[Form]] = {}
     for row in table.rows:
-        base = base_method(row.row.pe)
-        if base not in METHODS:
+        if base_method(row.row.pe) not in METHODS:
             continue
-        own = families.setdefault((base, row.row.of_base, row.row.factor), [])
+        own = families.setdefault(_family(row), [])
         form = _form(row)
         if not any(form.same_as(other) for other in own):
             own.append(form)
     by_phases = [sorted(own, key=lambda form: form.phases) for own in families.values() if len(own) >= _LEAST_FORMS]
     return [own for own in by_phases if not isclose(own[0].phases, own[-1].phases)]
+
+
+def _family(row: PosGenRow) -> tuple[object, ...]:
+    """What the forms of one base method share."""
+    return base_method(row.row.pe), row.row.of_base, row.row.factor
 
 
 def _form(row: PosGenRow) -> Form:
@@ -107,7 +114,7 @@ def _form(row: PosGenRow) -> Form:
         factor=row.row.factor if isinstance(row.row.factor, float | int) else 1.0,
     )
 
-    def table(pe: str, length: int, *, unrounded: bool = False) -> RopeTable:
+    def built(pe: str, length: int, *, unrounded: bool = False) -> RopeTable:
         name = parse_method_name(pe)
         given = json.loads(row.row.method).items()
         # A method that is off in training (regime `swapped`) has parameters that its stand-in doesn't.
@@ -117,11 +124,11 @@ def _form(row: PosGenRow) -> Form:
         return build_table(used, geometry, parameters, length, resonance=resonance)
 
     pe = str(params.get("trained_with", row.row.pe))
-    trained = table(pe, window)
+    trained = built(pe, window)
     periods_F = np.full(geometry.num_features, window) if trained.period_F is None else trained.period_F
-    features_F = pre_critical(table(pe, window, unrounded=True), geometry)
+    features_F = pre_critical(built(pe, window, unrounded=True), geometry)
     phases = np.minimum(periods_F, window)[features_F].tolist() or [window]
-    evaluated = table(row.row.pe, int(params["test_length"]) + start)
+    evaluated = built(row.row.pe, int(params["test_length"]) + start)
     return Form(row=row, phases=geometric_mean(phases), tables=(trained, evaluated))
 
 

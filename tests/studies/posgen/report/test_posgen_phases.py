@@ -83,6 +83,8 @@ def test_forms_with_equal_tables_count_once(tmp_path):
     (forms,) = families_of(table)
     assert len(table.rows) == 4, "no wavelength is below 6 tokens, so nothing turns several times"
     assert [form.phases for form in forms] == sorted({form.phases for form in forms}) and len(forms) == 3
+    _, by_phases, *_ = phases_blocks(table, "x")
+    assert "resonance (max_period=6)" in str(by_phases.caption)
 
 
 def test_phases_are_counted_in_the_positions_of_training_under_the_table_of_training(tmp_path):
