@@ -139,9 +139,12 @@ def to_bytes(state: TrainState, *, moments: bool = True) -> bytes:
 def from_bytes(content: bytes, model: ModelConfig | None = None) -> TrainState:
     """Reads a file's content into a state on the CPU, without moments if the file has none. It never unpickles.
 
+    Args:
+        content: The content.
+        model: The model that the state must be of; None: any.
+
     Raises:
-        ValueError: The file is of another kind or version, or of another model than `model`; it is damaged, or its
-            arrays don't fit its model.
+        ValueError: The file is of another kind, version or model, it is damaged, or its arrays don't fit its model.
     """
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
